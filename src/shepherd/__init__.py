@@ -1,0 +1,38 @@
+"""Shepherd: federated instruction tuning of language models.
+
+    import shepherd
+    run = shepherd.run(shepherd.load_config("recipes/demo.toml"))
+    print(run.summary["arms"])
+
+Importing this package does not import torch; the first function that needs it does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shepherd.config import Config
+    from shepherd.config import load as load_config
+    from shepherd.errors import ShepherdError
+    from shepherd.experiment import Run, run
+
+__version__ = "0.1.0"
+__all__ = ["Config", "Run", "ShepherdError", "load_config", "run"]
+
+_HOMES = {
+    "Config": ("shepherd.config", "Config"),
+    "load_config": ("shepherd.config", "load"),
+    "ShepherdError": ("shepherd.errors", "ShepherdError"),
+    "Run": ("shepherd.experiment", "Run"),
+    "run": ("shepherd.experiment", "run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shepherd' has no attribute {name!r}")
+    import importlib
+
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

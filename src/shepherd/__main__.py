@@ -1,0 +1,106 @@
+"""The console entry: what happens around a command. Errors become two lines on stderr and an exit status.
+
+stdout is data, stderr is talk. Exit statuses are listed in `errors.EXIT_CODES`; `--debug`, or SHEPHERD_DEBUG=1, adds
+the traceback. The environment for torch is prepared here, before any command can load it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: that of this process) and return its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or os.environ.get("SHEPHERD_DEBUG", "") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a narrow console encoding must not end a run
+            stream.reconfigure(errors="replace")
+
+    from shepherd.model.threads import prepare_environment
+
+    prepare_environment()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
+    try:
+        return _run(arguments, debug)
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, former)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    import click
+
+    from shepherd.cli import cli
+    from shepherd.errors import ShepherdError
+
+    try:
+        cli.main(arguments, prog_name="shepherd", standalone_mode=False)
+        sys.stdout.flush()
+        return 0
+    except ShepherdError as error:
+        return _fail(error.message, error.hint, error.exit_code, debug)
+    except click.NoSuchOption as error:
+        return _fail(error.format_message(), _setting_hint(error) or _help(error), 2, debug)
+    except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the message of this one is the help of a group
+            print(error.format_message(), file=sys.stderr)
+            return 2
+        return _fail(error.format_message(), _help(error), 2, debug)
+    except click.ClickException as error:
+        return _fail(error.format_message(), "", error.exit_code, debug)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", "", 130, debug)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:
+        # The reader of our output went away (`shepherd list | head`): nothing is left to say, and to nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        hint = "" if debug else "run again with --debug for the traceback, and report it: this is a bug of ours"
+        return _fail(f"unexpected {type(error).__name__}: {error}", hint, 1, debug)
+
+
+def _help(error: click.UsageError) -> str:
+    return f"{error.ctx.command_path if error.ctx else 'shepherd'} --help"
+
+
+def _setting_hint(error: click.NoSuchOption) -> str:
+    """For `--lora.r` or `--rounds`: how to set that key of the recipe. Empty when there is no such key."""
+    from shepherd.config import keys
+
+    name = error.option_name.lstrip("-").replace("-", "_")
+    meant = [key for key in keys() if name in (key, key.split(".")[1])]
+    return f"settings are given with --set {meant[0]}=VALUE" if meant else ""
+
+
+def _fail(message: str, hint: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return status
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""The arms of a comparison at equal budget: federated, each client alone, and all data in one place.
+
+- federated: the rounds of `round.py`.
+- local: each client trains as it would in every round, for all rounds, and nothing is averaged.
+- centralised: one client holds all rows; as many optimizer steps as a client takes, on as many rows a step as a
+  whole cohort takes together, so rows and tokens are those of the federated arm.
+
+The baselines keep their optimizer over the rounds: that is how anyone would train alone, and the stronger baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shepherd.clients.training import Cohort, StepReport
+from shepherd.config import Config
+from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.prepare import Learner, Rows, rates, share
+from shepherd.round import Engine, Plan, RoundRecord, ServerState, run_round
+from shepherd.types import Adapter, ClientFailure, ClientId, Tokens, Work
+
+Observe = Callable[[int, StepReport], None]
+POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an arm spent. `optimizer_steps` is of all its clients together, `…_per_client` the mean of one."""
+
+    optimizer_steps: int
+    optimizer_steps_per_client: float
+    rows: int
+    target_tokens: int
+
+
+@dataclass
+class Arm:
+    """An arm's outcome: adapters by client (or under the arm's name), their held-out losses, the curves, the budget."""
+
+    adapters: dict[str, Adapter]
+    losses: dict[str, RowLosses]
+    curves: dict[str, list[tuple[int, float]]]
+    budget: Budget
+    failures: tuple[ClientFailure, ...] = ()
+
+
+def federated_rounds(
+    state: ServerState, plan: Plan, engine: Engine, rounds: int, observe: Observe
+) -> Iterator[tuple[ServerState, RoundRecord]]:
+    """The rounds after `state`, one by one."""
+    while state.round < rounds:
+        number = state.round + 1
+        state, record = run_round(state, plan, engine, lambda report, n=number: observe(n, report))
+        yield state, record
+
+
+def local_names(config: Config, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
+    """The clients of the local arm: all, the first so many by name spread over the list, or the named ones."""
+    wanted = config.evaluation.local_clients
+    names = sorted(clients)
+    if wanted == "all":
+        return tuple(names)
+    if isinstance(wanted, int):
+        picks = np.linspace(0, len(names) - 1, min(wanted, len(names))).round().astype(int)
+        return tuple(names[i] for i in picks)
+    return tuple(wanted)
+
+
+def local_arm(config: Config, learner: Learner, rows: Rows, names: Sequence[ClientId], observe: Observe) -> Arm:
+    """Every named client alone, trained side by side in cohorts."""
+    arm = Arm({}, {}, {}, Budget(0, 0.0, 0, 0))
+    at_once = learner.settings.clients_at_once
+    for start in range(0, len(names), at_once):
+        chunk = tuple(names[start : start + at_once])
+        data = {name: rows.clients[name] for name in chunk}
+        shares = {name: share(len(data[name]), config.training) for name in chunk}
+        _merge(arm, _train_alone(config, learner, rows, data, shares, observe, every=0))
+    return arm
+
+
+def centralised_arm(config: Config, learner: Learner, rows: Rows, cohort: int, observe: Observe) -> Arm:
+    """All rows at one place, with the rows of a cohort of `cohort` average clients per round."""
+    shares = [share(len(held), config.training) for held in rows.clients.values()]
+    count = round(cohort * float(np.mean([r for r, _ in shares])))
+    steps = max(1, round(float(np.mean([s for _, s in shares]))))
+    pooled = tuple(row for client in sorted(rows.clients) for row in rows.clients[client])
+    every = config.evaluation.every
+    return _train_alone(config, learner, rows, {POOLED: pooled}, {POOLED: (count, steps)}, observe, every)
+
+
+def _train_alone(
+    config: Config,
+    learner: Learner,
+    rows: Rows,
+    data: Mapping[ClientId, Sequence[Tokens]],
+    shares: Mapping[ClientId, tuple[int, int]],
+    observe: Observe,
+    every: int,
+) -> Arm:
+    clients = tuple(data)
+    lora = learner.make_lora(len(clients))
+    for slot in range(len(clients)):
+        lora.load(slot, learner.adapter)
+    cohort = Cohort(learner.packed, lora, learner.settings, clients, data, config.run.seed)
+    rounds = config.federation.rounds
+    curves: dict[str, list[tuple[int, float]]] = {client: [] for client in clients}
+    targets = steps = 0
+    for number in range(1, rounds + 1):
+        work = [
+            Work(client, (number - 1) * count, count, rates(config, n, number)) for client, (count, n) in shares.items()
+        ]
+        metrics = cohort.run(work, number, lambda report, n=number: observe(n, report))
+        targets += sum(int(m["targets"]) for m in metrics.values())
+        steps += sum(int(m["steps"]) for m in metrics.values())
+        if every and number % every == 0 and number < rounds:
+            for client, losses in zip(clients, _losses(learner, rows, lora), strict=True):
+                curves[client].append((number, losses.stat.mean))
+    final = dict(zip(clients, _losses(learner, rows, lora), strict=True))
+    well = [client for client in clients if client not in cohort.failures]
+    a = learner.adapter
+    return Arm(
+        adapters={c: Adapter(lora.read(clients.index(c)), a.r, a.alpha, a.rslora, a.base_digest) for c in well},
+        losses={c: final[c] for c in well},
+        curves={c: [*curves[c], (rounds, final[c].stat.mean)] for c in well},
+        budget=Budget(steps, steps / len(clients), rounds * sum(count for count, _ in shares.values()), targets),
+        failures=tuple(cohort.failures.values()),
+    )
+
+
+def _losses(learner: Learner, rows: Rows, lora) -> list[RowLosses]:
+    return row_losses(learner.packed, rows.held_out, lora, 2 * learner.settings.tokens_per_pass)
+
+
+def _merge(arm: Arm, more: Arm) -> None:
+    clients = len(arm.adapters) + len(more.adapters) + len(arm.failures) + len(more.failures)
+    arm.adapters |= more.adapters
+    arm.losses |= more.losses
+    arm.curves |= more.curves
+    arm.failures += more.failures
+    steps = arm.budget.optimizer_steps + more.budget.optimizer_steps
+    arm.budget = Budget(
+        steps,
+        steps / clients,
+        arm.budget.rows + more.budget.rows,
+        arm.budget.target_tokens + more.budget.target_tokens,
+    )

@@ -1,0 +1,145 @@
+"""What there is and how things stand: names, settings, this machine, completion for the shell."""
+
+from __future__ import annotations
+
+import importlib
+import textwrap
+
+import click
+
+from shepherd import output
+from shepherd.cli.group import Commands
+from shepherd.cli.settings import complete_recipe, gather, recipe_options
+from shepherd.errors import UsageError, did_you_mean
+
+KINDS: dict[str, tuple[str, str]] = {
+    "partitioners": ("shepherd.data.partitioners", "partition.name"),
+    "datasets": ("shepherd.data.builtins", "data.source = builtin:NAME"),
+    "selections": ("shepherd.clients.selection", "federation.selection"),
+    "aggregators": ("shepherd.server.aggregation", "federation.aggregation"),
+    "metrics": ("shepherd.evaluation.text", "measured on generated answers"),
+}
+"""Registry -> (the module that holds it under that name, where its names are used)."""
+
+
+@click.command("list")
+@click.argument("kind", required=False, shell_complete=lambda *_: ["recipes", *KINDS])
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def list_names(kind: str | None, as_json: bool) -> None:
+    """List all that has a name in TOML, with its options."""
+    if kind not in (None, "recipes", *KINDS):
+        near = did_you_mean(kind, ["recipes", *KINDS])
+        raise UsageError(f"unknown kind: {kind!r}.{near}", hint=f"kinds: recipes, {', '.join(KINDS)}")
+    found = {name: _names(name) for name in ([kind] if kind else ["recipes", *KINDS])}
+    if as_json:
+        output.print_json(found)
+        return
+    for position, (name, entries) in enumerate(found.items()):
+        used = KINDS[name][1] if name in KINDS else "shepherd run NAME"
+        click.echo(("\n" if position else "") + f"{name}  ({used})")
+        for entry in entries:
+            options = f" [{', '.join(entry['options'])}]" if entry["options"] else ""
+            text = textwrap.fill(f"{entry['about']}{options}", 100, initial_indent=" " * 16, subsequent_indent=" " * 16)
+            click.echo(f"  {entry['name']:<13} {text.strip()}")
+
+
+def _names(kind: str) -> list[dict]:
+    if kind == "recipes":
+        from shepherd.config import recipes
+
+        return [{"name": name, "about": about, "options": []} for name, about in recipes().items()]
+    registry = getattr(importlib.import_module(KINDS[kind][0]), kind)
+    options = {name: registry.options(name) if kind != "metrics" else {} for name in registry}
+    return [
+        {
+            "name": name,
+            "about": registry.describe(name),
+            "options": [
+                o.name if o.default is o.empty else f"{o.name} = {o.default!r}" for o in options[name].values()
+            ],
+        }
+        for name in registry
+    ]
+
+
+@click.group(cls=Commands)
+def config() -> None:
+    """Every setting and its meaning."""
+
+
+@config.command()
+@click.argument("recipe", required=False, shell_complete=complete_recipe)
+@recipe_options
+@click.option(
+    "--origin", is_flag=True, help="Say for each value whether it is a default or which recipe or flag set it."
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
+    """Print every key with its value and meaning, as TOML that `shepherd run` takes; without RECIPE, the defaults."""
+    from shepherd.config import keys, toml_value
+
+    settings = gather(recipe, **flags, default_recipe=None)
+    for line in settings.notes:
+        output.note(line)
+    values = settings.config.model_dump()
+    known = keys()
+    entries = [
+        {
+            "key": f"{table}.{name}",
+            "value": value,
+            "origin": settings.origins.get(f"{table}.{name}", "default"),
+            "meaning": " ".join((known[f"{table}.{name}"].description or "").split())
+            if f"{table}.{name}" in known
+            else f"option of {settings.config.partition.name}",
+        }
+        for table, row in values.items()
+        for name, value in row.items()
+    ]
+    if as_json:
+        output.print_json(entries)
+        return
+    for table in values:
+        click.echo(f"[{table}]")
+        for entry in entries:
+            owner, _, name = entry["key"].partition(".")
+            if owner == table:
+                for line in textwrap.wrap(entry["meaning"], 110):
+                    click.echo(f"# {line}")
+                click.echo(f"{name} = {toml_value(entry['value'])}" + (f"  # {entry['origin']}" if origin else ""))
+        click.echo()
+
+
+@click.command()
+@click.option("--full", is_flag=True, help="Load PyTorch too: threads and precision by measurement, CUDA.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def doctor(full: bool, as_json: bool) -> None:
+    """Look at this machine and at the installation.
+
+    Versions, processor, memory, disk, cache, models, extras. Exit status 5 where no run can work."""
+    from shepherd import doctor
+    from shepherd.errors import ResourceError
+
+    if full:
+        output.announce_torch()
+    findings = doctor.examine(full)
+    if as_json:
+        output.print_json([section.as_dict() for section in findings])
+    else:
+        click.echo(doctor.to_text(findings, output.colours()), nl=False)
+    broken = [line for section in findings for line in section.lines if line.state == "bad"]
+    if broken:
+        raise ResourceError(f"{broken[0].name}: {broken[0].value}", hint=broken[0].hint)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of SHELL.
+
+    For bash: eval "$(shepherd completion bash)".
+    """
+    from click.shell_completion import get_completion_class
+
+    from shepherd.cli import cli
+
+    click.echo(get_completion_class(shell)(cli, {}, "shepherd", "_SHEPHERD_COMPLETE").source())

@@ -1,0 +1,303 @@
+"""`shepherd data`: look at what would be trained on, and at who would hold it, before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shepherd import output
+from shepherd.cli.group import Commands
+from shepherd.cli.settings import Settings, complete_recipe, gather, looks_like_recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shepherd.config import DataTable
+    from shepherd.data.sources import Dataset
+    from shepherd.data.tokenize import Tokenized
+    from shepherd.types import Partition
+
+SHADES = " ░▒▓█"
+
+
+@click.group(cls=Commands)
+def data() -> None:
+    """Look at instructions and at who holds them."""
+
+
+def _data_options(command):
+    for option in reversed((
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set any key of the recipe."),
+        click.option("--columns", multiple=True, metavar="FIELD=COLUMN", help="Which column holds which field."),
+        click.option("--model", metavar="BASE", help="Whose tokenizer and chat template."),
+        click.option("--seed", type=int, help="Root of every random stream."),
+        click.option("--json", "as_json", is_flag=True, help="JSON on stdout."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@data.command()
+@click.argument("source", metavar="SOURCE|RECIPE", shell_complete=complete_recipe)
+@click.option("--rows", default=2, show_default=True, type=click.IntRange(min=0), help="Tokenised examples to print.")
+@_data_options
+def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
+    """Print examples as the model will see them, with what is learned marked, and count what is wrong with the rest.
+
+    SOURCE is whatever --data takes; a recipe brings its own source, template and lengths.
+    """
+    settings = _settings(source, **flags)
+    config = settings.config
+    dataset = _load(config.data, config.run.seed)
+    train, held_out, partition = _divide(settings, dataset, needs_partition=False)
+    from shepherd.data.audit import audit
+    from shepherd.data.prompts import build_template
+    from shepherd.data.tokenize import tokenize
+
+    output.announce_torch()
+    tokenizer = _tokenizer(config.model.base, config.model.revision)
+    template = build_template(config.data.template, tokenizer)
+    tokenized = tokenize(dataset.examples, tokenizer, template, config.data.max_length)
+    found = audit(partition, train, held_out, tokenized, dataset)
+    if as_json:
+        output.print_json(_as_json(dataset, tokenized, found, tokenizer, rows))
+        return
+    _print_counts(dataset, tokenized, config.data)
+    click.echo("\naudit")
+    click.echo(output.clean("  " + found.describe().replace("\n", "\n  ")))
+    _print_examples(dataset, tokenized, tokenizer, rows)
+
+
+@data.command()
+@click.argument("recipe", default="demo", metavar="RECIPE|SOURCE", shell_complete=complete_recipe)
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the table to FILE.")
+@_data_options
+def partition(recipe: str, svg: Path | None, as_json: bool, **flags: Any) -> None:
+    """Show how many rows of each category every client would hold."""
+    from shepherd.data.partition import short_categories, table
+
+    settings = _settings(recipe, **flags)
+    config = settings.config
+    dataset = _load(config.data, config.run.seed)
+    train, held_out, divided = _divide(settings, dataset, needs_partition=True)
+    clients, categories, counts = table(divided, train)
+    if svg is not None:
+        svg.parent.mkdir(parents=True, exist_ok=True)
+        svg.write_text(_svg(clients, categories, counts, config.partition.name), encoding="utf-8")
+        output.note(f"drawn to {svg}")
+    if as_json:
+        output.print_json({
+            "partition": dict(divided.settings), "dataset": dataset.name, "dataset_digest": divided.dataset_digest,
+            "held_out": len(held_out), "clients": clients, "categories": categories, "counts": counts,
+        })  # fmt: skip
+        return
+    _print_table(clients, categories, counts)
+    sizes = counts.sum(axis=1)
+    click.echo(
+        f"\n{len(clients)} clients by {config.partition.name}: {sizes.sum():,} rows, {sizes.min():,} to "
+        f"{sizes.max():,} per client; {len(held_out):,} rows are held out"
+    )
+    if not config.data.held_out_source:
+        short = short_categories(dataset.examples, held_out, config.data.held_out_per_category)
+        if short:
+            named = ", ".join(f"{category} {out} of {rows}" for category, (out, rows) in short.items())
+            output.note(
+                f"fewer than data.held_out_per_category = {config.data.held_out_per_category} rows held out of: {named}"
+            )
+
+
+def _settings(argument: str, **flags: Any) -> Settings:
+    recipe = looks_like_recipe(argument)
+    settings = gather(argument, **flags) if recipe else gather(None, data=argument, **flags)
+    for line in settings.notes if recipe else settings.notes[1:]:
+        output.note(line)
+    return settings
+
+
+def _load(table: DataTable, seed: int, source: str = "") -> Dataset:
+    from shepherd.data.sources import load_examples
+
+    return load_examples(
+        source or table.source,
+        format=table.format,
+        columns=table.columns,
+        categories=table.categories,
+        rows_per_category=0 if source else table.rows_per_category,
+        languages=table.languages,
+        seed=seed,
+    )
+
+
+def _divide(settings: Settings, dataset: Dataset, needs_partition: bool) -> tuple[tuple, tuple, Partition]:
+    """(train, held out, partition). Data that cannot be divided is one client, unless `needs_partition`."""
+    from shepherd.data.partition import divide, hold_out
+    from shepherd.errors import DataError
+    from shepherd.types import Partition
+
+    config = settings.config
+    if config.data.held_out_source:
+        train, held_out = dataset.examples, _load(config.data, config.run.seed, config.data.held_out_source).examples
+    else:
+        train, held_out = hold_out(dataset.examples, config.data.held_out_per_category, config.run.seed)
+    how = config.partition
+    try:
+        return train, held_out, divide(train, how.name, how.options, how.clients, config.run.seed, held_out)
+    except DataError as error:
+        if needs_partition:
+            raise
+        output.note(f"not divided over clients: {error.message}")
+        return train, held_out, Partition({"all": tuple(example.id for example in train)}, dataset.digest)
+
+
+def _tokenizer(base: str, revision: str) -> Any:
+    from shepherd.model.base import _load_tokenizer, check_folder
+    from shepherd.model.fetch import resolve
+
+    folder = resolve(base, revision)
+    check_folder(folder)
+    return _load_tokenizer(folder)
+
+
+def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> None:
+    import numpy as np
+
+    examples = dataset.examples
+    click.echo(
+        f"{output.clean(dataset.name)}: {len(examples):,} rows, format {dataset.format}, licence {dataset.licence}"
+    )
+    for line in dataset.notes:
+        click.echo(f"  {output.clean(line)}")
+    for what, counts in (("refused", dataset.refused), ("changed", dataset.changed), ("refused", tokenized.refused)):
+        for reason, (count, ids) in counts.items():
+            click.echo(
+                output.clean(f"  {what} {count:,}: {reason} ({', '.join(ids)}{', …' if count > len(ids) else ''})")
+            )
+    click.echo()
+    sources = Counter(example.source for example in examples if example.source)
+    categories = Counter(example.category for example in examples)
+    output.print_table(("category", "rows"), categories.most_common(24))
+    if len(categories) > 24:
+        click.echo(f"and {len(categories) - 24} more categories")
+    if sources:
+        click.echo(f"sources: {len(sources)}, with {min(sources.values()):,} to {max(sources.values()):,} rows each")
+    lengths, targets = tokenized.lengths, [t.targets for t in tokenized.tokens]
+    click.echo(
+        f"\ntokens per row: median {np.median(lengths):,.0f}, 95 % at most {np.percentile(lengths, 95):,.0f}, "
+        f"longest {lengths.max():,}; learned: {sum(targets):,} of {sum(len(t.input_ids) for t in tokenized.tokens):,}"
+    )
+    click.echo(
+        f"truncation to data.max_length = {table.max_length}: {tokenized.cut_rows:,} rows lose "
+        f"{tokenized.cut_tokens:,} tokens ({tokenized.cut_contexts:,} rows of their context, "
+        f"{tokenized.cut_prompts:,} of their prompt, {tokenized.cut_responses:,} of their response)"
+    )
+    if tokenized.escaped:
+        click.echo(f"{tokenized.escaped:,} rows spell out a control token; it is encoded as ordinary text")
+
+
+def _print_examples(dataset: Dataset, tokenized: Tokenized, tokenizer: Any, rows: int) -> None:
+    from shepherd.data.tokenize import pieces
+
+    coloured = output.colours()
+    legend = click.style("learned", fg="green", bold=True) if coloured else "⟦learned⟧"
+    for example in _spread(dataset, tokenized, rows):
+        row = tokenized.by_id[example.id]
+        title = f"{example.id}, {example.category}: {len(row.input_ids)} tokens, {row.targets} {legend}"
+        click.echo(f"\n── {output.clean(title) if not coloured else title}" + (f", {row.cut} cut" if row.cut else ""))
+        click.echo(_marked(pieces(row.input_ids, row.loss_mask, tokenizer), coloured))
+
+
+def _spread(dataset: Dataset, tokenized: Tokenized, rows: int) -> list:
+    """The first row of each category in turn, then the second ones: `rows` of those that were tokenised."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for position, example in enumerate(dataset.examples):
+        if example.id in tokenized.by_id:
+            ranked.append((seen[example.category], position, example))
+            seen[example.category] += 1
+    return [example for _, _, example in sorted(ranked, key=lambda item: item[:2])[:rows]]
+
+
+def _marked(parts: list[tuple[str, bool]], coloured: bool) -> str:
+    """The text of a row; runs of learned tokens are green, or in ⟦ ⟧ where there is no colour."""
+    runs: list[tuple[str, bool]] = []
+    for text, learned in parts:
+        if runs and runs[-1][1] == learned:
+            runs[-1] = (runs[-1][0] + text, learned)
+        else:
+            runs.append((text, learned))
+    marked = []
+    for text, learned in runs:
+        text = output.clean(text)
+        if coloured:
+            marked.append(click.style(text, fg="green", bold=True) if learned else click.style(text, dim=True))
+        else:
+            marked.append(f"⟦{text}⟧" if learned else text)
+    return "".join(marked)
+
+
+def _as_json(dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any, rows: int) -> dict[str, Any]:
+    from shepherd.data.tokenize import pieces
+
+    def counted(counts: Any) -> dict[str, Any]:
+        return {reason: {"rows": count, "first": ids} for reason, (count, ids) in counts.items()}
+
+    return {
+        "name": dataset.name,
+        "format": dataset.format,
+        "licence": dataset.licence,
+        "digest": dataset.digest,
+        "rows": len(dataset.examples),
+        "categories": Counter(example.category for example in dataset.examples),
+        "refused": counted(dataset.refused) | counted(tokenized.refused),
+        "changed": counted(dataset.changed),
+        "tokens": sum(len(t.input_ids) for t in tokenized.tokens),
+        "target_tokens": sum(t.targets for t in tokenized.tokens),
+        "cut_rows": tokenized.cut_rows,
+        "cut_tokens": tokenized.cut_tokens,
+        "audit": [{"kind": f.kind, "rows": f.count, "groups": f.groups[:20]} for f in found.findings],
+        "examples": [
+            {"id": e.id, "category": e.category, "pieces": pieces(row.input_ids, row.loss_mask, tokenizer)}
+            for e in _spread(dataset, tokenized, rows)
+            for row in [tokenized.by_id[e.id]]
+        ],
+    }
+
+
+def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) -> None:
+    """The client × category table, each cell with a shade for its share of the largest one."""
+    most = max(int(counts.max()), 1)
+
+    def cell(count: int) -> str:
+        shade = SHADES[0 if count == 0 else 1 + min(3, 4 * count // (most + 1))]
+        return f"{count or '·'} {shade * 2}"
+
+    columns = [_short(category) for category in categories]
+    rows = [
+        (client, int(line.sum()), *(cell(int(count)) for count in line))
+        for client, line in zip(clients, counts, strict=True)
+    ]
+    output.print_table(("client", "rows", *columns), rows, right=range(2, 2 + len(columns)))
+
+
+def _short(category: str) -> str:
+    from shepherd.report.wording import shorten
+
+    return shorten(category, 14)
+
+
+def _svg(clients: list[str], categories: list[str], counts: np.ndarray, name: str) -> str:
+    from shepherd.report.charts import heat_map
+
+    drawn = heat_map(
+        clients,
+        categories,
+        counts.tolist(),
+        title="Rows per client and category",
+        description=f"{counts.sum():,} rows divided over {len(clients)} clients by {name}",
+        x_label="category",
+        y_label="client",
+    )
+    return str(drawn)

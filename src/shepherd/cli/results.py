@@ -1,0 +1,116 @@
+"""What one does with a finished run: measure it again, read it, compare it, talk to it, take it elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+
+from shepherd import output
+from shepherd.cli.settings import complete_run, find_run
+
+
+@click.command()
+@click.argument("run", shell_complete=complete_run)
+@click.option("--json", "as_json", is_flag=True, help="The metrics as JSON on stdout.")
+def evaluate(run: str, as_json: bool) -> None:
+    """Measure the adapter of RUN again.
+
+    From the files on disk, on the held-out rows of the run."""
+    folder = find_run(run)
+    output.announce_torch()
+    from shepherd import experiment
+
+    metrics = experiment.evaluate_run(folder)
+    if as_json:
+        output.print_json(metrics)
+        return
+    rows = []
+    for name, value in _flat(metrics):
+        rows.append((name, f"{value:.4f}" if isinstance(value, float) else value))
+    output.print_table(("measure", "value"), rows)
+
+
+@click.command()
+@click.argument("run", shell_complete=complete_run)
+def report(run: str) -> None:
+    """Write report.html of RUN again and print its path."""
+    from shepherd.report import write_report
+
+    click.echo(str(write_report(find_run(run))))
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…", shell_complete=complete_run)
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Tables and pictures.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def compare(runs: tuple[str, ...], html: Path | None, as_json: bool) -> None:
+    """Put runs side by side.
+
+    Losses with their differences, and the settings that are not the same."""
+    from shepherd.report import compare as put_side_by_side
+
+    comparison = put_side_by_side([find_run(run) for run in runs])
+    if html is not None:
+        output.note(f"written to {comparison.write_html(html)}")
+    if as_json:
+        output.print_json(dataclasses.asdict(comparison))
+    else:
+        click.echo(comparison.to_text(), nl=False)
+
+
+@click.command()
+@click.argument("run", shell_complete=complete_run)
+@click.option("--compare", "other", metavar="base|RUN", help="Answer with this one too, from the same seed.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
+def chat(run: str, other: str | None, seed: int, temperature: float, max_new_tokens: int) -> None:
+    """Talk to what RUN has tuned.
+
+    Several turns; /reset starts afresh, /quit or the end of the input ends. From a script:
+
+    \b
+    printf 'Hello\\n' | shepherd chat runs/demo
+    """
+    folder = find_run(run)
+    compared = str(find_run(other)) if other not in (None, "base") else other
+    output.announce_torch()
+    from shepherd.chat import chat as talk
+
+    talk(
+        folder,
+        compared,
+        sys.stdin,
+        sys.stdout,
+        seed=seed,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+@click.command()
+@click.argument("run", shell_complete=complete_run)
+@click.option("--to", type=click.Choice(["peft", "merged"]), default="peft", show_default=True,
+              help="The adapter alone, or a whole model with the adapter in its weights.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
+def export(run: str, to: str, out: Path) -> None:
+    """Write the adapter of RUN for other tools.
+
+    Prints the folder."""
+    folder = find_run(run)
+    output.announce_torch()
+    from shepherd.export import export as write
+
+    write(folder, to, out)
+    click.echo(str(out))
+
+
+def _flat(values: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """Nested mappings as (dotted name, value) rows."""
+    rows: list[tuple[str, object]] = []
+    for key, value in values.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return rows

@@ -1,0 +1,96 @@
+"""`shepherd run` and its dry run, `shepherd check`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shepherd import output
+from shepherd.cli.settings import complete_recipe, gather, recipe_options
+
+
+@click.command()
+@click.argument("recipe", required=False, shell_complete=complete_recipe)
+@recipe_options
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
+@click.option("--plain", is_flag=True, help="Lines instead of the live table, also on a terminal.")
+def run(recipe: str | None, as_json: bool, plain: bool, **flags: Any) -> None:
+    """Tune, evaluate and report: the whole of RECIPE.
+
+    RECIPE is a TOML file or the name of a packaged recipe (`shepherd list recipes`); without one it is the demo, or
+    own-data when --data is given. The run directory holds everything that comes out; its path is printed at the end.
+    """
+    from shepherd import progress
+
+    settings = gather(recipe, **flags)
+    for line in settings.notes:
+        output.note(line)
+    observer = progress.observer(as_json=as_json, plain=plain)
+    with observer:
+        _fetch_builtin(settings.config.model.base)
+        output.announce_torch()
+        from shepherd import experiment
+
+        try:
+            result = experiment.run(settings.config, observer=observer)
+        except KeyboardInterrupt:
+            observer.close()
+            if observer.run is not None:
+                output.note(f"stopped; the rounds committed so far are in {observer.run}")
+            raise
+    if not as_json:
+        progress.print_result(Path(result.path), result.summary)
+
+
+@click.command()
+@click.argument("recipe", required=False, shell_complete=complete_recipe)
+@recipe_options
+@click.option("--json", "as_json", is_flag=True, help="The plan as JSON on stdout.")
+def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
+    """Every mistake in RECIPE at once, then what it would take.
+
+    Reads the data and divides it, but loads no weights and trains nothing: memory, time, bytes up and down, disk.
+    """
+    settings = gather(recipe, **flags)
+    for line in settings.notes:
+        output.note(line)
+    output.announce_torch()
+    from shepherd import experiment
+
+    plan = experiment.plan(settings.config)
+    values = dataclasses.asdict(plan) if dataclasses.is_dataclass(plan) else dict(plan)
+    if as_json:
+        output.print_json(values)
+        return
+    output.print_table(("plan", ""), [(key.replace("_", " "), _with_unit(key, value)) for key, value in values.items()])
+    output.note("the settings are fine; nothing was trained")
+
+
+def _fetch_builtin(base: str) -> None:
+    """Fetch a built-in model that is not in the cache yet; it is named in the recipe, so the run may ask for it.
+
+    Other models are never fetched by a run: `model pull` does that.
+    """
+    from shepherd.model import fetch
+
+    missing = [entry for entry in fetch.list_models() if entry.name == base and entry.path is None]
+    if missing:
+        output.note(f"fetching {base} once; it stays in the cache (shepherd model list)")
+        fetch.pull(base, progress=output.note)
+
+
+def _with_unit(key: str, value: Any) -> str:
+    from shepherd.report import wording
+
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_with_unit(key, item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return wording.listing([_with_unit("", item) for item in value])
+    if wording.number(value) is None:
+        return str(value)
+    if "bytes" in key or key.endswith(("memory", "disk")):
+        return wording.size(value)
+    return wording.duration(value) if "seconds" in key else wording.count(value)

@@ -1,0 +1,216 @@
+"""Flags of a command -> a config: recipe, then --quick, then flags, then --set; the last one wins.
+
+Names that live in a registry (partitioner, selection, aggregation) are checked here with everything else, so that
+one call shows all that is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shepherd.errors import ShepherdError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from shepherd.config import Config
+
+QUICK: dict[str, int] = {
+    "data.max_length": 128,
+    "data.held_out_per_category": 2,
+    "federation.rounds": 2,
+    "training.batch_size": 2,
+    "training.local_steps": 2,
+    "evaluation.local_clients": 2,
+    "evaluation.every": 0,
+    "evaluation.generate": 2,
+    "evaluation.max_new_tokens": 24,
+}
+"""--quick: the most that each of these may be. A setting that is smaller already, or given by a flag, stays."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A resolved config, where each value came from ({key: origin}; defaults are absent), and what to tell the user."""
+
+    config: Config
+    origins: Mapping[str, str]
+    notes: tuple[str, ...] = field(default=())
+
+
+def recipe_options(command: Callable) -> Callable:
+    """The flags of every command that takes a recipe."""
+    for option in reversed((
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", shell_complete=_complete_key,
+                     help="Set any key, e.g. --set lora.r=16; repeat for more. See shepherd config show."),
+        click.option("--data", metavar="SOURCE",
+                     help="File, folder with a file per client, builtin:NAME, hub:ORG/NAME."),
+        click.option("--columns", multiple=True, metavar="FIELD=COLUMN",
+                     help="Which column holds which field, e.g. instruction=question,response=answer."),
+        click.option("--model", metavar="BASE", help="Built-in name, folder, GGUF file or hub id."),
+        click.option("--out", type=click.Path(file_okay=False), metavar="DIR", help="Folder that holds the runs."),
+        click.option("--name", help="Name of the run."),
+        click.option("--seed", type=int, help="Root of every random stream."),
+        click.option("--quick", is_flag=True, help="A small version of the recipe; prints what it changed."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
+    from click.shell_completion import CompletionItem
+
+    from shepherd.config import recipes
+
+    found = [CompletionItem(name, help=about) for name, about in recipes().items() if name.startswith(incomplete)]
+    return [*found, CompletionItem(incomplete, type="file")]
+
+
+def gather(
+    recipe: str | None,
+    overrides: tuple[str, ...] = (),
+    data: str | None = None,
+    columns: tuple[str, ...] = (),
+    model: str | None = None,
+    out: str | None = None,
+    name: str | None = None,
+    seed: int | None = None,
+    quick: bool = False,
+    default_recipe: str | None = "demo",
+) -> Settings:
+    """The config that these flags mean. Without a recipe: `own-data` when --data is given, else `default_recipe`."""
+    from shepherd.config import merge, parse_overrides, read_recipe, resolve
+
+    notes: list[str] = []
+    if recipe is None and data is not None:
+        recipe = "own-data"
+        notes.append("no recipe given: --data uses the recipe own-data (4 clients, equal shares)")
+    recipe = recipe or default_recipe
+    flags: list[tuple[str, dict[str, Any]]] = [
+        (flag, {table: {key: value}})
+        for flag, table, key, value in (
+            ("--data", "data", "source", data),
+            ("--columns", "data", "columns", _columns(columns) or None),
+            ("--model", "model", "base", model),
+            ("--out", "run", "out", out),
+            ("--name", "run", "name", name),
+            ("--seed", "run", "seed", seed),
+        )
+        if value is not None
+    ]
+    layers = [(f"recipe {recipe}", read_recipe(recipe))] if recipe else []
+    chosen = parse_overrides(overrides)
+    if data is not None and Path(data).is_dir() and "name" not in chosen.get("partition", {}):
+        flags.append(("--data", {"partition": {"name": "files", "clients": 0}}))
+        notes.append(f"{data} is a folder: each file is a client (partition.name = files)")
+    if quick:
+        layer, note = _quick(merge([*layers, *flags])[0], chosen)
+        layers.append(("--quick", layer))
+        notes.append(note)
+    settings, origins = merge([*layers, *flags, ("--set", chosen)])
+    return Settings(resolve(settings, (registry_problems,)), origins, tuple(notes))
+
+
+def registry_problems(settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the names in `settings` that a registry knows, and with the partitioner's options."""
+    from shepherd.clients.selection import selections
+    from shepherd.config import Config
+    from shepherd.data.partition import partitioners
+    from shepherd.server.aggregation import aggregators
+
+    tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
+    partition = dict(tables.get("partition", {}))
+    federation = tables.get("federation", {})
+    partition.pop("clients", None)
+    default = Config()
+    problems = []
+    for registry, key, name, options in (
+        (partitioners, "partition.name", partition.pop("name", default.partition.name), partition),
+        (selections, "federation.selection", federation.get("selection", default.federation.selection), {}),
+        (aggregators, "federation.aggregation", federation.get("aggregation", default.federation.aggregation), {}),
+    ):
+        if not isinstance(name, str):
+            continue  # the config's own check says so
+        try:
+            known = registry.options(name)
+            for option in options.keys() - known.keys() if "clients" not in known else ():
+                if did_you_mean(option, ["clients"]):
+                    raise UsageError(f"unknown key 'partition.{option}'. Did you mean 'partition.clients'?")
+            registry.build(name, options)
+        except ShepherdError as error:
+            problems.append(f"{key}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+    return problems
+
+
+def _quick(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The layer of --quick on top of `settings`, and the line that says what it changed."""
+    from shepherd.config import keys
+
+    layer: dict[str, dict[str, int]] = {}
+    changed = []
+    for key, most in QUICK.items():
+        table, name = key.split(".")
+        values = settings.get(table, {})
+        if not isinstance(values, Mapping) or name in chosen.get(table, {}):
+            continue
+        current = values.get(name, keys()[key].default)
+        if key == "training.local_steps" and current == 0:
+            current = "whole epochs"
+        if current in ("all", "whole epochs") or (isinstance(current, int) and current > most):
+            layer.setdefault(table, {})[name] = most
+            changed.append(f"{key} = {most} (was {current})")
+    return layer, "--quick sets " + (", ".join(changed) or "nothing: the recipe is that small already")
+
+
+def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
+    """`("instruction=question,response=answer",)` -> {"instruction": "question", "response": "answer"}."""
+    columns = {}
+    for pair in (part for text in pairs for part in text.split(",")):
+        ours, equals, theirs = (part.strip() for part in pair.partition("="))
+        if not (ours and equals and theirs):
+            raise UsageError(f"cannot read --columns {pair!r}", hint="write FIELD=COLUMN, e.g. instruction=question")
+        columns[ours] = theirs
+    return columns
+
+
+def looks_like_recipe(argument: str) -> bool:
+    """Whether a SOURCE|RECIPE argument means a recipe: a TOML file or the name of a packaged recipe."""
+    from shepherd.config import recipes
+
+    return argument.endswith(".toml") or (argument in recipes() and not Path(argument).exists())
+
+
+def find_run(argument: str) -> Path:
+    """The run directory that `argument` means: a path, or a name under runs/. Raises UsageError with the nearest."""
+    for candidate in (Path(argument), Path("runs") / argument):
+        if (candidate / "config.toml").is_file():
+            return candidate
+    folders = {Path(argument).parent, Path("runs")}
+    runs = sorted(str(path.parent) for folder in folders if folder.is_dir() for path in folder.glob("*/config.toml"))
+    near = did_you_mean(argument, [*runs, *(Path(run).name for run in runs)])
+    what = "is no run directory (no config.toml in it)" if Path(argument).is_dir() else "not found"
+    known = f"runs here: {', '.join(runs[-8:])}" if runs else "shepherd run makes one"
+    raise UsageError(f"run {what}: {argument}.{near}", hint=known)
+
+
+def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    found = sorted(str(path.parent) for path in Path("runs").glob("*/config.toml"))
+    return [run for run in found if run.startswith(incomplete)] or [
+        Path(run).name for run in found if Path(run).name.startswith(incomplete)
+    ]
+
+
+def _complete_key(ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
+    from click.shell_completion import CompletionItem
+
+    from shepherd.config import keys
+
+    return [
+        CompletionItem(f"{key}=", help=re.sub(r"\s+", " ", entry.description or ""))
+        for key, entry in keys().items()
+        if key.startswith(incomplete)
+    ]

@@ -1,0 +1,224 @@
+"""Local training of a cohort: a task and the clients' tokens in, one update per client out.
+
+The cohort is one batch: each step takes the next rows of every client, runs the frozen base once over all of them
+and minimises the sum over clients of each client's own mean, so that training K clients together gives what K
+separate trainings give. A real site runs the same code with a cohort of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from shepherd.model.forward import PackedModel, Row, cut, pack
+from shepherd.model.lora import CohortLora
+from shepherd.rng import derive, stream
+from shepherd.types import ClientFailure, ClientId, ClientUpdate, Factors, Tokens, TrainTask, Work
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains; the same for all clients of a run. See `[training]` of the recipe for the meanings."""
+
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = 1.0
+    dropout: float = 0.0
+    gradient_checkpointing: bool = False
+    tokens_per_pass: int = 1024
+    clients_at_once: int = 16
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """After each step of a cohort: per client (step, steps, loss, target tokens so far), and tokens seen."""
+
+    clients: Mapping[ClientId, tuple[int, int, float, int]]
+    failed: frozenset[ClientId]
+    tokens: int
+
+
+def walk(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int, seed: int) -> list[Tokens]:
+    """Rows first … first + rows − 1 of a client's endless walk: pass after pass, each in an order of its own.
+
+    The walk goes on over rounds, so no client trains on the same first rows each round.
+    """
+    size = len(tokens)
+    orders: dict[int, np.ndarray] = {}
+    picked = []
+    for position in range(first, first + rows):
+        epoch, index = divmod(position, size)
+        if epoch not in orders:
+            orders[epoch] = stream(seed, "shuffle", client, epoch).permutation(size)
+        picked.append(tokens[orders[epoch][index]])
+    return picked
+
+
+@dataclass
+class Cohort:
+    """K clients in training: adapters, optimizers and losses. Lives for one round, or longer for the baselines."""
+
+    packed: PackedModel
+    lora: CohortLora
+    settings: LocalTraining
+    clients: tuple[ClientId, ...]
+    data: Mapping[ClientId, Sequence[Tokens]]
+    seed: int
+    failures: dict[ClientId, ClientFailure] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lora.require_grad()
+        self.optimizers = [self._optimizer(slot) for slot in range(len(self.clients))]
+
+    def run(self, work: Sequence[Work], round_number: int, observe: Callable[[StepReport], None]) -> dict[ClientId, dict]:
+        """Train every client of `work`; returns its metrics. A client whose loss or gradient is not finite stops there."""
+        batches = {w.client: self._batches(w) for w in work}
+        rates = {w.client: w.learning_rates for w in work}
+        losses: dict[ClientId, list[float]] = {w.client: [] for w in work}
+        targets = dict.fromkeys(batches, 0)
+        seen = 0
+        with self.packed.packing(), self.lora.attached(), _checkpointing(self.packed.model, self.settings):
+            for step in range(max(len(r) for r in rates.values())):
+                active = [c for c in self.clients if step < len(rates.get(c, ())) and c not in self.failures]
+                if not active:
+                    break
+                seen += self._step({c: batches[c][step] for c in active}, step, rates, losses, targets, round_number)
+                observe(
+                    StepReport(
+                        {c: (len(losses[c]), len(rates[c]), losses[c][-1] if losses[c] else math.nan, targets[c]) for c in losses},
+                        frozenset(self.failures),
+                        seen,
+                    )
+                )
+        return {
+            c: {"loss": float(np.mean(losses[c])), "last_loss": losses[c][-1], "targets": targets[c], "steps": len(losses[c])}
+            for c in losses
+            if c not in self.failures
+        }  # fmt: skip
+
+    def _batches(self, work: Work) -> list[list[tuple[int, Tokens]]]:
+        """The client's rows of this round in steps: [(place in its walk, row), …] per step."""
+        rows = walk(self.data[work.client], work.client, work.first_row, work.rows, self.seed)
+        numbered = list(enumerate(rows, start=work.first_row))
+        size = math.ceil(work.rows / work.steps)
+        return [numbered[start : start + size] for start in range(0, work.rows, size)]
+
+    def _step(self, batches, step, rates, losses, targets, round_number) -> int:
+        slots = {client: self.clients.index(client) for client in batches}
+        counts = {slots[c]: sum(tokens.targets for _, tokens in rows) for c, rows in batches.items()}
+        rows = [
+            Row(slots[c], tokens, derive(self.seed, "dropout", c, place) if self.settings.dropout else 0)
+            for c in sorted(batches, key=slots.__getitem__)
+            for place, tokens in batches[c]
+        ]
+        self.lora.grad.zero_()
+        sums = dict.fromkeys(counts, 0.0)
+        for part in cut(rows, self.settings.tokens_per_pass):
+            batch = pack(part).to(self.packed.device)
+            self.lora.segments = batch.segments
+            if self.settings.dropout:
+                self.lora.dropout_seeds = tuple(zip(batch.bounds, batch.bounds[1:], batch.seeds, strict=False))
+            nll = self.packed.loss_sums(batch)
+            mean = torch.tensor([1.0 / counts[s.slot] for s in batch.target_segments], device=nll.device)
+            (nll * mean).sum().backward()
+            for segment, value in zip(batch.target_segments, nll.tolist(), strict=True):
+                sums[segment.slot] += value
+        norms = torch.linalg.vector_norm(self.lora.grad, dim=1).tolist()
+        for client, slot in slots.items():
+            loss = sums[slot] / counts[slot]
+            if not (math.isfinite(loss) and math.isfinite(norms[slot])):
+                what = "loss" if not math.isfinite(loss) else "gradient"
+                self.failures[client] = ClientFailure(
+                    client, round_number, "non-finite", f"the {what} became {loss if what == 'loss' else norms[slot]} in local step {step + 1}"
+                )  # fmt: skip
+                continue
+            losses[client].append(loss)
+            targets[client] += counts[slot]
+            limit = self.settings.max_grad_norm
+            if limit and norms[slot] > limit:
+                self.lora.grad[slot] *= limit / norms[slot]
+            for group in self.optimizers[slot].param_groups:
+                group["lr"] = rates[client][step]
+            self.optimizers[slot].step()
+        return sum(len(row.tokens.input_ids) for row in rows)
+
+    def _optimizer(self, slot: int) -> torch.optim.Optimizer:
+        """A torch optimizer on the client's row of the flat parameters: one vector, updated in place."""
+        vector = self.lora.flat.detach()[slot].requires_grad_(True)
+        vector.grad = self.lora.grad[slot]
+        s = self.settings
+        match s.optimizer:
+            case "adamw":
+                return torch.optim.AdamW([vector], betas=s.betas, weight_decay=s.weight_decay, fused=True)
+            case "adam":
+                return torch.optim.Adam([vector], betas=s.betas, weight_decay=s.weight_decay, fused=True)
+            case "sgd":
+                return torch.optim.SGD([vector], lr=1.0, momentum=s.momentum, weight_decay=s.weight_decay)
+        raise ValueError(f"unknown optimizer: {s.optimizer!r}. Known: adamw, adam, sgd")
+
+
+def train(
+    task: TrainTask,
+    packed: PackedModel,
+    make_lora: Callable[[int], CohortLora],
+    settings: LocalTraining,
+    data: Mapping[ClientId, Sequence[Tokens]],
+    observe: Callable[[StepReport], None] = lambda report: None,
+) -> Iterator[ClientUpdate | ClientFailure]:
+    """Train the task's clients, `clients_at_once` together; yields one update or failure per client, sorted by name.
+
+    make_lora(K) makes an empty cohort of K slots of the task's rank and scale.
+    """
+    names = sorted(task.work)
+    for start in range(0, len(names), settings.clients_at_once):
+        chunk = tuple(names[start : start + settings.clients_at_once])
+        lora = make_lora(len(chunk))
+        for slot in range(len(chunk)):
+            lora.load(slot, task.adapter)
+        begin = lora.pack(task.adapter.factors)
+        cohort = Cohort(packed, lora, settings, chunk, data, task.seed)
+        metrics = cohort.run([task.work[name] for name in chunk], task.round, observe)
+        for slot, name in enumerate(chunk):
+            if name in cohort.failures:
+                yield cohort.failures[name]
+                continue
+            delta = lora.unpack(lora.flat.detach()[slot].cpu().numpy() - begin)
+            measured = metrics[name]
+            yield ClientUpdate(
+                client=name,
+                round=task.round,
+                delta={module: Factors(*pair) for module, pair in delta.items()},
+                num_examples=task.work[name].rows,
+                num_tokens=int(measured["targets"]),
+                steps=int(measured["steps"]),
+                metrics={"loss": measured["loss"], "last_loss": measured["last_loss"]},
+            )
+
+
+@contextmanager
+def _checkpointing(model: torch.nn.Module, settings: LocalTraining) -> Iterator[None]:
+    """Gradient checkpointing while training. It needs train mode; dropout layers of the frozen base stay off."""
+    if not settings.gradient_checkpointing:
+        yield
+        return
+    if hasattr(model, "activation_checkpointing_enable"):  # its name from transformers 5.2x on
+        enable, disable = model.activation_checkpointing_enable, model.activation_checkpointing_disable
+    else:
+        enable, disable = model.gradient_checkpointing_enable, model.gradient_checkpointing_disable
+    enable()  # both default to use_reentrant=False
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.eval()
+    try:
+        yield
+    finally:
+        disable()
+        model.eval()

@@ -1,0 +1,449 @@
+"""TOML -> typed config: every error at once, each with the nearest known key.
+
+    config = load("demo", overrides=["federation.rounds=5"])        # a packaged recipe by name, or the path of a file
+
+One table per room, in the order of a run. Config stops at `experiment.py`: rooms take plain arguments. The resolved
+config is saved in the run directory and can be run again as it is. Settings come in layers (defaults, recipe, flags);
+`merge` lays them on each other and remembers where each value came from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shepherd.errors import UsageError, did_you_mean
+
+RECIPES = Path(__file__).parent / "recipes"
+"""The recipes that come with the package; `shepherd list recipes` shows them."""
+
+Check = Callable[[Mapping[str, Any]], list[str]]
+"""Further checks of `resolve`: merged settings -> problems, for what only a room can know (names in its registry)."""
+
+
+class Table(BaseModel):
+    """A table of the recipe: frozen, unknown keys refused, a docstring under each field is its help text."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False, allow_inf_nan=False
+    )
+
+
+class RunTable(Table):
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Name of the run; its directory is `<out>/<name>` with a number added when that exists."""
+    seed: int = Field(0, ge=0)
+    """Root of every random stream. Same seed, same machine, same thread count: the same bytes."""
+    out: str = "runs"
+    """Folder that holds the run directories."""
+    threads: int = Field(0, ge=0)
+    """CPU threads; 0 measures and picks."""
+
+
+class ModelTable(Table):
+    base: str = "smollm2-135m"
+    """A built-in name, a local folder, a GGUF file or a hub id (`org/name`)."""
+    revision: str = ""
+    """Revision of a hub model; empty is its default branch."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """auto, cpu, mps, cuda or cuda:N."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the frozen base. `auto`: bfloat16 on a GPU, and on a CPU where a short probe finds it faster."""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Load the frozen base in 8 or 4 bits (CUDA, extra `quant`)."""
+
+
+class LoraTable(Table):
+    r: int = Field(8, ge=1, le=1024)
+    """Rank."""
+    alpha: float = Field(16.0, gt=0)
+    """Scale: alpha / r, or alpha / sqrt(r) with rslora."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the input of A while training."""
+    rslora: bool = False
+    """Rank-stabilised scale (Kalajdzievski, 2023)."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """`all-linear` adapts every linear layer of the blocks; or a list of names such as ["q_proj", "v_proj"]."""
+
+
+class DataTable(Table):
+    source: str = "builtin:instructions"
+    """A file, a folder with one file per client, `builtin:instructions`, `builtin:chatterbot`, or `hub:org/name`."""
+    format: str = "auto"
+    """auto, alpaca, dolly, prompt_completion, messages or sharegpt."""
+    columns: Mapping[str, str] = Field(default_factory=dict)
+    """Our field -> your column, e.g. {instruction = "question", response = "answer"}."""
+    languages: tuple[str, ...] = ("english",)
+    """Languages of `builtin:chatterbot`."""
+    categories: tuple[str, ...] = ()
+    """Keep only these categories; empty keeps all."""
+    rows_per_category: int = Field(0, ge=0)
+    """At most so many rows of each category, drawn by seed; 0 keeps all."""
+    template: str = "auto"
+    """auto (the model's chat template, alpaca when it has none), chat, alpaca, or your own text with {instruction}."""
+    max_length: int = Field(512, ge=16)
+    """Longest sequence in tokens; longer ones lose context first, then prompt, never response before that."""
+    held_out_per_category: int = Field(10, ge=0)
+    """Rows of each category kept for evaluation (FedIT: 10), split off before partitioning."""
+    held_out_source: str = ""
+    """A separate file of held-out rows; then none are split off."""
+
+
+class PartitionTable(Table):
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str = "by_key"
+    """by_key, iid, shards, dirichlet, power_law, linear, files, or `module:function`. Other keys are its options."""
+    clients: int = Field(0, ge=0)
+    """Number of clients; 0 lets the partitioner decide (by_key, files)."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class FederationTable(Table):
+    rounds: int = Field(3, ge=1)
+    """Communication rounds."""
+    selection: str = "uniform"
+    """How the cohort of a round is drawn: uniform (without replacement)."""
+    clients_per_round: int = Field(0, ge=0)
+    """Size of the cohort; 0 uses `fraction`."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the clients in each round, used when clients_per_round is 0."""
+    aggregation: str = "fedit"
+    """fedit: the weighted means of A and of B."""
+    weights: Literal["examples", "tokens", "uniform"] = "examples"
+    """What a client's update is weighted by."""
+    min_updates: int = Field(1, ge=1)
+    """A round with fewer usable updates stops the run (exit status 6)."""
+
+
+class TrainingTable(Table):
+    learning_rate: float = Field(5e-4, gt=0)
+    """Peak learning rate of the local optimizer."""
+    batch_size: int = Field(4, ge=1)
+    """Rows of one client in one optimizer step."""
+    local_steps: int = Field(0, ge=0)
+    """Optimizer steps of each client in a round; 0 uses local_epochs."""
+    local_epochs: float = Field(1.0, gt=0)
+    """Passes over the client's rows in a round, used when local_steps is 0."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Local optimizer of torch.optim; its state is fresh in each round."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay (adamw), or L2 (adam, sgd)."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Momentum of sgd."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Betas of adamw and adam."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Each client's gradient is clipped to this norm; 0 turns clipping off."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the learning rate after the warm-up."""
+    schedule_over: Literal["run", "round"] = "run"
+    """`run`: one schedule over all rounds. `round`: it starts anew in each round."""
+    warmup_steps: int = Field(0, ge=0)
+    """Linear warm-up at the start of the schedule, in optimizer steps."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    tokens_per_pass: int = Field(0, ge=0)
+    """Most tokens in one pass through the base; a step is cut into passes. 0 picks by memory. Results do not depend
+    on it."""
+    clients_at_once: int = Field(0, ge=0)
+    """Clients trained together; 0 picks by memory. Results do not depend on it."""
+
+
+class EvaluationTable(Table):
+    arms: tuple[Literal["base", "federated", "local", "centralised"], ...] = (
+        "base", "federated", "local", "centralised",
+    )  # fmt: skip
+    """What is trained and compared at equal budget."""
+    local_clients: Literal["all"] | int | tuple[str, ...] = "all"
+    """Clients of the local arm: all, so many, or these."""
+    every: int = Field(1, ge=0)
+    """Evaluate on the held-out rows after every n rounds; 0 only at the end."""
+    generate: int = Field(8, ge=0)
+    """Held-out rows answered by generation before and after (exact match, token F1, ROUGE-L); 0 turns it off."""
+    max_new_tokens: int = Field(48, ge=1)
+    """Longest generated answer in tokens."""
+
+
+class CheckpointTable(Table):
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept: the last so many rounds, and the best."""
+
+
+class Config(Table):
+    """A whole run."""
+
+    run: RunTable = RunTable()
+    model: ModelTable = ModelTable()
+    lora: LoraTable = LoraTable()
+    data: DataTable = DataTable()
+    partition: PartitionTable = PartitionTable()
+    federation: FederationTable = FederationTable()
+    training: TrainingTable = TrainingTable()
+    evaluation: EvaluationTable = EvaluationTable()
+    checkpoints: CheckpointTable = CheckpointTable()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        clients, cohort = self.partition.clients, self.federation.clients_per_round
+        if clients and cohort > clients:
+            raise ValueError(f"federation.clients_per_round = {cohort} is more than partition.clients = {clients}")
+        return self
+
+
+def load(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Read a recipe (the path of a TOML file or a packaged recipe's name) and apply `key=value` overrides.
+
+    Raises UsageError when there is no such recipe, and those of `resolve`.
+    """
+    layers = [] if recipe is None else [("recipe", read_recipe(recipe))]
+    settings, _ = merge([*layers, ("override", parse_overrides(overrides))])
+    return resolve(settings)
+
+
+def recipes() -> dict[str, str]:
+    """Packaged recipes: name -> the first comment line of the file, which says what it is for."""
+    return {
+        path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for path in sorted(RECIPES.glob("*.toml"))
+    }
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file of a recipe: a path when it ends in .toml or has a folder in it, else a packaged recipe's name.
+
+    Raises UsageError with the nearest name and the list of packaged recipes.
+    """
+    path = Path(recipe)
+    named = path.suffix != ".toml" and path.name == str(recipe)
+    for candidate in ([RECIPES / f"{recipe}.toml"] if named else []) + [path]:
+        if candidate.is_file():
+            return candidate
+    here = [str(near) for near in path.parent.glob("*.toml")]
+    near = did_you_mean(str(recipe), [*recipes(), *here]) or did_you_mean(path.stem, recipes())
+    raise UsageError(
+        f"recipe not found: {recipe}.{near}",
+        hint=f"packaged recipes: {', '.join(recipes())} (shepherd list recipes); or give the path of a TOML file",
+    )
+
+
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
+    """The tables of a recipe as they are written, not validated. Raises UsageError when it is missing or not TOML."""
+    path = find_recipe(recipe)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+
+
+def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Lay (origin, settings) layers on each other, later ones win: the settings, and {dotted key: origin}.
+
+    A layer that names another partitioner starts from that partitioner's own defaults: options that an earlier
+    layer gave to the former one are dropped (the number of clients is kept).
+    """
+    settings: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
+        for table, values in layer.items():
+            former = settings.get(table, {})
+            if not isinstance(values, Mapping) or not isinstance(former, dict):
+                settings[table], origins[table] = values, origin
+                continue
+            former_name = former.get("name", PartitionTable().name)
+            if table == "partition" and values.get("name", former_name) != former_name:
+                for key in former.keys() - {"clients"}:
+                    del origins[f"partition.{key}"]
+                former = {key: value for key, value in former.items() if key == "clients"}
+            settings[table] = dict(former)
+            for key, value in values.items():
+                both = isinstance(value, Mapping) and isinstance(former.get(key), Mapping)
+                settings[table][key] = {**former[key], **value} if both else value
+                origins[f"{table}.{key}"] = origin
+    return settings, origins
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """`["lora.r=16", "lora.targets=q_proj,v_proj"]` as nested settings. Raises UsageError where it is not key=value."""
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = key.strip().split(".")
+        if not equals or len(parts) < 2 or not all(parts):
+            owners = [known for known in keys() if known.split(".")[1] == parts[0]]
+            meant = f"{owners[0]}={text or 'VALUE'}" if len(parts) == 1 and owners else "lora.r=16"
+            raise UsageError(f"cannot read the setting {override!r}", hint=f"write table.key=value, e.g. --set {meant}")
+        table = settings
+        for part in parts[:-1]:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise UsageError(f"cannot set {key!r}: {part!r} is a value, not a table")
+        table[parts[-1]] = _override_value(key.strip(), text)
+    return settings
+
+
+def resolve(settings: Mapping[str, Any], checks: Iterable[Check] = ()) -> Config:
+    """Validate nested settings. Raises UsageError that lists every problem, each with its key and the nearest one."""
+    problems: list[str] = []
+    config = None
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        problems = _explain_all(error, settings)
+    problems += [problem for check in checks for problem in check(settings)]
+    if problems or config is None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UsageError(
+            f"{count} in the settings:\n" + "\n".join(f"  {problem}" for problem in problems),
+            hint="shepherd config show prints every key with its meaning",
+        )
+    return config
+
+
+def keys() -> dict[str, Any]:
+    """Every dotted key with its pydantic field (annotation, default, description), in the order of a run."""
+    return {
+        f"{table}.{name}": field
+        for table, outer in Config.model_fields.items()
+        for name, field in outer.annotation.model_fields.items()
+    }
+
+
+def to_toml(config: Config) -> str:
+    """The resolved config as TOML that `load` reads back to an equal config."""
+    lines: list[str] = []
+    for table, values in config.model_dump().items():
+        lines.append(f"[{table}]")
+        lines += [f"{_toml_key(key)} = {toml_value(value)}" for key, value in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def toml_value(value: Any) -> str:
+    """A setting's value as TOML on one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(k)} = {toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+
+
+def _override_value(key: str, text: str) -> Any:
+    """The value of a `--set`: TOML, or plain text; text stays text where the key wants text, `a,b` is a list."""
+    field = keys().get(key)
+    kind = str(field.annotation) if field else ""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if field and field.annotation is str and not isinstance(value, str):
+        return text
+    if isinstance(value, str) and "tuple[" in kind and ("," in value or kind.startswith("tuple[")):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _explain_all(error: ValidationError, settings: Mapping[str, Any]) -> list[str]:
+    """One sentence for each key with a problem; the branches of a union are joined by "or"."""
+    messages: dict[str, list[str]] = {}
+    given: dict[str, str] = {}
+    for problem in error.errors():
+        key, message = _explain(problem)
+        messages.setdefault(key, [])
+        if message not in messages[key]:
+            messages[key].append(message)
+        if problem["type"] not in ("value_error", "extra_forbidden", "model_type"):
+            value: Any = settings
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            given[key] = f", got {problem['input'] if value is None else value!r}"
+    return [
+        (f"{key}: " if key in given or key in keys() else "") + " or ".join(found) + given.get(key, "")
+        for key, found in messages.items()
+    ]
+
+
+def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
+    """(dotted key, what is wrong with it) of one pydantic error."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location[:2])
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return key, _unknown(location, problem["input"])
+    if kind == "model_type":
+        return key, f"[{key}] is a table: write [{key}] and its keys under it, got {problem['input']!r}"
+    if kind == "string_pattern_mismatch":
+        return key, _PATTERNS.get(key, f"must match {context['pattern']}")
+    wanted = _WANTED.get(kind)
+    message = wanted.format(**context) if wanted else problem["msg"].removeprefix("Value error, ")
+    if kind == "literal_error" and isinstance(problem["input"], str):
+        near = did_you_mean(problem["input"], re.findall(r"'([^']*)'", context["expected"]))
+        message += near and f" ({near.strip()})"
+    return key, message
+
+
+_WANTED = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+    "mapping_type": 'must be a table such as {{instruction = "question"}}',
+    "dict_type": 'must be a table such as {{instruction = "question"}}',
+    "literal_error": "must be {expected}",
+}
+
+_PATTERNS = {
+    "run.name": "must be 1 to 64 letters, digits, '.', '_' or '-'",
+    "model.device": "must be auto, cpu, mps, cuda or cuda:N",
+}
+
+
+def _unknown(location: list[str], value: Any) -> str:
+    """The sentence for a key or table that does not exist: the same key in another table first, then the nearest."""
+    known = list(keys())
+    elsewhere = [k for k in known if k.split(".")[1] == location[-1]]
+    if len(location) == 1:
+        tables = list(Config.model_fields)
+        if not isinstance(value, Mapping):
+            near = f" Did you mean {elsewhere[0]!r}?" if elsewhere else _nearest_key(location[0], known)
+            return f"unknown key {location[0]!r} outside of the tables.{near}"
+        return f"unknown table [{location[0]}].{did_you_mean(location[0], tables)} Tables: {', '.join(tables)}"
+    key = ".".join(location)
+    if elsewhere:
+        return f"unknown key {key!r}. Did you mean {' or '.join(map(repr, elsewhere))}?"
+    in_table = [k for k in known if k.startswith(f"{location[0]}.")]
+    return f"unknown key {key!r}.{_nearest_key(location[-1], in_table) or _nearest_key(location[-1], known)}"
+
+
+def _nearest_key(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'table.key'?` for the key whose last part is nearest to `name`, or an empty string."""
+    by_name = {key.split(".")[1]: key for key in known}
+    near = did_you_mean(name, by_name)
+    return f" Did you mean {by_name[near.split(chr(39))[1]]!r}?" if near else ""

@@ -1,0 +1,127 @@
+"""What is wrong with divided data, as findings with ids: nothing is changed here, everything is said.
+
+Texts are compared without regard to case and white space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from shepherd.data.holdout import same_prompt
+from shepherd.data.sources import Dataset
+from shepherd.data.tokenize import Tokenized
+from shepherd.types import Example, Partition
+
+KINDS = {
+    "duplicates within a client": "the same instruction and answer, more than once in one client",
+    "duplicates across clients": "the same instruction and answer in more than one client: less skew than it seems",
+    "train and held-out overlap": "held-out rows whose instruction is also trained on: their loss flatters the model",
+    "conflicting answers": "the same instruction with different answers",
+    "empty answers": "rows that were refused: there was nothing to learn",
+    "other refusals": "rows that were refused for another reason",
+    "over-long rows": "rows that truncation cut",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault: `groups` of ids that share it (a group of one where a row stands for itself).
+
+    `count` is the number of rows; it is larger than the ids shown where only the first of them are known.
+    """
+
+    kind: str
+    count: int
+    groups: tuple[tuple[str, ...], ...]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(id for group in self.groups for id in group)
+
+    @property
+    def meaning(self) -> str:
+        return KINDS[self.kind]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings that are not zero, in the order of `KINDS`, and how many rows were looked at."""
+
+    findings: tuple[Finding, ...]
+    rows: int
+
+    def __getitem__(self, kind: str) -> Finding:
+        """The finding of this kind; count 0 when there is none."""
+        if kind not in KINDS:
+            raise KeyError(kind)
+        return next((f for f in self.findings if f.kind == kind), Finding(kind, 0, ()))
+
+    def describe(self, first: int = 3) -> str:
+        """One line per finding with the first ids, or one that says there are none."""
+        if not self.findings:
+            return f"{self.rows} rows, nothing found"
+        lines = []
+        for finding in self.findings:
+            shown = "; ".join(" = ".join(group) for group in finding.groups[:first])
+            more = "; …" if len(finding.groups) > first else ""
+            lines.append(f"{finding.count} {finding.kind}: {finding.meaning} ({shown}{more})")
+        return "\n".join(lines)
+
+
+def audit(
+    partition: Partition,
+    train: Sequence[Example],
+    held_out: Sequence[Example],
+    tokens: Tokenized | None = None,
+    dataset: Dataset | None = None,
+) -> Audit:
+    """Look through everything that is trained on and evaluated with.
+
+    `tokens` adds what truncation cut and tokenising refused, `dataset` what reading refused (rows with an empty answer
+    never become examples).
+    """
+    owner = {id: client for client, ids in partition.clients.items() for id in ids}
+    groups: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in KINDS}
+    for same in _alike(train, same_row):
+        in_client: dict[str, list[str]] = {}
+        for id in same:
+            in_client.setdefault(owner.get(id, ""), []).append(id)
+        if len(in_client) > 1:
+            groups["duplicates across clients"].append(same)
+        groups["duplicates within a client"] += [tuple(ids) for ids in in_client.values() if len(ids) > 1]
+
+    out = {e.id for e in held_out}
+    answers = {e.id: same_row(e) for e in [*train, *held_out]}
+    for same in _alike([*train, *held_out], same_prompt):
+        if 0 < sum(id in out for id in same) < len(same):
+            groups["train and held-out overlap"].append(same)
+        if len({answers[id] for id in same}) > 1:
+            groups["conflicting answers"].append(same)
+
+    counts = {kind: sum(map(len, same)) for kind, same in groups.items()}
+    counts["train and held-out overlap"] = sum(id in out for g in groups["train and held-out overlap"] for id in g)
+    for refused in (dataset.refused if dataset else {}, tokens.refused if tokens else {}):
+        for reason, (count, ids) in refused.items():
+            kind = "empty answers" if reason in ("empty answer", "no answer") else "other refusals"
+            groups[kind] += [(id,) for id in ids]
+            counts[kind] += count
+    if tokens:
+        long = [t.id for t in tokens.tokens if t.cut]
+        groups["over-long rows"] = [(id,) for id in long]
+        counts["over-long rows"] = len(long)
+    found = tuple(Finding(kind, counts[kind], tuple(same)) for kind, same in groups.items() if counts[kind])
+    return Audit(found, len(train) + len(held_out))
+
+
+def same_row(example: Example) -> str:
+    """`same_prompt` with the answer: equal for rows that teach the same."""
+    answer = " ".join(example.messages[-1].content.casefold().split())
+    return f"{same_prompt(example)}\nassistant:{answer}"
+
+
+def _alike(examples: Iterable[Example], key: Callable[[Example], str]) -> list[tuple[str, ...]]:
+    groups: dict[str, list[str]] = {}
+    for example in examples:
+        groups.setdefault(key(example), []).append(example.id)
+    return [tuple(ids) for ids in groups.values() if len(ids) > 1]

@@ -1,0 +1,88 @@
+"""Data that is there without a network. A dataset is a function that returns `Rows`; `builtin:<name>` loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from shepherd.data.files import read_rows, shorten
+from shepherd.errors import DataError, NetworkError, did_you_mean, missing_extra
+from shepherd.registry import Registry
+
+datasets = Registry("dataset")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a source gives: (example id, fields) for each row, in order, and the licence of the texts."""
+
+    name: str
+    rows: Sequence[tuple[str, dict[str, Any]]]
+    licence: str = "unknown"
+    notes: tuple[str, ...] = ()
+
+
+@datasets
+def instructions() -> Rows:
+    """A few hundred instructions of our own in Dolly's eight categories (Apache-2.0)."""
+    with resources.as_file(resources.files("shepherd.data") / "builtin" / "instructions.jsonl") as path:
+        rows = [(f"instructions:{number}", row) for number, row in read_rows(path)]
+    return Rows("builtin:instructions", rows, "Apache-2.0")
+
+
+@datasets
+def chatterbot(languages: tuple[str, ...] = ("english",)) -> Rows:
+    """Talk and facts from chatterbot-corpus (BSD-3-Clause): topics are categories, languages are sources."""
+    try:
+        import yaml
+
+        root = resources.files("chatterbot_corpus") / "data"
+    except ImportError as error:
+        raise DataError(
+            f"builtin:chatterbot needs the package {error.name!r}, which is not installed",
+            hint="pip install chatterbot-corpus pyyaml",
+        ) from None
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    known = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("_"))
+    rows = []
+    for language in dict.fromkeys(languages):
+        if language not in known:
+            near = did_you_mean(language, known)
+            raise DataError(f"builtin:chatterbot has no language {language!r}.{near} Languages: {', '.join(known)}")
+        topics = (root / language).iterdir()
+        for file in sorted((f for f in topics if f.name.endswith(".yml")), key=lambda f: f.name):
+            topic = file.name.removesuffix(".yml").lower()
+            document = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+            for number, turns in enumerate(document["conversations"], 1):
+                rows.append((f"{language}-{topic}:{number}", _conversation(turns, topic, language)))
+    return Rows("builtin:chatterbot", rows, "BSD-3-Clause")
+
+
+def _conversation(turns: Any, topic: str, language: str) -> dict[str, Any]:
+    if isinstance(turns, list):
+        turns = [{"role": ("user", "assistant")[i % 2], "content": str(turn)} for i, turn in enumerate(turns)]
+    return {"messages": turns, "category": topic, "source": language}
+
+
+def hub(name: str) -> Rows:
+    """`org/name[:config][@split]` through the package `datasets`; the split is `train` unless named."""
+    try:
+        import datasets as hub_datasets
+    except ImportError:
+        raise missing_extra("datasets", "hub") from None
+    path, _, split = name.partition("@")
+    path, _, config = path.partition(":")
+    split = split or "train"
+    try:
+        data = hub_datasets.load_dataset(path, config or None, split=split)
+    except Exception as error:  # its errors have no common class; what it says is what the user needs
+        kind = NetworkError if isinstance(error, (ConnectionError, OSError)) else DataError
+        raise kind(
+            f"hub:{name} could not be loaded: {type(error).__name__}: {shorten(str(error), 200)}",
+            hint="check the name and the network, or download the file and give its path",
+        ) from error
+    stem = path.rpartition("/")[2]
+    rows = [(f"{stem}:{number}", dict(row)) for number, row in enumerate(data, 1)]
+    return Rows(f"hub:{name}", rows, getattr(data.info, "license", "") or "unknown")

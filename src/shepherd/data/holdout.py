@@ -1,0 +1,58 @@
+"""Rows kept for evaluation: the same for everyone, drawn before any client gets its share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from shepherd import rng
+from shepherd.types import Example
+
+
+def hold_out(
+    examples: Sequence[Example], per_category: int, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(train, held out): `per_category` rows of each category, drawn by seed (FedIT: 10), in the order of the data.
+
+    Never more than half of a category: `short_categories` says where that, or the next rule, left fewer. Rows that ask
+    the same (`same_prompt`) stay together, so that no held-out row is answered in the training data.
+    """
+    asked: dict[str, list[int]] = {}
+    rows: dict[str, list[int]] = {}
+    for position, example in enumerate(examples):
+        asked.setdefault(same_prompt(example), []).append(position)
+        rows.setdefault(example.category, []).append(position)
+    left = {category: min(per_category, len(held) // 2) for category, held in rows.items()}
+    out: set[int] = set()
+    for category in sorted(rows):
+        for i in rng.stream(seed, "hold out", category).permutation(len(rows[category])):
+            position = rows[category][i]
+            if position in out or not left[category]:
+                continue
+            group = asked[same_prompt(examples[position])]
+            need: dict[str, int] = {}
+            for member in group:
+                need[examples[member].category] = need.get(examples[member].category, 0) + 1
+            if all(count <= left[c] for c, count in need.items()):
+                out.update(group)
+                for c, count in need.items():
+                    left[c] -= count
+    train = tuple(e for position, e in enumerate(examples) if position not in out)
+    return train, tuple(examples[position] for position in sorted(out))
+
+
+def short_categories(
+    examples: Sequence[Example], held_out: Sequence[Example], per_category: int
+) -> Mapping[str, tuple[int, int]]:
+    """Category -> (rows held out, rows there are), for the categories with fewer than `per_category` held out."""
+    counts = {e.category: [0, 0] for e in examples}
+    for e in examples:
+        counts[e.category][1] += 1
+    for e in held_out:
+        counts[e.category][0] += 1
+    return {c: (out, rows) for c, (out, rows) in sorted(counts.items()) if out < per_category}
+
+
+def same_prompt(example: Example) -> str:
+    """What the example asks, without regard to case and white space: equal for rows that must not be parted."""
+    turns = [f"{m.role}:{m.content}" for m in example.messages[:-1]]
+    return " ".join("\n".join([*turns, example.context]).casefold().split())

@@ -1,0 +1,127 @@
+"""Examples -> who holds what. Held-out rows leave first, a partitioner deals the rest, the result is checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shepherd import rng
+from shepherd.data.holdout import hold_out, short_categories
+from shepherd.data.partitioners import partitioners
+from shepherd.data.sources import digest
+from shepherd.errors import DataError
+from shepherd.types import ClientId, Example, Partition
+
+__all__ = ["divide", "hold_out", "load_partition", "partitioners", "save_partition", "short_categories", "table"]
+
+
+def divide(
+    examples: Sequence[Example],
+    name: str,
+    options: Mapping[str, Any],
+    clients: int,
+    seed: int,
+    held_out: Sequence[Example] = (),
+    dataset_digest: str = "",
+) -> Partition:
+    """Deal `examples` with the partitioner `name`; 0 clients lets it decide, where it can.
+
+    The digest is that of examples and held-out rows together unless given. Raises DataError for more clients than
+    rows, for an id on both sides, for a row that is not in exactly one client, and for empty clients.
+    """
+    if not examples:
+        raise DataError("no rows are left to divide over clients", hint="lower data.held_out_per_category")
+    both = {e.id for e in examples} & {e.id for e in held_out}
+    if both:
+        raise DataError(
+            f"{min(both)} is both held out and trained on ({len(both)} ids in all)",
+            hint="two files of the same name give the same ids: rename the file with the held-out rows",
+        )
+    if clients > len(examples):
+        raise DataError(
+            f"{clients} clients are more than the {len(examples)} rows to divide; each needs at least one",
+            hint=f"set partition.clients to at most {len(examples)}, or lower data.held_out_per_category",
+        )
+    dealt = partitioners.build(name, options)(examples, clients, rng.stream(seed, "partition", name))
+    _check(dealt, examples, name)
+    return Partition(
+        clients={client: tuple(dealt[client]) for client in sorted(dealt)},
+        dataset_digest=dataset_digest or digest([*examples, *held_out]),
+        held_out=tuple(e.id for e in held_out),
+        settings={"name": name, "clients": clients, "seed": seed, **options},
+    )
+
+
+def table(partition: Partition, examples: Sequence[Example]) -> tuple[list[ClientId], list[str], np.ndarray]:
+    """(clients, categories, int64[clients, categories]): how many rows of each category every client holds."""
+    category = {e.id: e.category for e in examples}
+    clients = sorted(partition.clients)
+    categories = sorted({category[id] for ids in partition.clients.values() for id in ids})
+    column = {name: i for i, name in enumerate(categories)}
+    counts = np.zeros((len(clients), len(categories)), np.int64)
+    for row, client in enumerate(clients):
+        for id in partition.clients[client]:
+            counts[row, column[category[id]]] += 1
+    return clients, categories, counts
+
+
+def save_partition(path: Path, partition: Partition, examples: Sequence[Example] = ()) -> None:
+    """Write partition.json, whole or not at all; with `examples` also the client × category table."""
+    document: dict[str, Any] = {
+        "clients": {client: list(ids) for client, ids in partition.clients.items()},
+        "held_out": list(partition.held_out),
+        "dataset_digest": partition.dataset_digest,
+        "settings": dict(partition.settings),
+    }
+    if examples:
+        clients, categories, counts = table(partition, examples)
+        document["table"] = {"clients": clients, "categories": categories, "counts": counts.tolist()}
+    path = Path(path)
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def load_partition(path: Path, dataset_digest: str = "") -> Partition:
+    """Read partition.json. With `dataset_digest` raises DataError when it was made for other data."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        partition = Partition(
+            clients={client: tuple(ids) for client, ids in sorted(document["clients"].items())},
+            dataset_digest=document["dataset_digest"],
+            held_out=tuple(document["held_out"]),
+            settings=document["settings"],
+        )
+    except FileNotFoundError:
+        raise DataError(f"no partition at {path}") from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not a partition: {type(error).__name__}: {error}") from None
+    if dataset_digest and dataset_digest != partition.dataset_digest:
+        raise DataError(
+            f"{path} divides other data (digest {partition.dataset_digest[:12]}, this data is {dataset_digest[:12]})",
+            hint="divide anew, or give the data that it was made for",
+        )
+    return partition
+
+
+def _check(dealt: Mapping[ClientId, Sequence[str]], examples: Sequence[Example], name: str) -> None:
+    empty = sorted(client for client, ids in dealt.items() if not ids)
+    if empty:
+        raise DataError(
+            f"{name} left {len(empty)} of {len(dealt)} clients without rows: {', '.join(empty[:3])}",
+            hint="fewer clients, more rows, or a partitioner with a minimum size",
+        )
+    counts: dict[str, int] = {e.id: 0 for e in examples}
+    for client, ids in dealt.items():
+        for id in ids:
+            if id not in counts:
+                raise DataError(f"{name} gave {client} a row that is not there: {id}")
+            counts[id] += 1
+    wrong = [id for id, count in counts.items() if count != 1]
+    if wrong:
+        raise DataError(f"{name} put {wrong[0]} into {counts[wrong[0]]} clients; {len(wrong)} rows are wrong in all")

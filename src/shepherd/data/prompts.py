@@ -1,0 +1,50 @@
+"""Messages -> the text that the model sees, and which characters of it are the response.
+
+A chat template is the model's own; a text template is alpaca's or the user's. Both end every response with the token
+at which generation stops, and that token is learned.
+
+Control tokens come from templates only. A text that spells one out ("<|im_end|>") is rendered as it is, with a
+`break` inside it: `tokenize.encode` starts afresh there, so that the tokenizer sees two ordinary pieces of text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shepherd.data.chat_template import ChatTemplate
+from shepherd.data.rendering import Rendered, Template, model_name
+from shepherd.data.text_template import ALPACA, ALPACA_INTRODUCTION, ALPACA_WITHOUT_INPUT, TextTemplate
+from shepherd.errors import ModelError, did_you_mean
+
+__all__ = ["Rendered", "Template", "build_template"]
+
+
+def build_template(name: str, tokenizer: Any) -> Template:
+    """`chat`, `alpaca`, `auto` (chat where the tokenizer has one, else alpaca), or a text that has {instruction}.
+
+    Raises ModelError for a tokenizer without a chat template or without an end token, and for a chat template that
+    rewrites earlier turns, where no mask would be exact.
+    """
+    if not getattr(tokenizer, "eos_token", None):
+        raise ModelError(
+            f"the tokenizer of {model_name(tokenizer)} has no end token (eos_token)",
+            hint="set eos_token in its tokenizer_config.json; without one the model never learns to stop",
+        )
+    has_chat = bool(getattr(tokenizer, "chat_template", None))
+    if name == "auto":
+        name = "chat" if has_chat else "alpaca"
+    if name == "chat":
+        if not has_chat:
+            raise ModelError(
+                f"the tokenizer of {model_name(tokenizer)} has no chat template",
+                hint='set data.template = "alpaca", or a text of your own that contains {instruction}',
+            )
+        return ChatTemplate(tokenizer)
+    if name == "alpaca":
+        return TextTemplate("alpaca", ALPACA, tokenizer, ALPACA_WITHOUT_INPUT, ALPACA_INTRODUCTION)
+    if "{instruction}" in name:
+        return TextTemplate("own text", name, tokenizer)
+    raise ModelError(
+        f"unknown template: {name!r}.{did_you_mean(name, ('auto', 'chat', 'alpaca'))} Known: alpaca, auto, chat",
+        hint="a template of your own is a text that contains {instruction}",
+    )

@@ -1,0 +1,179 @@
+"""A source -> `Dataset`: files, folders, built-ins and hub names as `Example`s, with what was refused and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shepherd import rng
+from shepherd.data.builtins import Rows, datasets, hub
+from shepherd.data.files import SUFFIXES, find, read_rows
+from shepherd.data.formats import Refusal, detect, rename, to_example
+from shepherd.errors import DataError, did_you_mean
+from shepherd.types import Example
+
+Counts = Mapping[str, tuple[int, tuple[str, ...]]]
+"""Reason -> (how many rows, the ids of the first three)."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples in the order of the source. `refused` rows are not among them; `changed` rows are, less a part."""
+
+    examples: tuple[Example, ...]
+    name: str
+    format: str
+    digest: str
+    licence: str = "unknown"
+    refused: Counts = field(default_factory=dict)
+    changed: Counts = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def load_examples(
+    source: str,
+    *,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    categories: Sequence[str] = (),
+    rows_per_category: int = 0,
+    languages: Sequence[str] = ("english",),
+    seed: int = 0,
+) -> Dataset:
+    """Read `source`: a path, `builtin:<name>`, `hub:<org/name>` or `module:function`.
+
+    `columns` maps our field to theirs; `categories` keeps only these; `rows_per_category` draws at most so many of
+    each by seed. Raises DataError that says where and why, and for a source without a usable row.
+    """
+    rows = _read(source, tuple(languages))
+    columns = dict(columns or {})
+    fields = [(id, rename(row, columns)) for id, row in rows.rows]
+    format = detect((row for _, row in rows.rows), format, columns, rows.name)
+    refused, changed = Tally(), Tally()
+    examples = []
+    for id, row in fields:
+        try:
+            example, note = to_example(row, format, id)
+        except Refusal as reason:
+            refused.add(str(reason), id)
+            continue
+        examples.append(example)
+        if note:
+            changed.add(note, id)
+    if not examples:
+        raise DataError(
+            f"{rows.name}: none of the {len(fields)} rows can be used\n{refused.describe()}",
+            hint="every row needs an instruction and an answer",
+        )
+    kept = _draw(_only(examples, categories, rows.name), rows_per_category, seed)
+    return Dataset(
+        examples=tuple(kept),
+        name=rows.name,
+        format=format,
+        digest=digest(kept),
+        licence=rows.licence,
+        refused=refused.counts,
+        changed=changed.counts,
+        notes=rows.notes,
+    )
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """sha256 of the examples as canonical JSON, in the order of their ids: the order of the rows does not matter."""
+    state = hashlib.sha256()
+    for e in sorted(examples, key=lambda e: e.id):
+        turns = [[m.role, m.content] for m in e.messages]
+        line = json.dumps([e.id, turns, e.category, e.source, e.context], ensure_ascii=False, separators=(",", ":"))
+        state.update(line.encode() + b"\n")
+    return state.hexdigest()
+
+
+class Tally:
+    """Counts per reason with the first three ids, in the order in which the reasons came up."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, list[str]] = {}
+
+    def add(self, reason: str, id: str) -> None:
+        self._ids.setdefault(reason, []).append(id)
+
+    @property
+    def counts(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        return {reason: (len(ids), tuple(ids[:3])) for reason, ids in self._ids.items()}
+
+    def describe(self) -> str:
+        """One line per reason: `  3 rows: empty answer (clinic:1, clinic:4, clinic:9)`."""
+        return describe(self.counts)
+
+
+def describe(counts: Counts) -> str:
+    """`counts` in words, one line per reason."""
+    lines = []
+    for reason, (count, ids) in counts.items():
+        more = ", …" if count > len(ids) else ""
+        lines.append(f"  {count} {'row' if count == 1 else 'rows'}: {reason} ({', '.join(ids)}{more})")
+    return "\n".join(lines)
+
+
+def _read(source: str, languages: tuple[str, ...]) -> Rows:
+    kind, _, name = source.partition(":")
+    if kind == "builtin":
+        options = {"languages": languages} if name in datasets and "languages" in datasets.options(name) else {}
+        return datasets.build(name, options)
+    if kind == "hub":
+        return hub(name)
+    if re.fullmatch(r"\w[\w.]+:[^\W\d]\w*", source) and not Path(source).exists():
+        return datasets.build(source)
+    path = find(source)
+    return _folder(path) if path.is_dir() else _file(path)
+
+
+def _file(path: Path) -> Rows:
+    return Rows(path.name, [(f"{path.stem}:{number}", row) for number, row in read_rows(path)])
+
+
+def _folder(path: Path) -> Rows:
+    """One file per client: the file's stem is each row's source, whatever the row itself says."""
+    entries = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+    files = [p for p in entries if p.is_file() and p.suffix.lower() in SUFFIXES]
+    if not files:
+        raise DataError(f"{path} holds no data files", hint=f"one file per client: {', '.join(SUFFIXES)}")
+    stems = [p.stem.casefold() for p in files]
+    rows = []
+    for file in files:
+        name = file.stem if stems.count(file.stem.casefold()) == 1 else file.name
+        rows += [(f"{name}:{number}", row | {"source": name}) for number, row in read_rows(file)]
+    other = [p.name for p in entries if p not in files]
+    notes = (f"not data, so not read: {', '.join(other)}",) if other else ()
+    return Rows(path.name, rows, notes=notes)
+
+
+def _only(examples: list[Example], categories: Sequence[str], name: str) -> list[Example]:
+    if not categories:
+        return examples
+    known = sorted({e.category for e in examples})
+    for category in categories:
+        if category not in known:
+            near = did_you_mean(category, known)
+            raise DataError(f"{name} has no category {category!r}.{near} Categories: {', '.join(known)}")
+    return [e for e in examples if e.category in set(categories)]
+
+
+def _draw(examples: list[Example], rows_per_category: int, seed: int) -> list[Example]:
+    if not rows_per_category:
+        return examples
+    by_category: dict[str, list[int]] = {}
+    for position, example in enumerate(examples):
+        by_category.setdefault(example.category, []).append(position)
+    kept: set[int] = set()
+    for category, positions in by_category.items():
+        order = rng.stream(seed, "rows per category", category).permutation(len(positions))
+        kept.update(positions[i] for i in order[:rows_per_category])
+    return [e for position, e in enumerate(examples) if position in kept]

@@ -1,0 +1,36 @@
+"""The in-process engine: holds the base once and trains the cohort in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from shepherd.clients.training import LocalTraining, StepReport, train
+from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.model.forward import PackedModel
+from shepherd.model.lora import CohortLora
+from shepherd.types import Adapter, ClientFailure, ClientId, ClientUpdate, Tokens, TrainTask
+
+
+class LocalEngine:
+    """All clients in this process, as one cohort on one base."""
+
+    def __init__(
+        self,
+        packed: PackedModel,
+        make_lora: Callable[[int], CohortLora],
+        settings: LocalTraining,
+        data: Mapping[ClientId, Sequence[Tokens]],
+    ) -> None:
+        self.packed, self.make_lora, self.settings, self.data = packed, make_lora, settings, data
+
+    def train(
+        self, task: TrainTask, observe: Callable[[StepReport], None] = lambda report: None
+    ) -> Iterable[ClientUpdate | ClientFailure]:
+        return train(task, self.packed, self.make_lora, self.settings, self.data, observe)
+
+    def evaluate(self, adapter: Adapter | None, rows: Sequence[Tokens]) -> RowLosses:
+        lora = None
+        if adapter is not None:
+            lora = self.make_lora(1)
+            lora.load(0, adapter)
+        return row_losses(self.packed, rows, lora, 2 * self.settings.tokens_per_pass)[0]

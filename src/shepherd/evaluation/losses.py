@@ -1,0 +1,105 @@
+"""Held-out losses: adapters and rows in, per-row sums out, from which every mean follows exactly.
+
+Every adapter of a cohort meets every row. A row's sums are independent of how passes were cut (to rounding).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shepherd.model.forward import PackedModel, Row, cut, pack
+from shepherd.model.lora import CohortLora
+from shepherd.types import Stat, Tokens
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Per held-out row: nll float64[rows] (summed, nats), tokens int64[rows] (targets), hits int64[rows]."""
+
+    nll: np.ndarray
+    tokens: np.ndarray
+    hits: np.ndarray
+
+    def select(self, rows: np.ndarray) -> RowLosses:
+        """The rows of an index or boolean array."""
+        return RowLosses(self.nll[rows], self.tokens[rows], self.hits[rows])
+
+    @property
+    def stat(self) -> Stat:
+        """Loss per target token, in nats."""
+        return Stat(float(self.nll.sum()), float(self.tokens.sum()))
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the loss over rows (ratio estimator, linearised)."""
+        n, tokens = len(self.nll), self.tokens.sum()
+        if n < 2 or not tokens:
+            return float("nan")
+        residual = self.nll - self.stat.mean * self.tokens
+        return float(np.sqrt(n / (n - 1) * np.square(residual).sum()) / tokens)
+
+    def summary(self) -> dict[str, float]:
+        """loss (nats per token), perplexity, token_accuracy, stderr, rows, tokens."""
+        loss = self.stat.mean
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "token_accuracy": Stat(float(self.hits.sum()), float(self.tokens.sum())).mean,
+            "stderr": self.stderr,
+            "rows": len(self.nll),
+            "tokens": int(self.tokens.sum()),
+        }
+
+
+def row_losses(
+    packed: PackedModel, rows: Sequence[Tokens], lora: CohortLora | None = None, tokens_per_pass: int = 2048
+) -> list[RowLosses]:
+    """The losses of all rows under each slot of `lora`, or under the bare base (one entry) without it."""
+    slots = lora.slots if lora is not None else 1
+    nll = np.zeros((slots, len(rows)))
+    hits = np.zeros((slots, len(rows)), np.int64)
+    items = [Row(slot, row) for slot in range(slots) for row in rows]
+    done = 0
+
+    def measure() -> None:
+        nonlocal done
+        for part in cut(items, tokens_per_pass):
+            batch = pack(part).to(packed.device)
+            if lora is not None:
+                lora.segments = batch.segments
+            losses, correct = packed.token_losses(batch)
+            owners = batch.sequence_of.cpu().numpy()
+            where = slice(done, done + len(part))
+            nll.reshape(-1)[where] = np.bincount(owners, losses.double().cpu().numpy(), len(part))
+            hits.reshape(-1)[where] = np.bincount(owners, correct.cpu().numpy(), len(part))
+            done += len(part)
+
+    with packed.packing():
+        if lora is None:
+            measure()
+        else:
+            with lora.attached():
+                measure()
+    tokens = np.array([row.targets for row in rows], np.int64)
+    return [RowLosses(nll[slot], tokens, hits[slot]) for slot in range(slots)]
+
+
+def paired_difference(a: RowLosses, b: RowLosses, rng: np.random.Generator, resamples: int = 2000) -> Mapping[str, object]:
+    """Loss of a − loss of b on the same rows, with a 95 % interval and p from a paired bootstrap over rows.
+
+    Resampling rows keeps the pairing (Koehn, 2004); p is two-sided, twice the smaller share beyond zero.
+    """
+    n = len(a.nll)
+    difference = a.stat.mean - b.stat.mean
+    if n < 2:
+        return {"difference": difference, "ci95": [None, None], "p": None}
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    tokens = counts @ a.tokens
+    draws = (counts @ (a.nll - b.nll)) / np.maximum(tokens, 1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    beyond = min((draws <= 0).mean(), (draws >= 0).mean())
+    return {"difference": difference, "ci95": [float(low), float(high)], "p": float(min(1.0, 2 * max(beyond, 1 / resamples)))}

@@ -1,0 +1,397 @@
+"""Config -> a run: load, divide, train every arm, measure, write. The story of `shepherd run`, in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from shepherd import __version__, arms, results
+from shepherd.clients.training import StepReport
+from shepherd.config import Config, to_toml
+from shepherd.data.partition import save_partition
+from shepherd.engines.local import LocalEngine
+from shepherd.errors import ClientError, EvaluationError, UsageError, did_you_mean
+from shepherd.evaluation.losses import RowLosses
+from shepherd.model.adapter import digest, load_adapter, save_adapter
+from shepherd.model.adapter_card import adapter_card
+from shepherd.model.base import Base, load_base
+from shepherd.model.generate import generate
+from shepherd.model.threads import use_threads
+from shepherd.prepare import Learner, Rows, prepare_learner, prepare_plan, prepare_rows
+from shepherd.round import Plan, ServerState
+from shepherd.store import RunDirectory, checkpoint_name
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its directory, and what summary.json holds."""
+
+    path: Path
+    summary: Mapping[str, Any]
+
+
+def run(config: Config, observer: Observer | None = None, out_dir: Path | None = None) -> Run:
+    """Carry out a run and write its directory.
+
+    Raises a ShepherdError for anything a person can mend; ClientError when too few clients gave a usable update;
+    EvaluationError when the adapter on disk does not give the reported loss.
+    """
+    return _Experiment(config, observer or (lambda event: None), out_dir).run()
+
+
+class _Experiment:
+    """The state of one run, from config to summary."""
+
+    def __init__(self, config: Config, observer: Observer, out_dir: Path | None) -> None:
+        self.config, self.tell = config, observer
+        self.out = Path(out_dir) if out_dir is not None else Path(config.run.out)
+        self.seconds: dict[str, float] = {}
+        self.begin = time.perf_counter()
+
+    def run(self) -> Run:
+        config = self.config
+        with self._phase("load model"):
+            use_threads(config.run.threads)
+            base = load_base(
+                config.model.base,
+                revision=config.model.revision,
+                device=config.model.device,
+                dtype=config.model.dtype,
+                quantize=config.model.quantize,
+            )
+        with self._phase("prepare data"):
+            rows, template = prepare_rows(config, base.tokenizer)
+            names = arms.local_names(config, tuple(rows.clients))
+            _check_names(names, rows)
+        with self._phase("prepare model"):
+            learner = prepare_learner(config, base)
+            plan = prepare_plan(config, rows)
+        self.store = RunDirectory.create(self.out, config.run.name)
+        self._write_inputs(base, rows)
+        self.meter = _Meter(self.tell, config, rows, plan, names)
+        self.tell(
+            {
+                "event": "start", "run": str(self.store.path), "config": config.model_dump(mode="json"), "model": base.name,
+                "clients": sorted(rows.clients), "rounds": config.federation.rounds, "arms": list(config.evaluation.arms),
+            }
+        )  # fmt: skip
+        for warning in rows.warnings:
+            self.tell({"event": "warning", "message": warning})
+
+        self.engine = LocalEngine(learner.packed, learner.make_lora, learner.settings, rows.clients)
+        self.losses: dict[str, RowLosses] = {}
+        with self._phase("evaluate", "base"):
+            self.losses["base"] = self._evaluate("base", None, rows, 0)
+        state, fed_budget, traffic = self._federated(learner, plan, rows)
+        outcome: dict[str, arms.Arm] = {}
+        if "local" in config.evaluation.arms:
+            with self._phase("train", "local"):
+                outcome["local"] = arms.local_arm(config, learner, rows, names, self.meter.steps("local"))
+        if "centralised" in config.evaluation.arms:
+            with self._phase("train", "centralised"):
+                outcome["centralised"] = self._centralised(learner, plan, rows)
+        for arm in outcome.values():
+            for failure in arm.failures:
+                self.tell({"event": "warning", "message": f"{failure.client}: {failure.code}: {failure.detail}"})
+        with self._phase("save adapter"):
+            check = self._save(base, learner, rows, state)
+        with self._phase("generate"):
+            records = self._generate(base, learner, rows, template, state, outcome)
+        metrics = self._metrics(rows, outcome, records)
+        budget = {"federated": fed_budget, **{name: dataclasses.asdict(arm.budget) for name, arm in outcome.items()}}
+        summary = self._summary(base, learner, plan, rows, state, metrics, budget, traffic, check, outcome)
+        self.store.write_json("summary.json", summary)
+        self.store.journal("finished")
+        with self._phase("report"):
+            from shepherd.report.html import write_report
+
+            write_report(self.store.path)
+        self.tell({"event": "end", "run": str(self.store.path), "summary": summary})
+        return Run(self.store.path, summary)
+
+    def _write_inputs(self, base: Base, rows: Rows) -> None:
+        self.store.write_text("config.toml", to_toml(self.config))
+        save_partition(self.store.path / "partition.json", rows.partition, list(rows.examples.values()))
+        self.store.write_json("env.json", _environment(base))
+        self.store.journal("started", model=base.digest, data=rows.dataset.digest)
+
+    def _federated(self, learner: Learner, plan: Plan, rows: Rows) -> tuple[ServerState, dict, tuple[int, int]]:
+        """All rounds: a checkpoint and a line in rounds.jsonl each."""
+        config = self.config
+        state = ServerState(0, learner.adapter, {})
+        self.curve = [(0, self.losses["base"].stat.mean)]
+        best, traffic, steps, examples, tokens = (np.inf, 0), np.zeros(2, int), 0, 0, 0
+        with self._phase("train", "federated"):
+            rounds = arms.federated_rounds(
+                state, plan, self.engine, config.federation.rounds, self.meter.steps("federated")
+            )  # fmt: skip
+            for state, record in rounds:
+                line = dataclasses.asdict(record)
+                begin = time.perf_counter()
+                losses = None
+                if state.round == config.federation.rounds or (
+                    config.evaluation.every and state.round % config.evaluation.every == 0
+                ):
+                    losses = self._evaluate("federated", state, rows, state.round)
+                    self.losses["federated"] = losses
+                    self.curve.append((state.round, losses.stat.mean))
+                    best = min(best, (losses.stat.mean, state.round))
+                line["held_out_loss"] = losses.stat.mean if losses else None
+                line["held_out_per_category"] = (
+                    {k: v["loss"] for k, v in results.arm_metrics(losses, rows)["per_category"].items()} if losses else None
+                )
+                line["seconds"]["evaluate"] = time.perf_counter() - begin
+                begin = time.perf_counter()
+                name = f"checkpoints/{checkpoint_name(state.round)}"
+                with self.store.commit_folder(name) as folder:
+                    save_adapter(folder, state.adapter, base_name=config.model.base, conv1d=learner.conv1d)
+                self.store.prune_checkpoints(config.checkpoints.keep, best[1])
+                line["seconds"]["commit"] = time.perf_counter() - begin
+                self.store.append("rounds.jsonl", line)
+                self.store.journal("committed", round=state.round, adapter=digest(state.adapter))
+                self.tell({"event": "round", **line})
+                traffic += (record.bytes_up, record.bytes_down)
+                steps += sum(record.steps.values())
+                examples += sum(record.examples.values())
+                tokens += sum(record.tokens.values())
+        budget = arms.Budget(steps, steps / plan.cohort_size, examples, tokens)
+        return state, dataclasses.asdict(budget), (int(traffic[0]), int(traffic[1]))
+
+    def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
+        arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, self.meter.steps("centralised"))
+        if arm.failures:
+            raise ClientError(
+                f"the centralised arm failed: {arm.failures[0].detail}", hint="lower training.learning_rate"
+            )
+        self.losses["centralised"] = arm.losses[arms.POOLED]
+        return arm
+
+    def _evaluate(self, arm: str, state: ServerState | None, rows: Rows, number: int) -> RowLosses:
+        losses = self.engine.evaluate(state.adapter if state else None, rows.held_out)
+        self.tell({"event": "evaluation", "arm": arm, "round": number, "loss": losses.stat.mean})
+        return losses
+
+    def _save(self, base: Base, learner: Learner, rows: Rows, state: ServerState) -> dict[str, float]:
+        """Write the final adapter, then read it back and measure it again."""
+        reported = self.losses["federated"].stat.mean
+        with self.store.commit_folder("adapter") as folder:
+            save_adapter(folder, state.adapter, base_name=base.name, conv1d=learner.conv1d)
+            base.tokenizer.save_pretrained(folder)
+            card = adapter_card(
+                state.adapter,
+                base=base.name,
+                base_licence=base.licence,
+                data=rows.dataset.name,
+                data_licence=rows.dataset.licence,
+                rows=sum(map(len, rows.clients.values())),
+                clients=len(rows.clients),
+                rounds=state.round,
+                loss_before=self.losses["base"].stat.mean,
+                loss_after=reported,
+                version=__version__,
+            )
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        again = self.engine.evaluate(load_adapter(self.store.path / "adapter"), rows.held_out).stat.mean
+        if not abs(again - reported) <= 1e-4 * (1 + abs(reported)):
+            raise EvaluationError(
+                f"the adapter on disk has held-out loss {again:.6f}, the one in memory had {reported:.6f}",
+                hint=f"do not use {self.store.path / 'adapter'}; this is a bug, please report it",
+            )
+        return {"loss": again, "difference": again - reported}
+
+    def _generate(self, base, learner, rows, template, state, outcome) -> list[dict[str, Any]]:
+        picks = results.sample_rows(rows.held_out, self.config.evaluation.generate)
+        examples = [rows.examples[rows.held_out[i].id] for i in picks]
+        if not examples:
+            return []
+        prompts = [template.prompt(e.messages, e.context) for e in examples]
+        adapters = {"base": None, "federated": state.adapter}
+        if "centralised" in outcome:
+            adapters["centralised"] = outcome["centralised"].adapters[arms.POOLED]
+        answers = {}
+        for name, adapter in adapters.items():
+            lora = None
+            if adapter is not None:
+                lora = learner.make_lora(1)
+                lora.load(0, adapter)
+            answers[name] = generate(
+                base.model, base.tokenizer, prompts, lora=lora, max_new_tokens=self.config.evaluation.max_new_tokens
+            )
+        records = [
+            results.generation_record(example, {arm: texts[i] for arm, texts in answers.items()})
+            for i, example in enumerate(examples)
+        ]
+        self.store.write_lines("evaluation/generations.jsonl", records)
+        return records
+
+    def _metrics(self, rows: Rows, outcome: Mapping[str, arms.Arm], records: list) -> dict[str, Any]:
+        local = outcome["local"].losses if "local" in outcome else {}
+        measured = {name: results.arm_metrics(losses, rows) for name, losses in self.losses.items()}
+        for name, scores in results.generation_scores(records).items():
+            measured[name]["generation"] = scores
+        if local:
+            measured["local"] = {client: results.arm_metrics(losses, rows) for client, losses in local.items()}
+        start = [[0, self.losses["base"].stat.mean]]
+        curves: dict[str, Any] = {"federated": self.curve}
+        if "centralised" in outcome:
+            curves["centralised"] = start + outcome["centralised"].curves[arms.POOLED]
+        if local:
+            curves["local"] = {client: start + points for client, points in outcome["local"].curves.items()}
+        metrics = {
+            "held_out_rows": len(rows.held_out),
+            "held_out_tokens": int(self.losses["base"].tokens.sum()),
+            "arms": measured,
+            "curves": curves,
+            "differences": results.differences(self.losses, local, self.config.run.seed),
+        }
+        self.store.write_json("evaluation/metrics.json", metrics)
+        return metrics
+
+    def _summary(self, base, learner, plan, rows, state, metrics, budget, traffic, check, outcome) -> dict[str, Any]:
+        measured = dict(metrics["arms"])
+        local = measured.pop("local", None)
+        brief = {name: results.brief(m) for name, m in measured.items()}
+        if local is not None:
+            brief["local"] = {client: results.brief(m) for client, m in local.items()}
+        adapter = state.adapter
+        return {
+            "arms": brief,
+            "budget": budget,
+            "bytes_up": traffic[0],
+            "bytes_down": traffic[1],
+            "seconds": {**self.seconds, "total": time.perf_counter() - self.begin},
+            "model": {
+                "name": base.name, "digest": base.digest, "parameters": base.num_parameters,
+                "dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device), "licence": base.licence,
+            },
+            "adapter_sha256": digest(adapter),
+            "adapter": {
+                "r": adapter.r, "alpha": adapter.alpha, "targets": sorted({n.rsplit(".", 1)[-1] for n in adapter.factors}),
+                "parameters": adapter.num_parameters, "bytes": adapter.nbytes,
+            },
+            "data": {
+                "name": rows.dataset.name, "digest": rows.dataset.digest, "licence": rows.dataset.licence,
+                "rows": len(rows.dataset.examples), "train_rows": sum(map(len, rows.clients.values())),
+                "held_out_rows": len(rows.held_out), "refused": {**_counts(rows.dataset.refused), **_counts(rows.tokenized.refused)},
+                "cut_rows": rows.tokenized.cut_rows, "audit": {f.kind: f.count for f in rows.audit.findings},
+            },
+            "clients": len(rows.clients),
+            "rounds": self.config.federation.rounds,
+            "cohort": plan.cohort_size,
+            "failed": [dataclasses.asdict(f) for arm in outcome.values() for f in arm.failures],
+            "peak_memory_bytes": _peak_memory(),
+            "command": f"shepherd run {self.store.path / 'config.toml'}",
+            "version": __version__,
+            "seed": self.config.run.seed,
+            "reload_check": check,
+            "trained_rows": results.times_seen(state.cursors, rows),
+        }  # fmt: skip
+
+    @contextmanager
+    def _phase(self, name: str, arm: str | None = None) -> Iterator[None]:
+        self.tell({"event": "phase", "phase": name, "arm": arm, "detail": ""})
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            key = (arm if name == "train" else name) or name
+            self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - begin
+
+
+class _Meter:
+    """Turns step reports into progress events: share of the planned tokens, tokens per second, time left."""
+
+    def __init__(self, tell: Observer, config: Config, rows: Rows, plan: Plan, local: tuple[str, ...]) -> None:
+        self.tell, self.rounds = tell, config.federation.rounds
+        length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
+        cost = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
+        per_round = plan.cohort_size * float(np.mean(list(cost.values())))
+        planned = {
+            "federated": per_round * self.rounds,
+            "local": sum(cost[c] for c in local) * self.rounds,
+            "centralised": per_round * self.rounds,
+        }
+        self.planned = sum(v for arm, v in planned.items() if arm in (*config.evaluation.arms, "federated"))
+        self.done = 0.0
+        self.begin = time.perf_counter()
+
+    def steps(self, arm: str) -> Callable[[int, StepReport], None]:
+        """The observer of one arm's steps."""
+        last = [0]
+
+        def observe(number: int, report: StepReport) -> None:
+            fresh = report.tokens - last[0] if report.tokens >= last[0] else report.tokens
+            last[0] = report.tokens
+            self.done += fresh
+            elapsed = time.perf_counter() - self.begin
+            fraction = min(1.0, self.done / self.planned)
+            self.tell(
+                {
+                    "event": "step", "arm": arm, "round": number, "rounds": self.rounds,
+                    "clients": {
+                        client: {
+                            "step": step, "steps": steps, "loss": loss, "tokens": tokens,
+                            "state": "failed" if client in report.failed else "done" if step == steps else "training",
+                        }
+                        for client, (step, steps, loss, tokens) in report.clients.items()
+                    },
+                    "tokens_per_second": self.done / elapsed, "fraction": fraction,
+                    "eta_seconds": elapsed * (1 - fraction) / fraction if fraction else None,
+                }
+            )  # fmt: skip
+
+        return observe
+
+
+def _check_names(names: tuple[str, ...], rows: Rows) -> None:
+    for name in names:
+        if name not in rows.clients:
+            known = sorted(rows.clients)
+            raise UsageError(
+                f"evaluation.local_clients names {name!r}, which is not a client.{did_you_mean(name, known)}",
+                hint=f"clients: {', '.join(known[:12])}",
+            )
+
+
+def _counts(refused: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, int]:
+    return {reason: count for reason, (count, _) in refused.items()}
+
+
+def _environment(base: Base) -> dict[str, Any]:
+    import peft
+    import torch
+    import transformers
+
+    return {
+        "shepherd": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "threads": torch.get_num_threads(),
+        "device": str(base.device),
+        "dtype": str(base.dtype),
+    }
+
+
+def _peak_memory() -> int:
+    """Most memory this process has held, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else 1024 * peak)

@@ -1,0 +1,111 @@
+"""The adapter: made by seed, written and read as a PEFT folder, digested.
+
+A PEFT folder is `adapter_config.json` and `adapter_model.safetensors`; any PEFT user can load it:
+
+    PeftModel.from_pretrained(base, "runs/demo/adapter")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from shepherd.errors import ModelError
+from shepherd.rng import stream
+from shepherd.types import Adapter, Factors
+
+PREFIX = "base_model.model."
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def fresh_adapter(
+    sizes: Mapping[str, tuple[int, int]],
+    r: int,
+    alpha: float,
+    seed: int,
+    *,
+    rslora: bool = False,
+    base_digest: str = "",
+) -> Adapter:
+    """The adapter that changes nothing: A Kaiming-uniform (bound 1/√in), B zero (Hu et al., 2021, §4.1).
+
+    sizes: {module: (in, out)}. Each module has a random stream of its own.
+    """
+    factors = {}
+    for name, (n_in, n_out) in sizes.items():
+        A = stream(seed, "init", name).uniform(-1, 1, (r, n_in)) / np.sqrt(n_in)
+        factors[name] = Factors(A.astype(np.float32), np.zeros((n_out, r), np.float32))
+    return Adapter(factors, r, alpha, rslora, base_digest)
+
+
+def digest(adapter: Adapter) -> str:
+    """sha256 over names, shapes and values, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(adapter.factors):
+        for matrix in adapter.factors[name]:
+            total.update(f"{name}{matrix.shape}".encode())
+            total.update(np.ascontiguousarray(matrix, "<f4").tobytes())
+    return total.hexdigest()
+
+
+def save_adapter(folder: Path, adapter: Adapter, *, base_name: str, conv1d: bool = False) -> None:
+    """Write a PEFT folder. `conv1d` says that the adapted layers keep their weights transposed (GPT-2)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name in sorted(adapter.factors):
+        A, B = adapter.factors[name]
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(A, np.float32)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(B, np.float32)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", "base_digest": adapter.base_digest})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": adapter.r,
+        "lora_alpha": adapter.alpha,
+        "use_rslora": adapter.rslora,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": conv1d,
+        "inference_mode": True,
+        "target_modules": sorted(adapter.factors),
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """Read a PEFT LoRA folder. Raises ModelError naming the file and what is wrong with it."""
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+        with safe_open(folder / WEIGHTS, "numpy") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise ModelError(f"not an adapter folder: {folder} has no {Path(error.filename or WEIGHTS).name}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise ModelError(f"the adapter in {folder} cannot be read: {error}") from None
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"{folder / CONFIG}: peft_type is {config.get('peft_type')!r}; only LORA can be read")
+    factors = {}
+    try:
+        for key in tensors:
+            if key.endswith(".lora_A.weight"):
+                name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+                B = tensors[key.replace(".lora_A.", ".lora_B.")]
+                factors[name] = Factors(tensors[key].astype(np.float32), B.astype(np.float32))
+        r, alpha = int(config["r"]), float(config["lora_alpha"])
+    except KeyError as error:
+        raise ModelError(f"the adapter in {folder} lacks {error}") from None
+    if not factors:
+        raise ModelError(f"{folder / WEIGHTS} holds no LoRA factors")
+    for name, (A, B) in factors.items():
+        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != r or B.shape[1] != r:
+            raise ModelError(f"{folder}: {name} has A{list(A.shape)}, B{list(B.shape)}, but r = {r}")
+    return Adapter(factors, r, alpha, bool(config.get("use_rslora", False)), metadata.get("base_digest", ""))

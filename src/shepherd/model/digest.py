@@ -1,0 +1,160 @@
+"""Files of a model folder -> their sha256, and one digest that names the base.
+
+Half a gigabyte takes seconds to hash, so hashes are remembered by path, size and time of change; a file that was
+written to since is hashed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import ModelError
+
+MANIFEST = "MANIFEST.json"
+
+# Written by the library that saved the file, not a property of the model.
+_INCIDENTAL = ("transformers_version", "dtype", "torch_dtype")
+
+
+def cache_root() -> Path:
+    """The folder for what is made once: $SHEPHERD_CACHE, $XDG_CACHE_HOME/shepherd or ~/.cache/shepherd."""
+    if own := os.environ.get("SHEPHERD_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "shepherd"
+    return Path.home() / ".cache" / "shepherd"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file, without memory of earlier answers."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_all(paths: Iterable[Path]) -> dict[Path, str]:
+    """{path: hex sha256}; a file whose path, size and time of change are known is not read again."""
+    memory_path = cache_root() / "hashes.json"
+    try:
+        memory = json.loads(memory_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        memory = {}
+    if not isinstance(memory, dict):
+        memory = {}
+    found, fresh = {}, {}
+    for path in paths:
+        key, status = str(path.resolve()), path.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+        known = memory.get(key)
+        if not (isinstance(known, list) and len(known) == 3 and known[:2] == stamp):
+            known = fresh[key] = [*stamp, sha256(path)]
+        found[path] = known[2]
+    if fresh:
+        kept = {key: value for key, value in memory.items() if os.path.exists(key)}
+        with contextlib.suppress(OSError):  # A cache that cannot be written costs time, not correctness.
+            write_atomic(memory_path, json.dumps(kept | fresh, indent=0))
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a model's file. Raises ModelError when it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", hint="copy or pull the model again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} cannot be read: it is not a JSON object", hint="copy or pull the model again")
+    return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, by name; an index file decides when there is one."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(read_json(index).get("weight_map", {}).values())
+        return [folder / name for name in sorted(names)]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that decide how text becomes ids, by name."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def chat_template(folder: Path) -> str:
+    """The chat template as text: its own file, or the entry in tokenizer_config.json, or an empty string."""
+    own, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    if config.is_file():
+        template = read_json(config).get("chat_template")
+        return template if isinstance(template, str) else json.dumps(template) if template else ""
+    return ""
+
+
+def model_digest(folder: Path) -> str:
+    """Hex sha256 that names a base: weights, tokenizer, chat template and config.
+
+    What a library only notes when it saves (its version, the dtype it would load) is left out, so that two sites
+    with different versions of transformers agree.
+    """
+    hashes = sha256_all([*weight_files(folder), *tokenizer_files(folder)])
+    config = read_json(folder / "config.json")
+    kept = {key: value for key, value in config.items() if key not in _INCIDENTAL and not key.startswith("_")}
+    parts = {path.name: hash for path, hash in hashes.items()}
+    parts["chat template"] = hashlib.sha256(chat_template(folder).encode()).hexdigest()
+    parts["config"] = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, facts: Mapping[str, str]) -> None:
+    """Note the size and sha256 of every file of `folder`, and `facts` about it, in MANIFEST.json."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
+    hashes = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    write_atomic(folder / MANIFEST, json.dumps({**facts, "files": hashes}, indent=1))
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a cache entry, or {} when there is none that can be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else {}
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a cache entry against its manifest, e.g. "model.safetensors is missing"; "" when nothing."""
+    manifest = read_manifest(folder)
+    if not manifest:
+        return f"{MANIFEST} is missing or cannot be read"
+    for name, noted in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != noted["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes where {noted['bytes']} were written"
+    hashes = sha256_all(folder / name for name in manifest["files"])
+    changed = [path.name for path, hash in hashes.items() if hash != manifest["files"][path.name]["sha256"]]
+    return f"{', '.join(changed)} changed since it was written" if changed else ""

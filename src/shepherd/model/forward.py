@@ -1,0 +1,281 @@
+"""A padding-free pass through the base: sequences end to end in one row, the output head on response tokens only.
+
+Attention over the packed row is ours, registered through transformers' `AttentionInterface`, so any causal LM that
+uses the interface works unmodified. Whether a model really keeps packed sequences apart is measured when it is
+wrapped, not believed: a model that does not (recurrent layers, attention biases of its own) is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from shepherd.errors import ModelError
+from shepherd.model.lora import Segment
+from shepherd.types import Tokens
+
+ATTENTION = "shepherd_packed"
+HEAD_ROWS = 512  # rows of logits held at once when no gradient is needed
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One row of T tokens: sequences end to end, the sequences of a slot next to each other.
+
+    input_ids, position_ids int64[1, T]; bounds[i]:bounds[i + 1] is sequence i; `segments` are the slots' tokens.
+    predictors int64[P]: positions whose next token is a target; labels int64[P]: those tokens; `target_segments`
+    are the slots' parts of P; sequence_of int64[P] the sequence each belongs to. seeds: one per sequence (dropout).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    bounds: tuple[int, ...]
+    segments: tuple[Segment, ...]
+    predictors: Tensor
+    labels: Tensor
+    target_segments: tuple[Segment, ...]
+    sequence_of: Tensor
+    seeds: tuple[int, ...] = ()
+
+    def to(self, device: torch.device) -> Pass:
+        names = ("input_ids", "position_ids", "predictors", "labels", "sequence_of")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence on its way into a pass: whose it is, and the seed of its dropout masks."""
+
+    slot: int
+    tokens: Tokens
+    seed: int = 0
+
+
+def pack(rows: Sequence[Row]) -> Pass:
+    """Lay rows end to end; rows of one slot must stand together."""
+    lengths = [len(row.tokens.input_ids) for row in rows]
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    predictors, labels, owners = [], [], []
+    for index, (row, start) in enumerate(zip(rows, bounds, strict=False)):
+        positions = np.flatnonzero(row.tokens.loss_mask[1:])
+        predictors.append(positions + start)
+        labels.append(row.tokens.input_ids[positions + 1])
+        owners.append(np.full(len(positions), index))
+    slots = [row.slot for row in rows]
+    return Pass(
+        input_ids=torch.from_numpy(np.concatenate([r.tokens.input_ids for r in rows]).astype(np.int64))[None],
+        position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
+        bounds=tuple(int(b) for b in bounds),
+        segments=_runs(slots, lengths),
+        predictors=torch.from_numpy(np.concatenate(predictors).astype(np.int64)),
+        labels=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
+        target_segments=_runs(slots, [len(p) for p in predictors]),
+        sequence_of=torch.from_numpy(np.concatenate(owners).astype(np.int64)),
+        seeds=tuple(row.seed for row in rows),
+    )
+
+
+def cut(rows: Iterable[Row], tokens_per_pass: int) -> Iterator[list[Row]]:
+    """Cut rows, in order, into passes of at most so many tokens; a longer row has a pass of its own."""
+    batch: list[Row] = []
+    total = 0
+    for row in rows:
+        length = len(row.tokens.input_ids)
+        if batch and total + length > tokens_per_pass:
+            yield batch
+            batch, total = [], 0
+        batch.append(row)
+        total += length
+    if batch:
+        yield batch
+
+
+class PackedModel:
+    """A frozen causal LM that takes packed passes. Raises ModelError when the model cannot keep sequences apart."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.vocabulary = model.get_input_embeddings().weight.shape[0]
+        self._own_attention = model.config._attn_implementation
+        chunk = getattr(model.config.get_text_config(), "attention_chunk_size", None)
+        if chunk:
+            raise ModelError(f"chunked attention (attention_chunk_size = {chunk}) is not supported yet")
+        AttentionInterface.register(ATTENTION, _packed_attention)
+        self.head = model.get_output_embeddings()
+        self.plain_head = False
+        self._check()
+
+    @contextmanager
+    def packing(self) -> Iterator[PackedModel]:
+        """Within this context the model takes packed passes; outside it attends as its authors meant, for generation."""
+        self.model.set_attn_implementation(ATTENTION)
+        try:
+            yield self
+        finally:
+            self.model.set_attn_implementation(self._own_attention)
+
+    def loss_sums(self, batch: Pass) -> Tensor:
+        """Summed negative log-likelihood (nats) of each target segment, float32[len(target_segments)]."""
+        if self.plain_head:
+            hidden = self._hidden(batch)
+            weight, bias = self.head.weight, self.head.bias
+            sums = [
+                F.linear_cross_entropy(hidden[s.start : s.end], weight, batch.labels[s.start : s.end],
+                                       linear_bias=bias, reduction="sum").float()
+                for s in batch.target_segments
+            ]  # fmt: skip
+        else:
+            logits = self._logits(batch)
+            sums = [
+                F.cross_entropy(logits[s.start : s.end].float(), batch.labels[s.start : s.end], reduction="sum")
+                for s in batch.target_segments
+            ]
+        return torch.stack(sums)
+
+    @torch.no_grad()
+    def token_losses(self, batch: Pass) -> tuple[Tensor, Tensor]:
+        """For each target: its negative log-likelihood float32[P], and whether it was the likeliest token bool[P]."""
+        if self.plain_head:
+            hidden = self._hidden(batch)
+            blocks = (F.linear(h, self.head.weight, self.head.bias) for h in hidden.split(HEAD_ROWS))
+        else:
+            blocks = self._logits(batch).split(HEAD_ROWS)
+        losses, hits = [], []
+        for logits, labels in zip(blocks, batch.labels.split(HEAD_ROWS), strict=True):
+            losses.append(F.cross_entropy(logits.float(), labels, reduction="none"))
+            hits.append(logits.argmax(-1) == labels)
+        return torch.cat(losses), torch.cat(hits)
+
+    def _hidden(self, batch: Pass) -> Tensor:
+        _open(batch)
+        output = self.model.base_model(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+        ).last_hidden_state
+        return output[0].index_select(0, batch.predictors)
+
+    def _logits(self, batch: Pass) -> Tensor:
+        _open(batch)
+        output = self.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            logits_to_keep=batch.predictors,
+        )
+        return output.logits[0]
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Two sequences packed must give the logits that each gives alone; and see whether the head is plain.
+
+        The yardstick for rounding is what a leak would do: the second sequence's logits when it follows the first.
+        """
+        generator = np.random.default_rng(0)
+        tokens = [
+            Tokens(str(n), generator.integers(0, self.vocabulary, n).astype(np.int32), np.ones(n, bool)) for n in (7, 6)
+        ]
+        batch = pack([Row(0, t) for t in tokens]).to(self.device)
+        first, second = batch.input_ids[:, :7], batch.input_ids[:, 7:]
+        alone = torch.cat([self.model(input_ids=ids, use_cache=False).logits[0, :-1] for ids in (first, second)])
+        joined = self.model(input_ids=batch.input_ids, use_cache=False).logits[0, 7:-1]
+        try:
+            with self.packing():
+                got = self._logits(batch)
+                hidden = self._hidden(batch)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{type(self.model).__name__} cannot take packed sequences: {error}") from error
+        leak = (joined.float() - alone[6:].float()).norm()
+        if got.shape != alone.shape or (got.float() - alone.float()).norm() > 0.5 * leak:
+            raise ModelError(
+                f"{type(self.model).__name__} does not keep packed sequences apart (recurrent layers, or attention "
+                "that does not go through transformers' attention interface), so a cohort cannot share a pass",
+                hint="choose a decoder-only transformer such as Llama, Qwen, Gemma, Mistral, Phi, GPT-2 or GPT-NeoX",
+            )
+        if isinstance(self.head, nn.Linear) and self.head.weight.is_floating_point():
+            plain = F.linear(hidden, self.head.weight, self.head.bias)
+            self.plain_head = plain.shape == got.shape and torch.equal(plain, got)
+
+
+_bounds: tuple[int, ...] = ()  # of the pass that is under way; checkpointing reads it again in the backward pass
+
+
+def _open(batch: Pass) -> None:
+    global _bounds
+    _bounds = batch.bounds
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each sequence. query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D]."""
+    if not _bounds or _bounds[-1] != query.shape[2]:
+        raise ModelError("packed attention was called outside a packed pass")
+    if kwargs.get("s_aux") is not None:
+        raise ModelError("attention sinks are not supported yet")
+    if getattr(module, "is_causal", True) is False:
+        raise ModelError("this model has bidirectional attention; packed passes need a causal LM")
+    window = sliding_window or getattr(module, "sliding_window", None)
+    grouped = key.shape[1] != query.shape[1]
+    dtype = query.dtype
+    if query.device.type == "cpu":  # SDPA's CPU kernel is slower in bfloat16 than in float32 (measured 1.2–1.5 times)
+        query, key, value = query.float(), key.float(), value.float()
+    parts = []
+    for start, end in zip(_bounds, _bounds[1:], strict=False):
+        q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
+        length = end - start
+        windowed = window is not None and length > window
+        if softcap is not None:
+            parts.append(_softcapped(q, k, v, scaling, softcap, window if windowed else None))
+            continue
+        mask = _band(length, window, q.device) if windowed else None
+        parts.append(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+            )
+        )
+    return torch.cat(parts, dim=2).to(dtype).transpose(1, 2).contiguous(), None
+
+
+def _band(length: int, window: int | None, device: torch.device) -> Tensor:
+    """bool[n, n]: may the row's token see the column's? Itself and the `window` − 1 before it."""
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
+    return (distance >= 0) & (distance < (window or length))
+
+
+def _softcapped(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, softcap: float, window: int | None) -> Tensor:
+    """Attention with tanh-capped scores (Gemma 2), for which SDPA has no kernel."""
+    repeat = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
+    scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~_band(q.shape[2], window, q.device), float("-inf"))
+    return torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype) @ v
+
+
+def _runs(slots: Sequence[int], lengths: Sequence[int]) -> tuple[Segment, ...]:
+    """Join neighbours of the same slot: [(slot, start, end)], empty ones left out."""
+    runs: list[Segment] = []
+    start = 0
+    for slot, length in zip(slots, lengths, strict=True):
+        if runs and runs[-1].slot == slot:
+            runs[-1] = Segment(slot, runs[-1].start, start + length)
+        elif length:
+            runs.append(Segment(slot, start, start + length))
+        start += length
+    return tuple(runs)

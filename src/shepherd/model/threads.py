@@ -1,0 +1,149 @@
+"""The CPU set up for matrix products: environment before torch loads, thread count and precision by measurement."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_DEFAULTS = {
+    # Spinning workers cost a busy machine far more than waking sleeping ones costs an idle one.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # No network unless asked: `pull` lifts this in its own process.
+    "HF_HUB_OFFLINE": "1",
+}
+_ours: set[str] = set()
+
+# The products of a small model's MLP: tokens of a small step, hidden size, intermediate size.
+_ROWS, _IN, _OUT = 256, 576, 1536
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def prepare_environment() -> None:
+    """Set what torch and the hub read when they are imported, unless the user has set it. Call before torch loads."""
+    for name, value in _DEFAULTS.items():
+        if name not in os.environ:
+            os.environ[name] = value
+            _ours.add(name)
+
+
+def offline_by_default() -> bool:
+    """Whether the hub is off because `prepare_environment` said so, not because the user did."""
+    return "HF_HUB_OFFLINE" in _ours
+
+
+def available_cores() -> int:
+    """Physical cores that this process may use: affinity and the container's CPU quota respected, at least 1."""
+    import psutil
+
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(affinity, psutil.cpu_count(logical=False) or affinity, _quota(_CGROUP)))
+
+
+def _quota(cgroup: Path) -> int | float:
+    """Whole CPUs that the control group grants (version 2, then 1); infinity when it sets no limit."""
+    try:
+        if (cgroup / "cpu.max").is_file():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if quota.strip() == "max" or int(quota) < 0:
+            return math.inf
+        return max(1, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        return math.inf
+
+
+def pick_threads(limit: int = 0) -> int:
+    """The faster of one thread and all available cores (at most `limit` when that is not 0), by a short measurement.
+
+    On a machine that others use, two threads that wait for each other can be slower than one. All cores win a near
+    tie, so that the choice, and with it the bytes of a run, do not hang on noise. Measured once per process.
+    """
+    cores = available_cores()
+    most = min(cores, limit) if limit > 0 else cores
+    return 1 if most == 1 else _faster(most)
+
+
+@functools.cache
+def _faster(most: int) -> int:
+    import torch
+
+    # Turn about, so that a burst of other work hits both.
+    seconds = {1: math.inf, most: math.inf}
+    for count in (1, most) * 3:
+        seconds[count] = min(seconds[count], _product_seconds(torch.float32, count, budget=0.03))
+    return 1 if seconds[1] * 1.1 < seconds[most] else most
+
+
+def use_threads(count: int = 0) -> int:
+    """Make torch use `count` threads in this process, or as many as `pick_threads` finds when 0; returns how many."""
+    import torch
+
+    chosen = count or pick_threads()
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+@functools.cache
+def bfloat16_speedup() -> float:
+    """How much faster a bfloat16 product is than a float32 one on this CPU, at the current thread count."""
+    import torch
+
+    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    for dtype in (torch.float32, torch.bfloat16) * 3:
+        seconds[dtype] = min(seconds[dtype], _product_seconds(dtype, torch.get_num_threads(), budget=0.03))
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def _product_seconds(dtype: torch.dtype, threads: int, budget: float) -> float:
+    """Least seconds of one forward product and one backward product, tried for about `budget` seconds."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            rows = torch.ones(_ROWS, _IN, dtype=dtype)
+            weight = torch.ones(_OUT, _IN, dtype=dtype)
+            best, end = math.inf, time.perf_counter() + budget
+            back = torch.nn.functional.linear(rows, weight)
+            for _ in range(1000):
+                start = time.perf_counter()
+                torch.nn.functional.linear(rows, weight)
+                back @ weight
+                stop = time.perf_counter()
+                best = min(best, stop - start)
+                if stop > end:
+                    break
+            return best
+    finally:
+        torch.set_num_threads(before)
+
+
+def matmul_peak(dtype: torch.dtype | None = None, device: str = "cpu", seconds: float = 0.3, size: int = 1024) -> float:
+    """Best measured GFLOP/s of a square matrix product in `dtype` (float32) at the current thread count."""
+    import torch
+
+    with torch.inference_mode():
+        left = torch.ones(size, size, dtype=dtype or torch.float32, device=device)
+        synchronise = torch.cuda.synchronize if left.is_cuda else lambda: None
+        left @ left
+        synchronise()
+        best, end = math.inf, time.perf_counter() + seconds
+        while True:
+            start = time.perf_counter()
+            left @ left
+            synchronise()
+            stop = time.perf_counter()
+            best = min(best, stop - start)
+            if stop > end:
+                return 2 * size**3 / best / 1e9

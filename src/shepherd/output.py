@@ -1,0 +1,75 @@
+"""How a command prints: tables in columns, JSON that any program reads, file sizes and durations.
+
+Everything that came from data, a model or a file name passes through `clean`: a row must not be able to drive the
+terminal it is shown in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+import click
+
+
+def note(message: str) -> None:
+    """A line of talk, on stderr."""
+    click.echo(clean(message), err=True)
+
+
+def announce_torch() -> None:
+    """Say on a terminal that the next seconds are an import: silence feels like a hang."""
+    if "torch" not in sys.modules and sys.stderr.isatty():
+        note("loading PyTorch (the first time about 10 s) …")
+
+
+def clean(text: str) -> str:
+    from shepherd.report import wording
+
+    return wording.clean(text)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: numbers that are not finite become null, paths and other objects their text."""
+    return json.dumps(_plain(value), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def print_json(value: Any) -> None:
+    click.echo(to_json(value, indent=2))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> None:
+    """Rows in aligned columns on stdout. Columns of numbers, and those in `right`, are set to the right."""
+    texts = [[clean(str(cell)).replace("\n", " ") for cell in row] for row in rows]
+    numeric = {j for j in range(len(header)) if rows and all(isinstance(row[j], int | float) for row in rows)}
+    widths = [max(len(line[j]) for line in [list(header), *texts]) for j in range(len(header))]
+    for line in [list(header), *texts]:
+        cells = (
+            cell.rjust(width) if j in numeric or j in right else cell.ljust(width)
+            for j, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        click.echo("  ".join(cells).rstrip())
+
+
+def colours(stream: TextIO | None = None) -> bool:
+    """Whether colour may be written to `stream` (default stdout): a terminal, and no NO_COLOR (no-color.org)."""
+    stream = sys.stdout if stream is None else stream
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if hasattr(value, "tolist"):  # numpy
+        return _plain(value.tolist())
+    return str(value)

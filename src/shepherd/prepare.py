@@ -1,0 +1,192 @@
+"""Config -> everything that training needs: base, template, tokens per client, held-out rows, adapters' shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+
+from shepherd.clients.schedule import learning_rates
+from shepherd.clients.selection import cohort_size, selections
+from shepherd.clients.training import LocalTraining
+from shepherd.config import Config, TrainingTable
+from shepherd.data.audit import Audit, audit
+from shepherd.data.partition import divide, hold_out, short_categories
+from shepherd.data.prompts import Template, build_template
+from shepherd.data.sources import Dataset, load_examples
+from shepherd.data.tokenize import Tokenized, tokenize
+from shepherd.errors import DataError
+from shepherd.model.adapter import fresh_adapter
+from shepherd.model.base import Base, pick_targets
+from shepherd.model.forward import PackedModel
+from shepherd.model.lora import CohortLora, features
+from shepherd.round import Plan
+from shepherd.server.aggregation import aggregators
+from shepherd.types import Adapter, ClientId, Example, Partition, Tokens, Work
+
+TOKENS_PER_PASS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The data of a run: who trains on what, and what is held out for everyone."""
+
+    dataset: Dataset
+    examples: Mapping[str, Example]
+    partition: Partition
+    clients: Mapping[ClientId, tuple[Tokens, ...]]
+    held_out: tuple[Tokens, ...]
+    tokenized: Tokenized
+    audit: Audit
+    warnings: tuple[str, ...]
+
+    def held_out_of(self, client: ClientId) -> list[int]:
+        """Indices of the held-out rows whose category the client holds."""
+        own = {row.category for row in self.clients[client]}
+        return [i for i, row in enumerate(self.held_out) if row.category in own]
+
+
+def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
+    """Read, tokenise, hold out, divide and audit the data. Raises DataError for data that cannot be used."""
+    data = config.data
+    reading = {"format": data.format, "columns": data.columns, "languages": data.languages, "seed": config.run.seed}
+    dataset = load_examples(
+        data.source, categories=data.categories, rows_per_category=data.rows_per_category, **reading
+    )
+    template = build_template(data.template, tokenizer)
+    tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length)
+    usable = [e for e in dataset.examples if e.id in tokenized.by_id]
+    tokens = dict(tokenized.by_id)
+    if data.held_out_source:
+        extra = load_examples(data.held_out_source, categories=data.categories, **reading)
+        train, held_out = usable, _renamed(extra.examples, tokens)
+        kept = tokenize(held_out, tokenizer, template, data.max_length)
+        tokens |= kept.by_id
+        held_out = tuple(e for e in held_out if e.id in kept.by_id)
+    else:
+        train, held_out = hold_out(usable, data.held_out_per_category, config.run.seed)
+    if not held_out:
+        raise DataError(
+            "there are no held-out rows, so nothing can be evaluated",
+            hint="set data.held_out_per_category to at least 1, or data.held_out_source to a file",
+        )
+    partition = divide(
+        train, config.partition.name, config.partition.options, config.partition.clients, config.run.seed, held_out
+    )
+    short = {} if data.held_out_source else short_categories(usable, held_out, data.held_out_per_category)
+    examples = {e.id: e for e in (*train, *held_out)}
+    return Rows(
+        dataset=dataset,
+        examples=examples,
+        partition=partition,
+        clients={c: tuple(tokens[i] for i in ids) for c, ids in partition.clients.items()},
+        held_out=tuple(tokens[e.id] for e in held_out),
+        tokenized=tokenized,
+        audit=audit(partition, train, held_out, tokenized, dataset),
+        warnings=tuple(
+            f"category {name!r}: {got} of its {rows} rows are held out, fewer than the {data.held_out_per_category} asked"
+            for name, (got, rows) in short.items()
+        ),
+    ), template  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The frozen base as a cohort's engine needs it, and the adapter that changes nothing yet."""
+
+    packed: PackedModel
+    make_lora: Callable[[int], CohortLora]
+    settings: LocalTraining
+    adapter: Adapter
+    conv1d: bool
+
+
+def prepare_learner(config: Config, base: Base) -> Learner:
+    """Wrap the base for packed passes and lay out the adapters."""
+    names = pick_targets(base.model, config.lora.targets)
+    modules = {name: base.model.get_submodule(name) for name in names}
+    sizes = {name: features(layer) for name, layer in modules.items()}
+    lora = config.lora
+    adapter = fresh_adapter(
+        sizes, lora.r, lora.alpha, config.run.seed, rslora=lora.rslora, base_digest=base.digest
+    )  # fmt: skip
+
+    def make_lora(slots: int) -> CohortLora:
+        return CohortLora(modules, lora.r, adapter.scale, slots, dropout=lora.dropout, device=base.device)
+
+    return Learner(
+        packed=PackedModel(base.model),
+        make_lora=make_lora,
+        settings=local_training(config, base.device, adapter.num_parameters),
+        adapter=adapter,
+        conv1d=any(type(layer).__name__ == "Conv1D" for layer in modules.values()),
+    )
+
+
+def local_training(config: Config, device: torch.device, parameters: int) -> LocalTraining:
+    """The clients' settings; where the recipe says 0, tokens per pass by device and clients at once by memory."""
+    t = config.training
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    fit = max(1, int(0.25 * free / (16 * parameters)))  # float32: value, gradient, two moments
+    return LocalTraining(
+        optimizer=t.optimizer,
+        weight_decay=t.weight_decay,
+        momentum=t.momentum,
+        betas=t.betas,
+        max_grad_norm=t.max_grad_norm,
+        dropout=config.lora.dropout,
+        gradient_checkpointing=t.gradient_checkpointing,
+        tokens_per_pass=t.tokens_per_pass or TOKENS_PER_PASS[device.type],
+        clients_at_once=t.clients_at_once or fit,
+    )
+
+
+def share(rows: int, training: TrainingTable) -> tuple[int, int]:
+    """(rows, optimizer steps) of a client with so many rows in one round. A batch never holds a row twice."""
+    batch = min(training.batch_size, rows)
+    if training.local_steps:
+        return training.local_steps * batch, training.local_steps
+    asked = max(1, round(training.local_epochs * rows))
+    return asked, math.ceil(asked / batch)
+
+
+def rates(config: Config, steps: int, round_number: int) -> tuple[float, ...]:
+    """The learning rates of a client's steps in a round (from 1)."""
+    t = config.training
+    return learning_rates(
+        t.learning_rate,
+        steps,
+        schedule=t.schedule,
+        over=t.schedule_over,
+        round_index=round_number - 1,
+        rounds=config.federation.rounds,
+        warmup_steps=t.warmup_steps,
+    )
+
+
+def prepare_plan(config: Config, rows: Rows) -> Plan:
+    """What stays the same over the rounds."""
+    federation = config.federation
+
+    def work(client: ClientId, round_number: int, first_row: int) -> Work:
+        count, steps = share(len(rows.clients[client]), config.training)
+        return Work(client, first_row, count, rates(config, steps, round_number))
+
+    return Plan(
+        seed=config.run.seed,
+        clients=tuple(sorted(rows.clients)),
+        cohort_size=cohort_size(len(rows.clients), federation.clients_per_round, federation.fraction),
+        select=selections.build(federation.selection),
+        aggregate=aggregators.build(federation.aggregation),
+        weights=federation.weights,
+        min_updates=federation.min_updates,
+        work=work,
+    )
+
+
+def _renamed(held_out: tuple[Example, ...], taken: Mapping[str, object]) -> tuple[Example, ...]:
+    """Rows of a second file whose ids are in use get a prefix, so that ids stay unique."""
+    return tuple(replace(e, id=f"held-out/{e.id}") if e.id in taken else e for e in held_out)

@@ -1,0 +1,270 @@
+"""What a person, or a program, sees of a run while it goes: events in, a live table, plain lines or JSON lines out.
+
+    with observer() as watch:
+        experiment.run(config, observer=watch)
+
+An observer is called with plain dicts (key "event"): start, phase, step, round, evaluation, warning, end. The table
+and the lines go to stderr, JSON goes to stdout. Nothing here changes what a run does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shepherd import output
+from shepherd.errors import ShepherdError
+from shepherd.report import wording
+
+REFRESH_PER_SECOND = 3
+CLIENTS_SHOWN = 16
+SECONDS_BETWEEN_LINES = 30
+
+
+def observer(as_json: bool = False, plain: bool = False) -> Observer:
+    """JSON lines when asked for; a live table where stderr is a terminal with colours; plain lines elsewhere."""
+    if as_json:
+        return JsonLines()
+    return PlainLines() if plain or not output.colours(sys.stderr) else LiveTable()
+
+
+class Observer:
+    """A callable that takes the events of one run, and a context that ends its display."""
+
+    run: str | None = None
+    """The run directory, once the run has started."""
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        self.run = event.get("run", self.run)
+        self.show(event)
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the display; called twice it does nothing."""
+
+    def __enter__(self) -> Observer:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close()
+
+
+class JsonLines(Observer):
+    """One JSON object per line on stdout. A failure is the last line: {"event": "error", …}."""
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        click.echo(output.to_json(event))
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ShepherdError):
+            self({"event": "error", "message": error.message, "hint": error.hint, "exit_status": error.exit_code})
+
+
+class PlainLines(Observer):
+    """A line per phase, round, evaluation and warning on stderr, and one in half a minute within a long round."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self.last_line = time.monotonic()
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "start":
+            self.rounds = event.get("rounds", 0)
+        waited = time.monotonic() - self.last_line
+        line = "" if event["event"] == "step" and waited < SECONDS_BETWEEN_LINES else describe(event, self.rounds)
+        if line:
+            self.last_line = time.monotonic()
+            self.write(line)
+
+    def write(self, line: str) -> None:
+        output.note(line)
+
+
+def describe(event: Mapping[str, Any], rounds: int = 0) -> str:
+    """One event as one line; empty for those that are not worth one."""
+    arm = event.get("arm") or ""
+    match event["event"]:
+        case "start":
+            clients = wording.plural(len(event.get("clients", ())), "client")
+            arms = ", ".join(event.get("arms", ()))
+            return f"run {event['run']}: {event['model']}, {clients}, {wording.plural(rounds, 'round')}; arms: {arms}"
+        case "phase":
+            return " ".join(part for part in (f"{event['phase']}", arm and f"({arm})") if part) + (
+                f": {event['detail']}" if event.get("detail") else ""
+            )
+        case "step":
+            left = wording.duration(event.get("eta_seconds"))
+            speed = wording.count(round(event.get("tokens_per_second") or 0))
+            at = f"round {event['round']}/{event['rounds']}"
+            return f"{arm} {at}: {wording.percent(event.get('fraction'), 0)} done, {speed} tokens/s, {left} left"
+        case "round":
+            losses = [loss for loss in (event.get("train_loss") or {}).values() if wording.number(loss) is not None]
+            mean = sum(losses) / len(losses) if losses else None
+            parts = [f"round {event['round']}" + (f"/{rounds}" if rounds else "")]
+            parts.append(f"{wording.plural(len(event['cohort']), 'client')}, training loss {wording.digits(mean)}")
+            if event.get("held_out_loss") is not None:
+                parts.append(f"held-out loss {wording.digits(event['held_out_loss'])}")
+            parts.append(f"{wording.size(event.get('bytes_up'))} up")
+            parts.append(wording.duration(sum((event.get("seconds") or {}).values())))
+            for rejected in event.get("rejected") or ():
+                parts.append(f"rejected {rejected['client']} ({rejected['code']}: {rejected['detail']})")
+            if event.get("missing"):
+                parts.append(f"missing {wording.listing(list(event['missing']))}")
+            return ", ".join(parts)
+        case "evaluation":
+            at = f" after round {event['round']}" if event.get("round") else ""
+            return f"{arm}{at}: held-out loss {wording.digits(event['loss'])}"
+        case "warning":
+            return f"warning: {event['message']}"
+    return ""
+
+
+class LiveTable(Observer):
+    """A table with a row for each client of the cohort, redrawn in place; rounds and losses scroll past above it."""
+
+    def __init__(self, console: Any = None) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.console = console or Console(stderr=True)
+        self.started: Mapping[str, Any] = {}
+        self.step: Mapping[str, Any] = {}
+        self.phase = ""
+        self.training = False
+        self.rates: dict[str, float] = {}
+        self.round_began = self.last_event = time.monotonic()
+        self.live = Live(
+            console=self.console,
+            get_renderable=self.render,
+            refresh_per_second=REFRESH_PER_SECOND,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        match event["event"]:
+            case "start":
+                self.started = event
+            case "phase":
+                self.phase = " ".join(filter(None, (event["phase"], event.get("arm"))))
+                self.training = False
+            case "step":
+                if (event["arm"], event["round"]) != (self.step.get("arm"), self.step.get("round")):
+                    self.round_began = self.last_event
+                self.step, self.training = event, True
+                took = max(now - self.round_began, 1e-3)
+                self.rates = {name: (row.get("tokens") or 0) / took for name, row in event["clients"].items()}
+        self.last_event = now
+        if event["event"] in ("start", "round", "evaluation", "warning"):
+            line = output.clean(describe(event, self.started.get("rounds", 0)))
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if event["event"] == "end":
+            self.close()
+        elif not self.live.is_started:
+            self.live.start()
+
+    def close(self) -> None:
+        self.live.stop()
+
+    def render(self) -> Any:
+        """The header, the bar and the rows as they are now."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        step = self.step
+        left = f"{wording.duration(step['eta_seconds'])} left" if wording.number(step.get("eta_seconds")) else ""
+        speed = f"{wording.count(round(step.get('tokens_per_second') or 0))} tokens/s" if step else ""
+        at = f"{step['arm']}, round {step['round']}/{step['rounds']}" if step else ""
+        name = Path(self.run).name if self.run else "run"
+        model = str(self.started.get("model", ""))
+        title = Text.assemble((name, "bold"), "  ", model, "  ", (at if self.training else self.phase, "cyan"))
+        bar = Table.grid(padding=(0, 1))
+        share = min(1.0, max(0.0, step.get("fraction") or 0.0))
+        bar.add_row(ProgressBar(total=1.0, completed=share, width=40), wording.percent(share, 0), left, speed)
+        parts = [title, bar]
+        if self.training:
+            parts.append(self._clients(step["clients"], Table(box=None, padding=(0, 2, 0, 0), header_style="dim")))
+        return Group(*parts)
+
+    def _clients(self, clients: Mapping[str, Mapping[str, Any]], table: Any) -> Any:
+        table.add_column("client")
+        table.add_column("state")
+        for head in ("step", "loss", "tokens/s"):
+            table.add_column(head, justify="right")
+        room = max(1, min(CLIENTS_SHOWN, self.console.height - 6))
+        names = sorted(clients)
+        if len(names) > room:
+            names = sorted(names, key=lambda name: (_ORDER.get(clients[name]["state"], 3), name))
+        from rich.text import Text
+
+        for name in names[:room]:
+            row = clients[name]
+            table.add_row(
+                Text(wording.shorten(name, 32)),
+                Text(row["state"], _STYLE.get(row["state"], "")),
+                f"{row['step']}/{row['steps']}",
+                wording.digits(row.get("loss")),
+                wording.count(round(self.rates.get(name, 0))),
+            )
+        hidden = [clients[name]["state"] for name in names[room:]]
+        if hidden:
+            counts = ", ".join(f"{hidden.count(state)} {state}" for state in sorted(set(hidden)))
+            table.add_row(Text(f"and {len(hidden)} more", "dim"), Text(counts, "dim"), "", "", "")
+        return table
+
+
+_ORDER = {"failed": 0, "training": 1, "waiting": 2, "done": 3}
+_STYLE = {"failed": "bold red", "training": "cyan", "done": "green"}
+
+
+def print_result(run: Path, summary: Mapping[str, Any]) -> None:
+    """The arms side by side and the report's path on stdout, then the next commands on stderr."""
+    arms = summary.get("arms", {})
+    base = wording.number((arms.get("base") or {}).get("loss"))
+    rows: list[tuple[str, Any]] = [("base (not tuned)", base)] if arms.get("base") else []
+    local = [wording.number(arm.get("loss")) for arm in (arms.get("local") or {}).values()]
+    local = [loss for loss in local if loss is not None]
+    if local:
+        rows += [("clients alone, mean", sum(local) / len(local))]
+        rows += [("clients alone, best", min(local)), ("clients alone, worst", max(local))] if len(local) > 1 else []
+    rows += [(name, arms[name].get("loss")) for name in ("federated", "centralised") if arms.get(name)]
+    budget = summary.get("budget") or {}
+    output.print_table(
+        ("arm", "held-out loss", "against base", "optimizer steps", "learned tokens"),
+        [
+            (
+                name,
+                wording.digits(loss),
+                "" if base is None or name.startswith("base") or loss is None else wording.signed(loss - base),
+                *_spent(budget, name),
+            )
+            for name, loss in rows
+        ],
+        right=(1, 2, 3, 4),
+    )
+    seconds = (summary.get("seconds") or {}).get("total")
+    report = run / "report.html"
+    click.echo()
+    sent = wording.size(summary.get("bytes_up"))
+    click.echo(f"run      {run}  ({wording.duration(seconds)}, {sent} sent by clients)")
+    if report.is_file():
+        click.echo(f"report   {report}")
+    output.note(f"next     shepherd chat {run} --compare base")
+    output.note(f"         shepherd compare {run} OTHER_RUN")
+
+
+def _spent(budget: Mapping[str, Any], row: str) -> tuple[str, str]:
+    """(optimizer steps, learned tokens) of a row's arm; the clients alone say theirs once, together."""
+    spent = budget.get("local" if row == "clients alone, mean" else row) or {}
+    return tuple(wording.count(spent[key]) if key in spent else "" for key in ("optimizer_steps", "target_tokens"))

@@ -1,0 +1,82 @@
+"""Name -> factory. One decorator gives a function a name in TOML, a line in `shepherd list` and its table of promises.
+
+    partitioners = Registry("partitioner")
+
+    @partitioners
+    def by_length(descending: bool = False) -> Partitioner:
+        \"\"\"Sort by length, cut into equal parts.\"\"\"
+        def partition(examples, clients, rng): ...
+        return partition
+
+    partitioners.build("by_length", {"descending": True})
+
+A factory's arguments are its options in the recipe. `"package.module:function"` imports one that is not registered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from shepherd.errors import UsageError, did_you_mean
+
+
+class Registry:
+    """A table of named factories of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._factories: dict[str, Callable[..., Any]] = {}
+
+    def __call__(self, factory: Callable[..., Any]) -> Callable[..., Any]:
+        name = factory.__name__
+        if name in self._factories:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        self._factories[name] = factory
+        return factory
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._factories))
+
+    def describe(self, name: str) -> str:
+        """The first line of the factory's docstring."""
+        return (inspect.getdoc(self.get(name)) or "").split("\n")[0]
+
+    def options(self, name: str) -> dict[str, inspect.Parameter]:
+        """The factory's options by name, as `inspect.Parameter`s (annotation, default)."""
+        return dict(inspect.signature(self.get(name), eval_str=True).parameters)
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """The factory called `name`; `"module:function"` is imported. Raises UsageError with the nearest known name."""
+        if name in self._factories:
+            return self._factories[name]
+        if ":" in name:
+            module, _, attribute = name.partition(":")
+            try:
+                return getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError) as error:
+                raise UsageError(f"{self.kind} {name!r} cannot be imported: {error}") from error
+        known = ", ".join(self)
+        raise UsageError(f"unknown {self.kind}: {name!r}.{did_you_mean(name, self)} Known: {known}")
+
+    def build(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
+        """Call the factory with `options`. Unknown or missing options raise UsageError naming them."""
+        options = dict(options or {})
+        parameters = self.options(name)
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        for key in options:
+            if key not in parameters and not takes_any:
+                known = ", ".join(sorted(parameters)) or "none"
+                raise UsageError(
+                    f"{self.kind} {name!r} has no option {key!r}.{did_you_mean(key, parameters)} Its options: {known}"
+                )
+        try:
+            inspect.signature(self.get(name)).bind(**options)
+        except TypeError as error:
+            raise UsageError(f"{self.kind} {name!r}: {error}") from error
+        try:
+            return self.get(name)(**options)
+        except ValueError as error:
+            raise UsageError(f"{self.kind} {name!r}: {error}") from error

@@ -1,0 +1,362 @@
+"""`compare(run_dirs)`: several runs side by side, as text and as a page with pictures.
+
+Runs that differ in nothing but the seed are one group: mean ± standard error over seeds (s / √n with the sample
+deviation s). Losses of runs that were measured on different rows or with different models are shown, with a warning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from shepherd.errors import DataError
+from shepherd.report import charts, findings
+from shepherd.report.charts import Dots, Line, Panel
+from shepherd.report.load import RunRecord, load_run
+from shepherd.report.page import Figure, Section, Table, render, write_page
+from shepherd.report.wording import (
+    ABSENT,
+    clean,
+    count,
+    digits,
+    duration,
+    listing,
+    number,
+    plural,
+    shorten,
+    signed,
+    size,
+)
+
+# Settings in which runs of one group may differ: where and how fast a run went, not what it computed.
+ASIDE = ("run.name", "run.out", "run.seed", "run.threads")
+ARMS = {"base": "Base", "local": "Mean alone", "federated": "Federated", "centralised": "Centralised"}
+DRAWN = len(charts.SERIES_STYLES)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. `losses` by arm ("local" is the mean over clients); `gaps`: federated minus another arm."""
+
+    name: str
+    model: str
+    method: str
+    seed: int
+    clients: int | None
+    rounds: int
+    state: str
+    losses: Mapping[str, float | None]
+    gaps: Mapping[str, findings.Difference]
+    bytes_up: float | None
+    bytes_down: float | None
+    seconds: float | None
+    curve: tuple[tuple[float, float], ...]
+    settings: Mapping[str, str]
+    rows_digest: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in the seed only: (mean, standard error or None) of the loss of each arm and of each gap."""
+
+    name: str
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    losses: Mapping[str, tuple[float, float | None]]
+    gaps: Mapping[str, tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side. `differing`: setting -> its value in each run, for settings that are not the same in all."""
+
+    rows: tuple[Row, ...]
+    groups: tuple[Group, ...]
+    differing: Mapping[str, tuple[str, ...]]
+    warnings: tuple[str, ...]
+
+    def to_text(self) -> str:
+        """Plain tables for a terminal."""
+        parts = [_plain_table(table) for table in self.tables()]
+        return "\n\n".join([*parts, *(f"note: {clean(text)}" for text in self.warnings)]) + "\n"
+
+    def write_html(self, path: str | Path) -> Path:
+        """Write one page with the same tables and pictures; returns its path."""
+        runs, each, groups, settings = self.tables()
+        losses = [self._curves(), Figure(self._bars(), self._bars_caption(), groups), each]
+        sections = [
+            Section("losses", "Losses", [], [item for item in losses if item]),
+            Section("runs", "Runs", [], [runs]),
+            Section(
+                "settings",
+                "Settings that differ",
+                [] if settings.rows else ["The runs have the same settings."],
+                [settings] if settings.rows else [],
+            ),
+        ]
+        facts = [plural(len(self.rows), "run"), plural(len(self.groups), "different setting")]
+        page = render(
+            "compare.html.j2", title="Comparison of runs", facts=facts, warnings=self.warnings, sections=sections
+        )
+        return write_page(Path(path), page)
+
+    def tables(self) -> tuple[Table, Table, Table, Table]:
+        """Runs, their losses, groups (one line per set of settings, over seeds) and differing settings."""
+        names = _distinct([row.name for row in self.rows])
+        arms = [arm for arm in ARMS if any(row.losses.get(arm) is not None for row in self.rows)]
+        gaps = [arm for arm in ("base", "local", "centralised") if any(arm in row.gaps for row in self.rows)]
+        runs = Table(
+            "Runs",
+            ("Run", "Model", "Method", "Seed", "Clients", "Rounds", "Up", "Down", "Time"),
+            [
+                [
+                    name,
+                    row.model,
+                    row.method,
+                    f"{row.seed}",
+                    count(row.clients),
+                    f"{row.rounds}" + (" (unfinished)" if row.state != "finished" else ""),
+                    size(row.bytes_up),
+                    size(row.bytes_down),
+                    duration(row.seconds),
+                ]
+                for name, row in zip(names, self.rows, strict=True)
+            ],
+            texts=(0, 1, 2),
+        )
+        against = [f"vs {ARMS[arm].lower()}" for arm in gaps]
+        losses = Table(
+            "Held-out loss of each run",
+            ("Run", *(ARMS[arm] for arm in arms), *against),
+            [
+                [name, *(digits(row.losses.get(arm)) for arm in arms), *(_gap(row.gaps.get(arm)) for arm in gaps)]
+                for name, row in zip(names, self.rows, strict=True)
+            ],
+            note="Nats per response token. vs: federated minus that arm; * marks a 95 % interval over held-out rows that "
+            "leaves out 0.",
+        )
+        groups = Table(
+            "Mean ± standard error over seeds; vs: federated minus that arm",
+            ("Settings", "Seeds", *(ARMS[a] for a in arms), *against),
+            [
+                [
+                    group.name,
+                    f"{len(group.seeds)}",
+                    *(_mean(group.losses.get(a)) for a in arms),
+                    *(_mean(group.gaps.get(a), signed) for a in gaps),
+                ]
+                for group in self.groups
+            ],
+            note=""
+            if any(len(g.seeds) > 1 for g in self.groups)
+            else "One seed each: no standard error over seeds can be given.",
+        )
+        settings = Table(
+            "Settings that differ",
+            ("Setting", *names),
+            [[key, *(shorten(v, 60) for v in values)] for key, values in self.differing.items()],
+            texts=tuple(range(len(names) + 1)),
+        )
+        return runs, losses, groups, settings
+
+    def _curves(self) -> Figure | None:
+        shown = [
+            (name, row)
+            for name, row in zip(_distinct([r.name for r in self.rows]), self.rows, strict=True)
+            if row.curve
+        ]
+        if not shown:
+            return None
+        # One colour and marker per run; with more runs than colours, per group.
+        lines = [Line(name, charts.SERIES_STYLES[i], row.curve) for i, (name, row) in enumerate(shown[:DRAWN])]
+        picture = charts.line_chart(
+            lines,
+            title="Held-out loss of the federated model per round",
+            description="; ".join(f"{line.name} ends at {digits(line.points[-1][1])}" for line in lines) + ".",
+            x_label="round",
+            y_label="held-out loss (nats per token)",
+        )
+        at = sorted({x for _, row in shown for x, _ in row.curve})
+        kept = charts.thin(at, 60)
+        curves = [dict(row.curve) for _, row in shown]
+        table = Table(
+            "Held-out loss of the federated model per round",
+            ("Round", *(name for name, _ in shown)),
+            [[f"{x:g}", *(digits(curve.get(x)) for curve in curves)] for x in kept],
+            note="" if len(kept) == len(at) else f"{len(at) - len(kept)} rounds of {len(at)} left out, evenly.",
+            folded=True,
+        )
+        caption = "Held-out loss of the federated model after each round."
+        if len(shown) > DRAWN:
+            caption += f" The first {DRAWN} of {len(shown)} runs are drawn; the table holds all."
+        return Figure(picture, caption, table)
+
+    def _bars(self) -> Any:
+        series = []
+        for arm, name in ARMS.items():
+            found = [group.losses.get(arm) for group in self.groups]
+            if any(found):
+                ends = [(f[0] - f[1], f[0] + f[1]) if f and f[1] is not None else None for f in found]
+                series.append(Dots(name.lower(), arm, [f[0] if f else None for f in found], ends))
+        return charts.dot_plot(
+            [group.name for group in self.groups],
+            [Panel("", series)],
+            title="Held-out loss at the end, by arm",
+            description="; ".join(
+                f"{g.name}: " + ", ".join(f"{a} {_mean(v)}" for a, v in g.losses.items()) for g in self.groups
+            ),
+            x_label="held-out loss (nats per token)",
+        )
+
+    def _bars_caption(self) -> str:
+        spread = " Bars: ± 1 standard error over seeds." if any(len(g.seeds) > 1 for g in self.groups) else ""
+        return f"Held-out loss of each arm at the end of the run.{spread}"
+
+
+def compare(run_dirs: Sequence[str | Path]) -> Comparison:
+    """Read the runs and put them side by side, in the order given.
+
+    Raises DataError when there is no run, or one of them cannot be read.
+    """
+    if not run_dirs:
+        raise DataError("no run to compare", hint="shepherd compare RUN RUN…")
+    records = [load_run(path) for path in run_dirs]
+    rows = tuple(_row(record) for record in records)
+    groups, warnings = _grouped(rows)
+    keys = sorted({key for row in rows for key in row.settings} - {"run.name", "run.out", "run.threads"})
+    differing = {
+        key: values for key in keys if len(set(values := tuple(row.settings.get(key, ABSENT) for row in rows))) > 1
+    }
+    if len({row.model for row in rows}) > 1:
+        warnings.append(
+            "The runs tune different base models: their losses are not comparable when the tokenizers differ."
+        )
+    if len({row.rows_digest for row in rows}) > 1:
+        warnings.append(
+            "The runs were not all measured on the same held-out rows: compare the differences inside a run rather "
+            "than the losses of different runs."
+        )
+    for row, record in zip(rows, records, strict=True):
+        if row.state != "finished":
+            warnings.append(f"{row.name} has not ended; its losses are those of the last evaluated round.")
+        warnings += [f"{row.name}: {note}" for note in record.notes]
+    return Comparison(rows, groups, differing, tuple(warnings))
+
+
+def _row(record: RunRecord) -> Row:
+    summary = record.summary
+    rivals = {rival: findings.difference(record, "federated", rival) for rival in ("base", "local", "centralised")}
+    given = (record.metrics.get("curves") or {}).get("federated")
+    points = given or [(line["round"], line.get("held_out_loss")) for line in record.rounds]
+    curve = [(float(x), y) for x, raw in points if (y := number(raw)) is not None]
+    sent = {k: number(summary.get(k)) for k in ("bytes_up", "bytes_down")}
+    if not summary:
+        sent = {k: sum(number(line.get(k)) or 0 for line in record.rounds) for k in sent}
+    return Row(
+        name=record.name,
+        model=str((summary.get("model") or {}).get("name") or record.setting("model", "base", ABSENT)),
+        method=str(record.setting("federation", "aggregation", ABSENT)),
+        seed=record.seed,
+        clients=summary.get("clients") or len(record.partition.get("clients") or ()) or None,
+        rounds=len(record.rounds),
+        state=record.state,
+        losses={arm.key: arm.loss for arm in findings.arms(record)},
+        gaps={rival: gap for rival, gap in rivals.items() if gap},
+        bytes_up=sent["bytes_up"],
+        bytes_down=sent["bytes_down"],
+        seconds=number((summary.get("seconds") or {}).get("total")),
+        curve=tuple(curve),
+        settings={f"{t}.{k}": _setting(v) for t, values in record.config.items() for k, v in values.items()},
+        rows_digest=(str(record.partition.get("dataset_digest")), *sorted(record.partition.get("held_out") or ())),
+    )
+
+
+def _grouped(rows: Sequence[Row]) -> tuple[tuple[Group, ...], list[str]]:
+    """Rows with the same settings but the seed, and what had to be said about them."""
+    by_settings: dict[tuple, list[Row]] = {}
+    for row in rows:
+        key = (row.model, row.state, *sorted((k, v) for k, v in row.settings.items() if k not in ASIDE))
+        by_settings.setdefault(key, []).append(row)
+    groups, warnings = [], []
+    for members in by_settings.values():
+        first: dict[int, Row] = {}
+        for row in members:
+            if row.seed in first:
+                warnings.append(
+                    f"{row.name} has the settings and the seed of {first[row.seed].name}: it is not counted again "
+                    "in the mean."
+                )
+            first.setdefault(row.seed, row)
+        counted = list(first.values())
+        name = (
+            counted[0].name if len(counted) == 1 else f"{counted[0].name} and {plural(len(counted) - 1, 'more seed')}"
+        )
+        groups.append(
+            Group(
+                name,
+                tuple(row.name for row in members),
+                tuple(first),
+                _over_seeds([row.losses for row in counted]),
+                _over_seeds([{k: gap.value for k, gap in row.gaps.items()} for row in counted]),
+            )
+        )
+    return tuple(groups), warnings
+
+
+def _over_seeds(values: Sequence[Mapping[str, float | None]]) -> dict[str, tuple[float, float | None]]:
+    """Mean and standard error by key; a key is averaged only when every seed has it."""
+    found = {}
+    for key in values[0]:
+        known = [v for each in values if (v := number(each.get(key))) is not None]
+        if len(known) == len(values):
+            found[key] = (fmean(known), stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None)
+    return found
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return listing([_setting(v) for v in value], 20)
+    if isinstance(value, dict):
+        return listing([f"{k} = {_setting(v)}" for k, v in value.items()], 20)
+    return str(value).lower() if isinstance(value, bool) else clean(str(value))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number where one occurs again."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
+
+
+def _gap(d: findings.Difference | None) -> str:
+    return ABSENT if d is None else signed(d.value) + ("*" if d.distinguishable else "")
+
+
+def _mean(value: tuple[float, float | None] | None, write: Any = digits) -> str:
+    if value is None:
+        return ABSENT
+    return write(value[0]) + (f" ± {digits(value[1])}" if value[1] is not None else "")
+
+
+def _plain_table(table: Table) -> str:
+    """Columns in line, texts left, numbers right; nothing but a heading when there are no rows."""
+    if not table.rows:
+        return f"{table.caption}: none"
+    lines = [[" ".join(clean(str(cell)).split()) for cell in line] for line in [table.columns, *table.rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    texts = [
+        "  ".join(
+            cell.ljust(w) if i in table.texts else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    rule = "  ".join("-" * w for w in widths)
+    return "\n".join([table.caption, "", texts[0], rule, *texts[1:], *([table.note.strip()] if table.note else [])])

@@ -1,0 +1,302 @@
+"""How a run went, as sections: budget, division of rows, communication, time, participation. RunRecord -> Section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shepherd.report import charts, findings
+from shepherd.report.charts import Dots
+from shepherd.report.load import RunRecord
+from shepherd.report.page import Figure, Limits, Section, Table
+from shepherd.report.results import knowledge
+from shepherd.report.wording import (
+    ABSENT,
+    count,
+    duration,
+    left_out,
+    number,
+    percent,
+    plainly,
+    plural,
+    sentence,
+    shorten,
+    significant,
+    size,
+)
+
+
+def budget(record: RunRecord, limits: Limits) -> Section:
+    """What each arm was allowed to use."""
+    names = {
+        "optimizer_steps_per_client": "Steps per client",
+        "optimizer_steps": "Optimizer steps",
+        "rows": "Rows",
+        "tokens": "Tokens",
+        "target_tokens": "Response tokens",
+    }
+    given = record.summary.get("budget") or {}
+    keys = [k for k in names if any(k in v for v in given.values())]
+    keys += sorted({k for v in given.values() for k in v} - set(names))
+    order = [a for a in findings.ARMS if a in given] + sorted(set(given) - set(findings.ARMS))
+    label = {**findings.ARM_NAMES, "local": "Each client alone (mean per client)"}
+    rows = [[label.get(a, a), *(plainly(given[a].get(k)) for k in keys)] for a in order]
+    text = "What each arm used. Equal budgets are what makes the losses above comparable."
+    if not rows:
+        return Section("budget", "Budget of each arm", ["No budget is recorded for this run yet."])
+    items = [Table("Budget of each arm", ("Arm", *(names.get(k, k.replace("_", " ")) for k in keys)), rows)]
+    return Section("budget", "Budget of each arm", [text], items)
+
+
+def division(record: RunRecord, limits: Limits) -> Section:
+    """Who holds what, and what each client alone knows better or worse than the federation."""
+    heading = "Clients and categories"
+    table = record.partition.get("table") or {}
+    items: list[Figure | Table] = []
+    names, columns, counts = table.get("clients") or [], table.get("categories") or [], table.get("counts") or []
+    if len(counts) != len(names) or any(len(line) != len(columns) for line in counts):
+        return Section(
+            "division", heading, ["partition.json holds a table whose size does not fit its names; it is not drawn."]
+        )
+    text = []
+    if names and columns:
+        settings = {k: v for k, v in (record.partition.get("settings") or {}).items() if v not in ("", 0, None)}
+        how = ", ".join(f"{k} = {v}" for k, v in settings.items())
+        if how:
+            text.append(f"The rows were divided with {shorten(how, 300)}.")
+        most = limits.drawn + 20
+        picture = charts.heat_map(
+            names[:most],
+            columns[: limits.columns],
+            [line[: limits.columns] for line in counts[:most]],
+            title="Rows of each client in each category",
+            description=f"{plural(len(names), 'client')} by {plural(len(columns), 'category')}.",
+            x_label="category",
+            y_label="client",
+        )
+        shown = columns[: limits.columns]
+        rows = [
+            [c, *(count(v) for v in line[: len(shown)]), count(sum(line))]
+            for c, line in zip(names, counts, strict=True)
+        ]
+        totals = [
+            "all",
+            *(count(sum(line[j] for line in counts)) for j in range(len(shown))),
+            count(sum(map(sum, counts))),
+        ]
+        full = Table(
+            "Training rows by client and category",
+            ("Client", *shown, "All"),
+            [*rows[: limits.rows], totals],
+            note=left_out(len(names), limits.rows, "client") + left_out(len(columns), limits.columns, "category"),
+            folded=True,
+        )
+        caption = (
+            "Training rows that each client holds."
+            + left_out(len(names), most, "client")
+            + left_out(len(columns), limits.columns, "category")
+        )
+        items.append(Figure(picture, caption, full))
+    items += knowledge(record, limits)
+    return Section("division", heading, text or ([] if items else ["No division of the rows is recorded."]), items)
+
+
+def traffic(record: RunRecord, limits: Limits) -> Section:
+    """Bytes up and down, against sending the whole model."""
+    heading = "Communication"
+    lines = record.rounds
+    up = record.summary.get("bytes_up") or sum(number(line.get("bytes_up")) or 0 for line in lines)
+    down = record.summary.get("bytes_down") or sum(number(line.get("bytes_down")) or 0 for line in lines)
+    if not lines:
+        return Section("traffic", heading, ["No round was federated, so nothing would have been sent."])
+    text = [f"Up from the clients: {size(up)}. Down to the clients: {size(down)}. Together: {size(up + down)}."]
+    model = record.summary.get("model") or {}
+    parameters, width = (
+        number(model.get("parameters")),
+        {"float32": 4, "bfloat16": 2, "float16": 2}.get(model.get("dtype")),
+    )
+    adapter = number((record.summary.get("adapter") or {}).get("bytes"))
+    if parameters and width and adapter:
+        whole = parameters * width
+        text.append(
+            f"One adapter is {size(adapter)}; the whole model in {model['dtype']} is {size(whole)}, "
+            f"{significant(whole / adapter)} times as much. "
+            f"Sending the whole model as often would have taken {size((up + down) * whole / adapter)}."
+        )
+    groups = [f"{line['round']}" for line in lines]
+    series = [
+        Dots("up (clients to server)", "s1", [number(line.get("bytes_up")) for line in lines]),
+        Dots("down (server to clients)", "s2", [number(line.get("bytes_down")) for line in lines]),
+    ]
+    picture = charts.bar_chart(
+        groups,
+        series,
+        title="Bytes per round",
+        description=" ".join(text[:1]),
+        x_label="round",
+        y_label="sent in a round",
+        write=size,
+    )
+    shown = charts.thin(lines, limits.rows)
+    rows = [
+        [
+            f"{x['round']}",
+            *(size(x.get(k)) for k in ("bytes_up", "bytes_down")),
+            size((number(x.get("bytes_up")) or 0) + (number(x.get("bytes_down")) or 0)),
+        ]
+        for x in shown
+    ]
+    rows.append(["all", size(up), size(down), size(up + down)])
+    table = Table(
+        "Bytes per round", ("Round", "Up", "Down", "Together"), rows, note=left_out(len(lines), limits.rows, "round")
+    )
+    return Section(
+        "traffic",
+        heading,
+        text,
+        [Figure(picture, "Bytes sent up and down in each round, as they would go over a network.", table)],
+    )
+
+
+def time(record: RunRecord, limits: Limits) -> Section:
+    """Seconds by phase of the run, and by phase of each round."""
+    seconds = dict(record.summary.get("seconds") or {})
+    total = number(seconds.pop("total", None))
+    words = {
+        "load": "loading",
+        "federated": "training, federated",
+        "local": "training, alone",
+        "centralised": "training, centralised",
+        "evaluate": "evaluation",
+        "generate": "generated answers",
+    }
+    parts = [(words.get(name, name), value) for name, raw in seconds.items() if (value := number(raw)) is not None]
+    spent = sum(value for _, value in parts)
+    items: list[Figure | Table] = []
+    text = []
+    if parts:
+        if total and total - spent > 0.005 * total:
+            parts.append(("other", total - spent))
+        elif total and spent > 1.005 * total:
+            text.append(f"Some phases lie inside others: together they make {duration(spent)}.")
+        whole = sum(value for _, value in parts)
+        picture = charts.stacked_bar(
+            parts,
+            title="Time by phase",
+            description=sentence([f"{name}: {duration(value)}" for name, value in parts]),
+            write=duration,
+        )
+        rows = [[name, duration(value), percent(value / whole if whole else None)] for name, value in parts]
+        rows.append(["total", duration(total if total is not None else spent), ""])
+        items.append(
+            Figure(picture, "Wall time of the run by phase.", Table("Time by phase", ("Phase", "Time", "Share"), rows))
+        )
+        if total:
+            text.insert(0, f"The run took {duration(total)}.")
+    peak = number(record.summary.get("peak_memory_bytes"))
+    if peak:
+        text.append(f"Peak memory: {size(peak)}.")
+    phases = list(dict.fromkeys(k for line in record.rounds for k in line.get("seconds") or {}))
+    if phases:
+        shown = charts.thin(record.rounds, limits.rows)
+        rows = [[f"{line['round']}", *(duration((line.get("seconds") or {}).get(k)) for k in phases)] for line in shown]
+        note = left_out(len(record.rounds), limits.rows, "round")
+        items.append(Table("Time in each round", ("Round", *phases), rows, note=note))
+    return Section("time", "Time and memory", text or ["No times are recorded yet."], items)
+
+
+def participation(record: RunRecord, limits: Limits) -> Section:
+    """Who took part in which round, who was missing or rejected and why, and which rows were seen how often."""
+    heading = "Who took part"
+    if not record.rounds:
+        return Section("participation", heading, ["No round was federated."])
+    states: dict[str, dict[int, str]] = {c: {} for c in record.partition.get("clients") or {}}
+    reasons, lost = [], 0
+    for line in record.rounds:
+        rejected = {entry["client"]: entry for entry in line.get("rejected") or ()}
+        missing = list(line.get("missing") or ())
+        for c in {*line["cohort"], *missing, *rejected}:
+            state = "rejected" if c in rejected else "missing" if c in missing else "trained"
+            states.setdefault(c, {})[line["round"]] = state
+        lost += len(set(missing) | set(rejected))
+        reasons += [
+            [f"{line['round']}", c, "rejected", str(e.get("code") or ABSENT), str(e.get("detail") or "")]
+            for c, e in sorted(rejected.items())
+        ]
+        reasons += [[f"{line['round']}", c, "missing", "no update came back", ""] for c in sorted(missing)]
+    names = sorted(states)
+    shown_rounds = charts.thin([line["round"] for line in record.rounds], 60)
+    drawn, cut = names[: limits.drawn], len(names)
+    if len(names) > limits.drawn:
+        # Those with trouble first: they are what a reader looks for.
+        trouble = {c for c in names if {"rejected", "missing"} & set(states[c].values())}
+        drawn = sorted(sorted(names, key=lambda c: (c not in trouble, c))[: limits.drawn])
+    picture = charts.status_grid(
+        drawn,
+        [f"{r}" for r in shown_rounds],
+        [[states[c].get(r, "idle") for r in shown_rounds] for c in drawn],
+        title="Participation by client and round",
+        description=f"{plural(len(names), 'client')}, {plural(len(record.rounds), 'round')}, "
+        f"{plural(lost, 'update')} missing or rejected.",
+        x_label="round",
+    )
+    text = [
+        "Every drawn client trained and returned a usable update."
+        if not lost
+        else f"{plural(lost, 'update')} did not count: {sum(r[2] == 'missing' for r in reasons)} missing, "
+        f"{sum(r[2] == 'rejected' for r in reasons)} rejected."
+    ]
+    seen = record.summary.get("trained_rows") or {}
+    sums = {
+        c: {
+            k: sum(number((line.get(k) or {}).get(c)) or 0 for line in record.rounds)
+            for k in ("steps", "examples", "tokens")
+        }
+        for c in names
+    }
+    rows = []
+    for c in names[: limits.rows]:
+        times = list(states[c].values())
+        rows.append(
+            [
+                c,
+                count(times.count("trained")),
+                count(times.count("missing")),
+                count(times.count("rejected")),
+                *(count(sums[c][k]) for k in ("steps", "examples", "tokens")),
+                _seen(seen.get(c)),
+            ]
+        )
+    per_client = Table(
+        "Participation of each client",
+        ("Client", "Trained", "Missing", "Rejected", "Steps", "Rows walked", "Tokens", "Rows seen, by how often"),
+        rows,
+        texts=(0, 7),
+        note=left_out(len(names), limits.rows, "client"),
+    )
+    caption = (
+        "One mark per client and round."
+        + left_out(cut, limits.drawn, "client", "those with missing or rejected updates come first")
+        + left_out(len(record.rounds), 60, "round")
+    )
+    items: list[Figure | Table] = [Figure(picture, caption, per_client)]
+    if reasons:
+        items.append(
+            Table(
+                "Missing and rejected updates",
+                ("Round", "Client", "State", "Reason", "Detail"),
+                reasons[: limits.rows],
+                texts=(0, 1, 2, 3, 4),
+                note=left_out(len(reasons), limits.rows, "update"),
+            )
+        )
+    return Section("participation", heading, text, items)
+
+
+def _seen(value: Mapping[str, Any] | None) -> str:
+    """Rows by the number of times they were trained on: `2 never, 30 once, 4 twice`."""
+    if not value or not isinstance(value.get("seen"), Mapping):
+        return ABSENT
+    words = {"0": "never", "1": "once", "2": "twice"}
+    entries = sorted(value["seen"].items(), key=lambda entry: (len(entry[0]), entry[0]))
+    return ", ".join(f"{count(many)} {words.get(times, f'{times} times')}" for times, many in entries if number(many))

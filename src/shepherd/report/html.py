@@ -1,0 +1,274 @@
+"""`write_report(run_dir)`: one HTML file that says what a run did and brought, offline, without scripts.
+
+Every section is a function RunRecord -> Section: results.py holds what the run brought, conduct.py how it went, and
+this file the rest and the order. Long lists are shortened (`Limits`) and say how many entries are left out.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import ResourceError
+from shepherd.report import conduct, findings, results
+from shepherd.report.load import RunRecord, load_run
+from shepherd.report.page import LARGEST, LEVELS, Limits, Section, Table, render, write_page
+from shepherd.report.wording import (
+    ABSENT,
+    clean,
+    count,
+    digits,
+    left_out,
+    listing,
+    number,
+    percent,
+    plainly,
+    plural,
+    shorten,
+    significant,
+    size,
+)
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `report.html` into the run directory and return its path.
+
+    Raises DataError when a file of the run is missing or broken. A run that has not ended is reported as far as
+    it is.
+    """
+    record = load_run(run_dir)
+    for limits in LEVELS:
+        page = render("report.html.j2", **view(record, limits))
+        if len(page.encode("utf-8")) <= LARGEST:
+            return write_page(record.path / "report.html", page)
+    raise ResourceError(f"the report of {record.path} would be larger than {size(LARGEST)}", hint="shorten its names")
+
+
+def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
+    """All that the template prints."""
+    before = [
+        conduct.budget(record, limits),
+        results.rounds(record, limits),
+        results.clients(record, limits),
+        results.categories(record, limits),
+        conduct.division(record, limits),
+        conduct.traffic(record, limits),
+        conduct.time(record, limits),
+        conduct.participation(record, limits),
+    ]
+    after = [data_notes(record, limits), privacy(record)]
+    contents = [(part.key, part.heading) for part in before]
+    contents += [
+        ("samples", "Before and after"),
+        *((part.key, part.heading) for part in after),
+        ("settings", "Settings"),
+    ]
+    return {
+        "title": record.name,
+        "state": record.state,
+        "facts": facts(record),
+        "contents": contents,
+        "verdict": findings.verdict(record),
+        "cards": results.cards(record),
+        "measure": results.measure(record),
+        "headline": results.headline(record, limits),
+        "before": before,
+        **samples(record, limits),
+        "after": after,
+        "commands": commands(record),
+        "config_text": record.config_text,
+        "versions": versions(record),
+    }
+
+
+def facts(record: RunRecord) -> list[str]:
+    summary = record.summary
+    model = summary.get("model", {}).get("name") or record.setting("model", "base", "")
+    clients = summary.get("clients") or len(record.partition.get("clients", {})) or None
+    done = len(record.rounds)
+    planned = record.setting("federation", "rounds", done)
+    rounds = plural(planned, "round") if done in (planned, 0) else f"{done} of {plural(planned, 'round')}"
+    data = summary.get("data", {}).get("name") or record.setting("data", "source", "")
+    found = [
+        str(model),
+        str(data),
+        plural(int(clients), "client") if number(clients) else "",
+        rounds,
+        f"aggregation {record.setting('federation', 'aggregation', ABSENT)}",
+        f"seed {record.seed}",
+    ]
+    return [shorten(fact, 60) for fact in found if fact]
+
+
+def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
+    """Held-out prompts with the answers before and after, and the scores of the generated answers."""
+    arms = [a for a in findings.arms(record) if a.generation]
+    items: list[Table] = []
+    if arms:
+        keys = [k for k in dict.fromkeys(k for a in arms for k in a.generation or {}) if k != "rows"]
+        names = {"exact_match": "Exact match", "token_f1": "Token F1", "rouge_l": "ROUGE-L"}
+        rows = [[a.name, *(percent(a.generation.get(k)) for k in keys), count(a.generation.get("rows"))] for a in arms]
+        note = "A few short answers: these scores are coarse; the losses above rest on all held-out rows."
+        items.append(
+            Table("Scores of the generated answers", ("Arm", *(names.get(k, k) for k in keys), "Rows"), rows, note=note)
+        )
+    shown = []
+    for entry in record.generations[: limits.samples]:
+        answers = dict(entry["answers"])
+        main = [
+            ("Before: base model", "base", answers.pop("base", None)),
+            ("After: federated", "federated", answers.pop("federated", None)),
+        ]
+        told = [{"name": n, "style": s, "text": _said(t)} for n, s, t in main if t is not None]
+        told.append({"name": "Reference", "style": "plain", "text": _said(entry.get("reference"))})
+        others = [
+            {
+                "name": "Centralised" if arm == "centralised" else arm.removeprefix("local:") + " alone",
+                "style": "centralised" if arm == "centralised" else "local",
+                "text": _said(text),
+            }
+            for arm, text in list(answers.items())[:8]
+        ]
+        shown.append(
+            {
+                "id": str(entry.get("id", "")),
+                "category": str(entry.get("category", "")),
+                "prompt": [{"role": t["role"], "content": t["content"]} for t in entry["prompt"]],
+                "answers": told,
+                "others": others,
+            }
+        )
+    if shown:
+        text = "Held-out prompts, answered by the base model and by the federated one, beside the reference."
+        text += left_out(len(record.generations), limits.samples, "sample")
+    else:
+        text = "No answers were generated in this run (evaluation.generate)."
+    return {"samples": shown, "samples_text": [text], "samples_items": items, "length": limits.text}
+
+
+def data_notes(record: RunRecord, limits: Limits) -> Section:
+    """Where the rows came from, which were refused or cut, and what the audit found."""
+    data = record.summary.get("data") or {}
+    if not data:
+        return Section("data", "Data", ["The run has not yet recorded what it read."])
+    labels = {
+        "name": "Source",
+        "licence": "Licence",
+        "digest": "Digest (sha256)",
+        "rows": "Rows read",
+        "train_rows": "Rows for training",
+        "held_out_rows": "Rows held out",
+        "cut_rows": "Rows cut to the maximum length",
+        "cut_tokens": "Tokens cut",
+    }
+    rows = [[label, plainly(data[key])] for key, label in labels.items() if key in data]
+    rows += [
+        [key.replace("_", " "), plainly(v)]
+        for key, v in data.items()
+        if key not in labels and key not in ("refused", "audit")
+    ]
+    items = [Table("Data of this run", ("", ""), rows, texts=(0, 1))]
+    refused = data.get("refused") or {}
+    text = ["No row was refused."]
+    if isinstance(refused, Mapping) and refused:
+        lines = []
+        for reason, value in refused.items():
+            many, where = value if isinstance(value, list) and len(value) == 2 else (value, [])
+            lines.append(
+                [
+                    reason,
+                    count(many),
+                    listing([shorten(str(w), 60) for w in where], 3) if isinstance(where, list) else "",
+                ]
+            )
+        total = sum(number(v[0] if isinstance(v, list) and v else v) or 0 for v in refused.values())
+        text = [f"{plural(int(total), 'row')} could not be used; the reasons are below."]
+        items.append(
+            Table(
+                "Refused rows",
+                ("Reason", "Rows", "First places"),
+                lines[: limits.rows],
+                texts=(0, 2),
+                note=left_out(len(lines), limits.rows, "reason"),
+            )
+        )
+    if audit := data.get("audit"):
+        items.append(_audit(audit, limits))
+    return Section("data", "Data", [*text, *record.notes], items)
+
+
+def _audit(audit: Any, limits: Limits) -> Table:
+    """Findings as a list of {kind, count, groups of ids}, or whatever mapping or list the run recorded."""
+    if isinstance(audit, Mapping):
+        audit = audit.get("findings", audit)
+    lines = []
+    for key, value in audit.items() if isinstance(audit, Mapping) else enumerate(audit, 1):
+        if isinstance(value, Mapping) and "kind" in value:
+            lines.append([plainly(value["kind"]), count(value.get("count")), plainly(value.get("groups"))])
+        else:
+            lines.append([plainly(str(key).replace("_", " ")), plainly(value), ""])
+    note = left_out(len(lines), limits.rows, "finding")
+    return Table("Audit", ("Finding", "Rows", "First ids"), lines[: limits.rows], texts=(0, 2), note=note)
+
+
+def privacy(record: RunRecord) -> Section:
+    """What leaves a client, said plainly."""
+    adapter = record.summary.get("adapter") or {}
+    how = (
+        f" ({count(adapter['parameters'])} numbers, {size(adapter.get('bytes'))})"
+        if number(adapter.get("parameters"))
+        else ""
+    )
+    rows = [
+        [
+            "Leaves a client in each round",
+            f"its update of the LoRA adapter{how}; the numbers of its rows, tokens and steps; its training loss and "
+            "the norm of its update",
+        ],
+        ["Stays with a client", "its instructions and responses"],
+        ["Differential privacy", "none"],
+        ["Secure aggregation", "none: the server sees each client's update"],
+    ]
+    text = [
+        "An update can tell something about the rows it was trained on. In this run nothing hides or blurs it.",
+        "This run simulated its clients in one process, which held all rows. The table says what would leave a client "
+        "if the same run were carried out between real ones. The comparison arms (each client alone, centralised) and "
+        "the samples on this page use rows directly; a page made from private rows is itself private.",
+    ]
+    return Section("privacy", "Privacy", text, [Table("What leaves a client", ("", ""), rows, texts=(0, 1))])
+
+
+def commands(record: RunRecord) -> list[tuple[str, str]]:
+    given = record.summary.get("command")
+    # The name only: a report is sent around, and the folders of a person's disk are nobody's business.
+    command = f"shepherd run {shlex.quote(clean(record.name))}/config.toml"
+    again = [("Repeat with exactly these settings, from the folder that holds this run's folder:", command)]
+    return ([("Started with:", str(given))] if given else []) + again
+
+
+def versions(record: RunRecord) -> list[Table]:
+    """Model, adapter and versions, with the check that the saved adapter gives the reported loss."""
+    summary = record.summary
+    rows = [[f"model {k}", plainly(v)] for k, v in (summary.get("model") or {}).items()]
+    rows += [[f"adapter {k}", plainly(v)] for k, v in (summary.get("adapter") or {}).items()]
+    if summary.get("adapter_sha256"):
+        rows.append(["adapter sha256", str(summary["adapter_sha256"])])
+    if check := summary.get("reload_check"):
+        rows.append(
+            [
+                "adapter loaded again from disk",
+                f"loss {digits(check.get('loss'), 6)}, difference {significant(check.get('difference'))}",
+            ]
+        )
+    if summary.get("version"):
+        rows.append(["shepherd", str(summary["version"])])
+    rows += [[str(k), plainly(v)] for k, v in record.environment.items()]
+    if not rows:
+        return []
+    return [Table("Model, adapter and versions", ("", ""), rows[:200], texts=(0, 1))]
+
+
+def _said(text: Any) -> str:
+    return text if isinstance(text, str) and text.strip() else "(nothing)"

@@ -1,0 +1,202 @@
+"""A run directory, read and checked: `load_run(path) -> RunRecord`.
+
+The shapes are those that the rest of the package writes. What is missing or broken is a DataError that names the
+file; a run that has not ended (no summary.json) is read as far as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import DataError
+
+# Shapes: a type or types, a mapping of known keys ("*" is any other key), or a list with the shape of its items.
+# A key ending in "?" may be null. Absent keys are allowed; numbers are checked where they are used.
+_ARM = {
+    "per_category?": {"*": {"*": object}},
+    "per_client?": {"*": {"*": object}},
+    "generation?": {"*": object},
+}
+_ARMS = {"base?": _ARM, "federated?": _ARM, "centralised?": _ARM, "local?": {"*": _ARM}}
+_CURVE = [[object]]
+_METRICS = {
+    "arms": _ARMS,
+    "curves?": {"federated?": _CURVE, "centralised?": _CURVE, "local?": {"*": _CURVE}},
+    "differences?": [{"a": str, "b": str, "ci95?": [object]}],
+}
+_SUMMARY = {
+    "arms": {"*": object},
+    "budget?": {"*": {"*": object}},
+    "seconds?": {"*": object},
+    "model?": {"*": object},
+    "adapter?": {"*": object},
+    "data?": {"*": object},
+    "reload_check?": {"*": object},
+    "trained_rows?": {"*": {"*": object}},
+}
+_ROUND = {
+    "round": int,
+    "cohort": [str],
+    "missing?": [str],
+    "rejected?": [{"client": str}],
+    "weights?": {"*": object},
+    "train_loss?": {"*": object},
+    "held_out_per_category?": {"*": object},
+    "steps?": {"*": object},
+    "examples?": {"*": object},
+    "tokens?": {"*": object},
+    "seconds?": {"*": object},
+}
+_PARTITION = {
+    "clients": {"*": [str]},
+    "held_out?": [str],
+    "settings?": {"*": object},
+    "table?": {"clients": [str], "categories": [str], "counts": [[int]]},
+}
+_GENERATION = {"prompt": [{"role": str, "content": str}], "answers": {"*": (str, type(None))}}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that a run directory says. `state` is "finished", or "unfinished" while there is no summary.json.
+
+    config: the resolved settings by table; config_text: config.toml as written. rounds: one mapping per committed
+    round, in order. metrics, summary and partition are empty, rounds and generations are (), where the run has
+    none. `notes` says in sentences what was read only in part.
+    """
+
+    path: Path
+    state: str
+    config: Mapping[str, Any]
+    config_text: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    rounds: tuple[Mapping[str, Any], ...] = ()
+    partition: Mapping[str, Any] = field(default_factory=dict)
+    generations: tuple[Mapping[str, Any], ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def seed(self) -> int:
+        return self.setting("run", "seed", self.summary.get("seed", 0))
+
+    def setting(self, table: str, key: str, default: Any = None) -> Any:
+        """One setting of the recipe."""
+        return self.config.get(table, {}).get(key, default)
+
+
+def load_run(path: str | Path) -> RunRecord:
+    """Read the run directory `path`. Raises DataError that names the missing or broken file and says what to do."""
+    path = Path(path).resolve()
+    if not path.is_dir():
+        kind = "is a file" if path.exists() else "does not exist"
+        raise DataError(f"run directory {path} {kind}", hint="give the folder that `shepherd run` printed at its end")
+    text = _read(path / "config.toml", "this folder is no run directory; `shepherd run` writes one under runs/")
+    try:
+        config = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path / 'config.toml'} is not valid TOML: {error}", hint=_AGAIN) from None
+    _check(config, {"*": {"*": object}}, path / "config.toml")
+    finished = (path / "summary.json").exists()
+    federated = "federated" in config.get("evaluation", {}).get("arms", ("federated",))
+    notes: list[str] = []
+    return RunRecord(
+        path=path,
+        state="finished" if finished else "unfinished",
+        config=config,
+        config_text=text,
+        summary=_json(path / "summary.json", _SUMMARY, needed=finished),
+        metrics=_json(path / "evaluation" / "metrics.json", _METRICS, needed=finished),
+        rounds=_lines(path / "rounds.jsonl", _ROUND, finished and federated, notes, torn=not finished),
+        partition=_json(path / "partition.json", _PARTITION, needed=finished),
+        generations=_lines(path / "evaluation" / "generations.jsonl", _GENERATION, False, notes, torn=not finished),
+        environment=_json(path / "env.json", {"*": object}, needed=False),
+        notes=tuple(notes),
+    )
+
+
+_AGAIN = "restore the file from a copy, or repeat the run"
+
+
+def _read(file: Path, hint: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing", hint=hint) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text: {error}", hint=_AGAIN) from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}", hint="check the path and its permissions") from None
+
+
+def _json(file: Path, shape: Any, needed: bool) -> dict[str, Any]:
+    if not needed and not file.exists():
+        return {}
+    try:
+        value = json.loads(_read(file, f"the run has ended but this file is gone; {_AGAIN}"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{file} is not valid JSON: {error}", hint=_AGAIN) from None
+    _check(value, shape, file)
+    return value
+
+
+def _lines(file: Path, shape: Any, needed: bool, notes: list[str], torn: bool) -> tuple[dict[str, Any], ...]:
+    """JSON lines. A last line without its newline that does not parse is still being written when `torn` is allowed."""
+    if not needed and not file.exists():
+        return ()
+    text = _read(file, f"the run has ended but this file is gone; {_AGAIN}")
+    records = []
+    # Not splitlines(): JSON texts may hold U+2028 and its kin unescaped.
+    lines = text.split("\n")
+    for position, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            if torn and position == len(lines):
+                notes.append(f"The last line of {file.name} is incomplete and is left out.")
+                continue
+            raise DataError(f"{file}, line {position} is not valid JSON: {error}", hint=_AGAIN) from None
+        _check(record, shape, file, f"line {position}")
+        records.append(record)
+    return tuple(records)
+
+
+def _check(value: Any, shape: Any, file: Path, place: str = "") -> None:
+    """Raise DataError where `value` does not have `shape`, naming the place as `a.b.0`."""
+    if isinstance(shape, list):
+        kind: Any = Sequence
+        wrong = not isinstance(value, list)
+    elif isinstance(shape, dict):
+        kind, wrong = Mapping, not isinstance(value, dict)
+    else:
+        kind, wrong = shape, not isinstance(value, shape)
+    if wrong:
+        wanted = {Sequence: "a list", Mapping: "a table", str: "a text", int: "a whole number"}.get(
+            kind, "another type"
+        )
+        where = f" at {place}" if place else ""
+        raise DataError(f"{file}{where}: expected {wanted}, found {type(value).__name__}", hint=_AGAIN)
+    if isinstance(shape, list):
+        for position, item in enumerate(value):
+            _check(item, shape[0], file, f"{place}.{position}".lstrip("."))
+    elif isinstance(shape, dict):
+        known = {key.rstrip("?"): (inner, key.endswith("?")) for key, inner in shape.items() if key != "*"}
+        for key, (_, optional) in known.items():
+            if key not in value and not optional:
+                raise DataError(f"{file}{' at ' + place if place else ''}: the key {key!r} is missing", hint=_AGAIN)
+        for key, item in value.items():
+            inner, optional = known.get(key, (shape.get("*", object), False))
+            if not (item is None and optional):
+                _check(item, inner, file, f"{place}.{key}".lstrip("."))

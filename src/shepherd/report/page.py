@@ -1,0 +1,120 @@
+"""One HTML file from a template: everything escaped and cleaned, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from shepherd import __version__
+from shepherd.report import wording
+
+LARGEST = 2_000_000  # bytes of one page
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a large run one page shows: table rows, picture rows, columns, samples, characters of a text."""
+
+    rows: int = 120
+    drawn: int = 40
+    columns: int = 40
+    samples: int = 12
+    text: int = 1500
+
+
+# The first that gives a page under 2 MB is taken.
+LEVELS = (Limits(), Limits(rows=50, drawn=30, columns=24, samples=6, text=500), Limits(20, 20, 12, 3, 200))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of ready-made cells. Columns in `texts` are set left, all others are numbers and set right."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    texts: Sequence[int] = (0,)
+    note: str = ""
+    folded: bool = False
+    groups: Sequence[tuple[str, int]] = ()  # headings over several columns: (text, number of columns)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with the table of its numbers."""
+
+    picture: Markup
+    caption: str
+    table: Table | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A numbered part of a page: paragraphs, then figures and tables in order."""
+
+    key: str
+    heading: str
+    text: Sequence[str] = ()
+    items: Sequence[Figure | Table] = field(default=())
+
+
+def without_empty(table: Table) -> Table:
+    """The table without the columns, the first apart, that hold nothing but n/a."""
+    keep = [i for i in range(len(table.columns)) if i == 0 or any(row[i] != wording.ABSENT for row in table.rows)]
+    return replace(
+        table,
+        columns=[table.columns[i] for i in keep],
+        rows=[[row[i] for i in keep] for row in table.rows],
+        texts=[keep.index(i) for i in table.texts if i in keep],
+    )
+
+
+def render(template: str, **view: Any) -> str:
+    """The page as text. Every text in `view` is cleaned of control characters, then escaped."""
+    return _environment().get_template(template).render(version=__version__, **view)
+
+
+def write_page(path: Path, text: str) -> Path:
+    """Write the page whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("shepherd.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "digits": wording.digits,
+        "significant": wording.significant,
+        "percent": wording.percent,
+        "name": lambda text: wording.shorten(str(text), 48),
+        "clip": wording.clip,
+    }
+    environment.tests["figure"] = lambda item: isinstance(item, Figure)
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """What every `{{ … }}` passes through before it is escaped."""
+    if value is None:
+        return wording.ABSENT
+    return wording.clean(value) if type(value) is str else value

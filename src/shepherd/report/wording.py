@@ -1,0 +1,157 @@
+"""How texts and numbers are written on a page: cleaned, shortened, with as many digits as mean something."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ABSENT = "n/a"
+MINUS = "\N{MINUS SIGN}"
+
+# Terminal sequences: CSI (colours, cursor), OSC (titles, links; ended by BEL or ST), and two-character escapes.
+_TERMINAL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -~]?|\x9b[0-?]*[ -/]*[@-~]")
+# Controls except tab and newline, and the marks that reorder text, so that what is read is what is there.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """`text` without terminal escapes, control characters and direction overrides; lone surrogates become U+FFFD."""
+    text = _TERMINAL.sub("", text.replace("\r\n", "\n"))
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub("", text))
+
+
+def clip(text: str, limit: int) -> str:
+    """The first `limit` characters, saying how many are left out."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]} … ({len(text) - limit:,} more characters in the run directory)"
+
+
+def shorten(label: str, width: float) -> str:
+    """One line that is at most `width` average characters wide (wide scripts count double), ended by … when cut."""
+    label = " ".join(clean(label).split())
+    used = 0.0
+    for position, character in enumerate(label):
+        used += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if used > width and not (position == len(label) - 1 and used <= width + 1):
+            return label[:position].rstrip() + "…"
+    return label
+
+
+def number(value: Any) -> float | None:
+    """`value` as a finite float, or None for everything that is not one (None, NaN, infinities, texts, booleans)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def digits(value: Any, places: int = 3) -> str:
+    """A loss: three decimals, a true minus sign, n/a when there is none."""
+    value = number(value)
+    if value is None:
+        return ABSENT
+    text = f"{abs(value):,.{places}f}" if abs(value) < 1e6 else f"{abs(value):.2e}"
+    return (MINUS if value < 0 and float(text.replace(",", "")) else "") + text
+
+
+def signed(value: Any, places: int = 3) -> str:
+    """A difference, always with its sign; zero has none."""
+    text = digits(value, places)
+    value = number(value)
+    return f"+{text}" if value is not None and value > 0 and text.strip("0.,") else text
+
+
+def significant(value: Any, figures: int = 3) -> str:
+    """`figures` significant figures without exponent up to a million: 13.5, 1,240, 0.0312."""
+    value = number(value)
+    if value is None:
+        return ABSENT
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if not -5 <= exponent < 6:
+        return f"{value:.{figures - 1}e}".replace("-", MINUS)
+    return digits(round(value, figures - 1 - exponent), max(0, figures - 1 - exponent))
+
+
+def percent(value: Any, places: int = 1) -> str:
+    """A share between 0 and 1 as per cent."""
+    value = number(value)
+    return ABSENT if value is None else f"{digits(100 * value, places)}\N{NO-BREAK SPACE}%"
+
+
+def count(value: Any) -> str:
+    """A whole number with separators; a mean of whole numbers keeps one decimal."""
+    value = number(value)
+    if value is None:
+        return ABSENT
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+def size(value: Any) -> str:
+    """Bytes in decimal units: 7.37 MB."""
+    value = number(value)
+    if value is None:
+        return ABSENT
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 999.5 or unit == "TB":
+            return f"{value:,.0f} B" if unit == "B" else f"{significant(value)} {unit}"
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def duration(value: Any) -> str:
+    """Seconds as 40 ms, 3.20 s, 12.3 s, 2 min 05 s or 1 h 02 min."""
+    value = number(value)
+    if value is None:
+        return ABSENT
+    if 0 < value < 0.9995:
+        return f"{significant(1000 * value)} ms" if value < 0.00995 else f"{1000 * value:.0f} ms"
+    if value < 59.95:
+        return f"{significant(value)} s" if value < 9.95 else f"{value:.1f} s"
+    if value < 3599.5:
+        minutes, seconds = divmod(round(value), 60)
+        return f"{minutes} min {seconds:02d} s"
+    hours, minutes = divmod(round(value / 60), 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
+def plural(how_many: int, noun: str) -> str:
+    """1 client, 2 clients, 0 categories."""
+    many = noun if how_many == 1 else noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{how_many:,} {many}"
+
+
+def listing(names: list[str], limit: int = 8) -> str:
+    """a, b, c and 5 more."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def left_out(total: int, limit: int, noun: str, which: str = "") -> str:
+    """` 12 clients of 100 left out; which ones.`, or nothing when all fit."""
+    if total <= limit:
+        return ""
+    return f" {plural(total - limit, noun)} of {total:,} left out{'; ' + which if which else ''}."
+
+
+def plainly(value: Any) -> str:
+    """Any value from a run directory as a short text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if number(value) is not None:
+        return count(value) if float(value).is_integer() else significant(value, 4)
+    if isinstance(value, Mapping):
+        return listing([f"{k}: {plainly(v)}" for k, v in value.items()], 20)
+    if isinstance(value, (list, tuple)):
+        return listing([plainly(v) for v in value], 20)
+    return ABSENT if value is None else shorten(str(value), 400)
+
+
+def sentence(parts: Sequence[str]) -> str:
+    """The parts with semicolons between them."""
+    return "; ".join(parts) + "." if parts else ""

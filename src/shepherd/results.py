@@ -1,0 +1,102 @@
+"""Losses, answers and counts of a finished run -> metrics.json, generations.jsonl and summary.json, as plain dicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shepherd.evaluation.losses import RowLosses, paired_difference
+from shepherd.evaluation.text import score
+from shepherd.prepare import Rows
+from shepherd.rng import stream
+from shepherd.types import Example, Tokens
+
+
+def arm_metrics(losses: RowLosses, rows: Rows) -> dict[str, Any]:
+    """An arm's entry in metrics.json: over all held-out rows, per category, and per client's own categories."""
+    categories = np.array([row.category for row in rows.held_out])
+    return {
+        **finite(losses.summary()),
+        "per_category": {
+            str(name): finite(losses.select(categories == name).summary()) for name in sorted(set(categories))
+        },
+        "per_client": {
+            client: finite(losses.select(np.array(indices)).summary())
+            for client in sorted(rows.clients)
+            if (indices := rows.held_out_of(client))
+        },
+        "generation": None,
+    }
+
+
+def differences(arms: Mapping[str, RowLosses], locals_: Mapping[str, RowLosses], seed: int) -> list[dict[str, Any]]:
+    """Federated against every other arm, and against the local clients' mean and best, on the same rows."""
+    others = {name: losses for name, losses in arms.items() if name != "federated"}
+    if locals_:
+        everyone = list(locals_.values())
+        mean = RowLosses(
+            np.mean([l.nll for l in everyone], axis=0), everyone[0].tokens, np.mean([l.hits for l in everyone], axis=0)
+        )
+        best = min(locals_, key=lambda client: locals_[client].stat.mean)
+        others |= {"local mean": mean, f"local best ({best})": locals_[best]}
+    if "federated" not in arms:
+        return []
+    return [
+        {"a": "federated", "b": name, **paired_difference(arms["federated"], losses, stream(seed, "bootstrap", name))}
+        for name, losses in others.items()
+    ]
+
+
+def sample_rows(held_out: Sequence[Tokens], count: int) -> list[int]:
+    """Indices of `count` held-out rows, taken in turn from each category."""
+    by_category: dict[str, list[int]] = {}
+    for index, row in enumerate(held_out):
+        by_category.setdefault(row.category, []).append(index)
+    turns = [indices[turn] for turn in range(len(held_out)) for indices in by_category.values() if turn < len(indices)]
+    return sorted(turns[:count])
+
+
+def generation_record(example: Example, answers: Mapping[str, str]) -> dict[str, Any]:
+    """One line of generations.jsonl."""
+    messages = [{"role": m.role, "content": m.content} for m in example.messages[:-1]]
+    if example.context and messages:
+        messages[-1]["content"] += f"\n\n{example.context}"
+    return {
+        "id": example.id,
+        "category": example.category,
+        "prompt": messages,
+        "reference": example.messages[-1].content,
+        "answers": dict(answers),
+    }
+
+
+def generation_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Exact match, token F1 and ROUGE-L of each arm that answered."""
+    arms = {arm for record in records for arm in record["answers"]}
+    return {
+        arm: score([record["answers"][arm] for record in records], [record["reference"] for record in records])
+        for arm in sorted(arms)
+    }
+
+
+def times_seen(cursors: Mapping[str, int], rows: Rows) -> dict[str, dict[str, Any]]:
+    """Per client: its rows, and how many of them training saw how often. The walk visits every row once per pass."""
+    seen = {}
+    for client, held in sorted(rows.clients.items()):
+        passes, rest = divmod(cursors.get(client, 0), len(held))
+        counts = {passes: len(held) - rest, passes + 1: rest}
+        seen[client] = {"rows": len(held), "seen": {str(times): n for times, n in counts.items() if n}}
+    return seen
+
+
+def brief(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """An arm in summary.json: its loss, and the loss of each category."""
+    return {"loss": metrics["loss"], "per_category": {k: v["loss"] for k, v in metrics["per_category"].items()}}
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN and infinity become null: JSON has neither."""
+    return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}

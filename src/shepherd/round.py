@@ -1,0 +1,136 @@
+"""ONE ROUND of federated tuning, in order. Read this first.
+
+    select a cohort -> send the global adapter -> train locally -> gate -> aggregate -> next global adapter
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from shepherd.clients.selection import Selection
+from shepherd.clients.training import StepReport
+from shepherd.errors import ClientError
+from shepherd.evaluation.losses import RowLosses
+from shepherd.rng import stream
+from shepherd.server.aggregation import Aggregator, aggregation_deviation, step, update_weights
+from shepherd.types import Adapter, ClientFailure, ClientId, ClientUpdate, Tokens, TrainTask, Work
+from shepherd.updates.gate import admit, update_norm
+
+
+class Engine(Protocol):
+    """Who runs the clients. The algorithm does not know whether they are in this process or in another country."""
+
+    def train(self, task: TrainTask, observe: Callable[[StepReport], None]) -> Iterable[ClientUpdate | ClientFailure]:
+        """One update or failure for every client of the task, sorted by client."""
+        ...
+
+    def evaluate(self, adapter: Adapter | None, rows: Sequence[Tokens]) -> RowLosses:
+        """The losses of rows that the server holds, under an adapter or the bare base."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays the same over the rounds of a run. `work(client, round, first_row)` is a client's share."""
+
+    seed: int
+    clients: tuple[ClientId, ...]
+    cohort_size: int
+    select: Selection
+    aggregate: Aggregator
+    weights: str
+    min_updates: int
+    work: Callable[[ClientId, int, int], Work]
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """Everything the next round needs: the global adapter and how far each client has walked over its rows."""
+
+    round: int
+    adapter: Adapter
+    cursors: Mapping[ClientId, int]
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One line of rounds.jsonl. Sizes in bytes, times in seconds, losses in nats per target token."""
+
+    round: int
+    cohort: tuple[ClientId, ...]
+    missing: tuple[ClientId, ...]
+    rejected: tuple[Mapping[str, str], ...]
+    weights: Mapping[ClientId, float]
+    train_loss: Mapping[ClientId, float]
+    steps: Mapping[ClientId, int]
+    examples: Mapping[ClientId, int]
+    tokens: Mapping[ClientId, int]
+    bytes_up: int
+    bytes_down: int
+    seconds: Mapping[str, float]
+    learning_rate: tuple[float, float]
+    deviation: float
+    update_norm: Mapping[ClientId, float]
+
+
+def run_round(
+    state: ServerState, plan: Plan, engine: Engine, observe: Callable[[StepReport], None] = lambda report: None
+) -> tuple[ServerState, RoundRecord]:
+    """Run the round after `state`. Raises ClientError when fewer than `min_updates` clients gave a usable update."""
+    number = state.round + 1
+    cohort = plan.select(plan.clients, plan.cohort_size, stream(plan.seed, "select", number))
+    work = {client: plan.work(client, number, state.cursors.get(client, 0)) for client in cohort}
+    task = TrainTask(number, state.adapter, plan.seed, work)
+
+    begin = time.perf_counter()
+    answers = [admit(answer, task) for answer in engine.train(task, observe)]
+    trained = time.perf_counter()
+    # Float sums depend on order, arrival does not repeat: sort by client.
+    updates = sorted((a for a in answers if isinstance(a, ClientUpdate)), key=lambda u: u.client)
+    failures = sorted((a for a in answers if isinstance(a, ClientFailure)), key=lambda f: f.client)
+    if len(updates) < plan.min_updates:
+        raise ClientError(_too_few(number, updates, failures, plan.min_updates), hint=_advice(failures))
+
+    weights = update_weights(updates, plan.weights)
+    adapter = step(state.adapter, plan.aggregate(updates, weights))
+    by_client = {u.client: w for u, w in zip(updates, weights, strict=True)}
+    deviation = aggregation_deviation(state.adapter, updates, by_client)
+    aggregated = time.perf_counter()
+
+    cursors = dict(state.cursors)
+    for update in updates:
+        cursors[update.client] = work[update.client].first_row + work[update.client].rows
+    rates = [rate for w in work.values() for rate in (w.learning_rates[0], w.learning_rates[-1])]
+    answered = {a.client for a in answers}
+    record = RoundRecord(
+        round=number,
+        cohort=cohort,
+        missing=tuple(client for client in cohort if client not in answered),
+        rejected=tuple({"client": f.client, "code": f.code, "detail": f.detail} for f in failures),
+        weights=by_client,
+        train_loss={u.client: u.metrics["loss"] for u in updates},
+        steps={u.client: u.steps for u in updates},
+        examples={u.client: u.num_examples for u in updates},
+        tokens={u.client: u.num_tokens for u in updates},
+        bytes_up=sum(4 * (d.A.size + d.B.size) for u in updates for d in u.delta.values()),
+        bytes_down=state.adapter.nbytes * len(cohort),
+        seconds={"train": trained - begin, "aggregate": aggregated - trained},
+        learning_rate=(max(rates), min(rates)),
+        deviation=deviation,
+        update_norm={u.client: update_norm(u) for u in updates},
+    )
+    return ServerState(number, adapter, cursors), record
+
+
+def _too_few(number: int, updates: Sequence[ClientUpdate], failures: Sequence[ClientFailure], least: int) -> str:
+    reasons = "\n".join(f"  {f.client}: {f.code}: {f.detail}" for f in failures)
+    return f"round {number}: {len(updates)} usable updates, {least} needed\n{reasons}"
+
+
+def _advice(failures: Sequence[ClientFailure]) -> str:
+    if any(f.code == "non-finite" for f in failures):
+        return "lower training.learning_rate, or set model.dtype = \"float32\""
+    return ""

@@ -1,0 +1,40 @@
+"""The gate that every answer of a client passes before anything else sees it: an update, or a failure with its reason."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shepherd.types import ClientFailure, ClientUpdate, TrainTask
+
+
+def admit(answer: ClientUpdate | ClientFailure, task: TrainTask) -> ClientUpdate | ClientFailure:
+    """The update itself when its client, round, modules, shapes, dtype, counts and values are in order, else a failure."""
+    if isinstance(answer, ClientFailure):
+        return answer
+    reason = _fault(answer, task)
+    return answer if reason is None else ClientFailure(answer.client, task.round, *reason)
+
+
+def update_norm(update: ClientUpdate) -> float:
+    """L2 norm of all factors of the delta, in float64."""
+    return float(np.sqrt(sum(float(np.sum(np.square(m, dtype=np.float64))) for d in update.delta.values() for m in d)))
+
+
+def _fault(update: ClientUpdate, task: TrainTask) -> tuple[str, str] | None:
+    if update.client not in task.work:
+        return "uninvited", "the client is not in this round's cohort"
+    if update.round != task.round:
+        return "stale-round", f"the update is of round {update.round}, this is round {task.round}"
+    if set(update.delta) != set(task.adapter.factors):
+        return "modules", f"{len(update.delta)} modules, expected {len(task.adapter.factors)}"
+    if not (1 <= update.num_examples <= task.work[update.client].rows):
+        return "count", f"num_examples = {update.num_examples}, at most {task.work[update.client].rows} were asked for"
+    if update.num_tokens < 1:
+        return "count", f"num_tokens = {update.num_tokens}"
+    for name, factors in task.adapter.factors.items():
+        for part, delta, ours in zip("AB", update.delta[name], factors, strict=True):
+            if delta.shape != ours.shape or delta.dtype != np.float32:
+                return "shape", f"{name}.{part}: {delta.dtype}{list(delta.shape)}, expected float32{list(ours.shape)}"
+            if not np.isfinite(delta).all():
+                return "non-finite", f"{name}.{part}: {int((~np.isfinite(delta)).sum())} values are not finite"
+    return None

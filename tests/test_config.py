@@ -1,0 +1,169 @@
+"""Recipes and overrides -> a config; mistakes -> every one of them, with the nearest known key."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from shepherd import config
+from shepherd.errors import UsageError
+
+
+def problems(settings: dict, *checks) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        config.resolve(settings, checks)
+    first, *rest = caught.value.message.split("\n")
+    assert first.startswith(f"{len(rest)} problem")
+    assert "config show" in caught.value.hint
+    return [line.strip() for line in rest]
+
+
+def test_every_problem_of_a_recipe_is_reported_at_once():
+    found = problems(
+        {"run": {"name": "a b"}, "lora": {"r": "x", "dropout": 1.5}, "training": {"batch_size": 0, "learning_rat": 1}}
+    )
+    assert found == [
+        "run.name: must be 1 to 64 letters, digits, '.', '_' or '-', got 'a b'",
+        "lora.r: must be a whole number, got 'x'",
+        "lora.dropout: must be less than 1.0, got 1.5",
+        "training.batch_size: must be at least 1, got 0",
+        "unknown key 'training.learning_rat'. Did you mean 'training.learning_rate'?",
+    ]
+
+
+def test_a_key_that_stands_in_the_wrong_table_is_named_with_its_own_table():
+    # 'weights' is nearer to training.weight_decay in spelling, but exists as it is in another table.
+    assert problems({"training": {"weights": "tokens"}}) == [
+        "unknown key 'training.weights'. Did you mean 'federation.weights'?"
+    ]
+
+
+def test_a_key_outside_of_every_table_is_named_with_its_table():
+    assert problems({"rounds": 3}) == ["unknown key 'rounds' outside of the tables. Did you mean 'federation.rounds'?"]
+
+
+def test_a_misspelt_table_is_answered_with_the_nearest_one_and_all_of_them():
+    (found,) = problems({"lorra": {"r": 4}})
+    assert found.startswith("unknown table [lorra]. Did you mean 'lora'? Tables: run, model, lora,")
+
+
+def test_a_value_in_the_place_of_a_table_is_answered_with_how_to_write_one():
+    assert problems({"lora": 16}) == ["[lora] is a table: write [lora] and its keys under it, got 16"]
+
+
+def test_a_wrong_choice_is_answered_with_all_choices_and_the_nearest():
+    assert problems({"federation": {"weights": "example"}}) == [
+        "federation.weights: must be 'examples', 'tokens' or 'uniform' (Did you mean 'examples'?), got 'example'"
+    ]
+
+
+def test_a_key_that_takes_two_kinds_of_value_names_both():
+    assert problems({"lora": {"targets": 5}}) == ["lora.targets: must be 'all-linear' or must be a list, got 5"]
+
+
+def test_a_cohort_larger_than_the_number_of_clients_is_refused_before_anything_is_loaded():
+    assert problems({"partition": {"clients": 3}, "federation": {"clients_per_round": 5}}) == [
+        "federation.clients_per_round = 5 is more than partition.clients = 3"
+    ]
+
+
+def test_problems_of_further_checks_join_those_of_the_types():
+    found = problems({"lora": {"r": 0}}, lambda settings: [f"partition.name: no {settings['lora']['r']}"])
+    assert found == ["lora.r: must be at least 1, got 0", "partition.name: no 0"]
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_every_packaged_recipe_loads_and_reads_back_from_its_resolved_form(name):
+    loaded = config.load(name)
+    assert loaded.run.name == name
+    assert config.resolve(tomllib.loads(config.to_toml(loaded))) == loaded
+
+
+def test_the_paper_recipe_has_the_shape_of_the_paper():
+    loaded = config.load("fedit-dolly")
+    assert (loaded.partition.name, loaded.partition.clients, loaded.federation.clients_per_round) == ("shards", 100, 5)
+    assert (loaded.federation.rounds, loaded.lora.r, loaded.training.local_epochs) == (20, 8, 1.0)
+    assert loaded.training.local_steps == 0 and loaded.data.held_out_per_category == 10
+
+
+def test_each_packaged_recipe_says_in_its_first_line_what_it_is_for():
+    assert list(config.recipes()) == ["demo", "fedit-dolly", "laptop", "own-data"]
+    assert all(len(about) > 20 and not about.startswith("#") for about in config.recipes().values())
+
+
+def test_a_recipe_that_is_not_there_is_answered_with_the_nearest_name(tmp_path):
+    with pytest.raises(UsageError, match=r"recipe not found: dmeo\. Did you mean 'demo'") as caught:
+        config.load("dmeo")
+    assert "packaged recipes: demo, fedit-dolly, laptop, own-data" in caught.value.hint
+    (tmp_path / "clinics.toml").write_text("")
+    with pytest.raises(UsageError, match=r"clinic\.toml.*Did you mean '.*clinics\.toml'"):
+        config.load(tmp_path / "clinic.toml")
+
+
+def test_a_file_in_the_current_folder_does_not_hide_a_packaged_recipe_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_text("not TOML at all")
+    assert config.load("demo").run.name == "demo"
+
+
+def test_a_recipe_that_is_not_toml_says_the_file_and_the_line(tmp_path):
+    (tmp_path / "x.toml").write_text("[run]\nname = demo\n")
+    with pytest.raises(UsageError, match=r"x\.toml is not valid TOML.*line 2"):
+        config.load(tmp_path / "x.toml")
+
+
+def test_overrides_are_toml_or_text_and_lists_may_be_written_with_commas():
+    written = ["lora.r=16", "lora.targets=q_proj,v_proj", "run.name=2024", "evaluation.arms=base", "model.base=org/m"]
+    assert config.parse_overrides(written) == {
+        "lora": {"r": 16, "targets": ["q_proj", "v_proj"]},
+        "run": {"name": "2024"},
+        "evaluation": {"arms": ["base"]},
+        "model": {"base": "org/m"},
+    }
+    assert config.parse_overrides(["lora.targets=all-linear"]) == {"lora": {"targets": "all-linear"}}
+    assert config.parse_overrides(["data.columns.instruction=q"]) == {"data": {"columns": {"instruction": "q"}}}
+
+
+def test_an_override_without_its_table_is_answered_with_the_full_key():
+    with pytest.raises(UsageError, match="cannot read the setting 'rounds=3'") as caught:
+        config.parse_overrides(["rounds=3"])
+    assert "--set federation.rounds=3" in caught.value.hint
+
+
+def test_later_layers_win_and_each_value_remembers_its_layer():
+    settings, origins = config.merge(
+        [("a", {"lora": {"r": 4, "alpha": 8}}), ("b", {"lora": {"r": 16}, "run": {"seed": 1}})]
+    )
+    assert settings == {"lora": {"r": 16, "alpha": 8}, "run": {"seed": 1}}
+    assert origins == {"lora.r": "b", "lora.alpha": "a", "run.seed": "b"}
+
+
+def test_another_partitioner_does_not_inherit_the_options_of_the_former_one():
+    former = {"partition": {"name": "by_key", "key": "source", "clients": 8}}
+    settings, origins = config.merge([("recipe", former), ("--set", {"partition": {"name": "dirichlet"}})])
+    assert settings["partition"] == {"name": "dirichlet", "clients": 8}
+    assert origins == {"partition.clients": "recipe", "partition.name": "--set"}
+    same, _ = config.merge([("recipe", former), ("--set", {"partition": {"name": "by_key"}})])
+    assert same["partition"] == former["partition"]
+
+
+def test_columns_given_in_two_layers_add_up():
+    settings, _ = config.merge(
+        [("a", {"data": {"columns": {"instruction": "q"}}}), ("b", {"data": {"columns": {"response": "a"}}})]
+    )
+    assert settings["data"]["columns"] == {"instruction": "q", "response": "a"}
+
+
+def test_the_resolved_config_survives_toml_with_odd_keys_and_texts():
+    odd = {
+        "partition": {"name": "x:y", "a b": {"c d": [1, 2.5, 'e"f\n\x7f']}},
+        "data": {"template": "{instruction}\t→"},
+    }
+    loaded = config.resolve(odd)
+    assert config.resolve(tomllib.loads(config.to_toml(loaded))) == loaded
+    assert loaded.partition.options == {"a b": {"c d": [1, 2.5, 'e"f\n\x7f']}}
+
+
+def test_every_key_has_a_meaning_to_print():
+    assert [key for key, field in config.keys().items() if not field.description] == []

@@ -1,0 +1,314 @@
+"""Rows of every format and file kind become the same examples, and what is wrong with them is said."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import types
+
+import pytest
+
+from shepherd.data.sources import load_examples
+from shepherd.errors import DataError, NetworkError, ShepherdError, UsageError
+from shepherd.types import Example, Message
+
+ASK, SAY = "Name a river.", "The Danube."
+TURNS = (Message("user", ASK), Message("assistant", SAY))
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+ROWS = {
+    "alpaca": {"instruction": ASK, "input": "rivers", "output": SAY},
+    "dolly": {"instruction": ASK, "context": "rivers", "response": SAY, "category": "open_qa"},
+    "prompt_completion": {"prompt": ASK, "completion": " " + SAY},
+    "messages": {"messages": [{"role": "user", "content": ASK}, {"role": "assistant", "content": SAY}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": ASK}, {"from": "gpt", "value": SAY}]},
+}
+
+
+@pytest.mark.parametrize("format", ROWS)
+def test_each_format_is_told_by_its_fields(tmp_path, format):
+    data = load_examples(write(tmp_path / "clinic.jsonl", [ROWS[format]] * 2))
+    assert data.format == format
+    assert [e.id for e in data.examples] == ["clinic:1", "clinic:2"]
+    assert all(e.messages == TURNS for e in data.examples)
+    assert data.examples[0].context == ("rivers" if format in ("alpaca", "dolly") else "")
+    assert data.examples[0].category == ("open_qa" if format == "dolly" else "all")
+    assert load_examples(write(tmp_path / "x.jsonl", [ROWS[format]]), format=format).format == format
+
+
+def test_every_kind_of_file_gives_the_same_examples(tmp_path):
+    rows = [
+        {"instruction": f'Say «{i}», "quoted"\nover lines', "context": "", "response": f"Käse {i} 🐑", "category": "c"}
+        for i in range(3)
+    ]
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    lines = "".join(json.dumps(r) + "\n" for r in rows)
+    contents = {
+        "a/rows.jsonl": lines.encode(),
+        "b/rows.jsonl": b"\xef\xbb\xbf" + lines.replace("\n", "\r\n").encode(),
+        "c/rows.json": lines.encode(),  # JSON lines under another name
+        "d/rows.json": json.dumps(rows, indent=2).encode(),
+        "e/rows.json": json.dumps({"data": rows}).encode(),
+        "f/rows.json": json.dumps({"version": 1, "data": rows}, indent=2).encode(),
+        "g/rows.jsonl": json.dumps(rows).encode(),  # a list under the name of JSON lines
+    }
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(content)
+    for name, delimiter in (("h/rows.csv", ","), ("i/rows.csv", ";"), ("j/rows.tsv", "\t")):
+        (tmp_path / name).parent.mkdir()
+        with open(tmp_path / name, "w", encoding="utf-8", newline="") as file:
+            out = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+            out.writeheader()
+            out.writerows(rows)
+        contents[name] = b""
+    (tmp_path / "k").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "k/rows.parquet")
+    loaded = {name: load_examples(str(tmp_path / name)) for name in [*contents, "k/rows.parquet"]}
+    assert len({data.digest for data in loaded.values()}) == 1, {n: d.examples for n, d in loaded.items()}
+    assert loaded["k/rows.parquet"].examples[2] == Example(
+        "rows:3",
+        (Message("user", 'Say «2», "quoted"\nover lines'), Message("assistant", "Käse 2 🐑")),
+        category="c",
+    )
+
+
+def test_a_folder_is_one_source_per_file_and_equal_stems_do_not_collide(tmp_path):
+    for name in ("north.jsonl", "south.jsonl", "south.csv"):
+        if name.endswith("csv"):
+            (tmp_path / name).write_text("prompt,completion\na,b\n")
+        else:
+            write(tmp_path / name, [{"prompt": "a", "completion": "b", "source": "elsewhere"}] * 2)
+    (tmp_path / "README.md").write_text("not data")
+    (tmp_path / ".hidden.jsonl").write_text("not data")
+    data = load_examples(str(tmp_path))
+    assert [e.id for e in data.examples] == [
+        "north:1", "north:2", "south.csv:1", "south.jsonl:1", "south.jsonl:2",
+    ]  # fmt: skip
+    assert [e.source for e in data.examples] == ["north", "north", "south.csv", "south.jsonl", "south.jsonl"]
+    assert data.notes == ("not data, so not read: README.md",)
+
+
+def test_columns_map_other_names_and_pick_up_category_and_source(tmp_path):
+    path = write(tmp_path / "c.jsonl", [{"q": ASK, "a": SAY, "topic": "x", "user": 7, "instruction": "not this"}])
+    columns = {"instruction": "q", "response": "a", "category": "topic", "source": "user"}
+    example = load_examples(path, columns=columns).examples[0]
+    assert example == Example("c:1", TURNS, category="x", source="7")
+
+
+def test_a_conversation_keeps_its_turns_and_its_system_message(tmp_path):
+    turns = [("system", " Be kind. "), ("human", ASK), ("gpt", SAY), ("human", "And?"), ("gpt", "No."), ("human", "Oh")]
+    path = write(tmp_path / "c.json", [{"conversations": [{"from": f, "value": v} for f, v in turns]}])
+    data = load_examples(path)
+    roles = [m.role for m in data.examples[0].messages]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
+    assert data.examples[0].messages[0].content == "Be kind."
+    assert data.changed == {"turns after the last answer": (1, ("c:1",))}
+    with_parts = [{"role": "user", "content": [{"type": "text", "text": ASK}]}, {"role": "assistant", "content": SAY}]
+    row = {"messages": with_parts, "system": "Be kind."}
+    assert load_examples(write(tmp_path / "d.jsonl", [row])).examples[0].messages == (
+        Message("system", "Be kind."),
+        *TURNS,
+    )
+
+
+def test_rows_that_cannot_be_used_are_refused_with_counts_per_reason(tmp_path):
+    good = {"messages": [{"role": "user", "content": ASK}, {"role": "assistant", "content": SAY}]}
+
+    def bad(*turns):
+        return {"messages": [dict(zip(("role", "content"), turn, strict=True)) for turn in turns]}
+
+    rows = [
+        good,
+        bad(("user", ASK), ("assistant", "  ")),
+        bad(("user", ASK), ("assistant", "")),
+        bad(("assistant", SAY)),
+        bad(("user", ASK)),
+        bad(("user", ASK), ("tool", "4"), ("assistant", SAY)),
+        bad(("user", ""), ("assistant", SAY)),
+        bad(("user", ASK), ("assistant", 4)),
+        bad(("user", ASK), ("assistant", "\ud800")),
+        {"messages": "no list"},
+        {"messages": None},
+        {"other": 1},
+        bad(("user", ASK), ("assistant", "")),
+        bad(("user", ASK), ("assistant", "")),
+    ]
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = load_examples(str(path))
+    assert [e.id for e in data.examples] == ["c:1"]
+    assert data.refused == {
+        "empty answer": (4, ("c:2", "c:3", "c:13")),
+        "the conversation begins with an answer": (1, ("c:4",)),
+        "no answer": (1, ("c:5",)),
+        "a turn with the role 'tool'": (1, ("c:6",)),
+        "empty instruction": (1, ("c:7",)),
+        "a turn is not text but int": (1, ("c:8",)),
+        "a turn holds half a character (a lone surrogate)": (1, ("c:9",)),
+        "'messages' is not a list of turns": (1, ("c:10",)),
+        "no 'messages'": (2, ("c:11", "c:12")),
+    }
+
+
+# The mistakes of a user, each with its message and exit status 3.
+
+
+def complaint(*args, **options) -> ShepherdError:
+    with pytest.raises(DataError) as error:
+        load_examples(*args, **options)
+    assert error.value.exit_code == 3
+    return error.value
+
+
+def test_a_missing_file_offers_the_nearest_name_in_its_folder(tmp_path):
+    write(tmp_path / "clinic.jsonl", [ROWS["dolly"]])
+    error = complaint(str(tmp_path / "clinc.jsonl"))
+    assert "data not found" in error.message and "Did you mean 'clinic.jsonl'?" in error.message
+    error = complaint(str(tmp_path / "nowhere" / "clinic.jsonl"))
+    assert "there is no folder" in error.message
+
+
+def test_malformed_json_lines_show_file_line_column_and_the_text(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text(json.dumps(ROWS["dolly"]) + '\n\n{"instruction": "a" "response": "b"}\n')
+    error = complaint(str(path))
+    assert f"{path}:3:21: malformed JSON: Expecting ',' delimiter" in error.message
+    assert '{"instruction": "a" "response": "b"}' in error.message and error.hint
+    path.write_text('{"instruction": "a", "response": "cut off\n' + json.dumps(ROWS["dolly"]) + "\n")
+    assert f"{path}:1:" in complaint(str(path)).message
+    path.write_text('[{"instruction": "a"},\n {"instruction": }]')
+    assert f"{path}:2:18:" in complaint(str(path)).message
+    path.write_text('{"a": 1}\n[1, 2]\n')
+    assert f"{path}:2: a row is an object with fields, this is list: [1, 2]" in complaint(str(path)).message
+    path.write_text('{\n "instruction": "a",\n "response" "b"}')
+    assert f"{path}:3:13:" in complaint(str(path)).message
+    path.write_text('{\n "instruction": "a",\n "response": "b"}')
+    assert "no list of rows under 'data' (found 'instruction', 'response')" in complaint(str(path)).message
+    path.write_text('{"instruction": "' + "a" * 500 + "}\n")
+    assert "…" in complaint(str(path)).message and len(complaint(str(path)).message) < 300
+
+
+def test_unknown_columns_show_what_was_found_and_what_each_format_accepts(tmp_path):
+    path = write(tmp_path / "c.jsonl", [{"question": "a", "answer": "b"}])
+    error = complaint(path)
+    assert "found: question, answer" in error.message
+    for line in ("alpaca: instruction, output", "dolly: instruction, response", "messages: messages"):
+        assert line in error.message
+    assert "--columns instruction=" in error.hint
+    error = complaint(path, columns={"instruction": "question", "response": "anser"})
+    assert "no column 'anser' for 'response'. Did you mean 'answer'?" in error.message
+    assert "no field 'instrction'. Did you mean 'instruction'?" in complaint(path, columns={"instrction": "x"}).message
+    assert "unknown format: 'doly'. Did you mean 'dolly'?" in complaint(path, format="doly").message
+    assert "dolly: instruction, response" in complaint(path, format="dolly").message
+
+
+def test_when_every_row_is_refused_the_error_counts_the_reasons_and_names_the_first_rows(tmp_path):
+    error = complaint(write(tmp_path / "c.jsonl", [{"prompt": "a", "completion": ""}] * 5))
+    assert "none of the 5 rows can be used" in error.message
+    assert "5 rows: empty answer (c:1, c:2, c:3, …)" in error.message
+
+
+def test_empty_files_other_encodings_and_broken_tables_are_named(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b"\n\n")
+    assert "has no rows" in complaint(str(path)).message
+    path.write_bytes(b'{"prompt": "a",\n "completion": "caf\xe9"}')
+    assert f"{path}:2: not UTF-8 (byte 0xe9)" in complaint(str(path)).message
+    path.write_bytes('{"prompt": "a"}'.encode("utf-16"))
+    assert "UTF-16" in complaint(str(path)).message
+    path.write_text('{"rows": []}')
+    assert "fit no known format" in complaint(str(path)).message
+    table = tmp_path / "t.csv"
+    table.write_text("prompt,completion\na,b,c\n")
+    assert f"{table}:2: row 1 has more fields" in complaint(str(table)).message
+    (tmp_path / "t.xlsx").write_bytes(b"")
+    assert "cannot read .xlsx" in complaint(str(tmp_path / "t.xlsx")).message
+    pytest.importorskip("pyarrow")
+    (tmp_path / "t.parquet").write_bytes(b"no")
+    assert "cannot be read as Parquet" in complaint(str(tmp_path / "t.parquet")).message
+    (tmp_path / "empty").mkdir()
+    assert "holds no data files" in complaint(str(tmp_path / "empty")).message
+
+
+def test_missing_extras_answer_with_their_install_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError) as error:
+        load_examples("hub:org/name")
+    assert "pip install 'shepherd[hub]'" in error.value.hint
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "t.parquet").write_bytes(b"no")
+    with pytest.raises(UsageError) as error:
+        load_examples(str(tmp_path / "t.parquet"))
+    assert "pip install 'shepherd[parquet]'" in error.value.hint
+
+
+def test_hub_names_carry_a_configuration_a_split_and_their_licence(monkeypatch):
+    asked = []
+
+    class Split(list):
+        info = types.SimpleNamespace(license="cc-by-4.0")
+
+    def load_dataset(path, config, split):
+        asked.append((path, config, split))
+        if path == "org/far":
+            raise ConnectionError("no route")
+        return Split([ROWS["alpaca"]])
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    data = load_examples("hub:org/name:small@test")
+    assert (data.licence, data.examples[0].id) == ("cc-by-4.0", "name:1")
+    load_examples("hub:org/name")
+    assert asked == [("org/name", "small", "test"), ("org/name", None, "train")]
+    with pytest.raises(NetworkError, match="no route"):
+        load_examples("hub:org/far")
+
+
+def test_the_digest_is_that_of_the_content_and_not_of_the_order_or_the_folder(tmp_path):
+    (tmp_path / "b").mkdir()
+    one = load_examples(write(tmp_path / "c.jsonl", [ROWS["dolly"], ROWS["dolly"] | {"response": "x"}]))
+    two = load_examples(write(tmp_path / "b" / "c.jsonl", [ROWS["dolly"], ROWS["dolly"] | {"response": "x"}]))
+    other = load_examples(write(tmp_path / "c.jsonl", [ROWS["dolly"], ROWS["dolly"] | {"response": "y"}]))
+    assert one.digest == two.digest != other.digest
+    assert len(one.digest) == 64 and one.licence == "unknown"
+
+
+def test_categories_are_kept_and_drawn_by_seed_in_the_order_of_the_file(tmp_path):
+    rows = [ROWS["dolly"] | {"category": "abc"[i % 3], "instruction": f"Question {i}"} for i in range(60)]
+    path = write(tmp_path / "c.jsonl", rows)
+    kept = load_examples(path, categories=("a", "c"), rows_per_category=5, seed=1).examples
+    assert [e.category for e in kept].count("a") == [e.category for e in kept].count("c") == 5 == len(kept) / 2
+    numbers = [int(e.id.split(":")[1]) for e in kept]
+    assert numbers == sorted(numbers)
+    assert kept == load_examples(path, categories=("c", "a"), rows_per_category=5, seed=1).examples
+    assert kept != load_examples(path, categories=("a", "c"), rows_per_category=5, seed=2).examples
+    assert "no category 'd'" in complaint(path, categories=("d",)).message
+
+
+def test_chatterbot_has_topics_as_categories_and_languages_as_sources():
+    pytest.importorskip("chatterbot_corpus")
+    data = load_examples("builtin:chatterbot", languages=("english", "german"))
+    assert {e.source for e in data.examples} == {"english", "german"}
+    assert {"ai", "food", "trivia"} <= {e.category for e in data.examples}
+    assert len(data.examples) > 1000 and data.licence == "BSD-3-Clause"
+    assert len({e.id for e in data.examples}) == len(data.examples)
+    assert "Did you mean 'german'?" in complaint("builtin:chatterbot", languages=("germam",)).message
+
+
+def test_unknown_built_ins_offer_the_nearest_and_a_dataset_can_be_imported(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="Did you mean 'chatterbot'"):
+        load_examples("builtin:chaterbot")
+    (tmp_path / "my_lab_data.py").write_text(
+        "from shepherd.data.builtins import Rows\n"
+        "def clinic():\n    return Rows('clinic', [('c:1', {'prompt': 'a', 'completion': 'b'})], 'MIT')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = load_examples("my_lab_data:clinic")
+    assert (data.name, data.licence, len(data)) == ("clinic", "MIT", 1)

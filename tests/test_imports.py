@@ -1,0 +1,114 @@
+"""Imports go down, and light commands stay light."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parents[1] / "src" / "shepherd"
+
+# What each part may import, beside itself. A part is a module or a folder of the package.
+GROUND = {"types", "registry", "rng", "errors"}
+BOTTOM = GROUND | {"config", "store"}
+DATA_AND_MODEL = {"data", "model"}
+ROOMS = {"clients", "updates", "server", "evaluation"}
+MIDDLE = BOTTOM | DATA_AND_MODEL | ROOMS
+RUN = {"prepare", "arms", "results", "experiment"}
+COMMANDS = {"cli", "doctor", "output", "progress", "chat", "export"}
+MAY_IMPORT = {
+    "errors": set(),
+    "types": GROUND,
+    "registry": GROUND,
+    "rng": GROUND,
+    "config": GROUND,
+    "store": GROUND,
+    "data": GROUND,
+    "model": GROUND,
+    **{room: GROUND | DATA_AND_MODEL for room in ROOMS},
+    "round": MIDDLE | {"engines"},  # round.py names the protocol that engines/ carries out
+    "engines": MIDDLE,
+    "report": BOTTOM,
+    **{part: MIDDLE | {"round", "engines", "report"} | RUN for part in RUN},
+    **{part: MIDDLE | {"round", "engines", "report"} | RUN | COMMANDS for part in COMMANDS},
+}
+HEAVY = ("torch", "transformers", "peft", "datasets")
+
+
+def modules() -> list[Path]:
+    return sorted(
+        path for path in SOURCES.rglob("*.py") if path.name != "__main__.py" and path.parent != SOURCES / "__init__"
+    )
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(SOURCES).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Names of the package's parts that a module imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("shepherd.")}
+        elif isinstance(node, ast.ImportFrom) and node.module == "shepherd":
+            found |= {alias.name for alias in node.names if not alias.name.startswith("_")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shepherd."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+def python(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES.parent)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCES)))
+def test_a_part_imports_only_what_lies_below_it(path):
+    part = part_of(path)
+    if part == "__init__":
+        return  # names its exports lazily
+    assert part in MAY_IMPORT, f"{part} is new: say in MAY_IMPORT where it stands"
+    upwards = imported(ast.parse(path.read_text(encoding="utf-8"))) - MAY_IMPORT[part] - {part}
+    assert not upwards, f"{path.name} imports {sorted(upwards)}, which {part} may not know"
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["shepherd", "shepherd.cli", "shepherd.config", "shepherd.output", "shepherd.progress", "shepherd.doctor",
+     "shepherd.report", "shepherd.data.partition", "shepherd.data.sources", "shepherd.model.fetch", "shepherd.store"],
+)  # fmt: skip
+def test_light_modules_do_not_load_torch(module):
+    code = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+LIGHT = {
+    ("--help",): ("numpy", "pydantic", "rich", "jinja2"),
+    ("--version",): ("numpy", "pydantic", "rich", "jinja2"),
+    ("completion", "fish"): ("numpy", "pydantic"),
+    ("list", "recipes"): (),
+    ("config", "show", "demo"): (),
+    ("model", "list"): (),
+    ("data", "partition", "demo"): (),
+    ("doctor",): (),
+}
+
+
+@pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
+def test_light_commands_do_not_load_torch(arguments, tmp_path):
+    forbidden = (*HEAVY, *LIGHT[arguments])
+    code = (
+        "import sys; from shepherd.__main__ import main; status = main(sys.argv[1:]); "
+        f"print([m for m in {forbidden} if m in sys.modules], file=sys.stderr); sys.exit(status)"
+    )
+    done = python(code, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip().splitlines()[-1] == "[]"

@@ -1,0 +1,224 @@
+"""Pictures: well-formed, named, without overlap, with gaps where nothing was measured."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shepherd.report import charts
+from shepherd.report.charts import Band, Dots, Line, Panel
+
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = "\"><script>alert(1)</script>]]>&<!-- ' onload=\x1b[31m\x00\ud800"
+NAN = float("nan")
+
+
+def line(**more):
+    lines = [
+        Line(HOSTILE, "federated", [(0, 2.6), (1, 2.4), (2, None), (3, NAN), (4, 2.2)]),
+        Line("base", "base", [(0, 2.6), (4, 2.6)], True),
+    ]
+    return charts.line_chart(
+        lines,
+        title="T" + HOSTILE,
+        description="D",
+        x_label="round",
+        y_label="loss",
+        band=Band("range", "local", [(0, 2.5, 2.6), (1, None, None), (4, 2.2, 2.4)]),
+        **more,
+    )
+
+
+def dots(rows=3, **more):
+    series = [
+        Dots("alone", "local", [2.0 + i / 10 for i in range(rows)]),
+        Dots(
+            "federated",
+            "federated",
+            [None, NAN, 1.9][:rows] + [1.8] * (rows - 3),
+            [None, None, (1.8, 2.0)][:rows] + [None] * (rows - 3),
+        ),
+    ]
+    return charts.dot_plot(
+        [HOSTILE + str(i) for i in range(rows)],
+        [Panel(HOSTILE, series)],
+        title="T",
+        description="D",
+        x_label="held-out loss",
+        **more,
+    )
+
+
+def bars():
+    return charts.bar_chart(
+        ["1", HOSTILE],
+        [Dots("up", "s1", [1e6, None]), Dots("down", "s2", [2e6, NAN])],
+        title="T",
+        description="D",
+        x_label="round",
+        y_label="sent",
+    )
+
+
+def heat():
+    return charts.heat_map(
+        [HOSTILE, "b"],
+        ["x", HOSTILE],
+        [[0, 5], [None, NAN]],
+        title="T",
+        description="D",
+        x_label="category",
+        y_label="client",
+    )
+
+
+def stack():
+    return charts.stacked_bar([(HOSTILE, 3.0), ("b", None), ("c", 1.0)], title="T", description="D", write=str)
+
+
+def grid():
+    return charts.status_grid(
+        [HOSTILE, "b"],
+        ["1", "2"],
+        [["trained", "missing"], ["rejected", "idle"]],
+        title="T",
+        description="D",
+        x_label="round",
+    )
+
+
+ALL = {"line": line, "dots": dots, "bars": bars, "heat": heat, "stack": stack, "grid": grid}
+
+
+@pytest.mark.parametrize("draw", ALL.values(), ids=ALL.keys())
+def test_a_picture_is_well_formed_whatever_its_labels_say(draw):
+    root = ElementTree.fromstring(draw())
+    tags = {element.tag.removeprefix(SVG) for element in root.iter()}
+    assert tags <= {"svg", "title", "desc", "g", "text", "line", "rect", "circle", "path", "polyline", "polygon"}
+    for element in root.iter():
+        assert not any(name.lower().startswith("on") or "href" in name or name == "style" for name in element.attrib)
+
+
+@pytest.mark.parametrize("draw", ALL.values(), ids=ALL.keys())
+def test_a_picture_has_a_role_a_title_first_a_description_and_no_colour_of_its_own(draw):
+    root = ElementTree.fromstring(draw())
+    assert root.get("role") == "img"
+    assert [child.tag for child in root[:2]] == [f"{SVG}title", f"{SVG}desc"]
+    assert root[0].text and root[1].text
+    assert not any({"fill", "stroke"} & set(element.attrib) for element in root.iter())
+
+
+@pytest.mark.parametrize(
+    ("draw", "labels"),
+    [
+        (line, ["round", "loss"]),
+        (dots, ["held-out loss"]),
+        (bars, ["round", "sent"]),
+        (heat, ["client ↓ · category →"]),
+        (grid, ["round"]),
+        (stack, ["Width of a part: its share of the time"]),
+    ],
+)
+def test_the_axes_are_named(draw, labels):
+    texts = [element.text for element in ElementTree.fromstring(draw()).iter(f"{SVG}text")]
+    for label in labels:
+        assert label in texts
+
+
+@pytest.mark.parametrize("draw", [line, dots, bars, heat])
+def test_no_coordinate_is_nan(draw):
+    for element in ElementTree.fromstring(draw()).iter():
+        for name, value in element.attrib.items():
+            if name in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height", "points", "d", "r"):
+                assert "nan" not in value and "inf" not in value
+                assert "-" not in value or name not in ("width", "height", "r")
+
+
+def test_a_line_has_a_gap_where_a_value_is_missing():
+    root = ElementTree.fromstring(line())
+    solid = [e for e in root.iter(f"{SVG}polyline") if "dashed" not in e.get("class", "")]
+    assert [len(e.get("points").split()) for e in solid] == [2, 1]
+
+
+def test_a_label_that_does_not_fit_is_shortened_and_kept_whole_in_its_title():
+    long = "a-client-with-a-name-that-goes-on-and-on-and-on"
+    root = ElementTree.fromstring(
+        charts.dot_plot([long], [Panel("", [Dots("x", "plain", [1.0])])], title="T", description="D", x_label="x")
+    )
+    named = next(e for e in root.iter(f"{SVG}text") if (e.text or "").startswith("a-client"))
+    assert named.text.endswith("…") and named.find(f"{SVG}title").text == long
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        charts.line_chart([], title="T", description="D", x_label="x", y_label="y"),
+        charts.line_chart([Line("a", "s1", [(0, None)])], title="T", description="D", x_label="x", y_label="y"),
+        charts.dot_plot([], [], title="T", description="D", x_label="x"),
+        charts.bar_chart([], [], title="T", description="D", x_label="x", y_label="y"),
+        charts.heat_map([], [], [], title="T", description="D", x_label="x", y_label="y"),
+        charts.stacked_bar([], title="T", description="D", write=str),
+        charts.status_grid([], [], [], title="T", description="D", x_label="x"),
+    ],
+)
+def test_a_picture_of_nothing_says_so(picture):
+    assert "Nothing was measured" in picture
+    ElementTree.fromstring(picture)
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6))
+def test_ticks_are_round_evenly_spaced_and_inside(low, width):
+    high = low + width
+    if not high > low:
+        return
+    ticks = charts.nice_ticks(low, high)
+    steps = [b - a for a, b in pairwise(ticks)]
+    assert all(low - 1e-6 * width <= t <= high + 1e-6 * width for t in ticks)
+    assert 1 <= len(ticks) <= 8
+    assert all(math.isclose(s, steps[0], rel_tol=1e-3, abs_tol=1e-9) for s in steps)
+
+
+def test_ticks_of_rounds_are_whole_numbers():
+    assert charts.nice_ticks(0, 3, about=10, whole=True) == [0, 1, 2, 3]
+    assert charts.nice_ticks(2.0, 2.6) == [2.0, 2.2, 2.4, 2.6]
+
+
+@given(st.lists(st.floats(0, 300), max_size=12))
+def test_labels_are_spread_apart_in_their_order_and_stay_inside(places):
+    moved = charts.spread(places, 19, 0, 300)
+    gap = min(19, 300 / max(1, len(places) - 1))
+    order = sorted(range(len(places)), key=lambda i: (places[i], i))
+    for a, b in pairwise(order):
+        assert moved[b] - moved[a] >= gap - 1e-6
+    assert all(-1e-6 <= m <= 300 + 1e-6 for m in moved)
+
+
+def test_thinning_keeps_the_first_and_the_last():
+    kept = charts.thin(range(1000), 60)
+    assert len(kept) == 60 and kept[0] == 0 and kept[-1] == 999
+    assert charts.thin([1, 2], 60) == [1, 2]
+
+
+def test_zero_and_one_are_told_apart_in_a_heat_map_however_large_the_largest_is():
+    picture = charts.heat_map(
+        ["a"], ["x", "y", "z"], [[0, 1, 10_000]], title="T", description="D", x_label="x", y_label="y"
+    )
+    assert 'class="cell h0"' in picture and 'class="cell h1"' in picture and 'class="cell h8"' in picture
+
+
+def test_the_two_sides_of_a_diverging_map_have_the_same_scale():
+    picture = charts.heat_map(
+        ["a"], ["x", "y", "z"], [[-0.2, 0.0, 0.1]], title="T", description="D", x_label="x", y_label="y", diverging=True
+    )
+    cells = [e.get("class") for e in ElementTree.fromstring(picture).iter(f"{SVG}g")][:3]
+    assert cells == ["cell d-4", "cell d0", "cell d2"]
+
+
+def test_no_picture_rests_on_colour_alone():
+    assert len({charts.MARKERS[s] for s in charts.SERIES_STYLES}) == len(charts.SERIES_STYLES)
+    assert len({charts.MARKERS[s] for s in ("base", "local", "federated", "centralised")}) == 4

@@ -1,0 +1,276 @@
+"""The page of a run: whole, offline, escaped, readable in light and dark."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shepherd.report
+from report_runs import ARMS, CATEGORIES, Page, change, write_run
+from shepherd.config import Config
+from shepherd.errors import DataError
+from shepherd.report import write_report
+from shepherd.report.page import LARGEST
+
+CSS = (Path(shepherd.report.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"onerror=alert(1) x="',
+    "' onmouseover='alert(1)",
+    "javascript:alert(1)",
+    "]]></style></svg><img src=x onerror=alert(1)>",
+    "\x1b[31mred\x1b[0m\x07\x00",
+    "{{ 7 * 7 }}{% raw %}",
+    "&lt;b&gt; --> <!--",
+    "\ud83d alone \u202egnp.exe",
+)
+
+
+def page(run, **options) -> Page:
+    return Page(write_report(run, **options))
+
+
+def check(parsed: Page) -> None:
+    """What holds for every page: balanced, no scripts or handlers, nothing from elsewhere, and a policy against it."""
+    assert parsed.faults == [] and parsed.open == []
+    names = {name for name, _ in parsed.tags}
+    assert not names & {"script", "iframe", "object", "embed", "link", "img", "form", "base", "foreignobject", "use"}
+    for name, attributes in parsed.tags:
+        for key, value in attributes.items():
+            assert not key.startswith("on"), (name, key)
+            assert key not in ("src", "style", "srcset", "action", "formaction"), (name, key)
+            assert key != "href" or re.fullmatch(r"#[a-z]+", value), (name, value)
+            assert key not in ("id", "class") or re.fullmatch(r"[a-z0-9 -]*", value), (name, key, value)
+    policy = next(m["content"] for m in parsed.having("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert "url(" not in parsed.source and "@import" not in parsed.source
+    assert len(parsed.source.encode()) <= LARGEST
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", parsed.source)
+    assert parsed.having("svg") and all(svg.get("role") == "img" for svg in parsed.having("svg"))
+    ids = [attributes["id"] for _, attributes in parsed.tags if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in parsed.having("a")} <= set(ids)
+
+
+def test_the_page_of_a_run_holds_every_section_in_order(tmp_path):
+    parsed = page(write_run(tmp_path / "demo"))
+    check(parsed)
+    order = [a.get("id") for a in parsed.having("section")]
+    assert order == [
+        "headline", "budget", "rounds", "clients", "categories", "division", "traffic", "time", "participation",
+        "samples", "data", "privacy", "settings",
+    ]  # fmt: skip
+
+
+def test_every_picture_has_a_table_after_it_and_a_caption(tmp_path):
+    parsed = page(write_run(tmp_path / "demo"))
+    names = [name for name, _ in parsed.tags if name in ("figure", "table", "figcaption")]
+    assert names.count("figure") == names.count("figcaption") == 9
+    for i, name in enumerate(names):
+        if name == "figure":
+            assert names[i + 1 : i + 3] == ["figcaption", "table"]
+
+
+def test_the_figures_of_the_run_are_on_the_page(tmp_path):
+    run = write_run(tmp_path / "demo")
+    metrics = json.loads((run / "evaluation/metrics.json").read_text())
+    text = page(run).text
+    for arm in ("base", "federated", "centralised"):
+        assert f"{metrics['arms'][arm]['loss']:.3f}" in text
+    assert "22.1 MB" in text  # 8 clients × 3 rounds × 921,600 bytes
+    # bfloat16: 2 bytes × 134,515,008 parameters / 921,600 bytes of an adapter = 291.9 times
+    assert "269 MB" in text and "292 times as much" in text
+    assert "NaN in 3 of 240 modules" in text and "no update came back" in text
+    assert "shepherd run recipes/demo.toml" in text and "shepherd run demo/config.toml" in text
+    assert "Differential privacy none" in text and "Secure aggregation none" in text
+    assert "lighthouse" in text and "transformers" in text and "empty response" in text
+    assert str(tmp_path) not in text
+
+
+def test_clients_are_sorted_by_gain_and_those_who_lose_are_named(tmp_path):
+    run = write_run(tmp_path / "demo", clients=("anna", "bert", "cleo"), categories=CATEGORIES[:3])
+
+    def edit(metrics):
+        for client, alone in (("anna", 2.0), ("bert", 2.5), ("cleo", 2.2)):
+            metrics["arms"]["local"][client]["per_client"] = {client: {"loss": alone}}
+        metrics["arms"]["federated"]["per_client"] = {c: {"loss": 2.1} for c in ("anna", "bert", "cleo")}
+
+    change(run / "evaluation/metrics.json", edit)
+    parsed = page(run)
+    # federated − alone: bert 2.1 − 2.5 = −0.4, cleo −0.1, anna +0.1
+    assert "for 2 of 3 clients" in parsed.text and "Better off alone on their own rows: anna." in parsed.text
+    section = parsed.source.split('id="clients"')[1]
+    table = section[section.index("<tbody>") :]
+    assert table.index("bert") < table.index("cleo") < table.index("anna")
+    assert "−0.400" in table and "+0.100" in table
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clients": 1, "rounds": 1},
+        {"arms": ("base", "federated")},
+        {"arms": ("base",)},
+        {"arms": ("federated",)},
+        {"arms": ("base", "local")},
+        {"arms": ("centralised", "local")},
+        {"every": 0},
+        {"every": 2, "rounds": 5},
+        {"generate": 0},
+        {"categories": ("all",)},
+        {"finished": False},
+    ],
+    ids=str,
+)
+def test_a_run_without_this_or_that_still_has_a_page(tmp_path, options):
+    parsed = page(write_run(tmp_path / "demo", **options))
+    check(parsed)
+    assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan", "", parsed.text)
+    assert "None" not in parsed.text.replace("None of", "")
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path):
+    run = tmp_path / "begun"
+    run.mkdir()
+    (run / "config.toml").write_text("[run]\nseed = 3\n")
+    parsed = page(run)
+    check(parsed)
+    assert "unfinished" in parsed.text and "0 of" in parsed.text
+
+
+def test_values_that_are_not_finite_are_written_as_absent(tmp_path):
+    run = write_run(tmp_path / "demo")
+
+    def edit(metrics):
+        metrics["arms"]["centralised"].update(loss=float("nan"), perplexity=float("inf"))
+        metrics["curves"]["federated"][1][1] = float("nan")
+        metrics["differences"][0]["ci95"] = [None, float("nan")]
+
+    change(run / "evaluation/metrics.json", edit)
+    parsed = page(run)
+    check(parsed)
+    assert "n/a" in parsed.text and "NaN in 3" in parsed.text
+
+
+def test_hostile_names_and_texts_are_shown_as_text(tmp_path):
+    run = write_run(
+        tmp_path / "demo", clients=HOSTILE[:8], categories=HOSTILE[:4], overrides=("data.source=" + HOSTILE[0],)
+    )
+    config = (run / "config.toml").read_text(encoding="utf-8")
+    (run / "config.toml").write_text(config + "".join(f"# {text}\n" for text in HOSTILE[:5]), encoding="utf-8")
+    entries = [
+        {"id": text, "category": text, "prompt": [{"role": text, "content": text}] * 2, "reference": text,
+         "answers": {"base": text, "federated": text, f"local:{text}": text, text: text}}
+        for text in HOSTILE
+    ]  # fmt: skip
+    (run / "evaluation/generations.jsonl").write_text("\n".join(map(json.dumps, entries)))
+
+    def edit(summary):
+        summary["command"] = summary["model"]["name"] = summary["data"]["name"] = HOSTILE[4]
+        summary["data"]["refused"] = {text: [1, [text]] for text in HOSTILE}
+        summary["data"]["audit"] = [{"kind": text, "count": 1, "groups": [[text]]} for text in HOSTILE]
+        summary["budget"] = {text: {text: 1} for text in HOSTILE}
+        summary["seconds"] = {text: 1.0 for text in HOSTILE}
+        summary["version"] = HOSTILE[0]
+
+    change(run / "summary.json", edit)
+    entry = {"a": HOSTILE[0], "b": HOSTILE[4], "difference": 1.0}
+    change(run / "evaluation/metrics.json", lambda metrics: metrics["differences"].append(entry))
+    change(run / "env.json", lambda env: env.update({text: text for text in HOSTILE}))
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    lines[0]["rejected"] = [{"client": text, "code": text, "detail": text} for text in HOSTILE]
+    (run / "rounds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    parsed = page(run)
+    check(parsed)
+    assert "<script>alert(1)</script>" in parsed.text  # as text, once parsed
+    assert "{{ 7 * 7 }}{% raw %}" in parsed.text and "]]></style></svg><img src=x onerror=alert(1)>" in parsed.text
+    assert "[31m" not in parsed.text
+
+
+def test_a_run_of_a_hundred_clients_is_shortened_and_says_by_how_much(tmp_path):
+    parsed = page(write_run(tmp_path / "demo", clients=100, rounds=20))
+    check(parsed)
+    assert "60 clients between these are left out of the picture" in parsed.text
+    assert "40 clients of 100 left out" in parsed.text
+
+
+def test_a_page_never_passes_two_megabytes(tmp_path):
+    names = tuple(f"client-{i}-" + "ż" * 200 for i in range(150))
+    categories = tuple(f"category {i} " + "🐑" * 100 for i in range(60))
+    run = write_run(tmp_path / "demo", clients=names, categories=categories, rounds=3)
+    text = "日本" * 40_000
+    prompt = [{"role": "user", "content": text}]
+    entry = {"id": "x", "category": "c", "prompt": prompt, "reference": text, "answers": {"base": text}}
+    (run / "evaluation/generations.jsonl").write_text("\n".join([json.dumps(entry)] * 20))
+    parsed = page(run)
+    check(parsed)
+    assert "more characters in the run directory" in parsed.text
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+    run = write_run(tmp_path / "demo")
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+def test_a_broken_run_leaves_the_old_page_alone(tmp_path):
+    run = write_run(tmp_path / "demo")
+    before = write_report(run).read_bytes()
+    (run / "evaluation/metrics.json").write_text("{")
+    with pytest.raises(DataError):
+        write_report(run)
+    assert (run / "report.html").read_bytes() == before
+    assert not list(run.glob(".*part"))
+
+
+def test_the_privacy_statement_is_written_again_when_the_settings_learn_about_privacy():
+    # The page says "none" for differential privacy and secure aggregation because no setting can turn them on.
+    assert not {"privacy", "secure_aggregation", "security"} & set(Config.model_fields)
+
+
+def test_the_report_needs_neither_torch_nor_numpy():
+    code = "import sys, shepherd.report; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def themes() -> dict[str, dict[str, str]]:
+    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in CSS.split("@media screen", 1))
+    return {"light": light, "dark": light | dark}
+
+
+def contrast(a: str, b: str) -> float:
+    """WCAG 2.2 contrast ratio of two colours #rrggbb."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_contrast_formula_gives_the_known_extremes():
+    assert contrast("#ffffff", "#000000") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_texts_have_a_contrast_of_at_least_4_5_and_marks_of_at_least_3(theme):
+    colours = themes()[theme]
+    for text in ("ink", "soft", "accent"):
+        for under in ("paper", "sheet"):
+            assert contrast(colours[text], colours[under]) >= 4.5, (text, under)
+    for mark in (*ARMS, "plain", *(f"s{i}" for i in range(1, 8))):
+        assert contrast(colours[mark], colours["paper"]) >= 3, mark
+    for i in range(9):
+        over = colours.get(f"in-h{i}", colours["in-dark" if i >= 7 else "in-light"])
+        assert contrast(over, colours[f"h{i}"]) >= 4.5, f"h{i}"
+    for i in range(-4, 5):
+        over = colours.get(f"in-d{i}", colours["in-dark" if abs(i) == 4 else "in-light"])
+        assert contrast(over, colours[f"d{i}"]) >= 4.5, f"d{i}"

@@ -1,0 +1,258 @@
+"""The laws of cohort training: many clients in one batch are what they would be alone, each as plain PEFT trains it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from shepherd.clients.training import LocalTraining, train, walk
+from shepherd.model.adapter import fresh_adapter, save_adapter
+from shepherd.model.forward import PackedModel
+from shepherd.model.lora import CohortLora, features
+from shepherd.types import ClientFailure, ClientUpdate, Factors, Tokens, TrainTask, Work
+
+R, ALPHA, VOCABULARY = 4, 8.0, 97
+RATES = (3e-3, 2e-3, 1e-3)
+BASES = {
+    "llama": (transformers.LlamaConfig, ["q_proj", "v_proj", "down_proj"]),
+    "qwen3": (transformers.Qwen3Config, ["q_proj", "o_proj", "gate_proj"]),
+    "gemma2": (transformers.Gemma2Config, ["k_proj", "up_proj"]),
+    "mistral": (transformers.MistralConfig, ["q_proj", "v_proj"]),
+    "gpt2": (transformers.GPT2Config, ["c_attn", "c_proj"]),
+    "gpt_neox": (transformers.GPTNeoXConfig, ["query_key_value", "dense"]),
+}
+
+
+def base_model(kind: str = "llama") -> torch.nn.Module:
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    extra = {"intermediate_size": 40, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "gpt2":
+        extra = {"n_positions": 64, "bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.5}
+    if kind == "gpt_neox":
+        extra["hidden_dropout"] = 0.5
+    if kind in ("llama", "qwen3", "gemma2", "mistral"):
+        extra |= {"num_key_value_heads": 2, "head_dim": 6}
+    if kind in ("gemma2", "mistral"):
+        extra["sliding_window"] = 5
+    if kind == "gemma2":
+        extra["pad_token_id"] = 0
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = transformers.AutoModelForCausalLM.from_config(BASES[kind][0](**sizes, **extra), dtype=torch.float32)
+        for parameter in model.parameters():  # larger than the usual 0.02, so that a wrong gradient shows
+            parameter.requires_grad_(False).add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def some_data(clients: int = 3, rows: int = 6) -> dict[str, list[Tokens]]:
+    rng = np.random.default_rng(5)
+    data = {}
+    for k in range(clients):
+        name = f"client-{k}"
+        data[name] = []
+        for i in range(rows):
+            n = int(rng.integers(4, 14))
+            mask = np.arange(n) >= rng.integers(1, n - 1)
+            data[name].append(Tokens(f"{name}:{i}", rng.integers(3, VOCABULARY, n).astype(np.int32), mask))
+    return data
+
+
+def targets_of(model: torch.nn.Module, kind: str = "llama") -> dict[str, torch.nn.Module]:
+    suffixes = tuple("." + name for name in BASES[kind][1])
+    return {name: m for name, m in model.named_modules() if name.endswith(suffixes) and ".layers." in f".{name}" or (kind == "gpt2" and name.endswith(suffixes))}  # fmt: skip
+
+
+def adapter_for(modules, seed=3):
+    adapter = fresh_adapter({name: features(m) for name, m in modules.items()}, R, ALPHA, seed)
+    for pair in adapter.factors.values():  # B away from zero, so that A has a gradient from the first step
+        pair.B[:] = np.random.default_rng(9).normal(0, 0.1, pair.B.shape)
+    return adapter
+
+
+def cohort_updates(
+    data, kind="llama", model=None, rates=RATES, first=None, order=None, lora_dropout=0.0, **settings
+) -> dict[str, ClientUpdate | ClientFailure]:
+    model = model or base_model(kind)
+    modules = targets_of(model, kind)
+    adapter = adapter_for(modules)
+    work = {c: Work(c, (first or {}).get(c, 0), 2 * len(rates), tuple(rates)) for c in (order or sorted(data))}
+    local = LocalTraining(dropout=lora_dropout, **{"weight_decay": 0.5, "max_grad_norm": 1.0, **settings})
+    make = lambda slots: CohortLora(modules, R, ALPHA / R, slots, dropout=lora_dropout)  # noqa: E731
+    results = train(TrainTask(1, adapter, 7, work), PackedModel(model), make, local, data)
+    return {result.client: result for result in results}
+
+
+def peft_reference(data, client, kind, folder, optimizer, rates=RATES, seed=7, first=0):
+    """One client alone with plain PEFT: rows padded to a rectangle, full logits, torch's AdamW, gradient clipping."""
+    model = base_model(kind)
+    adapter = adapter_for(targets_of(model, kind))
+    save_adapter(folder, adapter, base_name="none", conv1d=kind == "gpt2")
+    model = peft.PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer](trained, lr=1.0, weight_decay=0.5)
+    rows = walk(data[client], client, first, 2 * len(rates), seed)
+    losses = []
+    for step, rate in enumerate(rates):
+        batch = rows[2 * step : 2 * step + 2]
+        longest = max(len(t.input_ids) for t in batch)
+        ids, labels = torch.zeros(2, longest, dtype=torch.long), torch.full((2, longest), -100)
+        attention = torch.zeros(2, longest, dtype=torch.long)
+        for i, t in enumerate(batch):
+            n = len(t.input_ids)
+            ids[i, :n] = torch.from_numpy(t.input_ids.astype(np.int64))
+            labels[i, :n] = torch.where(torch.from_numpy(t.loss_mask), ids[i, :n], -100)
+            attention[i, :n] = 1
+        logits = model(input_ids=ids, attention_mask=attention).logits
+        loss = F.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), labels[:, 1:].reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        losses.append(loss.item())
+    state = {k.replace(".default", ""): v for k, v in model.state_dict().items() if "lora_" in k}
+    return losses, state, adapter
+
+
+def distance(a, b) -> float:
+    """‖a − b‖ / ‖b‖ over all factors. Not per element: Adam turns the rounding of a gradient near 0 into a step."""
+    flat = [np.concatenate([m.ravel() for name in sorted(b) for m in x[name]]).astype(np.float64) for x in (a, b)]
+    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
+
+
+TOLERANCE = {"sgd": 1e-5, "adamw": 1e-3}
+
+
+def assert_same_update(a: ClientUpdate, b: ClientUpdate, optimizer: str = "adamw") -> None:
+    assert a.metrics["loss"] == pytest.approx(b.metrics["loss"], rel=1e-5)
+    assert distance(a.delta, b.delta) < TOLERANCE[optimizer]
+
+
+@pytest.mark.parametrize("optimizer", sorted(TOLERANCE))
+@pytest.mark.parametrize("kind", sorted(BASES))
+def test_a_cohort_of_three_gives_each_client_what_plain_peft_gives_it_alone(kind, optimizer, tmp_path):
+    data = some_data()
+    together = cohort_updates(data, kind, optimizer=optimizer)
+    for client in data:
+        losses, state, start = peft_reference(data, client, kind, tmp_path / client, optimizer)
+        assert together[client].metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+        expected = {
+            name: Factors(*(state[f"base_model.model.{name}.lora_{x}.weight"].numpy() - getattr(start.factors[name], x) for x in "AB"))
+            for name in start.factors
+        }  # fmt: skip
+        assert all(np.abs(pair.A).max() > 1e-6 for pair in expected.values())  # it did learn
+        assert distance(together[client].delta, expected) < TOLERANCE[optimizer]
+
+
+@pytest.mark.parametrize("settings", [{"tokens_per_pass": 1}, {"tokens_per_pass": 17}, {"clients_at_once": 1}, {"clients_at_once": 2}])
+@pytest.mark.parametrize("optimizer", sorted(TOLERANCE))
+def test_results_do_not_depend_on_how_the_cohort_is_cut(settings, optimizer):
+    data = some_data()
+    whole = cohort_updates(data, optimizer=optimizer)
+    cut = cohort_updates(data, optimizer=optimizer, **settings)
+    for client in data:
+        assert_same_update(cut[client], whole[client], optimizer)
+
+
+def test_dropout_masks_do_not_depend_on_how_the_cohort_is_cut_and_do_drop():
+    data = some_data()
+    whole = cohort_updates(data, lora_dropout=0.3)
+    for settings in ({"tokens_per_pass": 17}, {"clients_at_once": 1}, {"gradient_checkpointing": True}):
+        cut = cohort_updates(data, lora_dropout=0.3, **settings)
+        for client in data:
+            assert_same_update(cut[client], whole[client])
+    assert whole["client-0"].metrics["loss"] != cohort_updates(data)["client-0"].metrics["loss"]
+
+
+def test_results_do_not_depend_on_the_order_or_the_company_of_clients():
+    data = some_data()
+    forward = cohort_updates(data)
+    backward = cohort_updates(data, order=sorted(data, reverse=True))
+    alone = cohort_updates({"client-1": data["client-1"]})
+    assert list(backward) == sorted(data)
+    for client in data:
+        assert_same_update(backward[client], forward[client])
+    assert_same_update(alone["client-1"], forward["client-1"])
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    first, again = cohort_updates(some_data()), cohort_updates(some_data())
+    for client in first:
+        for name in first[client].delta:
+            for x, y in zip(first[client].delta[name], again[client].delta[name], strict=True):
+                assert x.tobytes() == y.tobytes()
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory():
+    data = some_data()
+    for kind in ("llama", "gpt2"):  # gpt2 has dropout layers that train mode would wake
+        plain, checkpointed = cohort_updates(data, kind), cohort_updates(data, kind, gradient_checkpointing=True)
+        for client in data:
+            assert_same_update(checkpointed[client], plain[client])
+
+
+def test_clients_with_fewer_steps_leave_early_and_keep_their_result():
+    data = some_data()
+    model = base_model()
+    modules = targets_of(model)
+    adapter = adapter_for(modules)
+    make = lambda slots: CohortLora(modules, R, ALPHA / R, slots)  # noqa: E731
+    work = {"client-0": Work("client-0", 0, 2, RATES[:1]), "client-1": Work("client-1", 0, 6, RATES)}
+    settings = LocalTraining(weight_decay=0.5)
+    mixed = {u.client: u for u in train(TrainTask(1, adapter, 7, work), PackedModel(model), make, settings, data)}
+    assert (mixed["client-0"].steps, mixed["client-1"].steps) == (1, 3)
+    assert_same_update(mixed["client-0"], cohort_updates(data, rates=RATES[:1])["client-0"])
+    assert_same_update(mixed["client-1"], cohort_updates(data)["client-1"])
+
+
+def test_one_clients_non_finite_loss_leaves_the_others_untouched():
+    data = some_data()
+    healthy = cohort_updates(data)
+    model = base_model()
+    poisoned = 96  # one embedding row is NaN, and only client-1's rows use it
+    for rows in data.values():
+        for row in rows:
+            row.input_ids[row.input_ids == poisoned] = 3
+    healthy = cohort_updates(data)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[poisoned] = float("nan")
+    broken = copy.deepcopy(data)
+    for row in broken["client-1"]:
+        row.input_ids[0] = poisoned
+    updates = cohort_updates(broken, model=_untied(model))
+    assert isinstance(updates["client-1"], ClientFailure)
+    assert updates["client-1"].code == "non-finite"
+    for client in ("client-0", "client-2"):
+        assert_same_update(updates[client], healthy[client])
+
+
+def _untied(model: torch.nn.Module) -> torch.nn.Module:
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    return model
+
+
+def test_a_clients_walk_visits_every_row_once_per_pass_and_goes_on_where_it_stopped():
+    rows = some_data(1, 5)["client-0"]
+    once = [t.id for t in walk(rows, "client-0", 0, 5, 0)]
+    assert sorted(once) == sorted(t.id for t in rows)
+    parts = [t.id for start, n in ((0, 3), (3, 4), (7, 3)) for t in walk(rows, "client-0", start, n, 0)]
+    assert parts == [t.id for t in walk(rows, "client-0", 0, 10, 0)]
+    assert parts[5:] != once  # the second pass has an order of its own
+
+
+def test_bfloat16_bases_learn_nearly_what_float32_bases_learn():
+    data = some_data()
+    exact = cohort_updates(data)
+    rough = cohort_updates(data, model=base_model().to(torch.bfloat16))
+    for client in data:
+        assert rough[client].metrics["loss"] == pytest.approx(exact[client].metrics["loss"], rel=0.02)
+        a = np.concatenate([m.ravel() for p in exact[client].delta.values() for m in p])
+        b = np.concatenate([m.ravel() for p in rough[client].delta.values() for m in p])
+        assert b.dtype == np.float32
+        assert np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) > 0.9
