@@ -355,7 +355,7 @@ def _override_value(key: str, text: str) -> Any:
         value = text
     if field and field.annotation is str and not isinstance(value, str):
         return text
-    if isinstance(value, str) and "tuple[" in kind and ("," in value or kind.startswith("tuple[")):
+    if isinstance(value, str) and "tuple[" in kind and f"'{value}'" not in kind.partition("tuple[")[0]:
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
 

@@ -18,18 +18,23 @@ import psutil
 from shepherd import __version__, arms, results
 from shepherd.clients.training import StepReport
 from shepherd.config import Config, to_toml
+from shepherd.config import load as load_config
 from shepherd.data.partition import save_partition
 from shepherd.engines.local import LocalEngine
-from shepherd.errors import ClientError, EvaluationError, UsageError, did_you_mean
-from shepherd.evaluation.losses import RowLosses
+from shepherd.errors import ClientError, EvaluationError, ModelError, UsageError, did_you_mean
+from shepherd.estimate import Estimate, plan
+from shepherd.evaluation.losses import RowLosses, paired_difference
 from shepherd.model.adapter import digest, load_adapter, save_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.model.base import Base, load_base
 from shepherd.model.generate import generate
 from shepherd.model.threads import use_threads
 from shepherd.prepare import Learner, Rows, prepare_learner, prepare_plan, prepare_rows
+from shepherd.rng import stream
 from shepherd.round import Plan, ServerState
-from shepherd.store import RunDirectory, checkpoint_name
+from shepherd.store import RunDirectory, checkpoint_name, open_run, read_json
+
+__all__ = ["Estimate", "Run", "evaluate_run", "plan", "run"]
 
 Observer = Callable[[dict[str, Any]], None]
 
@@ -83,10 +88,15 @@ class _Experiment:
         self.meter = _Meter(self.tell, config, rows, plan, names)
         self.tell(
             {
-                "event": "start", "run": str(self.store.path), "config": config.model_dump(mode="json"), "model": base.name,
-                "clients": sorted(rows.clients), "rounds": config.federation.rounds, "arms": list(config.evaluation.arms),
+                "event": "start",
+                "run": str(self.store.path),
+                "config": config.model_dump(mode="json"),
+                "model": base.name,
+                "clients": sorted(rows.clients),
+                "rounds": config.federation.rounds,
+                "arms": list(config.evaluation.arms),
             }
-        )  # fmt: skip
+        )
         for warning in rows.warnings:
             self.tell({"event": "warning", "message": warning})
 
@@ -150,7 +160,9 @@ class _Experiment:
                     best = min(best, (losses.stat.mean, state.round))
                 line["held_out_loss"] = losses.stat.mean if losses else None
                 line["held_out_per_category"] = (
-                    {k: v["loss"] for k, v in results.arm_metrics(losses, rows)["per_category"].items()} if losses else None
+                    {k: v["loss"] for k, v in results.arm_metrics(losses, rows)["per_category"].items()}
+                    if losses
+                    else None
                 )
                 line["seconds"]["evaluate"] = time.perf_counter() - begin
                 begin = time.perf_counter()
@@ -278,13 +290,14 @@ class _Experiment:
             },
             "adapter_sha256": digest(adapter),
             "adapter": {
-                "r": adapter.r, "alpha": adapter.alpha, "targets": sorted({n.rsplit(".", 1)[-1] for n in adapter.factors}),
-                "parameters": adapter.num_parameters, "bytes": adapter.nbytes,
+                "r": adapter.r, "alpha": adapter.alpha, "parameters": adapter.num_parameters, "bytes": adapter.nbytes,
+                "targets": sorted({n.rsplit(".", 1)[-1] for n in adapter.factors}),
             },
             "data": {
                 "name": rows.dataset.name, "digest": rows.dataset.digest, "licence": rows.dataset.licence,
                 "rows": len(rows.dataset.examples), "train_rows": sum(map(len, rows.clients.values())),
-                "held_out_rows": len(rows.held_out), "refused": {**_counts(rows.dataset.refused), **_counts(rows.tokenized.refused)},
+                "held_out_rows": len(rows.held_out),
+                "refused": {**_counts(rows.dataset.refused), **_counts(rows.tokenized.refused)},
                 "cut_rows": rows.tokenized.cut_rows, "audit": {f.kind: f.count for f in rows.audit.findings},
             },
             "clients": len(rows.clients),
@@ -395,3 +408,37 @@ def _peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else 1024 * peak)
+
+
+def evaluate_run(run_dir: Path | str) -> dict[str, Any]:
+    """Measure a finished run's adapter again, from its files: {"base": …, "federated": …, "difference": …}.
+
+    Reads config.toml and adapter/ of the run directory, its data from where the recipe says. Raises EvaluationError
+    when the data or the base are no longer those of the run.
+    """
+    folder = open_run(run_dir, needs="adapter/adapter_config.json")
+    config = load_config(folder / "config.toml")
+    use_threads(config.run.threads)
+    m = config.model
+    base = load_base(m.base, revision=m.revision, device=m.device, dtype=m.dtype, quantize=m.quantize)
+    adapter = load_adapter(folder / "adapter")
+    if adapter.base_digest != base.digest:
+        raise ModelError(
+            f"the adapter belongs to another base: digest {adapter.base_digest[:12]}, {m.base} has {base.digest[:12]}",
+            hint="use the base model that the run used, in the same revision",
+        )
+    rows, _ = prepare_rows(config, base.tokenizer)
+    trained_on = read_json(folder / "partition.json")["dataset_digest"]
+    if trained_on != rows.partition.dataset_digest:
+        raise EvaluationError(
+            f"the data has changed since the run: digest {rows.partition.dataset_digest[:12]}, then {trained_on[:12]}",
+            hint=f"give back the data that {config.data.source} held",
+        )
+    learner = prepare_learner(config, base)
+    engine = LocalEngine(learner.packed, learner.make_lora, learner.settings, rows.clients)
+    before, after = engine.evaluate(None, rows.held_out), engine.evaluate(adapter, rows.held_out)
+    return {
+        "base": results.arm_metrics(before, rows),
+        "federated": results.arm_metrics(after, rows),
+        "difference": paired_difference(after, before, stream(config.run.seed, "bootstrap", "base")),
+    }

@@ -87,7 +87,7 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         tokenized=tokenized,
         audit=audit(partition, train, held_out, tokenized, dataset),
         warnings=tuple(
-            f"category {name!r}: {got} of its {rows} rows are held out, fewer than the {data.held_out_per_category} asked"
+            f"category {name!r}: {got} of {rows} rows are held out, {data.held_out_per_category} were asked for"
             for name, (got, rows) in short.items()
         ),
     ), template  # fmt: skip

@@ -38,10 +38,12 @@ def differences(arms: Mapping[str, RowLosses], locals_: Mapping[str, RowLosses],
     if locals_:
         everyone = list(locals_.values())
         mean = RowLosses(
-            np.mean([l.nll for l in everyone], axis=0), everyone[0].tokens, np.mean([l.hits for l in everyone], axis=0)
+            np.mean([losses.nll for losses in everyone], axis=0),
+            everyone[0].tokens,
+            np.mean([losses.hits for losses in everyone], axis=0),
         )
         best = min(locals_, key=lambda client: locals_[client].stat.mean)
-        others |= {"local mean": mean, f"local best ({best})": locals_[best]}
+        others |= {"local mean": mean, f"local:{best}": locals_[best]}
     if "federated" not in arms:
         return []
     return [

@@ -1,6 +1,6 @@
 """ONE ROUND of federated tuning, in order. Read this first.
 
-    select a cohort -> send the global adapter -> train locally -> gate -> aggregate -> next global adapter
+select a cohort -> send the global adapter -> train locally -> gate -> aggregate -> next global adapter
 """
 
 from __future__ import annotations
@@ -132,5 +132,5 @@ def _too_few(number: int, updates: Sequence[ClientUpdate], failures: Sequence[Cl
 
 def _advice(failures: Sequence[ClientFailure]) -> str:
     if any(f.code == "non-finite" for f in failures):
-        return "lower training.learning_rate, or set model.dtype = \"float32\""
+        return 'lower training.learning_rate, or set model.dtype = "float32"'
     return ""

@@ -1,7 +1,7 @@
 """The run directory: the interface between commands. Files appear whole or not at all.
 
-    runs/<name>/config.toml, partition.json, rounds.jsonl, journal.jsonl, env.json, checkpoints/round-0001/, adapter/,
-                evaluation/{metrics.json, generations.jsonl}, summary.json, report.html
+runs/<name>/config.toml, partition.json, rounds.jsonl, journal.jsonl, env.json, checkpoints/round-0001/, adapter/,
+            evaluation/{metrics.json, generations.jsonl}, summary.json, report.html
 """
 
 from __future__ import annotations

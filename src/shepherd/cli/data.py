@@ -15,7 +15,7 @@ from shepherd.cli.settings import Settings, complete_recipe, gather, looks_like_
 if TYPE_CHECKING:
     import numpy as np
 
-    from shepherd.config import DataTable
+    from shepherd.config import Config, DataTable
     from shepherd.data.sources import Dataset
     from shepherd.data.tokenize import Tokenized
     from shepherd.types import Partition
@@ -51,7 +51,7 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     """
     settings = _settings(source, **flags)
     config = settings.config
-    dataset = _load(config.data, config.run.seed)
+    dataset = read_rows(config)
     train, held_out, partition = _divide(settings, dataset, needs_partition=False)
     from shepherd.data.audit import audit
     from shepherd.data.prompts import build_template
@@ -81,7 +81,7 @@ def partition(recipe: str, svg: Path | None, as_json: bool, **flags: Any) -> Non
 
     settings = _settings(recipe, **flags)
     config = settings.config
-    dataset = _load(config.data, config.run.seed)
+    dataset = read_rows(config)
     train, held_out, divided = _divide(settings, dataset, needs_partition=True)
     clients, categories, counts = table(divided, train)
     if svg is not None:
@@ -117,9 +117,11 @@ def _settings(argument: str, **flags: Any) -> Settings:
     return settings
 
 
-def _load(table: DataTable, seed: int, source: str = "") -> Dataset:
+def read_rows(config: Config, source: str = "") -> Dataset:
+    """The rows of the recipe's source (or of `source`, all of them), without a tokenizer and so without torch."""
     from shepherd.data.sources import load_examples
 
+    table = config.data
     return load_examples(
         source or table.source,
         format=table.format,
@@ -127,7 +129,7 @@ def _load(table: DataTable, seed: int, source: str = "") -> Dataset:
         categories=table.categories,
         rows_per_category=0 if source else table.rows_per_category,
         languages=table.languages,
-        seed=seed,
+        seed=config.run.seed,
     )
 
 
@@ -139,7 +141,7 @@ def _divide(settings: Settings, dataset: Dataset, needs_partition: bool) -> tupl
 
     config = settings.config
     if config.data.held_out_source:
-        train, held_out = dataset.examples, _load(config.data, config.run.seed, config.data.held_out_source).examples
+        train, held_out = dataset.examples, read_rows(config, config.data.held_out_source).examples
     else:
         train, held_out = hold_out(dataset.examples, config.data.held_out_per_category, config.run.seed)
     how = config.partition

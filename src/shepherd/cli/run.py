@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shepherd import output
 from shepherd.cli.settings import complete_recipe, gather, recipe_options
+
+if TYPE_CHECKING:
+    from shepherd.config import Config
 
 
 @click.command()
@@ -30,7 +33,7 @@ def run(recipe: str | None, as_json: bool, plain: bool, **flags: Any) -> None:
         output.note(line)
     observer = progress.observer(as_json=as_json, plain=plain)
     with observer:
-        _fetch_builtin(settings.config.model.base)
+        _look_first(settings.config)
         output.announce_torch()
         from shepherd import experiment
 
@@ -57,6 +60,7 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     settings = gather(recipe, **flags)
     for line in settings.notes:
         output.note(line)
+    _look_first(settings.config)
     output.announce_torch()
     from shepherd import experiment
 
@@ -69,17 +73,24 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     output.note("the settings are fine; nothing was trained")
 
 
-def _fetch_builtin(base: str) -> None:
-    """Fetch a built-in model that is not in the cache yet; it is named in the recipe, so the run may ask for it.
+def _look_first(config: Config) -> None:
+    """Find mistakes in the data and a missing model before PyTorch loads: they are frequent, and it takes seconds.
 
-    Other models are never fetched by a run: `model pull` does that.
+    A built-in model that is not here yet is fetched, once: it is pinned by its checksum. No other model is ever
+    fetched by a run; `shepherd model pull` does that.
     """
+    from shepherd.cli.data import read_rows
     from shepherd.model import fetch
 
-    missing = [entry for entry in fetch.list_models() if entry.name == base and entry.path is None]
-    if missing:
+    for source in filter(None, (config.data.source, config.data.held_out_source)):
+        if not source.startswith("hub:"):
+            read_rows(config, source)
+    base = config.model.base
+    if any(entry.name == base and entry.path is None for entry in fetch.list_models()):
         output.note(f"fetching {base} once; it stays in the cache (shepherd model list)")
         fetch.pull(base, progress=output.note)
+    elif not base.lower().endswith(".gguf"):
+        fetch.resolve(base, config.model.revision)
 
 
 def _with_unit(key: str, value: Any) -> str:

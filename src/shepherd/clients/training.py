@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -62,8 +63,26 @@ def walk(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int, seed
 
 
 @dataclass
+class Course:
+    """One client's way through a round: its slot, its rows step by step, its rates, and what came of it so far."""
+
+    slot: int
+    batches: list[list[tuple[int, Tokens]]]  # per step: (place in the walk, row)
+    rates: tuple[float, ...]
+    losses: list[float] = field(default_factory=list)
+    targets: int = 0
+
+    def report(self) -> tuple[int, int, float, int]:
+        return len(self.losses), len(self.rates), self.losses[-1] if self.losses else math.nan, self.targets
+
+    def metrics(self) -> dict[str, float]:
+        mean = float(np.mean(self.losses))
+        return {"loss": mean, "last_loss": self.losses[-1], "targets": self.targets, "steps": len(self.losses)}
+
+
+@dataclass
 class Cohort:
-    """K clients in training: adapters, optimizers and losses. Lives for one round, or longer for the baselines."""
+    """K clients in training: adapters, optimizers and failures. Lives for one round, or longer for the baselines."""
 
     packed: PackedModel
     lora: CohortLora
@@ -77,77 +96,76 @@ class Cohort:
         self.lora.require_grad()
         self.optimizers = [self._optimizer(slot) for slot in range(len(self.clients))]
 
-    def run(self, work: Sequence[Work], round_number: int, observe: Callable[[StepReport], None]) -> dict[ClientId, dict]:
-        """Train every client of `work`; returns its metrics. A client whose loss or gradient is not finite stops there."""
-        batches = {w.client: self._batches(w) for w in work}
-        rates = {w.client: w.learning_rates for w in work}
-        losses: dict[ClientId, list[float]] = {w.client: [] for w in work}
-        targets = dict.fromkeys(batches, 0)
+    def run(
+        self, work: Sequence[Work], round_number: int, observe: Callable[[StepReport], None]
+    ) -> dict[ClientId, dict[str, float]]:
+        """Train every client of `work`; returns the metrics of each that did not fail.
+
+        A client whose loss or gradient is not finite stops there, and is in `failures`.
+        """
+        courses = {w.client: self._course(w) for w in work}
         seen = 0
         with self.packed.packing(), self.lora.attached(), _checkpointing(self.packed.model, self.settings):
-            for step in range(max(len(r) for r in rates.values())):
-                active = [c for c in self.clients if step < len(rates.get(c, ())) and c not in self.failures]
+            for step in range(max(w.steps for w in work)):
+                active = {c: way for c, way in courses.items() if step < len(way.rates) and c not in self.failures}
                 if not active:
                     break
-                seen += self._step({c: batches[c][step] for c in active}, step, rates, losses, targets, round_number)
-                observe(
-                    StepReport(
-                        {c: (len(losses[c]), len(rates[c]), losses[c][-1] if losses[c] else math.nan, targets[c]) for c in losses},
-                        frozenset(self.failures),
-                        seen,
-                    )
-                )
-        return {
-            c: {"loss": float(np.mean(losses[c])), "last_loss": losses[c][-1], "targets": targets[c], "steps": len(losses[c])}
-            for c in losses
-            if c not in self.failures
-        }  # fmt: skip
+                seen += self._step(active, step, round_number)
+                observe(StepReport({c: way.report() for c, way in courses.items()}, frozenset(self.failures), seen))
+        return {c: way.metrics() for c, way in courses.items() if c not in self.failures}
 
-    def _batches(self, work: Work) -> list[list[tuple[int, Tokens]]]:
-        """The client's rows of this round in steps: [(place in its walk, row), …] per step."""
+    def _course(self, work: Work) -> Course:
         rows = walk(self.data[work.client], work.client, work.first_row, work.rows, self.seed)
         numbered = list(enumerate(rows, start=work.first_row))
         size = math.ceil(work.rows / work.steps)
-        return [numbered[start : start + size] for start in range(0, work.rows, size)]
+        batches = [numbered[start : start + size] for start in range(0, work.rows, size)]
+        return Course(self.clients.index(work.client), batches, work.learning_rates)
 
-    def _step(self, batches, step, rates, losses, targets, round_number) -> int:
-        slots = {client: self.clients.index(client) for client in batches}
-        counts = {slots[c]: sum(tokens.targets for _, tokens in rows) for c, rows in batches.items()}
+    def _step(self, active: Mapping[ClientId, Course], step: int, round_number: int) -> int:
+        """One optimizer step of every active client; returns the number of tokens that went through the base."""
+        ways = sorted(active.items(), key=lambda item: item[1].slot)
+        counts = {way.slot: sum(row.targets for _, row in way.batches[step]) for _, way in ways}
         rows = [
-            Row(slots[c], tokens, derive(self.seed, "dropout", c, place) if self.settings.dropout else 0)
-            for c in sorted(batches, key=slots.__getitem__)
-            for place, tokens in batches[c]
+            Row(way.slot, row, derive(self.seed, "dropout", client, place) if self.settings.dropout else 0)
+            for client, way in ways
+            for place, row in way.batches[step]
         ]
+        sums = self._backward(rows, counts)
+        norms = torch.linalg.vector_norm(self.lora.grad, dim=1).tolist()
+        for client, way in ways:
+            loss, norm = sums[way.slot] / counts[way.slot], norms[way.slot]
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient became {norm}"
+                detail = f"the {what} in local step {step + 1}"
+                self.failures[client] = ClientFailure(client, round_number, "non-finite", detail)
+                continue
+            way.losses.append(loss)
+            way.targets += counts[way.slot]
+            limit = self.settings.max_grad_norm
+            if limit and norm > limit:
+                self.lora.grad[way.slot] *= limit / norm
+            optimizer = self.optimizers[way.slot]
+            optimizer.param_groups[0]["lr"] = way.rates[step]
+            optimizer.step()
+        return sum(len(row.tokens.input_ids) for row in rows)
+
+    def _backward(self, rows: Sequence[Row], counts: Mapping[int, int]) -> dict[int, float]:
+        """Gradient of the sum over clients of each client's own mean loss; returns each slot's summed loss."""
         self.lora.grad.zero_()
         sums = dict.fromkeys(counts, 0.0)
         for part in cut(rows, self.settings.tokens_per_pass):
             batch = pack(part).to(self.packed.device)
             self.lora.segments = batch.segments
             if self.settings.dropout:
-                self.lora.dropout_seeds = tuple(zip(batch.bounds, batch.bounds[1:], batch.seeds, strict=False))
+                self.lora.dropout_seeds = [
+                    (*ends, seed) for ends, seed in zip(pairwise(batch.bounds), batch.seeds, strict=True)
+                ]
             nll = self.packed.loss_sums(batch)
-            mean = torch.tensor([1.0 / counts[s.slot] for s in batch.target_segments], device=nll.device)
-            (nll * mean).sum().backward()
+            share = torch.tensor([1.0 / counts[s.slot] for s in batch.target_segments], device=nll.device)
+            (nll * share).sum().backward()
             for segment, value in zip(batch.target_segments, nll.tolist(), strict=True):
                 sums[segment.slot] += value
-        norms = torch.linalg.vector_norm(self.lora.grad, dim=1).tolist()
-        for client, slot in slots.items():
-            loss = sums[slot] / counts[slot]
-            if not (math.isfinite(loss) and math.isfinite(norms[slot])):
-                what = "loss" if not math.isfinite(loss) else "gradient"
-                self.failures[client] = ClientFailure(
-                    client, round_number, "non-finite", f"the {what} became {loss if what == 'loss' else norms[slot]} in local step {step + 1}"
-                )  # fmt: skip
-                continue
-            losses[client].append(loss)
-            targets[client] += counts[slot]
-            limit = self.settings.max_grad_norm
-            if limit and norms[slot] > limit:
-                self.lora.grad[slot] *= limit / norms[slot]
-            for group in self.optimizers[slot].param_groups:
-                group["lr"] = rates[client][step]
-            self.optimizers[slot].step()
-        return sum(len(row.tokens.input_ids) for row in rows)
+        return sums
 
     def _optimizer(self, slot: int) -> torch.optim.Optimizer:
         """A torch optimizer on the client's row of the flat parameters: one vector, updated in place."""

@@ -88,7 +88,9 @@ def row_losses(
     return [RowLosses(nll[slot], tokens, hits[slot]) for slot in range(slots)]
 
 
-def paired_difference(a: RowLosses, b: RowLosses, rng: np.random.Generator, resamples: int = 2000) -> Mapping[str, object]:
+def paired_difference(
+    a: RowLosses, b: RowLosses, rng: np.random.Generator, resamples: int = 2000
+) -> Mapping[str, object]:
     """Loss of a − loss of b on the same rows, with a 95 % interval and p from a paired bootstrap over rows.
 
     Resampling rows keeps the pairing (Koehn, 2004); p is two-sided, twice the smaller share beyond zero.
@@ -102,4 +104,8 @@ def paired_difference(a: RowLosses, b: RowLosses, rng: np.random.Generator, resa
     draws = (counts @ (a.nll - b.nll)) / np.maximum(tokens, 1)
     low, high = np.quantile(draws, [0.025, 0.975])
     beyond = min((draws <= 0).mean(), (draws >= 0).mean())
-    return {"difference": difference, "ci95": [float(low), float(high)], "p": float(min(1.0, 2 * max(beyond, 1 / resamples)))}
+    return {
+        "difference": difference,
+        "ci95": [float(low), float(high)],
+        "p": float(min(1.0, 2 * max(beyond, 1 / resamples))),
+    }

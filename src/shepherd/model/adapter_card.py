@@ -28,6 +28,7 @@ def adapter_card(
 ) -> str:
     """Markdown with the front matter that model hubs read. Losses are held-out, in nats per target token."""
     targets = sorted({name.rsplit(".", 1)[-1] for name in adapter.factors})
+    rank_stabilised = ", rank-stabilised" if adapter.rslora else ""
     return f"""---
 library_name: peft
 base_model: {base}
@@ -42,7 +43,7 @@ tags: [lora, federated-learning, instruction-tuning, shepherd]
 | base model's licence | {base_licence} |
 | data | {_plain(data)}, {rows} training rows that stayed with their clients |
 | data's licence | {data_licence} |
-| adapter | r = {adapter.r}, alpha = {adapter.alpha:g}{", rank-stabilised" if adapter.rslora else ""}, on {", ".join(targets)} |
+| adapter | r = {adapter.r}, alpha = {adapter.alpha:g}{rank_stabilised}, on {", ".join(targets)} |
 | base digest | `{adapter.base_digest}` |
 | held-out loss | {loss_before:.4f} before, {loss_after:.4f} after (nats per token) |
 | made with | Shepherd {version}, federated instruction tuning (Zhang et al., 2023) |

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ class PackedModel:
 
     @contextmanager
     def packing(self) -> Iterator[PackedModel]:
-        """Within this context the model takes packed passes; outside it attends as its authors meant, for generation."""
+        """Within this context the model takes packed passes; outside it attends as usual, for generation."""
         self.model.set_attn_implementation(ATTENTION)
         try:
             yield self
@@ -236,7 +237,7 @@ def _packed_attention(
     if query.device.type == "cpu":  # SDPA's CPU kernel is slower in bfloat16 than in float32 (measured 1.2–1.5 times)
         query, key, value = query.float(), key.float(), value.float()
     parts = []
-    for start, end in zip(_bounds, _bounds[1:], strict=False):
+    for start, end in pairwise(_bounds):
         q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
         length = end - start
         windowed = window is not None and length > window

@@ -37,7 +37,13 @@ def generate(
         for start in range(0, len(order), size):
             indices = order[start : start + size]
             texts = _answer(
-                model, tokenizer, [prompts[i] for i in indices], max_new_tokens, temperature, seed + indices[0], streamer
+                model,
+                tokenizer,
+                [prompts[i] for i in indices],
+                max_new_tokens,
+                temperature,
+                seed + indices[0],
+                streamer,
             )
             for index, text in zip(indices, texts, strict=True):
                 answers[index] = text
@@ -51,7 +57,9 @@ def _answer(model, tokenizer, prompts, max_new_tokens, temperature, seed, stream
     device = next(model.parameters()).device
     ids = torch.tensor([[pad] * (longest - len(e)) + e for e in encoded], device=device)
     mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in encoded], device=device)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": 0.95} if temperature > 0 else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": 0.95} if temperature > 0 else {"do_sample": False}
+    )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         output = model.generate(

@@ -302,7 +302,7 @@ def stacked_bar(
     total = sum(value for _, value in known)
     if not total:
         return _empty(title, description)
-    body, start, columns = [], 0.0, 4
+    body, start, columns = [], 0.0, 3
     for i, (name, value) in enumerate(known):
         width = WIDTH * value / total
         style = SERIES_STYLES[i % len(SERIES_STYLES)]

@@ -136,8 +136,8 @@ class Comparison:
                 [name, *(digits(row.losses.get(arm)) for arm in arms), *(_gap(row.gaps.get(arm)) for arm in gaps)]
                 for name, row in zip(names, self.rows, strict=True)
             ],
-            note="Nats per response token. vs: federated minus that arm; * marks a 95 % interval over held-out rows that "
-            "leaves out 0.",
+            note="Nats per response token. vs: federated minus that arm; * marks a 95 % interval over held-out rows "
+            "that leaves out 0.",
         )
         groups = Table(
             "Mean ± standard error over seeds; vs: federated minus that arm",

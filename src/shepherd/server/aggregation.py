@@ -56,7 +56,9 @@ def step(adapter: Adapter, delta: Mapping[str, Factors]) -> Adapter:
     return Adapter(factors, adapter.r, adapter.alpha, adapter.rslora, adapter.base_digest)
 
 
-def aggregation_deviation(adapter: Adapter, updates: Sequence[ClientUpdate], weights: Mapping[ClientId, float]) -> float:
+def aggregation_deviation(
+    adapter: Adapter, updates: Sequence[ClientUpdate], weights: Mapping[ClientId, float]
+) -> float:
     """‖Σ wₖBₖAₖ − B̄Ā‖ / ‖Σ wₖBₖAₖ‖ over all modules: how far the mean of the factors is from the mean of the products.
 
     The difference is the weighted covariance of the factors, Σ wₖ(Bₖ−B̄)(Aₖ−Ā), computed from the centred factors:

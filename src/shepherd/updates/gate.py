@@ -1,4 +1,4 @@
-"""The gate that every answer of a client passes before anything else sees it: an update, or a failure with its reason."""
+"""The gate that every answer passes before anything else sees it: an update, or a failure with its reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from shepherd.types import ClientFailure, ClientUpdate, TrainTask
 
 
 def admit(answer: ClientUpdate | ClientFailure, task: TrainTask) -> ClientUpdate | ClientFailure:
-    """The update itself when its client, round, modules, shapes, dtype, counts and values are in order, else a failure."""
+    """The update when its client, round, modules, shapes, dtype, counts and values are in order, else a failure."""
     if isinstance(answer, ClientFailure):
         return answer
     reason = _fault(answer, task)

@@ -1,0 +1,133 @@
+"""What a run would take: `plan(config)` reads and divides the data, loads no weights and trains nothing.
+
+Bytes are exact. Time and memory are estimates: the products of a pass at a share of the measured matrix-product
+peak, and the tensors that a decoder block of the usual shape keeps for its backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from shepherd.arms import local_names
+from shepherd.config import Config
+from shepherd.model.adapter import fresh_adapter
+from shepherd.model.base import check_folder, pick_device, pick_dtype, pick_targets
+from shepherd.model.fetch import resolve
+from shepherd.model.lora import features
+from shepherd.model.threads import matmul_peak, use_threads
+from shepherd.prepare import local_training, prepare_plan, prepare_rows
+
+PEAK_SHARE = 0.5  # of the matrix-product peak that a whole training step reaches
+PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of ours
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Sizes of a run. `bytes_up` and `bytes_down` are exact, `seconds` and `memory_bytes` are estimates."""
+
+    model_parameters: int
+    adapter_parameters: int
+    dtype: str
+    device: str
+    rows: int
+    train_rows: int
+    held_out_rows: int
+    clients: int
+    cohort: int
+    rounds: int
+    rows_per_client: tuple[int, ...]
+    steps_per_round: tuple[int, ...]
+    tokens: dict[str, int]
+    bytes_up: int
+    bytes_down: int
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+def plan(config: Config) -> Estimate:
+    """Sizes, bytes, memory, disk and time of a run of `config`. Raises what the run would raise for bad input."""
+    device = pick_device(config.model.device)
+    dtype = pick_dtype(config.model.dtype, device)
+    use_threads(config.run.threads)
+    folder = resolve(config.model.base, config.model.revision)
+    check_folder(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    rows, _ = prepare_rows(config, tokenizer)
+    names = local_names(config, tuple(rows.clients))
+    rounds = prepare_plan(config, rows)
+    shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
+    targets = pick_targets(model, config.lora.targets)
+    sizes = {name: features(model.get_submodule(name)) for name in targets}
+    adapter = fresh_adapter(sizes, config.lora.r, config.lora.alpha, config.run.seed, rslora=config.lora.rslora)
+    settings = local_training(config, device, adapter.num_parameters)
+
+    work = {c: rounds.work(c, 1, 0) for c in rows.clients}
+    length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
+    cost = {c: work[c].rows * length[c] for c in rows.clients}
+    federated = config.federation.rounds * rounds.cohort_size * float(np.mean(list(cost.values())))
+    tokens = {"federated": federated}
+    if "local" in config.evaluation.arms:
+        tokens["local"] = config.federation.rounds * sum(cost[c] for c in names)
+    if "centralised" in config.evaluation.arms:
+        tokens["centralised"] = federated
+    held_out = sum(len(t.input_ids) for t in rows.held_out)
+    tokens["evaluation"] = held_out * _evaluations(config, len(names))
+
+    text = shape.get_text_config()
+    body = model.num_parameters() - text.vocab_size * text.hidden_size
+    head = 2 * text.vocab_size * text.hidden_size
+    targets_share = sum(t.targets for t in rows.held_out) / held_out
+    forward = 2 * body + head * targets_share  # operations per token
+    trained = sum(count for arm, count in tokens.items() if arm != "evaluation")
+    peak = matmul_peak(dtype, device.type) * 1e9
+    return Estimate(
+        model_parameters=model.num_parameters(),
+        adapter_parameters=adapter.num_parameters,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        rows=len(rows.dataset.examples),
+        train_rows=sum(map(len, rows.clients.values())),
+        held_out_rows=len(rows.held_out),
+        clients=len(rows.clients),
+        cohort=rounds.cohort_size,
+        rounds=config.federation.rounds,
+        rows_per_client=_least_and_most([len(held) for held in rows.clients.values()]),
+        steps_per_round=_least_and_most([w.steps for w in work.values()]),
+        tokens={arm: round(count) for arm, count in tokens.items()},
+        bytes_up=adapter.nbytes * rounds.cohort_size * config.federation.rounds,
+        bytes_down=adapter.nbytes * rounds.cohort_size * config.federation.rounds,
+        memory_bytes=round(_memory(config, model, adapter.num_parameters, settings, dtype, text, len(names))),
+        disk_bytes=round((min(config.checkpoints.keep + 1, config.federation.rounds) + 1) * adapter.nbytes + 10e6),
+        seconds=(2 * forward * trained + forward * tokens["evaluation"]) / (PEAK_SHARE * peak) + 10,
+    )
+
+
+def _evaluations(config: Config, local: int) -> int:
+    """How often all held-out rows go through the model."""
+    rounds, every = config.federation.rounds, config.evaluation.every
+    curve = len({n for n in range(every, rounds + 1, every)} | {rounds}) if every else 1
+    arms = config.evaluation.arms
+    return 1 + curve + 1 + (curve if "centralised" in arms else 0) + (local if "local" in arms else 0)
+
+
+def _memory(config, model, adapter_parameters, settings, dtype, text, local) -> float:
+    width = 4 if dtype == torch.float32 else 2
+    weights = model.num_parameters() * {"none": width, "8bit": 1, "4bit": 0.55}[config.model.quantize]
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    block = (18 * text.hidden_size + 8 * inner) * width + 4 * text.hidden_size * 4
+    kept = 1 if settings.gradient_checkpointing else text.num_hidden_layers
+    activations = settings.tokens_per_pass * (block * kept + text.hidden_size * width * text.num_hidden_layers)
+    logits = settings.tokens_per_pass * text.vocab_size * (4 + width) * 0.5
+    slots = min(max(config.federation.clients_per_round or local, local, 1), settings.clients_at_once)
+    return PROCESS_BYTES + weights + activations + logits + 16 * adapter_parameters * slots
+
+
+def _least_and_most(values: list[int]) -> tuple[int, ...]:
+    return (min(values), max(values)) if min(values) != max(values) else (values[0],)

@@ -1,0 +1,97 @@
+"""`shepherd data`: what is learned is marked, what is wrong is counted, who holds what is drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from console import Shell
+from tiny import tiny_model
+
+ROWS = [
+    {"instruction": f"Name colour {i}.", "response": f"It is {c}.", "category": c}
+    for i in range(8)
+    for c in ("red", "blue")
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_model("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def shell(capsys, monkeypatch, tmp_path) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    rows = [*ROWS, {"instruction": "What?", "response": " ", "category": "red"}, ROWS[0]]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return Shell(capsys, monkeypatch)
+
+
+def test_inspect_marks_the_answers_and_their_end_and_nothing_else(shell, model):
+    outcome = shell("data", "inspect", "x.jsonl", "--model", model, "--rows", "1")
+    assert outcome.status == 0, outcome.err
+    assert "Name colour 0.<|im_end|>\n<|im_start|>assistant\n⟦It is red.<|im_end|>⟧" in outcome.out
+    assert outcome.out.count("⟦It") == 1 and "\x1b" not in outcome.out
+
+
+def test_inspect_counts_format_categories_refused_rows_and_the_audit(shell, model):
+    text = shell("data", "inspect", "x.jsonl", "--model", model).out
+    assert "17 rows, format dolly" in text and "refused 1: empty answer (x:17)" in text
+    assert "truncation to data.max_length = 512: 0 rows lose 0 tokens" in text
+    assert "duplicates" in text
+
+
+def test_inspect_as_json_is_complete(shell, model):
+    seen = json.loads(shell("data", "inspect", "x.jsonl", "--model", model, "--json", "--rows", "1").out)
+    assert seen["rows"] == 17 and seen["categories"] == {"red": 9, "blue": 8}
+    assert seen["refused"] == {"empty answer": {"rows": 1, "first": ["x:17"]}}
+    assert "".join(text for text, learned in seen["examples"][0]["pieces"] if learned) == "It is red.<|im_end|>"
+
+
+def test_a_row_cannot_drive_the_terminal_it_is_shown_in(shell, model, tmp_path):
+    rows = [{"instruction": "a\x1b]0;owned\x07b\x1b[2J", "response": "c\x1b[31md"}] * 2
+    (tmp_path / "evil.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    text = shell("data", "inspect", "evil.jsonl", "--model", model).out
+    assert "\x1b" not in text and "owned" not in text and "⟦cd<|im_end|>⟧" in text
+
+
+def test_data_that_cannot_be_divided_is_inspected_all_the_same(shell, model):
+    outcome = shell("data", "inspect", "x.jsonl", "--model", model, "--set", "partition.clients=99")
+    assert outcome.status == 0 and "not divided over clients: 99 clients" in outcome.err
+
+
+def test_partition_shows_each_client_with_its_rows_per_category(shell):
+    arguments = [
+        "--set",
+        "partition.name=by_key",
+        "--set",
+        "partition.clients=0",
+        "--set",
+        "data.held_out_per_category=2",
+    ]
+    outcome = shell("data", "partition", "x.jsonl", *arguments)
+    head, blue, red, *_ = outcome.out.splitlines()
+    assert head.split() == ["client", "rows", "blue", "red"]
+    assert blue.split() == ["blue", "6", "6", "██", "·"] and red.split()[:2] == ["red", "7"]
+    assert "2 clients by by_key: 13 rows, 6 to 7 per client; 4 rows are held out" in outcome.out
+
+
+def test_partition_as_json_and_as_picture(shell):
+    outcome = shell("data", "partition", "x.jsonl", "--svg", "p/table.svg", "--json", "--seed", "3")
+    seen = json.loads(outcome.out)
+    assert sum(map(sum, seen["counts"])) + seen["held_out"] == 17 and len(seen["clients"]) == 4
+    assert Path("p/table.svg").read_text(encoding="utf-8").startswith("<svg") and "p/table.svg" in outcome.err
+    again = json.loads(shell("data", "partition", "x.jsonl", "--json", "--seed", "3").out)
+    assert again == seen
+
+
+def test_partition_says_which_categories_are_too_small_to_hold_out_what_was_asked(shell):
+    assert "blue 4 of 8" in shell("data", "partition", "x.jsonl", "--set", "data.held_out_per_category=5").err
+
+
+def test_the_demo_gives_each_of_its_eight_clients_one_kind_of_instruction(shell):
+    counts = json.loads(shell("data", "partition", "demo", "--json").out)["counts"]
+    assert len(counts) == 8 and all(sum(cell > 0 for cell in row) == 1 for row in counts)

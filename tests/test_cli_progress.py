@@ -1,0 +1,130 @@
+"""The live table and the plain lines: the events of a run -> what a person sees."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from shepherd import progress
+
+START = {
+    "event": "start", "run": "runs/demo", "config": {}, "model": "tiny", "clients": ["a", "b"], "rounds": 3,
+    "arms": ["base", "federated"],
+}  # fmt: skip
+ROUND = {
+    "event": "round", "round": 2, "cohort": ["a", "b"], "missing": [], "train_loss": {"a": 2.0, "b": 3.0},
+    "rejected": [{"client": "b", "code": "non-finite", "detail": "3 values"}], "held_out_loss": 2.25,
+    "bytes_up": 1000, "seconds": {"train": 3.0, "aggregate": 0.5},
+}  # fmt: skip
+
+
+def step(states: dict[str, str], **changes) -> dict:
+    rows = {name: {"step": 2, "steps": 4, "loss": 2.31, "tokens": 812, "state": s} for name, s in states.items()}
+    known = {"event": "step", "arm": "federated", "round": 1, "rounds": 3, "clients": rows}
+    return {**known, "tokens_per_second": 412.0, "fraction": 0.37, "eta_seconds": 41.0, **changes}
+
+
+def plain(text: str) -> str:
+    """Numbers are held together with their units by spaces that do not break."""
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def screen(table: progress.LiveTable) -> list[str]:
+    console = Console(width=100, height=40, file=io.StringIO())
+    console.print(table.render())
+    return [line.rstrip() for line in plain(console.file.getvalue()).splitlines()]
+
+
+@pytest.fixture
+def table():
+    live = progress.LiveTable(Console(width=100, height=40, file=io.StringIO(), force_terminal=True))
+    with live:
+        yield live
+
+
+def test_the_table_has_a_row_for_each_client_with_state_step_loss_and_speed(table):
+    table(START)
+    table(step({"a": "training", "b": "done"}))
+    title, bar, head, first, second = screen(table)
+    assert title == "demo  tiny  federated, round 1/3"
+    assert "37 %" in bar and "41.0 s left" in bar and "412 tokens/s" in bar
+    assert head.split() == ["client", "state", "step", "loss", "tokens/s"]
+    assert first.split()[:4] == ["a", "training", "2/4", "2.310"] and second.split()[:2] == ["b", "done"]
+
+
+def test_a_large_cohort_shows_those_that_train_and_counts_the_rest(table):
+    states = {f"client-{i:03d}": "done" if i % 2 else "training" for i in range(60)}
+    table(START)
+    table(step(states))
+    rows = screen(table)[3:]
+    assert len(rows) == progress.CLIENTS_SHOWN + 1
+    assert all("training" in row for row in rows[:-1])
+    assert rows[-1].split("  ")[0] == "and 44 more" and "30 done, 14 training" in rows[-1]
+
+
+def test_a_failed_client_is_never_among_those_that_are_only_counted(table):
+    table(START)
+    table(step({f"client-{i:03d}": "training" for i in range(60)} | {"zoo": "failed"}))
+    assert screen(table)[3].split()[:2] == ["zoo", "failed"]
+
+
+def test_between_trainings_the_table_shows_the_phase_and_no_stale_clients(table):
+    table(START)
+    table(step({"a": "training"}))
+    table({"event": "phase", "phase": "generate", "arm": None, "detail": ""})
+    assert screen(table)[0] == "demo  tiny  generate" and len(screen(table)) == 2
+
+
+def test_a_client_whose_name_is_markup_or_an_escape_is_shown_as_text(table):
+    table(START)
+    table(step({"[bold red]x[/]": "training", "\x1b[2Jy": "training"}))
+    shown = "\n".join(screen(table))
+    assert "[bold red]x[/]" in shown and "\x1b" not in shown
+
+
+def test_rounds_and_warnings_stay_on_the_screen_above_the_table(table):
+    table(START)
+    table({"event": "warning", "message": "category [x]: 2 rows"})
+    table(ROUND)
+    written = plain(table.console.file.getvalue())
+    assert "warning: category [x]: 2 rows" in written
+    assert "round 2/3, 2 clients, training loss 2.500, held-out loss 2.250, 1.00 kB up, 3.50 s" in written
+
+
+def test_a_rejected_update_is_told_with_client_and_reason():
+    assert "rejected b (non-finite: 3 values)" in progress.describe(ROUND, 3)
+    assert "missing a" in progress.describe({**ROUND, "missing": ["a"]}, 3)
+
+
+def test_plain_lines_are_one_per_event_and_leave_out_steps_that_come_fast(capsys):
+    lines = progress.observer(plain=True)
+    assert isinstance(lines, progress.PlainLines)
+    for event in (START, step({"a": "training"}), step({"a": "done"}), ROUND):
+        lines(event)
+    start, last = capsys.readouterr().err.splitlines()
+    assert start == "run runs/demo: tiny, 2 clients, 3 rounds; arms: base, federated" and last.startswith("round 2/3")
+
+
+def test_a_long_round_gives_a_sign_of_life(capsys, monkeypatch):
+    lines = progress.PlainLines()
+    lines.last_line -= progress.SECONDS_BETWEEN_LINES
+    lines(step({"a": "training"}))
+    assert plain(capsys.readouterr().err) == "federated round 1/3: 37 % done, 412 tokens/s, 41.0 s left\n"
+
+
+def test_no_colour_and_no_terminal_mean_plain_lines(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert isinstance(progress.observer(), progress.LiveTable)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert isinstance(progress.observer(), progress.PlainLines)
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert isinstance(progress.observer(), progress.PlainLines)

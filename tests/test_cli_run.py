@@ -1,0 +1,170 @@
+"""`shepherd run`: flags -> config, what is told, what is printed; once for real on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from console import Shell
+from shepherd.cli.settings import QUICK
+from shepherd.config import Config, load
+from tiny import tiny_model
+
+SUMMARY = {
+    "arms": {
+        "base": {"loss": 2.6}, "federated": {"loss": 2.4}, "centralised": {"loss": 2.35},
+        "local": {"a": {"loss": 2.5}, "b": {"loss": 2.46}},
+    },
+    "budget": {"federated": {"optimizer_steps": 24, "target_tokens": 5000}},
+    "bytes_up": 7_372_800, "seconds": {"total": 61.0},
+}  # fmt: skip
+ROWS = [{"instruction": f"Name colour {i}.", "response": f"It is {c}.", "category": c} for i in range(8) for c in "ab"]
+
+
+@pytest.fixture
+def shell(capsys, monkeypatch, tmp_path) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    return Shell(capsys, monkeypatch)
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[Config]:
+    """Configs that reach `experiment.run`, which here only tells three events and ends."""
+    from shepherd import experiment
+    from shepherd.cli import run
+
+    configs: list[Config] = []
+
+    def finish(config, observer=None, out_dir=None):
+        configs.append(config)
+        observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
+        observer({"event": "evaluation", "arm": "base", "round": 0, "loss": float("nan")})
+        observer({"event": "end", "run": "runs/x", "summary": SUMMARY})
+        return SimpleNamespace(path=Path("runs/x"), summary=SUMMARY)
+
+    monkeypatch.setattr(experiment, "run", finish)
+    monkeypatch.setattr(run, "_look_first", lambda config: None)
+    return configs
+
+
+def test_without_a_recipe_the_demo_runs(shell, started):
+    assert shell("run").status == 0
+    assert started == [load("demo")]
+
+
+def test_data_without_a_recipe_is_the_own_data_recipe_and_says_so(shell, started):
+    outcome = shell("run", "--data", "my.jsonl", "--columns", "instruction=q,response=a", "--model", "org/m")
+    assert started[0].run.name == "own-data" and started[0].data.source == "my.jsonl"
+    assert dict(started[0].data.columns) == {"instruction": "q", "response": "a"} and started[0].model.base == "org/m"
+    assert "own-data" in outcome.err
+
+
+def test_a_folder_of_data_makes_each_file_a_client_unless_a_partitioner_is_named(shell, started):
+    Path("clinics").mkdir()
+    assert "each file is a client" in shell("run", "--data", "clinics").err
+    assert (started[0].partition.name, started[0].partition.clients) == ("files", 0)
+    shell("run", "--data", "clinics", "--set", "partition.name=iid")
+    assert started[1].partition.name == "iid"
+
+
+def test_flags_win_over_the_recipe_and_set_wins_over_everything(shell, started):
+    shell("run", "laptop", "--seed", "3", "--name", "a", "--out", "there", "--set", "run.name=b", "--set", "lora.r=4")
+    table = started[0].run
+    assert (table.seed, table.name, table.out, started[0].lora.r) == (3, "b", "there", 4)
+
+
+def test_quick_makes_a_run_smaller_and_says_what_it_changed(shell, started):
+    outcome = shell("run", "laptop", "--quick")
+    full, quick = load("laptop"), started[0]
+    assert quick.federation.rounds == QUICK["federation.rounds"] < full.federation.rounds
+    assert f"federation.rounds = {QUICK['federation.rounds']} (was {full.federation.rounds})" in outcome.err
+    told = outcome.err.split("--quick sets ")[1].split("\n")[0]
+    changed = {key for key in QUICK if _value(full, key) != _value(quick, key)}
+    assert {part.split(" = ")[0] for part in told.split(", ")} == changed
+    assert full.model_dump() != quick.model_dump() and quick.lora == full.lora
+
+
+def test_quick_limits_whole_epochs_to_steps(shell, started):
+    shell("run", "own-data", "--quick")
+    assert started[0].training.local_steps == QUICK["training.local_steps"]
+
+
+def test_quick_leaves_what_is_set_by_hand_or_small_already(shell, started):
+    shell("run", "demo", "--quick", "--set", "federation.rounds=9", "--set", "evaluation.generate=1")
+    assert started[0].federation.rounds == 9 and started[0].evaluation.generate == 1
+
+
+def _value(config: Config, key: str):
+    table, name = key.split(".")
+    return getattr(getattr(config, table), name)
+
+
+def test_the_result_on_stdout_compares_the_arms_and_the_talk_is_on_stderr(shell, started):
+    outcome = shell("run")
+    lines = {line.split("  ")[0]: line.split() for line in outcome.out.splitlines() if line}
+    assert lines["base (not tuned)"][-1] == "2.600"
+    assert lines["clients alone, mean"][3:] == ["2.480", "\N{MINUS SIGN}0.120"]  # (2.5 + 2.46) / 2
+    assert lines["federated"] == ["federated", "2.400", "\N{MINUS SIGN}0.200", "24", "5,000"]
+    assert "runs/x" in outcome.out and "7.37 MB" in outcome.out
+    assert "shepherd chat runs/x --compare base" in outcome.err and "federated" not in outcome.err
+
+
+def test_json_is_one_strict_object_per_line_and_nothing_else_on_stdout(shell, started):
+    events = [json.loads(line) for line in shell("run", "--json").out.splitlines()]
+    assert [event["event"] for event in events] == ["start", "evaluation", "end"]
+    assert events[1]["loss"] is None, "NaN is no JSON"
+
+
+def test_a_failure_under_json_is_the_last_line_and_still_an_exit_status(shell, started, monkeypatch):
+    from shepherd import experiment
+    from shepherd.errors import ClientError
+
+    def fail(config, observer=None, out_dir=None):
+        raise ClientError("round 2: 0 usable updates", hint="lower it")
+
+    monkeypatch.setattr(experiment, "run", fail)
+    outcome = shell("run", "--json")
+    last = json.loads(outcome.out.splitlines()[-1])
+    assert outcome.status == last["exit_status"] == 6
+    assert (last["event"], last["message"], last["hint"]) == ("error", "round 2: 0 usable updates", "lower it")
+
+
+def test_an_interrupted_run_says_where_its_rounds_are(shell, started, monkeypatch):
+    from shepherd import experiment
+
+    def interrupt(config, observer=None, out_dir=None):
+        observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run", interrupt)
+    outcome = shell("run")
+    assert outcome.status == 130 and "committed so far are in runs/x" in outcome.err
+
+
+def test_check_prints_the_plan_with_units_and_as_json(shell, monkeypatch):
+    from shepherd import experiment
+    from shepherd.cli import run
+
+    plan = {"clients": 8, "bytes_up": 7_372_800, "seconds": 61.0, "memory_bytes": 2e9, "tokens": {"federated": 1200}}
+    monkeypatch.setattr(experiment, "plan", lambda config: plan, raising=False)
+    monkeypatch.setattr(run, "_look_first", lambda config: None)
+    text = shell("check", "demo").out
+    assert "7.37 MB" in text and "1 min 01 s" in text and "2.00 GB" in text and "federated 1,200" in text
+    assert json.loads(shell("check", "demo", "--json").out) == plan
+
+
+def test_a_run_of_own_rows_on_a_tiny_model_leaves_a_report_and_the_arms(shell, tmp_path):
+    model = tiny_model("llama", tmp_path / "model")
+    Path("x.jsonl").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    small = ["--set", "data.held_out_per_category=2", "--set", "training.local_steps=1", "--set", "federation.rounds=2"]
+    outcome = shell("run", "--data", "x.jsonl", "--model", model, "--set", "evaluation.generate=1", *small)
+    assert outcome.status == 0, outcome.err
+    assert "round 2/2, 4 clients" in outcome.err and "centralised" in outcome.out
+    run = Path("runs/own-data")
+    assert (run / "report.html").is_file() and str(run / "report.html") in outcome.out
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert set(summary["arms"]) == {"base", "federated", "local", "centralised"}
+    assert shell("config", "show", run / "config.toml").status == 0, "the resolved config runs again"
