@@ -38,18 +38,6 @@ def test_help_lists_every_command_and_every_exit_status(shell):
     assert shell().out == outcome.out, "without a command the help is shown"
 
 
-def test_help_answers_within_three_tenths_of_a_second():
-    command = [sys.executable, "-m", "shepherd", "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
-    seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-        seconds.append(time.perf_counter() - begin)
-    # The best of five: the rest measures what else the machine does.
-    assert min(seconds) < 0.30
-
-
 def test_the_version_is_data(shell):
     assert shell("--version").out == f"shepherd, version {__version__}\n"
 
@@ -101,10 +89,14 @@ def test_sigterm_ends_with_143_and_runs_the_cleaning_up(shell, monkeypatch):
         finally:
             cleaned.append(True)
 
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(config, "recipes", terminated)
-    assert shell("list", "recipes").status == 143
-    assert cleaned == [True] and signal.getsignal(signal.SIGTERM) is before
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert shell("list", "recipes").status == 143
+        assert cleaned == [True]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, "the handler of a caller is put back"
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_console_entry_exits_with_the_status_of_the_error():
@@ -190,10 +182,8 @@ def test_model_list_names_the_built_in_model_and_the_line_that_fetches_it(shell)
     assert json.loads(shell("model", "list", "--json").out)[0]["path"] is None
 
 
-def test_the_doctor_says_versions_processor_memory_cache_and_models_within_three_seconds(shell):
-    begin = time.perf_counter()
+def test_the_doctor_says_versions_processor_memory_cache_and_models(shell):
     outcome = shell("doctor", "--json")
-    assert time.perf_counter() - begin < 3
     lines = {
         line["name"]: line
         for section in json.loads(outcome.out)
@@ -222,3 +212,18 @@ def test_the_doctor_ends_with_status_5_where_no_run_can_work(shell, monkeypatch)
     outcome = shell("doctor")
     assert outcome.status == 5 and "no-such-package: not installed" in outcome.err
     assert "hint: pip install 'no-such-package'" in outcome.err
+
+
+def test_the_readme_names_every_recipe_exit_status_and_only_commands_that_exist(shell):
+    readme = (SOURCES.parent / "README.md").read_text(encoding="utf-8")
+    assert [name for name in config.recipes() if f"| `{name}` |" not in readme] == []
+    assert [code for code in EXIT_CODES if code < 130 and f"\n| {code} | " not in readme] == []
+    from shepherd.cli import cli
+
+    lines = [line.split("#")[0].split() for line in readme.splitlines() if line.startswith("shepherd ")]
+    assert {line[1] for line in lines} <= set(cli.commands) and len(lines) > 10
+    for line in lines:
+        command = cli.commands[line[1]]
+        command = command.commands[line[2]] if hasattr(command, "commands") else command
+        known = {flag for parameter in command.params for flag in parameter.opts}
+        assert [word for word in line if word.startswith("--") and word not in known] == [], line

@@ -165,6 +165,37 @@ def test_12_target_modules_that_the_model_lacks_are_answered_with_its_linear_nam
     tells(outcome, 4, "no linear layer 'q_prj'", "Did you mean 'q_proj'?", "gate_proj")
 
 
+def test_13_an_adapter_of_another_base_is_refused_with_both_digests(shell, tmp_path):
+    base = tiny_model("llama", tmp_path / "model")
+    small = [
+        "--set",
+        "training.local_steps=1",
+        "--set",
+        "evaluation.arms=base,federated",
+        "--set",
+        "federation.rounds=1",
+    ]
+    small += ["--set", "data.held_out_per_category=2", "--set", "evaluation.generate=0"]
+    assert shell("run", "--data", write("x.jsonl", ROWS), "--model", base, *small).status == 0
+    assert "all rows" in shell("evaluate", "own-data").out
+    tiny_model("llama", tmp_path / "model", seed=1)
+    tells(shell("evaluate", "own-data"), 4, "the adapter belongs to another base", "digest")
+
+
+def test_14_a_plan_that_does_not_fit_is_refused_with_its_numbers_and_what_is_smaller(shell, model, monkeypatch):
+    from shepherd import experiment
+
+    def refused(**needs: int) -> str:
+        monkeypatch.setattr(experiment, "plan", lambda config: {"device": "cpu", **needs})
+        outcome = shell("check", "--data", data, "--model", model)
+        assert outcome.status == 5 and "Traceback" not in outcome.err
+        return outcome.err
+
+    data = write("x.jsonl", ROWS)
+    assert "takes about 9,000 TB of memory" in (told := refused(memory_bytes=9 * 10**15)) and "--quick" in told
+    assert "takes about 9,000 TB on the disk of runs" in (told := refused(disk_bytes=9 * 10**15)) and "--out" in told
+
+
 def test_15_a_gpu_that_is_not_there_is_said_with_the_setting_that_uses_what_is(shell, model):
     import torch
 

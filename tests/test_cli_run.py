@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,7 +157,9 @@ def test_check_prints_the_plan_with_units_and_as_json(shell, monkeypatch):
     assert json.loads(shell("check", "demo", "--json").out) == plan
 
 
-def test_a_run_of_own_rows_on_a_tiny_model_leaves_a_report_and_the_arms(shell, tmp_path):
+def test_a_run_of_own_rows_on_a_tiny_model_can_be_reported_talked_to_exported_and_measured(
+    shell, tmp_path, monkeypatch
+):
     model = tiny_model("llama", tmp_path / "model")
     Path("x.jsonl").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
     small = ["--set", "data.held_out_per_category=2", "--set", "training.local_steps=1", "--set", "federation.rounds=2"]
@@ -168,3 +171,14 @@ def test_a_run_of_own_rows_on_a_tiny_model_leaves_a_report_and_the_arms(shell, t
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert set(summary["arms"]) == {"base", "federated", "local", "centralised"}
     assert shell("config", "show", run / "config.toml").status == 0, "the resolved config runs again"
+
+    # What one does with it afterwards, on the same run.
+    monkeypatch.setattr("sys.stdin", io.StringIO("Name colour 3.\n/quit\n"))
+    talk = shell("chat", "own-data", "--compare", "base", "--max-new-tokens", "4")
+    assert talk.status == 0 and "base" in talk.out, talk.err
+    for form in ("peft", "merged"):
+        outcome = shell("export", "own-data", "--to", form, "--out", form)
+        assert outcome.status == 0 and outcome.out.strip() == form, outcome.err
+    assert Path("peft/adapter_config.json").is_file() and Path("merged/config.json").is_file()
+    measured = json.loads(shell("evaluate", "own-data", "--json").out)
+    assert measured["federated"]["loss"] == pytest.approx(summary["arms"]["federated"]["loss"], rel=1e-5)

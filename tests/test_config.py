@@ -88,14 +88,14 @@ def test_the_paper_recipe_has_the_shape_of_the_paper():
 
 
 def test_each_packaged_recipe_says_in_its_first_line_what_it_is_for():
-    assert list(config.recipes()) == ["demo", "fedit-dolly", "laptop", "own-data"]
+    assert {"demo", "fedit-dolly", "laptop", "own-data"} <= set(config.recipes())
     assert all(len(about) > 20 and not about.startswith("#") for about in config.recipes().values())
 
 
 def test_a_recipe_that_is_not_there_is_answered_with_the_nearest_name(tmp_path):
     with pytest.raises(UsageError, match=r"recipe not found: dmeo\. Did you mean 'demo'") as caught:
         config.load("dmeo")
-    assert "packaged recipes: demo, fedit-dolly, laptop, own-data" in caught.value.hint
+    assert [name for name in config.recipes() if name not in caught.value.hint] == []
     (tmp_path / "clinics.toml").write_text("")
     with pytest.raises(UsageError, match=r"clinic\.toml.*Did you mean '.*clinics\.toml'"):
         config.load(tmp_path / "clinic.toml")

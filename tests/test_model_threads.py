@@ -131,12 +131,9 @@ def test_the_bfloat16_speedup_is_the_ratio_of_times(monkeypatch):
     assert threads.bfloat16_speedup() == 1.5
 
 
-def test_measuring_leaves_the_thread_count_alone_and_ends_soon():
-    import time
-
+def test_measuring_leaves_the_thread_count_alone():
     torch.set_num_threads(1)
-    start = time.perf_counter()
     assert 0 < threads._product_seconds(torch.float32, 2, budget=0.01) < 10
     assert threads.matmul_peak(seconds=0.01, size=128) > 0.01
     assert threads.matmul_peak(torch.bfloat16, seconds=0.01, size=128) > 0.01
-    assert torch.get_num_threads() == 1 and time.perf_counter() - start < 10
+    assert torch.get_num_threads() == 1

@@ -1,7 +1,7 @@
 """Shepherd: federated instruction tuning of language models.
 
     import shepherd
-    run = shepherd.run(shepherd.load_config("recipes/demo.toml"))
+    run = shepherd.run(shepherd.load_config("demo"))
     print(run.summary["arms"])
 
 Importing this package does not import torch; the first function that needs it does.

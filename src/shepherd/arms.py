@@ -119,6 +119,10 @@ def _train_alone(
             for client, losses in zip(clients, _losses(learner, rows, lora), strict=True):
                 curves[client].append((number, losses.stat.mean))
     final = dict(zip(clients, _losses(learner, rows, lora), strict=True))
+    for client, losses in final.items():
+        if client not in cohort.failures and not np.isfinite(losses.stat.mean):
+            detail = f"the held-out loss became {losses.stat.mean}"
+            cohort.failures[client] = ClientFailure(client, rounds, "non-finite", detail)
     well = [client for client in clients if client not in cohort.failures]
     a = learner.adapter
     return Arm(

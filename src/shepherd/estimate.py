@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from shepherd.arms import local_names
 from shepherd.config import Config
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.base import check_folder, pick_device, pick_dtype, pick_targets
+from shepherd.model.base import check_folder, load_tokenizer, pick_device, pick_dtype, pick_targets
 from shepherd.model.fetch import resolve
 from shepherd.model.lora import features
 from shepherd.model.threads import matmul_peak, use_threads
@@ -56,8 +56,7 @@ def plan(config: Config) -> Estimate:
     use_threads(config.run.threads)
     folder = resolve(config.model.base, config.model.revision)
     check_folder(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    rows, _ = prepare_rows(config, tokenizer)
+    rows, _ = prepare_rows(config, load_tokenizer(folder))
     names = local_names(config, tuple(rows.clients))
     rounds = prepare_plan(config, rows)
     shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 
 from shepherd import __version__, arms, results
 from shepherd.clients.training import StepReport
 from shepherd.config import Config, to_toml
 from shepherd.config import load as load_config
 from shepherd.data.partition import save_partition
+from shepherd.data.tokenize import encode_prompt
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import ClientError, EvaluationError, ModelError, UsageError, did_you_mean
 from shepherd.estimate import Estimate, plan
@@ -84,7 +86,7 @@ class _Experiment:
             learner = prepare_learner(config, base)
             plan = prepare_plan(config, rows)
         self.store = RunDirectory.create(self.out, config.run.name)
-        self._write_inputs(base, rows)
+        self._write_inputs(base, learner, rows)
         self.meter = _Meter(self.tell, config, rows, plan, names)
         self.tell(
             {
@@ -131,8 +133,8 @@ class _Experiment:
         self.tell({"event": "end", "run": str(self.store.path), "summary": summary})
         return Run(self.store.path, summary)
 
-    def _write_inputs(self, base: Base, rows: Rows) -> None:
-        self.store.write_text("config.toml", to_toml(self.config))
+    def _write_inputs(self, base: Base, learner: Learner, rows: Rows) -> None:
+        self.store.write_text("config.toml", to_toml(_resolved(self.config, base, learner)))
         save_partition(self.store.path / "partition.json", rows.partition, list(rows.examples.values()))
         self.store.write_json("env.json", _environment(base))
         self.store.journal("started", model=base.digest, data=rows.dataset.digest)
@@ -192,6 +194,11 @@ class _Experiment:
 
     def _evaluate(self, arm: str, state: ServerState | None, rows: Rows, number: int) -> RowLosses:
         losses = self.engine.evaluate(state.adapter if state else None, rows.held_out)
+        if not np.isfinite(losses.stat.mean):
+            raise EvaluationError(
+                f"round {number}: the held-out loss of the {arm} arm is {losses.stat.mean}",
+                hint='lower training.learning_rate, or set model.dtype = "float32"',
+            )
         self.tell({"event": "evaluation", "arm": arm, "round": number, "loss": losses.stat.mean})
         return losses
 
@@ -228,7 +235,7 @@ class _Experiment:
         examples = [rows.examples[rows.held_out[i].id] for i in picks]
         if not examples:
             return []
-        prompts = [template.prompt(e.messages, e.context) for e in examples]
+        prompts = [encode_prompt(template, base.tokenizer, e.messages, e.context) for e in examples]
         adapters = {"base": None, "federated": state.adapter}
         if "centralised" in outcome:
             adapters["centralised"] = outcome["centralised"].adapters[arms.POOLED]
@@ -239,7 +246,12 @@ class _Experiment:
                 lora = learner.make_lora(1)
                 lora.load(0, adapter)
             answers[name] = generate(
-                base.model, base.tokenizer, prompts, lora=lora, max_new_tokens=self.config.evaluation.max_new_tokens
+                base.model,
+                base.tokenizer,
+                prompts,
+                lora=lora,
+                stops=template.stops,
+                max_new_tokens=self.config.evaluation.max_new_tokens,
             )
         records = [
             results.generation_record(example, {arm: texts[i] for arm, texts in answers.items()})
@@ -345,9 +357,10 @@ class _Meter:
         last = [0]
 
         def observe(number: int, report: StepReport) -> None:
-            fresh = report.tokens - last[0] if report.tokens >= last[0] else report.tokens
+            if max(step for step, *_ in report.clients.values()) <= 1:  # another round or cohort counts from 0
+                last[0] = 0
+            self.done += report.tokens - last[0]
             last[0] = report.tokens
-            self.done += fresh
             elapsed = time.perf_counter() - self.begin
             fraction = min(1.0, self.done / self.planned)
             self.tell(
@@ -368,6 +381,19 @@ class _Meter:
         return observe
 
 
+def _resolved(config: Config, base: Base, learner: Learner) -> Config:
+    """The config with what was measured or picked by memory written down, so that it repeats without the probes."""
+    settings = learner.settings
+    picked = {"tokens_per_pass": settings.tokens_per_pass, "clients_at_once": settings.clients_at_once}
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"threads": torch.get_num_threads()}),
+            "model": config.model.model_copy(update={"dtype": str(base.dtype).removeprefix("torch.")}),
+            "training": config.training.model_copy(update=picked),
+        }
+    )
+
+
 def _check_names(names: tuple[str, ...], rows: Rows) -> None:
     for name in names:
         if name not in rows.clients:
@@ -384,7 +410,6 @@ def _counts(refused: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, int
 
 def _environment(base: Base) -> dict[str, Any]:
     import peft
-    import torch
     import transformers
 
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import psutil
@@ -27,7 +27,7 @@ from shepherd.round import Plan
 from shepherd.server.aggregation import aggregators
 from shepherd.types import Adapter, ClientId, Example, Partition, Tokens, Work
 
-TOKENS_PER_PASS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
+TOKENS_PER_PASS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,12 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         held_out=tuple(tokens[e.id] for e in held_out),
         tokenized=tokenized,
         audit=audit(partition, train, held_out, tokenized, dataset),
-        warnings=tuple(
-            f"category {name!r}: {got} of {rows} rows are held out, {data.held_out_per_category} were asked for"
-            for name, (got, rows) in short.items()
+        warnings=(
+            *(
+                f"category {name!r}: {got} of {rows} rows are held out, {data.held_out_per_category} were asked for"
+                for name, (got, rows) in short.items()
+            ),
+            *_losses_of_rows(dataset, tokenized),
         ),
     ), template  # fmt: skip
 
@@ -129,8 +132,9 @@ def prepare_learner(config: Config, base: Base) -> Learner:
 def local_training(config: Config, device: torch.device, parameters: int) -> LocalTraining:
     """The clients' settings; where the recipe says 0, tokens per pass by device and clients at once by memory."""
     t = config.training
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    fit = max(1, int(0.25 * free / (16 * parameters)))  # float32: value, gradient, two moments
+    # All memory, not what is free now: the cut changes the last bits, and those must repeat on the same machine.
+    memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
+    fit = max(1, int(0.1 * memory / (16 * parameters)))  # float32: value, gradient, two moments
     return LocalTraining(
         optimizer=t.optimizer,
         weight_decay=t.weight_decay,
@@ -185,6 +189,15 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         min_updates=federation.min_updates,
         work=work,
     )
+
+
+def _losses_of_rows(dataset: Dataset, tokenized: Tokenized) -> Iterator[str]:
+    """What reading and tokenising left out, a sentence for each reason."""
+    for counts in (dataset.refused, tokenized.refused):
+        for reason, (count, first) in counts.items():
+            yield f"{count} rows were refused: {reason} (first: {', '.join(first)})"
+    if tokenized.cut_rows:
+        yield f"{tokenized.cut_rows} rows were cut to data.max_length, {tokenized.cut_tokens} tokens in all"
 
 
 def _renamed(held_out: tuple[Example, ...], taken: Mapping[str, object]) -> tuple[Example, ...]:

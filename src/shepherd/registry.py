@@ -56,7 +56,7 @@ class Registry:
             module, _, attribute = name.partition(":")
             try:
                 return getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError) as error:
+            except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: no module's name
                 raise UsageError(f"{self.kind} {name!r} cannot be imported: {error}") from error
         known = ", ".join(self)
         raise UsageError(f"unknown {self.kind}: {name!r}.{did_you_mean(name, self)} Known: {known}")

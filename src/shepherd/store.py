@@ -76,7 +76,7 @@ class RunDirectory:
 
     def prune_checkpoints(self, keep: int, best: int) -> None:
         """Delete all but the last `keep` checkpoints and that of round `best`."""
-        folders = sorted((self.path / "checkpoints").glob("round-*"))
+        folders = sorted((self.path / "checkpoints").glob("round-*"), key=lambda f: int(f.name.removeprefix("round-")))
         for folder in folders[:-keep]:
             if folder.name != checkpoint_name(best):
                 shutil.rmtree(folder)

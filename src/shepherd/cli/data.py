@@ -155,12 +155,12 @@ def _divide(settings: Settings, dataset: Dataset, needs_partition: bool) -> tupl
 
 
 def _tokenizer(base: str, revision: str) -> Any:
-    from shepherd.model.base import _load_tokenizer, check_folder
+    from shepherd.model.base import check_folder, load_tokenizer
     from shepherd.model.fetch import resolve
 
     folder = resolve(base, revision)
     check_folder(folder)
-    return _load_tokenizer(folder)
+    return load_tokenizer(folder)
 
 
 def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> None:

@@ -27,10 +27,24 @@ def evaluate(run: str, as_json: bool) -> None:
     if as_json:
         output.print_json(metrics)
         return
-    rows = []
-    for name, value in _flat(metrics):
-        rows.append((name, f"{value:.4f}" if isinstance(value, float) else value))
-    output.print_table(("measure", "value"), rows)
+    from shepherd.report.wording import digits, percent, signed
+
+    before, after = metrics["base"], metrics["federated"]
+    parts = {"all rows": (before, after)} | {
+        name: (before["per_category"][name], row) for name, row in after["per_category"].items()
+    }
+    output.print_table(
+        ("held-out rows", "rows", "base loss", "tuned loss", "difference", "base accuracy", "tuned accuracy"),
+        [
+            (name, b["rows"], digits(b["loss"]), digits(a["loss"]), signed(a["loss"] - b["loss"]),
+             percent(b["token_accuracy"]), percent(a["token_accuracy"]))
+            for name, (b, a) in parts.items()
+        ],
+        right=range(1, 7),
+    )  # fmt: skip
+    if difference := metrics.get("difference"):
+        low, high = difference["ci95"]
+        click.echo(f"\ndifference {signed(difference['difference'])}, 95 % interval {signed(low)} to {signed(high)}")
 
 
 @click.command()
@@ -67,7 +81,10 @@ def compare(runs: tuple[str, ...], html: Path | None, as_json: bool) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of every answer.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
-def chat(run: str, other: str | None, seed: int, temperature: float, max_new_tokens: int) -> None:
+@click.option("--round", "round_number", type=click.IntRange(min=1), help="The adapter of this round's checkpoint.")
+def chat(
+    run: str, other: str | None, seed: int, temperature: float, max_new_tokens: int, round_number: int | None
+) -> None:
     """Talk to what RUN has tuned.
 
     Several turns; /reset starts afresh, /quit or the end of the input ends. From a script:
@@ -88,6 +105,7 @@ def chat(run: str, other: str | None, seed: int, temperature: float, max_new_tok
         seed=seed,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
+        round_number=round_number,
     )
 
 
@@ -95,8 +113,10 @@ def chat(run: str, other: str | None, seed: int, temperature: float, max_new_tok
 @click.argument("run", shell_complete=complete_run)
 @click.option("--to", type=click.Choice(["peft", "merged"]), default="peft", show_default=True,
               help="The adapter alone, or a whole model with the adapter in its weights.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+              help="Precision of merged weights.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
-def export(run: str, to: str, out: Path) -> None:
+def export(run: str, to: str, dtype: str, out: Path) -> None:
     """Write the adapter of RUN for other tools.
 
     Prints the folder."""
@@ -104,13 +124,5 @@ def export(run: str, to: str, out: Path) -> None:
     output.announce_torch()
     from shepherd.export import export as write
 
-    write(folder, to, out)
+    write(folder, to, out, dtype=dtype)
     click.echo(str(out))
-
-
-def _flat(values: dict, prefix: str = "") -> list[tuple[str, object]]:
-    """Nested mappings as (dotted name, value) rows."""
-    rows: list[tuple[str, object]] = []
-    for key, value in values.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return rows

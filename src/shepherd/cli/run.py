@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,13 @@ import click
 
 from shepherd import output
 from shepherd.cli.settings import complete_recipe, gather, recipe_options
+from shepherd.errors import ResourceError
 
 if TYPE_CHECKING:
     from shepherd.config import Config
+
+
+LABELS = {"memory_bytes": "memory, about", "disk_bytes": "disk, about", "seconds": "time, about"}
 
 
 @click.command()
@@ -68,8 +73,12 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     values = dataclasses.asdict(plan) if dataclasses.is_dataclass(plan) else dict(plan)
     if as_json:
         output.print_json(values)
-        return
-    output.print_table(("plan", ""), [(key.replace("_", " "), _with_unit(key, value)) for key, value in values.items()])
+    else:
+        output.print_table(
+            ("plan", ""),
+            [(LABELS.get(key, key.replace("_", " ")), _with_unit(key, value)) for key, value in values.items()],
+        )
+    _fits_here(values, Path(settings.config.run.out))
     output.note("the settings are fine; nothing was trained")
 
 
@@ -93,13 +102,40 @@ def _look_first(config: Config) -> None:
         fetch.resolve(base, config.model.revision)
 
 
+def _fits_here(plan: Mapping[str, Any], out: Path) -> None:
+    """Raise ResourceError when the plan needs more memory or disk than is free."""
+    import psutil
+
+    from shepherd.report.wording import size
+
+    memory, disk = psutil.virtual_memory().available, psutil.disk_usage(str(_existing(out))).free
+    if plan.get("device", "cpu") == "cpu" and plan.get("memory_bytes", 0) > memory:
+        raise ResourceError(
+            f"the run takes about {size(plan['memory_bytes'])} of memory, {size(memory)} are free",
+            hint="shepherd check RECIPE --quick; or lower training.tokens_per_pass and training.clients_at_once, "
+            "set training.gradient_checkpointing = true, or take a smaller model.base",
+        )
+    if plan.get("disk_bytes", 0) > disk:
+        raise ResourceError(
+            f"the run takes about {size(plan['disk_bytes'])} on the disk of {out}, {size(disk)} are free",
+            hint="lower checkpoints.keep or lora.r, or choose another place with --out",
+        )
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
 def _with_unit(key: str, value: Any) -> str:
     from shepherd.report import wording
 
     if isinstance(value, dict):
         return ", ".join(f"{name} {_with_unit(key, item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
-        return wording.listing([_with_unit("", item) for item in value])
+        return " to ".join(dict.fromkeys(_with_unit(key, item) for item in value))
     if wording.number(value) is None:
         return str(value)
     if "bytes" in key or key.endswith(("memory", "disk")):

@@ -117,8 +117,9 @@ class Cohort:
     def _course(self, work: Work) -> Course:
         rows = walk(self.data[work.client], work.client, work.first_row, work.rows, self.seed)
         numbered = list(enumerate(rows, start=work.first_row))
-        size = math.ceil(work.rows / work.steps)
-        batches = [numbered[start : start + size] for start in range(0, work.rows, size)]
+        # As even as can be, so that there are as many batches as steps whatever the numbers.
+        ends = [work.rows * step // work.steps for step in range(work.steps + 1)]
+        batches = [numbered[start:end] for start, end in pairwise(ends)]
         return Course(self.clients.index(work.client), batches, work.learning_rates)
 
     def _step(self, active: Mapping[ClientId, Course], step: int, round_number: int) -> int:

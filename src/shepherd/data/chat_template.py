@@ -34,12 +34,15 @@ class ChatTemplate:
         return protected.restore(text, tuple(spans), _find_context(text, asked, context, spans))
 
     def prompt(self, messages: Sequence[Message], context: str = "") -> str:
+        return self.opening(messages, context).text
+
+    def opening(self, messages: Sequence[Message], context: str = "") -> Rendered:
         if messages and messages[-1].role == "assistant":
             messages = messages[:-1]
         shown, _, protected = self._prepare(messages, context)
         whole = bare(self._apply(shown, True))
         text = whole if self._own_end else self._closed(whole, shown)[0]
-        return protected.restore(text, ()).text
+        return protected.restore(text, ())
 
     def _closed(self, whole: str, shown: Sequence[Message]) -> tuple[str, list[Span]]:
         """`whole` with an end token after every response, and the spans of the responses with theirs."""

@@ -34,6 +34,9 @@ class Template(Protocol):
     def prompt(self, messages: Sequence[Message], context: str = "") -> str:
         """What generation starts from: all up to where the last response begins (an answer at the end is left out)."""
 
+    def opening(self, messages: Sequence[Message], context: str = "") -> Rendered:
+        """The same with its breaks, for `tokenize.encode_prompt`."""
+
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:
     """The texts that the tokenizer turns into control tokens, longest first."""

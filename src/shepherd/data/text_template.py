@@ -40,9 +40,12 @@ class TextTemplate:
         return self._render(messages, context, generation=False)
 
     def prompt(self, messages: Sequence[Message], context: str = "") -> str:
+        return self.opening(messages, context).text
+
+    def opening(self, messages: Sequence[Message], context: str = "") -> Rendered:
         if messages and messages[-1].role == "assistant":
             messages = messages[:-1]
-        return self._render(messages, context, generation=True).text
+        return self._render(messages, context, generation=True)
 
     def _render(self, messages: Sequence[Message], context: str, generation: bool) -> Rendered:
         protected = Protected(self._control, [*(m.content for m in messages), context])

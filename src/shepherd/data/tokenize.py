@@ -16,7 +16,7 @@ from shepherd.data.formats import Refusal
 from shepherd.data.prompts import Rendered, Template
 from shepherd.data.sources import Counts, Tally, describe
 from shepherd.errors import DataError, ModelError
-from shepherd.types import Example, Tokens
+from shepherd.types import Example, Message, Tokens
 
 BATCH = 512
 
@@ -131,6 +131,11 @@ def encode(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarra
         spans = np.asarray(offsets, np.int32).reshape(-1, 2) + np.int32(begin)
         parts[number].append((np.asarray(ids, np.int32), spans))
     return [(np.concatenate([ids for ids, _ in part]), np.concatenate([spans for _, spans in part])) for part in parts]
+
+
+def encode_prompt(template: Template, tokenizer: Any, messages: Sequence[Message], context: str = "") -> list[int]:
+    """The token ids that generation starts from; a control token that a user spelled out stays text here too."""
+    return encode([template.opening(messages, context)], tokenizer)[0][0].tolist()
 
 
 def _mask(ids: np.ndarray, spans: np.ndarray, rendered: Rendered) -> _Row:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from shepherd.errors import ModelError
 from shepherd.rng import stream
@@ -62,7 +62,8 @@ def save_adapter(folder: Path, adapter: Adapter, *, base_name: str, conv1d: bool
         A, B = adapter.factors[name]
         tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(A, np.float32)
         tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(B, np.float32)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", "base_digest": adapter.base_digest})
+    data = save(tensors, metadata={"format": "pt", "base_digest": adapter.base_digest})
+    (folder / WEIGHTS).write_bytes(_sorted_metadata(data))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -79,6 +80,16 @@ def save_adapter(folder: Path, adapter: Adapter, *, base_name: str, conv1d: bool
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def _sorted_metadata(data: bytes) -> bytes:
+    """A safetensors file whose metadata are in order: the library writes them in a random one, we want equal bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
 def load_adapter(folder: Path) -> Adapter:
     """Read a PEFT LoRA folder. Raises ModelError naming the file and what is wrong with it."""
     folder = Path(folder)
@@ -89,10 +100,16 @@ def load_adapter(folder: Path) -> Adapter:
             metadata = file.metadata() or {}
     except FileNotFoundError as error:
         raise ModelError(f"not an adapter folder: {folder} has no {Path(error.filename or WEIGHTS).name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, TypeError) as error:  # numpy has no bfloat16
         raise ModelError(f"the adapter in {folder} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / CONFIG} is not a JSON object")
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{folder / CONFIG}: peft_type is {config.get('peft_type')!r}; only LORA can be read")
+    unread = [key for key in ("use_dora", "alpha_pattern", "rank_pattern", "modules_to_save") if config.get(key)]
+    unread += sorted(key for key in tensors if not key.endswith((".lora_A.weight", ".lora_B.weight")))
+    if unread:
+        raise ModelError(f"the adapter in {folder} has parts that are not plain LoRA: {', '.join(unread[:3])}")
     factors = {}
     try:
         for key in tensors:
@@ -103,6 +120,10 @@ def load_adapter(folder: Path) -> Adapter:
         r, alpha = int(config["r"]), float(config["lora_alpha"])
     except KeyError as error:
         raise ModelError(f"the adapter in {folder} lacks {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{folder / CONFIG}: r or lora_alpha is not a number: {error}") from None
+    if len(tensors) != 2 * len(factors):
+        raise ModelError(f"{folder / WEIGHTS} has {len(tensors) - len(factors)} B for {len(factors)} A")
     if not factors:
         raise ModelError(f"{folder / WEIGHTS} holds no LoRA factors")
     for name, (A, B) in factors.items():

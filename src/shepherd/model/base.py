@@ -66,7 +66,7 @@ def load_base(
     folder = resolve(base, revision)
     check_folder(folder)
     precision = pick_dtype(dtype, place)
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     model = _load_model(folder, place, precision, quantize)
     _check_fit(folder, model, tokenizer)
     model.requires_grad_(False)
@@ -197,7 +197,7 @@ def _check_architecture(folder: Path, config: dict[str, Any]) -> None:
 # Load
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:

@@ -1,74 +1,120 @@
-"""Answers from the base with or without an adapter: prompts in, texts out."""
+"""Answers from the base with or without an adapter: prompts as token ids in, texts out, as they come if wished."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from shepherd.model.lora import CohortLora
+
+TOP_P = 0.95
 
 
 @torch.no_grad()
 def generate(
     model: torch.nn.Module,
     tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     *,
     lora: CohortLora | None = None,
+    stops: Sequence[str] = (),
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
     batch_size: int = 8,
-    streamer=None,
+    on_text: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Answer each prompt (text that ends where the response begins); greedy when temperature is 0.
+    """Answer each prompt: token ids that end where the response begins (`data.tokenize.encode_prompt`).
 
-    `lora` is a cohort of one slot. Prompts are batched by length, padded on the left. With a temperature, prompt i
-    is drawn from `seed` + i alone, so base and tuned models answer from the same random numbers.
+    `lora` is a cohort of one slot. An answer ends at the tokenizer's end token, at one of `stops` (a template's), or
+    after `max_new_tokens`. Temperature 0 is greedy; above it the likeliest tokens that hold 0.95 of the probability
+    are drawn from. Penalties and the like that a model proposes for itself are not used, so that what is seen is the
+    model. Prompts are batched by length, padded on the left. With a temperature, prompt i is drawn from `seed` + i
+    alone, so base and tuned models answer from the same random numbers. `on_text` hears the text so far, again and
+    again, of one prompt after the other.
     """
+    ends = _stop_ids(tokenizer, stops)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = 1 if temperature > 0 or streamer is not None else batch_size
+    size = 1 if temperature > 0 or on_text is not None else batch_size
     answers = [""] * len(prompts)
-    with lora.attached() if lora is not None else nullcontext():
+    sampling = _sampling(model, tokenizer, ends, max_new_tokens, temperature)
+    with lora.attached() if lora is not None else nullcontext(), sampling:
         if lora is not None:
             lora.segments = None
         for start in range(0, len(order), size):
             indices = order[start : start + size]
-            texts = _answer(
-                model,
-                tokenizer,
-                [prompts[i] for i in indices],
-                max_new_tokens,
-                temperature,
-                seed + indices[0],
-                streamer,
-            )
-            for index, text in zip(indices, texts, strict=True):
-                answers[index] = text
+            streamer = None if on_text is None else _Streamer(tokenizer, ends, on_text)
+            batch = [list(prompts[i]) for i in indices]
+            rows = _continue(model, tokenizer, batch, seed + indices[0], streamer)
+            for index, ids in zip(indices, rows, strict=True):
+                answers[index] = _text(tokenizer, ids, ends).strip()
     return answers
 
 
-def _answer(model, tokenizer, prompts, max_new_tokens, temperature, seed, streamer) -> list[str]:
-    encoded = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
-    longest = max(len(ids) for ids in encoded)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    device = next(model.parameters()).device
-    ids = torch.tensor([[pad] * (longest - len(e)) + e for e in encoded], device=device)
-    mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in encoded], device=device)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": 0.95} if temperature > 0 else {"do_sample": False}
-    )
+def _continue(model, tokenizer, prompts: list[list[int]], seed: int, streamer: BaseStreamer | None) -> list[list[int]]:
+    """The new tokens of each prompt, with whatever follows its end."""
+    longest = max(map(len, prompts))
+    pad, device = _pad(tokenizer), next(model.parameters()).device
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-            streamer=streamer,
-            **sampling,
-        )
-    return [tokenizer.decode(row[longest:], skip_special_tokens=True).strip() for row in output]
+        torch.manual_seed(seed % 2**63)
+        output = model.generate(input_ids=ids, attention_mask=mask, streamer=streamer)
+    return output[:, longest:].tolist()
+
+
+@contextmanager
+def _sampling(model, tokenizer, ends: Sequence[int], max_new_tokens: int, temperature: float) -> Iterator[None]:
+    """Within this context the model generates so, whatever the settings that came with it."""
+    drawn = {"do_sample": True, "temperature": temperature, "top_p": TOP_P, "top_k": 0} if temperature > 0 else {}
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens, eos_token_id=list(ends), pad_token_id=_pad(tokenizer), **drawn
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+class _Streamer(BaseStreamer):
+    """Hears one sequence's tokens as they come, the prompt first, and tells the text so far."""
+
+    def __init__(self, tokenizer, ends: Sequence[int], tell: Callable[[str], None]) -> None:
+        self.tokenizer, self.ends, self.tell = tokenizer, ends, tell
+        self.ids: list[int] | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids += value.flatten().tolist()
+        text = _text(self.tokenizer, self.ids, self.ends)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character: the next token completes it
+            self.tell(text)
+
+    def end(self) -> None:
+        self.tell(_text(self.tokenizer, self.ids or [], self.ends))
+
+
+def _text(tokenizer, ids: list[int], ends: Sequence[int]) -> str:
+    """The text up to the first end token, without control tokens."""
+    end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    return tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _stop_ids(tokenizer, stops: Sequence[str]) -> list[int]:
+    """The ids of the end token and of `stops`, each of which is one token of the tokenizer's."""
+    ids = [tokenizer.convert_tokens_to_ids(stop) for stop in stops]
+    unknown = [s for s, i in zip(stops, ids, strict=True) if i is None or tokenizer.convert_ids_to_tokens(i) != s]
+    if unknown:
+        raise ValueError(f"stops that are no tokens of this tokenizer: {unknown}")
+    return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
+
+
+def _pad(tokenizer) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

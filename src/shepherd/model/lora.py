@@ -9,6 +9,7 @@ slot (`segments`); every token meets its own client's A and B only, so no client
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,7 +92,12 @@ class CohortLora:
             offset += self.r * (n_in + n_out)
 
     def load(self, slot: int, adapter: Adapter) -> None:
-        """Copy an adapter into a slot. Raises ModelError when its modules, rank or shapes differ from ours."""
+        """Copy an adapter into a slot. Raises ModelError when its modules, rank, shapes or scale differ from ours."""
+        if not math.isclose(adapter.scale, self.scale, rel_tol=1e-9):
+            raise ModelError(
+                f"the adapter's scale is {adapter.scale:g}, expected {self.scale:g}",
+                hint="lora.alpha and lora.rslora must be those that the adapter was trained with",
+            )
         self.flat.data[slot] = torch.from_numpy(self.pack(adapter.factors)).to(self.flat.device)
 
     def read(self, slot: int) -> dict[str, Factors]:
@@ -171,8 +177,8 @@ class CohortLora:
 class _AddLowRank(torch.autograd.Function):
     """output[segment k] += scale · (x[segment k] Aₖᵀ) Bₖᵀ, written by hand so that nothing but x and x·Aᵀ is kept.
 
-    The matrix products run in the dtype of the base (as under autocast). The backward pass adds to the slots of
-    `grads` (float32) itself: returned gradients would be a full [K, …] for each pass, mostly zeros.
+    The products run in the dtype of the base, as under autocast; on a CPU in float32. The backward pass adds to the
+    slots of `grads` (float32) itself: returned gradients would be a full [K, …] for each pass, mostly zeros.
     """
 
     @staticmethod
@@ -180,13 +186,14 @@ class _AddLowRank(torch.autograd.Function):
         x2, y2 = x.reshape(-1, x.shape[-1]), output.reshape(-1, output.shape[-1])
         in_place = not output._is_view() and y2.data_ptr() == output.data_ptr()
         result = y2 if in_place else y2.clone()
-        inputs = x2 if drop is None else x2 * _mask(x2, drop)
-        a, b = A.to(x.dtype), B.to(result.dtype)
-        hidden = x2.new_empty(x2.shape[0], A.shape[1])
+        dtype = _product_dtype(x)
+        inputs = x2.to(dtype) if drop is None else x2.to(dtype) * _mask(x2, dtype, drop)
+        a, b = A.to(dtype), B.to(dtype)
+        hidden = torch.empty(x2.shape[0], A.shape[1], dtype=dtype, device=x.device)
         for segment in segments:
             rows, k = slice(segment.start, segment.end), segment.slot
             torch.mm(inputs[rows], a[k].T, out=hidden[rows])
-            result[rows].addmm_(hidden[rows].to(result.dtype), b[k].T, alpha=scale)
+            result[rows].add_(hidden[rows] @ b[k].T, alpha=scale)
         ctx.save_for_backward(x2, A, B, hidden)
         ctx.grads, ctx.scale, ctx.segments, ctx.drop, ctx.shape = grads, scale, segments, drop, x.shape
         if in_place:
@@ -197,12 +204,13 @@ class _AddLowRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         x2, A, B, hidden = ctx.saved_tensors
-        g2 = grad_output.reshape(-1, grad_output.shape[-1]).to(x2.dtype)
-        mask = None if ctx.drop is None else _mask(x2, ctx.drop)
-        inputs = x2 if mask is None else x2 * mask
-        a, b = A.to(x2.dtype), B.to(x2.dtype)
+        dtype = hidden.dtype
+        g2 = grad_output.reshape(-1, grad_output.shape[-1]).to(dtype)
+        mask = None if ctx.drop is None else _mask(x2, dtype, ctx.drop)
+        inputs = x2.to(dtype) if mask is None else x2.to(dtype) * mask
+        a, b = A.to(dtype), B.to(dtype)
         grad_A, grad_B = ctx.grads
-        grad_x = torch.empty_like(x2) if ctx.needs_input_grad[1] else None
+        grad_x = torch.empty(x2.shape, dtype=dtype, device=x2.device) if ctx.needs_input_grad[1] else None
         for segment in ctx.segments:
             rows, k = slice(segment.start, segment.end), segment.slot
             grad_hidden = (g2[rows] @ b[k]).mul_(ctx.scale)
@@ -211,14 +219,19 @@ class _AddLowRank(torch.autograd.Function):
             if grad_x is not None:
                 torch.mm(grad_hidden, a[k], out=grad_x[rows])
         if grad_x is not None:
-            grad_x = (grad_x if mask is None else grad_x.mul_(mask)).view(ctx.shape)
+            grad_x = (grad_x if mask is None else grad_x.mul_(mask)).to(x2.dtype).view(ctx.shape)
         return grad_output, grad_x, *(None,) * 6
 
 
-def _mask(x: Tensor, drop: tuple[float, Sequence[tuple[int, int, int]]]) -> Tensor:
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """float32 on a CPU: there each new shape of a bfloat16 product costs 1 ms and half a megabyte of kernels."""
+    return torch.float32 if x.device.type == "cpu" and x.dtype == torch.bfloat16 else x.dtype
+
+
+def _mask(x: Tensor, dtype: torch.dtype, drop: tuple[float, Sequence[tuple[int, int, int]]]) -> Tensor:
     p, sequences = drop
     keep = torch.empty(x.shape, dtype=torch.bool)
     for start, end, seed in sequences:
         generator = torch.Generator().manual_seed(seed % 2**63)
         keep[start:end] = torch.rand((end - start, x.shape[1]), generator=generator) >= p
-    return (keep / (1 - p)).to(x.device, x.dtype)
+    return (keep / (1 - p)).to(x.device, dtype)

@@ -17,6 +17,8 @@ _DEFAULTS = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Kernels are kept by shape, half a megabyte each; passes have ever new lengths, and 1,024 kernels are too many.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
     # No network unless asked: `pull` lifts this in its own process.
     "HF_HUB_OFFLINE": "1",
 }

@@ -39,7 +39,7 @@ def budget(record: RunRecord, limits: Limits) -> Section:
     keys = [k for k in names if any(k in v for v in given.values())]
     keys += sorted({k for v in given.values() for k in v} - set(names))
     order = [a for a in findings.ARMS if a in given] + sorted(set(given) - set(findings.ARMS))
-    label = {**findings.ARM_NAMES, "local": "Each client alone (mean per client)"}
+    label = {**findings.ARM_NAMES, "local": "Clients alone, together"}
     rows = [[label.get(a, a), *(plainly(given[a].get(k)) for k in keys)] for a in order]
     text = "What each arm used. Equal budgets are what makes the losses above comparable."
     if not rows:

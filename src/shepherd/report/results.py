@@ -165,7 +165,7 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
     band = None
     if len(alone) > 1:
         band = Band(
-            "clients alone, lowest to highest",
+            "clients alone, range",
             "local",
             [(x, min(v, default=None), max(v, default=None)) for x, v in spread.items()],
         )

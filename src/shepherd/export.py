@@ -1,0 +1,263 @@
+"""The adapter of a run, taken elsewhere: a PEFT folder, or a whole model with the adapter in its weights.
+
+    export("runs/demo", "merged", "demo-model")
+
+Nothing appears at `out` that was not loaded again, by the library that others will load it with, and gave the logits
+of the run's own model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shepherd import __version__, output
+from shepherd.config import load as load_config
+from shepherd.data.prompts import Template
+from shepherd.data.tokenize import encode
+from shepherd.errors import DataError, EvaluationError, ResourceError, UsageError, did_you_mean
+from shepherd.model.adapter_card import BUILT_FROM
+from shepherd.model.convert import quiet_transformers
+from shepherd.report.wording import plural, size
+from shepherd.store import RunDirectory, open_run, read_json
+from shepherd.tuned import adapter_folder, load_tuned
+from shepherd.types import Message
+
+FORMS = ("peft", "merged")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CONVERSATIONS, TOKENS = 4, 128  # whose logits are compared: so many, at most so many tokens of each
+TOLERANCE = 1e-4  # times 1 + the largest logit; float32 sums in another order stay well below
+
+FIXED = (
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("Name three colours.", "Red, blue and green."),
+    ("Write a short sentence about sheep.", "The sheep graze on the hill."),
+)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: `difference` is the largest |its logits − the run's|, in float32, over `tokens` positions.
+
+    `rounding` is how far the logits moved before that because the weights were rounded to `dtype`: 0 in float32.
+    """
+
+    path: Path
+    form: str
+    dtype: str
+    difference: float
+    rounding: float
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """What the run's model says to a few conversations (token ids), and where its base lies."""
+
+    base: Path
+    licence: str
+    tokenizer: Any
+    conversations: tuple[tuple[int, ...], ...]
+    logits: tuple[torch.Tensor, ...]
+
+
+def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float32") -> Export:
+    """Write the final adapter of a run: `to` is "peft" or "merged", `dtype` the precision of merged weights.
+
+    Raises UsageError when `out` holds something or when a quantised base would have to be merged, ModelError when
+    the base is no longer that of the adapter, ResourceError when the disk is too small, EvaluationError when what was
+    written does not give the run's logits. After an error there is nothing at `out`.
+    """
+    if to not in FORMS:
+        raise UsageError(f"unknown form: {to!r}.{did_you_mean(to, FORMS)}", hint=f"one of {', '.join(FORMS)}")
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype: {dtype!r}.{did_you_mean(dtype, DTYPES)}", hint="float32 or bfloat16")
+    if to == "peft" and dtype != "float32":
+        raise UsageError("a PEFT folder keeps the adapter as it was learned, in float32", hint="leave out the dtype")
+    folder, target = open_run(run_dir, needs="summary.json"), _free(out)
+    adapter = adapter_folder(folder)
+    if to == "merged":
+        _refuse_quantised(folder)
+    ours = _reference(folder)
+    try:
+        with RunDirectory(target.parent).commit_folder(target.name) as pending:
+            if to == "peft":
+                shutil.copytree(adapter, pending, dirs_exist_ok=True)
+                expected, got = ours.logits, _logits(_with_adapter(ours.base, pending), ours.conversations)
+            else:
+                expected = _write_merged(ours, adapter, pending, DTYPES[dtype])
+                (pending / "README.md").write_text(_card(read_json(folder / "summary.json"), dtype), encoding="utf-8")
+                got = _logits(_load(pending), ours.conversations)
+            difference = _check(got, expected, "the exported files give")
+    except OSError as error:
+        if error.errno is None:  # not the disk's: a library's way to say that it cannot load something
+            raise
+        raise ResourceError(f"cannot write {target}: {error.strerror}", hint="choose another --out") from None
+    tokens, rounding = sum(map(len, ours.conversations)), _largest(expected, ours.logits)
+    rounded = f"; rounding the weights to {dtype} moved them by up to {rounding:.1e}" if rounding else ""
+    output.note(
+        f"loaded again: the logits of {len(ours.conversations)} conversations ({tokens} tokens) differ by at most "
+        f"{difference:.1e}{rounded}"
+    )
+    return Export(target, to, dtype, difference, rounding, tokens)
+
+
+def _free(out: Path | str) -> Path:
+    """Where to write: a place where there is nothing yet, or an empty folder."""
+    target = Path(out).resolve()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(f"{target} exists already; nothing is overwritten", hint="choose another --out")
+    return target
+
+
+def _refuse_quantised(folder: Path) -> None:
+    quantize = load_config(folder / "config.toml").model.quantize
+    if quantize != "none":
+        raise UsageError(
+            f"the adapter of {folder} was trained on a base in {quantize}: merged into full weights it would be a "
+            "model that nobody measured, merged into quantised weights most of it would be rounded away",
+            hint="export --to peft, and load the base quantised as the run did",
+        )
+
+
+# What is compared
+
+
+def _reference(folder: Path) -> _Reference:
+    """On the CPU in float32, whatever the run computed in: what is compared are files, not ways to round."""
+    tuned = load_tuned(folder, device="cpu", dtype="float32", quantize="none")
+    conversations = _conversations(folder, tuned.template, tuned.base.tokenizer)
+    logits = tuple(tuned.logits(ids) for ids in conversations)
+    return _Reference(tuned.base.path, tuned.base.licence, tuned.base.tokenizer, conversations, logits)
+
+
+def _conversations(folder: Path, template: Template, tokenizer: Any) -> tuple[tuple[int, ...], ...]:
+    """Held-out rows that the run answered, or fixed questions when it answered none, as token ids."""
+    path = folder / "evaluation" / "generations.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        turns = [
+            [*(Message(m["role"], m["content"]) for m in record["prompt"]), Message("assistant", record["reference"])]
+            for record in map(json.loads, lines[:CONVERSATIONS])
+        ]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error!r}", hint="run `shepherd run` again") from None
+    turns = turns or [[Message("user", question), Message("assistant", answer)] for question, answer in FIXED]
+    encoded = encode([template.render(messages) for messages in turns], tokenizer)
+    return tuple(tuple(ids[:TOKENS].tolist()) for ids, _ in encoded)
+
+
+@torch.no_grad()
+def _logits(model: torch.nn.Module, conversations: Sequence[Sequence[int]]) -> tuple[torch.Tensor, ...]:
+    """float32[n, vocabulary] for each conversation of n tokens."""
+    return tuple(model(input_ids=torch.tensor([list(ids)])).logits[0].float() for ids in conversations)
+
+
+def _largest(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def _check(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], what: str) -> float:
+    """The largest difference, when it is small enough to be rounding."""
+    difference = _largest(got, expected)
+    allowed = TOLERANCE * (1 + max(float(logits.abs().max()) for logits in expected))
+    if not difference <= allowed:  # NaN is not small
+        raise EvaluationError(
+            f"{what} other logits than the run's model: the largest difference is {difference:.2e}, rounding explains "
+            f"{allowed:.1e}; the export was removed",
+            hint="this is a bug, please report it with the versions that `shepherd doctor` prints",
+        )
+    return difference
+
+
+# Models, as others load them
+
+
+def _load(folder: Path) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        ).eval()
+
+
+def _with_adapter(base: Path, adapter: Path) -> torch.nn.Module:
+    from peft import PeftModel
+
+    with warnings.catch_warnings():  # peft asks transformers by an old name
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        return PeftModel.from_pretrained(_load(base), str(adapter)).eval()
+
+
+def _write_merged(ours: _Reference, adapter: Path, pending: Path, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Save base + adapter, merged in float32; the logits that the files have to give."""
+    model = _with_adapter(ours.base, adapter).merge_and_unload(safe_merge=True)
+    _check(_logits(model, ours.conversations), ours.logits, "merging gives")
+    for parameter in model.parameters():  # not model.to(): buffers such as rotary frequencies are not saved
+        parameter.data = parameter.data.to(dtype)
+    need, free = sum(p.numel() * p.element_size() for p in model.parameters()), shutil.disk_usage(pending).free
+    if need > free:
+        raise ResourceError(
+            f"the merged model takes {size(need)}, {pending.parent} has {size(free)} left",
+            hint="choose another --out, or export --to peft, which takes a few MB",
+        )
+    with quiet_transformers():
+        model.save_pretrained(pending)
+    ours.tokenizer.save_pretrained(pending)
+    for pattern in ("LICEN[SC]E*", "NOTICE*"):
+        for path in ours.base.glob(pattern):
+            shutil.copy(path, pending)
+    if dtype == torch.float32:
+        return ours.logits
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
+    return _logits(model, ours.conversations)
+
+
+def _card(summary: Mapping[str, Any], dtype: str) -> str:
+    """The merged model's README.md: what it was made of, and whose licences apply."""
+    model, data, adapter, arms = (summary[key] for key in ("model", "data", "adapter", "arms"))
+    base, before, after = model["name"], arms["base"]["loss"], arms["federated"]["loss"]
+    return f"""---
+library_name: transformers
+base_model: {json.dumps(base)}
+tags: [lora, federated-learning, instruction-tuning, shepherd]
+---
+
+# A model tuned by {plural(summary["clients"], "client")} in {plural(summary["rounds"], "round")}, adapter merged
+
+| | |
+|---|---|
+| base model | {BUILT_FROM.get(base, base)} |
+| base model's licence | {model["licence"]} |
+| base digest | `{model["digest"]}` |
+| data | {_plain(data["name"])}, {data["train_rows"]} training rows that stayed with their clients |
+| data's licence | {_plain(data["licence"])} |
+| adapter | r = {adapter["r"]}, alpha = {adapter["alpha"]:g}, on {", ".join(adapter["targets"])} |
+| adapter's sha256 | `{summary["adapter_sha256"]}` |
+| held-out loss | {before:.4f} before, {after:.4f} after (nats per token, measured before merging) |
+| weights | merged in float32, saved in {dtype} |
+| made with | Shepherd {__version__}, federated instruction tuning (Zhang et al., 2023) |
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+The licences of the base model and of the data apply to this model.
+"""
+
+
+def _plain(text: str) -> str:
+    """One line without the characters that Markdown tables and HTML read."""
+    return " ".join(text.split()).translate(str.maketrans({"|": "/", "<": "‹", ">": "›", "`": "'"}))

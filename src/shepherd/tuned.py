@@ -1,0 +1,94 @@
+"""A run directory -> what it tuned: the base, the adapter that lies on it, and how the run writes a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shepherd.config import Config
+from shepherd.config import load as load_config
+from shepherd.data.prompts import Template, build_template
+from shepherd.errors import ModelError, UsageError
+from shepherd.model.adapter import load_adapter
+from shepherd.model.base import Base, load_base, pick_targets
+from shepherd.model.lora import CohortLora
+from shepherd.model.threads import use_threads
+from shepherd.store import checkpoint_name, open_run
+from shepherd.types import Adapter
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """`lora` is a cohort of one slot that holds `adapter`; `with lora.attached():` the base computes with it."""
+
+    name: str
+    config: Config
+    base: Base
+    adapter: Adapter
+    lora: CohortLora
+    template: Template
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """The tuned model's logits float32[n, vocabulary] for n token ids."""
+        self.lora.segments = None
+        with self.lora.attached():
+            return self.base.model(input_ids=torch.tensor([list(ids)], device=self.base.device)).logits[0].float()
+
+
+def load_tuned(run_dir: Path | str, *, round_number: int | None = None, shared: Base | None = None, dtype: str = "",
+               device: str = "", quantize: str = "") -> Tuned:  # fmt: skip
+    """The final adapter of a run, or that of a round whose checkpoint was kept, on the run's base.
+
+    `shared` is a base that is loaded already and used where the adapter belongs to it. `dtype`, `device` and
+    `quantize` replace those of the run. Raises UsageError where the adapter is not there, ModelError where the base
+    is no longer the one that the adapter was trained on.
+    """
+    folder = open_run(run_dir)
+    config = load_config(folder / "config.toml")
+    adapter = load_adapter(adapter_folder(folder, round_number))
+    model = config.model
+    if shared is not None and shared.digest == adapter.base_digest:
+        base = shared
+    else:
+        use_threads(config.run.threads)
+        base = load_base(
+            model.base,
+            revision=model.revision,
+            device=device or model.device,
+            dtype=dtype or model.dtype,
+            quantize=quantize or model.quantize,
+        )
+    if adapter.base_digest != base.digest:
+        raise ModelError(
+            f"the adapter of {folder} belongs to another base: digest {adapter.base_digest[:12] or 'unknown'}, "
+            f"{model.base} has {base.digest[:12]}",
+            hint="use the base model that the run used, in the same revision (model.base in its config.toml)",
+        )
+    names = pick_targets(base.model, tuple(adapter.factors))
+    modules = {name: base.model.get_submodule(name) for name in names}
+    lora = CohortLora(modules, adapter.r, adapter.scale, 1, device=base.device)
+    lora.load(0, adapter)
+    name = folder.resolve().name + (f" round {round_number}" if round_number is not None else "")
+    return Tuned(name, config, base, adapter, lora, build_template(config.data.template, base.tokenizer))
+
+
+def adapter_folder(run_dir: Path, round_number: int | None = None) -> Path:
+    """Where a run keeps its final adapter, or that of a round. Raises UsageError with the rounds that there are."""
+    rounds = sorted(int(path.name.removeprefix("round-")) for path in (run_dir / "checkpoints").glob("round-*"))
+    kept = ", ".join(map(str, rounds))
+    if round_number is None:
+        if (run_dir / "adapter").is_dir():
+            return run_dir / "adapter"
+        hint = f"choose a round with --round: {kept}" if kept else "finish the run, or run it again"
+        raise UsageError(f"{run_dir} has no adapter: the run did not get to its end", hint=hint)
+    folder = run_dir / "checkpoints" / checkpoint_name(round_number)
+    if not folder.is_dir():
+        raise UsageError(
+            f"{run_dir} has no checkpoint of round {round_number}",
+            hint=f"rounds with a checkpoint: {kept or 'none'} (checkpoints.keep says how many stay)",
+        )
+    return folder

@@ -1,0 +1,40 @@
+"""`plan` says before a run what the run then takes."""
+
+from __future__ import annotations
+
+from shepherd.estimate import plan
+
+
+def test_the_planned_bytes_are_those_that_the_run_counts(tiny_run):
+    planned = plan(tiny_run.config)
+    assert planned.bytes_up == tiny_run.summary["bytes_up"]
+    assert planned.bytes_down == tiny_run.summary["bytes_down"]
+    assert planned.adapter_parameters == tiny_run.summary["adapter"]["parameters"]
+    assert planned.model_parameters == tiny_run.summary["model"]["parameters"]
+
+
+def test_the_planned_rows_are_those_of_the_run(tiny_run):
+    planned = plan(tiny_run.config)
+    data = tiny_run.summary["data"]
+    assert (planned.train_rows, planned.held_out_rows) == (data["train_rows"], data["held_out_rows"])
+    assert (planned.clients, planned.cohort, planned.rounds) == (8, 8, 2)
+    assert planned.steps_per_round == (1,)
+
+
+def test_the_evaluations_counted_are_those_that_were_made(small_config):
+    config = small_config("evaluation.every=1")
+    planned = plan(config)
+    # Before, after each of 2 rounds, the reload check, the centralised arm after each round, and 8 clients at the end.
+    held_out = planned.tokens["evaluation"] / (1 + 2 + 1 + 2 + 8)
+    assert held_out == round(held_out)
+    fewer = plan(small_config("evaluation.every=0", 'evaluation.arms=["base", "federated"]'))
+    assert fewer.tokens["evaluation"] == held_out * (1 + 1 + 1)
+    assert set(fewer.tokens) == {"federated", "evaluation"}
+
+
+def test_a_longer_run_is_planned_to_take_more_of_everything_that_it_takes_more_of(small_config):
+    short, long = plan(small_config()), plan(small_config("federation.rounds=20", "lora.r=4"))
+    assert long.tokens["federated"] == 10 * short.tokens["federated"]
+    assert long.bytes_up == 20 * short.bytes_up  # ten times the rounds, twice the rank
+    assert long.disk_bytes > short.disk_bytes
+    assert long.memory_bytes > short.memory_bytes

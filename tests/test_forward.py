@@ -1,0 +1,292 @@
+"""A packed pass is what each sequence gives alone; a model that cannot do that is refused by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from shepherd.errors import ModelError
+from shepherd.model.base import Base, load_base, pick_targets
+from shepherd.model.forward import HEAD_ROWS, PackedModel, Row, cut, pack
+from shepherd.model.lora import CohortLora, Segment
+from shepherd.types import Tokens
+from tiny import KINDS, tiny_model
+
+LENGTHS = (23, 2, 9, 17, 40)  # the windows of gemma2, gemma3 and mistral here are 8 tokens
+FUSED_HEADS = sorted(set(KINDS) - {"gemma2"})  # gemma2 caps its logits, so its head is more than a product
+
+
+@pytest.fixture(scope="module")
+def bases(model_folder):
+    loaded: dict[str, Base] = {}
+
+    def base(kind: str) -> Base:
+        if kind not in loaded:
+            loaded[kind] = load_base(str(model_folder(kind)), device="cpu", dtype="float32")
+        return loaded[kind]
+
+    return base
+
+
+def some_rows(lengths=LENGTHS, slots=None, targets=0.6, seed=0) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i, n in enumerate(lengths):
+        mask = rng.random(n) < targets
+        mask[-1] = True
+        ids = rng.integers(3, 380, n).astype(np.int32)
+        rows.append(Row(slots[i] if slots else 0, Tokens(str(i), ids, mask)))
+    return rows
+
+
+def reference(model, row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """The losses of a row's targets and whether each was the likeliest, by the model as its authors meant it."""
+    ids = torch.from_numpy(row.tokens.input_ids.astype(np.int64))[None]
+    with torch.no_grad():
+        logits = model(ids).logits[0].double()
+    targets = np.flatnonzero(row.tokens.loss_mask[1:]) + 1
+    losses = -torch.log_softmax(logits, -1)[targets - 1, ids[0, targets]]
+    return losses.numpy(), (logits[targets - 1].argmax(-1) == ids[0, targets]).numpy()
+
+
+# Laying out
+
+
+def test_rows_are_laid_end_to_end_and_only_targets_are_predicted():
+    a = Tokens("a", np.array([5, 6, 7], np.int32), np.array([True, False, True]))  # position 0 is never a target
+    b = Tokens("b", np.array([8, 9], np.int32), np.array([False, True]))
+    c = Tokens("c", np.array([4, 4, 3, 2], np.int32), np.array([False, False, True, True]))
+    batch = pack([Row(2, a, 11), Row(2, b, 12), Row(0, c, 13)])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 4, 4, 3, 2]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3]]
+    assert batch.bounds == (0, 3, 5, 9)
+    assert batch.predictors.tolist() == [1, 3, 6, 7] and batch.labels.tolist() == [7, 9, 3, 2]
+    assert batch.sequence_of.tolist() == [0, 1, 2, 2]
+    assert batch.segments == (Segment(2, 0, 5), Segment(0, 5, 9))
+    assert batch.target_segments == (Segment(2, 0, 2), Segment(0, 2, 4))
+    assert batch.seeds == (11, 12, 13)
+
+
+def test_a_sequence_without_targets_has_no_target_segment_and_moves_no_other():
+    mute = Tokens("m", np.array([5, 6, 7], np.int32), np.zeros(3, bool))
+    heard = Tokens("h", np.array([8, 9], np.int32), np.array([False, True]))
+    batch = pack([Row(0, mute), Row(1, heard)])
+    assert batch.target_segments == (Segment(1, 0, 1),) and batch.sequence_of.tolist() == [1]
+
+
+@pytest.mark.parametrize("limit", [1, 10, 40, 41, 91, 1000])
+def test_a_cut_keeps_every_row_in_order_and_no_pass_is_longer_than_asked_unless_one_row_is(limit):
+    rows = some_rows()
+    parts = list(cut(rows, limit))
+    assert [row for part in parts for row in part] == rows
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        total = sum(len(row.tokens.input_ids) for row in part)
+        assert total <= limit or len(part) == 1
+        if following:  # not shorter than needed either
+            assert total + len(following[0].tokens.input_ids) > limit
+
+
+# Equal to each alone
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_packed_sequences_have_the_losses_that_each_has_alone(kind, bases):
+    model = bases(kind).model
+    rows = some_rows()
+    alone = [reference(model, row) for row in rows]
+    packed = PackedModel(model)
+    with packed.packing():
+        losses, hits = packed.token_losses(pack(rows))
+        shuffled, _ = packed.token_losses(pack(rows[::-1]))
+    np.testing.assert_allclose(losses.numpy(), np.concatenate([a[0] for a in alone]), rtol=1e-4, atol=1e-4)
+    assert (hits.numpy() == np.concatenate([a[1] for a in alone])).mean() >= 0.99  # ties within rounding
+    np.testing.assert_allclose(
+        shuffled.numpy(), np.concatenate([a[0] for a in alone[::-1]]), rtol=1e-4, atol=1e-4
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "mistral"])
+def test_the_window_is_in_force_inside_a_packed_sequence(kind, bases):
+    # A token out of reach of every window and of every layer's reach changes nothing; in full attention it does.
+    model = bases(kind).model
+    row = some_rows((40,))[0]
+    other = Tokens("x", row.tokens.input_ids.copy(), row.tokens.loss_mask)
+    other.input_ids[0] = (other.input_ids[0] + 1) % 380
+    packed = PackedModel(model)
+    with packed.packing():
+        a, b = (packed.token_losses(pack([Row(0, t)]))[0][-1].item() for t in (row.tokens, other))
+    reaches = "full_attention" in (getattr(model.config, "layer_types", None) or ())
+    assert (a != b) == reaches
+
+
+def test_capped_scores_are_capped_in_a_packed_sequence(tmp_path):
+    rows, losses = some_rows(), []
+    for cap in (0.05, 50.0):  # scores of the tiny model lie below 50
+        folder = tiny_model("gemma2", tmp_path / str(cap), attn_logit_softcapping=cap)
+        model = load_base(str(folder), device="cpu", dtype="float32").model
+        model.set_attn_implementation("eager")  # the only one of the library's own that caps
+        packed = PackedModel(model)
+        with packed.packing():
+            got, _ = packed.token_losses(pack(rows))
+        expected = np.concatenate([reference(model, row)[0] for row in rows])
+        np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-4)
+        losses.append(expected)
+    assert np.abs(losses[0] - losses[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "gpt_neox", "phi3"])
+def test_every_client_in_a_pass_meets_its_own_adapter_only(kind, bases):
+    base = bases(kind)
+    modules = {name: base.model.get_submodule(name) for name in pick_targets(base.model, "all-linear")}
+    lora = CohortLora(modules, 2, 1.0, 3)
+    lora.flat.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    rows = some_rows(slots=(0, 0, 1, 2, 2))
+    packed = PackedModel(base.model)
+    with packed.packing(), lora.attached():
+        batch = pack(rows)
+        lora.segments = batch.segments
+        together = packed.loss_sums(batch)
+    own = CohortLora(modules, 2, 1.0, 1)
+    for slot, total in zip(range(3), together.tolist(), strict=True):
+        own.flat.data[0] = lora.flat[slot]
+        with own.attached():
+            expected = sum(reference(base.model, row)[0].sum() for row in rows if row.slot == slot)
+        assert total == pytest.approx(expected, rel=1e-4)
+    assert len({round(t, 3) for t in together.tolist()}) == 3
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_token_losses_add_up_to_loss_sums(kind, bases):
+    packed = PackedModel(bases(kind).model)
+    batch = pack(some_rows(slots=(0, 0, 1, 1, 2)))
+    with packed.packing(), torch.no_grad():
+        sums = packed.loss_sums(batch)
+        losses, _ = packed.token_losses(batch)
+    parts = [losses[s.start : s.end].sum().item() for s in batch.target_segments]
+    np.testing.assert_allclose(sums.numpy(), parts, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FUSED_HEADS)
+def test_the_fused_head_gives_the_losses_and_gradients_of_the_models_own_head(kind, bases):
+    base = bases(kind)
+    name = pick_targets(base.model, "all-linear")[0]
+    lora = CohortLora({name: base.model.get_submodule(name)}, 2, 1.0, 2)
+    lora.require_grad()
+    lora.flat.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    packed = PackedModel(base.model)
+    assert packed.plain_head
+    batch = pack(some_rows(slots=(0, 0, 1, 1, 1)))
+    lora.segments = batch.segments
+    seen = []
+    for packed.plain_head in (True, False):
+        lora.grad.zero_()
+        with packed.packing(), lora.attached():
+            sums = packed.loss_sums(batch)
+            sums.sum().backward()
+            losses, hits = packed.token_losses(batch)
+        seen.append((sums.detach(), lora.grad.clone(), losses, hits.float()))
+    assert seen[0][1].abs().max() > 0.01
+    for fused, plain in zip(*seen, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_does_more_than_a_product_is_not_taken_for_one(bases):
+    assert not PackedModel(bases("gemma2").model).plain_head  # final_logit_softcapping
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.CohereConfig(
+            vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+            intermediate_size=24, logit_scale=0.3, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        )
+    ).eval()  # fmt: skip
+    assert not PackedModel(model).plain_head  # logits are scaled
+
+
+def test_more_targets_than_one_block_of_logits_are_all_measured(bases):
+    model = bases("llama").model
+    rows = some_rows((HEAD_ROWS // 2,) * 3, targets=1.0)
+    packed = PackedModel(model)
+    for packed.plain_head in (True, False):
+        with packed.packing():
+            losses, hits = packed.token_losses(pack(rows))
+        assert len(losses) == len(hits) == 3 * (HEAD_ROWS // 2 - 1) > HEAD_ROWS
+        np.testing.assert_allclose(
+            losses.numpy(), np.concatenate([reference(model, r)[0] for r in rows]), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_outside_of_packing_the_model_attends_as_before_also_after_an_error(bases):
+    model = bases("llama").model
+    before = model.config._attn_implementation
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = model(ids).logits
+    packed = PackedModel(model)
+    with pytest.raises(RuntimeError, match="mine"), packed.packing():
+        raise RuntimeError("mine")
+    assert model.config._attn_implementation == before
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_a_pass_that_was_not_packed_is_refused_instead_of_being_attended_wrongly(bases):
+    model = bases("llama").model
+    packed = PackedModel(model)
+    with packed.packing(), torch.no_grad():
+        packed.token_losses(pack(some_rows((6,))))
+        with pytest.raises(ModelError, match="outside a packed pass"):
+            model(torch.tensor([[5, 6, 7, 8]]))
+
+
+def test_a_bfloat16_base_is_not_mistaken_for_one_that_leaks(bases, model_folder):
+    model = load_base(str(model_folder("gemma2")), device="cpu", dtype="bfloat16").model
+    rows = some_rows()
+    packed = PackedModel(model)
+    with packed.packing():
+        losses, _ = packed.token_losses(pack(rows))
+    assert losses.dtype == torch.float32
+    exact = np.concatenate([reference(bases("gemma2").model, row)[0] for row in rows])
+    assert losses.numpy().mean() == pytest.approx(exact.mean(), rel=0.02)
+
+
+# Models that would mix sequences
+
+SMALL = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+LEAKS = {
+    "BloomForCausalLM": lambda: transformers.BloomConfig(**SMALL, hidden_size=16, n_layer=1, n_head=2),
+    "MambaForCausalLM": lambda: transformers.MambaConfig(**SMALL, hidden_size=16, num_hidden_layers=1, state_size=4),
+    "MptForCausalLM": lambda: transformers.MptConfig(**SMALL, d_model=16, n_heads=2, n_layers=1),
+    "FalconForCausalLM": lambda: transformers.FalconConfig(
+        **SMALL, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, alibi=True
+    ),
+    "RecurrentGemmaForCausalLM": lambda: transformers.RecurrentGemmaConfig(
+        **SMALL, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, lru_width=16,
+        attention_window_size=8, block_types=["recurrent", "attention"], head_dim=8,
+    ),
+    "BertLMHeadModel": lambda: transformers.BertConfig(
+        **SMALL, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEAKS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_lets_sequences_see_each_other_is_refused_by_name(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(LEAKS[name]()).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    assert type(model).__name__ == name
+    before = model.config._attn_implementation
+    with pytest.raises(ModelError) as caught:
+        PackedModel(model)
+    assert name in caught.value.message and "packed" in caught.value.message
+    assert model.config._attn_implementation == before
+
+
+def test_chunked_attention_is_refused():
+    config = transformers.LlamaConfig(**SMALL, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config.attention_chunk_size = 8
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ModelError, match="attention_chunk_size = 8"):
+        PackedModel(model)
