@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import pytest
 
 from tiny import tiny_model
 
+USERS_CACHE = os.environ.get("SHEPHERD_CACHE")
 SMALL_RUN = (
     "model.dtype=float32",
     "model.device=cpu",
@@ -39,17 +41,27 @@ class TinyRun(NamedTuple):
     events: list[dict[str, Any]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder of the session's own, in force when nothing else is asked for."""
+    """A cache folder of the session's own: tests neither read nor write the user's."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHEPHERD_CACHE", str(folder))
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def _the_users_cache_for_slow_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow tests want the real model, which lies there."""
+    if request.node.get_closest_marker("slow"):
+        if USERS_CACHE is None:
+            monkeypatch.delenv("SHEPHERD_CACHE")
+        else:
+            monkeypatch.setenv("SHEPHERD_CACHE", USERS_CACHE)
+
+
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Callable[[str], Path]:
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """model_folder("qwen3") -> the folder of a tiny random model, made once. Do not write to it."""
     root = tmp_path_factory.mktemp("models")
 

@@ -393,7 +393,7 @@ def test_a_run_whose_adapter_lost_its_scale_on_disk_fails(small_config, tmp_path
 
 
 @pytest.fixture(scope="module")
-def poisoned_model(tmp_path_factory, cache) -> Path:
+def poisoned_model(tmp_path_factory) -> Path:
     """A model that gives NaN for every text with a snowman in it, and for no other."""
     import safetensors.torch
     from transformers import AutoTokenizer

@@ -91,3 +91,9 @@ def test_the_norm_is_over_all_factors_in_float64():
     assert update_norm(update()) == pytest.approx(98**0.5, rel=1e-12)
     huge = with_factor("v", 1, np.full((3, 2), 1e30, np.float32))  # its square is no float32
     assert update_norm(huge) == pytest.approx(6**0.5 * 1e30, rel=1e-6)
+
+
+@pytest.mark.parametrize("metrics", [{}, {"loss": float("nan")}, {"loss": float("inf")}])
+def test_an_update_without_a_finite_loss_is_refused(metrics):
+    answer = admit(update(metrics=metrics), TASK)
+    assert isinstance(answer, ClientFailure) and answer.code == "non-finite"

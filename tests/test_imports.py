@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "data": GROUND,
     "model": GROUND,
     **{room: GROUND | DATA_AND_MODEL for room in ROOMS},
-    "round": MIDDLE | {"engines"},  # round.py names the protocol that engines/ carries out
+    "round": MIDDLE,
     "engines": MIDDLE,
     "report": BOTTOM,
     **{part: MIDDLE | {"round", "engines", "report"} | RUN for part in RUN},

@@ -121,6 +121,8 @@ def test_a_folder_whose_block_fails_leaves_no_trace_and_the_old_one_stays(run):
 def test_committing_again_replaces_the_folder_and_what_a_killed_process_left_beside_it(run):
     (run.path / ".adapter.new").mkdir()
     (run.path / ".adapter.new" / "half").write_text("x")
+    (run.path / ".adapter.old").mkdir()
+    (run.path / ".adapter.old" / "former").write_text("x")
     for name in ("first", "second"):
         with run.commit_folder("adapter") as folder:
             (folder / name).write_text("x")

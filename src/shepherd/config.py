@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -164,7 +164,7 @@ class EvaluationTable(Table):
         "base", "federated", "local", "centralised",
     )  # fmt: skip
     """What is trained and compared at equal budget."""
-    local_clients: Literal["all"] | int | tuple[str, ...] = "all"
+    local_clients: Literal["all"] | Annotated[int, Field(ge=1)] | tuple[str, ...] = "all"
     """Clients of the local arm: all, so many, or these."""
     every: int = Field(1, ge=0)
     """Evaluate on the held-out rows after every n rounds; 0 only at the end."""
@@ -194,6 +194,9 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
+        missing = [arm for arm in ("base", "federated") if arm not in self.evaluation.arms]
+        if missing:
+            raise ValueError(f"evaluation.arms must name {' and '.join(missing)}: the others are compared with them")
         clients, cohort = self.partition.clients, self.federation.clients_per_round
         if clients and cohort > clients:
             raise ValueError(f"federation.clients_per_round = {cohort} is more than partition.clients = {clients}")

@@ -19,22 +19,23 @@ import torch
 from shepherd import __version__, arms, results
 from shepherd.clients.training import StepReport
 from shepherd.config import Config, to_toml
-from shepherd.config import load as load_config
 from shepherd.data.partition import save_partition
 from shepherd.data.tokenize import encode_prompt
 from shepherd.engines.local import LocalEngine
-from shepherd.errors import ClientError, EvaluationError, ModelError, UsageError, did_you_mean
+from shepherd.errors import ClientError, EvaluationError, UsageError, did_you_mean
 from shepherd.estimate import Estimate, plan
-from shepherd.evaluation.losses import RowLosses, paired_difference
+from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.model.adapter import digest, load_adapter, save_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.model.base import Base, load_base
+from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
 from shepherd.model.threads import use_threads
 from shepherd.prepare import Learner, Rows, prepare_learner, prepare_plan, prepare_rows
 from shepherd.rng import stream
 from shepherd.round import Plan, ServerState
-from shepherd.store import RunDirectory, checkpoint_name, open_run, read_json
+from shepherd.store import RunDirectory, checkpoint_name, read_json
+from shepherd.tuned import load_tuned
 
 __all__ = ["Estimate", "Run", "evaluate_run", "plan", "run"]
 
@@ -441,29 +442,18 @@ def evaluate_run(run_dir: Path | str) -> dict[str, Any]:
     Reads config.toml and adapter/ of the run directory, its data from where the recipe says. Raises EvaluationError
     when the data or the base are no longer those of the run.
     """
-    folder = open_run(run_dir, needs="adapter/adapter_config.json")
-    config = load_config(folder / "config.toml")
-    use_threads(config.run.threads)
-    m = config.model
-    base = load_base(m.base, revision=m.revision, device=m.device, dtype=m.dtype, quantize=m.quantize)
-    adapter = load_adapter(folder / "adapter")
-    if adapter.base_digest != base.digest:
-        raise ModelError(
-            f"the adapter belongs to another base: digest {adapter.base_digest[:12]}, {m.base} has {base.digest[:12]}",
-            hint="use the base model that the run used, in the same revision",
-        )
-    rows, _ = prepare_rows(config, base.tokenizer)
-    trained_on = read_json(folder / "partition.json")["dataset_digest"]
+    tuned = load_tuned(run_dir)
+    rows, _ = prepare_rows(tuned.config, tuned.base.tokenizer)
+    trained_on = read_json(Path(run_dir) / "partition.json")["dataset_digest"]
     if trained_on != rows.partition.dataset_digest:
         raise EvaluationError(
             f"the data has changed since the run: digest {rows.partition.dataset_digest[:12]}, then {trained_on[:12]}",
-            hint=f"give back the data that {config.data.source} held",
+            hint=f"give back the data that {tuned.config.data.source} held",
         )
-    learner = prepare_learner(config, base)
-    engine = LocalEngine(learner.packed, learner.make_lora, learner.settings, rows.clients)
-    before, after = engine.evaluate(None, rows.held_out), engine.evaluate(adapter, rows.held_out)
+    packed = PackedModel(tuned.base.model)
+    before, after = (row_losses(packed, rows.held_out, lora)[0] for lora in (None, tuned.lora))
     return {
         "base": results.arm_metrics(before, rows),
         "federated": results.arm_metrics(after, rows),
-        "difference": paired_difference(after, before, stream(config.run.seed, "bootstrap", "base")),
+        "difference": paired_difference(after, before, stream(tuned.config.run.seed, "bootstrap", "base")),
     }

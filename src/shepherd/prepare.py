@@ -16,7 +16,7 @@ from shepherd.config import Config, TrainingTable
 from shepherd.data.audit import Audit, audit
 from shepherd.data.partition import divide, hold_out, short_categories
 from shepherd.data.prompts import Template, build_template
-from shepherd.data.sources import Dataset, load_examples
+from shepherd.data.sources import Counts, Dataset, load_examples
 from shepherd.data.tokenize import Tokenized, tokenize
 from shepherd.errors import DataError
 from shepherd.model.adapter import fresh_adapter
@@ -60,12 +60,14 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
     tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
     tokens = dict(tokenized.by_id)
+    lost = list(_losses_of_rows(dataset.refused, tokenized))
     if data.held_out_source:
         extra = load_examples(data.held_out_source, categories=data.categories, **reading)
         train, held_out = usable, _renamed(extra.examples, tokens)
         kept = tokenize(held_out, tokenizer, template, data.max_length)
         tokens |= kept.by_id
         held_out = tuple(e for e in held_out if e.id in kept.by_id)
+        lost += [f"{data.held_out_source}: {note}" for note in _losses_of_rows(extra.refused, kept)]
     else:
         train, held_out = hold_out(usable, data.held_out_per_category, config.run.seed)
     if not held_out:
@@ -91,7 +93,7 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
                 f"category {name!r}: {got} of {rows} rows are held out, {data.held_out_per_category} were asked for"
                 for name, (got, rows) in short.items()
             ),
-            *_losses_of_rows(dataset, tokenized),
+            *lost,
         ),
     ), template  # fmt: skip
 
@@ -191,9 +193,9 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
     )
 
 
-def _losses_of_rows(dataset: Dataset, tokenized: Tokenized) -> Iterator[str]:
+def _losses_of_rows(refused: Counts, tokenized: Tokenized) -> Iterator[str]:
     """What reading and tokenising left out, a sentence for each reason."""
-    for counts in (dataset.refused, tokenized.refused):
+    for counts in (refused, tokenized.refused):
         for reason, (count, first) in counts.items():
             yield f"{count} rows were refused: {reason} (first: {', '.join(first)})"
     if tokenized.cut_rows:

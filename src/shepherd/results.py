@@ -53,10 +53,11 @@ def differences(arms: Mapping[str, RowLosses], locals_: Mapping[str, RowLosses],
 
 
 def sample_rows(held_out: Sequence[Tokens], count: int) -> list[int]:
-    """Indices of `count` held-out rows, taken in turn from each category."""
+    """Indices of `count` held-out rows, taken in turn from each category; rows that were cut are passed over."""
     by_category: dict[str, list[int]] = {}
     for index, row in enumerate(held_out):
-        by_category.setdefault(row.category, []).append(index)
+        if not row.cut:
+            by_category.setdefault(row.category, []).append(index)
     turns = [indices[turn] for turn in range(len(held_out)) for indices in by_category.values() if turn < len(indices)]
     return sorted(turns[:count])
 

@@ -16,7 +16,8 @@ import numpy as np
 
 def derive(seed: int, *path: str | int) -> int:
     """A 64-bit seed for `path`, a pure function of (seed, path). ("a", "b") and ("ab",) differ, 1 and "1" differ."""
-    text = "\x1f".join([str(int(seed)), *(f"{type(part).__name__[0]}:{part}" for part in path)])
+    parts = (f"{type(part).__name__[0]}:{part}".replace("\\", r"\\").replace("\x1f", r"\x1f") for part in path)
+    text = "\x1f".join([str(int(seed)), *parts])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

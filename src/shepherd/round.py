@@ -57,7 +57,10 @@ class ServerState:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One line of rounds.jsonl. Sizes in bytes, times in seconds, losses in nats per target token."""
+    """One line of rounds.jsonl. Sizes in bytes, times in seconds, losses in nats per target token.
+
+    learning_rate holds the rates of the first and the last local step of the client with the most steps.
+    """
 
     round: int
     cohort: tuple[ClientId, ...]
@@ -86,7 +89,7 @@ def run_round(
     task = TrainTask(number, state.adapter, plan.seed, work)
 
     begin = time.perf_counter()
-    answers = [admit(answer, task) for answer in engine.train(task, observe)]
+    answers = _first_of_each([admit(answer, task) for answer in engine.train(task, observe)])
     trained = time.perf_counter()
     # Float sums depend on order, arrival does not repeat: sort by client.
     updates = sorted((a for a in answers if isinstance(a, ClientUpdate)), key=lambda u: u.client)
@@ -103,7 +106,7 @@ def run_round(
     cursors = dict(state.cursors)
     for update in updates:
         cursors[update.client] = work[update.client].first_row + work[update.client].rows
-    rates = [rate for w in work.values() for rate in (w.learning_rates[0], w.learning_rates[-1])]
+    longest = max(work.values(), key=lambda w: w.steps).learning_rates
     answered = {a.client for a in answers}
     record = RoundRecord(
         round=number,
@@ -118,11 +121,19 @@ def run_round(
         bytes_up=sum(4 * (d.A.size + d.B.size) for u in updates for d in u.delta.values()),
         bytes_down=state.adapter.nbytes * len(cohort),
         seconds={"train": trained - begin, "aggregate": aggregated - trained},
-        learning_rate=(max(rates), min(rates)),
+        learning_rate=(longest[0], longest[-1]),
         deviation=deviation,
         update_norm={u.client: update_norm(u) for u in updates},
     )
     return ServerState(number, adapter, cursors), record
+
+
+def _first_of_each(answers: Iterable[ClientUpdate | ClientFailure]) -> list[ClientUpdate | ClientFailure]:
+    """One answer of each client counts, the first; later ones are dropped, so that nobody counts twice."""
+    first: dict[ClientId, ClientUpdate | ClientFailure] = {}
+    for answer in answers:
+        first.setdefault(answer.client, answer)
+    return list(first.values())
 
 
 def _too_few(number: int, updates: Sequence[ClientUpdate], failures: Sequence[ClientFailure], least: int) -> str:

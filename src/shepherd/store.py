@@ -96,9 +96,12 @@ class _Pending:
         if kind is not None:
             shutil.rmtree(self.beside, ignore_errors=True)
             return
+        before = self.target.with_name(f".{self.target.name}.old")
+        shutil.rmtree(before, ignore_errors=True)
         if self.target.exists():
-            shutil.rmtree(self.target)
+            os.replace(self.target, before)
         os.replace(self.beside, self.target)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def checkpoint_name(round_number: int) -> str:

@@ -27,6 +27,8 @@ def _fault(update: ClientUpdate, task: TrainTask) -> tuple[str, str] | None:
         return "stale-round", f"the update is of round {update.round}, this is round {task.round}"
     if set(update.delta) != set(task.adapter.factors):
         return "modules", f"{len(update.delta)} modules, expected {len(task.adapter.factors)}"
+    if not np.isfinite(update.metrics.get("loss", np.nan)):
+        return "non-finite", "metrics have no finite loss"
     if not (1 <= update.num_examples <= task.work[update.client].rows):
         return "count", f"num_examples = {update.num_examples}, at most {task.work[update.client].rows} were asked for"
     if update.num_tokens < 1:
