@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import peft
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from shepherd.clients.training import LocalTraining, train, walk
+from shepherd.clients.training import Cohort, LocalTraining, train, walk
 from shepherd.model.adapter import fresh_adapter, save_adapter
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
@@ -202,6 +204,24 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
         plain, checkpointed = cohort_updates(data, kind), cohort_updates(data, kind, gradient_checkpointing=True)
         for client in data:
             assert_same_update(checkpointed[client], plain[client])
+
+
+def test_nothing_of_a_cohort_stays_in_memory_when_its_round_is_over(monkeypatch):
+    made, build = [], Cohort._optimizer
+
+    def watched(cohort: Cohort, slot: int) -> torch.optim.Optimizer:
+        optimizer = build(cohort, slot)
+        made.append(weakref.ref(optimizer.param_groups[0]["params"][0]))
+        return optimizer
+
+    monkeypatch.setattr(Cohort, "_optimizer", watched)
+    gc.collect()
+    gc.disable()  # the collector may not come for many rounds
+    try:
+        cohort_updates(some_data())
+        assert [vector() for vector in made] == [None, None, None]
+    finally:
+        gc.enable()
 
 
 def test_clients_with_fewer_steps_leave_early_and_keep_their_result():
