@@ -115,6 +115,19 @@ def test_7_values_of_the_wrong_type_or_range_are_named_with_what_was_given(shell
     )  # fmt: skip
 
 
+def test_7_partitioner_options_of_the_wrong_type_are_named_together_with_everything_else(shell):
+    def refused(*options: str) -> str:
+        outcome = shell("run", *(part for option in options for part in ("--set", option)))
+        tells(outcome, 2, "in the settings")
+        return outcome.err
+
+    told = refused("partition.name=shards", "partition.per_client=two", "lora.r=0")
+    assert "2 problems" in told and "per_client must be a whole number, got 'two'" in told
+    assert "per_client must be a whole number, got 2.5" in refused("partition.name=shards", "partition.per_client=2.5")
+    told = refused("partition.name=dirichlet", "partition.alpha=x", "partition.balanced=no")
+    assert "alpha must be a number, got 'x'; balanced must be true or false, got 'no'" in told
+
+
 def test_8_more_clients_than_rows_is_answered_with_the_most_there_can_be(shell):
     data = write("x.jsonl", ROWS)
     tells(
@@ -179,7 +192,7 @@ def test_13_an_adapter_of_another_base_is_refused_with_both_digests(shell, tmp_p
     assert shell("run", "--data", write("x.jsonl", ROWS), "--model", base, *small).status == 0
     assert "all rows" in shell("evaluate", "own-data").out
     tiny_model("llama", tmp_path / "model", seed=1)
-    tells(shell("evaluate", "own-data"), 4, "the adapter belongs to another base", "digest")
+    tells(shell("evaluate", "own-data"), 4, "belongs to another base", "digest")
 
 
 def test_14_a_plan_that_does_not_fit_is_refused_with_its_numbers_and_what_is_smaller(shell, model, monkeypatch):

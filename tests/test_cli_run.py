@@ -133,6 +133,39 @@ def test_a_failure_under_json_is_the_last_line_and_still_an_exit_status(shell, s
     assert (last["event"], last["message"], last["hint"]) == ("error", "round 2: 0 usable updates", "lower it")
 
 
+@pytest.mark.parametrize(
+    "failure, status, message",
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(143), 143, "terminated"),
+        (KeyError("x"), 1, "unexpected KeyError: 'x'"),
+    ],
+)
+def test_under_json_a_run_that_ends_early_says_so_in_its_last_line(
+    shell, started, monkeypatch, failure, status, message
+):
+    from shepherd import experiment
+
+    def fail(config, observer=None, out_dir=None):
+        observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
+        raise failure
+
+    monkeypatch.setattr(experiment, "run", fail)
+    outcome = shell("run", "--json")
+    events = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [event["event"] for event in events] == ["start", "error"]
+    assert outcome.status == events[-1]["exit_status"] == status and events[-1]["message"] == message
+
+
+@pytest.mark.parametrize("wrong", [("no-such-recipe",), ("--set", "lora.r=0"), ("--bogus",)])
+def test_under_json_a_mistake_in_the_command_or_recipe_is_one_line_of_json(shell, wrong):
+    outcome = shell("run", "--json", *wrong)
+    (line,) = outcome.out.splitlines()
+    told = json.loads(line)
+    assert outcome.status == told["exit_status"] == 2 and told["event"] == "error"
+    assert f"error: {told['message']}" in outcome.err
+
+
 def test_an_interrupted_run_says_where_its_rounds_are(shell, started, monkeypatch):
     from shepherd import experiment
 

@@ -169,8 +169,6 @@ def test_every_key_has_a_meaning_to_print():
     assert [key for key, field in config.keys().items() if not field.description] == []
 
 
-def test_the_arms_that_all_others_are_compared_with_cannot_be_left_out():
-    with pytest.raises(UsageError, match=r"evaluation\.arms must name base and federated"):
-        config.load(None, ['evaluation.arms=["local"]'])
+def test_a_number_of_local_clients_below_one_is_refused():
     with pytest.raises(UsageError, match="local_clients"):
         config.load(None, ["evaluation.local_clients=-1"])

@@ -237,3 +237,24 @@ def test_the_real_small_model_learns_its_answers_and_im_end():
         _, turns = learned(tokenizer, example, shape)
         answers = [m.content + shape.end for m in example.messages if m.role == "assistant"]
         assert [tokenizer.decode(ids) for ids in turns] == answers
+
+
+def test_alpaca_opens_with_the_sentences_of_its_data_set():
+    shape = build_template("alpaca", tiny.chatml())
+    without = shape.render(ONE.messages).text
+    assert without.startswith(
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    )
+    assert shape.render(ONE.messages, "the input").text.startswith(
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    )
+
+
+def test_a_chat_template_that_breaks_is_a_model_error_with_its_message():
+    tokenizer = tiny.chatml()
+    tokenizer.chat_template = "{{ 1 // 0 }}"
+    with pytest.raises(ModelError, match="fails: ZeroDivisionError: ") as error:
+        build_template("chat", tokenizer)
+    assert "alpaca" in error.value.hint

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
+from shepherd import network
+from shepherd.data import files
 from shepherd.data.sources import load_examples
 from shepherd.errors import DataError, NetworkError, ShepherdError, UsageError
 from shepherd.types import Example, Message
@@ -312,3 +316,58 @@ def test_unknown_built_ins_offer_the_nearest_and_a_dataset_can_be_imported(tmp_p
     monkeypatch.syspath_prepend(str(tmp_path))
     data = load_examples("my_lab_data:clinic")
     assert (data.name, data.licence, len(data)) == ("clinic", "MIT", 1)
+
+
+def test_asking_for_the_hub_opens_the_network_that_we_closed_and_closes_it_again(monkeypatch):
+    from huggingface_hub import constants
+
+    def load_dataset(path, config, split):
+        seen.append((os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE))
+        raise ConnectionError("no route")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    seen: list[tuple[str, bool]] = []
+    for ours in (True, False):  # closed by us, closed by the user
+        monkeypatch.setattr(network, "_ours", ours)
+        with pytest.raises(NetworkError):
+            load_examples("hub:org/name")
+        assert (os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE) == ("1", True)
+    assert seen == [("0", False), ("1", True)]
+
+
+@pytest.mark.parametrize("failure", [PermissionError(13, "Permission denied"), IsADirectoryError(21, "Is a directory")])
+def test_a_file_that_cannot_be_opened_is_a_data_error_with_the_reason(tmp_path, monkeypatch, failure):
+    path = write(tmp_path / "a.jsonl", [ROWS["alpaca"]])
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(failure))
+    assert complaint(str(path)).message == f"{path} cannot be read: {failure.strerror}"
+
+
+def test_a_folder_that_cannot_be_listed_is_a_data_error(tmp_path, monkeypatch):
+    def iterdir(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert complaint(str(tmp_path)).message == f"{tmp_path} cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"data": ' * 100_000, '{"a": 1}\n{"a": ' + "[" * 100_000])
+def test_json_nested_without_end_is_a_data_error(tmp_path, text):
+    (tmp_path / "deep.json").write_text(text)
+    assert "nested too deeply" in complaint(str(tmp_path / "deep.json")).message
+
+
+def test_json_with_a_number_of_thousands_of_digits_is_a_data_error(tmp_path):
+    (tmp_path / "long.jsonl").write_text('{"instruction": "a", "response": "b", "n": ' + "9" * 5000 + "}")
+    assert "long.jsonl" in complaint(str(tmp_path / "long.jsonl")).message
+
+
+def test_a_long_csv_field_is_read_and_an_endless_one_refused(tmp_path, monkeypatch):
+    path, before = tmp_path / "a.csv", csv.field_size_limit()
+    path.write_text(f'instruction,response\nq,"{"x" * 200_000}"\n')
+    assert len(load_examples(str(path)).examples[0].messages[-1].content) == 200_000
+    monkeypatch.setattr(files, "CSV_FIELD_LIMIT", 1000)
+    assert "a field is longer than 1,000 characters" in (error := complaint(str(path))).message
+    assert "never closed" in error.hint
+    assert csv.field_size_limit() == before

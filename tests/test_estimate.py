@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from shepherd.errors import UsageError
 from shepherd.estimate import plan
 
 
@@ -38,3 +41,18 @@ def test_a_longer_run_is_planned_to_take_more_of_everything_that_it_takes_more_o
     assert long.bytes_up == 20 * short.bytes_up  # ten times the rounds, twice the rank
     assert long.disk_bytes > short.disk_bytes
     assert long.memory_bytes > short.memory_bytes
+
+
+def test_the_arms_that_all_others_are_compared_with_cannot_be_left_out(small_config):
+    with pytest.raises(UsageError, match=r"evaluation\.arms must name base and federated"):
+        plan(small_config("evaluation.arms=local"))
+
+
+def test_rows_longer_than_the_models_window_are_refused_before_anything_is_trained(small_config):
+    with pytest.raises(UsageError, match=r"data\.max_length = 4096 is more than the 512 positions"):
+        plan(small_config("data.max_length=4096", kind="gpt2"))
+
+
+def test_a_local_client_that_does_not_exist_is_answered_with_the_nearest(small_config):
+    with pytest.raises(UsageError, match="Did you mean 'open_qa'"):
+        plan(small_config("evaluation.local_clients=opn_qa"))

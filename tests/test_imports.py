@@ -13,7 +13,7 @@ import pytest
 SOURCES = Path(__file__).parents[1] / "src" / "shepherd"
 
 # What each part may import, beside itself. A part is a module or a folder of the package.
-GROUND = {"types", "registry", "rng", "errors"}
+GROUND = {"types", "registry", "rng", "errors", "network"}
 BOTTOM = GROUND | {"config", "store"}
 DATA_AND_MODEL = {"data", "model"}
 ROOMS = {"clients", "updates", "server", "evaluation"}
@@ -22,6 +22,7 @@ RUN = {"prepare", "arms", "results", "estimate", "experiment", "tuned"}
 COMMANDS = {"cli", "doctor", "output", "progress", "chat", "export"}
 MAY_IMPORT = {
     "errors": set(),
+    "network": set(),
     "types": GROUND,
     "registry": GROUND,
     "rng": GROUND,

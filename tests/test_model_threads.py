@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from shepherd import network
 from shepherd.model import threads
 
 
@@ -39,24 +40,24 @@ def stopwatch(monkeypatch, seconds):
 
 
 def test_the_environment_gets_defaults_and_keeps_what_the_user_set(monkeypatch):
-    monkeypatch.setattr(threads, "_ours", set())
-    for name in threads._DEFAULTS:
+    monkeypatch.setattr(network, "_ours", False)
+    for name in (*threads._DEFAULTS, "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     threads.prepare_environment()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
     assert os.environ["HF_HUB_OFFLINE"] == "1" and os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
-    assert threads.offline_by_default()
+    assert network.offline_by_default()
     threads.prepare_environment()  # A second call finds our own values set, and must still know them as ours.
-    assert threads.offline_by_default()
+    assert network.offline_by_default()
 
 
 @pytest.mark.parametrize("theirs", ["0", "1"])
 def test_a_user_who_decided_about_the_network_is_not_overruled(monkeypatch, theirs):
-    monkeypatch.setattr(threads, "_ours", set())
+    monkeypatch.setattr(network, "_ours", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", theirs)
     threads.prepare_environment()
-    assert os.environ["HF_HUB_OFFLINE"] == theirs and not threads.offline_by_default()
+    assert os.environ["HF_HUB_OFFLINE"] == theirs and not network.offline_by_default()
 
 
 def test_preparing_the_environment_does_not_import_torch():

@@ -74,6 +74,7 @@ def test_the_share_of_the_pooled_gain_is_the_ratio_of_the_two_gains_over_the_bas
         tmp_path,
         ("federated", "base", -0.3, [-0.4, -0.2]),
         ("federated", "centralised", 0.1, [0.05, 0.15]),
+        ("centralised", "base", -0.4, [-0.5, -0.3]),
         losses={"base": 2.6, "federated": 2.3, "centralised": 2.2},
     )
     # gains over the base: federated 2.6 − 2.3 = 0.3, centralised 2.6 − 2.2 = 0.4, share 75 %

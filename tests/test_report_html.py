@@ -86,7 +86,7 @@ def test_the_figures_of_the_run_are_on_the_page(tmp_path):
     # bfloat16: 2 bytes × 134,515,008 parameters / 921,600 bytes of an adapter = 291.9 times
     assert "269 MB" in text and "292 times as much" in text
     assert "NaN in 3 of 240 modules" in text and "no update came back" in text
-    assert "shepherd run recipes/demo.toml" in text and "shepherd run demo/config.toml" in text
+    assert "shepherd run demo/config.toml" in text
     assert "Differential privacy none" in text and "Secure aggregation none" in text
     assert "lighthouse" in text and "transformers" in text and "empty response" in text
     assert str(tmp_path) not in text

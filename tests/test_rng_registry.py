@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -136,3 +137,49 @@ def test_a_module_and_function_is_imported_and_takes_options(flavours, tmp_path,
     assert flavours.build("my_flavours:lemon", {"sour": 4})() == ("lemon", 4)
     with pytest.raises(UsageError, match="has no option 'sweet'"):
         flavours.build("my_flavours:lemon", {"sweet": 4})
+
+
+@pytest.mark.parametrize(
+    "name, options, said",
+    [
+        ("vanilla", {"sugar": "two"}, "sugar must be a whole number, got 'two'"),
+        ("vanilla", {"sugar": 2.5}, "sugar must be a whole number, got 2.5"),
+        ("vanilla", {"sugar": True}, "sugar must be a whole number, got True"),
+        ("almond", {"nuts": 1, "roast": "x"}, "roast must be a number, got 'x'"),
+        (
+            "almond",
+            {"nuts": "1", "roast": "x"},
+            "nuts must be a whole number, got '1'; roast must be a number, got 'x'",
+        ),
+        ("cone", {"dipped": "no"}, "dipped must be true or false, got 'no'"),
+        ("cone", {"size": "huge"}, "size must be 'small' or 'large', got 'huge'"),
+        ("cone", {"on_top": ["nuts", 1]}, "on_top must be tuple[str, ...], got ['nuts', 1]"),
+    ],
+)
+def test_a_value_of_another_type_than_the_option_has_is_refused(flavours, name, options, said):
+    flavours(cone)
+    with pytest.raises(UsageError) as caught:
+        flavours.build(name, options)
+    assert caught.value.message == f"flavour {name!r}: {said}"
+
+
+def cone(dipped: bool = False, size: Literal["small", "large"] = "small", on_top: tuple[str, ...] = (), guest=None):
+    return lambda: (dipped, size, on_top, guest)
+
+
+def test_values_that_fit_pass_and_options_without_a_type_take_anything(flavours):
+    flavours(cone)
+    assert flavours.build("almond", {"nuts": 1, "roast": 2})() == ("almond", 1, 2.0), "a whole number is a number"
+    made = flavours.build("cone", {"dipped": True, "on_top": ["nuts"], "guest": {"a": 1}})
+    assert made() == (True, "small", ("nuts",), {"a": 1}), "recipes have lists where functions have tuples"
+
+
+def test_a_module_that_fails_while_it_is_imported_is_a_usage_error(flavours, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_flavours.py").write_text("def lemon(:\n")
+    (tmp_path / "failing_flavours.py").write_text("1 / 0\n")
+    for module, said in (("broken_flavours", "SyntaxError"), ("failing_flavours", "ZeroDivisionError")):
+        with pytest.raises(UsageError, match=f"{module}:lemon' cannot be imported: {said}"):
+            flavours.build(f"{module}:lemon")
+    with pytest.raises(UsageError, match="'math:pi' is no function"):
+        flavours.build("math:pi")

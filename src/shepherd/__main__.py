@@ -6,6 +6,8 @@ the traceback. The environment for torch is prepared here, before any command ca
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import signal
 import sys
@@ -46,34 +48,37 @@ def _run(arguments: list[str], debug: bool) -> int:
     from shepherd.cli import cli
     from shepherd.errors import ShepherdError
 
+    as_json = arguments[0] == "run" and "--json" in arguments
+    fail = functools.partial(_fail, debug=debug, as_json=as_json)
     try:
         cli.main(arguments, prog_name="shepherd", standalone_mode=False)
         sys.stdout.flush()
         return 0
     except ShepherdError as error:
-        return _fail(error.message, error.hint, error.exit_code, debug)
+        return fail(error.message, error.hint, error.exit_code)
     except click.NoSuchOption as error:
-        return _fail(error.format_message(), _setting_hint(error) or _help(error), 2, debug)
+        return fail(error.format_message(), _setting_hint(error) or _help(error), 2)
     except click.UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the message of this one is the help of a group
             print(error.format_message(), file=sys.stderr)
             return 2
-        return _fail(error.format_message(), _help(error), 2, debug)
+        return fail(error.format_message(), _help(error), 2)
     except click.ClickException as error:
-        return _fail(error.format_message(), "", error.exit_code, debug)
+        return fail(error.format_message(), "", error.exit_code)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", "", 130, debug)
+        return fail("interrupted", "", 130)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return fail("terminated", "", status) if status == 128 + signal.SIGTERM else status
     except BrokenPipeError:
         # The reader of our output went away (`shepherd list | head`): nothing is left to say, and to nobody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         hint = "" if debug else "run again with --debug for the traceback, and report it: this is a bug of ours"
-        return _fail(f"unexpected {type(error).__name__}: {error}", hint, 1, debug)
+        return fail(f"unexpected {type(error).__name__}: {error}", hint, 1)
 
 
 def _help(error: click.UsageError) -> str:
@@ -89,12 +94,16 @@ def _setting_hint(error: click.NoSuchOption) -> str:
     return f"settings are given with --set {meant[0]}=VALUE" if meant else ""
 
 
-def _fail(message: str, hint: str, status: int, debug: bool) -> int:
+def _fail(message: str, hint: str, status: int, debug: bool, as_json: bool) -> int:
+    """Say it on stderr, and for `run --json` also as the last event on stdout."""
     if debug:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
+    if as_json:
+        event = {"event": "error", "message": message, "hint": hint, "exit_status": status}
+        print(json.dumps(event, ensure_ascii=False), flush=True)
     return status
 
 

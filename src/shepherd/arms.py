@@ -17,6 +17,7 @@ import numpy as np
 
 from shepherd.clients.training import Cohort, StepReport
 from shepherd.config import Config
+from shepherd.errors import UsageError, did_you_mean
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.prepare import Learner, Rows, rates, share
 from shepherd.round import Engine, Plan, RoundRecord, ServerState, run_round
@@ -28,7 +29,10 @@ POOLED = "pooled"
 
 @dataclass(frozen=True)
 class Budget:
-    """What an arm spent. `optimizer_steps` is of all its clients together, `…_per_client` the mean of one."""
+    """What an arm spent, clients that failed left out. `optimizer_steps` is of all its clients together.
+
+    `optimizer_steps_per_client` counts steps in sequence: those of a client that takes part in every round.
+    """
 
     optimizer_steps: int
     optimizer_steps_per_client: float
@@ -58,7 +62,10 @@ def federated_rounds(
 
 
 def local_names(config: Config, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
-    """The clients of the local arm: all, the first so many by name spread over the list, or the named ones."""
+    """The clients of the local arm: all, the first so many by name spread over the list, or the named ones.
+
+    Raises UsageError, with the nearest name, for one that is not a client.
+    """
     wanted = config.evaluation.local_clients
     names = sorted(clients)
     if wanted == "all":
@@ -66,6 +73,12 @@ def local_names(config: Config, clients: Sequence[ClientId]) -> tuple[ClientId, 
     if isinstance(wanted, int):
         picks = np.linspace(0, len(names) - 1, min(wanted, len(names))).round().astype(int)
         return tuple(names[i] for i in picks)
+    for name in wanted:
+        if name not in names:
+            raise UsageError(
+                f"evaluation.local_clients names {name!r}, which is not a client.{did_you_mean(name, names)}",
+                hint=f"clients: {', '.join(names[:12])}",
+            )
     return tuple(wanted)
 
 
@@ -107,14 +120,12 @@ def _train_alone(
     cohort = Cohort(learner.packed, lora, learner.settings, clients, data, config.run.seed)
     rounds = config.federation.rounds
     curves: dict[str, list[tuple[int, float]]] = {client: [] for client in clients}
-    targets = steps = 0
+    metrics: list[Mapping[str, Mapping[str, float]]] = []
     for number in range(1, rounds + 1):
         work = [
             Work(client, (number - 1) * count, count, rates(config, n, number)) for client, (count, n) in shares.items()
         ]
-        metrics = cohort.run(work, number, lambda report, n=number: observe(n, report))
-        targets += sum(int(m["targets"]) for m in metrics.values())
-        steps += sum(int(m["steps"]) for m in metrics.values())
+        metrics.append(cohort.run(work, number, lambda report, n=number: observe(n, report)))
         if every and number % every == 0 and number < rounds:
             for client, losses in zip(clients, _losses(learner, rows, lora), strict=True):
                 curves[client].append((number, losses.stat.mean))
@@ -125,12 +136,13 @@ def _train_alone(
             detail = f"the held-out loss became {losses.stat.mean}"
             cohort.failures[client] = ClientFailure(client, rounds, "non-finite", detail)
     well = [client for client in clients if client not in cohort.failures]
+    targets, steps = (sum(int(m[c][what]) for m in metrics for c in well) for what in ("targets", "steps"))
     a = learner.adapter
     return Arm(
         adapters={c: Adapter(lora.read(clients.index(c)), a.r, a.alpha, a.rslora, a.base_digest) for c in well},
         losses={c: final[c] for c in well},
         curves={c: [*curves[c], (rounds, final[c].stat.mean)] for c in well},
-        budget=Budget(steps, steps / len(clients), rounds * sum(count for count, _ in shares.values()), targets),
+        budget=Budget(steps, steps / max(len(well), 1), rounds * sum(shares[c][0] for c in well), targets),
         failures=tuple(cohort.failures.values()),
     )
 
@@ -140,7 +152,7 @@ def _losses(learner: Learner, rows: Rows, lora) -> list[RowLosses]:
 
 
 def _merge(arm: Arm, more: Arm) -> None:
-    clients = len(arm.adapters) + len(more.adapters) + len(arm.failures) + len(more.failures)
+    clients = max(1, len(arm.adapters) + len(more.adapters))
     arm.adapters |= more.adapters
     arm.losses |= more.losses
     arm.curves |= more.curves

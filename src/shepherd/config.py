@@ -27,6 +27,9 @@ Check = Callable[[Mapping[str, Any]], list[str]]
 """Further checks of `resolve`: merged settings -> problems, for what only a room can know (names in its registry)."""
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Table(BaseModel):
     """A table of the recipe: frozen, unknown keys refused, a docstring under each field is its help text."""
 
@@ -68,7 +71,7 @@ class LoraTable(Table):
     """Dropout on the input of A while training."""
     rslora: bool = False
     """Rank-stabilised scale (Kalajdzievski, 2023)."""
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
     """`all-linear` adapts every linear layer of the blocks; or a list of names such as ["q_proj", "v_proj"]."""
 
 
@@ -120,9 +123,16 @@ class FederationTable(Table):
     aggregation: str = "fedit"
     """fedit: the weighted means of A and of B."""
     weights: Literal["examples", "tokens", "uniform"] = "examples"
-    """What a client's update is weighted by."""
+    """What an update is weighted by: rows that the client holds (FedAvg), target tokens of this round, or nothing."""
     min_updates: int = Field(1, ge=1)
     """A round with fewer usable updates stops the run (exit status 6)."""
+
+    @model_validator(mode="after")
+    def _enough_clients(self) -> FederationTable:
+        least, cohort = self.min_updates, self.clients_per_round
+        if cohort and least > cohort:
+            raise ValueError(f"federation.min_updates = {least} is more than federation.clients_per_round = {cohort}")
+        return self
 
 
 class TrainingTable(Table):
@@ -140,7 +150,7 @@ class TrainingTable(Table):
     """Decoupled weight decay (adamw), or L2 (adam, sgd)."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Momentum of sgd."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Betas of adamw and adam."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Each client's gradient is clipped to this norm; 0 turns clipping off."""
@@ -194,9 +204,6 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        missing = [arm for arm in ("base", "federated") if arm not in self.evaluation.arms]
-        if missing:
-            raise ValueError(f"evaluation.arms must name {' and '.join(missing)}: the others are compared with them")
         clients, cohort = self.partition.clients, self.federation.clients_per_round
         if clients and cohort > clients:
             raise ValueError(f"federation.clients_per_round = {cohort} is more than partition.clients = {clients}")
@@ -246,6 +253,10 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{path} is nested too deeply") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -354,7 +365,7 @@ def _override_value(key: str, text: str) -> Any:
     kind = str(field.annotation) if field else ""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text
     if field and field.annotation is str and not isinstance(value, str):
         return text
@@ -417,6 +428,7 @@ _WANTED = {
     "bool_parsing": "must be true or false",
     "string_type": "must be text",
     "tuple_type": "must be a list",
+    "too_short": "must name at least {min_length}",
     "mapping_type": 'must be a table such as {{instruction = "question"}}',
     "dict_type": 'must be a table such as {{instruction = "question"}}',
     "literal_error": "must be {expected}",

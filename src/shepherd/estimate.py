@@ -19,7 +19,7 @@ from shepherd.model.base import check_folder, load_tokenizer, pick_device, pick_
 from shepherd.model.fetch import resolve
 from shepherd.model.lora import features
 from shepherd.model.threads import matmul_peak, use_threads
-from shepherd.prepare import local_training, prepare_plan, prepare_rows
+from shepherd.prepare import check_window, local_training, prepare_plan, prepare_rows
 
 PEAK_SHARE = 0.5  # of the matrix-product peak that a whole training step reaches
 PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of ours
@@ -60,6 +60,7 @@ def plan(config: Config) -> Estimate:
     names = local_names(config, tuple(rows.clients))
     rounds = prepare_plan(config, rows)
     shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    check_window(config, shape)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
     targets = pick_targets(model, config.lora.targets)
@@ -79,6 +80,7 @@ def plan(config: Config) -> Estimate:
     held_out = sum(len(t.input_ids) for t in rows.held_out)
     tokens["evaluation"] = held_out * _evaluations(config, len(names))
 
+    slots = min(max(rounds.cohort_size, len(names) if "local" in tokens else 1), settings.clients_at_once)
     text = shape.get_text_config()
     body = model.num_parameters() - text.vocab_size * text.hidden_size
     head = 2 * text.vocab_size * text.hidden_size
@@ -102,7 +104,7 @@ def plan(config: Config) -> Estimate:
         tokens={arm: round(count) for arm, count in tokens.items()},
         bytes_up=adapter.nbytes * rounds.cohort_size * config.federation.rounds,
         bytes_down=adapter.nbytes * rounds.cohort_size * config.federation.rounds,
-        memory_bytes=round(_memory(config, model, adapter.num_parameters, settings, dtype, text, len(names))),
+        memory_bytes=round(_memory(config, model, adapter.num_parameters, settings, dtype, text, slots)),
         disk_bytes=round((min(config.checkpoints.keep + 1, config.federation.rounds) + 1) * adapter.nbytes + 10e6),
         seconds=(2 * forward * trained + forward * tokens["evaluation"]) / (PEAK_SHARE * peak) + 10,
     )
@@ -116,7 +118,7 @@ def _evaluations(config: Config, local: int) -> int:
     return 1 + curve + 1 + (curve if "centralised" in arms else 0) + (local if "local" in arms else 0)
 
 
-def _memory(config, model, adapter_parameters, settings, dtype, text, local) -> float:
+def _memory(config, model, adapter_parameters, settings, dtype, text, slots) -> float:
     width = 4 if dtype == torch.float32 else 2
     weights = model.num_parameters() * {"none": width, "8bit": 1, "4bit": 0.55}[config.model.quantize]
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
@@ -124,7 +126,6 @@ def _memory(config, model, adapter_parameters, settings, dtype, text, local) -> 
     kept = 1 if settings.gradient_checkpointing else text.num_hidden_layers
     activations = settings.tokens_per_pass * (block * kept + text.hidden_size * width * text.num_hidden_layers)
     logits = settings.tokens_per_pass * text.vocab_size * (4 + width) * 0.5
-    slots = min(max(config.federation.clients_per_round or local, local, 1), settings.clients_at_once)
     return PROCESS_BYTES + weights + activations + logits + 16 * adapter_parameters * slots
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import math
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +25,7 @@ from shepherd.config import Config, to_toml
 from shepherd.data.partition import save_partition
 from shepherd.data.tokenize import encode_prompt
 from shepherd.engines.local import LocalEngine
-from shepherd.errors import ClientError, EvaluationError, UsageError, did_you_mean
+from shepherd.errors import ClientError, EvaluationError, ResourceError
 from shepherd.estimate import Estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.model.adapter import digest, load_adapter, save_adapter
@@ -31,7 +34,7 @@ from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
 from shepherd.model.threads import use_threads
-from shepherd.prepare import Learner, Rows, prepare_learner, prepare_plan, prepare_rows
+from shepherd.prepare import Learner, Rows, check_window, context_window, prepare_learner, prepare_plan, prepare_rows
 from shepherd.rng import stream
 from shepherd.round import Plan, ServerState
 from shepherd.store import RunDirectory, checkpoint_name, read_json
@@ -56,7 +59,17 @@ def run(config: Config, observer: Observer | None = None, out_dir: Path | None =
     Raises a ShepherdError for anything a person can mend; ClientError when too few clients gave a usable update;
     EvaluationError when the adapter on disk does not give the reported loss.
     """
-    return _Experiment(config, observer or (lambda event: None), out_dir).run()
+    try:
+        return _Experiment(config, observer or (lambda event: None), out_dir).run()
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'the system gave no more'}",
+            hint="set training.tokens_per_pass or training.clients_at_once lower, or training.gradient_checkpointing",
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(f"no space left on the disk for {error.filename or 'the run'}") from error
 
 
 class _Experiment:
@@ -80,9 +93,9 @@ class _Experiment:
                 quantize=config.model.quantize,
             )
         with self._phase("prepare data"):
+            check_window(config, base.model.config)
             rows, template = prepare_rows(config, base.tokenizer)
             names = arms.local_names(config, tuple(rows.clients))
-            _check_names(names, rows)
         with self._phase("prepare model"):
             learner = prepare_learner(config, base)
             plan = prepare_plan(config, rows)
@@ -237,6 +250,9 @@ class _Experiment:
         if not examples:
             return []
         prompts = [encode_prompt(template, base.tokenizer, e.messages, e.context) for e in examples]
+        window = context_window(base.model.config) or math.inf
+        fit = [i for i, prompt in enumerate(prompts) if len(prompt) + self.config.evaluation.max_new_tokens <= window]
+        examples, prompts = [examples[i] for i in fit], [prompts[i] for i in fit]
         adapters = {"base": None, "federated": state.adapter}
         if "centralised" in outcome:
             adapters["centralised"] = outcome["centralised"].adapters[arms.POOLED]
@@ -273,7 +289,7 @@ class _Experiment:
         if "centralised" in outcome:
             curves["centralised"] = start + outcome["centralised"].curves[arms.POOLED]
         if local:
-            curves["local"] = {client: start + points for client, points in outcome["local"].curves.items()}
+            curves["local"] = outcome["local"].curves  # measured at the end only
         metrics = {
             "held_out_rows": len(rows.held_out),
             "held_out_tokens": int(self.losses["base"].tokens.sum()),
@@ -318,7 +334,7 @@ class _Experiment:
             "cohort": plan.cohort_size,
             "failed": [dataclasses.asdict(f) for arm in outcome.values() for f in arm.failures],
             "peak_memory_bytes": _peak_memory(),
-            "command": f"shepherd run {self.store.path / 'config.toml'}",
+            "command": shlex.join(["shepherd", "run", f"{self.store.path.name}/config.toml"]),
             "version": __version__,
             "seed": self.config.run.seed,
             "reload_check": check,
@@ -393,16 +409,6 @@ def _resolved(config: Config, base: Base, learner: Learner) -> Config:
             "training": config.training.model_copy(update=picked),
         }
     )
-
-
-def _check_names(names: tuple[str, ...], rows: Rows) -> None:
-    for name in names:
-        if name not in rows.clients:
-            known = sorted(rows.clients)
-            raise UsageError(
-                f"evaluation.local_clients names {name!r}, which is not a client.{did_you_mean(name, known)}",
-                hint=f"clients: {', '.join(known[:12])}",
-            )
 
 
 def _counts(refused: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import psutil
 import torch
+from transformers import PretrainedConfig
 
 from shepherd.clients.schedule import learning_rates
 from shepherd.clients.selection import cohort_size, selections
@@ -18,7 +19,7 @@ from shepherd.data.partition import divide, hold_out, short_categories
 from shepherd.data.prompts import Template, build_template
 from shepherd.data.sources import Counts, Dataset, load_examples
 from shepherd.data.tokenize import Tokenized, tokenize
-from shepherd.errors import DataError
+from shepherd.errors import DataError, UsageError
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import Base, pick_targets
 from shepherd.model.forward import PackedModel
@@ -44,9 +45,10 @@ class Rows:
     warnings: tuple[str, ...]
 
     def held_out_of(self, client: ClientId) -> list[int]:
-        """Indices of the held-out rows whose category the client holds."""
-        own = {row.category for row in self.clients[client]}
-        return [i for i, row in enumerate(self.held_out) if row.category in own]
+        """Indices of the client's own held-out rows: of its categories, or of its sources where those divide."""
+        key = natural_key(self.partition.settings)
+        own = {getattr(row, key) for row in self.clients[client]}
+        return [i for i, row in enumerate(self.held_out) if getattr(row, key) in own]
 
 
 def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
@@ -56,6 +58,7 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
     dataset = load_examples(
         data.source, categories=data.categories, rows_per_category=data.rows_per_category, **reading
     )
+    key = natural_key({"name": config.partition.name, **config.partition.options})
     template = build_template(data.template, tokenizer)
     tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
@@ -69,7 +72,7 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         held_out = tuple(e for e in held_out if e.id in kept.by_id)
         lost += [f"{data.held_out_source}: {note}" for note in _losses_of_rows(extra.refused, kept)]
     else:
-        train, held_out = hold_out(usable, data.held_out_per_category, config.run.seed)
+        train, held_out = hold_out(usable, data.held_out_per_category, config.run.seed, key)
     if not held_out:
         raise DataError(
             "there are no held-out rows, so nothing can be evaluated",
@@ -78,7 +81,7 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
     partition = divide(
         train, config.partition.name, config.partition.options, config.partition.clients, config.run.seed, held_out
     )
-    short = {} if data.held_out_source else short_categories(usable, held_out, data.held_out_per_category)
+    short = {} if data.held_out_source else short_categories(usable, held_out, data.held_out_per_category, key)
     examples = {e.id: e for e in (*train, *held_out)}
     return Rows(
         dataset=dataset,
@@ -90,12 +93,32 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         audit=audit(partition, train, held_out, tokenized, dataset),
         warnings=(
             *(
-                f"category {name!r}: {got} of {rows} rows are held out, {data.held_out_per_category} were asked for"
+                f"{key} {name!r}: {got} of {rows} rows are held out, {data.held_out_per_category} were asked for"
                 for name, (got, rows) in short.items()
             ),
             *lost,
         ),
     ), template  # fmt: skip
+
+
+def natural_key(settings: Mapping[str, object]) -> str:
+    """What tells clients apart, "source" or "category", from a partition's settings."""
+    return "source" if settings.get("name") == "files" or settings.get("key") == "source" else "category"
+
+
+def check_window(config: Config, shape: PretrainedConfig) -> None:
+    """Raise UsageError where rows may be longer than the model's window of positions."""
+    window = context_window(shape)
+    if window and config.data.max_length > window:
+        raise UsageError(
+            f"data.max_length = {config.data.max_length} is more than the {window} positions of {config.model.base}",
+            hint=f"set data.max_length to at most {window}",
+        )
+
+
+def context_window(shape: PretrainedConfig) -> int | None:
+    """The most positions that the model was made for, or None where it does not say."""
+    return getattr(shape.get_text_config(), "max_position_embeddings", None)
 
 
 @dataclass(frozen=True)
@@ -151,7 +174,7 @@ def local_training(config: Config, device: torch.device, parameters: int) -> Loc
 
 
 def share(rows: int, training: TrainingTable) -> tuple[int, int]:
-    """(rows, optimizer steps) of a client with so many rows in one round. A batch never holds a row twice."""
+    """(rows, optimizer steps) of a client with so many rows in one round; a batch is never larger than the client."""
     batch = min(training.batch_size, rows)
     if training.local_steps:
         return training.local_steps * batch, training.local_steps
@@ -174,8 +197,11 @@ def rates(config: Config, steps: int, round_number: int) -> tuple[float, ...]:
 
 
 def prepare_plan(config: Config, rows: Rows) -> Plan:
-    """What stays the same over the rounds."""
+    """What stays the same over the rounds. Raises UsageError where the arms leave out what all are compared with."""
     federation = config.federation
+    missing = [arm for arm in ("base", "federated") if arm not in config.evaluation.arms]
+    if missing:
+        raise UsageError(f"evaluation.arms must name {' and '.join(missing)}: the others are compared with them")
 
     def work(client: ClientId, round_number: int, first_row: int) -> Work:
         count, steps = share(len(rows.clients[client]), config.training)

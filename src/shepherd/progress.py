@@ -18,7 +18,6 @@ from typing import Any
 import click
 
 from shepherd import output
-from shepherd.errors import ShepherdError
 from shepherd.report import wording
 
 REFRESH_PER_SECOND = 3
@@ -57,14 +56,10 @@ class Observer:
 
 
 class JsonLines(Observer):
-    """One JSON object per line on stdout. A failure is the last line: {"event": "error", …}."""
+    """One JSON object per line on stdout. The command line adds a failure as the last: {"event": "error", …}."""
 
     def show(self, event: Mapping[str, Any]) -> None:
         click.echo(output.to_json(event))
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ShepherdError):
-            self({"event": "error", "message": error.message, "hint": error.hint, "exit_status": error.exit_code})
 
 
 class PlainLines(Observer):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from shepherd.errors import UsageError, did_you_mean
 
@@ -55,14 +55,20 @@ class Registry:
         if ":" in name:
             module, _, attribute = name.partition(":")
             try:
-                return getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: no module's name
-                raise UsageError(f"{self.kind} {name!r} cannot be imported: {error}") from error
+                factory = getattr(importlib.import_module(module), attribute)
+            except Exception as error:  # the module is the user's own: anything can be wrong in it
+                raise UsageError(f"{self.kind} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+            if not callable(factory):
+                raise UsageError(f"{self.kind} {name!r} is no function but {factory!r}")
+            return factory
         known = ", ".join(self)
         raise UsageError(f"unknown {self.kind}: {name!r}.{did_you_mean(name, self)} Known: {known}")
 
     def build(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
-        """Call the factory with `options`. Unknown or missing options raise UsageError naming them."""
+        """Call the factory with `options`.
+
+        Unknown or missing options, and values of another type than the factory's annotation, raise UsageError.
+        """
         options = dict(options or {})
         parameters = self.options(name)
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -76,7 +82,44 @@ class Registry:
             inspect.signature(self.get(name)).bind(**options)
         except TypeError as error:
             raise UsageError(f"{self.kind} {name!r}: {error}") from error
+        problems = []
+        for key, value in options.items():
+            try:
+                options[key] = _fitting(value, parameters[key].annotation if key in parameters else Any)
+            except ValueError as error:
+                problems.append(f"{key} must be {error}, got {value!r}")
+        if problems:
+            raise UsageError(f"{self.kind} {name!r}: {'; '.join(problems)}")
         try:
             return self.get(name)(**options)
         except ValueError as error:
             raise UsageError(f"{self.kind} {name!r}: {error}") from error
+
+
+def _fitting(value: Any, annotation: Any) -> Any:
+    """`value` as `annotation` wants it: unchanged, an int as a float, a list as a tuple. ValueError: what is wanted."""
+    if annotation in (Any, inspect.Parameter.empty) or isinstance(annotation, str):
+        return value
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+    try:
+        accepts = TypeAdapter(annotation).validate_python
+    except PydanticUserError:  # a class that pydantic has no rules for
+        return value
+    try:
+        return accepts(value, strict=True)
+    except ValidationError:
+        pass
+    if isinstance(value, list):  # TOML knows no tuples
+        try:
+            return accepts(tuple(value), strict=True)
+        except ValidationError:
+            pass
+    raise ValueError(_wanted(annotation))
+
+
+def _wanted(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(repr, get_args(annotation)))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(annotation) or inspect.formatannotation(annotation)

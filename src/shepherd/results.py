@@ -46,9 +46,12 @@ def differences(arms: Mapping[str, RowLosses], locals_: Mapping[str, RowLosses],
         others |= {"local mean": mean, f"local:{best}": locals_[best]}
     if "federated" not in arms:
         return []
+    pairs = [("federated", name, arms["federated"], losses) for name, losses in others.items()]
+    if "centralised" in arms:
+        pairs.append(("centralised", "base", arms["centralised"], arms["base"]))
     return [
-        {"a": "federated", "b": name, **paired_difference(arms["federated"], losses, stream(seed, "bootstrap", name))}
-        for name, losses in others.items()
+        {"a": a, "b": b, **paired_difference(first, second, stream(seed, "bootstrap", b))}
+        for a, b, first, second in pairs
     ]
 
 

@@ -59,7 +59,8 @@ class ServerState:
 class RoundRecord:
     """One line of rounds.jsonl. Sizes in bytes, times in seconds, losses in nats per target token.
 
-    learning_rate holds the rates of the first and the last local step of the client with the most steps.
+    examples counts the rows that a client trained on. learning_rate holds the rates of the first and the last local
+    step of the client with the most steps.
     """
 
     round: int
@@ -116,7 +117,7 @@ def run_round(
         weights=by_client,
         train_loss={u.client: u.metrics["loss"] for u in updates},
         steps={u.client: u.steps for u in updates},
-        examples={u.client: u.num_examples for u in updates},
+        examples={u.client: work[u.client].rows for u in updates},
         tokens={u.client: u.num_tokens for u in updates},
         bytes_up=sum(4 * (d.A.size + d.B.size) for u in updates for d in u.delta.values()),
         bytes_down=state.adapter.nbytes * len(cohort),

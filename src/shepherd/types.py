@@ -133,7 +133,8 @@ class TrainTask:
 class ClientUpdate:
     """Client -> server: what one client learned in one round; `delta = local − global`, per module.
 
-    num_examples counts rows trained on in this round, num_tokens the target tokens among them.
+    num_examples counts the rows that the client holds (the n_k of FedAvg), num_tokens the target tokens that it trained
+    on in this round.
     """
 
     client: ClientId

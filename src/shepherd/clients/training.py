@@ -221,7 +221,7 @@ def train(
                 client=name,
                 round=task.round,
                 delta={module: Factors(*pair) for module, pair in delta.items()},
-                num_examples=task.work[name].rows,
+                num_examples=len(data[name]),
                 num_tokens=int(measured["targets"]),
                 steps=int(measured["steps"]),
                 metrics={"loss": measured["loss"], "last_loss": measured["last_loss"]},

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from shepherd import network
 from shepherd.data.files import read_rows, shorten
 from shepherd.errors import DataError, NetworkError, did_you_mean, missing_extra
 from shepherd.registry import Registry
@@ -67,7 +68,15 @@ def _conversation(turns: Any, topic: str, language: str) -> dict[str, Any]:
 
 
 def hub(name: str) -> Rows:
-    """`org/name[:config][@split]` through the package `datasets`; the split is `train` unless named."""
+    """`org/name[:config][@split]` through the package `datasets`; the split is `train` unless named.
+
+    Who writes `hub:` asks for the network, so it is open while the rows are fetched.
+    """
+    with network.opened():
+        return _fetched(name)
+
+
+def _fetched(name: str) -> Rows:
     try:
         import datasets as hub_datasets
     except ImportError:

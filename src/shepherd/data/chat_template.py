@@ -89,6 +89,11 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             raise Refusal(f"the chat template refuses it: {error}") from None
+        except Exception as error:  # a template is a program that came with the model
+            raise ModelError(
+                f"the chat template of {model_name(self._tokenizer)} fails: {type(error).__name__}: {error}",
+                hint='set data.template = "alpaca", or a text of your own that contains {instruction}',
+            ) from None
 
     def _probe_system(self) -> bool:
         user = Message("user", "shepherd-question")

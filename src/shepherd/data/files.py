@@ -15,6 +15,8 @@ from typing import Any
 
 from shepherd.errors import DataError, did_you_mean, missing_extra
 
+CSV_FIELD_LIMIT = 16 * 2**20
+"""Most characters in one field of a CSV file. A quote that is never closed would read on to the end otherwise."""
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 Numbered = tuple[int, dict[str, Any]]
@@ -43,7 +45,7 @@ def read_rows(path: Path) -> list[Numbered]:
     if suffix == ".parquet":
         rows = list(_parquet(path))
     elif suffix in (".csv", ".tsv"):
-        rows = list(_csv(path, _text(path)))
+        rows = _csv(path, _text(path))
     else:
         rows = _json(path, _text(path))
     if not rows:
@@ -58,7 +60,10 @@ def shorten(text: str, width: int = 80) -> str:
 
 
 def _text(path: Path) -> str:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is UTF-16, not UTF-8", hint="save it as UTF-8")
     try:
@@ -75,7 +80,7 @@ def _json(path: Path, text: str) -> list[Numbered]:
         return _objects(path, _whole(path, text))
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     try:
-        document = json.loads(text) if lines else {}
+        document = _loads(path, text) if lines else {}
     except json.JSONDecodeError:  # several objects, or a broken one
         if lines[0][1].rstrip().endswith(("{", "[", ",")):  # laid out over several lines
             _whole(path, text)
@@ -90,7 +95,7 @@ def _json(path: Path, text: str) -> list[Numbered]:
 
 def _whole(path: Path, text: str) -> Any:
     try:
-        return json.loads(text)
+        return _loads(path, text)
     except json.JSONDecodeError as error:
         line = text.split("\n")[error.lineno - 1]
         raise _malformed(path, error.lineno, error, line) from None
@@ -98,9 +103,21 @@ def _whole(path: Path, text: str) -> Any:
 
 def _line(path: Path, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
+        return _loads(f"{path}:{number}", line)
     except json.JSONDecodeError as error:
         raise _malformed(path, number, error, line) from None
+
+
+def _loads(where: Path | str, text: str) -> Any:
+    """JSON's value. Besides malformed JSON, which is the caller's, there is JSON that Python does not read."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise DataError(f"{where}: JSON that is nested too deeply") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise DataError(f"{where}: JSON that cannot be read: {error}") from None
 
 
 def _malformed(path: Path, line_number: int, error: json.JSONDecodeError, line: str) -> DataError:
@@ -121,10 +138,12 @@ def _object(path: Path, number: int, item: Any) -> dict[str, Any]:
     return item
 
 
-def _csv(path: Path, text: str) -> Iterator[Numbered]:
+def _csv(path: Path, text: str) -> list[Numbered]:
     header = text.split("\n", 1)[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = []
+    former = csv.field_size_limit(CSV_FIELD_LIMIT)
     try:
         for number, row in enumerate(reader, 1):
             if None in row:
@@ -133,9 +152,17 @@ def _csv(path: Path, text: str) -> Iterator[Numbered]:
                     f"{path}:{reader.line_num}: row {number} has more fields than the header; left over: {extra}",
                     hint="texts that contain the delimiter must stand in double quotes",
                 )
-            yield number, {name: value or "" for name, value in row.items()}
+            rows.append((number, {name: value or "" for name, value in row.items()}))
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise DataError(
+                f"{path}:{reader.line_num}: a field is longer than {CSV_FIELD_LIMIT:,} characters",
+                hint="look for a double quote that is opened and never closed",
+            ) from None
         raise DataError(f"{path}:{reader.line_num}: malformed CSV: {error}") from None
+    finally:
+        csv.field_size_limit(former)
+    return rows
 
 
 def _parquet(path: Path) -> Iterator[Numbered]:

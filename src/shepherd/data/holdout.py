@@ -9,9 +9,10 @@ from shepherd.types import Example
 
 
 def hold_out(
-    examples: Sequence[Example], per_category: int, seed: int
+    examples: Sequence[Example], per_category: int, seed: int, key: str = "category"
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """(train, held out): `per_category` rows of each category, drawn by seed (FedIT: 10), in the order of the data.
+    `key` is "category", or "source" where the clients are the sources.
 
     Never more than half of a category: `short_categories` says where that, or the next rule, left fewer. Rows that ask
     the same (`same_prompt`) stay together, so that no held-out row is answered in the training data.
@@ -20,7 +21,7 @@ def hold_out(
     rows: dict[str, list[int]] = {}
     for position, example in enumerate(examples):
         asked.setdefault(same_prompt(example), []).append(position)
-        rows.setdefault(example.category, []).append(position)
+        rows.setdefault(getattr(example, key), []).append(position)
     left = {category: min(per_category, len(held) // 2) for category, held in rows.items()}
     out: set[int] = set()
     for category in sorted(rows):
@@ -31,7 +32,8 @@ def hold_out(
             group = asked[same_prompt(examples[position])]
             need: dict[str, int] = {}
             for member in group:
-                need[examples[member].category] = need.get(examples[member].category, 0) + 1
+                kind = getattr(examples[member], key)
+                need[kind] = need.get(kind, 0) + 1
             if all(count <= left[c] for c, count in need.items()):
                 out.update(group)
                 for c, count in need.items():
@@ -41,14 +43,14 @@ def hold_out(
 
 
 def short_categories(
-    examples: Sequence[Example], held_out: Sequence[Example], per_category: int
+    examples: Sequence[Example], held_out: Sequence[Example], per_category: int, key: str = "category"
 ) -> Mapping[str, tuple[int, int]]:
     """Category -> (rows held out, rows there are), for the categories with fewer than `per_category` held out."""
-    counts = {e.category: [0, 0] for e in examples}
+    counts = {getattr(e, key): [0, 0] for e in examples}
     for e in examples:
-        counts[e.category][1] += 1
+        counts[getattr(e, key)][1] += 1
     for e in held_out:
-        counts[e.category][0] += 1
+        counts[getattr(e, key)][0] += 1
     return {c: (out, rows) for c, (out, rows) in sorted(counts.items()) if out < per_category}
 
 

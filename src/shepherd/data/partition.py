@@ -88,7 +88,7 @@ def save_partition(path: Path, partition: Partition, examples: Sequence[Example]
 
 
 def load_partition(path: Path, dataset_digest: str = "") -> Partition:
-    """Read partition.json. With `dataset_digest` raises DataError when it was made for other data."""
+    """Read a saved partition.json. With `dataset_digest` raises DataError when it was made for other data."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
         partition = Partition(

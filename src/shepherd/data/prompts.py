@@ -13,7 +13,13 @@ from typing import Any
 
 from shepherd.data.chat_template import ChatTemplate
 from shepherd.data.rendering import Rendered, Template, model_name
-from shepherd.data.text_template import ALPACA, ALPACA_INTRODUCTION, ALPACA_WITHOUT_INPUT, TextTemplate
+from shepherd.data.text_template import (
+    ALPACA,
+    ALPACA_INTRODUCTION,
+    ALPACA_INTRODUCTION_WITHOUT_INPUT,
+    ALPACA_WITHOUT_INPUT,
+    TextTemplate,
+)
 from shepherd.errors import ModelError, did_you_mean
 
 __all__ = ["Rendered", "Template", "build_template"]
@@ -41,7 +47,8 @@ def build_template(name: str, tokenizer: Any) -> Template:
             )
         return ChatTemplate(tokenizer)
     if name == "alpaca":
-        return TextTemplate("alpaca", ALPACA, tokenizer, ALPACA_WITHOUT_INPUT, ALPACA_INTRODUCTION)
+        without_input = (ALPACA_WITHOUT_INPUT, ALPACA_INTRODUCTION_WITHOUT_INPUT)
+        return TextTemplate("alpaca", ALPACA, tokenizer, ALPACA_INTRODUCTION, without_input)
     if "{instruction}" in name:
         return TextTemplate("own text", name, tokenizer)
     raise ModelError(

@@ -131,8 +131,11 @@ def _read(source: str, languages: tuple[str, ...]) -> Rows:
         return hub(name)
     if re.fullmatch(r"\w[\w.]+:[^\W\d]\w*", source) and not Path(source).exists():
         return datasets.build(source)
-    path = find(source)
-    return _folder(path) if path.is_dir() else _file(path)
+    try:
+        path = find(source)
+        return _folder(path) if path.is_dir() else _file(path)
+    except OSError as error:
+        raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from None
 
 
 def _file(path: Path) -> Rows:

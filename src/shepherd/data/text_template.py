@@ -11,7 +11,14 @@ from shepherd.data.rendering import Protected, Rendered, Span, bare, control_tok
 from shepherd.errors import ModelError
 from shepherd.types import Message
 
-ALPACA_INTRODUCTION = "An instruction follows. Write a response that carries it out well."
+# Word for word as in the data set's format, since that is the wording that models have been tuned on.
+ALPACA_INTRODUCTION = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
+ALPACA_INTRODUCTION_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+)
 ALPACA = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{response}"
 ALPACA_WITHOUT_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n{response}"
 
@@ -21,16 +28,24 @@ class TextTemplate:
 
     Without {response} the response goes at the end. Without {input} the context follows the instruction. What stands
     after {response} is learned, since the model has to write it. Later turns repeat the block; a system message
-    stands first, in place of `introduction`.
+    stands first, in place of the introduction. (text, introduction) is one pair; `without_input` is the pair for a
+    conversation without a context.
     """
 
-    def __init__(self, name: str, text: str, tokenizer: Any, without_input: str = "", introduction: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        tokenizer: Any,
+        introduction: str = "",
+        without_input: tuple[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.end = tokenizer.eos_token
         self.stops = (self.end,)
         self._control = control_tokens(tokenizer)
-        self._with_input, self._without_input = text, without_input or text
-        self._introduction = introduction
+        self._with_input, self._introduction = text, introduction
+        self._without_input, self._introduction_without_input = without_input or (text, introduction)
         for body in (self._with_input, self._without_input):
             if body.count("{response}") > 1 or "{instruction}" in body.partition("{response}")[2]:
                 raise ModelError(f"template {text!r}: {{response}} stands once, after {{instruction}}")
@@ -51,7 +66,7 @@ class TextTemplate:
         protected = Protected(self._control, [*(m.content for m in messages), context])
         context = protected.hide(context)
         system, pairs = _pairs([Message(m.role, protected.hide(m.content)) for m in messages], generation)
-        opening = system or self._introduction
+        opening = system or (self._introduction if context else self._introduction_without_input)
         text = self._start + (f"{opening}\n\n" if opening else "")
         spans: list[Span] = []
         context_span = None

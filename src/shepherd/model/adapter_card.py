@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from shepherd.types import Adapter
 
 BUILT_FROM = {
@@ -31,7 +33,7 @@ def adapter_card(
     rank_stabilised = ", rank-stabilised" if adapter.rslora else ""
     return f"""---
 library_name: peft
-base_model: {base}
+base_model: {json.dumps(base)}
 tags: [lora, federated-learning, instruction-tuning, shepherd]
 ---
 
@@ -39,10 +41,10 @@ tags: [lora, federated-learning, instruction-tuning, shepherd]
 
 | | |
 |---|---|
-| base model | {BUILT_FROM.get(base, base)} |
-| base model's licence | {base_licence} |
+| base model | {BUILT_FROM.get(base) or _plain(base)} |
+| base model's licence | {_plain(base_licence)} |
 | data | {_plain(data)}, {rows} training rows that stayed with their clients |
-| data's licence | {data_licence} |
+| data's licence | {_plain(data_licence)} |
 | adapter | r = {adapter.r}, alpha = {adapter.alpha:g}{rank_stabilised}, on {", ".join(targets)} |
 | base digest | `{adapter.base_digest}` |
 | held-out loss | {loss_before:.4f} before, {loss_after:.4f} after (nats per token) |

@@ -22,11 +22,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from shepherd import network
 from shepherd.errors import ModelError, NetworkError, ResourceError, did_you_mean
 from shepherd.model.card import licence_of
 from shepherd.model.convert import CONVERSION, convert_gguf
 from shepherd.model.digest import cache_root, damage, read_manifest, sha256, sha256_all, write_manifest
-from shepherd.model.threads import offline_by_default
 
 Progress = Callable[[str], None]
 
@@ -70,10 +70,11 @@ BUILTIN: dict[str, Packaged] = {
 }
 
 
-def resolve(base: str, revision: str = "", allow_network: bool = False) -> Path:
+def resolve(base: str, revision: str = "") -> Path:
     """The local folder of `base`: a built-in name, a folder, a `.gguf` file or a hub id `org/name`.
 
-    Raises ModelError when it is not there; with `allow_network` it is pulled first.
+    A built-in model that was not pulled from its package is the one that was pulled from the hub, if it was.
+    Nothing is downloaded: raises ModelError when it is not there.
     """
     local = Path(base).expanduser()
     if base in BUILTIN:
@@ -81,7 +82,7 @@ def resolve(base: str, revision: str = "", allow_network: bool = False) -> Path:
         entry = _entry(BUILTIN[base].sha256)
         if entry.is_dir():
             return _undamaged(entry, mend=f"shepherd model pull {base}")
-        return pull(base) if allow_network else _not_here(base, "is not on this machine yet")
+        return _from_hub(BUILTIN[base]) or _not_here(base, "is not on this machine yet")
     if local.is_dir():
         _no_revision(base, revision)
         return local
@@ -95,7 +96,7 @@ def resolve(base: str, revision: str = "", allow_network: bool = False) -> Path:
             f"{base} is a file, but not a GGUF file", hint="model.base takes a folder, a .gguf file, or a hub id"
         )
     if _HUB_ID.fullmatch(base):
-        return pull(base, revision=revision) if allow_network else _hub_snapshot(base, revision)
+        return _hub_snapshot(base, revision)
     raise ModelError(
         f"unknown model: {base!r} is no built-in name, folder, .gguf file or hub id.{did_you_mean(base, BUILTIN)}",
         hint=f"built in: {', '.join(BUILTIN)}; a hub id looks like org/name",
@@ -123,10 +124,13 @@ def list_models() -> list[ModelEntry]:
     converted = {path: read_manifest(path) for path in sorted(_models_folder().glob(f"gguf-*-{CONVERSION}"))}
     for name, packaged in BUILTIN.items():
         path = _entry(packaged.sha256)
-        manifest = converted.pop(path, {})
-        found.append(
-            ModelEntry(name, path if manifest else None, _bytes(manifest), packaged.licence, packaged.requirement)
-        )
+        if manifest := converted.pop(path, {}):
+            found.append(ModelEntry(name, path, _bytes(manifest), packaged.licence, packaged.requirement))
+        elif snapshot := _from_hub(packaged):
+            size = sum(file.stat().st_size for file in snapshot.iterdir() if file.is_file())
+            found.append(ModelEntry(name, snapshot, size, packaged.licence, "hub"))
+        else:
+            found.append(ModelEntry(name, None, 0, packaged.licence, packaged.requirement))
     for path, manifest in converted.items():
         if manifest:
             found.append(ModelEntry(manifest["name"], path, _bytes(manifest), licence_of(path), manifest["source"]))
@@ -304,14 +308,24 @@ def _hub_snapshot(hub_id: str, revision: str) -> Path:
     return folder
 
 
+def _from_hub(packaged: Packaged) -> Path | None:
+    """The folder of a built-in model that was pulled from the hub; None when it was not."""
+    try:
+        return _hub_snapshot(packaged.hub_id, "")
+    except ModelError:
+        return None
+
+
 def _pull_from_hub(hub_id: str, revision: str, report: Progress) -> Path:
+    with network.opened():
+        return _download_from_hub(hub_id, revision, report)
+
+
+def _download_from_hub(hub_id: str, revision: str, report: Progress) -> Path:
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    if offline_by_default():  # We closed the door in this process, and this command was asked to open it.
-        os.environ["HF_HUB_OFFLINE"] = "0"
-        constants.HF_HUB_OFFLINE = False
-    elif constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         raise NetworkError(
             f"{hub_id} cannot be downloaded: HF_HUB_OFFLINE is set in your environment", hint="unset HF_HUB_OFFLINE"
         )

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shepherd import network
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,10 +21,7 @@ _DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # Kernels are kept by shape, half a megabyte each; passes have ever new lengths, and 1,024 kernels are too many.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
-    # No network unless asked: `pull` lifts this in its own process.
-    "HF_HUB_OFFLINE": "1",
 }
-_ours: set[str] = set()
 
 # The products of a small model's MLP: tokens of a small step, hidden size, intermediate size.
 _ROWS, _IN, _OUT = 256, 576, 1536
@@ -32,14 +31,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 def prepare_environment() -> None:
     """Set what torch and the hub read when they are imported, unless the user has set it. Call before torch loads."""
     for name, value in _DEFAULTS.items():
-        if name not in os.environ:
-            os.environ[name] = value
-            _ours.add(name)
-
-
-def offline_by_default() -> bool:
-    """Whether the hub is off because `prepare_environment` said so, not because the user did."""
-    return "HF_HUB_OFFLINE" in _ours
+        os.environ.setdefault(name, value)
+    network.close_by_default()
 
 
 def available_cores() -> int:

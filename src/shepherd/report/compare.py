@@ -33,7 +33,14 @@ from shepherd.report.wording import (
 )
 
 # Settings in which runs of one group may differ: where and how fast a run went, not what it computed.
-ASIDE = ("run.name", "run.out", "run.seed", "run.threads")
+ASIDE = (
+    "run.name",
+    "run.out",
+    "run.seed",
+    "run.threads",
+    "training.clients_at_once",
+    "training.tokens_per_pass",
+)
 ARMS = {"base": "Base", "local": "Mean alone", "federated": "Federated", "centralised": "Centralised"}
 DRAWN = len(charts.SERIES_STYLES)
 

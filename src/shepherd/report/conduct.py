@@ -29,7 +29,7 @@ from shepherd.report.wording import (
 def budget(record: RunRecord, limits: Limits) -> Section:
     """What each arm was allowed to use."""
     names = {
-        "optimizer_steps_per_client": "Steps per client",
+        "optimizer_steps_per_client": "Steps in sequence",
         "optimizer_steps": "Optimizer steps",
         "rows": "Rows",
         "tokens": "Tokens",
@@ -41,7 +41,10 @@ def budget(record: RunRecord, limits: Limits) -> Section:
     order = [a for a in findings.ARMS if a in given] + sorted(set(given) - set(findings.ARMS))
     label = {**findings.ARM_NAMES, "local": "Clients alone, together"}
     rows = [[label.get(a, a), *(plainly(given[a].get(k)) for k in keys)] for a in order]
-    text = "What each arm used. Equal budgets are what makes the losses above comparable."
+    text = "What each arm used. Steps in sequence: those of one client that takes part in every round."
+    sequence = [number(v.get("optimizer_steps_per_client")) for v in given.values()]
+    if sequence and None not in sequence and max(sequence) - min(sequence) > 0.01 * max(sequence):
+        text += " They are not equal here: read the losses above with that in mind."
     if not rows:
         return Section("budget", "Budget of each arm", ["No budget is recorded for this run yet."])
     items = [Table("Budget of each arm", ("Arm", *(names.get(k, k.replace("_", " ")) for k in keys)), rows)]
@@ -163,11 +166,11 @@ def time(record: RunRecord, limits: Limits) -> Section:
     seconds = dict(record.summary.get("seconds") or {})
     total = number(seconds.pop("total", None))
     words = {
-        "load": "loading",
-        "federated": "training, federated",
-        "local": "training, alone",
-        "centralised": "training, centralised",
-        "evaluate": "evaluation",
+        "load model": "loading the model",
+        "federated": "federated: training, evaluation, checkpoints",
+        "local": "alone: training, evaluation",
+        "centralised": "centralised: training, evaluation",
+        "evaluate": "evaluation of the base",
         "generate": "generated answers",
     }
     parts = [(words.get(name, name), value) for name, raw in seconds.items() if (value := number(raw)) is not None]

@@ -222,7 +222,14 @@ def _kept(record: RunRecord) -> str:
     """How much of the gain of pooling is kept; said only when federated is distinguishable from base."""
     base = difference(record, "federated", "base")
     pooled = difference(record, "centralised", "base")
-    if not base or not base.distinguishable or base.value >= 0 or not pooled or pooled.value >= 0:
+    if (
+        not base
+        or not base.distinguishable
+        or base.value >= 0
+        or not pooled
+        or not pooled.distinguishable
+        or pooled.value >= 0
+    ):
         return ""
     return f" It reaches {percent(base.value / pooled.value, 0)} of the gain that pooling brings over the base model."
 

@@ -241,11 +241,10 @@ def privacy(record: RunRecord) -> Section:
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:
-    given = record.summary.get("command")
     # The name only: a report is sent around, and the folders of a person's disk are nobody's business.
     command = f"shepherd run {shlex.quote(clean(record.name))}/config.toml"
     again = [("Repeat with exactly these settings, from the folder that holds this run's folder:", command)]
-    return ([("Started with:", str(given))] if given else []) + again
+    return again
 
 
 def versions(record: RunRecord) -> list[Table]:

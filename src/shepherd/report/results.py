@@ -179,6 +179,8 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
             else f"The held-out loss was measured every {every} rounds."
         ]
     )
+    if len(mean) == 1:
+        text.append("The clients alone were measured at the end only.")
     if not federated and not centralised and not mean:
         text = ["No held-out loss was measured over the rounds."]
     picture = charts.line_chart(
@@ -222,7 +224,7 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
         ),
         rows,
         note=left_out(len(every_round), limits.rows, "round", "evenly spaced ones are shown")
-        + " Deviation: how far the clients' updates are apart, as the run recorded it.",
+        + " Deviation: ‖Σ wBA − (Σ wB)(Σ wA)‖ / ‖Σ wBA‖, what averaging A and B apart loses.",
     )
     caption = "Loss on all held-out rows after each round. Round 0 is the model before tuning."
     return Section("rounds", "Loss per round", text, [Figure(picture, caption, without_empty(table))])
@@ -267,6 +269,9 @@ def clients(record: RunRecord, limits: Limits) -> Section:
             + (f" Better off alone on their own rows: {listing([shorten(c, 32) for c in losers])}." if losers else "")
         )
         text.append("These are single numbers without intervals: read small differences with care.")
+    failed = [f"{f.get('client')} ({f.get('detail')})" for f in record.summary.get("failed") or []]
+    if failed:
+        text.append(f"Trained alone and failed, so they are in no figure: {listing([shorten(f, 80) for f in failed])}.")
     if alone and len(alone) < len(names):
         text.append(
             f"{len(alone)} of {plural(len(names), 'client')} trained alone; the others have no loss of their own."
