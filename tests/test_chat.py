@@ -241,7 +241,7 @@ def test_two_models_draw_from_the_same_random_numbers(run):
 
 
 def test_another_run_on_the_same_base_can_answer_beside_it(run, tuned):
-    other = tiny_run(run.parents[1], "llama", "run.name=other", "run.seed=9")
+    other = tiny_run(run.parents[1], "llama", "run.name=other", "run.seed=9", "training.learning_rate=0.1")
     beside = load_tuned(other, shared=tuned.base)
     assert beside.base is tuned.base
     expected = (by_hand(tuned, tuned.lora, "Hello"), by_hand(beside, beside.lora, "Hello"))

@@ -27,7 +27,8 @@ def tiny_run(
         tiny_model(kind, folder, chat_template=chat_template, **changes)
     overrides = [
         f"model.base={model}", "model.dtype=float32", "model.device=cpu", "run.threads=1", f"run.out={folder / 'runs'}",
-        "data.rows_per_category=6", "data.held_out_per_category=1", "data.max_length=384",
+        "data.rows_per_category=6", "data.held_out_per_category=1",
+        f"data.max_length={min(384, changes.get('n_positions', 384))}",
         "partition.name=iid", "partition.clients=2",
         "federation.rounds=1", "training.local_steps=2", "training.learning_rate=0.01",
         "evaluation.arms=base,federated", "evaluation.generate=2", "evaluation.max_new_tokens=4", *settings,
