@@ -76,7 +76,7 @@ def measure(spec: dict) -> dict:
     environment = os.environ | {"OMP_NUM_THREADS": str(spec["threads"]), "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("OMP_WAIT_POLICY", None)
     if spec["wait_policy"] == "passive":
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        environment |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}  # as the shepherd command sets them
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps(spec)], env=environment, capture_output=True, text=True
     )

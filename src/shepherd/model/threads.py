@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _DEFAULTS = {
     # Spinning workers cost a busy machine far more than waking sleeping ones costs an idle one.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # A waiting thread of GNU OpenMP sleeps after a short spin, not at once: a pass has ten thousand short parallel
+    # regions, and with a sleep in each two threads were slower than one (docs/decisions/0006).
+    "GOMP_SPINCOUNT": "10000",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # Kernels are kept by shape, half a megabyte each; passes have ever new lengths, and 1,024 kernels are too many.
