@@ -129,7 +129,6 @@ def _train_alone(
         if every and number % every == 0 and number < rounds:
             for client, losses in zip(clients, _losses(learner, rows, lora), strict=True):
                 curves[client].append((number, losses.stat.mean))
-    cohort.release()
     final = dict(zip(clients, _losses(learner, rows, lora), strict=True))
     for client, losses in final.items():
         if client not in cohort.failures and not np.isfinite(losses.stat.mean):

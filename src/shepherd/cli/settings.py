@@ -23,7 +23,7 @@ QUICK: dict[str, int] = {
     "data.max_length": 128,
     "data.held_out_per_category": 2,
     "federation.rounds": 2,
-    "training.batch_size": 2,
+    "training.batch_size": 1,
     "training.local_steps": 2,
     "evaluation.local_clients": 2,
     "evaluation.every": 0,

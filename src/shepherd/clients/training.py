@@ -114,12 +114,6 @@ class Cohort:
                 observe(StepReport({c: way.report() for c, way in courses.items()}, frozenset(self.failures), seen))
         return {c: way.metrics() for c, way in courses.items() if c not in self.failures}
 
-    def release(self) -> None:
-        """Free the optimizers' tensors now: torch's optimizers are reference cycles, which may stay for many rounds."""
-        for optimizer in self.optimizers:
-            optimizer.state.clear()
-            optimizer.param_groups.clear()
-
     def _course(self, work: Work) -> Course:
         rows = walk(self.data[work.client], work.client, work.first_row, work.rows, self.seed)
         numbered = list(enumerate(rows, start=work.first_row))
@@ -210,7 +204,6 @@ def train(
         begin = lora.pack(task.adapter.factors)
         cohort = Cohort(packed, lora, settings, chunk, data, task.seed)
         metrics = cohort.run([task.work[name] for name in chunk], task.round, observe)
-        cohort.release()
         for slot, name in enumerate(chunk):
             if name in cohort.failures:
                 yield cohort.failures[name]
