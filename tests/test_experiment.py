@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -492,3 +493,13 @@ def test_every_packaged_recipe_runs_a_round_of_its_own_shape(name, model_folder,
     assert math.isfinite(run.summary["arms"]["federated"]["loss"])
     assert (run.path / "report.html").stat().st_size > 1000
     assert run.summary["reload_check"]["difference"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_run_with_its_report_opens_no_connection(run_small, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError(f"the run asked for the network: {arguments}")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert (run_small("federation.rounds=1").path / "report.html").exists()
