@@ -11,7 +11,8 @@ import pytest
 
 from console import Shell
 from shepherd.errors import DataError, EvaluationError, ModelError, ResourceError, UsageError
-from shepherd.export import export
+from shepherd.export import _card, export
+from shepherd.store import read_json
 from shepherd.tuned import load_tuned
 from tiny import CHAT_TEMPLATE, tiny_model
 from tiny_run import tiny_run
@@ -204,3 +205,11 @@ def test_the_command_prints_the_folder_and_the_measured_difference(run, tmp_path
     outcome = Shell(capsys, monkeypatch)("export", run, "--to", "merged", "--out", tmp_path / "out")
     assert outcome.status == 0 and outcome.out == f"{tmp_path / 'out'}\n"
     assert outcome.err.startswith("loaded again: the logits of 2 conversations (")
+
+
+def test_a_merged_models_card_shows_the_base_and_its_licence_as_text_only(run):
+    summary = {**read_json(run / "summary.json")}
+    summary["model"] = {**summary["model"], "name": "a|b<img>", "licence": "see <script>`x`|"}
+    card = _card(summary, "float32")
+    table = card.split("---", 2)[2]
+    assert "<" not in table and "a/b‹img›" in table and "see ‹script›'x'/" in table

@@ -23,7 +23,7 @@ from shepherd.config import load as load_config
 from shepherd.data.prompts import Template
 from shepherd.data.tokenize import encode
 from shepherd.errors import DataError, EvaluationError, ResourceError, UsageError, did_you_mean
-from shepherd.model.adapter_card import BUILT_FROM
+from shepherd.model.adapter_card import base_named, plain
 from shepherd.model.convert import quiet_transformers
 from shepherd.report.wording import plural, size
 from shepherd.store import RunDirectory, open_run, read_json
@@ -236,11 +236,11 @@ tags: [lora, federated-learning, instruction-tuning, shepherd]
 
 | | |
 |---|---|
-| base model | {BUILT_FROM.get(base, base)} |
-| base model's licence | {model["licence"]} |
+| base model | {base_named(base)} |
+| base model's licence | {plain(model["licence"])} |
 | base digest | `{model["digest"]}` |
-| data | {_plain(data["name"])}, {data["train_rows"]} training rows that stayed with their clients |
-| data's licence | {_plain(data["licence"])} |
+| data | {plain(data["name"])}, {data["train_rows"]} training rows that stayed with their clients |
+| data's licence | {plain(data["licence"])} |
 | adapter | r = {adapter["r"]}, alpha = {adapter["alpha"]:g}, on {", ".join(adapter["targets"])} |
 | adapter's sha256 | `{summary["adapter_sha256"]}` |
 | held-out loss | {before:.4f} before, {after:.4f} after (nats per token, measured before merging) |
@@ -256,8 +256,3 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 
 The licences of the base model and of the data apply to this model.
 """
-
-
-def _plain(text: str) -> str:
-    """One line without the characters that Markdown tables and HTML read."""
-    return " ".join(text.split()).translate(str.maketrans({"|": "/", "<": "‹", ">": "›", "`": "'"}))

@@ -219,7 +219,7 @@ class LiveTable(Observer):
         return table
 
 
-_ORDER = {"failed": 0, "training": 1, "waiting": 2, "done": 3}
+_ORDER = {"failed": 0, "training": 1, "done": 2}
 _STYLE = {"failed": "bold red", "training": "cyan", "done": "green"}
 
 

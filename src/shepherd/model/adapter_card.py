@@ -41,10 +41,10 @@ tags: [lora, federated-learning, instruction-tuning, shepherd]
 
 | | |
 |---|---|
-| base model | {BUILT_FROM.get(base) or _plain(base)} |
-| base model's licence | {_plain(base_licence)} |
-| data | {_plain(data)}, {rows} training rows that stayed with their clients |
-| data's licence | {_plain(data_licence)} |
+| base model | {base_named(base)} |
+| base model's licence | {plain(base_licence)} |
+| data | {plain(data)}, {rows} training rows that stayed with their clients |
+| data's licence | {plain(data_licence)} |
 | adapter | r = {adapter.r}, alpha = {adapter.alpha:g}{rank_stabilised}, on {", ".join(targets)} |
 | base digest | `{adapter.base_digest}` |
 | held-out loss | {loss_before:.4f} before, {loss_after:.4f} after (nats per token) |
@@ -60,6 +60,11 @@ The licences of the base model and of the data apply to what is made with this a
 """
 
 
-def _plain(text: str) -> str:
+def base_named(base: str) -> str:
+    """What a card calls the base: where a built-in one comes from, else its name."""
+    return BUILT_FROM.get(base) or plain(base)
+
+
+def plain(text: str) -> str:
     """One line without the characters that Markdown tables and HTML read."""
     return " ".join(text.split()).translate(str.maketrans({"|": "/", "<": "‹", ">": "›", "`": "'"}))
