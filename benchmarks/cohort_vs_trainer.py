@@ -267,7 +267,7 @@ def _walked(rows, work):
 def _cohort_side(learner, data):
     """work -> ({client: losses}, tokens computed): all clients in one batch."""
     from shepherd.clients.training import train
-    from shepherd.types import TrainTask
+    from shepherd.types import TrainTask, View
 
     def run(work):
         losses = {client: [] for client in work}
@@ -277,8 +277,8 @@ def _cohort_side(learner, data):
                 if step > len(losses[client]):
                     losses[client].append(loss)
 
-        task = TrainTask(1, learner.adapter, 0, work)
-        for _ in train(task, learner.packed, learner.make_lora, learner.settings, data, observe):
+        task = TrainTask(1, {client: View(learner.adapter) for client in work}, 0, work)
+        for _ in train(task, {}, learner.packed, learner.make_lora, learner.settings, data, observe):
             pass
         return losses, sum(len(row.input_ids) for c, w in work.items() for row in _walked(data[c], w))
 

@@ -13,7 +13,7 @@ import pytest
 SOURCES = Path(__file__).parents[1] / "src" / "shepherd"
 
 # What each part may import, beside itself. A part is a module or a folder of the package.
-GROUND = {"types", "registry", "rng", "errors", "network"}
+GROUND = {"types", "registry", "rng", "errors", "network", "lowrank"}
 BOTTOM = GROUND | {"config", "store"}
 DATA_AND_MODEL = {"data", "model"}
 ROOMS = {"clients", "updates", "server", "evaluation"}

@@ -17,7 +17,7 @@ from shepherd.clients.training import Cohort, LocalTraining, train, walk
 from shepherd.model.adapter import fresh_adapter, save_adapter
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
-from shepherd.types import ClientFailure, ClientUpdate, Factors, Tokens, TrainTask, Work
+from shepherd.types import ClientFailure, ClientUpdate, Tokens, TrainTask, View, Work
 
 R, ALPHA, VOCABULARY = 4, 8.0, 97
 RATES = (3e-3, 2e-3, 1e-3)
@@ -86,7 +86,9 @@ def cohort_updates(
     work = {c: Work(c, (first or {}).get(c, 0), 2 * len(rates), tuple(rates)) for c in (order or sorted(data))}
     local = LocalTraining(dropout=lora_dropout, **{"weight_decay": 0.5, "max_grad_norm": 1.0, **settings})
     make = lambda slots: CohortLora(modules, R, ALPHA / R, slots, dropout=lora_dropout)  # noqa: E731
-    results = train(TrainTask(1, adapter, 7, work), PackedModel(model), make, local, data)
+    results = train(
+        TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work), {}, PackedModel(model), make, local, data
+    )
     return {result.client: result for result in results}
 
 
@@ -124,7 +126,7 @@ def peft_reference(data, client, kind, folder, optimizer, rates=RATES, seed=7, f
 
 def distance(a, b) -> float:
     """‖a − b‖ / ‖b‖ over all factors. Not per element: Adam turns the rounding of a gradient near 0 into a step."""
-    flat = [np.concatenate([m.ravel() for name in sorted(b) for m in x[name]]).astype(np.float64) for x in (a, b)]
+    flat = [np.concatenate([x[name].ravel() for name in sorted(b)]).astype(np.float64) for x in (a, b)]
     return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
 
 
@@ -145,15 +147,13 @@ def test_a_cohort_of_three_gives_each_client_what_plain_peft_gives_it_alone(kind
         losses, state, start = peft_reference(data, client, kind, tmp_path / client, optimizer)
         assert together[client].metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
         expected = {
-            name: Factors(
-                *(
-                    state[f"base_model.model.{name}.lora_{x}.weight"].numpy() - y
-                    for x, y in zip("AB", pair, strict=True)
-                )
-            )
+            f"{name}.{part}": state[f"base_model.model.{name}.lora_{part}.weight"].numpy() - getattr(pair, part)
             for name, pair in start.factors.items()
+            for part in "AB"
         }
-        assert all(np.abs(pair.A).max() > 1e-6 for pair in expected.values())  # it did learn
+        assert all(
+            np.abs(value).max() > 1e-6 for name, value in expected.items() if name.endswith(".A")
+        )  # it did learn
         assert distance(together[client].delta, expected) < TOLERANCE[optimizer]
 
 
@@ -194,8 +194,7 @@ def test_the_same_seed_gives_the_same_bytes():
     first, again = cohort_updates(some_data()), cohort_updates(some_data())
     for client in first:
         for name in first[client].delta:
-            for x, y in zip(first[client].delta[name], again[client].delta[name], strict=True):
-                assert x.tobytes() == y.tobytes()
+            assert first[client].delta[name].tobytes() == again[client].delta[name].tobytes()
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory():
@@ -232,7 +231,8 @@ def test_clients_with_fewer_steps_leave_early_and_keep_their_result():
     make = lambda slots: CohortLora(modules, R, ALPHA / R, slots)  # noqa: E731
     work = {"client-0": Work("client-0", 0, 2, RATES[:1]), "client-1": Work("client-1", 0, 6, RATES)}
     settings = LocalTraining(weight_decay=0.5)
-    mixed = {u.client: u for u in train(TrainTask(1, adapter, 7, work), PackedModel(model), make, settings, data)}
+    task = TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work)
+    mixed = {u.client: u for u in train(task, {}, PackedModel(model), make, settings, data)}
     assert (mixed["client-0"].steps, mixed["client-1"].steps) == (1, 3)
     assert_same_update(mixed["client-0"], cohort_updates(data, rates=RATES[:1])["client-0"])
     assert_same_update(mixed["client-1"], cohort_updates(data)["client-1"])
@@ -279,7 +279,7 @@ def test_bfloat16_bases_learn_nearly_what_float32_bases_learn():
     rough = cohort_updates(data, model=base_model().to(torch.bfloat16))
     for client in data:
         assert rough[client].metrics["loss"] == pytest.approx(exact[client].metrics["loss"], rel=0.02)
-        a = np.concatenate([m.ravel() for p in exact[client].delta.values() for m in p])
-        b = np.concatenate([m.ravel() for p in rough[client].delta.values() for m in p])
+        a = np.concatenate([m.ravel() for m in exact[client].delta.values()])
+        b = np.concatenate([m.ravel() for m in rough[client].delta.values()])
         assert b.dtype == np.float32
         assert np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) > 0.9

@@ -20,8 +20,8 @@ from shepherd.config import Config
 from shepherd.errors import UsageError, did_you_mean
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.prepare import Learner, Rows, rates, share
-from shepherd.round import Engine, Plan, RoundRecord, ServerState, run_round
-from shepherd.types import Adapter, ClientFailure, ClientId, Tokens, Work
+from shepherd.round import Engine, Plan, RoundRecord, run_round
+from shepherd.types import Adapter, ClientFailure, ClientId, ServerState, Tokens, Work
 
 Observe = Callable[[int, StepReport], None]
 POOLED = "pooled"

@@ -36,9 +36,10 @@ from shepherd.model.generate import generate
 from shepherd.model.threads import use_threads
 from shepherd.prepare import Learner, Rows, check_window, context_window, prepare_learner, prepare_plan, prepare_rows
 from shepherd.rng import stream
-from shepherd.round import Plan, ServerState
+from shepherd.round import Plan
 from shepherd.store import RunDirectory, checkpoint_name, read_json
 from shepherd.tuned import load_tuned
+from shepherd.types import GlobalModel, ServerState
 
 __all__ = ["Estimate", "Run", "evaluate_run", "plan", "run"]
 
@@ -156,7 +157,7 @@ class _Experiment:
     def _federated(self, learner: Learner, plan: Plan, rows: Rows) -> tuple[ServerState, dict, tuple[int, int]]:
         """All rounds: a checkpoint and a line in rounds.jsonl each."""
         config = self.config
-        state = ServerState(0, learner.adapter, {})
+        state = ServerState(0, plan.method.start(learner.adapter, config.run.seed))
         self.curve = [(0, self.losses["base"].stat.mean)]
         best, traffic, steps, examples, tokens = (np.inf, 0), np.zeros(2, int), 0, 0, 0
         with self._phase("train", "federated"):
@@ -184,11 +185,11 @@ class _Experiment:
                 begin = time.perf_counter()
                 name = f"checkpoints/{checkpoint_name(state.round)}"
                 with self.store.commit_folder(name) as folder:
-                    save_adapter(folder, state.adapter, base_name=config.model.base, conv1d=learner.conv1d)
+                    save_adapter(folder, state.model.adapter, base_name=config.model.base, conv1d=learner.conv1d)
                 self.store.prune_checkpoints(config.checkpoints.keep, best[1])
                 line["seconds"]["commit"] = time.perf_counter() - begin
                 self.store.append("rounds.jsonl", line)
-                self.store.journal("committed", round=state.round, adapter=digest(state.adapter))
+                self.store.journal("committed", round=state.round, adapter=digest(state.model.adapter))
                 self.tell({"event": "round", **line})
                 traffic += (record.bytes_up, record.bytes_down)
                 steps += sum(record.steps.values())
@@ -207,7 +208,7 @@ class _Experiment:
         return arm
 
     def _evaluate(self, arm: str, state: ServerState | None, rows: Rows, number: int) -> RowLosses:
-        losses = self.engine.evaluate(state.adapter if state else None, rows.held_out)
+        losses = self.engine.evaluate(state.model if state else None, rows.held_out)
         if not np.isfinite(losses.stat.mean):
             raise EvaluationError(
                 f"round {number}: the held-out loss of the {arm} arm is {losses.stat.mean}",
@@ -220,10 +221,10 @@ class _Experiment:
         """Write the final adapter, then read it back and measure it again."""
         reported = self.losses["federated"].stat.mean
         with self.store.commit_folder("adapter") as folder:
-            save_adapter(folder, state.adapter, base_name=base.name, conv1d=learner.conv1d)
+            save_adapter(folder, state.model.adapter, base_name=base.name, conv1d=learner.conv1d)
             base.tokenizer.save_pretrained(folder)
             card = adapter_card(
-                state.adapter,
+                state.model.adapter,
                 base=base.name,
                 base_licence=base.licence,
                 data=rows.dataset.name,
@@ -236,7 +237,7 @@ class _Experiment:
                 version=__version__,
             )
             (folder / "README.md").write_text(card, encoding="utf-8")
-        again = self.engine.evaluate(load_adapter(self.store.path / "adapter"), rows.held_out).stat.mean
+        again = self.engine.evaluate(GlobalModel(load_adapter(self.store.path / "adapter")), rows.held_out).stat.mean
         if not abs(again - reported) <= 1e-4 * (1 + abs(reported)):
             raise EvaluationError(
                 f"the adapter on disk has held-out loss {again:.6f}, the one in memory had {reported:.6f}",
@@ -253,7 +254,7 @@ class _Experiment:
         window = context_window(base.model.config) or math.inf
         fit = [i for i, prompt in enumerate(prompts) if len(prompt) + self.config.evaluation.max_new_tokens <= window]
         examples, prompts = [examples[i] for i in fit], [prompts[i] for i in fit]
-        adapters = {"base": None, "federated": state.adapter}
+        adapters = {"base": None, "federated": state.model.adapter}
         if "centralised" in outcome:
             adapters["centralised"] = outcome["centralised"].adapters[arms.POOLED]
         answers = {}
@@ -306,7 +307,7 @@ class _Experiment:
         brief = {name: results.brief(m) for name, m in measured.items()}
         if local is not None:
             brief["local"] = {client: results.brief(m) for client, m in local.items()}
-        adapter = state.adapter
+        adapter = state.model.adapter
         return {
             "arms": brief,
             "budget": budget,

@@ -26,7 +26,8 @@ from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
 from shepherd.round import Plan
 from shepherd.server.aggregation import aggregators
-from shepherd.types import Adapter, ClientId, Example, Partition, Tokens, Work
+from shepherd.server.method import FactorMean
+from shepherd.types import Adapter, ClientId, Example, Objective, Partition, Tokens, Work
 
 TOKENS_PER_PASS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 
@@ -212,10 +213,12 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         clients=tuple(sorted(rows.clients)),
         cohort_size=cohort_size(len(rows.clients), federation.clients_per_round, federation.fraction),
         select=selections.build(federation.selection),
-        aggregate=aggregators.build(federation.aggregation),
+        method=FactorMean(aggregators.build(federation.aggregation)),
         weights=federation.weights,
         min_updates=federation.min_updates,
         work=work,
+        rank=lambda client: config.lora.r,
+        objective=Objective(),
     )
 
 

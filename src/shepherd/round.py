@@ -1,13 +1,13 @@
 """ONE ROUND of federated tuning, in order. Read this first.
 
-select a cohort -> send the global adapter -> train locally -> gate -> aggregate -> next global adapter
+select a cohort -> give each client its view of the model -> train locally -> gate -> combine -> next global model
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from shepherd.clients.selection import Selection
@@ -15,44 +15,57 @@ from shepherd.clients.training import StepReport
 from shepherd.errors import ClientError
 from shepherd.evaluation.losses import RowLosses
 from shepherd.rng import stream
-from shepherd.server.aggregation import Aggregator, aggregation_deviation, step, update_weights
-from shepherd.types import Adapter, ClientFailure, ClientId, ClientUpdate, Tokens, TrainTask, Work
+from shepherd.server.aggregation import aggregation_deviation, update_weights
+from shepherd.server.method import Method
+from shepherd.types import (
+    ClientFailure,
+    ClientId,
+    ClientUpdate,
+    GlobalModel,
+    Objective,
+    ServerState,
+    Tensors,
+    Tokens,
+    TrainTask,
+    Work,
+)
 from shepherd.updates.gate import admit, update_norm
 
 
 class Engine(Protocol):
     """Who runs the clients. The algorithm does not know whether they are in this process or in another country."""
 
-    def train(self, task: TrainTask, observe: Callable[[StepReport], None]) -> Iterable[ClientUpdate | ClientFailure]:
-        """One update or failure for every client of the task, sorted by client."""
+    def train(
+        self, task: TrainTask, private: Mapping[ClientId, Tensors], observe: Callable[[StepReport], None]
+    ) -> Iterable[ClientUpdate | ClientFailure]:
+        """One update or failure for every client of the task, sorted by client.
+
+        `private` is what simulated clients kept from earlier rounds; real sites keep theirs and are not told.
+        """
         ...
 
-    def evaluate(self, adapter: Adapter | None, rows: Sequence[Tokens]) -> RowLosses:
-        """The losses of rows that the server holds, under an adapter or the bare base."""
+    def evaluate(self, model: GlobalModel | None, rows: Sequence[Tokens]) -> RowLosses:
+        """The losses of rows that the server holds, under a model or the bare base."""
         ...
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays the same over the rounds of a run. `work(client, round, first_row)` is a client's share."""
+    """What stays the same over the rounds of a run.
+
+    `work(client, round, first_row)` is a client's share, `rank(client)` the rank of its adapter.
+    """
 
     seed: int
     clients: tuple[ClientId, ...]
     cohort_size: int
     select: Selection
-    aggregate: Aggregator
+    method: Method
     weights: str
     min_updates: int
     work: Callable[[ClientId, int, int], Work]
-
-
-@dataclass(frozen=True)
-class ServerState:
-    """Everything the next round needs: the global adapter and how far each client has walked over its rows."""
-
-    round: int
-    adapter: Adapter
-    cursors: Mapping[ClientId, int]
+    rank: Callable[[ClientId], int]
+    objective: Objective
 
 
 @dataclass(frozen=True)
@@ -87,10 +100,12 @@ def run_round(
     number = state.round + 1
     cohort = plan.select(plan.clients, plan.cohort_size, stream(plan.seed, "select", number))
     work = {client: plan.work(client, number, state.cursors.get(client, 0)) for client in cohort}
-    task = TrainTask(number, state.adapter, plan.seed, work)
+    views = {c: plan.method.view(state.model, c, plan.rank(c), number, plan.seed) for c in cohort}
+    task = TrainTask(number, views, plan.seed, work, state.model.remainder, plan.objective)
+    private = {client: state.clients[client] for client in cohort if client in state.clients}
 
     begin = time.perf_counter()
-    answers = _first_of_each([admit(answer, task) for answer in engine.train(task, observe)])
+    answers = _first_of_each([admit(answer, task) for answer in engine.train(task, private, observe)])
     trained = time.perf_counter()
     # Float sums depend on order, arrival does not repeat: sort by client.
     updates = sorted((a for a in answers if isinstance(a, ClientUpdate)), key=lambda u: u.client)
@@ -99,9 +114,9 @@ def run_round(
         raise ClientError(_too_few(number, updates, failures, plan.min_updates), hint=_advice(failures))
 
     weights = update_weights(updates, plan.weights)
-    adapter = step(state.adapter, plan.aggregate(updates, weights))
     by_client = {u.client: w for u, w in zip(updates, weights, strict=True)}
-    deviation = aggregation_deviation(state.adapter, updates, by_client)
+    model = plan.method.combine(state.model, views, updates, by_client)
+    deviation = aggregation_deviation(state.model.adapter, updates, by_client)
     aggregated = time.perf_counter()
 
     cursors = dict(state.cursors)
@@ -119,14 +134,15 @@ def run_round(
         steps={u.client: u.steps for u in updates},
         examples={u.client: work[u.client].rows for u in updates},
         tokens={u.client: u.num_tokens for u in updates},
-        bytes_up=sum(4 * (d.A.size + d.B.size) for u in updates for d in u.delta.values()),
-        bytes_down=state.adapter.nbytes * len(cohort),
+        bytes_up=sum(u.nbytes for u in updates),
+        bytes_down=sum(view.adapter.nbytes for view in views.values()),
         seconds={"train": trained - begin, "aggregate": aggregated - trained},
         learning_rate=(longest[0], longest[-1]),
         deviation=deviation,
         update_norm={u.client: update_norm(u) for u in updates},
     )
-    return ServerState(number, adapter, cursors), record
+    clients = {**state.clients, **{u.client: u.private for u in updates if u.private}}
+    return replace(state, round=number, model=model, cursors=cursors, clients=clients), record
 
 
 def _first_of_each(answers: Iterable[ClientUpdate | ClientFailure]) -> list[ClientUpdate | ClientFailure]:

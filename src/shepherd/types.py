@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from shepherd.lowrank import LowRank
+
 ClientId = str
+Tensors = Mapping[str, np.ndarray]
+"""Arrays by name. A factor of a module is `<module>.A` or `<module>.B`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,30 +125,121 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Core:
+    """B = basis · blockdiag(values): the core is trained and travels in place of B.
+
+    Fed-SB (2502.15436) has one head, Ravan (2506.05568) several.
+    basis {module: float32[out, r]}, values {module: float32[heads, r / heads, r / heads]}.
+    """
+
+    basis: Tensors
+    values: Tensors
+
+
+@dataclass(frozen=True)
+class View:
+    """What one client starts a round from, which parts of it may move, and which of those travel back.
+
+    Local step i moves `trains[i % len(trains)]`: "AB", "A" or "B". `sends` is "AB", "A", "B" or "core". `slots` holds
+    bool[r] by module, the rank slots that may move; None lets all move. The adapter has the client's own rank.
+    """
+
+    adapter: Adapter
+    trains: tuple[str, ...] = ("AB",)
+    sends: str = "AB"
+    slots: Tensors | None = None
+    core: Core | None = None
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What travels, by name, as it stands at the start of the round: float32."""
+        if self.core is not None:
+            return {f"{name}.core": values for name, values in self.core.values.items()}
+        return {
+            f"{name}.{part}": getattr(pair, part) for name, pair in self.adapter.factors.items() for part in self.sends
+        }
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What local training minimises beside the loss, the same for all clients of a run.
+
+    proximal: μ of (μ/2)‖θ − θ_t‖² (FedProx, 1812.06127), on the factors, or with form "product" of
+    (μ/2)‖s(BA − B_tA_t)‖². rate_ratio: η_B / η_A. scaffold: correct each step by c − c_k (1910.06378).
+    """
+
+    proximal: float = 0.0
+    proximal_form: str = "factors"
+    rate_ratio: float = 1.0
+    scaffold: bool = False
+
+
+@dataclass(frozen=True)
 class TrainTask:
-    """Server -> clients: train this adapter for one round. `work` has an entry for each client of the cohort."""
+    """Server -> clients: one round's work. `views` and `work` have an entry for each client of the cohort.
+
+    `remainder` is an increment that lies frozen beside the base, the same for all clients; `control` is SCAFFOLD's c,
+    by the names of the tensors that travel.
+    """
 
     round: int
-    adapter: Adapter
+    views: Mapping[ClientId, View]
     seed: int
     work: Mapping[ClientId, Work]
+    remainder: Mapping[str, LowRank] = field(default_factory=dict)
+    objective: Objective = Objective()
+    control: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """Client -> server: what one client learned in one round; `delta = local − global`, per module.
+    """Client -> server: what one client learned in one round; `delta = local − view`, by the names of View.tensors.
 
     num_examples counts the rows that the client holds (the n_k of FedAvg), num_tokens the target tokens that it trained
-    on in this round.
+    on in this round. `private` is what the client keeps for its next round; it is never part of a message.
     """
 
     client: ClientId
     round: int
-    delta: Mapping[str, Factors]
+    delta: Tensors
     num_examples: int
     num_tokens: int
     steps: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    private: Tensors = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the delta when nothing is compressed."""
+        return sum(array.nbytes for array in self.delta.values())
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """What a federation has learned: an adapter, a frozen increment that does not fit into it, the server's memory.
+
+    The effective increment of a module is remainder + scale · B @ A. `memory` holds a method's and a server
+    optimizer's arrays by name: moments, fixed bases, control variates.
+    """
+
+    adapter: Adapter
+    remainder: Mapping[str, LowRank] = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """Everything that the next round needs, and so everything that a restart needs; random streams are derived.
+
+    cursors: how far each client has walked over its rows. clients: what simulated clients keep on their side. strikes:
+    unusable answers of a client since its last good one; quarantined clients are asked no more.
+    """
+
+    round: int
+    model: GlobalModel
+    cursors: Mapping[ClientId, int] = field(default_factory=dict)
+    clients: Mapping[ClientId, Tensors] = field(default_factory=dict)
+    strikes: Mapping[ClientId, int] = field(default_factory=dict)
+    quarantined: tuple[ClientId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

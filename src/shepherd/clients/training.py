@@ -19,7 +19,7 @@ import torch
 from shepherd.model.forward import PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive, stream
-from shepherd.types import ClientFailure, ClientId, ClientUpdate, Factors, Tokens, TrainTask, Work
+from shepherd.types import ClientFailure, ClientId, ClientUpdate, Tensors, Tokens, TrainTask, Work
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,7 @@ class Cohort:
 
 def train(
     task: TrainTask,
+    private: Mapping[ClientId, Tensors],
     packed: PackedModel,
     make_lora: Callable[[int], CohortLora],
     settings: LocalTraining,
@@ -200,20 +201,20 @@ def train(
         chunk = tuple(names[start : start + settings.clients_at_once])
         lora = make_lora(len(chunk))
         for slot in range(len(chunk)):
-            lora.load(slot, task.adapter)
-        begin = lora.pack(task.adapter.factors)
+            lora.load(slot, task.views[chunk[slot]].adapter)
         cohort = Cohort(packed, lora, settings, chunk, data, task.seed)
         metrics = cohort.run([task.work[name] for name in chunk], task.round, observe)
         for slot, name in enumerate(chunk):
             if name in cohort.failures:
                 yield cohort.failures[name]
                 continue
+            begin = lora.pack(task.views[name].adapter.factors)
             delta = lora.unpack(lora.flat.detach()[slot].cpu().numpy() - begin)
             measured = metrics[name]
             yield ClientUpdate(
                 client=name,
                 round=task.round,
-                delta={module: Factors(*pair) for module, pair in delta.items()},
+                delta={f"{module}.{part}": getattr(pair, part) for module, pair in delta.items() for part in "AB"},
                 num_examples=len(data[name]),
                 num_tokens=int(measured["targets"]),
                 steps=int(measured["steps"]),

@@ -8,7 +8,7 @@ from shepherd.clients.training import LocalTraining, StepReport, train
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.types import Adapter, ClientFailure, ClientId, ClientUpdate, Tokens, TrainTask
+from shepherd.types import ClientFailure, ClientId, ClientUpdate, GlobalModel, Tensors, Tokens, TrainTask
 
 
 class LocalEngine:
@@ -24,13 +24,16 @@ class LocalEngine:
         self.packed, self.make_lora, self.settings, self.data = packed, make_lora, settings, data
 
     def train(
-        self, task: TrainTask, observe: Callable[[StepReport], None] = lambda report: None
+        self,
+        task: TrainTask,
+        private: Mapping[ClientId, Tensors],
+        observe: Callable[[StepReport], None] = lambda report: None,
     ) -> Iterable[ClientUpdate | ClientFailure]:
-        return train(task, self.packed, self.make_lora, self.settings, self.data, observe)
+        return train(task, private, self.packed, self.make_lora, self.settings, self.data, observe)
 
-    def evaluate(self, adapter: Adapter | None, rows: Sequence[Tokens]) -> RowLosses:
+    def evaluate(self, model: GlobalModel | None, rows: Sequence[Tokens]) -> RowLosses:
         lora = None
-        if adapter is not None:
+        if model is not None:
             lora = self.make_lora(1)
-            lora.load(0, adapter)
+            lora.load(0, model.adapter)
         return row_losses(self.packed, rows, lora, 2 * self.settings.tokens_per_pass)[0]

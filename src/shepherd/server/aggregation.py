@@ -1,6 +1,6 @@
 """Many updates -> one: rules that turn the deltas of a round into the step of the global adapter.
 
-An aggregator takes (updates, weights) and returns {module: Factors}, the delta to add to the global adapter.
+An aggregator takes (updates, weights) and returns the delta to add to the global adapter, by tensor name.
 Updates come sorted by client, weights sum to one; sums run in float64, so the order of arrival changes no bit.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from shepherd.registry import Registry
-from shepherd.types import Adapter, ClientId, ClientUpdate, Factors
+from shepherd.types import Adapter, ClientId, ClientUpdate, Factors, Tensors
 
-Aggregator = Callable[[Sequence[ClientUpdate], Sequence[float]], Mapping[str, Factors]]
+Aggregator = Callable[[Sequence[ClientUpdate], Sequence[float]], Tensors]
 aggregators = Registry("aggregation")
 
 
@@ -21,14 +21,14 @@ aggregators = Registry("aggregation")
 def fedit() -> Aggregator:
     """Weighted mean of A and of B, each on its own (FedIT, Zhang et al., 2023; FedAvg, McMahan et al., 2017)."""
 
-    def aggregate(updates: Sequence[ClientUpdate], weights: Sequence[float]) -> dict[str, Factors]:
-        def mean(name: str, part: int) -> np.ndarray:
-            total = np.zeros(updates[0].delta[name][part].shape, np.float64)
+    def aggregate(updates: Sequence[ClientUpdate], weights: Sequence[float]) -> dict[str, np.ndarray]:
+        def mean(name: str) -> np.ndarray:
+            total = np.zeros(updates[0].delta[name].shape, np.float64)
             for update, weight in zip(updates, weights, strict=True):
-                total += weight * update.delta[name][part].astype(np.float64)
+                total += weight * update.delta[name].astype(np.float64)
             return total.astype(np.float32)
 
-        return {name: Factors(mean(name, 0), mean(name, 1)) for name in updates[0].delta}
+        return {name: mean(name) for name in updates[0].delta}
 
     return aggregate
 
@@ -48,10 +48,10 @@ def update_weights(updates: Sequence[ClientUpdate], by: str) -> tuple[float, ...
     return tuple(size / total for size in sizes)
 
 
-def step(adapter: Adapter, delta: Mapping[str, Factors]) -> Adapter:
+def step(adapter: Adapter, delta: Tensors) -> Adapter:
     """adapter + delta, in float32."""
     factors = {
-        name: Factors(A + delta[name].A, B + delta[name].B) for name, (A, B) in adapter.factors.items()
+        name: Factors(A + delta[f"{name}.A"], B + delta[f"{name}.B"]) for name, (A, B) in adapter.factors.items()
     }  # fmt: skip
     return Adapter(factors, adapter.r, adapter.alpha, adapter.rslora, adapter.base_digest)
 
@@ -67,8 +67,8 @@ def aggregation_deviation(
     difference = total = 0.0
     for name, (A, B) in adapter.factors.items():
         w = np.sqrt([weights[u.client] for u in updates])
-        As = np.stack([A + u.delta[name].A for u in updates]).astype(np.float64)
-        Bs = np.stack([B + u.delta[name].B for u in updates]).astype(np.float64)
+        As = np.stack([A + u.delta[f"{name}.A"] for u in updates]).astype(np.float64)
+        Bs = np.stack([B + u.delta[f"{name}.B"] for u in updates]).astype(np.float64)
         mean_A, mean_B = np.einsum("k,kri->ri", w**2, As), np.einsum("k,kor->or", w**2, Bs)
         difference += _square_norm((Bs - mean_B) * w[:, None, None], (As - mean_A) * w[:, None, None])
         total += _square_norm(Bs * w[:, None, None], As * w[:, None, None])
