@@ -49,7 +49,10 @@ def main() -> int:
     threads = options.threads or available_cores()
     cases = []
     for targets, policy in product(options.targets, options.wait_policy):
-        spec = {name: getattr(options, name) for name in ("model", "data", "partition", "clients", "steps", "batch")}
+        spec = {
+            name: getattr(options, name)
+            for name in ("model", "device", "data", "partition", "clients", "steps", "batch")
+        }
         spec |= {"targets": targets, "wait_policy": policy, "threads": threads}
         runs = {side: [] for side in options.sides}
         for repeat, side in product(range(options.repeats), options.sides):
@@ -220,7 +223,7 @@ def _child(spec: dict) -> dict:
             *([f"partition.clients={spec['clients']}"] if spec["partition"] != "by_key" else []),
         ],
     )  # fmt: skip
-    base = load_base(spec["model"], device="cpu", dtype=dtype)
+    base = load_base(spec["model"], device=spec["device"], dtype=dtype)
     rows, _ = prepare_rows(config, base.tokenizer)
     if len(rows.clients) < spec["clients"]:
         raise SystemExit(f"{len(rows.clients)} clients are in the data, {spec['clients']} asked: use --partition iid")
@@ -232,15 +235,17 @@ def _child(spec: dict) -> dict:
     learner = prepare_learner(config, base)
     train = _trainer_side(base, learner, data, autocast) if kind == "trainer" else _cohort_side(learner, data)
 
-    base_bytes = _resident()
+    memory = _Memory(base.device)
+    base_bytes = memory.held()
     client = min(work)
     train({client: Work(client, 0, 1, work[client].learning_rates[:1])})  # first calls set up the libraries
-    loading = _peak()
-    _forget_peak()
+    loading = memory.peak()
+    memory.forget_peak()
     start, cpu = time.perf_counter(), time.process_time()
     losses, computed = train(work)
+    memory.synchronise()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = _peak()
+    peak = memory.peak()
     used = [row for c, own in data.items() for row in _walked(own, work[c])]
     return {
         "seconds": seconds,
@@ -254,7 +259,11 @@ def _child(spec: dict) -> dict:
         "peak_above_base_bytes": peak - base_bytes,
         "base_bytes": base_bytes,
         "losses": losses,
-        "matmul_peak": {name: matmul_peak(getattr(torch, name)) for name in ("float32", "bfloat16")},
+        "matmul_peak": {
+            name: matmul_peak(getattr(torch, name), base.device.type, size=8192 if base.device.type == "cuda" else 1024)
+            for name in ("float32", "bfloat16")
+        },
+        "device": torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else "cpu",
     }
 
 
@@ -333,7 +342,7 @@ def _trainer_side(base, learner, data, autocast):
                 trainer = InOrder(
                     model=model,
                     args=transformers.TrainingArguments(
-                        folder, use_cpu=True, bf16=autocast, max_steps=w.steps,
+                        folder, use_cpu=base.device.type == "cpu", bf16=autocast, max_steps=w.steps,
                         per_device_train_batch_size=-(-w.rows // w.steps), learning_rate=w.learning_rates[0],
                         lr_scheduler_type="constant", optim="adamw_torch", weight_decay=settings.weight_decay,
                         adam_beta1=settings.betas[0], adam_beta2=settings.betas[1],
@@ -369,26 +378,41 @@ def _flop(model, adapter_parameters: int, rows) -> float:
     return products + 12 * config.num_hidden_layers * width * pairs
 
 
-def _resident() -> int:
-    import psutil
+class _Memory:
+    """Bytes held and their peak: resident memory of the process on a CPU, allocated tensors on a GPU."""
 
-    return psutil.Process().memory_info().rss
+    def __init__(self, device) -> None:
+        import torch
 
+        self.cuda = torch.cuda if device.type == "cuda" else None
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    def synchronise(self) -> None:
+        if self.cuda:
+            self.cuda.synchronize()
 
+    def held(self) -> int:
+        import psutil
 
-def _forget_peak() -> None:
-    """Start the peak anew, so that reading the base does not hide a smaller peak of training. Linux only."""
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
+        return self.cuda.memory_allocated() if self.cuda else psutil.Process().memory_info().rss
+
+    def peak(self) -> int:
+        if self.cuda:
+            return self.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def forget_peak(self) -> None:
+        """Start the peak anew, so that reading the base does not hide a smaller peak of training. CPU: Linux only."""
+        if self.cuda:
+            self.cuda.reset_peak_memory_stats()
+        elif Path("/proc/self/clear_refs").exists():
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", default="smollm2-135m", help="as model.base of a recipe")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--data", default="builtin:instructions", help="as data.source of a recipe: a built-in, a file, a folder")
     add("--partition", default="by_key", choices=("by_key", "iid"), help="by_key: one category a client")
     add("--clients", type=int, default=8)

@@ -1,7 +1,7 @@
 """A padding-free pass through the base: sequences end to end in one row, the output head on response tokens only.
 
-Attention over the packed row is ours, registered through transformers' `AttentionInterface`, so any causal LM that
-uses the interface works unmodified. Whether a model really keeps packed sequences apart is measured when it is
+Attention over the packed row is ours (attention.py), so any causal LM that uses transformers' interface works
+unmodified. Whether a model really keeps packed sequences apart is measured when it is
 wrapped, not believed: a model that does not (recurrent layers, attention biases of its own) is refused.
 """
 
@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from shepherd.errors import ModelError
+from shepherd.model import attention
 from shepherd.model.lora import Segment
 from shepherd.types import Tokens
 
-ATTENTION = "shepherd_packed"
 HEAD_ROWS = 512  # rows of logits held at once when no gradient is needed
 
 
@@ -109,7 +107,6 @@ class PackedModel:
         chunk = getattr(model.config.get_text_config(), "attention_chunk_size", None)
         if chunk:
             raise ModelError(f"chunked attention (attention_chunk_size = {chunk}) is not supported yet")
-        AttentionInterface.register(ATTENTION, _packed_attention)
         self.head = model.get_output_embeddings()
         self.plain_head = False
         self._check()
@@ -117,7 +114,7 @@ class PackedModel:
     @contextmanager
     def packing(self) -> Iterator[PackedModel]:
         """Within this context the model takes packed passes; outside it attends as usual, for generation."""
-        self.model.set_attn_implementation(ATTENTION)
+        self.model.set_attn_implementation(attention.NAME)
         try:
             yield self
         finally:
@@ -129,10 +126,9 @@ class PackedModel:
             hidden = self._hidden(batch)
             weight, bias = self.head.weight, self.head.bias
             sums = [
-                F.linear_cross_entropy(hidden[s.start : s.end], weight, batch.labels[s.start : s.end],
-                                       linear_bias=bias, reduction="sum").float()
+                _head_loss(hidden[s.start : s.end], weight, bias, batch.labels[s.start : s.end])
                 for s in batch.target_segments
-            ]  # fmt: skip
+            ]
         else:
             logits = self._logits(batch)
             sums = [
@@ -156,14 +152,14 @@ class PackedModel:
         return torch.cat(losses), torch.cat(hits)
 
     def _hidden(self, batch: Pass) -> Tensor:
-        _open(batch)
+        attention.open_pass(batch.bounds)
         output = self.model.base_model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
         ).last_hidden_state
         return output[0].index_select(0, batch.predictors)
 
     def _logits(self, batch: Pass) -> Tensor:
-        _open(batch)
+        attention.open_pass(batch.bounds)
         output = self.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -210,69 +206,11 @@ class PackedModel:
             self.plain_head = plain.shape == got.shape and torch.equal(plain, got)
 
 
-_bounds: tuple[int, ...] = ()  # of the pass that is under way; checkpointing reads it again in the backward pass
-
-
-def _open(batch: Pass) -> None:
-    global _bounds
-    _bounds = batch.bounds
-
-
-def _packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs,
-) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence. query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D]."""
-    if not _bounds or _bounds[-1] != query.shape[2]:
-        raise ModelError("packed attention was called outside a packed pass")
-    if kwargs.get("s_aux") is not None:
-        raise ModelError("attention sinks are not supported yet")
-    if getattr(module, "is_causal", True) is False:
-        raise ModelError("this model has bidirectional attention; packed passes need a causal LM")
-    window = sliding_window or getattr(module, "sliding_window", None)
-    grouped = key.shape[1] != query.shape[1]
-    dtype = query.dtype
-    if query.device.type == "cpu":  # SDPA's CPU kernel is slower in bfloat16 than in float32 (measured 1.2–1.5 times)
-        query, key, value = query.float(), key.float(), value.float()
-    parts = []
-    for start, end in pairwise(_bounds):
-        q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
-        length = end - start
-        windowed = window is not None and length > window
-        if softcap is not None:
-            parts.append(_softcapped(q, k, v, scaling, softcap, window if windowed else None))
-            continue
-        mask = _band(length, window, q.device) if windowed else None
-        parts.append(
-            F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-            )
-        )
-    return torch.cat(parts, dim=2).to(dtype).transpose(1, 2).contiguous(), None
-
-
-def _band(length: int, window: int | None, device: torch.device) -> Tensor:
-    """bool[n, n]: may the row's token see the column's? Itself and the `window` − 1 before it."""
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
-    return (distance >= 0) & (distance < (window or length))
-
-
-def _softcapped(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, softcap: float, window: int | None) -> Tensor:
-    """Attention with tanh-capped scores (Gemma 2), for which SDPA has no kernel."""
-    repeat = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-    scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
-    scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~_band(q.shape[2], window, q.device), float("-inf"))
-    return torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype) @ v
+def _head_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """Summed cross entropy of the head's logits, float32; fused where torch has it (2.12)."""
+    if hasattr(F, "linear_cross_entropy"):
+        return F.linear_cross_entropy(hidden, weight, labels, linear_bias=bias, reduction="sum").float()
+    return F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="sum")
 
 
 def _runs(slots: Sequence[int], lengths: Sequence[int]) -> tuple[Segment, ...]:

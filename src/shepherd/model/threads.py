@@ -132,7 +132,8 @@ def matmul_peak(dtype: torch.dtype | None = None, device: str = "cpu", seconds: 
     import torch
 
     with torch.inference_mode():
-        left = torch.ones(size, size, dtype=dtype or torch.float32, device=device)
+        # Random: some processors multiply constants faster.
+        left = torch.rand(size, size, device=device).to(dtype or torch.float32)
         synchronise = torch.cuda.synchronize if left.is_cuda else lambda: None
         left @ left
         synchronise()
