@@ -26,7 +26,7 @@ from shepherd.errors import DataError, EvaluationError, ResourceError, UsageErro
 from shepherd.model.adapter_card import base_named, plain
 from shepherd.model.convert import quiet_transformers
 from shepherd.report.wording import plural, size
-from shepherd.store import RunDirectory, open_run, read_json
+from shepherd.store import commit_folder, open_run, read_json
 from shepherd.tuned import adapter_folder, load_tuned
 from shepherd.types import Message
 
@@ -87,7 +87,7 @@ def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float
         _refuse_quantised(folder)
     ours = _reference(folder)
     try:
-        with RunDirectory(target.parent).commit_folder(target.name) as pending:
+        with commit_folder(target) as pending:
             if to == "peft":
                 shutil.copytree(adapter, pending, dirs_exist_ok=True)
                 expected, got = ours.logits, _logits(_with_adapter(ours.base, pending), ours.conversations)

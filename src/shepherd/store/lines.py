@@ -1,0 +1,135 @@
+"""JSON lines that survive a power cut: rounds.jsonl and, with a checksum in each line, journal.jsonl.
+
+A journal line ends in `"crc": "…"`, the CRC-32 of the same line without that key, so that any JSON reader can read it
+and a flipped bit is seen. A line is on the medium when `append` returns; an append that fails leaves no trace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shepherd.store.disk import Disk, write_whole
+
+START = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+"""The `mark` of a file without lines."""
+
+_SUFFIX = len('"crc": "00000000"}')
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a journal says: its rows without the checksums, the damaged lines {number, from 1: reason}, and how many
+    bytes of an unfinished last line were found after them."""
+
+    rows: tuple[Mapping[str, Any], ...] = ()
+    damaged: tuple[tuple[int, str], ...] = ()
+    torn: int = 0
+
+
+def line_of(row: Any) -> bytes:
+    """One line of JSON. Raises ValueError for numbers that are not finite."""
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def journal_line(row: Mapping[str, Any]) -> bytes:
+    text = line_of(row).removesuffix(b"}\n")
+    return text + (b", " if row else b"") + b'"crc": "%08x"}\n' % zlib.crc32(text + b"}")
+
+
+def append(disk: Disk, file: Path, line: bytes) -> None:
+    """Add a line, durably. When it fails the file is cut back to the lines it had."""
+    new = not file.exists()
+    end = 0 if new else _end(file)
+    if not new and end != file.stat().st_size:
+        disk.cut(file, end)  # an earlier append failed, and so did cutting it back
+    try:
+        disk.append(file, line)
+        disk.sync(file)
+        if new:
+            disk.sync_folder(file.parent)
+    except BaseException:
+        with suppress(OSError):
+            disk.cut(file, end)
+        raise
+
+
+def read_journal(file: Path) -> Journal:
+    """Read a journal; a missing one is empty. Nothing is changed."""
+    return _read(file)[0]
+
+
+def mend_journal(disk: Disk, file: Path) -> Journal:
+    """Read a journal and cut away an unfinished last line, so that the next append stands on a line of its own."""
+    journal, size = _read(file)
+    if journal.torn:
+        disk.cut(file, size)
+        disk.sync(file)
+    return journal
+
+
+def mark(file: Path) -> dict[str, Any]:
+    """How far a file of lines has come: {"bytes", "sha256"} of all there is."""
+    data = file.read_bytes() if file.exists() else b""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def cut_to(disk: Disk, file: Path, there: Mapping[str, Any]) -> str:
+    """Cut away what was added after `there`, a `mark` of this file. What is wrong with the rest, or ""."""
+    data = file.read_bytes() if file.exists() else b""
+    size = there["bytes"]
+    if len(data) > size:
+        write_whole(disk, file, data[:size])
+    if len(data) < size:
+        return f"{file.name} has lost its last {size - len(data)} bytes"
+    if hashlib.sha256(data[:size]).hexdigest() != there["sha256"]:
+        return f"{file.name} was changed after it was written"
+    return ""
+
+
+def _read(file: Path) -> tuple[Journal, int]:
+    """The journal, and the size of the file without its torn end."""
+    data = file.read_bytes() if file.exists() else b""
+    # Not splitlines(): JSON texts may hold U+2028 and its kin unescaped.
+    *lines, rest = data.split(b"\n")
+    rows, damaged = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(_checked(line))
+        except ValueError as error:
+            damaged.append((number, str(error)))
+    if not rest and damaged and damaged[-1][0] == len(lines):
+        # Only the last append can be torn, and a sector of zeros may lie before the newline that made it.
+        damaged.pop()
+        rest = lines[-1] + b"\n"
+    return Journal(tuple(rows), tuple(damaged), len(rest)), len(data) - len(rest)
+
+
+def _checked(line: bytes) -> Mapping[str, Any]:
+    text, suffix = line[:-_SUFFIX], line[-_SUFFIX:]
+    text = (text.removesuffix(b", ") if text != b"{" else text) + b"}"
+    if not suffix.startswith(b'"crc": "'):
+        raise ValueError("has no checksum")
+    if suffix != b'"crc": "%08x"}' % zlib.crc32(text):
+        raise ValueError("does not match its checksum")
+    return json.loads(text)
+
+
+def _end(file: Path) -> int:
+    """Where the last finished line ends."""
+    with open(file, "rb") as stream:
+        end = stream.seek(0, 2)
+        while end:
+            start = max(0, end - 65536)
+            stream.seek(start)
+            found = stream.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0

@@ -1,0 +1,260 @@
+"""The run directory: its files appear whole or not at all, its rounds are committed or absent.
+
+runs/<name>/config.toml, partition.json, rounds.jsonl, journal.jsonl, env.json, checkpoints/round-0001/, adapter/,
+            evaluation/{metrics.json, generations.jsonl}, summary.json, report.html
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import ResourceError, ShepherdError, UsageError, did_you_mean
+from shepherd.store import lines
+from shepherd.store.disk import DISK, Disk, make_folders, remove_tree, sweep, temporary, write_whole
+from shepherd.store.lock import locked
+from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name
+
+ROUNDS, JOURNAL = "rounds.jsonl", "journal.jsonl"
+_FORMER = ".old-"
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Where a run can go on: the newest valid round (None: from the start), the rounds that were rejected on the way
+    to it, and in sentences what else was found damaged and mended."""
+
+    checkpoint: Checkpoint | None
+    rejected: tuple[Rejected, ...]
+    notes: tuple[str, ...]
+
+
+class RunDirectory:
+    """A run's folder, and the only code that writes to it.
+
+    Everything that is written here is on the medium when the call returns, or else a ResourceError says which file
+    it was, what remains intact and how to go on.
+    """
+
+    def __init__(self, path: Path, disk: Disk = DISK) -> None:
+        self.path, self.disk = Path(path), disk
+        self.rounds = Rounds(self.path / "checkpoints", disk)
+
+    @classmethod
+    def create(cls, out: Path, name: str, disk: Disk = DISK) -> RunDirectory:
+        """Make `out/name`, or `out/name-2`, `-3` … when that exists already; nothing is overwritten."""
+        try:
+            make_folders(disk, out)
+            for number in range(1, 10_000):
+                path = out / (name if number == 1 else f"{name}-{number}")
+                try:
+                    disk.make_folder(path)
+                except FileExistsError:
+                    continue
+                disk.sync_folder(out)
+                return cls(path, disk)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot make a run directory in {out}: {error.strerror}", hint="choose another place with --out"
+            ) from None
+        raise ResourceError(f"{out} holds too many runs called {name}", hint="choose another run.name")
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Be the only writer within the block. Raises UsageError that names the other one."""
+        return locked(self.path, disk=self.disk)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a file whole or not at all."""
+        target = self.path / name
+        with self._explained(target):
+            make_folders(self.disk, target.parent)
+            write_whole(self.disk, target, text.encode("utf-8"))
+        return target
+
+    def write_json(self, name: str, value: Any) -> Path:
+        return self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_lines(self, name: str, rows: Iterable[Any]) -> Path:
+        return self.write_text(name, b"".join(map(lines.line_of, rows)).decode("utf-8"))
+
+    def append(self, name: str, row: Any) -> None:
+        """Add a line to a JSON Lines file."""
+        with self._explained(self.path / name):
+            lines.append(self.disk, self.path / name, lines.line_of(row))
+
+    def journal(self, what: str, **details: Any) -> None:
+        """What happened, in order: {"at": unix seconds, "what": …, …, "crc": …}."""
+        with self._explained(self.path / JOURNAL):
+            row = {"at": round(time.time(), 3), "what": what, **details}
+            lines.append(self.disk, self.path / JOURNAL, lines.journal_line(row))
+
+    @contextmanager
+    def commit_folder(self, name: str) -> Iterator[Path]:
+        """A folder that is filled under another name and appears when the `with` block ends without an error."""
+        with self._explained(self.path / name), commit_folder(self.path / name, self.disk) as folder:
+            yield folder
+
+    @contextmanager
+    def commit_round(self, number: int, line: Mapping[str, Any], **facts: Any) -> Iterator[Path]:
+        """A folder to fill with all that round `number` has to remember; committed when the block ends.
+
+        `line` is its line in rounds.jsonl, read when the block ends and written just before the round becomes
+        visible; the manifest knows how far the file had come then. After an error neither is there.
+        """
+        metrics = self.path / ROUNDS
+        before = metrics.stat().st_size if metrics.exists() else 0
+
+        def seal() -> dict[str, Any]:
+            lines.append(self.disk, metrics, lines.line_of(line))
+            return {**facts, ROUNDS: lines.mark(metrics)}
+
+        with self._explained(self.rounds.folder / checkpoint_name(number)):
+            try:
+                with self.rounds.commit(number, seal) as folder:
+                    yield folder
+            except BaseException:
+                if number not in self.rounds.numbers() and metrics.exists():
+                    with suppress(OSError):
+                        self.disk.cut(metrics, before)
+                raise
+
+    def prune_checkpoints(self, keep: int, best: int) -> None:
+        """Delete all but the last `keep` checkpoints, at least two, and that of round `best`."""
+        with self._explained(self.rounds.folder):
+            self.rounds.keep(keep, best)
+
+    def recover(self) -> Recovered:
+        """Bring the directory back to its newest valid round; the caller holds the lock. May be repeated.
+
+        Unfinished work of former processes is swept away, the journal's torn last line cut off, the rounds that were
+        rejected are put aside (not deleted), and rounds.jsonl ends with the line of the round that is returned.
+        """
+        with self._explained(self.path):
+            notes = [f"unfinished {name} was removed" for name in self._sweep()]
+            journal = lines.mend_journal(self.disk, self.path / JOURNAL)
+            if journal.torn:
+                notes.append(f"{JOURNAL}: an unfinished last line of {journal.torn} bytes was cut off")
+            notes += [f"{JOURNAL}, line {number} {reason}" for number, reason in journal.damaged]
+            checkpoint, rejected = self.rounds.newest()
+            for name in self.rounds.rewind(checkpoint.round if checkpoint else 0):
+                notes.append(f"{name} was put aside")
+            there = checkpoint.facts.get(ROUNDS) if checkpoint else lines.START
+            if there and (wrong := lines.cut_to(self.disk, self.path / ROUNDS, there)):
+                notes.append(wrong)
+            return Recovered(checkpoint, rejected, tuple(notes))
+
+    def _sweep(self) -> list[str]:
+        """Remove unfinished work; a folder that was being replaced gets its former content back."""
+        found = []
+        for folder in (self.path, *sorted(path for path in self.path.iterdir() if path.is_dir())):
+            for former in sorted(folder.glob(f"{_FORMER}*")):
+                _restore(self.disk, folder / former.name.removeprefix(_FORMER))
+            found += sweep(self.disk, folder)
+        return found
+
+    @contextmanager
+    def _explained(self, file: Path) -> Iterator[None]:
+        """Turn a failing disk into a sentence: which file, what is intact, how to go on."""
+        try:
+            yield
+        except ShepherdError:
+            raise
+        except Exception as error:
+            number = error.errno if isinstance(error, OSError) else _native_error(error)
+            if number in _REASONS:
+                raise self._failure(number, Path(getattr(error, "filename", None) or file)) from error
+            if number is not None and not self.path.is_dir():
+                raise ResourceError(
+                    f"{self.path} is gone: it was deleted or moved while the run wrote to it",
+                    hint="put it back, or run again",
+                ) from error
+            raise
+
+    def _failure(self, number: int, file: Path) -> ResourceError:
+        reason, mend = _REASONS[number]
+        committed = self.rounds.numbers()
+        intact = f"rounds up to {committed[-1]} are committed and intact" if committed else "no round was committed yet"
+        again = f"then: shepherd resume {self.path}" if committed else "then run it again, or elsewhere with --out"
+        return ResourceError(f"{reason}: {file} was not written; {intact}", hint=f"{mend}, {again}")
+
+
+_REASONS = {
+    errno.ENOSPC: ("no space left on the disk", "free some space"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk (dmesg), copy the run to another if need be"),
+    errno.EROFS: ("the file system is read-only", "make it writable"),
+    errno.ESTALE: ("the network disk is gone", "bring it back"),
+    errno.EACCES: ("permission denied", "give yourself the right to write there"),
+}
+
+
+def _native_error(error: Exception) -> int | None:
+    """The errno in the text of an exception from native code, such as a tokenizer's on a full disk."""
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
+
+
+@contextmanager
+def commit_folder(target: Path, disk: Disk = DISK) -> Iterator[Path]:
+    """A folder that is filled under another name and stands at `target` when the block ends, everything in it on the
+    medium; what was there before goes only then. After an error the former folder or the new one is there, whole."""
+    pending, former = temporary(target), target.with_name(f"{_FORMER}{target.name}")
+    make_folders(disk, target.parent)
+    remove_tree(disk, pending)
+    disk.make_folder(pending)
+    try:
+        yield pending
+        _sync_tree(disk, pending)
+        _restore(disk, target)
+        if target.exists():
+            disk.rename(target, former)
+            disk.sync_folder(target.parent)
+        disk.rename(pending, target)
+        disk.sync_folder(target.parent)
+    except BaseException:
+        with suppress(OSError):
+            _restore(disk, target)
+        with suppress(OSError):
+            remove_tree(disk, pending)
+        raise
+    remove_tree(disk, former)
+
+
+def _restore(disk: Disk, target: Path) -> None:
+    """End a replacement that was cut off: the former folder comes back where there is no new one, or goes."""
+    former = target.with_name(f"{_FORMER}{target.name}")
+    if former.is_dir() and not target.exists():
+        disk.rename(former, target)
+        disk.sync_folder(target.parent)
+    remove_tree(disk, former)
+
+
+def _sync_tree(disk: Disk, folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            _sync_tree(disk, path)
+        elif path.is_file():
+            disk.sync(path)
+    disk.sync_folder(folder)
+
+
+def open_run(path: str | Path, needs: str = "config.toml") -> Path:
+    """The folder of an existing run. Raises UsageError, with the nearest name, when `needs` is not in it."""
+    folder = Path(path)
+    if not folder.is_dir():
+        near = did_you_mean(folder.name, [p.name for p in folder.parent.glob("*") if p.is_dir()])
+        raise UsageError(f"no run directory at {folder}.{near}", hint="give the folder that `shepherd run` printed")
+    if not (folder / needs).exists():
+        raise UsageError(f"{folder} has no {needs}: it is not a run directory, or the run did not get that far")
+    return folder
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
