@@ -13,11 +13,11 @@ import pytest
 SOURCES = Path(__file__).parents[1] / "src" / "shepherd"
 
 # What each part may import, beside itself. A part is a module or a folder of the package.
-GROUND = {"types", "registry", "rng", "errors", "network", "lowrank"}
+GROUND = {"types", "registry", "rng", "errors", "network", "lowrank", "tensors"}
 BOTTOM = GROUND | {"config", "store"}
 DATA_AND_MODEL = {"data", "model"}
 ROOMS = {"clients", "updates", "server", "evaluation"}
-MIDDLE = BOTTOM | DATA_AND_MODEL | ROOMS
+MIDDLE = BOTTOM | DATA_AND_MODEL | ROOMS | {"state"}
 RUN = {"prepare", "arms", "results", "estimate", "experiment", "tuned"}
 COMMANDS = {"cli", "doctor", "output", "progress", "chat", "export"}
 MAY_IMPORT = {
@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "rng": GROUND,
     "config": GROUND,
     "store": GROUND,
+    "tensors": GROUND,
+    "state": GROUND | {"model", "store"},
     "data": GROUND,
     "model": GROUND,
     **{room: GROUND | DATA_AND_MODEL for room in ROOMS},

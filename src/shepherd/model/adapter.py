@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError
 
 from shepherd.errors import ModelError
 from shepherd.rng import stream
+from shepherd.tensors import from_file, to_bytes
 from shepherd.types import Adapter, Factors
 
 PREFIX = "base_model.model."
@@ -57,13 +57,16 @@ def digest(adapter: Adapter) -> str:
 def save_adapter(folder: Path, adapter: Adapter, *, base_name: str, conv1d: bool = False) -> None:
     """Write a PEFT folder. `conv1d` says that the adapted layers keep their weights transposed (GPT-2)."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name, data in adapter_files(adapter, base_name=base_name, conv1d=conv1d).items():
+        (folder / name).write_bytes(data)
+
+
+def adapter_files(adapter: Adapter, *, base_name: str, conv1d: bool = False) -> dict[str, bytes]:
+    """The files of a PEFT folder, {name: bytes}; equal adapters give equal bytes."""
     tensors = {}
-    for name in sorted(adapter.factors):
-        A, B = adapter.factors[name]
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(A, np.float32)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(B, np.float32)
-    data = save(tensors, metadata={"format": "pt", "base_digest": adapter.base_digest})
-    (folder / WEIGHTS).write_bytes(_sorted_metadata(data))
+    for name, (A, B) in adapter.factors.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.asarray(A, np.float32)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = np.asarray(B, np.float32)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -77,17 +80,10 @@ def save_adapter(folder: Path, adapter: Adapter, *, base_name: str, conv1d: bool
         "inference_mode": True,
         "target_modules": sorted(adapter.factors),
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _sorted_metadata(data: bytes) -> bytes:
-    """A safetensors file whose metadata are in order: the library writes them in a random one, we want equal bytes."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    return len(text).to_bytes(8, "little") + text + data[end:]
+    return {
+        WEIGHTS: to_bytes(tensors, {"format": "pt", "base_digest": adapter.base_digest}),
+        CONFIG: (json.dumps(config, indent=2) + "\n").encode("utf-8"),
+    }
 
 
 def load_adapter(folder: Path) -> Adapter:
@@ -95,9 +91,7 @@ def load_adapter(folder: Path) -> Adapter:
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-        with safe_open(folder / WEIGHTS, "numpy") as file:
-            metadata = file.metadata() or {}
+        tensors, metadata = from_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise ModelError(f"not an adapter folder: {folder} has no {Path(error.filename or WEIGHTS).name}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, TypeError) as error:  # numpy has no bfloat16
