@@ -166,7 +166,7 @@ def test_under_json_a_mistake_in_the_command_or_recipe_is_one_line_of_json(shell
     assert f"error: {told['message']}" in outcome.err
 
 
-def test_an_interrupted_run_says_where_its_rounds_are(shell, started, monkeypatch):
+def test_an_interrupted_run_says_how_to_go_on(shell, started, monkeypatch):
     from shepherd import experiment
 
     def interrupt(config, observer=None, out_dir=None):
@@ -175,7 +175,7 @@ def test_an_interrupted_run_says_where_its_rounds_are(shell, started, monkeypatc
 
     monkeypatch.setattr(experiment, "run", interrupt)
     outcome = shell("run")
-    assert outcome.status == 130 and "committed so far are in runs/x" in outcome.err
+    assert outcome.status == 130 and "shepherd resume runs/x" in outcome.err
 
 
 def test_check_prints_the_plan_with_units_and_as_json(shell, monkeypatch):

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from shepherd.config import Config
     from shepherd.config import load as load_config
     from shepherd.errors import ShepherdError
-    from shepherd.experiment import Run, run
+    from shepherd.experiment import Run, resume, run
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Run", "ShepherdError", "load_config", "run"]
+__all__ = ["Config", "Run", "ShepherdError", "load_config", "resume", "run"]
 
 _HOMES = {
     "Config": ("shepherd.config", "Config"),
@@ -26,6 +26,7 @@ _HOMES = {
     "ShepherdError": ("shepherd.errors", "ShepherdError"),
     "Run": ("shepherd.experiment", "Run"),
     "run": ("shepherd.experiment", "run"),
+    "resume": ("shepherd.experiment", "resume"),
 }
 
 

@@ -10,8 +10,11 @@ The baselines keep their optimizer over the rounds: that is how anyone would tra
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +22,10 @@ from shepherd.clients.training import Cohort, StepReport
 from shepherd.config import Config
 from shepherd.errors import UsageError, did_you_mean
 from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.prepare import Learner, Rows, rates, share
 from shepherd.round import Engine, Plan, RoundRecord, run_round
+from shepherd.tensors import from_file, to_bytes
 from shepherd.types import Adapter, ClientFailure, ClientId, ServerState, Tokens, Work
 
 Observe = Callable[[int, StepReport], None]
@@ -59,6 +64,47 @@ def federated_rounds(
         number = state.round + 1
         state, record = run_round(state, plan, engine, lambda report, n=number: observe(n, report))
         yield state, record
+
+
+def federated_budget(lines: Sequence[Mapping[str, Any]], cohort_size: int) -> Budget:
+    """What the federated arm spent, from the lines of rounds.jsonl."""
+    steps, rows, tokens = (sum(sum(line[key].values()) for line in lines) for key in ("steps", "examples", "tokens"))
+    return Budget(steps, steps / cohort_size, rows, tokens)
+
+
+def save_arm(folder: Path, arm: Arm, *, base_name: str, conv1d: bool = False) -> None:
+    """Write a finished baseline: losses, curves, budget, failures; and the adapter where there is one, not many."""
+    arrays = {
+        f"{number}/{part}": getattr(losses, part)
+        for number, losses in enumerate(arm.losses.values())
+        for part in ("nll", "tokens", "hits")
+    }
+    (folder / "losses.safetensors").write_bytes(to_bytes(arrays))
+    rest = {
+        "names": list(arm.losses),
+        "curves": arm.curves,
+        "budget": asdict(arm.budget),
+        "failures": [asdict(failure) for failure in arm.failures],
+    }
+    (folder / "arm.json").write_text(json.dumps(rest, ensure_ascii=True) + "\n", encoding="utf-8")
+    if set(arm.adapters) == {POOLED}:
+        save_adapter(folder, arm.adapters[POOLED], base_name=base_name, conv1d=conv1d)
+
+
+def load_arm(folder: Path) -> Arm:
+    """A baseline as `save_arm` wrote it; of many clients' adapters none were kept."""
+    rest = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
+    arrays, _ = from_file(folder / "losses.safetensors")
+    return Arm(
+        adapters={POOLED: load_adapter(folder)} if rest["names"] == [POOLED] else {},
+        losses={
+            name: RowLosses(*(arrays[f"{number}/{part}"] for part in ("nll", "tokens", "hits")))
+            for number, name in enumerate(rest["names"])
+        },
+        curves={name: [(number, loss) for number, loss in curve] for name, curve in rest["curves"].items()},
+        budget=Budget(**rest["budget"]),
+        failures=tuple(ClientFailure(**failure) for failure in rest["failures"]),
+    )
 
 
 def local_names(config: Config, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:

@@ -9,9 +9,10 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ import psutil
 import torch
 
 from shepherd import __version__, arms, results
-from shepherd.clients.training import StepReport
 from shepherd.config import Config, to_toml
-from shepherd.data.partition import save_partition
+from shepherd.config import load as load_config
+from shepherd.data.partition import partition_digest, save_partition
 from shepherd.data.tokenize import encode_prompt
 from shepherd.engines.local import LocalEngine
-from shepherd.errors import ClientError, EvaluationError, ResourceError
+from shepherd.errors import ClientError, EvaluationError, ResourceError, UsageError
 from shepherd.estimate import Estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
+from shepherd.identity import FILE as IDENTITY
+from shepherd.identity import differences, identity
+from shepherd.meter import Meter
 from shepherd.model.adapter import digest, load_adapter, save_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.model.base import Base, load_base
@@ -37,11 +41,12 @@ from shepherd.model.threads import use_threads
 from shepherd.prepare import Learner, Rows, check_window, context_window, prepare_learner, prepare_plan, prepare_rows
 from shepherd.rng import stream
 from shepherd.round import Plan
-from shepherd.store import RunDirectory, checkpoint_name, read_json
+from shepherd.state import load_state, save_state
+from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.tuned import load_tuned
 from shepherd.types import GlobalModel, ServerState
 
-__all__ = ["Estimate", "Run", "evaluate_run", "plan", "run"]
+__all__ = ["Estimate", "Run", "evaluate_run", "plan", "resume", "run"]
 
 Observer = Callable[[dict[str, Any]], None]
 
@@ -60,8 +65,29 @@ def run(config: Config, observer: Observer | None = None, out_dir: Path | None =
     Raises a ShepherdError for anything a person can mend; ClientError when too few clients gave a usable update;
     EvaluationError when the adapter on disk does not give the reported loss.
     """
+    out = Path(out_dir) if out_dir is not None else Path(config.run.out)
+    return _carry_out(_Experiment(config, observer), lambda: RunDirectory.create(out, config.run.name))
+
+
+def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool = False) -> Run:
+    """Go on with a run that was stopped, from its last committed round, to the bytes of a run that never stopped.
+
+    A finished run is returned as it is. Raises UsageError, with what differs, where settings, data, base, code or
+    machine are not those that the run was started with; `force` goes on all the same and notes it in the report.
+    """
+    folder = open_run(run_dir, IDENTITY)
+    store = RunDirectory(folder)
+    if (folder / "summary.json").exists():
+        return Run(folder, read_json(folder / "summary.json"))
+    experiment = _Experiment(load_config(folder / "config.toml"), observer)
+    experiment.force = force
+    return _carry_out(experiment, lambda: store)
+
+
+def _carry_out(experiment: _Experiment, open_store: Callable[[], RunDirectory]) -> Run:
     try:
-        return _Experiment(config, observer or (lambda event: None), out_dir).run()
+        with experiment.held:
+            return experiment.run(open_store)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'the system gave no more'}",
@@ -76,13 +102,14 @@ def run(config: Config, observer: Observer | None = None, out_dir: Path | None =
 class _Experiment:
     """The state of one run, from config to summary."""
 
-    def __init__(self, config: Config, observer: Observer, out_dir: Path | None) -> None:
-        self.config, self.tell = config, observer
-        self.out = Path(out_dir) if out_dir is not None else Path(config.run.out)
+    def __init__(self, config: Config, observer: Observer | None) -> None:
+        self.config, self.tell = config, observer or (lambda event: None)
+        self.force = False
         self.seconds: dict[str, float] = {}
         self.begin = time.perf_counter()
+        self.held = ExitStack()  # the lock on the run directory
 
-    def run(self) -> Run:
+    def run(self, open_store: Callable[[], RunDirectory]) -> Run:
         config = self.config
         with self._phase("load model"):
             use_threads(config.run.threads)
@@ -100,9 +127,12 @@ class _Experiment:
         with self._phase("prepare model"):
             learner = prepare_learner(config, base)
             plan = prepare_plan(config, rows)
-        self.store = RunDirectory.create(self.out, config.run.name)
-        self._write_inputs(base, learner, rows)
-        self.meter = _Meter(self.tell, config, rows, plan, names)
+        self.store = open_store()
+        self.held.enter_context(self.store.lock())
+        start = ServerState(0, plan.method.start(learner.adapter, config.run.seed))
+        state = self._begin_or_go_on(base, learner, rows, start)
+        self.meter = Meter(self.tell, config, rows, plan, names)
+        self.meter.skip("federated", state.round / config.federation.rounds)
         self.tell(
             {
                 "event": "start",
@@ -112,23 +142,24 @@ class _Experiment:
                 "clients": sorted(rows.clients),
                 "rounds": config.federation.rounds,
                 "arms": list(config.evaluation.arms),
+                "round": state.round,
             }
         )
-        for warning in rows.warnings:
+        for warning in (*self.notes, *rows.warnings):
             self.tell({"event": "warning", "message": warning})
 
         self.engine = LocalEngine(learner.packed, learner.make_lora, learner.settings, rows.clients)
         self.losses: dict[str, RowLosses] = {}
         with self._phase("evaluate", "base"):
             self.losses["base"] = self._evaluate("base", None, rows, 0)
-        state, fed_budget, traffic = self._federated(learner, plan, rows)
+        state = self._federated(learner, plan, rows, state)
         outcome: dict[str, arms.Arm] = {}
         if "local" in config.evaluation.arms:
-            with self._phase("train", "local"):
-                outcome["local"] = arms.local_arm(config, learner, rows, names, self.meter.steps("local"))
+            train = partial(arms.local_arm, config, learner, rows, names, self.meter.steps("local"))
+            outcome["local"] = self._arm("local", train, learner)
         if "centralised" in config.evaluation.arms:
-            with self._phase("train", "centralised"):
-                outcome["centralised"] = self._centralised(learner, plan, rows)
+            outcome["centralised"] = self._arm("centralised", partial(self._centralised, learner, plan, rows), learner)
+            self.losses["centralised"] = outcome["centralised"].losses[arms.POOLED]
         for arm in outcome.values():
             for failure in arm.failures:
                 self.tell({"event": "warning", "message": f"{failure.client}: {failure.code}: {failure.detail}"})
@@ -136,9 +167,9 @@ class _Experiment:
             check = self._save(base, learner, rows, state)
         with self._phase("generate"):
             records = self._generate(base, learner, rows, template, state, outcome)
-        metrics = self._metrics(rows, outcome, records)
-        budget = {"federated": fed_budget, **{name: dataclasses.asdict(arm.budget) for name, arm in outcome.items()}}
-        summary = self._summary(base, learner, plan, rows, state, metrics, budget, traffic, check, outcome)
+        lines = results.read_rounds(self.store.path)
+        metrics = self._metrics(rows, outcome, records, lines)
+        summary = self._summary(base, learner, plan, rows, state, metrics, lines, check, outcome)
         self.store.write_json("summary.json", summary)
         self.store.journal("finished")
         with self._phase("report"):
@@ -148,18 +179,41 @@ class _Experiment:
         self.tell({"event": "end", "run": str(self.store.path), "summary": summary})
         return Run(self.store.path, summary)
 
-    def _write_inputs(self, base: Base, learner: Learner, rows: Rows) -> None:
-        self.store.write_text("config.toml", to_toml(_resolved(self.config, base, learner)))
-        save_partition(self.store.path / "partition.json", rows.partition, list(rows.examples.values()))
-        self.store.write_json("env.json", _environment(base))
-        self.store.journal("started", model=base.digest, data=rows.dataset.digest)
+    def _begin_or_go_on(self, base: Base, learner: Learner, rows: Rows, start: ServerState) -> ServerState:
+        """Write what the run is made with, or check it; the state to go on from."""
+        config = _resolved(self.config, base, learner)
+        now = identity(config, base.digest, rows.dataset.digest, partition_digest(rows.partition), str(base.device))
+        self.notes: list[str] = []
+        self.forced: list[str] = []
+        if not (self.store.path / IDENTITY).exists():
+            save_partition(self.store.path / "partition.json", rows.partition, list(rows.examples.values()))
+            self.store.write_json("env.json", _environment(base))
+            self.store.write_text("config.toml", to_toml(config))
+            self.store.journal("started", model=base.digest, data=rows.dataset.digest)
+            self.store.write_json(IDENTITY, now)  # last: with it, the run can be resumed
+            return start
+        self.forced = differences(read_json(self.store.path / IDENTITY), now)
+        if self.forced and not self.force:
+            listed = "\n".join(f"  {line}" for line in self.forced)
+            raise UsageError(
+                f"{self.store.path} was started with something else, so it would end with other numbers:\n{listed}",
+                hint="give back what it was started with; or go on with --force, which is noted in the report",
+            )
+        recovered = self.store.recover()
+        self.notes += [f"{name}: {reason}" for name, reason in recovered.rejected] + list(recovered.notes)
+        state = load_state(recovered.checkpoint.folder) if recovered.checkpoint else start
+        self.store.journal("resumed", round=state.round, found=self.notes, forced=self.forced)
+        return state
 
-    def _federated(self, learner: Learner, plan: Plan, rows: Rows) -> tuple[ServerState, dict, tuple[int, int]]:
-        """All rounds: a checkpoint and a line in rounds.jsonl each."""
-        config = self.config
-        state = ServerState(0, plan.method.start(learner.adapter, config.run.seed))
-        self.curve = [(0, self.losses["base"].stat.mean)]
-        best, traffic, steps, examples, tokens = (np.inf, 0), np.zeros(2, int), 0, 0, 0
+    def _federated(self, learner: Learner, plan: Plan, rows: Rows, state: ServerState) -> ServerState:
+        """The rounds after `state`: each is committed with its line in rounds.jsonl before the next one begins."""
+        config, store = self.config, self.store
+        measured = [
+            (line["held_out_loss"], line["round"])
+            for line in results.read_rounds(store.path)
+            if line["held_out_loss"] is not None
+        ]
+        losses = None
         with self._phase("train", "federated"):
             rounds = arms.federated_rounds(
                 state, plan, self.engine, config.federation.rounds, self.meter.steps("federated")
@@ -172,9 +226,7 @@ class _Experiment:
                     config.evaluation.every and state.round % config.evaluation.every == 0
                 ):
                     losses = self._evaluate("federated", state, rows, state.round)
-                    self.losses["federated"] = losses
-                    self.curve.append((state.round, losses.stat.mean))
-                    best = min(best, (losses.stat.mean, state.round))
+                    measured.append((losses.stat.mean, state.round))
                 line["held_out_loss"] = losses.stat.mean if losses else None
                 line["held_out_per_category"] = (
                     {k: v["loss"] for k, v in results.arm_metrics(losses, rows)["per_category"].items()}
@@ -183,20 +235,28 @@ class _Experiment:
                 )
                 line["seconds"]["evaluate"] = time.perf_counter() - begin
                 begin = time.perf_counter()
-                name = f"checkpoints/{checkpoint_name(state.round)}"
-                with self.store.commit_folder(name) as folder:
-                    save_adapter(folder, state.model.adapter, base_name=config.model.base, conv1d=learner.conv1d)
-                self.store.prune_checkpoints(config.checkpoints.keep, best[1])
-                line["seconds"]["commit"] = time.perf_counter() - begin
-                self.store.append("rounds.jsonl", line)
-                self.store.journal("committed", round=state.round, adapter=digest(state.model.adapter))
+                with store.commit_round(state.round, line) as folder:
+                    save_state(folder, state, base_name=config.model.base, conv1d=learner.conv1d, disk=store.disk)
+                    line["seconds"]["commit"] = time.perf_counter() - begin
+                store.prune_checkpoints(config.checkpoints.keep, min(measured, default=(0.0, 0))[1])
+                store.journal("committed", round=state.round, adapter=digest(state.model.adapter))
                 self.tell({"event": "round", **line})
-                traffic += (record.bytes_up, record.bytes_down)
-                steps += sum(record.steps.values())
-                examples += sum(record.examples.values())
-                tokens += sum(record.tokens.values())
-        budget = arms.Budget(steps, steps / plan.cohort_size, examples, tokens)
-        return state, dataclasses.asdict(budget), (int(traffic[0]), int(traffic[1]))
+        # The last round is always measured; without one to run, everything was committed before.
+        self.losses["federated"] = losses or self._evaluate("federated", state, rows, state.round)
+        return state
+
+    def _arm(self, name: str, train: Callable[[], arms.Arm], learner: Learner) -> arms.Arm:
+        """A baseline, trained; or read back where an earlier process had finished it."""
+        folder = self.store.path / "arms" / name
+        if folder.is_dir():
+            self.meter.skip(name)
+            return arms.load_arm(folder)
+        with self._phase("train", name):
+            arm = train()
+        with self.store.commit_folder(f"arms/{name}") as pending:
+            arms.save_arm(pending, arm, base_name=self.config.model.base, conv1d=learner.conv1d)
+        self.store.journal("trained", arm=name)
+        return arm
 
     def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
         arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, self.meter.steps("centralised"))
@@ -204,7 +264,6 @@ class _Experiment:
             raise ClientError(
                 f"the centralised arm failed: {arm.failures[0].detail}", hint="lower training.learning_rate"
             )
-        self.losses["centralised"] = arm.losses[arms.POOLED]
         return arm
 
     def _evaluate(self, arm: str, state: ServerState | None, rows: Rows, number: int) -> RowLosses:
@@ -278,7 +337,9 @@ class _Experiment:
         self.store.write_lines("evaluation/generations.jsonl", records)
         return records
 
-    def _metrics(self, rows: Rows, outcome: Mapping[str, arms.Arm], records: list) -> dict[str, Any]:
+    def _metrics(
+        self, rows: Rows, outcome: Mapping[str, arms.Arm], records: list, lines: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
         local = outcome["local"].losses if "local" in outcome else {}
         measured = {name: results.arm_metrics(losses, rows) for name, losses in self.losses.items()}
         for name, scores in results.generation_scores(records).items():
@@ -286,7 +347,10 @@ class _Experiment:
         if local:
             measured["local"] = {client: results.arm_metrics(losses, rows) for client, losses in local.items()}
         start = [[0, self.losses["base"].stat.mean]]
-        curves: dict[str, Any] = {"federated": self.curve}
+        measured_rounds = [
+            [line["round"], line["held_out_loss"]] for line in lines if line["held_out_loss"] is not None
+        ]
+        curves: dict[str, Any] = {"federated": start + measured_rounds}
         if "centralised" in outcome:
             curves["centralised"] = start + outcome["centralised"].curves[arms.POOLED]
         if local:
@@ -301,7 +365,7 @@ class _Experiment:
         self.store.write_json("evaluation/metrics.json", metrics)
         return metrics
 
-    def _summary(self, base, learner, plan, rows, state, metrics, budget, traffic, check, outcome) -> dict[str, Any]:
+    def _summary(self, base, learner, plan, rows, state, metrics, lines, check, outcome) -> dict[str, Any]:
         measured = dict(metrics["arms"])
         local = measured.pop("local", None)
         brief = {name: results.brief(m) for name, m in measured.items()}
@@ -310,9 +374,12 @@ class _Experiment:
         adapter = state.model.adapter
         return {
             "arms": brief,
-            "budget": budget,
-            "bytes_up": traffic[0],
-            "bytes_down": traffic[1],
+            "budget": {
+                "federated": dataclasses.asdict(arms.federated_budget(lines, plan.cohort_size)),
+                **{name: dataclasses.asdict(arm.budget) for name, arm in outcome.items()},
+            },
+            "bytes_up": sum(line["bytes_up"] for line in lines),
+            "bytes_down": sum(line["bytes_down"] for line in lines),
             "seconds": {**self.seconds, "total": time.perf_counter() - self.begin},
             "model": {
                 "name": base.name, "digest": base.digest, "parameters": base.num_parameters,
@@ -340,6 +407,7 @@ class _Experiment:
             "seed": self.config.run.seed,
             "reload_check": check,
             "trained_rows": results.times_seen(state.cursors, rows),
+            "forced": self.forced,
         }  # fmt: skip
 
     @contextmanager
@@ -351,52 +419,6 @@ class _Experiment:
         finally:
             key = (arm if name == "train" else name) or name
             self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - begin
-
-
-class _Meter:
-    """Turns step reports into progress events: share of the planned tokens, tokens per second, time left."""
-
-    def __init__(self, tell: Observer, config: Config, rows: Rows, plan: Plan, local: tuple[str, ...]) -> None:
-        self.tell, self.rounds = tell, config.federation.rounds
-        length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
-        cost = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
-        per_round = plan.cohort_size * float(np.mean(list(cost.values())))
-        planned = {
-            "federated": per_round * self.rounds,
-            "local": sum(cost[c] for c in local) * self.rounds,
-            "centralised": per_round * self.rounds,
-        }
-        self.planned = sum(v for arm, v in planned.items() if arm in (*config.evaluation.arms, "federated"))
-        self.done = 0.0
-        self.begin = time.perf_counter()
-
-    def steps(self, arm: str) -> Callable[[int, StepReport], None]:
-        """The observer of one arm's steps."""
-        last = [0]
-
-        def observe(number: int, report: StepReport) -> None:
-            if max(step for step, *_ in report.clients.values()) <= 1:  # another round or cohort counts from 0
-                last[0] = 0
-            self.done += report.tokens - last[0]
-            last[0] = report.tokens
-            elapsed = time.perf_counter() - self.begin
-            fraction = min(1.0, self.done / self.planned)
-            self.tell(
-                {
-                    "event": "step", "arm": arm, "round": number, "rounds": self.rounds,
-                    "clients": {
-                        client: {
-                            "step": step, "steps": steps, "loss": loss, "tokens": tokens,
-                            "state": "failed" if client in report.failed else "done" if step == steps else "training",
-                        }
-                        for client, (step, steps, loss, tokens) in report.clients.items()
-                    },
-                    "tokens_per_second": self.done / elapsed, "fraction": fraction,
-                    "eta_seconds": elapsed * (1 - fraction) / fraction if fraction else None,
-                }
-            )  # fmt: skip
-
-        return observe
 
 
 def _resolved(config: Config, base: Base, learner: Learner) -> Config:

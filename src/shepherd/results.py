@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,12 @@ def differences(arms: Mapping[str, RowLosses], locals_: Mapping[str, RowLosses],
         {"a": a, "b": b, **paired_difference(first, second, stream(seed, "bootstrap", b))}
         for a, b, first, second in pairs
     ]
+
+
+def read_rounds(run_dir: Path) -> list[Mapping[str, Any]]:
+    """The committed rounds' lines of rounds.jsonl, in order."""
+    path = run_dir / "rounds.jsonl"
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 def sample_rows(held_out: Sequence[Tokens], count: int) -> list[int]:

@@ -35,8 +35,8 @@ def _add_commands() -> None:
     from shepherd.cli import about, data, model, results, run
 
     for command in (
-        run.run, run.check, data.data, model.model, results.evaluate, results.report, results.compare, results.chat,
-        results.export, about.list_names, about.config, about.doctor, about.completion,
+        run.run, run.check, run.resume, data.data, model.model, results.evaluate, results.report, results.compare,
+        results.chat, results.export, about.list_names, about.config, about.doctor, about.completion,
     ):  # fmt: skip
         cli.add_command(command)
 

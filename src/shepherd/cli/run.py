@@ -1,9 +1,11 @@
-"""`shepherd run` and its dry run, `shepherd check`."""
+"""`shepherd run`, its dry run `shepherd check`, and `shepherd resume`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import shlex
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,11 @@ import click
 from shepherd import output
 from shepherd.cli.settings import complete_recipe, gather, recipe_options
 from shepherd.errors import ResourceError
+from shepherd.store import open_run
 
 if TYPE_CHECKING:
     from shepherd.config import Config
+    from shepherd.experiment import Run
 
 
 LABELS = {"memory_bytes": "memory, about", "disk_bytes": "disk, about", "seconds": "time, about"}
@@ -42,15 +46,48 @@ def run(recipe: str | None, as_json: bool, plain: bool, **flags: Any) -> None:
         output.announce_torch()
         from shepherd import experiment
 
-        try:
-            result = experiment.run(settings.config, observer=observer)
-        except KeyboardInterrupt:
-            observer.close()
-            if observer.run is not None:
-                output.note(f"stopped; the rounds committed so far are in {observer.run}")
-            raise
+        result = _carry_out(partial(experiment.run, settings.config), observer)
     if not as_json:
         progress.print_result(Path(result.path), result.summary)
+
+
+@click.command()
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Go on although something differs; the report says so.")
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
+@click.option("--plain", is_flag=True, help="Lines instead of the live table, also on a terminal.")
+def resume(run_dir: Path, force: bool, as_json: bool, plain: bool) -> None:
+    """Go on with a run that was stopped, from its last committed round.
+
+    It ends with the same bytes as if it had never stopped. Where settings, data, base, code or machine are not those
+    that it was started with, it says what differs and does nothing.
+    """
+    from shepherd import progress
+
+    open_run(run_dir, "identity.json")
+    if (run_dir / "summary.json").exists():
+        output.note(f"{run_dir} is finished; nothing is left to do")
+    observer = progress.observer(as_json=as_json, plain=plain)
+    with observer:
+        output.announce_torch()
+        from shepherd import experiment
+
+        result = _carry_out(partial(experiment.resume, run_dir, force=force), observer)
+    if not as_json:
+        progress.print_result(Path(result.path), result.summary)
+
+
+def _carry_out(start: Callable[..., Run], observer: Any) -> Run:
+    """Run it; whatever stops it, the last line says how to go on."""
+    try:
+        return start(observer=observer)
+    except BaseException:
+        observer.close()
+        if observer.run is not None:
+            output.note(
+                f"stopped; to go on from the last committed round: shepherd resume {shlex.quote(str(observer.run))}"
+            )
+        raise
 
 
 @click.command()

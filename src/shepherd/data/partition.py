@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -107,6 +108,12 @@ def load_partition(path: Path, dataset_digest: str = "") -> Partition:
             hint="divide anew, or give the data that it was made for",
         )
     return partition
+
+
+def partition_digest(partition: Partition) -> str:
+    """sha256 over who holds what and what is held out."""
+    who = {client: list(ids) for client, ids in sorted(partition.clients.items())}
+    return hashlib.sha256(json.dumps([who, list(partition.held_out)]).encode()).hexdigest()
 
 
 def _check(dealt: Mapping[ClientId, Sequence[str]], examples: Sequence[Example], name: str) -> None:

@@ -59,6 +59,8 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
         conduct.participation(record, limits),
     ]
     after = [data_notes(record, limits), privacy(record)]
+    if record.summary.get("forced"):
+        before.insert(0, forced(record))
     contents = [(part.key, part.heading) for part in before]
     contents += [
         ("samples", "Before and after"),
@@ -81,6 +83,16 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
         "config_text": record.config_text,
         "versions": versions(record),
     }
+
+
+def forced(record: RunRecord) -> Section:
+    """That the run was resumed although something differed, and what."""
+    text = (
+        "This run was resumed with --force although it was started with something else. Its numbers are not those of "
+        "an unbroken run."
+    )
+    lines = [shorten(str(line), 300) for line in record.summary["forced"]]
+    return Section("forced", "Resumed with differences", [text, *lines])
 
 
 def facts(record: RunRecord) -> list[str]:

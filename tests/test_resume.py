@@ -1,0 +1,171 @@
+"""A run that is killed goes on from its last committed round, to the bytes of one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shepherd import experiment
+from shepherd.errors import UsageError
+from shepherd.store import RunDirectory
+
+HERE = Path(__file__).parent
+RUN = (
+    "model.dtype=float32", "model.device=cpu", "run.threads=1", "run.name=tiny", "lora.r=2", "lora.alpha=4",
+    "data.rows_per_category=6", "data.held_out_per_category=1", "data.max_length=96",
+    "partition.name=iid", "partition.clients=4", "federation.rounds=6", "federation.clients_per_round=3",
+    "training.local_steps=2", "training.batch_size=2", "training.learning_rate=1e-2",
+    "evaluation.every=2", "evaluation.generate=1", "evaluation.max_new_tokens=2", "evaluation.local_clients=2",
+)  # fmt: skip
+
+
+def kill_runs(model: Path, folder: Path, kills: int, seed: int) -> dict:
+    spec = {"overrides": [f"model.base={model}", *RUN], "folder": str(folder), "kills": kills, "seed": seed}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "kill_runs.py"), json.dumps(spec)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_all_equal(result: dict, kills: int) -> None:
+    assert len(result["killed"]) == kills
+    for killed in result["killed"]:
+        assert killed["status"] == 0, killed
+        assert killed["ending"] == result["whole"], killed["at"]
+    stopped_at = {rounds for killed in result["killed"] for rounds in killed["rounds"]}
+    assert len(stopped_at) > 1, "the kills all fell into the same place"
+
+
+def test_twenty_runs_killed_at_random_instants_end_with_the_same_bytes(model_folder, tmp_path):
+    assert_all_equal(kill_runs(model_folder(), tmp_path, 20, 0), 20)
+
+
+@pytest.mark.slow
+def test_a_hundred_runs_killed_at_random_instants_end_with_the_same_bytes(model_folder, tmp_path):
+    assert_all_equal(kill_runs(model_folder(), tmp_path, 100, 1), 100)
+
+
+class Stop(Exception):
+    """Ends a run from inside, where a test wants it."""
+
+
+def stopped(config, folder: Path, when) -> Path:
+    """The directory of a run that was stopped by the first event for which `when(event)` holds."""
+
+    def observe(event):
+        if when(event):
+            raise Stop
+
+    with pytest.raises(Stop):
+        experiment.run(config, observer=observe, out_dir=folder)
+    return folder / config.run.name
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    return small_config("federation.rounds=3", "evaluation.local_clients=1")
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    return experiment.run(config, out_dir=tmp_path_factory.mktemp("whole"))
+
+
+def after_round(number: int):
+    return lambda event: event["event"] == "round" and event["round"] == number
+
+
+def test_it_says_where_it_goes_on_and_trains_only_what_is_left(config, whole, tmp_path):
+    folder, events = stopped(config, tmp_path, after_round(2)), []
+    run = experiment.resume(folder, observer=events.append)
+    assert next(e for e in events if e["event"] == "start")["round"] == 2
+    assert [e["round"] for e in events if e["event"] == "round"] == [3]
+    assert run.summary["adapter_sha256"] == whole.summary["adapter_sha256"]
+    assert run.summary["arms"] == whole.summary["arms"] and run.summary["forced"] == []
+    journal = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    assert [line["what"] for line in journal].count("resumed") == 1
+    fractions = [e["fraction"] for e in events if e["event"] == "step"]
+    assert fractions[0] > 0.2 and fractions == sorted(fractions) and fractions[-1] == pytest.approx(1, abs=0.02)
+
+
+def test_a_baseline_that_had_finished_is_not_trained_again(config, whole, tmp_path):
+    generating = lambda event: event["event"] == "phase" and event["phase"] == "generate"  # noqa: E731
+    folder, events = stopped(config, tmp_path, generating), []
+    run = experiment.resume(folder, observer=events.append)
+    assert not [e for e in events if e["event"] == "step"]
+    assert run.summary["arms"] == whole.summary["arms"] and run.summary["budget"] == whole.summary["budget"]
+    theirs = json.loads((whole.path / "evaluation/metrics.json").read_text())
+    assert json.loads((folder / "evaluation/metrics.json").read_text()) == theirs
+
+
+def test_a_finished_run_is_returned_as_it_is(whole):
+    before = (whole.path / "report.html").stat().st_mtime_ns
+    again = experiment.resume(whole.path)
+    assert again.summary["adapter_sha256"] == whole.summary["adapter_sha256"]
+    assert (whole.path / "report.html").stat().st_mtime_ns == before
+
+
+def test_a_damaged_round_is_named_and_the_one_before_it_is_taken(config, whole, tmp_path):
+    folder, events = stopped(config, tmp_path, after_round(2)), []
+    weights = folder / "checkpoints" / "round-0002" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    run = experiment.resume(folder, observer=events.append)
+    warnings = [e["message"] for e in events if e["event"] == "warning"]
+    assert any("round-0002" in message and "adapter_model.safetensors" in message for message in warnings)
+    assert [e["round"] for e in events if e["event"] == "round"] == [2, 3]
+    assert run.summary["adapter_sha256"] == whole.summary["adapter_sha256"]
+
+
+def test_other_settings_are_refused_with_the_difference_and_forced_only_with_a_note(config, tmp_path):
+    folder = stopped(config, tmp_path, after_round(1))
+    path = folder / "config.toml"
+    path.write_text(path.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    with pytest.raises(UsageError) as caught:
+        experiment.resume(folder)
+    assert "config.training.learning_rate: 0.01 then, 0.02 now" in caught.value.message
+    assert "--force" in caught.value.hint
+    run = experiment.resume(folder, force=True)
+    assert run.summary["forced"] == ["config.training.learning_rate: 0.01 then, 0.02 now"]
+    assert "config.training.learning_rate: 0.01 then, 0.02 now" in (folder / "report.html").read_text()
+
+
+def test_other_code_is_refused(config, tmp_path, monkeypatch):
+    folder = stopped(config, tmp_path, after_round(1))
+    monkeypatch.setattr("shepherd.identity.code_digest", lambda: "0" * 64)
+    with pytest.raises(UsageError, match=r"code: .* then, 000000000000 now"):
+        experiment.resume(folder)
+
+
+def test_other_data_are_refused(small_config, tmp_path):
+    rows = [{"instruction": f"Count to {n}", "response": f"{n}", "category": "ab"[n % 2]} for n in range(24)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = small_config(f"data.source={data}", "data.rows_per_category=0", "evaluation.arms=base,federated")
+    folder = stopped(config, tmp_path / "runs", after_round(1))
+    rows[0]["response"] = "zero"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UsageError, match=r"data: [0-9a-f]{12} then, [0-9a-f]{12} now"):
+        experiment.resume(folder)
+
+
+def test_a_run_that_another_process_writes_is_not_touched(config, tmp_path):
+    folder = stopped(config, tmp_path, after_round(1))
+    with RunDirectory(folder).lock(), pytest.raises(UsageError, match="is being written by"):
+        experiment.resume(folder)
+
+
+def test_what_is_no_run_is_said_with_the_nearest(tmp_path):
+    (tmp_path / "demo").mkdir()
+    with pytest.raises(UsageError, match=r"no run directory at .*dmo.*Did you mean 'demo'"):
+        experiment.resume(tmp_path / "dmo")
+    with pytest.raises(UsageError, match=r"has no identity\.json"):
+        experiment.resume(tmp_path / "demo")
