@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ from shepherd.model.threads import use_threads
 from shepherd.prepare import Learner, Rows, check_window, context_window, prepare_learner, prepare_plan, prepare_rows
 from shepherd.rng import stream
 from shepherd.round import Plan
-from shepherd.store import RunDirectory, checkpoint_name, read_json
+from shepherd.state import save_state
+from shepherd.store import RunDirectory, read_json
 from shepherd.tuned import load_tuned
 from shepherd.types import GlobalModel, ServerState
 
@@ -61,7 +62,9 @@ def run(config: Config, observer: Observer | None = None, out_dir: Path | None =
     EvaluationError when the adapter on disk does not give the reported loss.
     """
     try:
-        return _Experiment(config, observer or (lambda event: None), out_dir).run()
+        experiment = _Experiment(config, observer or (lambda event: None), out_dir)
+        with experiment.held:
+            return experiment.run()
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'the system gave no more'}",
@@ -81,6 +84,7 @@ class _Experiment:
         self.out = Path(out_dir) if out_dir is not None else Path(config.run.out)
         self.seconds: dict[str, float] = {}
         self.begin = time.perf_counter()
+        self.held = ExitStack()
 
     def run(self) -> Run:
         config = self.config
@@ -101,6 +105,7 @@ class _Experiment:
             learner = prepare_learner(config, base)
             plan = prepare_plan(config, rows)
         self.store = RunDirectory.create(self.out, config.run.name)
+        self.held.enter_context(self.store.lock())
         self._write_inputs(base, learner, rows)
         self.meter = _Meter(self.tell, config, rows, plan, names)
         self.tell(
@@ -183,12 +188,10 @@ class _Experiment:
                 )
                 line["seconds"]["evaluate"] = time.perf_counter() - begin
                 begin = time.perf_counter()
-                name = f"checkpoints/{checkpoint_name(state.round)}"
-                with self.store.commit_folder(name) as folder:
-                    save_adapter(folder, state.model.adapter, base_name=config.model.base, conv1d=learner.conv1d)
+                with self.store.commit_round(state.round, line) as folder:
+                    save_state(folder, state, base_name=config.model.base, conv1d=learner.conv1d, disk=self.store.disk)
+                    line["seconds"]["commit"] = time.perf_counter() - begin
                 self.store.prune_checkpoints(config.checkpoints.keep, best[1])
-                line["seconds"]["commit"] = time.perf_counter() - begin
-                self.store.append("rounds.jsonl", line)
                 self.store.journal("committed", round=state.round, adapter=digest(state.model.adapter))
                 self.tell({"event": "round", **line})
                 traffic += (record.bytes_up, record.bytes_down)
