@@ -308,6 +308,10 @@ def test_the_adapter_of_a_round_is_its_checkpoint(tmp_path):
     with pytest.raises(UsageError, match="no checkpoint of round 7") as caught:
         load_tuned(run, round_number=7)
     assert "1, 2" in caught.value.hint
+    weights = run / "checkpoints/round-0001/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ModelError, match=r"round-0001 is damaged: adapter_model\.safetensors is not what was written"):
+        load_tuned(run, round_number=1)
 
 
 # On a terminal

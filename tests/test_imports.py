@@ -19,7 +19,7 @@ DATA_AND_MODEL = {"data", "model"}
 ROOMS = {"clients", "updates", "server", "evaluation"}
 MIDDLE = BOTTOM | DATA_AND_MODEL | ROOMS | {"state"}
 RUN = {"identity", "meter", "prepare", "arms", "results", "estimate", "experiment", "tuned"}
-COMMANDS = {"cli", "doctor", "output", "progress", "chat", "export"}
+COMMANDS = {"cli", "doctor", "output", "progress", "chat", "export", "runs"}
 MAY_IMPORT = {
     "errors": set(),
     "network": set(),
@@ -100,6 +100,7 @@ LIGHT = {
     ("list", "recipes"): (),
     ("config", "show", "demo"): (),
     ("model", "list"): (),
+    ("runs", "ls"): ("numpy", "pydantic"),
     ("data", "partition", "demo"): (),
     ("doctor",): (),
 }

@@ -186,7 +186,7 @@ class EvaluationTable(Table):
 
 class CheckpointTable(Table):
     keep: int = Field(2, ge=1)
-    """Checkpoints kept: the last so many rounds, and the best."""
+    """Checkpoints kept: the last so many rounds, at least two, and the best."""
 
 
 class Config(Table):

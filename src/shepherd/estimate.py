@@ -105,7 +105,9 @@ def plan(config: Config) -> Estimate:
         bytes_up=adapter.nbytes * rounds.cohort_size * config.federation.rounds,
         bytes_down=adapter.nbytes * rounds.cohort_size * config.federation.rounds,
         memory_bytes=round(_memory(config, model, adapter.num_parameters, settings, dtype, text, slots)),
-        disk_bytes=round((min(config.checkpoints.keep + 1, config.federation.rounds) + 1) * adapter.nbytes + 10e6),
+        disk_bytes=round(
+            (min(max(2, config.checkpoints.keep) + 2, config.federation.rounds) + 1) * adapter.nbytes + 10e6
+        ),
         seconds=(2 * forward * trained + forward * tokens["evaluation"]) / (PEAK_SHARE * peak) + 10,
     )
 

@@ -16,7 +16,7 @@ from shepherd.model.adapter import load_adapter
 from shepherd.model.base import Base, load_base, pick_targets
 from shepherd.model.lora import CohortLora
 from shepherd.model.threads import use_threads
-from shepherd.store import checkpoint_name, open_run
+from shepherd.store import Rounds, checkpoint_name, open_run
 from shepherd.types import Adapter
 
 
@@ -77,18 +77,26 @@ def load_tuned(run_dir: Path | str, *, round_number: int | None = None, shared: 
 
 
 def adapter_folder(run_dir: Path, round_number: int | None = None) -> Path:
-    """Where a run keeps its final adapter, or that of a round. Raises UsageError with the rounds that there are."""
-    rounds = sorted(int(path.name.removeprefix("round-")) for path in (run_dir / "checkpoints").glob("round-*"))
-    kept = ", ".join(map(str, rounds))
+    """Where a run keeps its final adapter, or that of a round.
+
+    Raises UsageError with the rounds that there are, ModelError where that round is not what was committed.
+    """
+    rounds = Rounds(run_dir / "checkpoints")
+    kept = ", ".join(map(str, rounds.numbers()))
     if round_number is None:
         if (run_dir / "adapter").is_dir():
             return run_dir / "adapter"
         hint = f"choose a round with --round: {kept}" if kept else "finish the run, or run it again"
         raise UsageError(f"{run_dir} has no adapter: the run did not get to its end", hint=hint)
-    folder = run_dir / "checkpoints" / checkpoint_name(round_number)
-    if not folder.is_dir():
+    folder = rounds.folder / checkpoint_name(round_number)
+    if round_number not in rounds.numbers():
         raise UsageError(
             f"{run_dir} has no checkpoint of round {round_number}",
             hint=f"rounds with a checkpoint: {kept or 'none'} (checkpoints.keep says how many stay)",
         )
-    return folder
+    try:
+        return rounds.verify(folder.name).folder
+    except ValueError as damage:
+        raise ModelError(
+            f"the checkpoint {folder} is damaged: {damage}", hint=f"choose another round with --round: {kept}"
+        ) from None

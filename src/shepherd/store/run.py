@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,7 +19,7 @@ from typing import Any
 
 from shepherd.errors import ResourceError, ShepherdError, UsageError, did_you_mean
 from shepherd.store import lines
-from shepherd.store.disk import DISK, Disk, make_folders, remove_tree, sweep, temporary, write_whole
+from shepherd.store.disk import DISK, Disk, discard, make_folders, remove_tree, sweep, temporary, write_whole
 from shepherd.store.lock import locked
 from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name
 
@@ -69,6 +70,15 @@ class RunDirectory:
     def lock(self) -> AbstractContextManager[None]:
         """Be the only writer within the block. Raises UsageError that names the other one."""
         return locked(self.path, disk=self.disk)
+
+    def delete(self) -> None:
+        """Delete the run. Raises UsageError while another process writes to it."""
+        with self._explained(self.path):
+            with self.lock():
+                if sys.platform != "win32":
+                    discard(self.disk, self.path)
+            if sys.platform == "win32":  # where nothing is deleted in which a file is open
+                discard(self.disk, self.path)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file whole or not at all."""

@@ -1,0 +1,121 @@
+"""`shepherd runs`: the runs on this machine, what they weigh, and their end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from shepherd import output
+from shepherd.cli.group import Commands
+from shepherd.cli.settings import complete_run, find_run
+from shepherd.errors import UsageError
+
+ARMS = ("base", "federated", "local", "centralised")
+out_option = click.option("--out", default="runs", show_default=True, type=click.Path(file_okay=False, path_type=Path),
+                          metavar="DIR", help="Folder that holds the runs.")  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+
+
+@click.group(cls=Commands)
+def runs() -> None:
+    """List runs, weigh them, delete them."""
+
+
+@runs.command()
+@out_option
+@json_option
+def ls(out: Path, as_json: bool) -> None:
+    """List the runs: state, rounds, loss of each arm, size, date.
+
+    A run is running while a process writes to it, finished when it has a summary, else interrupted."""
+    import dataclasses
+
+    from shepherd.report.wording import digits, size
+    from shepherd.runs import list_runs
+
+    entries = list_runs(out)
+    if as_json:
+        output.print_json([dataclasses.asdict(entry) for entry in entries])
+        return
+    arms = [arm for arm in ARMS if any(arm in entry.losses for entry in entries)]
+    if entries:
+        output.print_table(
+            ("run", "state", "rounds", *arms, "size", "started"),
+            [
+                (e.name, e.state, f"{e.rounds}/{'?' if e.planned is None else e.planned}",
+                 *(digits(e.losses[arm]) if arm in e.losses else "" for arm in arms), size(e.bytes),
+                 time.strftime("%Y-%m-%d %H:%M", time.localtime(e.started)))
+                for e in entries
+            ],
+            right=range(2, 4 + len(arms)),
+        )  # fmt: skip
+    else:
+        output.note(f"no runs in {out}; shepherd run makes one")
+    if stopped := [entry for entry in entries if entry.state == "interrupted"]:
+        output.note(f"go on with an interrupted one: shepherd resume {stopped[-1].path}")
+
+
+@runs.command()
+@click.argument("names", nargs=-1, metavar="[RUN…]", shell_complete=complete_run)
+@out_option
+@json_option
+def du(names: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Sizes of the parts of each RUN (default: all).
+
+    `unused` is what killed processes left and what a recovery put aside."""
+    from shepherd.report.wording import size
+    from shepherd.runs import list_runs, usage
+
+    folders = [find_run(name) for name in names] or [entry.path for entry in list_runs(out)]
+    parts = {folder: usage(folder) for folder in folders}
+    if as_json:
+        output.print_json([{"name": folder.name, "path": folder, **sizes} for folder, sizes in parts.items()])
+    elif parts:
+        columns = next(iter(parts.values()))
+        rows = [(folder.name, *map(size, sizes.values())) for folder, sizes in parts.items()]
+        if len(rows) > 1:
+            rows.append(("all", *(size(sum(sizes[part] for sizes in parts.values())) for part in columns)))
+        output.print_table(("run", *columns), rows, right=range(1, 1 + len(columns)))
+    else:
+        output.note(f"no runs in {out}; shepherd run makes one")
+
+
+@runs.command()
+@click.argument("names", nargs=-1, required=True, metavar="RUN…", shell_complete=complete_run)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Delete each RUN with all that is in it.
+
+    Asks first. A run that is being written is refused."""
+    from shepherd.report.wording import size
+    from shepherd.runs import delete, entry
+
+    entries = [entry(folder) for folder in dict.fromkeys(map(find_run, names))]
+    for found in entries:
+        if found.writer:
+            raise UsageError(
+                f"{found.path} is being written by {found.writer}; nothing was deleted",
+                hint="wait until it has ended, or stop it first",
+            )
+    deleted = []
+    for found in entries:
+        if yes or _sure(f"delete {found.path} ({found.state}, {found.rounds} rounds, {size(found.bytes)})?"):
+            deleted.append({"name": found.name, "path": found.path, "bytes": delete(found.path)})
+    if as_json:
+        output.print_json(deleted)
+    else:
+        for gone in deleted:
+            click.echo(f"deleted {output.clean(str(gone['path']))}, {size(gone['bytes'])}")
+
+
+def _sure(question: str) -> bool:
+    try:
+        return click.confirm(output.clean(question), err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise UsageError("nobody is there to say yes; nothing was deleted", hint="say it with --yes") from None

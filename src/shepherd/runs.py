@@ -1,0 +1,119 @@
+"""The runs in a folder: what state each is in, how far it came, what it weighs. Reads little and trusts nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import UsageError
+from shepherd.store import Rounds, RunDirectory, read_journal, writer_of
+
+PARTS = ("checkpoints", "adapter", "evaluation", "report.html")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run.
+
+    state: "running" while a process writes to it, "finished" with a summary, else "interrupted". rounds: committed,
+    planned: of how many (None when its config.toml cannot be read). losses by arm, in nats per target token; "local"
+    is the mean over its clients. started in unix seconds.
+    """
+
+    name: str
+    path: Path
+    state: str
+    rounds: int
+    planned: int | None
+    losses: Mapping[str, float] = field(default_factory=dict)
+    bytes: int = 0
+    started: float = 0.0
+    writer: str = ""
+
+
+def list_runs(folder: Path) -> list[Entry]:
+    """The runs in `folder`, the oldest first."""
+    found = [path.parent for path in folder.glob("*/config.toml")]
+    return sorted(map(entry, found), key=lambda run: (run.started, run.name))
+
+
+def entry(path: Path) -> Entry:
+    """What there is to say about the run directory `path`."""
+    writer, committed = writer_of(path), Rounds(path / "checkpoints").numbers()
+    finished = (path / "summary.json").exists()
+    journal = read_journal(path / "journal.jsonl").rows
+    return Entry(
+        name=path.name,
+        path=path,
+        state="running" if writer else "finished" if finished else "interrupted",
+        rounds=committed[-1] if committed else 0,
+        planned=_planned(path),
+        losses=_losses(path / "summary.json"),
+        bytes=size_of(path.resolve()),
+        started=next((row["at"] for row in journal if "at" in row), (path / "config.toml").stat().st_mtime),
+        writer=str(writer or ""),
+    )
+
+
+def usage(path: Path) -> dict[str, int]:
+    """Bytes by part of a run: what a run always has, its unfinished or rejected folders, and the rest."""
+    path = path.resolve()
+    parts = {part: size_of(path / part) for part in PARTS}
+    unused = [found for pattern in (".tmp-*", ".old-*", "rejected-*") for found in path.glob(f"**/{pattern}")]
+    parts["unused"] = sum(map(size_of, unused))
+    parts["checkpoints"] -= sum(size_of(found) for found in unused if found.parent == path / "checkpoints")
+    total = size_of(path)
+    return {**parts, "other": total - sum(parts.values()), "total": total}
+
+
+def delete(path: Path) -> int:
+    """Delete a run and say how many bytes that freed.
+
+    Raises UsageError while a process writes to it, and for folders that only look like a run: a project has a
+    config.toml too.
+    """
+    if not (path / "journal.jsonl").is_file() and not (path / "partition.json").is_file():
+        raise UsageError(
+            f"{path} has a config.toml, but neither journal nor partition: it is not deleted, it may not be a run",
+            hint="delete it by hand if you are sure",
+        )
+    if Path.cwd().resolve().is_relative_to(path.resolve()):
+        raise UsageError(f"{path} is where you are", hint="cd to another folder first")
+    freed = size_of(path)
+    RunDirectory(path).delete()
+    return freed
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file or of all files in a folder, 0 when it is not there; links count as nothing, none is followed."""
+    try:
+        found = os.lstat(path)
+        if stat.S_ISDIR(found.st_mode):
+            return sum(size_of(Path(inner.path)) for inner in os.scandir(path))
+    except OSError:  # a running process deletes what it no longer needs
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
+def _planned(path: Path) -> int | None:
+    try:
+        table = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
+        return int(table["federation"]["rounds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _losses(summary: Path) -> dict[str, float]:
+    try:
+        arms: Any = json.loads(summary.read_text(encoding="utf-8"))["arms"]
+        losses = {name: arm["loss"] for name, arm in arms.items() if name != "local"}
+        local = [arm["loss"] for arm in arms.get("local", {}).values()]
+        return losses | ({"local": sum(local) / len(local)} if local else {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
