@@ -29,7 +29,7 @@ from shepherd.types import (
     TrainTask,
     Work,
 )
-from shepherd.updates.gate import admit, update_norm
+from shepherd.updates.gate import Gate, update_norm
 
 
 class Engine(Protocol):
@@ -105,7 +105,8 @@ def run_round(
     private = {client: state.clients[client] for client in cohort if client in state.clients}
 
     begin = time.perf_counter()
-    answers = _first_of_each([admit(answer, task) for answer in engine.train(task, private, observe)])
+    gate = Gate()
+    answers = _first_of_each([gate.admit(answer, task) for answer in engine.train(task, private, observe)])
     trained = time.perf_counter()
     # Float sums depend on order, arrival does not repeat: sort by client.
     updates = sorted((a for a in answers if isinstance(a, ClientUpdate)), key=lambda u: u.client)
