@@ -272,8 +272,9 @@ HOSTILE = [
     *(update(**{name: Hostile()}) for name in ("client", "round", "delta", "num_examples", "num_tokens", "steps",
                                                "metrics", "private")),
     update(delta=with_tensor("q.A", Hostile())), update(delta=values() | {SECRET: ONES}),
-    update(metrics={"loss": Hostile()}), update(metrics={SECRET: 1.0, "loss": 1.0}), 
-    update(private={SECRET: Hostile()}), sealed(run=SECRET), sealed(nonce=f"/{SECRET}"), sealed(client=SECRET), sealed(metrics={SECRET: 1.0}),
+    update(metrics={"loss": Hostile()}), update(metrics={SECRET: 1.0, "loss": 1.0}),
+    update(private={SECRET: Hostile()}), sealed(run=SECRET), sealed(nonce=f"/{SECRET}"), sealed(client=SECRET),
+    sealed(metrics={SECRET: 1.0}),
     sealed(base=SECRET), sealed(envelope=f'"{SECRET}"'), sealed(tensors=values() | {SECRET: ONES}),
     sealed(rank=SECRET), sealed(entries={"q.A": {"dtype": SECRET}}), sealed(metadata=lambda m: {**m, SECRET: SECRET}),
 ]  # fmt: skip

@@ -90,6 +90,7 @@ class Gate:
         header = wire.read_header(sealed.data, header_limit)
         if header.fields["client"] != sealed.client:
             raise WireError("impostor", "the message names another client than the one that sent it")
+        _check_round(header.fields["round"], task)
         self._check_envelope(wire.envelope_of(header), task, sealed.client)
         _check_shapes({name: entry.shape for name, entry in header.entries.items()}, shapes)
         return wire.read_update(sealed.data, header)
@@ -111,10 +112,7 @@ class Gate:
             raise WireError("scale", f"another scale than {adapter.scale:g}")
 
     def _checked(self, update: ClientUpdate, task: TrainTask) -> ClientUpdate:
-        if not _is(update.round, *_INTEGERS):
-            raise WireError("fields", f"round is {_kind(update.round)}, expected int")
-        if update.round != task.round:
-            raise WireError("stale-round", f"the update is of round {_shown(update.round)}, this is round {task.round}")
+        _check_round(update.round, task)
         limits = {
             "num_examples": self.limits.examples,
             "num_tokens": self.limits.tokens,
@@ -182,6 +180,13 @@ def _asked(client: Any, task: TrainTask) -> bool:
 def _is(value: Any, *kinds: type) -> bool:
     """Whether the type of `value` is one of `kinds` itself. Comparing types by == could run code of a metaclass."""
     return any(type(value) is kind for kind in kinds)
+
+
+def _check_round(number: Any, task: TrainTask) -> None:
+    if not _is(number, *_INTEGERS):
+        raise WireError("fields", f"round is {_kind(number)}, expected int")
+    if number != task.round:
+        raise WireError("stale-round", f"the update is of round {_shown(number)}, this is round {task.round}")
 
 
 def _count(name: str, value: Any, limit: int) -> int:
