@@ -49,6 +49,9 @@ def _faults(node: ast.AST, names: dict[str, str]) -> Iterator[str]:
         weights_only = next((k.value for k in node.keywords if k.arg == "weights_only"), None)
         if path == "torch.load" and (weights_only is None or not _is_constant(weights_only, True)):
             yield "torch.load without weights_only=True"
+        loads_code = ".Auto" in f".{path}" and str(path).endswith((".from_pretrained", ".from_config"))
+        if loads_code and not any(k.arg in ("trust_remote_code", None) for k in node.keywords):
+            yield f"{path} without trust_remote_code=False"
         if path == "importlib.import_module" and node.args and isinstance(node.args[0], ast.Constant):
             yield from (m for m in MODULES if str(node.args[0].value).split(".")[0] == m)
 
@@ -93,6 +96,8 @@ PLANTED = [
     "map(eval, lines)",
     "AutoModel.from_pretrained(x, trust_remote_code=True)",
     "AutoModel.from_pretrained(x, trust_remote_code=flag)",
+    "AutoModel.from_pretrained(x)",
+    "import transformers; transformers.AutoTokenizer.from_pretrained(x)",
     "subprocess.run('ls', shell=True)",
     "import os; os.system('ls')",
     "np.load('x', allow_pickle=True)",
