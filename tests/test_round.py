@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from shepherd.clients.arrival import virtual_seconds
 from shepherd.clients.selection import selections
 from shepherd.errors import ClientError
-from shepherd.round import Plan, run_round
+from shepherd.round import Plan, Policy, run_round
 from shepherd.server.aggregation import aggregators
 from shepherd.server.method import FactorMean
+from shepherd.server.weights import capped
 from shepherd.types import (
     Adapter,
     ClientFailure,
@@ -123,3 +127,188 @@ def test_too_few_usable_updates_end_the_run_with_every_reason():
     assert "learning_rate" in caught.value.hint and caught.value.exit_code == 6
     with pytest.raises(ClientError, match="3 usable updates, 4 needed"):
         run_round(begin(), plan(min_updates=4), Answers(all_three))
+
+
+# Policies
+
+
+def asked(tasks: list[TrainTask]):
+    """An engine that notes each task and lets everybody answer."""
+
+    def answer(task):
+        tasks.append(task)
+        return [update(client, task, 1.0) for client in task.work]
+
+    return Answers(answer)
+
+
+def many(count: int = 10, **changes) -> Plan:
+    return plan(
+        clients=tuple(f"c{i}" for i in range(count)),
+        work=lambda client, number, first: Work(client, first, 1, (0.1, 0.05)),
+        **changes,
+    )
+
+
+def failing(*names: str, code: str = "error:ValueError"):
+    return Answers(
+        lambda task: [ClientFailure(c, task.round, code, "") if c in names else update(c, task, 1.0) for c in task.work]
+    )
+
+
+def test_a_skipped_round_leaves_model_and_cursors_and_counts_the_strikes():
+    before = begin(4, 1.0, cursors={"a": 7}, strikes={"b": 1})
+    state, record = run_round(before, plan(min_updates=2, policy=Policy(on_too_few="skip")), failing("a", "b"))
+    assert record.skipped and record.weights == {} and record.train_loss == {}
+    assert state.model is before.model and state.cursors == {"a": 7} and state.round == 5
+    assert state.strikes == {"a": 1, "b": 2}
+    assert [r["client"] for r in record.rejected] == ["a", "b"]
+
+
+def test_waiting_draws_others_into_the_same_round_until_enough_have_answered():
+    waits = many(cohort_size=3, min_updates=3, policy=Policy(on_too_few="wait", retries=9))
+    first = run_round(begin(), many(cohort_size=3), asked([]))[1].cohort
+    state, record = run_round(begin(), waits, failing(*first[:2]))
+    assert set(first) < set(record.cohort), "the first draw is the one without a policy"
+    assert len(record.weights) == 3 and {r["client"] for r in record.rejected} >= set(first[:2])
+    assert state.round == 1
+
+
+def test_waiting_asks_nobody_twice_and_ends_with_its_limit():
+    rounds: list[TrainTask] = []
+
+    def nobody(task):
+        rounds.append(task)
+        return [ClientFailure(c, 1, "lost", "") for c in task.work]
+
+    with pytest.raises(ClientError, match="0 usable updates, 3 needed"):
+        run_round(
+            begin(), many(cohort_size=3, min_updates=3, policy=Policy(on_too_few="wait", retries=2)), Answers(nobody)
+        )
+    names = [c for task in rounds for c in task.work]
+    assert len(rounds) == 3 and len(names) == len(set(names)) == 9
+    rounds.clear()
+    with pytest.raises(ClientError):
+        run_round(begin(), many(4, cohort_size=3, policy=Policy(on_too_few="wait", retries=9)), Answers(nobody))
+    assert sorted(c for task in rounds for c in task.work) == ["c0", "c1", "c2", "c3"], "then nobody is left"
+
+
+@pytest.mark.parametrize("arrival", [(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0), (3, 0, 5, 1, 4, 2)])
+def test_over_selection_asks_more_and_counts_the_first_to_arrive(arrival):
+    # 4 · 1.3 = 5.2, so 6 are asked and the 4 that come first count.
+    names = run_round(begin(), many(cohort_size=6), asked([]))[1].cohort
+    times = dict(zip(names, arrival, strict=True))
+    policy = Policy(over_select=0.3, clock=lambda work, number: times[work.client])
+    _, record = run_round(begin(), many(cohort_size=4, policy=policy), asked([]))
+    assert record.cohort == names
+    assert set(record.weights) == {c for c in names if times[c] < 4}
+    assert record.late == tuple(sorted(c for c in names if times[c] >= 4)) and record.missing == ()
+    assert record.bytes_up == 6 * 20, "late updates travelled too"
+
+
+def test_without_a_clock_the_first_to_be_yielded_count():
+    policy = Policy(over_select=1.0)
+    _, record = run_round(begin(), plan(cohort_size=1, policy=policy), Answers(lambda t: all_three(t)[::-1]))
+    (client,) = record.weights
+    assert client == max(record.cohort) and len(record.cohort) == 2
+
+
+def test_a_failed_client_is_replaced_by_one_that_was_asked_beyond_the_cohort():
+    names = run_round(begin(), many(cohort_size=6), asked([]))[1].cohort
+    _, record = run_round(begin(), many(cohort_size=4, policy=Policy(over_select=0.5)), failing(*names[:2]))
+    assert set(record.weights) == set(names[2:]) and record.late == ()
+
+
+def test_who_misses_the_deadline_is_late_and_its_update_enters_no_round():
+    seconds = {"a": 1.0, "b": 10.0, "c": 10.1}
+    tasks: list[TrainTask] = []
+    policy = Policy(deadline=10.0, clock=lambda work, number: seconds[work.client])
+    state, record = run_round(begin(cursors={"c": 5}), plan(policy=policy), asked(tasks))
+    assert set(record.weights) == {"a", "b"} and record.late == ("c",) and record.missing == ()
+    assert state.cursors["c"] == 5 and set(tasks[0].work) == {"a", "b"}
+    late = update("c", tasks[0], 99.0)
+    _, record = run_round(state, plan(), Answers(lambda task: [update("a", task, 1.0), late]))
+    assert set(record.weights) == {"a"} and record.rejected[0]["code"] == "stale-round"
+
+
+def test_when_all_miss_the_deadline_the_error_says_so():
+    with pytest.raises(ClientError, match=r"b: late: the deadline is 0.5 s"):
+        run_round(begin(), plan(policy=Policy(deadline=0.5, clock=lambda work, number: 1.0)), Answers(all_three))
+
+
+def test_strikes_quarantine_a_client_and_a_good_update_forgives_them():
+    thrice = plan(policy=Policy(quarantine_after=3))
+    state = begin()
+    for expected in (1, 2):
+        state, record = run_round(state, thrice, failing("b"))
+        assert state.strikes == {"b": expected} and record.quarantined == state.quarantined == ()
+    forgiven, _ = run_round(state, thrice, Answers(all_three))
+    assert forgiven.strikes == {}
+    state, record = run_round(state, thrice, failing("b"))
+    assert record.quarantined == state.quarantined == ("b",)
+    tasks: list[TrainTask] = []
+    state, record = run_round(state, thrice, asked(tasks))
+    assert set(tasks[0].work) == set(record.cohort) == {"a", "c"}
+    assert record.quarantined == () and state.quarantined == ("b",)
+
+
+def test_when_all_are_quarantined_the_error_names_them():
+    with pytest.raises(ClientError, match="a: quarantined\n  b: quarantined"):
+        run_round(begin(quarantined=("a", "b", "c")), plan(), Answers(all_three))
+
+
+def test_what_a_client_sends_beside_its_update_is_recorded_and_costs_it_nothing():
+    def answer(task):
+        return [update("a", task, float("nan")), *all_three(task), update("b", task, 9.0)]
+
+    state, record = run_round(begin(), plan(policy=Policy(quarantine_after=1)), Answers(answer))
+    assert [(i["client"], i["code"]) for i in record.ignored] == [("a", "non-finite"), ("b", "duplicate")]
+    assert set(record.weights) == set(CLIENTS) and record.rejected == () and state.quarantined == ()
+
+
+def test_a_late_client_keeps_its_private_state_of_before():
+    private = {"memory": np.ones(2, np.float32)}
+    answer = Answers(lambda task: [update(c, task, 1.0, private=private) for c in task.work])
+    policy = Policy(over_select=0.5, clock=lambda work, number: float(ord(work.client)))
+    state, record = run_round(begin(), plan(cohort_size=2, policy=policy), answer)
+    assert record.late == ("c",) and set(state.clients) == {"a", "b"}
+
+
+def test_the_virtual_clock_repeats_and_depends_on_nobody_else():
+    times = [virtual_seconds(0, Work(f"c{i}", 0, 4, (0.1,) * 2), 1) for i in range(2000)]
+    assert times[7] == virtual_seconds(0, Work("c7", 9, 4, (0.2,) * 2), 1)
+    assert (
+        times[7]
+        != virtual_seconds(0, Work("c7", 0, 4, (0.1,) * 2), 2)
+        != virtual_seconds(1, Work("c7", 0, 4, (0.1,) * 2), 2)
+    )
+    assert np.median(times) == pytest.approx(2.0, rel=0.05), "a second per step"
+    assert np.std(np.log(times)) == pytest.approx(np.hypot(0.5, 0.2), rel=0.05)
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=12), st.floats(0.01, 1.0))
+def test_no_weight_is_above_the_cap_and_the_order_by_size_stays(sizes, most):
+    weights = [size / sum(sizes) for size in sizes]
+    got = capped(weights, most)
+    assert sum(got) == pytest.approx(1.0)
+    assert max(got) <= max(most, 1 / len(sizes)) * (1 + 1e-9)
+    order = np.argsort(weights, kind="stable")
+    assert np.all(np.diff(np.array(got)[order]) >= -1e-12)
+    if max(weights) <= most:
+        assert got == tuple(weights)
+
+
+def test_the_excess_of_a_capped_weight_goes_to_the_others_in_proportion():
+    # 0.7 is cut to 0.4; 0.6 is left for 0.2 : 0.1, which would make 0.4 and 0.2.
+    np.testing.assert_allclose(capped((0.7, 0.2, 0.1), 0.4), (0.4, 0.4, 0.2))
+    # First 0.8 is cut; then 0.15 has grown to 0.45 and is cut too.
+    np.testing.assert_allclose(capped((0.8, 0.15, 0.05), 0.4), (0.4, 0.4, 0.2))
+    np.testing.assert_allclose(capped((0.8, 0.15, 0.05), 0.2), (1 / 3,) * 3)
+
+
+def test_a_client_that_claims_all_the_examples_of_the_world_weighs_no_more_than_the_cap():
+    def answer(task):
+        return [update("a", task, 1.0, num_examples=10**9), update("b", task, 0.0), update("c", task, 0.0)]
+
+    _, record = run_round(begin(), plan(policy=Policy(max_weight=0.5)), Answers(answer))
+    assert record.weights["a"] == 0.5

@@ -124,8 +124,23 @@ class FederationTable(Table):
     """fedit: the weighted means of A and of B."""
     weights: Literal["examples", "tokens", "uniform"] = "examples"
     """What an update is weighted by: rows that the client holds (FedAvg), target tokens of this round, or nothing."""
+    max_weight: float = Field(1.0, gt=0, le=1)
+    """No client weighs more than this share of a round, whatever it says of its size; 1 sets no limit."""
+    max_update_norm: float = Field(0.0, ge=0)
+    """An update whose L2 norm is larger is rejected; 0 sets no limit."""
     min_updates: int = Field(1, ge=1)
-    """A round with fewer usable updates stops the run (exit status 6)."""
+    """Fewer usable updates are too few for a round."""
+    on_too_few: Literal["stop", "skip", "wait"] = "stop"
+    """`stop`: the run ends (exit status 6). `skip`: the round leaves the model as it is. `wait`: clients that were not
+    asked yet are drawn into the same round, up to `retries` times; then the run ends."""
+    retries: int = Field(3, ge=1)
+    """Most further draws of one round with on_too_few = "wait"."""
+    over_select: float = Field(0.0, ge=0, le=10)
+    """Ask this share of clients more than the cohort needs; the first to answer count, the others are late."""
+    deadline: float = Field(0.0, ge=0)
+    """Seconds for an answer, by the simulation's virtual clock (one per local step for the median client); 0: none."""
+    quarantine_after: int = Field(3, ge=0)
+    """A client with so many unusable answers in a row is asked no more; 0 never."""
 
     @model_validator(mode="after")
     def _enough_clients(self) -> FederationTable:

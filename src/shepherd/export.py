@@ -185,7 +185,7 @@ def _load(folder: Path) -> torch.nn.Module:
 
     with quiet_transformers():
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
         ).eval()
 
 

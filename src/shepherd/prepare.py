@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import psutil
 import torch
 from transformers import PretrainedConfig
 
+from shepherd.clients.arrival import virtual_seconds
 from shepherd.clients.schedule import learning_rates
 from shepherd.clients.selection import cohort_size, selections
 from shepherd.clients.training import LocalTraining
@@ -24,10 +26,11 @@ from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import Base, pick_targets
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
-from shepherd.round import Plan
+from shepherd.round import Plan, Policy
 from shepherd.server.aggregation import aggregators
 from shepherd.server.method import FactorMean
 from shepherd.types import Adapter, ClientId, Example, Objective, Partition, Tokens, Work
+from shepherd.updates.gate import Gate, Limits
 
 TOKENS_PER_PASS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 
@@ -219,6 +222,16 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         work=work,
         rank=lambda client: config.lora.r,
         objective=Objective(),
+        policy=Policy(
+            on_too_few=federation.on_too_few,
+            retries=federation.retries,
+            over_select=federation.over_select,
+            deadline=federation.deadline,
+            quarantine_after=federation.quarantine_after,
+            max_weight=federation.max_weight,
+            clock=lambda work, number: virtual_seconds(config.run.seed, work, number),
+        ),
+        gate=partial(Gate, Limits(norm=federation.max_update_norm), run=config.run.name),
     )
 
 

@@ -5,9 +5,10 @@ select a cohort -> give each client its view of the model -> train locally -> ga
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from shepherd.clients.selection import Selection
@@ -17,6 +18,7 @@ from shepherd.evaluation.losses import RowLosses
 from shepherd.rng import stream
 from shepherd.server.aggregation import aggregation_deviation, update_weights
 from shepherd.server.method import Method
+from shepherd.server.weights import capped
 from shepherd.types import (
     ClientFailure,
     ClientId,
@@ -27,9 +29,11 @@ from shepherd.types import (
     Tensors,
     Tokens,
     TrainTask,
+    View,
     Work,
 )
-from shepherd.updates.gate import admit, update_norm
+from shepherd.updates.gate import Gate, update_norm
+from shepherd.updates.wire import Sealed
 
 
 class Engine(Protocol):
@@ -37,10 +41,11 @@ class Engine(Protocol):
 
     def train(
         self, task: TrainTask, private: Mapping[ClientId, Tensors], observe: Callable[[StepReport], None]
-    ) -> Iterable[ClientUpdate | ClientFailure]:
-        """One update or failure for every client of the task, sorted by client.
+    ) -> Iterable[ClientUpdate | ClientFailure | Sealed]:
+        """An update, as it is or as it travelled, or a failure for every client of the task.
 
-        `private` is what simulated clients kept from earlier rounds; real sites keep theirs and are not told.
+        What a client raises must end here: an exception of `train` is one of the engine, and ends the run. `private`
+        is what simulated clients kept from earlier rounds; real sites keep theirs and are not told.
         """
         ...
 
@@ -50,10 +55,28 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class Policy:
+    """What becomes of a round when clients fail, are late, or are too few. See `[federation]` for the meanings.
+
+    `clock(work, round)` gives the seconds until a client answers; without one, clients arrive in the order in which the
+    engine yields them, and the engine keeps the deadline.
+    """
+
+    on_too_few: str = "stop"
+    retries: int = 3
+    over_select: float = 0.0
+    deadline: float = 0.0
+    quarantine_after: int = 0
+    max_weight: float = 1.0
+    clock: Callable[[Work, int], float] | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What stays the same over the rounds of a run.
 
-    `work(client, round, first_row)` is a client's share, `rank(client)` the rank of its adapter.
+    `work(client, round, first_row)` is a client's share, `rank(client)` the rank of its adapter, `gate()` a gate for
+    one round.
     """
 
     seed: int
@@ -66,14 +89,19 @@ class Plan:
     work: Callable[[ClientId, int, int], Work]
     rank: Callable[[ClientId], int]
     objective: Objective
+    policy: Policy = Policy()
+    gate: Callable[[], Gate] = Gate
 
 
 @dataclass(frozen=True)
 class RoundRecord:
     """One line of rounds.jsonl. Sizes in bytes, times in seconds, losses in nats per target token.
 
-    examples counts the rows that a client trained on. learning_rate holds the rates of the first and the last local
-    step of the client with the most steps.
+    cohort: all who were asked, in one draw or more. rejected: unusable answers, with client, code and detail. missing:
+    those who gave none. late: those whose answer came after the deadline, or after enough others. ignored: what a
+    client sent beside the answer that counted. quarantined: who is asked no more from now on. skipped: too few
+    answered, so the model is that of the round before. examples counts the rows that a client trained on.
+    learning_rate holds the rates of the first and the last local step of the client with the most steps.
     """
 
     round: int
@@ -91,74 +119,181 @@ class RoundRecord:
     learning_rate: tuple[float, float]
     deviation: float
     update_norm: Mapping[ClientId, float]
+    late: tuple[ClientId, ...] = ()
+    ignored: tuple[Mapping[str, str], ...] = ()
+    quarantined: tuple[ClientId, ...] = ()
+    skipped: bool = False
 
 
 def run_round(
     state: ServerState, plan: Plan, engine: Engine, observe: Callable[[StepReport], None] = lambda report: None
 ) -> tuple[ServerState, RoundRecord]:
-    """Run the round after `state`. Raises ClientError when fewer than `min_updates` clients gave a usable update."""
-    number = state.round + 1
-    cohort = plan.select(plan.clients, plan.cohort_size, stream(plan.seed, "select", number))
-    work = {client: plan.work(client, number, state.cursors.get(client, 0)) for client in cohort}
-    views = {c: plan.method.view(state.model, c, plan.rank(c), number, plan.seed) for c in cohort}
-    task = TrainTask(number, views, plan.seed, work, state.model.remainder, plan.objective)
-    private = {client: state.clients[client] for client in cohort if client in state.clients}
+    """Run the round after `state`.
 
+    Raises ClientError when fewer than `min_updates` clients gave a usable update, unless the policy skips the round.
+    """
+    number, policy = state.round + 1, plan.policy
     begin = time.perf_counter()
-    answers = _first_of_each([admit(answer, task) for answer in engine.train(task, private, observe)])
+    asked = _Asked()
+    for draw in range(1 + (policy.retries if policy.on_too_few == "wait" else 0)):
+        _ask(asked, draw, state, plan, engine, observe)
+        if len(asked.updates) >= plan.min_updates:
+            break
     trained = time.perf_counter()
     # Float sums depend on order, arrival does not repeat: sort by client.
-    updates = sorted((a for a in answers if isinstance(a, ClientUpdate)), key=lambda u: u.client)
-    failures = sorted((a for a in answers if isinstance(a, ClientFailure)), key=lambda f: f.client)
-    if len(updates) < plan.min_updates:
-        raise ClientError(_too_few(number, updates, failures, plan.min_updates), hint=_advice(failures))
+    updates = [asked.updates[client] for client in sorted(asked.updates)]
+    failures, ignored = _sorted_failures(asked)
+    skipped = len(updates) < plan.min_updates
+    if skipped and policy.on_too_few != "skip":
+        raise ClientError(_too_few(number, updates, failures, asked, state, plan), hint=_advice(failures))
+    if skipped:
+        updates = []
 
-    weights = update_weights(updates, plan.weights)
-    by_client = {u.client: w for u, w in zip(updates, weights, strict=True)}
-    model = plan.method.combine(state.model, views, updates, by_client)
-    deviation = aggregation_deviation(state.model.adapter, updates, by_client)
+    work, views = asked.work, asked.views
+    by_client, model, deviation = {}, state.model, 0.0
+    if not skipped:
+        weights = capped(update_weights(updates, plan.weights), policy.max_weight)
+        by_client = {u.client: w for u, w in zip(updates, weights, strict=True)}
+        model = plan.method.combine(state.model, views, updates, by_client)
+        deviation = aggregation_deviation(state.model.adapter, updates, by_client)
     aggregated = time.perf_counter()
 
+    strikes, quarantined = _strikes(state, asked, failures, plan)
     cursors = dict(state.cursors)
     for update in updates:
         cursors[update.client] = work[update.client].first_row + work[update.client].rows
-    longest = max(work.values(), key=lambda w: w.steps).learning_rates
-    answered = {a.client for a in answers}
+    longest = max((w.learning_rates for w in work.values()), key=len, default=(0.0,))
+    failed = {f.client for f in failures}
     record = RoundRecord(
         round=number,
-        cohort=cohort,
-        missing=tuple(client for client in cohort if client not in answered),
-        rejected=tuple({"client": f.client, "code": f.code, "detail": f.detail} for f in failures),
+        cohort=tuple(sorted(work)),
+        missing=tuple(c for c in sorted(work) if c not in asked.updates and c not in failed and c not in asked.late),
+        rejected=tuple(map(_shown, failures)),
         weights=by_client,
         train_loss={u.client: u.metrics["loss"] for u in updates},
         steps={u.client: u.steps for u in updates},
         examples={u.client: work[u.client].rows for u in updates},
         tokens={u.client: u.num_tokens for u in updates},
-        bytes_up=sum(u.nbytes for u in updates),
+        bytes_up=asked.bytes_up,
         bytes_down=sum(view.adapter.nbytes for view in views.values()),
         seconds={"train": trained - begin, "aggregate": aggregated - trained},
         learning_rate=(longest[0], longest[-1]),
         deviation=deviation,
         update_norm={u.client: update_norm(u) for u in updates},
+        late=tuple(sorted(asked.late)),
+        ignored=tuple(map(_shown, ignored)),
+        quarantined=quarantined,
+        skipped=skipped,
     )
     clients = {**state.clients, **{u.client: u.private for u in updates if u.private}}
-    return replace(state, round=number, model=model, cursors=cursors, clients=clients), record
+    return replace(
+        state,
+        round=number,
+        model=model,
+        cursors=cursors,
+        clients=clients,
+        strikes=strikes,
+        quarantined=tuple(sorted({*state.quarantined, *quarantined})),
+    ), record
 
 
-def _first_of_each(answers: Iterable[ClientUpdate | ClientFailure]) -> list[ClientUpdate | ClientFailure]:
-    """One answer of each client counts, the first; later ones are dropped, so that nobody counts twice."""
-    first: dict[ClientId, ClientUpdate | ClientFailure] = {}
-    for answer in answers:
-        first.setdefault(answer.client, answer)
-    return list(first.values())
+@dataclass
+class _Asked:
+    """Who was asked in a round, and what came back. `updates` are those that count, `late` those that do not."""
+
+    work: dict[ClientId, Work] = field(default_factory=dict)
+    views: dict[ClientId, View] = field(default_factory=dict)
+    updates: dict[ClientId, ClientUpdate] = field(default_factory=dict)
+    failures: list[ClientFailure] = field(default_factory=list)
+    late: set[ClientId] = field(default_factory=set)
+    bytes_up: int = 0
 
 
-def _too_few(number: int, updates: Sequence[ClientUpdate], failures: Sequence[ClientFailure], least: int) -> str:
-    reasons = "\n".join(f"  {f.client}: {f.code}: {f.detail}" for f in failures)
-    return f"round {number}: {len(updates)} usable updates, {least} needed\n{reasons}"
+def _ask(
+    asked: _Asked, draw: int, state: ServerState, plan: Plan, engine: Engine, observe: Callable[[StepReport], None]
+) -> None:
+    """Draw as many clients as the cohort lacks, of those not asked yet; train them; let their answers through the gate.
+
+    With over-selection more are drawn, and the first ones in order of arrival count.
+    """
+    number, policy = state.round + 1, plan.policy
+    wanted = plan.cohort_size - len(asked.updates)
+    eligible = [c for c in plan.clients if c not in asked.work and c not in state.quarantined]
+    size = min(len(eligible), math.ceil(round((1 + policy.over_select) * wanted, 9)))
+    if not size:
+        return
+    drawn = plan.select(eligible, size, stream(plan.seed, "select", number, *([draw] if draw else [])))
+    work = {client: plan.work(client, number, state.cursors.get(client, 0)) for client in drawn}
+    views = {c: plan.method.view(state.model, c, plan.rank(c), number, plan.seed) for c in drawn}
+    asked.work |= work
+    asked.views |= views
+    seconds = {client: policy.clock(work[client], number) if policy.clock else 0.0 for client in drawn}
+    # Who is known to be late need not be simulated: its update would be thrown away.
+    late = {client for client in drawn if policy.deadline and seconds[client] > policy.deadline}
+    asked.late |= late
+    task = TrainTask(
+        number,
+        {client: views[client] for client in drawn if client not in late},
+        plan.seed,
+        {client: work[client] for client in drawn if client not in late},
+        state.model.remainder,
+        plan.objective,
+    )
+    private = {client: state.clients[client] for client in task.work if client in state.clients}
+    gate = plan.gate()
+    answers = [gate.admit(answer, task) for answer in engine.train(task, private, observe)] if task.work else []
+    asked.failures += [a for a in answers if isinstance(a, ClientFailure)]
+    usable = sorted((a for a in answers if isinstance(a, ClientUpdate)), key=lambda u: seconds[u.client])
+    asked.bytes_up += sum(update.nbytes for update in usable)
+    asked.updates |= {update.client: update for update in usable[:wanted]}
+    asked.late |= {update.client for update in usable[wanted:]}
+
+
+def _sorted_failures(asked: _Asked) -> tuple[list[ClientFailure], list[ClientFailure]]:
+    """(failures of clients without a usable answer, what others sent beside theirs), each by client."""
+    answered = {*asked.updates, *asked.late}
+    failures = sorted(asked.failures, key=lambda f: f.client)
+    beside = [f for f in failures if f.client in answered or f.code == "duplicate"]
+    return [f for f in failures if f not in beside], beside
+
+
+def _strikes(
+    state: ServerState, asked: _Asked, failures: Sequence[ClientFailure], plan: Plan
+) -> tuple[dict[ClientId, int], tuple[ClientId, ...]]:
+    """Unusable rounds of each client since its last good one, and who has reached the limit in this round."""
+    strikes = {client: count for client, count in state.strikes.items() if client not in {*asked.updates, *asked.late}}
+    for client in sorted({f.client for f in failures} & asked.work.keys()):
+        strikes[client] = strikes.get(client, 0) + 1
+    limit = plan.policy.quarantine_after
+    reached = tuple(c for c in sorted(strikes) if limit and strikes[c] >= limit and c not in state.quarantined)
+    return strikes, reached
+
+
+def _shown(failure: ClientFailure) -> dict[str, str]:
+    return {"client": failure.client, "code": failure.code, "detail": failure.detail}
+
+
+def _too_few(
+    number: int,
+    updates: Sequence[ClientUpdate],
+    failures: Sequence[ClientFailure],
+    asked: _Asked,
+    state: ServerState,
+    plan: Plan,
+) -> str:
+    lines = [f"round {number}: {len(updates)} usable updates, {plan.min_updates} needed"]
+    lines += [f"  {f.client}: {f.code}: {f.detail}" for f in failures]
+    lines += [f"  {client}: late: the deadline is {plan.policy.deadline:g} s" for client in sorted(asked.late)]
+    lines += [f"  {client}: quarantined" for client in state.quarantined]
+    return "\n".join(lines)
 
 
 def _advice(failures: Sequence[ClientFailure]) -> str:
-    if any(f.code == "non-finite" for f in failures):
+    codes = {f.code for f in failures}
+    if "non-finite" in codes:
         return 'lower training.learning_rate, or set model.dtype = "float32"'
-    return ""
+    if "out-of-memory" in codes:
+        return "lower training.clients_at_once or training.tokens_per_pass, or set training.gradient_checkpointing"
+    if any(code.startswith("error") for code in codes):
+        return "the text of a client's error stays with the client: run with --debug to see it on stderr"
+    return 'set federation.on_too_few = "skip" or "wait" to go on without them' if codes else ""

@@ -244,12 +244,42 @@ class ServerState:
 
 @dataclass(frozen=True, slots=True)
 class ClientFailure:
-    """A client that gave no usable update: a short code, and detail that holds no client data."""
+    """A client that gave no usable update: a code of REASONS, and detail that holds no text of the client."""
 
     client: ClientId
     round: int
     code: str
     detail: str
+
+
+REASONS: Mapping[str, str] = {
+    # What the gate refuses.
+    "not-an-update": "the answer is neither an update nor a failure",
+    "too-large": "the message is larger than any that was asked for",
+    "format": "the bytes are no safetensors file with an envelope of ours",
+    "damaged": "the checksum of the message does not fit its content",
+    "fields": "a field is missing, of another type, or out of its range",
+    "uninvited": "the client is not in this round's cohort",
+    "impostor": "the message names another client than the one that sent it",
+    "other-run": "the update belongs to another run",
+    "stale-round": "the update belongs to another round",
+    "base": "the client trained another base model",
+    "tokenizer": "the client used another tokenizer or chat template",
+    "rank": "the adapter has another rank than the client was given",
+    "scale": "the adapter has another scale than the client was given",
+    "tensors": "tensors are missing, or there are others than were asked for",
+    "shape": "a tensor has another shape or dtype than was asked for",
+    "count": "a count is below 1 or above its limit",
+    "non-finite": "a value is NaN or infinite",
+    "norm": "the update is longer than federation.max_update_norm",
+    "duplicate": "the client has answered this round already",
+    # What befalls a client.
+    "error": "its training raised an exception; `error:ValueError` names the class, the text stays with the client",
+    "out-of-memory": "it had not enough memory, not even for smaller passes",
+    "lost": "the process that trained it ended",
+    "hang": "the process that trained it gave no sign of life",
+}
+"""Every code of a ClientFailure and its meaning. Clients that were too late are in the record's `late` instead."""
 
 
 @dataclass(frozen=True, slots=True)

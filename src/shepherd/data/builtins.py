@@ -55,7 +55,7 @@ def chatterbot(languages: tuple[str, ...] = ("english",)) -> Rows:
         topics = (root / language).iterdir()
         for file in sorted((f for f in topics if f.name.endswith(".yml")), key=lambda f: f.name):
             topic = file.name.removesuffix(".yml").lower()
-            document = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+            document = loader(file.read_text(encoding="utf-8")).get_single_data()
             for number, turns in enumerate(document["conversations"], 1):
                 rows.append((f"{language}-{topic}:{number}", _conversation(turns, topic, language)))
     return Rows("builtin:chatterbot", rows, "BSD-3-Clause")

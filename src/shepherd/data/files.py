@@ -17,6 +17,8 @@ from shepherd.errors import DataError, did_you_mean, missing_extra
 
 CSV_FIELD_LIMIT = 16 * 2**20
 """Most characters in one field of a CSV file. A quote that is never closed would read on to the end otherwise."""
+PARQUET_BYTES = 2**28
+"""What a Parquet file may unpack to, or fifty times its own size where that is more."""
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 Numbered = tuple[int, dict[str, Any]]
@@ -42,6 +44,8 @@ def read_rows(path: Path) -> list[Numbered]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: cannot read {suffix or 'a file without a suffix'}", hint=f"use {', '.join(SUFFIXES)}")
+    if path.exists() and not path.is_file():  # a pipe or a device would never end
+        raise DataError(f"{path} is not a file")
     if suffix == ".parquet":
         rows = list(_parquet(path))
     elif suffix in (".csv", ".tsv"):
@@ -172,7 +176,25 @@ def _parquet(path: Path) -> Iterator[Numbered]:
     except ImportError:
         raise missing_extra("pyarrow", "parquet") from None
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        most, size, number = max(PARQUET_BYTES, 50 * path.stat().st_size), 0, 0
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=64):
+                for row in batch.to_pylist():
+                    number, size = number + 1, size + _length(row)
+                    if size > most:
+                        raise DataError(
+                            f"{path}: {path.stat().st_size:,} bytes unpack to more than {most:,}",
+                            hint="if the file is sound, split it or save it as JSON lines",
+                        )
+                    yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {shorten(str(error))}") from None
-    yield from enumerate(rows, 1)
+
+
+def _length(value: Any) -> int:
+    """Characters of the texts in a row. Not Arrow's own count: a text that all rows share is stored once."""
+    if isinstance(value, dict):
+        return sum(map(_length, value.values()))
+    if isinstance(value, list):
+        return sum(map(_length, value))
+    return len(value) if isinstance(value, str | bytes) else 8

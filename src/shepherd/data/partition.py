@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,10 @@ def load_partition(path: Path, dataset_digest: str = "") -> Partition:
             held_out=tuple(document["held_out"]),
             settings=document["settings"],
         )
+        _check_names(partition.clients, str(path))
     except FileNotFoundError:
         raise DataError(f"no partition at {path}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a partition: {type(error).__name__}: {error}") from None
     if dataset_digest and dataset_digest != partition.dataset_digest:
         raise DataError(
@@ -116,7 +118,17 @@ def partition_digest(partition: Partition) -> str:
     return hashlib.sha256(json.dumps([who, list(partition.held_out)]).encode()).hexdigest()
 
 
+def _check_names(clients: Iterable[ClientId], what: str) -> None:
+    for client in clients:
+        if not (isinstance(client, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", client)):
+            raise DataError(
+                f"{what}: a client cannot be called {str(client)[:80]!r}",
+                hint="1 to 64 letters, digits, '.', '_' or '-', no '.' first: clients' names may name files",
+            )
+
+
 def _check(dealt: Mapping[ClientId, Sequence[str]], examples: Sequence[Example], name: str) -> None:
+    _check_names(dealt, name)
     empty = sorted(client for client, ids in dealt.items() if not ids)
     if empty:
         raise DataError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,12 +17,14 @@ import numpy as np
 from safetensors import SafetensorError
 
 from shepherd.errors import ModelError
+from shepherd.model.digest import read_small
 from shepherd.rng import stream
 from shepherd.tensors import from_file, to_bytes
 from shepherd.types import Adapter, Factors
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
 def fresh_adapter(
@@ -89,12 +92,13 @@ def adapter_files(adapter: Adapter, *, base_name: str, conv1d: bool = False) -> 
 def load_adapter(folder: Path) -> Adapter:
     """Read a PEFT LoRA folder. Raises ModelError naming the file and what is wrong with it."""
     folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelError(f"not an adapter folder: {folder} has no {name}{_instead(folder)}")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(read_small(folder / CONFIG))
         tensors, metadata = from_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise ModelError(f"not an adapter folder: {folder} has no {Path(error.filename or WEIGHTS).name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, TypeError) as error:  # numpy has no bfloat16
+    except (ValueError, RecursionError, OSError, SafetensorError, TypeError) as error:  # numpy has no bfloat16
         raise ModelError(f"the adapter in {folder} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise ModelError(f"{folder / CONFIG} is not a JSON object")
@@ -121,6 +125,14 @@ def load_adapter(folder: Path) -> Adapter:
     if not factors:
         raise ModelError(f"{folder / WEIGHTS} holds no LoRA factors")
     for name, (A, B) in factors.items():
+        if not _MODULE.fullmatch(name):
+            raise ModelError(f"{folder / WEIGHTS}: {name[:80]!r} cannot be the name of a module")
         if A.ndim != 2 or B.ndim != 2 or A.shape[0] != r or B.shape[1] != r:
             raise ModelError(f"{folder}: {name} has A{list(A.shape)}, B{list(B.shape)}, but r = {r}")
     return Adapter(factors, r, alpha, bool(config.get("use_rslora", False)), metadata.get("base_digest", ""))
+
+
+def _instead(folder: Path) -> str:
+    """A note on weights in a format that can hold code: they are not loaded."""
+    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.npz") for p in folder.glob(pattern))
+    return f", only {pickled[0]}, which can hold code and is not loaded" if pickled else ""

@@ -71,7 +71,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    options: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
+    options: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
     loading = dict(options, dtype=torch.float32)
     if hasattr(transformers, "GgufConfig"):  # Newer releases keep the blocks packed unless told otherwise.
         loading["quantization_config"] = transformers.GgufConfig(dequantize=True)

@@ -18,6 +18,7 @@ from typing import Any
 from shepherd.errors import ModelError
 
 MANIFEST = "MANIFEST.json"
+SMALL = 2**28
 
 # Written by the library that saved the file, not a property of the model.
 _INCIDENTAL = ("transformers_version", "dtype", "torch_dtype")
@@ -75,11 +76,26 @@ def sha256_all(paths: Iterable[Path]) -> dict[Path, str]:
     return found
 
 
+def read_small(path: Path) -> str:
+    """The text of a model's or an adapter's small file. Raises ModelError for pipes, devices and files over 256 MiB.
+
+    A link may lead anywhere, the hub's cache is made of them; what it leads to must be a file.
+    """
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path} is not a file", hint="copy or pull the model again")
+    try:
+        if path.stat().st_size > SMALL:
+            raise ModelError(f"{path} has {path.stat().st_size:,} bytes, more than such a file can need")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", hint="copy or pull the model again") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a model's file. Raises ModelError when it is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_small(path))
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}", hint="copy or pull the model again") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} cannot be read: it is not a JSON object", hint="copy or pull the model again")
@@ -87,11 +103,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, by name; an index file decides when there is one."""
+    """The safetensors files of a model folder, by name; an index file decides when there is one.
+
+    Raises ModelError for an index that names anything but safetensors files of that folder.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = set(read_json(index).get("weight_map", {}).values())
-        return [folder / name for name in sorted(names)]
+        named = read_json(index).get("weight_map")
+        names = list(named.values()) if isinstance(named, dict) else [None]
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+                raise ModelError(
+                    f"{index} names weights that are not safetensors files of its own folder",
+                    hint="save the model with save_pretrained, which writes safetensors and their index",
+                )
+        return [folder / name for name in sorted(set(names))]
     single = folder / "model.safetensors"
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 
@@ -106,7 +132,7 @@ def chat_template(folder: Path) -> str:
     """The chat template as text: its own file, or the entry in tokenizer_config.json, or an empty string."""
     own, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if own.is_file():
-        return own.read_text(encoding="utf-8")
+        return read_small(own)
     if config.is_file():
         template = read_json(config).get("chat_template")
         return template if isinstance(template, str) else json.dumps(template) if template else ""

@@ -1,53 +1,254 @@
-"""The gate that every answer passes before anything else sees it: an update, or a failure with its reason."""
+"""The gate: every answer of a client, as bytes or from memory, passes it before anything else sees it.
+
+    gate = Gate(Limits(norm=100.0), run="demo")
+    answer = gate.admit(answer, task)           # a ClientUpdate in order, or a ClientFailure with its reason
+
+The order is from cheap to dear: size, fields, whose and of what, counts, names, shapes, checksum, values, seen before.
+`admit` never raises, and what it says never holds a text that a client wrote: only our names, shapes and counts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from shepherd.types import ClientFailure, ClientUpdate, TrainTask
+from shepherd.types import REASONS, ClientFailure, ClientId, ClientUpdate, TrainTask
+from shepherd.updates import wire
+from shepherd.updates.wire import Envelope, Sealed, WireError
+
+UNKNOWN = "(unknown)"
+"""The name that a failure bears where a client gave one that is none of ours."""
+
+_INTEGERS = (int, *(np.dtype(code).type for code in "bBhHiIlLqQ"))
+_FLOATS = (float, np.float16, np.float32, np.float64)
+_METRIC = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_NONCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ERROR = re.compile(r"error:[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
-def admit(answer: ClientUpdate | ClientFailure, task: TrainTask) -> ClientUpdate | ClientFailure:
-    """The update when its client, round, modules, shapes, dtype, counts and values are in order, else a failure."""
-    if isinstance(answer, ClientFailure):
-        return answer
-    reason = _fault(answer, task)
-    return answer if reason is None else ClientFailure(answer.client, task.round, *reason)
+@dataclass(frozen=True)
+class Limits:
+    """The most that an update may claim. norm is that of the whole delta (L2); 0 sets no limit to it."""
+
+    norm: float = 0.0
+    examples: int = 10**9
+    tokens: int = 10**12
+    metrics: int = 32
+
+
+class Gate:
+    """The limits of a run, and what has been admitted so far. One gate serves one round, or a whole run.
+
+    run and tokenizer (a digest) are compared with what messages say; an empty tokenizer is not compared.
+    """
+
+    def __init__(self, limits: Limits = Limits(), run: str = "", tokenizer: str = "") -> None:
+        self.limits, self.run, self.tokenizer = limits, run, tokenizer
+        self._seen: set[tuple[int, ClientId]] = set()
+
+    def admit(self, answer: Any, task: TrainTask) -> ClientUpdate | ClientFailure:
+        """The update when all is in order, else a failure; an engine's own ClientFailure passes when it is one of ours.
+
+        The first usable update of a client in a round wins, whatever its nonce: any other is a "duplicate".
+        """
+        client = UNKNOWN
+        try:
+            if not _is(answer, ClientUpdate, Sealed, ClientFailure):
+                raise WireError("not-an-update", "the answer is neither an update nor a failure")
+            # What the transport knows may be named; a name inside an answer only when it is one that was asked.
+            named = _is(answer, Sealed) and _is(answer.client, str)
+            client = answer.client if named or _asked(answer.client, task) else UNKNOWN
+            if not _asked(answer.client, task):
+                raise WireError("uninvited", "the client is not in this round's cohort")
+            if (task.round, client) in self._seen:
+                raise WireError("duplicate", "the client has answered this round already")
+            if _is(answer, ClientFailure):
+                passed: ClientUpdate | ClientFailure = _failure(answer, task)
+            else:
+                passed = self._checked(self._opened(answer, task) if _is(answer, Sealed) else answer, task)
+        except WireError as refusal:
+            return ClientFailure(client, task.round, refusal.code, refusal.detail)
+        except Exception:
+            return ClientFailure(client, task.round, "fields", "the update cannot be read")
+        self._seen.add((task.round, client))
+        return passed
+
+    def _opened(self, sealed: Sealed, task: TrainTask) -> ClientUpdate:
+        """The update in a message. The largest size is what the client's view makes of it, so nobody has to set it."""
+        shapes = expected_shapes(task, sealed.client)
+        header_limit = 16_384 + sum(len(name.encode()) + 128 for name in shapes)
+        limit = 8 + header_limit + 4 * sum(map(math.prod, shapes.values()))
+        if not _is(sealed.data, bytes):
+            raise WireError("format", "the message is not bytes")
+        if len(sealed.data) > limit:
+            raise WireError("too-large", f"{len(sealed.data)} bytes, the limit is {limit}")
+        header = wire.read_header(sealed.data, header_limit)
+        if header.fields["client"] != sealed.client:
+            raise WireError("impostor", "the message names another client than the one that sent it")
+        _check_round(header.fields["round"], task)
+        self._check_envelope(wire.envelope_of(header), task, sealed.client)
+        _check_shapes({name: entry.shape for name, entry in header.entries.items()}, shapes)
+        return wire.read_update(sealed.data, header)
+
+    def _check_envelope(self, envelope: Envelope, task: TrainTask, client: ClientId) -> None:
+        adapter = task.views[client].adapter
+        if envelope.run != self.run:
+            raise WireError("other-run", "the update belongs to another run")
+        if not _NONCE.fullmatch(envelope.nonce):
+            raise WireError("fields", "nonce is not 1 to 64 letters, digits, '.', '_' or '-'")
+        if envelope.base != adapter.base_digest:
+            raise WireError("base", f"another base model than {adapter.base_digest[:12]}")
+        if self.tokenizer and envelope.tokenizer != self.tokenizer:
+            raise WireError("tokenizer", f"another tokenizer or chat template than {self.tokenizer[:12]}")
+        if envelope.rank != adapter.r:
+            raise WireError("rank", f"rank {_shown(envelope.rank)}, expected {adapter.r}")
+        # `not <=` refuses NaN as well; an integer of hundreds of digits is no float.
+        if not _fits_float(envelope.scale) or not abs(envelope.scale - adapter.scale) <= 1e-9 * adapter.scale:
+            raise WireError("scale", f"another scale than {adapter.scale:g}")
+
+    def _checked(self, update: ClientUpdate, task: TrainTask) -> ClientUpdate:
+        _check_round(update.round, task)
+        limits = {
+            "num_examples": self.limits.examples,
+            "num_tokens": self.limits.tokens,
+            "steps": task.work[update.client].steps,
+        }
+        counts = {name: _count(name, getattr(update, name), limit) for name, limit in limits.items()}
+        metrics = _metrics(update.metrics, self.limits.metrics)
+        _arrays("delta", update.delta)
+        _arrays("private", update.private)
+        shapes = expected_shapes(task, update.client)
+        _check_shapes({name: array.shape for name, array in update.delta.items()}, shapes)
+        for name, shape in shapes.items():
+            if update.delta[name].dtype != np.float32:
+                dtype = update.delta[name].dtype
+                order = "" if dtype.isnative else " of the other byte order"
+                raise WireError("shape", f"{name}: {dtype.name}{list(shape)}{order}, expected float32{list(shape)}")
+        for name in shapes:
+            if not math.isfinite(_square(update.delta[name])):
+                count = int((~np.isfinite(update.delta[name])).sum())
+                raise WireError("non-finite", f"{name}: {count} values are not finite")
+        if self.limits.norm and (norm := update_norm(update)) > self.limits.norm:
+            raise WireError("norm", f"L2 norm {norm:.6g}, the limit is {self.limits.norm:g}")
+        plain = {"round": int(update.round), **counts, "metrics": metrics}
+        same = all(type(getattr(update, name)) is type(value) for name, value in plain.items()) and all(
+            type(value) is float for value in update.metrics.values()
+        )
+        return update if same else replace(update, **plain)
+
+
+def expected_shapes(task: TrainTask, client: ClientId) -> dict[str, tuple[int, ...]]:
+    """What a client of the task sends, {tensor: shape}, all float32; SCAFFOLD's control variates come beside them."""
+    shapes = {name: array.shape for name, array in task.views[client].tensors().items()}
+    if task.objective.scaffold:
+        shapes |= {f"{name}.control": shape for name, shape in shapes.items()}
+    return shapes
 
 
 def update_norm(update: ClientUpdate) -> float:
     """L2 norm of the whole delta, in float64."""
-    return float(np.sqrt(sum(float(np.sum(np.square(d, dtype=np.float64))) for d in update.delta.values())))
+    return math.sqrt(sum(_square(delta) for delta in update.delta.values()))
 
 
-def _fault(update: ClientUpdate, task: TrainTask) -> tuple[str, str] | None:
-    if update.client not in task.work:
-        return "uninvited", "the client is not in this round's cohort"
-    if update.round != task.round:
-        return "stale-round", f"the update is of round {update.round}, this is round {task.round}"
-    expected = task.views[update.client].tensors()
-    if set(update.delta) != set(expected):
-        return (
-            "tensors",
-            f"{len(update.delta)} tensors, expected {len(expected)}{_first_difference(update.delta, expected)}",
-        )
-    if not np.isfinite(update.metrics.get("loss", np.nan)):
-        return "non-finite", "metrics have no finite loss"
-    for name in ("num_examples", "num_tokens"):
-        if getattr(update, name) < 1:
-            return "count", f"{name} = {getattr(update, name)}"
-    for name, ours in expected.items():
-        delta = update.delta[name]
-        if delta.shape != ours.shape or delta.dtype != np.float32:
-            return "shape", f"{name}: {delta.dtype}{list(delta.shape)}, expected float32{list(ours.shape)}"
-        if not np.isfinite(delta).all():
-            return "non-finite", f"{name}: {int((~np.isfinite(delta)).sum())} values are not finite"
-    return None
+def _square(array: np.ndarray) -> float:
+    """The sum of squares in float64, where no square of a float32 overflows: finite if and only if every value is."""
+    with np.errstate(invalid="ignore"):
+        values = array.astype(np.float64).ravel()
+        return float(values @ values)
 
 
-def _first_difference(theirs: Iterable[str], ours: Iterable[str]) -> str:
-    """Names of tensors are ours, so they can be shown; a client's own names are only counted."""
-    missing = sorted(set(ours) - set(theirs))
-    return f"; {missing[0]} is missing" if missing else ""
+def _failure(failure: ClientFailure, task: TrainTask) -> ClientFailure:
+    """A failure as an engine reports it. Its code must be one of ours; detail that is no short line is dropped."""
+    if not _is(failure.code, str) or not (failure.code in REASONS or _ERROR.fullmatch(failure.code)):
+        raise WireError("fields", "a failure with a code that is not known")
+    if not _is(failure.round, int) or failure.round != task.round:
+        raise WireError("stale-round", f"a failure of another round, this is round {task.round}")
+    if _is(failure.detail, str) and len(failure.detail) <= 200 and failure.detail.isprintable():
+        return failure
+    return replace(failure, detail="")
+
+
+def _asked(client: Any, task: TrainTask) -> bool:
+    return _is(client, str) and client in task.work and client in task.views
+
+
+def _is(value: Any, *kinds: type) -> bool:
+    """Whether the type of `value` is one of `kinds` itself. Comparing types by == could run code of a metaclass."""
+    return any(type(value) is kind for kind in kinds)
+
+
+def _check_round(number: Any, task: TrainTask) -> None:
+    if not _is(number, *_INTEGERS):
+        raise WireError("fields", f"round is {_kind(number)}, expected int")
+    if number != task.round:
+        raise WireError("stale-round", f"the update is of round {_shown(number)}, this is round {task.round}")
+
+
+def _count(name: str, value: Any, limit: int) -> int:
+    if not _is(value, *_INTEGERS):
+        raise WireError("fields", f"{name} is {_kind(value)}, expected int")
+    if not 1 <= value <= limit:
+        raise WireError("count", f"{name} = {_shown(value)}, expected 1 to {limit}")
+    return int(value)
+
+
+def _metrics(metrics: Any, most: int) -> dict[str, float]:
+    """Numbers by short plain names; `loss` must be there. Names are never shown: they are the client's text."""
+    if not _is(metrics, dict):
+        raise WireError("fields", f"metrics is {_kind(metrics)}, expected dict")
+    if len(metrics) > most:
+        raise WireError("fields", f"{len(metrics)} metrics, the limit is {most}")
+    if not all(_is(name, str) and _METRIC.fullmatch(name) for name in metrics):
+        raise WireError("fields", "a metric's name is not 1 to 32 small letters, digits or '_'")
+    if not all(_is(value, *_FLOATS, *_INTEGERS) and _fits_float(value) for value in metrics.values()):
+        raise WireError("fields", "a metric is not a number")
+    plain = {name: float(value) for name, value in metrics.items()}
+    if "loss" not in plain or not all(map(math.isfinite, plain.values())):
+        what = "there is no loss" if "loss" not in plain else "a metric is not finite"
+        raise WireError("non-finite", f"metrics: {what}")
+    return plain
+
+
+def _arrays(what: str, value: Any) -> None:
+    """A plain dict of plain arrays: looking at anything else could run code that came with it."""
+    if not _is(value, dict):
+        raise WireError("fields", f"{what} is {_kind(value)}, expected dict")
+    if not all(_is(name, str) for name in value):
+        raise WireError("fields", f"{what} has a name that is not text")
+    for array in value.values():
+        if not _is(array, np.ndarray):
+            raise WireError("fields", f"{what} holds {_kind(array)}, expected arrays")
+        if array.dtype.kind not in "biufc":
+            raise WireError("shape", f"{what} holds an array of no numbers")
+
+
+def _check_shapes(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]]) -> None:
+    """Names of tensors are ours, so they can be shown; those that only the client knows are counted."""
+    if theirs.keys() != ours.keys():
+        missing = sorted(ours.keys() - theirs.keys())
+        first = f"; {missing[0]} is missing" if missing else ""
+        raise WireError("tensors", f"{len(theirs)} tensors, expected {len(ours)}{first}")
+    for name, shape in ours.items():
+        if theirs[name] != shape:
+            given = str(list(theirs[name])) if len(theirs[name]) <= 4 else f"{len(theirs[name])} dimensions"
+            raise WireError("shape", f"{name}: {given}, expected {list(shape)}")
+
+
+def _kind(value: Any) -> str:
+    """The name of a type where it is a common one; the name of any other could be a client's text."""
+    common = (bool, int, float, str, bytes, list, tuple, dict, type(None), np.ndarray, np.bool_)
+    return next((kind.__name__ for kind in common if type(value) is kind), "of another type")
+
+
+def _fits_float(value: Any) -> bool:
+    return not _is(value, int) or abs(value) < 2**1000
+
+
+def _shown(value: Any) -> str:
+    """A whole number, unless it is too long to read."""
+    return str(int(value)) if abs(int(value)) < 10**18 else "a number of more than 18 digits"
