@@ -114,7 +114,9 @@ def test_output_that_nobody_reads_any_more_is_no_traceback():
 
 def test_list_shows_each_name_of_each_registry_with_its_options(shell):
     found = json.loads(shell("list", "--json").out)
-    assert {"recipes", "partitioners", "datasets", "selections", "aggregators", "metrics"} == set(found)
+    pieces = {"starts", "views", "schedules", "payloads", "weighings", "merges", "splits", "remainders"}
+    kinds = {"recipes", "partitioners", "datasets", "selections", "methods", *pieces, "optimizers", "metrics"}
+    assert set(found) == kinds
     options = {entry["name"]: entry["options"] for entry in found["partitioners"]}
     assert "alpha = 0.5" in options["dirichlet"] and options["iid"] == []
     assert all(entry["about"] for entries in found.values() for entry in entries)

@@ -10,8 +10,7 @@ import pytest
 from shepherd.clients.selection import selections
 from shepherd.errors import ClientError
 from shepherd.round import Plan, run_round
-from shepherd.server.aggregation import aggregators
-from shepherd.server.method import FactorMean
+from shepherd.server.methods import build_method
 from shepherd.types import (
     Adapter,
     ClientFailure,
@@ -41,7 +40,7 @@ def plan(**changes) -> Plan:
         clients=CLIENTS,
         cohort_size=3,
         select=selections.build("uniform"),
-        method=FactorMean(aggregators.build("fedit")),
+        method=build_method("fedit"),
         weights="examples",
         min_updates=1,
         work=lambda client, number, first: Work(client, first, {"a": 1, "b": 2, "c": 5}[client], (0.1, 0.05)),

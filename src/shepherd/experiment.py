@@ -34,7 +34,17 @@ from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
 from shepherd.model.threads import use_threads
-from shepherd.prepare import Learner, Rows, check_window, context_window, prepare_learner, prepare_plan, prepare_rows
+from shepherd.prepare import (
+    Learner,
+    Rows,
+    base_weights,
+    check_window,
+    context_window,
+    prepare_learner,
+    prepare_method,
+    prepare_plan,
+    prepare_rows,
+)
 from shepherd.rng import stream
 from shepherd.round import Plan
 from shepherd.store import RunDirectory, checkpoint_name, read_json
@@ -84,6 +94,7 @@ class _Experiment:
 
     def run(self) -> Run:
         config = self.config
+        prepare_method(config)  # what does not fit together is said before anything is loaded
         with self._phase("load model"):
             use_threads(config.run.threads)
             base = load_base(
@@ -121,7 +132,7 @@ class _Experiment:
         self.losses: dict[str, RowLosses] = {}
         with self._phase("evaluate", "base"):
             self.losses["base"] = self._evaluate("base", None, rows, 0)
-        state, fed_budget, traffic = self._federated(learner, plan, rows)
+        state, fed_budget, traffic = self._federated(base, learner, plan, rows)
         outcome: dict[str, arms.Arm] = {}
         if "local" in config.evaluation.arms:
             with self._phase("train", "local"):
@@ -154,10 +165,13 @@ class _Experiment:
         self.store.write_json("env.json", _environment(base))
         self.store.journal("started", model=base.digest, data=rows.dataset.digest)
 
-    def _federated(self, learner: Learner, plan: Plan, rows: Rows) -> tuple[ServerState, dict, tuple[int, int]]:
+    def _federated(
+        self, base: Base, learner: Learner, plan: Plan, rows: Rows
+    ) -> tuple[ServerState, dict, tuple[int, int]]:
         """All rounds: a checkpoint and a line in rounds.jsonl each."""
         config = self.config
-        state = ServerState(0, plan.method.start(learner.adapter, config.run.seed))
+        weights = base_weights(base, list(learner.adapter.factors)) if plan.method.needs_base else None
+        state = ServerState(0, plan.method.start(learner.adapter, config.run.seed, weights))
         self.curve = [(0, self.losses["base"].stat.mean)]
         best, traffic, steps, examples, tokens = (np.inf, 0), np.zeros(2, int), 0, 0, 0
         with self._phase("train", "federated"):

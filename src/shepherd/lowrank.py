@@ -101,17 +101,17 @@ class LowRank:
         core = np.linalg.qr(self.L, mode="r") @ np.linalg.qr(self.R.T, mode="r").T
         return _small_svd(core, where, vectors=False)
 
-    def svd(self, where: str = "") -> SVD:
+    def svd(self, where: str = "", thin: bool = False) -> SVD:
         """The singular value decomposition with min(q, out, in) triples; the largest |Uᵢⱼ| of each column is positive.
 
-        Also for singular values of 0, U and V stay in the spans of L's columns and R's rows where those are
-        independent. Raises NumericalError, which names `where` (a module), when L or R is not finite.
+        thin: never by the dense product, so that U and V span L's independent columns and R's rows also where singular
+        values are zero. Raises NumericalError, which names `where` (a module), when L or R is not finite.
         """
         if self.q == 0:
             n_out, n_in = self.shape
             return SVD(np.zeros((n_out, 0), self.L.dtype), np.zeros(0, self.L.dtype), np.zeros((0, n_in), self.L.dtype))
         _check_finite(self, where)
-        if self.q >= DENSE_FROM * min(self.shape):
+        if self.q >= DENSE_FROM * min(self.shape) and not thin:
             U, S, V = _small_svd(self.dense(), where)
         else:
             left, L = np.linalg.qr(self.L)

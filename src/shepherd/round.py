@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 from shepherd.clients.selection import Selection
 from shepherd.clients.training import StepReport
 from shepherd.errors import ClientError
 from shepherd.evaluation.losses import RowLosses
 from shepherd.rng import stream
-from shepherd.server.aggregation import aggregation_deviation, update_weights
+from shepherd.server.aggregation import update_weights
+from shepherd.server.diagnostics import diagnose
 from shepherd.server.method import Method
 from shepherd.types import (
     ClientFailure,
@@ -73,7 +74,7 @@ class RoundRecord:
     """One line of rounds.jsonl. Sizes in bytes, times in seconds, losses in nats per target token.
 
     examples counts the rows that a client trained on. learning_rate holds the rates of the first and the last local
-    step of the client with the most steps.
+    step of the client with the most steps. diagnostics: see server/diagnostics.py.
     """
 
     round: int
@@ -91,6 +92,7 @@ class RoundRecord:
     learning_rate: tuple[float, float]
     deviation: float
     update_norm: Mapping[ClientId, float]
+    diagnostics: Mapping[str, Any]
 
 
 def run_round(
@@ -116,7 +118,7 @@ def run_round(
     weights = update_weights(updates, plan.weights)
     by_client = {u.client: w for u, w in zip(updates, weights, strict=True)}
     model = plan.method.combine(state.model, views, updates, by_client)
-    deviation = aggregation_deviation(state.model.adapter, updates, by_client)
+    seen = diagnose(state.model, model, views, updates, by_client)
     aggregated = time.perf_counter()
 
     cursors = dict(state.cursors)
@@ -138,8 +140,9 @@ def run_round(
         bytes_down=sum(view.adapter.nbytes for view in views.values()),
         seconds={"train": trained - begin, "aggregate": aggregated - trained},
         learning_rate=(longest[0], longest[-1]),
-        deviation=deviation,
+        deviation=seen.deviation,
         update_norm={u.client: update_norm(u) for u in updates},
+        diagnostics=asdict(seen),
     )
     clients = {**state.clients, **{u.client: u.private for u in updates if u.private}}
     return replace(state, round=number, model=model, cursors=cursors, clients=clients), record
