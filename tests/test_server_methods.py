@@ -105,7 +105,7 @@ def test_clients_that_agree_get_what_they_agree_on(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_order_of_arrival_changes_no_bit(name):
-    done = a_round(of(name), after_rounds(of(name), 2, dtype=np.float32), 3)
+    done = a_round(of(name), after_rounds(of(name), 2), 3)  # float64: rounding to float32 would hide another order
     straight = arrays(done.after)
     for order in ((2, 1, 0), (1, 2, 0)):
         mixed = arrays(replace(done, updates=tuple(done.updates[i] for i in order)).after)

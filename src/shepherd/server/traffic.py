@@ -26,11 +26,10 @@ def numbers(method: Method, sizes: Sizes, r: int, ranks: Sequence[int]) -> tuple
     """(up, down): mean numbers per client and round for a cohort of these ranks, over modules of sizes (in, out)."""
     up = down = 0.0
     for n_in, n_out in sizes.values():
-        for rank in ranks:
-            up += _up(method, n_in, n_out, r, rank) / len(ranks)
-            down += _adapter_down(method, n_in, n_out, r, rank) / len(ranks)
-        down += _rest_rank(method, n_in, n_out, r, ranks) * (n_in + n_out)
-    return up, down
+        up += sum(_up(method, n_in, n_out, r, rank) for rank in ranks)
+        down += sum(_adapter_down(method, n_in, n_out, r, rank) for rank in ranks)
+        down += len(ranks) * _rest_rank(method, n_in, n_out, r, ranks) * (n_in + n_out)
+    return up / len(ranks), down / len(ranks)
 
 
 def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: int = 4) -> list[dict[str, Any]]:
@@ -47,7 +46,7 @@ def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: 
                 **method.pieces.names(),
                 "bytes_up": round(up * bytes_each),
                 "bytes_down": round(down * bytes_each),
-                "exact": "yes" if method.exact else f"to {energy:g} of the energy" if 0 < energy < 1 else "no",
+                "exact": "yes" if method.exact else f"to {energy:g}" if 0 < energy < 1 else "no",
                 "sum_only": method.sum_only,
                 "mixed_ranks": method.mixed_ranks,
                 "citation": method.citation,
