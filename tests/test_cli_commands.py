@@ -114,7 +114,9 @@ def test_output_that_nobody_reads_any_more_is_no_traceback():
 
 def test_list_shows_each_name_of_each_registry_with_its_options(shell):
     found = json.loads(shell("list", "--json").out)
-    assert {"recipes", "partitioners", "datasets", "selections", "aggregators", "metrics"} == set(found)
+    pieces = {"starts", "views", "schedules", "payloads", "weighings", "merges", "splits", "remainders"}
+    kinds = {"recipes", "partitioners", "datasets", "selections", "methods", *pieces, "optimizers", "metrics"}
+    assert set(found) == kinds
     options = {entry["name"]: entry["options"] for entry in found["partitioners"]}
     assert "alpha = 0.5" in options["dirichlet"] and options["iid"] == []
     assert all(entry["about"] for entries in found.values() for entry in entries)
@@ -227,3 +229,13 @@ def test_the_readme_names_every_recipe_exit_status_and_only_commands_that_exist(
         command = command.commands[line[2]] if hasattr(command, "commands") else command
         known = {flag for parameter in command.params for flag in parameter.opts}
         assert [word for word in line if word.startswith("--") and word not in known] == [], line
+
+
+def test_list_methods_is_a_table_of_pieces_bytes_and_sources(shell):
+    text = shell("list", "methods").out
+    (line,) = [line for line in text.splitlines() if line.startswith("fedex_lora ")]
+    assert "merge=product remainder=keep" in line and "1.84 MB" in line and "18.4 MB" in line and "2410.09432" in line
+    rows = {row["name"]: row for row in json.loads(shell("list", "methods", "--json").out)["methods"]}
+    assert rows["fedit"]["exact"] == "no" and rows["ffa_lora"]["exact"] == "yes"
+    assert rows["hetlora"]["experimental"] and not rows["flora"]["experimental"]
+    assert rows["flora"]["mixed_ranks"] and not rows["flora"]["sum_only"]

@@ -97,9 +97,7 @@ def test_6_an_option_that_the_partitioner_does_not_have_is_refused(shell):
 
 
 def test_6_a_name_that_no_registry_knows_is_answered_with_the_nearest_together_with_everything_else(shell):
-    outcome = shell(
-        "run", "--set", "partition.name=shard", "--set", "federation.aggregation=fedot", "--set", "lora.r=0"
-    )
+    outcome = shell("run", "--set", "partition.name=shard", "--set", "federation.method=fedot", "--set", "lora.r=0")
     tells(outcome, 2, "3 problems", "Did you mean 'shards'?", "Did you mean 'fedit'?", "lora.r: must be at least 1")
 
 

@@ -172,3 +172,85 @@ def test_every_key_has_a_meaning_to_print():
 def test_a_number_of_local_clients_below_one_is_refused():
     with pytest.raises(UsageError, match="local_clients"):
         config.load(None, ["evaluation.local_clients=-1"])
+
+
+# Methods
+
+
+def check(settings: dict) -> list[str]:
+    from shepherd.cli.settings import registry_problems
+
+    return problems(settings, registry_problems)
+
+
+def test_a_method_its_pieces_and_the_server_s_optimizer_are_read_and_written_back():
+    settings = {
+        "federation": {"method": "fedmomentum"},
+        "method": {"energy": 0.99, "view": {"name": "prefix", "scale": "own"}},
+        "server": {"optimizer": "fedavgm", "momentum": 0.5},
+        "lora": {"ranks": [4, 8]},
+    }
+    loaded = config.resolve(settings)
+    assert loaded.method.options == settings["method"] and loaded.server.options == {"momentum": 0.5}
+    assert config.resolve(tomllib.loads(config.to_toml(loaded))) == loaded
+    from shepherd.prepare import prepare_method
+
+    method = prepare_method(loaded)
+    assert (method.pieces.remainder.energy, method.pieces.view.name, method.optimizer.name) == (
+        0.99, "prefix", "fedavgm",
+    )  # fmt: skip
+
+
+def test_mistakes_in_a_method_are_told_with_everything_else():
+    found = check({"lora": {"r": 0}, "federation": {"method": "fedexlora"}, "server": {"optimizer": "fedadm"}})
+    assert len(found) == 3 and found[0].startswith("lora.r")
+    assert any("unknown method: 'fedexlora'. Did you mean 'fedex_lora'?" in line for line in found)
+    assert any("unknown server optimizer: 'fedadm'. Did you mean 'fedadam'?" in line for line in found)
+    (found,) = check({"method": {"splt": "mean"}})
+    assert found.startswith("federation.method: method 'fedit' has no option 'splt'")
+    (found,) = check({"method": {"split": "svd_lefft"}})
+    assert "Did you mean 'svd_left'" in found
+
+
+def test_a_method_and_an_optimizer_that_do_not_fit_are_refused_by_a_check_and_by_a_run():
+    settings = {"federation": {"method": "fedsvd"}, "server": {"optimizer": "fedadam"}}
+    (found,) = check(settings)
+    assert 'server.optimizer "fedadam" and split "regauge" do not fit' in found
+    import shepherd
+
+    with pytest.raises(UsageError, match=r'server.optimizer "fedadam" and split "regauge" do not fit'):
+        shepherd.run(config.resolve(settings))
+
+
+def test_ranks_that_a_method_cannot_take_are_refused_before_anything_is_loaded():
+    import shepherd
+
+    with pytest.raises(UsageError, match="fedit gives all clients the rank 8") as caught:
+        shepherd.run(config.resolve({"lora": {"ranks": {"a": 4}}}))
+    assert "hetlora" in caught.value.hint
+    assert problems({"lora": {"r": 8, "ranks": [4, 16]}}) == ["lora.ranks has 16, more than the global rank lora.r = 8"]
+    assert "lora.ranks" in problems({"lora": {"ranks": [0]}})[0]
+
+
+def test_ranks_are_dealt_over_the_clients_by_name_or_given_by_name():
+    from shepherd.prepare import client_ranks
+
+    def ranks(value):
+        return client_ranks(config.resolve({"lora": {"ranks": value}}).lora, ["a", "b", "c"])
+
+    assert ranks([2, 4]) == {"a": 2, "b": 4, "c": 2}
+    assert ranks({"b": 4}) == {"a": 8, "b": 4, "c": 8} and ranks([]) == dict.fromkeys("abc", 8)
+    with pytest.raises(UsageError, match=r"lora.ranks names 'bb', which is no client"):
+        ranks({"bb": 4})
+
+
+def test_a_layer_that_chooses_another_method_or_optimizer_drops_the_options_of_the_former_one():
+    chosen = {"federation": {"method": "fedex_lora"}, "server": {"optimizer": "fedavgm", "momentum": 0.5}}
+    first = ("recipe", {**chosen, "method": {"rank": 4}})
+    settings, origins = config.merge([first, ("--set", {"federation": {"method": "flora"}})])
+    assert settings["method"] == {} and settings["server"] == {"optimizer": "fedavgm", "momentum": 0.5}
+    assert "method.rank" not in origins
+    settings, _ = config.merge([first, ("--set", {"server": {"optimizer": "fedavg"}, "method": {"rank": 2}})])
+    assert settings["server"] == {"optimizer": "fedavg"} and settings["method"] == {"rank": 2}
+    settings, _ = config.merge([first, ("--set", {"federation": {"method": "fedex_lora", "rounds": 2}})])
+    assert settings["method"] == {"rank": 4}

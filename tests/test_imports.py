@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "errors": set(),
     "network": set(),
     "types": GROUND,
+    "lowrank": GROUND,
     "registry": GROUND,
     "rng": GROUND,
     "config": GROUND,

@@ -13,8 +13,7 @@ from shepherd.clients.arrival import virtual_seconds
 from shepherd.clients.selection import selections
 from shepherd.errors import ClientError
 from shepherd.round import Plan, Policy, run_round
-from shepherd.server.aggregation import aggregators
-from shepherd.server.method import FactorMean
+from shepherd.server.methods import build_method
 from shepherd.server.weights import capped
 from shepherd.types import (
     Adapter,
@@ -45,7 +44,7 @@ def plan(**changes) -> Plan:
         clients=CLIENTS,
         cohort_size=3,
         select=selections.build("uniform"),
-        method=FactorMean(aggregators.build("fedit")),
+        method=build_method("fedit"),
         weights="examples",
         min_updates=1,
         work=lambda client, number, first: Work(client, first, {"a": 1, "b": 2, "c": 5}[client], (0.1, 0.05)),

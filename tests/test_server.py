@@ -10,9 +10,21 @@ import pytest
 from shepherd.clients.selection import selections
 from shepherd.errors import ClientError
 from shepherd.round import Plan, run_round
-from shepherd.server.aggregation import aggregation_deviation, aggregators, step, update_weights
-from shepherd.server.method import FactorMean
-from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, GlobalModel, Objective, ServerState, Work
+from shepherd.server import diagnostics
+from shepherd.server.aggregation import update_weights
+from shepherd.server.diagnostics import diagnose, subspace_move
+from shepherd.server.methods import build_method
+from shepherd.types import (
+    Adapter,
+    ClientFailure,
+    ClientUpdate,
+    Factors,
+    GlobalModel,
+    Objective,
+    ServerState,
+    View,
+    Work,
+)
 
 SHAPES = {"q": (5, 7), "v": (4, 3)}  # module: (in, out)
 R = 2
@@ -69,89 +81,48 @@ def test_an_unknown_weighting_is_refused_with_those_there_are():
         update_weights(some_updates(), "size")
 
 
-# Every aggregator joins these
-
-
-@pytest.fixture(params=list(aggregators))
-def aggregate(request):
-    return aggregators.build(request.param)
-
-
-def test_the_order_of_updates_changes_no_bit(aggregate):
-    updates = some_updates()
-    weights = update_weights(updates, "examples")
-    straight = aggregate(updates, weights)
-    for seed in range(5):
-        order = np.random.default_rng(seed).permutation(len(updates))
-        mixed = aggregate([updates[i] for i in order], [weights[i] for i in order])
-        for name in straight:
-            assert straight[name].tobytes() == mixed[name].tobytes()
-
-
-def test_one_client_gets_its_own_update_back(aggregate):
-    only = update("a", 3, examples=17)
-    assert_close(aggregate([only], (1.0,)), only.delta, rtol=0, atol=0)
-
-
-def test_clients_that_agree_get_what_they_agree_on(aggregate):
-    updates = [replace(update("x", 3), client=f"c{k}", num_examples=k + 1) for k in range(7)]
-    assert_close(aggregate(updates, update_weights(updates, "examples")), updates[0].delta)
-
-
-def test_aggregates_have_the_modules_shapes_and_precision_of_the_updates(aggregate):
-    updates = some_updates()
-    result = aggregate(updates, update_weights(updates, "tokens"))
-    assert set(result) == {f"{name}.{part}" for name in SHAPES for part in "AB"}
-    for name, (n_in, n_out) in SHAPES.items():
-        assert (result[f"{name}.A"].shape, result[f"{name}.B"].shape) == ((R, n_in), (n_out, R))
-    assert all(array.dtype == np.float32 for array in result.values())
-
-
-def test_aggregating_leaves_the_updates_as_they_were(aggregate):
-    updates = some_updates()
-    before = [u.delta["q.A"].copy() for u in updates]
-    aggregate(updates, update_weights(updates, "uniform"))
-    assert all(np.array_equal(u.delta["q.A"], b) for u, b in zip(updates, before, strict=True))
-
-
-def test_an_aggregator_says_in_one_line_what_it_is():
-    for name in aggregators:
-        assert aggregators.describe(name), name
-
-
 # FedIT
 
 
-def test_fedit_is_the_weighted_mean_of_A_and_of_B():
-    def flat(value):
-        return {"m.A": np.full((1, 2), value, np.float32), "m.B": np.full((2, 1), -value, np.float32)}
+def flat(**values) -> dict[str, np.ndarray]:
+    return {f"m.{part}": np.full((1, 1), value, np.float32) for part, value in values.items()}
 
-    updates = [ClientUpdate(c, 1, flat(v), n, 1, 1) for c, v, n in (("a", 1, 1), ("b", 2, 3), ("c", 10, 4))]
-    mean = aggregators.build("fedit")(updates, update_weights(updates, "examples"))
+
+def combined(name: str, updates, weights, start: Adapter | None = None) -> GlobalModel:
+    start = start or Adapter({"m": Factors(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32))}, 1, 1.0)
+    views = {u.client: View(start) for u in updates}
+    return build_method(name).combine(GlobalModel(start), views, updates, dict(zip("abc", weights, strict=False)))
+
+
+def test_fedit_is_the_weighted_mean_of_A_and_of_B():
+    updates = [ClientUpdate(c, 1, flat(A=v, B=-v), n, 1, 1) for c, v, n in (("a", 1, 1), ("b", 2, 3), ("c", 10, 4))]
+    A, B = combined("fedit", updates, update_weights(updates, "examples")).adapter.factors["m"]
     # 1/8 · 1 + 3/8 · 2 + 4/8 · 10 = 5.875
-    assert (mean["m.A"] == 5.875).all() and (mean["m.B"] == -5.875).all()
+    assert A.item() == 5.875 and B.item() == -5.875
 
 
 def test_fedit_sums_in_float64():
     # 1e8 + 1 − 1e8 = 1, and 0 in float32, where 1e8 + 1 is 1e8.
-    def of(value):
-        return {"m.A": np.full((1, 1), value, np.float32), "m.B": np.full((1, 1), value, np.float32)}
-
-    updates = [ClientUpdate(c, 1, of(v), 1, 1, 1) for c, v in (("a", 1e8), ("b", 1.0), ("c", -1e8))]
-    mean = aggregators.build("fedit")(updates, (0.25, 0.25, 0.25))
-    assert mean["m.A"].item() == mean["m.B"].item() == 0.25
+    updates = [ClientUpdate(c, 1, flat(A=v, B=v), 1, 1, 1) for c, v in (("a", 1e8), ("b", 1.0), ("c", -1e8))]
+    A, B = combined("fedit", updates, (0.25, 0.25, 0.25)).adapter.factors["m"]
+    assert A.item() == B.item() == 0.25
 
 
-def test_a_step_adds_the_delta_and_keeps_everything_else():
-    before = Adapter(adapter().factors, R, 4.0, True, "digest")
-    delta = update("a", 5).delta
-    after = step(before, delta)
+def test_a_step_adds_the_delta_in_float32_and_keeps_everything_else():
+    before = replace(adapter(), rslora=True, base_digest="digest")
+    only = update("a", 5)
+    after = combined("fedit", [only], (1.0,), before).adapter
     assert (after.r, after.alpha, after.rslora, after.base_digest) == (R, 4.0, True, "digest")
-    assert_close(tensors(after.factors), {name: value + delta[name] for name, value in tensors(before.factors).items()})
-    assert after.factors["q"].A.dtype == np.float32
+    expected = {name: value + only.delta[name] for name, value in tensors(before.factors).items()}
+    assert all(np.array_equal(value, expected[name]) for name, value in tensors(after.factors).items())
 
 
-# The deviation
+# The diagnostics
+
+
+def seen(start: Adapter, updates, weights, after: Adapter | None = None):
+    views = {u.client: View(start) for u in updates}
+    return diagnose(GlobalModel(start), GlobalModel(after or start), views, updates, weights)
 
 
 def dense_deviation(start: Adapter, updates, weights) -> float:
@@ -174,8 +145,8 @@ def test_the_deviation_is_that_of_dense_products(by, spread):
     updates = [update(f"c{k}", seed=k, examples=k + 1, scale=spread) for k in range(4)]
     weights = update_weights(updates, by)
     expected = dense_deviation(start, updates, weights)
-    got = aggregation_deviation(start, updates, dict(zip([u.client for u in updates], weights, strict=True)))
-    assert got == pytest.approx(expected, rel=1e-2 if spread < 1e-3 else 1e-4)  # A + δ is rounded to float32
+    got = seen(start, updates, dict(zip([u.client for u in updates], weights, strict=True))).deviation
+    assert got == pytest.approx(expected, rel=1e-7)
     assert expected > 0
 
 
@@ -185,19 +156,74 @@ def test_the_deviation_of_a_hand_worked_pair():
     two = {"m": Factors(np.full((1, 1), 2, np.float32), np.full((1, 1), 2, np.float32))}
     none = {"m": Factors(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32))}
     updates = [ClientUpdate("a", 1, tensors(none), 1, 1, 1), ClientUpdate("b", 1, tensors(two), 1, 1, 1)]
-    assert aggregation_deviation(start, updates, {"a": 0.5, "b": 0.5}) == pytest.approx(1 / 5, rel=1e-12)
+    assert seen(start, updates, {"a": 0.5, "b": 0.5}).deviation == pytest.approx(1 / 5, rel=1e-12)
 
 
 def test_clients_that_agree_or_are_alone_have_no_deviation():
     updates = [replace(update("x", 3), client=f"c{k}") for k in range(3)]
-    assert aggregation_deviation(adapter(), updates, dict.fromkeys(("c0", "c1", "c2"), 1 / 3)) < 1e-12
-    assert aggregation_deviation(adapter(), updates[:1], {"c0": 1.0}) == 0.0
+    assert seen(adapter(), updates, dict.fromkeys(("c0", "c1", "c2"), 1 / 3)).deviation < 1e-12
+    assert seen(adapter(), updates[:1], {"c0": 1.0}).deviation == 0.0
 
 
 def test_an_adapter_that_is_still_zero_has_no_deviation():
     start = Adapter({"m": Factors(np.ones((1, 2), np.float32), np.zeros((2, 1), np.float32))}, 1, 1.0)
     none = {"m": Factors(np.zeros((1, 2), np.float32), np.zeros((2, 1), np.float32))}
-    assert aggregation_deviation(start, [ClientUpdate("a", 1, tensors(none), 1, 1, 1)], {"a": 1.0}) == 0.0
+    assert seen(start, [ClientUpdate("a", 1, tensors(none), 1, 1, 1)], {"a": 1.0}).deviation == 0.0
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_the_other_diagnostics_are_those_of_dense_increments(count):
+    start, updates = adapter(9), some_updates(count)
+    weights = dict(zip([u.client for u in updates], update_weights(updates, "examples"), strict=True))
+    after = adapter(4)
+    found = seen(start, updates, weights, after)
+    X = []  # each client's change, both modules in one vector
+    mean = {}
+    for u in updates:
+        change = []
+        for name, (A, B) in start.factors.items():
+            A, B = A.astype(np.float64), B.astype(np.float64)
+            own = start.scale * (B + u.delta[f"{name}.B"]) @ (A + u.delta[f"{name}.A"])
+            mean[name] = mean.get(name, 0) + weights[u.client] * own
+            change.append((own - start.scale * B @ A).ravel())
+        X.append(np.concatenate(change))
+    cosines = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for i, x in enumerate(X) for y in X[i + 1 :]]
+    assert found.cosine_mean == pytest.approx(np.mean(cosines), rel=1e-9)
+    assert found.cosine_min == pytest.approx(min(cosines), rel=1e-9)
+    assert list(found.increment_norm) == [u.client for u in updates]
+    assert list(found.increment_norm.values()) == pytest.approx([np.linalg.norm(x) for x in X], rel=1e-9)
+    S = [np.linalg.svd(product, compute_uv=False) for product in mean.values()]
+    assert found.effective_rank == pytest.approx(np.mean([s.sum() ** 2 / (s**2).sum() for s in S]), rel=1e-9)
+    assert found.energy_at_rank == pytest.approx(np.mean([(s[:R] ** 2).sum() / (s**2).sum() for s in S]), rel=1e-9)
+    P, Q = (
+        {n: np.linalg.pinv(A.astype(np.float64)) @ A.astype(np.float64) for n, (A, _) in a.factors.items()}
+        for a in (start, after)
+    )
+    assert found.subspace_move == pytest.approx(np.mean([np.linalg.norm(P[n] - Q[n]) / 2 for n in P]), rel=1e-6)
+    assert found.modules == len(SHAPES)
+
+
+def test_a_small_turn_of_the_row_space_is_measured_to_its_last_digits():
+    angle = 1e-9
+    A, B = np.eye(2, 5), np.eye(2, 5)
+    B[0, [0, 2]] = np.cos(angle), np.sin(angle)
+    # One of two principal angles is 1e-9: ‖P − P'‖² = 2 sin², over 2r = 4.
+    assert subspace_move(A, B) == pytest.approx(angle / np.sqrt(2), rel=1e-6)
+    assert subspace_move(A, A) == 0.0
+    assert subspace_move(np.eye(2, 5), np.eye(5)[2:4]) == pytest.approx(1.0, rel=1e-12)
+
+
+def test_one_client_has_no_cosine_and_a_client_that_did_not_move_none_either():
+    updates = some_updates(2)
+    assert seen(adapter(), updates[:1], {"c0": 1.0}).cosine_mean is None
+    still = replace(updates[1], delta={name: np.zeros_like(d) for name, d in updates[1].delta.items()})
+    found = seen(adapter(), [updates[0], still], {"c0": 0.5, "c1": 0.5})
+    assert found.cosine_min is None and found.increment_norm["c1"] == 0.0
+
+
+def test_where_diagnostics_would_cost_too_much_some_modules_are_left_out(monkeypatch):
+    monkeypatch.setattr(diagnostics, "OPERATIONS", 1000)
+    assert seen(adapter(), some_updates(2), {"c0": 0.5, "c1": 0.5}).modules == 1
 
 
 # In a round
@@ -223,7 +249,7 @@ def begin(number: int = 0, **changes) -> ServerState:
 def a_plan(clients, min_updates=1, weights="examples", rows=9, cohort=0) -> Plan:
     return Plan(
         seed=0, clients=tuple(clients), cohort_size=cohort or len(clients), select=selections.build("uniform"),
-        method=FactorMean(aggregators.build("fedit")), weights=weights, min_updates=min_updates,
+        method=build_method("fedit"), weights=weights, min_updates=min_updates,
         work=lambda client, number, first: Work(client, first, rows, (0.2, 0.1)), rank=lambda client: R,
         objective=Objective(),
     )  # fmt: skip
@@ -268,7 +294,8 @@ def test_failed_refused_and_silent_clients_are_recorded_and_not_averaged():
     state, record = run_round(start, a_plan("abcd"), Answers(stale, failed, good))
     assert [(r["client"], r["code"]) for r in record.rejected] == [("b", "non-finite"), ("c", "stale-round")]
     assert record.missing == ("d",) and record.weights == {"a": 1.0}
-    assert_close(tensors(state.model.adapter.factors), tensors(step(start.model.adapter, good.delta).factors))
+    expected = {name: value + good.delta[name] for name, value in tensors(start.model.adapter.factors).items()}
+    assert_close(tensors(state.model.adapter.factors), expected)
     assert state.cursors == {"a": 9}  # the others' rows are still to come
 
 

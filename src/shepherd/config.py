@@ -28,6 +28,7 @@ Check = Callable[[Mapping[str, Any]], list[str]]
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Rank = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Table(BaseModel):
@@ -64,7 +65,9 @@ class ModelTable(Table):
 
 class LoraTable(Table):
     r: int = Field(8, ge=1, le=1024)
-    """Rank."""
+    """Rank of the global adapter, and of every client that `ranks` does not name."""
+    ranks: tuple[Rank, ...] | Mapping[str, Rank] = ()
+    """Lower ranks: a list that is dealt over the clients by name, or {client = rank}; empty is `r` for all."""
     alpha: float = Field(16.0, gt=0)
     """Scale: alpha / r, or alpha / sqrt(r) with rslora."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -120,8 +123,8 @@ class FederationTable(Table):
     """Size of the cohort; 0 uses `fraction`."""
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the clients in each round, used when clients_per_round is 0."""
-    aggregation: str = "fedit"
-    """fedit: the weighted means of A and of B."""
+    method: str = "fedit"
+    """What clients start from and how their updates become the next model; `shepherd list methods` shows all."""
     weights: Literal["examples", "tokens", "uniform"] = "examples"
     """What an update is weighted by: rows that the client holds (FedAvg), target tokens of this round, or nothing."""
     max_weight: float = Field(1.0, gt=0, le=1)
@@ -148,6 +151,27 @@ class FederationTable(Table):
         if cohort and least > cohort:
             raise ValueError(f"federation.min_updates = {least} is more than federation.clients_per_round = {cohort}")
         return self
+
+
+class MethodTable(Table):
+    """Options of federation.method, and pieces that replace its own, e.g. split = "svd_balanced"."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class ServerTable(Table):
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    optimizer: str = "fedavg"
+    """The server's step: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, fednova. Other keys are its options."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
 
 class TrainingTable(Table):
@@ -213,6 +237,8 @@ class Config(Table):
     data: DataTable = DataTable()
     partition: PartitionTable = PartitionTable()
     federation: FederationTable = FederationTable()
+    method: MethodTable = MethodTable()
+    server: ServerTable = ServerTable()
     training: TrainingTable = TrainingTable()
     evaluation: EvaluationTable = EvaluationTable()
     checkpoints: CheckpointTable = CheckpointTable()
@@ -222,7 +248,18 @@ class Config(Table):
         clients, cohort = self.partition.clients, self.federation.clients_per_round
         if clients and cohort > clients:
             raise ValueError(f"federation.clients_per_round = {cohort} is more than partition.clients = {clients}")
+        ranks = self.lora.ranks.values() if isinstance(self.lora.ranks, Mapping) else self.lora.ranks
+        if ranks and max(ranks) > self.lora.r:
+            raise ValueError(f"lora.ranks has {max(ranks)}, more than the global rank lora.r = {self.lora.r}")
         return self
+
+
+_OPTIONS_OF = (
+    ("partition", "name", "partition", "clients", PartitionTable().name),
+    ("federation", "method", "method", "", FederationTable().method),
+    ("server", "optimizer", "server", "", ServerTable().optimizer),
+)
+"""(table, its key that chooses by name, the table of the choice's options, a key there that is none, default)."""
 
 
 def load(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -277,22 +314,25 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
 def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
     """Lay (origin, settings) layers on each other, later ones win: the settings, and {dotted key: origin}.
 
-    A layer that names another partitioner starts from that partitioner's own defaults: options that an earlier
-    layer gave to the former one are dropped (the number of clients is kept).
+    A layer that names another partitioner, method or server optimizer starts from its own defaults: options that an
+    earlier layer gave to the former one are dropped (the number of clients is kept).
     """
     settings: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, layer in layers:
+        for owner, choice, table, kept, default in _OPTIONS_OF:
+            former, chosen = settings.get(owner), layer.get(owner)
+            if not isinstance(chosen, Mapping) or not isinstance(former or {}, Mapping):
+                continue
+            before = (former or {}).get(choice, default)
+            if chosen.get(choice, before) != before and isinstance(settings.get(table), dict):
+                for key in settings[table].keys() - {kept}:
+                    del settings[table][key], origins[f"{table}.{key}"]
         for table, values in layer.items():
             former = settings.get(table, {})
             if not isinstance(values, Mapping) or not isinstance(former, dict):
                 settings[table], origins[table] = values, origin
                 continue
-            former_name = former.get("name", PartitionTable().name)
-            if table == "partition" and values.get("name", former_name) != former_name:
-                for key in former.keys() - {"clients"}:
-                    del origins[f"partition.{key}"]
-                former = {key: value for key, value in former.items() if key == "clients"}
             settings[table] = dict(former)
             for key, value in values.items():
                 both = isinstance(value, Mapping) and isinstance(former.get(key), Mapping)

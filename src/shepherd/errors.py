@@ -63,6 +63,12 @@ class EvaluationError(ShepherdError):
     exit_code = 8
 
 
+class NumericalError(ShepherdError):
+    """Numbers that left the range in which a result means anything: not finite, or singular (exit status 9)."""
+
+    exit_code = 9
+
+
 EXIT_CODES: dict[int, str] = {
     0: "all well",
     1: "unexpected failure: a bug of ours (run again with --debug and report it)",

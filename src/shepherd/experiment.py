@@ -38,7 +38,17 @@ from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
 from shepherd.model.threads import use_threads
-from shepherd.prepare import Learner, Rows, check_window, context_window, prepare_learner, prepare_plan, prepare_rows
+from shepherd.prepare import (
+    Learner,
+    Rows,
+    base_weights,
+    check_window,
+    context_window,
+    prepare_learner,
+    prepare_method,
+    prepare_plan,
+    prepare_rows,
+)
 from shepherd.rng import stream
 from shepherd.round import Plan
 from shepherd.state import load_state, save_state
@@ -111,6 +121,7 @@ class _Experiment:
 
     def run(self, open_store: Callable[[], RunDirectory]) -> Run:
         config = self.config
+        prepare_method(config)  # what does not fit together is said before anything is loaded
         with self._phase("load model"):
             use_threads(config.run.threads)
             base = load_base(
@@ -129,7 +140,8 @@ class _Experiment:
             plan = prepare_plan(config, rows)
         self.store = open_store()
         self.held.enter_context(self.store.lock())
-        start = ServerState(0, plan.method.start(learner.adapter, config.run.seed))
+        weights = base_weights(base, list(learner.adapter.factors)) if plan.method.needs_base else None
+        start = ServerState(0, plan.method.start(learner.adapter, config.run.seed, weights))
         state = self._begin_or_go_on(base, learner, rows, start)
         self.meter = Meter(self.tell, config, rows, plan, names)
         self.meter.skip("federated", state.round / config.federation.rounds)

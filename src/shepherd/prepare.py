@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import psutil
 import torch
 from transformers import PretrainedConfig
@@ -15,20 +16,20 @@ from shepherd.clients.arrival import virtual_seconds
 from shepherd.clients.schedule import learning_rates
 from shepherd.clients.selection import cohort_size, selections
 from shepherd.clients.training import LocalTraining
-from shepherd.config import Config, TrainingTable
+from shepherd.config import Config, LoraTable, TrainingTable
 from shepherd.data.audit import Audit, audit
 from shepherd.data.partition import divide, hold_out, short_categories
 from shepherd.data.prompts import Template, build_template
 from shepherd.data.sources import Counts, Dataset, load_examples
 from shepherd.data.tokenize import Tokenized, tokenize
-from shepherd.errors import DataError, UsageError
+from shepherd.errors import DataError, UsageError, did_you_mean
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import Base, pick_targets
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
 from shepherd.round import Plan, Policy
-from shepherd.server.aggregation import aggregators
-from shepherd.server.method import FactorMean
+from shepherd.server.method import Method
+from shepherd.server.methods import build_method, check_ranks
 from shepherd.types import Adapter, ClientId, Example, Objective, Partition, Tokens, Work
 from shepherd.updates.gate import Gate, Limits
 
@@ -200,9 +201,49 @@ def rates(config: Config, steps: int, round_number: int) -> tuple[float, ...]:
     )
 
 
+def prepare_method(config: Config) -> Method:
+    """The method of the recipe with its server optimizer. Raises UsageError for unknown pieces and misfits."""
+    server = config.server
+    method = build_method(config.federation.method, config.method.options, server.optimizer, server.options)
+    ranks = config.lora.ranks
+    check_ranks(method, ranks, config.lora.r)
+    return method
+
+
+def client_ranks(lora: LoraTable, clients: Sequence[ClientId]) -> dict[ClientId, int]:
+    """The rank of each client. Raises UsageError for a rank of a client that does not exist."""
+    if not isinstance(lora.ranks, Mapping):
+        return {client: lora.ranks[i % len(lora.ranks)] if lora.ranks else lora.r for i, client in enumerate(clients)}
+    unknown = sorted(set(lora.ranks) - set(clients))
+    if unknown:
+        raise UsageError(
+            f"lora.ranks names {unknown[0]!r}, which is no client.{did_you_mean(unknown[0], clients)}",
+            hint=f"clients: {', '.join(clients[:10])}{', …' if len(clients) > 10 else ''}",
+        )
+    return {client: lora.ranks.get(client, lora.r) for client in clients}
+
+
+def base_weights(base: Base, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The weights [out, in] of the adapted layers in float32. Raises UsageError for a quantised base."""
+    found = {}
+    for name in names:
+        layer = base.model.get_submodule(name)
+        if not layer.weight.is_floating_point():
+            raise UsageError(
+                f"the method begins from the base's weights, and those of {name} are quantised",
+                hint='set model.quantize = "none"',
+            )
+        weight = layer.weight.detach().float().cpu().numpy()
+        found[name] = weight.T if type(layer).__name__ == "Conv1D" else weight
+    return found
+
+
 def prepare_plan(config: Config, rows: Rows) -> Plan:
     """What stays the same over the rounds. Raises UsageError where the arms leave out what all are compared with."""
     federation = config.federation
+    method = prepare_method(config)
+    ranks = client_ranks(config.lora, sorted(rows.clients))
+    check_ranks(method, ranks, config.lora.r)
     missing = [arm for arm in ("base", "federated") if arm not in config.evaluation.arms]
     if missing:
         raise UsageError(f"evaluation.arms must name {' and '.join(missing)}: the others are compared with them")
@@ -216,11 +257,11 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         clients=tuple(sorted(rows.clients)),
         cohort_size=cohort_size(len(rows.clients), federation.clients_per_round, federation.fraction),
         select=selections.build(federation.selection),
-        method=FactorMean(aggregators.build(federation.aggregation)),
+        method=replace(method, clients=len(rows.clients)),
         weights=federation.weights,
         min_updates=federation.min_updates,
         work=work,
-        rank=lambda client: config.lora.r,
+        rank=ranks.__getitem__,
         objective=Objective(),
         policy=Policy(
             on_too_few=federation.on_too_few,

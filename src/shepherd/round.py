@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
 
 from shepherd.clients.selection import Selection
 from shepherd.clients.training import StepReport
 from shepherd.errors import ClientError
 from shepherd.evaluation.losses import RowLosses
 from shepherd.rng import stream
-from shepherd.server.aggregation import aggregation_deviation, update_weights
+from shepherd.server.aggregation import update_weights
+from shepherd.server.diagnostics import diagnose
 from shepherd.server.method import Method
 from shepherd.server.weights import capped
 from shepherd.types import (
@@ -101,7 +102,8 @@ class RoundRecord:
     those who gave none. late: those whose answer came after the deadline, or after enough others. ignored: what a
     client sent beside the answer that counted. quarantined: who is asked no more from now on. skipped: too few
     answered, so the model is that of the round before. examples counts the rows that a client trained on.
-    learning_rate holds the rates of the first and the last local step of the client with the most steps.
+    learning_rate holds the rates of the first and the last local step of the client with the most steps. diagnostics:
+    see server/diagnostics.py; empty for a skipped round.
     """
 
     round: int
@@ -119,6 +121,7 @@ class RoundRecord:
     learning_rate: tuple[float, float]
     deviation: float
     update_norm: Mapping[ClientId, float]
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
     late: tuple[ClientId, ...] = ()
     ignored: tuple[Mapping[str, str], ...] = ()
     quarantined: tuple[ClientId, ...] = ()
@@ -150,12 +153,12 @@ def run_round(
         updates = []
 
     work, views = asked.work, asked.views
-    by_client, model, deviation = {}, state.model, 0.0
+    by_client, model, seen = {}, state.model, None
     if not skipped:
         weights = capped(update_weights(updates, plan.weights), policy.max_weight)
         by_client = {u.client: w for u, w in zip(updates, weights, strict=True)}
         model = plan.method.combine(state.model, views, updates, by_client)
-        deviation = aggregation_deviation(state.model.adapter, updates, by_client)
+        seen = diagnose(state.model, model, views, updates, by_client)
     aggregated = time.perf_counter()
 
     strikes, quarantined = _strikes(state, asked, failures, plan)
@@ -178,8 +181,9 @@ def run_round(
         bytes_down=sum(view.adapter.nbytes for view in views.values()),
         seconds={"train": trained - begin, "aggregate": aggregated - trained},
         learning_rate=(longest[0], longest[-1]),
-        deviation=deviation,
+        deviation=seen.deviation if seen else 0.0,
         update_norm={u.client: update_norm(u) for u in updates},
+        diagnostics=asdict(seen) if seen else {},
         late=tuple(sorted(asked.late)),
         ignored=tuple(map(_shown, ignored)),
         quarantined=quarantined,

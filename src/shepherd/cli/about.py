@@ -16,7 +16,16 @@ KINDS: dict[str, tuple[str, str]] = {
     "partitioners": ("shepherd.data.partitioners", "partition.name"),
     "datasets": ("shepherd.data.builtins", "data.source = builtin:NAME"),
     "selections": ("shepherd.clients.selection", "federation.selection"),
-    "aggregators": ("shepherd.server.aggregation", "federation.aggregation"),
+    "methods": ("shepherd.server.methods", "federation.method"),
+    "starts": ("shepherd.server.starts", "method.start"),
+    "views": ("shepherd.server.views", "method.view"),
+    "schedules": ("shepherd.server.schedules", "method.train"),
+    "payloads": ("shepherd.server.payloads", "method.payload"),
+    "weighings": ("shepherd.server.weighing", "method.weigh"),
+    "merges": ("shepherd.server.merges", "method.merge"),
+    "splits": ("shepherd.server.splits", "method.split"),
+    "remainders": ("shepherd.server.remainders", "method.remainder"),
+    "optimizers": ("shepherd.server.optimizer", "server.optimizer"),
     "metrics": ("shepherd.evaluation.text", "measured on generated answers"),
 }
 """Registry -> (the module that holds it under that name, where its names are used)."""
@@ -41,6 +50,45 @@ def list_names(kind: str | None, as_json: bool) -> None:
             options = f" [{', '.join(entry['options'])}]" if entry["options"] else ""
             text = textwrap.fill(f"{entry['about']}{options}", 100, initial_indent=" " * 16, subsequent_indent=" " * 16)
             click.echo(f"  {entry['name']:<13} {text.strip()}")
+    if kind == "methods":
+        _print_methods()
+
+
+def _print_methods() -> None:
+    """The pieces and the price of each method, as a table."""
+    from shepherd.report.wording import size
+    from shepherd.server.pieces import DEFAULTS
+    from shepherd.server.traffic import table
+
+    rows = [
+        (
+            row["name"],
+            " ".join(f"{kind}={row[kind]}" for kind, usual in DEFAULTS.items() if row[kind] != usual) or "the usual",
+            size(row["bytes_up"]),
+            size(row["bytes_down"]),
+            row["exact"],
+            "yes" if row["sum_only"] else "no",
+            "yes" if row["mixed_ranks"] else "no",
+            row["citation"] + (" *" if row["experimental"] else ""),
+        )
+        for row in table()
+    ]
+    header = (
+        "method",
+        "pieces, where they are not FedIT's",
+        "up",
+        "down",
+        "exact",
+        "sums only",
+        "mixed ranks",
+        "source",
+    )
+    click.echo("\nper client and round: r = 8 on q and v of SmolLM2-135M, 10 clients, float32")
+    output.print_table(header, rows, right=(2, 3))
+    click.echo(
+        "exact: the next model is the weighted mean of the clients' models; sums only: fit for secure aggregation;"
+    )
+    click.echo("* experimental: shepherd list methods --json says why")
 
 
 def _names(kind: str) -> list[dict]:
@@ -49,6 +97,11 @@ def _names(kind: str) -> list[dict]:
 
         return [{"name": name, "about": about, "options": []} for name, about in recipes().items()]
     registry = getattr(importlib.import_module(KINDS[kind][0]), kind)
+    more: dict[str, dict] = {}
+    if kind == "methods":
+        from shepherd.server.traffic import table
+
+        more = {row["name"]: row for row in table()}
     options = {name: registry.options(name) if kind != "metrics" else {} for name in registry}
     return [
         {
@@ -57,6 +110,7 @@ def _names(kind: str) -> list[dict]:
             "options": [
                 o.name if o.default is o.empty else f"{o.name} = {o.default!r}" for o in options[name].values()
             ],
+            **more.get(name, {}),
         }
         for name in registry
     ]
@@ -83,6 +137,8 @@ def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
         output.note(line)
     values = settings.config.model_dump()
     known = keys()
+    run = settings.config
+    owners = {"partition": run.partition.name, "method": run.federation.method, "server": run.server.optimizer}
     entries = [
         {
             "key": f"{table}.{name}",
@@ -90,7 +146,7 @@ def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
             "origin": settings.origins.get(f"{table}.{name}", "default"),
             "meaning": " ".join((known[f"{table}.{name}"].description or "").split())
             if f"{table}.{name}" in known
-            else f"option of {settings.config.partition.name}",
+            else f"option of {owners.get(table, table)}",
         }
         for table, row in values.items()
         for name, value in row.items()

@@ -120,7 +120,6 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
     from shepherd.clients.selection import selections
     from shepherd.config import Config
     from shepherd.data.partition import partitioners
-    from shepherd.server.aggregation import aggregators
 
     tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
     partition = dict(tables.get("partition", {}))
@@ -131,7 +130,6 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
     for registry, key, name, options in (
         (partitioners, "partition.name", partition.pop("name", default.partition.name), partition),
         (selections, "federation.selection", federation.get("selection", default.federation.selection), {}),
-        (aggregators, "federation.aggregation", federation.get("aggregation", default.federation.aggregation), {}),
     ):
         if not isinstance(name, str):
             continue  # the config's own check says so
@@ -143,6 +141,33 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
             registry.build(name, options)
         except ShepherdError as error:
             problems.append(f"{key}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+    return problems + _method_problems(tables)
+
+
+def _method_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the method, its pieces and the server's optimizer, and with their fit."""
+    from shepherd.config import Config
+    from shepherd.server.methods import build_method
+    from shepherd.server.optimizer import optimizers
+
+    default = Config()
+    name = tables.get("federation", {}).get("method", default.federation.method)
+    server = dict(tables.get("server", {}))
+    optimizer = server.pop("optimizer", default.server.optimizer)
+    if not isinstance(name, str) or not isinstance(optimizer, str):
+        return []  # the config's own check says so
+    problems: list[str] = []
+
+    def attempt(key: str, build: Callable[[], object]) -> None:
+        try:
+            build()
+        except ShepherdError as error:
+            problems.extend(f"{key}: {line}" for line in error.message.split("\n"))
+
+    attempt("server.optimizer", lambda: optimizers.build(optimizer, server))
+    attempt("federation.method", lambda: build_method(name, tables.get("method")))
+    if not problems:
+        attempt("federation.method", lambda: build_method(name, tables.get("method"), optimizer, server))
     return problems
 
 

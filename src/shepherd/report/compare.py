@@ -266,7 +266,7 @@ def _row(record: RunRecord) -> Row:
     return Row(
         name=record.name,
         model=str((summary.get("model") or {}).get("name") or record.setting("model", "base", ABSENT)),
-        method=str(record.setting("federation", "aggregation", ABSENT)),
+        method=str(record.setting("federation", "method", ABSENT)),
         seed=record.seed,
         clients=summary.get("clients") or len(record.partition.get("clients") or ()) or None,
         rounds=len(record.rounds),

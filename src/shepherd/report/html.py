@@ -108,7 +108,7 @@ def facts(record: RunRecord) -> list[str]:
         str(data),
         plural(int(clients), "client") if number(clients) else "",
         rounds,
-        f"aggregation {record.setting('federation', 'aggregation', ABSENT)}",
+        f"method {record.setting('federation', 'method', ABSENT)}",
         f"seed {record.seed}",
     ]
     return [shorten(fact, 60) for fact in found if fact]

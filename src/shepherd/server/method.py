@@ -1,24 +1,82 @@
-"""A federated method: what a client starts from, and what becomes of the updates of a round."""
+"""A federated method: what a client starts from, and what becomes of the updates of a round.
+
+Pure functions of the global model; all state is in it. The methods by name are in methods.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from shepherd.server.aggregation import Aggregator, step
-from shepherd.types import Adapter, ClientId, ClientUpdate, GlobalModel, View
+import numpy as np
+
+from shepherd.errors import ClientError, UsageError
+from shepherd.server.optimizer import Optimizer, ServerStep, control_step, fedavg
+from shepherd.server.pieces import Pieces, build_pieces, check_optimizer
+from shepherd.server.remainders import accumulate
+from shepherd.server.splits import Place
+from shepherd.server.uploads import Uploads
+from shepherd.types import Adapter, ClientId, ClientUpdate, Factors, GlobalModel, View
+
+FEDAVG = replace(fedavg(), name="fedavg")
 
 
-class Method(Protocol):
-    """Pure functions of the global model; see algorithms by name in `shepherd list methods`."""
+@dataclass(frozen=True)
+class Method:
+    """Eight pieces and a server optimizer.
 
-    def start(self, adapter: Adapter, seed: int) -> GlobalModel:
-        """The model before the first round, from an adapter that changes nothing."""
-        ...
+    The effective increment of a module is E = remainder + scale · B @ A. The next one is E + Σ c_k (E_k − E) where
+    `exact`; else what the pieces lose of it is lost. clients: how many there are in all, for SCAFFOLD's mean.
+    """
+
+    name: str
+    pieces: Pieces
+    specs: Mapping[str, Any] = field(default_factory=dict)
+    citation: str = ""
+    experimental: str = ""
+    optimizer: Optimizer = FEDAVG
+    clients: int = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether the exactness law holds, with the coefficients c of the weighing and the server's learning rate."""
+        return self.pieces.exact and self.optimizer.memoryless
+
+    @property
+    def sum_only(self) -> bool:
+        """Whether the server needs no more than sums over clients, as secure aggregation gives them."""
+        return self.pieces.merge.sum_only
+
+    @property
+    def mixed_ranks(self) -> bool:
+        return self.pieces.view.mixed_ranks and self.pieces.start.heads != 1
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether `start` wants the base weights."""
+        return self.pieces.start.needs_base
+
+    def changed(self, specs: Mapping[str, Any]) -> Method:
+        """The same with other pieces. Raises UsageError for unknown pieces and for those that do not fit."""
+        both = {**self.specs, **specs}
+        method = replace(self, pieces=build_pieces(both), specs=both)
+        check_optimizer(method.pieces, method.optimizer)
+        return method
+
+    def with_optimizer(self, optimizer: Optimizer) -> Method:
+        """The same with a server optimizer. Raises UsageError where its moments would lose their meaning."""
+        check_optimizer(self.pieces, optimizer)
+        return replace(self, optimizer=optimizer)
+
+    def start(self, adapter: Adapter, seed: int, base: Mapping[str, np.ndarray] | None = None) -> GlobalModel:
+        """The model before the first round, from an adapter that changes nothing; base weights by module if needed."""
+        return self.pieces.start.make(adapter, seed, base)
 
     def view(self, model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
         """What a client of this rank starts round `round_number` (from 1) from."""
-        ...
+        trains, sends = self.pieces.train.of(round_number)
+        return replace(self.pieces.view.make(model, client, rank, round_number, seed), trains=trains, sends=sends)
 
     def combine(
         self,
@@ -27,22 +85,59 @@ class Method(Protocol):
         updates: Sequence[ClientUpdate],
         weights: Mapping[ClientId, float],
     ) -> GlobalModel:
-        """The next model. Updates come sorted by client, weights sum to one."""
-        ...
+        """The next model, in the dtype of this one; sums run in float64, by client.
+
+        Raises ClientError for updates that are not what was asked for, NumericalError where an SVD has no result.
+        """
+        p = self.pieces
+        uploads = Uploads(model, views, updates, p.payload.transform)
+        shares = p.weigh.of(uploads, _weights(uploads, weights))
+        server = ServerStep(self.optimizer, model.memory, next(iter(model.adapter.factors.values())).A.dtype)
+        factors, remainder = {}, {}
+        for module, before in model.adapter.factors.items():
+            coefficients = self.optimizer.coefficients(shares(module), uploads.steps)
+            merged = p.merge.of(uploads, module, coefficients, server)
+            A, B, rest = p.split.of(merged, Place(module, uploads.round, server.memory))
+            _check_finite(module, A, B)
+            factors[module] = Factors(A.astype(before.A.dtype), B.astype(before.B.dtype))
+            squared_norm = merged.total.norm() ** 2 if p.remainder.energy < 1 else 0.0
+            more = p.remainder.of(rest, squared_norm, module)
+            kept = accumulate(model.remainder.get(module), more, before.A.dtype, module)
+            if kept is not None:
+                remainder[module] = kept
+        memory = control_step(server.memory, _control_changes(uploads), self.clients or len(uploads.updates))
+        return GlobalModel(replace(model.adapter, factors=factors), remainder, memory)
 
 
-class FactorMean:
-    """Everyone trains A and B of the same rank; the deltas of each factor are aggregated on their own (FedIT)."""
+def compose(name: str, *, citation: str = "", experimental: str = "", **specs: Any) -> Method:
+    """A method from the pieces in which it differs from FedIT. Raises UsageError where pieces do not fit."""
+    return Method(name, build_pieces(specs), specs, citation, experimental)
 
-    def __init__(self, aggregate: Aggregator) -> None:
-        self.aggregate = aggregate
 
-    def start(self, adapter: Adapter, seed: int) -> GlobalModel:
-        return GlobalModel(adapter)
+def _weights(uploads: Uploads, weights: Mapping[ClientId, float]) -> np.ndarray:
+    missing = [u.client for u in uploads.updates if u.client not in weights]
+    if missing:
+        raise UsageError(f"{missing[0]} sent an update but has no weight")
+    array = np.array([weights[u.client] for u in uploads.updates], np.float64)
+    if not np.isfinite(array).all() or (array < 0).any() or array.sum() <= 0:
+        raise UsageError(f"weights must be finite, at least 0 and not all 0, got {array.tolist()}")
+    return array
 
-    def view(self, model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
-        return View(model.adapter)
 
-    def combine(self, model, views, updates, weights) -> GlobalModel:
-        delta = self.aggregate(updates, [weights[u.client] for u in updates])
-        return GlobalModel(step(model.adapter, delta), model.remainder, model.memory)
+def _control_changes(uploads: Uploads) -> list[Mapping[str, np.ndarray]]:
+    """SCAFFOLD's c_k⁺ − c_k, by tensor and client, where the updates hold them."""
+    suffix = ".control"
+    changes = [
+        {name.removesuffix(suffix): value for name, value in update.delta.items() if name.endswith(suffix)}
+        for update in uploads.updates
+    ]
+    return changes if any(changes) else []
+
+
+def _check_finite(module: str, A: np.ndarray, B: np.ndarray) -> None:
+    bad = int((~np.isfinite(A)).sum() + (~np.isfinite(B)).sum())
+    if bad:
+        raise ClientError(
+            f"{module}: {bad} values of the merged factors are not finite; the round is not committed",
+            hint="lower training.learning_rate or server.learning_rate",
+        )

@@ -1,0 +1,185 @@
+"""LowRank: an increment of a weight matrix as a product of two thin factors, never densified.
+
+    X = LowRank(B_a, A_a) + 0.5 * LowRank(B_b, A_b)       # exact: columns and rows are concatenated
+    U, S, V = X.svd()                                     # two thin QRs and a small SVD
+    head, tail = X.split(8)                               # the best rank-8 approximation, and what it leaves
+
+The scale alpha / r of an adapter is inside. dtype is that of the factors; ask for float64 with `astype`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from shepherd.errors import NumericalError
+
+DENSE_FROM = 0.6
+"""From q ≥ 0.6 · min(out, in) on, the SVD of the dense product is the faster one."""
+
+
+class SVD(NamedTuple):
+    """U[out, q], S[q] descending, V[q, in] with orthonormal columns and rows: the matrix is U @ diag(S) @ V."""
+
+    U: np.ndarray
+    S: np.ndarray
+    V: np.ndarray
+
+    def lowrank(self, start: int = 0, stop: int | None = None) -> LowRank:
+        """The part of the singular triples start … stop − 1. √S is on both sides, so that both scale alike."""
+        root = np.sqrt(self.S[start:stop])
+        return LowRank(self.U[:, start:stop] * root, root[:, None] * self.V[start:stop])
+
+    @property
+    def rank(self) -> int:
+        """The number of singular values that rounding cannot explain."""
+        if not self.S.size:
+            return 0
+        resolution = np.finfo(self.S.dtype).eps * max(len(self.U), self.V.shape[1])
+        return int(np.count_nonzero(self.S / self.S[0] > resolution)) if self.S[0] > 0 else 0
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The matrix L @ R with L [out, q] and R [q, in]. q may be 0, which is the zero matrix."""
+
+    L: np.ndarray
+    R: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.L.ndim != 2 or self.R.ndim != 2 or self.L.shape[1] != self.R.shape[0]:
+            raise ValueError(f"L{list(self.L.shape)} and R{list(self.R.shape)} have no product")
+
+    @classmethod
+    def zero(cls, n_out: int, n_in: int, dtype: type = np.float64) -> LowRank:
+        return cls(np.zeros((n_out, 0), dtype), np.zeros((0, n_in), dtype))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.L), self.R.shape[1]
+
+    @property
+    def q(self) -> int:
+        """Columns of L: an upper bound of the rank, and what the increment costs to store."""
+        return self.L.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.L.nbytes + self.R.nbytes
+
+    def __add__(self, other: LowRank) -> LowRank:
+        """The exact sum, of q + q' columns."""
+        if self.shape != other.shape:
+            raise ValueError(f"increments of {list(self.shape)} and {list(other.shape)} do not add")
+        return LowRank(np.concatenate([self.L, other.L], axis=1), np.concatenate([self.R, other.R], axis=0))
+
+    def __mul__(self, factor: float) -> LowRank:
+        return LowRank(self.L * self.L.dtype.type(factor), self.R)
+
+    __rmul__ = __mul__
+
+    def astype(self, dtype: type) -> LowRank:
+        return LowRank(self.L.astype(dtype), self.R.astype(dtype))
+
+    def dot(self, other: LowRank) -> float:
+        """⟨X, Y⟩ = Σ XᵢⱼYᵢⱼ, from the factors' small products."""
+        return float(np.sum((self.L.T @ other.L) * (self.R @ other.R.T)))
+
+    def norm(self) -> float:
+        """Frobenius norm, from Gram matrices: exact to √eps where terms cancel."""
+        return float(np.sqrt(max(self.dot(self), 0.0)))
+
+    def singular_values(self, where: str = "") -> np.ndarray:
+        """Descending. Cheaper than `svd`: no orthonormal factor is formed. Raises NumericalError like it."""
+        if self.q == 0:
+            return np.zeros(0, self.L.dtype)
+        _check_finite(self, where)
+        if self.q >= DENSE_FROM * min(self.shape):
+            return _small_svd(self.dense(), where, vectors=False)
+        core = np.linalg.qr(self.L, mode="r") @ np.linalg.qr(self.R.T, mode="r").T
+        return _small_svd(core, where, vectors=False)
+
+    def svd(self, where: str = "", thin: bool = False) -> SVD:
+        """The singular value decomposition with min(q, out, in) triples; the largest |Uᵢⱼ| of each column is positive.
+
+        thin: never by the dense product, so that U and V span L's independent columns and R's rows also where singular
+        values are zero. Raises NumericalError, which names `where` (a module), when L or R is not finite.
+        """
+        if self.q == 0:
+            n_out, n_in = self.shape
+            return SVD(np.zeros((n_out, 0), self.L.dtype), np.zeros(0, self.L.dtype), np.zeros((0, n_in), self.L.dtype))
+        _check_finite(self, where)
+        if self.q >= DENSE_FROM * min(self.shape) and not thin:
+            U, S, V = _small_svd(self.dense(), where)
+        else:
+            left, L = np.linalg.qr(self.L)
+            right, R = np.linalg.qr(self.R.T)
+            U, S, V = _small_svd(L @ R.T, where)
+            U, V = left @ U, V @ right.T
+        columns = np.arange(U.shape[1])
+        signs = np.where(U[np.argmax(np.abs(U), axis=0), columns] < 0, -1, 1).astype(U.dtype)
+        return SVD(U * signs, S, signs[:, None] * V)
+
+    def split(self, rank: int, where: str = "") -> tuple[LowRank, LowRank]:
+        """(best approximation of this rank, the rest). The rest's norm is √Σ_{j>rank} σⱼ² (Eckart and Young, 1936)."""
+        svd = self.svd(where)
+        return svd.lowrank(0, rank), svd.lowrank(rank, max(svd.rank, rank))
+
+    def truncated(
+        self, rank: int | None = None, energy: float = 1.0, of: float | None = None, where: str = ""
+    ) -> LowRank:
+        """The best approximation of at most `rank`, and of the least rank that keeps the share `energy` of ‖·‖².
+
+        `of`: the squared norm that the share refers to, where this increment is a part of a larger one. With neither
+        bound: the same matrix at its numerical rank.
+        """
+        svd = self.svd(where)
+        keep = svd.rank
+        if energy < 1:
+            squares = svd.S.astype(np.float64) ** 2
+            lost = np.append(np.cumsum(squares[::-1])[::-1], 0.0)  # lost[p] = Σ_{j≥p} σⱼ²
+            total = float(squares.sum()) if of is None else of
+            keep = min(keep, int(np.argmax(lost <= (1 - energy) * total)))
+        return svd.lowrank(0, keep if rank is None else min(keep, rank))
+
+    def dense(self) -> np.ndarray:
+        """L @ R [out, in]: for tests, and where it is no larger than the factors."""
+        return self.L @ self.R
+
+
+def stack(terms: list[LowRank]) -> LowRank:
+    """The exact sum of many increments, in this order."""
+    return LowRank(np.concatenate([t.L for t in terms], axis=1), np.concatenate([t.R for t in terms], axis=0))
+
+
+def orthonormal_rows(rng: np.random.Generator, count: int, existing: np.ndarray) -> np.ndarray:
+    """`count` random orthonormal rows [count, in], also orthogonal to the orthonormal rows `existing` [k, in]."""
+    n_in = existing.shape[1]
+    if count + len(existing) > n_in:
+        raise ValueError(f"there are no {count + len(existing)} orthonormal rows of {n_in} entries")
+    rows = rng.standard_normal((count, n_in))
+    for _ in range(2):  # once more for the digits that the first projection lost
+        rows -= (rows @ existing.T) @ existing
+        rows = np.linalg.qr(rows.T)[0].T
+    return rows
+
+
+def _check_finite(matrix: LowRank, where: str) -> None:
+    bad = int((~np.isfinite(matrix.L)).sum() + (~np.isfinite(matrix.R)).sum())
+    if bad:
+        raise NumericalError(
+            f"{where or 'an increment'}: {bad} values are not finite, so it has no singular value decomposition",
+            hint="lower training.learning_rate; the round was not committed",
+        )
+
+
+def _small_svd(matrix: np.ndarray, where: str, vectors: bool = True):
+    try:
+        return np.linalg.svd(matrix, full_matrices=False, compute_uv=vectors)
+    except np.linalg.LinAlgError as error:
+        raise NumericalError(
+            f"{where or 'an increment'}: no singular value decomposition of {list(matrix.shape)} was found: {error}",
+            hint="lower training.learning_rate; the round was not committed",
+        ) from error

@@ -1,0 +1,124 @@
+"""What a round looked like in the space of increments: how far clients agree, and what the merge lost.
+
+By Gram matrices and QR of thin factors; nothing is densified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shepherd.lowrank import LowRank, stack
+from shepherd.server.merges import Merged, Term, padded
+from shepherd.server.uploads import Uploads
+from shepherd.types import ClientId, ClientUpdate, GlobalModel, View
+
+PAIRS_OF = 32
+"""Cosines are taken between the first so many clients by name: they cost the square of the number."""
+OPERATIONS = 2e11
+"""About what all of it may cost; where that is not enough, modules are left out at even distances."""
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Measured over `modules` of the adapter's modules.
+
+    deviation: ‖Σ w_k s_k B_kA_k − s·B̄Ā‖ / ‖Σ w_k s_k B_kA_k‖, what a mean of factors loses. cosine_mean, cosine_min:
+    between the clients' changes X_k = E_k − E; None for one client. effective_rank: (Σσ)² / Σσ² of the mean product,
+    energy_at_rank: the share of Σσ² in its first r; both are means over modules. subspace_move: ‖P − P'‖ / √(2r) of
+    the row spaces of A before and after, from 0 to 1. increment_norm: ‖X_k‖.
+    """
+
+    deviation: float
+    cosine_mean: float | None
+    cosine_min: float | None
+    effective_rank: float
+    energy_at_rank: float
+    subspace_move: float
+    increment_norm: Mapping[ClientId, float]
+    modules: int
+
+
+def diagnose(
+    before: GlobalModel,
+    after: GlobalModel,
+    views: Mapping[ClientId, View],
+    updates: Sequence[ClientUpdate],
+    weights: Mapping[ClientId, float],
+) -> Diagnostics:
+    """Measure a round from its model before and after, and from what the clients sent. Weights sum to one."""
+    uploads = Uploads(before, views, updates)
+    clients = [update.client for update in uploads.updates]
+    shares = np.repeat(np.array([weights[c] for c in clients])[:, None], uploads.r, axis=1)
+    pairs = min(len(clients), PAIRS_OF)
+    squares, gram = np.zeros(len(clients)), np.zeros((pairs, pairs))
+    lost = total = 0.0
+    ranks, energies, moves = [], [], []
+    modules = _affordable(before, len(clients))
+    for module in modules:
+        start, locals_ = uploads.start(module), uploads.locals(module)
+        merged = Merged(start.scale, tuple(Term(c, own) for c, own in zip(shares, locals_, strict=True)))
+        lost += merged.residual.norm() ** 2
+        total += merged.total.norm() ** 2
+        S = merged.total.singular_values(module)
+        if S.any():
+            ranks.append(S.sum() ** 2 / np.sum(S**2))
+            energies.append(np.sum(S[: uploads.r] ** 2) / np.sum(S**2))
+        changes = []
+        for local in locals_:
+            A, B = padded(local, uploads.r, start.scale)
+            # B_kA_k − BA = (B_k − B)A_k + B(A_k − A): small where the client moved little, without cancellation.
+            changes.append(
+                stack([LowRank(start.scale * (B - start.B), A), LowRank(start.scale * start.B, A - start.A)])
+            )
+        squares += [change.norm() ** 2 for change in changes]
+        gram += _gram(changes[:pairs])
+        moves.append(subspace_move(before.adapter.factors[module].A, after.adapter.factors[module].A))
+    norms = np.sqrt(squares)
+    cosines = _cosines(gram)
+    return Diagnostics(
+        deviation=float(np.sqrt(lost / total)) if total > 0 else 0.0,
+        cosine_mean=float(cosines.mean()) if cosines.size else None,
+        cosine_min=float(cosines.min()) if cosines.size else None,
+        effective_rank=float(np.mean(ranks)) if ranks else 0.0,
+        energy_at_rank=float(np.mean(energies)) if energies else 1.0,
+        subspace_move=float(np.mean(moves)),
+        increment_norm=dict(zip(clients, norms.tolist(), strict=True)),
+        modules=len(modules),
+    )
+
+
+def subspace_move(A: np.ndarray, B: np.ndarray) -> float:
+    """‖P_A − P_B‖_F / √(2r) for the projections on the row spaces of A and B [r, in]: 0 the same, 1 orthogonal."""
+    P, Q = (np.linalg.qr(M.astype(np.float64).T)[0] for M in (A, B))
+    # ‖P_A − P_B‖² = ‖(I − P_A)Q‖² + ‖(I − P_B)P‖², which loses no digits where the two are close.
+    apart = np.sum((Q - P @ (P.T @ Q)) ** 2) + np.sum((P - Q @ (Q.T @ P)) ** 2)
+    return float(np.sqrt(apart / (P.shape[1] + Q.shape[1])))
+
+
+def _gram(changes: Sequence[LowRank]) -> np.ndarray:
+    """⟨X_i, X_j⟩ for all pairs, [K, K]."""
+    L = np.concatenate([change.L for change in changes], axis=1)
+    R = np.concatenate([change.R for change in changes], axis=0)
+    count = len(changes)
+    products = (L.T @ L) * (R @ R.T)
+    return products.reshape(count, L.shape[1] // count, count, L.shape[1] // count).sum(axis=(1, 3))
+
+
+def _cosines(gram: np.ndarray) -> np.ndarray:
+    """Cosines of all pairs of clients that changed anything."""
+    norms = np.sqrt(np.diag(gram))
+    moved = norms > 0
+    unit = gram[np.ix_(moved, moved)] / np.outer(norms[moved], norms[moved])
+    return unit[np.triu_indices(len(unit), 1)]
+
+
+def _affordable(model: GlobalModel, clients: int) -> list[str]:
+    """Modules at even distances whose Gram matrices cost no more than OPERATIONS."""
+    names = list(model.adapter.factors)
+    columns = clients * model.adapter.r
+    cost = sum(6 * columns**2 * (A.shape[1] + len(B)) for A, B in model.adapter.factors.values())
+    step = max(1, int(np.ceil(cost / OPERATIONS)))
+    return names[:: min(step, len(names))]

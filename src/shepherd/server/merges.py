@@ -1,0 +1,155 @@
+"""Many clients' modules -> one, in delta form: E' = E + Σ c_k (E_k − E), which for Σc = 1 is Σ c_k E_k.
+
+A merge takes (uploads, module, shares, server) and returns Merged. It owns the linear space in which the server's
+optimizer steps: the factors, the product, or the core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from shepherd.lowrank import LowRank, stack
+from shepherd.registry import Registry
+from shepherd.server.optimizer import ServerStep
+from shepherd.server.uploads import Local, Uploads, expand_core
+
+merges = Registry("merge")
+
+
+@dataclass(frozen=True)
+class Term:
+    """A client's (or the start's) part of a merge: share float64[r] by slot, beside its factors of rank r_k ≤ r."""
+
+    share: np.ndarray
+    local: Local
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One module after the merge, in float64. The shares of the terms sum to one in each slot.
+
+    The merged increment is Σ_k Σ_j share_kj · s_k · B_k[:, j] A_k[j] + extra, computed where it is asked for.
+    """
+
+    scale: float
+    terms: tuple[Term, ...]
+    extra: LowRank | None = None
+
+    @property
+    def r(self) -> int:
+        return len(self.terms[0].share)
+
+    @cached_property
+    def total(self) -> LowRank:
+        """The merged increment, exact, of Σ r_k columns. √share on both sides, so that both factors scale alike."""
+        parts = []
+        for term in self.terms:
+            weight = term.share[: len(term.local.A)] * term.local.scale
+            root = np.sqrt(np.abs(weight))
+            parts.append(LowRank(term.local.B * (np.sign(weight) * root), root[:, None] * term.local.A))
+        return stack(parts if self.extra is None else [*parts, self.extra])
+
+    @cached_property
+    def mean(self) -> tuple[np.ndarray, np.ndarray]:
+        """The means of A and of B in the server's scale; slots that a client lacks count as zero."""
+        filled = [padded(term.local, self.r, self.scale) for term in self.terms]
+        A = sum(term.share[:, None] * A_k for term, (A_k, _) in zip(self.terms, filled, strict=True))
+        B = sum(term.share * B_k for term, (_, B_k) in zip(self.terms, filled, strict=True))
+        return A, B
+
+    @cached_property
+    def residual(self) -> LowRank:
+        """total − scale · B̄ @ Ā: the weighted covariance of the factors, Σ share (B_k − B̄)(A_k − Ā), of rank (K−1)·r.
+
+        From the centred factors: by subtraction all digits are lost when clients agree.
+        """
+        A, B = self.mean
+        parts = []
+        for term in self.terms:
+            A_k, B_k = padded(term.local, self.r, self.scale)
+            root = np.sqrt(np.abs(term.share) * self.scale)
+            parts.append(LowRank((B_k - B) * (np.sign(term.share) * root), root[:, None] * (A_k - A)))
+        return stack(parts if self.extra is None else [*parts, self.extra])
+
+
+@dataclass(frozen=True)
+class Merge:
+    """of(uploads, module, shares float64[K, r], server) -> Merged. space: what the server's optimizer steps in."""
+
+    of: Callable[[Uploads, str, np.ndarray, ServerStep], Merged]
+    space: str
+    sum_only: bool
+    name: str = ""
+
+
+@merges
+def factor() -> Merge:
+    """The weighted mean of each factor on its own (FedIT); exact where only one factor moved. Needs sums alone."""
+
+    def of(uploads: Uploads, module: str, shares: np.ndarray, server: ServerStep) -> Merged:
+        start, locals_ = uploads.start(module), uploads.locals(module)
+        filled = [padded(local, uploads.r, start.scale) for local in locals_]
+        A, B = start.A, start.B
+        if "A" in locals_[0].sent:
+            delta = sum(c[:, None] * (A_k - start.A) for c, (A_k, _) in zip(shares, filled, strict=True))
+            A = start.A + server.step(f"{module}.A", delta)
+        if "B" in locals_[0].sent:
+            delta = sum(c * (B_k - start.B) for c, (_, B_k) in zip(shares, filled, strict=True))
+            B = start.B + server.step(f"{module}.B", delta)
+        return Merged(start.scale, (Term(np.ones(uploads.r), Local(A, B, start.scale, start.moved)),))
+
+    return Merge(of, space="factors", sum_only=True)
+
+
+@merges
+def product() -> Merge:
+    """The exact mean of the products s_k·B_kA_k, as a stack (FLoRA, 2409.05976). Needs each client's own factors."""
+
+    def of(uploads: Uploads, module: str, shares: np.ndarray, server: ServerStep) -> Merged:
+        start, locals_ = uploads.start(module), uploads.locals(module)
+        clients = [Term(c, local) for c, local in zip(shares, locals_, strict=True)]
+        merged = Merged(start.scale, (*clients, *_start_term(shares, start)))
+        if server.memoryless:
+            return merged
+        delta = merged.total + LowRank(-start.scale * start.B, start.A)
+        return Merged(start.scale, merged.terms, (server.step(module, delta) + -1.0 * delta).truncated(where=module))
+
+    return Merge(of, space="increments", sum_only=False)
+
+
+@merges
+def core() -> Merge:
+    """The weighted mean of the cores, head by head; exact, because the bases are the same for all (Fed-SB, Ravan)."""
+
+    def of(uploads: Uploads, module: str, shares: np.ndarray, server: ServerStep) -> Merged:
+        start, memory = uploads.start(module), uploads.model.memory
+        before = memory[f"{module}.core"].astype(np.float64)
+        by_head = shares[:, :: before.shape[1]]
+        deltas = [update.delta[f"{module}.core"].astype(np.float64) for update in uploads.updates]
+        delta = sum(c[:, None, None] * change for c, change in zip(by_head, deltas, strict=True))
+        after = before + server.step(f"{module}.core", delta)
+        server.memory[f"{module}.core"] = after.astype(memory[f"{module}.core"].dtype)
+        B = expand_core(memory[f"{module}.basis"], after)
+        return Merged(start.scale, (Term(np.ones(uploads.r), Local(start.A, B, start.scale, start.moved)),))
+
+    return Merge(of, space="cores", sum_only=True)
+
+
+def _start_term(shares: np.ndarray, start: Local) -> tuple[Term, ...]:
+    """What the clients' shares leave of one; nothing where they sum to one up to rounding."""
+    left = 1 - shares.sum(axis=0)
+    left[np.abs(left) < 1e-9] = 0.0
+    return (Term(left, start),) if left.any() else ()
+
+
+def padded(local: Local, r: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """A [r, in] and B [out, r] in the server's scale, with zeros in the slots that the client lacks."""
+    missing = r - len(local.A)
+    B = local.B if local.scale == scale else local.B * (local.scale / scale)
+    if not missing:
+        return local.A, B
+    return np.pad(local.A, ((0, missing), (0, 0))), np.pad(B, ((0, 0), (0, missing)))

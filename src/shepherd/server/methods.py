@@ -1,0 +1,222 @@
+"""Federated LoRA methods by name: which pieces each consists of. A new one is a function of a few lines.
+
+    @methods
+    def my_method(rank: int = 16) -> Method:
+        \"\"\"What it does, in one line.\"\"\"
+        return compose("my_method", merge="product", split="mean", remainder={"name": "keep", "rank": rank})
+
+Marked experimental: what rests on a secondary source, or leaves out a part that needs the client's data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from shepherd.errors import UsageError
+from shepherd.registry import Registry
+from shepherd.server.method import Method, compose
+from shepherd.server.optimizer import optimizers
+from shepherd.server.pieces import DEFAULTS, REGISTRIES, name_and_options
+
+methods = Registry("method")
+
+
+@methods
+def fedit() -> Method:
+    """Means of A and of B, each on its own (FedIT, Zhang et al., 2305.05644)."""
+    return compose("fedit", citation="2305.05644")
+
+
+@methods
+def ffa_lora(start: Literal["given", "orthonormal"] = "given") -> Method:
+    """A is frozen, B is trained: exact, sums only, half the bytes (FFA-LoRA, Sun et al., 2403.12313)."""
+    return compose("ffa_lora", citation="2403.12313", start=start, train="B")
+
+
+@methods
+def rolora() -> Method:
+    """B in odd rounds, A in even ones: exact, sums only, half the bytes (RoLoRA, Chen et al., 2502.01755)."""
+    return compose("rolora", citation="2502.01755", train="by_round")
+
+
+@methods
+def la_lora() -> Method:
+    """B and A in turn, a local step each; both are averaged (LA-LoRA, ICLR 2026), without its noise filter."""
+    return compose("la_lora", citation="ICLR 2026", train="by_step")
+
+
+@methods
+def fedmomentum(energy: float = 0.9999) -> Method:
+    """The exact product; its best part balanced over both factors, the rest kept (FedMomentum, 2603.08014).
+
+    energy: the share of the merged increment's ‖·‖² that is kept; 1 keeps all, and then it is exact.
+    """
+    return compose("fedmomentum", citation="2603.08014", merge="product", split="svd_balanced",
+                   remainder={"name": "keep", "energy": energy})  # fmt: skip
+
+
+@methods
+def fedex_lora(rank: int = 0) -> Method:
+    """The means of the factors, and the residual to the exact product kept (FedEx-LoRA, Singhal et al., 2410.09432).
+
+    rank: keep only the best part of the residual of this rank (the truncated variant); 0 keeps it whole.
+    """
+    return compose("fedex_lora", citation="2410.09432", merge="product", remainder={"name": "keep", "rank": rank})
+
+
+@methods
+def flora() -> Method:
+    """The exact product goes into the remainder, a new adapter begins each round (FLoRA, Wang et al., 2409.05976)."""
+    return compose("flora", citation="2409.05976", view="fresh", merge="product", split="reinit", remainder="keep")
+
+
+@methods
+def flexlora(scale: Literal["own", "common"] = "own") -> Method:
+    """The exact product truncated to the global rank; clients get its first r_k slots (FlexLoRA, 2402.11505).
+
+    scale: "own" is alpha / r_k for each client as in the paper, "common" the server's for all.
+    """
+    return compose("flexlora", citation="2402.11505", view={"name": "prefix", "scale": scale}, merge="product",
+                   split="svd_left")  # fmt: skip
+
+
+@methods
+def florist(energy: float = 0.99) -> Method:
+    """FLoRA whose product is cut to the least rank that keeps this energy (FLoRIST, 2506.09199)."""
+    return compose("florist", citation="2506.09199", view="fresh", merge="product", split="reinit",
+                   remainder={"name": "keep", "energy": energy})  # fmt: skip
+
+
+@methods
+def hetlora() -> Method:
+    """Prefixes of mixed rank, padded with zeros, weighted by the norm of their increments (HetLoRA, 2401.06432)."""
+    return compose("hetlora", citation="2401.06432", view="prefix", weigh="product_norm",
+                   experimental="without the penalty on the last slots and the self-pruning of ranks, "
+                                "whose formulas were not verified")  # fmt: skip
+
+
+@methods
+def raflora() -> Method:
+    """Each slot of the product by those who own it, then the best rank-r part (raFLoRA, 2602.13486)."""
+    return compose("raflora", citation="2602.13486", view="prefix", weigh="slot_owners", merge="product",
+                   split="svd_balanced")  # fmt: skip
+
+
+@methods
+def fedilora() -> Method:
+    """Each slot of A and of B by those who own it (after FediLoRA, 2509.06984)."""
+    return compose("fedilora", citation="2509.06984", view="prefix", weigh="slot_owners",
+                   experimental="the owners' mean alone: the paper's exact weights and its editing of layers "
+                                "were not verified")  # fmt: skip
+
+
+@methods
+def fed_plora() -> Method:
+    """All slots frozen but r_k random ones, averaged over those who trained them (Fed-PLoRA, 2602.16936)."""
+    return compose("fed_plora", citation="2602.16936", view="fold", weigh="slot_owners")
+
+
+@methods
+def fedrot_lora(strength: float = 0.5) -> Method:
+    """Clients' slots are rotated towards the global factors, then averaged (FedRot-LoRA, 2602.23638)."""
+    return compose("fedrot_lora", citation="2602.23638", payload={"name": "rotate", "strength": strength})
+
+
+@methods
+def lora_fair(strength: float = 0.01) -> Method:
+    """The mean of A, and the B that fits the exact product best (LoRA-FAIR, Bian et al., 2411.14961), by ridge."""
+    return compose("lora_fair", citation="2411.14961", merge="product", split={"name": "ridge", "strength": strength},
+                   experimental="a ridge regression in closed form stands for the paper's gradient descent on a cosine"
+                   )  # fmt: skip
+
+
+@methods
+def frlora() -> Method:
+    """Every round begins with the base's principal directions; what was learned lies beside (FRLoRA, ICLR 2025)."""
+    return compose("frlora", citation="ICLR 2025", start="principal", split="fixed", remainder="keep",
+                   experimental="after notes of a re-implementation; A and B hold 1/√s, so that s·BA is principal"
+                   )  # fmt: skip
+
+
+@methods
+def fedsvd() -> Method:
+    """B is trained; the server turns the product so that A has orthonormal rows (FedSVD, Lee et al., 2505.12805).
+
+    Only B moves, so the row space of A stays that of the start; with SGD it equals ffa_lora with an orthonormal A.
+    """
+    return compose("fedsvd", citation="2505.12805", start="orthonormal", train="B", split="regauge")
+
+
+@methods
+def fed_sb() -> Method:
+    """An r × r core between fixed bases is trained and averaged: exact, r² numbers (Fed-SB, 2502.15436)."""
+    return compose("fed_sb", citation="2502.15436", start="cores", view="heads", train="core", merge="core",
+                   experimental="random orthonormal bases and a core of zeros; the paper takes both from the SVD of a "
+                                "gradient on data, which is not private")  # fmt: skip
+
+
+@methods
+def ravan(heads: int = 4) -> Method:
+    """Several cores between orthonormal bases, each averaged over those who trained it (Ravan, 2506.05568)."""
+    return compose("ravan", citation="2506.05568", start={"name": "cores", "heads": heads}, view="heads", train="core",
+                   weigh="slot_owners", merge="core",
+                   experimental="the heads' own scales are fixed at 1, and weak clients train random heads, not those "
+                                "with the best score on their data")  # fmt: skip
+
+
+def build_method(
+    name: str,
+    table: Mapping[str, Any] | None = None,
+    optimizer: str = "fedavg",
+    optimizer_options: Mapping[str, Any] | None = None,
+    clients: int = 0,
+) -> Method:
+    """A method from a recipe: its name, the table [method] of pieces and options, and the server's optimizer.
+
+    Keys of the table that name a piece replace that piece; the others are options of the method. Raises UsageError.
+    """
+    table = dict(table or {})
+    options_of_method = methods.options(name)
+    overrides = {key: table.pop(key) for key in list(table) if key in REGISTRIES and key not in options_of_method}
+    try:
+        method = methods.build(name, table)
+    except UsageError as error:
+        unknown = [key for key in table if key not in options_of_method]
+        if not unknown:
+            raise
+        raise UsageError(f"{error.message}; pieces: {', '.join(REGISTRIES)}", hint=error.hint) from None
+    if overrides:
+        method = method.changed({kind: _with_name(method, kind, spec) for kind, spec in overrides.items()})
+    server = replace(optimizers.build(optimizer, optimizer_options), name=optimizer)
+    return replace(method.with_optimizer(server), clients=clients)
+
+
+def _with_name(method: Method, kind: str, spec: Any) -> Any:
+    """A table of options without a name means the method's own piece: remainder = {rank = 4}."""
+    if not isinstance(spec, Mapping) or "name" in spec:
+        return spec
+    name, options = name_and_options(kind, method.specs.get(kind, DEFAULTS[kind]))
+    return {"name": name, **options, **spec}
+
+
+def check_ranks(method: Method, ranks: Mapping[str, int] | Sequence[int], r: int) -> None:
+    """Raise UsageError where clients' ranks are not those that the method can take."""
+    values = list(ranks.values() if isinstance(ranks, Mapping) else ranks)
+    if any(rank > r for rank in values):
+        raise UsageError(f"lora.ranks has {max(values)}, more than lora.r = {r}", hint=f"set lora.r = {max(values)}")
+    heads = method.pieces.start.heads
+    if heads > 1 and any(rank % (r // heads) for rank in values):
+        raise UsageError(f"{method.name} trains whole heads of rank {r // heads}, lora.ranks has {sorted(set(values))}")
+    if any(rank != r for rank in values) and not method.mixed_ranks:
+        fitting = [name for name in methods if methods.build(name).mixed_ranks]
+        raise UsageError(
+            f"{method.name} gives all clients the rank {r}, lora.ranks has {', '.join(map(str, sorted(set(values))))}",
+            hint=f"methods of mixed ranks: {', '.join(fitting)}",
+        )
+
+
+def piece_names(method: Method) -> dict[str, str]:
+    """The pieces in which a method differs from FedIT, for a table."""
+    return {kind: name for kind, name in method.pieces.names().items() if name != DEFAULTS[kind]}

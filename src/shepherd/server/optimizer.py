@@ -1,0 +1,178 @@
+"""The server's step on the pseudo-gradient Δ = Σ c_k (X_k − X), in the linear space in which the clients were merged.
+
+An optimizer is two functions: init(Δ) -> state, and step(state, Δ) -> (state, move). Its moments live in
+GlobalModel.memory by name, one state for each tensor, and only tensors that were trained move their state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shepherd.lowrank import LowRank
+from shepherd.registry import Registry
+
+optimizers = Registry("server optimizer")
+
+State = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """init, step, and coefficients(shares float64[K, r], local steps float64[K]) -> shares, for steps that are linear.
+
+    on_increments: whether step also works on LowRank, with + and · alone.
+    """
+
+    init: Callable[[Any], State] = lambda delta: {}
+    step: Callable[[State, Any], tuple[State, Any]] = lambda state, delta: (state, delta)
+    coefficients: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda shares, steps: shares
+    memoryless: bool = False
+    on_increments: bool = False
+    by_steps: bool = False
+    name: str = ""
+
+
+@optimizers
+def fedavg(learning_rate: float = 1.0) -> Optimizer:
+    """θ + η·Δ (FedAvg, McMahan et al., 2017); η = 1 is the mean of the clients."""
+    _positive(learning_rate=learning_rate)
+    return Optimizer(
+        coefficients=lambda shares, steps: learning_rate * shares, memoryless=True, on_increments=True
+    )  # fmt: skip
+
+
+@optimizers
+def fednova(learning_rate: float = 1.0) -> Optimizer:
+    """Each client's change over its local steps τ_k, times their mean τ (FedNova, 2007.07481, eq. 5).
+
+    c_k = η · w_k · τ / τ_k with τ = Σ w_k τ_k. With equal τ_k it is FedAvg. Exact for plain SGD; a heuristic for Adam.
+    """
+    _positive(learning_rate=learning_rate)
+
+    def coefficients(shares: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        total = shares.sum(axis=0)
+        mean_steps = (shares * steps[:, None]).sum(axis=0) / np.where(total == 0, 1.0, total)
+        return learning_rate * shares * mean_steps / steps[:, None]
+
+    return Optimizer(coefficients=coefficients, memoryless=True, on_increments=True, by_steps=True)
+
+
+@optimizers
+def fedavgm(learning_rate: float = 1.0, momentum: float = 0.9, rank: int = 0) -> Optimizer:
+    """v ← β·v + Δ, θ + η·v (FedAvgM, Hsu et al., 1909.06335); for a product merge v is an increment of its own.
+
+    rank bounds the increment that v is (0: no bound); it has no meaning for factors.
+    """
+    _positive(learning_rate=learning_rate)
+    _below_one(momentum=momentum)
+    if rank < 0:
+        raise ValueError(f"rank must be at least 0, got {rank}")
+
+    def step(state: State, delta: Any) -> tuple[State, Any]:
+        velocity = momentum * state["velocity"] + delta if state["velocity"] is not None else delta
+        if isinstance(velocity, LowRank):
+            velocity = velocity.truncated(rank or None)
+        return {"velocity": velocity}, learning_rate * velocity
+
+    return Optimizer(lambda delta: {"velocity": None}, step, on_increments=True)
+
+
+@optimizers
+def fedadagrad(learning_rate: float = 1e-2, momentum: float = 0.0, tau: float = 1e-3) -> Optimizer:
+    """v ← v + m² (FedAdagrad, Reddi et al., 2003.00295, Alg. 2)."""
+    return _adaptive(learning_rate, momentum, tau, lambda v, m2: v + m2)
+
+
+@optimizers
+def fedyogi(learning_rate: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> Optimizer:
+    """v ← v − (1 − β₂)·m²·sign(v − m²) (FedYogi, Reddi et al., 2003.00295, Alg. 2)."""
+    _below_one(betas=betas[1])
+    return _adaptive(learning_rate, betas[0], tau, lambda v, m2: v - (1 - betas[1]) * m2 * np.sign(v - m2))
+
+
+@optimizers
+def fedadam(learning_rate: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> Optimizer:
+    """v ← β₂·v + (1 − β₂)·m² (FedAdam, Reddi et al., 2003.00295, Alg. 2). One step moves a coordinate by about η."""
+    _below_one(betas=betas[1])
+    return _adaptive(learning_rate, betas[0], tau, lambda v, m2: betas[1] * v + (1 - betas[1]) * m2)
+
+
+def _adaptive(learning_rate: float, momentum: float, tau: float, second: Callable) -> Optimizer:
+    """m ← β₁m + (1 − β₁)Δ; v ← second(v, m²) from v₀ = τ²; θ + η·m / (√v + τ)."""
+    _positive(learning_rate=learning_rate, tau=tau)
+    _below_one(momentum=momentum)
+
+    def init(delta: np.ndarray) -> State:
+        return {"m": np.zeros_like(delta), "v": np.full_like(delta, tau**2)}
+
+    def step(state: State, delta: np.ndarray) -> tuple[State, np.ndarray]:
+        m = momentum * state["m"] + (1 - momentum) * delta
+        v = second(state["v"], m**2)
+        return {"m": m, "v": v}, learning_rate * m / (np.sqrt(v) + tau)
+
+    return Optimizer(init, step)
+
+
+class ServerStep:
+    """An optimizer with its states, for the length of one combine; `memory` is what comes out of it."""
+
+    def __init__(self, optimizer: Optimizer, memory: Mapping[str, np.ndarray], dtype: type = np.float32) -> None:
+        self.optimizer, self.memory, self.dtype = optimizer, dict(memory), dtype
+
+    @property
+    def memoryless(self) -> bool:
+        return self.optimizer.memoryless
+
+    def step(self, name: str, delta: Any) -> Any:
+        """The move of the tensor (or, for a product merge, the module) `name`."""
+        state = dict(self.optimizer.init(delta))
+        for key, value in state.items():
+            stored = f"server.{name}.{key}"
+            if isinstance(delta, LowRank) and f"{stored}.L" in self.memory:
+                value = LowRank(self.memory[f"{stored}.L"], self.memory[f"{stored}.R"])
+            elif stored in self.memory:
+                value = self.memory[stored]
+            state[key] = None if value is None else value.astype(np.float64)
+        state, move = self.optimizer.step(state, delta)
+        for key, value in state.items():
+            stored = f"server.{name}.{key}"
+            if isinstance(value, LowRank):
+                kept = value.astype(self.dtype)
+                self.memory[f"{stored}.L"], self.memory[f"{stored}.R"] = kept.L, kept.R
+            else:
+                self.memory[stored] = value.astype(self.dtype)
+        return move
+
+
+def control_step(memory: Mapping[str, np.ndarray], changes: list[Mapping[str, np.ndarray]], clients: int) -> dict:
+    """SCAFFOLD's server: c ← c + (1/N) Σ_k (c_k⁺ − c_k) over the cohort, N all clients (1910.06378, Alg. 1, line 17).
+
+    `changes` are the clients' c_k⁺ − c_k by tensor, sorted by client; c is kept as "control.<tensor>".
+    """
+    memory = dict(memory)
+    for name in changes[0] if changes else ():
+        total = sum(change[name].astype(np.float64) for change in changes) / clients
+        before = memory.get(f"control.{name}")
+        memory[f"control.{name}"] = (total if before is None else before + total).astype(np.float32)
+    return memory
+
+
+def control(memory: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """SCAFFOLD's c by tensor, as a task takes it; empty before the first round."""
+    return {key.removeprefix("control."): value for key, value in memory.items() if key.startswith("control.")}
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name} must be a number above 0, got {value}")
+
+
+def _below_one(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be from 0 up to but less than 1, got {value}")

@@ -1,0 +1,59 @@
+"""What becomes of a client's factors between training and merge: (local, start, round) -> local.
+
+A transform is a pure function of one client's own factors and of what the server sent, so that a client can apply it
+before its upload is masked or encrypted, with the same result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from shepherd.registry import Registry
+from shepherd.server.uploads import Local, Transform
+
+payloads = Registry("payload")
+
+
+@dataclass(frozen=True)
+class Payload:
+    transform: Transform
+    needs_both: bool = False
+    name: str = ""
+
+
+@payloads
+def plain() -> Payload:
+    """The factors as they were trained."""
+    return Payload(lambda local, start, round_number: local)
+
+
+@payloads
+def rotate(strength: float = 0.5) -> Payload:
+    """Rotate each client's slots towards the global factors; its increment stays the same (FedRot-LoRA, 2602.23638).
+
+    The rotation R minimises ‖RᵀA_k − A‖ in even rounds and ‖B_kR − B‖ in odd ones, softened to the rotation nearest to
+    (1 − strength)·I + strength·R; the first round is left out, B is zero then. strength = 0 changes nothing.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be from 0 to 1, got {strength}")
+
+    def transform(local: Local, start: Local, round_number: int) -> Local:
+        if round_number == 1 or strength == 0:
+            return local
+        overlap = local.B.T @ start.B if round_number % 2 else local.A @ start.A.T
+        R = nearest_rotation(overlap)
+        if strength < 1:
+            R = nearest_rotation((1 - strength) * np.eye(len(R)) + strength * R)
+        return replace(local, A=R.T @ local.A, B=local.B @ R)
+
+    return Payload(transform, needs_both=True)
+
+
+def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
+    """The rotation R (orthogonal, det = 1) with the largest tr(Rᵀ @ matrix) (Kabsch, 1976)."""
+    U, _, V = np.linalg.svd(matrix)
+    signs = np.ones(len(matrix))
+    signs[-1] = np.sign(np.linalg.det(U @ V))
+    return (U * signs) @ V

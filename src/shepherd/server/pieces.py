@@ -1,0 +1,180 @@
+"""The eight pieces that make a federated method, and which of them fit together.
+
+    start -> view -> train -> payload -> weigh -> merge -> (server step) -> split -> remainder
+
+In TOML a piece is its name, or a table with its options: view = "prefix", remainder = {name = "keep", rank = 16}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from shepherd.errors import UsageError, did_you_mean
+from shepherd.registry import Registry
+from shepherd.server.merges import Merge, merges
+from shepherd.server.optimizer import Optimizer
+from shepherd.server.payloads import Payload, payloads
+from shepherd.server.remainders import Remainder, remainders
+from shepherd.server.schedules import Schedule, schedules
+from shepherd.server.splits import Split, splits
+from shepherd.server.starts import Start, starts
+from shepherd.server.views import ViewOf, views
+from shepherd.server.weighing import Weighing, weighings
+
+REGISTRIES: dict[str, Registry] = {
+    "start": starts,
+    "view": views,
+    "train": schedules,
+    "payload": payloads,
+    "weigh": weighings,
+    "merge": merges,
+    "split": splits,
+    "remainder": remainders,
+}
+DEFAULTS: dict[str, Any] = {
+    "start": "given",
+    "view": "identity",
+    "train": "AB",
+    "payload": "plain",
+    "weigh": "given",
+    "merge": "factor",
+    "split": "mean",
+    "remainder": "drop",
+}
+"""FedIT (2305.05644). A method names the pieces in which it differs."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """One of each; every piece knows its name."""
+
+    start: Start
+    view: ViewOf
+    train: Schedule
+    payload: Payload
+    weigh: Weighing
+    merge: Merge
+    split: Split
+    remainder: Remainder
+
+    def names(self) -> dict[str, str]:
+        return {field.name: getattr(self, field.name).name for field in fields(self)}
+
+    @property
+    def exact(self) -> bool:
+        """Whether E' = E + Σ c_k (E_k − E) holds for weights c that are the same in all slots (the exactness law)."""
+        if self.merge.space == "cores":
+            return True
+        if self.weigh.by_slot:
+            return False
+        if self.merge.space == "increments":
+            return self.remainder.lossless
+        return self.train.one_factor and (self.remainder.lossless or not self.split.resets)
+
+
+def build_pieces(specs: Mapping[str, Any]) -> Pieces:
+    """Pieces from names or {name, options…}; what is not named is FedIT's. Raises UsageError with all that is wrong."""
+    problems, made = [], {}
+    for kind in specs.keys() - REGISTRIES.keys():
+        problems.append(f"unknown piece: {kind!r}.{did_you_mean(kind, REGISTRIES)} Pieces: {', '.join(REGISTRIES)}")
+    for kind, registry in REGISTRIES.items():
+        try:
+            name, options = name_and_options(kind, specs.get(kind, DEFAULTS[kind]))
+            made[kind] = replace(registry.build(name, options), name=name)
+        except UsageError as error:
+            problems.append(error.message)
+    if problems:
+        raise UsageError("\n".join(problems))
+    pieces = Pieces(**made)
+    _raise_misfits(misfits(pieces))
+    return pieces
+
+
+def name_and_options(kind: str, spec: Any) -> tuple[str, dict[str, Any]]:
+    """The two parts of a piece in TOML. Raises UsageError for anything but a name or a table with a name."""
+    if isinstance(spec, str):
+        return spec, {}
+    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+        return spec["name"], {key: value for key, value in spec.items() if key != "name"}
+    raise UsageError(f'{kind} must be a name or a table such as {{name = "…"}}, got {spec!r}')
+
+
+def check_optimizer(pieces: Pieces, optimizer: Optimizer) -> None:
+    """Raise UsageError where the server's optimizer and the pieces do not fit."""
+    _raise_misfits(optimizer_misfits(pieces, optimizer))
+
+
+def misfits(p: Pieces) -> Iterator[str]:
+    """Every pair of pieces that makes no sense together: which two, why, and what would fit."""
+
+    def pair(one: str, other: str, why: str, instead: str) -> str:
+        names = p.names()
+        return f'{one} "{names[one]}" and {other} "{names[other]}" do not fit: {why}; {instead}'
+
+    cores = {"start": p.start.heads > 0, "view": p.view.of_cores, "train": p.train.sends == ("core",),
+             "merge": p.merge.space == "cores"}  # fmt: skip
+    if any(cores.values()) and not all(cores.values()):
+        has, lacks = next(k for k, v in cores.items() if v), next(k for k, v in cores.items() if not v)
+        yield pair(has, lacks, "a core needs a start, a view, training and a merge of cores",
+                   'use start "cores", view "heads", train "core" and merge "core"')  # fmt: skip
+        return
+    if all(cores.values()):
+        if p.split.name != "mean":
+            yield pair("split", "merge", "B is made of the core and must stay so", 'use split "mean"')
+        if p.remainder.keeps:
+            yield pair("remainder", "merge", "a core loses nothing, so there is no rest", 'use remainder "drop"')
+        if p.payload.needs_both:
+            yield pair("payload", "merge", "it turns A, which is fixed", 'use payload "plain"')
+        return
+    factors = p.merge.space == "factors"
+    if p.view.gauge == "own" and factors:
+        yield pair("view", "merge", "slot j of one client is not slot j of another, so their mean means nothing",
+                   'use merge "product", or view "prefix"')  # fmt: skip
+    if p.view.gauge == "own" and p.weigh.by_slot:
+        yield pair("view", "weigh", "the clients' slots are not the server's", 'use weigh "given", or view "prefix"')
+    if p.view.needs_zero_B and not p.split.empties:
+        yield pair("view", "split", "the view begins with B = 0 and would lose the adapter", 'use split "reinit"')
+    if p.view.needs_zero_B and p.start.needs_base:
+        yield pair("view", "start", "the view begins with B = 0 and would lose the adapter", 'use start "given"')
+    if p.split.resets and not p.remainder.keeps:
+        yield pair("split", "remainder", "nothing of what the clients learned would be left", 'use remainder "keep"')
+    if p.split.name == "fixed" and not p.start.needs_base:
+        yield pair("split", "start", "no factors were fixed at the start", 'use start "principal"')
+    if p.split.name == "ridge" and factors:
+        yield pair("split", "merge", "the means of factors leave no residual to fit", 'use merge "product"')
+    if p.remainder.keeps and factors and not p.split.resets:
+        yield pair("remainder", "merge", "the means of factors leave no rest", 'use merge "product"')
+    if p.payload.needs_both and p.train.one_factor:
+        yield pair("payload", "train", "turning one factor turns the other, which does not travel", 'use train "AB"')
+    if p.payload.needs_both and p.view.name != "identity":
+        yield pair("payload", "view", "it turns slots into each other, which clients of few slots lack",
+                   'use view "identity"')  # fmt: skip
+    only_A = "A" in p.train.sends and ("B" not in p.train.sends or p.split.empties)
+    if only_A and not p.start.needs_base:
+        other = "split" if p.split.empties else "start"
+        yield pair("train", other, "where B is zero, A has no gradient and nothing ever moves", 'use train "AB" or "B"')
+
+
+def optimizer_misfits(p: Pieces, optimizer: Optimizer) -> Iterator[str]:
+    """The same for [server] optimizer beside the pieces."""
+    if optimizer.memoryless:
+        return
+    if p.merge.space == "increments" and not optimizer.on_increments:
+        yield (
+            f'server.optimizer "{optimizer.name}" and merge "{p.merge.name}" do not fit: it steps in each coordinate '
+            f'of the factors, and a product has none; use "fedavg" or "fedavgm", which also step on increments, or a '
+            f'merge of factors'
+        )  # fmt: skip
+    if p.merge.space == "factors" and p.split.rebases:
+        yield (
+            f'server.optimizer "{optimizer.name}" and split "{p.split.name}" do not fit: the moments refer to rank '
+            f'slots that the split replaces; use "fedavg", or split "mean"'
+        )  # fmt: skip
+
+
+def _raise_misfits(found: Iterator[str]) -> None:
+    problems = list(found)
+    if problems:
+        raise UsageError("\n".join(problems))

@@ -1,0 +1,57 @@
+"""What becomes of a split's rest: dropped, or kept as a frozen increment beside the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shepherd.lowrank import LowRank
+from shepherd.registry import Registry
+
+remainders = Registry("remainder")
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """of(rest, ‖merged‖², module) -> the part that is kept, or None.
+
+    lossless: all of it is kept. rank bounds the kept part, where it is not 0.
+    """
+
+    of: Callable[[LowRank, float, str], LowRank | None]
+    keeps: bool
+    lossless: bool = False
+    rank: int = 0
+    energy: float = 1.0
+    name: str = ""
+
+
+@remainders
+def drop() -> Remainder:
+    """Nothing is kept: the next adapter is all there is."""
+    return Remainder(lambda rest, energy, module: None, keeps=False)
+
+
+@remainders
+def keep(rank: int = 0, energy: float = 1.0) -> Remainder:
+    """All of it, or its best part: of at most `rank`, or so much that the share `energy` of the merged ‖·‖² is kept."""
+    if rank < 0:
+        raise ValueError(f"rank must be at least 0, got {rank}")
+    if not 0 <= energy <= 1:
+        raise ValueError(f"energy must be from 0 to 1, got {energy}")
+
+    def of(rest: LowRank, squared_norm: float, module: str) -> LowRank:
+        return rest.truncated(rank or None, energy, of=squared_norm, where=module)
+
+    return Remainder(of, keeps=True, lossless=rank == 0 and energy == 1, rank=rank, energy=energy)
+
+
+def accumulate(before: LowRank | None, more: LowRank | None, dtype: type, module: str) -> LowRank | None:
+    """before + more; recompressed, at full numerical rank, where it would outgrow the dense matrix's rank."""
+    if more is None:
+        return before
+    if before is None:
+        return more.astype(dtype)
+    if before.q + more.q > min(before.shape):
+        return (before.astype(more.L.dtype) + more).truncated(where=module).astype(dtype)
+    return before + more.astype(dtype)

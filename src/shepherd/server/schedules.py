@@ -1,0 +1,65 @@
+"""Which factors a client trains and sends: round -> (trains, sends) of its View."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shepherd.registry import Registry
+
+schedules = Registry("training schedule")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """of(round) -> (trains, sends); `sends` lists what travels over the rounds, for exactness and bytes."""
+
+    of: Callable[[int], tuple[tuple[str, ...], str]]
+    sends: tuple[str, ...]
+    name: str = ""
+
+    @property
+    def one_factor(self) -> bool:
+        """Whether only one factor moves in a round, so that the mean of factors is the mean of products."""
+        return all(part in ("A", "B", "core") for part in self.sends)
+
+
+@schedules
+def AB() -> Schedule:
+    """Both factors, always."""
+    return Schedule(lambda round_number: (("AB",), "AB"), ("AB",))
+
+
+@schedules
+def A() -> Schedule:
+    """A alone; B stays as it began, so it must not begin as zero."""
+    return Schedule(lambda round_number: (("A",), "A"), ("A",))
+
+
+@schedules
+def B() -> Schedule:
+    """B alone; A stays as it began, the same for all clients (FFA-LoRA)."""
+    return Schedule(lambda round_number: (("B",), "B"), ("B",))
+
+
+@schedules
+def by_round() -> Schedule:
+    """B in odd rounds, A in even ones (RoLoRA): B comes first because it begins as zero."""
+
+    def of(round_number: int) -> tuple[tuple[str, ...], str]:
+        part = "B" if round_number % 2 else "A"
+        return (part,), part
+
+    return Schedule(of, ("B", "A"))
+
+
+@schedules
+def by_step() -> Schedule:
+    """B and A in turn, a local step each (LA-LoRA); both travel."""
+    return Schedule(lambda round_number: (("B", "A"), "AB"), ("AB",))
+
+
+@schedules
+def core() -> Schedule:
+    """The small core between fixed bases (Fed-SB, Ravan)."""
+    return Schedule(lambda round_number: (("B",), "core"), ("core",))

@@ -1,0 +1,195 @@
+"""One module's merged increment -> the next adapter's A and B, and the rest: merged = scale · B @ A + rest, exactly.
+
+A split never loses anything; whether the rest is kept or dropped is said in remainders.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from shepherd.errors import NumericalError
+from shepherd.lowrank import SVD, LowRank, orthonormal_rows
+from shepherd.registry import Registry
+from shepherd.rng import stream
+from shepherd.server.merges import Merged
+
+splits = Registry("split")
+
+NULL = 1e-10
+"""A slot whose singular value is less than this share of the largest has gradients that are as good as zero."""
+
+
+class Halves(NamedTuple):
+    """A [r, in], B [out, r] in float64, and what they leave of the merged increment."""
+
+    A: np.ndarray
+    B: np.ndarray
+    rest: LowRank
+
+
+class Place(NamedTuple):
+    """Where a split happens: the module, the round, and what the method keeps in memory (seed, fixed factors)."""
+
+    module: str
+    round: int
+    memory: Mapping[str, np.ndarray]
+
+    def rng(self, what: str) -> np.random.Generator:
+        return stream(int(self.memory["seed"]), what, self.round, self.module)
+
+
+@dataclass(frozen=True)
+class Split:
+    """of(merged, place) -> Halves.
+
+    rest_rank(ranks of the cohort, r) bounds the rank of the rest of a product merge. rebases: the next slots are not
+    this round's slots, so what refers to slots (moments) is lost. resets: the next adapter holds nothing that was
+    learned, so the rest must be kept. empties: B is zero afterwards.
+    """
+
+    of: Callable[[Merged, Place], Halves]
+    rest_rank: Callable[[Sequence[int], int], int]
+    rebases: bool = False
+    resets: bool = False
+    empties: bool = False
+    name: str = ""
+
+
+@splits
+def mean() -> Split:
+    """The means of A and of B; the rest is the weighted covariance of the factors (FedEx-LoRA, 2410.09432)."""
+    return Split(lambda merged, place: Halves(*merged.mean, merged.residual), lambda ranks, r: (len(ranks) - 1) * r)
+
+
+@splits
+def svd_balanced() -> Split:
+    """The best rank-r part as U√Σ and √ΣVᵀ, so that both factors learn alike (FedMomentum, 2603.08014).
+
+    Slots with no singular value get a random A_j, orthogonal to the others, and B_j = 0: with both zero they would
+    never learn again.
+    """
+
+    def of(merged: Merged, place: Place) -> Halves:
+        svd = merged.total.svd(place.module)
+        A, B, used = balanced(svd, merged.scale, merged.r, place.rng("refill"))
+        return Halves(A, B, svd.lowrank(used, max(svd.rank, used)))
+
+    return Split(of, lambda ranks, r: max(0, sum(ranks) - r), rebases=True)
+
+
+@splits
+def svd_left() -> Split:
+    """The best rank-r part as UΣ and Vᵀ: the rows of A are orthonormal (FlexLoRA, 2402.11505)."""
+
+    def of(merged: Merged, place: Place) -> Halves:
+        svd = merged.total.svd(place.module)
+        A, B, used = left(svd, merged.scale, merged.r, place.rng("refill"))
+        return Halves(A, B, svd.lowrank(used, max(svd.rank, used)))
+
+    return Split(of, lambda ranks, r: max(0, sum(ranks) - r), rebases=True)
+
+
+@splits
+def regauge() -> Split:
+    """The means of the factors, turned so that A has orthonormal rows; the increment stays (FedSVD, 2505.12805)."""
+
+    def of(merged: Merged, place: Place) -> Halves:
+        mean_A, mean_B = merged.mean
+        A, B, _ = left(_gauge(mean_A, mean_B, merged.scale, place.module), merged.scale, merged.r, place.rng("refill"))
+        return Halves(A, B, merged.residual)
+
+    return Split(of, lambda ranks, r: (len(ranks) - 1) * r, rebases=True)
+
+
+@splits
+def reinit() -> Split:
+    """A new Kaiming A and B = 0; the rest is everything (FLoRA, 2409.05976)."""
+
+    def of(merged: Merged, place: Place) -> Halves:
+        n_out, n_in = merged.total.shape
+        A = place.rng("reinit").uniform(-1, 1, (merged.r, n_in)) / np.sqrt(n_in)
+        return Halves(A, np.zeros((n_out, merged.r)), merged.total)
+
+    return Split(of, lambda ranks, r: sum(ranks), rebases=True, resets=True, empties=True)
+
+
+@splits
+def ridge(strength: float = 0.01) -> Split:
+    """A is the mean; B minimises ‖total − s·B·Ā‖² + strength·‖B − B̄‖² (LoRA-FAIR, 2411.14961, in closed form).
+
+    strength → ∞ is the mean of B, 0 the least squares.
+    """
+    if not 0 <= strength < np.inf:
+        raise ValueError(f"strength must be a number of at least 0, got {strength}")
+
+    def of(merged: Merged, place: Place) -> Halves:
+        A, B = merged.mean
+        s, residual = merged.scale, merged.residual
+        gram = s * s * (A @ A.T) + strength * np.eye(len(A))
+        if np.isfinite(gram).all() and np.linalg.cond(gram) > 1e13:
+            raise NumericalError(
+                f"{place.module}: the means of A are linearly dependent, so the ridge regression has no solution",
+                hint='set the strength of split "ridge" above 0',
+            )
+        # (s·T·Āᵀ + λB̄)(s²ĀĀᵀ + λI)⁻¹ with T = s·B̄Ā + residual
+        change = np.linalg.solve(gram, (s * residual.L @ (residual.R @ A.T)).T).T
+        return Halves(A, B + change, residual + LowRank(-s * change, A))
+
+    return Split(of, lambda ranks, r: len(ranks) * r)
+
+
+@splits
+def fixed() -> Split:
+    """Back to the factors of the start; the rest is what was learned beside them (FRLoRA)."""
+
+    def of(merged: Merged, place: Place) -> Halves:
+        A, B = (place.memory[f"{place.module}.{part}0"].astype(np.float64) for part in "AB")
+        return Halves(A, B, merged.total + LowRank(-merged.scale * B, A))
+
+    return Split(of, lambda ranks, r: sum(ranks) + r, resets=True)
+
+
+def balanced(svd: SVD, scale: float, rank: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
+    """(A, B, used): the first `rank` triples as √(Σ/s)Vᵀ and U√(Σ/s); `used` of them are not null.
+
+    The others get random A rows orthogonal to those in use, of the norm √⅓ that a Kaiming row has, and B = 0.
+    """
+    used = _not_null(svd.S[:rank])
+    root = np.sqrt(svd.S[:used] / scale)
+    A = np.concatenate([root[:, None] * svd.V[:used], _new_rows(rng, rank - used, svd.V[:used]) / np.sqrt(3)])
+    return A, _padded_columns(svd.U[:, :used] * root, rank), used
+
+
+def left(svd: SVD, scale: float, rank: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
+    """(A, B, used) with A = Vᵀ and B = UΣ/s; missing rows of A are random, orthonormal to the others.
+
+    Where singular values are zero, V still spans what the factors span: the row space of A is not left.
+    """
+    used = _not_null(svd.S[:rank])
+    rows = svd.V[:rank]
+    A = np.concatenate([rows, _new_rows(rng, rank - len(rows), rows)])
+    return A, _padded_columns(svd.U[:, :used] * (svd.S[:used] / scale), rank), used
+
+
+def _gauge(A: np.ndarray, B: np.ndarray, scale: float, where: str) -> SVD:
+    """SVD of s·BA by thin QRs whatever its rank, so that V spans the rows of A also where B is rank-deficient."""
+    return LowRank(scale * B, A).svd(where, thin=True)
+
+
+def _not_null(S: np.ndarray) -> int:
+    return int(np.count_nonzero(NULL * S[0] < S)) if S.size and S[0] > 0 else 0
+
+
+def _new_rows(rng: np.random.Generator, count: int, existing: np.ndarray) -> np.ndarray:
+    n_in = existing.shape[1]
+    if count + len(existing) > n_in:  # there is no room to be orthogonal in
+        return rng.uniform(-1, 1, (count, n_in)) * np.sqrt(3 / n_in)
+    return orthonormal_rows(rng, count, existing)
+
+
+def _padded_columns(B: np.ndarray, rank: int) -> np.ndarray:
+    return np.pad(B, ((0, 0), (0, rank - B.shape[1])))

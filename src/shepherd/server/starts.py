@@ -1,0 +1,113 @@
+"""How a method begins: adapter that changes nothing -> the global model before the first round.
+
+What a start fixes for good is kept in memory: "seed", "<module>.A0" and ".B0", or "<module>.basis" beside ".core".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from shepherd.errors import UsageError
+from shepherd.lowrank import SVD, LowRank, orthonormal_rows
+from shepherd.registry import Registry
+from shepherd.rng import stream
+from shepherd.server.uploads import expand_core
+from shepherd.types import Adapter, Factors, GlobalModel
+
+starts = Registry("start")
+
+
+@dataclass(frozen=True)
+class Start:
+    """make(adapter, seed, base) -> GlobalModel. `base` maps modules to W0 [out, in] where needs_base says so.
+
+    heads: how many cores each module has; 0 for factors.
+    """
+
+    make: Callable[[Adapter, int, Mapping[str, np.ndarray] | None], GlobalModel]
+    needs_base: bool = False
+    heads: int = 0
+    name: str = ""
+
+
+@starts
+def given() -> Start:
+    """The adapter as it is: A Kaiming-uniform, B zero (Hu et al., 2021)."""
+    return Start(lambda adapter, seed, base: GlobalModel(adapter, memory=_seed(seed)))
+
+
+@starts
+def orthonormal() -> Start:
+    """A with orthonormal rows from the seed, B zero: three times the step of Kaiming rows, which have norm 0.58."""
+
+    def make(adapter: Adapter, seed: int, base: object) -> GlobalModel:
+        factors = {
+            name: Factors(_orthonormal(seed, name, A), np.zeros_like(B)) for name, (A, B) in adapter.factors.items()
+        }
+        return GlobalModel(replace(adapter, factors=factors), memory=_seed(seed))
+
+    return Start(make)
+
+
+@starts
+def principal() -> Start:
+    """A and B hold the top singular triples of the base weights, which the remainder takes away again (FRLoRA)."""
+
+    def make(adapter: Adapter, seed: int, base: Mapping[str, np.ndarray] | None) -> GlobalModel:
+        missing = sorted(set(adapter.factors) - set(base or {}))
+        if missing:
+            raise UsageError(
+                f"a start from principal directions needs the base weights, and those of {missing[0]} are not there",
+                hint="give start() a mapping of base weights by module, or choose another start",
+            )
+        factors, remainder, memory = {}, {}, _seed(seed)
+        for name, (A, B) in adapter.factors.items():
+            weight = np.asarray(base[name], np.float64)
+            if weight.shape != (len(B), A.shape[1]):
+                raise UsageError(f"{name}: base weights {list(weight.shape)}, expected {[len(B), A.shape[1]]}")
+            U, S, V = LowRank(weight, np.eye(weight.shape[1])).svd(name)
+            top = SVD(U, S / adapter.scale, V).lowrank(0, adapter.r)
+            pair = Factors(top.R.astype(A.dtype), top.L.astype(B.dtype))
+            factors[name], memory[f"{name}.A0"], memory[f"{name}.B0"] = pair, pair.A, pair.B
+            remainder[name] = LowRank(-adapter.scale * pair.B, pair.A)
+        return GlobalModel(replace(adapter, factors=factors), remainder, memory)
+
+    return Start(make, needs_base=True)
+
+
+@starts
+def cores(heads: int = 1) -> Start:
+    """Fixed orthonormal bases from the seed around cores of zeros: B = basis @ blockdiag(cores), A fixed."""
+    if heads < 1:
+        raise ValueError(f"heads must be at least 1, got {heads}")
+
+    def make(adapter: Adapter, seed: int, base: object) -> GlobalModel:
+        if adapter.r % heads:
+            raise UsageError(f"{heads} heads do not divide rank {adapter.r}", hint="set lora.r to a multiple of heads")
+        size = adapter.r // heads
+        factors, memory = {}, _seed(seed)
+        for name, (A, B) in adapter.factors.items():
+            basis = _orthonormal(seed, f"{name}.basis", B.T).T.copy()
+            core = np.zeros((heads, size, size), B.dtype)
+            memory[f"{name}.basis"], memory[f"{name}.core"] = basis, core
+            factors[name] = Factors(_orthonormal(seed, name, A), expand_core(basis, core).astype(B.dtype))
+        return GlobalModel(replace(adapter, factors=factors), memory=memory)
+
+    return Start(make, heads=heads)
+
+
+def _orthonormal(seed: int, name: str, like: np.ndarray) -> np.ndarray:
+    """Orthonormal rows of the shape and dtype of `like` [r, n], a pure function of (seed, name)."""
+    rows, n = like.shape
+    if rows > n:
+        raise UsageError(
+            f"{name}: {rows} orthonormal rows do not fit into {n} dimensions", hint=f"set lora.r to at most {n}"
+        )
+    return orthonormal_rows(stream(seed, "orthonormal", name), rows, np.zeros((0, n))).astype(like.dtype)
+
+
+def _seed(seed: int) -> dict[str, np.ndarray]:
+    return {"seed": np.array(seed, np.uint64)}

@@ -1,0 +1,126 @@
+"""A round's updates, read: what each client holds of a module after its training, in float64.
+
+Nothing is decoded before its module's turn, so that the server holds one module of all clients at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shepherd.errors import ClientError
+from shepherd.types import Adapter, ClientId, ClientUpdate, GlobalModel, View
+
+
+@dataclass(frozen=True)
+class Local:
+    """One module of one client after its round: A float64[r, in], B float64[out, r]; the increment is scale · B @ A.
+
+    moved: bool[r], the rank slots that the client could move. sent: "AB", "A" or "B", what came back.
+    """
+
+    A: np.ndarray
+    B: np.ndarray
+    scale: float
+    moved: np.ndarray
+    sent: str = "AB"
+
+
+Transform = Callable[[Local, Local, int], Local]
+"""(local, start, round) -> the local factors as they are merged; see payloads.py."""
+
+
+class Uploads:
+    """The updates of a round, sorted by client, beside the model and the views that they started from.
+
+    Raises ClientError, with client and tensor, for an update of another module set or shape than its view's.
+    """
+
+    def __init__(
+        self,
+        model: GlobalModel,
+        views: Mapping[ClientId, View],
+        updates: Sequence[ClientUpdate],
+        transform: Transform = lambda local, start, round_number: local,
+    ) -> None:
+        # Float sums depend on order, arrival does not repeat: sort by client.
+        self.model, self.views, self.transform = model, views, transform
+        self.updates = tuple(sorted(updates, key=lambda u: u.client))
+        if not self.updates:
+            raise ClientError("there is no update to combine", hint="raise federation.min_updates to at least 1")
+        for update in self.updates:
+            _check(update, views[update.client])
+
+    @property
+    def round(self) -> int:
+        return self.updates[0].round
+
+    @property
+    def r(self) -> int:
+        return self.model.adapter.r
+
+    @property
+    def steps(self) -> np.ndarray:
+        """float64[K]: the local steps of each client."""
+        return np.array([update.steps for update in self.updates], np.float64)
+
+    def start(self, module: str) -> Local:
+        """The global factors that the round started from."""
+        return local_of(self.model.adapter, module)
+
+    def moved(self, module: str) -> list[np.ndarray]:
+        """bool[r_k] by client: the slots that it could move."""
+        views = [self.views[update.client] for update in self.updates]
+        return [np.ones(v.adapter.r, bool) if v.slots is None else np.asarray(v.slots[module], bool) for v in views]
+
+    def locals(self, module: str) -> tuple[Local, ...]:
+        """Each client's factors after training, by client."""
+        start = self.start(module)
+        return tuple(
+            self.transform(_local(self.views[update.client], update, module), start, self.round)
+            for update in self.updates
+        )
+
+
+def local_of(adapter: Adapter, module: str) -> Local:
+    A, B = adapter.factors[module]
+    return Local(A.astype(np.float64), B.astype(np.float64), adapter.scale, np.ones(adapter.r, bool))
+
+
+def _local(view: View, update: ClientUpdate, module: str) -> Local:
+    start = local_of(view.adapter, module)
+    moved = start.moved if view.slots is None else np.asarray(view.slots[module], bool)
+    if view.core is not None:
+        values = view.core.values[module] + update.delta[f"{module}.core"].astype(np.float64)
+        return Local(start.A, expand_core(view.core.basis[module], values), start.scale, moved, "B")
+    A, B = start.A, start.B
+    if "A" in view.sends:
+        A = A + update.delta[f"{module}.A"]
+    if "B" in view.sends:
+        B = B + update.delta[f"{module}.B"]
+    return Local(A, B, start.scale, moved, view.sends)
+
+
+def expand_core(basis: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """basis[out, r] @ blockdiag(values[heads, r/heads, r/heads]), in float64: the B of a core."""
+    heads, size, _ = values.shape
+    blocks = basis.astype(np.float64).reshape(len(basis), heads, size)
+    return np.einsum("ohi,hij->ohj", blocks, values.astype(np.float64)).reshape(len(basis), heads * size)
+
+
+def _check(update: ClientUpdate, view: View) -> None:
+    expected = {name: tensor.shape for name, tensor in view.tensors().items()}
+    given = {name: tensor.shape for name, tensor in update.delta.items() if not name.endswith(".control")}
+    for name in sorted(expected.keys() | given.keys()):
+        if expected.get(name) != given.get(name):
+            theirs, ours = _shape(given.get(name)), _shape(expected.get(name))
+            raise ClientError(
+                f"{update.client}: {name} is {theirs}, the round asked for {ours}",
+                hint="all clients must use the ranks and modules that the server sent them",
+            )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))

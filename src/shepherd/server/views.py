@@ -1,0 +1,162 @@
+"""What one client starts a round from, made from the global model.
+
+A view is exact when its increment is the global one, and lossy when a client of low rank starts from less. Gauge
+"shared": slot j of every client is slot j of the server. Gauge "own": the client's slots mean something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from shepherd.errors import UsageError
+from shepherd.lowrank import LowRank
+from shepherd.registry import Registry
+from shepherd.rng import stream
+from shepherd.server.splits import balanced
+from shepherd.types import Adapter, ClientId, Core, Factors, GlobalModel, View
+
+views = Registry("view")
+
+Scale = Literal["common", "own"]
+"""common: every client has the server's scale s. own: alpha stays and s_k = alpha / r_k; B is divided accordingly."""
+
+
+@dataclass(frozen=True)
+class ViewOf:
+    """make(model, client, rank, round, seed) -> View."""
+
+    make: Callable[[GlobalModel, ClientId, int, int, int], View]
+    mixed_ranks: bool = True
+    gauge: Literal["shared", "own"] = "shared"
+    sends_all_slots: bool = False
+    needs_zero_B: bool = False
+    of_cores: bool = False
+    name: str = ""
+
+
+@views
+def identity() -> ViewOf:
+    """The global adapter; every client has its rank."""
+
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+        if rank != model.adapter.r:
+            raise UsageError(
+                f"{client} has rank {rank}, the global adapter {model.adapter.r}, and this method gives all the same",
+                hint='leave lora.ranks out, or choose a view of mixed ranks: "prefix", "svd", "fold" or "fresh"',
+            )
+        return View(model.adapter)
+
+    return ViewOf(make, mixed_ranks=False)
+
+
+@views
+def prefix(scale: Scale = "common") -> ViewOf:
+    """The first r_k slots (HetLoRA, 2401.06432); lossy for r_k < r."""
+
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+        _check_rank(model.adapter, client, rank)
+        return View(_of_rank(model.adapter, rank, scale, _first(model.adapter, rank)))
+
+    return ViewOf(make)
+
+
+@views
+def svd(scale: Scale = "common") -> ViewOf:
+    """The best approximation of rank r_k, balanced; lossy for r_k < r, and in a gauge of its own."""
+
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+        adapter = model.adapter
+        _check_rank(adapter, client, rank)
+        factors = {}
+        for name, (A, B) in adapter.factors.items():
+            if not B.any():  # nothing to decompose: any slots are as good
+                factors[name] = Factors(A[:rank], B[:, :rank])
+                continue
+            increment = LowRank(adapter.scale * B.astype(np.float64), A.astype(np.float64))
+            rng = stream(seed, "view", client, round_number, name)
+            A_k, B_k, _ = balanced(increment.svd(name), adapter.scale, rank, rng)
+            factors[name] = Factors(A_k.astype(A.dtype), B_k.astype(B.dtype))
+        return View(_of_rank(adapter, rank, scale, factors))
+
+    return ViewOf(make, gauge="own")
+
+
+@views
+def fold() -> ViewOf:
+    """All slots, of which r_k random ones may move (Fed-PLoRA, 2602.16936); exact."""
+
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+        _check_rank(model.adapter, client, rank)
+        chosen = stream(seed, "slots", client, round_number).permutation(model.adapter.r)[:rank]
+        moves = np.zeros(model.adapter.r, bool)
+        moves[chosen] = True
+        return View(model.adapter, slots=dict.fromkeys(model.adapter.factors, moves))
+
+    return ViewOf(make, sends_all_slots=True)
+
+
+@views
+def fresh(scale: Scale = "common") -> ViewOf:
+    """A new adapter of rank r_k that changes nothing: all that was learned lies in the remainder (FLoRA); exact."""
+
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+        _check_rank(model.adapter, client, rank)
+        if any(pair.B.any() for pair in model.adapter.factors.values()):
+            raise UsageError(
+                'view "fresh" begins with B = 0, but the global adapter holds an increment that would be lost',
+                hint='use it with split "reinit"',
+            )
+        return View(_of_rank(model.adapter, rank, scale, _first(model.adapter, rank)))
+
+    return ViewOf(make, gauge="own", needs_zero_B=True)
+
+
+@views
+def heads() -> ViewOf:
+    """The cores; a client of rank r_k < r moves r_k · heads / r of them, drawn anew each round (Ravan)."""
+
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+        adapter, memory = model.adapter, model.memory
+        _check_rank(adapter, client, rank)
+        names = list(adapter.factors)
+        core = Core({n: memory[f"{n}.basis"] for n in names}, {n: memory[f"{n}.core"] for n in names})
+        if rank == adapter.r:
+            return View(adapter, core=core)
+        count, size, _ = memory[f"{names[0]}.core"].shape
+        if rank % size:
+            raise UsageError(
+                f"{client} has rank {rank}, which is no whole number of heads of rank {size}",
+                hint=f"give it a multiple of {size} in lora.ranks",
+            )
+        chosen = stream(seed, "heads", client, round_number).permutation(count)[: rank // size]
+        moves = np.zeros((count, size), bool)
+        moves[chosen] = True
+        return View(adapter, core=core, slots=dict.fromkeys(names, moves.reshape(-1)))
+
+    return ViewOf(make, sends_all_slots=True, of_cores=True)
+
+
+def _check_rank(adapter: Adapter, client: ClientId, rank: int) -> None:
+    if not 1 <= rank <= adapter.r:
+        raise UsageError(
+            f"{client} has rank {rank}, outside of 1 to {adapter.r}", hint="set lora.r to the largest of lora.ranks"
+        )
+
+
+def _first(adapter: Adapter, rank: int) -> dict[str, Factors]:
+    return {name: Factors(A[:rank], B[:, :rank]) for name, (A, B) in adapter.factors.items()}
+
+
+def _of_rank(adapter: Adapter, rank: int, scale: Scale, factors: dict[str, Factors]) -> Adapter:
+    """An adapter of another rank and scale whose increment is adapter.scale · B @ A of the factors."""
+    if rank == adapter.r:
+        return replace(adapter, factors=factors)
+    if scale == "common":
+        return replace(adapter, factors=factors, r=rank, alpha=adapter.scale * (rank**0.5 if adapter.rslora else rank))
+    own = replace(adapter, r=rank)
+    ratio = adapter.scale / own.scale
+    return replace(own, factors={n: Factors(A, (B * ratio).astype(B.dtype)) for n, (A, B) in factors.items()})

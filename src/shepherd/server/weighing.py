@@ -1,0 +1,84 @@
+"""How much each client counts in each rank slot: weights of the round -> shares float64[K, r] for every module.
+
+The server's own start has the share that is left, 1 − Σ_k share, slot by slot; for weights that sum to one that is
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from shepherd.lowrank import LowRank
+from shepherd.registry import Registry
+from shepherd.server.uploads import Local, Uploads
+
+weighings = Registry("weighing")
+
+Shares = Callable[[str], np.ndarray]
+"""module -> float64[K, r]."""
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """of(uploads, weights float64[K]) -> Shares. by_slot: whether shares differ between the slots of a client."""
+
+    of: Callable[[Uploads, np.ndarray], Shares]
+    by_slot: bool = False
+    name: str = ""
+
+
+@weighings
+def given() -> Weighing:
+    """The weights of the round (federation.weights), in all slots; a slot that a client lacks counts as zero."""
+
+    def of(uploads: Uploads, weights: np.ndarray) -> Shares:
+        shares = np.repeat(weights[:, None], uploads.r, axis=1)
+        return lambda module: shares
+
+    return Weighing(of)
+
+
+@weighings
+def product_norm() -> Weighing:
+    """In proportion to ‖s·B_kA_k‖ over all modules, whatever the weights of the round (HetLoRA, 2401.06432)."""
+
+    def of(uploads: Uploads, weights: np.ndarray) -> Shares:
+        squares = np.zeros(len(weights))
+        for module in uploads.model.adapter.factors:
+            squares += [increment(local).norm() ** 2 for local in uploads.locals(module)]
+        norms = np.sqrt(squares)
+        own = norms / norms.sum() if norms.sum() > 0 else weights
+        shares = np.repeat(own[:, None], uploads.r, axis=1)
+        return lambda module: shares
+
+    return Weighing(of)
+
+
+@weighings
+def slot_owners() -> Weighing:
+    """Each slot by the weights of those clients alone that could move it (raFLoRA, FediLoRA, Fed-PLoRA).
+
+    A slot that nobody could move stays as it was. With equal ranks: the weights of the round.
+    """
+
+    def of(uploads: Uploads, weights: np.ndarray) -> Shares:
+        def shares(module: str) -> np.ndarray:
+            owned = np.zeros((len(weights), uploads.r))
+            for row, moved in zip(owned, uploads.moved(module), strict=True):
+                row[: len(moved)] = moved
+            by_weight = owned * weights[:, None]
+            total = by_weight.sum(axis=0)
+            # Weights that do not sum to one keep their sum: the start then has a share in every slot.
+            return weights.sum() * by_weight / np.where(total > 0, total, 1.0)
+
+        return shares
+
+    return Weighing(of, by_slot=True)
+
+
+def increment(local: Local) -> LowRank:
+    """scale · B @ A of one client's module."""
+    return LowRank(local.scale * local.B, local.A)

@@ -1,0 +1,422 @@
+"""Every method joins these tables by itself: what it computes is held against dense float64 matrices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from federations import (
+    ALPHA,
+    SEED,
+    SHAPES,
+    WEIGHTS,
+    R,
+    a_round,
+    after_rounds,
+    assert_far,
+    assert_near,
+    begin,
+    dense,
+    in_another_gauge,
+    law,
+    local,
+    to_bfloat16,
+    train,
+)
+from shepherd.errors import ClientError, NumericalError, UsageError
+from shepherd.lowrank import LowRank
+from shepherd.server.method import compose
+from shepherd.server.methods import build_method, check_ranks, methods
+
+# Methods whose preset cuts by energy, here without the cut; and variants worth their own row.
+VARIANTS = {
+    "fedmomentum, all energy": ("fedmomentum", {"energy": 1.0}),
+    "florist, all energy": ("florist", {"energy": 1.0}),
+    "ffa_lora, orthonormal": ("ffa_lora", {"start": "orthonormal"}),
+    "flexlora, common scale": ("flexlora", {"scale": "common"}),
+    "fedrot_lora, whole rotation": ("fedrot_lora", {"strength": 1.0}),
+    "ravan, two heads": ("ravan", {"heads": 2}),
+    "fedex_lora, rank 2": ("fedex_lora", {"rank": 2}),
+}
+ALL = {**{name: (name, {}) for name in methods}, **VARIANTS}
+CUT = {name for name, (method, options) in ALL.items() if build_method(method, options).pieces.remainder.energy < 1}
+UNCUT = sorted(ALL.keys() - CUT)
+EXACT = [name for name in UNCUT if build_method(*ALL[name]).exact]
+INEXACT = [name for name in UNCUT if name not in EXACT]
+MIXED = [name for name in UNCUT if build_method(*ALL[name]).mixed_ranks]
+MIXED_RANKS = {"a": 2, "b": 4, "c": 2}
+TOLERANCE = {np.float64: 1e-11, np.float32: 3e-6}
+
+
+def of(name: str):
+    return build_method(*ALL[name])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_method_moves_the_increment_by_the_weighted_mean_of_the_clients_changes(name, dtype):
+    model = begin(of(name), dtype=dtype)
+    for number in (1, 2, 3):
+        done = a_round(of(name), model, number)
+        for module in SHAPES:
+            assert_near(dense(done.after, module), law(done, module), TOLERANCE[dtype])
+        model = done.after
+        assert all(f.dtype == dtype for pair in model.adapter.factors.values() for f in pair)
+        assert all(rest.L.dtype == dtype for rest in model.remainder.values())
+
+
+@pytest.mark.parametrize("name", INEXACT)
+def test_a_method_that_says_it_is_not_exact_is_not(name):
+    done = a_round(of(name), after_rounds(of(name), 2, ranks=RANKS.get(name)), 3, ranks=RANKS.get(name))
+    assert_far(dense(done.after, "q"), law(done, "q"), 1e-3)
+
+
+RANKS = {name: MIXED_RANKS for name in ("hetlora", "fedilora", "fed_plora")}
+
+
+@pytest.mark.parametrize("name", sorted(CUT))
+def test_a_method_that_keeps_a_share_of_the_energy_loses_no_more_than_the_rest_of_it(name):
+    method = of(name)
+    done = a_round(method, after_rounds(method, 2), 3)
+    for module in SHAPES:
+        exact = law(done, module)
+        rest = done.before.remainder[module].dense()
+        lost = np.linalg.norm(dense(done.after, module) - exact)
+        assert lost <= 1.0001 * np.sqrt(1 - method.pieces.remainder.energy) * np.linalg.norm(exact - rest)
+
+
+@pytest.mark.parametrize("name", UNCUT)
+def test_one_client_alone_gets_its_own_model_back(name):
+    done = a_round(of(name), after_rounds(of(name), 2), 3, weights={"a": 1.0})
+    for module in SHAPES:
+        assert_near(dense(done.after, module), local(done.before, done.views["a"], done.updates[0], module), 1e-11)
+
+
+@pytest.mark.parametrize("name", UNCUT)
+def test_clients_that_agree_get_what_they_agree_on(name):
+    done = a_round(of(name), after_rounds(of(name), 2), 3)
+    same = tuple(replace(done.updates[0], client=c) for c in WEIGHTS)
+    done = replace(done, updates=same)
+    for module in SHAPES:
+        assert_near(dense(done.after, module), local(done.before, done.views["a"], same[0], module), 1e-11)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_order_of_arrival_changes_no_bit(name):
+    done = a_round(of(name), after_rounds(of(name), 2), 3)  # float64: rounding to float32 would hide another order
+    straight = arrays(done.after)
+    for order in ((2, 1, 0), (1, 2, 0)):
+        mixed = arrays(replace(done, updates=tuple(done.updates[i] for i in order)).after)
+        assert straight.keys() == mixed.keys()
+        assert all(straight[key].tobytes() == mixed[key].tobytes() for key in straight)
+
+
+def arrays(model) -> dict[str, np.ndarray]:
+    found = dict(model.memory)
+    for module, (A, B) in model.adapter.factors.items():
+        found |= {f"{module}.A": A, f"{module}.B": B}
+    for module, rest in model.remainder.items():
+        found |= {f"{module}.L": rest.L, f"{module}.R": rest.R}
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_combining_leaves_what_it_is_given_as_it_was(name):
+    done = a_round(of(name), after_rounds(of(name), 1), 2)
+    inputs = {**arrays(done.before), **{f"{u.client} {n}": d for u in done.updates for n, d in u.delta.items()}}
+    before = {key: value.copy() for key, value in inputs.items()}
+    assert done.after is not None
+    assert all(np.array_equal(inputs[key], before[key]) for key in inputs)
+
+
+@pytest.mark.parametrize("name", UNCUT)
+def test_only_what_is_invariant_to_the_clients_gauge_claims_to_be(name):
+    method = of(name)
+    p = method.pieces
+    if p.train.one_factor:
+        pytest.skip("one factor cannot be turned without the other")
+    done = a_round(method, after_rounds(method, 1), 2)
+    rng = np.random.default_rng(5)
+    turned = replace(done, updates=tuple(in_another_gauge(done.views[u.client], u, rng) for u in done.updates))
+    whole_rotation = p.payload.name == "rotate" and name in VARIANTS
+    invariant = (p.merge.name == "product" and p.split.name != "ridge" and p.remainder.rank == 0) or whole_rotation
+    if p.weigh.by_slot and p.merge.name == "product":
+        invariant = True  # equal ranks: every client owns every slot
+    for module in SHAPES:
+        if invariant:
+            assert_near(dense(turned.after, module), dense(done.after, module), 1e-10)
+        else:
+            assert_far(dense(turned.after, module), dense(done.after, module), 0.01)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_law_holds_for_uploads_that_were_rounded_to_bfloat16(name):
+    done = a_round(of(name), after_rounds(of(name), 2), 3, change=to_bfloat16)
+    for module in SHAPES:
+        assert_near(dense(done.after, module), law(done, module), 1e-11)
+
+
+@pytest.mark.parametrize("scale", ["common", "own"])
+@pytest.mark.parametrize("name", [name for name in MIXED if name in EXACT])
+def test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale(name, scale):
+    method = of(name)
+    if method.pieces.view.name == "fresh":
+        method = method.changed({"view": {"name": "fresh", "scale": scale}})
+    if method.pieces.weigh.by_slot:
+        method = method.changed({"weigh": "given"})
+    model = begin(method)
+    for number in (1, 2, 3):
+        done = a_round(method, model, number, ranks=MIXED_RANKS)
+        for module in SHAPES:
+            assert_near(dense(done.after, module), law(done, module), 1e-11)
+        model = done.after
+
+
+@pytest.mark.parametrize("merge, split", [("product", "svd_balanced"), ("product", "mean"), ("factor", "mean")])
+@pytest.mark.parametrize("scale", ["common", "own"])
+@pytest.mark.parametrize("view", ["prefix", "svd", "fold"])
+def test_mixed_ranks_compose_with_any_product_and_with_one_trained_factor(view, scale, merge, split):
+    if view == "svd" and merge == "factor":
+        return
+    view = {"name": view} if view == "fold" else {"name": view, "scale": scale}
+    train_one = "AB" if merge == "product" else "B"
+    method = compose(
+        "mixed", view=view, train=train_one, merge=merge, split=split,
+        remainder="keep" if merge == "product" else "drop",
+    )  # fmt: skip
+    done = a_round(method, after_rounds(method, 2, ranks=MIXED_RANKS), 3, ranks=MIXED_RANKS)
+    for module in SHAPES:
+        assert_near(dense(done.after, module), law(done, module), 1e-11)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_client_gets_a_view_of_its_own_rank_and_none_beyond_it(name):
+    method = of(name)
+    model = after_rounds(method, 2)
+    view = method.view(model, "a", 2, 3, SEED)
+    if view.slots is None:
+        assert view.adapter.r == 2 and all(len(A) == B.shape[1] == 2 for A, B in view.adapter.factors.values())
+    else:
+        assert view.adapter.r == R and all(moves.sum() == 2 for moves in view.slots.values())
+        assert_near(local(model, view, None, "q"), dense(model, "q"), 1e-12)
+    for rank in (0, R + 1):
+        with pytest.raises(UsageError, match=f"a has rank {rank}"):
+            method.view(model, "a", rank, 3, SEED)
+
+
+@pytest.mark.parametrize("name", sorted(ALL.keys() - set(MIXED) - CUT))
+def test_a_method_of_one_rank_refuses_another(name):
+    with pytest.raises(UsageError, match=r"a has rank 2"):
+        of(name).view(begin(of(name)), "a", 2, 1, SEED)
+    with pytest.raises(UsageError) as caught:
+        check_ranks(of(name), {"a": 2, "b": R}, R)
+    assert "flora" in caught.value.hint or "heads" in caught.value.message
+
+
+@pytest.mark.parametrize("share", [0.5, 1.5])
+@pytest.mark.parametrize("name", EXACT)
+def test_weights_that_do_not_sum_to_one_move_the_model_by_as_much_and_do_not_scale_it(name, share):
+    weights = {client: share * weight for client, weight in WEIGHTS.items()}
+    done = a_round(of(name), after_rounds(of(name), 2), 3, weights=weights)
+    for module in SHAPES:
+        assert_near(dense(done.after, module), law(done, module), 1e-11)
+
+
+def test_flora_fedex_and_fedmomentum_with_all_energy_have_the_same_effective_weights_after_a_round():
+    found = []
+    for name in ("flora", "fedex_lora", "fedmomentum, all energy"):
+        done = a_round(of(name), begin(of(name)), 1)
+        found.append([dense(done.after, module) for module in SHAPES])
+    for other in found[1:]:
+        for x, y in zip(found[0], other, strict=True):
+            assert_near(x, y, 1e-12)
+
+
+def test_a_remainder_holds_the_sum_of_many_rounds_without_growing_beyond_the_matrix():
+    shapes = {"o": (10, 10), "q": (14, 8)}
+    for name in ("flora", "fedex_lora", "fedmomentum, all energy"):
+        for dtype, tolerance in ((np.float64, 1e-10), (np.float32, 5e-6)):
+            model = begin(of(name), shapes=shapes, dtype=dtype)
+            expected = {module: dense(model, module) for module in shapes}
+            for number in range(1, 9):
+                done = a_round(of(name), model, number, size=0.1)
+                drift = {m: law(done, m) - dense(done.before, m) for m in shapes}
+                expected = {m: expected[m] + drift[m] for m in shapes}
+                model = done.after
+                assert all(model.remainder[m].q <= min(shapes[m]) for m in shapes)
+            for module in shapes:
+                assert_near(dense(model, module), expected[module], tolerance)
+                assert np.linalg.norm(model.remainder[module].dense()) > 0
+
+
+def test_a_truncated_residual_is_the_best_of_its_rank():
+    done = a_round(of("fedex_lora, rank 2"), begin(of("fedex_lora, rank 2")), 1)
+    for module in SHAPES:
+        after = done.after
+        residual = law(done, module) - after.adapter.scale * np.matmul(*reversed(after.adapter.factors[module]))
+        S = np.linalg.svd(residual, compute_uv=False)
+        assert after.remainder[module].q == 2
+        error = np.linalg.norm(dense(after, module) - law(done, module))
+        np.testing.assert_allclose(error, np.sqrt(np.sum(S[2:] ** 2)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["flexlora", "raflora"])
+def test_a_dropped_rest_leaves_the_best_approximation_of_the_global_rank(name):
+    done = a_round(of(name), after_rounds(of(name), 1), 2)
+    for module in SHAPES:
+        S = np.linalg.svd(law(done, module), compute_uv=False)
+        error = np.linalg.norm(dense(done.after, module) - law(done, module))
+        np.testing.assert_allclose(error, np.sqrt(np.sum(S[R:] ** 2)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["flexlora", "raflora", "fedmomentum, all energy"])
+def test_slots_without_a_singular_value_can_learn_again(name):
+    # Two equal clients of one slot each: the product has rank 1, three of four slots are empty.
+    method = of(name) if name != "fedmomentum, all energy" else of(name).changed({"view": "prefix"})
+    done = a_round(method, begin(method), 1, weights={"a": 1.0}, ranks={"a": 1})
+    for module, (A, B) in done.after.adapter.factors.items():
+        assert np.linalg.norm(B[:, 0]) > 0.1 and not B[:, 1:].any()
+        rows = np.linalg.norm(A[1:], axis=1)
+        assert (rows > 0.5).all() and np.ptp(rows) < 1e-9
+        cosines = (A / np.linalg.norm(A, axis=1, keepdims=True)) @ (A / np.linalg.norm(A, axis=1, keepdims=True)).T
+        np.testing.assert_allclose(cosines, np.eye(R), atol=1e-10)
+        assert_near(dense(done.after, module), law(done, module), 1e-11)
+
+
+def test_the_balanced_split_gives_both_factors_of_a_slot_the_same_norm():
+    model = after_rounds(of("fedmomentum"), 2)
+    for A, B in model.adapter.factors.values():
+        np.testing.assert_allclose(np.linalg.norm(A, axis=1), np.linalg.norm(B, axis=0), rtol=1e-10)
+        assert all(np.diff(np.linalg.norm(A, axis=1)) <= 0)
+
+
+def test_the_left_split_gives_a_orthonormal_rows():
+    for name in ("flexlora", "fedsvd"):
+        for A, _ in after_rounds(of(name), 2).adapter.factors.values():
+            np.testing.assert_allclose(A @ A.T, np.eye(R), atol=1e-12)
+
+
+def test_fedsvd_never_leaves_the_row_space_of_its_first_a():
+    first = begin(of("fedsvd"))
+    last = after_rounds(of("fedsvd"), 5)
+    for module, (A, _) in last.adapter.factors.items():
+        cosines = np.linalg.svd(A @ first.adapter.factors[module].A.T, compute_uv=False)
+        np.testing.assert_allclose(cosines, 1.0, atol=1e-12)
+
+
+def test_fedsvd_with_sgd_is_ffa_lora_with_an_orthonormal_a():
+    targets = some_targets()
+    _, by_svd = train(of("fedsvd"), targets, 8, 0.02, 3, begin(of("fedsvd")))
+    _, by_ffa = train(of("ffa_lora, orthonormal"), targets, 8, 0.02, 3, begin(of("ffa_lora, orthonormal")))
+    np.testing.assert_allclose(by_svd, by_ffa, rtol=1e-12)
+
+
+def some_targets(count=3, spread=0.5):
+    rng = np.random.default_rng(11)
+    common = {m: rng.normal(size=(n_out, 2)) @ rng.normal(size=(2, n_in)) / 8 for m, (n_in, n_out) in SHAPES.items()}
+    return {
+        f"c{k}": {m: common[m] + spread * rng.normal(size=common[m].shape) / 30 for m in common} for k in range(count)
+    }
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_method_learns_on_a_quadratic(name):
+    targets = some_targets()
+    mean = {m: sum(t[m] for t in targets.values()) / len(targets) for m in SHAPES}
+    floor = sum(0.5 * np.sum((t[m] - mean[m]) ** 2) / len(targets) for t in targets.values() for m in SHAPES)
+    ranks = dict(zip(targets, (2, 4, 2), strict=True)) if of(name).mixed_ranks else None
+    start = begin(of(name))
+    begins = sum(0.5 * np.sum((dense(start, m) - t[m]) ** 2) / len(targets) for t in targets.values() for m in SHAPES)
+    _, losses = train(of(name), targets, 12, 0.02, 4, start, ranks)
+    # A frozen A sees r of 40 directions of the target, a core of r² numbers between random bases still less.
+    p = of(name).pieces
+    share = 0.9995 if p.start.heads else 0.97 if p.train.one_factor and name != "rolora" else 0.8
+    assert losses[-1] - floor < share * (begins - floor)
+    assert losses[-1] < losses[0] < begins
+
+
+# Known results
+
+
+def rank_one(name: str, rounds: int):
+    """½‖s·BA − b a‖² with r = 1: two clients whose targets have that mean, one gradient step a round."""
+    rng = np.random.default_rng(3)
+    shapes = {"m": (20, 10)}
+    a, b = rng.normal(size=20), rng.normal(size=10)
+    target, noise = np.outer(b / np.linalg.norm(b), a / np.linalg.norm(a)), rng.normal(size=(10, 20))
+    targets = {"x": {"m": target + 0.1 * noise}, "y": {"m": target - 0.1 * noise}}
+    model = begin(of(name), shapes=shapes, r=1, alpha=1.0)
+    model = replace(model, adapter=replace(model.adapter, factors={"m": unit(model.adapter.factors["m"])}))
+    A0 = model.adapter.factors["m"].A[0]
+    model, _ = train(of(name), targets, rounds, 0.7, 1, model)
+    return np.sum((dense(model, "m") - target) ** 2), np.sum((target @ A0) ** 2)
+
+
+def unit(pair):
+    return pair._replace(A=pair.A / np.linalg.norm(pair.A))
+
+
+def test_ffa_lora_stops_at_the_floor_of_its_fixed_a_and_rolora_goes_through_it():
+    # With A = a₀ᵀ of norm 1 the best B leaves ‖T‖² − ‖T a₀‖², ‖T‖ = 1 (RoLoRA, Prop. 4.6).
+    ffa, seen = rank_one("ffa_lora", 60)
+    np.testing.assert_allclose(ffa, 1 - seen, rtol=1e-9)
+    assert ffa > 0.5
+    errors = [rank_one("rolora", rounds)[0] for rounds in (40, 80, 120)]
+    assert errors[2] < 1e-12 and errors[1] < 1e-3 * errors[0]
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("name", UNCUT)
+def test_updates_of_another_shape_or_module_set_are_refused_by_client_and_tensor(name):
+    done = a_round(of(name), begin(of(name)), 1)
+    first = next(iter(done.updates[1].delta))
+    without = {n: d for n, d in done.updates[1].delta.items() if n != first}
+    for delta in (without, {**without, first: np.zeros((2, 3))}, {**done.updates[1].delta, "k.A": np.zeros((R, 2))}):
+        updates = (done.updates[0], replace(done.updates[1], delta=delta))
+        with pytest.raises(ClientError, match=f"^b: ({first}|k.A) is "):
+            replace(done, updates=updates).after  # noqa: B018
+
+
+@pytest.mark.parametrize("name", UNCUT)
+def test_a_value_that_is_not_finite_ends_the_round_by_the_module_s_name(name):
+    done = a_round(of(name), begin(of(name)), 1)
+    delta = {n: d.copy() for n, d in done.updates[1].delta.items()}
+    delta[next(n for n in delta if n.startswith("q"))][...] = np.nan
+    with pytest.raises((ClientError, NumericalError), match=r"^q: .* not finite"), np.errstate(invalid="ignore"):
+        replace(done, updates=(done.updates[0], replace(done.updates[1], delta=delta))).after  # noqa: B018
+
+
+@pytest.mark.parametrize("bad", [{"a": -0.1, "b": 1.1}, {"a": np.nan, "b": 0.5}, {"a": 0.0, "b": 0.0}])
+def test_weights_that_mean_nothing_are_refused(bad):
+    done = a_round(of("fedit"), begin(of("fedit")), 1, weights={"a": 0.5, "b": 0.5})
+    with pytest.raises(UsageError, match="weights must be finite"):
+        replace(done, weights=bad).after  # noqa: B018
+    with pytest.raises(UsageError, match="b sent an update but has no weight"):
+        replace(done, weights={"a": 1.0}).after  # noqa: B018
+
+
+def test_frlora_without_base_weights_says_what_is_missing():
+    with pytest.raises(UsageError, match="needs the base weights, and those of o are not there"):
+        of("frlora").start(begin(of("fedit")).adapter, SEED)
+
+
+def test_frlora_begins_with_the_base_s_principal_directions_and_changes_nothing():
+    from federations import base_weights
+
+    model = begin(of("frlora"))
+    for module, weight in base_weights().items():
+        assert np.linalg.norm(dense(model, module)) < 1e-12
+        A, B = model.adapter.factors[module]
+        top = LowRank(weight, np.eye(weight.shape[1])).truncated(R).dense()
+        assert_near(ALPHA / R * B @ A, top, 1e-12)
+
+
+def test_a_method_says_in_one_line_what_it_is_and_where_it_is_from():
+    for name in methods:
+        method = build_method(name)
+        assert method.citation and methods.describe(name).endswith("."), name
+        assert method.name == name
