@@ -232,6 +232,14 @@ def test_ranks_that_a_method_cannot_take_are_refused_before_anything_is_loaded()
     assert "lora.ranks" in problems({"lora": {"ranks": [0]}})[0]
 
 
+def test_a_cap_on_weights_that_a_method_does_not_look_at_is_refused():
+    import shepherd
+
+    settings = {"federation": {"method": "hetlora", "max_weight": 0.5}}
+    with pytest.raises(UsageError, match=r"max_weight = 0\.5 cannot hold"):
+        shepherd.run(config.resolve(settings))
+
+
 def test_ranks_are_dealt_over_the_clients_by_name_or_given_by_name():
     from shepherd.prepare import client_ranks
 

@@ -203,10 +203,15 @@ def rates(config: Config, steps: int, round_number: int) -> tuple[float, ...]:
 
 def prepare_method(config: Config) -> Method:
     """The method of the recipe with its server optimizer. Raises UsageError for unknown pieces and misfits."""
-    server = config.server
-    method = build_method(config.federation.method, config.method.options, server.optimizer, server.options)
-    ranks = config.lora.ranks
-    check_ranks(method, ranks, config.lora.r)
+    server, federation = config.server, config.federation
+    method = build_method(federation.method, config.method.options, server.optimizer, server.options)
+    check_ranks(method, config.lora.ranks, config.lora.r)
+    if method.pieces.weigh.own and federation.max_weight < 1:
+        raise UsageError(
+            f'federation.max_weight = {federation.max_weight:g} cannot hold: weigh "{method.pieces.weigh.name}" of '
+            f"{federation.method} makes weights of its own",
+            hint='set method.weigh = "given", or leave federation.max_weight at 1',
+        )
     return method
 
 

@@ -207,6 +207,8 @@ def check_ranks(method: Method, ranks: Mapping[str, int] | Sequence[int], r: int
     if any(rank > r for rank in values):
         raise UsageError(f"lora.ranks has {max(values)}, more than lora.r = {r}", hint=f"set lora.r = {max(values)}")
     heads = method.pieces.start.heads
+    if heads and r % heads:
+        raise UsageError(f"{heads} heads do not divide lora.r = {r}", hint="set lora.r to a multiple of the heads")
     if heads > 1 and any(rank % (r // heads) for rank in values):
         raise UsageError(f"{method.name} trains whole heads of rank {r // heads}, lora.ranks has {sorted(set(values))}")
     if any(rank != r for rank in values) and not method.mixed_ranks:

@@ -23,10 +23,14 @@ Shares = Callable[[str], np.ndarray]
 
 @dataclass(frozen=True)
 class Weighing:
-    """of(uploads, weights float64[K]) -> Shares. by_slot: whether shares differ between the slots of a client."""
+    """of(uploads, weights float64[K]) -> Shares.
+
+    by_slot: shares may differ between the slots of a client. own: the weights of the round have no say.
+    """
 
     of: Callable[[Uploads, np.ndarray], Shares]
     by_slot: bool = False
+    own: bool = False
     name: str = ""
 
 
@@ -54,7 +58,7 @@ def product_norm() -> Weighing:
         shares = np.repeat(own[:, None], uploads.r, axis=1)
         return lambda module: shares
 
-    return Weighing(of)
+    return Weighing(of, own=True)
 
 
 @weighings
