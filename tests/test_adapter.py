@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from shepherd.errors import ModelError
 from shepherd.model.adapter import CONFIG, WEIGHTS, digest, fresh_adapter, load_adapter, save_adapter
 from shepherd.model.base import load_base, pick_targets
-from shepherd.model.lora import CohortLora, Segment, features
-from shepherd.types import Adapter, Factors
+from shepherd.model.lora import NOBODY, CohortLora, Segment, features
+from shepherd.types import Adapter, Factors, GlobalModel
 from tiny import KINDS
 
 SIZES = {"h.0.attn": (5, 7), "h.1.attn": (5, 7), "h.1.mlp": (4, 3)}
@@ -201,30 +203,30 @@ def layers(sizes=SIZES) -> dict[str, torch.nn.Module]:
     return {name: torch.nn.Linear(*size) for name, size in sizes.items()}
 
 
-def test_a_slot_gives_back_what_was_loaded_into_it_and_leaves_its_neighbours_alone():
-    lora = CohortLora(layers(), 2, 1.5, 3)
-    adapters = [some_adapter(seed=seed) for seed in range(3)]
-    for slot in (2, 0, 1):
-        lora.load(slot, adapters[slot])
-    for slot in range(3):
-        assert same_bytes(Adapter(lora.read(slot), 2, 3.0), adapters[slot])
+def test_a_slot_gives_back_what_was_loaded_into_it_whatever_its_neighbours_ranks_and_scales():
+    adapters = [some_adapter(r=r, alpha=alpha, seed=seed) for seed, (r, alpha) in enumerate([(2, 3), (1, 8), (4, 1)])]
+    lora = CohortLora(layers()).hold(adapters)
+    for slot, adapter in enumerate(adapters):
+        assert same_bytes(replace(adapter, factors=lora.read(slot)), adapter)
 
 
 def test_what_was_read_from_a_slot_does_not_change_with_it():
-    lora = CohortLora(layers(), 2, 1.5, 1)
-    lora.load(0, some_adapter(seed=1))
+    lora = CohortLora(layers()).hold([some_adapter(seed=1)])
     before = lora.read(0)
-    lora.load(0, some_adapter(seed=2))
+    lora.held[0].vector.zero_()
     assert same_bytes(Adapter(before, 2, 3.0), some_adapter(seed=1))
 
 
-def test_pack_and_unpack_are_inverses_and_no_number_is_left_over():
-    lora = CohortLora(layers(), 2, 1.5, 1)
-    row = np.arange(lora.width, dtype=np.float32)
-    assert lora.width == some_adapter().num_parameters
-    assert (lora.pack(lora.unpack(row)) == row).all()
-    backwards = dict(reversed(lora.unpack(row).items()))
-    assert (lora.pack(backwards) == row).all()
+def test_all_A_lie_before_all_B_and_no_number_is_left_over():
+    adapter = some_adapter()
+    (slot,) = CohortLora(layers()).hold([adapter]).held
+    numbers = sum(pair.A.size for pair in adapter.factors.values())
+    assert len(slot.vector) == adapter.num_parameters
+    assert [len(slot.flat(part)[0]) for part in "AB"] == [numbers, adapter.num_parameters - numbers]
+    expected = np.concatenate([pair.A.ravel() for pair in adapter.factors.values()])
+    assert (slot.flat("A")[0].numpy() == expected).all()
+    backwards = Adapter(dict(reversed(adapter.factors.items())), adapter.r, adapter.alpha)
+    assert torch.equal(CohortLora(layers()).hold([backwards]).held[0].vector, slot.vector)
 
 
 @pytest.mark.parametrize(
@@ -237,24 +239,16 @@ def test_pack_and_unpack_are_inverses_and_no_number_is_left_over():
     ],
 )
 def test_an_adapter_of_another_model_or_rank_is_refused_with_the_module(change, parts):
-    lora = CohortLora(layers(), 2, 1.5, 1)
+    lora = CohortLora(layers())
     with pytest.raises(ModelError) as caught:
-        lora.load(0, Adapter(change(dict(some_adapter().factors)), 2, 3.0))
+        lora.load(GlobalModel(Adapter(change(dict(some_adapter().factors)), 2, 3.0)))
     assert [part for part in parts if part not in caught.value.message] == [], caught.value.message
     assert caught.value.hint
 
 
-def test_an_adapter_of_another_scale_is_refused_because_the_cohort_would_compute_with_its_own():
-    lora = CohortLora(layers(), 2, 1.5, 1)
-    for other in (some_adapter(alpha=4.0), some_adapter(rslora=True)):
-        with pytest.raises(ModelError, match=r"scale is 2(\.12132)?, expected 1\.5"):
-            lora.load(0, other)
-
-
 def test_outside_of_attached_the_model_is_the_base_also_after_an_error():
     layer = torch.nn.Linear(5, 7)
-    lora = CohortLora({"m": layer}, 2, 1.5, 1)
-    lora.load(0, some_adapter({"m": (5, 7)}))
+    lora = CohortLora({"m": layer}).hold([some_adapter({"m": (5, 7)})])
     x = torch.randn(4, 5)
     plain = layer(x)
     with pytest.raises(RuntimeError, match="mine"), lora.attached():
@@ -263,26 +257,61 @@ def test_outside_of_attached_the_model_is_the_base_also_after_an_error():
     assert torch.equal(layer(x), plain)
 
 
-def test_each_segment_meets_its_own_slot():
+def test_each_segment_meets_its_own_slot_at_its_own_rank_and_scale_and_filling_meets_none():
     layer = torch.nn.Linear(5, 7)
-    lora = CohortLora({"m": layer}, 2, 1.5, 3)
-    adapters = [some_adapter({"m": (5, 7)}, seed=seed) for seed in range(3)]
-    for slot, adapter in enumerate(adapters):
-        lora.load(slot, adapter)
-    x = torch.randn(6, 5)
+    adapters = [some_adapter({"m": (5, 7)}, r=r, alpha=3.0, seed=r) for r in (2, 1, 4)]
+    lora = CohortLora({"m": layer}).hold(adapters)
+    x = torch.randn(8, 5)
     expected = layer(x).detach().numpy()
-    owners = [2, 2, 0, 1, 1, 1]
-    for row, slot in enumerate(owners):  # y = Wx + b + s · B A x
+    owners = [2, 2, 0, 1, 1, 1, NOBODY, NOBODY]
+    for row, slot in enumerate(owners[:6]):  # y = Wx + b + s · B A x
         A, B = adapters[slot].factors["m"]
-        expected[row] += 1.5 * (B @ (A @ x[row].numpy()))
-    lora.segments = (Segment(2, 0, 2), Segment(0, 2, 3), Segment(1, 3, 6))
+        expected[row] += 3.0 / adapters[slot].r * (B @ (A @ x[row].numpy()))
+    lora.segments = (Segment(2, 0, 2), Segment(0, 2, 3), Segment(1, 3, 6), Segment(NOBODY, 6, 8))
     with lora.attached():
         np.testing.assert_allclose(layer(x).detach().numpy(), expected, atol=1e-5)
 
 
+@dataclass
+class Increment:
+    """What a LowRank is to the model: L[out, q] and R[q, in]."""
+
+    L: np.ndarray
+    R: np.ndarray
+
+
+@pytest.mark.parametrize("q", [0, 1, 2, 3, 9])  # 5·7 / (5 + 7) = 2.9: from 3 columns on the dense one is smaller
+def test_a_remainder_is_a_merged_base_for_every_slot_and_for_the_gradient_of_the_input(q):
+    layer = torch.nn.Linear(5, 7).requires_grad_(False)
+    rng = np.random.default_rng(q)
+    term = Increment(rng.normal(size=(7, q)).astype(np.float32), rng.normal(size=(q, 5)).astype(np.float32))
+    adapters = [some_adapter({"m": (5, 7)}, r=r) for r in (2, 4)]
+    merged = copy.deepcopy(layer)
+    merged.weight += torch.from_numpy(term.L @ term.R)
+    x, seen = torch.randn(6, 5), []
+    for module, remainder in ((layer, {"m": term}), (merged, {})):
+        lora = CohortLora({"m": module}).lay(remainder).hold(adapters, trainable=True)
+        lora.segments = (Segment(1, 0, 2), Segment(0, 2, 6))
+        leaf = x.clone().requires_grad_()
+        with lora.attached():
+            y = module(leaf)
+        y.square().sum().backward()
+        seen.append((y.detach(), leaf.grad, *(slot.gradient for slot in lora.held)))
+    for frozen, dense in zip(*seen, strict=True):
+        torch.testing.assert_close(frozen, dense, rtol=1e-4, atol=1e-4)
+
+
+def test_a_remainder_of_another_model_is_refused_with_the_module():
+    lora = CohortLora({"m": torch.nn.Linear(5, 7)})
+    for name, shape, words in (("n", (7, 5), "no such adapted layer"), ("m", (5, 7), "other sizes")):
+        term = Increment(np.ones((shape[0], 1), np.float32), np.ones((1, shape[1]), np.float32))
+        with pytest.raises(ModelError, match=f"the remainder of {name} is .*{words}"):
+            lora.lay({name: term})
+
+
 def test_a_layer_that_sees_only_some_tokens_of_the_pass_is_refused():
     layer = torch.nn.Linear(5, 7)
-    lora = CohortLora({"experts.0": layer}, 2, 1.0, 1)
+    lora = CohortLora({"experts.0": layer}).hold([some_adapter({"experts.0": (5, 7)})])
     lora.segments = (Segment(0, 0, 6),)
     with lora.attached(), pytest.raises(ModelError, match=r"experts\.0 saw 4 of the pass's 6 tokens"):
         layer(torch.randn(4, 5))
@@ -301,8 +330,7 @@ def test_peft_loads_our_folder_and_gives_our_logits(kind, rslora, model_folder, 
     adapter = some_adapter({n: features(m) for n, m in modules.items()}, r=3, alpha=5.0, rslora=rslora)
     save_adapter(tmp_path, adapter, base_name=str(model_folder(kind)), conv1d=conv1d)
     ids = torch.from_numpy(np.random.default_rng(0).integers(3, 300, (2, 19)))
-    lora = CohortLora(modules, 3, adapter.scale, 1)
-    lora.load(0, load_adapter(tmp_path))
+    lora = CohortLora(modules).hold([load_adapter(tmp_path)])
     with torch.no_grad():
         plain = base.model(ids).logits
         with lora.attached():

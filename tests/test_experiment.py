@@ -16,7 +16,7 @@ import shepherd
 from console import Shell
 from shepherd import arms, config, experiment
 from shepherd.clients import training
-from shepherd.errors import ClientError, EvaluationError, ModelError, UsageError
+from shepherd.errors import ClientError, EvaluationError, UsageError
 from shepherd.estimate import plan
 from shepherd.model.adapter import WEIGHTS, digest, load_adapter, save_adapter
 from shepherd.model.base import load_base
@@ -390,7 +390,7 @@ def test_a_run_whose_adapter_lost_its_scale_on_disk_fails(small_config, tmp_path
         save_adapter(folder, Adapter(adapter.factors, adapter.r, 9 * adapter.alpha), **options)
 
     monkeypatch.setattr(experiment, "save_adapter", tampered)
-    with pytest.raises(ModelError, match="scale"):
+    with pytest.raises(EvaluationError, match="the adapter on disk has held-out loss"):
         experiment.run(small_config(*JUST_ROUNDS), out_dir=tmp_path)
 
 

@@ -10,9 +10,9 @@ import transformers
 from shepherd.errors import ModelError
 from shepherd.model.base import Base, load_base, pick_targets
 from shepherd.model.forward import HEAD_ROWS, PackedModel, Row, cut, pack
-from shepherd.model.lora import CohortLora, Segment
+from shepherd.model.lora import NOBODY, CohortLora, Segment
 from shepherd.types import Tokens
-from tiny import KINDS, tiny_model
+from tiny import KINDS, random_adapters, tiny_model
 
 LENGTHS = (23, 2, 9, 17, 40)  # the windows of gemma2, gemma3 and mistral here are 8 tokens
 FUSED_HEADS = sorted(set(KINDS) - {"gemma2"})  # gemma2 caps its logits, so its head is more than a product
@@ -88,6 +88,31 @@ def test_a_cut_keeps_every_row_in_order_and_no_pass_is_longer_than_asked_unless_
             assert total + len(following[0].tokens.input_ids) > limit
 
 
+def test_a_cut_never_divides_a_slots_block_so_a_block_depends_on_its_own_slot_alone():
+    lengths = (6, 6, 6, 3, 3, 8, 2)
+    rows = some_rows(lengths, slots=(0, 0, 0, 1, 1, 2, 2))
+    parts = [[len(r.tokens.input_ids) for r in part] for part in cut(rows, 14)]
+    assert parts == [[6, 6], [6, 3, 3], [8, 2]]
+    assert [[len(r.tokens.input_ids) for r in part] for part in cut(rows, 11)] == [[6], [6], [6], [3, 3], [8, 2]]
+    for limit in (1, 9, 14, 30, 100):
+        together = list(cut(rows, limit))
+        for slot in range(3):
+            alone = list(cut([row for row in rows if row.slot == slot], limit))
+            assert [b for p in together if (b := [row for row in p if row.slot == slot])] == alone
+
+
+def test_filling_belongs_to_nobody_and_changes_no_loss(bases):
+    rows = some_rows()
+    plain, filled = pack(rows), pack(rows, 64)
+    assert (plain.bounds[-1], filled.bounds[-1], filled.input_ids.shape[1]) == (91, 128, 128)
+    assert filled.segments == (*plain.segments, Segment(NOBODY, 91, 128))
+    assert filled.target_segments == plain.target_segments and filled.seeds == plain.seeds
+    assert pack(rows[:1], 23).segments == pack(rows[:1]).segments  # nothing to fill
+    packed = PackedModel(bases("llama").model)
+    with packed.packing():
+        torch.testing.assert_close(packed.token_losses(filled), packed.token_losses(plain))
+
+
 # Equal to each alone
 
 
@@ -140,18 +165,16 @@ def test_capped_scores_are_capped_in_a_packed_sequence(tmp_path):
 def test_every_client_in_a_pass_meets_its_own_adapter_only(kind, bases):
     base = bases(kind)
     modules = {name: base.model.get_submodule(name) for name in pick_targets(base.model, "all-linear")}
-    lora = CohortLora(modules, 2, 1.0, 3)
-    lora.flat.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    adapters = random_adapters(modules, 3)
+    lora = CohortLora(modules).hold(adapters)
     rows = some_rows(slots=(0, 0, 1, 2, 2))
     packed = PackedModel(base.model)
     with packed.packing(), lora.attached():
         batch = pack(rows)
         lora.segments = batch.segments
         together = packed.loss_sums(batch)
-    own = CohortLora(modules, 2, 1.0, 1)
     for slot, total in zip(range(3), together.tolist(), strict=True):
-        own.flat.data[0] = lora.flat[slot]
-        with own.attached():
+        with CohortLora(modules).hold(adapters[slot : slot + 1]).attached():
             expected = sum(reference(base.model, row)[0].sum() for row in rows if row.slot == slot)
         assert total == pytest.approx(expected, rel=1e-4)
     assert len({round(t, 3) for t in together.tolist()}) == 3
@@ -168,25 +191,33 @@ def test_token_losses_add_up_to_loss_sums(kind, bases):
     np.testing.assert_allclose(sums.numpy(), parts, rtol=1e-5)
 
 
+def test_a_bfloat16_heads_losses_are_not_rounded_to_bfloat16_when_they_are_summed(model_folder):
+    packed = PackedModel(load_base(str(model_folder("llama")), device="cpu", dtype="bfloat16").model)
+    batch = pack(some_rows((100,) * 8, targets=1.0))  # about 5,000 nats, where bfloat16 numbers are 32 apart
+    with packed.packing(), torch.no_grad():
+        exact = packed.token_losses(batch)[0].double().sum().item()
+        assert packed.plain_head and packed.loss_sums(batch).item() == pytest.approx(exact, rel=2e-4)
+
+
 @pytest.mark.parametrize("kind", FUSED_HEADS)
 def test_the_fused_head_gives_the_losses_and_gradients_of_the_models_own_head(kind, bases):
     base = bases(kind)
     name = pick_targets(base.model, "all-linear")[0]
-    lora = CohortLora({name: base.model.get_submodule(name)}, 2, 1.0, 2)
-    lora.require_grad()
-    lora.flat.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    modules = {name: base.model.get_submodule(name)}
+    lora = CohortLora(modules).hold(random_adapters(modules, 2), trainable=True)
     packed = PackedModel(base.model)
     assert packed.plain_head
     batch = pack(some_rows(slots=(0, 0, 1, 1, 1)))
     lora.segments = batch.segments
     seen = []
     for packed.plain_head in (True, False):
-        lora.grad.zero_()
+        for slot in lora.held:
+            slot.gradient.zero_()
         with packed.packing(), lora.attached():
             sums = packed.loss_sums(batch)
             sums.sum().backward()
             losses, hits = packed.token_losses(batch)
-        seen.append((sums.detach(), lora.grad.clone(), losses, hits.float()))
+        seen.append((sums.detach(), torch.stack([slot.gradient.clone() for slot in lora.held]), losses, hits.float()))
     assert seen[0][1].abs().max() > 0.01
     for fused, plain in zip(*seen, strict=True):
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.rng import stream
 from shepherd.types import Stat, Tokens
+from tiny import random_adapters
 
 
 def losses(nll, tokens, hits=None) -> RowLosses:
@@ -149,14 +151,13 @@ def test_row_losses_do_not_depend_on_how_passes_are_cut_or_rows_ordered(measured
 
 def test_every_slot_meets_every_row_and_an_empty_one_is_the_base(measured):
     _, packed, rows, modules = measured
-    lora = CohortLora(modules, 2, 1.0, 3)
-    lora.flat.data[1:].normal_(0, 0.2)
+    adapters = [replace(a, alpha=2.0 * (slot > 0)) for slot, a in enumerate(random_adapters(modules, 3))]
+    lora = CohortLora(modules).hold(adapters)
     (base,) = row_losses(packed, rows)
     slots = row_losses(packed, rows, lora, tokens_per_pass=50)
     np.testing.assert_allclose(slots[0].nll, base.nll, rtol=1e-5)
     for slot in (1, 2):
-        own = CohortLora(modules, 2, 1.0, 1)
-        own.flat.data[0] = lora.flat[slot]
+        own = CohortLora(modules).hold([adapters[slot]])
         np.testing.assert_allclose(slots[slot].nll, row_losses(packed, rows, own)[0].nll, rtol=1e-5)
         assert abs(slots[slot].stat.mean - base.stat.mean) > 1e-3
 

@@ -11,70 +11,24 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 
-from shepherd.clients.training import Cohort, LocalTraining, train, walk
-from shepherd.model.adapter import fresh_adapter, save_adapter
+from shepherd.clients.training import LocalTraining, train, walk
+from shepherd.model import lora as lora_module
+from shepherd.model.adapter import save_adapter
 from shepherd.model.forward import PackedModel
-from shepherd.model.lora import CohortLora, features
-from shepherd.types import ClientFailure, ClientUpdate, Tokens, TrainTask, View, Work
+from shepherd.model.lora import CohortLora
+from shepherd.types import ClientFailure, ClientUpdate, TrainTask, View, Work
+from tiny_training import (
+    BASES,
+    VOCABULARY,
+    adapter_for,
+    base_model,
+    distance,
+    some_data,
+    targets_of,
+)
 
-R, ALPHA, VOCABULARY = 4, 8.0, 97
 RATES = (3e-3, 2e-3, 1e-3)
-BASES = {
-    "llama": (transformers.LlamaConfig, ["q_proj", "v_proj", "down_proj"]),
-    "qwen3": (transformers.Qwen3Config, ["q_proj", "o_proj", "gate_proj"]),
-    "gemma2": (transformers.Gemma2Config, ["k_proj", "up_proj"]),
-    "mistral": (transformers.MistralConfig, ["q_proj", "v_proj"]),
-    "gpt2": (transformers.GPT2Config, ["c_attn", "c_proj"]),
-    "gpt_neox": (transformers.GPTNeoXConfig, ["query_key_value", "dense"]),
-}
-
-
-def base_model(kind: str = "llama") -> torch.nn.Module:
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-    extra = {"intermediate_size": 40, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}
-    if kind == "gpt2":
-        extra = {"n_positions": 64, "bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.5}
-    if kind == "gpt_neox":
-        extra["hidden_dropout"] = 0.5
-    if kind in ("llama", "qwen3", "gemma2", "mistral"):
-        extra |= {"num_key_value_heads": 2, "head_dim": 6}
-    if kind in ("gemma2", "mistral"):
-        extra["sliding_window"] = 5
-    if kind == "gemma2":
-        extra["pad_token_id"] = 0
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = transformers.AutoModelForCausalLM.from_config(BASES[kind][0](**sizes, **extra), dtype=torch.float32)
-        for parameter in model.parameters():  # larger than the usual 0.02, so that a wrong gradient shows
-            parameter.requires_grad_(False).add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def some_data(clients: int = 3, rows: int = 6) -> dict[str, list[Tokens]]:
-    rng = np.random.default_rng(5)
-    data = {}
-    for k in range(clients):
-        name = f"client-{k}"
-        data[name] = []
-        for i in range(rows):
-            n = int(rng.integers(4, 14))
-            mask = np.arange(n) >= rng.integers(1, n - 1)
-            data[name].append(Tokens(f"{name}:{i}", rng.integers(3, VOCABULARY, n).astype(np.int32), mask))
-    return data
-
-
-def targets_of(model: torch.nn.Module, kind: str = "llama") -> dict[str, torch.nn.Module]:
-    suffixes = tuple("." + name for name in BASES[kind][1])
-    return {name: module for name, module in model.named_modules() if name.endswith(suffixes)}
-
-
-def adapter_for(modules, seed=3):
-    adapter = fresh_adapter({name: features(m) for name, m in modules.items()}, R, ALPHA, seed)
-    for pair in adapter.factors.values():  # B away from zero, so that A has a gradient from the first step
-        pair.B[:] = np.random.default_rng(9).normal(0, 0.1, pair.B.shape)
-    return adapter
 
 
 def cohort_updates(
@@ -85,7 +39,7 @@ def cohort_updates(
     adapter = adapter_for(modules)
     work = {c: Work(c, (first or {}).get(c, 0), 2 * len(rates), tuple(rates)) for c in (order or sorted(data))}
     local = LocalTraining(dropout=lora_dropout, **{"weight_decay": 0.5, "max_grad_norm": 1.0, **settings})
-    make = lambda slots: CohortLora(modules, R, ALPHA / R, slots, dropout=lora_dropout)  # noqa: E731
+    make = lambda: CohortLora(modules, dropout=lora_dropout)  # noqa: E731
     results = train(
         TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work), {}, PackedModel(model), make, local, data
     )
@@ -122,12 +76,6 @@ def peft_reference(data, client, kind, folder, optimizer, rates=RATES, seed=7, f
         losses.append(loss.item())
     state = {k.replace(".default", ""): v for k, v in model.state_dict().items() if "lora_" in k}
     return losses, state, adapter
-
-
-def distance(a, b) -> float:
-    """‖a − b‖ / ‖b‖ over all factors. Not per element: Adam turns the rounding of a gradient near 0 into a step."""
-    flat = [np.concatenate([x[name].ravel() for name in sorted(b)]).astype(np.float64) for x in (a, b)]
-    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
 
 
 TOLERANCE = {"sgd": 1e-5, "adamw": 1e-3}
@@ -206,19 +154,19 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
 
 
 def test_nothing_of_a_cohort_stays_in_memory_when_its_round_is_over(monkeypatch):
-    made, build = [], Cohort._optimizer
+    made, hold = [], CohortLora.hold
 
-    def watched(cohort: Cohort, slot: int) -> torch.optim.Optimizer:
-        optimizer = build(cohort, slot)
-        made.append(weakref.ref(optimizer.param_groups[0]["params"][0]))
-        return optimizer
+    def watched(lora: CohortLora, adapters, **options) -> CohortLora:
+        hold(lora, adapters, **options)
+        made.extend(weakref.ref(vector) for slot in lora.held for vector in (slot.vector, slot.gradient))
+        return lora
 
-    monkeypatch.setattr(Cohort, "_optimizer", watched)
+    monkeypatch.setattr(CohortLora, "hold", watched)
     gc.collect()
     gc.disable()  # the collector may not come for many rounds
     try:
         cohort_updates(some_data())
-        assert [vector() for vector in made] == [None, None, None]
+        assert [vector() for vector in made] == [None] * 6
     finally:
         gc.enable()
 
@@ -228,7 +176,7 @@ def test_clients_with_fewer_steps_leave_early_and_keep_their_result():
     model = base_model()
     modules = targets_of(model)
     adapter = adapter_for(modules)
-    make = lambda slots: CohortLora(modules, R, ALPHA / R, slots)  # noqa: E731
+    make = lambda: CohortLora(modules)  # noqa: E731
     work = {"client-0": Work("client-0", 0, 2, RATES[:1]), "client-1": Work("client-1", 0, 6, RATES)}
     settings = LocalTraining(weight_decay=0.5)
     task = TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work)
@@ -283,3 +231,16 @@ def test_bfloat16_bases_learn_nearly_what_float32_bases_learn():
         b = np.concatenate([m.ravel() for m in rough[client].delta.values()])
         assert b.dtype == np.float32
         assert np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) > 0.9
+
+
+def test_products_in_the_bases_dtype_follow_the_factors_through_every_step(monkeypatch):
+    # As on a GPU, where the factors are cast. A copy that a step did not renew would meet the later rows untaught.
+    data, rates = some_data(rows=2), (0.03,) * 3  # the same rows in every step
+    exact = cohort_updates(data, rates=rates)
+    monkeypatch.setattr(lora_module, "_product_dtype", lambda x: torch.bfloat16)
+    rough = cohort_updates(data, model=base_model().to(torch.bfloat16), rates=rates)
+    untaught = cohort_updates(data, rates=(0.0,) * 3)
+    for client in data:
+        learned = untaught[client].metrics["last_loss"] - exact[client].metrics["last_loss"]
+        assert learned > 0.1
+        assert abs(rough[client].metrics["last_loss"] - exact[client].metrics["last_loss"]) < 0.3 * learned

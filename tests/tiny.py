@@ -9,6 +9,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -109,3 +111,20 @@ def tiny_model(
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def random_adapters(modules: Any, count: int, r: int = 2) -> list[Any]:
+    """Adapters of scale 1 for these layers, all different, with B away from zero."""
+    from shepherd.model.lora import features
+    from shepherd.types import Adapter, Factors
+
+    adapters = []
+    for seed in range(count):
+        draw = np.random.default_rng(seed)
+        factors = {}
+        for name, module in modules.items():
+            n_in, n_out = features(module)
+            A, B = (draw.normal(0, 0.2, shape).astype(np.float32) for shape in ((r, n_in), (n_out, r)))
+            factors[name] = Factors(A, B)
+        adapters.append(Adapter(factors, r, float(r)))
+    return adapters

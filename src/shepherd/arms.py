@@ -26,7 +26,7 @@ from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.prepare import Learner, Rows, rates, share
 from shepherd.round import Engine, Plan, RoundRecord, run_round
 from shepherd.tensors import from_file, to_bytes
-from shepherd.types import Adapter, ClientFailure, ClientId, ServerState, Tokens, Work
+from shepherd.types import Adapter, ClientFailure, ClientId, ServerState, Tokens, View, Work
 
 Observe = Callable[[int, StepReport], None]
 POOLED = "pooled"
@@ -160,10 +160,9 @@ def _train_alone(
     every: int,
 ) -> Arm:
     clients = tuple(data)
-    lora = learner.make_lora(len(clients))
-    for slot in range(len(clients)):
-        lora.load(slot, learner.adapter)
-    cohort = Cohort(learner.packed, lora, learner.settings, clients, data, config.run.seed)
+    lora = learner.make_lora()
+    views = dict.fromkeys(clients, View(learner.adapter))
+    cohort = Cohort(learner.packed, lora, learner.settings, views, data, config.run.seed)
     rounds = config.federation.rounds
     curves: dict[str, list[tuple[int, float]]] = {client: [] for client in clients}
     metrics: list[Mapping[str, Mapping[str, float]]] = []

@@ -325,15 +325,12 @@ class _Experiment:
         window = context_window(base.model.config) or math.inf
         fit = [i for i, prompt in enumerate(prompts) if len(prompt) + self.config.evaluation.max_new_tokens <= window]
         examples, prompts = [examples[i] for i in fit], [prompts[i] for i in fit]
-        adapters = {"base": None, "federated": state.model.adapter}
+        models = {"base": None, "federated": state.model}
         if "centralised" in outcome:
-            adapters["centralised"] = outcome["centralised"].adapters[arms.POOLED]
+            models["centralised"] = GlobalModel(outcome["centralised"].adapters[arms.POOLED])
         answers = {}
-        for name, adapter in adapters.items():
-            lora = None
-            if adapter is not None:
-                lora = learner.make_lora(1)
-                lora.load(0, adapter)
+        for name, model in models.items():
+            lora = learner.make_lora().load(model) if model is not None else None
             answers[name] = generate(
                 base.model,
                 base.tokenizer,

@@ -131,7 +131,7 @@ class Learner:
     """The frozen base as a cohort's engine needs it, and the adapter that changes nothing yet."""
 
     packed: PackedModel
-    make_lora: Callable[[int], CohortLora]
+    make_lora: Callable[[], CohortLora]
     settings: LocalTraining
     adapter: Adapter
     conv1d: bool
@@ -147,8 +147,8 @@ def prepare_learner(config: Config, base: Base) -> Learner:
         sizes, lora.r, lora.alpha, config.run.seed, rslora=lora.rslora, base_digest=base.digest
     )  # fmt: skip
 
-    def make_lora(slots: int) -> CohortLora:
-        return CohortLora(modules, lora.r, adapter.scale, slots, dropout=lora.dropout, device=base.device)
+    def make_lora() -> CohortLora:
+        return CohortLora(modules, dropout=lora.dropout, device=base.device)
 
     return Learner(
         packed=PackedModel(base.model),

@@ -70,8 +70,7 @@ def load_tuned(run_dir: Path | str, *, round_number: int | None = None, shared: 
         )
     names = pick_targets(base.model, tuple(adapter.factors))
     modules = {name: base.model.get_submodule(name) for name in names}
-    lora = CohortLora(modules, adapter.r, adapter.scale, 1, device=base.device)
-    lora.load(0, adapter)
+    lora = CohortLora(modules, device=base.device).hold([adapter])
     name = folder.resolve().name + (f" round {round_number}" if round_number is not None else "")
     return Tuned(name, config, base, adapter, lora, build_template(config.data.template, base.tokenizer))
 

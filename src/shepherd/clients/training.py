@@ -16,10 +16,24 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from shepherd.clients.moving import Moving
 from shepherd.model.forward import PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive, stream
-from shepherd.types import ClientFailure, ClientId, ClientUpdate, Tensors, Tokens, TrainTask, Work
+from shepherd.types import (
+    ClientFailure,
+    ClientId,
+    ClientUpdate,
+    Objective,
+    Tensors,
+    Tokens,
+    TrainTask,
+    View,
+    Work,
+)
+
+ROWS_MULTIPLE = 16
+"""Passes are filled up to a multiple of so many tokens: see docs/decisions/0007."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +96,29 @@ class Course:
 
 @dataclass
 class Cohort:
-    """K clients in training: adapters, optimizers and failures. Lives for one round, or longer for the baselines."""
+    """K clients in training, in the order of `views`. Lives for one round, or longer for the baselines.
+
+    `control` is SCAFFOLD's c, `private` what each client kept from its earlier rounds.
+    """
 
     packed: PackedModel
     lora: CohortLora
     settings: LocalTraining
-    clients: tuple[ClientId, ...]
+    views: Mapping[ClientId, View]
     data: Mapping[ClientId, Sequence[Tokens]]
     seed: int
+    objective: Objective = field(default_factory=Objective)
+    control: Tensors = field(default_factory=dict)
+    private: Mapping[ClientId, Tensors] = field(default_factory=dict)
     failures: dict[ClientId, ClientFailure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.lora.require_grad()
-        self.optimizers = [self._optimizer(slot) for slot in range(len(self.clients))]
+        self.clients = tuple(self.views)
+        self.lora.hold([view.adapter for view in self.views.values()], trainable=True)
+        self.moving = {
+            client: Moving(slot, view, self.settings, self.objective, self.control, self.private.get(client))
+            for slot, (client, view) in zip(self.lora.held, self.views.items(), strict=True)
+        }
 
     def run(
         self, work: Sequence[Work], round_number: int, observe: Callable[[StepReport], None]
@@ -131,10 +155,12 @@ class Cohort:
             for client, way in ways
             for place, row in way.batches[step]
         ]
+        for client, _ in ways:
+            self.moving[client].begin(step)
         sums = self._backward(rows, counts)
-        norms = torch.linalg.vector_norm(self.lora.grad, dim=1).tolist()
-        for client, way in ways:
-            loss, norm = sums[way.slot] / counts[way.slot], norms[way.slot]
+        norms = torch.stack([self.moving[client].settle(counts[way.slot]) for client, way in ways]).tolist()
+        for (client, way), norm in zip(ways, norms, strict=True):
+            loss = sums[way.slot] / counts[way.slot]
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient became {norm}"
                 detail = f"the {what} in local step {step + 1}"
@@ -142,84 +168,75 @@ class Cohort:
                 continue
             way.losses.append(loss)
             way.targets += counts[way.slot]
-            limit = self.settings.max_grad_norm
-            if limit and norm > limit:
-                self.lora.grad[way.slot] *= limit / norm
-            optimizer = self.optimizers[way.slot]
-            optimizer.param_groups[0]["lr"] = way.rates[step]
-            optimizer.step()
+            self.moving[client].clip(norm)
+            self.moving[client].step(way.rates[step])
         return sum(len(row.tokens.input_ids) for row in rows)
 
     def _backward(self, rows: Sequence[Row], counts: Mapping[int, int]) -> dict[int, float]:
-        """Gradient of the sum over clients of each client's own mean loss; returns each slot's summed loss."""
-        self.lora.grad.zero_()
+        """Add each client's gradient of its summed loss to its slot; returns each slot's summed loss.
+
+        The division by the number of targets comes afterwards, in float32: a bfloat16 head would round it.
+        """
         sums = dict.fromkeys(counts, 0.0)
         for part in cut(rows, self.settings.tokens_per_pass):
-            batch = pack(part).to(self.packed.device)
+            batch = pack(part, ROWS_MULTIPLE).to(self.packed.device)
             self.lora.segments = batch.segments
             if self.settings.dropout:
-                self.lora.dropout_seeds = [
-                    (*ends, seed) for ends, seed in zip(pairwise(batch.bounds), batch.seeds, strict=True)
-                ]
+                ends = pairwise(batch.bounds[: len(batch.seeds) + 1])
+                self.lora.dropout_seeds = [(*pair, seed) for pair, seed in zip(ends, batch.seeds, strict=True)]
             nll = self.packed.loss_sums(batch)
-            share = torch.tensor([1.0 / counts[s.slot] for s in batch.target_segments], device=nll.device)
-            (nll * share).sum().backward()
+            nll.sum().backward()
             for segment, value in zip(batch.target_segments, nll.tolist(), strict=True):
                 sums[segment.slot] += value
         return sums
-
-    def _optimizer(self, slot: int) -> torch.optim.Optimizer:
-        """A torch optimizer on the client's row of the flat parameters: one vector, updated in place."""
-        vector = self.lora.flat.detach()[slot].requires_grad_(True)
-        vector.grad = self.lora.grad[slot]
-        s = self.settings
-        match s.optimizer:
-            case "adamw":
-                return torch.optim.AdamW([vector], betas=s.betas, weight_decay=s.weight_decay, fused=True)
-            case "adam":
-                return torch.optim.Adam([vector], betas=s.betas, weight_decay=s.weight_decay, fused=True)
-            case "sgd":
-                return torch.optim.SGD([vector], lr=1.0, momentum=s.momentum, weight_decay=s.weight_decay)
-        raise ValueError(f"unknown optimizer: {s.optimizer!r}. Known: adamw, adam, sgd")
 
 
 def train(
     task: TrainTask,
     private: Mapping[ClientId, Tensors],
     packed: PackedModel,
-    make_lora: Callable[[int], CohortLora],
+    make_lora: Callable[[], CohortLora],
     settings: LocalTraining,
     data: Mapping[ClientId, Sequence[Tokens]],
     observe: Callable[[StepReport], None] = lambda report: None,
 ) -> Iterator[ClientUpdate | ClientFailure]:
     """Train the task's clients, `clients_at_once` together; yields one update or failure per client, sorted by name.
 
-    make_lora(K) makes an empty cohort of K slots of the task's rank and scale.
+    make_lora() makes an empty cohort on the packed model's layers.
     """
     names = sorted(task.work)
+    lora = make_lora().lay(task.remainder)
     for start in range(0, len(names), settings.clients_at_once):
-        chunk = tuple(names[start : start + settings.clients_at_once])
-        lora = make_lora(len(chunk))
-        for slot in range(len(chunk)):
-            lora.load(slot, task.views[chunk[slot]].adapter)
-        cohort = Cohort(packed, lora, settings, chunk, data, task.seed)
-        metrics = cohort.run([task.work[name] for name in chunk], task.round, observe)
-        for slot, name in enumerate(chunk):
+        views = {name: task.views[name] for name in names[start : start + settings.clients_at_once]}
+        cohort = Cohort(packed, lora, settings, views, data, task.seed, task.objective, task.control, private)
+        metrics = cohort.run([task.work[name] for name in views], task.round, observe)
+        for name in views:
             if name in cohort.failures:
                 yield cohort.failures[name]
-                continue
-            begin = lora.pack(task.views[name].adapter.factors)
-            delta = lora.unpack(lora.flat.detach()[slot].cpu().numpy() - begin)
-            measured = metrics[name]
-            yield ClientUpdate(
-                client=name,
-                round=task.round,
-                delta={f"{module}.{part}": getattr(pair, part) for module, pair in delta.items() for part in "AB"},
-                num_examples=len(data[name]),
-                num_tokens=int(measured["targets"]),
-                steps=int(measured["steps"]),
-                metrics={"loss": measured["loss"], "last_loss": measured["last_loss"]},
-            )
+            else:
+                yield _update(task, name, cohort.moving[name], metrics[name], len(data[name]))
+
+
+def _update(
+    task: TrainTask, client: ClientId, moving: Moving, metrics: Mapping[str, float], num_examples: int
+) -> ClientUpdate:
+    learned = moving.tensors()
+    delta = {name: learned[name] - begin for name, begin in moving.view.tensors().items()}
+    travels, kept = moving.controls()
+    return ClientUpdate(
+        client=client,
+        round=task.round,
+        delta=delta | travels,
+        num_examples=num_examples,
+        num_tokens=int(metrics["targets"]),
+        steps=int(metrics["steps"]),
+        metrics={
+            "loss": metrics["loss"],
+            "last_loss": metrics["last_loss"],
+            "effective_steps": moving.effective_steps,
+        },
+        private=kept,
+    )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ class LocalEngine:
     def __init__(
         self,
         packed: PackedModel,
-        make_lora: Callable[[int], CohortLora],
+        make_lora: Callable[[], CohortLora],
         settings: LocalTraining,
         data: Mapping[ClientId, Sequence[Tokens]],
     ) -> None:
@@ -32,8 +32,5 @@ class LocalEngine:
         return train(task, private, self.packed, self.make_lora, self.settings, self.data, observe)
 
     def evaluate(self, model: GlobalModel | None, rows: Sequence[Tokens]) -> RowLosses:
-        lora = None
-        if model is not None:
-            lora = self.make_lora(1)
-            lora.load(0, model.adapter)
+        lora = self.make_lora().load(model) if model is not None else None
         return row_losses(self.packed, rows, lora, 2 * self.settings.tokens_per_pass)[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from shepherd.errors import ModelError
 from shepherd.model import attention
-from shepherd.model.lora import Segment
+from shepherd.model.lora import NOBODY, Segment
 from shepherd.types import Tokens
 
 HEAD_ROWS = 512  # rows of logits held at once when no gradient is needed
@@ -28,7 +29,8 @@ HEAD_ROWS = 512  # rows of logits held at once when no gradient is needed
 class Pass:
     """One row of T tokens: sequences end to end, the sequences of a slot next to each other.
 
-    input_ids, position_ids int64[1, T]; bounds[i]:bounds[i + 1] is sequence i; `segments` are the slots' tokens.
+    input_ids, position_ids int64[1, T]; bounds[i]:bounds[i + 1] is sequence i; `segments` are the slots' tokens, and
+    at the end perhaps a sequence that is NOBODY's and only fills the pass up.
     predictors int64[P]: positions whose next token is a target; labels int64[P]: those tokens; `target_segments`
     are the slots' parts of P; sequence_of int64[P] the sequence each belongs to. seeds: one per sequence (dropout).
     """
@@ -57,9 +59,13 @@ class Row:
     seed: int = 0
 
 
-def pack(rows: Sequence[Row]) -> Pass:
-    """Lay rows end to end; rows of one slot must stand together."""
+def pack(rows: Sequence[Row], multiple: int = 1) -> Pass:
+    """Lay rows end to end, filled up to a multiple of so many tokens; rows of one slot must stand together."""
     lengths = [len(row.tokens.input_ids) for row in rows]
+    filling = -sum(lengths) % multiple
+    tokens = [row.tokens.input_ids for row in rows] + [np.zeros(filling, np.int32)] * bool(filling)
+    slots = [row.slot for row in rows] + [NOBODY] * bool(filling)
+    lengths += [filling] * bool(filling)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     predictors, labels, owners = [], [], []
     for index, (row, start) in enumerate(zip(rows, bounds, strict=False)):
@@ -67,30 +73,40 @@ def pack(rows: Sequence[Row]) -> Pass:
         predictors.append(positions + start)
         labels.append(row.tokens.input_ids[positions + 1])
         owners.append(np.full(len(positions), index))
-    slots = [row.slot for row in rows]
     return Pass(
-        input_ids=torch.from_numpy(np.concatenate([r.tokens.input_ids for r in rows]).astype(np.int64))[None],
+        input_ids=torch.from_numpy(np.concatenate(tokens).astype(np.int64))[None],
         position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
         bounds=tuple(int(b) for b in bounds),
         segments=_runs(slots, lengths),
         predictors=torch.from_numpy(np.concatenate(predictors).astype(np.int64)),
         labels=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
-        target_segments=_runs(slots, [len(p) for p in predictors]),
+        target_segments=_runs(slots[: len(rows)], [len(p) for p in predictors]),
         sequence_of=torch.from_numpy(np.concatenate(owners).astype(np.int64)),
         seeds=tuple(row.seed for row in rows),
     )
 
 
 def cut(rows: Iterable[Row], tokens_per_pass: int) -> Iterator[list[Row]]:
-    """Cut rows, in order, into passes of at most so many tokens; a longer row has a pass of its own."""
+    """Cut rows, in order, into passes of at most so many tokens; a longer row has a pass of its own.
+
+    The rows of a slot are cut into blocks by themselves and a block is never divided, so what shares a product with
+    a row depends on its own slot alone. Two blocks of a slot do not fit into one pass.
+    """
+    own = (list(run) for _, run in groupby(rows, key=lambda row: row.slot))
+    blocks = [block for run in own for block in _gather([[row] for row in run], tokens_per_pass)]
+    return _gather(blocks, tokens_per_pass)
+
+
+def _gather(blocks: Iterable[list[Row]], tokens_per_pass: int) -> Iterator[list[Row]]:
+    """Join neighbouring blocks as long as they hold at most so many tokens together."""
     batch: list[Row] = []
     total = 0
-    for row in rows:
-        length = len(row.tokens.input_ids)
+    for block in blocks:
+        length = sum(len(row.tokens.input_ids) for row in block)
         if batch and total + length > tokens_per_pass:
             yield batch
             batch, total = [], 0
-        batch.append(row)
+        batch = batch + block
         total += length
     if batch:
         yield batch
@@ -207,9 +223,12 @@ class PackedModel:
 
 
 def _head_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """Summed cross entropy of the head's logits, float32; fused where torch has it (2.12)."""
+    """Summed cross entropy of the head's logits, float32; fused where torch has it (2.12).
+
+    Summed by us: the sum of a bfloat16 head is a bfloat16 number, of which 1,808 and 1,816 are neighbours.
+    """
     if hasattr(F, "linear_cross_entropy"):
-        return F.linear_cross_entropy(hidden, weight, labels, linear_bias=bias, reduction="sum").float()
+        return F.linear_cross_entropy(hidden, weight, labels, linear_bias=bias, reduction="none").float().sum()
     return F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="sum")
 
 

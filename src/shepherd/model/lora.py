@@ -1,31 +1,42 @@
-"""LoRA for a whole cohort on one frozen base: A[K, r, in], B[K, out, r], one slot per client.
+"""LoRA for a whole cohort on one frozen base: one slot per client, each with a rank and a scale of its own.
 
-The factors of all K clients lie in one flat float32 tensor [K, n]; each module's stacked A and B are views of it.
-Gradients lie in a second one. So a client is a row: its optimizer, its norm and its update are those of one vector.
+A slot's factors lie in one flat float32 vector, all A first, then all B, so that A and B are vectors too: a client's
+optimizer, its norm and its update are those of one vector, and a factor that is frozen is a vector left alone.
 
 Forward hooks add the low-rank term to the output of each adapted layer. A pass says which tokens belong to which
-slot (`segments`); every token meets its own client's A and B only, so no client's gradient or NaN reaches another.
+slot (`segments`); every token meets its own client's A and B only, so no client's gradient or NaN reaches another,
+and the shape of every product of a client depends on that client alone. So do its bytes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shepherd.errors import ModelError
 from shepherd.rng import derive
-from shepherd.types import Adapter, Factors
+from shepherd.types import Adapter, Factors, GlobalModel, Tensors
+
+if TYPE_CHECKING:
+    from shepherd.lowrank import LowRank
+
+NOBODY = -1
+"""The slot of tokens that only fill a pass up."""
+
+Sizes = Mapping[str, tuple[int, int]]
+"""(in, out) of every adapted layer, by module name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens [start, end) of a pass belong to client slot `slot`."""
+    """Tokens [start, end) of a pass belong to client slot `slot`, or to NOBODY."""
 
     slot: int
     start: int
@@ -39,106 +50,158 @@ def features(layer: nn.Module) -> tuple[int, int]:
     return tuple(layer.weight.shape)  # Conv1D keeps its weight as [in, out]
 
 
-class CohortLora:
-    """K adapters of one shape on one frozen model, in force while `attached`.
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of one part, "<module>.<part>" by name, lie in a flat vector, module after module.
 
-    modules maps names to layers. `scale` multiplies B·A·x. With `dropout` > 0 the input of A is dropped by
-    masks that depend on the sequence's own seed and the module alone: recomputation and other cuts repeat them.
+    `shapes` by module are those of the tensors as they travel. A transposed part lies in the vector as its transposes:
+    B[out, r] as [r, out], because products with few columns are up to four times slower on a CPU than with few rows.
+    """
+
+    part: str
+    shapes: Mapping[str, tuple[int, ...]]
+    transposed: bool = False
+
+    @property
+    def size(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def pack(self, tensors: Tensors) -> np.ndarray:
+        """Tensors by name -> float32[size]. Raises ModelError for one that is missing or has another shape."""
+        parts = []
+        for name, shape in self.shapes.items():
+            key = f"{name}.{self.part}"
+            if key not in tensors or tensors[key].shape != shape:
+                found = f"is {list(tensors[key].shape)}" if key in tensors else "is missing"
+                raise ModelError(f"{key} {found}, expected {list(shape)}")
+            array = np.asarray(tensors[key], np.float32)
+            parts.append((array.T if self.transposed else array).ravel())
+        return np.concatenate(parts)
+
+    def unpack(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """float32[size] -> contiguous tensors by name: views of `vector`, or copies of a transposed part."""
+        return {
+            f"{name}.{self.part}": np.ascontiguousarray(matrix.T) if self.transposed else matrix
+            for name, matrix in self.split(vector).items()
+        }
+
+    def split(self, vector):
+        """float32[size] -> the matrices as they lie in the vector, by module: views."""
+        views, offset = {}, 0
+        for name, shape in self.shapes.items():
+            end = offset + int(np.prod(shape))
+            views[name] = vector[offset:end].reshape(shape[::-1] if self.transposed else shape)
+            offset = end
+        return views
+
+
+class Slot:
+    """One client's adapter in a cohort: `vector` float32[n], its `gradient`, and what a backward pass adds to it.
+
+    `moves` names the factors that the next backward pass is about, "AB", "A" or "B"; the others' gradient stays as it
+    is. Raises ModelError when the adapter's modules or shapes are not those of the layers.
+    """
+
+    def __init__(self, adapter: Adapter, sizes: Sizes, device: torch.device | str, trainable: bool) -> None:
+        _check(adapter, sizes)
+        self.r, self.scale, self.moves = adapter.r, adapter.scale, "AB"
+        self.layouts = {
+            "A": Layout("A", {name: (adapter.r, n_in) for name, (n_in, _) in sizes.items()}),
+            "B": Layout("B", {name: (n_out, adapter.r) for name, (_, n_out) in sizes.items()}, transposed=True),
+        }
+        packed = [self.layouts[part].pack(tensors_of(adapter.factors)) for part in "AB"]
+        self.vector = torch.from_numpy(np.concatenate(packed)).to(device)
+        self.gradient = torch.zeros_like(self.vector) if trainable else None
+        self.gradients = self._matrices(self.gradient) if trainable else {}
+        self._factors = self._matrices(self.vector)
+        self._cast: dict[torch.dtype, Mapping[str, tuple[Tensor, Tensor]]] = {}
+        self.changed()
+
+    def flat(self, part: str) -> tuple[Tensor, Tensor | None]:
+        """The vector of all A or of all B, and its gradient."""
+        first = self.layouts["A"].size
+        cut = slice(0, first) if part == "A" else slice(first, None)
+        return self.vector[cut], None if self.gradient is None else self.gradient[cut]
+
+    def factors(self, dtype: torch.dtype) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """(A[r, in], Bᵀ[r, out]) by module in the dtype of the products, cast once per change."""
+        if dtype not in self._cast:
+            self._cast[dtype] = self._matrices(self.vector.to(dtype))
+        return self._cast[dtype]
+
+    def changed(self) -> None:
+        """To be called after the vector was changed."""
+        self._cast = {torch.float32: self._factors}
+
+    def read(self) -> dict[str, Factors]:
+        """The factors, as float32 arrays of their own."""
+        tensors = self.tensors()
+        return {name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in self.layouts["A"].shapes}
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The factors by the names of `View.tensors`, as float32 arrays of their own."""
+        return {
+            name: array
+            for part, layout in self.layouts.items()
+            for name, array in layout.unpack(self.flat(part)[0].cpu().numpy().copy()).items()
+        }
+
+    def _matrices(self, vector: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        first = self.layouts["A"].size
+        A, B = self.layouts["A"].split(vector[:first]), self.layouts["B"].split(vector[first:])
+        return {name: (A[name], B[name]) for name in A}
+
+
+def tensors_of(factors: Mapping[str, Factors]) -> dict[str, np.ndarray]:
+    """Factors by module -> tensors by the names of `View.tensors`."""
+    return {f"{name}.{part}": getattr(pair, part) for name, pair in factors.items() for part in "AB"}
+
+
+class CohortLora:
+    """The adapters of a cohort, and an increment that lies frozen beside the base; in force while `attached`.
+
+    modules maps names to layers. With `dropout` > 0 the input of A is dropped by masks that depend on the sequence's
+    own seed and the module alone: recomputation and other cuts repeat them.
+
+        lora = CohortLora(modules).load(model)      # a GlobalModel, to evaluate or to generate
+        lora.hold([view.adapter for view in views], trainable=True)
     """
 
     def __init__(
-        self,
-        modules: Mapping[str, nn.Module],
-        r: int,
-        scale: float,
-        slots: int,
-        *,
-        dropout: float = 0.0,
-        device: torch.device | str = "cpu",
+        self, modules: Mapping[str, nn.Module], *, dropout: float = 0.0, device: torch.device | str = "cpu"
     ) -> None:
-        self.modules = dict(modules)
-        self.r, self.scale, self.dropout = r, scale, dropout
-        sizes = {name: features(layer) for name, layer in self.modules.items()}
-        self.width = sum(r * (n_in + n_out) for n_in, n_out in sizes.values())
-        self.flat = torch.zeros(slots, self.width, device=device)
-        self.grad = torch.zeros(0, device=device)
+        self.modules, self.dropout, self.device = dict(modules), dropout, device
+        self.sizes = {name: features(layer) for name, layer in self.modules.items()}
+        self.held: list[Slot] = []
         self.segments: Sequence[Segment] | None = None
         self.dropout_seeds: Sequence[tuple[int, int, int]] = ()  # (start, end, seed) of each sequence of the pass
-        self._sizes = sizes
-        self._A: dict[str, Tensor] = {}
-        self._B: dict[str, Tensor] = {}
-        self._grads: dict[str, tuple[Tensor, Tensor]] = {}
-        offset = 0
-        for name, (n_in, n_out) in sizes.items():
-            self._A[name] = self._view(self.flat, offset, r, n_in)
-            offset += r * n_in
-            self._B[name] = self._view(self.flat, offset, n_out, r)
-            offset += n_out * r
+        self._frozen: dict[str, tuple[Tensor, ...]] = {}
 
     @property
     def slots(self) -> int:
-        return self.flat.shape[0]
+        return len(self.held)
 
-    def require_grad(self) -> None:
-        """Make the factors trainable; a backward pass adds to `grad` [K, n], in float32."""
-        self.grad = torch.zeros_like(self.flat)
-        offset = 0
-        for name, (n_in, n_out) in self._sizes.items():
-            for leaf in (self._A[name], self._B[name]):
-                leaf.requires_grad_(True)
-            grad_A = self._view(self.grad, offset, self.r, n_in)
-            grad_B = self._view(self.grad, offset + self.r * n_in, n_out, self.r)
-            self._grads[name] = (grad_A, grad_B)
-            offset += self.r * (n_in + n_out)
+    def hold(self, adapters: Sequence[Adapter], *, trainable: bool = False) -> CohortLora:
+        """One slot for each adapter, in place of those that were there. Ranks and scales may differ."""
+        self.held = [Slot(adapter, self.sizes, self.device, trainable) for adapter in adapters]
+        return self
 
-    def load(self, slot: int, adapter: Adapter) -> None:
-        """Copy an adapter into a slot. Raises ModelError when its modules, rank, shapes or scale differ from ours."""
-        if not math.isclose(adapter.scale, self.scale, rel_tol=1e-9):
-            raise ModelError(
-                f"the adapter's scale is {adapter.scale:g}, expected {self.scale:g}",
-                hint="lora.alpha and lora.rslora must be those that the adapter was trained with",
-            )
-        self.flat.data[slot] = torch.from_numpy(self.pack(adapter.factors)).to(self.flat.device)
+    def lay(self, remainder: Mapping[str, LowRank]) -> CohortLora:
+        """Put a frozen increment beside the base for every token, in place of the one that was there."""
+        self._frozen = {name: self._increment(name, term) for name, term in remainder.items() if term.R.shape[0]}
+        return self
+
+    def load(self, model: GlobalModel) -> CohortLora:
+        """One slot with the model's adapter, and its remainder beside the base."""
+        return self.lay(model.remainder).hold([model.adapter])
 
     def read(self, slot: int) -> dict[str, Factors]:
         """The factors of a slot, as float32 arrays of their own."""
-        return self.unpack(self.flat.detach()[slot].cpu().numpy().copy())
-
-    def pack(self, factors: Mapping[str, Factors]) -> np.ndarray:
-        """Factors -> float32[n] in this cohort's order."""
-        if set(factors) != set(self._sizes):
-            missing, extra = sorted(set(self._sizes) - set(factors)), sorted(set(factors) - set(self._sizes))
-            raise ModelError(
-                f"the adapter's modules do not fit the model: {len(missing)} missing {missing[:3]}, "
-                f"{len(extra)} unknown {extra[:3]}",
-                hint="use the base model and lora.targets that the adapter was trained with",
-            )
-        parts = []
-        for name, (n_in, n_out) in self._sizes.items():
-            A, B = factors[name]
-            if A.shape != (self.r, n_in) or B.shape != (n_out, self.r):
-                raise ModelError(
-                    f"{name}: the adapter has A{list(A.shape)}, B{list(B.shape)}; "
-                    f"expected A[{self.r}, {n_in}], B[{n_out}, {self.r}]",
-                    hint="the rank and the base model must be those that the adapter was trained with",
-                )
-            parts += [np.asarray(A, np.float32).ravel(), np.asarray(B, np.float32).ravel()]
-        return np.concatenate(parts)
-
-    def unpack(self, row: np.ndarray) -> dict[str, Factors]:
-        """float32[n] -> factors by module; views of `row`."""
-        factors, offset = {}, 0
-        for name, (n_in, n_out) in self._sizes.items():
-            A = row[offset : offset + self.r * n_in].reshape(self.r, n_in)
-            offset += self.r * n_in
-            B = row[offset : offset + n_out * self.r].reshape(n_out, self.r)
-            offset += n_out * self.r
-            factors[name] = Factors(A, B)
-        return factors
+        return self.held[slot].read()
 
     @contextmanager
     def attached(self) -> Iterator[CohortLora]:
-        """Within this context the model computes with the adapters."""
+        """Within this context the model computes with the adapters and the frozen increment."""
         handles = [
             layer.register_forward_hook(self._hook(index, name))
             for index, (name, layer) in enumerate(self.modules.items())
@@ -150,7 +213,8 @@ class CohortLora:
                 handle.remove()
 
     def _hook(self, index: int, name: str):
-        A, B, grads = self._A[name], self._B[name], self._grads.get(name)
+        # Gradients of factors do not go through autograd, so something else has to ask for a backward pass.
+        anchor = torch.zeros((), requires_grad=any(slot.gradient is not None for slot in self.held))
 
         def add_low_rank(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0]
@@ -165,37 +229,57 @@ class CohortLora:
             drop = None
             if self.dropout and self.dropout_seeds and torch.is_grad_enabled():
                 drop = (self.dropout, [(start, end, derive(seed, index)) for start, end, seed in self.dropout_seeds])
-            return _AddLowRank.apply(output, x, A, B, grads, self.scale, segments, drop)
+            if name in self._frozen:
+                output = output + self._frozen_term(name, x)
+            return _AddLowRank.apply(output, x, anchor, self.held, name, segments, drop)
 
         return add_low_rank
 
-    @staticmethod
-    def _view(flat: Tensor, offset: int, rows: int, columns: int) -> Tensor:
-        return flat.detach()[:, offset : offset + rows * columns].view(flat.shape[0], rows, columns)
+    def _increment(self, name: str, term: LowRank) -> tuple[Tensor, ...]:
+        """(R, L), or (L R,) where that is smaller."""
+        if name not in self.sizes or (term.R.shape[1], term.L.shape[0]) != self.sizes[name]:
+            raise ModelError(
+                f"the remainder of {name} is {term.L.shape[0]} × {term.R.shape[1]}, "
+                + ("the layer has other sizes" if name in self.sizes else "there is no such adapted layer"),
+                hint="use the base model and lora.targets that the run was started with",
+            )
+        n_in, n_out = self.sizes[name]
+        L, R = (torch.from_numpy(np.asarray(m, np.float32)).to(self.device) for m in (term.L, term.R))
+        return (L @ R,) if len(R) * (n_in + n_out) > n_in * n_out else (R, L)
+
+    def _frozen_term(self, name: str, x: Tensor) -> Tensor:
+        if self._frozen[name][0].dtype != x.dtype:  # a base computes in one dtype: cast once, and for good
+            self._frozen[name] = tuple(weight.to(x.dtype) for weight in self._frozen[name])
+        for weight in self._frozen[name]:
+            x = F.linear(x, weight)
+        return x
 
 
 class _AddLowRank(torch.autograd.Function):
-    """output[segment k] += scale · (x[segment k] Aₖᵀ) Bₖᵀ, written by hand so that nothing but x and x·Aᵀ is kept.
+    """output[segment k] += scaleₖ · (x[segment k] Aₖᵀ) Bₖᵀ, by hand so that nothing but x and A·xᵀ is kept.
 
     The products run in the dtype of the base, as under autocast; on a CPU in float32. The backward pass adds to the
-    slots of `grads` (float32) itself: returned gradients would be a full [K, …] for each pass, mostly zeros.
+    gradients of the slots (float32) itself: returned gradients would be one more copy of every factor for each pass.
     """
 
     @staticmethod
-    def forward(ctx, output, x, A, B, grads, scale, segments, drop):
+    def forward(ctx, output, x, anchor, held, name, segments, drop):
         x2, y2 = x.reshape(-1, x.shape[-1]), output.reshape(-1, output.shape[-1])
         in_place = not output._is_view() and y2.data_ptr() == output.data_ptr()
         result = y2 if in_place else y2.clone()
         dtype = _product_dtype(x)
         inputs = x2.to(dtype) if drop is None else x2.to(dtype) * _mask(x2, dtype, drop)
-        a, b = A.to(dtype), B.to(dtype)
-        hidden = torch.empty(x2.shape[0], A.shape[1], dtype=dtype, device=x.device)
-        for segment in segments:
-            rows, k = slice(segment.start, segment.end), segment.slot
-            torch.mm(inputs[rows], a[k].T, out=hidden[rows])
-            result[rows].add_(hidden[rows] @ b[k].T, alpha=scale)
-        ctx.save_for_backward(x2, A, B, hidden)
-        ctx.grads, ctx.scale, ctx.segments, ctx.drop, ctx.shape = grads, scale, segments, drop, x.shape
+        hidden = []
+        for segment in _owned(segments):
+            rows, slot = slice(segment.start, segment.end), held[segment.slot]
+            A, B = slot.factors(dtype)[name]
+            hidden.append(A @ inputs[rows].T)  # few rows, not few columns: see Layout
+            if result.dtype == dtype:
+                result[rows].addmm_(hidden[-1].T, B, alpha=slot.scale)
+            else:
+                result[rows].add_(hidden[-1].T @ B, alpha=slot.scale)
+        ctx.save_for_backward(x2, *hidden)
+        ctx.held, ctx.name, ctx.segments, ctx.drop, ctx.shape = held, name, segments, drop, x.shape
         if in_place:
             ctx.mark_dirty(output)
             return output
@@ -203,24 +287,40 @@ class _AddLowRank(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        x2, A, B, hidden = ctx.saved_tensors
-        dtype = hidden.dtype
+        x2, *hidden = ctx.saved_tensors
+        dtype = _product_dtype(x2)
         g2 = grad_output.reshape(-1, grad_output.shape[-1]).to(dtype)
         mask = None if ctx.drop is None else _mask(x2, dtype, ctx.drop)
         inputs = x2.to(dtype) if mask is None else x2.to(dtype) * mask
-        a, b = A.to(dtype), B.to(dtype)
-        grad_A, grad_B = ctx.grads
         grad_x = torch.empty(x2.shape, dtype=dtype, device=x2.device) if ctx.needs_input_grad[1] else None
-        for segment in ctx.segments:
-            rows, k = slice(segment.start, segment.end), segment.slot
-            grad_hidden = (g2[rows] @ b[k]).mul_(ctx.scale)
-            grad_A[k] += grad_hidden.T @ inputs[rows]
-            grad_B[k] += (g2[rows].T @ hidden[rows]).mul_(ctx.scale)
+        for h, segment in zip(hidden, _owned(ctx.segments), strict=True):
+            rows, slot = slice(segment.start, segment.end), ctx.held[segment.slot]
+            A, B = slot.factors(dtype)[ctx.name]
+            grad_A, grad_B = slot.gradients[ctx.name]
+            grad_hidden = (B @ g2[rows].T).mul_(slot.scale)
+            if "A" in slot.moves:
+                _add_product(grad_A, grad_hidden, inputs[rows])
+            if "B" in slot.moves:
+                _add_product(grad_B, h, g2[rows], slot.scale)
             if grad_x is not None:
-                torch.mm(grad_hidden, a[k], out=grad_x[rows])
+                torch.mm(grad_hidden.T, A, out=grad_x[rows])
         if grad_x is not None:
+            if ctx.segments[-1].slot == NOBODY:
+                grad_x[ctx.segments[-1].start :] = 0
             grad_x = (grad_x if mask is None else grad_x.mul_(mask)).to(x2.dtype).view(ctx.shape)
-        return grad_output, grad_x, *(None,) * 6
+        return grad_output, grad_x, *(None,) * 5
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
+    """total += scale · left @ right, in one go where the dtypes allow it."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right, alpha=scale)
+    else:
+        total.add_(left @ right, alpha=scale)
+
+
+def _owned(segments: Sequence[Segment]) -> Sequence[Segment]:
+    return segments[:-1] if segments[-1].slot == NOBODY else segments
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -230,8 +330,26 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 
 def _mask(x: Tensor, dtype: torch.dtype, drop: tuple[float, Sequence[tuple[int, int, int]]]) -> Tensor:
     p, sequences = drop
-    keep = torch.empty(x.shape, dtype=torch.bool)
+    keep = torch.ones(x.shape, dtype=torch.bool)
     for start, end, seed in sequences:
         generator = torch.Generator().manual_seed(seed % 2**63)
         keep[start:end] = torch.rand((end - start, x.shape[1]), generator=generator) >= p
     return (keep / (1 - p)).to(x.device, dtype)
+
+
+def _check(adapter: Adapter, sizes: Sizes) -> None:
+    if set(adapter.factors) != set(sizes):
+        missing, extra = sorted(set(sizes) - set(adapter.factors)), sorted(set(adapter.factors) - set(sizes))
+        raise ModelError(
+            f"the adapter's modules do not fit the model: {len(missing)} missing {missing[:3]}, "
+            f"{len(extra)} unknown {extra[:3]}",
+            hint="use the base model and lora.targets that the adapter was trained with",
+        )
+    for name, (n_in, n_out) in sizes.items():
+        A, B = adapter.factors[name]
+        if A.shape != (adapter.r, n_in) or B.shape != (n_out, adapter.r):
+            raise ModelError(
+                f"{name}: the adapter has A{list(A.shape)}, B{list(B.shape)}; "
+                f"expected A[{adapter.r}, {n_in}], B[{n_out}, {adapter.r}]",
+                hint="the rank and the base model must be those that the adapter was trained with",
+            )

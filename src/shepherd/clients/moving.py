@@ -1,0 +1,213 @@
+"""What of one client moves in a round, and by what: a view and an objective in, optimizer steps out.
+
+A client has the parts A and B, or a core that stands for B while A is fixed. Each part is one flat vector with rates,
+gradient and optimizer state of its own, so a part that a step leaves out keeps its bits: no weight decay, no momentum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shepherd.clients.objectives import Control, add_product_proximal, add_proximal, effective_steps
+from shepherd.model.lora import Layout, Slot
+from shepherd.types import Core, Objective, Tensors, View
+
+if TYPE_CHECKING:
+    from shepherd.clients.training import LocalTraining
+
+
+@dataclass(eq=False)
+class Part:
+    """A vector that an optimizer moves. `mask` is 1 where it may move; `start` is what the round began with."""
+
+    name: str
+    layout: Layout
+    values: Tensor
+    gradient: Tensor
+    start: Tensor
+    mask: Tensor | None = None
+    control: Control | None = None
+
+
+class CoreMap:
+    """B = basis · blockdiag(core) for every module: gradients are pulled back to the core, values pushed forward.
+
+    core {module: [h, r / h, r / h]}, basis {module: [out, r]}; A is fixed (Fed-SB, 2502.15436; Ravan, 2506.05568).
+    """
+
+    def __init__(self, slot: Slot, core: Core) -> None:
+        self.layout = Layout("core", {name: core.values[name].shape for name in slot.layouts["A"].shapes})
+        self.slot = slot
+        packed = self.layout.pack({f"{name}.core": values for name, values in core.values.items()})
+        self.values = torch.from_numpy(packed).to(slot.vector.device)
+        self.gradient = torch.zeros_like(self.values)
+        self._cores, self._gradients = self.layout.split(self.values), self.layout.split(self.gradient)
+        self._bases = {}  # [h, r / h, out]
+        for name, (heads, width, _) in self.layout.shapes.items():
+            basis = np.ascontiguousarray(core.basis[name].T, np.float32).reshape(heads, width, -1)
+            self._bases[name] = torch.from_numpy(basis).to(slot.vector.device)
+        self.push()
+
+    def push(self) -> None:
+        """Write B of the core into the slot."""
+        for name, (_, B) in self.slot.factors(torch.float32).items():
+            torch.bmm(self._cores[name].transpose(1, 2), self._bases[name], out=B.view(self._bases[name].shape))
+
+    def pull(self) -> None:
+        """The gradient of the core from that of B."""
+        for name, (_, grad_B) in self.slot.gradients.items():
+            grad_B = grad_B.view(self._bases[name].shape)
+            torch.bmm(self._bases[name], grad_B.transpose(1, 2), out=self._gradients[name])
+
+
+class Moving:
+    """One client's parts and their optimizer. Each step: `begin`, a backward pass, `settle`, `clip`, `step`."""
+
+    def __init__(
+        self,
+        slot: Slot,
+        view: View,
+        settings: LocalTraining,
+        objective: Objective | None = None,
+        control: Tensors | None = None,
+        private: Tensors | None = None,
+    ) -> None:
+        self.slot, self.view, self.settings, self.objective = slot, view, settings, objective or Objective()
+        if view.core is not None and any("A" in moves for moves in view.trains):
+            raise ValueError(f"with a core A is fixed, but the view trains {view.trains}")
+        self.steps = 0
+        self.core = CoreMap(slot, view.core) if view.core is not None else None
+        compared = view.slots is not None or self.objective.proximal or self.objective.scaffold
+        self._start = slot.vector.clone() if compared else slot.vector
+        self.parts = [self._core_part()] if self.core is not None else [self._factor(name) for name in "AB"]
+        if self.objective.scaffold:
+            for part in self.parts:
+                part.control = Control(part.layout, part.start, control or {}, private or {}, part.mask)
+        self.moving = self.parts
+        self._optimizer = build_optimizer([part.values for part in self.parts], settings)
+
+    def begin(self, step: int) -> None:
+        """Local step `step` (from 0) of a round: which parts it moves, and their gradients at zero."""
+        moves = self.view.trains[step % len(self.view.trains)]
+        self.moving = self.parts if self.core is not None else [part for part in self.parts if part.name in moves]
+        self.slot.moves = moves
+        self.slot.gradient.zero_()
+
+    def settle(self, targets: int) -> Tensor:
+        """From the gradient of a loss summed over so many targets to that of the objective; returns its norm."""
+        self.slot.gradient.mul_(1.0 / targets)
+        mu, form = self.objective.proximal, self.objective.proximal_form
+        if mu and form == "product":
+            self._add_product_proximal(mu)
+        if self.core is not None:
+            self.core.pull()
+        for part in self.moving:
+            if mu and form == "factors":
+                add_proximal(part.gradient, part.values, part.start, mu)
+            if part.mask is not None:
+                part.gradient.mul_(part.mask)
+        return torch.linalg.vector_norm(self.slot.gradient if self.core is None else self.core.gradient)
+
+    def clip(self, norm: float) -> None:
+        """Scale the gradient of this norm down to `max_grad_norm` where it is longer."""
+        limit = self.settings.max_grad_norm
+        if limit and norm > limit:
+            for part in self.moving:
+                part.gradient.mul_(limit / norm)
+
+    def step(self, rate: float) -> None:
+        """One optimizer step of the parts that move: A at this rate, B and a core at rate_ratio times it."""
+        for part, group in zip(self.parts, self._optimizer.param_groups, strict=True):
+            group["lr"] = self._rate(part, rate)
+            # Without a gradient torch's optimizers leave a vector and its state as they are, weight decay included.
+            part.values.grad = part.gradient if part in self.moving else None
+        self._optimizer.step()
+        for part in self.moving:
+            if part.control is not None:
+                part.control.correct(part.values, self._rate(part, rate))
+            if part.mask is not None:
+                part.values.copy_(torch.where(part.mask > 0, part.values, part.start))
+        if self.core is not None:
+            self.core.push()
+        self.slot.changed()
+        self.steps += 1
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What a client has learned, by name: A and B, and the core where there is one; arrays of their own."""
+        found = self.slot.tensors()
+        if self.core is not None:
+            found |= self.core.layout.unpack(self.core.values.cpu().numpy().copy())
+        return found
+
+    def controls(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(what travels, what is kept) of SCAFFOLD's control variates; both empty without it."""
+        travels, kept = {}, {}
+        for part in self.parts:
+            if part.control is not None:
+                change, own = part.control.finish(part.values)
+                kept |= own
+                travels |= change
+        sent = {f"{name}.control" for name in self.view.tensors()}
+        return {name: array for name, array in travels.items() if name in sent}, kept
+
+    @property
+    def effective_steps(self) -> float:
+        """What FedNova divides by."""
+        return effective_steps(self.steps, self.settings.momentum if self.settings.optimizer == "sgd" else 0.0)
+
+    def _rate(self, part: Part, rate: float) -> float:
+        return rate if part.name == "A" else rate * self.objective.rate_ratio
+
+    def _add_product_proximal(self, mu: float) -> None:
+        layouts = self.slot.layouts
+        cut = layouts["A"].size
+        A_t, B_t = layouts["A"].split(self._start[:cut]), layouts["B"].split(self._start[cut:])
+        for name, values in self.slot.factors(torch.float32).items():
+            add_product_proximal(
+                self.slot.gradients[name], values, (A_t[name], B_t[name]), mu, self.slot.scale
+            )  # fmt: skip
+        for part in self.parts:
+            if part not in self.moving:
+                part.gradient.zero_()
+
+    def _factor(self, name: str) -> Part:
+        values, gradient = self.slot.flat(name)
+        cut = self.slot.layouts["A"].size
+        start = self._start[:cut] if name == "A" else self._start[cut:]
+        mask = None
+        if self.view.slots is not None:
+            mask = torch.ones_like(values)
+            for module, rows in self.slot.layouts[name].split(mask).items():
+                rows[~self._may_move(module)] = 0.0
+        return Part(name, self.slot.layouts[name], values, gradient, start, mask)
+
+    def _core_part(self) -> Part:
+        core, mask = self.core, None
+        if self.view.slots is not None:
+            mask = torch.zeros_like(core.values)
+            for module, matrices in core.layout.split(mask).items():
+                may = self._may_move(module).view(matrices.shape[:2])
+                matrices.copy_(may[:, :, None] & may[:, None, :])
+        return Part("core", core.layout, core.values, core.gradient, core.values.clone(), mask)
+
+    def _may_move(self, module: str) -> Tensor:
+        """bool[r]: the rank slots of a module that may move."""
+        return torch.from_numpy(np.asarray(self.view.slots[module], bool)).to(self.slot.vector.device)
+
+
+def build_optimizer(vectors: list[Tensor], settings: LocalTraining) -> torch.optim.Optimizer:
+    """A torch optimizer that updates the vectors in place, each in a group of its own."""
+    groups = [{"params": [vector]} for vector in vectors]
+    match settings.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+        case "adam":
+            return torch.optim.Adam(groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=1.0, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    raise ValueError(f"unknown optimizer: {settings.optimizer!r}. Known: adamw, adam, sgd")

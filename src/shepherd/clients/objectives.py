@@ -1,0 +1,99 @@
+"""What local training minimises beside the loss, and how it is corrected: FedProx and SCAFFOLD, on flat vectors.
+
+With μ = 0 and without control variates nothing here is called, so the bits are those of FedAvg.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shepherd.errors import ClientError
+from shepherd.model.lora import Layout
+from shepherd.types import Tensors
+
+PRIVATE_CONTROL = "control/"
+"""Prefix of c_k in what a client keeps."""
+
+
+def add_proximal(gradient: Tensor, values: Tensor, start: Tensor, mu: float) -> None:
+    """gradient += ∇ (μ/2)‖θ − θ_t‖² (FedProx, 1812.06127, eq. 2). For LoRA it depends on the gauge of B and A."""
+    gradient.add_(values - start, alpha=mu)
+
+
+Pair = tuple[Tensor, Tensor]
+"""(A[r, in], Bᵀ[r, out])."""
+
+
+def add_product_proximal(gradient: Pair, values: Pair, start: Pair, mu: float, scale: float) -> None:
+    """gradient += ∇ (μ/2)‖s(BA − B_tA_t)‖²: the distance of the increments in any gauge. O(r²(in + out)).
+
+    With the differences dA and dB, BA − B_tA_t = dB A + B_t dA, which does not cancel near the start. So
+    ∂/∂B = μs²(dB AAᵀ + B_t dA Aᵀ) and ∂/∂A = μs²(BᵀdB A + BᵀB_t dA).
+    """
+    (grad_A, grad_B), (A, B), (A_t, B_t) = gradient, values, start
+    dA, dB = A - A_t, B - B_t
+    weight = mu * scale**2
+    grad_A.add_((B @ dB.T) @ A + (B @ B_t.T) @ dA, alpha=weight)
+    grad_B.add_((A @ A.T) @ dB + (A @ dA.T) @ B_t, alpha=weight)
+
+
+class Control:
+    """SCAFFOLD's correction of one client's vector of one part (1910.06378, algorithm 1, option II).
+
+    y ← y − η(c − c_k) after each step of the optimizer; at the end c_k⁺ = c_k − c + (x − y)/Ση. With an adaptive
+    optimizer (x − y)/Ση is a mean preconditioned step, and so are c and c_k. Without c, and in a client's first round,
+    they are zeros. Raises ClientError for control variates of another shape.
+    """
+
+    def __init__(
+        self, layout: Layout, start: Tensor, server: Tensors, private: Tensors, mask: Tensor | None = None
+    ) -> None:
+        self.layout, self.start, self.mask = layout, start, mask
+        self.total_rate = 0.0
+        self.c = self._load(server, "")
+        self.own = self._load(private, PRIVATE_CONTROL)
+        self.shift = self._masked(self.c - self.own)
+
+    def correct(self, values: Tensor, rate: float) -> None:
+        """Take the correction of one step at this rate from the values."""
+        values.sub_(self.shift, alpha=rate)
+        self.total_rate += rate
+
+    def finish(self, values: Tensor) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(what travels: Δc_k by "<name>.control"; what is kept: c_k⁺). A part that never moved keeps its c_k."""
+        change = torch.zeros_like(self.own)
+        if self.total_rate:
+            change = self._masked((self.start - values) / self.total_rate - self.c)
+        travels, kept = (self.layout.unpack(v.cpu().numpy()) for v in (change, self.own + change))
+        return (
+            {f"{name}.control": array for name, array in travels.items()},
+            {f"{PRIVATE_CONTROL}{name}": array for name, array in kept.items()},
+        )
+
+    def _masked(self, vector: Tensor) -> Tensor:
+        return vector if self.mask is None else vector * self.mask
+
+    def _load(self, tensors: Tensors, prefix: str) -> Tensor:
+        """The part's tensors, zeros where there are none, as a vector."""
+        found = {f"{name}.{self.layout.part}": shape for name, shape in self.layout.shapes.items()}
+        full = {}
+        for name, shape in found.items():
+            array = tensors.get(prefix + name)
+            if array is not None and array.shape != shape:
+                raise ClientError(
+                    f"the control variate of {name} is {list(array.shape)}, the client trains {list(shape)}",
+                    hint="SCAFFOLD needs the same rank for every client",
+                )
+            full[name] = np.zeros(shape, np.float32) if array is None else array
+        return torch.from_numpy(self.layout.pack(full)).to(self.start.device)
+
+
+def effective_steps(steps: int, momentum: float) -> float:
+    """‖a_k‖₁ of FedNova (2007.07481, §4): how often a first gradient counts; the number of steps without momentum."""
+    total, weight = 0.0, 0.0
+    for _ in range(steps):
+        weight = momentum * weight + 1.0
+        total += weight
+    return total
