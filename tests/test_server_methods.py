@@ -29,6 +29,7 @@ from shepherd.errors import ClientError, NumericalError, UsageError
 from shepherd.lowrank import LowRank
 from shepherd.server.method import compose
 from shepherd.server.methods import build_method, check_ranks, methods
+from shepherd.server.whole import whole_adapter
 
 # Methods whose preset cuts by energy, here without the cut; and variants worth their own row.
 VARIANTS = {
@@ -421,3 +422,15 @@ def test_a_method_says_in_one_line_what_it_is_and_where_it_is_from():
         method = build_method(name)
         assert method.citation and methods.describe(name).endswith("."), name
         assert method.name == name
+
+
+@pytest.mark.parametrize("name", ["fedit", "fedex_lora", "flora", "fedmomentum", "frlora"])
+def test_a_model_with_its_remainder_is_one_adapter_of_higher_rank(name):
+    for rslora in (False, True):
+        model = after_rounds(of(name), 3, dtype=np.float32)
+        model = replace(model, adapter=replace(model.adapter, rslora=rslora))
+        whole = whole_adapter(model)
+        for module, (A, B) in whole.factors.items():
+            assert_near(whole.scale * B.astype(np.float64) @ A, dense(model, module), 1e-6)
+            assert A.dtype == B.dtype == np.float32 and len(A) == B.shape[1] == whole.r
+        assert (whole is model.adapter) == (name == "fedit")

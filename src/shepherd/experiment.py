@@ -138,10 +138,10 @@ class _Experiment:
         with self._phase("prepare model"):
             learner = prepare_learner(config, base)
             plan = prepare_plan(config, rows)
+            weights = base_weights(base, list(learner.adapter.factors)) if plan.method.needs_base else None
+            start = ServerState(0, plan.method.start(learner.adapter, config.run.seed, weights))
         self.store = open_store()
         self.held.enter_context(self.store.lock())
-        weights = base_weights(base, list(learner.adapter.factors)) if plan.method.needs_base else None
-        start = ServerState(0, plan.method.start(learner.adapter, config.run.seed, weights))
         state = self._begin_or_go_on(base, learner, rows, start)
         self.meter = Meter(self.tell, config, rows, plan, names)
         self.meter.skip("federated", state.round / config.federation.rounds)

@@ -1,0 +1,35 @@
+"""A model whose remainder lies beside its adapter, as one adapter of higher rank: what any PEFT user can load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from shepherd.lowrank import LowRank
+from shepherd.types import Adapter, Factors, GlobalModel
+
+
+def whole_adapter(model: GlobalModel) -> Adapter:
+    """One adapter with the effective increment remainder + scale · B @ A of every module, at the same scale.
+
+    Its rank is r plus the largest numerical rank of a remainder; slots that a module does not need are zero. A model
+    without remainder gives its adapter as it is.
+    """
+    adapter = model.adapter
+    if not any(rest.q for rest in model.remainder.values()):
+        return adapter
+    rests = {}
+    for name, (A, B) in adapter.factors.items():
+        rest = model.remainder.get(name) or LowRank.zero(len(B), A.shape[1])
+        rests[name] = rest.astype(np.float64).truncated(where=name)
+    extra = max(rest.q for rest in rests.values())
+    r = adapter.r + extra
+    factors = {}
+    for name, (A, B) in adapter.factors.items():
+        rest, missing = rests[name], extra - rests[name].q
+        factors[name] = Factors(
+            np.concatenate([A, np.pad(rest.R, ((0, missing), (0, 0))).astype(A.dtype)]),
+            np.concatenate([B, np.pad(rest.L / adapter.scale, ((0, 0), (0, missing))).astype(B.dtype)], axis=1),
+        )
+    return replace(adapter, factors=factors, r=r, alpha=adapter.scale * (r**0.5 if adapter.rslora else r))
