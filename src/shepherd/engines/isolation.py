@@ -94,7 +94,9 @@ def _together(task: TrainTask, train: Train, observe: Observe) -> list[ClientUpd
         raise
     except Exception as error:
         _log.debug("round %d: %s in a chunk of %d clients", task.round, type(error).__name__, len(task.work))
-    _release()
+        hungry = out_of_memory(error)
+    if hungry:
+        _release()
     return None
 
 
@@ -111,13 +113,14 @@ def _alone(
         except Exception as error:
             _log.debug("round %d: %s failed", task.round, client, exc_info=True)
             raised = error.with_traceback(None)  # which would hold on to the tensors of the failed pass
-        _release()
         if not out_of_memory(raised):
             break
+        _release()
     return [failure_of(raised, client, task.round)], raised
 
 
 def _release() -> None:
-    gc.collect()
+    """Give back what a failed pass held. Its frames are gone by now, cycles of its young objects may not be."""
+    gc.collect(1)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
