@@ -96,6 +96,7 @@ def test_rounds_and_warnings_stay_on_the_screen_above_the_table(table):
 def test_a_rejected_update_is_told_with_client_and_reason():
     assert "rejected b (non-finite: 3 values)" in progress.describe(ROUND, 3)
     assert "missing a" in progress.describe({**ROUND, "missing": ["a"]}, 3)
+    assert "late a" in progress.describe({**ROUND, "late": ["a"]}, 3)
 
 
 def test_plain_lines_are_one_per_event_and_leave_out_steps_that_come_fast(capsys):

@@ -85,7 +85,7 @@ def grid():
     return charts.status_grid(
         [HOSTILE, "b"],
         ["1", "2"],
-        [["trained", "missing"], ["rejected", "idle"]],
+        [["trained", "missing"], ["rejected", "late"]],
         title="T",
         description="D",
         x_label="round",

@@ -192,6 +192,21 @@ def test_hostile_names_and_texts_are_shown_as_text(tmp_path):
     assert "[31m" not in parsed.text
 
 
+def test_late_ignored_and_quarantined_clients_and_skipped_rounds_are_told(tmp_path):
+    run = write_run(tmp_path / "demo", rounds=3)
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    first, second = lines[0]["cohort"][:2]
+    lines[0] |= {"late": [first], "ignored": [{"client": second, "code": "duplicate", "detail": "has answered"}]}
+    lines[2] |= {"skipped": True, "quarantined": [second], "weights": {}, "train_loss": {}, "update_norm": {}}
+    lines[2] |= {"steps": {}, "examples": {}, "tokens": {}, "bytes_up": 0}
+    (run / "rounds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    parsed = page(run)
+    check(parsed)
+    for text in ("1 late", "after the deadline or enough others", "duplicate", "asked no more from here on",
+                 "so the model stayed as it was: 3."):  # fmt: skip
+        assert text in parsed.text, text
+
+
 def test_a_run_of_a_hundred_clients_is_shortened_and_says_by_how_much(tmp_path):
     parsed = page(write_run(tmp_path / "demo", clients=100, rounds=20))
     check(parsed)

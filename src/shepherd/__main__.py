@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from shepherd.model.threads import prepare_environment
 
     prepare_environment()
+    if debug:
+        _log_clients_errors()
     in_main_thread = threading.current_thread() is threading.main_thread()
     former = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
@@ -105,6 +107,15 @@ def _fail(message: str, hint: str, status: int, debug: bool, as_json: bool) -> i
         event = {"event": "error", "message": message, "hint": hint, "exit_status": status}
         print(json.dumps(event, ensure_ascii=False), flush=True)
     return status
+
+
+def _log_clients_errors() -> None:
+    """Write to stderr what clients of this process raised. Their texts may quote rows, so only `--debug` shows them."""
+    import logging
+
+    if not logging.getLogger("shepherd").handlers:
+        logging.getLogger("shepherd").addHandler(logging.StreamHandler())
+    logging.getLogger("shepherd").setLevel(logging.DEBUG)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

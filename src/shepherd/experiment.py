@@ -50,7 +50,7 @@ from shepherd.prepare import (
     prepare_rows,
 )
 from shepherd.rng import stream
-from shepherd.round import Plan
+from shepherd.round import Plan, RoundRecord, notes, troubles
 from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.tuned import load_tuned
@@ -230,7 +230,7 @@ class _Experiment:
             rounds = arms.federated_rounds(
                 state, plan, self.engine, config.federation.rounds, self.meter.steps("federated")
             )  # fmt: skip
-            for state, record in rounds:
+            for state, record in self._witnessed(rounds):
                 line = dataclasses.asdict(record)
                 begin = time.perf_counter()
                 losses = None
@@ -253,9 +253,24 @@ class _Experiment:
                 store.prune_checkpoints(config.checkpoints.keep, min(measured, default=(0.0, 0))[1])
                 store.journal("committed", round=state.round, adapter=digest(state.model.adapter))
                 self.tell({"event": "round", **line})
+                for message in notes(record):
+                    self.tell({"event": "warning", "message": message})
         # The last round is always measured; without one to run, everything was committed before.
         self.losses["federated"] = losses or self._evaluate("federated", state, rows, state.round)
         return state
+
+    def _witnessed(
+        self, rounds: Iterator[tuple[ServerState, RoundRecord]]
+    ) -> Iterator[tuple[ServerState, RoundRecord]]:
+        """The same rounds, with a line in the journal for answers that did not count and for a round that failed."""
+        try:
+            for state, record in rounds:
+                if trouble := troubles(record):
+                    self.store.journal("did not count", round=record.round, **trouble)
+                yield state, record
+        except ClientError as error:
+            self.store.journal("stopped", reason=error.message.splitlines())
+            raise
 
     def _arm(self, name: str, train: Callable[[], arms.Arm], learner: Learner) -> arms.Arm:
         """A baseline, trained; or read back where an earlier process had finished it."""

@@ -112,6 +112,8 @@ def describe(event: Mapping[str, Any], rounds: int = 0) -> str:
                 parts.append(f"rejected {rejected['client']} ({rejected['code']}: {rejected['detail']})")
             if event.get("missing"):
                 parts.append(f"missing {wording.listing(list(event['missing']))}")
+            if event.get("late"):
+                parts.append(f"late {wording.listing(list(event['late']))}")
             return ", ".join(parts)
         case "evaluation":
             at = f" after round {event['round']}" if event.get("round") else ""

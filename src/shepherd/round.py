@@ -128,6 +128,21 @@ class RoundRecord:
     skipped: bool = False
 
 
+def troubles(record: RoundRecord) -> dict[str, Any]:
+    """What in a round did not go as it should, by the record's own names; nothing of it is empty or false."""
+    names = ("rejected", "missing", "late", "ignored", "quarantined", "skipped")
+    return {name: getattr(record, name) for name in names if getattr(record, name)}
+
+
+def notes(record: RoundRecord) -> list[str]:
+    """What a person should hear of a round beside its line: who is asked no more, and that it was skipped."""
+    codes = {entry["client"]: entry["code"] for entry in record.rejected}
+    lines = [f"{c} is quarantined, it is asked no more: {codes[c]} in round {record.round}" for c in record.quarantined]
+    if record.skipped:
+        lines.append(f"round {record.round} is skipped, too few clients gave a usable update: the model stays as it is")
+    return lines
+
+
 def run_round(
     state: ServerState, plan: Plan, engine: Engine, observe: Callable[[StepReport], None] = lambda report: None
 ) -> tuple[ServerState, RoundRecord]:
@@ -293,11 +308,12 @@ def _too_few(
 
 
 def _advice(failures: Sequence[ClientFailure]) -> str:
-    codes = {f.code for f in failures}
-    if "non-finite" in codes:
-        return 'lower training.learning_rate, or set model.dtype = "float32"'
-    if "out-of-memory" in codes:
-        return "lower training.clients_at_once or training.tokens_per_pass, or set training.gradient_checkpointing"
-    if any(code.startswith("error") for code in codes):
-        return "the text of a client's error stays with the client: run with --debug to see it on stderr"
-    return 'set federation.on_too_few = "skip" or "wait" to go on without them' if codes else ""
+    codes = {f.code.partition(":")[0] for f in failures}
+    known = {
+        "non-finite": 'lower training.learning_rate, or set model.dtype = "float32"',
+        "out-of-memory": "lower training.clients_at_once or training.tokens_per_pass",
+        "error": "the text of a client's error stays with the client: --debug shows it",
+    }
+    return "; ".join(advice for code, advice in known.items() if code in codes) or (
+        'set federation.on_too_few to "skip" or "wait" to go on without them' if codes else ""
+    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from shepherd.clients.training import LocalTraining, StepReport, train
+from shepherd.engines.isolation import isolated
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
@@ -12,7 +14,7 @@ from shepherd.types import ClientFailure, ClientId, ClientUpdate, GlobalModel, T
 
 
 class LocalEngine:
-    """All clients in this process, as one cohort on one base."""
+    """All clients in this process, as one cohort on one base. What one client raises costs that client only."""
 
     def __init__(
         self,
@@ -29,7 +31,13 @@ class LocalEngine:
         private: Mapping[ClientId, Tensors],
         observe: Callable[[StepReport], None] = lambda report: None,
     ) -> Iterable[ClientUpdate | ClientFailure]:
-        return train(task, private, self.packed, self.make_lora, self.settings, self.data, observe)
+        def some(
+            task: TrainTask, divisor: int, observe: Callable[[StepReport], None]
+        ) -> Iterable[ClientUpdate | ClientFailure]:
+            settings = replace(self.settings, tokens_per_pass=max(1, self.settings.tokens_per_pass // divisor))
+            return train(task, private, self.packed, self.make_lora, settings, self.data, observe)
+
+        return isolated(task, self.settings.clients_at_once, some, observe)
 
     def evaluate(self, model: GlobalModel | None, rows: Sequence[Tokens]) -> RowLosses:
         lora = self.make_lora().load(model) if model is not None else None

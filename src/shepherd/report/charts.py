@@ -391,7 +391,7 @@ def heat_map(
     return _svg(round(bottom + 40), title, description, body)
 
 
-STATES = {"trained": "trained", "rejected": "rejected", "missing": "missing", "idle": "not drawn"}
+STATES = {"trained": "trained", "rejected": "rejected", "missing": "missing", "late": "late", "idle": "not drawn"}
 
 
 def status_grid(
@@ -509,6 +509,7 @@ def _state(state: str, x: float, y: float, r: float = 6.5) -> str:
         "trained": f'<rect class="fill c-federated" x="{left}" y="{above}" width="{_n(2 * r)}" height="{_n(2 * r)}"/>',
         "rejected": f'<path class="stroke c-centralised" d="{cross}"/>',
         "missing": f'<circle class="stroke c-base" cx="{_n(x)}" cy="{_n(y)}" r="{_n(r - 1)}"/>',
+        "late": f'<path class="stroke c-base" d="M{left} {below}L{right} {below}L{_n(x)} {above}Z"/>',
         "idle": f'<circle class="idle" cx="{_n(x)}" cy="{_n(y)}" r="1.6"/>',
     }
     return shapes[state]

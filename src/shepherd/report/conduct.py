@@ -15,6 +15,7 @@ from shepherd.report.wording import (
     count,
     duration,
     left_out,
+    listing,
     number,
     percent,
     plainly,
@@ -217,22 +218,31 @@ def participation(record: RunRecord, limits: Limits) -> Section:
     reasons, lost = [], 0
     for line in record.rounds:
         rejected = {entry["client"]: entry for entry in line.get("rejected") or ()}
-        missing = list(line.get("missing") or ())
-        for c in {*line["cohort"], *missing, *rejected}:
-            state = "rejected" if c in rejected else "missing" if c in missing else "trained"
+        missing, late = list(line.get("missing") or ()), list(line.get("late") or ())
+        for c in {*line["cohort"], *missing, *late, *rejected}:
+            state = "rejected" if c in rejected else "missing" if c in missing else "late" if c in late else "trained"
             states.setdefault(c, {})[line["round"]] = state
-        lost += len(set(missing) | set(rejected))
+        lost += len({*missing, *late, *rejected})
         reasons += [
             [f"{line['round']}", c, "rejected", str(e.get("code") or ABSENT), str(e.get("detail") or "")]
             for c, e in sorted(rejected.items())
         ]
         reasons += [[f"{line['round']}", c, "missing", "no update came back", ""] for c in sorted(missing)]
+        reasons += [[f"{line['round']}", c, "late", "after the deadline or enough others", ""] for c in sorted(late)]
+        reasons += [
+            [f"{line['round']}", e["client"], "ignored", str(e.get("code") or ABSENT), str(e.get("detail") or "")]
+            for e in line.get("ignored") or ()
+        ]
+        reasons += [
+            [f"{line['round']}", c, "quarantined", "asked no more from here on", ""]
+            for c in sorted(line.get("quarantined") or ())
+        ]
     names = sorted(states)
     shown_rounds = charts.thin([line["round"] for line in record.rounds], 60)
     drawn, cut = names[: limits.drawn], len(names)
     if len(names) > limits.drawn:
         # Those with trouble first: they are what a reader looks for.
-        trouble = {c for c in names if {"rejected", "missing"} & set(states[c].values())}
+        trouble = {c for c in names if {"rejected", "missing", "late"} & set(states[c].values())}
         drawn = sorted(sorted(names, key=lambda c: (c not in trouble, c))[: limits.drawn])
     picture = charts.status_grid(
         drawn,
@@ -240,15 +250,18 @@ def participation(record: RunRecord, limits: Limits) -> Section:
         [[states[c].get(r, "idle") for r in shown_rounds] for c in drawn],
         title="Participation by client and round",
         description=f"{plural(len(names), 'client')}, {plural(len(record.rounds), 'round')}, "
-        f"{plural(lost, 'update')} missing or rejected.",
+        f"{plural(lost, 'update')} missing, late or rejected.",
         x_label="round",
     )
     text = [
         "Every drawn client trained and returned a usable update."
         if not lost
         else f"{plural(lost, 'update')} did not count: {sum(r[2] == 'missing' for r in reasons)} missing, "
-        f"{sum(r[2] == 'rejected' for r in reasons)} rejected."
+        f"{sum(r[2] == 'late' for r in reasons)} late, {sum(r[2] == 'rejected' for r in reasons)} rejected."
     ]
+    skipped = [f"{line['round']}" for line in record.rounds if line.get("skipped")]
+    if skipped:
+        text.append(f"Too few clients gave a usable update, so the model stayed as it was: {listing(skipped)}.")
     seen = record.summary.get("trained_rows") or {}
     sums = {
         c: {
@@ -257,36 +270,34 @@ def participation(record: RunRecord, limits: Limits) -> Section:
         }
         for c in names
     }
-    rows = []
+    rows, kinds = [], ("trained", "missing", "late", "rejected")
     for c in names[: limits.rows]:
         times = list(states[c].values())
         rows.append(
             [
                 c,
-                count(times.count("trained")),
-                count(times.count("missing")),
-                count(times.count("rejected")),
+                *(count(times.count(kind)) for kind in kinds),
                 *(count(sums[c][k]) for k in ("steps", "examples", "tokens")),
                 _seen(seen.get(c)),
             ]
         )
     per_client = Table(
         "Participation of each client",
-        ("Client", "Trained", "Missing", "Rejected", "Steps", "Rows walked", "Tokens", "Rows seen, by how often"),
+        ("Client", *map(str.capitalize, kinds), "Steps", "Rows walked", "Tokens", "Rows seen, by how often"),
         rows,
-        texts=(0, 7),
+        texts=(0, 8),
         note=left_out(len(names), limits.rows, "client"),
     )
     caption = (
         "One mark per client and round."
-        + left_out(cut, limits.drawn, "client", "those with missing or rejected updates come first")
+        + left_out(cut, limits.drawn, "client", "those with missing, late or rejected updates come first")
         + left_out(len(record.rounds), 60, "round")
     )
     items: list[Figure | Table] = [Figure(picture, caption, per_client)]
     if reasons:
         items.append(
             Table(
-                "Missing and rejected updates",
+                "Updates that did not count",
                 ("Round", "Client", "State", "Reason", "Detail"),
                 reasons[: limits.rows],
                 texts=(0, 1, 2, 3, 4),

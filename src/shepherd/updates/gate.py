@@ -208,6 +208,8 @@ def _metrics(metrics: Any, most: int) -> dict[str, float]:
     if not all(_is(value, *_FLOATS, *_INTEGERS) and _fits_float(value) for value in metrics.values()):
         raise WireError("fields", "a metric is not a number")
     plain = {name: float(value) for name, value in metrics.items()}
+    if plain.get("effective_steps", 1.0) <= 0:
+        raise WireError("count", "effective_steps is not above 0")
     if "loss" not in plain or not all(map(math.isfinite, plain.values())):
         what = "there is no loss" if "loss" not in plain else "a metric is not finite"
         raise WireError("non-finite", f"metrics: {what}")
@@ -223,8 +225,8 @@ def _arrays(what: str, value: Any) -> None:
     for array in value.values():
         if not _is(array, np.ndarray):
             raise WireError("fields", f"{what} holds {_kind(array)}, expected arrays")
-        if array.dtype.kind not in "biufc":
-            raise WireError("shape", f"{what} holds an array of no numbers")
+        if array.dtype.kind not in "biuf":
+            raise WireError("shape", f"{what} holds an array of no real numbers")
 
 
 def _check_shapes(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]]) -> None:

@@ -1,0 +1,126 @@
+"""One client's trouble stays with that client: exceptions and memory, where many clients train as one batch.
+
+A chunk of clients that raises is trained again one by one, so that the others' work is not lost. The class of an
+exception travels, its text does not: it may quote the client's rows. It is logged at debug level, in the process that
+raised it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import torch
+
+from shepherd.clients.training import StepReport
+from shepherd.errors import ShepherdError
+from shepherd.types import ClientFailure, ClientId, ClientUpdate, TrainTask
+
+SMALLER = 4
+"""A client that ran out of memory alone is tried once more, with passes of a fourth of the tokens."""
+Observe = Callable[[StepReport], None]
+Train = Callable[[TrainTask, int, Observe], Iterable[ClientUpdate | ClientFailure]]
+"""(task, divisor of the tokens per pass, observe) -> an answer of every client of the task."""
+_log = logging.getLogger(__name__)
+
+
+def isolated(
+    task: TrainTask, at_once: int, train: Train, observe: Observe = lambda report: None
+) -> Iterator[ClientUpdate | ClientFailure]:
+    """The answers of all clients of the task, sorted by name, `at_once` trained together while all goes well.
+
+    A ShepherdError that every client meets is about the run, not about them, and is raised at the end; so is what
+    `observe` raises, at once.
+    """
+    names = sorted(task.work)
+    errors: list[Exception] = []
+
+    def watched(report: StepReport) -> None:
+        try:
+            observe(report)
+        except Exception as error:
+            raise _ObserverFailed from error
+
+    try:
+        for start in range(0, len(names), at_once):
+            chunk = names[start : start + at_once]
+            answers = _together(part(task, chunk), train, watched) if len(chunk) > 1 else None
+            if answers is not None:
+                yield from answers
+                continue
+            for client in chunk:
+                answers, error = _alone(part(task, [client]), train, watched)
+                errors += [error] if error else []
+                yield from answers
+    except _ObserverFailed as failed:
+        raise failed.__cause__ or failed from None
+    if len(errors) == len(names) and all(isinstance(error, ShepherdError) for error in errors):
+        raise errors[0]
+
+
+def part(task: TrainTask, clients: Iterable[ClientId]) -> TrainTask:
+    """The same task for some of its clients."""
+    some = list(clients)
+    return replace(task, views={c: task.views[c] for c in some}, work={c: task.work[c] for c in some})
+
+
+def failure_of(error: Exception, client: ClientId, round_number: int) -> ClientFailure:
+    """What of an exception may leave the client: that memory ran out, or the name of its class."""
+    if out_of_memory(error):
+        return ClientFailure(client, round_number, "out-of-memory", "even with smaller passes")
+    name = re.sub(r"[^A-Za-z0-9_]", "", type(error).__name__)[:64]
+    return ClientFailure(client, round_number, f"error:{name}", "raised while training")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Torch raises a class of its own on a GPU; on a CPU a RuntimeError that only its text tells apart."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "not enough memory" in str(error))
+    )
+
+
+class _ObserverFailed(Exception):
+    """Who looks on has raised: that is no client's doing."""
+
+
+def _together(task: TrainTask, train: Train, observe: Observe) -> list[ClientUpdate | ClientFailure] | None:
+    """All answers, or None when anything was raised: whose doing it was shows when each is alone."""
+    try:
+        return list(train(task, 1, observe))
+    except _ObserverFailed:
+        raise
+    except Exception as error:
+        _log.debug("round %d: %s in a chunk of %d clients", task.round, type(error).__name__, len(task.work))
+        hungry = out_of_memory(error)
+    if hungry:
+        _release()
+    return None
+
+
+def _alone(
+    task: TrainTask, train: Train, observe: Observe
+) -> tuple[list[ClientUpdate | ClientFailure], Exception | None]:
+    """The answer of one client, and the exception that took its place, if one did."""
+    (client,) = task.work
+    for divisor in (1, SMALLER):
+        try:
+            return list(train(task, divisor, observe)), None
+        except _ObserverFailed:
+            raise
+        except Exception as error:
+            _log.debug("round %d: %s failed", task.round, client, exc_info=True)
+            raised = error.with_traceback(None)  # which would hold on to the tensors of the failed pass
+        if not out_of_memory(raised):
+            break
+        _release()
+    return [failure_of(raised, client, task.round)], raised
+
+
+def _release() -> None:
+    """Give back what a failed pass held. Its frames are gone by now, cycles of its young objects may not be."""
+    gc.collect(1)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
