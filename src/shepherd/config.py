@@ -174,6 +174,17 @@ class ServerTable(Table):
         return dict(self.model_extra or {})
 
 
+class ObjectiveTable(Table):
+    proximal: float = Field(0.0, ge=0)
+    """mu of FedProx: the penalty (mu/2)·‖θ − θ_t‖² that keeps clients near the global model; 0 is none."""
+    proximal_form: Literal["factors", "product"] = "factors"
+    """What it measures: the factors A and B, or the increment s·BA, which does not depend on how it is factored."""
+    rate_ratio: float = Field(1.0, gt=0)
+    """Learning rate of B over that of A."""
+    scaffold: bool = False
+    """Correct each local step by SCAFFOLD's control variates; doubles the bytes up. Wants clients that come back."""
+
+
 class TrainingTable(Table):
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of the local optimizer."""
@@ -240,6 +251,7 @@ class Config(Table):
     method: MethodTable = MethodTable()
     server: ServerTable = ServerTable()
     training: TrainingTable = TrainingTable()
+    objective: ObjectiveTable = ObjectiveTable()
     evaluation: EvaluationTable = EvaluationTable()
     checkpoints: CheckpointTable = CheckpointTable()
 

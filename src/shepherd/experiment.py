@@ -51,6 +51,7 @@ from shepherd.prepare import (
 )
 from shepherd.rng import stream
 from shepherd.round import Plan, RoundRecord, notes, troubles
+from shepherd.server.whole import whole_adapter
 from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.tuned import load_tuned
@@ -306,11 +307,12 @@ class _Experiment:
     def _save(self, base: Base, learner: Learner, rows: Rows, state: ServerState) -> dict[str, float]:
         """Write the final adapter, then read it back and measure it again."""
         reported = self.losses["federated"].stat.mean
+        whole = whole_adapter(state.model)
         with self.store.commit_folder("adapter") as folder:
-            save_adapter(folder, state.model.adapter, base_name=base.name, conv1d=learner.conv1d)
+            save_adapter(folder, whole, base_name=base.name, conv1d=learner.conv1d)
             base.tokenizer.save_pretrained(folder)
             card = adapter_card(
-                state.model.adapter,
+                whole,
                 base=base.name,
                 base_licence=base.licence,
                 data=rows.dataset.name,
@@ -395,7 +397,7 @@ class _Experiment:
         brief = {name: results.brief(m) for name, m in measured.items()}
         if local is not None:
             brief["local"] = {client: results.brief(m) for client, m in local.items()}
-        adapter = state.model.adapter
+        adapter = whole_adapter(state.model)
         return {
             "arms": brief,
             "budget": {

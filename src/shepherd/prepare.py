@@ -267,7 +267,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         min_updates=federation.min_updates,
         work=work,
         rank=ranks.__getitem__,
-        objective=Objective(),
+        objective=Objective(**config.objective.model_dump()),
         policy=Policy(
             on_too_few=federation.on_too_few,
             retries=federation.retries,

@@ -19,6 +19,8 @@ from shepherd.rng import stream
 from shepherd.server.aggregation import update_weights
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.method import Method
+from shepherd.server.optimizer import control
+from shepherd.server.traffic import bytes_down
 from shepherd.server.weights import capped
 from shepherd.types import (
     ClientFailure,
@@ -193,7 +195,7 @@ def run_round(
         examples={u.client: work[u.client].rows for u in updates},
         tokens={u.client: u.num_tokens for u in updates},
         bytes_up=asked.bytes_up,
-        bytes_down=sum(view.adapter.nbytes for view in views.values()),
+        bytes_down=bytes_down(plan.method, state.model.adapter, [plan.rank(c) for c in views], plan.objective.scaffold),
         seconds={"train": trained - begin, "aggregate": aggregated - trained},
         learning_rate=(longest[0], longest[-1]),
         deviation=seen.deviation if seen else 0.0,
@@ -257,6 +259,7 @@ def _ask(
         {client: work[client] for client in drawn if client not in late},
         state.model.remainder,
         plan.objective,
+        control(state.model.memory) if plan.objective.scaffold else {},
     )
     private = {client: state.clients[client] for client in task.work if client in state.clients}
     gate = plan.gate()

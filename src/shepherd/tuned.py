@@ -16,8 +16,9 @@ from shepherd.model.adapter import load_adapter
 from shepherd.model.base import Base, load_base, pick_targets
 from shepherd.model.lora import CohortLora
 from shepherd.model.threads import use_threads
+from shepherd.state import load_state
 from shepherd.store import Rounds, checkpoint_name, open_run
-from shepherd.types import Adapter
+from shepherd.types import Adapter, GlobalModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +50,10 @@ def load_tuned(run_dir: Path | str, *, round_number: int | None = None, shared: 
     """
     folder = open_run(run_dir)
     config = load_config(folder / "config.toml")
-    adapter = load_adapter(adapter_folder(folder, round_number))
-    model = config.model
+    place = adapter_folder(folder, round_number)
+    # A round keeps its remainder beside the adapter; the final adapter has it inside.
+    learned = GlobalModel(load_adapter(place)) if round_number is None else load_state(place).model
+    adapter, model = learned.adapter, config.model
     if shared is not None and shared.digest == adapter.base_digest:
         base = shared
     else:
@@ -70,7 +73,7 @@ def load_tuned(run_dir: Path | str, *, round_number: int | None = None, shared: 
         )
     names = pick_targets(base.model, tuple(adapter.factors))
     modules = {name: base.model.get_submodule(name) for name in names}
-    lora = CohortLora(modules, device=base.device).hold([adapter])
+    lora = CohortLora(modules, device=base.device).load(learned)
     name = folder.resolve().name + (f" round {round_number}" if round_number is not None else "")
     return Tuned(name, config, base, adapter, lora, build_template(config.data.template, base.tokenizer))
 

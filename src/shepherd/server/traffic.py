@@ -12,6 +12,7 @@ from typing import Any
 
 from shepherd.server.method import Method
 from shepherd.server.methods import build_method, methods
+from shepherd.types import Adapter
 
 SMOLLM2_QV = {
     **{f"layers.{i}.q": (576, 576) for i in range(30)},
@@ -30,6 +31,15 @@ def numbers(method: Method, sizes: Sizes, r: int, ranks: Sequence[int]) -> tuple
         down += sum(_adapter_down(method, n_in, n_out, r, rank) for rank in ranks)
         down += len(ranks) * _rest_rank(method, n_in, n_out, r, ranks) * (n_in + n_out)
     return up / len(ranks), down / len(ranks)
+
+
+def bytes_down(method: Method, adapter: Adapter, ranks: Sequence[int], scaffold: bool = False) -> int:
+    """Bytes in float32 to a cohort of these ranks; SCAFFOLD's c is as large as what clients send up."""
+    if not ranks:
+        return 0
+    sizes = {name: (A.shape[1], len(B)) for name, (A, B) in adapter.factors.items()}
+    up, down = numbers(method, sizes, adapter.r, ranks)
+    return round(4 * len(ranks) * (down + (up if scaffold else 0.0)))
 
 
 def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: int = 4) -> list[dict[str, Any]]:
