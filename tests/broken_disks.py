@@ -112,9 +112,15 @@ def _done(content, operation, fate):
     return content
 
 
-def volume_after(operations) -> Node:
-    """The root folder after these operations."""
+def volume_after(operations, start: Mapping[str, bytes | None] | None = None) -> Node:
+    """The root folder after these operations, on a volume where the tree `start` is safe (default: an empty one)."""
     root = Node({})
+    for path, content in sorted((start or {}).items()):
+        *above, name = path.split("/")
+        folder = root
+        for part in above:
+            folder = folder.safe[part]
+        folder.safe[name] = Node({} if content is None else content)
 
     def find(parts):
         node = root
@@ -156,13 +162,13 @@ def _all_nodes(root: Node) -> list[Node]:
     return found
 
 
-def crash_trees(operations, full: bool = False) -> Iterator[dict[str, bytes | None]]:
+def crash_trees(operations, full: bool = False, start=None) -> Iterator[dict[str, bytes | None]]:
     """The distinct trees {path: bytes, or None for a folder} that a power cut after these operations may leave.
 
     All pending operations meet one fate; or all of the bytes one and all of the names another; or one alone differs
     from all the others; `full`: or any two do.
     """
-    root = volume_after(operations)
+    root = volume_after(operations, start)
     pending = [operation for node in _all_nodes(root) for operation in node.pending]
     data = [operation for operation in pending if operation[0] in ("write", "append", "cut")]
     names = [operation for operation in pending if operation not in data]
@@ -203,6 +209,10 @@ def _tree(node: Node, fates, prefix: str = "") -> Iterator[tuple[str, bytes | No
             yield from _tree(child, fates, f"{prefix}{name}/")
 
 
+def read_tree(root: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(root)): None if p.is_dir() else p.read_bytes() for p in sorted(root.rglob("*"))}
+
+
 def lay_out(tree: Mapping[str, bytes | None], root: Path) -> None:
     """Make the tree under `root`."""
     root.mkdir(parents=True)
@@ -228,7 +238,8 @@ class FailingDisk(QuickDisk):
 
     def _may_fail(self, name: str, path: Path, data: bytes = b"") -> None:
         now, self.count = self.count, self.count + 1
-        frees = self.number == errno.ENOSPC and name in (
+        full = self.number in (errno.ENOSPC, errno.EDQUOT)
+        frees = full and name in (
             "rename",
             "cut",
             "remove",

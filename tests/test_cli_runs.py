@@ -86,9 +86,12 @@ def test_the_parts_of_a_run_add_up_to_its_size(shell, runs):
     (runs / "done" / "checkpoints" / "rejected-round-0009").mkdir()
     (runs / "done" / "checkpoints" / "rejected-round-0009" / "x").write_text("x" * 500)
     (runs / "done" / ".tmp-summary.json-1").write_text("x" * 30)
+    size = sum(p.stat().st_size for p in (runs / "done").rglob("*") if p.is_file())
+    Path("elsewhere").write_text("x" * 10_000)
+    (runs / "done" / "link").symlink_to(Path("elsewhere").resolve())
     (done,) = json.loads(shell("runs", "du", "done", "--json").out)
     assert done["unused"] == 530 and 2000 < done["checkpoints"] < 4000
-    assert done["total"] == sum(p.stat().st_size for p in (runs / "done").rglob("*") if p.is_file())
+    assert done["total"] == size
     parts = ("checkpoints", "adapter", "evaluation", "report.html", "unused", "other")
     assert done["total"] == sum(done[part] for part in parts) and done["other"] > 0
     lines = shell("runs", "du").out.splitlines()

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from shepherd.errors import ModelError
+from shepherd.lowrank import LowRank
 from shepherd.model.adapter import load_adapter
 from shepherd.state import load_state, save_state, state_files
 from shepherd.store import Disk
 from shepherd.tensors import from_file, to_bytes
 from shepherd.types import Adapter, Factors, GlobalModel, ServerState
 
-LowRank = pytest.importorskip("shepherd.lowrank").LowRank
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "uint64", "bool")
 ARRAY = st.sampled_from(DTYPES).flatmap(lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=0, min_side=0)))
 NAMES = st.text(max_size=8) | st.sampled_from(

@@ -186,6 +186,14 @@ def test_the_chain_goes_on_over_rounds_that_were_deleted_or_damaged(rounds):
     assert [one.round for one in rounds.check_all()[0]] == [4, 3, 2] and rounds.check_all()[1] == ()
 
 
+def test_beyond_ten_thousand_rounds_the_newest_is_still_the_one_with_the_largest_number(tmp_path):
+    rounds = Rounds(tmp_path / "checkpoints", QuickDisk())
+    for number in (9_998, 9_999, 10_000, 10_001):
+        add(rounds, number)
+    assert newest(rounds) == (10_001, []) and rounds.rewind(9_999)[0] == "rejected-round-10001"
+    assert newest(rounds) == (9_999, [])
+
+
 def test_when_every_round_is_damaged_each_is_named_and_none_is_loaded(rounds):
     for number in (1, 2, 3):
         (rounds.folder / f"round-000{number}" / "state.json").unlink()

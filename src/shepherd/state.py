@@ -14,13 +14,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from safetensors import SafetensorError
 
 from shepherd.errors import ModelError
+from shepherd.lowrank import LowRank
 from shepherd.model.adapter import adapter_files, load_adapter
 from shepherd.store import Disk
 from shepherd.tensors import from_file, to_bytes
@@ -112,9 +112,7 @@ def load_state(folder: Path) -> ServerState:
     return state
 
 
-def _low_rank(tensors: dict[str, np.ndarray], module: str) -> Any:
-    from shepherd.lowrank import LowRank
-
+def _low_rank(tensors: dict[str, np.ndarray], module: str) -> LowRank:
     return LowRank(tensors.pop(_key("remainder", module, "L")), tensors.pop(_key("remainder", module, "R")))
 
 
