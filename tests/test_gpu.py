@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -39,9 +41,7 @@ def updates(folder, device: str, data, dtype: str = "float32", quantize: str = "
     work = {client: Work(client, 0, 4, (0.1, 0.05)) for client in data}
     task = TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work)
     settings = LocalTraining(optimizer="sgd", dropout=dropout, tokens_per_pass=256)
-    make = lambda slots, **more: CohortLora(  # noqa: E731
-        modules, 4, adapter.scale, slots, dropout=dropout, device=base.device, **more
-    )
+    make = lambda: CohortLora(modules, dropout=dropout, device=base.device)  # noqa: E731
     return {u.client: u for u in train(task, {}, PackedModel(base.model), make, settings, data)}
 
 
@@ -97,7 +97,7 @@ def test_a_client_that_diverges_on_a_gpu_leaves_the_others_untouched(model_folde
         pair.B[:] = np.nan
     work = {client: Work(client, 0, 4, (0.1, 0.05)) for client in data}
     views = {client: View(broken if client == "client-1" else adapter) for client in data}
-    make = lambda slots, **more: CohortLora(modules, 4, adapter.scale, slots, device="cuda", **more)  # noqa: E731
+    make = lambda: CohortLora(modules, device="cuda")  # noqa: E731
     settings = LocalTraining(optimizer="sgd", tokens_per_pass=256)
     answers = {
         a.client: a for a in train(TrainTask(1, views, 7, work), {}, PackedModel(base.model), make, settings, data)
@@ -120,6 +120,7 @@ def test_a_whole_run_on_a_gpu_and_the_same_bytes_when_repeated(dtype, run_small)
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_a_quantised_base_learns_in_the_direction_of_the_whole_one(bits, model_folder):
     pytest.importorskip("bitsandbytes")
+    warnings.filterwarnings("ignore", message="inner dimension")  # so narrow a model has no fast kernel
     data = some_data()
     whole = updates(model_folder(), "cuda", data, "bfloat16")
     rough = updates(model_folder(), "cuda", data, "bfloat16", quantize=bits)

@@ -20,7 +20,8 @@ RUN = (
     "data.rows_per_category=6", "data.held_out_per_category=1", "data.max_length=96",
     "partition.name=iid", "partition.clients=4", "federation.rounds=6", "federation.clients_per_round=3",
     "training.local_steps=2", "training.batch_size=2", "training.learning_rate=1e-2",
-    "objective.scaffold=true", "server.optimizer=fedavgm", "server.momentum=0.5", "evaluation.every=2", "evaluation.generate=1", "evaluation.max_new_tokens=2", "evaluation.local_clients=2",
+    "objective.scaffold=true", "server.optimizer=fedavgm", "server.momentum=0.5",
+    "evaluation.every=2", "evaluation.generate=1", "evaluation.max_new_tokens=2", "evaluation.local_clients=2",
 )  # fmt: skip
 
 

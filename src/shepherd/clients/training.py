@@ -155,10 +155,12 @@ class Cohort:
             for client, way in ways
             for place, row in way.batches[step]
         ]
-        for client, _ in ways:
-            self.moving[client].begin(step)
-        sums = self._backward(rows, counts)
-        norms = torch.stack([self.moving[client].settle(counts[way.slot]) for client, way in ways]).tolist()
+        sums, norms = self._gradients(ways, rows, counts, step)
+        if self.lora.together and not all(map(math.isfinite, norms)):
+            # Shared products carry what is not finite from one client to all: once more, each on its own.
+            self.lora.together = False
+            sums, norms = self._gradients(ways, rows, counts, step)
+            self.lora.together = True
         for (client, way), norm in zip(ways, norms, strict=True):
             loss = sums[way.slot] / counts[way.slot]
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -171,6 +173,15 @@ class Cohort:
             self.moving[client].clip(norm)
             self.moving[client].step(way.rates[step])
         return sum(len(row.tokens.input_ids) for row in rows)
+
+    def _gradients(
+        self, ways: Sequence[tuple[ClientId, Course]], rows: Sequence[Row], counts: Mapping[int, int], step: int
+    ) -> tuple[dict[int, float], list[float]]:
+        """Each slot's summed loss, and the norm of each client's gradient, which is then in place."""
+        for client, _ in ways:
+            self.moving[client].begin(step)
+        sums = self._backward(rows, counts)
+        return sums, torch.stack([self.moving[client].settle(counts[way.slot]) for client, way in ways]).tolist()
 
     def _backward(self, rows: Sequence[Row], counts: Mapping[int, int]) -> dict[int, float]:
         """Add each client's gradient of its summed loss to its slot; returns each slot's summed loss.

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shepherd.errors import ModelError
+from shepherd.model.together import AddLowRankTogether, Columns
 from shepherd.rng import derive
 from shepherd.types import Adapter, Factors, GlobalModel, Tensors
 
@@ -176,6 +177,8 @@ class CohortLora:
         self.segments: Sequence[Segment] | None = None
         self.dropout_seeds: Sequence[tuple[int, int, int]] = ()  # (start, end, seed) of each sequence of the pass
         self._frozen: dict[str, tuple[Tensor, ...]] = {}
+        self.together = torch.device(device).type == "cuda"  # share products among clients: see together.py
+        self._shared: tuple[Sequence[Segment], Columns | None] | None = None
 
     @property
     def slots(self) -> int:
@@ -231,9 +234,21 @@ class CohortLora:
                 drop = (self.dropout, [(start, end, derive(seed, index)) for start, end, seed in self.dropout_seeds])
             if name in self._frozen:
                 output = output + self._frozen_term(name, x)
+            columns = self._columns(segments, tokens, x)
+            if columns is not None:
+                mask = None if drop is None else _mask(x.reshape(-1, x.shape[-1]), x.dtype, drop)
+                return AddLowRankTogether.apply(output, x, anchor, self.held, name, columns, mask)
             return _AddLowRank.apply(output, x, anchor, self.held, name, segments, drop)
 
         return add_low_rank
+
+    def _columns(self, segments: Sequence[Segment], tokens: int, x: Tensor) -> Columns | None:
+        """How the clients of this pass share its products, or None where each has its own."""
+        if not (self.together and torch.is_grad_enabled()):
+            return None
+        if self._shared is None or self._shared[0] is not segments:
+            self._shared = (segments, Columns.of(_owned(segments), self.held, tokens, x.device))
+        return self._shared[1]
 
     def _increment(self, name: str, term: LowRank) -> tuple[Tensor, ...]:
         """(R, L), or (L R,) where that is smaller."""

@@ -1,0 +1,91 @@
+"""The low-rank terms of all clients of a pass in few products, for a GPU, where many small ones wait for each other.
+
+Every token meets the factors of all clients, and what is not its own is set to zero: with r_k slots in client k,
+hidden [T, Σ r_k] is masked to each token's own columns. That is Σ r_k / r times the arithmetic of the low-rank terms,
+and a sixth of the calls or less. A value that is not finite reaches other clients here (0 · ∞), so whoever meets one
+computes the pass again client by client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+WIDEST = 512
+"""Columns Σ r_k up to which this pays; wider passes go client by client."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Who owns which column of `hidden`: own bool[T, R], the slots in order, their numbers of columns and scales."""
+
+    own: Tensor
+    slots: tuple[int, ...]
+    ranks: tuple[int, ...]
+    scales: Tensor
+
+    @classmethod
+    def of(cls, segments: Sequence, held: Sequence, tokens: int, device: torch.device) -> Columns | None:
+        """The columns of a pass, or None where there is nothing to join. Segments: (slot, start, end), one per slot."""
+        slots = tuple(segment.slot for segment in segments)
+        ranks = tuple(held[slot].r for slot in slots)
+        if len(slots) < 2 or len(set(slots)) < len(slots) or sum(ranks) > WIDEST:
+            return None
+        owner = torch.full((tokens,), -1)
+        for index, segment in enumerate(segments):
+            owner[segment.start : segment.end] = index
+        column = torch.repeat_interleave(torch.arange(len(slots)), torch.tensor(ranks))
+        scales = torch.tensor([held[slot].scale for slot in slots])[column]
+        return cls((owner[:, None] == column).to(device), slots, ranks, scales.to(device))
+
+
+class AddLowRankTogether(torch.autograd.Function):
+    """As `_AddLowRank` of lora.py, for all segments at once. mask: the dropout mask of x, or None."""
+
+    @staticmethod
+    def forward(ctx, output, x, anchor, held, name, columns, mask):
+        x2, y2 = x.reshape(-1, x.shape[-1]), output.reshape(-1, output.shape[-1])
+        inputs = x2 if mask is None else x2 * mask
+        factors = [held[slot].factors(x.dtype)[name] for slot in columns.slots]
+        A = torch.cat([A for A, _ in factors])
+        B = torch.cat([B for _, B in factors]) * columns.scales.to(x.dtype)[:, None]
+        hidden = torch.where(columns.own, inputs @ A.T, 0)
+        in_place = not output._is_view() and y2.data_ptr() == output.data_ptr()
+        result = (y2 if in_place else y2.clone()).addmm_(hidden, B)
+        ctx.save_for_backward(x2, hidden, A, B, mask)
+        ctx.held, ctx.name, ctx.columns, ctx.shape = held, name, columns, x.shape
+        if in_place:
+            ctx.mark_dirty(output)
+            return output
+        return result.view(output.shape)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x2, hidden, A, B, mask = ctx.saved_tensors
+        columns = ctx.columns
+        slots = [ctx.held[slot] for slot in columns.slots]
+        g2 = grad_output.reshape(-1, grad_output.shape[-1])
+        grad_hidden = torch.where(columns.own, g2 @ B.T, 0)
+        inputs = x2 if mask is None else x2 * mask
+        if any("A" in slot.moves for slot in slots):
+            _spread((grad_hidden.T @ inputs).float(), slots, columns.ranks, ctx.name, "A")
+        if any("B" in slot.moves for slot in slots):
+            _spread((hidden.T @ g2).float() * columns.scales[:, None], slots, columns.ranks, ctx.name, "B")
+        grad_x = None
+        if ctx.needs_input_grad[1]:
+            grad_x = grad_hidden @ A
+            grad_x = (grad_x if mask is None else grad_x.mul_(mask)).view(ctx.shape)
+        return grad_output, grad_x, *(None,) * 5
+
+
+def _spread(gradient: Tensor, slots: Sequence, ranks: Sequence[int], name: str, part: str) -> None:
+    """Add the rows of each slot to its own gradient, in one call."""
+    pairs = [
+        (slot.gradients[name]["AB".index(part)], rows)
+        for slot, rows in zip(slots, gradient.split(list(ranks)), strict=True)
+        if part in slot.moves
+    ]
+    torch._foreach_add_([total for total, _ in pairs], [rows for _, rows in pairs])
