@@ -254,10 +254,10 @@ class Liar(type):
 class Hostile(metaclass=Liar):
     """An object that raises whatever is done to it."""
 
-    def __getattribute__(self, name):
+    def stop(self, *arguments):
         raise SystemExit(SECRET)
 
-    __bool__ = __len__ = __iter__ = __int__ = __index__ = __eq__ = __hash__ = __array__ = __getattribute__
+    __getattribute__ = __bool__ = __len__ = __iter__ = __int__ = __index__ = __eq__ = __hash__ = __array__ = stop
 
 
 def hollow() -> ClientUpdate:

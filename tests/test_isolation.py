@@ -87,7 +87,8 @@ def test_an_interrupt_is_no_clients_failure(stop):
         list(isolated(TASK, 2, numbers(lambda c, d: stop())))
 
 
-def test_what_the_observer_raises_is_no_clients_failure():
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_what_the_observer_raises_is_no_clients_failure(at_once):
     def reporting(task, divisor, observe):
         observe(StepReport({}, frozenset(), 0))
         yield from numbers()(task, divisor, observe)
@@ -96,7 +97,7 @@ def test_what_the_observer_raises_is_no_clients_failure():
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        list(isolated(TASK, 2, reporting, observe))
+        list(isolated(TASK, at_once, reporting, observe))
 
 
 def test_the_text_of_an_exception_is_logged_at_debug_level_only(caplog, capfd):

@@ -265,6 +265,16 @@ def test_what_a_client_sends_beside_its_update_is_recorded_and_costs_it_nothing(
     assert set(record.weights) == set(CLIENTS) and record.rejected == () and state.quarantined == ()
 
 
+def test_an_update_after_the_engine_gave_its_client_up_is_ignored():
+    def answer(task):
+        return [ClientFailure("b", task.round, "hang", ""), *all_three(task)]
+
+    _, record = run_round(begin(), plan(), Answers(answer))
+    assert [(r["client"], r["code"]) for r in record.rejected] == [("b", "hang")]
+    assert [(r["client"], r["code"]) for r in record.ignored] == [("b", "duplicate")]
+    assert set(record.weights) == {"a", "c"}
+
+
 def test_a_late_client_keeps_its_private_state_of_before():
     private = {"memory": np.ones(2, np.float32)}
     answer = Answers(lambda task: [update(c, task, 1.0, private=private) for c in task.work])

@@ -135,6 +135,19 @@ def test_arbitrary_json_in_the_header_is_refused_and_nothing_else_is_raised(valu
         unpack(len(raw).to_bytes(8, "little") + raw)
 
 
+def test_a_bool_is_no_size():
+    one = {"x": np.ones((1, 5), np.float32)}
+    assert unpack(forged(one))[0].delta["x"].shape == (1, 5)
+    for change in ({"shape": [True, 5]}, {"data_offsets": [False, 20]}):
+        with pytest.raises(WireError):
+            unpack(forged(one, entries={"x": change}))
+
+
+def test_a_header_longer_than_its_message_is_said_to_be():
+    with pytest.raises(WireError, match="the header claims 50 bytes, the whole message has 10"):
+        unpack((50).to_bytes(8, "little") + b"{}")
+
+
 def test_a_header_is_not_read_when_it_claims_more_than_its_limit():
     data = forged()
     with pytest.raises(WireError, match="too-large"):
