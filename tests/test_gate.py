@@ -234,8 +234,10 @@ def test_scaffold_sends_a_control_variate_with_each_tensor():
     task = replace(TASK, objective=Objective(scaffold=True))
     assert expected_shapes(task, "a").keys() == {*SHAPES, *(f"{name}.control" for name in SHAPES)}
     assert admit(update(), task=task).code == "tensors"
-    both = values() | {f"{name}.control": array for name, array in values().items()}
-    assert isinstance(admit(update(delta=both), task=task), ClientUpdate)
+    both = values() | {f"{name}.control": 100 * array for name, array in values().items()}
+    answer = admit(update(delta=dict(reversed(both.items()))), Limits(norm=10.0), task)
+    assert isinstance(answer, ClientUpdate) and update_norm(answer) == update_norm(update())
+    assert list(answer.delta) == list(both), "in the order in which they were asked for"
 
 
 SECRET = "the-patient-takes-insulin"
@@ -300,7 +302,7 @@ def test_every_code_that_the_sources_use_is_explained():
     for path in sources.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         used |= set(re.findall(r'WireError\(\s*"([a-z-]+)"', text))
-        used |= set(re.findall(r'ClientFailure\([^)"]*"([a-z-]+)"', text))
+        used |= set(re.findall(r'ClientFailure\([^)"\[]*"([a-z-]+)"', text))
     assert {"tensors", "format", "non-finite"} <= used <= REASONS.keys()
 
 

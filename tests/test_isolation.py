@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shepherd.clients.training import StepReport, train
-from shepherd.engines.isolation import isolated, part
+from shepherd.engines.isolation import isolated
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import ModelError
 from shepherd.model.base import load_base
@@ -112,7 +112,7 @@ def test_the_text_of_an_exception_is_logged_at_debug_level_only(caplog, capfd):
 
 def test_a_class_name_is_all_that_is_left_of_an_exception():
     hostile = type("Bad\n name; rm -rf/" + "x" * 200, (Exception,), {})
-    (failure,) = isolated(part(TASK, "a"), 1, numbers(lambda c, d: hostile(SECRET)))
+    (failure,) = isolated(TASK.part("a"), 1, numbers(lambda c, d: hostile(SECRET)))
     assert failure.code == "error:" + ("Badnamermrf" + "x" * 200)[:64]
 
 

@@ -48,6 +48,11 @@ class RunTable(Table):
     """Folder that holds the run directories."""
     threads: int = Field(0, ge=0)
     """CPU threads; 0 measures and picks."""
+    workers: int = Field(0, ge=0, le=256)
+    """Processes that train clients, each with the base in its own memory and its share of the threads; 0 trains in
+    this process."""
+    patience: float = Field(600.0, gt=0)
+    """Seconds without a sign of life after which a worker process is given up."""
 
 
 class ModelTable(Table):

@@ -26,6 +26,7 @@ from shepherd.config import load as load_config
 from shepherd.data.partition import partition_digest, save_partition
 from shepherd.data.tokenize import encode_prompt
 from shepherd.engines.local import LocalEngine
+from shepherd.engines.workers import Workers
 from shepherd.errors import ClientError, EvaluationError, ResourceError, UsageError
 from shepherd.estimate import Estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
@@ -48,9 +49,10 @@ from shepherd.prepare import (
     prepare_method,
     prepare_plan,
     prepare_rows,
+    worker_engine,
 )
 from shepherd.rng import stream
-from shepherd.round import Plan, RoundRecord, notes, troubles
+from shepherd.round import Engine, Plan, RoundRecord, notes, troubles
 from shepherd.server.whole import whole_adapter
 from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_json
@@ -161,7 +163,16 @@ class _Experiment:
         for warning in (*self.notes, *rows.warnings):
             self.tell({"event": "warning", "message": warning})
 
-        self.engine = LocalEngine(learner.packed, learner.make_lora, learner.settings, rows.clients)
+        self.engine: Engine = LocalEngine(learner.packed, learner.make_lora, learner.settings, rows.clients)
+        if config.run.workers:
+            threads = max(1, torch.get_num_threads() // config.run.workers)
+            build = partial(worker_engine, _resolved(config, base, learner), threads)
+            self.engine = self.held.enter_context(
+                Workers(
+                    config.run.workers, build, rows.clients, self.engine,
+                    run=config.run.name, patience=config.run.patience,
+                )
+            )  # fmt: skip
         self.losses: dict[str, RowLosses] = {}
         with self._phase("evaluate", "base"):
             self.losses["base"] = self._evaluate("base", None, rows, 0)

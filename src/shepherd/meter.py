@@ -42,13 +42,13 @@ class Meter:
 
     def steps(self, arm: str) -> Callable[[int, StepReport], None]:
         """The observer of one arm's steps."""
-        last = [0]
+        former = [0, StepReport({}, frozenset(), 0)]
 
         def observe(number: int, report: StepReport) -> None:
-            if max(step for step, *_ in report.clients.values()) <= 1:  # another round or cohort counts from 0
-                last[0] = 0
-            self.done += report.tokens - last[0]
-            last[0] = report.tokens
+            last = former[1]
+            anew = number != former[0] or report.tokens < last.tokens or last.clients.keys().isdisjoint(report.clients)
+            self.done += report.tokens - (0 if anew else last.tokens)  # another round or cohort counts from 0
+            former[:] = number, report
             elapsed = time.perf_counter() - self.begin
             planned = sum(self.planned.values())
             fraction = min(1.0, (self.done + self.skipped) / planned)

@@ -22,11 +22,13 @@ from shepherd.data.partition import divide, hold_out, short_categories
 from shepherd.data.prompts import Template, build_template
 from shepherd.data.sources import Counts, Dataset, load_examples
 from shepherd.data.tokenize import Tokenized, tokenize
+from shepherd.engines.local import LocalEngine
 from shepherd.errors import DataError, UsageError, did_you_mean
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.base import Base, pick_targets
+from shepherd.model.base import Base, load_base, pick_targets
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
+from shepherd.model.threads import use_threads
 from shepherd.round import Plan, Policy
 from shepherd.server.method import Method
 from shepherd.server.methods import build_method, check_ranks
@@ -157,6 +159,17 @@ def prepare_learner(config: Config, base: Base) -> Learner:
         adapter=adapter,
         conv1d=any(type(layer).__name__ == "Conv1D" for layer in modules.values()),
     )
+
+
+def worker_engine(config: Config, threads: int, data: Mapping[ClientId, Sequence[Tokens]]) -> tuple[LocalEngine, str]:
+    """An engine for some clients in a process of its own, and the digest of its base. The config is a resolved one."""
+    use_threads(threads)
+    model = config.model
+    base = load_base(
+        model.base, revision=model.revision, device=model.device, dtype=model.dtype, quantize=model.quantize
+    )
+    learner = prepare_learner(config, base)
+    return LocalEngine(learner.packed, learner.make_lora, learner.settings, data), base.digest
 
 
 def local_training(config: Config, device: torch.device, parameters: int) -> LocalTraining:

@@ -6,8 +6,8 @@ Adapters are numpy float32, so that a server needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -188,6 +188,11 @@ class TrainTask:
     remainder: Mapping[str, LowRank] = field(default_factory=dict)
     objective: Objective = Objective()
     control: Tensors = field(default_factory=dict)
+
+    def part(self, clients: Iterable[ClientId]) -> TrainTask:
+        """The same task for some of its clients."""
+        some = list(clients)
+        return replace(self, views={c: self.views[c] for c in some}, work={c: self.work[c] for c in some})
 
 
 @dataclass(frozen=True)

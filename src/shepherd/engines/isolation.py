@@ -11,7 +11,6 @@ import gc
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 
 import torch
 
@@ -47,24 +46,18 @@ def isolated(
     try:
         for start in range(0, len(names), at_once):
             chunk = names[start : start + at_once]
-            answers = _together(part(task, chunk), train, watched) if len(chunk) > 1 else None
+            answers = _together(task.part(chunk), train, watched) if len(chunk) > 1 else None
             if answers is not None:
                 yield from answers
                 continue
             for client in chunk:
-                answers, error = _alone(part(task, [client]), train, watched)
+                answers, error = _alone(task.part([client]), train, watched)
                 errors += [error] if error else []
                 yield from answers
     except _ObserverFailed as failed:
         raise failed.__cause__ or failed from None
     if len(errors) == len(names) and all(isinstance(error, ShepherdError) for error in errors):
         raise errors[0]
-
-
-def part(task: TrainTask, clients: Iterable[ClientId]) -> TrainTask:
-    """The same task for some of its clients."""
-    some = list(clients)
-    return replace(task, views={c: task.views[c] for c in some}, work={c: task.work[c] for c in some})
 
 
 def failure_of(error: Exception, client: ClientId, round_number: int) -> ClientFailure:

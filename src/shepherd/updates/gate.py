@@ -33,7 +33,7 @@ _ERROR = re.compile(r"error:[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that an update may claim. norm is that of the whole delta (L2); 0 sets no limit to it."""
+    """The most that an update may claim. norm is that of the delta (`update_norm`); 0 sets no limit to it."""
 
     norm: float = 0.0
     examples: int = 10**9
@@ -93,7 +93,7 @@ class Gate:
         _check_round(header.fields["round"], task)
         self._check_envelope(wire.envelope_of(header), task, sealed.client)
         _check_shapes({name: entry.shape for name, entry in header.entries.items()}, shapes)
-        return wire.read_update(sealed.data, header)
+        return replace(wire.read_update(sealed.data, header), private=sealed.private)
 
     def _check_envelope(self, envelope: Envelope, task: TrainTask, client: ClientId) -> None:
         adapter = task.views[client].adapter
@@ -139,6 +139,8 @@ class Gate:
         same = all(type(getattr(update, name)) is type(value) for name, value in plain.items()) and all(
             type(value) is float for value in update.metrics.values()
         )
+        if list(update.delta) != list(shapes):  # sums over tensors depend on their order: it is ours
+            return replace(update, **plain, delta={name: update.delta[name] for name in shapes})
         return update if same else replace(update, **plain)
 
 
@@ -151,8 +153,8 @@ def expected_shapes(task: TrainTask, client: ClientId) -> dict[str, tuple[int, .
 
 
 def update_norm(update: ClientUpdate) -> float:
-    """L2 norm of the whole delta, in float64."""
-    return math.sqrt(sum(_square(delta) for delta in update.delta.values()))
+    """L2 norm of the whole delta, in float64; the changes of control variates are no part of it."""
+    return math.sqrt(sum(_square(delta) for name, delta in update.delta.items() if not name.endswith(".control")))
 
 
 def _square(array: np.ndarray) -> float:

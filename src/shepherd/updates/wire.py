@@ -17,12 +17,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from shepherd.types import ClientId, ClientUpdate
+from shepherd.types import ClientId, ClientUpdate, Tensors
 
 FORMAT = "shepherd-update-1"
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -60,10 +60,14 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """An update as it travelled, and the client that the transport knows it came from."""
+    """An update as it travelled, and the client that the transport knows it came from.
+
+    `private` is no part of the message: where the client is simulated, what it keeps comes along beside it.
+    """
 
     client: ClientId
     data: bytes
+    private: Tensors = field(default_factory=dict)
 
 
 class WireError(ValueError):

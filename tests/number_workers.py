@@ -1,0 +1,58 @@
+"""An engine of numbers for worker processes: no model, no torch, so that a worker begins at once.
+
+Its clients do what their first row says: "exit", "exit once" (a file in the second row remembers), "hang", "raise",
+"forget" to answer, "fail"; any other row lets them answer with ones.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from shepherd.errors import ModelError
+from shepherd.types import ClientFailure, ClientUpdate
+
+SECRET = "planted-8472"
+
+
+class Numbers:
+    def __init__(self, data) -> None:
+        self.data = data
+
+    def train(self, task, private, observe):
+        for client in sorted(task.work):
+            match self.data[client][0]:
+                case "exit":
+                    os._exit(3)
+                case "exit once":
+                    flag = Path(self.data[client][1])
+                    if not flag.exists():
+                        flag.touch()
+                        os._exit(3)
+                case "hang":
+                    time.sleep(600)
+                case "raise":
+                    raise ValueError(SECRET)
+                case "forget":
+                    continue
+                case "fail":
+                    yield ClientFailure(client, task.round, "non-finite", "the loss became nan in local step 1")
+                    continue
+            delta = {name: np.ones_like(array) for name, array in task.views[client].tensors().items()}
+            kept = {"pid": np.array([os.getpid()]), "before": private.get(client, {}).get("pid", np.array([-1]))}
+            yield ClientUpdate(client, task.round, delta, 5, 10, 1, {"loss": 1.0}, private=kept)
+
+
+def numbers(data):
+    return Numbers(data), "base"
+
+
+def cannot(data):
+    raise ModelError("no model in /nowhere", hint="set model.base")
+
+
+def breaks(data):
+    raise ValueError(SECRET)
