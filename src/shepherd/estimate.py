@@ -71,7 +71,7 @@ def plan(config: Config) -> Estimate:
     work = {c: rounds.work(c, 1, 0) for c in rows.clients}
     length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
     cost = {c: work[c].rows * length[c] for c in rows.clients}
-    federated = config.federation.rounds * rounds.cohort_size * float(np.mean(list(cost.values())))
+    federated = config.federation.rounds * rounds.asked * float(np.mean(list(cost.values())))
     tokens = {"federated": federated}
     if "local" in config.evaluation.arms:
         tokens["local"] = config.federation.rounds * sum(cost[c] for c in names)
@@ -80,7 +80,7 @@ def plan(config: Config) -> Estimate:
     held_out = sum(len(t.input_ids) for t in rows.held_out)
     tokens["evaluation"] = held_out * _evaluations(config, len(names))
 
-    slots = min(max(rounds.cohort_size, len(names) if "local" in tokens else 1), settings.clients_at_once)
+    slots = min(max(rounds.asked, len(names) if "local" in tokens else 1), settings.clients_at_once)
     text = shape.get_text_config()
     body = model.num_parameters() - text.vocab_size * text.hidden_size
     head = 2 * text.vocab_size * text.hidden_size
@@ -102,8 +102,8 @@ def plan(config: Config) -> Estimate:
         rows_per_client=_least_and_most([len(held) for held in rows.clients.values()]),
         steps_per_round=_least_and_most([w.steps for w in work.values()]),
         tokens={arm: round(count) for arm, count in tokens.items()},
-        bytes_up=adapter.nbytes * rounds.cohort_size * config.federation.rounds,
-        bytes_down=adapter.nbytes * rounds.cohort_size * config.federation.rounds,
+        bytes_up=adapter.nbytes * rounds.asked * config.federation.rounds,
+        bytes_down=adapter.nbytes * rounds.asked * config.federation.rounds,
         memory_bytes=round(_memory(config, model, adapter.num_parameters, settings, dtype, text, slots)),
         disk_bytes=round(
             (min(max(2, config.checkpoints.keep) + 2, config.federation.rounds) + 1) * adapter.nbytes + 10e6

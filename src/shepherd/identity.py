@@ -16,7 +16,7 @@ from shepherd import __version__
 from shepherd.config import Config
 
 FILE = "identity.json"
-_FREE = {"config.run.out", "config.run.name", "config.checkpoints.keep"}
+_FREE = {"config.run.out", "config.run.name", "config.checkpoints.keep", "config.run.patience"}
 """Settings that a run may go on with changed: they move no number."""
 
 

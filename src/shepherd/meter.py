@@ -23,7 +23,7 @@ class Meter:
         self.tell, self.rounds = tell, config.federation.rounds
         length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
         cost = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
-        per_round = plan.cohort_size * float(np.mean(list(cost.values())))
+        per_round = plan.asked * float(np.mean(list(cost.values())))
         self.planned: Mapping[str, float] = {
             arm: tokens
             for arm, tokens in {

@@ -73,6 +73,10 @@ class Policy:
     max_weight: float = 1.0
     clock: Callable[[Work, int], float] | None = None
 
+    def ask(self, wanted: int) -> int:
+        """How many clients to ask so that `wanted` answer: (1 + over_select) · wanted, rounded up."""
+        return math.ceil(round((1 + self.over_select) * wanted, 9))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -94,6 +98,11 @@ class Plan:
     objective: Objective
     policy: Policy = Policy()
     gate: Callable[[], Gate] = Gate
+
+    @property
+    def asked(self) -> int:
+        """Clients that are asked in a round, over-selection included."""
+        return min(len(self.clients), self.policy.ask(self.cohort_size))
 
 
 @dataclass(frozen=True)
@@ -240,7 +249,7 @@ def _ask(
     number, policy = state.round + 1, plan.policy
     wanted = plan.cohort_size - len(asked.updates)
     eligible = [c for c in plan.clients if c not in asked.work and c not in state.quarantined]
-    size = min(len(eligible), math.ceil(round((1 + policy.over_select) * wanted, 9)))
+    size = min(len(eligible), policy.ask(wanted))
     if not size:
         return
     drawn = plan.select(eligible, size, stream(plan.seed, "select", number, *([draw] if draw else [])))
