@@ -15,7 +15,7 @@ from shepherd.errors import UsageError, did_you_mean
 KINDS: dict[str, tuple[str, str]] = {
     "partitioners": ("shepherd.data.partitioners", "partition.name"),
     "datasets": ("shepherd.data.builtins", "data.source = builtin:NAME"),
-    "selections": ("shepherd.clients.selection", "federation.selection"),
+    "selections": ("shepherd.clients.selection", "selection.name"),
     "methods": ("shepherd.server.methods", "federation.method"),
     "starts": ("shepherd.server.starts", "method.start"),
     "views": ("shepherd.server.views", "method.view"),
@@ -138,7 +138,12 @@ def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
     values = settings.config.model_dump()
     known = keys()
     run = settings.config
-    owners = {"partition": run.partition.name, "method": run.federation.method, "server": run.server.optimizer}
+    owners = {
+        "partition": run.partition.name,
+        "selection": run.selection.name,
+        "method": run.federation.method,
+        "server": run.server.optimizer,
+    }
     entries = [
         {
             "key": f"{table}.{name}",
