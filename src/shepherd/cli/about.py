@@ -46,10 +46,12 @@ def list_names(kind: str | None, as_json: bool) -> None:
     for position, (name, entries) in enumerate(found.items()):
         used = KINDS[name][1] if name in KINDS else "shepherd run NAME"
         click.echo(("\n" if position else "") + f"{name}  ({used})")
+        width = max([13, *(len(entry["name"]) for entry in entries)])
         for entry in entries:
             options = f" [{', '.join(entry['options'])}]" if entry["options"] else ""
-            text = textwrap.fill(f"{entry['about']}{options}", 100, initial_indent=" " * 16, subsequent_indent=" " * 16)
-            click.echo(f"  {entry['name']:<13} {text.strip()}")
+            indent = " " * (width + 3)
+            text = textwrap.fill(f"{entry['about']}{options}", 100, initial_indent=indent, subsequent_indent=indent)
+            click.echo(f"  {entry['name']:<{width}} {text.strip()}")
     if kind == "methods":
         _print_methods()
 
