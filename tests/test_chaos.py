@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 
 from shepherd import experiment
-from shepherd.clients.selection import build_selection
+from shepherd.clients.selection import selections
 from shepherd.engines.isolation import isolated
 from shepherd.engines.local import LocalEngine
 from shepherd.rng import stream
-from shepherd.plan import Plan, Policy
-from shepherd.round import RoundRecord, run_round
+from shepherd.round import Plan, Policy, RoundRecord, run_round
 from shepherd.server.aggregation import aggregators
 from shepherd.server.method import FactorMean
 from shepherd.types import (
@@ -147,7 +146,7 @@ def a_plan(seed: int, **changes: Any) -> Plan:
         seed=seed,
         clients=CLIENTS,
         cohort_size=8,
-        selection=build_selection("uniform"),
+        select=selections.build("uniform"),
         method=FactorMean(aggregators.build("fedit")),
         weights="examples",
         min_updates=2,

@@ -45,7 +45,7 @@ def plan(**changes) -> Plan:
         seed=0,
         clients=CLIENTS,
         cohort_size=3,
-        selection=build_selection("uniform"),
+        select=build_selection("uniform"),
         method=build_method("fedit"),
         weights="examples",
         min_updates=1,
@@ -338,17 +338,17 @@ TWICE = Draw(("a", "b", "c"), {"a": 0.5, "b": 0.25, "c": 0.25}, 4)
 def test_a_client_drawn_twice_of_four_times_is_trained_once_and_weighs_a_half():
     tasks: list[TrainTask] = []
     four = plan(cohort_size=4, clients=("a", "b", "c", "d"), sizes={"a": 9, "b": 1, "c": 1, "d": 1}, min_updates=4)
-    _, record = run_round(begin(), replace(four, selection=drawing(TWICE)), asked(tasks))
+    _, record = run_round(begin(), replace(four, select=drawing(TWICE)), asked(tasks))
     assert list(tasks[0].work) == ["a", "b", "c"]
     assert record.weights == {"a": 0.5, "b": 0.25, "c": 0.25}, "the rows of a client have no second say"
 
 
 def test_what_a_lost_client_would_have_weighed_goes_to_those_that_answered():
-    four = plan(cohort_size=4, selection=drawing(TWICE))
+    four = plan(cohort_size=4, select=drawing(TWICE))
     _, record = run_round(begin(), four, failing("b"))
     assert record.weights == pytest.approx({"a": 2 / 3, "c": 1 / 3})
     with pytest.raises(ClientError, match="2 usable updates, 3 needed"):
-        run_round(begin(), plan(cohort_size=4, selection=drawing(TWICE), min_updates=3), failing("a"))
+        run_round(begin(), plan(cohort_size=4, select=drawing(TWICE), min_updates=3), failing("a"))
 
 
 def test_with_wait_the_draws_of_a_round_add_up():
@@ -357,7 +357,7 @@ def test_with_wait_the_draws_of_a_round_add_up():
         clients=("a", "b", "c", "d"),
         cohort_size=4,
         min_updates=4,
-        selection=drawing(TWICE, second),
+        select=drawing(TWICE, second),
         policy=Policy(on_too_few="wait"),
         work=lambda client, number, first: Work(client, first, 1, (0.1, 0.1)),
     )
@@ -367,7 +367,7 @@ def test_with_wait_the_draws_of_a_round_add_up():
 
 def test_over_selection_by_size_counts_draws_in_the_order_of_arrival():
     policy = Policy(over_select=1.0, clock=lambda work, number: {"c": 1.0, "a": 2.0, "b": 3.0}[work.client])
-    _, record = run_round(begin(), plan(cohort_size=2, selection=drawing(TWICE), policy=policy), asked([]))
+    _, record = run_round(begin(), plan(cohort_size=2, select=drawing(TWICE), policy=policy), asked([]))
     assert record.late == ("b",) and record.weights == pytest.approx({"a": 2 / 3, "c": 1 / 3})
 
 
@@ -375,9 +375,9 @@ FIXED = Draw(("a", "b"), {"a": 0.5, "b": 1.0}, 2, fixed=True)
 
 
 def test_with_a_fixed_denominator_weights_stay_as_they_are_and_a_lost_client_leaves_its_part_at_the_start():
-    fixed = plan(selection=drawing(FIXED, fixed=True))
+    fixed = plan(select=drawing(FIXED, fixed=True))
     assert start_to_end(begin(0, 3.0), fixed, asked([])) == 1.5
-    fixed = plan(selection=drawing(FIXED, fixed=True))
+    fixed = plan(select=drawing(FIXED, fixed=True))
     state, record = run_round(begin(0, 3.0), fixed, failing("b"))
     assert record.weights == {"a": 0.5}
     np.testing.assert_allclose(state.model.adapter.factors["q"].A, 3.5)
@@ -386,7 +386,7 @@ def test_with_a_fixed_denominator_weights_stay_as_they_are_and_a_lost_client_lea
 
 @pytest.mark.parametrize("method", ["fedit", "fedex_lora", "fedmomentum", "flexlora", "ffa_lora"])
 def test_every_way_to_merge_takes_weights_that_do_not_sum_to_one(method):
-    fixed = plan(selection=drawing(FIXED, fixed=True), method=build_method(method))
+    fixed = plan(select=drawing(FIXED, fixed=True), method=build_method(method))
     state = ServerState(0, fixed.method.start(adapter(1.0), 0))
     sends = {"ffa_lora": ("q.B",)}.get(method, ("q.A", "q.B"))
 
@@ -406,7 +406,7 @@ def test_every_way_to_merge_takes_weights_that_do_not_sum_to_one(method):
 
 
 def test_a_round_in_which_nobody_is_drawn_is_skipped_and_the_next_one_goes_on():
-    empty = plan(selection=drawing(Draw((), {}, 0, fixed=True), FIXED, fixed=True))
+    empty = plan(select=drawing(Draw((), {}, 0, fixed=True), FIXED, fixed=True))
     before = begin(2, 1.0, cursors={"a": 7}, strikes={"b": 1})
     state, record = run_round(before, empty, asked([]))
     assert record.skipped and record.cohort == () and record.weights == {} and record.bytes_down == 0
@@ -417,7 +417,7 @@ def test_a_round_in_which_nobody_is_drawn_is_skipped_and_the_next_one_goes_on():
 
 
 def test_a_poisson_draw_larger_than_its_mean_is_counted_whole():
-    all_of_them = plan(cohort_size=1, selection=build_selection("poisson", {"q": 1.0}), sizes={"a": 1, "b": 1, "c": 2})
+    all_of_them = plan(cohort_size=1, select=build_selection("poisson", {"q": 1.0}), sizes={"a": 1, "b": 1, "c": 2})
     _, record = run_round(begin(), all_of_them, Answers(all_three))
     assert record.weights == {"a": 0.25, "b": 0.25, "c": 0.5} and record.late == ()
 
@@ -434,7 +434,7 @@ def test_a_selection_sees_those_that_may_be_asked_and_what_they_last_said():
     looking = plan(
         clients=("a", "b", "c", "d"),
         cohort_size=4,
-        selection=Selection(look),
+        select=Selection(look),
         policy=policy,
         work=lambda client, number, first: Work(client, first, 1, (0.1, 0.1)),
         sizes={"a": 1, "b": 2, "c": 3, "d": 4},
@@ -442,7 +442,7 @@ def test_a_selection_sees_those_that_may_be_asked_and_what_they_last_said():
     state, _ = run_round(begin(quarantined=("d",)), looking, failing("c"))
     assert pools[0] == Pool(1, ("a", "b", "c"), {"a": 1, "b": 2, "c": 3}, {"a": 1 / 6, "b": 2 / 6, "c": 3 / 6})
     assert state.history == {"a": Memory(1, 1.0, 1.0), "b": Memory(1, None, 9.0), "c": Memory(1, None, None)}
-    state, _ = run_round(state, replace(looking, weights="uniform", selection=Selection(look)), failing("a"))
+    state, _ = run_round(state, replace(looking, weights="uniform", select=Selection(look)), failing("a"))
     assert pools[1] == Pool(
         2, ("a", "b", "c"), {"a": 1, "b": 2, "c": 3}, dict.fromkeys("abc", 1 / 3),
         rounds=dict.fromkeys("abc", 1), losses={"a": 1.0}, seconds={"a": 1.0, "b": 9.0},
@@ -457,7 +457,7 @@ def test_another_client_changes_neither_the_seed_nor_the_share_nor_the_time_of_t
         tasks: list[TrainTask] = []
         state, policy = begin(), Policy(clock=lambda work, number: virtual_seconds(0, work, number))
         for _ in range(3):
-            state, _ = run_round(state, many(count, selection=build_selection("everyone"), policy=policy), asked(tasks))
+            state, _ = run_round(state, many(count, select=build_selection("everyone"), policy=policy), asked(tasks))
         return tasks
 
     for few, more in zip(tasks_of(3), tasks_of(4), strict=True):

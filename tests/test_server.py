@@ -249,7 +249,7 @@ def begin(number: int = 0, **changes) -> ServerState:
 
 def a_plan(clients, min_updates=1, weights="examples", rows=9, cohort=0) -> Plan:
     return Plan(
-        seed=0, clients=tuple(clients), cohort_size=cohort or len(clients), selection=build_selection("uniform"),
+        seed=0, clients=tuple(clients), cohort_size=cohort or len(clients), select=build_selection("uniform"),
         method=build_method("fedit"), weights=weights, min_updates=min_updates,
         work=lambda client, number, first: Work(client, first, rows, (0.2, 0.1)), rank=lambda client: R,
         objective=Objective(),

@@ -82,11 +82,11 @@ class Asked:
         They sum to one over the updates that count, but for those of a selection with a fixed denominator.
         """
         updates = self.counted
-        if plan.selection.fixed:
+        if plan.select.fixed:
             given = {c: w for draw in self.draws for c, w in (draw.weights or {}).items()}
             return {u.client: given[u.client] for u in updates}
         weights = update_weights(updates, plan.weights)
-        if plan.selection.weighs:
+        if plan.select.weighs:
             total = sum(self.times[u.client] for u in updates)
             weights = tuple(self.times[u.client] / total for u in updates)
         weights = capped(weights, plan.policy.max_weight)
@@ -125,7 +125,7 @@ def _draw_and_train(
     if not size:
         return
     again = [len(asked.draws)] if asked.draws else []
-    draw = plan.selection.draw(pool, size, stream(plan.seed, "select", number, *again))
+    draw = plan.select.draw(pool, size, stream(plan.seed, "select", number, *again))
     asked.draws.append(draw)
     asked.times |= {client: draw.times(client) for client in draw.clients}
     work = {client: plan.work(client, number, state.cursors.get(client, 0)) for client in draw.clients}

@@ -71,7 +71,7 @@ class Plan:
     seed: int
     clients: tuple[ClientId, ...]
     cohort_size: int
-    selection: Selection
+    select: Selection
     method: Method
     weights: str
     min_updates: int

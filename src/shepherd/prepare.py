@@ -287,7 +287,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         seed=config.run.seed,
         clients=clients,
         cohort_size=size,
-        selection=selection,
+        select=selection,
         method=replace(method, clients=len(rows.clients)),
         weights=federation.weights,
         min_updates=federation.min_updates,

@@ -14,11 +14,13 @@ from typing import Any
 
 from shepherd.asking import ask, remembered, shown, strikes_of
 from shepherd.clients.training import StepReport
-from shepherd.plan import Engine, Plan
+from shepherd.plan import Engine, Plan, Policy
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.traffic import bytes_down
 from shepherd.types import ClientId, ServerState
 from shepherd.updates.gate import update_norm
+
+__all__ = ["Engine", "Plan", "Policy", "RoundRecord", "notes", "run_round", "troubles"]
 
 
 @dataclass(frozen=True)
