@@ -45,7 +45,7 @@ def diagnostics(record: RunRecord, limits: Limits) -> Section:
             "cosine of two changes",
             [Line("mean", "s1", of("cosine_mean")), Line("least", "s2", of("cosine_min"))],
             "Between what two clients changed: 1 is the same direction, 0 has nothing in common, below 0 one undoes "
-            "what the other does. Falling lines are clients that drift apart.",
+            "what the other does. Falling lines are clients that drift apart. It takes two clients.",
         ),
         (
             "Effective rank",

@@ -197,6 +197,7 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
     rows = []
     for x in shown:
         line = logged.get(x, {})
+        counted = {} if line.get("skipped") else line
         low, high = (min(spread[x], default=None), max(spread[x], default=None)) if x in spread else (None, None)
         rows.append(
             [
@@ -206,8 +207,8 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
                 digits(dict(mean).get(x)),
                 f"{digits(low)} to {digits(high)}" if low is not None else ABSENT,
                 digits(mean_of((line.get("train_loss") or {}).values())),
-                _rates(line.get("learning_rate")),
-                significant(line.get("deviation")),
+                _rates(counted.get("learning_rate")),
+                significant(counted.get("deviation")),
             ]
         )
     table = Table(
