@@ -63,6 +63,8 @@ def write_run(
     seed: int = 0,
     overrides: tuple[str, ...] = (),
     finished: bool = True,
+    diagnostics: bool = True,
+    personal: bool = False,
 ) -> Path:
     """Write a run of `clients` × `rounds` into `folder`, which is returned; numbers follow from `seed`."""
     rng = random.Random(seed)
@@ -152,17 +154,38 @@ def write_run(
             out = {*missing, *(x["client"] for x in rejected)}
             good = [n for n in names if n not in out]
             seen = (every and r % every == 0) or r == rounds
-            lines.append({
-                "round": r, "cohort": list(names), "missing": missing, "rejected": rejected,
-                "weights": {n: 1 / len(good) for n in good},
-                "train_loss": {n: level[home[n]] - 0.1 * r for n in good},
-                "held_out_loss": dict(map(tuple, curves["federated"])).get(r) if seen else None,
-                "held_out_per_category": {c: level[c] - 0.1 * r for c in categories} if seen else None,
-                "steps": {n: 4 for n in good}, "examples": {n: 16 for n in good}, "tokens": {n: 812 for n in good},
-                "bytes_up": 921_600 * (len(names) - len(missing)), "bytes_down": 921_600 * len(names),
-                "seconds": {"train": 3.1 + r / 10, "aggregate": 0.012, "evaluate": 1.2 if seen else 0, "commit": 0.02},
-                "learning_rate": [5e-4, 4e-4], "deviation": 0.03 * r, "update_norm": {n: 0.5 for n in good},
-            })  # fmt: skip
+            lines.append(
+                {
+                    "round": r,
+                    "cohort": list(names),
+                    "missing": missing,
+                    "rejected": rejected,
+                    "weights": {n: 1 / len(good) for n in good},
+                    "train_loss": {n: level[home[n]] - 0.1 * r for n in good},
+                    "held_out_loss": dict(map(tuple, curves["federated"])).get(r) if seen else None,
+                    "held_out_per_category": {c: level[c] - 0.1 * r for c in categories} if seen else None,
+                    "steps": {n: 4 for n in good},
+                    "examples": {n: 16 for n in good},
+                    "tokens": {n: 812 for n in good},
+                    "bytes_up": 921_600 * (len(names) - len(missing)),
+                    "bytes_down": 921_600 * len(names),
+                    "seconds": {
+                        "train": 3.1 + r / 10,
+                        "aggregate": 0.012,
+                        "evaluate": 1.2 if seen else 0,
+                        "commit": 0.02,
+                    },
+                    "learning_rate": [5e-4, 4e-4],
+                    "deviation": 0.03 * r,
+                    "update_norm": {n: 0.5 for n in good},
+                }
+            )
+            if diagnostics:
+                lines[-1]["diagnostics"] = {
+                    "deviation": 0.03 * r, "cosine_mean": 0.4 - 0.01 * r, "cosine_min": 0.1 - 0.05 * r,
+                    "effective_rank": 3 + 0.2 * r, "energy_at_rank": 1 - 0.01 * r, "subspace_move": 0.3 / r,
+                    "increment_norm": {n: 0.5 + 0.01 * i for i, n in enumerate(good)}, "modules": 60,
+                }  # fmt: skip
         (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if not finished:
         return folder
@@ -171,6 +194,10 @@ def write_run(
     _write(folder / "evaluation" / "metrics.json", {
         "held_out_rows": 10 * len(categories), "held_out_tokens": 515 * len(categories),
         "arms": measured, "curves": curves, "differences": differences,
+        **({"personal": {n: {
+            "base": level[home[n]], "local": level[home[n]] - 0.2, "global": level[home[n]] - 0.3,
+            "personal": level[home[n]] - 0.3 + rng.gauss(-0.05, 0.06), "rows": 10,
+        } for n in names}} if personal else {}),
     })  # fmt: skip
     if generate:
         with (folder / "evaluation" / "generations.jsonl").open("w", encoding="utf-8") as file:

@@ -225,3 +225,24 @@ def test_19_a_client_whose_update_is_not_finite_is_named_with_round_and_reason(s
     data = write("x.jsonl", ROWS)
     outcome = shell("run", "--data", data, "--model", model, "--set", "training.learning_rate=1e38")
     tells(outcome, 6, "round 1", "0 usable updates, 1 needed", "client-000", "not finite", "training.learning_rate")
+
+
+def test_6_a_selection_and_its_options_are_checked_with_everything_else(shell, tmp_path):
+    tells(shell("check", "--set", "selection.name=posson"), 2, "unknown selection: 'posson'", "'poisson'?", "oort")
+    outcome = shell("check", "--set", "selection.name=poisson", "--set", "selection.p=0.1", "--set", "lora.r=0")
+    tells(outcome, 2, "2 problems", "selection 'poisson' has no option 'p'", "Its options: q", "lora.r")
+    tells(shell("run", "--set", "federation.selection=poisson"), 2, "Did you mean 'selection.name'?")
+    tells(shell("check", "--set", "selection.name=availability", "--set", f"selection.trace={tmp_path / 'x'}"), 2,
+          "availability trace not found")  # fmt: skip
+
+
+def test_7_settings_that_make_no_sense_with_a_selection_are_all_named_with_what_would(shell):
+    outcome = shell(
+        "check", "--set", "selection.name=poisson", "--set", "federation.weights=tokens",
+        "--set", "federation.over_select=0.5", "--set", "federation.method=hetlora",
+    )  # fmt: skip
+    tells(
+        outcome, 2, "3 problems", 'selection.name = "poisson" and federation.weights = "tokens" do not fit',
+        'set federation.weights = "examples" or "uniform"', "federation.over_select = 0.5 do not fit",
+        'method.weigh = "product_norm" do not fit', 'set method.weigh = "given"',
+    )  # fmt: skip

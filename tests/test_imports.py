@@ -34,11 +34,13 @@ MAY_IMPORT = {
     "data": GROUND,
     "model": GROUND,
     **{room: GROUND | DATA_AND_MODEL for room in ROOMS},
-    "round": MIDDLE,
+    "plan": MIDDLE,
+    "asking": MIDDLE | {"plan"},
+    "round": MIDDLE | {"plan", "asking"},
     "engines": MIDDLE,
     "report": BOTTOM,
-    **{part: MIDDLE | {"round", "engines", "report"} | RUN for part in RUN},
-    **{part: MIDDLE | {"round", "engines", "report"} | RUN | COMMANDS for part in COMMANDS},
+    **{part: MIDDLE | {"plan", "round", "engines", "report"} | RUN for part in RUN},
+    **{part: MIDDLE | {"plan", "round", "engines", "report"} | RUN | COMMANDS for part in COMMANDS},
 }
 HEAVY = ("torch", "transformers", "peft", "datasets")
 

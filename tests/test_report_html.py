@@ -62,18 +62,22 @@ def test_the_page_of_a_run_holds_every_section_in_order(tmp_path):
     check(parsed)
     order = [a.get("id") for a in parsed.having("section")]
     assert order == [
-        "headline", "budget", "rounds", "clients", "categories", "division", "traffic", "time", "participation",
-        "samples", "data", "privacy", "settings",
+        "headline", "budget", "rounds", "diagnostics", "clients", "categories", "division", "traffic", "time",
+        "participation", "samples", "data", "privacy", "settings",
     ]  # fmt: skip
 
 
 def test_every_picture_has_a_table_after_it_and_a_caption(tmp_path):
     parsed = page(write_run(tmp_path / "demo"))
     names = [name for name, _ in parsed.tags if name in ("figure", "table", "figcaption")]
-    assert names.count("figure") == names.count("figcaption") == 9
-    for i, name in enumerate(names):
-        if name == "figure":
-            assert names[i + 1 : i + 3] == ["figcaption", "table"]
+    assert names.count("figure") == names.count("figcaption") == 15
+    small = [
+        i for i, (_, attributes) in enumerate(f for f in parsed.tags if f[0] == "figure") if attributes.get("class")
+    ]
+    assert small == [2, 3, 4, 5, 6, 7], "the six small ones share one table"
+    figures = [i for i, name in enumerate(names) if name == "figure"]
+    for number, i in enumerate(figures):
+        assert names[i + 1 : i + 3] == ["figcaption", "figure" if number in small[:-1] else "table"]
 
 
 def test_the_figures_of_the_run_are_on_the_page(tmp_path):
@@ -203,7 +207,90 @@ def test_late_ignored_and_quarantined_clients_and_skipped_rounds_are_told(tmp_pa
     parsed = page(run)
     check(parsed)
     for text in ("1 late", "after the deadline or enough others", "duplicate", "asked no more from here on",
-                 "so the model stayed as it was: 3."):  # fmt: skip
+                 "so the model stayed as it was, in round 3."):  # fmt: skip
+        assert text in parsed.text, text
+
+
+def test_the_diagnostics_of_each_round_are_drawn_and_a_skipped_round_leaves_a_gap(tmp_path):
+    run = write_run(tmp_path / "demo", rounds=4)
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    lines[1] |= {"skipped": True, "diagnostics": {}, "deviation": 0.0, "update_norm": {}}
+    lines[3]["diagnostics"] |= {"cosine_mean": None, "cosine_min": None}  # one client alone
+    (run / "rounds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    parsed = page(run)
+    check(parsed)
+    for text in ("Inside the rounds", "Effective rank", "Rounds that were skipped leave a gap: 2.", "over 60 modules"):
+        assert text in parsed.text, text
+    assert "<desc>lost ends at 0.120</desc>" in parsed.source.replace(".</desc>", "</desc>")
+    gap = parsed.source.split("<title>Deviation per round</title>")[1].split("</svg>")[0]
+    assert gap.count("<circle") == 4 and gap.count("<polyline") == 2, (
+        "three rounds and the mark of the name; two pieces"
+    )
+
+
+def test_a_run_from_before_the_diagnostics_shows_what_it_has(tmp_path):
+    run = write_run(tmp_path / "demo", diagnostics=False)
+    config = (run / "config.toml").read_text()
+    config = re.sub(r"\[(selection|server|method)\]\n(.+\n)*", "", config)
+    config = config.replace('method = "fedit"', 'selection = "uniform"\naggregation = "fedit"')
+    (run / "config.toml").write_text(config)
+    parsed = page(run)
+    check(parsed)
+    assert "method fedit" in parsed.text and "selection uniform" in parsed.text and "Personal models" not in parsed.text
+    assert "Size of the changes" in parsed.text and "Effective rank" not in parsed.text
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    bare = [{"round": line["round"], "cohort": line["cohort"]} for line in lines]
+    (run / "rounds.jsonl").write_text("\n".join(map(json.dumps, bare)))
+    parsed = page(run)
+    check(parsed)
+    assert "No diagnostics were recorded" in parsed.text
+
+
+def test_the_facts_name_method_server_and_selection(tmp_path):
+    settings = ("federation.method=ffa_lora", "server.optimizer=fedadam", "selection.name=oort")
+    text = page(write_run(tmp_path / "demo", overrides=settings)).text
+    assert "method ffa_lora" in text and "server fedadam" in text and "selection oort" in text
+
+
+def test_personal_models_say_who_gains_and_who_loses(tmp_path):
+    run = write_run(tmp_path / "demo", clients=("ann", "bob", "<b>cy</b>"), personal=True)
+
+    def edit(metrics):
+        metrics["personal"] = {
+            "ann": {"base": 3.0, "local": 2.5, "global": 2.4, "personal": 2.0, "rows": 7},
+            "bob": {"base": 3.0, "local": {"loss": 2.0}, "global": {"loss": 2.1}, "personal": {"loss": 2.3}},
+            "<b>cy</b>": {"personal": 1.9, "global": None},
+        }
+
+    change(run / "evaluation/metrics.json", edit)
+    parsed = page(run)
+    check(parsed)
+    text = parsed.text
+    assert (
+        "Against the global model, the personal model has a lower loss for 1 of 2 clients. It is worse for bob." in text
+    )
+    assert "Against the client trained alone, the personal model has a lower loss for 1 of 2 clients." in text
+    assert "\u22120.400" in text and "+0.200" in text and "<b>cy</b>" in text
+    change(run / "evaluation/metrics.json", lambda metrics: metrics.update(personal={"ann": 3}))
+    with pytest.raises(DataError, match=r"personal\.ann: expected a table"):
+        write_report(run)
+
+
+def test_participation_counts_draws_codes_and_rounds_in_which_nobody_was_drawn(tmp_path):
+    run = write_run(tmp_path / "demo", rounds=3, overrides=("selection.name=poisson",))
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    lines[2] |= {"cohort": [], "skipped": True, "weights": {}, "diagnostics": {}}
+    lines[0]["cohort"] = lines[0]["cohort"][1:]
+    lines[0]["rejected"] = [{"client": lines[0]["cohort"][0], "code": "non-finite", "detail": ""}]
+    (run / "rounds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    parsed = page(run)
+    check(parsed)
+    for text in (
+        "With the selection poisson each client was drawn 1 to 2 times in 3 rounds.",
+        "Unusable answers by code",
+        "Nobody was drawn, so the model stayed as it was, in round 3.",
+        "non-finite rejected 2 1 client-001",
+    ):
         assert text in parsed.text, text
 
 

@@ -96,6 +96,30 @@ def test_it_says_where_it_goes_on_and_trains_only_what_is_left(config, whole, tm
     assert fractions[0] > 0.2 and fractions == sorted(fractions) and fractions[-1] == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    "selection",
+    [
+        ("selection.name=power_of_choice", "federation.clients_per_round=3"),
+        ("selection.name=oort", "federation.clients_per_round=3", "federation.deadline=1.5"),
+        ("selection.name=poisson", "federation.fraction=0.2"),
+    ],
+)
+def test_who_is_asked_after_a_stop_is_who_would_have_been_asked(small_config, tmp_path, selection):
+    config = small_config("federation.rounds=6", "evaluation.arms=base,federated", "evaluation.generate=0", *selection)
+    whole = experiment.run(config, out_dir=tmp_path / "whole")
+    folder = stopped(config, tmp_path / "stopped", after_round(3))
+    run = experiment.resume(folder)
+    cohorts = [
+        [
+            (json.loads(line)["cohort"], json.loads(line)["late"])
+            for line in (path / "rounds.jsonl").read_text().splitlines()
+        ]
+        for path in (whole.path, folder)
+    ]
+    assert cohorts[0] == cohorts[1] and len({str(asked) for asked in cohorts[0]}) > 3
+    assert run.summary["adapter_sha256"] == whole.summary["adapter_sha256"]
+
+
 def test_a_baseline_that_had_finished_is_not_trained_again(config, whole, tmp_path):
     generating = lambda event: event["event"] == "phase" and event["phase"] == "generate"  # noqa: E731
     folder, events = stopped(config, tmp_path, generating), []

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shepherd.clients.arrival import virtual_seconds
-from shepherd.clients.selection import selections
+from shepherd.clients.selection import Draw, Pool, Selection, build_selection
 from shepherd.errors import ClientError
-from shepherd.round import Plan, Policy, run_round
+from shepherd.plan import Plan, Policy
+from shepherd.round import run_round
 from shepherd.server.methods import build_method
 from shepherd.server.weights import capped
 from shepherd.types import (
@@ -21,6 +22,7 @@ from shepherd.types import (
     ClientUpdate,
     Factors,
     GlobalModel,
+    Memory,
     Objective,
     ServerState,
     TrainTask,
@@ -43,7 +45,7 @@ def plan(**changes) -> Plan:
         seed=0,
         clients=CLIENTS,
         cohort_size=3,
-        select=selections.build("uniform"),
+        select=build_selection("uniform"),
         method=build_method("fedit"),
         weights="examples",
         min_updates=1,
@@ -321,3 +323,153 @@ def test_a_client_that_claims_all_the_examples_of_the_world_weighs_no_more_than_
 
     _, record = run_round(begin(), plan(policy=Policy(max_weight=0.5)), Answers(answer))
     assert record.weights["a"] == 0.5
+
+
+# Selections with weights of their own, and memory
+
+
+def drawing(*draws: Draw, **changes) -> Selection:
+    """A selection that gives these draws, one after another."""
+    left = list(draws)
+    return replace(Selection(lambda pool, size, rng: left.pop(0), weighs=True), **changes)
+
+
+def start_to_end(state: ServerState, plan: Plan, engine) -> float:
+    """How far a round moved A, whose updates are 1 for each client."""
+    after, _ = run_round(state, plan, engine)
+    moved = after.model.adapter.factors["q"].A - state.model.adapter.factors["q"].A
+    assert np.ptp(moved) == 0
+    return float(moved.flat[0])
+
+
+TWICE = Draw(("a", "b", "c"), {"a": 0.5, "b": 0.25, "c": 0.25}, 4)
+
+
+def test_a_client_drawn_twice_of_four_times_is_trained_once_and_weighs_a_half():
+    tasks: list[TrainTask] = []
+    four = plan(cohort_size=4, clients=("a", "b", "c", "d"), sizes={"a": 9, "b": 1, "c": 1, "d": 1}, min_updates=4)
+    _, record = run_round(begin(), replace(four, select=drawing(TWICE)), asked(tasks))
+    assert list(tasks[0].work) == ["a", "b", "c"]
+    assert record.weights == {"a": 0.5, "b": 0.25, "c": 0.25}, "the rows of a client have no second say"
+
+
+def test_what_a_lost_client_would_have_weighed_goes_to_those_that_answered():
+    four = plan(cohort_size=4, select=drawing(TWICE))
+    _, record = run_round(begin(), four, failing("b"))
+    assert record.weights == pytest.approx({"a": 2 / 3, "c": 1 / 3})
+    with pytest.raises(ClientError, match="2 usable updates, 3 needed"):
+        run_round(begin(), plan(cohort_size=4, select=drawing(TWICE), min_updates=3), failing("a"))
+
+
+def test_with_wait_the_draws_of_a_round_add_up():
+    second = Draw(("d",), {"d": 1.0}, 2)
+    waits = plan(
+        clients=("a", "b", "c", "d"),
+        cohort_size=4,
+        min_updates=4,
+        select=drawing(TWICE, second),
+        policy=Policy(on_too_few="wait"),
+        work=lambda client, number, first: Work(client, first, 1, (0.1, 0.1)),
+    )
+    _, record = run_round(begin(), waits, failing("a"))
+    assert record.weights == {"b": 0.25, "c": 0.25, "d": 0.5}
+
+
+def test_over_selection_by_size_counts_draws_in_the_order_of_arrival():
+    policy = Policy(over_select=1.0, clock=lambda work, number: {"c": 1.0, "a": 2.0, "b": 3.0}[work.client])
+    _, record = run_round(begin(), plan(cohort_size=2, select=drawing(TWICE), policy=policy), asked([]))
+    assert record.late == ("b",) and record.weights == pytest.approx({"a": 2 / 3, "c": 1 / 3})
+
+
+FIXED = Draw(("a", "b"), {"a": 0.5, "b": 1.0}, 2, fixed=True)
+
+
+def test_with_a_fixed_denominator_weights_stay_as_they_are_and_a_lost_client_leaves_its_part_at_the_start():
+    fixed = plan(select=drawing(FIXED, fixed=True))
+    assert start_to_end(begin(0, 3.0), fixed, asked([])) == 1.5
+    fixed = plan(select=drawing(FIXED, fixed=True))
+    state, record = run_round(begin(0, 3.0), fixed, failing("b"))
+    assert record.weights == {"a": 0.5}
+    np.testing.assert_allclose(state.model.adapter.factors["q"].A, 3.5)
+    assert np.isfinite(record.deviation) and record.diagnostics["cosine_mean"] is None
+
+
+@pytest.mark.parametrize("method", ["fedit", "fedex_lora", "fedmomentum", "flexlora", "ffa_lora"])
+def test_every_way_to_merge_takes_weights_that_do_not_sum_to_one(method):
+    fixed = plan(select=drawing(FIXED, fixed=True), method=build_method(method))
+    state = ServerState(0, fixed.method.start(adapter(1.0), 0))
+    sends = {"ffa_lora": ("q.B",)}.get(method, ("q.A", "q.B"))
+
+    def answer(task):
+        found = [update(client, task, 0.0) for client in task.work]
+        return [replace(u, delta={name: u.delta[name] for name in sends}) for u in found]
+
+    after, record = run_round(state, fixed, Answers(answer))
+    assert sum(record.weights.values()) == 1.5
+
+    def effective(model):
+        pair, rest = model.adapter.factors["q"], model.remainder.get("q")
+        return model.adapter.scale * pair.B @ pair.A + (rest.L @ rest.R if rest else 0.0)
+
+    # E' = E + Σ c (E_k − E), and nobody moved.
+    np.testing.assert_allclose(effective(after.model), effective(state.model), atol=1e-6)
+
+
+def test_a_round_in_which_nobody_is_drawn_is_skipped_and_the_next_one_goes_on():
+    empty = plan(select=drawing(Draw((), {}, 0, fixed=True), FIXED, fixed=True))
+    before = begin(2, 1.0, cursors={"a": 7}, strikes={"b": 1})
+    state, record = run_round(before, empty, asked([]))
+    assert record.skipped and record.cohort == () and record.weights == {} and record.bytes_down == 0
+    assert state.model is before.model and state.round == 3
+    assert (state.cursors, state.strikes, state.history) == ({"a": 7}, {"b": 1}, {})
+    state, record = run_round(state, empty, asked([]))
+    assert not record.skipped and record.cohort == ("a", "b")
+
+
+def test_a_poisson_draw_larger_than_its_mean_is_counted_whole():
+    all_of_them = plan(cohort_size=1, select=build_selection("poisson", {"q": 1.0}), sizes={"a": 1, "b": 1, "c": 2})
+    _, record = run_round(begin(), all_of_them, Answers(all_three))
+    assert record.weights == {"a": 0.25, "b": 0.25, "c": 0.5} and record.late == ()
+
+
+def test_a_selection_sees_those_that_may_be_asked_and_what_they_last_said():
+    pools: list[Pool] = []
+
+    def look(pool, size, rng):
+        pools.append(pool)
+        return Draw(pool.clients)
+
+    seconds = {"a": 1.0, "b": 9.0, "c": 2.0, "d": 3.0}
+    policy = Policy(deadline=5.0, clock=lambda work, number: number * seconds[work.client])
+    looking = plan(
+        clients=("a", "b", "c", "d"),
+        cohort_size=4,
+        select=Selection(look),
+        policy=policy,
+        work=lambda client, number, first: Work(client, first, 1, (0.1, 0.1)),
+        sizes={"a": 1, "b": 2, "c": 3, "d": 4},
+    )
+    state, _ = run_round(begin(quarantined=("d",)), looking, failing("c"))
+    assert pools[0] == Pool(1, ("a", "b", "c"), {"a": 1, "b": 2, "c": 3}, {"a": 1 / 6, "b": 2 / 6, "c": 3 / 6})
+    assert state.history == {"a": Memory(1, 1.0, 1.0), "b": Memory(1, None, 9.0), "c": Memory(1, None, None)}
+    state, _ = run_round(state, replace(looking, weights="uniform", select=Selection(look)), failing("a"))
+    assert pools[1] == Pool(
+        2, ("a", "b", "c"), {"a": 1, "b": 2, "c": 3}, dict.fromkeys("abc", 1 / 3),
+        rounds=dict.fromkeys("abc", 1), losses={"a": 1.0}, seconds={"a": 1.0, "b": 9.0},
+    )  # fmt: skip
+    assert state.history == {"a": Memory(2, 1.0, 1.0), "b": Memory(2, None, 18.0), "c": Memory(2, 1.0, 4.0)}
+    run_round(state, replace(looking, weights="tokens"), asked([]))
+    assert pools[2].shares == {} and pools[2].losses == {"a": 1.0, "c": 1.0}
+
+
+def test_another_client_changes_neither_the_seed_nor_the_share_nor_the_time_of_those_there_were():
+    def tasks_of(count: int) -> list[TrainTask]:
+        tasks: list[TrainTask] = []
+        state, policy = begin(), Policy(clock=lambda work, number: virtual_seconds(0, work, number))
+        for _ in range(3):
+            state, _ = run_round(state, many(count, select=build_selection("everyone"), policy=policy), asked(tasks))
+        return tasks
+
+    for few, more in zip(tasks_of(3), tasks_of(4), strict=True):
+        assert few.seed == more.seed and few.round == more.round
+        assert {c: more.work[c] for c in few.work} == few.work

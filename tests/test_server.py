@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shepherd.clients.selection import selections
+from shepherd.clients.selection import build_selection
 from shepherd.errors import ClientError
-from shepherd.round import Plan, run_round
+from shepherd.plan import Plan
+from shepherd.round import run_round
 from shepherd.server import diagnostics
 from shepherd.server.aggregation import update_weights
 from shepherd.server.diagnostics import diagnose, subspace_move
@@ -248,7 +249,7 @@ def begin(number: int = 0, **changes) -> ServerState:
 
 def a_plan(clients, min_updates=1, weights="examples", rows=9, cohort=0) -> Plan:
     return Plan(
-        seed=0, clients=tuple(clients), cohort_size=cohort or len(clients), select=selections.build("uniform"),
+        seed=0, clients=tuple(clients), cohort_size=cohort or len(clients), select=build_selection("uniform"),
         method=build_method("fedit"), weights=weights, min_updates=min_updates,
         work=lambda client, number, first: Work(client, first, rows, (0.2, 0.1)), rank=lambda client: R,
         objective=Objective(),

@@ -17,13 +17,15 @@ from shepherd.model.adapter import load_adapter
 from shepherd.state import load_state, save_state, state_files
 from shepherd.store import Disk
 from shepherd.tensors import from_file, to_bytes
-from shepherd.types import Adapter, Factors, GlobalModel, ServerState
+from shepherd.types import Adapter, Factors, GlobalModel, Memory, ServerState
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "uint64", "bool")
 ARRAY = st.sampled_from(DTYPES).flatmap(lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=0, min_side=0)))
 NAMES = st.text(max_size=8) | st.sampled_from(
     ["", "a/b", "a", "b/c", "..", "%2F", "A.B", "é\u2028", "\ud800", "__metadata__"]
 )
+FINITE = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+MEMORIES = st.builds(Memory, st.integers(0, 10**6), FINITE, FINITE)
 MODULES = st.lists(st.sampled_from(["h.1.mlp", "h.0.attn", "h.10.attn", "lm_head"]), unique=True, min_size=1)
 
 
@@ -51,6 +53,7 @@ def states(draw) -> ServerState:
         clients,
         draw(counts),
         tuple(draw(st.lists(NAMES, unique=True, max_size=3))),
+        draw(st.dictionaries(NAMES, MEMORIES, max_size=3)),
     )
 
 
@@ -71,7 +74,7 @@ def everything(state: ServerState) -> list:
         state.round, sorted(state.cursors.items()), sorted(state.strikes.items()), state.quarantined,
         bits({m: tuple(pair) for m, pair in adapter.factors.items()}), adapter.r, adapter.alpha, adapter.rslora,
         adapter.base_digest, bits({m: (x.L, x.R) for m, x in model.remainder.items()}), bits(model.memory),
-        bits(dict(sorted(state.clients.items()))),
+        bits(dict(sorted(state.clients.items()))), sorted(state.history.items(), key=lambda item: item[0]),
     ]  # fmt: skip
 
 
@@ -96,7 +99,11 @@ def test_equal_states_have_equal_files_in_whatever_order_their_clients_came(stat
         return dict(items)
 
     other = replace(
-        state, cursors=shuffled(state.cursors), clients=shuffled(state.clients), strikes=shuffled(state.strikes)
+        state,
+        cursors=shuffled(state.cursors),
+        clients=shuffled(state.clients),
+        strikes=shuffled(state.strikes),
+        history=shuffled(state.history),
     )
     assert state_files(other, base_name="b") == state_files(state, base_name="b")
     assert state_files(other, base_name="c") != state_files(state, base_name="b")
@@ -125,6 +132,7 @@ def test_a_bit_of_any_array_or_count_changes_the_files():
     files = state_files(state, base_name="b")
     changes = [
         replace(state, round=8), replace(state, cursors={"a": 4}), replace(state, strikes={}),
+        replace(state, history={"a": Memory(1, 2.5)}),
         replace(state, quarantined=()), replace(state, clients={**state.clients, "d": {}}),
         replace(state, clients={**state.clients, "a": {**state.clients["a"], "x": np.full((), 0.0)}}),
         replace(state, model=replace(state.model, memory={"h.0.A.momentum": np.arange(2.0, dtype=np.float32)})),

@@ -122,8 +122,6 @@ class PartitionTable(Table):
 class FederationTable(Table):
     rounds: int = Field(3, ge=1)
     """Communication rounds."""
-    selection: str = "uniform"
-    """How the cohort of a round is drawn: uniform (without replacement)."""
     clients_per_round: int = Field(0, ge=0)
     """Size of the cohort; 0 uses `fraction`."""
     fraction: float = Field(1.0, gt=0, le=1)
@@ -156,6 +154,18 @@ class FederationTable(Table):
         if cohort and least > cohort:
             raise ValueError(f"federation.min_updates = {least} is more than federation.clients_per_round = {cohort}")
         return self
+
+
+class SelectionTable(Table):
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str = "uniform"
+    """uniform, size_weighted, poisson, everyone, power_of_choice, oort, availability, or `module:function`. Other keys
+    are its options; `shepherd list selections` shows them."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
 
 class MethodTable(Table):
@@ -193,6 +203,8 @@ class ObjectiveTable(Table):
 class TrainingTable(Table):
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of the local optimizer."""
+    min_learning_rate: float = Field(0.0, ge=0)
+    """Where a linear or cosine schedule ends; it never goes below."""
     batch_size: int = Field(4, ge=1)
     """Rows of one client in one optimizer step."""
     local_steps: int = Field(0, ge=0)
@@ -211,10 +223,13 @@ class TrainingTable(Table):
     """Each client's gradient is clipped to this norm; 0 turns clipping off."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the learning rate after the warm-up."""
-    schedule_over: Literal["run", "round"] = "run"
-    """`run`: one schedule over all rounds. `round`: it starts anew in each round."""
+    schedule_over: Literal["run", "round", "rounds"] = "run"
+    """`run`: one schedule over the steps of all rounds. `round`: it starts anew in each round. `rounds`: one rate for
+    all steps of a round, the schedule over rounds."""
     warmup_steps: int = Field(0, ge=0)
     """Linear warm-up at the start of the schedule, in optimizer steps."""
+    warmup_rounds: int = Field(0, ge=0)
+    """Linear warm-up in rounds, with schedule_over = "rounds"."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     tokens_per_pass: int = Field(0, ge=0)
@@ -222,6 +237,27 @@ class TrainingTable(Table):
     on it."""
     clients_at_once: int = Field(0, ge=0)
     """Clients trained together; 0 picks by memory. Results do not depend on it."""
+
+    @model_validator(mode="after")
+    def _schedule_holds(self) -> TrainingTable:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"training.min_learning_rate = {self.min_learning_rate:g} is more than training.learning_rate = "
+                f"{self.learning_rate:g}"
+            )
+        if self.min_learning_rate and self.schedule == "constant":
+            raise ValueError('training.min_learning_rate needs training.schedule = "linear" or "cosine"')
+        if self.schedule_over == "rounds" and self.warmup_steps:
+            raise ValueError(
+                'training.warmup_steps does not fit training.schedule_over = "rounds", where the rate is constant '
+                "inside a round: set training.warmup_rounds"
+            )
+        if self.schedule_over != "rounds" and self.warmup_rounds:
+            raise ValueError(
+                f'training.warmup_rounds needs training.schedule_over = "rounds", got "{self.schedule_over}": set '
+                "training.warmup_steps"
+            )
+        return self
 
 
 class EvaluationTable(Table):
@@ -253,6 +289,7 @@ class Config(Table):
     data: DataTable = DataTable()
     partition: PartitionTable = PartitionTable()
     federation: FederationTable = FederationTable()
+    selection: SelectionTable = SelectionTable()
     method: MethodTable = MethodTable()
     server: ServerTable = ServerTable()
     training: TrainingTable = TrainingTable()
@@ -273,6 +310,7 @@ class Config(Table):
 
 _OPTIONS_OF = (
     ("partition", "name", "partition", "clients", PartitionTable().name),
+    ("selection", "name", "selection", "", SelectionTable().name),
     ("federation", "method", "method", "", FederationTable().method),
     ("server", "optimizer", "server", "", ServerTable().optimizer),
 )
@@ -331,8 +369,8 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
 def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
     """Lay (origin, settings) layers on each other, later ones win: the settings, and {dotted key: origin}.
 
-    A layer that names another partitioner, method or server optimizer starts from its own defaults: options that an
-    earlier layer gave to the former one are dropped (the number of clients is kept).
+    A layer that names another partitioner, selection, method or server optimizer starts from its own defaults: options
+    that an earlier layer gave to the former one are dropped (the number of clients is kept).
     """
     settings: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -525,6 +563,8 @@ def _unknown(location: list[str], value: Any) -> str:
     key = ".".join(location)
     if elsewhere:
         return f"unknown key {key!r}. Did you mean {' or '.join(map(repr, elsewhere))}?"
+    if own := [k for k in known if k.startswith(f"{location[-1]}.")]:  # the name of a table of its own
+        return f"unknown key {key!r}. Did you mean {own[0]!r}?"
     in_table = [k for k in known if k.startswith(f"{location[0]}.")]
     return f"unknown key {key!r}.{_nearest_key(location[-1], in_table) or _nearest_key(location[-1], known)}"
 

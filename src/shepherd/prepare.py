@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from shepherd.clients.arrival import virtual_seconds
 from shepherd.clients.schedule import learning_rates
-from shepherd.clients.selection import cohort_size, selections
+from shepherd.clients.selection import Selection, build_selection, cohort_size, misfits
 from shepherd.clients.training import LocalTraining
 from shepherd.config import Config, LoraTable, TrainingTable
 from shepherd.data.audit import Audit, audit
@@ -29,7 +29,7 @@ from shepherd.model.base import Base, load_base, pick_targets
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
 from shepherd.model.threads import use_threads
-from shepherd.round import Plan, Policy
+from shepherd.plan import Plan, Policy
 from shepherd.server.method import Method
 from shepherd.server.methods import build_method, check_ranks
 from shepherd.types import Adapter, ClientId, Example, Objective, Partition, Tokens, Work
@@ -206,11 +206,13 @@ def rates(config: Config, steps: int, round_number: int) -> tuple[float, ...]:
     return learning_rates(
         t.learning_rate,
         steps,
+        least=t.min_learning_rate,
         schedule=t.schedule,
         over=t.schedule_over,
         round_index=round_number - 1,
         rounds=config.federation.rounds,
         warmup_steps=t.warmup_steps,
+        warmup_rounds=t.warmup_rounds,
     )
 
 
@@ -226,6 +228,28 @@ def prepare_method(config: Config) -> Method:
             hint='set method.weigh = "given", or leave federation.max_weight at 1',
         )
     return method
+
+
+def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, ...]) -> tuple[Selection, int]:
+    """Who is asked, and how many a round asks (on average). Raises UsageError for misfits, all at once."""
+    federation = config.federation
+    selection = build_selection(config.selection.name, config.selection.options)
+    problems = misfits(
+        selection,
+        weights=federation.weights,
+        clients_per_round=federation.clients_per_round,
+        fraction=federation.fraction,
+        min_updates=federation.min_updates,
+        on_too_few=federation.on_too_few,
+        over_select=federation.over_select,
+        max_weight=federation.max_weight,
+        own_weighing=method.pieces.weigh.name if method.pieces.weigh.own else "",
+    )
+    if problems:
+        raise UsageError("\n".join(problems))
+    size = cohort_size(len(clients), federation.clients_per_round, federation.fraction)
+    selection.check(clients, size)
+    return selection, selection.cohort(len(clients), size)
 
 
 def client_ranks(lora: LoraTable, clients: Sequence[ClientId]) -> dict[ClientId, int]:
@@ -270,11 +294,13 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         count, steps = share(len(rows.clients[client]), config.training)
         return Work(client, first_row, count, rates(config, steps, round_number))
 
+    clients = tuple(sorted(rows.clients))
+    selection, size = prepare_selection(config, method, clients)
     return Plan(
         seed=config.run.seed,
-        clients=tuple(sorted(rows.clients)),
-        cohort_size=cohort_size(len(rows.clients), federation.clients_per_round, federation.fraction),
-        select=selections.build(federation.selection),
+        clients=clients,
+        cohort_size=size,
+        select=selection,
         method=replace(method, clients=len(rows.clients)),
         weights=federation.weights,
         min_updates=federation.min_updates,
@@ -290,6 +316,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
             max_weight=federation.max_weight,
             clock=lambda work, number: virtual_seconds(config.run.seed, work, number),
         ),
+        sizes={client: len(rows.clients[client]) for client in clients},
         gate=partial(Gate, Limits(norm=federation.max_update_norm), run=config.run.name),
     )
 

@@ -2,7 +2,7 @@
 
     adapter_config.json, adapter_model.safetensors   the global adapter, a PEFT folder that any tool can load
     state.safetensors                                remainder/<module>/L, memory/<name>, clients/<client>/<name>, …
-    state.json                                       round, cursors, strikes, quarantined, and the order of the names
+    state.json                                       round, cursors, strikes, quarantined, history, order of names
 
 Every array comes back with its dtype, shape and bits, and every mapping of arrays in its order, because sums over
 tensors depend on it; clients are sorted by name. Equal states give equal bytes.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,7 +24,7 @@ from shepherd.lowrank import LowRank
 from shepherd.model.adapter import adapter_files, load_adapter
 from shepherd.store import Disk
 from shepherd.tensors import from_file, to_bytes
-from shepherd.types import GlobalModel, ServerState
+from shepherd.types import GlobalModel, Memory, ServerState
 
 SCALARS, TENSORS, SCHEMA = "state.json", "state.safetensors", 1
 
@@ -59,6 +59,7 @@ def state_files(state: ServerState, *, base_name: str, conv1d: bool = False) -> 
         "cursors": _counts(state.cursors),
         "strikes": _counts(state.strikes),
         "quarantined": list(state.quarantined),
+        "history": {client: asdict(memory) for client, memory in sorted(state.history.items())},
         "order": {
             "adapter": list(model.adapter.factors),
             "remainder": list(model.remainder),
@@ -102,6 +103,7 @@ def load_state(folder: Path) -> ServerState:
             clients=clients,
             strikes=scalars["strikes"],
             quarantined=tuple(scalars["quarantined"]),
+            history={client: Memory(**memory) for client, memory in scalars["history"].items()},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise _broken(folder, f"lacks {error}") from None

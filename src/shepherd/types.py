@@ -231,12 +231,26 @@ class GlobalModel:
     memory: Tensors = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the server knows of a client from the last round in which it was asked.
+
+    loss: mean training loss of its last answer, nats per target token; seconds: how long that took. None: it never
+    answered.
+    """
+
+    round: int
+    loss: float | None = None
+    seconds: float | None = None
+
+
 @dataclass(frozen=True)
 class ServerState:
     """Everything that the next round needs, and so everything that a restart needs; random streams are derived.
 
     cursors: how far each client has walked over its rows. clients: what simulated clients keep on their side. strikes:
-    unusable answers of a client since its last good one; quarantined clients are asked no more.
+    unusable answers of a client since its last good one; quarantined clients are asked no more. history: what the
+    server remembers of those that it has asked.
     """
 
     round: int
@@ -245,6 +259,7 @@ class ServerState:
     clients: Mapping[ClientId, Tensors] = field(default_factory=dict)
     strikes: Mapping[ClientId, int] = field(default_factory=dict)
     quarantined: tuple[ClientId, ...] = ()
+    history: Mapping[ClientId, Memory] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from shepherd.errors import UsageError, did_you_mean
 KINDS: dict[str, tuple[str, str]] = {
     "partitioners": ("shepherd.data.partitioners", "partition.name"),
     "datasets": ("shepherd.data.builtins", "data.source = builtin:NAME"),
-    "selections": ("shepherd.clients.selection", "federation.selection"),
+    "selections": ("shepherd.clients.selection", "selection.name"),
     "methods": ("shepherd.server.methods", "federation.method"),
     "starts": ("shepherd.server.starts", "method.start"),
     "views": ("shepherd.server.views", "method.view"),
@@ -46,10 +46,12 @@ def list_names(kind: str | None, as_json: bool) -> None:
     for position, (name, entries) in enumerate(found.items()):
         used = KINDS[name][1] if name in KINDS else "shepherd run NAME"
         click.echo(("\n" if position else "") + f"{name}  ({used})")
+        width = max([13, *(len(entry["name"]) for entry in entries)])
         for entry in entries:
             options = f" [{', '.join(entry['options'])}]" if entry["options"] else ""
-            text = textwrap.fill(f"{entry['about']}{options}", 100, initial_indent=" " * 16, subsequent_indent=" " * 16)
-            click.echo(f"  {entry['name']:<13} {text.strip()}")
+            indent = " " * (width + 3)
+            text = textwrap.fill(f"{entry['about']}{options}", 100, initial_indent=indent, subsequent_indent=indent)
+            click.echo(f"  {entry['name']:<{width}} {text.strip()}")
     if kind == "methods":
         _print_methods()
 
@@ -138,7 +140,12 @@ def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
     values = settings.config.model_dump()
     known = keys()
     run = settings.config
-    owners = {"partition": run.partition.name, "method": run.federation.method, "server": run.server.optimizer}
+    owners = {
+        "partition": run.partition.name,
+        "selection": run.selection.name,
+        "method": run.federation.method,
+        "server": run.server.optimizer,
+    }
     entries = [
         {
             "key": f"{table}.{name}",

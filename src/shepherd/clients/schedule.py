@@ -1,4 +1,4 @@
-"""The learning rate of each local step: warm-up, then constant, linear or cosine, inside a round or over all rounds."""
+"""The learning rate of each local step: warm-up, then constant, linear or cosine, in a round or over all rounds."""
 
 from __future__ import annotations
 
@@ -9,27 +9,36 @@ def learning_rates(
     peak: float,
     steps: int,
     *,
+    least: float = 0.0,
     schedule: str = "constant",
     over: str = "run",
     round_index: int = 0,
     rounds: int = 1,
     warmup_steps: int = 0,
+    warmup_rounds: int = 0,
 ) -> tuple[float, ...]:
     """Rates of a client's `steps` steps in round `round_index` (from 0).
 
     over = "run": position (round_index · steps + i) of rounds · steps, so the curve spans all rounds whatever a
-    client's own number of steps. over = "round": position i of steps. Linear and cosine end at 0 after the last
-    step; during the warm-up the rate rises linearly to the peak.
+    client's own number of steps. over = "round": position i of steps. over = "rounds": position round_index of rounds,
+    the same for all steps of a round (with cosine as in OpenFedLLM, 2402.06954). Linear and cosine reach `least` after
+    the last position; during the warm-up the rate rises linearly to the peak.
     """
-    total = steps * rounds if over == "run" else steps
-    first = steps * round_index if over == "run" else 0
-    return tuple(peak * _shape(first + i, total, schedule, min(warmup_steps, total)) for i in range(steps))
+    if over == "rounds":
+        position, total, warmup = [round_index] * steps, rounds, warmup_rounds
+    else:
+        total, first = (steps * rounds, steps * round_index) if over == "run" else (steps, 0)
+        position, warmup = range(first, first + steps), warmup_steps
+    return tuple(_rate(peak, least, p, total, schedule, min(warmup, total)) for p in position)
 
 
-def _shape(position: int, total: int, schedule: str, warmup: int) -> float:
+def _rate(peak: float, least: float, position: int, total: int, schedule: str, warmup: int) -> float:
     if position < warmup:
-        return (position + 1) / warmup
-    progress = (position - warmup) / max(total - warmup, 1)
+        return peak * ((position + 1) / warmup)
+    return least + (peak - least) * _shape((position - warmup) / max(total - warmup, 1), schedule)
+
+
+def _shape(progress: float, schedule: str) -> float:
     match schedule:
         case "constant":
             return 1.0

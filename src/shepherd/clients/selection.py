@@ -1,29 +1,383 @@
-"""Who takes part in a round: (clients, size, rng) -> the cohort, sorted by name."""
+"""Who takes part in a round: (pool, size, rng) -> the cohort, and the weights that keep its mean honest.
+
+`[selection]` chooses by name; docs/selection.md says when which. A selection sees a `Pool` and nothing else, so it
+is a pure function: the same state and seed draw the same cohort.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
+from shepherd.clients.availability import OTHERS, read_trace
+from shepherd.errors import UsageError, did_you_mean
 from shepherd.registry import Registry
 from shepherd.types import ClientId
 
-Selection = Callable[[Sequence[ClientId], int, np.random.Generator], tuple[ClientId, ...]]
 selections = Registry("selection")
+WEIGHTS = ("examples", "tokens", "uniform")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All that a selection may look at: what the server knows before a round.
+
+    clients: those that may be asked now, sorted; the mappings have no others. sizes: rows that each holds. shares: what
+    each should weigh in the mean over all of them, by federation.weights, with the sum one; empty for "tokens", which
+    nobody knows beforehand. Of clients that were asked before: `rounds`, when last; `losses`, the mean training loss
+    of their last answer in nats per target token; `seconds`, how long their last answer took. The last two lack
+    clients that never answered.
+    """
+
+    round: int
+    clients: tuple[ClientId, ...]
+    sizes: Mapping[ClientId, int] = field(default_factory=dict)
+    shares: Mapping[ClientId, float] = field(default_factory=dict)
+    rounds: Mapping[ClientId, int] = field(default_factory=dict)
+    losses: Mapping[ClientId, float] = field(default_factory=dict)
+    seconds: Mapping[ClientId, float] = field(default_factory=dict)
+
+    def only(self, clients: frozenset[ClientId]) -> Pool:
+        """The same without the others; what is left of the shares sums to one again."""
+        kept = tuple(c for c in self.clients if c in clients)
+
+        def of(values: Mapping[ClientId, Any]) -> dict[ClientId, Any]:
+            return {c: values[c] for c in kept if c in values}
+
+        shares = of(self.shares)
+        total = sum(shares.values())
+        return Pool(
+            self.round,
+            kept,
+            of(self.sizes),
+            {c: share / total for c, share in shares.items()},
+            of(self.rounds),
+            of(self.losses),
+            of(self.seconds),
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The cohort, sorted and each client once, and what each weighs; None leaves that to federation.weights.
+
+    Weights are shares of `draws`, which counts a client as often as it was drawn; they are shared out anew among those
+    that answer. With `fixed` they hold as they are and need not sum to one: what is missing of one stays with the
+    model of before.
+    """
+
+    clients: tuple[ClientId, ...]
+    weights: Mapping[ClientId, float] | None = None
+    draws: int = 0
+    fixed: bool = False
+
+    def times(self, client: ClientId) -> int:
+        """How often the client was drawn."""
+        return 1 if self.weights is None or self.fixed else round(self.weights[client] * self.draws)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """draw(pool, size, rng) -> Draw of about `size` clients of the pool, which is not empty; and what it goes with.
+
+    goes_with: the federation.weights that it estimates the mean of. weighs: it gives weights of its own, `fixed` ones
+    with a fixed denominator. sizes_itself: the cohort's size is not asked. refills: others may be drawn into the same
+    round, or more than are needed. cohort(clients, size): the mean size of a cohort. check(clients, size) raises
+    UsageError where the clients of a run do not fit.
+    """
+
+    draw: Callable[[Pool, int, np.random.Generator], Draw]
+    goes_with: tuple[str, ...] = WEIGHTS
+    weighs: bool = False
+    fixed: bool = False
+    sizes_itself: bool = False
+    refills: bool = True
+    may_be_empty: bool = False
+    cohort: Callable[[int, int], int] = lambda clients, size: size
+    check: Callable[[tuple[ClientId, ...], int], None] = lambda clients, size: None
+    name: str = ""
 
 
 @selections
-def uniform() -> Selection:
-    """Every client equally likely, without replacement (McMahan et al., 2017, algorithm 1)."""
+def uniform(denominator: Literal["cohort", "all"] = "cohort") -> Selection:
+    """Every client equally likely, without replacement (McMahan et al., 2017, algorithm 1).
 
-    def select(clients: Sequence[ClientId], size: int, rng: np.random.Generator) -> tuple[ClientId, ...]:
-        names = sorted(clients)
-        return tuple(sorted(names[i] for i in rng.choice(len(names), size, replace=False)))
+    "cohort": weights by federation.weights sum to one over the cohort, as in FedAvg; unbiased where all weigh the same,
+    else by a ratio whose bias falls as 1 / size. "all": p_k · N / size for the client's share p_k of all N, unbiased
+    always, with a sum that is one only on average (Li et al., 2020, 1907.02189, scheme II).
+    """
 
-    return select
+    def draw(pool: Pool, size: int, rng: np.random.Generator) -> Draw:
+        chosen = _pick(pool, size, rng)
+        if denominator == "cohort":
+            return Draw(chosen)
+        return Draw(chosen, {c: pool.shares[c] * len(pool.clients) / size for c in chosen}, size, fixed=True)
+
+    if denominator == "cohort":
+        return Selection(draw)
+    return Selection(draw, goes_with=("examples", "uniform"), weighs=True, fixed=True, refills=False)
+
+
+@selections
+def size_weighted() -> Selection:
+    """Each draw takes client k with p_k = n_k / Σn, with replacement; drawn m times of n, it weighs m / n.
+
+    Trained once, however often it is drawn. Unbiased for the mean by examples (Li et al., 2020, 1907.02189, scheme I):
+    the size is in the draw, so it is not in the weight.
+    """
+
+    def draw(pool: Pool, size: int, rng: np.random.Generator) -> Draw:
+        times = np.bincount(rng.choice(len(pool.clients), size, p=_by_size(pool)), minlength=len(pool.clients))
+        weights = {c: int(m) / size for c, m in zip(pool.clients, times, strict=True) if m}
+        return Draw(tuple(weights), weights, size)
+
+    return Selection(draw, goes_with=("examples",), weighs=True)
+
+
+@selections
+def poisson(q: float = 0.0) -> Selection:
+    """Each client by itself with probability q, as the accounting of differential privacy assumes.
+
+    q = 0 takes the cohort's share of the clients. The denominator is fixed (McMahan et al., 2018, 1710.06963): p_k / q
+    for the client's share p_k, which is 1 / (qN) with federation.weights = "uniform". Who does not answer leaves its
+    part with the model of before. A round in which nobody is drawn is skipped.
+    """
+    if not 0 <= q <= 1:
+        raise ValueError(f"q is a probability, got {q:g}")
+
+    def draw(pool: Pool, size: int, rng: np.random.Generator) -> Draw:
+        chance = q or size / len(pool.clients)
+        chosen = tuple(c for c, u in zip(pool.clients, rng.random(len(pool.clients)), strict=True) if u < chance)
+        return Draw(chosen, {c: pool.shares[c] / chance for c in chosen}, len(chosen), fixed=True)
+
+    return Selection(
+        draw,
+        goes_with=("examples", "uniform"),
+        weighs=True,
+        fixed=True,
+        sizes_itself=q > 0,
+        refills=False,
+        may_be_empty=True,
+        cohort=lambda clients, size: max(1, round(q * clients)) if q else size,
+    )
+
+
+@selections
+def everyone() -> Selection:
+    """All clients in every round."""
+    return Selection(
+        lambda pool, size, rng: Draw(pool.clients),
+        sizes_itself=True,
+        refills=False,
+        cohort=lambda clients, size: clients,
+    )
+
+
+@selections
+def power_of_choice(candidates: int = 0) -> Selection:
+    """Of d candidates drawn by size, those with the highest loss (rpow-d of Cho et al., 2020, 2010.01243).
+
+    candidates: d; 0 is twice the cohort. d = cohort draws by size alone, d = all takes the highest of all. The loss is
+    the one of the client's last answer, not measured anew; who was never asked comes first, who was asked and never
+    answered last. All weigh the same, because the size is in the draw. Biased on purpose: faster at first.
+    """
+    if candidates < 0:
+        raise ValueError(f"candidates is 0 or the number of candidates, got {candidates}")
+
+    def draw(pool: Pool, size: int, rng: np.random.Generator) -> Draw:
+        d = min(len(pool.clients), max(size, candidates or 2 * size))
+        drawn = [pool.clients[i] for i in rng.choice(len(pool.clients), d, replace=False, p=_by_size(pool))]
+
+        def loss(client: ClientId) -> float:
+            return pool.losses.get(client, -np.inf) if client in pool.rounds else np.inf
+
+        # A stable sort: among equals the order of the draw decides, and that is random.
+        chosen = tuple(sorted(sorted(drawn, key=loss, reverse=True)[:size]))
+        return Draw(chosen, dict.fromkeys(chosen, 1 / size), size)
+
+    def check(clients: tuple[ClientId, ...], size: int) -> None:
+        if candidates and candidates < size:
+            raise UsageError(
+                f"selection.candidates = {candidates} is less than the {size} clients of a cohort",
+                hint=f"set selection.candidates to at least {size}, or ask fewer clients in a round",
+            )
+
+    return Selection(draw, goes_with=("examples",), weighs=True, check=check)
+
+
+@selections
+def oort(
+    exploration: float = 0.9,
+    decay: float = 0.98,
+    least: float = 0.2,
+    penalty: float = 2.0,
+    cutoff: float = 0.95,
+    seconds: float = 0.0,
+) -> Selection:
+    """Those whose data seem to teach most in the least time, and some that are still unknown (Lai et al., 2021).
+
+    Utility: |S_k| · loss · (T / t_k)^penalty, the last factor for those slower than T = `seconds` (0: the median of the
+    known), as a share of the highest, + √(0.1 ln R / L_k) for long unasked clients (R this round, L_k their last).
+    ε = max(least, exploration · decay^(R − 1)) of the cohort are clients that were never asked; the others are drawn in
+    proportion to utility from those with at least `cutoff` of the weakest that would be taken. After 2010.06081, with
+    the mean loss of the last answer in place of the root of its mean square. Biased on purpose.
+    """
+    for name, value in (("exploration", exploration), ("decay", decay), ("least", least), ("cutoff", cutoff)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} lies between 0 and 1, got {value:g}")
+    if penalty < 0 or seconds < 0:
+        raise ValueError("penalty and seconds are at least 0")
+
+    def draw(pool: Pool, size: int, rng: np.random.Generator) -> Draw:
+        known = [c for c in pool.clients if c in pool.rounds]
+        unknown = [c for c in pool.clients if c not in pool.rounds]
+        share = max(least, exploration * decay ** (pool.round - 1))
+        explored = min(len(unknown), max(round(share * size), size - len(known)))
+        chosen = [unknown[i] for i in rng.choice(len(unknown), explored, replace=False)] if explored else []
+        if rest := size - explored:
+            utility = _utility(pool, known, penalty, seconds)
+            weakest = np.sort(utility)[-rest]
+            good = np.flatnonzero(utility >= cutoff * weakest)
+            chances = utility[good] + 1e-12  # all may be zero, and then all are alike
+            chosen += [known[i] for i in rng.choice(good, rest, replace=False, p=chances / chances.sum())]
+        return Draw(tuple(sorted(chosen)))
+
+    return Selection(draw)
+
+
+@selections
+def availability(trace: str, then: str = "uniform", **options: Any) -> Selection:
+    """Only clients that a trace says are there in this round; `then` draws among them, with the other options.
+
+    trace: a JSON file {"client": [[first round, last round], …]} or a CSV file client,from,to; rounds count from 1, no
+    last round (null, or empty) is for ever, "*" names all other clients. A round in which nobody is there is skipped.
+    """
+    if then == "availability":
+        raise ValueError('then names what draws among the available, such as "uniform"')
+    on = read_trace(trace)
+    inner = build_selection(then, options)
+
+    def draw(pool: Pool, size: int, rng: np.random.Generator) -> Draw:
+        there = pool.only(frozenset(c for c in pool.clients if on(c, pool.round)))
+        return inner.draw(there, min(size, len(there.clients)), rng) if there.clients else Draw(())
+
+    def check(clients: tuple[ClientId, ...], size: int) -> None:
+        strangers = [c for c in on.clients if c not in clients and c != OTHERS]
+        if strangers:
+            raise UsageError(
+                f"{trace} names {strangers[0]!r}, which is no client.{did_you_mean(strangers[0], clients)}",
+                hint=f"clients: {', '.join(clients[:10])}{', …' if len(clients) > 10 else ''}",
+            )
+        silent = [c for c in clients if c not in on.clients]
+        if silent and OTHERS not in on.clients:
+            raise UsageError(
+                f"{trace} says nothing of {silent[0]!r}{f' and {len(silent) - 1} more' if silent[1:] else ''}",
+                hint=f'give them rounds, or all others at once: "{OTHERS}": [[1, null]]',
+            )
+        inner.check(clients, size)
+
+    return replace(inner, draw=draw, check=check, may_be_empty=True)
+
+
+def build_selection(name: str, options: Mapping[str, Any] | None = None) -> Selection:
+    """The selection of this name with its options. Raises UsageError with the nearest name or option."""
+    selection = selections.build(name, options)
+    if not isinstance(selection, Selection):
+        raise UsageError(f"selection {name!r} gives {selection!r}, not a Selection")
+    return replace(selection, name=name)
+
+
+def misfits(
+    selection: Selection,
+    *,
+    weights: str = "examples",
+    clients_per_round: int = 0,
+    fraction: float = 1.0,
+    min_updates: int = 1,
+    on_too_few: str = "stop",
+    over_select: float = 0.0,
+    max_weight: float = 1.0,
+    own_weighing: str = "",
+) -> list[str]:
+    """A sentence for each setting of [federation] that makes no sense with the selection: which, why, what would fit.
+
+    own_weighing: the method's weigh piece, where the weights of the round have no say in it.
+    """
+    found = []
+
+    def clash(setting: str, why: str, instead: str) -> None:
+        found.append(f'selection.name = "{selection.name}" and {setting} do not fit: {why}; {instead}')
+
+    if weights not in selection.goes_with:
+        why = "tokens are known only after a round, and its weights are fixed before"
+        if selection.goes_with == ("examples",):
+            why = "it draws clients by their examples, so its mean is by examples already"
+        clash(f'federation.weights = "{weights}"', why, f"set federation.weights = {_either(selection.goes_with)}")
+    if selection.sizes_itself and (clients_per_round or fraction < 1):
+        setting = (
+            f"federation.clients_per_round = {clients_per_round}"
+            if clients_per_round
+            else f"federation.fraction = {fraction:g}"
+        )
+        clash(setting, "it decides itself how many are asked", "leave one of them out")
+    if over_select and not selection.refills:
+        clash(
+            f"federation.over_select = {over_select:g}",
+            "who counts would depend on speed, and its weights could not make up for that",
+            "leave federation.over_select at 0 or take another selection, such as uniform",
+        )
+    if on_too_few == "wait" and not selection.refills:
+        why = "it has asked all" if selection.name == "everyone" else "its chances hold for one draw in a round"
+        clash('federation.on_too_few = "wait"', why, 'set "skip" or "stop"')
+    if selection.may_be_empty and min_updates > 1 and on_too_few == "stop":
+        clash(
+            f"federation.min_updates = {min_updates}",
+            "a small draw would end the run",
+            'set federation.on_too_few = "skip", or federation.min_updates = 1',
+        )
+    if max_weight < 1 and selection.fixed:
+        clash(
+            f"federation.max_weight = {max_weight:g}",
+            "what is above the cap would go to the others, and its denominator is fixed",
+            "leave federation.max_weight at 1, or bound updates with federation.max_update_norm",
+        )
+    if own_weighing and selection.weighs:
+        clash(
+            f'method.weigh = "{own_weighing}"',
+            "both make weights, and only one of them can hold",
+            'set method.weigh = "given", or selection.name = "uniform"',
+        )
+    return found
 
 
 def cohort_size(clients: int, per_round: int, fraction: float) -> int:
     """Clients of a round: `per_round`, or the fraction rounded up when that is 0; at least one, at most all."""
     return min(clients, per_round) if per_round else max(1, int(np.ceil(round(fraction * clients, 9))))
+
+
+def _pick(pool: Pool, size: int, rng: np.random.Generator) -> tuple[ClientId, ...]:
+    return tuple(sorted(pool.clients[i] for i in rng.choice(len(pool.clients), size, replace=False)))
+
+
+def _by_size(pool: Pool) -> np.ndarray:
+    """n_k / Σn for the clients of the pool, float64[N]."""
+    sizes = np.array([pool.sizes[c] for c in pool.clients], np.float64)
+    return sizes / sizes.sum()
+
+
+def _utility(pool: Pool, clients: list[ClientId], penalty: float, preferred: float) -> np.ndarray:
+    """What each client that was asked before promises: float64[len(clients)]; see `oort`."""
+    preferred = preferred or float(np.median([*pool.seconds.values()] or [0.0]))
+    teaches = np.array([pool.sizes[c] * pool.losses.get(c, 0.0) for c in clients])
+    took = np.array([pool.seconds.get(c, 0.0) for c in clients])
+    slow = took > preferred
+    teaches[slow] *= (preferred / took[slow]) ** penalty
+    last = np.array([pool.rounds[c] for c in clients])
+    return teaches / (teaches.max() or 1.0) + np.sqrt(0.1 * np.log(pool.round) / last)
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join(f'"{name}"' for name in names)

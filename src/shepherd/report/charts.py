@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from shepherd.report.wording import clean, digits, number, shorten
 
 WIDTH = 960
+HALF = 470
 LABELS = 190  # room for row labels, left
 CHARACTER = 7.3  # average width of a character at the 12.5px of labels
 
@@ -113,8 +114,9 @@ def line_chart(
     y_label: str,
     band: Band | None = None,
     height: int = 400,
+    width: int = WIDTH,
 ) -> Markup:
-    """Lines over whole-numbered x (rounds), named at their right ends, over an optional band."""
+    """Lines over whole-numbered x (rounds), named at their right ends, over an optional band; `width` or HALF of it."""
     lines = [Line(s.name, s.style, thin(s.points, 300), s.dashed) for s in lines]
     ys = [y for s in lines for _, value in s.points if (y := number(value)) is not None]
     if band:
@@ -123,29 +125,29 @@ def line_chart(
     if not ys:
         return _empty(title, description)
     xs = [x for s in lines for x, _ in s.points]
-    left, right, top, bottom = 66, 186, 34, height - 56
+    left, right, top, bottom = 66, 186 if width == WIDTH else 124, 34, height - 56
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
     y_low, y_high = _padded(ys)
-    x = _scale(x_low, x_high, left, WIDTH - right)
+    x = _scale(x_low, x_high, left, width - right)
     y = _scale(y_low, y_high, bottom, top)
     ticks = nice_ticks(y_low, y_high)
     body = []
     for tick, text in zip(ticks, _tick_texts(ticks), strict=True):
-        body.append(_rule(left, y(tick), WIDTH - right, y(tick), "grid"))
+        body.append(_rule(left, y(tick), width - right, y(tick), "grid"))
         body.append(_text(left - 10, y(tick) + 4, text, "tick", "end"))
-    for tick in nice_ticks(x_low, x_high, about=10, whole=True):
+    for tick in nice_ticks(x_low, x_high, about=10 if width == WIDTH else 5, whole=True):
         body.append(_rule(x(tick), bottom, x(tick), bottom + 5, "axis"))
         body.append(_text(x(tick), bottom + 20, f"{tick:g}", "tick", "middle"))
-    body.append(_rule(left, bottom, WIDTH - right, bottom, "axis"))
-    body.append(_text((left + WIDTH - right) / 2, height - 10, x_label, "label", "middle"))
+    body.append(_rule(left, bottom, width - right, bottom, "axis"))
+    body.append(_text((left + width - right) / 2, height - 10, x_label, "label", "middle"))
     body.append(_text(left - 54, 16, y_label, "label"))
     if band:
         for run in _unbroken([(a, number(b), number(c)) for a, b, c in band.points]):
             upper = [f"{_n(x(a))},{_n(y(c))}" for a, _, c in run]
             lower = [f"{_n(x(a))},{_n(y(b))}" for a, b, _ in reversed(run)]
             body.append(f'<polygon class="band c-{band.style}" points="{" ".join(upper + lower)}"/>')
-        body.append(f'<rect class="band c-{band.style}" x="{WIDTH - right - 250}" y="7" width="18" height="11"/>')
-        body.append(_text(WIDTH - right - 226, 16, band.name, "tick", room=226))
+        body.append(f'<rect class="band c-{band.style}" x="{width - right - 250}" y="7" width="18" height="11"/>')
+        body.append(_text(width - right - 226, 16, band.name, "tick", room=226))
     ends = []
     for s in lines:
         runs = _unbroken([(a, number(b)) for a, b in s.points])
@@ -161,13 +163,13 @@ def line_chart(
             ends.append((y(marks[-1][1]), marks[-1][1], s))
     places = spread([place for place, *_ in ends], 19, top, bottom)
     for place, (start, value, s) in zip(places, ends, strict=True):
-        edge = WIDTH - right
+        edge = width - right
         body.append(f'<path class="leader" d="M{_n(edge + 4)} {_n(start)}L{_n(edge + 14)} {_n(place)}"/>')
         mark = _rule(edge + 14, place, edge + 29, place, f"line dashed c-{s.style}") if s.dashed else ""
         body.append(mark or _marker(s.style, edge + 22, place))
-        body.append(_text(edge + 33, place + 4.5, s.name, "name", room=104))
-        body.append(_text(WIDTH - 2, place + 4.5, digits(value), "value", "end"))
-    return _svg(height, title, description, body)
+        body.append(_text(edge + 33, place + 4.5, s.name, "name", room=right - 82))
+        body.append(_text(width - 2, place + 4.5, digits(value), "value", "end"))
+    return _svg(height, title, description, body, width)
 
 
 def dot_plot(
@@ -445,9 +447,9 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     return moved
 
 
-def _svg(height: float, title: str, description: str, body: Sequence[str]) -> Markup:
+def _svg(height: float, title: str, description: str, body: Sequence[str], width: int = WIDTH) -> Markup:
     return Markup(
-        f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {height:g}" xmlns="http://www.w3.org/2000/svg">'
+        f'<svg class="chart" role="img" viewBox="0 0 {width} {height:g}" xmlns="http://www.w3.org/2000/svg">'
         f"<title>{_safe(title)}</title><desc>{_safe(description)}</desc>{''.join(body)}</svg>"
     )
 

@@ -259,9 +259,20 @@ def participation(record: RunRecord, limits: Limits) -> Section:
         else f"{plural(lost, 'update')} did not count: {sum(r[2] == 'missing' for r in reasons)} missing, "
         f"{sum(r[2] == 'late' for r in reasons)} late, {sum(r[2] == 'rejected' for r in reasons)} rejected."
     ]
-    skipped = [f"{line['round']}" for line in record.rounds if line.get("skipped")]
-    if skipped:
-        text.append(f"Too few clients gave a usable update, so the model stayed as it was: {listing(skipped)}.")
+    asked = {c: sum(c in line["cohort"] for line in record.rounds) for c in names}
+    least, most = min(asked.values(), default=0), max(asked.values(), default=0)
+    how = record.setting("selection", "name", record.setting("federation", "selection", "uniform"))
+    often = f"{most} times" if least == most else f"{least} to {most} times"
+    text.append(f"With the selection {shorten(str(how), 60)} each client was drawn {often} in {_rounds(record)}.")
+    skipped = [line for line in record.rounds if line.get("skipped")]
+    for why, some in (
+        ("Too few clients gave a usable update", [f"{line['round']}" for line in skipped if line["cohort"]]),
+        ("Nobody was drawn", [f"{line['round']}" for line in skipped if not line["cohort"]]),
+    ):
+        if some:
+            text.append(
+                f"{why}, so the model stayed as it was, in {'round' if len(some) == 1 else 'rounds'} {listing(some)}."
+            )
     seen = record.summary.get("trained_rows") or {}
     sums = {
         c: {
@@ -276,6 +287,7 @@ def participation(record: RunRecord, limits: Limits) -> Section:
         rows.append(
             [
                 c,
+                count(asked[c]),
                 *(count(times.count(kind)) for kind in kinds),
                 *(count(sums[c][k]) for k in ("steps", "examples", "tokens")),
                 _seen(seen.get(c)),
@@ -283,9 +295,9 @@ def participation(record: RunRecord, limits: Limits) -> Section:
         )
     per_client = Table(
         "Participation of each client",
-        ("Client", *map(str.capitalize, kinds), "Steps", "Rows walked", "Tokens", "Rows seen, by how often"),
+        ("Client", "Drawn", *map(str.capitalize, kinds), "Steps", "Rows walked", "Tokens", "Rows seen, by how often"),
         rows,
-        texts=(0, 8),
+        texts=(0, 9),
         note=left_out(len(names), limits.rows, "client"),
     )
     caption = (
@@ -294,6 +306,8 @@ def participation(record: RunRecord, limits: Limits) -> Section:
         + left_out(len(record.rounds), 60, "round")
     )
     items: list[Figure | Table] = [Figure(picture, caption, per_client)]
+    if codes := _codes(record):
+        items.append(codes)
     if reasons:
         items.append(
             Table(
@@ -305,6 +319,29 @@ def participation(record: RunRecord, limits: Limits) -> Section:
             )
         )
     return Section("participation", heading, text, items)
+
+
+def _codes(record: RunRecord) -> Table | None:
+    """Answers that could not be used, by their code; None where there were none."""
+    clients: dict[tuple[str, str], list[str]] = {}
+    for line in record.rounds:
+        for state in ("rejected", "ignored"):
+            for entry in line.get(state) or ():
+                clients.setdefault((state, str(entry.get("code") or ABSENT)), []).append(entry["client"])
+    if not clients:
+        return None
+    rows = [
+        [code, state, count(len(who)), count(len(set(who))), listing([shorten(c, 24) for c in sorted(set(who))], 5)]
+        for (state, code), who in sorted(clients.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    return Table(
+        "Unusable answers by code", ("Code", "State", "Answers", "Clients", "Who"), rows, texts=(0, 1, 4),
+        note="Ignored: sent beside an answer that counted.",
+    )  # fmt: skip
+
+
+def _rounds(record: RunRecord) -> str:
+    return plural(len(record.rounds), "round")
 
 
 def _seen(value: Mapping[str, Any] | None) -> str:

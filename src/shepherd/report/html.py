@@ -13,8 +13,10 @@ from typing import Any
 
 from shepherd.errors import ResourceError
 from shepherd.report import conduct, findings, results
+from shepherd.report.diagnostics import diagnostics
 from shepherd.report.load import RunRecord, load_run
 from shepherd.report.page import LARGEST, LEVELS, Limits, Section, Table, render, write_page
+from shepherd.report.personal import personal
 from shepherd.report.wording import (
     ABSENT,
     clean,
@@ -51,7 +53,9 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
     before = [
         conduct.budget(record, limits),
         results.rounds(record, limits),
+        diagnostics(record, limits),
         results.clients(record, limits),
+        *([own] if (own := personal(record, limits)) else []),
         results.categories(record, limits),
         conduct.division(record, limits),
         conduct.traffic(record, limits),
@@ -108,7 +112,9 @@ def facts(record: RunRecord) -> list[str]:
         str(data),
         plural(int(clients), "client") if number(clients) else "",
         rounds,
-        f"method {record.setting('federation', 'method', ABSENT)}",
+        f"method {record.setting('federation', 'method', record.setting('federation', 'aggregation', ABSENT))}",
+        f"server {record.setting('server', 'optimizer', 'fedavg')}",
+        f"selection {record.setting('selection', 'name', record.setting('federation', 'selection', ABSENT))}",
         f"seed {record.seed}",
     ]
     return [shorten(fact, 60) for fact in found if fact]

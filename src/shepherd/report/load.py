@@ -27,6 +27,7 @@ _CURVE = [[object]]
 _METRICS = {
     "arms": _ARMS,
     "curves?": {"federated?": _CURVE, "centralised?": _CURVE, "local?": {"*": _CURVE}},
+    "personal?": {"*": {"*": object}},
     "differences?": [{"a": str, "b": str, "ci95?": [object]}],
 }
 _SUMMARY = {
@@ -54,6 +55,8 @@ _ROUND = {
     "examples?": {"*": object},
     "tokens?": {"*": object},
     "seconds?": {"*": object},
+    "update_norm?": {"*": object},
+    "diagnostics?": {"increment_norm?": {"*": object}},
 }
 _PARTITION = {
     "clients": {"*": [str]},

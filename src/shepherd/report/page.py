@@ -53,6 +53,7 @@ class Figure:
     picture: Markup
     caption: str
     table: Table | None = None
+    half: bool = False  # two stand beside each other where there is room
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,7 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
     rows = []
     for x in shown:
         line = logged.get(x, {})
+        counted = {} if line.get("skipped") else line
         low, high = (min(spread[x], default=None), max(spread[x], default=None)) if x in spread else (None, None)
         rows.append(
             [
@@ -206,8 +207,8 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
                 digits(dict(mean).get(x)),
                 f"{digits(low)} to {digits(high)}" if low is not None else ABSENT,
                 digits(mean_of((line.get("train_loss") or {}).values())),
-                _rates(line.get("learning_rate")),
-                significant(line.get("deviation")),
+                _rates(counted.get("learning_rate")),
+                significant(counted.get("deviation")),
             ]
         )
     table = Table(
@@ -276,7 +277,7 @@ def clients(record: RunRecord, limits: Limits) -> Section:
         text.append(
             f"{len(alone)} of {plural(len(names), 'client')} trained alone; the others have no loss of their own."
         )
-    drawn, cut = _extremes(lines, limits.drawn)
+    drawn, cut = extremes(lines, limits.drawn)
     between = len(lines) - len(drawn)
     styles = (("base", "base"), ("alone", "local"), ("federated", "federated"))
     panels = [
@@ -293,7 +294,7 @@ def clients(record: RunRecord, limits: Limits) -> Section:
         gap_after=cut,
         gap_text=f"… {plural(between, 'client')} between these are left out of the picture",
     )
-    table_rows, _ = _extremes(lines, limits.rows)
+    table_rows, _ = extremes(lines, limits.rows)
     held = findings.rows_held(record)
     rows = [
         [
@@ -436,7 +437,7 @@ def _mostly(held: Mapping[str, int]) -> str:
     return f"{shorten(most, 24)} {percent(held[most] / sum(held.values()), 0)}"
 
 
-def _extremes(lines: Sequence[T], limit: int) -> tuple[list[T], int | None]:
+def extremes(lines: Sequence[T], limit: int) -> tuple[list[T], int | None]:
     """The first and the last of the lines, `limit` together, and the position after which some are left out."""
     if len(lines) <= limit:
         return list(lines), None

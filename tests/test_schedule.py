@@ -1,0 +1,119 @@
+"""The learning rate of each local step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from shepherd.clients.schedule import learning_rates
+from shepherd.config import load
+from shepherd.errors import UsageError
+
+
+def test_a_constant_rate_is_the_peak_at_every_step():
+    assert learning_rates(0.5, 3) == (0.5, 0.5, 0.5)
+
+
+def test_a_linear_schedule_spans_all_rounds():
+    # 2 rounds of 2 steps: 1 − i / 4 for i = 0 … 3, and 0 would come next.
+    assert learning_rates(8.0, 2, schedule="linear", rounds=2, round_index=0) == (8.0, 6.0)
+    assert learning_rates(8.0, 2, schedule="linear", rounds=2, round_index=1) == (4.0, 2.0)
+
+
+def test_a_cosine_schedule_is_half_way_at_half_time():
+    # (1 + cos(π i / 4)) / 2 for i = 0 … 3
+    expected = (1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5)
+    assert learning_rates(1.0, 4, schedule="cosine") == pytest.approx(expected, abs=1e-12)
+    halves = (
+        *learning_rates(1.0, 2, schedule="cosine", rounds=2),
+        *learning_rates(1.0, 2, schedule="cosine", rounds=2, round_index=1),
+    )
+    assert halves == pytest.approx(expected, abs=1e-12)
+
+
+def test_over_a_round_the_schedule_starts_anew_each_time():
+    first = learning_rates(1.0, 4, schedule="linear", over="round", rounds=3, round_index=0)
+    assert first == (1.0, 0.75, 0.5, 0.25)
+    assert learning_rates(1.0, 4, schedule="linear", over="round", rounds=3, round_index=2) == first
+
+
+def test_a_warm_up_rises_to_the_peak_and_the_rest_of_the_steps_fall_from_there():
+    # 2 of 6 steps warm up: 1/2, 2/2; then 1 − i / 4.
+    rates = learning_rates(1.0, 6, schedule="linear", warmup_steps=2)
+    assert rates == (0.5, 1.0, 1.0, 0.75, 0.5, 0.25)
+    assert learning_rates(1.0, 3, warmup_steps=4) == pytest.approx((1 / 3, 2 / 3, 1.0))  # not longer than the run
+
+
+def test_a_warm_up_goes_on_over_rounds_and_over_a_round_comes_back():
+    over_run = [learning_rates(1.0, 2, warmup_steps=3, rounds=3, round_index=i) for i in range(3)]
+    assert over_run == [pytest.approx((1 / 3, 2 / 3)), (1.0, 1.0), (1.0, 1.0)]
+    over_round = [learning_rates(1.0, 2, over="round", warmup_steps=2, rounds=3, round_index=i) for i in range(3)]
+    assert over_round == [(0.5, 1.0)] * 3
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 3, 50])
+@pytest.mark.parametrize("over", ["run", "round", "rounds"])
+def test_rates_are_positive_and_never_above_the_peak(schedule, warmup, over):
+    for index in range(4):
+        rates = learning_rates(
+            0.1, 5, schedule=schedule, over=over, round_index=index, rounds=4, warmup_steps=warmup, warmup_rounds=warmup
+        )  # fmt: skip
+        assert len(rates) == 5 and min(rates) > 0 and max(rates) <= 0.1
+
+
+def test_clients_with_other_numbers_of_steps_are_at_the_same_place_of_the_schedule():
+    few = learning_rates(1.0, 2, schedule="cosine", rounds=4, round_index=2)
+    many = learning_rates(1.0, 50, schedule="cosine", rounds=4, round_index=2)
+    assert few[0] == pytest.approx(many[0], abs=1e-12)
+
+
+def test_an_unknown_schedule_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"unknown schedule: 'step'\. Known: constant, linear, cosine"):
+        learning_rates(1.0, 1, schedule="step")
+
+
+def test_over_rounds_the_rate_is_constant_inside_a_round_and_a_cosine_over_rounds():
+    # OpenFedLLM: lr_min + (lr − lr_min) (1 + cos(π t / T)) / 2 for t = 0 … T − 1, whatever the number of steps.
+    for t in range(5):
+        expected = 1e-6 + (5e-5 - 1e-6) * (1 + math.cos(math.pi * t / 5)) / 2
+        got = learning_rates(5e-5, 7, least=1e-6, schedule="cosine", over="rounds", round_index=t, rounds=5)
+        assert got == pytest.approx([expected] * 7, rel=1e-12)
+
+
+def test_over_rounds_the_warm_up_counts_rounds():
+    rates = [
+        learning_rates(
+            1.0, 2, schedule="linear", over="rounds", round_index=t, rounds=6, warmup_rounds=2, warmup_steps=9
+        )
+        for t in range(6)
+    ]
+    # 1/2, 2/2; then 1 − t / 4
+    assert rates == [(0.5, 0.5), (1.0, 1.0), (1.0, 1.0), (0.75, 0.75), (0.5, 0.5), (0.25, 0.25)]
+
+
+@pytest.mark.parametrize("over", ["run", "round", "rounds"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_no_rate_is_below_the_least_and_the_last_comes_near_it(schedule, over):
+    rates = [
+        rate
+        for t in range(50)
+        for rate in learning_rates(1.0, 50, least=0.25, schedule=schedule, over=over, round_index=t, rounds=50)
+    ]
+    assert 0.25 < min(rates) < 0.25 + 0.75 / 49 and max(rates) == 1.0
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["training.min_learning_rate=1", "training.schedule=cosine"], "min_learning_rate = 1 is more than"),
+        (["training.min_learning_rate=1e-6"], 'needs training.schedule = "linear" or "cosine"'),
+        (["training.schedule_over=rounds", "training.warmup_steps=2"], "set training.warmup_rounds"),
+        (["training.warmup_rounds=2"], 'needs training.schedule_over = "rounds", got "run"'),
+    ],
+)
+def test_settings_of_a_schedule_that_could_not_hold_are_refused(overrides, message):
+    with pytest.raises(UsageError) as caught:
+        load(overrides=overrides)
+    assert message in caught.value.message
