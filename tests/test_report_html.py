@@ -259,7 +259,7 @@ def test_personal_models_say_who_gains_and_who_loses(tmp_path):
         metrics["personal"] = {
             "ann": {"base": 3.0, "local": 2.5, "global": 2.4, "personal": 2.0, "rows": 7},
             "bob": {"base": 3.0, "local": {"loss": 2.0}, "global": {"loss": 2.1}, "personal": {"loss": 2.3}},
-            "<b>cy</b>": {"personal": 1.9, "global": None},
+            "<b>cy</b>": {"personal": 1.9, "global": 2.0, "local": None},
         }
 
     change(run / "evaluation/metrics.json", edit)
@@ -267,7 +267,7 @@ def test_personal_models_say_who_gains_and_who_loses(tmp_path):
     check(parsed)
     text = parsed.text
     assert (
-        "Against the global model, the personal model has a lower loss for 1 of 2 clients. It is worse for bob." in text
+        "Against the global model, the personal model has a lower loss for 2 of 3 clients. It is worse for bob." in text
     )
     assert "Against the client trained alone, the personal model has a lower loss for 1 of 2 clients." in text
     assert "\u22120.400" in text and "+0.200" in text and "<b>cy</b>" in text

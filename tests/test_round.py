@@ -376,8 +376,10 @@ def test_with_wait_the_draws_of_a_round_add_up():
 
 
 def test_over_selection_by_size_counts_draws_in_the_order_of_arrival():
-    policy = Policy(over_select=1.0, clock=lambda work, number: {"c": 1.0, "a": 2.0, "b": 3.0}[work.client])
+    policy = Policy(over_select=1.0, clock=lambda work, number: {"a": 1.0, "c": 2.0, "b": 3.0}[work.client])
     _, record = run_round(begin(), plan(cohort_size=2, select=drawing(TWICE), policy=policy), asked([]))
+    assert record.late == ("b", "c") and record.weights == {"a": 1.0}, "a was drawn twice, and two were wanted"
+    _, record = run_round(begin(), plan(cohort_size=3, select=drawing(TWICE), policy=policy), asked([]))
     assert record.late == ("b",) and record.weights == pytest.approx({"a": 2 / 3, "c": 1 / 3})
 
 
@@ -413,6 +415,15 @@ def test_every_way_to_merge_takes_weights_that_do_not_sum_to_one(method):
 
     # E' = E + Σ c (E_k − E), and nobody moved.
     np.testing.assert_allclose(effective(after.model), effective(state.model), atol=1e-6)
+
+
+def test_the_diagnostics_do_not_depend_on_the_denominator():
+    draws = [Draw(("a", "b"), {"a": 0.5 * scale, "b": scale}, 2, fixed=True) for scale in (1.0, 0.1)]
+    records = [
+        run_round(begin(0, 1.0), plan(select=drawing(draw, fixed=True)), Answers(lambda t: all_three(t)[:2]))[1]
+        for draw in draws
+    ]
+    assert records[0].deviation == pytest.approx(records[1].deviation, rel=1e-9) and records[0].deviation > 0.01
 
 
 def test_a_round_in_which_nobody_is_drawn_is_skipped_and_the_next_one_goes_on():
