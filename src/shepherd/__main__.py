@@ -6,6 +6,7 @@ the traceback. The environment for torch is prepared here, before any command ca
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -33,12 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from shepherd.model.threads import prepare_environment
 
     prepare_environment()
-    if debug:
-        _log_clients_errors()
     in_main_thread = threading.current_thread() is threading.main_thread()
     former = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
-        return _run(arguments, debug)
+        with _log_of_clients_errors() if debug else contextlib.nullcontext():
+            return _run(arguments, debug)
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, former)
@@ -109,13 +109,20 @@ def _fail(message: str, hint: str, status: int, debug: bool, as_json: bool) -> i
     return status
 
 
-def _log_clients_errors() -> None:
+@contextlib.contextmanager
+def _log_of_clients_errors() -> Iterator[None]:
     """Write to stderr what clients of this process raised. Their texts may quote rows, so only `--debug` shows them."""
     import logging
 
-    if not logging.getLogger("shepherd").handlers:
-        logging.getLogger("shepherd").addHandler(logging.StreamHandler())
-    logging.getLogger("shepherd").setLevel(logging.DEBUG)
+    log, handler = logging.getLogger("shepherd"), logging.StreamHandler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
