@@ -19,6 +19,14 @@ def test_a_method_learns_on_a_real_model_and_its_adapter_on_disk_has_the_reporte
     assert summary["bytes_up"] > 0
 
 
+@pytest.mark.parametrize("method", ["flora", "fedex_lora"])
+def test_a_remainder_on_a_bfloat16_base_goes_into_the_adapter_up_to_rounding(method, run_small):
+    rounding = ("model.dtype=bfloat16", "federation.rounds=4", "training.learning_rate=3e-2")
+    run = run_small(*SMALL, *rounding, f"federation.method={method}")
+    gained = run.summary["arms"]["base"]["loss"] - run.summary["arms"]["federated"]["loss"]
+    assert gained > 0.2 and abs(run.summary["reload_check"]["difference"]) < 0.01 * gained
+
+
 @pytest.mark.parametrize(
     "settings",
     [

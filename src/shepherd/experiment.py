@@ -337,7 +337,9 @@ class _Experiment:
             )
             (folder / "README.md").write_text(card, encoding="utf-8")
         again = self.engine.evaluate(GlobalModel(load_adapter(self.store.path / "adapter")), rows.held_out).stat.mean
-        if not abs(again - reported) <= 1e-4 * (1 + abs(reported)):
+        # In bfloat16 a remainder beside the base is rounded otherwise than the same increment inside the adapter.
+        rounded = bool(state.model.remainder) and base.dtype != torch.float32
+        if not abs(again - reported) <= (2e-3 if rounded else 1e-4) * (1 + abs(reported)):
             raise EvaluationError(
                 f"the adapter on disk has held-out loss {again:.6f}, the one in memory had {reported:.6f}",
                 hint=f"do not use {self.store.path / 'adapter'}; this is a bug, please report it",
