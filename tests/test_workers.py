@@ -227,3 +227,4 @@ def test_worker_processes_give_the_bits_of_one_process(small_config, tmp_path, k
     assert runs[0].summary["arms"]["federated"] == runs[count].summary["arms"]["federated"]
     shares = [event["fraction"] for event in events if event["event"] == "step"]
     assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
+    assert shares[len(shares) // 2 - 1] == pytest.approx(0.5, abs=0.15), "each worker's tokens count once"
