@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from functools import partial
 
 import numpy as np
 import peft
@@ -127,15 +128,37 @@ def test_dropout_masks_do_not_depend_on_how_the_cohort_is_cut_and_do_drop():
     assert whole["client-0"].metrics["loss"] != cohort_updates(data)["client-0"].metrics["loss"]
 
 
-def test_results_do_not_depend_on_the_order_or_the_company_of_clients():
-    data = some_data()
-    forward = cohort_updates(data)
-    backward = cohort_updates(data, order=sorted(data, reverse=True))
-    alone = cohort_updates({"client-1": data["client-1"]})
-    assert list(backward) == sorted(data)
-    for client in data:
-        assert_same_update(backward[client], forward[client])
-    assert_same_update(alone["client-1"], forward["client-1"])
+def bytes_of(update: ClientUpdate) -> bytes:
+    return b"".join(update.delta[name].tobytes() for name in sorted(update.delta)) + repr(update.metrics).encode()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", sorted(BASES))
+def test_a_clients_bytes_do_not_depend_on_order_company_or_how_many_train_at_once(kind, dtype):
+    data = some_data(5, longest=9)  # steps of few tokens: with two threads such products have kernels of their own
+    threads = torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        try:
+            run = partial(cohort_updates, data, kind, model=base_model(kind).to(dtype), tokens_per_pass=40)
+            whole = {client: bytes_of(update) for client, update in run().items()}
+            for at_once in (1, 2, 3):
+                cut = run(clients_at_once=at_once)
+                assert [c for c in data if bytes_of(cut[c]) != whole[c]] == []
+            backwards = run(order=sorted(data, reverse=True))
+            assert list(backwards) == sorted(data)
+            assert [c for c in data if bytes_of(backwards[c]) != whole[c]] == []
+            few = run(order=["client-3", "client-1"], lora_dropout=0.0)
+            assert [c for c in few if bytes_of(few[c]) != whole[c]] == []
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_with_dropout_and_checkpointing_too_a_clients_bytes_do_not_depend_on_its_company():
+    data = some_data(4)
+    for options in ({"lora_dropout": 0.3}, {"gradient_checkpointing": True}):
+        whole, alone = cohort_updates(data, **options), cohort_updates(data, clients_at_once=1, **options)
+        assert [c for c in data if bytes_of(alone[c]) != bytes_of(whole[c])] == []
 
 
 def test_the_same_seed_gives_the_same_bytes():

@@ -42,14 +42,14 @@ def base_model(kind: str = "llama") -> torch.nn.Module:
     return model.eval()
 
 
-def some_data(clients: int = 3, rows: int = 6) -> dict[str, list[Tokens]]:
+def some_data(clients: int = 3, rows: int = 6, longest: int = 13) -> dict[str, list[Tokens]]:
     rng = np.random.default_rng(5)
     data = {}
     for k in range(clients):
         name = f"client-{k}"
         data[name] = []
         for i in range(rows):
-            n = int(rng.integers(4, 14))
+            n = int(rng.integers(4, longest + 1))
             mask = np.arange(n) >= rng.integers(1, n - 1)
             data[name].append(Tokens(f"{name}:{i}", rng.integers(3, VOCABULARY, n).astype(np.int32), mask))
     return data

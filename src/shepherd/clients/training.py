@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from shepherd.clients.moving import Moving
-from shepherd.model.forward import PackedModel, Row, cut, pack
+from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive, stream
 from shepherd.types import (
@@ -31,9 +31,6 @@ from shepherd.types import (
     View,
     Work,
 )
-
-ROWS_MULTIPLE = 16
-"""Passes are filled up to a multiple of so many tokens: see docs/decisions/0007."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,11 @@ from shepherd.model import attention
 from shepherd.model.lora import NOBODY, Segment
 from shepherd.types import Tokens
 
+ROWS_MULTIPLE = 16
+"""Products of a pass with the base have a multiple of so many rows: then a row's result depends on that row alone.
+
+See docs/decisions/0008.
+"""
 HEAD_ROWS = 512  # rows of logits held at once when no gradient is needed
 
 
@@ -176,13 +181,15 @@ class PackedModel:
 
     def _logits(self, batch: Pass) -> Tensor:
         attention.open_pass(batch.bounds)
+        count = len(batch.predictors)
+        filled = F.pad(batch.predictors, (0, -count % ROWS_MULTIPLE))  # position 0 again and again
         output = self.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            logits_to_keep=batch.predictors,
+            logits_to_keep=filled,
         )
-        return output.logits[0]
+        return output.logits[0, :count]
 
     @torch.no_grad()
     def _check(self) -> None:
