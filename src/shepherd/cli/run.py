@@ -13,7 +13,7 @@ import click
 
 from shepherd import output
 from shepherd.cli.settings import complete_recipe, gather, recipe_options
-from shepherd.errors import ResourceError
+from shepherd.errors import ResourceError, UsageError
 from shepherd.store import open_run
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ LABELS = {"memory_bytes": "memory, about", "disk_bytes": "disk, about", "seconds
 @recipe_options
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
 @click.option("--plain", is_flag=True, help="Lines instead of the live table, also on a terminal.")
-def run(recipe: str | None, as_json: bool, plain: bool, **flags: Any) -> None:
+@click.option("--resume", "stopped", metavar="RUN", type=click.Path(path_type=Path), help="As shepherd resume RUN.")
+@click.pass_context
+def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stopped: Path | None, **flags: Any) -> None:
     """Tune, evaluate and report: the whole of RECIPE.
 
     RECIPE is a TOML file or the name of a packaged recipe (`shepherd list recipes`); without one it is the demo, or
@@ -37,6 +39,13 @@ def run(recipe: str | None, as_json: bool, plain: bool, **flags: Any) -> None:
     """
     from shepherd import progress
 
+    if stopped is not None:
+        if recipe or any(flags.values()):
+            raise UsageError(
+                "a run goes on with its own settings: --resume takes no recipe and no other settings",
+                hint=f"shepherd resume {shlex.quote(str(stopped))}; to run with others, leave --resume out",
+            )
+        return ctx.invoke(resume, run_dir=stopped, force=False, as_json=as_json, plain=plain)
     settings = gather(recipe, **flags)
     for line in settings.notes:
         output.note(line)
