@@ -40,7 +40,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
     from shepherd import progress
 
     if stopped is not None:
-        if recipe or any(flags.values()):
+        if recipe or any(value is not None and value is not False and value != () for value in flags.values()):
             raise UsageError(
                 "a run goes on with its own settings: --resume takes no recipe and no other settings",
                 hint=f"shepherd resume {shlex.quote(str(stopped))}; to run with others, leave --resume out",
