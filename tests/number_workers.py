@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from shepherd.engines.workers import Workers
 from shepherd.errors import ModelError
-from shepherd.types import ClientFailure, ClientUpdate
+from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, TrainTask, View, Work
+from shepherd.updates.gate import Gate
 
 SECRET = "planted-8472"
+CLIENTS = ("a", "b", "c", "d", "e")
 
 
 class Numbers:
@@ -56,3 +59,21 @@ def cannot(data):
 
 def breaks(data):
     raise ValueError(SECRET)
+
+
+def a_task(number: int = 1, clients=CLIENTS) -> TrainTask:
+    pair = Factors(np.zeros((1, 3), np.float32), np.zeros((2, 1), np.float32))
+    view = View(Adapter({"q": pair}, 1, 1.0, base_digest="base"))
+    return TrainTask(number, dict.fromkeys(clients, view), 0, {c: Work(c, 0, 5, (0.1,)) for c in clients})
+
+
+def workers(build=numbers, count: int = 2, patience: float = 60.0, **rows) -> Workers:
+    data = {client: rows.get(client, ["fine"]) for client in CLIENTS}
+    return Workers(count, build, data, here=None, run="demo", patience=patience)  # type: ignore[arg-type]
+
+
+def answers(engine: Workers, task: TrainTask, private=None) -> dict[str, ClientUpdate | ClientFailure]:
+    gate = Gate(run="demo")
+    admitted = [gate.admit(answer, task) for answer in engine.train(task, private or {})]
+    assert len({a.client for a in admitted}) == len(admitted)
+    return {a.client: a for a in admitted}

@@ -10,37 +10,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
-from number_workers import SECRET, breaks, cannot, numbers
+from number_workers import CLIENTS, SECRET, a_task, answers, breaks, cannot, numbers, workers
 from shepherd import experiment
-from shepherd.engines.workers import Workers, _Garbled, _Place, _Progress, _sealed, _step_report
+from shepherd.engines.workers import _Garbled, _Place, _Progress, _sealed, _step_report
 from shepherd.errors import ResourceError
-from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, TrainTask, View, Work
+from shepherd.types import ClientFailure, ClientUpdate
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Sealed
-
-CLIENTS = ("a", "b", "c", "d", "e")
-
-
-def a_task(number: int = 1, clients=CLIENTS) -> TrainTask:
-    pair = Factors(np.zeros((1, 3), np.float32), np.zeros((2, 1), np.float32))
-    view = View(Adapter({"q": pair}, 1, 1.0, base_digest="base"))
-    return TrainTask(number, dict.fromkeys(clients, view), 0, {c: Work(c, 0, 5, (0.1,)) for c in clients})
-
-
-def workers(build=numbers, count: int = 2, patience: float = 60.0, **rows) -> Workers:
-    data = {client: rows.get(client, ["fine"]) for client in CLIENTS}
-    return Workers(count, build, data, here=None, run="demo", patience=patience)  # type: ignore[arg-type]
-
-
-def answers(engine: Workers, task: TrainTask, private=None) -> dict[str, ClientUpdate | ClientFailure]:
-    gate = Gate(run="demo")
-    admitted = [gate.admit(answer, task) for answer in engine.train(task, private or {})]
-    assert len({a.client for a in admitted}) == len(admitted)
-    return {a.client: a for a in admitted}
 
 
 def test_clients_live_in_the_worker_of_their_name_and_keep_what_is_private():
@@ -98,7 +77,7 @@ def test_a_worker_that_cannot_be_made_ends_the_run_with_its_reason(build, capfd)
 
 def test_no_worker_outlives_the_process_that_started_it():
     script = (
-        "import os, test_workers as t\n"
+        "import os, number_workers as t\n"
         "if __name__ == '__main__':\n"
         "    engine = t.workers()\n"
         "    t.answers(engine, t.a_task())\n"
