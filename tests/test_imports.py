@@ -23,6 +23,7 @@ COMMANDS = {"cli", "doctor", "output", "progress", "chat", "export", "runs"}
 MAY_IMPORT = {
     "errors": set(),
     "network": set(),
+    "interrupts": set(),
     "types": GROUND,
     "lowrank": GROUND,
     "registry": GROUND,

@@ -12,36 +12,35 @@ import json
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
+
+from shepherd import interrupts
 
 if TYPE_CHECKING:
     import click
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (default: that of this process) and return its exit status."""
+    """Run one command line (default: that of this process, which then ends) and return its exit status."""
+    whole = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("SHEPHERD_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a narrow console encoding must not end a run
             stream.reconfigure(errors="replace")
-
-    from shepherd.model.threads import prepare_environment
-
-    prepare_environment()
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    former = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
-        with _log_of_clients_errors() if debug else contextlib.nullcontext():
+        with interrupts.handled(last=whole), _log_of_clients_errors() if debug else contextlib.nullcontext():
+            from shepherd.model.threads import prepare_environment
+
+            prepare_environment()
             return _run(arguments, debug)
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, former)
+    except KeyboardInterrupt:  # before there was anything to stop, or again while the first one was being said
+        return 128 + signal.SIGINT
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
@@ -70,8 +69,10 @@ def _run(arguments: list[str], debug: bool) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
+        interrupts.no_more()
         return fail("interrupted", "", 130)
     except SystemExit as stop:
+        interrupts.no_more()
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         return fail("terminated", "", status) if status == 128 + signal.SIGTERM else status
     except BrokenPipeError:
@@ -123,10 +124,6 @@ def _log_of_clients_errors() -> Iterator[None]:
     finally:
         log.setLevel(level)
         log.removeHandler(handler)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from shepherd import output
+from shepherd import interrupts, output
 from shepherd.report import wording
 
 REFRESH_PER_SECOND = 3
@@ -40,6 +40,7 @@ class Observer:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         self.run = event.get("run", self.run)
+        interrupts.check()
         self.show(event)
 
     def show(self, event: Mapping[str, Any]) -> None:

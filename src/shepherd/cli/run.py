@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shepherd import output
+from shepherd import interrupts, output
 from shepherd.cli.settings import complete_recipe, gather, recipe_options
 from shepherd.errors import ResourceError, UsageError
 from shepherd.store import open_run
@@ -91,6 +91,7 @@ def _carry_out(start: Callable[..., Run], observer: Any) -> Run:
     try:
         return start(observer=observer)
     except BaseException:
+        interrupts.no_more()
         observer.close()
         if observer.run is not None:
             output.note(

@@ -21,9 +21,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,6 +125,20 @@ class Workers:
 # In this process
 
 
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """A process that is started within the block never meets Ctrl-C, not even while it imports; ours comes later."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # it comes with the first process, and lets the signal through when it does
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 class _Garbled(Exception):
     """A worker said something that is no message."""
 
@@ -150,7 +164,8 @@ class _Place:
         context = multiprocessing.get_context("spawn")
         self.here, there = context.Pipe()
         self.process = context.Process(target=_worker, args=(there, self.build, self.data), daemon=True)
-        self.process.start()
+        with _ctrl_c_held_back():
+            self.process.start()
         there.close()  # so that the worker's end is the end of the pipe
 
     def receive(self, round_number: int) -> Sealed | ClientFailure | StepReport | ShepherdError | None:

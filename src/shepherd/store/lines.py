@@ -76,8 +76,26 @@ def mend_journal(disk: Disk, file: Path) -> Journal:
 
 def mark(file: Path) -> dict[str, Any]:
     """How far a file of lines has come: {"bytes", "sha256"} of all there is."""
-    data = file.read_bytes() if file.exists() else b""
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return Growing(file).mark()
+
+
+class Growing:
+    """A file that only grows at its end, whose every byte is read once, however often its `mark` is asked for.
+
+    Whoever cuts the file makes another of these.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self._bytes, self._sha256 = file, 0, hashlib.sha256()
+
+    def mark(self) -> dict[str, Any]:
+        if self.file.exists():
+            with open(self.file, "rb") as stream:
+                stream.seek(self._bytes)
+                added = stream.read()
+            self._bytes += len(added)
+            self._sha256.update(added)
+        return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
 
 
 def cut_to(disk: Disk, file: Path, there: Mapping[str, Any]) -> str:

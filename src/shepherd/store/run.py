@@ -47,6 +47,7 @@ class RunDirectory:
     def __init__(self, path: Path, disk: Disk = DISK) -> None:
         self.path, self.disk = Path(path), disk
         self.rounds = Rounds(self.path / "checkpoints", disk)
+        self._written = lines.Growing(self.path / ROUNDS)
 
     @classmethod
     def create(cls, out: Path, name: str, disk: Disk = DISK) -> RunDirectory:
@@ -123,7 +124,7 @@ class RunDirectory:
 
         def seal() -> dict[str, Any]:
             lines.append(self.disk, metrics, lines.line_of(line))
-            return {**facts, ROUNDS: lines.mark(metrics)}
+            return {**facts, ROUNDS: self._written.mark()}
 
         with self._explained(self.rounds.folder / checkpoint_name(number)):
             try:
@@ -133,6 +134,7 @@ class RunDirectory:
                 if number not in self.rounds.numbers() and metrics.exists():
                     with suppress(OSError):
                         self.disk.cut(metrics, before)
+                    self._written = lines.Growing(metrics)
                 raise
 
     def prune_checkpoints(self, keep: int, best: int) -> None:
@@ -158,6 +160,7 @@ class RunDirectory:
             there = checkpoint.facts.get(ROUNDS) if checkpoint else lines.START
             if there and (wrong := lines.cut_to(self.disk, self.path / ROUNDS, there)):
                 notes.append(wrong)
+            self._written = lines.Growing(self.path / ROUNDS)
             return Recovered(checkpoint, rejected, tuple(notes))
 
     def _sweep(self) -> list[str]:
