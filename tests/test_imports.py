@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "engines": MIDDLE,
     "report": BOTTOM,
     **{part: MIDDLE | {"plan", "round", "engines", "report"} | RUN for part in RUN},
-    **{part: MIDDLE | {"plan", "round", "engines", "report"} | RUN | COMMANDS for part in COMMANDS},
+    **{part: MIDDLE | {"plan", "round", "engines", "report"} | RUN | COMMANDS | {"interrupts"} for part in COMMANDS},
 }
 HEAVY = ("torch", "transformers", "peft", "datasets")
 
