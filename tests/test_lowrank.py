@@ -126,3 +126,19 @@ def test_new_rows_are_orthonormal_to_each_other_and_to_those_there_are():
     np.testing.assert_allclose(rows @ rows.T, np.eye(7), atol=1e-13)
     with pytest.raises(ValueError, match="no 8 orthonormal rows of 7"):
         orthonormal_rows(rng, 5, first)
+
+
+def test_what_came_out_of_a_decomposition_is_not_decomposed_again(monkeypatch):
+    _, tail = lowrank(np.random.default_rng(0), 60, 50, 6).split(2)
+    S = np.linalg.svd(tail.dense(), compute_uv=False)[:4]
+    monkeypatch.setattr(np.linalg, "svd", lambda *a, **k: pytest.fail("it was decomposed again"))
+    np.testing.assert_allclose(tail.singular_values(), S, rtol=1e-12)
+    np.testing.assert_allclose(tail.truncated(2).dense() + tail.split(2)[1].dense(), tail.dense(), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)])
+def test_a_filled_increment_is_the_same_matrix_and_no_wider_than_it(shape):
+    x = lowrank(np.random.default_rng(0), *shape, 4)
+    assert x.filled().q == min(shape)
+    np.testing.assert_array_equal(x.filled().dense(), x.dense())
+    np.testing.assert_array_equal(x.filled().filled().dense(), x.dense())

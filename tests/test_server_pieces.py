@@ -33,6 +33,7 @@ from shepherd.server.methods import build_method, check_ranks, methods
 from shepherd.server.optimizer import optimizers
 from shepherd.server.payloads import nearest_rotation
 from shepherd.server.pieces import DEFAULTS, REGISTRIES, build_pieces
+from shepherd.server.remainders import accumulate
 from shepherd.server.splits import Place, splits
 from shepherd.server.traffic import SMOLLM2_QV, numbers, table
 from shepherd.server.uploads import Local
@@ -516,3 +517,43 @@ def test_a_model_that_was_saved_goes_on_with_the_same_bits(name, tmp_path):
         assert dense(one, module).tobytes() == dense(other, module).tobytes()
     assert one.memory.keys() == other.memory.keys()
     assert all(np.array_equal(one.memory[key], other.memory[key]) for key in one.memory)
+
+
+# What it costs the server
+
+
+def test_the_residual_is_stored_in_no_more_columns_than_its_rank():
+    for count in (1, 2, 4):
+        assert equal_ranks(count).residual.q == (count - 1) * 3
+
+
+def test_the_residual_of_uneven_shares_by_slot_is_the_total_without_the_product_of_means():
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.ones(4), size=3).T
+    shares[1, 2] += shares[0, 2]
+    shares[0, 2] = 0.0
+    merged = Merged(2.0, tuple(Term(c, t.local) for c, t in zip(shares, equal_ranks(4).terms, strict=True)))
+    A, B = merged.mean
+    assert_near(merged.residual.dense(), merged.total.dense() - 2.0 * B @ A, 1e-12)
+
+
+@pytest.mark.parametrize("common", ["A", "B"])
+def test_products_with_a_factor_in_common_add_up_without_growing(common):
+    terms = equal_ranks(4).terms
+    same = {common: getattr(terms[0].local, common)}
+    one = Merged(2.0, tuple(Term(t.share, replace(t.local, **same)) for t in terms))
+    assert one.total.q == 3
+    assert_near(one.total.dense(), sum(2.0 * 0.25 * t.local.B @ t.local.A for t in one.terms), 1e-12)
+
+
+def test_a_remainder_that_outgrew_its_matrix_is_added_to_without_a_decomposition(monkeypatch):
+    for name in ("svd", "qr"):
+        monkeypatch.setattr(np.linalg, name, lambda *a, **k: pytest.fail("it was decomposed"))
+    rng = np.random.default_rng(0)
+    for shape in ((9, 6), (6, 9)):
+        before, expected = None, np.zeros(shape)
+        for _ in range(5):
+            more = LowRank(rng.normal(size=(shape[0], 4)), rng.normal(size=(4, shape[1])))
+            before, expected = accumulate(before, more, np.float64, "m"), expected + more.dense()
+            assert before.q <= 6
+            assert_near(before.dense(), expected, 1e-12)

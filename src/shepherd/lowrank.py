@@ -9,7 +9,7 @@ The scale alpha / r of an adapter is inside. dtype is that of the factors; ask f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +29,9 @@ class SVD(NamedTuple):
 
     def lowrank(self, start: int = 0, stop: int | None = None) -> LowRank:
         """The part of the singular triples start … stop − 1. √S is on both sides, so that both scale alike."""
-        root = np.sqrt(self.S[start:stop])
-        return LowRank(self.U[:, start:stop] * root, root[:, None] * self.V[start:stop])
+        U, S, V = self.U[:, start:stop], self.S[start:stop], self.V[start:stop]
+        root = np.sqrt(S)
+        return LowRank(U * root, root[:, None] * V, SVD(U, S, V))
 
     @property
     def rank(self) -> int:
@@ -43,10 +44,14 @@ class SVD(NamedTuple):
 
 @dataclass(frozen=True)
 class LowRank:
-    """The matrix L @ R with L [out, q] and R [q, in]. q may be 0, which is the zero matrix."""
+    """The matrix L @ R with L [out, q] and R [q, in]. q may be 0, which is the zero matrix.
+
+    known: its decomposition, where L and R came out of one; nothing is decomposed twice.
+    """
 
     L: np.ndarray
     R: np.ndarray
+    known: SVD | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.L.ndim != 2 or self.R.ndim != 2 or self.L.shape[1] != self.R.shape[0]:
@@ -95,7 +100,9 @@ class LowRank:
         """Descending. Cheaper than `svd`: no orthonormal factor is formed. Raises NumericalError like it."""
         if self.q == 0:
             return np.zeros(0, self.L.dtype)
-        _check_finite(self, where)
+        check_finite(self, where)
+        if self.known:
+            return self.known.S
         if self.q >= DENSE_FROM * min(self.shape):
             return _small_svd(self.dense(), where, vectors=False)
         core = np.linalg.qr(self.L, mode="r") @ np.linalg.qr(self.R.T, mode="r").T
@@ -110,7 +117,9 @@ class LowRank:
         if self.q == 0:
             n_out, n_in = self.shape
             return SVD(np.zeros((n_out, 0), self.L.dtype), np.zeros(0, self.L.dtype), np.zeros((0, n_in), self.L.dtype))
-        _check_finite(self, where)
+        check_finite(self, where)
+        if self.known and not thin:
+            return self.known
         if self.q >= DENSE_FROM * min(self.shape) and not thin:
             U, S, V = _small_svd(self.dense(), where)
         else:
@@ -146,7 +155,16 @@ class LowRank:
 
     def dense(self) -> np.ndarray:
         """L @ R [out, in]: for tests, and where it is no larger than the factors."""
-        return self.L @ self.R
+        if _is_identity(self.R):
+            return self.L
+        return self.R if _is_identity(self.L) else self.L @ self.R
+
+    def filled(self) -> LowRank:
+        """The same matrix, dense, beside an identity: q = min(out, in), and sums of such need no decomposition."""
+        n_out, n_in = self.shape
+        if n_in <= n_out:
+            return LowRank(self.dense(), np.eye(n_in, dtype=self.R.dtype))
+        return LowRank(np.eye(n_out, dtype=self.L.dtype), self.dense())
 
 
 def stack(terms: list[LowRank]) -> LowRank:
@@ -166,7 +184,13 @@ def orthonormal_rows(rng: np.random.Generator, count: int, existing: np.ndarray)
     return rows
 
 
-def _check_finite(matrix: LowRank, where: str) -> None:
+def _is_identity(matrix: np.ndarray) -> bool:
+    n, m = matrix.shape
+    return n == m and bool((matrix.diagonal() == 1).all()) and np.count_nonzero(matrix) == n
+
+
+def check_finite(matrix: LowRank, where: str) -> None:
+    """Raise NumericalError, which names `where`, when L or R is not finite."""
     bad = int((~np.isfinite(matrix.L)).sum() + (~np.isfinite(matrix.R)).sum())
     if bad:
         raise NumericalError(

@@ -34,7 +34,7 @@ def to_bytes(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> byt
         header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    return len(text).to_bytes(8, "little") + text + data[end:]
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(data)[end:]])  # One copy, not two.
 
 
 def from_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -44,9 +44,27 @@ class Merged:
         return len(self.terms[0].share)
 
     @cached_property
+    def shared(self) -> str:
+        """The factor that all terms have in common, as where only the other one was trained: "A", "B" or ""."""
+        locals_ = [term.local for term in self.terms]
+        return next((x for x in "AB" if all(_same(getattr(locals_[0], x), getattr(o, x)) for o in locals_[1:])), "")
+
+    @cached_property
     def total(self) -> LowRank:
-        """The merged increment, exact, of Σ r_k columns. √share on both sides, so that both factors scale alike."""
+        """The merged increment, exact, of Σ r_k columns. √share on both sides, so that both factors scale alike.
+
+        Of r columns where the terms share a factor.
+        """
         parts = []
+        if len(self.terms) > 1 and self.shared:
+            first, weights = self.terms[0].local, [t.share[: len(t.local.A)] * t.local.scale for t in self.terms]
+            if self.shared == "A":
+                sums = sum(weight * term.local.B for weight, term in zip(weights, self.terms, strict=True))
+                one = LowRank(sums, first.A)
+            else:
+                sums = sum(weight[:, None] * term.local.A for weight, term in zip(weights, self.terms, strict=True))
+                one = LowRank(first.B, sums)
+            return one if self.extra is None else one + self.extra
         for term in self.terms:
             weight = term.share[: len(term.local.A)] * term.local.scale
             root = np.sqrt(np.abs(weight))
@@ -68,11 +86,18 @@ class Merged:
         From the centred factors: by subtraction all digits are lost when clients agree.
         """
         A, B = self.mean
-        parts = []
-        for term in self.terms:
-            A_k, B_k = padded(term.local, self.r, self.scale)
-            root = np.sqrt(np.abs(term.share) * self.scale)
-            parts.append(LowRank((B_k - B) * (np.sign(term.share) * root), root[:, None] * (A_k - A)))
+        shares = np.array([term.share for term in self.terms])
+        roots = np.sqrt(np.abs(shares) * self.scale)
+        filled = [padded(term.local, self.r, self.scale) for term in self.terms]
+        rows = np.stack([root[:, None] * (A_k - A) for root, (A_k, _) in zip(roots, filled, strict=True)])
+        columns = np.stack([root * (B_k - B) for root, (_, B_k) in zip(roots, filled, strict=True)])
+        if (shares < 0).any():
+            columns = columns * np.sign(shares)[:, None]
+        else:
+            rows, columns = _without_mean(shares, rows, columns)
+        parts = [LowRank(L, R) for L, R in zip(columns, rows, strict=True)]
+        if not parts:
+            parts = [LowRank.zero(len(B), A.shape[1])]
         return stack(parts if self.extra is None else [*parts, self.extra])
 
 
@@ -137,6 +162,26 @@ def core() -> Merge:
         return Merged(start.scale, (Term(np.ones(uploads.r), Local(start.A, B, start.scale, start.moved)),))
 
     return Merge(of, space="cores", sum_only=True)
+
+
+def _without_mean(shares: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """K centred terms as K − 1 of the same sum of products: rows [K, r, in], columns [K, out, r], shares [K, r].
+
+    In each slot Σ_k √c_k x_k = 0 for both factors. A reflection over the terms that turns √c into the first axis leaves
+    Σ_k columns_k rows_k as it is, and makes the first term zero.
+    """
+    mirror = np.sqrt(shares)  # v = √c + e₁, and 2 / ‖v‖² = 1 / v₁ as √c has norm one
+    mirror[0] += 1
+    along_rows = np.einsum("kr,krn->rn", mirror, rows) / mirror[0][:, None]
+    along_columns = np.einsum("kr,kmr->mr", mirror, columns) / mirror[0]
+    return (
+        rows[1:] - mirror[1:, :, None] * along_rows,
+        columns[1:] - mirror[1:, None, :] * along_columns,
+    )
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one is other or (one.shape == other.shape and np.array_equal(one, other))
 
 
 def _start_term(shares: np.ndarray, start: Local) -> tuple[Term, ...]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shepherd.lowrank import LowRank
+import numpy as np
+
+from shepherd.lowrank import LowRank, check_finite
 from shepherd.registry import Registry
 
 remainders = Registry("remainder")
@@ -41,17 +43,26 @@ def keep(rank: int = 0, energy: float = 1.0) -> Remainder:
         raise ValueError(f"energy must be from 0 to 1, got {energy}")
 
     def of(rest: LowRank, squared_norm: float, module: str) -> LowRank:
+        if not rank and energy == 1:
+            return rest  # Exact as it is: a decomposition would cost the most of a round and save next to nothing.
         return rest.truncated(rank or None, energy, of=squared_norm, where=module)
 
     return Remainder(of, keeps=True, lossless=rank == 0 and energy == 1, rank=rank, energy=energy)
 
 
 def accumulate(before: LowRank | None, more: LowRank | None, dtype: type, module: str) -> LowRank | None:
-    """before + more; recompressed, at full numerical rank, where it would outgrow the dense matrix's rank."""
+    """before + more, exact; as a dense matrix beside an identity where it would outgrow the dense matrix's rank.
+
+    Never recompressed: sums of rounded factors have full numerical rank. Raises NumericalError, which names the module,
+    where `more` is not finite.
+    """
     if more is None:
         return before
+    more = more.astype(dtype)
+    check_finite(more, module)
     if before is None:
-        return more.astype(dtype)
-    if before.q + more.q > min(before.shape):
-        return (before.astype(more.L.dtype) + more).truncated(where=module).astype(dtype)
-    return before + more.astype(dtype)
+        return more if more.q <= min(more.shape) else more.filled()
+    if before.q + more.q <= min(before.shape):
+        return before + more
+    total = before.dense() + more.dense()
+    return LowRank(total, np.eye(total.shape[1], dtype=total.dtype)).filled()
