@@ -65,8 +65,12 @@ def train_plainly(
     momentum: float = 0.0,
     seed: int = 7,
     first: int = 0,
+    anchor=None,
 ):
-    """(tensors after the round by name, the losses of each step, c_k⁺ by name)."""
+    """(tensors after the round by name, the losses of each step, c_k⁺ by name).
+
+    The proximal term pulls to `anchor`, an adapter, or to the view.
+    """
     objective = objective or Objective()
     start, values = {}, {}
     for name, pair in view.adapter.factors.items():
@@ -94,7 +98,7 @@ def train_plainly(
             part = view.trains[step % len(view.trains)]
             moving = [n for n in trained if n.endswith(".core") or n[-1] in part]
             loss = mean_loss(model, rows[2 * step : 2 * step + 2])
-            penalty = _penalty(objective, view, values, start, moving, B_of)
+            penalty = _penalty(objective, view, values, start, moving, B_of, anchor)
             found = torch.autograd.grad(loss + penalty, [values[n] for n in moving])
             gradients = {n: g * allowed[n] for n, g in zip(moving, found, strict=True)}
             norm = torch.cat([g.ravel() for g in gradients.values()]).norm()
@@ -133,13 +137,16 @@ def _mask(name, value, view):
     return may[:, None].expand_as(value) if part == "A" else may.expand_as(value)
 
 
-def _penalty(objective, view, values, start, moving, B_of):
+def _penalty(objective, view, values, start, moving, B_of, anchor=None):
     if not objective.proximal:
         return torch.zeros(())
+    towards = (anchor or view.adapter).factors
     if objective.proximal_form == "factors":
+        if anchor is not None:
+            start = {f"{n}.{part}": torch.tensor(getattr(p, part)) for n, p in towards.items() for part in "AB"}
         return objective.proximal / 2 * sum((values[n] - start[n]).square().sum() for n in moving)
     total = torch.zeros(())
-    for name, pair in view.adapter.factors.items():
+    for name, pair in towards.items():
         increment = B_of(name) @ values[f"{name}.A"] - torch.tensor(pair.B @ pair.A)
         total = total + (view.adapter.scale * increment).square().sum()
     return objective.proximal / 2 * total

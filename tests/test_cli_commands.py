@@ -115,7 +115,17 @@ def test_output_that_nobody_reads_any_more_is_no_traceback():
 def test_list_shows_each_name_of_each_registry_with_its_options(shell):
     found = json.loads(shell("list", "--json").out)
     pieces = {"starts", "views", "schedules", "payloads", "weighings", "merges", "splits", "remainders"}
-    kinds = {"recipes", "partitioners", "datasets", "selections", "methods", *pieces, "optimizers", "metrics"}
+    kinds = {
+        "recipes",
+        "partitioners",
+        "datasets",
+        "selections",
+        "methods",
+        *pieces,
+        "optimizers",
+        "metrics",
+        "personalizations",
+    }
     assert set(found) == kinds
     options = {entry["name"]: entry["options"] for entry in found["partitioners"]}
     assert "alpha = 0.5" in options["dirichlet"] and options["iid"] == []

@@ -22,6 +22,7 @@ from federations import (
     in_another_gauge,
     law,
     local,
+    random_update,
     to_bfloat16,
     train,
 )
@@ -41,7 +42,9 @@ VARIANTS = {
     "ravan, two heads": ("ravan", {"heads": 2}),
     "fedex_lora, rank 2": ("fedex_lora", {"rank": 2}),
 }
-ALL = {**{name: (name, {}) for name in methods}, **VARIANTS}
+GLOBAL = [name for name in methods if not methods.build(name).pieces.train.home]
+"""Methods whose global model is what is learned; of the others the clients' own models are."""
+ALL = {**{name: (name, {}) for name in GLOBAL}, **VARIANTS}
 
 
 def of(name: str):
@@ -434,3 +437,17 @@ def test_a_model_with_its_remainder_is_one_adapter_of_higher_rank(name):
             assert_near(whole.scale * B.astype(np.float64) @ A, dense(model, module), 1e-6)
             assert A.dtype == B.dtype == np.float32 and len(A) == B.shape[1] == whole.r
         assert (whole is model.adapter) == (name == "fedit")
+
+
+def test_with_b_at_home_the_global_a_is_the_mean_and_the_global_increment_stays_nothing():
+    method = build_method("fedsa_lora")
+    start = begin(method)
+    views = {c: method.view(start, c, R, 1, SEED) for c in WEIGHTS}
+    rng = np.random.default_rng(0)
+    updates = [random_update(views[c], c, 1, rng) for c in sorted(views)]
+    assert {name.rsplit(".", 1)[1] for u in updates for name in u.delta} == {"A"}
+    model = method.combine(start, views, updates, WEIGHTS)
+    for module in SHAPES:
+        mean = sum(WEIGHTS[u.client] * u.delta[f"{module}.A"] for u in updates)
+        assert_near(model.adapter.factors[module].A - start.adapter.factors[module].A, mean, 1e-12)
+        assert not model.adapter.factors[module].B.any()

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shepherd.clients.personal import own_adapters
 from shepherd.clients.training import Cohort, StepReport
 from shepherd.config import Config
 from shepherd.errors import UsageError, did_you_mean
@@ -26,7 +27,7 @@ from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.prepare import Learner, Rows, rates, share
 from shepherd.round import Engine, Plan, RoundRecord, run_round
 from shepherd.tensors import from_file, to_bytes
-from shepherd.types import Adapter, ClientFailure, ClientId, ServerState, Tokens, View, Work
+from shepherd.types import Adapter, ClientFailure, ClientId, GlobalModel, ServerState, Tokens, View, Work
 
 Observe = Callable[[int, StepReport], None]
 POOLED = "pooled"
@@ -148,6 +149,51 @@ def centralised_arm(config: Config, learner: Learner, rows: Rows, cohort: int, o
     pooled = tuple(row for client in sorted(rows.clients) for row in rows.clients[client])
     every = config.evaluation.every
     return _train_alone(config, learner, rows, {POOLED: pooled}, {POOLED: (count, steps)}, observe, every)
+
+
+def personal_models(
+    config: Config, learner: Learner, plan: Plan, rows: Rows, state: ServerState
+) -> tuple[dict[ClientId, GlobalModel], tuple[ClientFailure, ...]]:
+    """The models of clients' own after the last round, and the clients whose tuning failed; none where none was asked.
+
+    Kept ones come from what the clients keep; with `finetune` each client tunes the global model on its own rows, going
+    on in its walk over them.
+    """
+    personal, model = learner.settings.personal, state.model
+    if not personal.steps:
+        number = state.round + 1
+        views = {c: plan.method.view(model, c, plan.rank(c), number, plan.seed) for c in state.clients}
+        own = own_adapters(views, state.clients)
+        return {client: replace(model, adapter=adapter) for client, adapter in own.items()}, ()
+    names, at_once = sorted(rows.clients), learner.settings.clients_at_once
+    lora = learner.make_lora().lay(model.remainder)
+    found, failures = {}, {}
+    for start in range(0, len(names), at_once):
+        views = dict.fromkeys(names[start : start + at_once], View(model.adapter))
+        cohort = Cohort(learner.packed, lora, learner.settings, views, rows.clients, config.run.seed)
+        rate = personal.learning_rate or config.training.learning_rate
+        work = [
+            Work(c, state.cursors.get(c, 0), personal.steps * min(config.training.batch_size, len(rows.clients[c])),
+                 (rate,) * personal.steps)
+            for c in views
+        ]  # fmt: skip
+        cohort.run(work, state.round + 1, lambda report: None)
+        failures |= cohort.failures
+        for slot, client in enumerate(views):
+            if client not in cohort.failures:
+                found[client] = replace(model, adapter=replace(model.adapter, factors=lora.read(slot)))
+    return found, tuple(failures.values())
+
+
+def own_losses(learner: Learner, rows: Rows, models: Mapping[ClientId, GlobalModel]) -> dict[ClientId, RowLosses]:
+    """Each model on its client's own held-out rows; a client without any is left out."""
+    found = {}
+    for client, model in sorted(models.items()):
+        own = [rows.held_out[i] for i in rows.held_out_of(client)]
+        if own:
+            lora = learner.make_lora().load(model)
+            (found[client],) = row_losses(learner.packed, own, lora, 2 * learner.settings.tokens_per_pass)
+    return found
 
 
 def _train_alone(

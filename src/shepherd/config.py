@@ -200,6 +200,18 @@ class ObjectiveTable(Table):
     """Correct each local step by SCAFFOLD's control variates; doubles the bytes up. Wants clients that come back."""
 
 
+class PersonalizationTable(Table):
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str = "none"
+    """A model of each client's own: none, finetune, ditto, or `module:function`. Other keys are its options.
+    FedSA-LoRA is a method: federation.method = "fedsa_lora"."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
 class TrainingTable(Table):
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of the local optimizer."""
@@ -294,6 +306,7 @@ class Config(Table):
     server: ServerTable = ServerTable()
     training: TrainingTable = TrainingTable()
     objective: ObjectiveTable = ObjectiveTable()
+    personalization: PersonalizationTable = PersonalizationTable()
     evaluation: EvaluationTable = EvaluationTable()
     checkpoints: CheckpointTable = CheckpointTable()
 
@@ -313,6 +326,7 @@ _OPTIONS_OF = (
     ("selection", "name", "selection", "", SelectionTable().name),
     ("federation", "method", "method", "", FederationTable().method),
     ("server", "optimizer", "server", "", ServerTable().optimizer),
+    ("personalization", "name", "personalization", "", PersonalizationTable().name),
 )
 """(table, its key that chooses by name, the table of the choice's options, a key there that is none, default)."""
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import psutil
@@ -47,6 +48,7 @@ from shepherd.prepare import (
     context_window,
     prepare_learner,
     prepare_method,
+    prepare_personal,
     prepare_plan,
     prepare_rows,
     worker_engine,
@@ -124,7 +126,7 @@ class _Experiment:
 
     def run(self, open_store: Callable[[], RunDirectory]) -> Run:
         config = self.config
-        prepare_method(config)  # what does not fit together is said before anything is loaded
+        prepare_personal(config, prepare_method(config))  # what does not fit is said before anything is loaded
         with self._phase("load model"):
             use_threads(config.run.threads)
             base = load_base(
@@ -187,6 +189,8 @@ class _Experiment:
         for arm in outcome.values():
             for failure in arm.failures:
                 self.tell({"event": "warning", "message": f"{failure.client}: {failure.code}: {failure.detail}"})
+        with self._phase("personal models"):
+            self.own = self._personal(base, learner, plan, rows, state)
         with self._phase("save adapter"):
             check = self._save(base, learner, rows, state)
         with self._phase("generate"):
@@ -297,6 +301,18 @@ class _Experiment:
         self.store.journal("trained", arm=name)
         return arm
 
+    def _personal(self, base: Base, learner: Learner, plan: Plan, rows: Rows, state: ServerState) -> dict:
+        """The models of clients' own: each as an adapter under personal/, and its losses on the client's own rows."""
+        models, failures = arms.personal_models(self.config, learner, plan, rows, state)
+        for failure in failures:
+            self.tell({"event": "warning", "message": f"{failure.client}: {failure.code}: {failure.detail}"})
+        if models:
+            with self.store.commit_folder("personal") as folder:
+                for client, model in sorted(models.items()):
+                    own = folder / quote(client, safe=" ", errors="surrogatepass").replace(".", "%2E")
+                    save_adapter(own, whole_adapter(model), base_name=base.name, conv1d=learner.conv1d)
+        return arms.own_losses(learner, rows, models)
+
     def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
         arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, self.meter.steps("centralised"))
         if arm.failures:
@@ -401,6 +417,8 @@ class _Experiment:
             "curves": curves,
             "differences": results.differences(self.losses, local, self.config.run.seed),
         }
+        if self.own:
+            metrics["personal"] = results.personal_metrics(self.own, self.losses, local, rows)
         self.store.write_json("evaluation/metrics.json", metrics)
         return metrics
 

@@ -13,6 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from shepherd.clients.arrival import virtual_seconds
+from shepherd.clients.personal import Personalization, personalizations
 from shepherd.clients.schedule import learning_rates
 from shepherd.clients.selection import Selection, build_selection, cohort_size, misfits
 from shepherd.clients.training import LocalTraining
@@ -188,6 +189,7 @@ def local_training(config: Config, device: torch.device, parameters: int) -> Loc
         gradient_checkpointing=t.gradient_checkpointing,
         tokens_per_pass=t.tokens_per_pass or TOKENS_PER_PASS[device.type],
         clients_at_once=t.clients_at_once or fit,
+        personal=prepare_personal(config, prepare_method(config)),
     )
 
 
@@ -228,6 +230,29 @@ def prepare_method(config: Config) -> Method:
             hint='set method.weigh = "given", or leave federation.max_weight at 1',
         )
     return method
+
+
+def prepare_personal(config: Config, method: Method) -> Personalization:
+    """What clients do for a model of their own. Raises UsageError where it does not fit the method."""
+    table = config.personalization
+    personal = replace(personalizations.build(table.name, table.options), name=table.name)
+    if personal.pull is not None:
+        p = method.pieces
+        reasons = {
+            "its adapter begins anew, or elsewhere, each round": p.split.resets or p.view.name == "fresh",
+            "what does not fit into its adapter changes the model under the second one": p.remainder.keeps,
+            "its clients train a core": p.start.heads > 0,
+            "its clients keep a factor of their own already": bool(p.train.home),
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise UsageError(
+                    f'personalization.name = "{personal.name}" and federation.method = "{method.name}" do not fit: '
+                    f"{reason}, so there is nothing to be pulled towards",
+                    hint='use federation.method = "fedit", "ffa_lora", "rolora" or "flexlora", or personalization.name '
+                    '= "finetune"',
+                )
+    return personal
 
 
 def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, ...]) -> tuple[Selection, int]:

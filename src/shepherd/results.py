@@ -34,6 +34,24 @@ def arm_metrics(losses: RowLosses, rows: Rows) -> dict[str, Any]:
     }
 
 
+def personal_metrics(
+    own: Mapping[str, RowLosses], arms: Mapping[str, RowLosses], local: Mapping[str, RowLosses], rows: Rows
+) -> dict[str, Any]:
+    """Each client's losses on its own held-out rows under the base, its local, the global and its personal model."""
+    found = {}
+    for client, losses in sorted(own.items()):
+        at = np.array(rows.held_out_of(client))
+        models = {"base": arms["base"], "global": arms["federated"]}
+        if client in local:
+            models["local"] = local[client]
+        found[client] = {
+            **{name: finite(measured.select(at).summary())["loss"] for name, measured in models.items()},
+            "personal": finite(losses.summary())["loss"],
+            "rows": len(at),
+        }
+    return found
+
+
 def differences(arms: Mapping[str, RowLosses], locals_: Mapping[str, RowLosses], seed: int) -> list[dict[str, Any]]:
     """Federated against every other arm, and against the local clients' mean and best, on the same rows."""
     others = {name: losses for name, losses in arms.items() if name != "federated"}

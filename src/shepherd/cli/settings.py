@@ -136,7 +136,23 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
     except ShepherdError as error:
         problems.append(_problem("partition.name", error))
     own_weighing, more = _method_problems(tables)
-    return problems + _selection_problems(tables, own_weighing) + more
+    return problems + _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
+
+
+def _personal_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the personalization and its options; its fit to the method is said when a run is prepared."""
+    from shepherd.clients.personal import personalizations
+    from shepherd.config import Config
+
+    options = dict(tables.get("personalization", {}))
+    name = options.pop("name", Config().personalization.name)
+    if not isinstance(name, str):
+        return []  # the config's own check says so
+    try:
+        personalizations.build(name, options)
+    except ShepherdError as error:
+        return [_problem("personalization.name", error)]
+    return []
 
 
 def _selection_problems(tables: Mapping[str, Mapping[str, Any]], own_weighing: str) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shepherd.clients.objectives import Control, add_product_proximal, add_proximal, effective_steps
 from shepherd.model.lora import Layout, Slot
-from shepherd.types import Core, Objective, Tensors, View
+from shepherd.types import Adapter, Core, Objective, Tensors, View
 
 if TYPE_CHECKING:
     from shepherd.clients.training import LocalTraining
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Part:
-    """A vector that an optimizer moves. `mask` is 1 where it may move; `start` is what the round began with."""
+    """A vector that an optimizer moves. `mask` is 1 where it may move.
+
+    `start` is what the round began with, `anchor` what the proximal term pulls towards.
+    """
 
     name: str
     layout: Layout
     values: Tensor
     gradient: Tensor
     start: Tensor
+    anchor: Tensor
     mask: Tensor | None = None
     control: Control | None = None
 
@@ -66,7 +70,10 @@ class CoreMap:
 
 
 class Moving:
-    """One client's parts and their optimizer. Each step: `begin`, a backward pass, `settle`, `clip`, `step`."""
+    """One client's parts and their optimizer. Each step: `begin`, a backward pass, `settle`, `clip`, `step`.
+
+    The proximal term pulls towards `anchor`, an adapter of the same rank, or towards the view itself.
+    """
 
     def __init__(
         self,
@@ -76,6 +83,7 @@ class Moving:
         objective: Objective | None = None,
         control: Tensors | None = None,
         private: Tensors | None = None,
+        anchor: Adapter | None = None,
     ) -> None:
         self.slot, self.view, self.settings, self.objective = slot, view, settings, objective or Objective()
         if view.core is not None and any("A" in moves for moves in view.trains):
@@ -84,9 +92,10 @@ class Moving:
         self.core = CoreMap(slot, view.core) if view.core is not None else None
         compared = view.slots is not None or self.objective.proximal or self.objective.scaffold
         self._start = slot.vector.clone() if compared else slot.vector
+        self._anchor = self._start if anchor is None else slot.packed(anchor)
         self.parts = [self._core_part()] if self.core is not None else [self._factor(name) for name in "AB"]
         if self.objective.scaffold:
-            for part in self.parts:
+            for part in self._travelling():
                 part.control = Control(part.layout, part.start, control or {}, private or {}, part.mask)
         self.moving = self.parts
         self._optimizer = build_optimizer([part.values for part in self.parts], settings)
@@ -108,7 +117,7 @@ class Moving:
             self.core.pull()
         for part in self.moving:
             if mu and form == "factors":
-                add_proximal(part.gradient, part.values, part.start, mu)
+                add_proximal(part.gradient, part.values, part.anchor, mu)
             if part.mask is not None:
                 part.gradient.mul_(part.mask)
         return torch.linalg.vector_norm(self.slot.gradient if self.core is None else self.core.gradient)
@@ -152,13 +161,16 @@ class Moving:
                 change, own = part.control.finish(part.values)
                 kept |= own
                 travels |= change
-        sent = {f"{name}.control" for name in self.view.tensors()}
-        return {name: array for name, array in travels.items() if name in sent}, kept
+        return travels, kept
 
     @property
     def effective_steps(self) -> float:
         """What FedNova divides by."""
         return effective_steps(self.steps, self.settings.momentum if self.settings.optimizer == "sgd" else 0.0)
+
+    def _travelling(self) -> list[Part]:
+        """The server has control variates of what travels, and of nothing else."""
+        return self.parts if self.core is not None else [part for part in self.parts if part.name in self.view.sends]
 
     def _rate(self, part: Part, rate: float) -> float:
         return rate if part.name == "A" else rate * self.objective.rate_ratio
@@ -166,7 +178,7 @@ class Moving:
     def _add_product_proximal(self, mu: float) -> None:
         layouts = self.slot.layouts
         cut = layouts["A"].size
-        A_t, B_t = layouts["A"].split(self._start[:cut]), layouts["B"].split(self._start[cut:])
+        A_t, B_t = layouts["A"].split(self._anchor[:cut]), layouts["B"].split(self._anchor[cut:])
         for name, values in self.slot.factors(torch.float32).items():
             add_product_proximal(
                 self.slot.gradients[name], values, (A_t[name], B_t[name]), mu, self.slot.scale
@@ -178,13 +190,13 @@ class Moving:
     def _factor(self, name: str) -> Part:
         values, gradient = self.slot.flat(name)
         cut = self.slot.layouts["A"].size
-        start = self._start[:cut] if name == "A" else self._start[cut:]
+        start, anchor = (v[:cut] if name == "A" else v[cut:] for v in (self._start, self._anchor))
         mask = None
         if self.view.slots is not None:
             mask = torch.ones_like(values)
             for module, rows in self.slot.layouts[name].split(mask).items():
                 rows[~self._may_move(module)] = 0.0
-        return Part(name, self.slot.layouts[name], values, gradient, start, mask)
+        return Part(name, self.slot.layouts[name], values, gradient, start, anchor, mask)
 
     def _core_part(self) -> Part:
         core, mask = self.core, None
@@ -193,7 +205,8 @@ class Moving:
             for module, matrices in core.layout.split(mask).items():
                 may = self._may_move(module).view(matrices.shape[:2])
                 matrices.copy_(may[:, :, None] & may[:, None, :])
-        return Part("core", core.layout, core.values, core.gradient, core.values.clone(), mask)
+        start = core.values.clone()
+        return Part("core", core.layout, core.values, core.gradient, start, start, mask)
 
     def _may_move(self, module: str) -> Tensor:
         """bool[r]: the rank slots of a module that may move."""

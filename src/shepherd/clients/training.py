@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
 
 from shepherd.clients.moving import Moving
+from shepherd.clients.personal import Personalization, home_tensors, second_adapter, second_tensors, with_home
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive, stream
 from shepherd.types import (
+    Adapter,
     ClientFailure,
     ClientId,
     ClientUpdate,
@@ -46,6 +48,7 @@ class LocalTraining:
     gradient_checkpointing: bool = False
     tokens_per_pass: int = 1024
     clients_at_once: int = 16
+    personal: Personalization = field(default_factory=Personalization)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class Course:
 class Cohort:
     """K clients in training, in the order of `views`. Lives for one round, or longer for the baselines.
 
-    `control` is SCAFFOLD's c, `private` what each client kept from its earlier rounds.
+    `control` is SCAFFOLD's c, `private` what each client kept from its earlier rounds, `anchors` what the proximal term
+    pulls a client towards where that is not its view.
     """
 
     packed: PackedModel
@@ -107,15 +111,19 @@ class Cohort:
     objective: Objective = field(default_factory=Objective)
     control: Tensors = field(default_factory=dict)
     private: Mapping[ClientId, Tensors] = field(default_factory=dict)
+    anchors: Mapping[ClientId, Adapter] = field(default_factory=dict)
     failures: dict[ClientId, ClientFailure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.clients = tuple(self.views)
         self.lora.hold([view.adapter for view in self.views.values()], trainable=True)
         self.moving = {
-            client: Moving(slot, view, self.settings, self.objective, self.control, self.private.get(client))
+            client: Moving(
+                slot, view, self.settings, self.objective, self.control, self.private.get(client),
+                self.anchors.get(client),
+            )
             for slot, (client, view) in zip(self.lora.held, self.views.items(), strict=True)
-        }
+        }  # fmt: skip
 
     def run(
         self, work: Sequence[Work], round_number: int, observe: Callable[[StepReport], None]
@@ -215,18 +223,27 @@ def train(
     names = sorted(task.work)
     lora = make_lora().lay(task.remainder)
     for start in range(0, len(names), settings.clients_at_once):
-        views = {name: task.views[name] for name in names[start : start + settings.clients_at_once]}
+        chunk = names[start : start + settings.clients_at_once]
+        views = {name: with_home(task.views[name], private.get(name, {})) for name in chunk}
         cohort = Cohort(packed, lora, settings, views, data, task.seed, task.objective, task.control, private)
-        metrics = cohort.run([task.work[name] for name in views], task.round, observe)
-        for name in views:
-            if name in cohort.failures:
-                yield cohort.failures[name]
-            else:
-                yield _update(task, name, cohort.moving[name], metrics[name], len(data[name]))
+        metrics = cohort.run([task.work[name] for name in chunk], task.round, observe)
+        answers: dict[ClientId, ClientUpdate | ClientFailure] = dict(cohort.failures)
+        for name in metrics:
+            before = private.get(name, {})
+            answers[name] = _update(task, name, cohort.moving[name], metrics[name], len(data[name]), before)
+        del cohort  # its optimizers need not stay in memory beside those of the second adapters
+        if settings.personal.pull is not None:
+            answers |= _second_adapters(task, private, packed, lora, settings, data, answers)
+        yield from (answers[name] for name in chunk)
 
 
 def _update(
-    task: TrainTask, client: ClientId, moving: Moving, metrics: Mapping[str, float], num_examples: int
+    task: TrainTask,
+    client: ClientId,
+    moving: Moving,
+    metrics: Mapping[str, float],
+    num_examples: int,
+    before: Tensors,
 ) -> ClientUpdate:
     learned = moving.tensors()
     delta = {name: learned[name] - begin for name, begin in moving.view.tensors().items()}
@@ -243,8 +260,36 @@ def _update(
             "last_loss": metrics["last_loss"],
             "effective_steps": moving.effective_steps,
         },
-        private=kept,
+        private={**before, **kept, **home_tensors(moving.view, learned)},
     )
+
+
+def _second_adapters(
+    task: TrainTask,
+    private: Mapping[ClientId, Tensors],
+    packed: PackedModel,
+    lora: CohortLora,
+    settings: LocalTraining,
+    data: Mapping[ClientId, Sequence[Tokens]],
+    answers: Mapping[ClientId, ClientUpdate | ClientFailure],
+) -> dict[ClientId, ClientUpdate | ClientFailure]:
+    """Ditto: the clients of these updates train their second adapters on the rows of the round, and keep them."""
+    updates = {name: answer for name, answer in answers.items() if isinstance(answer, ClientUpdate)}
+    if not updates:
+        return {}
+    anchors = {name: task.views[name].adapter for name in updates}
+    views = {name: View(second_adapter(task.views[name], private.get(name, {}))) for name in updates}
+    cohort = Cohort(packed, lora, settings, views, data, task.seed, settings.personal.pull, anchors=anchors)
+    metrics = cohort.run([task.work[name] for name in updates], task.round, lambda report: None)
+    found: dict[ClientId, ClientUpdate | ClientFailure] = {
+        name: replace(failure, detail=f"of its second adapter {failure.detail}")
+        for name, failure in cohort.failures.items()
+    }
+    for name in metrics:
+        kept = {**updates[name].private, **second_tensors(cohort.moving[name].tensors())}
+        told = {**updates[name].metrics, "personal_loss": metrics[name]["loss"]}
+        found[name] = replace(updates[name], private=kept, metrics=told)
+    return found
 
 
 @contextmanager

@@ -110,13 +110,18 @@ class Slot:
             "A": Layout("A", {name: (adapter.r, n_in) for name, (n_in, _) in sizes.items()}),
             "B": Layout("B", {name: (n_out, adapter.r) for name, (_, n_out) in sizes.items()}, transposed=True),
         }
-        packed = [self.layouts[part].pack(tensors_of(adapter.factors)) for part in "AB"]
-        self.vector = torch.from_numpy(np.concatenate(packed)).to(device)
+        self.device = device
+        self.vector = self.packed(adapter)
         self.gradient = torch.zeros_like(self.vector) if trainable else None
         self.gradients = self._matrices(self.gradient) if trainable else {}
         self._factors = self._matrices(self.vector)
         self._cast: dict[torch.dtype, Mapping[str, tuple[Tensor, Tensor]]] = {}
         self.changed()
+
+    def packed(self, adapter: Adapter) -> Tensor:
+        """The vector of an adapter of this slot's modules and rank."""
+        tensors = tensors_of(adapter.factors)
+        return torch.from_numpy(np.concatenate([self.layouts[part].pack(tensors) for part in "AB"])).to(self.device)
 
     def flat(self, part: str) -> tuple[Tensor, Tensor | None]:
         """The vector of all A or of all B, and its gradient."""

@@ -48,6 +48,15 @@ def la_lora() -> Method:
 
 
 @methods
+def fedsa_lora() -> Method:
+    """A is averaged, every client keeps a B of its own: personal models (FedSA-LoRA, Guo et al., 2410.01463).
+
+    The global adapter has B = 0 and changes nothing: what is learned shows in the clients' own models.
+    """
+    return compose("fedsa_lora", citation="2410.01463", train="share_A")
+
+
+@methods
 def fedmomentum(energy: float = 0.9999) -> Method:
     """The exact product; its best part balanced over both factors, the rest kept (FedMomentum, 2603.08014).
 

@@ -151,7 +151,11 @@ def misfits(p: Pieces) -> Iterator[str]:
     if p.payload.needs_both and p.view.name != "identity":
         yield pair("payload", "view", "it turns slots into each other, which clients of few slots lack",
                    'use view "identity"')  # fmt: skip
-    only_A = "A" in p.train.sends and ("B" not in p.train.sends or p.split.empties)
+    if p.train.home and (p.view.name != "identity" or not factors or p.split.name != "mean"):
+        kind = "view" if p.view.name != "identity" else "split" if factors else "merge"
+        yield pair("train", kind, "a factor that stays with the clients belongs to the global slots as they are",
+                   'use view "identity", merge "factor" and split "mean"')  # fmt: skip
+    only_A = not p.train.home and "A" in p.train.sends and ("B" not in p.train.sends or p.split.empties)
     if only_A and not p.start.needs_base:
         other = "split" if p.split.empties else "start"
         yield pair("train", other, "where B is zero, A has no gradient and nothing ever moves", 'use train "AB" or "B"')

@@ -12,16 +12,20 @@ schedules = Registry("training schedule")
 
 @dataclass(frozen=True)
 class Schedule:
-    """of(round) -> (trains, sends); `sends` lists what travels over the rounds, for exactness and bytes."""
+    """of(round) -> (trains, sends); `sends` lists what travels over the rounds, for exactness and bytes.
+
+    home: the factor that clients train and keep to themselves.
+    """
 
     of: Callable[[int], tuple[tuple[str, ...], str]]
     sends: tuple[str, ...]
     name: str = ""
+    home: str = ""
 
     @property
     def one_factor(self) -> bool:
         """Whether only one factor moves in a round, so that the mean of factors is the mean of products."""
-        return all(part in ("A", "B", "core") for part in self.sends)
+        return not self.home and all(part in ("A", "B", "core") for part in self.sends)
 
 
 @schedules
@@ -63,3 +67,9 @@ def by_step() -> Schedule:
 def core() -> Schedule:
     """The small core between fixed bases (Fed-SB, Ravan)."""
     return Schedule(lambda round_number: (("B",), "core"), ("core",))
+
+
+@schedules
+def share_A() -> Schedule:
+    """Both factors; A travels, every client keeps a B of its own (FedSA-LoRA)."""
+    return Schedule(lambda round_number: (("AB",), "A"), ("A",), home="B")

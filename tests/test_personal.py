@@ -1,0 +1,246 @@
+"""Models of a client's own: what stays at home, what is pulled towards the global adapter, what is tuned afterwards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from plain_client import train_plainly
+from shepherd.clients.personal import own_adapter, personalizations, second_adapter
+from shepherd.clients.training import LocalTraining, train
+from shepherd.errors import ClientError, UsageError
+from shepherd.evaluation.losses import row_losses
+from shepherd.model.adapter import load_adapter
+from shepherd.model.forward import PackedModel
+from shepherd.model.lora import CohortLora
+from shepherd.tuned import load_tuned
+from shepherd.types import Factors, Objective, TrainTask, View, Work
+from tiny_training import adapter_for, base_model, distance, some_data, targets_of
+
+RATES = (3e-3, 2e-3, 1e-3)
+MODULES = targets_of(base_model())
+DATA = some_data()
+ADAPTER = adapter_for(MODULES)
+
+
+def one_round(views, private=None, first=0, objective=None, control=None, **settings):
+    model = base_model()
+    modules = targets_of(model)
+    work = {client: Work(client, first, 2 * len(RATES), RATES) for client in views}
+    task = TrainTask(1, views, 7, work, {}, objective or Objective(), control or {})
+    local = LocalTraining(weight_decay=0.5, **settings)
+    found = train(task, private or {}, PackedModel(model), lambda: CohortLora(modules), local, DATA)
+    return {update.client: update for update in found}
+
+
+def moved(adapter, update):
+    """The adapter after an update of both factors."""
+    factors = {
+        n: Factors(A + update.delta.get(f"{n}.A", 0), B + update.delta.get(f"{n}.B", 0))
+        for n, (A, B) in adapter.factors.items()
+    }
+    return replace(adapter, factors=factors)
+
+
+def same_bytes(a, b) -> bool:
+    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+# Parts at home
+
+
+def test_a_part_that_does_not_travel_is_in_force_again_in_the_clients_next_round():
+    view = View(ADAPTER, sends="A")
+    both = one_round({"client-0": View(ADAPTER)})["client-0"]
+    home = one_round({"client-0": view})["client-0"]
+    assert {name.rsplit(".", 1)[1] for name in home.delta} == {"A"}
+    assert {name.split("/")[0] for name in home.private} == {"home"}
+    assert same_bytes(home.delta, {n: d for n, d in both.delta.items() if n.endswith(".A")})
+    after = moved(ADAPTER, both)  # the server has one client: it takes its A over and knows no B
+    served = replace(ADAPTER, factors={n: Factors(after.factors[n].A, ADAPTER.factors[n].B) for n in ADAPTER.factors})
+    again = one_round({"client-0": replace(view, adapter=served)}, {"client-0": home.private}, first=6)["client-0"]
+    whole = one_round({"client-0": View(own_adapter(replace(view, adapter=served), home.private))}, first=6)["client-0"]
+    assert again.metrics == whole.metrics
+    assert same_bytes(again.delta, {n: d for n, d in whole.delta.items() if n.endswith(".A")})
+    for name, pair in after.factors.items():
+        np.testing.assert_allclose(home.private[f"home/{name}.B"], pair.B, atol=1e-7)
+
+
+def test_what_does_not_travel_has_no_control_variate_and_the_client_keeps_both():
+    view, objective = View(ADAPTER, sends="A"), Objective(scaffold=True)
+    c = {f"{name}.A": np.full(pair.A.shape, 0.1, np.float32) for name, pair in ADAPTER.factors.items()}
+    update = one_round({"client-0": view}, objective=objective, control=c)["client-0"]
+    assert {name.split(".", 1)[0].split("/")[0] for name in update.private} == {"control", "home"}
+    assert all(name.endswith((".A", ".A.control")) for name in update.delta)
+    assert not any(name.startswith("control/") and name.endswith(".B") for name in update.private)
+
+
+def test_a_part_at_home_of_another_rank_is_refused_with_the_module():
+    home = {f"home/{name}.B": pair.B[:, :2] for name, pair in ADAPTER.factors.items()}
+    with pytest.raises(ClientError, match=r"the client keeps .*\.B\[24, 2\], its view has \[24, 4\]"):
+        one_round({"client-0": View(ADAPTER, sends="A")}, {"client-0": home})
+
+
+def test_a_view_that_moves_only_what_travels_keeps_nothing():
+    for view in (View(ADAPTER), View(ADAPTER, trains=("B",), sends="B"), View(ADAPTER, trains=("B", "A"))):
+        assert one_round({"client-0": view})["client-0"].private == {}
+
+
+# Ditto
+
+
+def ditto(**options):
+    return personalizations.build("ditto", options)
+
+
+@pytest.mark.parametrize("form", ["factors", "product"])
+@pytest.mark.parametrize("optimizer, tolerance", [("sgd", 1e-5), ("adamw", 1e-3)])
+def test_the_second_adapter_is_pulled_towards_the_global_one_by_autograds_gradient(form, optimizer, tolerance):
+    own = {n: Factors(A * 1.5, B * -0.5) for n, (A, B) in ADAPTER.factors.items()}
+    private = {"client-0": {f"personal/{n}.{p}": getattr(pair, p) for n, pair in own.items() for p in "AB"}}
+    personal = ditto(strength=2.0, form=form)
+    update = one_round({"client-0": View(ADAPTER)}, private, personal=personal, optimizer=optimizer)["client-0"]
+    model = base_model()
+    start = View(replace(ADAPTER, factors=own))
+    after, losses, _ = train_plainly(
+        model, targets_of(model), start, DATA["client-0"], "client-0", RATES,
+        optimizer=optimizer, objective=personal.pull, anchor=ADAPTER,
+    )  # fmt: skip
+    expected = {name: after[name] - begin for name, begin in start.tensors().items()}
+    got = {name: update.private[f"personal/{name}"] - begin for name, begin in start.tensors().items()}
+    assert distance(got, expected) < tolerance
+    assert update.metrics["personal_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_global_update_does_not_notice_a_second_adapter():
+    views = dict.fromkeys(DATA, View(ADAPTER))
+    plain, beside = one_round(views), one_round(views, personal=ditto(), clients_at_once=2)
+    for client in DATA:
+        assert same_bytes(plain[client].delta, beside[client].delta)
+        assert {name.split("/")[0] for name in beside[client].private} == {"personal"}
+
+
+def test_without_a_pull_the_second_adapter_is_the_client_alone_over_the_rounds():
+    view = View(ADAPTER)
+    first = one_round({"client-0": view}, personal=ditto(strength=0.0))["client-0"]
+    other = replace(
+        view, adapter=replace(ADAPTER, factors={n: Factors(A * 0, B) for n, (A, B) in ADAPTER.factors.items()})
+    )
+    second = one_round({"client-0": other}, {"client-0": first.private}, first=6, personal=ditto(strength=0.0))[
+        "client-0"
+    ]
+    alone = one_round({"client-0": View(second_adapter(view, first.private))}, first=6)["client-0"]
+    expected = moved(second_adapter(view, first.private), alone)
+    for name, pair in second_adapter(view, second.private).factors.items():
+        np.testing.assert_allclose(pair.A, expected.factors[name].A, atol=1e-7)
+        np.testing.assert_allclose(pair.B, expected.factors[name].B, atol=1e-7)
+
+
+def test_a_strong_pull_keeps_the_second_adapter_near_the_global_one():
+    ways = {}
+    for strength in (0.0, 200.0):
+        options = dict(optimizer="sgd", max_grad_norm=0.0, personal=ditto(strength=strength))
+        update = one_round({"client-0": View(ADAPTER)}, **options)["client-0"]
+        own = second_adapter(View(ADAPTER), update.private)
+        ways[strength] = sum(np.abs(pair.B - ADAPTER.factors[n].B).sum() for n, pair in own.factors.items())
+    assert ways[200.0] < 0.8 * ways[0.0]
+
+
+def test_a_second_adapter_whose_loss_is_not_finite_costs_its_client_the_round_and_nobody_else():
+    broken = {f"personal/{n}.{p}": getattr(pair, p) * np.nan for n, pair in ADAPTER.factors.items() for p in "AB"}
+    found = one_round(dict.fromkeys(DATA, View(ADAPTER)), {"client-1": broken}, personal=ditto())
+    assert (found["client-1"].code, found["client-1"].detail) == (
+        "non-finite", "of its second adapter the loss became nan in local step 1",
+    )  # fmt: skip
+    healthy = one_round(dict.fromkeys(DATA, View(ADAPTER)), personal=ditto())
+    for client in ("client-0", "client-2"):
+        assert same_bytes(found[client].private, healthy[client].private)
+
+
+# Whole runs
+
+
+SMALL = (
+    "federation.rounds=2",
+    "evaluation.generate=0",
+    "training.local_steps=2",
+    "evaluation.arms=base,federated,local",
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("federation.method=fedsa_lora",),
+        ("personalization.name=ditto", "personalization.strength=0.5"),
+        ("personalization.name=finetune", "personalization.steps=4"),
+        ("personalization.name=finetune", "personalization.steps=4", "federation.method=fedex_lora"),
+    ],
+    ids=" ".join,
+)
+def test_a_run_measures_each_clients_own_model_on_its_own_rows_and_leaves_it_on_disk(settings, run_small):
+    run = run_small(*SMALL, *settings)
+    metrics = json.loads((run.path / "evaluation" / "metrics.json").read_text())
+    own = metrics["personal"]
+    assert sorted(own) == next(event["clients"] for event in run.events if event["event"] == "start")
+    for client, losses in own.items():
+        assert losses["base"] == pytest.approx(metrics["arms"]["base"]["per_client"][client]["loss"])
+        assert losses["global"] == pytest.approx(metrics["arms"]["federated"]["per_client"][client]["loss"])
+        assert losses["local"] == pytest.approx(metrics["arms"]["local"][client]["per_client"][client]["loss"])
+    mean = {model: np.mean([losses[model] for losses in own.values()]) for model in ("base", "global", "personal")}
+    assert mean["personal"] < mean["base"]
+    if "federation.method=fedsa_lora" in settings:
+        assert mean["global"] == mean["base"]
+    if "personalization.name=finetune" in settings:
+        assert mean["personal"] < mean["global"]
+    assert "Personal models" in (run.path / "report.html").read_text(encoding="utf-8")
+    tuned = load_tuned(run.path)
+    client, losses = next(iter(own.items()))
+    lora = CohortLora(tuned.lora.modules).hold([load_adapter(run.path / "personal" / client)])
+    rows = held_out_rows(run.config, tuned, client)
+    (again,) = row_losses(PackedModel(tuned.base.model), rows, lora)
+    assert again.stat.mean == pytest.approx(losses["personal"], rel=1e-4)
+
+
+def held_out_rows(config, tuned, client):
+    from shepherd.prepare import prepare_rows
+
+    rows, _ = prepare_rows(config, tuned.base.tokenizer)
+    return [rows.held_out[i] for i in rows.held_out_of(client)]
+
+
+def test_a_run_without_personal_models_has_no_such_entry(tiny_run):
+    assert "personal" not in json.loads((tiny_run.path / "evaluation" / "metrics.json").read_text())
+    assert not (tiny_run.path / "personal").exists()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("dito", {}, "Did you mean 'ditto'"),
+        ("ditto", {"strength": -1.0}, "strength must be at least 0"),
+        ("ditto", {"lambda": 1.0}, "no option 'lambda'"),
+        ("ditto", {"form": "gram"}, "'factors' or 'product'"),
+        ("finetune", {"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_with_what_would(name, options, words):
+    with pytest.raises(UsageError, match=words):
+        personalizations.build(name, options)
+
+
+@pytest.mark.parametrize("method", ["flora", "fedex_lora", "fed_sb", "fedsa_lora", "frlora"])
+def test_ditto_beside_a_method_that_leaves_nothing_to_be_pulled_to_is_refused_before_anything_is_loaded(
+    method, small_config, tmp_path
+):
+    from shepherd.experiment import run
+
+    config = small_config("personalization.name=ditto", f"federation.method={method}", "model.base=/nowhere")
+    with pytest.raises(UsageError, match=f'"ditto" and federation.method = "{method}" do not fit'):
+        run(config, out_dir=tmp_path)
