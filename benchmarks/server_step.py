@@ -91,7 +91,8 @@ def _line(spec: dict, v: dict) -> str:
             f"state {v['state'][-1]:.2f} s, {v['state_bytes'][-1] / MEBI:.0f} MiB"
         )
     return (
-        f"{spec['method']:12} K = {spec['clients']:3}, {spec['modules']} of {LLAMA_MODULES} modules: read {v['read']:.3f} s, "
+        f"{spec['method']:12} K = {spec['clients']:3}, {spec['modules']} of {LLAMA_MODULES} modules: "
+        f"read {v['read']:.3f} s, "
         f"combine {v['combine']:6.2f} s ({v['combine'] / v['read']:5.1f} × reading), diagnose {v['diagnose']:6.2f} s, "
         f"peak {v['peak_above_start'] / MEBI:5.0f} MiB above the start, uploads {v['upload_bytes'] / MEBI:.0f} MiB"
     )
@@ -146,8 +147,8 @@ def _step(spec: dict) -> dict:
         seen = diagnose(model, after, views, updates, weights)
         end = time.perf_counter()
         size = sum(array.nbytes for delta in deltas.values() for array in delta.values())
-    return {"read": read, "combine": combined - start, "diagnose": end - combined, "diagnosed_modules": seen.modules,
-            "peak_above_start": peak - resident, "peak_with_diagnose": _peak() - resident, "upload_bytes": size}  # fmt: skip
+    return {"read": read, "combine": combined - start, "diagnose": end - combined,
+            "diagnosed_modules": seen.modules, "peak_above_start": peak - resident, "peak_with_diagnose": _peak() - resident, "upload_bytes": size}  # fmt: skip
 
 
 def _svd(spec: dict) -> dict:
@@ -167,7 +168,7 @@ def _svd(spec: dict) -> dict:
 
 
 def _rounds(spec: dict) -> dict:
-    """CPU seconds of combine, diagnose and the state's bytes, round after round; CPU time bears a busy machine better."""
+    """CPU seconds of combine, diagnose and the state's bytes, round after round: CPU time, for a busy machine."""
     from shepherd.server.diagnostics import diagnose
     from shepherd.state import state_files
     from shepherd.types import ClientUpdate, ServerState
