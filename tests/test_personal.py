@@ -7,17 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from plain_client import train_plainly
+from shepherd.arms import personal_models
 from shepherd.clients.personal import own_adapter, personalizations, second_adapter
 from shepherd.clients.training import LocalTraining, train
 from shepherd.errors import ClientError, UsageError
 from shepherd.evaluation.losses import row_losses
+from shepherd.lowrank import LowRank
 from shepherd.model.adapter import load_adapter
+from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
+from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
 from shepherd.tuned import load_tuned
-from shepherd.types import Factors, Objective, TrainTask, View, Work
+from shepherd.types import Factors, GlobalModel, Objective, ServerState, TrainTask, View, Work
 from tiny_training import adapter_for, base_model, distance, some_data, targets_of
 
 RATES = (3e-3, 2e-3, 1e-3)
@@ -87,6 +92,16 @@ def test_a_part_at_home_of_another_rank_is_refused_with_the_module():
 def test_a_view_that_moves_only_what_travels_keeps_nothing():
     for view in (View(ADAPTER), View(ADAPTER, trains=("B",), sends="B"), View(ADAPTER, trains=("B", "A"))):
         assert one_round({"client-0": view})["client-0"].private == {}
+
+
+def test_what_a_round_does_not_touch_a_client_keeps_from_the_round_before():
+    views = {part: View(ADAPTER, trains=(part,), sends=part) for part in "BA"}  # RoLoRA's rounds
+    objective = Objective(scaffold=True)
+    first = one_round({"client-0": views["B"]}, objective=objective)["client-0"].private
+    second = one_round({"client-0": views["A"]}, {"client-0": first}, objective=objective)["client-0"].private
+    assert {name.rsplit(".", 1)[1] for name in first} == {"B"}
+    assert {name.rsplit(".", 1)[1] for name in second} == {"A", "B"}
+    assert all(second[name].tobytes() == array.tobytes() and array.any() for name, array in first.items())
 
 
 # Ditto
@@ -196,6 +211,8 @@ def test_a_run_measures_each_clients_own_model_on_its_own_rows_and_leaves_it_on_
         assert mean["global"] == mean["base"]
     if "personalization.name=finetune" in settings:
         assert mean["personal"] < mean["global"]
+    if "personalization.name=ditto" in settings:
+        assert all(losses["personal"] not in (losses["global"], losses["local"]) for losses in own.values())
     assert "Personal models" in (run.path / "report.html").read_text(encoding="utf-8")
     tuned = load_tuned(run.path)
     client, losses = next(iter(own.items()))
@@ -205,9 +222,29 @@ def test_a_run_measures_each_clients_own_model_on_its_own_rows_and_leaves_it_on_
     assert again.stat.mean == pytest.approx(losses["personal"], rel=1e-4)
 
 
-def held_out_rows(config, tuned, client):
-    from shepherd.prepare import prepare_rows
+def test_tuning_afterwards_begins_from_adapter_and_remainder_together(small_config):
+    config = small_config("personalization.name=finetune", "training.optimizer=sgd", "training.learning_rate=0.1")
+    base = load_base(config.model.base, device="cpu", dtype="float32")
+    rows, _ = prepare_rows(config, base.tokenizer)
+    learner, plan = prepare_learner(config, base), prepare_plan(config, rows)
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(0, 0.1, shape).astype(np.float32)  # noqa: E731
+    remainder = {n: LowRank(draw(len(B), 2), draw(2, A.shape[1])) for n, (A, B) in learner.adapter.factors.items()}
+    beside = ServerState(1, GlobalModel(learner.adapter, remainder))
+    found, failures = personal_models(config, learner, plan, rows, beside)
+    assert sorted(found) == sorted(rows.clients) and not failures
+    assert all(model.remainder is remainder for model in found.values())
+    for name, term in remainder.items():
+        base.model.get_submodule(name).weight.data += torch.from_numpy(term.dense())
+    inside, _ = personal_models(config, learner, plan, rows, ServerState(1, GlobalModel(learner.adapter)))
+    for client, model in found.items():
+        ours, theirs = (
+            {n: pair.B for n, pair in m.adapter.factors.items()} for m in (model, inside[client])
+        )  # fmt: skip
+        assert distance(ours, theirs) < 1e-3
 
+
+def held_out_rows(config, tuned, client):
     rows, _ = prepare_rows(config, tuned.base.tokenizer)
     return [rows.held_out[i] for i in rows.held_out_of(client)]
 
