@@ -154,8 +154,9 @@ def _step(spec: dict) -> dict:
         seen = diagnose(model, after, views, updates, weights)
         end = time.perf_counter()
         size = sum(array.nbytes for delta in deltas.values() for array in delta.values())
-    return {"read": read, "combine": combined - start, "diagnose": end - combined, "diagnosed_modules": seen.modules,
-            "peak_above_start": peak - resident, "peak_with_diagnose": _peak() - resident, "upload_bytes": size}  # fmt: skip
+    return {"read": read, "combine": combined - start, "diagnose": end - combined, "modules": seen.modules,
+            "peak_above_start": peak - resident, "peak_with_diagnose": _peak() - resident, "upload_bytes": size,
+            }  # fmt: skip
 
 
 def _svd(spec: dict) -> dict:
