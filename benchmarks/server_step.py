@@ -28,7 +28,7 @@ BLOCK = {"q": (576, 576), "k": (576, 192), "v": (576, 192), "o": (576, 576), "ga
 SMOLLM2 = {f"model.layers.{i}.{name}_proj": size for i in range(30) for name, size in BLOCK.items()}
 LLAMA_MODULES = 128  # q, k, v, o of 32 layers
 METHODS = ("fedit", "ffa_lora", "fedmomentum", "fedex_lora", "flexlora", "flora")
-PARTS = ("clients", "svd", "rounds")
+PARTS = ("clients", "svd", "rounds", "held")
 MEBI = 2**20
 
 
@@ -36,7 +36,7 @@ def main() -> int:
     options = _arguments()
     if options.child:
         spec = json.loads(options.child)
-        print(json.dumps({"step": _step, "svd": _svd, "rounds": _rounds}[spec["part"]](spec)))
+        print(json.dumps({"step": _step, "svd": _svd, "rounds": _rounds, "held": _held}[spec["part"]](spec)))
         return 0
     specs = []
     for name in options.methods:
@@ -53,6 +53,8 @@ def main() -> int:
             for q in options.q
             for dtype in ("float32", "float64")
         ]
+    if "held" in options.parts:
+        specs += [{"part": "held", "method": "fedit", "clients": count, "r": 8} for count in (4, 64, 256)]
     results = []
     for spec in specs:
         runs = [measure(spec, options.threads) for _ in range(options.repeats if spec["part"] != "rounds" else 1)]
@@ -81,6 +83,11 @@ def _line(spec: dict, v: dict) -> str:
         return (
             f"svd of {spec['size']}² with q = {spec['q']:4}, {spec['dtype']}: thin {v['thin'] * 1e3:8.0f} ms, "
             f"dense {v['dense'] * 1e3:8.0f} ms, {v['dense'] / v['thin']:5.1f} times as long"
+        )
+    if spec["part"] == "held":
+        return (
+            f"run_round, {spec['method']}, K = {spec['clients']:3}: peak {v['peak'] / MEBI:6.1f} MiB, of which updates "
+            f"{v['upload_bytes'] / MEBI:6.1f} MiB; combine alone {v['combine_peak'] / MEBI:5.1f} MiB"
         )
     if spec["part"] == "rounds":
         last = len(v["combine"])
@@ -116,7 +123,7 @@ def _machine(threads: int) -> dict[str, object]:
 
 
 def _step(spec: dict) -> dict:
-    """combine and diagnose of many clients on modules of 4096 × 4096, beside reading their uploads once."""
+    """combine and diagnose on modules of 4096 × 4096, beside reading the uploads once."""
     from safetensors.numpy import save_file
 
     from shepherd.server.diagnostics import diagnose
@@ -147,19 +154,13 @@ def _step(spec: dict) -> dict:
         seen = diagnose(model, after, views, updates, weights)
         end = time.perf_counter()
         size = sum(array.nbytes for delta in deltas.values() for array in delta.values())
-    return {
-        "read": read,
-        "combine": combined - start,
-        "diagnose": end - combined,
-        "diagnosed_modules": seen.modules,
-        "peak_above_start": peak - resident,
-        "peak_with_diagnose": _peak() - resident,
-        "upload_bytes": size,
-    }
+    return {"read": read, "combine": combined - start, "diagnose": end - combined, "modules": seen.modules,
+            "peak_above_start": peak - resident, "peak_with_diagnose": _peak() - resident, "upload_bytes": size,
+            }  # fmt: skip
 
 
 def _svd(spec: dict) -> dict:
-    """The best of three of each route: thin QRs and a small SVD, or the SVD of the dense product."""
+    """Seconds of each route: thin QRs and a small SVD, or the SVD of the dense product."""
     from shepherd.lowrank import LowRank
 
     rng = np.random.default_rng(0)
@@ -175,7 +176,7 @@ def _svd(spec: dict) -> dict:
 
 
 def _rounds(spec: dict) -> dict:
-    """CPU seconds of combine, diagnose and the state's bytes, round after round: CPU time, for a busy machine."""
+    """CPU seconds of combine, diagnose and making the state's bytes, round after round."""
     from shepherd.server.diagnostics import diagnose
     from shepherd.state import state_files
     from shepherd.types import ClientUpdate, ServerState
@@ -204,6 +205,39 @@ def _rounds(spec: dict) -> dict:
         del files
         model = after
     return found
+
+
+def _held(spec: dict) -> dict:
+    """Bytes that numpy and Python hold at the most in a round whose engine makes one update after another."""
+    import tracemalloc
+
+    from shepherd.clients.selection import build_selection
+    from shepherd.plan import Plan
+    from shepherd.round import run_round
+    from shepherd.types import ClientUpdate, Objective, ServerState, Work
+
+    method, model = _start(spec["method"], {"q": (576, 576), "v": (576, 192)}, spec["r"])
+    clients = tuple(f"c{k:03}" for k in range(spec["clients"]))
+
+    class Numbers:
+        def train(self, task, private, observe):
+            for k, client in enumerate(sorted(task.views)):
+                yield ClientUpdate(client, task.round, _delta(task.views[client], k), 1, 10, 1, {"loss": 2.0})
+
+    plan = Plan(
+        0, clients, len(clients), build_selection("uniform"), method, "uniform", 1,
+        lambda client, number, first: Work(client, first, 1, (0.1,)), lambda client: spec["r"], Objective(),
+    )  # fmt: skip
+    tracemalloc.start()
+    run_round(ServerState(0, model, {}), plan, Numbers())
+    peak = tracemalloc.get_traced_memory()[1]
+    views = {client: method.view(model, client, spec["r"], 1, 0) for client in clients}
+    updates = [ClientUpdate(c, 1, _delta(views[c], k), 1, 10, 1, {"loss": 2.0}) for k, c in enumerate(clients)]
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    method.combine(model, views, updates, dict.fromkeys(clients, 1 / len(clients)))
+    combine_peak = tracemalloc.get_traced_memory()[1] - held
+    return {"peak": peak, "combine_peak": combine_peak, "upload_bytes": sum(u.nbytes for u in updates)}
 
 
 def _start(name: str, sizes: dict[str, tuple[int, int]], r: int):

@@ -116,15 +116,15 @@ def factor() -> Merge:
     """The weighted mean of each factor on its own (FedIT); exact where only one factor moved. Needs sums alone."""
 
     def of(uploads: Uploads, module: str, shares: np.ndarray, server: ServerStep) -> Merged:
-        start, locals_ = uploads.start(module), uploads.locals(module)
-        filled = [padded(local, uploads.r, start.scale) for local in locals_]
-        A, B = start.A, start.B
-        if "A" in locals_[0].sent:
-            delta = sum(c[:, None] * (A_k - start.A) for c, (A_k, _) in zip(shares, filled, strict=True))
-            A = start.A + server.step(f"{module}.A", delta)
-        if "B" in locals_[0].sent:
-            delta = sum(c * (B_k - start.B) for c, (_, B_k) in zip(shares, filled, strict=True))
-            B = start.B + server.step(f"{module}.B", delta)
+        start, sent = uploads.start(module), ""
+        delta_A, delta_B = np.zeros_like(start.A), np.zeros_like(start.B)
+        for c, local in zip(shares, uploads.each(module), strict=True):  # one client's factors at a time
+            A_k, B_k = padded(local, uploads.r, start.scale)
+            delta_A += c[:, None] * (A_k - start.A)
+            delta_B += c * (B_k - start.B)
+            sent = sent or local.sent
+        A = start.A + server.step(f"{module}.A", delta_A) if "A" in sent else start.A
+        B = start.B + server.step(f"{module}.B", delta_B) if "B" in sent else start.B
         return Merged(start.scale, (Term(np.ones(uploads.r), Local(A, B, start.scale, start.moved)),))
 
     return Merge(of, space="factors", sum_only=True)

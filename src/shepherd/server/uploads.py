@@ -5,7 +5,7 @@ Nothing is decoded before its module's turn, so that the server holds one module
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,13 +75,15 @@ class Uploads:
         views = [self.views[update.client] for update in self.updates]
         return [np.ones(v.adapter.r, bool) if v.slots is None else np.asarray(v.slots[module], bool) for v in views]
 
-    def locals(self, module: str) -> tuple[Local, ...]:
-        """Each client's factors after training, by client."""
+    def each(self, module: str) -> Iterator[Local]:
+        """Each client's factors after training, by client, decoded when their turn comes."""
         start = self.start(module)
-        return tuple(
-            self.transform(_local(self.views[update.client], update, module), start, self.round)
-            for update in self.updates
-        )
+        for update in self.updates:
+            yield self.transform(_local(self.views[update.client], update, module), start, self.round)
+
+    def locals(self, module: str) -> tuple[Local, ...]:
+        """The same, of all clients at once."""
+        return tuple(self.each(module))
 
 
 def local_of(adapter: Adapter, module: str) -> Local:

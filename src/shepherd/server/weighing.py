@@ -52,7 +52,7 @@ def product_norm() -> Weighing:
     def of(uploads: Uploads, weights: np.ndarray) -> Shares:
         squares = np.zeros(len(weights))
         for module in uploads.model.adapter.factors:
-            squares += [increment(local).norm() ** 2 for local in uploads.locals(module)]
+            squares += [increment(local).norm() ** 2 for local in uploads.each(module)]
         norms = np.sqrt(squares)
         own = norms / norms.sum() if norms.sum() > 0 else weights
         shares = np.repeat(own[:, None], uploads.r, axis=1)
