@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -15,25 +14,26 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-KILLS, SHARE_OF_START = 5, 0.15
-"""Before that share of an unbroken run little but imports happens: the kills fall after it."""
+KILLS = 5
 
 
-def shepherd(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "shepherd", *map(str, arguments)]
+def shepherd(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "shepherd", *map(str, arguments), "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def killed_after(command: list[str], seconds: float) -> int | None:
-    """The exit status of the command; None where it was still at work after so many seconds, and was killed."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        _, said = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return None
-    assert process.returncode == 0, said.decode()
-    return 0
+def killed_at(process: subprocess.Popen, share: float, seconds: float) -> float | None:
+    """Kill it so many seconds after it has done this share of its steps; where it was then, None if it had ended."""
+    reached = 0.0
+    for line in process.stdout:
+        event = json.loads(line)
+        reached = event.get("fraction", reached)
+        if event["event"] == "step" and reached >= share:
+            time.sleep(seconds)
+            process.kill()
+            break
+    process.stdout.close()
+    return None if process.wait() == 0 else reached
 
 
 def ending(run: Path) -> dict:
@@ -50,30 +50,25 @@ def ending(run: Path) -> dict:
 
 
 def test_the_demo_killed_five_times_ends_with_the_bytes_of_the_unbroken_run(tmp_path):
-    """Every kill strikes the same run, so that what the one before it left has to be enough; one that comes too late
-    begins another run."""
-    demo = ("demo", "--quick", "--set", f"run.threads={os.cpu_count()}", "--out", tmp_path)
+    """All kills strike one run, each farther on than the one before: what that one left has to be enough."""
+    demo = ("run", "demo", "--quick", "--set", f"run.threads={os.cpu_count()}", "--out", tmp_path)
     begin = time.monotonic()
-    subprocess.run(shepherd("run", *demo, "--name", "whole"), check=True, capture_output=True)
-    length = time.monotonic() - begin
-    whole, dice, told, runs = ending(tmp_path / "whole"), random.Random(0), [], [tmp_path / "killed-0"]
-
-    def go_on(seconds: float) -> int | None:
-        run = runs[-1]
-        if (run / "identity.json").exists():
-            return killed_after(shepherd("resume", run), seconds)
-        if run.exists():  # killed before there was anything to go on with: it is run again
-            runs[-1] = run = run.with_name(f"{run.name}-again")
-        return killed_after(shepherd("run", *demo, "--name", run.name), seconds)
-
-    while len(told) < KILLS:
-        seconds = dice.uniform(SHARE_OF_START, 0.9) * length
-        if go_on(seconds) == 0:
-            runs.append(tmp_path / f"killed-{len(runs)}")
-            continue
-        committed, arms = (len(list(runs[-1].glob(names))) for names in ("checkpoints/round-*", "arms/*"))
-        told.append({"run": runs[-1].name, "after": round(seconds, 1), "rounds": committed, "baselines": arms})
-    assert go_on(3600.0) == 0
+    assert killed_at(shepherd(*demo, "--name", "whole"), 2.0, 0.0) is None
+    length, whole, run, dice = (
+        time.monotonic() - begin,
+        ending(tmp_path / "whole"),
+        tmp_path / "killed",
+        random.Random(),
+    )
+    shares, told = sorted(dice.random() for _ in range(KILLS)), []
+    for share in shares:
+        command = ("resume", run) if run.exists() else (*demo, "--name", "killed")
+        begin, seconds = time.monotonic(), dice.uniform(0, 0.02 * length)
+        reached = killed_at(shepherd(*command), share, seconds)
+        assert reached is not None, "it had ended before"
+        committed, arms = (len(list(run.glob(names))) for names in ("checkpoints/round-*", "arms/*"))
+        after = round(time.monotonic() - begin, 1)
+        told.append({"after": after, "done": round(reached, 2), "rounds": committed, "baselines": arms})
+    assert killed_at(shepherd("resume", run), 2.0, 0.0) is None
     print(json.dumps({"length": round(length, 1), "kills": told, "sha256": whole["adapter_sha256"]}))
-    for run in runs:
-        assert ending(run) == whole, run.name
+    assert ending(run) == whole

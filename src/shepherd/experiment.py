@@ -24,7 +24,7 @@ import torch
 from shepherd import __version__, arms, results
 from shepherd.config import Config, to_toml
 from shepherd.config import load as load_config
-from shepherd.data.partition import partition_digest, save_partition
+from shepherd.data.partition import partition_digest, partition_document
 from shepherd.data.tokenize import encode_prompt
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
@@ -87,12 +87,15 @@ def run(config: Config, observer: Observer | None = None, out_dir: Path | None =
 def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool = False) -> Run:
     """Go on with a run that was stopped, from its last committed round, to the bytes of a run that never stopped.
 
-    A finished run is returned as it is. Raises UsageError, with what differs, where settings, data, base, code or
-    machine are not those that the run was started with; `force` goes on all the same and notes it in the report.
+    A finished run is returned as it is, with the report that it may still lack. Raises UsageError, with what differs,
+    where settings, data, base, code or machine are not those that the run was started with; `force` goes on all the
+    same and notes it in the report.
     """
     folder = open_run(run_dir, IDENTITY)
     store = RunDirectory(folder)
     if (folder / "summary.json").exists():
+        if not (folder / "report.html").exists():
+            _report(folder)
         return Run(folder, read_json(folder / "summary.json"))
     experiment = _Experiment(load_config(folder / "config.toml"), observer)
     experiment.force = force
@@ -109,9 +112,22 @@ def _carry_out(experiment: _Experiment, open_store: Callable[[], RunDirectory]) 
             hint="set training.tokens_per_pass or training.clients_at_once lower, or training.gradient_checkpointing",
         ) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise ResourceError(f"no space left on the disk for {error.filename or 'the run'}") from error
+        raise ResourceError(
+            f"{error.strerror}: {error.filename or 'a file of the run'} was not written",
+            hint="free some space, or take another disk, then go on with shepherd resume",
+        ) from error
+
+
+def _report(run_dir: Path) -> None:
+    from shepherd.report.html import write_report
+
+    try:
+        write_report(run_dir)
+    except OSError as error:
+        error.filename = error.filename or str(run_dir / "report.html")
+        raise
 
 
 class _Experiment:
@@ -201,9 +217,7 @@ class _Experiment:
         self.store.write_json("summary.json", summary)
         self.store.journal("finished")
         with self._phase("report"):
-            from shepherd.report.html import write_report
-
-            write_report(self.store.path)
+            _report(self.store.path)
         self.tell({"event": "end", "run": str(self.store.path), "summary": summary})
         return Run(self.store.path, summary)
 
@@ -214,7 +228,8 @@ class _Experiment:
         self.notes: list[str] = []
         self.forced: list[str] = []
         if not (self.store.path / IDENTITY).exists():
-            save_partition(self.store.path / "partition.json", rows.partition, list(rows.examples.values()))
+            divided = partition_document(rows.partition, list(rows.examples.values()))
+            self.store.write_json("partition.json", divided)
             self.store.write_json("env.json", _environment(base))
             self.store.write_text("config.toml", to_toml(config))
             self.store.journal("started", model=base.digest, data=rows.dataset.digest)

@@ -19,7 +19,16 @@ from shepherd.data.sources import digest
 from shepherd.errors import DataError
 from shepherd.types import ClientId, Example, Partition
 
-__all__ = ["divide", "hold_out", "load_partition", "partitioners", "save_partition", "short_categories", "table"]
+__all__ = [
+    "divide",
+    "hold_out",
+    "load_partition",
+    "partition_document",
+    "partitioners",
+    "save_partition",
+    "short_categories",
+    "table",
+]
 
 
 def divide(
@@ -72,8 +81,8 @@ def table(partition: Partition, examples: Sequence[Example]) -> tuple[list[Clien
     return clients, categories, counts
 
 
-def save_partition(path: Path, partition: Partition, examples: Sequence[Example] = ()) -> None:
-    """Write partition.json, whole or not at all; with `examples` also the client × category table."""
+def partition_document(partition: Partition, examples: Sequence[Example] = ()) -> dict[str, Any]:
+    """What partition.json holds; with `examples` also the client × category table."""
     document: dict[str, Any] = {
         "clients": {client: list(ids) for client, ids in partition.clients.items()},
         "held_out": list(partition.held_out),
@@ -83,9 +92,15 @@ def save_partition(path: Path, partition: Partition, examples: Sequence[Example]
     if examples:
         clients, categories, counts = table(partition, examples)
         document["table"] = {"clients": clients, "categories": categories, "counts": counts.tolist()}
+    return document
+
+
+def save_partition(path: Path, partition: Partition, examples: Sequence[Example] = ()) -> None:
+    """Write partition.json, whole or not at all."""
     path = Path(path)
     beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(partition_document(partition, examples), ensure_ascii=False, indent=1) + "\n"
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 

@@ -201,6 +201,7 @@ class RunDirectory:
 _REASONS = {
     errno.ENOSPC: ("no space left on the disk", "free some space"),
     errno.EDQUOT: ("the disk quota is used up", "free some space"),
+    errno.EFBIG: ("a file may not grow further", "raise the limit on file sizes (ulimit -f) or take another disk"),
     errno.EIO: ("the disk reports an input/output error", "check the disk (dmesg), copy the run to another if need be"),
     errno.EROFS: ("the file system is read-only", "make it writable"),
     errno.ESTALE: ("the network disk is gone", "bring it back"),
