@@ -249,6 +249,18 @@ def held_out_rows(config, tuned, client):
     return [rows.held_out[i] for i in rows.held_out_of(client)]
 
 
+def test_state_and_personal_models_of_a_run_are_the_same_bytes_with_fewer_clients_at_once(run_small):
+    found = []
+    for at_once in (0, 3):
+        run = run_small(*SMALL[:3], "evaluation.arms=base,federated", "personalization.name=ditto",
+                        "objective.scaffold=true", "training.tokens_per_pass=250",
+                        f"training.clients_at_once={at_once}")  # fmt: skip
+        files = sorted([*(run.path / "checkpoints" / "round-0002").iterdir(), *(run.path / "personal").rglob("*")])
+        names = ("state.safetensors", "adapter_model.safetensors")
+        found.append([(f.relative_to(run.path), f.read_bytes()) for f in files if f.name in names])
+    assert len(found[0]) > 2 and found[0] == found[1]
+
+
 def test_a_run_without_personal_models_has_no_such_entry(tiny_run):
     assert "personal" not in json.loads((tiny_run.path / "evaluation" / "metrics.json").read_text())
     assert not (tiny_run.path / "personal").exists()
