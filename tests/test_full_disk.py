@@ -16,12 +16,11 @@ from shepherd.config import to_toml
 HERE = Path(__file__).parent
 SETTINGS = (
     "federation.rounds=3", "evaluation.arms=base,federated,centralised", "evaluation.generate=1",
-    "evaluation.max_new_tokens=2", "data.held_out_per_category=1", "objective.scaffold=true",
+    "evaluation.max_new_tokens=2", "data.held_out_per_category=1",
 )  # fmt: skip
 SAID = {"limit": ("a file may not grow further", "File too large"), "volume": ("no space left on the disk",)}
-# What stops at which limit: config.toml; a state; rounds.jsonl; the adapter's tokenizer; the report, last of all.
-LIMITS = [1 << 10, 12 << 10, 24 << 10, 1 << 16]
-VOLUMES = [32 << 10, 128 << 10, 256 << 10]
+# What does not fit: partition.json; the adapter's tokenizer; the report, when all else is written.
+LIMITS, VOLUMES = [1 << 10, 12 << 10, 64 << 10], [128 << 10]
 
 
 @cache
@@ -65,7 +64,7 @@ def test_a_full_disk_ends_a_run_with_a_sentence_and_with_space_it_ends_with_the_
     for run in result["runs"]:
         said = run["said"]
         if run["status"] == 0:
-            assert run["size"] != min(sizes)
+            assert run["size"] > 100_000
             continue
         assert run["status"] == 5 and "\nhint: " in said, (run["size"], run["status"], said)
         assert any(f"error: {reason}" in said for reason in SAID[how]), said
@@ -79,4 +78,4 @@ def test_a_full_disk_ends_a_run_with_a_sentence_and_with_space_it_ends_with_the_
         assert run["ending"] == result["whole"], run["size"]
         places.add(said.split("error: ")[1].split(" was not written")[0].rsplit("/", 1)[-1])
     print(json.dumps([(run["size"], run["status"], run["said"].split("error: ")[-1][:160]) for run in result["runs"]]))
-    assert len(places) > 1, places
+    assert len(places) >= min(3, len(sizes)), places

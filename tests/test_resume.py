@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,14 @@ def test_a_finished_run_is_returned_as_it_is(whole):
     again = experiment.resume(whole.path)
     assert again.summary["adapter_sha256"] == whole.summary["adapter_sha256"]
     assert (whole.path / "report.html").stat().st_mtime_ns == before
+
+
+def test_a_run_that_ended_before_its_report_was_written_gets_it(whole, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(whole.path, folder)
+    (folder / "report.html").unlink()
+    assert experiment.resume(folder).summary == whole.summary
+    assert "</html>" in (folder / "report.html").read_text()
 
 
 def test_a_damaged_round_is_named_and_the_one_before_it_is_taken(config, whole, tmp_path):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broken_disks import FailingDisk, QuickDisk
-from shepherd.store import read_journal
-from shepherd.store.lines import append, cut_to, journal_line, line_of, mark, mend_journal
+from shepherd.store import RunDirectory, read_journal
+from shepherd.store.lines import Growing, append, cut_to, journal_line, line_of, mark, mend_journal
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -126,3 +126,40 @@ def test_a_line_is_one_line_whatever_is_in_it(row):
     except UnicodeEncodeError:  # half a character has no UTF-8
         return
     assert line.count(b"\n") == 1 and json.loads(line) == row
+
+
+def test_a_mark_reads_each_byte_once_and_is_that_of_the_whole_file(tmp_path):
+    run = RunDirectory(tmp_path, QuickDisk())
+
+    def commit(number, fail=False):
+        with run.commit_round(number, {"round": number}) as folder:
+            (folder / "weights").write_bytes(b"w")
+            if fail:
+                raise ValueError
+
+    commit(1)
+    with pytest.raises(ValueError):
+        commit(2, fail=True)
+    for number in (2, 3):
+        commit(number)
+        assert run.rounds.newest().checkpoint.facts["rounds.jsonl"] == mark(tmp_path / "rounds.jsonl")
+    file = tmp_path / "rounds.jsonl"
+    growing = Growing(file)
+    first = growing.mark()
+    file.write_bytes(b"x" * file.stat().st_size + b"\n")  # what was read is not read again
+    assert growing.mark()["bytes"] == first["bytes"] + 1 and growing.mark() != mark(file)
+
+
+def test_a_round_that_cannot_be_made_visible_leaves_no_bytes_in_the_marks_after_it(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path, QuickDisk())
+
+    def commit(text):
+        with run.commit_round(1, {"round": 1, "text": text}) as folder:
+            (folder / "weights").write_bytes(b"w")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.disk, "rename", lambda source, target: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            commit("of the first attempt")
+    commit("")
+    assert run.rounds.newest().checkpoint.facts["rounds.jsonl"] == mark(tmp_path / "rounds.jsonl")
