@@ -199,6 +199,17 @@ def test_a_bfloat16_heads_losses_are_not_rounded_to_bfloat16_when_they_are_summe
         assert packed.plain_head and packed.loss_sums(batch).item() == pytest.approx(exact, rel=2e-4)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", FUSED_HEADS)
+def test_a_plain_head_is_recognised_with_any_number_of_threads(kind, threads, bases):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert PackedModel(bases(kind).model).plain_head
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("kind", FUSED_HEADS)
 def test_the_fused_head_gives_the_losses_and_gradients_of_the_models_own_head(kind, bases):
     base = bases(kind)

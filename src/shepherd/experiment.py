@@ -145,13 +145,7 @@ class _Experiment:
         prepare_personal(config, prepare_method(config))  # what does not fit is said before anything is loaded
         with self._phase("load model"):
             use_threads(config.run.threads)
-            base = load_base(
-                config.model.base,
-                revision=config.model.revision,
-                device=config.model.device,
-                dtype=config.model.dtype,
-                quantize=config.model.quantize,
-            )
+            base = load_base(**config.model.model_dump())
         with self._phase("prepare data"):
             check_window(config, base.model.config)
             rows, template = prepare_rows(config, base.tokenizer)

@@ -165,10 +165,7 @@ def prepare_learner(config: Config, base: Base) -> Learner:
 def worker_engine(config: Config, threads: int, data: Mapping[ClientId, Sequence[Tokens]]) -> tuple[LocalEngine, str]:
     """An engine for some clients in a process of its own, and the digest of its base. The config is a resolved one."""
     use_threads(threads)
-    model = config.model
-    base = load_base(
-        model.base, revision=model.revision, device=model.device, dtype=model.dtype, quantize=model.quantize
-    )
+    base = load_base(**config.model.model_dump())
     learner = prepare_learner(config, base)
     return LocalEngine(learner.packed, learner.make_lora, learner.settings, data), base.digest
 

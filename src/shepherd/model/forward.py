@@ -225,7 +225,9 @@ class PackedModel:
                 hint="choose a decoder-only transformer such as Llama, Qwen, Gemma, Mistral, Phi, GPT-2 or GPT-NeoX",
             )
         if isinstance(self.head, nn.Linear) and self.head.weight.is_floating_point():
-            plain = F.linear(hidden, self.head.weight, self.head.bias)
+            # On as many rows as `_logits` uses: with several threads a product's last bits depend on their number.
+            filled = F.pad(hidden, (0, 0, 0, -len(hidden) % ROWS_MULTIPLE))
+            plain = F.linear(filled, self.head.weight, self.head.bias)[: len(hidden)]
             self.plain_head = plain.shape == got.shape and torch.equal(plain, got)
 
 

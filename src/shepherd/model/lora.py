@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shepherd.errors import ModelError
-from shepherd.model.together import AddLowRankTogether, Columns
+from shepherd.model.together import AddLowRankTogether, Columns, rows_to_add_to
 from shepherd.rng import derive
 from shepherd.types import Adapter, Factors, GlobalModel, Tensors
 
@@ -284,9 +284,8 @@ class _AddLowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, output, x, anchor, held, name, segments, drop):
-        x2, y2 = x.reshape(-1, x.shape[-1]), output.reshape(-1, output.shape[-1])
-        in_place = not output._is_view() and y2.data_ptr() == output.data_ptr()
-        result = y2 if in_place else y2.clone()
+        x2 = x.reshape(-1, x.shape[-1])
+        result, in_place = rows_to_add_to(output)
         dtype = _product_dtype(x)
         inputs = x2.to(dtype) if drop is None else x2.to(dtype) * _mask(x2, dtype, drop)
         hidden = []

@@ -42,19 +42,26 @@ class Columns:
         return cls((owner[:, None] == column).to(device), slots, ranks, scales.to(device))
 
 
+def rows_to_add_to(output: Tensor) -> tuple[Tensor, bool]:
+    """The output of a layer as rows [T, out]: its own memory (True) where it may be changed, else a copy."""
+    rows = output.reshape(-1, output.shape[-1])
+    in_place = not output._is_view() and rows.data_ptr() == output.data_ptr()
+    return (rows if in_place else rows.clone()), in_place
+
+
 class AddLowRankTogether(torch.autograd.Function):
     """As `_AddLowRank` of lora.py, for all segments at once. mask: the dropout mask of x, or None."""
 
     @staticmethod
     def forward(ctx, output, x, anchor, held, name, columns, mask):
-        x2, y2 = x.reshape(-1, x.shape[-1]), output.reshape(-1, output.shape[-1])
+        x2 = x.reshape(-1, x.shape[-1])
         inputs = x2 if mask is None else x2 * mask
         factors = [held[slot].factors(x.dtype)[name] for slot in columns.slots]
         A = torch.cat([A for A, _ in factors])
         B = torch.cat([B for _, B in factors]) * columns.scales.to(x.dtype)[:, None]
         hidden = torch.where(columns.own, inputs @ A.T, 0)
-        in_place = not output._is_view() and y2.data_ptr() == output.data_ptr()
-        result = (y2 if in_place else y2.clone()).addmm_(hidden, B)
+        result, in_place = rows_to_add_to(output)
+        result.addmm_(hidden, B)
         ctx.save_for_backward(x2, hidden, A, B, mask)
         ctx.held, ctx.name, ctx.columns, ctx.shape = held, name, columns, x.shape
         if in_place:
