@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from shepherd.clients.personal import own_adapters
+from shepherd.clients.personal import own_adapters, tuned, tuned_from
 from shepherd.clients.training import Cohort, StepReport
 from shepherd.config import Config
 from shepherd.errors import UsageError, did_you_mean
@@ -157,7 +157,7 @@ def personal_models(
     """The models of clients' own after the last round, and the clients whose tuning failed; none where none was asked.
 
     Kept ones come from what the clients keep; with `finetune` each client tunes the global model on its own rows, going
-    on in its walk over them.
+    on in its walk over them. Of `feddpa` these are the local adapters alone: mixtures.py has the rest.
     """
     personal, model = learner.settings.personal, state.model
     if not personal.steps:
@@ -169,7 +169,7 @@ def personal_models(
     lora = learner.make_lora().lay(model.remainder)
     found, failures = {}, {}
     for start in range(0, len(names), at_once):
-        views = dict.fromkeys(names[start : start + at_once], View(model.adapter))
+        views = dict.fromkeys(names[start : start + at_once], tuned_from(personal, model.adapter))
         cohort = Cohort(learner.packed, lora, learner.settings, views, rows.clients, config.run.seed)
         rate = personal.learning_rate or config.training.learning_rate
         work = [
@@ -181,7 +181,8 @@ def personal_models(
         failures |= cohort.failures
         for slot, client in enumerate(views):
             if client not in cohort.failures:
-                found[client] = replace(model, adapter=replace(model.adapter, factors=lora.read(slot)))
+                own = tuned(model.adapter, lora.held[slot].tensors())
+                found[client] = replace(model, adapter=own)
     return found, tuple(failures.values())
 
 

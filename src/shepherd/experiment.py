@@ -34,11 +34,13 @@ from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, identity
 from shepherd.meter import Meter
+from shepherd.mixtures import mixed_losses, mixtures
 from shepherd.model.adapter import digest, load_adapter, save_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
+from shepherd.model.mixture import save_mixture
 from shepherd.model.threads import use_threads
 from shepherd.prepare import (
     Learner,
@@ -59,7 +61,7 @@ from shepherd.server.whole import whole_adapter
 from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.tuned import load_tuned
-from shepherd.types import GlobalModel, ServerState
+from shepherd.types import ClientId, GlobalModel, ServerState
 
 __all__ = ["Estimate", "Run", "evaluate_run", "plan", "resume", "run"]
 
@@ -200,7 +202,7 @@ class _Experiment:
             for failure in arm.failures:
                 self.tell({"event": "warning", "message": f"{failure.client}: {failure.code}: {failure.detail}"})
         with self._phase("personal models"):
-            self.own = self._personal(base, learner, plan, rows, state)
+            self.own, self.shares = self._personal(base, learner, plan, rows, state)
         with self._phase("save adapter"):
             check = self._save(base, learner, rows, state)
         with self._phase("generate"):
@@ -310,17 +312,29 @@ class _Experiment:
         self.store.journal("trained", arm=name)
         return arm
 
-    def _personal(self, base: Base, learner: Learner, plan: Plan, rows: Rows, state: ServerState) -> dict:
-        """The models of clients' own: each as an adapter under personal/, and its losses on the client's own rows."""
+    def _personal(
+        self, base: Base, learner: Learner, plan: Plan, rows: Rows, state: ServerState
+    ) -> tuple[dict[ClientId, RowLosses], dict[ClientId, float]]:
+        """The models of clients' own: each under personal/, its losses on the client's own rows, and where it mixes its
+        mean λ."""
         models, failures = arms.personal_models(self.config, learner, plan, rows, state)
+        mixed = {}
+        if learner.settings.personal.mix is not None:
+            locals_ = {client: model.adapter for client, model in models.items()}
+            mixed = mixtures(learner, rows, state.model.adapter, locals_, self.config.run.seed)
         for failure in failures:
             self.tell({"event": "warning", "message": f"{failure.client}: {failure.code}: {failure.detail}"})
         if models:
             with self.store.commit_folder("personal") as folder:
                 for client, model in sorted(models.items()):
                     own = folder / quote(client, safe=" ", errors="surrogatepass").replace(".", "%2E")
-                    save_adapter(own, whole_adapter(model), base_name=base.name, conv1d=learner.conv1d)
-        return arms.own_losses(learner, rows, models)
+                    if client in mixed:
+                        save_mixture(own, mixed[client], base_name=base.name, conv1d=learner.conv1d)
+                    else:
+                        save_adapter(own, whole_adapter(model), base_name=base.name, conv1d=learner.conv1d)
+        if not mixed:
+            return arms.own_losses(learner, rows, models), {}
+        return mixed_losses(learner, rows, mixed)
 
     def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
         arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, self.meter.steps("centralised"))
@@ -427,7 +441,7 @@ class _Experiment:
             "differences": results.differences(self.losses, local, self.config.run.seed),
         }
         if self.own:
-            metrics["personal"] = results.personal_metrics(self.own, self.losses, local, rows)
+            metrics["personal"] = results.personal_metrics(self.own, self.losses, local, rows, self.shares)
         self.store.write_json("evaluation/metrics.json", metrics)
         return metrics
 

@@ -233,8 +233,9 @@ def prepare_personal(config: Config, method: Method) -> Personalization:
     """What clients do for a model of their own. Raises UsageError where it does not fit the method."""
     table = config.personalization
     personal = replace(personalizations.build(table.name, table.options), name=table.name)
-    if personal.pull is not None:
+    if personal.pull is not None or personal.mix is not None:
         p = method.pieces
+        lost = "there is nothing to be pulled towards" if personal.pull else "it is no whole model to be mixed with"
         reasons = {
             "its adapter begins anew, or elsewhere, each round": p.split.resets or p.view.name == "fresh",
             "what does not fit into its adapter changes the model under the second one": p.remainder.keeps,
@@ -245,7 +246,7 @@ def prepare_personal(config: Config, method: Method) -> Personalization:
             if holds:
                 raise UsageError(
                     f'personalization.name = "{personal.name}" and federation.method = "{method.name}" do not fit: '
-                    f"{reason}, so there is nothing to be pulled towards",
+                    f"{reason}, so {lost}",
                     hint='use federation.method = "fedit", "ffa_lora", "rolora" or "flexlora", or personalization.name '
                     '= "finetune"',
                 )

@@ -35,9 +35,16 @@ def arm_metrics(losses: RowLosses, rows: Rows) -> dict[str, Any]:
 
 
 def personal_metrics(
-    own: Mapping[str, RowLosses], arms: Mapping[str, RowLosses], local: Mapping[str, RowLosses], rows: Rows
+    own: Mapping[str, RowLosses],
+    arms: Mapping[str, RowLosses],
+    local: Mapping[str, RowLosses],
+    rows: Rows,
+    shares: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Each client's losses on its own held-out rows under the base, its local, the global and its personal model."""
+    """Each client's losses on its own held-out rows under the base, its local, the global and its personal model.
+
+    shares: the mean λ of models that mix, as "share".
+    """
     found = {}
     for client, losses in sorted(own.items()):
         at = np.array(rows.held_out_of(client))
@@ -48,6 +55,7 @@ def personal_metrics(
             **{name: finite(measured.select(at).summary())["loss"] for name, measured in models.items()},
             "personal": finite(losses.summary())["loss"],
             "rows": len(at),
+            **finite({"share": shares[client]} if client in shares else {}),
         }
     return found
 

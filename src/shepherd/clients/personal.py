@@ -1,11 +1,12 @@
 """Models of a client's own, which never travel: parts that stay at home, a second adapter, tuning afterwards.
 
-Three ways, in order of what they cost a client:
+Four ways:
 
 - parts at home: what a view lets move but not travel stays with the client and is in force again in its next round.
   FedSA-LoRA (2410.01463) shares A and keeps B. It follows from the view alone (federation.method = "fedsa_lora").
 - `finetune`: the final global model, trained on for some steps on the client's rows.
 - `ditto`: a second adapter for each client, trained in the same rounds and pulled towards the global one.
+- `feddpa`: a second adapter, mixed with the global one by how much an input looks like the client's own.
 
 What a client keeps between rounds is in `ClientUpdate.private`, by the names below.
 """
@@ -18,7 +19,9 @@ from typing import Literal
 
 import numpy as np
 
+from shepherd.clients.feddpa import Mix, begun, beside
 from shepherd.errors import ClientError
+from shepherd.model.joined import last_slots
 from shepherd.registry import Registry
 from shepherd.types import Adapter, ClientId, Factors, Objective, Tensors, View
 
@@ -35,13 +38,19 @@ class Personalization:
     """What clients do for a model of their own beside the rounds.
 
     pull: strength and form of Ditto's proximal term, while a second adapter is trained; None has none. steps: optimizer
-    steps after the last round, at `learning_rate`, or the run's where that is 0.
+    steps after the last round, at `learning_rate`, or the run's where that is 0. mix: FedDPA's settings.
     """
 
     name: str = "none"
     pull: Objective | None = None
     steps: int = 0
     learning_rate: float = 0.0
+    mix: Mix | None = None
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether clients train a second adapter in every round."""
+        return self.pull is not None or (self.mix is not None and not self.steps)
 
 
 @personalizations
@@ -72,6 +81,46 @@ def ditto(strength: float = 0.1, form: Literal["factors", "product"] = "factors"
     if not 0 <= strength < float("inf"):
         raise ValueError(f"strength must be at least 0 and finite, got {strength:g}")
     return Personalization("ditto", pull=Objective(proximal=strength, proximal_form=form))
+
+
+@personalizations
+def feddpa(
+    variant: Literal["F", "T"] = "F",
+    weight: float = 0.5,
+    samples: int = 5,
+    share: float = 0.0,
+    steps: int = 0,
+    learning_rate: float = 0.0,
+) -> Personalization:
+    """A local adapter mixed with the global one for each input (FedDPA, Yang et al., 2403.19211; experimental).
+
+    h = W0 x + (1 − λ) s B_g A_g x + λ s B_l A_l x, where λ is `weight` times the mean cosine of the input with
+    `samples` of the client's own training rows: see model/mixture.py.
+    variant "F": after the last round the local adapter starts from the global one and is tuned for `steps` (0: 10) at
+    `learning_rate` (0: training.learning_rate). "T": it starts afresh and is trained in every round, on the rows of the
+    round, with the global adapter that the round began with frozen beside it. share: the local adapter's weight a in
+    training, beside 1 − a of the global one; 0 is the variant's own: 1 in F (it is trained alone), 0.5 in T.
+
+    From the authors' code (Lydia-yang/FedDPA): λ by the last layer's state of the prompt's last token under the local
+    adapter alone, five rows, weight 0.5, no floor at 0; in T weights of 0.5, and a global adapter that is trained by
+    itself, so that messages are those without personal models (their option to train it beside the local one is off).
+    From the paper, by others' accounts: where F begins. Ours: rows drawn once (theirs: for each input); the local
+    adapter of T is trained in the first round too; F beside the global one at share < 1. Experimental: the paper's text
+    and the layer that reads T's two weights could not be had; which adapter has which matters away from 0.5.
+    """
+    problems = {
+        f"weight must be 0 to 1, got {weight:g}": not 0 <= weight <= 1,
+        f"samples must be at least 1, got {samples}": samples < 1,
+        f"share must be more than 0 and at most 1, or 0 for the variant's own, got {share:g}": not 0 <= share <= 1,
+        f"steps and learning_rate must be at least 0, got {steps} and {learning_rate:g}": min(steps, learning_rate) < 0,
+        'steps and learning_rate are those of variant "F": "T" trains in the rounds, as the global adapter does': (
+            variant == "T" and bool(steps or learning_rate)
+        ),
+    }
+    if any(problems.values()):
+        raise ValueError("; ".join(problem for problem, holds in problems.items() if holds))
+    mix = Mix(weight, samples, share or {"F": 1.0, "T": 0.5}[variant])
+    return Personalization("feddpa", steps=0 if variant == "T" else steps or 10, learning_rate=learning_rate, mix=mix)
 
 
 def at_home(view: View) -> tuple[str, ...]:
@@ -107,18 +156,31 @@ def home_tensors(view: View, learned: Tensors) -> dict[str, np.ndarray]:
 
 def second_adapter(view: View, private: Tensors) -> Adapter:
     """The client's second adapter; the view's own before its first round, and where the ranks differ."""
-    factors = {}
-    for module, pair in view.adapter.factors.items():
-        own = [private.get(f"{PERSONAL}{module}.{part}") for part in "AB"]
-        if any(a is None or a.shape != b.shape for a, b in zip(own, pair, strict=True)):
-            return view.adapter
-        factors[module] = Factors(*own)
-    return replace(view.adapter, factors=factors)
+    return _kept(view, private) or view.adapter
 
 
-def second_tensors(learned: Tensors) -> dict[str, np.ndarray]:
-    """A trained second adapter by the names under which the client keeps it."""
-    return {f"{PERSONAL}{name}": array for name, array in learned.items()}
+def second_view(personal: Personalization, view: View, private: Tensors, seed: int, client: ClientId) -> View:
+    """What a client trains its second adapter from, and what lies frozen beside it."""
+    if personal.mix is None:
+        return View(second_adapter(view, private))
+    local = _kept(view, private) or begun(view.adapter, seed, client)
+    return beside(view.adapter, local, personal.mix.share)
+
+
+def second_tensors(view: View, learned: Tensors) -> dict[str, np.ndarray]:
+    """The second adapter in what was learned from a `second_view`, by the names under which the client keeps it."""
+    return {f"{PERSONAL}{name}": array for name, array in last_slots(learned, view.adapter.r).items()}
+
+
+def tuned_from(personal: Personalization, adapter: Adapter) -> View:
+    """What a client tunes after the last round: the global adapter, or with FedDPA a copy of it beside itself."""
+    return View(adapter) if personal.mix is None else beside(adapter, adapter, personal.mix.share)
+
+
+def tuned(adapter: Adapter, learned: Tensors) -> Adapter:
+    """The adapter in what was learned from `tuned_from`."""
+    own = last_slots(learned, adapter.r)
+    return replace(adapter, factors={name: Factors(own[f"{name}.A"], own[f"{name}.B"]) for name in adapter.factors})
 
 
 def own_adapter(view: View, private: Tensors) -> Adapter | None:
@@ -128,6 +190,16 @@ def own_adapter(view: View, private: Tensors) -> Adapter | None:
     if at_home(view) and any(name.startswith(HOME) for name in private):
         return with_home(view, private).adapter
     return None
+
+
+def _kept(view: View, private: Tensors) -> Adapter | None:
+    factors = {}
+    for module, pair in view.adapter.factors.items():
+        own = [private.get(f"{PERSONAL}{module}.{part}") for part in "AB"]
+        if any(a is None or a.shape != b.shape for a, b in zip(own, pair, strict=True)):
+            return None
+        factors[module] = Factors(*own)
+    return replace(view.adapter, factors=factors)
 
 
 def own_adapters(views: Mapping[ClientId, View], kept: Mapping[ClientId, Tensors]) -> dict[ClientId, Adapter]:

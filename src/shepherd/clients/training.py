@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from shepherd.clients.moving import Moving
-from shepherd.clients.personal import Personalization, home_tensors, second_adapter, second_tensors, with_home
+from shepherd.clients.personal import Personalization, home_tensors, second_tensors, second_view, with_home
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive, stream
@@ -232,7 +232,7 @@ def train(
             before = private.get(name, {})
             answers[name] = _update(task, name, cohort.moving[name], metrics[name], len(data[name]), before)
         del cohort  # its optimizers need not stay in memory beside those of the second adapters
-        if settings.personal.pull is not None:
+        if settings.personal.in_rounds:
             answers |= _second_adapters(task, private, packed, lora, settings, data, answers)
         yield from (answers[name] for name in chunk)
 
@@ -273,20 +273,21 @@ def _second_adapters(
     data: Mapping[ClientId, Sequence[Tokens]],
     answers: Mapping[ClientId, ClientUpdate | ClientFailure],
 ) -> dict[ClientId, ClientUpdate | ClientFailure]:
-    """Ditto: the clients of these updates train their second adapters on the rows of the round, and keep them."""
+    """The clients of these updates train their second adapters on the rows of the round, and keep them."""
     updates = {name: answer for name, answer in answers.items() if isinstance(answer, ClientUpdate)}
     if not updates:
         return {}
-    anchors = {name: task.views[name].adapter for name in updates}
-    views = {name: View(second_adapter(task.views[name], private.get(name, {}))) for name in updates}
-    cohort = Cohort(packed, lora, settings, views, data, task.seed, settings.personal.pull, anchors=anchors)
+    personal = settings.personal
+    anchors = {name: task.views[name].adapter for name in updates} if personal.pull is not None else {}
+    views = {n: second_view(personal, task.views[n], private.get(n, {}), task.seed, n) for n in updates}
+    cohort = Cohort(packed, lora, settings, views, data, task.seed, personal.pull or Objective(), anchors=anchors)
     metrics = cohort.run([task.work[name] for name in updates], task.round, lambda report: None)
     found: dict[ClientId, ClientUpdate | ClientFailure] = {
         name: replace(failure, detail=f"of its second adapter {failure.detail}")
         for name, failure in cohort.failures.items()
     }
     for name in metrics:
-        kept = {**updates[name].private, **second_tensors(cohort.moving[name].tensors())}
+        kept = {**updates[name].private, **second_tensors(task.views[name], cohort.moving[name].tensors())}
         told = {**updates[name].metrics, "personal_loss": metrics[name]["loss"]}
         found[name] = replace(updates[name], private=kept, metrics=told)
     return found

@@ -60,9 +60,25 @@ def row_losses(
 ) -> list[RowLosses]:
     """The losses of all rows under each slot of `lora`, or under the bare base (one entry) without it."""
     slots = lora.slots if lora is not None else 1
-    nll = np.zeros((slots, len(rows)))
-    hits = np.zeros((slots, len(rows)), np.int64)
     items = [Row(slot, row) for slot in range(slots) for row in rows]
+    nll, hits = (sums.reshape(slots, -1) for sums in _sums(packed, items, lora, tokens_per_pass))
+    tokens = np.array([row.targets for row in rows], np.int64)
+    return [RowLosses(nll[slot], tokens, hits[slot]) for slot in range(slots)]
+
+
+def row_losses_each(
+    packed: PackedModel, rows: Sequence[Tokens], lora: CohortLora, tokens_per_pass: int = 2048
+) -> RowLosses:
+    """The loss of each row under the slot of its own: row i meets slot i alone."""
+    nll, hits = _sums(packed, [Row(slot, row) for slot, row in enumerate(rows)], lora, tokens_per_pass)
+    return RowLosses(nll, np.array([row.targets for row in rows], np.int64), hits)
+
+
+def _sums(
+    packed: PackedModel, items: Sequence[Row], lora: CohortLora | None, tokens_per_pass: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(nll float64[items], hits int64[items]), each item under its slot."""
+    nll, hits = np.zeros(len(items)), np.zeros(len(items), np.int64)
     done = 0
 
     def measure() -> None:
@@ -74,8 +90,8 @@ def row_losses(
             losses, correct = packed.token_losses(batch)
             owners = batch.sequence_of.cpu().numpy()
             where = slice(done, done + len(part))
-            nll.reshape(-1)[where] = np.bincount(owners, losses.double().cpu().numpy(), len(part))
-            hits.reshape(-1)[where] = np.bincount(owners, correct.cpu().numpy(), len(part))
+            nll[where] = np.bincount(owners, losses.double().cpu().numpy(), len(part))
+            hits[where] = np.bincount(owners, correct.cpu().numpy(), len(part))
             done += len(part)
 
     with packed.packing():
@@ -84,8 +100,7 @@ def row_losses(
         else:
             with lora.attached():
                 measure()
-    tokens = np.array([row.targets for row in rows], np.int64)
-    return [RowLosses(nll[slot], tokens, hits[slot]) for slot in range(slots)]
+    return nll, hits
 
 
 def paired_difference(

@@ -144,7 +144,7 @@ class PackedModel:
     def loss_sums(self, batch: Pass) -> Tensor:
         """Summed negative log-likelihood (nats) of each target segment, float32[len(target_segments)]."""
         if self.plain_head:
-            hidden = self._hidden(batch)
+            hidden = self.hidden(batch)
             weight, bias = self.head.weight, self.head.bias
             sums = [
                 _head_loss(hidden[s.start : s.end], weight, bias, batch.labels[s.start : s.end])
@@ -162,7 +162,7 @@ class PackedModel:
     def token_losses(self, batch: Pass) -> tuple[Tensor, Tensor]:
         """For each target: its negative log-likelihood float32[P], and whether it was the likeliest token bool[P]."""
         if self.plain_head:
-            hidden = self._hidden(batch)
+            hidden = self.hidden(batch)
             blocks = (F.linear(h, self.head.weight, self.head.bias) for h in hidden.split(HEAD_ROWS))
         else:
             blocks = self._logits(batch).split(HEAD_ROWS)
@@ -172,7 +172,8 @@ class PackedModel:
             hits.append(logits.argmax(-1) == labels)
         return torch.cat(losses), torch.cat(hits)
 
-    def _hidden(self, batch: Pass) -> Tensor:
+    def hidden(self, batch: Pass) -> Tensor:
+        """The last hidden states at the predictors, [P, hidden], in the dtype of the base."""
         attention.open_pass(batch.bounds)
         output = self.model.base_model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
@@ -212,7 +213,7 @@ class PackedModel:
             with self.packing():
                 got = self._logits(batch)
                 moved = (self._logits(replace(batch, input_ids=other)).float() - got.float())[6:].norm()
-                hidden = self._hidden(batch)
+                hidden = self.hidden(batch)
         except (TypeError, ValueError) as error:
             raise ModelError(f"{type(self.model).__name__} cannot take packed sequences: {error}") from error
         except ModelError as error:

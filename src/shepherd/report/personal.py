@@ -1,7 +1,8 @@
 """What a model of its own brings each client, as a section: base, alone, global, personal on its own held-out rows.
 
 metrics.json holds it as "personal": {client: {"base": loss, "local": loss, "global": loss, "personal": loss,
-"rows": held-out rows}}; a loss is a number or {"loss": number}, and each may be absent.
+"rows": held-out rows, "share": mean λ of a model that mixes}}; a loss is a number or {"loss": number}, and each may be
+absent.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def personal(record: RunRecord, limits: Limits) -> Section | None:
     for client, losses in sorted(given.items()):
         line: dict[str, Any] = {"client": client, "rows": losses.get("rows")}
         line |= {model: _loss(losses.get(model)) for model in MODELS}
+        line["share"] = number(losses.get("share"))
         line["gain"], line["gain_alone"] = (gap(line["personal"], line[other]) for other in ("global", "local"))
         lines.append(line)
     lines.sort(key=lambda line: (line["gain"] is None, line["gain"] or 0.0, line["client"]))
@@ -64,9 +66,10 @@ def personal(record: RunRecord, limits: Limits) -> Section | None:
         gap_text=f"… {plural(between, 'client')} between these are left out of the picture",
     )
     shown, _ = extremes(lines, limits.rows)
+    any_share = any(line["share"] is not None for line in shown)
     table = Table(
         "Loss of each client on its own held-out rows",
-        ("Client", "Rows", "Base", "Alone", "Global", "Personal", "Personal − global", "Personal − alone"),
+        ("Client", "Rows", "Base", "Alone", "Global", "Personal", "Personal − global", "Personal − alone", "Mean λ"),
         [
             [
                 line["client"],
@@ -74,10 +77,12 @@ def personal(record: RunRecord, limits: Limits) -> Section | None:
                 *(digits(line[model]) for model in MODELS),
                 signed(line["gain"]),
                 signed(line["gain_alone"]),
+                digits(line["share"]),
             ]
             for line in shown
         ],
         note="A negative difference is a gain."
+        + (" λ is the share of the local adapter in a model that mixes." if any_share else "")
         + left_out(len(lines), limits.rows, "client", "those that gain and lose most are shown"),
     )
     caption = "Each client, sorted by what its personal model brings over the global one: gains first, losses last."
