@@ -204,7 +204,7 @@ class PersonalizationTable(Table):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "none"
-    """A model of each client's own: none, finetune, ditto, or `module:function`. Other keys are its options.
+    """A model of each client's own: none, finetune, ditto, ifca, or `module:function`. Other keys are its options.
     FedSA-LoRA is a method: federation.method = "fedsa_lora"."""
 
     @property
