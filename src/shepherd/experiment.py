@@ -330,7 +330,7 @@ class _Experiment:
     def _clusters(
         self, base: Base, learner: Learner, plan: Plan, rows: Rows, state: ServerState
     ) -> dict[str, GlobalModel]:
-        """Each client's model, that of its cluster: each cluster's an adapter under clusters/, beside who is in which."""
+        """Each client's model, that of its cluster; each is an adapter under clusters/, beside who is in which."""
         if not state.clusters:
             message = f"no round had {plan.clusters} usable updates, so no cluster was begun"
             self.tell({"event": "warning", "message": message})
