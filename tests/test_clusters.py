@@ -148,7 +148,7 @@ def test_a_broken_adapter_is_chosen_by_nobody_and_without_another_the_client_fai
     assert pick(np.array([np.nan, np.inf])) == 0 and pick(np.array([np.nan, 2.0, 1.0, 1.0])) == 3
 
 
-def test_a_client_judges_by_rows_of_its_walk_none_twice_and_no_more_than_it_may():
+def test_a_client_judges_by_the_rows_of_the_round_and_by_no_more_than_it_may_or_has():
     rows = DATA["client-0"]
     ids = lambda some: [row.id for row in some]  # noqa: E731
     assert ids(judged(rows, "c", 4, 4, 0, 7)) == ids(walk(rows, "c", 4, 4, 7))
@@ -304,7 +304,7 @@ def test_the_number_and_the_adapter_of_a_cluster_travel():
     [
         (),
         ("federation.method=ffa_lora", "server.optimizer=fedadam", "federation.clients_per_round=5"),
-        ("federation.method=flexlora", "lora.ranks=[1, 2]", "federation.weights=uniform", "objective.proximal=0.1"),
+        ("federation.method=flexlora", "lora.ranks=[1, 2]", "objective.proximal=9.0", "training.local_steps=2"),
         ("federation.method=rolora", "selection.name=poisson", "federation.clients_per_round=5", "lora.dropout=0.1"),
     ],
     ids=" ".join,

@@ -55,7 +55,7 @@ def pick(losses: np.ndarray) -> int:
 
 
 def judged(rows: Sequence[Tokens], client: ClientId, first: int, count: int, most: int, seed: int) -> list[Tokens]:
-    """The rows by which a client judges: of `count` rows of its walk from row `first`, at most `most`, none twice.
+    """The rows by which a client judges: the first of `count` rows of its walk, no more than it has nor than `most`.
 
     most: 0 sets no limit.
     """
