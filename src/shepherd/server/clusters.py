@@ -3,7 +3,7 @@
 Each is combined as the run's method combines the global model, so one cluster alone is the global model again.
 
 How they begin is ours. IFCA wants M starts near what they are to become; adapters that change nothing are all one
-start, and small random ones differ by noise, so that all clients prefer the same. In the first round clients train the
+start, and random ones near it differ by no kind of client. In the first round clients train the
 global adapter alone: the changes that they send are grouped, and the mean of each group is where a cluster begins.
 """
 
