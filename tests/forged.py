@@ -44,7 +44,7 @@ def update(**changes: Any) -> ClientUpdate:
 
 FIELDS: dict[str, Any] = {
     "run": RUN, "round": 3, "client": "a", "nonce": "n-1", "base": BASE, "tokenizer": TOKENIZER,
-    "rank": 2, "scale": 2.0, "num_examples": 8, "num_tokens": 20, "steps": 2, "metrics": {"loss": 2.0},
+    "rank": 2, "scale": 2.0, "num_examples": 8, "num_tokens": 20, "steps": 2, "metrics": {"loss": 2.0}, "cluster": 0,
 }  # fmt: skip
 ABSENT = object()
 

@@ -136,6 +136,12 @@ def field_of_another_type(rng):
     return forged(**{name: pick(rng, wrong)})
 
 
+@spoils("cluster")
+def cluster_that_was_not_sent(rng):
+    given = pick(rng, (-1, 1, 2, 2**31, 10**30))
+    return forged(cluster=given) if rng.random() < 0.5 else update(cluster=given)
+
+
 @spoils("damaged")
 def wrong_checksum(rng):
     return forged(checksum=pick(rng, ("", "0" * 64, rng.bytes(32).hex(), "\ud800" * 3)))

@@ -38,22 +38,29 @@ def states(draw) -> ServerState:
     r, modules = draw(st.integers(1, 3)), draw(MODULES)
     factors = {m: Factors(draw(matrix(r, 2)), draw(matrix(3, r))) for m in modules}
     adapter = Adapter(factors, r, draw(st.floats(0.1, 64)), draw(st.booleans()), draw(st.sampled_from(["", "abc"])))
-    remainder = {
-        m: LowRank(draw(matrix(3, q, kind)), draw(matrix(q, 2, kind)))
-        for m in draw(MODULES | st.just([]))
-        for q, kind in [(draw(st.integers(0, 2)), draw(st.sampled_from(["float32", "float64"])))]
-    }
-    memory = draw(st.dictionaries(NAMES, ARRAY, max_size=3))
+
+    def model(adapter: Adapter) -> GlobalModel:
+        remainder = {
+            m: LowRank(draw(matrix(3, q, kind)), draw(matrix(q, 2, kind)))
+            for m in draw(MODULES | st.just([]))
+            for q, kind in [(draw(st.integers(0, 2)), draw(st.sampled_from(["float32", "float64"])))]
+        }
+        return GlobalModel(adapter, remainder, draw(st.dictionaries(NAMES, ARRAY, max_size=3)))
+
+    def cluster() -> GlobalModel:
+        return model(replace(adapter, factors={m: Factors(draw(matrix(r, 2)), draw(matrix(3, r))) for m in modules}))
+
     clients = draw(st.dictionaries(NAMES, st.dictionaries(NAMES, ARRAY, max_size=2), max_size=3))
     counts = st.dictionaries(NAMES, st.integers(0, 2**60), max_size=3)
     return ServerState(
         draw(st.integers(0, 10**6)),
-        GlobalModel(adapter, remainder, memory),
+        model(adapter),
         draw(counts),
         clients,
         draw(counts),
         tuple(draw(st.lists(NAMES, unique=True, max_size=3))),
         draw(st.dictionaries(NAMES, MEMORIES, max_size=3)),
+        tuple(cluster() for _ in range(draw(st.integers(0, 2)))),
     )
 
 
@@ -69,11 +76,15 @@ def bits(value):
 
 
 def everything(state: ServerState) -> list:
-    model, adapter = state.model, state.model.adapter
+    adapter = state.model.adapter
     return [
         state.round, sorted(state.cursors.items()), sorted(state.strikes.items()), state.quarantined,
-        bits({m: tuple(pair) for m, pair in adapter.factors.items()}), adapter.r, adapter.alpha, adapter.rslora,
-        adapter.base_digest, bits({m: (x.L, x.R) for m, x in model.remainder.items()}), bits(model.memory),
+        adapter.r, adapter.alpha, adapter.rslora, adapter.base_digest,
+        [
+            [bits({m: tuple(pair) for m, pair in model.adapter.factors.items()}),
+             bits({m: (x.L, x.R) for m, x in model.remainder.items()}), bits(model.memory)]
+            for model in (state.model, *state.clusters)
+        ],
         bits(dict(sorted(state.clients.items()))), sorted(state.history.items(), key=lambda item: item[0]),
     ]  # fmt: skip
 
@@ -137,6 +148,7 @@ def test_a_bit_of_any_array_or_count_changes_the_files():
         replace(state, clients={**state.clients, "a": {**state.clients["a"], "x": np.full((), 0.0)}}),
         replace(state, model=replace(state.model, memory={"h.0.A.momentum": np.arange(2.0, dtype=np.float32)})),
         replace(state, model=replace(state.model, remainder={})),
+        replace(state, clusters=(state.model,)), replace(state, clusters=(state.model,) * 2),
     ]  # fmt: skip
     for changed in changes:
         assert state_files(changed, base_name="b") != files
@@ -147,6 +159,11 @@ def test_values_that_would_not_come_back_are_refused():
     wide = {"h.0": Factors(np.ones((1, 2)), np.zeros((3, 1)))}
     with pytest.raises(ValueError, match=r"float32, but not those of h\.0"):
         state_files(replace(state, model=replace(state.model, adapter=Adapter(wide, 1, 2.0))), base_name="b")
+    with pytest.raises(ValueError, match=r"float32, but not those of h\.0"):
+        other = replace(state.model.adapter, factors=wide)
+        state_files(replace(state, clusters=(GlobalModel(other),)), base_name="b")
+    with pytest.raises(ValueError, match="a cluster has another rank, scale or base"):
+        state_files(replace(state, clusters=(GlobalModel(replace(state.model.adapter, alpha=3.0)),)), base_name="b")
     for odd in (np.array(["text"]), np.array([object()]), np.ones(1, np.complex64), np.ones(1, np.longdouble)):
         with pytest.raises(ValueError, match="no safetensors type for memory/m"):
             state_files(replace(state, model=replace(state.model, memory={"m": odd})), base_name="b")

@@ -30,6 +30,7 @@ updates = st.builds(
     num_tokens=counts,
     steps=counts,
     metrics=st.dictionaries(st.text(max_size=8), floats, max_size=4),
+    cluster=counts,
 )
 envelopes = st.builds(Envelope, names, names, names, names, counts, floats)
 
@@ -42,7 +43,7 @@ def test_what_arrives_is_what_was_sent_to_the_last_bit(sent, envelope):
     for name, array in sent.delta.items():
         assert got.delta[name].dtype == np.float32 and got.delta[name].shape == array.shape
         assert got.delta[name].tobytes() == array.tobytes()
-    for name in ("client", "round", "num_examples", "num_tokens", "steps", "metrics"):
+    for name in ("client", "round", "num_examples", "num_tokens", "steps", "metrics", "cluster"):
         assert getattr(got, name) == getattr(sent, name)
 
 

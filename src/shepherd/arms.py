@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from shepherd.clients.clusters import cluster_losses, judged, pick
 from shepherd.clients.personal import own_adapters, tuned, tuned_from
 from shepherd.clients.training import Cohort, StepReport
 from shepherd.config import Config
@@ -184,6 +185,26 @@ def personal_models(
                 own = tuned(model.adapter, lora.held[slot].tensors())
                 found[client] = replace(model, adapter=own)
     return found, tuple(failures.values())
+
+
+def choose_clusters(learner: Learner, rows: Rows, state: ServerState, seed: int) -> dict[ClientId, int]:
+    """The cluster of every client after the last round, by its own training rows, also of those that never took part.
+
+    From 1; 0 where none has a finite loss.
+    """
+    adapters = [model.adapter for model in state.clusters]
+    names, at_once = sorted(rows.clients), learner.settings.clients_at_once
+    lora, numbers = learner.make_lora(), {}
+    for start in range(0, len(names), at_once):
+        chunk = names[start : start + at_once]
+        own = {
+            c: judged(rows.clients[c], c, 0, len(rows.clients[c]), learner.settings.personal.rows, seed) for c in chunk
+        }
+        losses = cluster_losses(
+            dict.fromkeys(chunk, adapters), own, learner.packed, lora, learner.settings.tokens_per_pass
+        )
+        numbers |= {client: pick(losses[client]) for client in chunk}
+    return numbers
 
 
 def own_losses(learner: Learner, rows: Rows, models: Mapping[ClientId, GlobalModel]) -> dict[ClientId, RowLosses]:

@@ -24,11 +24,13 @@ class Asked:
     """All who were asked in a round and what came back. `usable` holds good answers, those that were `late` too.
 
     bad: answers that the gate refused, and failures. draws: what the selection said, one after another. times: how
-    often each client was drawn. skipped: too few answered, or nobody was drawn, so nothing counts.
+    often each client was drawn. clusters: each client's views of the clusters' models. skipped: too few answered, or
+    nobody was drawn, so nothing counts.
     """
 
     work: dict[ClientId, Work] = field(default_factory=dict)
     views: dict[ClientId, View] = field(default_factory=dict)
+    clusters: dict[ClientId, tuple[View, ...]] = field(default_factory=dict)
     usable: dict[ClientId, ClientUpdate] = field(default_factory=dict)
     bad: list[ClientFailure] = field(default_factory=list)
     late: set[ClientId] = field(default_factory=set)
@@ -130,8 +132,14 @@ def _draw_and_train(
     work = {client: plan.work(client, number, state.cursors.get(client, 0)) for client in draw.clients}
     views = {c: plan.method.view(state.model, c, plan.rank(c), number, plan.seed) for c in draw.clients}
     seconds = {client: policy.clock(work[client], number) if policy.clock else 0.0 for client in draw.clients}
+    clusters = {
+        c: tuple(plan.method.view(model, c, plan.rank(c), number, plan.seed) for model in state.clusters)
+        for c in draw.clients
+        if state.clusters
+    }
     asked.work |= work
     asked.views |= views
+    asked.clusters |= clusters
     asked.seconds |= seconds
     # Who is known to be late need not be simulated: its update would be thrown away.
     late = {client for client in draw.clients if policy.deadline and seconds[client] > policy.deadline}
@@ -144,6 +152,7 @@ def _draw_and_train(
         state.model.remainder,
         plan.objective,
         control(state.model.memory) if plan.objective.scaffold else {},
+        {client: own for client, own in clusters.items() if client not in late},
     )
     private = {client: state.clients[client] for client in task.work if client in state.clients}
     gate = plan.gate()

@@ -204,8 +204,8 @@ class PersonalizationTable(Table):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "none"
-    """A model of each client's own: none, finetune, ditto, feddpa, or `module:function`. Other keys are its options.
-    FedSA-LoRA is a method: federation.method = "fedsa_lora"."""
+    """A model of each client's own: none, finetune, ditto, feddpa, ifca, or `module:function`. Other keys are its
+    options. FedSA-LoRA is a method: federation.method = "fedsa_lora"."""
 
     @property
     def options(self) -> dict[str, Any]:

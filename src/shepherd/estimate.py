@@ -71,14 +71,22 @@ def plan(config: Config) -> Estimate:
     work = {c: rounds.work(c, 1, 0) for c in rows.clients}
     length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
     cost = {c: work[c].rows * length[c] for c in rows.clients}
-    federated = config.federation.rounds * rounds.asked * float(np.mean(list(cost.values())))
+    count = config.federation.rounds
+    federated = count * rounds.asked * float(np.mean(list(cost.values())))
     tokens = {"federated": federated}
+    later = count - 1 if rounds.clusters else 0  # rounds in which there are clusters already
+    if later:
+        tokens["clusters"] = federated * later / count
     if "local" in config.evaluation.arms:
         tokens["local"] = config.federation.rounds * sum(cost[c] for c in names)
     if "centralised" in config.evaluation.arms:
         tokens["centralised"] = federated
     held_out = sum(len(t.input_ids) for t in rows.held_out)
     tokens["evaluation"] = held_out * _evaluations(config, len(names))
+    most = settings.personal.rows
+    judged = {c: min(work[c].rows, len(held), most or len(held)) * length[c] for c, held in rows.clients.items()}
+    at_last = sum(min(len(held), most or len(held)) * length[c] for c, held in rows.clients.items())
+    tokens["evaluation"] += rounds.clusters * (later * rounds.asked * float(np.mean(list(judged.values()))) + at_last)
 
     slots = min(max(rounds.asked, len(names) if "local" in tokens else 1), settings.clients_at_once)
     text = shape.get_text_config()
@@ -98,15 +106,15 @@ def plan(config: Config) -> Estimate:
         held_out_rows=len(rows.held_out),
         clients=len(rows.clients),
         cohort=rounds.cohort_size,
-        rounds=config.federation.rounds,
+        rounds=count,
         rows_per_client=_least_and_most([len(held) for held in rows.clients.values()]),
         steps_per_round=_least_and_most([w.steps for w in work.values()]),
         tokens={arm: round(count) for arm, count in tokens.items()},
-        bytes_up=adapter.nbytes * rounds.asked * config.federation.rounds,
-        bytes_down=adapter.nbytes * rounds.asked * config.federation.rounds,
+        bytes_up=adapter.nbytes * rounds.asked * (count + later),
+        bytes_down=adapter.nbytes * rounds.asked * (count + later * rounds.clusters),
         memory_bytes=round(_memory(config, model, adapter.num_parameters, settings, dtype, text, slots)),
         disk_bytes=round(
-            (min(max(2, config.checkpoints.keep) + 2, config.federation.rounds) + 1) * adapter.nbytes + 10e6
+            (min(max(2, config.checkpoints.keep) + 2, count) + 1) * (1 + rounds.clusters) * adapter.nbytes + 10e6
         ),
         seconds=(2 * forward * trained + forward * tokens["evaluation"]) / (PEAK_SHARE * peak) + 10,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import math
 import platform
 import shlex
@@ -22,6 +23,7 @@ import psutil
 import torch
 
 from shepherd import __version__, arms, results
+from shepherd.clients.clusters import HOMELESS
 from shepherd.config import Config, to_toml
 from shepherd.config import load as load_config
 from shepherd.data.partition import partition_digest, partition_document
@@ -317,6 +319,9 @@ class _Experiment:
     ) -> tuple[dict[ClientId, RowLosses], dict[ClientId, float]]:
         """The models of clients' own: each under personal/, its losses on the client's own rows, and where it mixes its
         mean λ."""
+        self.members: dict[str, list[str]] = {}
+        if plan.clusters:
+            return arms.own_losses(learner, rows, self._clusters(base, learner, plan, rows, state)), {}
         models, failures = arms.personal_models(self.config, learner, plan, rows, state)
         mixed = {}
         if learner.settings.personal.mix is not None:
@@ -335,6 +340,24 @@ class _Experiment:
         if not mixed:
             return arms.own_losses(learner, rows, models), {}
         return mixed_losses(learner, rows, mixed)
+
+    def _clusters(
+        self, base: Base, learner: Learner, plan: Plan, rows: Rows, state: ServerState
+    ) -> dict[str, GlobalModel]:
+        """Each client's model, that of its cluster; each is an adapter under clusters/, beside who is in which."""
+        if not state.clusters:
+            message = f"no round had {plan.clusters} usable updates, so no cluster was begun"
+            self.tell({"event": "warning", "message": message})
+            return {}
+        numbers = arms.choose_clusters(learner, rows, state, self.config.run.seed)
+        with self.store.commit_folder("clusters") as folder:
+            for number, model in enumerate(state.clusters, start=1):
+                save_adapter(folder / str(number), model.adapter, base_name=base.name, conv1d=learner.conv1d)
+                self.members[str(number)] = [client for client in sorted(numbers) if numbers[client] == number]
+            (folder / "clients.json").write_text(json.dumps(self.members, indent=1) + "\n", encoding="ascii")
+        for client in (client for client, number in numbers.items() if not number):
+            self.tell({"event": "warning", "message": f"{client}: {HOMELESS}"})
+        return {client: state.clusters[number - 1] for client, number in numbers.items() if number}
 
     def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
         arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, self.meter.steps("centralised"))
@@ -442,6 +465,8 @@ class _Experiment:
         }
         if self.own:
             metrics["personal"] = results.personal_metrics(self.own, self.losses, local, rows, self.shares)
+        if self.members:
+            metrics["clusters"] = self.members
         self.store.write_json("evaluation/metrics.json", metrics)
         return metrics
 

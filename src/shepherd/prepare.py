@@ -31,6 +31,7 @@ from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
 from shepherd.model.threads import use_threads
 from shepherd.plan import Plan, Policy
+from shepherd.server.clusters import check_clusters
 from shepherd.server.method import Method
 from shepherd.server.methods import build_method, check_ranks
 from shepherd.types import Adapter, ClientId, Example, Objective, Partition, Tokens, Work
@@ -233,6 +234,8 @@ def prepare_personal(config: Config, method: Method) -> Personalization:
     """What clients do for a model of their own. Raises UsageError where it does not fit the method."""
     table = config.personalization
     personal = replace(personalizations.build(table.name, table.options), name=table.name)
+    if personal.clusters:
+        check_clusters(method, config.objective.scaffold)
     if personal.pull is not None or personal.mix is not None:
         p = method.pieces
         lost = "there is nothing to be pulled towards" if personal.pull else "it is no whole model to be mixed with"
@@ -319,6 +322,12 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
 
     clients = tuple(sorted(rows.clients))
     selection, size = prepare_selection(config, method, clients)
+    clusters = prepare_personal(config, method).clusters
+    if clusters > size:
+        raise UsageError(
+            f"personalization.clusters = {clusters} begin with a client each, and a round asks {size}",
+            hint=f"set personalization.clusters to at most {size}, or federation.clients_per_round higher",
+        )
     return Plan(
         seed=config.run.seed,
         clients=clients,
@@ -340,6 +349,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
             clock=lambda work, number: virtual_seconds(config.run.seed, work, number),
         ),
         sizes={client: len(rows.clients[client]) for client in clients},
+        clusters=clusters,
         gate=partial(Gate, Limits(norm=federation.max_update_norm), run=config.run.name),
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 from shepherd.asking import ask, remembered, shown, strikes_of
 from shepherd.clients.training import StepReport
 from shepherd.plan import Engine, Plan, Policy
+from shepherd.server.clusters import combine_clusters, group
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.traffic import bytes_down
 from shepherd.types import ClientId, ServerState
@@ -32,7 +33,7 @@ class RoundRecord:
     client sent beside the answer that counted. quarantined: who is asked no more from now on. skipped: too few
     answered, so the model is that of the round before. examples counts the rows that a client trained on.
     learning_rate holds the rates of the first and the last local step of the client with the most steps. diagnostics:
-    see server/diagnostics.py; empty for a skipped round.
+    see server/diagnostics.py; empty for a skipped round. clusters: which one each client is in, from 1.
     """
 
     round: int
@@ -55,6 +56,7 @@ class RoundRecord:
     ignored: tuple[Mapping[str, str], ...] = ()
     quarantined: tuple[ClientId, ...] = ()
     skipped: bool = False
+    clusters: Mapping[ClientId, int] = field(default_factory=dict)
 
 
 def troubles(record: RoundRecord) -> dict[str, Any]:
@@ -87,10 +89,18 @@ def run_round(
     work, views, updates = asked.work, asked.views, asked.counted
     trained = time.perf_counter()
 
-    model, weights, seen = state.model, {}, None
+    model, clusters, numbers, weights, seen = state.model, state.clusters, {}, {}, None
     if updates:
         weights = asked.weights(plan)
         model = plan.method.combine(state.model, views, updates, weights)
+        if clusters:
+            numbers = {u.client: u.cluster for u in updates}
+            own = [u.of_cluster() for u in updates]
+            clusters = combine_clusters(plan.method, clusters, asked.clusters, own, numbers, weights)
+        elif 0 < plan.clusters <= len(updates):
+            numbers = group(state.model, views, updates, plan.clusters)
+            begun = {c: (view,) * plan.clusters for c, view in views.items()}
+            clusters = combine_clusters(plan.method, [state.model] * plan.clusters, begun, updates, numbers, weights)
         total = sum(weights.values())  # One, unless the selection has a fixed denominator.
         seen = diagnose(state.model, model, views, updates, {c: w / total for c, w in weights.items()})
     aggregated = time.perf_counter()
@@ -108,7 +118,13 @@ def run_round(
         examples={u.client: work[u.client].rows for u in updates},
         tokens={u.client: u.num_tokens for u in updates},
         bytes_up=asked.bytes_up,
-        bytes_down=bytes_down(plan.method, state.model.adapter, [plan.rank(c) for c in views], plan.objective.scaffold),
+        bytes_down=bytes_down(
+            plan.method,
+            state.model.adapter,
+            [plan.rank(c) for c in views],
+            plan.objective.scaffold,
+            len(state.clusters),
+        ),
         seconds={"train": trained - begin, "aggregate": aggregated - trained},
         learning_rate=(longest[0], longest[-1]),
         deviation=seen.deviation if seen else 0.0,
@@ -118,6 +134,7 @@ def run_round(
         ignored=tuple(map(shown, asked.ignored)),
         quarantined=quarantined,
         skipped=asked.skipped,
+        clusters=numbers,
     )
     return replace(
         state,
@@ -128,4 +145,5 @@ def run_round(
         strikes=strikes,
         quarantined=tuple(sorted({*state.quarantined, *quarantined})),
         history=remembered(state, asked, number),
+        clusters=clusters,
     ), record

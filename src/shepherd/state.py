@@ -1,7 +1,8 @@
 """The state of a federation as four files, and back: what a committed round holds.
 
     adapter_config.json, adapter_model.safetensors   the global adapter, a PEFT folder that any tool can load
-    state.safetensors                                remainder/<module>/L, memory/<name>, clients/<client>/<name>, …
+    state.safetensors                                remainder/<module>/L, memory/<name>, clients/<client>/<name>,
+                                                     clusters/<number>/… of the model of each cluster
     state.json                                       round, cursors, strikes, quarantined, history, order of names
 
 Every array comes back with its dtype, shape and bits, and every mapping of arrays in its order, because sums over
@@ -24,7 +25,7 @@ from shepherd.lowrank import LowRank
 from shepherd.model.adapter import adapter_files, load_adapter
 from shepherd.store import Disk
 from shepherd.tensors import from_file, to_bytes
-from shepherd.types import GlobalModel, Memory, ServerState
+from shepherd.types import Adapter, Factors, GlobalModel, Memory, ServerState
 
 SCALARS, TENSORS, SCHEMA = "state.json", "state.safetensors", 1
 
@@ -41,16 +42,23 @@ def save_state(
 def state_files(state: ServerState, *, base_name: str, conv1d: bool = False) -> dict[str, bytes]:
     """The four files of a state, {name: bytes}. `base_name` and `conv1d` are for PEFT, as in `save_adapter`.
 
-    Raises ValueError for factors that are not float32 and for arrays of objects, texts or complex numbers.
+    Raises ValueError for factors that are not float32, for arrays of objects, texts or complex numbers, and for
+    clusters whose adapters have another rank, scale or base.
     """
     model = state.model
-    wide = [name for name, pair in model.adapter.factors.items() for part in pair if part.dtype != np.float32]
-    if wide:
-        raise ValueError(f"the factors of an adapter are float32, but not those of {', '.join(wide[:3])}")
+    for adapter in (model.adapter, *(cluster.adapter for cluster in state.clusters)):
+        wide = [name for name, pair in adapter.factors.items() for part in pair if part.dtype != np.float32]
+        if wide:
+            raise ValueError(f"the factors of an adapter are float32, but not those of {', '.join(wide[:3])}")
+        if replace(adapter, factors={}) != replace(model.adapter, factors={}):
+            raise ValueError("the adapter of a cluster has another rank, scale or base than the global one")
     clients = dict(sorted(state.clients.items()))
-    tensors = {_key("memory", name): array for name, array in model.memory.items()}
-    for module, increment in model.remainder.items():
-        tensors |= {_key("remainder", module, "L"): increment.L, _key("remainder", module, "R"): increment.R}
+    tensors = _beside_adapter(model)
+    for number, cluster in enumerate(state.clusters, start=1):
+        where = ("clusters", str(number))
+        tensors |= _beside_adapter(cluster, *where)
+        for module, pair in cluster.adapter.factors.items():
+            tensors |= {_key(*where, "adapter", module, part): getattr(pair, part) for part in "AB"}
     for client, private in clients.items():
         tensors |= {_key("clients", client, name): array for name, array in private.items()}
     scalars = {
@@ -61,10 +69,9 @@ def state_files(state: ServerState, *, base_name: str, conv1d: bool = False) -> 
         "quarantined": list(state.quarantined),
         "history": {client: asdict(memory) for client, memory in sorted(state.history.items())},
         "order": {
-            "adapter": list(model.adapter.factors),
-            "remainder": list(model.remainder),
-            "memory": list(model.memory),
+            **_order(model),
             "clients": {client: list(private) for client, private in clients.items()},
+            "clusters": [_order(cluster) for cluster in state.clusters],
         },
     }
     return adapter_files(model.adapter, base_name=base_name, conv1d=conv1d) | {
@@ -89,21 +96,28 @@ def load_state(folder: Path) -> ServerState:
     adapter = load_adapter(folder)
     try:
         order = scalars["order"]
-        memory = {name: tensors.pop(_key("memory", name)) for name in order["memory"]}
-        remainder = {module: _low_rank(tensors, module) for module in order["remainder"]}
         clients = {
             client: {name: tensors.pop(_key("clients", client, name)) for name in names}
             for client, names in order["clients"].items()
         }
         factors = {name: adapter.factors[name] for name in order["adapter"]}
+        clusters = []
+        for number, names in enumerate(order["clusters"], start=1):
+            where = ("clusters", str(number))
+            own = {
+                name: Factors(*(tensors.pop(_key(*where, "adapter", name, part)) for part in "AB"))
+                for name in names["adapter"]
+            }
+            clusters.append(_model(tensors, names, replace(adapter, factors=own), *where))
         state = ServerState(
             round=scalars["round"],
-            model=GlobalModel(replace(adapter, factors=factors), remainder, memory),
+            model=_model(tensors, order, replace(adapter, factors=factors)),
             cursors=scalars["cursors"],
             clients=clients,
             strikes=scalars["strikes"],
             quarantined=tuple(scalars["quarantined"]),
             history={client: Memory(**memory) for client, memory in scalars["history"].items()},
+            clusters=tuple(clusters),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise _broken(folder, f"lacks {error}") from None
@@ -114,8 +128,28 @@ def load_state(folder: Path) -> ServerState:
     return state
 
 
-def _low_rank(tensors: dict[str, np.ndarray], module: str) -> LowRank:
-    return LowRank(tensors.pop(_key("remainder", module, "L")), tensors.pop(_key("remainder", module, "R")))
+def _beside_adapter(model: GlobalModel, *where: str) -> dict[str, np.ndarray]:
+    """A model's tensors but for its adapter's, by keys that begin with `where`."""
+    tensors = {_key(*where, "memory", name): array for name, array in model.memory.items()}
+    for module, increment in model.remainder.items():
+        tensors |= {_key(*where, "remainder", module, part): getattr(increment, part) for part in "LR"}
+    return tensors
+
+
+def _order(model: GlobalModel) -> dict[str, list[str]]:
+    return {"adapter": list(model.adapter.factors), "remainder": list(model.remainder), "memory": list(model.memory)}
+
+
+def _model(
+    tensors: dict[str, np.ndarray], order: Mapping[str, list[str]], adapter: Adapter, *where: str
+) -> GlobalModel:
+    """The model with what `_beside_adapter` put under these keys, which is taken out of `tensors`."""
+    memory = {name: tensors.pop(_key(*where, "memory", name)) for name in order["memory"]}
+    remainder = {
+        module: LowRank(*(tensors.pop(_key(*where, "remainder", module, part)) for part in "LR"))
+        for module in order["remainder"]
+    }
+    return GlobalModel(adapter, remainder, memory)
 
 
 def _key(*parts: str) -> str:

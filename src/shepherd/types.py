@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 ClientId = str
 Tensors = Mapping[str, np.ndarray]
 """Arrays by name. A factor of a module is `<module>.A` or `<module>.B`."""
+CONTROL, CLUSTER = ".control", "cluster/"
+"""What travels beside an update: `<module>.A.control` of SCAFFOLD, `cluster/<module>.A` of the adapter of a cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,7 @@ class TrainTask:
     """Server -> clients: one round's work. `views` and `work` have an entry for each client of the cohort.
 
     `remainder` is an increment that lies frozen beside the base, the same for all clients; `control` is SCAFFOLD's c,
-    by the names of the tensors that travel.
+    by the names of the tensors that travel. `clusters` holds each client's views of the clusters' adapters, if any.
     """
 
     round: int
@@ -188,11 +190,15 @@ class TrainTask:
     remainder: Mapping[str, LowRank] = field(default_factory=dict)
     objective: Objective = Objective()
     control: Tensors = field(default_factory=dict)
+    clusters: Mapping[ClientId, tuple[View, ...]] = field(default_factory=dict)
 
     def part(self, clients: Iterable[ClientId]) -> TrainTask:
         """The same task for some of its clients."""
         some = list(clients)
-        return replace(self, views={c: self.views[c] for c in some}, work={c: self.work[c] for c in some})
+        clusters = {c: self.clusters[c] for c in some if c in self.clusters}
+        return replace(
+            self, views={c: self.views[c] for c in some}, work={c: self.work[c] for c in some}, clusters=clusters
+        )
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,8 @@ class ClientUpdate:
     """Client -> server: what one client learned in one round; `delta = local − view`, by the names of View.tensors.
 
     num_examples counts the rows that the client holds (the n_k of FedAvg), num_tokens the target tokens that it trained
-    on in this round. `private` is what the client keeps for its next round; it is never part of a message.
+    on in this round. `private` is what the client keeps for its next round; it is never part of a message. `cluster`
+    numbers the cluster that it chose, from 1; 0 where there are none.
     """
 
     client: ClientId
@@ -211,11 +218,22 @@ class ClientUpdate:
     steps: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     private: Tensors = field(default_factory=dict)
+    cluster: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of the delta when nothing is compressed."""
         return sum(array.nbytes for array in self.delta.values())
+
+    @property
+    def change(self) -> dict[str, np.ndarray]:
+        """The delta of the view alone, without what travels beside it."""
+        return {n: a for n, a in self.delta.items() if not n.endswith(CONTROL) and not n.startswith(CLUSTER)}
+
+    def of_cluster(self) -> ClientUpdate:
+        """The update of the adapter of its cluster, by the names of that adapter's view."""
+        own = {n.removeprefix(CLUSTER): a for n, a in self.delta.items() if n.startswith(CLUSTER)}
+        return replace(self, delta=own)
 
 
 @dataclass(frozen=True)
@@ -250,7 +268,7 @@ class ServerState:
 
     cursors: how far each client has walked over its rows. clients: what simulated clients keep on their side. strikes:
     unusable answers of a client since its last good one; quarantined clients are asked no more. history: what the
-    server remembers of those that it has asked.
+    server remembers of those that it has asked. clusters: the model of each cluster of clients, once they are begun.
     """
 
     round: int
@@ -260,6 +278,7 @@ class ServerState:
     strikes: Mapping[ClientId, int] = field(default_factory=dict)
     quarantined: tuple[ClientId, ...] = ()
     history: Mapping[ClientId, Memory] = field(default_factory=dict)
+    clusters: tuple[GlobalModel, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +309,7 @@ REASONS: Mapping[str, str] = {
     "tensors": "tensors are missing, or there are others than were asked for",
     "shape": "a tensor has another shape or dtype than was asked for",
     "count": "a count is below 1 or above its limit",
+    "cluster": "the number of its cluster is none of those that the client was sent",
     "non-finite": "a value is NaN or infinite",
     "norm": "the update is longer than federation.max_update_norm",
     "duplicate": "the client has answered this round already",

@@ -1,12 +1,14 @@
 """Models of a client's own, which never travel: parts that stay at home, a second adapter, tuning afterwards.
 
-Four ways:
+Five ways:
 
 - parts at home: what a view lets move but not travel stays with the client and is in force again in its next round.
   FedSA-LoRA (2410.01463) shares A and keeps B. It follows from the view alone (federation.method = "fedsa_lora").
 - `finetune`: the final global model, trained on for some steps on the client's rows.
 - `ditto`: a second adapter for each client, trained in the same rounds and pulled towards the global one.
 - `feddpa`: a second adapter, mixed with the global one by how much an input looks like the client's own.
+- `ifca`: the adapter of that one of M clusters which fits the client's rows best; it is trained by all who chose it, so
+  it does travel (clusters.py).
 
 What a client keeps between rounds is in `ClientUpdate.private`, by the names below.
 """
@@ -38,7 +40,8 @@ class Personalization:
     """What clients do for a model of their own beside the rounds.
 
     pull: strength and form of Ditto's proximal term, while a second adapter is trained; None has none. steps: optimizer
-    steps after the last round, at `learning_rate`, or the run's where that is 0. mix: FedDPA's settings.
+    steps after the last round, at `learning_rate`, or the run's where that is 0. mix: FedDPA's settings. clusters: how
+    many there are to choose from, 0 for none; rows: the most by which a client chooses, 0 for all.
     """
 
     name: str = "none"
@@ -46,6 +49,8 @@ class Personalization:
     steps: int = 0
     learning_rate: float = 0.0
     mix: Mix | None = None
+    clusters: int = 0
+    rows: int = 0
 
     @property
     def in_rounds(self) -> bool:
@@ -121,6 +126,18 @@ def feddpa(
         raise ValueError("; ".join(problem for problem, holds in problems.items() if holds))
     mix = Mix(weight, samples, share or {"F": 1.0, "T": 0.5}[variant])
     return Personalization("feddpa", steps=0 if variant == "T" else steps or 10, learning_rate=learning_rate, mix=mix)
+
+
+@personalizations
+def ifca(clusters: int = 2, rows: int = 0) -> Personalization:
+    """A model for each cluster of clients; a client trains the one of least loss on its rows (IFCA, 2006.04088).
+
+    clusters: how many, M. All M go to each client, one update comes back. rows: the most by which a client chooses, a
+    forward pass for each cluster; 0 takes all rows of the round. clusters = 1 is the global model again.
+    """
+    if clusters < 1 or rows < 0:
+        raise ValueError(f"clusters must be at least 1 and rows at least 0, got {clusters} and {rows}")
+    return Personalization("ifca", clusters=clusters, rows=rows)
 
 
 def at_home(view: View) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from shepherd.clients.clusters import train_in_clusters
 from shepherd.clients.training import LocalTraining, StepReport, train
 from shepherd.engines.isolation import isolated
 from shepherd.evaluation.losses import RowLosses, row_losses
@@ -35,7 +36,9 @@ class LocalEngine:
             task: TrainTask, divisor: int, observe: Callable[[StepReport], None]
         ) -> Iterable[ClientUpdate | ClientFailure]:
             settings = replace(self.settings, tokens_per_pass=max(1, self.settings.tokens_per_pass // divisor))
-            return train(task, private, self.packed, self.make_lora, settings, self.data, observe)
+            held = (self.packed, self.make_lora, settings, self.data)
+            answers = train(task, private, *held, observe)
+            return train_in_clusters(task, answers, *held) if task.clusters else answers
 
         return isolated(task, self.settings.clients_at_once, some, observe)
 

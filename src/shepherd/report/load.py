@@ -28,6 +28,7 @@ _METRICS = {
     "arms": _ARMS,
     "curves?": {"federated?": _CURVE, "centralised?": _CURVE, "local?": {"*": _CURVE}},
     "personal?": {"*": {"*": object}},
+    "clusters?": {"*": [str]},
     "differences?": [{"a": str, "b": str, "ci95?": [object]}],
 }
 _SUMMARY = {
@@ -56,6 +57,7 @@ _ROUND = {
     "tokens?": {"*": object},
     "seconds?": {"*": object},
     "update_norm?": {"*": object},
+    "clusters?": {"*": int},
     "diagnostics?": {"increment_norm?": {"*": object}},
 }
 _PARTITION = {

@@ -2,7 +2,7 @@
 
 metrics.json holds it as "personal": {client: {"base": loss, "local": loss, "global": loss, "personal": loss,
 "rows": held-out rows, "share": mean λ of a model that mixes}}; a loss is a number or {"loss": number}, and each may be
-absent.
+absent. Where clients share models, "clusters": {number: [client, …]} stands beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shepherd.report.findings import gap
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Figure, Limits, Section, Table, without_empty
 from shepherd.report.results import extremes
-from shepherd.report.wording import count, digits, left_out, listing, number, plural, shorten, signed
+from shepherd.report.wording import ABSENT, count, digits, left_out, listing, number, plural, shorten, signed
 
 MODELS = {"base": "base", "local": "alone", "global": "global", "personal": "personal"}
 STYLES = {"base": "base", "local": "local", "global": "federated", "personal": "s4"}
@@ -34,6 +34,8 @@ def personal(record: RunRecord, limits: Limits) -> Section | None:
         line["share"] = number(losses.get("share"))
         line["gain"], line["gain_alone"] = (gap(line["personal"], line[other]) for other in ("global", "local"))
         lines.append(line)
+    clusters: Mapping[str, list[str]] = record.metrics.get("clusters") or {}
+    cluster_of = {client: name for name, members in clusters.items() for client in members}
     lines.sort(key=lambda line: (line["gain"] is None, line["gain"] or 0.0, line["client"]))
     text = []
     for key, other in (("gain", "the global model"), ("gain_alone", "the client trained alone")):
@@ -45,6 +47,12 @@ def personal(record: RunRecord, limits: Limits) -> Section | None:
         text.append(
             f"Against {other}, the personal model has a lower loss for {better} of {plural(len(judged), 'client')}."
             + (f" It is worse for {listing([shorten(c, 32) for c in worse])}." if worse else "")
+        )
+    if clusters:
+        sizes = [f"{shorten(name, 32)} has {plural(len(members), 'client')}" for name, members in clusters.items()]
+        text.append(
+            "The personal model of a client is that of its cluster, which it chose by its training rows. "
+            f"Of the clusters, {listing(sizes, 16)}."
         )
     text.append(
         "Each client is measured on its own held-out rows, which may be few: these are numbers without intervals."
@@ -69,11 +77,23 @@ def personal(record: RunRecord, limits: Limits) -> Section | None:
     any_share = any(line["share"] is not None for line in shown)
     table = Table(
         "Loss of each client on its own held-out rows",
-        ("Client", "Rows", "Base", "Alone", "Global", "Personal", "Personal − global", "Personal − alone", "Mean λ"),
+        (
+            "Client",
+            "Rows",
+            "Cluster",
+            "Base",
+            "Alone",
+            "Global",
+            "Personal",
+            "Personal − global",
+            "Personal − alone",
+            "Mean λ",
+        ),
         [
             [
                 line["client"],
                 count(line["rows"]),
+                cluster_of.get(line["client"], ABSENT),
                 *(digits(line[model]) for model in MODELS),
                 signed(line["gain"]),
                 signed(line["gain_alone"]),

@@ -58,7 +58,7 @@ def diagnose(
     squares, gram = np.zeros(len(clients)), np.zeros((pairs, pairs))
     lost = total = 0.0
     ranks, energies, moves = [], [], []
-    modules = _affordable(before, len(clients))
+    modules = affordable(before, len(clients))
     for module in modules:
         start, locals_ = _compressed(uploads.start(module), uploads.locals(module))
         merged = Merged(start.scale, tuple(Term(c, own) for c, own in zip(shares, locals_, strict=True)))
@@ -68,15 +68,9 @@ def diagnose(
         if S.any():
             ranks.append(S.sum() ** 2 / np.sum(S**2))
             energies.append(np.sum(S[: uploads.r] ** 2) / np.sum(S**2))
-        changes = []
-        for local in locals_:
-            A, B = padded(local, uploads.r, start.scale)
-            # B_kA_k − BA = (B_k − B)A_k + B(A_k − A): small where the client moved little, without cancellation.
-            changes.append(
-                stack([LowRank(start.scale * (B - start.B), A), LowRank(start.scale * start.B, A - start.A)])
-            )
-        squares += [change.norm() ** 2 for change in changes]
-        gram += _gram(changes[:pairs])
+        moved = changes(start, locals_)
+        squares += [change.norm() ** 2 for change in moved]
+        gram += gram_of(moved[:pairs])
         moves.append(subspace_move(before.adapter.factors[module].A, after.adapter.factors[module].A))
     norms = np.sqrt(squares)
     cosines = _cosines(gram)
@@ -136,7 +130,17 @@ def _triangle(columns: np.ndarray) -> np.ndarray:
     return R * lengths if R.diagonal().min() > INDEPENDENT else np.linalg.qr(columns, mode="r")
 
 
-def _gram(changes: Sequence[LowRank]) -> np.ndarray:
+def changes(start: Local, locals_: Sequence[Local]) -> list[LowRank]:
+    """X_k = s·(B_kA_k − BA) of one module for each client, whatever its rank."""
+    found = []
+    for local in locals_:
+        A, B = padded(local, len(start.A), start.scale)
+        # B_kA_k − BA = (B_k − B)A_k + B(A_k − A): small where the client moved little, without cancellation.
+        found.append(stack([LowRank(start.scale * (B - start.B), A), LowRank(start.scale * start.B, A - start.A)]))
+    return found
+
+
+def gram_of(changes: Sequence[LowRank]) -> np.ndarray:
     """⟨X_i, X_j⟩ for all pairs, [K, K]."""
     L = np.concatenate([change.L for change in changes], axis=1)
     R = np.concatenate([change.R for change in changes], axis=0)
@@ -153,7 +157,7 @@ def _cosines(gram: np.ndarray) -> np.ndarray:
     return unit[np.triu_indices(len(unit), 1)]
 
 
-def _affordable(model: GlobalModel, clients: int) -> list[str]:
+def affordable(model: GlobalModel, clients: int) -> list[str]:
     """Modules at even distances whose Gram matrices cost no more than OPERATIONS."""
     names = list(model.adapter.factors)
     columns = clients * model.adapter.r

@@ -33,13 +33,18 @@ def numbers(method: Method, sizes: Sizes, r: int, ranks: Sequence[int]) -> tuple
     return up / len(ranks), down / len(ranks)
 
 
-def bytes_down(method: Method, adapter: Adapter, ranks: Sequence[int], scaffold: bool = False) -> int:
-    """Bytes in float32 to a cohort of these ranks; SCAFFOLD's c is as large as what clients send up."""
+def bytes_down(
+    method: Method, adapter: Adapter, ranks: Sequence[int], scaffold: bool = False, clusters: int = 0
+) -> int:
+    """Bytes in float32 to a cohort of these ranks; SCAFFOLD's c is as large as what clients send up.
+
+    Each of the clusters' models is as large as the global one.
+    """
     if not ranks:
         return 0
     sizes = {name: (A.shape[1], len(B)) for name, (A, B) in adapter.factors.items()}
     up, down = numbers(method, sizes, adapter.r, ranks)
-    return round(4 * len(ranks) * (down + (up if scaffold else 0.0)))
+    return round(4 * len(ranks) * ((1 + clusters) * down + (up if scaffold else 0.0)))
 
 
 def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: int = 4) -> list[dict[str, Any]]:

@@ -114,7 +114,7 @@ def expand_core(basis: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _check(update: ClientUpdate, view: View) -> None:
     expected = {name: tensor.shape for name, tensor in view.tensors().items()}
-    given = {name: tensor.shape for name, tensor in update.delta.items() if not name.endswith(".control")}
+    given = {name: tensor.shape for name, tensor in update.change.items()}
     for name in sorted(expected.keys() | given.keys()):
         if expected.get(name) != given.get(name):
             theirs, ours = _shape(given.get(name)), _shape(expected.get(name))

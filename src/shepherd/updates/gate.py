@@ -3,7 +3,8 @@
     gate = Gate(Limits(norm=100.0), run="demo")
     answer = gate.admit(answer, task)           # a ClientUpdate in order, or a ClientFailure with its reason
 
-The order is from cheap to dear: size, fields, whose and of what, counts, names, shapes, checksum, values, seen before.
+The order is from cheap to dear: size, fields, whose and of what, counts, cluster, names, shapes, checksum, values, seen
+before.
 `admit` never raises, and what it says never holds a text that a client wrote: only our names, shapes and counts.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from shepherd.types import REASONS, ClientFailure, ClientId, ClientUpdate, TrainTask
+from shepherd.types import CLUSTER, CONTROL, REASONS, ClientFailure, ClientId, ClientUpdate, TrainTask
 from shepherd.updates import wire
 from shepherd.updates.wire import Envelope, Sealed, WireError
 
@@ -119,6 +120,7 @@ class Gate:
             "steps": task.work[update.client].steps,
         }
         counts = {name: _count(name, getattr(update, name), limit) for name, limit in limits.items()}
+        cluster = _cluster(update.cluster, len(task.clusters.get(update.client, ())))
         metrics = _metrics(update.metrics, self.limits.metrics)
         _arrays("delta", update.delta)
         _arrays("private", update.private)
@@ -133,9 +135,10 @@ class Gate:
             if not math.isfinite(_square(update.delta[name])):
                 count = int((~np.isfinite(update.delta[name])).sum())
                 raise WireError("non-finite", f"{name}: {count} values are not finite")
-        if self.limits.norm and (norm := update_norm(update)) > self.limits.norm:
+        norm = max(update_norm(update), update_norm(update.of_cluster()))
+        if self.limits.norm and norm > self.limits.norm:
             raise WireError("norm", f"L2 norm {norm:.6g}, the limit is {self.limits.norm:g}")
-        plain = {"round": int(update.round), **counts, "metrics": metrics}
+        plain = {"round": int(update.round), **counts, "metrics": metrics, "cluster": cluster}
         same = all(type(getattr(update, name)) is type(value) for name, value in plain.items()) and all(
             type(value) is float for value in update.metrics.values()
         )
@@ -145,16 +148,21 @@ class Gate:
 
 
 def expected_shapes(task: TrainTask, client: ClientId) -> dict[str, tuple[int, ...]]:
-    """What a client of the task sends, {tensor: shape}, all float32; SCAFFOLD's control variates come beside them."""
+    """What a client of the task sends, {tensor: shape}, all float32.
+
+    Beside its view come SCAFFOLD's control variates and the adapter of its cluster; those of all clusters have a shape.
+    """
     shapes = {name: array.shape for name, array in task.views[client].tensors().items()}
     if task.objective.scaffold:
-        shapes |= {f"{name}.control": shape for name, shape in shapes.items()}
+        shapes |= {f"{name}{CONTROL}": shape for name, shape in shapes.items()}
+    for view in task.clusters.get(client, ())[:1]:
+        shapes |= {f"{CLUSTER}{name}": array.shape for name, array in view.tensors().items()}
     return shapes
 
 
 def update_norm(update: ClientUpdate) -> float:
-    """L2 norm of the whole delta, in float64; the changes of control variates are no part of it."""
-    return math.sqrt(sum(_square(delta) for name, delta in update.delta.items() if not name.endswith(".control")))
+    """L2 norm of the delta of the view, in float64; what travels beside it is no part of it."""
+    return math.sqrt(sum(map(_square, update.change.values())))
 
 
 def _square(array: np.ndarray) -> float:
@@ -196,6 +204,15 @@ def _count(name: str, value: Any, limit: int) -> int:
         raise WireError("fields", f"{name} is {_kind(value)}, expected int")
     if not 1 <= value <= limit:
         raise WireError("count", f"{name} = {_shown(value)}, expected 1 to {limit}")
+    return int(value)
+
+
+def _cluster(value: Any, count: int) -> int:
+    """The number of one of `count` clusters, from 1; 0 and nothing else where there are none."""
+    if not _is(value, *_INTEGERS):
+        raise WireError("fields", f"cluster is {_kind(value)}, expected int")
+    if not min(1, count) <= value <= count:
+        raise WireError("cluster", f"cluster = {_shown(value)}, expected {f'1 to {count}' if count else '0'}")
     return int(value)
 
 

@@ -39,6 +39,7 @@ _ENVELOPE: Mapping[str, tuple[type, ...]] = {
     "num_tokens": (int,),
     "steps": (int,),
     "metrics": (dict,),
+    "cluster": (int,),
 }
 """Every key of the envelope with the types of JSON that it may have, exactly: true is no int, "5" is no int."""
 
@@ -105,7 +106,7 @@ def pack(update: ClientUpdate, envelope: Envelope, dtype: str = "F32") -> bytes:
         "run": envelope.run, "round": update.round, "client": update.client, "nonce": envelope.nonce,
         "base": envelope.base, "tokenizer": envelope.tokenizer, "rank": envelope.rank, "scale": envelope.scale,
         "num_examples": update.num_examples, "num_tokens": update.num_tokens, "steps": update.steps,
-        "metrics": dict(update.metrics),
+        "metrics": dict(update.metrics), "cluster": update.cluster,
     }  # fmt: skip
     text = json.dumps(fields, separators=(",", ":"), allow_nan=False)
     entries: dict[str, Any] = {}
@@ -169,6 +170,7 @@ def read_update(data: bytes, header: Header) -> ClientUpdate:
         num_tokens=fields["num_tokens"],
         steps=fields["steps"],
         metrics=dict(fields["metrics"]),
+        cluster=fields["cluster"],
     )
 
 

@@ -1,0 +1,103 @@
+"""Clusters of clients (IFCA, Ghosh et al., 2006.04088): which of M adapters fits a client best, and training that one.
+
+    losses = cluster_losses(adapters, rows, packed, lora, tokens_per_pass)    # {client: float64[M]}
+    number = pick(losses[client])                                             # from 1
+
+A client judges by its own rows. What it finds does not depend on who is judged beside it (decision 0008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from shepherd.clients.training import Cohort, LocalTraining, walk
+from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
+from shepherd.model.lora import CohortLora
+from shepherd.types import CLUSTER, Adapter, ClientFailure, ClientId, ClientUpdate, Tokens, TrainTask
+
+HOMELESS = "its loss is not finite under the adapter of any cluster"
+
+
+def cluster_losses(
+    adapters: Mapping[ClientId, Sequence[Adapter]],
+    rows: Mapping[ClientId, Sequence[Tokens]],
+    packed: PackedModel,
+    lora: CohortLora,
+    tokens_per_pass: int,
+) -> dict[ClientId, np.ndarray]:
+    """Each client's mean loss under each of its M adapters, in nats per target token: float64[M].
+
+    All clients are one batch, one adapter of each after another: M passes over the rows, a slot for each client.
+    """
+    clients = tuple(adapters)
+    items = [Row(slot, row) for slot, client in enumerate(clients) for row in rows[client]]
+    sums = np.zeros((len(clients), len(next(iter(adapters.values()), ()))))
+    for number in range(sums.shape[1]):
+        lora.hold([adapters[client][number] for client in clients])
+        with packed.packing(), lora.attached(), torch.no_grad():
+            for part in cut(items, tokens_per_pass):
+                batch = pack(part, ROWS_MULTIPLE).to(packed.device)
+                lora.segments = batch.segments
+                for segment, value in zip(batch.target_segments, packed.loss_sums(batch).tolist(), strict=True):
+                    sums[segment.slot, number] += value
+    targets = [sum(row.targets for row in rows[client]) for client in clients]
+    return {client: own / count for client, own, count in zip(clients, sums, targets, strict=True)}
+
+
+def pick(losses: np.ndarray) -> int:
+    """The number, from 1, of the cluster of least loss, the first of equals; 0 where no loss is finite."""
+    finite = np.isfinite(losses)
+    return 1 + int(np.argmin(np.where(finite, losses, np.inf))) if finite.any() else 0
+
+
+def judged(rows: Sequence[Tokens], client: ClientId, first: int, count: int, most: int, seed: int) -> list[Tokens]:
+    """The rows by which a client judges: the first of `count` rows of its walk, no more than it has nor than `most`.
+
+    most: 0 sets no limit.
+    """
+    return walk(rows, client, first, min(count, len(rows), most or count), seed)
+
+
+def train_in_clusters(
+    task: TrainTask,
+    answers: Iterable[ClientUpdate | ClientFailure],
+    packed: PackedModel,
+    make_lora: Callable[[], CohortLora],
+    settings: LocalTraining,
+    data: Mapping[ClientId, Sequence[Tokens]],
+) -> Iterator[ClientUpdate | ClientFailure]:
+    """The same answers, sorted by client; each update with that of the adapter of the cluster that the client chose.
+
+    It trains on the rows of the round, as it does for the global adapter, `clients_at_once` together.
+    """
+    found = {answer.client: answer for answer in answers}
+    names = sorted(name for name, answer in found.items() if isinstance(answer, ClientUpdate))
+    lora = make_lora()
+    for start in range(0, len(names), settings.clients_at_once):
+        chunk = names[start : start + settings.clients_at_once]
+        rows = {
+            name: judged(data[name], name, work.first_row, work.rows, settings.personal.rows, task.seed)
+            for name, work in ((name, task.work[name]) for name in chunk)
+        }
+        adapters = {name: [view.adapter for view in task.clusters[name]] for name in chunk}
+        losses = cluster_losses(adapters, rows, packed, lora, settings.tokens_per_pass)
+        picks = {name: pick(losses[name]) for name in chunk}
+        for name in (name for name, number in picks.items() if not number):
+            found[name] = ClientFailure(name, task.round, "non-finite", HOMELESS)
+        views = {name: task.clusters[name][number - 1] for name, number in picks.items() if number}
+        if not views:
+            continue
+        cohort = Cohort(packed, lora, settings, views, data, task.seed, task.objective)
+        metrics = cohort.run([task.work[name] for name in views], task.round, lambda report: None)
+        for name, failure in cohort.failures.items():
+            found[name] = replace(failure, detail=f"of its cluster's adapter {failure.detail}")
+        for name in metrics:
+            learned = cohort.moving[name].tensors()
+            delta = {f"{CLUSTER}{key}": learned[key] - begin for key, begin in views[name].tensors().items()}
+            told = {**found[name].metrics, "cluster_loss": metrics[name]["loss"]}
+            found[name] = replace(found[name], delta={**found[name].delta, **delta}, metrics=told, cluster=picks[name])
+    yield from (found[name] for name in sorted(found))

@@ -1,0 +1,104 @@
+"""The server's side of clusters (IFCA, Ghosh et al., 2006.04088): M models, each made by the clients that chose it.
+
+Each is combined as the run's method combines the global model, so one cluster alone is the global model again.
+
+How they begin is ours. IFCA wants M starts near what they are to become; adapters that change nothing are all one
+start, and random ones near it differ by no kind of client. In the first round clients train the
+global adapter alone: the changes that they send are grouped, and the mean of each group is where a cluster begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from shepherd.errors import UsageError
+from shepherd.server.diagnostics import affordable, changes, gram_of
+from shepherd.server.method import Method
+from shepherd.server.uploads import Uploads
+from shepherd.types import ClientId, ClientUpdate, GlobalModel, View
+
+
+def group(
+    model: GlobalModel, views: Mapping[ClientId, View], updates: Sequence[ClientUpdate], count: int
+) -> dict[ClientId, int]:
+    """The group of each client, 1 … count, by the cosines between the changes of their increments.
+
+    A group gathers around one of the clients, its medoid: the first is the one nearest to all, each further one brings
+    the clients most nearer to their medoids (the greedy build of PAM, Kaufman and Rousseeuw, 1990). At least `count`
+    clients are needed.
+    """
+    uploads = Uploads(model, views, updates)
+    clients = [update.client for update in uploads.updates]
+    gram = np.zeros((len(clients), len(clients)))
+    for module in affordable(model, len(clients)):
+        gram += gram_of(changes(uploads.start(module), uploads.locals(module)))
+    norms = np.sqrt(np.diag(gram))
+    apart = 1 - gram / np.where(norms > 0, np.outer(norms, norms), 1.0)
+    numbers = medoids(apart, count)
+    return {client: 1 + int(number) for client, number in zip(clients, numbers, strict=True)}
+
+
+def medoids(apart: np.ndarray, count: int) -> np.ndarray:
+    """Distances float64[K, K] -> the group of each, int64[K] from 0; no group is empty."""
+    found: list[int] = []
+    nearest = np.full(len(apart), np.inf)
+    for _ in range(count):
+        cost = np.minimum(nearest[:, None], apart).sum(axis=0)
+        cost[found] = np.inf
+        found.append(int(np.argmin(cost)))
+        nearest = np.minimum(nearest, apart[:, found[-1]])
+    numbers = np.argmin(apart[:, found], axis=1)
+    numbers[found] = np.arange(count)  # also where two medoids are the same point
+    return numbers
+
+
+def combine_clusters(
+    method: Method,
+    clusters: Sequence[GlobalModel],
+    views: Mapping[ClientId, Sequence[View]],
+    updates: Sequence[ClientUpdate],
+    numbers: Mapping[ClientId, int],
+    weights: Mapping[ClientId, float],
+) -> tuple[GlobalModel, ...]:
+    """The next model of each cluster from the clients with its number; one that nobody has stays as it is.
+
+    views: of each client those of all clusters. updates: of the adapter of the client's cluster. Within a cluster the
+    weights have the sum that they have over the whole round. Raises what `combine` raises.
+    """
+    everyone = sorted(updates, key=lambda update: update.client)
+    total = sum(weights[update.client] for update in everyone)
+    models = []
+    for index, model in enumerate(clusters):
+        own = [update for update in everyone if numbers[update.client] == index + 1]
+        part = sum(weights[update.client] for update in own)
+        if part > 0:
+            shares = {update.client: weights[update.client] * (total / part) for update in own}
+            model = method.combine(model, {u.client: views[u.client][index] for u in own}, own, shares)
+        models.append(model)
+    return tuple(models)
+
+
+def check_clusters(method: Method, scaffold: bool) -> None:
+    """Raise UsageError, with what would fit, where clusters cannot have models of this method."""
+    p = method.pieces
+    reasons = {
+        "its adapter begins anew, or elsewhere, each round, so no cluster would keep one": p.split.resets
+        or p.view.name == "fresh",
+        "what does not fit into its adapter lies beside the base, which all clusters share": p.remainder.keeps
+        or p.start.name == "principal",
+        "its clients train a core, and clusters choose between adapters": p.start.heads > 0,
+        "its clients keep a factor of their own already": bool(p.train.home),
+    }
+    found = [f'federation.method = "{method.name}" do not fit: {reason}' for reason, holds in reasons.items() if holds]
+    if scaffold:
+        found.append(
+            "objective.scaffold = true do not fit: control variates belong to one model, and clients change clusters"
+        )
+    if found:
+        raise UsageError(
+            f'personalization.name = "ifca" and {found[0]}',
+            hint='use federation.method = "fedit", "ffa_lora", "rolora" or "flexlora" and objective.scaffold = false, '
+            'or personalization.name = "finetune"',
+        )
