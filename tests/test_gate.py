@@ -232,7 +232,7 @@ def test_captured_messages_count_in_no_other_round_and_no_other_run():
 
 def test_scaffold_sends_a_control_variate_with_each_tensor():
     task = replace(TASK, objective=Objective(scaffold=True))
-    assert expected_shapes(task, "a").keys() == {*SHAPES, *(f"{name}.control" for name in SHAPES)}
+    assert expected_shapes(task.views["a"], task).keys() == {*SHAPES, *(f"{name}.control" for name in SHAPES)}
     assert admit(update(), task=task).code == "tensors"
     both = values() | {f"{name}.control": 100 * array for name, array in values().items()}
     answer = admit(update(delta=dict(reversed(both.items()))), Limits(norm=10.0), task)

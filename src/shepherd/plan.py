@@ -70,7 +70,8 @@ class Plan:
     """What stays the same over the rounds of a run.
 
     `work(client, round, first_row)` is a client's share, `rank(client)` the rank of its adapter, `gate()` a gate for
-    one round. `sizes` counts the rows that each client holds.
+    one round. `sizes` counts the rows that each client holds, `probed` those on which it trains for a choice of slots
+    before each round begins.
     """
 
     seed: int
@@ -86,6 +87,7 @@ class Plan:
     policy: Policy = Policy()
     gate: Callable[[], Gate] = Gate
     sizes: Mapping[ClientId, int] = field(default_factory=dict)
+    probed: Mapping[ClientId, int] = field(default_factory=dict)
 
     @property
     def asked(self) -> int:
