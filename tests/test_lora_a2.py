@@ -16,6 +16,7 @@ from shepherd.cli.settings import gather
 from shepherd.clients.slots import best_slots, probe_work
 from shepherd.clients.training import LocalTraining, train
 from shepherd.errors import ClientError
+from shepherd.estimate import plan
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.server.diagnostics import diagnose
@@ -244,6 +245,15 @@ SMALL = (
     "federation.rounds=3", "evaluation.arms=base,federated", "evaluation.generate=0", "training.local_steps=2",
     "lora.r=4", "lora.alpha=8", "lora.targets=down_proj",
 )  # fmt: skip
+
+
+def test_the_plan_and_the_progress_know_of_the_probe(run_small):
+    mixed = run_small(*SMALL, "federation.method=lora_a2", "lora.ranks=[2]")
+    equal = mixed.config.model_copy(update={"lora": mixed.config.lora.model_copy(update={"ranks": ()})})
+    # Two steps of a probe before two steps of a round.
+    assert plan(mixed.config).tokens["federated"] == 2 * plan(equal).tokens["federated"]
+    shares = [event["fraction"] for event in mixed.events if event["event"] == "step"]
+    assert shares == sorted(shares) and shares[-1] > 0.9 and shares[len(shares) // 2 - 1] < 0.6
 
 
 def test_with_all_ranks_whole_a_run_is_rolora_s_to_the_last_bit(run_small):

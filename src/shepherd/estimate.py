@@ -71,10 +71,9 @@ def plan(config: Config) -> Estimate:
     work = {c: rounds.work(c, 1, 0) for c in rows.clients}
     length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
     cost = {c: work[c].rows * length[c] for c in rows.clients}
-    federated = config.federation.rounds * rounds.asked * float(np.mean(list(cost.values())))
-    probes = (
-        config.federation.rounds * rounds.asked * float(np.mean([rounds.probed.get(c, 0) * length[c] for c in cost]))
-    )
+    answers = config.federation.rounds * rounds.asked
+    federated = answers * float(np.mean(list(cost.values())))
+    probes = answers * float(np.mean([rounds.probed.get(c, 0) * length[c] for c in cost]))
     tokens = {"federated": federated + probes}
     if "local" in config.evaluation.arms:
         tokens["local"] = config.federation.rounds * sum(cost[c] for c in names)
