@@ -35,18 +35,52 @@ def begin(method: Method, shapes=SHAPES, r=R, dtype=np.float64, alpha=ALPHA) -> 
 
 
 def random_update(view: View, client: str, round_number: int, rng, size=0.3, steps=1) -> ClientUpdate:
-    """A change of about `size` in all that may move."""
-    delta = {}
-    for name, tensor in view.tensors().items():
-        change = size * rng.normal(size=tensor.shape)
-        module, part = name.rsplit(".", 1)
-        if view.slots is not None:
-            moves = view.slots[module]
-            if part == "core":
-                moves = moves.reshape(tensor.shape[0], -1)[:, 0][:, None, None]
-            change = change * (moves[:, None] if part == "A" else moves)
-        delta[name] = change.astype(tensor.dtype)
-    return ClientUpdate(client, round_number, delta, 1, 1, steps, {"loss": 1.0})
+    """A change of about `size` in all that may move; slots that the client is to choose are drawn."""
+    slots = {}
+    if view.choice is not None:
+        r = view.adapter.r
+        drawn = np.zeros(r * len(view.adapter.factors), bool)
+        drawn[rng.permutation(len(drawn))[: view.choice.budget]] = True
+        slots = {module: drawn[i * r : (i + 1) * r] for i, module in enumerate(view.adapter.factors)}
+        view = replace(view, slots=slots, choice=None)
+    delta = {
+        name: (size * rng.normal(size=tensor.shape)).astype(tensor.dtype) for name, tensor in view.tensors().items()
+    }
+    return ClientUpdate(client, round_number, delta, 1, 1, steps, {"loss": 1.0}, slots=slots)
+
+
+def whole(view: View, update: ClientUpdate, name: str) -> np.ndarray:
+    """What an update says of the tensor `name`, slot by slot: zeros where the client did not own it."""
+    module, part = name.removesuffix(".control").rsplit(".", 1)
+    slots = update.slots or view.slots
+    sent = update.delta[name]
+    if slots is None:
+        return sent
+    if part == "core":
+        size = sent.shape[1]
+        shape, axis = (len(slots[module]) // size, size, size), 0
+        owned = [h for h in range(shape[0]) if slots[module][h * size]]
+    else:
+        r, (A, B) = view.adapter.r, view.adapter.factors[module]
+        shape, axis = ((r, A.shape[1]), 0) if part == "A" else ((len(B), r), 1)
+        owned = [i for i in range(r) if slots[module][i]]
+    found = np.zeros(shape, sent.dtype)
+    for place, slot in enumerate(owned):
+        if axis:
+            found[:, slot] = sent[:, place]
+        else:
+            found[slot] = sent[place]
+    assert sent.shape[axis] == len(owned)
+    return found
+
+
+def in_dense_form(done: Round) -> Round:
+    """The same round where every client sent all slots, those that it could not move as zeros."""
+    views = {c: replace(view, slots=None, choice=None) for c, view in done.views.items()}
+    updates = tuple(
+        replace(u, slots={}, delta={n: whole(done.views[u.client], u, n) for n in u.delta}) for u in done.updates
+    )
+    return replace(done, views=views, updates=updates)
 
 
 @dataclass(frozen=True)
@@ -103,15 +137,15 @@ def local(model: GlobalModel, view: View, update: ClientUpdate | None, module: s
     A, B = (factor.astype(np.float64) for factor in view.adapter.factors[module])
     if view.core is not None:
         core = view.core.values[module].astype(np.float64)
-        core = core + update.delta[f"{module}.core"] if update else core
+        core = core + whole(view, update, f"{module}.core") if update else core
         heads, size, _ = core.shape
         block = np.zeros((heads * size, heads * size))
         for h in range(heads):
             block[h * size : (h + 1) * size, h * size : (h + 1) * size] = core[h]
         B = view.core.basis[module].astype(np.float64) @ block
     elif update is not None:
-        A = A + update.delta.get(f"{module}.A", 0.0)
-        B = B + update.delta.get(f"{module}.B", 0.0)
+        A = A + whole(view, update, f"{module}.A") if f"{module}.A" in update.delta else A
+        B = B + whole(view, update, f"{module}.B") if f"{module}.B" in update.delta else B
     rest = model.remainder.get(module)
     return view.adapter.scale * B @ A + (rest.astype(np.float64).dense() if rest is not None else 0.0)
 
@@ -166,6 +200,14 @@ def descend(
     steps: int,
 ) -> ClientUpdate:
     """A client that takes SGD steps on the loss whose gradient at an increment E is gradient(module, E)."""
+    if view.choice is not None:
+        free = replace(view, choice=None)
+        probe = descend(model, free, client, round_number, gradient, rate, steps)
+        slots = dense_choice(free, probe.delta, view.choice.budget)
+        return replace(
+            descend(model, replace(free, slots=slots), client, round_number, gradient, rate, steps), slots=slots
+        )
+    slots, view = view.slots, replace(view, slots=None)
     start = view.tensors()
     now = {name: tensor.astype(np.float64) for name, tensor in start.items()}
     factors = {m: [f.astype(np.float64) for f in pair] for m, pair in view.adapter.factors.items()}
@@ -175,7 +217,7 @@ def descend(
             update = ClientUpdate(client, round_number, {n: now[n] - start[n] for n in now}, 1, 1, 1)
             G = view.adapter.scale * gradient(module, local(model, view, update, module))
             A, B = now.get(f"{module}.A", A), now.get(f"{module}.B", B)
-            moves = np.ones(len(A), bool) if view.slots is None else view.slots[module]
+            moves = np.ones(len(A), bool) if slots is None else slots[module]
             if view.core is not None:
                 core = now[f"{module}.core"]
                 heads, size, _ = core.shape
@@ -187,7 +229,22 @@ def descend(
             for part in moving:
                 now[f"{module}.{part}"] = now[f"{module}.{part}"] - rate * gradients[part]
     delta = {name: (now[name] - start[name]).astype(start[name].dtype) for name in start}
+    delta = replace(view, slots=slots).owned(delta)
     return ClientUpdate(client, round_number, delta, 1, 1, steps, {"loss": 1.0})
+
+
+def dense_choice(view: View, delta: Mapping[str, np.ndarray], budget: int) -> dict[str, np.ndarray]:
+    """LoRA-A²'s choice after a probe of this whole delta, by dense matrices of each slot and plain sorting."""
+    scores = []
+    for place, (module, (A, B)) in enumerate(view.adapter.factors.items()):
+        A_after, B_after = A + delta.get(f"{module}.A", 0.0), B + delta.get(f"{module}.B", 0.0)
+        for i in range(view.adapter.r):
+            change = np.outer(B_after[:, i], A_after[i]).astype(np.float64) - np.outer(B[:, i], A[i])
+            scores.append((-np.linalg.norm(change), place, i, module))
+    slots = {module: np.zeros(view.adapter.r, bool) for module in view.adapter.factors}
+    for _, _, i, module in sorted(scores)[:budget]:
+        slots[module][i] = True
+    return slots
 
 
 def train(

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from shepherd.types import Adapter, ClientUpdate, Factors, TrainTask, View, Work
+from shepherd.types import Adapter, Choice, ClientUpdate, Factors, TrainTask, View, Work
 
 BASE, TOKENIZER, RUN = "b" * 64, "t" * 64, "demo"
 SHAPES = {"q.A": (2, 5), "q.B": (7, 2), "v.A": (2, 4), "v.B": (3, 2)}
-NUMPY = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I32": "<i4", "BF16": "<u2", "U8": "u1"}
+NUMPY = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I32": "<i4", "BF16": "<u2", "U8": "u1", "BOOL": "u1"}
 
 
 def adapter() -> Adapter:
@@ -31,6 +31,8 @@ def adapter() -> Adapter:
 TASK = TrainTask(
     3, dict.fromkeys("ab", View(adapter())), 0, {"a": Work("a", 0, 8, (0.1, 0.1)), "b": Work("b", 0, 4, (0.1,))}
 )
+CHOOSING = replace(TASK, views=dict.fromkeys("ab", View(adapter(), ("B",), "B", choice=Choice(3))))
+"""The same where each client sends B, of three of the four slots that it picks itself."""
 
 
 def values() -> dict[str, np.ndarray]:

@@ -450,6 +450,7 @@ def test_a_round_with_too_few_updates_begins_no_cluster_and_the_run_says_so(run_
         (("federation.method=frlora",), "elsewhere"),
         (("federation.method=fed_sb",), "train a core"),
         (("federation.method=fedsa_lora",), "a factor of their own"),
+        (("federation.method=lora_a2",), "choose their slots"),
         (("objective.scaffold=true",), "control variates"),
     ],
 )

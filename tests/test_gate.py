@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from forged import ABSENT, BASE, FIELDS, RUN, SHAPES, TASK, TOKENIZER, forged, update, values
+from forged import ABSENT, BASE, CHOOSING, FIELDS, RUN, SHAPES, TASK, TOKENIZER, forged, update, values
 from shepherd.types import REASONS, ClientFailure, ClientUpdate, Objective
+from shepherd.updates import wire
 from shepherd.updates.gate import UNKNOWN, Gate, Limits, expected_shapes, update_norm
 from shepherd.updates.wire import Sealed
 
@@ -232,12 +234,122 @@ def test_captured_messages_count_in_no_other_round_and_no_other_run():
 
 def test_scaffold_sends_a_control_variate_with_each_tensor():
     task = replace(TASK, objective=Objective(scaffold=True))
-    assert expected_shapes(task, "a").keys() == {*SHAPES, *(f"{name}.control" for name in SHAPES)}
+    assert expected_shapes(task.views["a"], task, "a").keys() == {*SHAPES, *(f"{name}.control" for name in SHAPES)}
     assert admit(update(), task=task).code == "tensors"
     both = values() | {f"{name}.control": 100 * array for name, array in values().items()}
     answer = admit(update(delta=dict(reversed(both.items()))), Limits(norm=10.0), task)
     assert isinstance(answer, ClientUpdate) and update_norm(answer) == update_norm(update())
     assert list(answer.delta) == list(both), "in the order in which they were asked for"
+
+
+# A choice of slots
+
+
+def mask(*slots: int) -> np.ndarray:
+    return np.array(slots, bool)
+
+
+def picked(q=(1, 0), v=(1, 1)) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(delta, slots) of a client that moved these slots of B."""
+    slots = {"q": mask(*q), "v": mask(*v)}
+    delta = {f"{name}.B": np.full((SHAPES[f"{name}.B"][0], slots[name].sum()), 2, np.float32) for name in slots}
+    return delta, slots
+
+
+def picked_of(**changes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The same with other masks; None leaves one out."""
+    delta, slots = picked()
+    return delta, {name: array for name, array in {**slots, **changes}.items() if array is not None}
+
+
+def sealed_choice(delta, slots, dtypes={}) -> Sealed:  # noqa: B006
+    tensors = delta | {f"{name}.slots": array for name, array in slots.items()}
+    return Sealed("a", forged(tensors, dtypes={f"{name}.slots": "BOOL" for name in slots} | dtypes))
+
+
+@pytest.mark.parametrize("q, v", [((1, 0), (1, 1)), ((0, 1), (0, 1)), ((0, 0), (1, 0)), ((0, 0), (0, 0))])
+def test_a_choice_within_the_budget_passes_from_memory_and_as_a_message_and_names_its_tensors_shapes(q, v):
+    delta, slots = picked(q, v)
+    for answer in (update(delta=delta, slots=slots), sealed_choice(delta, slots)):
+        got = admit(answer, task=CHOOSING)
+        assert isinstance(got, ClientUpdate)
+        assert got.nbytes == 4 * (7 * sum(q) + 3 * sum(v)) + 4
+        assert list(got.slots) == ["q", "v"] and all(np.array_equal(got.slots[n], slots[n]) for n in slots)
+        assert all(np.array_equal(got.delta[n], delta[n]) for n in delta)
+    packed = wire.pack(update(delta=delta, slots=slots), wire.Envelope(RUN, "n-1", BASE, TOKENIZER, 2, 2.0))
+    assert isinstance(admit(Sealed("a", packed), task=CHOOSING), ClientUpdate)
+    read = safetensors.numpy.load(packed)
+    assert read["q.slots"].dtype == bool and np.array_equal(read["q.slots"], slots["q"])
+
+
+CHOICES = {
+    "a slot more than the budget": (picked((1, 1), (1, 1)), "slots", "4 slots, the limit is 3"),
+    "a longer one": (picked_of(q=mask(1, 0, 0)), "slots", "the slots of q are bool[3], expected bool[2]"),
+    "a flat one turned": (picked_of(q=mask(1, 0)[None]), "slots", "the slots of q are bool[1, 2], expected bool[2]"),
+    "none": ((picked()[0], {}), "slots", "slots of 0 modules, expected 2; q is missing"),
+    "none for a module": (picked_of(v=None), "slots", "slots of 1 modules, expected 2; v is missing"),
+    "another module's": (picked_of(v=None, k=mask(1, 1)), "slots", "slots of 2 modules, expected 2; v is missing"),
+    "one more module's": (picked_of(k=mask(1, 1)), "slots", "slots of 3 modules, expected 2"),
+    "fewer values than it names": ((picked((1, 0))[0], picked((1, 1), (1, 0))[1]), "shape",
+                                   "q.B: [7, 1], expected [7, 2]"),
+    "more values than it names": ((picked((1, 1))[0], picked((1, 0))[1]), "shape", "q.B: [7, 2], expected [7, 1]"),
+    "values that are not finite": (({**picked()[0], "v.B": spoilt(np.nan)}, picked()[1]), "non-finite", "v.B: 1"),
+    "both factors": ((picked()[0] | {"q.A": np.ones((1, 5), np.float32)}, picked()[1]), "tensors", "3 tensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("from_", ["memory", "bytes"])
+@pytest.mark.parametrize("fault", CHOICES)
+def test_a_choice_with_a_fault_is_refused_by_name(fault, from_):
+    (delta, slots), code, detail = CHOICES[fault]
+    answer = admit(
+        update(delta=delta, slots=slots) if from_ == "memory" else sealed_choice(delta, slots), task=CHOOSING
+    )
+    assert isinstance(answer, ClientFailure) and (answer.client, answer.code) == ("a", code)
+    assert detail in answer.detail
+
+
+@pytest.mark.parametrize(
+    "slots, code",
+    [
+        ({"q": np.array([1, 0], np.uint8), "v": mask(1, 1)}, "slots"),
+        ({"q": np.array([1.0, 0.0]), "v": mask(1, 1)}, "slots"),
+        ({"q": np.array([255, 0], np.uint8).view(bool), "v": mask(0, 1)}, "shape"),  # one slot, not 255
+        ({"q": [True, False], "v": mask(1, 1)}, "fields"),
+        ({"q": np.ma.ones(2, bool), "v": mask(1, 1)}, "fields"),
+        ({"q": np.array([None, None]), "v": mask(1, 1)}, "shape"),
+        ({"q": np.array(True), "v": mask(1, 1)}, "slots"),
+        ({5: mask(1, 0), "v": mask(1, 1)}, "fields"),
+        ([mask(1, 0), mask(1, 1)], "fields"),
+        (None, "fields"),
+    ],
+)
+def test_a_choice_in_memory_is_a_plain_dict_of_plain_truth_values(slots, code):
+    answer = admit(update(delta=picked()[0], slots=slots), task=CHOOSING)
+    assert isinstance(answer, ClientFailure) and answer.code == code
+
+
+def test_a_choice_in_a_message_is_bytes_of_0_and_1_by_the_names_that_end_in_slots():
+    delta, slots = picked()
+    two = {**slots, "q": np.array([2, 0], np.uint8)}
+    assert admit(sealed_choice(delta, two), task=CHOOSING).code == "slots"
+    assert admit(sealed_choice(delta, slots, {"q.slots": "F32"}), task=CHOOSING).code == "slots"
+    assert admit(sealed_choice(delta, slots, {"q.slots": "U8"}), task=CHOOSING).code == "shape"
+    assert admit(sealed_choice(delta, slots, {"q.B": "BOOL"}), task=CHOOSING).code == "shape"
+
+
+def test_where_no_choice_was_asked_for_one_is_refused():
+    assert admit(update(slots={"q": mask(1, 1)})).code == "slots"
+    both = values() | {"q.slots": mask(1, 1)}
+    assert admit(Sealed("a", forged(both, dtypes={"q.slots": "BOOL"}))).code == "tensors"
+
+
+def test_the_largest_message_of_a_choice_is_that_of_the_dearest_slots():
+    # Two slots of q (7 numbers each), one of v (3); four truth values; names q.B, v.B, q.slots, v.slots.
+    most = 8 + 16_384 + 4 * 128 + (3 + 3 + 7 + 7) + 4 * (7 + 7 + 3) + 4
+    larger, as_large = (admit(Sealed("a", b" " * n), task=CHOOSING) for n in (most + 1, most))
+    assert (larger.code, larger.detail) == ("too-large", f"{most + 1} bytes, the limit is {most}")
+    assert as_large.detail.startswith("the header claims")
 
 
 SECRET = "the-patient-takes-insulin"
@@ -273,7 +385,9 @@ HOSTILE = [
     ClientFailure("a", 3, f"error:{SECRET}", ""), ClientFailure("z", 3, "norm", ""), object.__new__(ClientFailure),
     update(client="z"), update(client=SECRET), update(client=""), update(client=None), update(client=["a"]),
     *(update(**{name: Hostile()}) for name in ("client", "round", "delta", "num_examples", "num_tokens", "steps",
-                                               "metrics", "private")),
+                                               "metrics", "private", "slots")),
+    update(slots={SECRET: Hostile()}), update(slots={SECRET: np.ones(2, bool)}),
+    sealed(tensors=values() | {f"{SECRET}.slots": np.ones(2, bool)}, dtypes={f"{SECRET}.slots": "BOOL"}),
     update(delta=with_tensor("q.A", Hostile())), update(delta=values() | {SECRET: ONES}),
     update(metrics={"loss": Hostile()}), update(metrics={SECRET: 1.0, "loss": 1.0}),
     update(private={SECRET: Hostile()}), sealed(run=SECRET), sealed(nonce=f"/{SECRET}"), sealed(client=SECRET),

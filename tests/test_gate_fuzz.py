@@ -175,6 +175,15 @@ def either(rng: Rng, tensors: dict[str, np.ndarray]) -> Any:
     return update(delta=tensors) if rng.random() < 0.5 else forged(tensors)
 
 
+@spoils("slots", "tensors", "fields", "shape")
+def a_choice_that_nobody_asked_for(rng):
+    name = pick(rng, ("q", "v", *ODD_TEXT))
+    mask = np.ones(number(rng, 1, 4), pick(rng, ("?", "u1", "f4")))
+    if rng.random() < 0.5:
+        return update(slots={name: mask})
+    return forged(values() | {f"{name}.slots": mask}, dtypes={f"{name}.slots": pick(rng, ("BOOL", "U8", "F32"))})
+
+
 @spoils("shape")
 def other_shape(rng):
     name = pick(rng, NAMES)
@@ -305,7 +314,8 @@ def not_an_update(rng):
 @spoils("fields")
 def a_field_gone(rng):
     hollow = object.__new__(ClientUpdate)
-    gone = pick(rng, ("client", "round", "delta", "num_examples", "num_tokens", "steps", "metrics", "private"))
+    # One with a plain default cannot go: the class has it.
+    gone = pick(rng, [field.name for field in fields(ClientUpdate) if not hasattr(ClientUpdate, field.name)])
     for field in fields(ClientUpdate):
         if field.name != gone:
             object.__setattr__(hollow, field.name, getattr(update(), field.name))
@@ -339,7 +349,7 @@ class HostileArray(np.ndarray):
 
 @spoils("fields", "uninvited")
 def hostile_objects(rng):
-    name = pick(rng, ("client", "round", "delta", "num_examples", "num_tokens", "steps", "metrics", "private", "array"))
+    name = pick(rng, [*(field.name for field in fields(ClientUpdate)), "array"])
     if name == "array":
         wrong = pick(
             rng, (Raises(), np.zeros((2, 5), np.float32).view(HostileArray), np.ma.ones((2, 5)), [[1.0] * 5] * 2)
@@ -347,7 +357,7 @@ def hostile_objects(rng):
         return update(delta=values() | {"q.A": wrong})
     mappings = (HostileDict(), (), [("loss", 1.0)])
     return update(
-        **{name: pick(rng, (Raises(), *mappings) if name in ("delta", "metrics", "private") else (Raises(),))}
+        **{name: pick(rng, (Raises(), *mappings) if name in ("delta", "metrics", "private", "slots") else (Raises(),))}
     )
 
 
@@ -417,7 +427,7 @@ def test_updates_with_anything_in_a_field_pass_only_when_it_is_in_order(name, va
                 assert type(value) is int and 1 <= value <= 10**9
             case "steps":
                 assert type(value) is int and value in (1, 2)
-            case "private":
+            case "private" | "slots":
                 assert value == {}
             case "round":
                 assert type(value) is int and value == 3

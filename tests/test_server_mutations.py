@@ -21,6 +21,7 @@ from shepherd.server.merges import Merged
 from shepherd.server.schedules import Schedule, schedules
 from shepherd.server.splits import Halves
 from shepherd.server.uploads import Uploads
+from shepherd.types import View
 
 FAULTS = {}
 exactness = laws.test_an_exact_method_moves_the_increment_by_the_weighted_mean_of_the_clients_changes
@@ -206,6 +207,23 @@ def the_slots_that_a_client_does_not_train_are_left_out_instead_of_frozen(patch)
         return replace(view, make=make)
 
     patch.setitem(*replaced(views.views, "fold", change))
+
+
+@caught_by(laws.test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale, "lora_a2", "own")
+def owned_slots_are_put_into_the_first_ones(patch):
+    def packed(self, name, owned, before=View.expanded):
+        if self.slots is None:
+            return owned
+        module = name.removesuffix(".control").rsplit(".", 1)[0]
+        first = np.sort(self.slots[module])[::-1]
+        return before(replace(self, slots={**self.slots, module: first}), name, owned)
+
+    patch.setattr(View, "expanded", packed)
+
+
+@caught_by(laws.test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale, "lora_a2", "own")
+def slots_that_a_client_did_not_choose_are_left_out_of_their_mean(patch):
+    patch.setitem(weighing.weighings._factories, "given", weighing.weighings.get("slot_owners"))
 
 
 @caught_by(laws.test_the_order_of_arrival_changes_no_bit, "fedmomentum")

@@ -24,6 +24,7 @@ from federations import (
     in_another_gauge,
     law,
     local,
+    whole,
 )
 from shepherd.errors import NumericalError, UsageError
 from shepherd.lowrank import LowRank
@@ -223,7 +224,8 @@ def test_fed_plora_averages_each_slot_over_those_who_trained_it():
     for j in range(R):
         owners = [u for u in done.updates if done.views[u.client].slots["q"][j]]
         total = sum(WEIGHTS[u.client] for u in owners)
-        change = sum(WEIGHTS[u.client] * u.delta["q.B"][:, j] for u in owners) / total if owners else 0.0
+        changes = {u.client: whole(done.views[u.client], u, "q.B")[:, j] for u in owners}
+        change = sum(WEIGHTS[c] * changes[c] for c in changes) / total if owners else 0.0
         np.testing.assert_allclose(after.B[:, j], before.B[:, j] + change, atol=1e-13)
 
 
@@ -245,7 +247,7 @@ def test_the_svd_view_is_the_best_of_its_rank_and_a_prefix_of_a_balanced_model_i
 
 
 def test_views_of_the_whole_rank_are_exact():
-    for view in ("identity", "prefix", "svd", "fold"):
+    for view in ("identity", "prefix", "svd", "fold", "probe"):
         method = compose("whole", view=view, merge="product", split="svd_balanced", remainder="keep")
         model = after_rounds(method, 2)
         for module in SHAPES:
@@ -476,7 +478,7 @@ def test_bytes_are_those_of_the_worked_example():
     of = {row["name"]: (row["bytes_up"], row["bytes_down"]) for row in table()}
     both, B, A = 4 * 8 * 57_600, 4 * 8 * 23_040, 4 * 8 * 34_560
     assert of["fedit"] == of["la_lora"] == of["fedrot_lora"] == of["hetlora"] == of["lora_fair"] == (both, both)
-    assert of["ffa_lora"] == (B, B) and of["rolora"] == ((A + B) / 2, (A + B) / 2)
+    assert of["ffa_lora"] == (B, B) and of["rolora"] == of["lora_a2"] == ((A + B) / 2, (A + B) / 2)
     assert of["flora"] == of["fedex_lora"] == of["fedmomentum"] == (both, 10 * both)
     assert of["flexlora"] == of["raflora"] == of["frlora"] == (both, both)
     assert of["fedsvd"] == (B, both)
@@ -500,6 +502,21 @@ def test_the_bytes_up_are_those_of_real_updates(name):
     sent = [u.delta for number in (1, 2) for u in a_round(method, model, number).updates]
     counted = sum(array.size for delta in sent for array in delta.values()) / len(sent)
     assert numbers(method, SHAPES, R, [R] * 3)[0] == counted
+
+
+@pytest.mark.parametrize("name", [name for name in methods if methods.build(name).pieces.view.all_slots])
+def test_with_mixed_ranks_the_slots_that_a_client_owns_are_counted_and_sent_alone(name):
+    method = build_method(name)
+    if not method.mixed_ranks:
+        return
+    shapes, ranks = {"o": (40, 40), "q": (40, 40)}, {"a": 2, "b": 4, "c": 2}
+    model = begin(method, shapes=shapes)
+    sent = [u for number in (1, 2) for u in a_round(method, model, number, ranks=ranks).updates]
+    counted = numbers(method, shapes, R, list(ranks.values()))[0]
+    # a byte for each slot of a choice, eight for each float64 of a factor; `numbers` counts four bytes a number
+    as_float32 = sum(u.nbytes - sum(s.nbytes for s in u.slots.values()) for u in sent) / 2
+    assert (as_float32 + sum(s.nbytes for u in sent for s in u.slots.values())) / len(sent) == 4 * counted
+    assert counted < numbers(method, shapes, R, [R] * 3)[0]
 
 
 # A restart

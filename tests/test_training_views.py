@@ -50,7 +50,26 @@ def plainly(view, data, client, model=None, rates=RATES, **options):
     """(expected delta by the names that travel, losses, new control variates) by plain autograd."""
     model = model or base_model()
     after, losses, control = train_plainly(model, targets_of(model), view, data[client], client, rates, **options)
-    return {name: after[name] - begin for name, begin in view.tensors().items()}, losses, control
+    begins = replace(view, slots=None).tensors()
+    changes = {name: after[name] - begin for name, begin in begins.items()}
+    assert not any(others(view, name, change).any() for name, change in changes.items())
+    return {name: mine(view, name, change) for name, change in changes.items()}, losses, control
+
+
+def mine(view, name, whole) -> np.ndarray:
+    """Of a whole tensor the slots that the client may move: all that should travel."""
+    return whole if view.slots is None else _pick(view, name, whole, lambda may: may)
+
+
+def others(view, name, whole) -> np.ndarray:
+    """The slots that it may not move."""
+    return whole[:0] if view.slots is None else _pick(view, name, whole, lambda may: ~may)
+
+
+def _pick(view, name, whole, which) -> np.ndarray:
+    module, part = name.rsplit(".", 1)
+    may = which(view.slots[module])
+    return whole[:, may] if part == "B" else whole[may[:: len(may) // len(whole)]]
 
 
 def same_bytes(a, b) -> bool:
@@ -145,9 +164,8 @@ def test_masked_rank_slots_keep_every_bit_and_do_not_count_in_the_norm(optimizer
     update = updates_of([view], DATA, optimizer=optimizer, max_grad_norm=0.05)["client-0"]
     for name, delta in update.delta.items():
         module, part = name.rsplit(".", 1)
-        rows = delta if part == "A" else delta.T
-        assert not rows[~slots[module]].any()
-        assert rows[slots[module]].all() == (part in trains[0] or not slots[module].any())
+        assert delta.shape[part == "B"] == slots[module].sum(), "no other slot travels"
+        assert delta.all() == (part in trains[0] or not slots[module].any())
     expected, _, _ = plainly(view, DATA, "client-0", optimizer=optimizer, max_grad_norm=0.05)
     assert distance(update.delta, expected) < TOLERANCE[optimizer]
 
@@ -160,8 +178,7 @@ def test_masked_slots_are_a_smaller_adapter_beside_a_frozen_remainder():
     rest = {n: Increment(2.0 * B[:, ~moving], A[~moving]) for n, (A, B) in adapter.factors.items()}
     folded = updates_of([View(small)], DATA, remainder=rest, optimizer="sgd")["client-0"]
     for name, delta in folded.delta.items():
-        ours = masked.delta[name][moving] if name.endswith(".A") else masked.delta[name][:, moving]
-        np.testing.assert_allclose(ours, delta, atol=1e-6)
+        np.testing.assert_allclose(masked.delta[name], delta, atol=1e-6)
     assert masked.metrics["loss"] == pytest.approx(folded.metrics["loss"], rel=1e-5)
 
 
@@ -232,7 +249,7 @@ def test_masked_heads_of_a_core_keep_every_bit():
     update = updates_of([view], DATA)["client-0"]
     expected, _, _ = plainly(view, DATA, "client-0")
     for delta in update.delta.values():
-        assert delta[0].all() and not delta[1].any()
+        assert delta.shape == (1, 2, 2) and delta.all()
     assert distance(update.delta, expected) < TOLERANCE["adamw"]
 
 
@@ -302,7 +319,8 @@ def test_a_rotation_of_the_factors_is_no_distance_for_the_product_form_and_one_f
 
 def controls_of(view: View, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(0, 0.05, t.shape).astype(np.float32) for name, t in view.tensors().items()}
+    everything = replace(view, slots=None).tensors()
+    return {name: rng.normal(0, 0.05, t.shape).astype(np.float32) for name, t in everything.items()}
 
 
 VIEWS = {
@@ -328,13 +346,11 @@ def test_scaffold_corrects_every_step_and_renews_what_the_client_keeps(kind, opt
     assert distance({n: update.delta[n] for n in sent}, expected) < TOLERANCE[optimizer]
     for name in sent:
         kept = update.private[f"control/{name}"]
-        np.testing.assert_allclose(own[name] + update.delta[f"{name}.control"], kept, atol=1e-6)
-        if kind == "slots":  # a slot that did not move keeps its control variate
-            may = view.slots[name.rsplit(".", 1)[0]]
-            kept, new[name], mine = ((m if name.endswith(".A") else m.T) for m in (kept, new[name], own[name]))
-            np.testing.assert_array_equal(kept[~may], mine[~may])
-            kept, new[name] = kept[may], new[name][may]
-        np.testing.assert_allclose(kept, new[name], atol=2e-3 * max(1e-9, np.abs(new[name]).max(initial=0.0)))
+        # A slot that did not move keeps its control variate, and nothing of it travels.
+        np.testing.assert_array_equal(others(view, name, kept), others(view, name, own[name]))
+        kept, before, right = (mine(view, name, whole) for whole in (kept, own[name], new[name]))
+        np.testing.assert_allclose(before + update.delta[f"{name}.control"], kept, atol=1e-6)
+        np.testing.assert_allclose(kept, right, atol=2e-3 * max(1e-9, np.abs(right).max(initial=0.0)))
 
 
 def test_two_rounds_of_scaffold_with_one_client_are_two_rounds_of_fedavg():
@@ -364,7 +380,7 @@ def test_control_variates_of_another_rank_are_refused_with_the_tensor():
 def test_without_mu_and_without_control_variates_the_bits_are_those_of_fedavg(kind):
     view = VIEWS[kind]
     plain = updates_of([view], DATA)["client-0"]
-    zeros = {name: np.zeros_like(array) for name, array in view.tensors().items()}
+    zeros = {name: np.zeros_like(array) for name, array in controls_of(view, 0).items()}
     scaffold = updates_of([view], DATA, objective=Objective(scaffold=True), control=zeros)["client-0"]
     assert same_bytes({n: d for n, d in scaffold.delta.items() if not n.endswith(".control")}, plain.delta)
     for form in ("factors", "product"):

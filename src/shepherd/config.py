@@ -194,8 +194,8 @@ class ObjectiveTable(Table):
     """mu of FedProx: the penalty (mu/2)·‖θ − θ_t‖² that keeps clients near the global model; 0 is none."""
     proximal_form: Literal["factors", "product"] = "factors"
     """What it measures: the factors A and B, or the increment s·BA, which does not depend on how it is factored."""
-    rate_ratio: float = Field(1.0, gt=0)
-    """Learning rate of B over that of A."""
+    rate_ratio: float = Field(0.0, ge=0)
+    """Learning rate of B over that of A; 0 is the method's own (5 of lora_a2), or 1 where it has none."""
     scaffold: bool = False
     """Correct each local step by SCAFFOLD's control variates; doubles the bytes up. Wants clients that come back."""
 

@@ -73,7 +73,8 @@ def plan(config: Config) -> Estimate:
     cost = {c: work[c].rows * length[c] for c in rows.clients}
     count = config.federation.rounds
     federated = count * rounds.asked * float(np.mean(list(cost.values())))
-    tokens = {"federated": federated}
+    probes = count * rounds.asked * float(np.mean([rounds.probed.get(c, 0) * length[c] for c in cost]))
+    tokens = {"federated": federated + probes}
     later = count - 1 if rounds.clusters else 0  # rounds in which there are clusters already
     if later:
         tokens["clusters"] = federated * later / count

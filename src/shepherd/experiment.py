@@ -55,6 +55,7 @@ from shepherd.prepare import (
     prepare_personal,
     prepare_plan,
     prepare_rows,
+    rate_ratio,
     worker_engine,
 )
 from shepherd.rng import stream
@@ -527,7 +528,7 @@ class _Experiment:
 
 
 def _resolved(config: Config, base: Base, learner: Learner) -> Config:
-    """The config with what was measured or picked by memory written down, so that it repeats without the probes."""
+    """The config with what was measured, picked by memory or left to the method written down, so that it repeats."""
     settings = learner.settings
     picked = {"tokens_per_pass": settings.tokens_per_pass, "clients_at_once": settings.clients_at_once}
     return config.model_copy(
@@ -535,6 +536,7 @@ def _resolved(config: Config, base: Base, learner: Learner) -> Config:
             "run": config.run.model_copy(update={"threads": torch.get_num_threads()}),
             "model": config.model.model_copy(update={"dtype": str(base.dtype).removeprefix("torch.")}),
             "training": config.training.model_copy(update=picked),
+            "objective": config.objective.model_copy(update={"rate_ratio": rate_ratio(config)}),
         }
     )
 

@@ -24,10 +24,11 @@ class Meter:
         length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
         cost = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
         per_round = plan.asked * float(np.mean(list(cost.values())))
+        probes = plan.asked * float(np.mean([plan.probed.get(c, 0) * length[c] for c in rows.clients]))
         self.planned: Mapping[str, float] = {
             arm: tokens
             for arm, tokens in {
-                "federated": per_round * self.rounds,
+                "federated": (per_round + probes) * self.rounds,
                 "local": sum(cost[c] for c in local) * self.rounds,
                 "centralised": per_round * self.rounds,
             }.items()

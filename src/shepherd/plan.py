@@ -70,7 +70,8 @@ class Plan:
     """What stays the same over the rounds of a run.
 
     `work(client, round, first_row)` is a client's share, `rank(client)` the rank of its adapter, `gate()` a gate for
-    one round. `sizes` counts the rows that each client holds. clusters: how many are trained beside the global model.
+    one round. `sizes` counts the rows that each client holds, `probed` those on which it trains for a choice of slots
+    before each round begins. clusters: how many are trained beside the global model.
     """
 
     seed: int
@@ -86,6 +87,7 @@ class Plan:
     policy: Policy = Policy()
     gate: Callable[[], Gate] = Gate
     sizes: Mapping[ClientId, int] = field(default_factory=dict)
+    probed: Mapping[ClientId, int] = field(default_factory=dict)
     clusters: int = 0
 
     @property

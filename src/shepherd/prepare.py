@@ -16,6 +16,7 @@ from shepherd.clients.arrival import virtual_seconds
 from shepherd.clients.personal import Personalization, personalizations
 from shepherd.clients.schedule import learning_rates
 from shepherd.clients.selection import Selection, build_selection, cohort_size, misfits
+from shepherd.clients.slots import probe_work
 from shepherd.clients.training import LocalTraining
 from shepherd.config import Config, LoraTable, TrainingTable
 from shepherd.data.audit import Audit, audit
@@ -34,7 +35,7 @@ from shepherd.plan import Plan, Policy
 from shepherd.server.clusters import check_clusters
 from shepherd.server.method import Method
 from shepherd.server.methods import build_method, check_ranks
-from shepherd.types import Adapter, ClientId, Example, Objective, Partition, Tokens, Work
+from shepherd.types import Adapter, Choice, ClientId, Example, Objective, Partition, Tokens, Work
 from shepherd.updates.gate import Gate, Limits
 
 TOKENS_PER_PASS = {"cpu": 512, "mps": 4096, "cuda": 16384}
@@ -230,6 +231,11 @@ def prepare_method(config: Config) -> Method:
     return method
 
 
+def rate_ratio(config: Config) -> float:
+    """η_B / η_A of local training: the recipe's, or the method's own where that is 0."""
+    return config.objective.rate_ratio or prepare_method(config).rate_ratio
+
+
 def prepare_personal(config: Config, method: Method) -> Personalization:
     """What clients do for a model of their own. Raises UsageError where it does not fit the method."""
     table = config.personalization
@@ -338,7 +344,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         min_updates=federation.min_updates,
         work=work,
         rank=ranks.__getitem__,
-        objective=Objective(**config.objective.model_dump()),
+        objective=Objective(**config.objective.model_dump() | {"rate_ratio": rate_ratio(config)}),
         policy=Policy(
             on_too_few=federation.on_too_few,
             retries=federation.retries,
@@ -350,8 +356,17 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         ),
         sizes={client: len(rows.clients[client]) for client in clients},
         clusters=clusters,
+        probed={
+            c: _probed_rows(method, work(c, 1, 0), len(rows.clients[c])) for c in clients if ranks[c] < config.lora.r
+        },
         gate=partial(Gate, Limits(norm=federation.max_update_norm), run=config.run.name),
     )
+
+
+def _probed_rows(method: Method, work: Work, held: int) -> int:
+    """Rows of the probe of a client that has to choose its slots, in a round of this work."""
+    steps = method.pieces.view.probe
+    return 0 if steps is None else probe_work(work, Choice(0, steps), held).rows
 
 
 def _losses_of_rows(refused: Counts, tokenized: Tokenized) -> Iterator[str]:

@@ -138,12 +138,25 @@ class Core:
     values: Tensors
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """That a client picks the rank slots that it moves itself, by a probe of its own training with all of them.
+
+    budget: the most slots, over all modules together. steps: those of the probe; 0 is one pass over the client's rows,
+    or the round's own number where that is less.
+    """
+
+    budget: int
+    steps: int = 0
+
+
 @dataclass(frozen=True)
 class View:
     """What one client starts a round from, which parts of it may move, and which of those travel back.
 
     Local step i moves `trains[i % len(trains)]`: "AB", "A" or "B". `sends` is "AB", "A", "B" or "core". `slots` holds
-    bool[r] by module, the rank slots that may move; None lets all move. The adapter has the client's own rank.
+    bool[r] by module, the rank slots that may move (of a core: whole heads), and they alone travel; None lets all move.
+    With a `choice` the client fills them in and says so in ClientUpdate.slots. The adapter has the client's own rank.
     """
 
     adapter: Adapter
@@ -151,14 +164,73 @@ class View:
     sends: str = "AB"
     slots: Tensors | None = None
     core: Core | None = None
+    choice: Choice | None = None
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """What travels, by name, as it stands at the start of the round: float32."""
+        """What travels, by name, as it stands at the start of the round: float32, only the slots that may move."""
+        return self.owned(self._whole())
+
+    def owned(self, whole: Tensors) -> dict[str, np.ndarray]:
+        """Of whole tensors (or control variates) the slots that may move: rows of A, columns of B, heads of a core."""
+        if self.slots is None:
+            return dict(whole)
+        places = {name: self._place(name) for name in whole}
+        return {name: np.compress(may, whole[name], axis) for name, (may, axis) in places.items()}
+
+    def expanded(self, name: str, owned: np.ndarray) -> np.ndarray:
+        """What `owned` made of the tensor `name`, whole again: zeros in the slots that may not move."""
+        if self.slots is None:
+            return owned
+        may, axis = self._place(name)
+        shape = list(owned.shape)
+        shape[axis] = len(may)
+        whole = np.zeros(shape, owned.dtype)
+        np.moveaxis(whole, axis, 0)[may] = np.moveaxis(owned, axis, 0)
+        return whole
+
+    def chosen(self, slots: Tensors) -> View:
+        """The view with the slots that a client chose; without a choice, itself.
+
+        Raises ValueError, in words of our own, where they are not bool[r] for each module, more than the budget, or
+        there although the client was to choose none.
+        """
+        if self.choice is None:
+            if slots:
+                raise ValueError(f"slots of {len(slots)} modules, and the client was to choose none")
+            return self
+        modules = self.adapter.factors
+        if slots.keys() != modules.keys():
+            missing = [name for name in modules if name not in slots]
+            first = f"; {missing[0]} is missing" if missing else ""
+            raise ValueError(f"slots of {len(slots)} modules, expected {len(modules)}{first}")
+        for name in modules:
+            if slots[name].dtype != bool or slots[name].shape != (self.adapter.r,):
+                given = f"{slots[name].dtype.name}{list(slots[name].shape[:4])}"
+                raise ValueError(f"the slots of {name} are {given}, expected bool[{self.adapter.r}]")
+        # By its byte: an array of bool may hold others than 0 and 1, which count as that many.
+        made = {name: slots[name].view(np.uint8) != 0 for name in modules}
+        total = sum(int(may.sum()) for may in made.values())
+        if total > self.choice.budget:
+            raise ValueError(f"{total} slots, the limit is {self.choice.budget}")
+        return replace(self, slots=made, choice=None)
+
+    def _whole(self) -> dict[str, np.ndarray]:
         if self.core is not None:
             return {f"{name}.core": values for name, values in self.core.values.items()}
         return {
             f"{name}.{part}": getattr(pair, part) for name, pair in self.adapter.factors.items() for part in self.sends
         }
+
+    def _place(self, name: str) -> tuple[np.ndarray, int]:
+        """(which entries along an axis may move, the axis) of the tensor `name`."""
+        module, part = name.removesuffix(CONTROL).rsplit(".", 1)
+        may = np.asarray(self.slots[module], bool)
+        if self.core is None:
+            return may, 1 if part == "B" else 0
+        by_head = may.reshape(len(self.core.values[module]), -1)
+        if (by_head != by_head[:, :1]).any():
+            raise ValueError(f"{module}: a core moves whole heads, and one is to move in part")
+        return by_head[:, 0], 0
 
 
 @dataclass(frozen=True)
@@ -206,8 +278,9 @@ class ClientUpdate:
     """Client -> server: what one client learned in one round; `delta = local − view`, by the names of View.tensors.
 
     num_examples counts the rows that the client holds (the n_k of FedAvg), num_tokens the target tokens that it trained
-    on in this round. `private` is what the client keeps for its next round; it is never part of a message. `cluster`
-    numbers the cluster that it chose, from 1; 0 where there are none.
+    on in this round. `slots` holds bool[r] by module where the view left the choice of slots to the client. `private`
+    is what the client keeps for its next round; it is never part of a message. `cluster` numbers the cluster that it
+    chose, from 1; 0 where there are none.
     """
 
     client: ClientId
@@ -218,12 +291,13 @@ class ClientUpdate:
     steps: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     private: Tensors = field(default_factory=dict)
+    slots: Tensors = field(default_factory=dict)
     cluster: int = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the delta when nothing is compressed."""
-        return sum(array.nbytes for array in self.delta.values())
+        """Bytes of the delta and of the chosen slots, one each, when nothing is compressed."""
+        return sum(array.nbytes for array in (*self.delta.values(), *self.slots.values()))
 
     @property
     def change(self) -> dict[str, np.ndarray]:
@@ -308,6 +382,7 @@ REASONS: Mapping[str, str] = {
     "scale": "the adapter has another scale than the client was given",
     "tensors": "tensors are missing, or there are others than were asked for",
     "shape": "a tensor has another shape or dtype than was asked for",
+    "slots": "the choice of rank slots is none, or of more than the client may move",
     "count": "a count is below 1 or above its limit",
     "cluster": "the number of its cluster is none of those that the client was sent",
     "non-finite": "a value is NaN or infinite",

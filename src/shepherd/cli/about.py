@@ -70,7 +70,7 @@ def _print_methods() -> None:
             size(row["bytes_up"]),
             size(row["bytes_down"]),
             row["exact"],
-            "yes" if row["sum_only"] else "no",
+            "dense" if row["sum_dense"] else "yes" if row["sum_only"] else "no",
             "yes" if row["mixed_ranks"] else "no",
             row["citation"] + (" *" if row["experimental"] else ""),
         )
@@ -90,6 +90,9 @@ def _print_methods() -> None:
     output.print_table(header, rows, right=(2, 3))
     click.echo(
         "exact: the next model is the weighted mean of the clients' models; sums only: fit for secure aggregation;"
+    )
+    click.echo(
+        "dense: where ranks are mixed, only if every upload holds all slots, with zeros in those that a client lacks"
     )
     click.echo("* experimental: shepherd list methods --json says why")
 

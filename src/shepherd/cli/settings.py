@@ -112,7 +112,11 @@ def gather(
         layer, note = _quick(merge([*layers, *flags])[0], chosen)
         layers.append(("--quick", layer))
         notes.append(note)
-    settings, origins = merge([*layers, *flags, ("--set", chosen)])
+    layers += [*flags, ("--set", chosen)]
+    settings, origins = merge(layers)
+    own = _rate_ratio_of(settings)
+    if own is not None:
+        settings, origins = merge([own, *layers])
     return Settings(resolve(settings, (registry_problems,)), origins, tuple(notes))
 
 
@@ -209,6 +213,19 @@ def _method_problems(tables: Mapping[str, Mapping[str, Any]]) -> tuple[str, list
     if not problems:
         attempt("federation.method", lambda: build_method(name, tables.get("method"), optimizer, server))
     return next((piece.name for piece in weigh if piece.own), ""), problems
+
+
+def _rate_ratio_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The layer of the method's own objective.rate_ratio, which any other setting overrides; None where it has none."""
+    from shepherd.server.methods import build_method
+
+    tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
+    name = tables.get("federation", {}).get("method")
+    try:
+        ratio = build_method(name, tables.get("method")).rate_ratio if isinstance(name, str) else 1.0
+    except ShepherdError:
+        return None  # the checks say so
+    return (f"method {name}", {"objective": {"rate_ratio": ratio}}) if ratio != 1.0 else None
 
 
 def _quick(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -154,14 +154,14 @@ class Moving:
         return found
 
     def controls(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(what travels, what is kept) of SCAFFOLD's control variates; both empty without it."""
+        """(what travels, what is kept) of SCAFFOLD's control variates; both empty without it. What is kept is whole."""
         travels, kept = {}, {}
         for part in self.parts:
             if part.control is not None:
                 change, own = part.control.finish(part.values)
                 kept |= own
                 travels |= change
-        return travels, kept
+        return self.view.owned(travels), kept
 
     @property
     def effective_steps(self) -> float:

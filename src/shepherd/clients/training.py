@@ -18,6 +18,7 @@ import torch
 
 from shepherd.clients.moving import Moving
 from shepherd.clients.personal import Personalization, home_tensors, second_tensors, second_view, with_home
+from shepherd.clients.slots import best_slots, probe_work
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive, stream
@@ -225,16 +226,59 @@ def train(
     for start in range(0, len(names), settings.clients_at_once):
         chunk = names[start : start + settings.clients_at_once]
         views = {name: with_home(task.views[name], private.get(name, {})) for name in chunk}
-        cohort = Cohort(packed, lora, settings, views, data, task.seed, task.objective, task.control, private)
-        metrics = cohort.run([task.work[name] for name in chunk], task.round, observe)
-        answers: dict[ClientId, ClientUpdate | ClientFailure] = dict(cohort.failures)
-        for name in metrics:
-            before = private.get(name, {})
-            answers[name] = _update(task, name, cohort.moving[name], metrics[name], len(data[name]), before)
-        del cohort  # its optimizers need not stay in memory beside those of the second adapters
+        answers: dict[ClientId, ClientUpdate | ClientFailure] = {}
+        tokens = 0
+        if any(view.choice is not None for view in views.values()):
+            views, answers, tokens = _probed(task, views, private, packed, lora, settings, data, observe)
+        if views:
+            cohort = Cohort(packed, lora, settings, views, data, task.seed, task.objective, task.control, private)
+            watch = (lambda report, t=tokens: observe(replace(report, tokens=t + report.tokens))) if tokens else observe
+            metrics = cohort.run([task.work[name] for name in views], task.round, watch)
+            answers |= cohort.failures
+            for name in metrics:
+                before = private.get(name, {})
+                answers[name] = _update(task, name, cohort.moving[name], metrics[name], len(data[name]), before)
+            del cohort  # its optimizers need not stay in memory beside those of the second adapters
         if settings.personal.in_rounds:
             answers |= _second_adapters(task, private, packed, lora, settings, data, answers)
         yield from (answers[name] for name in chunk)
+
+
+def _probed(
+    task: TrainTask,
+    views: Mapping[ClientId, View],
+    private: Mapping[ClientId, Tensors],
+    packed: PackedModel,
+    lora: CohortLora,
+    settings: LocalTraining,
+    data: Mapping[ClientId, Sequence[Tokens]],
+    observe: Callable[[StepReport], None],
+) -> tuple[dict[ClientId, View], dict[ClientId, ClientUpdate | ClientFailure], int]:
+    """(the views with every choice of slots made, the clients that failed on the way, tokens through the base).
+
+    A probe is the round's own training with all slots; nothing of it but the choice is kept.
+    """
+    free = {name: replace(view, choice=None) for name, view in views.items() if view.choice is not None}
+    cohort = Cohort(packed, lora, settings, free, data, task.seed, task.objective, task.control, private)
+    seen = 0
+
+    def report(probe: StepReport) -> None:  # of the round's steps none is done yet
+        nonlocal seen
+        seen = probe.tokens
+        clients = {name: (0, task.work[name].steps, loss, 0) for name, (_, _, loss, _) in probe.clients.items()}
+        observe(replace(probe, clients=clients))
+
+    work = [probe_work(task.work[name], views[name].choice, len(data[name])) for name in free]
+    made = {
+        name: views[name].chosen(
+            best_slots(free[name].adapter, cohort.moving[name].tensors(), views[name].choice.budget)
+        )
+        for name in cohort.run(work, task.round, report)
+    }
+    failures: dict[ClientId, ClientUpdate | ClientFailure] = {
+        name: replace(failure, detail=f"of its probe {failure.detail}") for name, failure in cohort.failures.items()
+    }
+    return {name: made.get(name, view) for name, view in views.items() if name not in failures}, failures, seen
 
 
 def _update(
@@ -246,7 +290,9 @@ def _update(
     before: Tensors,
 ) -> ClientUpdate:
     learned = moving.tensors()
-    delta = {name: learned[name] - begin for name, begin in moving.view.tensors().items()}
+    begins = moving.view.tensors()
+    ends = moving.view.owned({name: learned[name] for name in begins})
+    delta = {name: ends[name] - begin for name, begin in begins.items()}
     travels, kept = moving.controls()
     return ClientUpdate(
         client=client,
@@ -261,6 +307,7 @@ def _update(
             "effective_steps": moving.effective_steps,
         },
         private={**before, **kept, **home_tensors(moving.view, learned)},
+        slots=moving.view.slots if task.views[client].choice is not None else {},
     )
 
 

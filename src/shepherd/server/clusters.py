@@ -90,6 +90,7 @@ def check_clusters(method: Method, scaffold: bool) -> None:
         or p.start.name == "principal",
         "its clients train a core, and clusters choose between adapters": p.start.heads > 0,
         "its clients keep a factor of their own already": bool(p.train.home),
+        "its clients choose their slots for the global adapter alone": p.view.probe is not None,
     }
     found = [f'federation.method = "{method.name}" do not fit: {reason}' for reason, holds in reasons.items() if holds]
     if scaffold:

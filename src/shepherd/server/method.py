@@ -17,7 +17,7 @@ from shepherd.server.pieces import Pieces, build_pieces, check_optimizer
 from shepherd.server.remainders import accumulate
 from shepherd.server.splits import Place
 from shepherd.server.uploads import Uploads
-from shepherd.types import Adapter, ClientId, ClientUpdate, Factors, GlobalModel, View
+from shepherd.types import CONTROL, Adapter, ClientId, ClientUpdate, Factors, GlobalModel, View
 
 FEDAVG = replace(fedavg(), name="fedavg")
 
@@ -28,6 +28,7 @@ class Method:
 
     The effective increment of a module is E = remainder + scale · B @ A. The next one is E + Σ c_k (E_k − E) where
     `exact`; else what the pieces lose of it is lost. clients: how many there are in all, for SCAFFOLD's mean.
+    rate_ratio: the clients' η_B / η_A, where the recipe sets no other.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Method:
     experimental: str = ""
     optimizer: Optimizer = FEDAVG
     clients: int = 0
+    rate_ratio: float = 1.0
 
     @property
     def exact(self) -> bool:
@@ -109,9 +111,9 @@ class Method:
         return GlobalModel(replace(model.adapter, factors=factors), remainder, memory)
 
 
-def compose(name: str, *, citation: str = "", experimental: str = "", **specs: Any) -> Method:
+def compose(name: str, *, citation: str = "", experimental: str = "", rate_ratio: float = 1.0, **specs: Any) -> Method:
     """A method from the pieces in which it differs from FedIT. Raises UsageError where pieces do not fit."""
-    return Method(name, build_pieces(specs), specs, citation, experimental)
+    return Method(name, build_pieces(specs), specs, citation, experimental, rate_ratio=rate_ratio)
 
 
 def _weights(uploads: Uploads, weights: Mapping[ClientId, float]) -> np.ndarray:
@@ -125,13 +127,10 @@ def _weights(uploads: Uploads, weights: Mapping[ClientId, float]) -> np.ndarray:
 
 
 def _control_changes(uploads: Uploads) -> list[Mapping[str, np.ndarray]]:
-    """SCAFFOLD's c_k⁺ − c_k, by tensor and client, where the updates hold them."""
-    suffix = ".control"
-    changes = [
-        {name.removesuffix(suffix): value for name, value in update.delta.items() if name.endswith(suffix)}
-        for update in uploads.updates
-    ]
-    return changes if any(changes) else []
+    """SCAFFOLD's c_k⁺ − c_k, by client and tensor, where the updates hold them; zeros in slots that did not travel."""
+    names = [name for name in uploads.updates[0].delta if name.endswith(CONTROL)]
+    changes = {name.removesuffix(CONTROL): uploads.changes(name) for name in names}
+    return [{name: of[k] for name, of in changes.items()} for k in range(len(uploads.updates))] if names else []
 
 
 def _check_finite(module: str, A: np.ndarray, B: np.ndarray) -> None:

@@ -42,6 +42,18 @@ def rolora() -> Method:
 
 
 @methods
+def lora_a2(probe: int = 0) -> Method:
+    """RoLoRA in the slots that each client picks from the whole model by a probe, B five times as fast as A (LoRA-A²).
+
+    Koo et al., 2410.22815. A client of rank r_k < r (lora.ranks) sends r_k slots a module on average, and which ones;
+    the others count as no change; a client of rank r sends all, as in rolora. probe: its local steps, as in view
+    "probe". η_B = 5 η_A is the method's own objective.rate_ratio; in the paper's ablation most of the gain comes of it.
+    """
+    return compose("lora_a2", citation="2410.22815", view={"name": "probe", "steps": probe}, train="by_round",
+                   rate_ratio=5.0)  # fmt: skip
+
+
+@methods
 def la_lora() -> Method:
     """B and A in turn, a local step each; both are averaged (LA-LoRA, ICLR 2026), without its noise filter."""
     return compose("la_lora", citation="ICLR 2026", train="by_step")

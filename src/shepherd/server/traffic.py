@@ -1,8 +1,9 @@
 """What a method sends: numbers up and down, per client and round, from the shapes alone.
 
-Up is what leaves a client. Down is what a client lacks to begin the next round: the new adapter (or the one factor of
-it that moved), and the round's addition to the remainder. What follows from the seed is not sent. A remainder's rank is
-an upper bound where it is cut by energy.
+Up is what leaves a client: of slots that it picks from the whole model as if they spread evenly, with a quarter of a
+number for each truth value that says which. Down is what a client lacks to begin the next round: the new adapter (or
+the one factor of it that moved), and the round's addition to the remainder. What follows from the seed is not sent. A
+remainder's rank is an upper bound where it is cut by energy.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ def bytes_down(
     if not ranks:
         return 0
     sizes = {name: (A.shape[1], len(B)) for name, (A, B) in adapter.factors.items()}
-    up, down = numbers(method, sizes, adapter.r, ranks)
+    down = numbers(method, sizes, adapter.r, ranks)[1]
+    # Who is yet to choose its slots needs c in all of them.
+    moved = ranks if method.pieces.view.probe is None else [adapter.r] * len(ranks)
+    up = numbers(method, sizes, adapter.r, moved)[0]
     return round(4 * len(ranks) * ((1 + clusters) * down + (up if scaffold else 0.0)))
 
 
@@ -63,6 +67,7 @@ def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: 
                 "bytes_down": round(down * bytes_each),
                 "exact": "yes" if method.exact else f"to {energy:g}" if 0 < energy < 1 else "no",
                 "sum_only": method.sum_only,
+                "sum_dense": method.sum_only and method.mixed_ranks,
                 "mixed_ranks": method.mixed_ranks,
                 "citation": method.citation,
                 "experimental": method.experimental,
@@ -76,7 +81,8 @@ def _up(method: Method, n_in: int, n_out: int, r: int, rank: int) -> float:
     heads = method.pieces.start.heads
     size = {"AB": rank * (n_in + n_out), "A": rank * n_in, "B": rank * n_out, "core": rank * r / max(heads, 1)}
     sends = method.pieces.train.sends
-    return sum(size[part] for part in sends) / len(sends)
+    choice = r / 4 if method.pieces.view.probe is not None and rank < r else 0.0
+    return choice + sum(size[part] for part in sends) / len(sends)
 
 
 def _adapter_down(method: Method, n_in: int, n_out: int, r: int, rank: int) -> float:
@@ -85,7 +91,7 @@ def _adapter_down(method: Method, n_in: int, n_out: int, r: int, rank: int) -> f
         return 0.0  # known from the seed
     if p.start.heads:
         return r * r / p.start.heads
-    if p.view.sends_all_slots:
+    if p.view.all_slots:
         rank = r
     if p.train.one_factor and not p.split.rebases and p.merge.space == "factors":
         return _up(method, n_in, n_out, r, rank)

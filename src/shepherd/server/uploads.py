@@ -35,7 +35,8 @@ Transform = Callable[[Local, Local, int], Local]
 class Uploads:
     """The updates of a round, sorted by client, beside the model and the views that they started from.
 
-    Raises ClientError, with client and tensor, for an update of another module set or shape than its view's.
+    `views` are those of the updates' clients, with the slots that these chose. Raises ClientError, with client and
+    tensor, for an update of another module set or shape than its view's.
     """
 
     def __init__(
@@ -46,12 +47,11 @@ class Uploads:
         transform: Transform = lambda local, start, round_number: local,
     ) -> None:
         # Float sums depend on order, arrival does not repeat: sort by client.
-        self.model, self.views, self.transform = model, views, transform
+        self.model, self.transform = model, transform
         self.updates = tuple(sorted(updates, key=lambda u: u.client))
         if not self.updates:
             raise ClientError("there is no update to combine", hint="raise federation.min_updates to at least 1")
-        for update in self.updates:
-            _check(update, views[update.client])
+        self.views = {update.client: _answered(views[update.client], update) for update in self.updates}
 
     @property
     def round(self) -> int:
@@ -75,6 +75,10 @@ class Uploads:
         views = [self.views[update.client] for update in self.updates]
         return [np.ones(v.adapter.r, bool) if v.slots is None else np.asarray(v.slots[module], bool) for v in views]
 
+    def changes(self, name: str) -> list[np.ndarray]:
+        """float64 by client: how it changed the tensor `name`, whole, with zeros in the slots that did not travel."""
+        return [_change(self.views[update.client], update, name) for update in self.updates]
+
     def each(self, module: str) -> Iterator[Local]:
         """Each client's factors after training, by client, decoded when their turn comes."""
         start = self.start(module)
@@ -95,14 +99,18 @@ def _local(view: View, update: ClientUpdate, module: str) -> Local:
     start = local_of(view.adapter, module)
     moved = start.moved if view.slots is None else np.asarray(view.slots[module], bool)
     if view.core is not None:
-        values = view.core.values[module] + update.delta[f"{module}.core"].astype(np.float64)
+        values = view.core.values[module] + _change(view, update, f"{module}.core")
         return Local(start.A, expand_core(view.core.basis[module], values), start.scale, moved, "B")
     A, B = start.A, start.B
     if "A" in view.sends:
-        A = A + update.delta[f"{module}.A"]
+        A = A + _change(view, update, f"{module}.A")
     if "B" in view.sends:
-        B = B + update.delta[f"{module}.B"]
+        B = B + _change(view, update, f"{module}.B")
     return Local(A, B, start.scale, moved, view.sends)
+
+
+def _change(view: View, update: ClientUpdate, name: str) -> np.ndarray:
+    return view.expanded(name, update.delta[name]).astype(np.float64)
 
 
 def expand_core(basis: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -112,7 +120,12 @@ def expand_core(basis: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.einsum("ohi,hij->ohj", blocks, values.astype(np.float64)).reshape(len(basis), heads * size)
 
 
-def _check(update: ClientUpdate, view: View) -> None:
+def _answered(view: View, update: ClientUpdate) -> View:
+    """The view as the client answered it, its slots filled in. Raises ClientError where the update does not fit."""
+    try:
+        view = view.chosen(update.slots)
+    except ValueError as error:
+        raise ClientError(f"{update.client}: {error}", hint="an engine must let updates pass the gate") from None
     expected = {name: tensor.shape for name, tensor in view.tensors().items()}
     given = {name: tensor.shape for name, tensor in update.change.items()}
     for name in sorted(expected.keys() | given.keys()):
@@ -122,6 +135,7 @@ def _check(update: ClientUpdate, view: View) -> None:
                 f"{update.client}: {name} is {theirs}, the round asked for {ours}",
                 hint="all clients must use the ranks and modules that the server sent them",
             )
+    return view
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -17,7 +17,7 @@ from shepherd.lowrank import LowRank
 from shepherd.registry import Registry
 from shepherd.rng import stream
 from shepherd.server.splits import balanced
-from shepherd.types import Adapter, ClientId, Core, Factors, GlobalModel, View
+from shepherd.types import Adapter, Choice, ClientId, Core, Factors, GlobalModel, View
 
 views = Registry("view")
 
@@ -27,12 +27,17 @@ Scale = Literal["common", "own"]
 
 @dataclass(frozen=True)
 class ViewOf:
-    """make(model, client, rank, round, seed) -> View."""
+    """make(model, client, rank, round, seed) -> View.
+
+    all_slots: clients hold all slots, and their rank says how many they may move. probe: a client of a lower rank
+    chooses them itself, by a probe of so many steps (see types.Choice); None where the server does.
+    """
 
     make: Callable[[GlobalModel, ClientId, int, int, int], View]
     mixed_ranks: bool = True
     gauge: Literal["shared", "own"] = "shared"
-    sends_all_slots: bool = False
+    all_slots: bool = False
+    probe: int | None = None
     needs_zero_B: bool = False
     of_cores: bool = False
     name: str = ""
@@ -96,7 +101,27 @@ def fold() -> ViewOf:
         moves[chosen] = True
         return View(model.adapter, slots=dict.fromkeys(model.adapter.factors, moves))
 
-    return ViewOf(make, sends_all_slots=True)
+    return ViewOf(make, all_slots=True)
+
+
+@views
+def probe(steps: int = 0) -> ViewOf:
+    """All slots, of which a client moves the r_k · modules that its probe moved most (LoRA-A², 2410.22815); exact.
+
+    steps: local steps of the probe, the round's own with all slots; 0 is one pass over the client's rows (the paper's
+    epoch), or the round's own number where that is less. The best slots are those of the whole model together: a module
+    may have none. A client of the global rank moves all, without a probe.
+    """
+    if steps < 0:
+        raise ValueError(f"steps must be at least 0, got {steps}")
+
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+        _check_rank(model.adapter, client, rank)
+        if rank == model.adapter.r:
+            return View(model.adapter)
+        return View(model.adapter, choice=Choice(rank * len(model.adapter.factors), steps))
+
+    return ViewOf(make, all_slots=True, probe=steps)
 
 
 @views
@@ -137,7 +162,7 @@ def heads() -> ViewOf:
         moves[chosen] = True
         return View(adapter, core=core, slots=dict.fromkeys(names, moves.reshape(-1)))
 
-    return ViewOf(make, sends_all_slots=True, of_cores=True)
+    return ViewOf(make, all_slots=True, of_cores=True)
 
 
 def _check_rank(adapter: Adapter, client: ClientId, rank: int) -> None:

@@ -18,7 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from shepherd.types import CLUSTER, CONTROL, REASONS, ClientFailure, ClientId, ClientUpdate, TrainTask
+from shepherd.types import (
+    CLUSTER,
+    CONTROL,
+    REASONS,
+    ClientFailure,
+    ClientId,
+    ClientUpdate,
+    Tensors,
+    TrainTask,
+    View,
+)
 from shepherd.updates import wire
 from shepherd.updates.wire import Envelope, Sealed, WireError
 
@@ -81,9 +91,8 @@ class Gate:
 
     def _opened(self, sealed: Sealed, task: TrainTask) -> ClientUpdate:
         """The update in a message. The largest size is what the client's view makes of it, so nobody has to set it."""
-        shapes = expected_shapes(task, sealed.client)
-        header_limit = 16_384 + sum(len(name.encode()) + 128 for name in shapes)
-        limit = 8 + header_limit + 4 * sum(map(math.prod, shapes.values()))
+        header_limit, values_limit = _largest(task, sealed.client)
+        limit = 8 + header_limit + values_limit
         if not _is(sealed.data, bytes):
             raise WireError("format", "the message is not bytes")
         if len(sealed.data) > limit:
@@ -93,7 +102,10 @@ class Gate:
             raise WireError("impostor", "the message names another client than the one that sent it")
         _check_round(header.fields["round"], task)
         self._check_envelope(wire.envelope_of(header), task, sealed.client)
-        _check_shapes({name: entry.shape for name, entry in header.entries.items()}, shapes)
+        view = task.views[sealed.client]
+        if view.choice is None:  # else the shapes follow from values that are not read yet
+            theirs = {name: entry.shape for name, entry in header.entries.items()}
+            _check_shapes(theirs, expected_shapes(view, task, sealed.client))
         return replace(wire.read_update(sealed.data, header), private=sealed.private)
 
     def _check_envelope(self, envelope: Envelope, task: TrainTask, client: ClientId) -> None:
@@ -124,7 +136,9 @@ class Gate:
         metrics = _metrics(update.metrics, self.limits.metrics)
         _arrays("delta", update.delta)
         _arrays("private", update.private)
-        shapes = expected_shapes(task, update.client)
+        _arrays("slots", update.slots)
+        view = _answered(task.views[update.client], update.slots)
+        shapes = expected_shapes(view, task, update.client)
         _check_shapes({name: array.shape for name, array in update.delta.items()}, shapes)
         for name, shape in shapes.items():
             if update.delta[name].dtype != np.float32:
@@ -138,6 +152,8 @@ class Gate:
         norm = max(update_norm(update), update_norm(update.of_cluster()))
         if self.limits.norm and norm > self.limits.norm:
             raise WireError("norm", f"L2 norm {norm:.6g}, the limit is {self.limits.norm:g}")
+        if update.slots:
+            update = replace(update, slots=view.slots)
         plain = {"round": int(update.round), **counts, "metrics": metrics, "cluster": cluster}
         same = all(type(getattr(update, name)) is type(value) for name, value in plain.items()) and all(
             type(value) is float for value in update.metrics.values()
@@ -147,17 +163,41 @@ class Gate:
         return update if same else replace(update, **plain)
 
 
-def expected_shapes(task: TrainTask, client: ClientId) -> dict[str, tuple[int, ...]]:
-    """What a client of the task sends, {tensor: shape}, all float32.
+def expected_shapes(view: View, task: TrainTask, client: ClientId) -> dict[str, tuple[int, ...]]:
+    """What a client of this view sends, {tensor: shape}, all float32.
 
     Beside its view come SCAFFOLD's control variates and the adapter of its cluster; those of all clusters have a shape.
     """
-    shapes = {name: array.shape for name, array in task.views[client].tensors().items()}
+    shapes = {name: array.shape for name, array in view.tensors().items()}
     if task.objective.scaffold:
         shapes |= {f"{name}{CONTROL}": shape for name, shape in shapes.items()}
     for view in task.clusters.get(client, ())[:1]:
         shapes |= {f"{CLUSTER}{name}": array.shape for name, array in view.tensors().items()}
     return shapes
+
+
+def _largest(task: TrainTask, client: ClientId) -> tuple[int, int]:
+    """The most bytes that the header and the values of a client's message can take."""
+    view = task.views[client]
+    sizes = {name: math.prod(shape) for name, shape in expected_shapes(view, task, client).items()}
+    names, values = list(sizes), 4 * sum(sizes.values())
+    if view.choice is not None:
+        modules, r = list(view.adapter.factors), view.adapter.r
+        names += [f"{module}.slots" for module in modules]
+        slot = dict.fromkeys(modules, 0)  # numbers of one slot
+        for name, size in sizes.items():
+            slot[name.removesuffix(CONTROL).rsplit(".", 1)[0]] += size // r
+        dearest = sorted(r * list(slot.values()), reverse=True)[: view.choice.budget]
+        values = 4 * sum(dearest) + r * len(modules)
+    return 16_384 + sum(len(name.encode()) + 128 for name in names), values
+
+
+def _answered(view: View, slots: Tensors) -> View:
+    """The view with the client's own choice of slots, where it was to make one."""
+    try:
+        return view.chosen(slots)
+    except ValueError as error:
+        raise WireError("slots", str(error)) from None
 
 
 def update_norm(update: ClientUpdate) -> float:

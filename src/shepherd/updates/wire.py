@@ -2,7 +2,8 @@
 
 The header is read by us, entry by entry, before any value is touched: sizes, names, dtypes, shapes, offsets. What is
 not exactly as it should be is a WireError with a code of REASONS and detail in our own words. Tensors travel as
-float32; float16 and bfloat16 are accepted and widened. `private` never travels.
+float32; float16 and bfloat16 are accepted and widened. Slots that the client chose travel as `<module>.slots`, a byte
+each. `private` never travels.
 
     8 bytes    length of the header, little endian
     header     {"__metadata__": {"format", "envelope", "sha256"}, "<tensor>": {"dtype", "shape", "data_offsets"}, …}
@@ -25,7 +26,9 @@ import numpy as np
 from shepherd.types import ClientId, ClientUpdate, Tensors
 
 FORMAT = "shepherd-update-1"
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "BOOL": 1}
+_SLOTS = ".slots"
+"""How the name of a choice of slots ends. They alone are of dtype BOOL."""
 _ENVELOPE: Mapping[str, tuple[type, ...]] = {
     "run": (str,),
     "round": (int,),
@@ -111,10 +114,11 @@ def pack(update: ClientUpdate, envelope: Envelope, dtype: str = "F32") -> bytes:
     text = json.dumps(fields, separators=(",", ":"), allow_nan=False)
     entries: dict[str, Any] = {}
     values, offset = [], 0
-    for name in sorted(update.delta):
-        data = _narrow(update.delta[name], dtype)
-        shape = list(update.delta[name].shape)
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
+    slots = {f"{module}{_SLOTS}": array for module, array in update.slots.items()}
+    for name in (*sorted(update.delta), *sorted(slots)):  # slots last: what is before them is aligned
+        array, kind = (slots[name], "BOOL") if name in slots else (update.delta[name], dtype)
+        data = _narrow(array, kind)
+        entries[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [offset, offset + len(data)]}
         values.append(data)
         offset += len(data)
     metadata = {"format": FORMAT, "envelope": text, "sha256": _checksum(text, *values)}
@@ -147,7 +151,7 @@ def read_header(data: bytes, limit: int) -> Header:
     document = _json_object(data[8:start], "header")
     metadata = document.pop("__metadata__", None)
     fields = _metadata(metadata)
-    entries = {name: _entry(index, value) for index, (name, value) in enumerate(document.items())}
+    entries = {name: _entry(index, name, value) for index, (name, value) in enumerate(document.items())}
     _check_layout(entries, len(data) - start)
     return Header(fields, entries, start)
 
@@ -155,21 +159,22 @@ def read_header(data: bytes, limit: int) -> Header:
 def read_update(data: bytes, header: Header) -> ClientUpdate:
     """The update that `header` describes, values widened to float32 in memory of their own.
 
-    Raises WireError "damaged" when the checksum does not fit.
+    Raises WireError "damaged" when the checksum does not fit, "slots" for a truth value that is neither 0 nor 1.
     """
     with memoryview(data) as view:
         if _checksum(header.fields["envelope"], view[header.start :]) != header.fields["sha256"]:
             raise WireError("damaged", "the checksum does not fit the content")
-        delta = {name: _widen(data, header.start, entry) for name, entry in header.entries.items()}
+        read = {name: _widen(data, header.start, entry) for name, entry in header.entries.items()}
     fields = header.fields
     return ClientUpdate(
         client=fields["client"],
         round=fields["round"],
-        delta=delta,
+        delta={name: array for name, array in read.items() if array.dtype != bool},
         num_examples=fields["num_examples"],
         num_tokens=fields["num_tokens"],
         steps=fields["steps"],
         metrics=dict(fields["metrics"]),
+        slots={name.removesuffix(_SLOTS): array for name, array in read.items() if array.dtype == bool},
         cluster=fields["cluster"],
     )
 
@@ -198,12 +203,14 @@ def _metadata(metadata: Any) -> dict[str, Any]:
     return {**fields, "envelope": metadata["envelope"], "sha256": metadata["sha256"]}
 
 
-def _entry(index: int, value: Any) -> Entry:
+def _entry(index: int, name: str, value: Any) -> Entry:
     if type(value) is not dict or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise WireError("format", f"tensor {index}: its entry is not dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if type(dtype) is not str or dtype not in _ITEM_BYTES:
         raise WireError("shape", f"tensor {index}: its dtype is not one of {', '.join(_ITEM_BYTES)}")
+    if dtype == "BOOL" and not name.endswith(_SLOTS):
+        raise WireError("shape", f"tensor {index}: its dtype is BOOL, and it is no choice of slots")
     if type(shape) is not list or len(shape) > 4 or not all(map(_is_size, shape)):
         raise WireError("format", f"tensor {index}: its shape is not a list of at most 4 sizes")
     if type(offsets) is not list or len(offsets) != 2 or not all(map(_is_size, offsets)):
@@ -264,8 +271,12 @@ def _checksum(envelope: str, *values: bytes | memoryview) -> str:
 
 def _widen(data: bytes, start: int, entry: Entry) -> np.ndarray:
     count = math.prod(entry.shape)
-    kind = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry.dtype]
+    kind = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "u1"}[entry.dtype]
     raw = np.frombuffer(data, kind, count, start + entry.begin) if count else np.zeros(0, kind)
+    if entry.dtype == "BOOL":
+        if (raw > 1).any():
+            raise WireError("slots", "a choice holds a byte that is neither 0 nor 1")
+        return (raw == 1).reshape(entry.shape)
     if entry.dtype == "BF16":
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(invalid="ignore"):  # a signalling NaN would warn; the gate finds it
@@ -273,6 +284,8 @@ def _widen(data: bytes, start: int, entry: Entry) -> np.ndarray:
 
 
 def _narrow(array: np.ndarray, dtype: str) -> bytes:
+    if dtype == "BOOL":
+        return np.asarray(array, bool).tobytes()
     flat = np.ascontiguousarray(array, "<f4")
     if dtype == "F32":
         return flat.tobytes()

@@ -1,0 +1,46 @@
+"""Which rank slots a client moves where its view leaves that to it: a probe of training in, bool[r] by module out.
+
+LoRA-A² (2410.22815): a client of rank r_k trains all slots for a while, scores each by how far its increment moved,
+and keeps the best r_k · N over all N modules. Then the round begins anew from the same view, in these slots alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from shepherd.types import Adapter, Choice, Tensors, Work
+
+
+def probe_work(work: Work, choice: Choice, held: int) -> Work:
+    """The work of a client's probe: the first steps of the round's own rows and rates, for a client of `held` rows.
+
+    Where it has more steps than the round, its walk over the rows goes on and the last rate stays.
+    """
+    steps = choice.steps or min(work.steps, math.ceil(held * work.steps / work.rows))
+    rates = work.learning_rates[:steps] + work.learning_rates[-1:] * (steps - work.steps)
+    return Work(work.client, work.first_row, work.rows * steps // work.steps, rates)
+
+
+def best_slots(start: Adapter, learned: Tensors, budget: int) -> dict[str, np.ndarray]:
+    """bool[r] by module: of all modules' slots the `budget` with the highest scores, and of equal ones the first.
+
+    learned: all A and B after the probe, by name. The score of slot i is ‖B'[:, i] A'[i] − B[:, i] A[i]‖, which is
+    ‖ΔB[:, i]‖·‖A[i]‖ where only B moved and ‖B[:, i]‖·‖ΔA[i]‖ where only A did (2410.22815). In float64.
+    """
+    scores = np.concatenate(
+        [_scores(A, B, learned[f"{name}.A"], learned[f"{name}.B"]) for name, (A, B) in start.factors.items()]
+    )
+    keep = np.zeros(len(scores), bool)
+    keep[np.argsort(-scores, kind="stable")[:budget]] = True
+    return dict(zip(start.factors, keep.reshape(-1, start.r), strict=True))
+
+
+def _scores(A: np.ndarray, B: np.ndarray, A_after: np.ndarray, B_after: np.ndarray) -> np.ndarray:
+    """float64[r]. b'a' − ba = (b' − b)a' + b(a' − a): nothing cancels where a slot moved little."""
+    A, A_after, B, B_after = (np.asarray(x, np.float64) for x in (A, A_after, B.T, B_after.T))
+    dA, dB = A_after - A, B_after - B
+    inner = lambda x, y: np.einsum("ij,ij->i", x, y)  # noqa: E731
+    squares = inner(dB, dB) * inner(A_after, A_after) + inner(B, B) * inner(dA, dA)
+    return np.sqrt(np.maximum(squares + 2 * inner(dB, B) * inner(A_after, dA), 0.0))
