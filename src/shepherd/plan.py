@@ -23,6 +23,7 @@ from shepherd.types import (
     Work,
 )
 from shepherd.updates.gate import Gate
+from shepherd.updates.spool import Spool
 from shepherd.updates.wire import Sealed
 
 
@@ -70,7 +71,7 @@ class Plan:
     """What stays the same over the rounds of a run.
 
     `work(client, round, first_row)` is a client's share, `rank(client)` the rank of its adapter, `gate()` a gate for
-    one round. `sizes` counts the rows that each client holds.
+    one round, `spool()` the place of its updates. `sizes` counts the rows that each client holds.
     """
 
     seed: int
@@ -85,6 +86,7 @@ class Plan:
     objective: Objective
     policy: Policy = Policy()
     gate: Callable[[], Gate] = Gate
+    spool: Callable[[], Spool] = Spool
     sizes: Mapping[ClientId, int] = field(default_factory=dict)
 
     @property

@@ -154,7 +154,7 @@ def core() -> Merge:
         start, memory = uploads.start(module), uploads.model.memory
         before = memory[f"{module}.core"].astype(np.float64)
         by_head = shares[:, :: before.shape[1]]
-        deltas = [update.delta[f"{module}.core"].astype(np.float64) for update in uploads.updates]
+        deltas = (update.delta[f"{module}.core"].astype(np.float64) for update in uploads.updates)
         delta = sum(c[:, None, None] * change for c, change in zip(by_head, deltas, strict=True))
         after = before + server.step(f"{module}.core", delta)
         server.memory[f"{module}.core"] = after.astype(memory[f"{module}.core"].dtype)

@@ -78,6 +78,19 @@ class Method:
         trains, sends = self.pieces.train.of(round_number)
         return replace(self.pieces.view.make(model, client, rank, round_number, seed), trains=trains, sends=sends)
 
+    def views(
+        self, model: GlobalModel, ranks: Mapping[ClientId, int], round_number: int, seed: int
+    ) -> dict[ClientId, View]:
+        """The views of these clients. Where nothing but the rank matters, clients of one rank share theirs."""
+        made: dict[int | ClientId, View] = {}
+        views = {}
+        for client, rank in ranks.items():
+            key = rank if self.pieces.view.by_rank else client
+            if key not in made:
+                made[key] = self.view(model, client, rank, round_number, seed)
+            views[client] = made[key]
+        return views
+
     def combine(
         self,
         model: GlobalModel,
@@ -105,7 +118,8 @@ class Method:
             kept = accumulate(model.remainder.get(module), more, before.A.dtype, module)
             if kept is not None:
                 remainder[module] = kept
-        memory = control_step(server.memory, _control_changes(uploads), self.clients or len(uploads.updates))
+        changes = [update.delta for update in uploads.updates]
+        memory = control_step(server.memory, changes, self.clients or len(changes))
         return GlobalModel(replace(model.adapter, factors=factors), remainder, memory)
 
 
@@ -122,16 +136,6 @@ def _weights(uploads: Uploads, weights: Mapping[ClientId, float]) -> np.ndarray:
     if not np.isfinite(array).all() or (array < 0).any() or array.sum() <= 0:
         raise UsageError(f"weights must be finite, at least 0 and not all 0, got {array.tolist()}")
     return array
-
-
-def _control_changes(uploads: Uploads) -> list[Mapping[str, np.ndarray]]:
-    """SCAFFOLD's c_k⁺ − c_k, by tensor and client, where the updates hold them."""
-    suffix = ".control"
-    changes = [
-        {name.removesuffix(suffix): value for name, value in update.delta.items() if name.endswith(suffix)}
-        for update in uploads.updates
-    ]
-    return changes if any(changes) else []
 
 
 def _check_finite(module: str, A: np.ndarray, B: np.ndarray) -> None:

@@ -6,7 +6,7 @@ GlobalModel.memory by name, one state for each tensor, and only tensors that wer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,14 +148,15 @@ class ServerStep:
         return move
 
 
-def control_step(memory: Mapping[str, np.ndarray], changes: list[Mapping[str, np.ndarray]], clients: int) -> dict:
+def control_step(memory: Mapping[str, np.ndarray], deltas: Sequence[Mapping[str, np.ndarray]], clients: int) -> dict:
     """SCAFFOLD's server: c ← c + (1/N) Σ_k (c_k⁺ − c_k) over the cohort, N all clients (1910.06378, Alg. 1, line 17).
 
-    `changes` are the clients' c_k⁺ − c_k by tensor, sorted by client; c is kept as "control.<tensor>".
+    The clients' deltas, sorted by client, hold c_k⁺ − c_k as "<tensor>.control", where there are any; c is kept as
+    "control.<tensor>".
     """
-    memory = dict(memory)
-    for name in changes[0] if changes else ():
-        total = sum(change[name].astype(np.float64) for change in changes) / clients
+    memory, suffix = dict(memory), ".control"
+    for name in [name.removesuffix(suffix) for name in deltas[0] if name.endswith(suffix)]:
+        total = sum(delta[name + suffix].astype(np.float64) for delta in deltas) / clients  # one client at a time
         before = memory.get(f"control.{name}")
         memory[f"control.{name}"] = (total if before is None else before + total).astype(np.float32)
     return memory

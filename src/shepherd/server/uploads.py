@@ -1,6 +1,7 @@
 """A round's updates, read: what each client holds of a module after its training, in float64.
 
-Nothing is decoded before its module's turn, so that the server holds one module of all clients at a time.
+Nothing is decoded, or read from where it lies, before its module's turn: the server holds one module of all clients
+at a time, or of one client where a sum is enough.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shepherd.errors import ClientError
+from shepherd.tensors import shapes
 from shepherd.types import Adapter, ClientId, ClientUpdate, GlobalModel, View
 
 
@@ -113,8 +115,8 @@ def expand_core(basis: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _check(update: ClientUpdate, view: View) -> None:
-    expected = {name: tensor.shape for name, tensor in view.tensors().items()}
-    given = {name: tensor.shape for name, tensor in update.delta.items() if not name.endswith(".control")}
+    expected = shapes(view.tensors())
+    given = {name: shape for name, shape in shapes(update.delta).items() if not name.endswith(".control")}
     for name in sorted(expected.keys() | given.keys()):
         if expected.get(name) != given.get(name):
             theirs, ours = _shape(given.get(name)), _shape(expected.get(name))

@@ -27,7 +27,7 @@ Scale = Literal["common", "own"]
 
 @dataclass(frozen=True)
 class ViewOf:
-    """make(model, client, rank, round, seed) -> View."""
+    """make(model, client, rank, round, seed) -> View. by_rank: clients of one rank begin from the same."""
 
     make: Callable[[GlobalModel, ClientId, int, int, int], View]
     mixed_ranks: bool = True
@@ -35,6 +35,7 @@ class ViewOf:
     sends_all_slots: bool = False
     needs_zero_B: bool = False
     of_cores: bool = False
+    by_rank: bool = False
     name: str = ""
 
 
@@ -50,7 +51,7 @@ def identity() -> ViewOf:
             )
         return View(model.adapter)
 
-    return ViewOf(make, mixed_ranks=False)
+    return ViewOf(make, mixed_ranks=False, by_rank=True)
 
 
 @views
@@ -61,7 +62,7 @@ def prefix(scale: Scale = "common") -> ViewOf:
         _check_rank(model.adapter, client, rank)
         return View(_of_rank(model.adapter, rank, scale, _first(model.adapter, rank)))
 
-    return ViewOf(make)
+    return ViewOf(make, by_rank=True)
 
 
 @views
@@ -112,7 +113,7 @@ def fresh(scale: Scale = "common") -> ViewOf:
             )
         return View(_of_rank(model.adapter, rank, scale, _first(model.adapter, rank)))
 
-    return ViewOf(make, gauge="own", needs_zero_B=True)
+    return ViewOf(make, gauge="own", needs_zero_B=True, by_rank=True)
 
 
 @views
