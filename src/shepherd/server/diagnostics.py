@@ -181,7 +181,8 @@ def _gram(changes: Sequence[LowRank]) -> np.ndarray:
     L = np.concatenate([change.L for change in changes], axis=1)
     R = np.concatenate([change.R for change in changes], axis=0)
     count = len(changes)
-    products = (L.T @ L) * (R @ R.T)
+    products = L.T @ L
+    products *= R @ R.T
     return products.reshape(count, L.shape[1] // count, count, L.shape[1] // count).sum(axis=(1, 3))
 
 
@@ -195,16 +196,21 @@ def _cosines(gram: np.ndarray) -> np.ndarray:
 
 def _affordable(model: GlobalModel, clients: int) -> list[str]:
     """Modules, spread evenly, that cost no more than OPERATIONS together; one at least."""
-    names, r = list(model.adapter.factors), model.adapter.r
+    names = list(model.adapter.factors)
     chosen, spent = [], 0.0
     for index in sorted(range(len(names)), key=lambda index: index * GOLDEN % 1):
-        A, B = model.adapter.factors[names[index]]
-        n_in, n_out = A.shape[1], len(B)
-        dense = _is_dense(model, names[index], clients)
-        spent += 6 * (r * (min(clients, PAIRS_OF) if dense else clients)) ** 2 * (n_in + n_out)
-        if dense:  # two products for each client, and the singular values of the sum
-            spent += 4 * clients * r * n_in * n_out + 4 * n_in * n_out * min(n_in, n_out)
+        spent += _cost(model, names[index], clients)
         if chosen and spent > OPERATIONS:
             break
         chosen.append(index)
     return [names[index] for index in sorted(chosen)]
+
+
+def _cost(model: GlobalModel, module: str, clients: int) -> float:
+    """About how many operations a module takes: Gram matrices, and where it is dense products and singular values."""
+    A, B = model.adapter.factors[module]
+    n_in, n_out, r = A.shape[1], len(B), model.adapter.r
+    if not _is_dense(model, module, clients):
+        return 6 * (clients * r) ** 2 * (n_in + n_out)
+    pairs = 6 * (min(clients, PAIRS_OF) * r) ** 2 * (n_in + n_out)
+    return pairs + 4 * n_in * n_out * (clients * r + min(n_in, n_out))
