@@ -18,7 +18,7 @@ from shepherd.types import ClientUpdate, Tensors
 
 
 class Scratch(Protocol):
-    """A file for one process, gone when it is closed. `append` and `read` raise a ShepherdError where the disk fails."""
+    """A file for one process, gone when it is closed. Raises a ShepherdError where the disk fails."""
 
     def append(self, data: memoryview) -> None: ...
 
