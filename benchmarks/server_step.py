@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,11 @@ def main() -> int:
             for dtype in ("float32", "float64")
         ]
     if "held" in options.parts:
-        specs += [{"part": "held", "method": "fedit", "clients": count, "r": 8} for count in (4, 64, 256)]
+        specs += [
+            {"part": "held", "method": name, "clients": count, "r": 8, "mib": options.updates_in_memory_mib}
+            for name in options.methods
+            for count in options.held
+        ]
     results = []
     for spec in specs:
         runs = [measure(spec, options.threads) for _ in range(options.repeats if spec["part"] != "rounds" else 1)]
@@ -86,8 +91,11 @@ def _line(spec: dict, v: dict) -> str:
         )
     if spec["part"] == "held":
         return (
-            f"run_round, {spec['method']}, K = {spec['clients']:3}: peak {v['peak'] / MEBI:6.1f} MiB, of which updates "
-            f"{v['upload_bytes'] / MEBI:6.1f} MiB; combine alone {v['combine_peak'] / MEBI:5.1f} MiB"
+            f"run_round, {spec['method']}, K = {spec['clients']:3}, {spec['mib']} MiB of updates in memory: peak "
+            f"{v['peak'] / MEBI:6.1f} MiB above the model (train {v['train'] / MEBI:.1f}, combine "
+            f"{v['combine'] / MEBI:.1f}, diagnose {v['diagnose'] / MEBI:.1f}); adapter {v['adapter_bytes'] / MEBI:.1f} "
+            f"MiB, uploads {v['upload_bytes'] / MEBI:.1f} MiB; diagnosed {v['modules']} modules; "
+            f"{v['seconds']:.1f} s to combine and diagnose, {v['resident'] / MEBI:.1f} MiB more resident"
         )
     if spec["part"] == "rounds":
         last = len(v["combine"])
@@ -208,36 +216,69 @@ def _rounds(spec: dict) -> dict:
 
 
 def _held(spec: dict) -> dict:
-    """Bytes that numpy and Python hold at the most in a round whose engine makes one update after another."""
-    import tracemalloc
+    """Bytes that numpy and Python hold at the most, beyond the model, in each part of a round on SmolLM2's shapes.
 
+    An engine of numbers makes one update after another. Resident memory is that of the same round once more, untraced.
+    """
+    import tracemalloc
+    from functools import partial
+
+    from shepherd import round as round_of
     from shepherd.clients.selection import build_selection
     from shepherd.plan import Plan
-    from shepherd.round import run_round
+    from shepherd.store import RunDirectory
     from shepherd.types import ClientUpdate, Objective, ServerState, Work
+    from shepherd.updates.spool import Spool
 
-    method, model = _start(spec["method"], {"q": (576, 576), "v": (576, 192)}, spec["r"])
+    method, model = _start(spec["method"], SMOLLM2, spec["r"])
     clients = tuple(f"c{k:03}" for k in range(spec["clients"]))
+    peaks: dict[str, int] = {}
 
     class Numbers:
         def train(self, task, private, observe):
             for k, client in enumerate(sorted(task.views)):
                 yield ClientUpdate(client, task.round, _delta(task.views[client], k), 1, 10, 1, {"loss": 2.0})
 
-    plan = Plan(
-        0, clients, len(clients), build_selection("uniform"), method, "uniform", 1,
-        lambda client, number, first: Work(client, first, 1, (0.1,)), lambda client: spec["r"], Objective(),
-    )  # fmt: skip
-    tracemalloc.start()
-    run_round(ServerState(0, model, {}), plan, Numbers())
-    peak = tracemalloc.get_traced_memory()[1]
-    views = {client: method.view(model, client, spec["r"], 1, 0) for client in clients}
-    updates = [ClientUpdate(c, 1, _delta(views[c], k), 1, 10, 1, {"loss": 2.0}) for k, c in enumerate(clients)]
-    held = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    method.combine(model, views, updates, dict.fromkeys(clients, 1 / len(clients)))
-    combine_peak = tracemalloc.get_traced_memory()[1] - held
-    return {"peak": peak, "combine_peak": combine_peak, "upload_bytes": sum(u.nbytes for u in updates)}
+    def watched(name, function):
+        def call(*arguments):
+            tracemalloc.reset_peak()
+            result = function(*arguments)
+            peaks[name] = tracemalloc.get_traced_memory()[1] - before
+            return result
+
+        return call
+
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan(
+            0, clients, len(clients), build_selection("uniform"), method, "uniform", 1,
+            lambda client, number, first: Work(client, first, 1, (0.1,)), lambda client: spec["r"], Objective(),
+            spool=partial(Spool, spec["mib"] * MEBI, RunDirectory(Path(folder)).scratch),
+        )  # fmt: skip
+        state = ServerState(0, model, {})
+        _forget_peak()
+        resident = _resident()
+        record = round_of.run_round(state, plan, Numbers())[1]
+        resident = _peak() - resident
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        round_of.ask, round_of.diagnose = watched("train", round_of.ask), watched("diagnose", round_of.diagnose)
+        combine = watched("combine", method.combine)
+        plan = replace(plan, method=_Watched(method, combine))
+        round_of.run_round(state, plan, Numbers())
+    return {**peaks, "peak": max(peaks.values()), "adapter_bytes": model.adapter.nbytes,
+            "upload_bytes": record.bytes_up,
+            "modules": record.diagnostics["modules"], "seconds": record.seconds["aggregate"], "resident": resident,
+            }  # fmt: skip
+
+
+class _Watched:
+    """A method with another combine."""
+
+    def __init__(self, method, combine) -> None:
+        self.method, self.combine = method, combine
+
+    def __getattr__(self, name: str):
+        return getattr(self.method, name)
 
 
 def _start(name: str, sizes: dict[str, tuple[int, int]], r: int):
@@ -295,6 +336,8 @@ def _arguments() -> argparse.Namespace:
     add("--methods", nargs="+", default=list(METHODS))
     add("--clients", nargs="+", type=int, default=[4, 16, 64, 100])
     add("--modules", type=int, default=2, help=f"4096 × 4096 each; all q, k, v, o of Llama-7B are {LLAMA_MODULES}")
+    add("--held", nargs="+", type=int, default=[4, 64, 256], help="clients of the part of that name")
+    add("--updates-in-memory-mib", type=int, default=0)
     add("--rounds", type=int, default=20)
     add("--size", type=int, default=4096, help="of the square matrix whose SVD is taken")
     add("--q", nargs="+", type=int, default=[64, 256, 1024, 1600])

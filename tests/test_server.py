@@ -121,6 +121,13 @@ def test_a_step_adds_the_delta_in_float32_and_keeps_everything_else():
 # The diagnostics
 
 
+@pytest.fixture(params=["thin", "dense"])
+def form(request, monkeypatch) -> str:
+    """All clients' thin factors side by side, or their products added up: whatever the shapes say."""
+    monkeypatch.setattr(diagnostics, "DENSE_FROM", {"thin": np.inf, "dense": 0.0}[request.param])
+    return request.param
+
+
 def seen(start: Adapter, updates, weights, after: Adapter | None = None):
     views = {u.client: View(start) for u in updates}
     return diagnose(GlobalModel(start), GlobalModel(after or start), views, updates, weights)
@@ -141,7 +148,7 @@ def dense_deviation(start: Adapter, updates, weights) -> float:
 
 @pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-4])
 @pytest.mark.parametrize("by", ["examples", "uniform"])
-def test_the_deviation_is_that_of_dense_products(by, spread):
+def test_the_deviation_is_that_of_dense_products(by, spread, form):
     start = adapter(9)
     updates = [update(f"c{k}", seed=k, examples=k + 1, scale=spread) for k in range(4)]
     weights = update_weights(updates, by)
@@ -160,21 +167,21 @@ def test_the_deviation_of_a_hand_worked_pair():
     assert seen(start, updates, {"a": 0.5, "b": 0.5}).deviation == pytest.approx(1 / 5, rel=1e-12)
 
 
-def test_clients_that_agree_or_are_alone_have_no_deviation():
+def test_clients_that_agree_or_are_alone_have_no_deviation(form):
     updates = [replace(update("x", 3), client=f"c{k}") for k in range(3)]
     assert seen(adapter(), updates, dict.fromkeys(("c0", "c1", "c2"), 1 / 3)).deviation < 1e-12
     assert seen(adapter(), updates[:1], {"c0": 1.0}).deviation == 0.0
 
 
-def test_an_adapter_that_is_still_zero_has_no_deviation():
+def test_an_adapter_that_is_still_zero_has_no_deviation(form):
     start = Adapter({"m": Factors(np.ones((1, 2), np.float32), np.zeros((2, 1), np.float32))}, 1, 1.0)
     none = {"m": Factors(np.zeros((1, 2), np.float32), np.zeros((2, 1), np.float32))}
     assert seen(start, [ClientUpdate("a", 1, tensors(none), 1, 1, 1)], {"a": 1.0}).deviation == 0.0
 
 
-@pytest.mark.parametrize("count", [2, 5])
-def test_the_other_diagnostics_are_those_of_dense_increments(count):
-    start, updates = adapter(9), some_updates(count)
+@pytest.mark.parametrize("count", [2, 5, 45])
+def test_the_other_diagnostics_are_those_of_dense_increments(count, form):
+    start, updates = adapter(9), sorted(some_updates(count), key=lambda u: u.client)
     weights = dict(zip([u.client for u in updates], update_weights(updates, "examples"), strict=True))
     after = adapter(4)
     found = seen(start, updates, weights, after)
@@ -188,7 +195,8 @@ def test_the_other_diagnostics_are_those_of_dense_increments(count):
             mean[name] = mean.get(name, 0) + weights[u.client] * own
             change.append((own - start.scale * B @ A).ravel())
         X.append(np.concatenate(change))
-    cosines = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for i, x in enumerate(X) for y in X[i + 1 :]]
+    first = X[: diagnostics.PAIRS_OF]
+    cosines = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for i, x in enumerate(first) for y in first[i + 1 :]]
     assert found.cosine_mean == pytest.approx(np.mean(cosines), rel=1e-9)
     assert found.cosine_min == pytest.approx(min(cosines), rel=1e-9)
     assert list(found.increment_norm) == [u.client for u in updates]
@@ -225,6 +233,17 @@ def test_one_client_has_no_cosine_and_a_client_that_did_not_move_none_either():
 def test_where_diagnostics_would_cost_too_much_some_modules_are_left_out(monkeypatch):
     monkeypatch.setattr(diagnostics, "OPERATIONS", 1000)
     assert seen(adapter(), some_updates(2), {"c0": 0.5, "c1": 0.5}).modules == 1
+
+
+def test_the_modules_that_are_measured_are_of_all_kinds_alike(monkeypatch):
+    kinds, factors = "qkvogud", Factors(np.ones((2, 6), np.float32), np.ones((5, 2), np.float32))
+    model = GlobalModel(Adapter({f"layers.{i:02}.{kind}": factors for i in range(30) for kind in kinds}, 2, 2.0))
+    monkeypatch.setattr(diagnostics, "OPERATIONS", np.inf)
+    assert diagnostics.affordable(model, 4) == list(model.adapter.factors)
+    monkeypatch.setattr(diagnostics, "OPERATIONS", diagnostics._cost(model, "layers.00.q", 4) * 210 / 7)
+    some = diagnostics.affordable(model, 4)  # every seventh would be 30 times the same kind
+    assert len(some) == 30 and some == sorted(some, key=list(model.adapter.factors).index)
+    assert all(2 <= sum(name.endswith(kind) for name in some) <= 7 for kind in kinds)
 
 
 # In a round

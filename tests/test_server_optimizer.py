@@ -132,7 +132,7 @@ def test_fednova_weighs_a_clients_change_by_its_steps():
 
 
 def test_scaffold_s_server_adds_the_mean_change_of_the_control_variates_over_all_clients():
-    changes = [{"q.A": np.array([1.0])}, {"q.A": np.array([3.0])}]
+    changes = {"q.A": [np.array([1.0]), np.array([3.0])]}
     memory = control_step({"other": np.zeros(2)}, changes, clients=8)
     assert control(memory) == {"q.A": 0.5} and "other" in memory  # (1 + 3) / 8
     assert control(control_step(memory, changes, clients=8)) == {"q.A": 1.0}

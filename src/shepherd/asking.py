@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shepherd.clients.selection import Draw, Pool
 from shepherd.clients.training import StepReport
@@ -17,15 +18,17 @@ from shepherd.server.aggregation import update_weights
 from shepherd.server.optimizer import control
 from shepherd.server.weights import capped
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, Memory, ServerState, TrainTask, View, Work
+from shepherd.updates.gate import update_norm
+from shepherd.updates.spool import Spool
 
 
 @dataclass
 class Asked:
     """All who were asked in a round and what came back. `usable` holds good answers, those that were `late` too.
 
-    bad: answers that the gate refused, and failures. draws: what the selection said, one after another. times: how
-    often each client was drawn. clusters: each client's views of the clusters' models. skipped: too few answered, or
-    nobody was drawn, so nothing counts.
+    norms, bytes_up: of the usable ones. bad: answers that the gate refused, and failures. draws: what the selection
+    said, one after another. times: how often each client was drawn. clusters: each client's views of the clusters'
+    models. skipped: too few answered, or nobody was drawn, so nothing counts.
     """
 
     work: dict[ClientId, Work] = field(default_factory=dict)
@@ -33,6 +36,8 @@ class Asked:
     clusters: dict[ClientId, tuple[View, ...]] = field(default_factory=dict)
     usable: dict[ClientId, ClientUpdate] = field(default_factory=dict)
     bad: list[ClientFailure] = field(default_factory=list)
+    norms: dict[ClientId, float] = field(default_factory=dict)
+    bytes_up: int = 0
     late: set[ClientId] = field(default_factory=set)
     seconds: dict[ClientId, float] = field(default_factory=dict)
     draws: list[Draw] = field(default_factory=list)
@@ -73,10 +78,6 @@ class Asked:
         heard = {*self.usable, *self.late, *(f.client for f in self.failures)}
         return tuple(c for c in sorted(self.work) if c not in heard)
 
-    @property
-    def bytes_up(self) -> int:
-        return sum(update.nbytes for update in self.usable.values())
-
     def weights(self, plan: Plan) -> dict[ClientId, float]:
         """The weight of each counted update: the selection's where it gives some, else by federation.weights.
 
@@ -94,15 +95,15 @@ class Asked:
         return {u.client: w for u, w in zip(updates, weights, strict=True)}
 
 
-def ask(state: ServerState, plan: Plan, engine: Engine, observe: Callable[[StepReport], None]) -> Asked:
-    """Ask a cohort, with `wait` again and again, until enough have answered.
+def ask(state: ServerState, plan: Plan, engine: Engine, spool: Spool, observe: Callable[[StepReport], None]) -> Asked:
+    """Ask a cohort, with `wait` again and again, until enough have answered. `spool` keeps their updates.
 
     Raises ClientError when fewer than `min_updates` gave a usable answer, unless the policy skips the round or the
     selection drew nobody.
     """
     asked, policy = Asked(), plan.policy
     for _ in range(1 + (policy.retries if policy.on_too_few == "wait" else 0)):
-        _draw_and_train(asked, state, plan, engine, observe)
+        _draw_and_train(asked, state, plan, engine, spool, observe)
         if asked.answered >= plan.min_updates:
             return asked
     asked.skipped = True
@@ -113,7 +114,12 @@ def ask(state: ServerState, plan: Plan, engine: Engine, observe: Callable[[StepR
 
 
 def _draw_and_train(
-    asked: Asked, state: ServerState, plan: Plan, engine: Engine, observe: Callable[[StepReport], None]
+    asked: Asked,
+    state: ServerState,
+    plan: Plan,
+    engine: Engine,
+    spool: Spool,
+    observe: Callable[[StepReport], None],
 ) -> None:
     """Draw as many clients as the cohort lacks, of those not asked yet; train them; let their answers through the gate.
 
@@ -130,13 +136,10 @@ def _draw_and_train(
     asked.draws.append(draw)
     asked.times |= {client: draw.times(client) for client in draw.clients}
     work = {client: plan.work(client, number, state.cursors.get(client, 0)) for client in draw.clients}
-    views = {c: plan.method.view(state.model, c, plan.rank(c), number, plan.seed) for c in draw.clients}
+    ranks = {client: plan.rank(client) for client in draw.clients}
+    views, *beside = (plan.method.views(m, ranks, number, plan.seed) for m in (state.model, *state.clusters))
     seconds = {client: policy.clock(work[client], number) if policy.clock else 0.0 for client in draw.clients}
-    clusters = {
-        c: tuple(plan.method.view(model, c, plan.rank(c), number, plan.seed) for model in state.clusters)
-        for c in draw.clients
-        if state.clusters
-    }
+    clusters = {c: tuple(of[c] for of in beside) for c in draw.clients if beside}
     asked.work |= work
     asked.views |= views
     asked.clusters |= clusters
@@ -156,7 +159,17 @@ def _draw_and_train(
     )
     private = {client: state.clients[client] for client in task.work if client in state.clients}
     gate = plan.gate()
-    answers = [gate.admit(answer, task) for answer in engine.train(task, private, observe)] if task.work else []
+
+    def admitted(answer: Any) -> ClientUpdate | ClientFailure:
+        passed = gate.admit(answer, task)
+        if isinstance(passed, ClientFailure):
+            return passed
+        asked.bytes_up += passed.nbytes
+        asked.norms[passed.client] = update_norm(passed)
+        return spool.keep(passed)
+
+    # Not a loop: its variable would hold on to an answer while the engine makes the next.
+    answers = list(map(admitted, engine.train(task, private, observe))) if task.work else []
     asked.bad += [a for a in answers if isinstance(a, ClientFailure)]
     for update in sorted((a for a in answers if isinstance(a, ClientUpdate)), key=lambda u: seconds[u.client]):
         asked.usable[update.client] = update

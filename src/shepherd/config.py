@@ -147,6 +147,9 @@ class FederationTable(Table):
     """Seconds for an answer, by the simulation's virtual clock (one per local step for the median client); 0: none."""
     quarantine_after: int = Field(3, ge=0)
     """A client with so many unusable answers in a row is asked no more; 0 never."""
+    updates_in_memory_mib: int = Field(256, ge=0)
+    """Memory for the updates of a round, in MiB; those beyond lie in a nameless file in the run directory until the
+    round is over. Results do not depend on it."""
 
     @model_validator(mode="after")
     def _enough_clients(self) -> FederationTable:

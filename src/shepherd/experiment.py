@@ -65,6 +65,7 @@ from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.tuned import load_tuned
 from shepherd.types import ClientId, GlobalModel, ServerState
+from shepherd.updates.spool import Spool
 
 __all__ = ["Estimate", "Run", "evaluate_run", "plan", "resume", "run"]
 
@@ -162,6 +163,8 @@ class _Experiment:
             start = ServerState(0, plan.method.start(learner.adapter, config.run.seed, weights))
         self.store = open_store()
         self.held.enter_context(self.store.lock())
+        in_memory = config.federation.updates_in_memory_mib * 2**20
+        plan = dataclasses.replace(plan, spool=partial(Spool, in_memory, self.store.scratch))
         state = self._begin_or_go_on(base, learner, rows, start)
         self.meter = Meter(self.tell, config, rows, plan, names)
         self.meter.skip("federated", state.round / config.federation.rounds)

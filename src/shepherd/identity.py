@@ -16,7 +16,10 @@ from shepherd import __version__
 from shepherd.config import Config
 
 FILE = "identity.json"
-_FREE = {"config.run.out", "config.run.name", "config.checkpoints.keep", "config.run.patience"}
+_FREE = {
+    "config.run.out", "config.run.name", "config.checkpoints.keep", "config.run.patience",
+    "config.federation.updates_in_memory_mib",
+}  # fmt: skip
 """Settings that a run may go on with changed: they move no number."""
 
 

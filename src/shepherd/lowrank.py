@@ -61,6 +61,14 @@ class LowRank:
     def zero(cls, n_out: int, n_in: int, dtype: type = np.float64) -> LowRank:
         return cls(np.zeros((n_out, 0), dtype), np.zeros((0, n_in), dtype))
 
+    @classmethod
+    def beside_identity(cls, matrix: np.ndarray) -> LowRank:
+        """A dense matrix as it is: q = min(out, in), and sums of such need no decomposition."""
+        n_out, n_in = matrix.shape
+        if n_in <= n_out:
+            return cls(matrix, np.eye(n_in, dtype=matrix.dtype))
+        return cls(np.eye(n_out, dtype=matrix.dtype), matrix)
+
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.L), self.R.shape[1]
@@ -160,11 +168,8 @@ class LowRank:
         return self.R if _is_identity(self.L) else self.L @ self.R
 
     def filled(self) -> LowRank:
-        """The same matrix, dense, beside an identity: q = min(out, in), and sums of such need no decomposition."""
-        n_out, n_in = self.shape
-        if n_in <= n_out:
-            return LowRank(self.dense(), np.eye(n_in, dtype=self.R.dtype))
-        return LowRank(np.eye(n_out, dtype=self.L.dtype), self.dense())
+        """The same matrix, dense, beside an identity."""
+        return LowRank.beside_identity(self.dense())
 
 
 def stack(terms: list[LowRank]) -> LowRank:

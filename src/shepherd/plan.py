@@ -23,6 +23,7 @@ from shepherd.types import (
     Work,
 )
 from shepherd.updates.gate import Gate
+from shepherd.updates.spool import Spool
 from shepherd.updates.wire import Sealed
 
 
@@ -70,8 +71,9 @@ class Plan:
     """What stays the same over the rounds of a run.
 
     `work(client, round, first_row)` is a client's share, `rank(client)` the rank of its adapter, `gate()` a gate for
-    one round. `sizes` counts the rows that each client holds, `probed` those on which it trains for a choice of slots
-    before each round begins. clusters: how many are trained beside the global model.
+    one round, `spool()` the place of its updates. `sizes` counts the rows that each client holds, `probed` those on
+    which it trains for a choice of slots before each round begins. clusters: how many are trained beside the global
+    model.
     """
 
     seed: int
@@ -86,6 +88,7 @@ class Plan:
     objective: Objective
     policy: Policy = Policy()
     gate: Callable[[], Gate] = Gate
+    spool: Callable[[], Spool] = Spool
     sizes: Mapping[ClientId, int] = field(default_factory=dict)
     probed: Mapping[ClientId, int] = field(default_factory=dict)
     clusters: int = 0

@@ -18,8 +18,8 @@ from shepherd.plan import Engine, Plan, Policy
 from shepherd.server.clusters import combine_clusters, group
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.traffic import bytes_down
+from shepherd.tensors import cluster_part
 from shepherd.types import ClientId, ServerState
-from shepherd.updates.gate import update_norm
 
 __all__ = ["Engine", "Plan", "Policy", "RoundRecord", "notes", "run_round", "troubles"]
 
@@ -79,31 +79,34 @@ def notes(record: RoundRecord) -> list[str]:
 def run_round(
     state: ServerState, plan: Plan, engine: Engine, observe: Callable[[StepReport], None] = lambda report: None
 ) -> tuple[ServerState, RoundRecord]:
-    """Run the round after `state`.
+    """Run the round after `state`. Beside what each client keeps, its memory does not grow with their number
+    (docs/decisions/0010).
 
     Raises ClientError when fewer than `min_updates` clients gave a usable update, unless the policy skips the round.
     """
     number = state.round + 1
     begin = time.perf_counter()
-    asked = ask(state, plan, engine, observe)
-    work, views, updates = asked.work, asked.views, asked.counted
-    trained = time.perf_counter()
+    with plan.spool() as spool:
+        asked = ask(state, plan, engine, spool, observe)
+        work, views, updates = asked.work, asked.views, asked.counted
+        trained = time.perf_counter()
 
-    model, clusters, numbers, weights, seen = state.model, state.clusters, {}, {}, None
-    if updates:
-        weights = asked.weights(plan)
-        model = plan.method.combine(state.model, views, updates, weights)
-        if clusters:
-            numbers = {u.client: u.cluster for u in updates}
-            own = [u.of_cluster() for u in updates]
-            clusters = combine_clusters(plan.method, clusters, asked.clusters, own, numbers, weights)
-        elif 0 < plan.clusters <= len(updates):
-            numbers = group(state.model, views, updates, plan.clusters)
-            begun = {c: (view,) * plan.clusters for c, view in views.items()}
-            clusters = combine_clusters(plan.method, [state.model] * plan.clusters, begun, updates, numbers, weights)
-        total = sum(weights.values())  # One, unless the selection has a fixed denominator.
-        seen = diagnose(state.model, model, views, updates, {c: w / total for c, w in weights.items()})
-    aggregated = time.perf_counter()
+        model, clusters, numbers, weights, seen = state.model, state.clusters, {}, {}, None
+        if updates:
+            weights = asked.weights(plan)
+            model = plan.method.combine(state.model, views, updates, weights)
+            if clusters:
+                numbers = {u.client: u.cluster for u in updates}
+                own = [replace(u, delta=cluster_part(u.delta)) for u in updates]
+                clusters = combine_clusters(plan.method, clusters, asked.clusters, own, numbers, weights)
+            elif 0 < plan.clusters <= len(updates):
+                numbers = group(state.model, views, updates, plan.clusters)
+                begun = {c: (view,) * plan.clusters for c, view in views.items()}
+                same = [state.model] * plan.clusters
+                clusters = combine_clusters(plan.method, same, begun, updates, numbers, weights)
+            total = sum(weights.values())  # One, unless the selection has a fixed denominator.
+            seen = diagnose(state.model, model, views, updates, {c: w / total for c, w in weights.items()})
+        aggregated = time.perf_counter()
 
     strikes, quarantined = strikes_of(state, asked, plan.policy.quarantine_after)
     longest = max((w.learning_rates for w in work.values()), key=len, default=(0.0,))
@@ -128,7 +131,7 @@ def run_round(
         seconds={"train": trained - begin, "aggregate": aggregated - trained},
         learning_rate=(longest[0], longest[-1]),
         deviation=seen.deviation if seen else 0.0,
-        update_norm={u.client: update_norm(u) for u in updates},
+        update_norm={u.client: asked.norms[u.client] for u in updates},
         diagnostics=asdict(seen) if seen else {},
         late=tuple(sorted(asked.late)),
         ignored=tuple(map(shown, asked.ignored)),

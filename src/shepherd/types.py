@@ -299,16 +299,6 @@ class ClientUpdate:
         """Bytes of the delta and of the chosen slots, one each, when nothing is compressed."""
         return sum(array.nbytes for array in (*self.delta.values(), *self.slots.values()))
 
-    @property
-    def change(self) -> dict[str, np.ndarray]:
-        """The delta of the view alone, without what travels beside it."""
-        return {n: a for n, a in self.delta.items() if not n.endswith(CONTROL) and not n.startswith(CLUSTER)}
-
-    def of_cluster(self) -> ClientUpdate:
-        """The update of the adapter of its cluster, by the names of that adapter's view."""
-        own = {n.removeprefix(CLUSTER): a for n, a in self.delta.items() if n.startswith(CLUSTER)}
-        return replace(self, delta=own)
-
 
 @dataclass(frozen=True)
 class GlobalModel:

@@ -49,6 +49,7 @@ def isolated(
             answers = _together(task.part(chunk), train, watched) if len(chunk) > 1 else None
             if answers is not None:
                 yield from answers
+                del answers  # they need not lie beside those of the next chunk
                 continue
             for client in chunk:
                 answers, error = _alone(task.part([client]), train, watched)

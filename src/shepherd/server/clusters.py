@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from shepherd.errors import UsageError
-from shepherd.server.diagnostics import affordable, changes, gram_of
+from shepherd.server.diagnostics import affordable, change, gram_of
 from shepherd.server.method import Method
 from shepherd.server.uploads import Uploads
 from shepherd.types import ClientId, ClientUpdate, GlobalModel, View
@@ -33,7 +33,8 @@ def group(
     clients = [update.client for update in uploads.updates]
     gram = np.zeros((len(clients), len(clients)))
     for module in affordable(model, len(clients)):
-        gram += gram_of(changes(uploads.start(module), uploads.locals(module)))
+        start = uploads.start(module)
+        gram += gram_of([change(start, local) for local in uploads.each(module)])
     norms = np.sqrt(np.diag(gram))
     apart = 1 - gram / np.where(norms > 0, np.outer(norms, norms), 1.0)
     numbers = medoids(apart, count)

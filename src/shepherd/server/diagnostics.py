@@ -1,16 +1,18 @@
 """What a round looked like in the space of increments: how far clients agree, and what the merge lost.
 
-By Gram matrices and QR of thin factors; nothing is densified.
+By Gram matrices and QR of thin factors, a module at a time. Where the clients' ranks together reach the size of the
+module, its matrix is the smaller thing: then clients are added up in it, and memory grows with them no further.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
-from shepherd.lowrank import LowRank, stack
+from shepherd.lowrank import DENSE_FROM, LowRank, stack
 from shepherd.server.merges import Merged, Term, padded
 from shepherd.server.uploads import Local, Uploads
 from shepherd.types import ClientId, ClientUpdate, GlobalModel, View
@@ -20,7 +22,11 @@ PAIRS_OF = 32
 INDEPENDENT = 1e-2
 """The least part of a unit vector that the others do not explain, for Gram matrices to keep twelve digits."""
 OPERATIONS = 2e11
-"""About what all of it may cost; where that is not enough, modules are left out at even distances."""
+"""About what all of it may cost; where that is not enough, modules are left out, evenly."""
+AT_ONCE = 8
+"""Clients whose products are added up by one multiplication, where a module's matrix is formed."""
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, less their whole parts, fill 0 to 1 evenly, in step with no period of the modules (Weyl, 1916)."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +66,21 @@ def diagnose(
     ranks, energies, moves = [], [], []
     modules = affordable(before, len(clients))
     for module in modules:
-        start, locals_ = _compressed(uploads.start(module), uploads.locals(module))
-        merged = Merged(start.scale, tuple(Term(c, own) for c, own in zip(shares, locals_, strict=True)))
-        lost += merged.residual.norm() ** 2
-        total += merged.total.norm() ** 2
-        S = merged.total.singular_values(module)
+        start, each = uploads.start(module), uploads.each(module)
+        dense = _is_dense(before, module, len(clients))
+        small, held = _compressed(start, tuple(islice(each, pairs if dense else None)))
+        if dense:
+            rest, S = _summed(uploads, module, shares)
+        else:
+            merged = Merged(start.scale, tuple(Term(c, own) for c, own in zip(shares, held, strict=True)))
+            rest, S = merged.residual.norm(), merged.total.singular_values(module)
+        lost += rest**2
+        total += np.sum(S**2)
         if S.any():
             ranks.append(S.sum() ** 2 / np.sum(S**2))
             energies.append(np.sum(S[: uploads.r] ** 2) / np.sum(S**2))
-        moved = changes(start, locals_)
-        squares += [change.norm() ** 2 for change in moved]
+        moved = [change(small, local) for local in held]
+        squares += [x.norm() ** 2 for x in moved] + [change(start, local).norm() ** 2 for local in each]
         gram += gram_of(moved[:pairs])
         moves.append(subspace_move(before.adapter.factors[module].A, after.adapter.factors[module].A))
     norms = np.sqrt(squares)
@@ -92,6 +103,42 @@ def subspace_move(A: np.ndarray, B: np.ndarray) -> float:
     # ‖P_A − P_B‖² = ‖(I − P_A)Q‖² + ‖(I − P_B)P‖², which loses no digits where the two are close.
     apart = np.sum((Q - P @ (P.T @ Q)) ** 2) + np.sum((P - Q @ (Q.T @ P)) ** 2)
     return float(np.sqrt(apart / (P.shape[1] + Q.shape[1])))
+
+
+def _is_dense(model: GlobalModel, module: str, clients: int) -> bool:
+    """Whether the clients' columns together are about as many as the module has rows or columns."""
+    A, B = model.adapter.factors[module]
+    return clients * model.adapter.r >= DENSE_FROM * min(A.shape[1], len(B))
+
+
+def _summed(uploads: Uploads, module: str, shares: np.ndarray) -> tuple[float, np.ndarray]:
+    """‖Σ c_k s (B_k − B̄)(A_k − Ā)‖, and the singular values of Σ c_k s B_kA_k, by adding up [out, in] matrices."""
+    start, r = uploads.start(module), uploads.r
+
+    def terms() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        return ((c, *padded(local, r, start.scale)) for c, local in zip(shares, uploads.each(module), strict=True))
+
+    mean_A, mean_B = np.zeros_like(start.A), np.zeros_like(start.B)
+    for c, A, B in terms():
+        mean_A += c[:, None] * A
+        mean_B += c * B
+    total, rest = (np.zeros((len(mean_B), mean_A.shape[1])) for _ in range(2))
+    each = terms()
+    while some := tuple(islice(each, AT_ONCE)):
+        total += np.hstack([start.scale * c * B for c, _, B in some]) @ np.vstack([A for _, A, _ in some])
+        # From the centred factors: by subtraction all digits are lost when clients agree.
+        centred = np.hstack([start.scale * c * (B - mean_B) for c, _, B in some])
+        rest += centred @ np.vstack([A - mean_A for _, A, _ in some])
+    lost = float(np.linalg.norm(rest))
+    del rest, centred  # not beside the workspace of what comes now
+    return lost, LowRank.beside_identity(total).singular_values(module)
+
+
+def change(start: Local, local: Local) -> LowRank:
+    """X_k = s·(B_kA_k − BA) of one module of a client, whatever its rank."""
+    A, B = padded(local, len(start.A), start.scale)
+    # B_kA_k − BA = (B_k − B)A_k + B(A_k − A): small where the client moved little, without cancellation.
+    return stack([LowRank(start.scale * (B - start.B), A), LowRank(start.scale * start.B, A - start.A)])
 
 
 def _compressed(start: Local, locals_: Sequence[Local]) -> tuple[Local, Sequence[Local]]:
@@ -130,22 +177,13 @@ def _triangle(columns: np.ndarray) -> np.ndarray:
     return R * lengths if R.diagonal().min() > INDEPENDENT else np.linalg.qr(columns, mode="r")
 
 
-def changes(start: Local, locals_: Sequence[Local]) -> list[LowRank]:
-    """X_k = s·(B_kA_k − BA) of one module for each client, whatever its rank."""
-    found = []
-    for local in locals_:
-        A, B = padded(local, len(start.A), start.scale)
-        # B_kA_k − BA = (B_k − B)A_k + B(A_k − A): small where the client moved little, without cancellation.
-        found.append(stack([LowRank(start.scale * (B - start.B), A), LowRank(start.scale * start.B, A - start.A)]))
-    return found
-
-
 def gram_of(changes: Sequence[LowRank]) -> np.ndarray:
     """⟨X_i, X_j⟩ for all pairs, [K, K]."""
     L = np.concatenate([change.L for change in changes], axis=1)
     R = np.concatenate([change.R for change in changes], axis=0)
     count = len(changes)
-    products = (L.T @ L) * (R @ R.T)
+    products = L.T @ L
+    products *= R @ R.T
     return products.reshape(count, L.shape[1] // count, count, L.shape[1] // count).sum(axis=(1, 3))
 
 
@@ -158,9 +196,22 @@ def _cosines(gram: np.ndarray) -> np.ndarray:
 
 
 def affordable(model: GlobalModel, clients: int) -> list[str]:
-    """Modules at even distances whose Gram matrices cost no more than OPERATIONS."""
+    """Modules, spread evenly, that cost no more than OPERATIONS together; one at least."""
     names = list(model.adapter.factors)
-    columns = clients * model.adapter.r
-    cost = sum(6 * columns**2 * (A.shape[1] + len(B)) for A, B in model.adapter.factors.values())
-    step = max(1, int(np.ceil(cost / OPERATIONS)))
-    return names[:: min(step, len(names))]
+    chosen, spent = [], 0.0
+    for index in sorted(range(len(names)), key=lambda index: index * GOLDEN % 1):
+        spent += _cost(model, names[index], clients)
+        if chosen and spent > OPERATIONS:
+            break
+        chosen.append(index)
+    return [names[index] for index in sorted(chosen)]
+
+
+def _cost(model: GlobalModel, module: str, clients: int) -> float:
+    """About how many operations a module takes: Gram matrices, and where it is dense products and singular values."""
+    A, B = model.adapter.factors[module]
+    n_in, n_out, r = A.shape[1], len(B), model.adapter.r
+    if not _is_dense(model, module, clients):
+        return 6 * (clients * r) ** 2 * (n_in + n_out)
+    pairs = 6 * (min(clients, PAIRS_OF) * r) ** 2 * (n_in + n_out)
+    return pairs + 4 * n_in * n_out * (clients * r + min(n_in, n_out))

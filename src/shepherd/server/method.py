@@ -17,7 +17,7 @@ from shepherd.server.pieces import Pieces, build_pieces, check_optimizer
 from shepherd.server.remainders import accumulate
 from shepherd.server.splits import Place
 from shepherd.server.uploads import Uploads
-from shepherd.types import CONTROL, Adapter, ClientId, ClientUpdate, Factors, GlobalModel, View
+from shepherd.types import Adapter, ClientId, ClientUpdate, Factors, GlobalModel, View
 
 FEDAVG = replace(fedavg(), name="fedavg")
 
@@ -80,6 +80,19 @@ class Method:
         trains, sends = self.pieces.train.of(round_number)
         return replace(self.pieces.view.make(model, client, rank, round_number, seed), trains=trains, sends=sends)
 
+    def views(
+        self, model: GlobalModel, ranks: Mapping[ClientId, int], round_number: int, seed: int
+    ) -> dict[ClientId, View]:
+        """The views of these clients. Where nothing but the rank matters, clients of one rank share theirs."""
+        made: dict[int | ClientId, View] = {}
+        views = {}
+        for client, rank in ranks.items():
+            key = rank if self.pieces.view.by_rank else client
+            if key not in made:
+                made[key] = self.view(model, client, rank, round_number, seed)
+            views[client] = made[key]
+        return views
+
     def combine(
         self,
         model: GlobalModel,
@@ -107,7 +120,7 @@ class Method:
             kept = accumulate(model.remainder.get(module), more, before.A.dtype, module)
             if kept is not None:
                 remainder[module] = kept
-        memory = control_step(server.memory, _control_changes(uploads), self.clients or len(uploads.updates))
+        memory = control_step(server.memory, uploads.control_changes(), self.clients or len(uploads.updates))
         return GlobalModel(replace(model.adapter, factors=factors), remainder, memory)
 
 
@@ -124,13 +137,6 @@ def _weights(uploads: Uploads, weights: Mapping[ClientId, float]) -> np.ndarray:
     if not np.isfinite(array).all() or (array < 0).any() or array.sum() <= 0:
         raise UsageError(f"weights must be finite, at least 0 and not all 0, got {array.tolist()}")
     return array
-
-
-def _control_changes(uploads: Uploads) -> list[Mapping[str, np.ndarray]]:
-    """SCAFFOLD's c_k⁺ − c_k, by client and tensor, where the updates hold them; zeros in slots that did not travel."""
-    names = [name for name in uploads.updates[0].delta if name.endswith(CONTROL)]
-    changes = {name.removesuffix(CONTROL): uploads.changes(name) for name in names}
-    return [{name: of[k] for name, of in changes.items()} for k in range(len(uploads.updates))] if names else []
 
 
 def _check_finite(module: str, A: np.ndarray, B: np.ndarray) -> None:

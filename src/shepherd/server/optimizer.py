@@ -6,7 +6,7 @@ GlobalModel.memory by name, one state for each tensor, and only tensors that wer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,14 +148,14 @@ class ServerStep:
         return move
 
 
-def control_step(memory: Mapping[str, np.ndarray], changes: list[Mapping[str, np.ndarray]], clients: int) -> dict:
+def control_step(memory: Mapping[str, np.ndarray], changes: Mapping[str, Iterable[np.ndarray]], clients: int) -> dict:
     """SCAFFOLD's server: c ← c + (1/N) Σ_k (c_k⁺ − c_k) over the cohort, N all clients (1910.06378, Alg. 1, line 17).
 
-    `changes` are the clients' c_k⁺ − c_k by tensor, sorted by client; c is kept as "control.<tensor>".
+    changes: c_k⁺ − c_k in float64 by tensor, sorted by client; c is kept as "control.<tensor>".
     """
     memory = dict(memory)
-    for name in changes[0] if changes else ():
-        total = sum(change[name].astype(np.float64) for change in changes) / clients
+    for name, of_clients in changes.items():
+        total = sum(of_clients) / clients  # one client at a time
         before = memory.get(f"control.{name}")
         memory[f"control.{name}"] = (total if before is None else before + total).astype(np.float32)
     return memory

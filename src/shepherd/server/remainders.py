@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from shepherd.lowrank import LowRank, check_finite
 from shepherd.registry import Registry
 
@@ -64,5 +62,4 @@ def accumulate(before: LowRank | None, more: LowRank | None, dtype: type, module
         return more if more.q <= min(more.shape) else more.filled()
     if before.q + more.q <= min(before.shape):
         return before + more
-    total = before.dense() + more.dense()
-    return LowRank(total, np.eye(total.shape[1], dtype=total.dtype)).filled()
+    return LowRank.beside_identity(before.dense() + more.dense())

@@ -1,6 +1,7 @@
 """A round's updates, read: what each client holds of a module after its training, in float64.
 
-Nothing is decoded before its module's turn, so that the server holds one module of all clients at a time.
+Nothing is decoded, or read from where it lies, before its module's turn: the server holds one module of all clients
+at a time, or of one client where a sum is enough.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from shepherd.errors import ClientError
-from shepherd.types import Adapter, ClientId, ClientUpdate, GlobalModel, View
+from shepherd.tensors import shapes, view_part
+from shepherd.types import CONTROL, Adapter, ClientId, ClientUpdate, GlobalModel, View
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,14 @@ class Uploads:
         views = [self.views[update.client] for update in self.updates]
         return [np.ones(v.adapter.r, bool) if v.slots is None else np.asarray(v.slots[module], bool) for v in views]
 
-    def changes(self, name: str) -> list[np.ndarray]:
+    def changes(self, name: str) -> Iterator[np.ndarray]:
         """float64 by client: how it changed the tensor `name`, whole, with zeros in the slots that did not travel."""
-        return [_change(self.views[update.client], update, name) for update in self.updates]
+        return (_change(self.views[update.client], update, name) for update in self.updates)
+
+    def control_changes(self) -> dict[str, Iterator[np.ndarray]]:
+        """SCAFFOLD's c_k⁺ − c_k, by tensor and client, where the updates hold them."""
+        names = [name for name in self.updates[0].delta if name.endswith(CONTROL)]
+        return {name.removesuffix(CONTROL): self.changes(name) for name in names}
 
     def each(self, module: str) -> Iterator[Local]:
         """Each client's factors after training, by client, decoded when their turn comes."""
@@ -126,8 +133,7 @@ def _answered(view: View, update: ClientUpdate) -> View:
         view = view.chosen(update.slots)
     except ValueError as error:
         raise ClientError(f"{update.client}: {error}", hint="an engine must let updates pass the gate") from None
-    expected = {name: tensor.shape for name, tensor in view.tensors().items()}
-    given = {name: tensor.shape for name, tensor in update.change.items()}
+    expected, given = shapes(view.tensors()), shapes(view_part(update.delta))
     for name in sorted(expected.keys() | given.keys()):
         if expected.get(name) != given.get(name):
             theirs, ours = _shape(given.get(name)), _shape(expected.get(name))

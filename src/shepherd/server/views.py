@@ -30,7 +30,8 @@ class ViewOf:
     """make(model, client, rank, round, seed) -> View.
 
     all_slots: clients hold all slots, and their rank says how many they may move. probe: a client of a lower rank
-    chooses them itself, by a probe of so many steps (see types.Choice); None where the server does.
+    chooses them itself, by a probe of so many steps (see types.Choice); None where the server does. by_rank: clients of
+    one rank begin from the same.
     """
 
     make: Callable[[GlobalModel, ClientId, int, int, int], View]
@@ -40,6 +41,7 @@ class ViewOf:
     probe: int | None = None
     needs_zero_B: bool = False
     of_cores: bool = False
+    by_rank: bool = False
     name: str = ""
 
 
@@ -55,7 +57,7 @@ def identity() -> ViewOf:
             )
         return View(model.adapter)
 
-    return ViewOf(make, mixed_ranks=False)
+    return ViewOf(make, mixed_ranks=False, by_rank=True)
 
 
 @views
@@ -66,7 +68,7 @@ def prefix(scale: Scale = "common") -> ViewOf:
         _check_rank(model.adapter, client, rank)
         return View(_of_rank(model.adapter, rank, scale, _first(model.adapter, rank)))
 
-    return ViewOf(make)
+    return ViewOf(make, by_rank=True)
 
 
 @views
@@ -137,7 +139,7 @@ def fresh(scale: Scale = "common") -> ViewOf:
             )
         return View(_of_rank(model.adapter, rank, scale, _first(model.adapter, rank)))
 
-    return ViewOf(make, gauge="own", needs_zero_B=True)
+    return ViewOf(make, gauge="own", needs_zero_B=True, by_rank=True)
 
 
 @views

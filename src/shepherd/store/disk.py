@@ -10,10 +10,12 @@ import errno
 import os
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 TEMPORARY = ".tmp-"
 """What begins so is unfinished work of a process: nobody reads it, and the next writer sweeps it away."""
@@ -82,11 +84,23 @@ class Disk:
     def remove_folder(self, folder: Path) -> None:
         os.rmdir(folder)
 
+    def scratch(self, folder: Path) -> BinaryIO:
+        """A file without a name, readable by its owner alone: it is gone when it is closed, or when the process ends.
+
+        Where the system knows no such files it has a temporary name for an instant.
+        """
+        return tempfile.TemporaryFile(buffering=0, dir=folder, prefix=TEMPORARY)
+
+    def add(self, scratch: BinaryIO, data: memoryview) -> None:
+        """Add to the end of a scratch file. Nothing makes it durable: nobody reads it after this process."""
+        scratch.seek(0, os.SEEK_END)
+        _write_all(scratch, data)
+
 
 DISK = Disk()
 
 
-def _write_all(stream, data: bytes) -> None:
+def _write_all(stream, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[stream.write(rest) :]

@@ -14,14 +14,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import ResourceError, ShepherdError, UsageError, did_you_mean
 from shepherd.store import lines
-from shepherd.store.disk import DISK, Disk, discard, make_folders, remove_tree, sweep, temporary, write_whole
+from shepherd.store.disk import DISK, TEMPORARY, Disk, discard, make_folders, remove_tree, sweep, temporary, write_whole
 from shepherd.store.lock import locked
 from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name
+from shepherd.store.scratch import Scratch
 
 ROUNDS, JOURNAL = "rounds.jsonl", "journal.jsonl"
 _FORMER = ".old-"
@@ -137,6 +139,12 @@ class RunDirectory:
                     self._written = lines.Growing(metrics)
                 raise
 
+    def scratch(self) -> Scratch:
+        """A file without a name for this process alone; a ResourceError says when it cannot be made, filled or read."""
+        explained = partial(self._explained, self.path / f"{TEMPORARY}updates")
+        with explained("written"):
+            return Scratch(self.disk, self.disk.scratch(self.path), explained)
+
     def prune_checkpoints(self, keep: int, best: int) -> None:
         """Delete all but the last `keep` checkpoints, at least two, and that of round `best`."""
         with self._explained(self.rounds.folder):
@@ -173,8 +181,8 @@ class RunDirectory:
         return found
 
     @contextmanager
-    def _explained(self, file: Path) -> Iterator[None]:
-        """Turn a failing disk into a sentence: which file, what is intact, how to go on."""
+    def _explained(self, file: Path, verb: str = "written") -> Iterator[None]:
+        """Turn a failing disk into a sentence: which file was not written (or read), what is intact, how to go on."""
         try:
             yield
         except ShepherdError:
@@ -182,7 +190,7 @@ class RunDirectory:
         except Exception as error:
             number = error.errno if isinstance(error, OSError) else _native_error(error)
             if number in _REASONS:
-                raise self._failure(number, Path(getattr(error, "filename", None) or file)) from error
+                raise self._failure(number, Path(getattr(error, "filename", None) or file), verb) from error
             if number is not None and not self.path.is_dir():
                 raise ResourceError(
                     f"{self.path} is gone: it was deleted or moved while the run wrote to it",
@@ -190,12 +198,12 @@ class RunDirectory:
                 ) from error
             raise
 
-    def _failure(self, number: int, file: Path) -> ResourceError:
+    def _failure(self, number: int, file: Path, verb: str) -> ResourceError:
         reason, mend = _REASONS[number]
         committed = self.rounds.numbers()
         intact = f"rounds up to {committed[-1]} are committed and intact" if committed else "no round was committed yet"
         again = f"then: shepherd resume {self.path}" if committed else "then run it again, or elsewhere with --out"
-        return ResourceError(f"{reason}: {file} was not written; {intact}", hint=f"{mend}, {again}")
+        return ResourceError(f"{reason}: {file} was not {verb}; {intact}", hint=f"{mend}, {again}")
 
 
 _REASONS = {

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from shepherd.tensors import cluster_part, view_part
 from shepherd.types import (
     CLUSTER,
     CONTROL,
@@ -149,7 +150,7 @@ class Gate:
             if not math.isfinite(_square(update.delta[name])):
                 count = int((~np.isfinite(update.delta[name])).sum())
                 raise WireError("non-finite", f"{name}: {count} values are not finite")
-        norm = max(update_norm(update), update_norm(update.of_cluster()))
+        norm = max(update_norm(update), _norm(cluster_part(update.delta)))
         if self.limits.norm and norm > self.limits.norm:
             raise WireError("norm", f"L2 norm {norm:.6g}, the limit is {self.limits.norm:g}")
         if update.slots:
@@ -202,7 +203,11 @@ def _answered(view: View, slots: Tensors) -> View:
 
 def update_norm(update: ClientUpdate) -> float:
     """L2 norm of the delta of the view, in float64; what travels beside it is no part of it."""
-    return math.sqrt(sum(map(_square, update.change.values())))
+    return _norm(view_part(update.delta))
+
+
+def _norm(tensors: Tensors) -> float:
+    return math.sqrt(sum(map(_square, tensors.values())))
 
 
 def _square(array: np.ndarray) -> float:
