@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from shepherd.clients.personal import own_adapters
-from shepherd.clients.training import Cohort, StepReport
+from shepherd.clients.reports import StepReport
+from shepherd.clients.training import Cohort
 from shepherd.config import Config
 from shepherd.errors import UsageError, did_you_mean
 from shepherd.evaluation.losses import RowLosses, row_losses
@@ -133,6 +134,7 @@ def local_arm(config: Config, learner: Learner, rows: Rows, names: Sequence[Clie
     """Every named client alone, trained side by side in cohorts."""
     arm = Arm({}, {}, {}, Budget(0, 0.0, 0, 0))
     at_once = learner.settings.clients_at_once
+    observe(1, dict.fromkeys(names, "waiting"))
     for start in range(0, len(names), at_once):
         chunk = tuple(names[start : start + at_once])
         data = {name: rows.clients[name] for name in chunk}

@@ -5,11 +5,12 @@ asked = ask(state, plan, engine, observe)       # after it: asked.counted, .late
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from shepherd.clients.reports import StepReport
 from shepherd.clients.selection import Draw, Pool
-from shepherd.clients.training import StepReport
 from shepherd.errors import ClientError
 from shepherd.plan import Engine, Plan
 from shepherd.rng import stream
@@ -17,6 +18,7 @@ from shepherd.server.aggregation import update_weights
 from shepherd.server.optimizer import control
 from shepherd.server.weights import capped
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, Memory, ServerState, TrainTask, View, Work
+from shepherd.updates.gate import Gate
 
 
 @dataclass
@@ -136,6 +138,7 @@ def _draw_and_train(
     # Who is known to be late need not be simulated: its update would be thrown away.
     late = {client for client in draw.clients if policy.deadline and seconds[client] > policy.deadline}
     asked.late |= late
+    observe({client: "late" if client in late else "waiting" for client in draw.clients})
     task = TrainTask(
         number,
         {client: view for client, view in views.items() if client not in late},
@@ -147,13 +150,27 @@ def _draw_and_train(
     )
     private = {client: state.clients[client] for client in task.work if client in state.clients}
     gate = plan.gate()
-    answers = [gate.admit(answer, task) for answer in engine.train(task, private, observe)] if task.work else []
+    answers = list(_admitted(engine.train(task, private, observe), gate, task, observe)) if task.work else []
     asked.bad += [a for a in answers if isinstance(a, ClientFailure)]
     for update in sorted((a for a in answers if isinstance(a, ClientUpdate)), key=lambda u: seconds[u.client]):
         asked.usable[update.client] = update
         if policy.over_select and wanted <= 0:
             asked.late.add(update.client)
+            observe({update.client: "late"})
         wanted -= asked.times[update.client]
+
+
+def _admitted(
+    answers: Iterable[Any], gate: Gate, task: TrainTask, observe: Callable[[StepReport], None]
+) -> Iterator[ClientUpdate | ClientFailure]:
+    """The answers behind the gate; of each the outcome is told."""
+    for answer in answers:
+        admitted = gate.admit(answer, task)
+        yield admitted
+        refused = isinstance(admitted, ClientFailure)
+        if admitted.client in task.work and not (refused and admitted.code == "duplicate"):
+            failed = "failed" if isinstance(answer, ClientFailure) else "rejected"
+            observe({admitted.client: failed if refused else "done"})
 
 
 def pool_of(clients: Sequence[ClientId], state: ServerState, plan: Plan) -> Pool:

@@ -1,14 +1,15 @@
-"""Step reports -> progress events: share of the planned tokens, tokens per second, time left."""
+"""Reports of clients -> progress events: a row per client, share of the planned tokens, tokens per second, ETA."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from shepherd.clients.training import StepReport
+from shepherd.clients.reports import Progress, StepReport
 from shepherd.config import Config
 from shepherd.prepare import Rows
 from shepherd.round import Plan
@@ -41,31 +42,40 @@ class Meter:
         self.skipped += share * self.planned.get(arm, 0.0)
 
     def steps(self, arm: str) -> Callable[[int, StepReport], None]:
-        """The observer of one arm's steps."""
-        former = [0, StepReport({}, frozenset(), 0)]
+        """The observer of one arm's rounds: a "step" event after steps, a "clients" event where only states changed."""
+        rows: dict[str, tuple[int, Progress]] = {}  # of each client: the round of its last news, and what is known
 
         def observe(number: int, report: StepReport) -> None:
-            last = former[1]
-            anew = number != former[0] or report.tokens < last.tokens or last.clients.keys().isdisjoint(report.clients)
-            self.done += report.tokens - (0 if anew else last.tokens)  # another round or cohort counts from 0
-            former[:] = number, report
-            elapsed = time.perf_counter() - self.begin
-            planned = sum(self.planned.values())
-            fraction = min(1.0, (self.done + self.skipped) / planned)
-            rate = self.done / elapsed
-            self.tell(
-                {
-                    "event": "step", "arm": arm, "round": number, "rounds": self.rounds,
-                    "clients": {
-                        client: {
-                            "step": step, "steps": steps, "loss": loss, "tokens": tokens,
-                            "state": "failed" if client in report.failed else "done" if step == steps else "training",
-                        }
-                        for client, (step, steps, loss, tokens) in report.clients.items()
-                    },
-                    "tokens_per_second": rate, "fraction": fraction,
-                    "eta_seconds": (planned - self.done - self.skipped) / rate if rate else None,
-                }
-            )  # fmt: skip
+            stepped = False
+            for client, news in report.items():
+                told_in, known = rows.get(client, (number, Progress()))
+                known = known if told_in == number else Progress()
+                now = known._replace(state=news) if isinstance(news, str) else news
+                rows[client] = number, now
+                self.done += now.tokens - known.tokens
+                stepped |= now.step != known.step or now.tokens != known.tokens
+            event = {
+                "event": "step" if stepped else "clients", "arm": arm, "round": number, "rounds": self.rounds,
+                "clients": {client: _row(rows[client][1]) for client in report},
+            }  # fmt: skip
+            self.tell(event | self._pace() if stepped else event)
 
         return observe
+
+    def _pace(self) -> dict[str, Any]:
+        planned, rate = sum(self.planned.values()), self.done / (time.perf_counter() - self.begin)
+        return {
+            "tokens_per_second": rate,
+            "fraction": min(1.0, (self.done + self.skipped) / planned),
+            "eta_seconds": (planned - self.done - self.skipped) / rate if rate else None,
+        }
+
+
+def _row(progress: Progress) -> dict[str, Any]:
+    """A client in an event. `tokens` are those that were learned, `seen_tokens` all that went through the base."""
+    return {
+        "step": progress.step, "steps": progress.steps,
+        "loss": progress.loss if math.isfinite(progress.loss) else None,
+        "tokens": progress.targets, "state": progress.state, "seen_tokens": progress.tokens,
+        "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else None,
+    }  # fmt: skip

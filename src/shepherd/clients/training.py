@@ -8,6 +8,7 @@ separate trainings give. A real site runs the same code with a cohort of one.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import torch
 
 from shepherd.clients.moving import Moving
 from shepherd.clients.personal import Personalization, home_tensors, second_adapter, second_tensors, with_home
+from shepherd.clients.reports import Progress, StepReport
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive, stream
@@ -51,15 +53,6 @@ class LocalTraining:
     personal: Personalization = field(default_factory=Personalization)
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """After each step of a cohort: per client (step, steps, loss, target tokens so far), and tokens seen."""
-
-    clients: Mapping[ClientId, tuple[int, int, float, int]]
-    failed: frozenset[ClientId]
-    tokens: int
-
-
 def walk(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int, seed: int) -> list[Tokens]:
     """Rows first … first + rows − 1 of a client's endless walk: pass after pass, each in an order of its own.
 
@@ -85,9 +78,8 @@ class Course:
     rates: tuple[float, ...]
     losses: list[float] = field(default_factory=list)
     targets: int = 0
-
-    def report(self) -> tuple[int, int, float, int]:
-        return len(self.losses), len(self.rates), self.losses[-1] if self.losses else math.nan, self.targets
+    tokens: int = 0
+    seconds: float = 0.0
 
     def metrics(self) -> dict[str, float]:
         mean = float(np.mean(self.losses))
@@ -133,14 +125,19 @@ class Cohort:
         A client whose loss or gradient is not finite stops there, and is in `failures`.
         """
         courses = {w.client: self._course(w) for w in work}
-        seen = 0
         with self.packed.packing(), self.lora.attached(), _checkpointing(self.packed.model, self.settings):
             for step in range(max(w.steps for w in work)):
                 active = {c: way for c, way in courses.items() if step < len(way.rates) and c not in self.failures}
                 if not active:
                     break
-                seen += self._step(active, step, round_number)
-                observe(StepReport({c: way.report() for c, way in courses.items()}, frozenset(self.failures), seen))
+                begin = time.perf_counter()
+                self._step(active, step, round_number)
+                took = time.perf_counter() - begin
+                for way in active.values():
+                    way.tokens += sum(len(row.input_ids) for _, row in way.batches[step])
+                    way.seconds += took
+                self.told = {client: self._progress(client, way) for client, way in courses.items()}
+                observe(self.told)
         return {c: way.metrics() for c, way in courses.items() if c not in self.failures}
 
     def _course(self, work: Work) -> Course:
@@ -151,8 +148,14 @@ class Cohort:
         batches = [numbered[start:end] for start, end in pairwise(ends)]
         return Course(self.clients.index(work.client), batches, work.learning_rates)
 
-    def _step(self, active: Mapping[ClientId, Course], step: int, round_number: int) -> int:
-        """One optimizer step of every active client; returns the number of tokens that went through the base."""
+    def _progress(self, client: ClientId, way: Course) -> Progress:
+        step, steps = len(way.losses), len(way.rates)
+        state = "failed" if client in self.failures else "done" if step == steps else "training"
+        loss = way.losses[-1] if way.losses else math.nan
+        return Progress(state, step, steps, loss, way.targets, way.tokens, way.seconds)
+
+    def _step(self, active: Mapping[ClientId, Course], step: int, round_number: int) -> None:
+        """One optimizer step of every active client."""
         ways = sorted(active.items(), key=lambda item: item[1].slot)
         counts = {way.slot: sum(row.targets for _, row in way.batches[step]) for _, way in ways}
         rows = [
@@ -177,7 +180,6 @@ class Cohort:
             way.targets += counts[way.slot]
             self.moving[client].clip(norm)
             self.moving[client].step(way.rates[step])
-        return sum(len(row.tokens.input_ids) for row in rows)
 
     def _gradients(
         self, ways: Sequence[tuple[ClientId, Course]], rows: Sequence[Row], counts: Mapping[int, int], step: int

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from shepherd.clients.training import LocalTraining, StepReport, train
+from shepherd.clients.reports import StepReport
+from shepherd.clients.training import LocalTraining, train
 from shepherd.engines.isolation import isolated
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.model.forward import PackedModel
