@@ -134,7 +134,7 @@ def test_a_long_round_gives_a_sign_of_life(capsys, monkeypatch):
     lines = progress.PlainLines()
     lines.last_line -= progress.SECONDS_BETWEEN_LINES
     lines(step({"a": "training"}))
-    assert plain(capsys.readouterr().err) == "federated round 1/3: 37 % done, 412 tokens/s, 41.0 s left\n"
+    assert plain(capsys.readouterr().err) == "federated, round 1/3: 37 % done, 412 tokens/s, 41.0 s left\n"
 
 
 def test_no_colour_and_no_terminal_mean_plain_lines(monkeypatch):

@@ -18,6 +18,7 @@ from shepherd import arms, config, experiment
 from shepherd.clients import training
 from shepherd.errors import ClientError, EvaluationError, UsageError
 from shepherd.estimate import plan
+from shepherd.evaluation.losses import row_losses
 from shepherd.model.adapter import WEIGHTS, digest, load_adapter, save_adapter
 from shepherd.model.base import load_base
 from shepherd.prepare import prepare_learner, prepare_rows
@@ -82,7 +83,9 @@ def test_the_summary_has_every_key_of_its_schema_and_is_what_run_returned(tiny_r
     assert sorted(summary["arms"]["local"]) == CATEGORIES
     for arm in (summary["arms"]["base"], summary["arms"]["federated"], *summary["arms"]["local"].values()):
         assert sorted(arm["per_category"]) == CATEGORIES and math.isfinite(arm["loss"])
-    assert set(summary["seconds"]) >= {"total", "federated", "local", "centralised", "evaluate", "generate"}
+    seconds = dict(summary["seconds"])
+    assert set(seconds) >= {"total", "federated", "local", "centralised", "evaluate", "generate"}
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values())), "each second is in one phase"
     assert (summary["clients"], summary["rounds"], summary["cohort"], summary["seed"]) == (8, 2, 8, 0)
     data = summary["data"]
     assert (data["rows"], data["train_rows"], data["held_out_rows"]) == (48, 32, 16)
@@ -458,7 +461,8 @@ def test_a_local_client_that_ends_with_a_loss_that_is_no_number_counts_as_failed
     base = load_base(settings.model.base, device="cpu", dtype="float32")
     rows, _ = prepare_rows(settings, base.tokenizer)
     learner = prepare_learner(settings, base)
-    arm = arms.local_arm(settings, learner, rows, ("closed_qa", "open_qa"), lambda number, report: None)
+    measure = lambda lora: row_losses(learner.packed, rows.held_out, lora)  # noqa: E731
+    arm = arms.local_arm(settings, learner, rows, ("closed_qa", "open_qa"), lambda number, report: None, measure)
     assert [(f.client, f.code) for f in arm.failures] == [("closed_qa", "non-finite"), ("open_qa", "non-finite")]
     assert arm.losses == arm.adapters == arm.curves == {}
 

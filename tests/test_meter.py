@@ -6,7 +6,13 @@ from collections import Counter
 
 import pytest
 
+from shepherd.clients.personal import Cost
 from shepherd.clients.reports import Progress
+from shepherd.estimate import plan
+from shepherd.meter import Clock, Meter
+from shepherd.model.base import load_tokenizer
+from shepherd.model.forward import NOBODY, PackedModel
+from shepherd.prepare import prepare_plan, prepare_rows
 from shepherd.types import ClientFailure
 
 ROUNDS = ("evaluation.arms=base,federated", "evaluation.generate=0", "training.local_steps=2", "federation.rounds=1")
@@ -41,9 +47,6 @@ def test_every_client_of_the_cohort_is_told_of_from_waiting_to_done_whatever_the
 
 def test_a_clients_tokens_are_all_that_went_through_the_model_and_learned_ones_stay_apart(run_small):
     run = run_small(*ROUNDS, "training.batch_size=100", "training.local_steps=1")  # each client: its 4 rows once
-    from shepherd.model.base import load_tokenizer
-    from shepherd.prepare import prepare_rows
-
     rows, _ = prepare_rows(run.config, load_tokenizer(run.config.model.base))
     last = {client: row for _, _, client, row in rows_of(run.events)}
     for client, held in rows.clients.items():
@@ -103,14 +106,10 @@ def test_clients_that_train_alone_wait_for_their_chunk_too(run_small):
 @pytest.fixture
 def meter(small_config):
     """The observer of the federated arm of a tiny run, and the list of its events."""
-    from shepherd.meter import Meter
-    from shepherd.model.base import load_tokenizer
-    from shepherd.prepare import prepare_plan, prepare_rows
-
     config = small_config(*ROUNDS)
     rows, _ = prepare_rows(config, load_tokenizer(config.model.base))
     events: list = []
-    return Meter(events.append, config, rows, prepare_plan(config, rows), ()).steps("federated"), events
+    return Meter(events.append, config, rows, prepare_plan(config, rows), (), Cost()).steps("federated"), events
 
 
 def test_a_chunk_that_is_trained_again_counts_once(meter):
@@ -123,3 +122,52 @@ def test_a_chunk_that_is_trained_again_counts_once(meter):
     assert events[-1]["event"] == "clients" and events[-1]["clients"]["a"]["seen_tokens"] == 0
     watch(2, {"a": Progress("done", 2, 2, 2.0, tokens=80, seconds=1.0)})
     assert events[-1]["fraction"] == pytest.approx(4 * once)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts of tokens that really went through the base: [trained on, only measured]."""
+    counts, trained, measured = [0, 0], PackedModel.loss_sums, PackedModel.token_losses
+
+    def count(batch, what):
+        counts[what] += sum(s.end - s.start for s in batch.segments if s.slot != NOBODY)
+
+    monkeypatch.setattr(PackedModel, "loss_sums", lambda self, batch: (count(batch, 0), trained(self, batch))[1])
+    monkeypatch.setattr(PackedModel, "token_losses", lambda self, batch: (count(batch, 1), measured(self, batch))[1])
+    return counts
+
+
+@pytest.mark.parametrize("personal", ["none", "ditto", "finetune"])
+def test_what_was_planned_is_what_goes_through_the_model_and_what_the_progress_ends_at(run_small, passes, personal):
+    more = {"finetune": ["personalization.steps=3", "personalization.learning_rate=0.001"]}.get(personal, [])
+    run = run_small(
+        f"personalization.name={personal}", *more, "training.batch_size=100", "training.local_steps=1",
+        "training.clients_at_once=5", "evaluation.every=1", "evaluation.generate=0",
+    )  # fmt: skip
+    trained, measured = passes
+    planned = plan(run.config).tokens
+    evaluated = planned.pop("evaluation")
+    assert (sum(planned.values()), evaluated) == (trained, measured)
+    steps = [e for e in run.events if e["event"] == "step"]
+    shares = [e["fraction"] for e in steps]
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0) and shares[-2] < 0.999
+    states = [state for state in history(run.events)["open_qa"] if state != "training"]
+    assert states == ["waiting", "done"] * 2, "done once a round, whatever it trains"
+    assert {row["steps"] for _, _, _, row in rows_of(run.events)} == {0, 2 if personal == "ditto" else 1}
+    if personal == "finetune":
+        assert history(run.events, "personal")["open_qa"] == ["waiting", "training", "done"]
+
+
+def test_what_is_timed_within_something_else_counts_only_there(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("shepherd.meter.time.perf_counter", lambda: now[0])
+    clock = Clock()
+    now[0] = 1.0
+    with clock.on("federated"):
+        now[0] = 3.0
+        with pytest.raises(ValueError, match="stop"), clock.on("evaluate"):
+            now[0] = 7.0
+            raise ValueError("stop")
+        now[0] = 8.0
+    now[0] = 8.5
+    assert clock.read() == {"other": 1.5, "federated": 3.0, "evaluate": 4.0, "total": 8.5}

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shepherd.arms import local_names
 from shepherd.config import Config
+from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import check_folder, load_tokenizer, pick_device, pick_dtype, pick_targets
 from shepherd.model.fetch import resolve
@@ -67,18 +67,18 @@ def plan(config: Config) -> Estimate:
     sizes = {name: features(model.get_submodule(name)) for name in targets}
     adapter = fresh_adapter(sizes, config.lora.r, config.lora.alpha, config.run.seed, rslora=config.lora.rslora)
     settings = local_training(config, device, adapter.num_parameters)
+    work = [rounds.work(c, 1, 0) for c in rows.clients]
 
-    work = {c: rounds.work(c, 1, 0) for c in rows.clients}
-    length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
-    cost = {c: work[c].rows * length[c] for c in rows.clients}
-    federated = config.federation.rounds * rounds.asked * float(np.mean(list(cost.values())))
-    tokens = {"federated": federated}
-    if "local" in config.evaluation.arms:
-        tokens["local"] = config.federation.rounds * sum(cost[c] for c in names)
-    if "centralised" in config.evaluation.arms:
-        tokens["centralised"] = federated
+    personal = settings.personal
+    tokens = training_tokens(config, rows, rounds, names, personal.cost)
+    trained = sum(tokens.values())
     held_out = sum(len(t.input_ids) for t in rows.held_out)
     tokens["evaluation"] = held_out * _evaluations(config, len(names))
+    if personal.name != "none":  # each on the client's own held-out rows
+        tokens["evaluation"] += sum(len(rows.held_out[i].input_ids) for c in rows.clients for i in rows.held_out_of(c))
+    if personal.cost.forwards:
+        tokens["losses"] = personal.cost.forwards * tokens["federated"] / personal.cost.trainings
+    measured = sum(tokens.values()) - trained
 
     slots = min(max(rounds.asked, len(names) if "local" in tokens else 1), settings.clients_at_once)
     text = shape.get_text_config()
@@ -86,7 +86,6 @@ def plan(config: Config) -> Estimate:
     head = 2 * text.vocab_size * text.hidden_size
     targets_share = sum(t.targets for t in rows.held_out) / held_out
     forward = 2 * body + head * targets_share  # operations per token
-    trained = sum(count for arm, count in tokens.items() if arm != "evaluation")
     peak = matmul_peak(dtype, device.type) * 1e9
     return Estimate(
         model_parameters=model.num_parameters(),
@@ -100,7 +99,7 @@ def plan(config: Config) -> Estimate:
         cohort=rounds.cohort_size,
         rounds=config.federation.rounds,
         rows_per_client=_least_and_most([len(held) for held in rows.clients.values()]),
-        steps_per_round=_least_and_most([w.steps for w in work.values()]),
+        steps_per_round=_least_and_most([w.steps for w in work]),
         tokens={arm: round(count) for arm, count in tokens.items()},
         bytes_up=adapter.nbytes * rounds.asked * config.federation.rounds,
         bytes_down=adapter.nbytes * rounds.asked * config.federation.rounds,
@@ -108,7 +107,7 @@ def plan(config: Config) -> Estimate:
         disk_bytes=round(
             (min(max(2, config.checkpoints.keep) + 2, config.federation.rounds) + 1) * adapter.nbytes + 10e6
         ),
-        seconds=(2 * forward * trained + forward * tokens["evaluation"]) / (PEAK_SHARE * peak) + 10,
+        seconds=(2 * forward * trained + forward * measured) / (PEAK_SHARE * peak) + 10,
     )
 
 

@@ -33,12 +33,13 @@ from shepherd.estimate import Estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, identity
-from shepherd.meter import Meter
+from shepherd.meter import Clock, Meter
 from shepherd.model.adapter import digest, load_adapter, save_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
+from shepherd.model.lora import CohortLora
 from shepherd.model.threads import use_threads
 from shepherd.prepare import (
     Learner,
@@ -136,8 +137,7 @@ class _Experiment:
     def __init__(self, config: Config, observer: Observer | None) -> None:
         self.config, self.tell = config, observer or (lambda event: None)
         self.force = False
-        self.seconds: dict[str, float] = {}
-        self.begin = time.perf_counter()
+        self.clock = Clock()
         self.held = ExitStack()  # the lock on the run directory
 
     def run(self, open_store: Callable[[], RunDirectory]) -> Run:
@@ -158,7 +158,7 @@ class _Experiment:
         self.store = open_store()
         self.held.enter_context(self.store.lock())
         state = self._begin_or_go_on(base, learner, rows, start)
-        self.meter = Meter(self.tell, config, rows, plan, names)
+        self.meter = Meter(self.tell, config, rows, plan, names, learner.settings.personal.cost)
         self.meter.skip("federated", state.round / config.federation.rounds)
         self.tell(
             {
@@ -191,7 +191,8 @@ class _Experiment:
         state = self._federated(learner, plan, rows, state)
         outcome: dict[str, arms.Arm] = {}
         if "local" in config.evaluation.arms:
-            train = partial(arms.local_arm, config, learner, rows, names, self.meter.steps("local"))
+            measure = partial(self._measure, learner, rows)
+            train = partial(arms.local_arm, config, learner, rows, names, self.meter.steps("local"), measure)
             outcome["local"] = self._arm("local", train, learner)
         if "centralised" in config.evaluation.arms:
             outcome["centralised"] = self._arm("centralised", partial(self._centralised, learner, plan, rows), learner)
@@ -312,7 +313,8 @@ class _Experiment:
 
     def _personal(self, base: Base, learner: Learner, plan: Plan, rows: Rows, state: ServerState) -> dict:
         """The models of clients' own: each as an adapter under personal/, and its losses on the client's own rows."""
-        models, failures = arms.personal_models(self.config, learner, plan, rows, state)
+        observe = self.meter.steps("personal")
+        models, failures = arms.personal_models(self.config, learner, plan, rows, state, observe)
         for failure in failures:
             self.tell({"event": "warning", "message": f"{failure.client}: {failure.code}: {failure.detail}"})
         if models:
@@ -320,10 +322,13 @@ class _Experiment:
                 for client, model in sorted(models.items()):
                     own = folder / quote(client, safe=" ", errors="surrogatepass").replace(".", "%2E")
                     save_adapter(own, whole_adapter(model), base_name=base.name, conv1d=learner.conv1d)
-        return arms.own_losses(learner, rows, models)
+        with self.clock.on("evaluate"):
+            return arms.own_losses(learner, rows, models)
 
     def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
-        arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, self.meter.steps("centralised"))
+        measure = partial(self._measure, learner, rows)
+        observe = self.meter.steps("centralised")
+        arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, observe, measure)
         if arm.failures:
             raise ClientError(
                 f"the centralised arm failed: {arm.failures[0].detail}", hint="lower training.learning_rate"
@@ -331,7 +336,8 @@ class _Experiment:
         return arm
 
     def _evaluate(self, arm: str, state: ServerState | None, rows: Rows, number: int) -> RowLosses:
-        losses = self.engine.evaluate(state.model if state else None, rows.held_out)
+        with self.clock.on("evaluate"):
+            losses = self.engine.evaluate(state.model if state else None, rows.held_out)
         if not np.isfinite(losses.stat.mean):
             raise EvaluationError(
                 f"round {number}: the held-out loss of the {arm} arm is {losses.stat.mean}",
@@ -339,6 +345,10 @@ class _Experiment:
             )
         self.tell({"event": "evaluation", "arm": arm, "round": number, "loss": losses.stat.mean})
         return losses
+
+    def _measure(self, learner: Learner, rows: Rows, lora: CohortLora) -> list[RowLosses]:
+        with self.clock.on("evaluate"):
+            return row_losses(learner.packed, rows.held_out, lora, 2 * learner.settings.tokens_per_pass)
 
     def _save(self, base: Base, learner: Learner, rows: Rows, state: ServerState) -> dict[str, float]:
         """Write the final adapter, then read it back and measure it again."""
@@ -361,7 +371,9 @@ class _Experiment:
                 version=__version__,
             )
             (folder / "README.md").write_text(card, encoding="utf-8")
-        again = self.engine.evaluate(GlobalModel(load_adapter(self.store.path / "adapter")), rows.held_out).stat.mean
+        with self.clock.on("evaluate"):
+            model = GlobalModel(load_adapter(self.store.path / "adapter"))
+            again = self.engine.evaluate(model, rows.held_out).stat.mean
         # In bfloat16 a remainder beside the base is rounded otherwise than the same increment inside the adapter.
         rounded = bool(state.model.remainder) and base.dtype != torch.float32
         if not abs(again - reported) <= (2e-3 if rounded else 1e-4) * (1 + abs(reported)):
@@ -446,7 +458,7 @@ class _Experiment:
             },
             "bytes_up": sum(line["bytes_up"] for line in lines),
             "bytes_down": sum(line["bytes_down"] for line in lines),
-            "seconds": {**self.seconds, "total": time.perf_counter() - self.begin},
+            "seconds": self.clock.read(),
             "model": {
                 "name": base.name, "digest": base.digest, "parameters": base.num_parameters,
                 "dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device), "licence": base.licence,
@@ -479,12 +491,8 @@ class _Experiment:
     @contextmanager
     def _phase(self, name: str, arm: str | None = None) -> Iterator[None]:
         self.tell({"event": "phase", "phase": name, "arm": arm, "detail": ""})
-        begin = time.perf_counter()
-        try:
+        with self.clock.on(arm if name == "train" and arm else name):
             yield
-        finally:
-            key = (arm if name == "train" else name) or name
-            self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - begin
 
 
 def _resolved(config: Config, base: Base, learner: Learner) -> Config:

@@ -4,36 +4,79 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from shepherd.clients.personal import Cost
 from shepherd.clients.reports import Progress, StepReport
 from shepherd.config import Config
 from shepherd.prepare import Rows
 from shepherd.round import Plan
+from shepherd.types import ClientId
+
+
+def training_tokens(config: Config, rows: Rows, plan: Plan, local: Sequence[ClientId], cost: Cost) -> dict[str, float]:
+    """About how many tokens each arm trains on. The arms alone pay no more for personal models: they are some."""
+    length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
+    once = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
+    rounds, batch = config.federation.rounds, config.training.batch_size
+    cohort = rounds * plan.asked * float(np.mean(list(once.values())))
+    tokens = {"federated": cohort * cost.trainings}
+    if "local" in config.evaluation.arms:
+        tokens["local"] = rounds * sum(once[c] for c in local)
+    if "centralised" in config.evaluation.arms:
+        tokens["centralised"] = cohort
+    if cost.steps:
+        tokens["personal"] = cost.steps * sum(min(batch, len(held)) * length[c] for c, held in rows.clients.items())
+    return tokens
+
+
+class Clock:
+    """Seconds by what they were spent on. What is timed within something else counts only there, so all add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.within = ["other"]
+        self.since = time.perf_counter()
+
+    @contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        self._charge()
+        self.within.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self.within.pop()
+
+    def read(self) -> dict[str, float]:
+        """Until now, with their sum as "total"."""
+        self._charge()
+        return {**self.seconds, "total": sum(self.seconds.values())}
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self.within[-1]] = self.seconds.get(self.within[-1], 0.0) + now - self.since
+        self.since = now
 
 
 class Meter:
     """What a run has done of what it has to do. `skip` says what was done before this process began."""
 
     def __init__(
-        self, tell: Callable[[dict[str, Any]], None], config: Config, rows: Rows, plan: Plan, local: tuple[str, ...]
+        self,
+        tell: Callable[[dict[str, Any]], None],
+        config: Config,
+        rows: Rows,
+        plan: Plan,
+        local: Sequence[ClientId],
+        cost: Cost,
     ) -> None:
         self.tell, self.rounds = tell, config.federation.rounds
-        length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
-        cost = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
-        per_round = plan.asked * float(np.mean(list(cost.values())))
-        self.planned: Mapping[str, float] = {
-            arm: tokens
-            for arm, tokens in {
-                "federated": per_round * self.rounds,
-                "local": sum(cost[c] for c in local) * self.rounds,
-                "centralised": per_round * self.rounds,
-            }.items()
-            if arm in (*config.evaluation.arms, "federated")
-        }
+        self.planned = training_tokens(config, rows, plan, local, cost)
         self.skipped = self.done = 0.0
         self.begin = time.perf_counter()
 

@@ -102,8 +102,7 @@ def describe(event: Mapping[str, Any], rounds: int = 0) -> str:
         case "step":
             left = wording.duration(event.get("eta_seconds"))
             speed = wording.count(round(event.get("tokens_per_second") or 0))
-            at = f"round {event['round']}/{event['rounds']}"
-            return f"{arm} {at}: {wording.percent(event.get('fraction'), 0)} done, {speed} tokens/s, {left} left"
+            return f"{_place(event)}: {wording.percent(event.get('fraction'), 0)} done, {speed} tokens/s, {left} left"
         case "round":
             losses = [loss for loss in (event.get("train_loss") or {}).values() if wording.number(loss) is not None]
             mean = sum(losses) / len(losses) if losses else None
@@ -184,10 +183,10 @@ class LiveTable(Observer):
         step = self.step
         left = f"{wording.duration(step['eta_seconds'])} left" if wording.number(step.get("eta_seconds")) else ""
         speed = f"{wording.count(round(step['tokens_per_second']))} tokens/s" if step.get("tokens_per_second") else ""
-        at = f"{step['arm']}, round {step['round']}/{step['rounds']}" if step else ""
         name = Path(self.run).name if self.run else "run"
         model = str(self.started.get("model", ""))
-        title = Text.assemble((name, "bold"), "  ", model, "  ", (at if self.training else self.phase, "cyan"))
+        at = _place(step) if self.training else self.phase
+        title = Text.assemble((name, "bold"), "  ", model, "  ", (at, "cyan"))
         bar = Table.grid(padding=(0, 1))
         share = min(1.0, max(0.0, step.get("fraction") or 0.0))
         bar.add_row(ProgressBar(total=1.0, completed=share, width=40), wording.percent(share, 0), left, speed)
@@ -221,6 +220,12 @@ class LiveTable(Observer):
             counts = ", ".join(f"{hidden.count(state)} {state}" for state in sorted(set(hidden)))
             table.add_row(Text(f"and {len(hidden)} more", "dim"), Text(counts, "dim"), "", "", "")
         return table
+
+
+def _place(event: Mapping[str, Any]) -> str:
+    """Where the run is: "federated, round 2/8"; personal models are tuned after the last one."""
+    arm = event["arm"]
+    return "personal models" if arm == "personal" else f"{arm}, round {event['round']}/{event['rounds']}"
 
 
 _ORDER = {"failed": 0, "rejected": 0, "late": 1, "training": 2, "waiting": 3, "done": 4}

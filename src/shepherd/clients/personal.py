@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,16 @@ PERSONAL = "personal/"
 personalizations = Registry("personalization")
 
 
+class Cost(NamedTuple):
+    """What a client pays in all. trainings, forwards: how often it trains on its rows of a round, and how often it only
+    takes their losses; steps: optimizer steps after the last round.
+    """
+
+    trainings: int = 1
+    forwards: int = 0
+    steps: int = 0
+
+
 @dataclass(frozen=True)
 class Personalization:
     """What clients do for a model of their own beside the rounds.
@@ -42,6 +52,11 @@ class Personalization:
     pull: Objective | None = None
     steps: int = 0
     learning_rate: float = 0.0
+
+    @property
+    def cost(self) -> Cost:
+        """What progress and `shepherd check` count."""
+        return Cost(trainings=1 if self.pull is None else 2, steps=self.steps)
 
 
 @personalizations

@@ -91,7 +91,8 @@ class Cohort:
     """K clients in training, in the order of `views`. Lives for one round, or longer for the baselines.
 
     `control` is SCAFFOLD's c, `private` what each client kept from its earlier rounds, `anchors` what the proximal term
-    pulls a client towards where that is not its view.
+    pulls a client towards where that is not its view. `before` is what was told of each client where this is not the
+    first of the `trainings` of its round, `told` what was told last.
     """
 
     packed: PackedModel
@@ -104,7 +105,10 @@ class Cohort:
     control: Tensors = field(default_factory=dict)
     private: Mapping[ClientId, Tensors] = field(default_factory=dict)
     anchors: Mapping[ClientId, Adapter] = field(default_factory=dict)
+    before: Mapping[ClientId, Progress] = field(default_factory=dict)
+    trainings: int = 1
     failures: dict[ClientId, ClientFailure] = field(default_factory=dict)
+    told: Mapping[ClientId, Progress] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.clients = tuple(self.views)
@@ -149,10 +153,12 @@ class Cohort:
         return Course(self.clients.index(work.client), batches, work.learning_rates)
 
     def _progress(self, client: ClientId, way: Course) -> Progress:
-        step, steps = len(way.losses), len(way.rates)
+        before = self.before.get(client, Progress())
+        step, steps = before.step + len(way.losses), self.trainings * len(way.rates)
         state = "failed" if client in self.failures else "done" if step == steps else "training"
         loss = way.losses[-1] if way.losses else math.nan
-        return Progress(state, step, steps, loss, way.targets, way.tokens, way.seconds)
+        spent = before.targets + way.targets, before.tokens + way.tokens, before.seconds + way.seconds
+        return Progress(state, step, steps, loss, *spent)
 
     def _step(self, active: Mapping[ClientId, Course], step: int, round_number: int) -> None:
         """One optimizer step of every active client."""
@@ -227,15 +233,19 @@ def train(
     for start in range(0, len(names), settings.clients_at_once):
         chunk = names[start : start + settings.clients_at_once]
         views = {name: with_home(task.views[name], private.get(name, {})) for name in chunk}
-        cohort = Cohort(packed, lora, settings, views, data, task.seed, task.objective, task.control, private)
+        cohort = Cohort(
+            packed, lora, settings, views, data, task.seed, task.objective, task.control, private,
+            trainings=settings.personal.cost.trainings,
+        )  # fmt: skip
         metrics = cohort.run([task.work[name] for name in chunk], task.round, observe)
         answers: dict[ClientId, ClientUpdate | ClientFailure] = dict(cohort.failures)
         for name in metrics:
             before = private.get(name, {})
             answers[name] = _update(task, name, cohort.moving[name], metrics[name], len(data[name]), before)
+        told = cohort.told
         del cohort  # its optimizers need not stay in memory beside those of the second adapters
         if settings.personal.pull is not None:
-            answers |= _second_adapters(task, private, packed, lora, settings, data, answers)
+            answers |= _second_adapters(task, private, packed, lora, settings, data, answers, told, observe)
         yield from (answers[name] for name in chunk)
 
 
@@ -274,6 +284,8 @@ def _second_adapters(
     settings: LocalTraining,
     data: Mapping[ClientId, Sequence[Tokens]],
     answers: Mapping[ClientId, ClientUpdate | ClientFailure],
+    told: Mapping[ClientId, Progress],
+    observe: Callable[[StepReport], None],
 ) -> dict[ClientId, ClientUpdate | ClientFailure]:
     """Ditto: the clients of these updates train their second adapters on the rows of the round, and keep them."""
     updates = {name: answer for name, answer in answers.items() if isinstance(answer, ClientUpdate)}
@@ -281,8 +293,11 @@ def _second_adapters(
         return {}
     anchors = {name: task.views[name].adapter for name in updates}
     views = {name: View(second_adapter(task.views[name], private.get(name, {}))) for name in updates}
-    cohort = Cohort(packed, lora, settings, views, data, task.seed, settings.personal.pull, anchors=anchors)
-    metrics = cohort.run([task.work[name] for name in updates], task.round, lambda report: None)
+    cohort = Cohort(
+        packed, lora, settings, views, data, task.seed, settings.personal.pull, anchors=anchors,
+        before=told, trainings=settings.personal.cost.trainings,
+    )  # fmt: skip
+    metrics = cohort.run([task.work[name] for name in updates], task.round, observe)
     found: dict[ClientId, ClientUpdate | ClientFailure] = {
         name: replace(failure, detail=f"of its second adapter {failure.detail}")
         for name, failure in cohort.failures.items()
