@@ -144,7 +144,7 @@ def local_arm(
         chunk = tuple(names[start : start + at_once])
         data = {name: rows.clients[name] for name in chunk}
         shares = {name: share(len(data[name]), config.training) for name in chunk}
-        _merge(arm, _train_alone(config, learner, data, shares, observe, measure, every=0))
+        _merge(arm, _train_alone(config, learner, data, shares, observe, measure))
     return arm
 
 
@@ -156,8 +156,7 @@ def centralised_arm(
     count = round(cohort * float(np.mean([r for r, _ in shares])))
     steps = max(1, round(float(np.mean([s for _, s in shares]))))
     pooled = tuple(row for client in sorted(rows.clients) for row in rows.clients[client])
-    every = config.evaluation.every
-    return _train_alone(config, learner, {POOLED: pooled}, {POOLED: (count, steps)}, observe, measure, every)
+    return _train_alone(config, learner, {POOLED: pooled}, {POOLED: (count, steps)}, observe, measure)
 
 
 def personal_models(
@@ -218,13 +217,12 @@ def _train_alone(
     shares: Mapping[ClientId, tuple[int, int]],
     observe: Observe,
     measure: Measure,
-    every: int,
 ) -> Arm:
     clients = tuple(data)
     lora = learner.make_lora()
     views = dict.fromkeys(clients, View(learner.adapter))
     cohort = Cohort(learner.packed, lora, learner.settings, views, data, config.run.seed)
-    rounds = config.federation.rounds
+    rounds, every = config.federation.rounds, config.evaluation.every
     curves: dict[str, list[tuple[int, float]]] = {client: [] for client in clients}
     metrics: list[Mapping[str, Mapping[str, float]]] = []
     for number in range(1, rounds + 1):

@@ -116,7 +116,8 @@ def _evaluations(config: Config, local: int) -> int:
     rounds, every = config.federation.rounds, config.evaluation.every
     curve = len({n for n in range(every, rounds + 1, every)} | {rounds}) if every else 1
     arms = config.evaluation.arms
-    return 1 + curve + 1 + (curve if "centralised" in arms else 0) + (local if "local" in arms else 0)
+    alone = ("centralised" in arms) + (local if "local" in arms else 0)
+    return 1 + curve + 1 + curve * alone
 
 
 def _memory(config, model, adapter_parameters, settings, dtype, text, slots) -> float:

@@ -266,11 +266,9 @@ class _Experiment:
                     losses = self._evaluate("federated", state, rows, state.round)
                     measured.append((losses.stat.mean, state.round))
                 line["held_out_loss"] = losses.stat.mean if losses else None
-                line["held_out_per_category"] = (
-                    {k: v["loss"] for k, v in results.arm_metrics(losses, rows)["per_category"].items()}
-                    if losses
-                    else None
-                )
+                parts = results.arm_metrics(losses, rows) if losses else {}
+                for part in ("per_category", "per_client"):
+                    line[f"held_out_{part}"] = {k: v["loss"] for k, v in parts[part].items()} if losses else None
                 line["seconds"]["evaluate"] = time.perf_counter() - begin
                 begin = time.perf_counter()
                 with store.commit_round(state.round, line) as folder:
@@ -430,7 +428,7 @@ class _Experiment:
         if "centralised" in outcome:
             curves["centralised"] = start + outcome["centralised"].curves[arms.POOLED]
         if local:
-            curves["local"] = outcome["local"].curves  # measured at the end only
+            curves["local"] = {client: start + curve for client, curve in outcome["local"].curves.items()}
         metrics = {
             "held_out_rows": len(rows.held_out),
             "held_out_tokens": int(self.losses["base"].tokens.sum()),
