@@ -7,6 +7,7 @@ peak, and the tensors that a decoder block of the usual shape keeps for its back
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,7 +20,7 @@ from shepherd.model.base import check_folder, load_tokenizer, pick_device, pick_
 from shepherd.model.fetch import resolve
 from shepherd.model.lora import features
 from shepherd.model.threads import matmul_peak, use_threads
-from shepherd.prepare import check_window, local_training, prepare_plan, prepare_rows
+from shepherd.prepare import Rows, check_window, local_training, prepare_plan, prepare_rows
 
 PEAK_SHARE = 0.5  # of the matrix-product peak that a whole training step reaches
 PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of ours
@@ -51,12 +52,17 @@ class Estimate:
 
 def plan(config: Config) -> Estimate:
     """Sizes, bytes, memory, disk and time of a run of `config`. Raises what the run would raise for bad input."""
-    device = pick_device(config.model.device)
-    dtype = pick_dtype(config.model.dtype, device)
     use_threads(config.run.threads)
     folder = resolve(config.model.base, config.model.revision)
     check_folder(folder)
     rows, _ = prepare_rows(config, load_tokenizer(folder))
+    return estimate(config, folder, rows)
+
+
+def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) -> Estimate:
+    """The same of rows that are prepared. Not timed it measures nothing, and says 0 seconds."""
+    device = pick_device(config.model.device)
+    dtype = pick_dtype(config.model.dtype, device)
     names = local_names(config, tuple(rows.clients))
     rounds = prepare_plan(config, rows)
     shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -86,7 +92,7 @@ def plan(config: Config) -> Estimate:
     head = 2 * text.vocab_size * text.hidden_size
     targets_share = sum(t.targets for t in rows.held_out) / held_out
     forward = 2 * body + head * targets_share  # operations per token
-    peak = matmul_peak(dtype, device.type) * 1e9
+    operations = 2 * forward * trained + forward * measured
     return Estimate(
         model_parameters=model.num_parameters(),
         adapter_parameters=adapter.num_parameters,
@@ -107,7 +113,7 @@ def plan(config: Config) -> Estimate:
         disk_bytes=round(
             (min(max(2, config.checkpoints.keep) + 2, config.federation.rounds) + 1) * adapter.nbytes + 10e6
         ),
-        seconds=(2 * forward * trained + forward * measured) / (PEAK_SHARE * peak) + 10,
+        seconds=operations / (PEAK_SHARE * matmul_peak(dtype, device.type) * 1e9) + 10 if timed else 0.0,
     )
 
 

@@ -29,14 +29,15 @@ from shepherd.data.tokenize import encode_prompt
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
 from shepherd.errors import ClientError, EvaluationError, ResourceError, UsageError
-from shepherd.estimate import Estimate, plan
+from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, identity
 from shepherd.meter import Clock, Meter
 from shepherd.model.adapter import digest, load_adapter, save_adapter
 from shepherd.model.adapter_card import adapter_card
-from shepherd.model.base import Base, load_base
+from shepherd.model.base import Base, check_folder, load_base, load_tokenizer
+from shepherd.model.fetch import resolve
 from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
@@ -45,7 +46,6 @@ from shepherd.prepare import (
     Learner,
     Rows,
     base_weights,
-    check_window,
     context_window,
     prepare_learner,
     prepare_method,
@@ -57,6 +57,7 @@ from shepherd.prepare import (
 from shepherd.rng import stream
 from shepherd.round import Engine, Plan, RoundRecord, notes, troubles
 from shepherd.server.whole import whole_adapter
+from shepherd.starting import MARGIN, fits_here
 from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.tuned import load_tuned
@@ -82,7 +83,7 @@ def run(config: Config, observer: Observer | None = None, out_dir: Path | None =
     EvaluationError when the adapter on disk does not give the reported loss.
     """
     out = Path(out_dir) if out_dir is not None else Path(config.run.out)
-    return _carry_out(_Experiment(config, observer), lambda: RunDirectory.create(out, config.run.name))
+    return _carry_out(_Experiment(config, observer, out), lambda: RunDirectory.create(out, config.run.name))
 
 
 def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool = False) -> Run:
@@ -98,7 +99,7 @@ def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool
         if not (folder / "report.html").exists():
             _report(folder)
         return Run(folder, read_json(folder / "summary.json"))
-    experiment = _Experiment(load_config(folder / "config.toml"), observer)
+    experiment = _Experiment(load_config(folder / "config.toml"), observer, folder)
     experiment.force = force
     return _carry_out(experiment, lambda: store)
 
@@ -134,8 +135,8 @@ def _report(run_dir: Path) -> None:
 class _Experiment:
     """The state of one run, from config to summary."""
 
-    def __init__(self, config: Config, observer: Observer | None) -> None:
-        self.config, self.tell = config, observer or (lambda event: None)
+    def __init__(self, config: Config, observer: Observer | None, place: Path) -> None:
+        self.config, self.tell, self.place = config, observer or (lambda event: None), place
         self.force = False
         self.clock = Clock()
         self.held = ExitStack()  # the lock on the run directory
@@ -143,13 +144,16 @@ class _Experiment:
     def run(self, open_store: Callable[[], RunDirectory]) -> Run:
         config = self.config
         prepare_personal(config, prepare_method(config))  # what does not fit is said before anything is loaded
-        with self._phase("load model"):
-            use_threads(config.run.threads)
-            base = load_base(**config.model.model_dump())
         with self._phase("prepare data"):
-            check_window(config, base.model.config)
-            rows, template = prepare_rows(config, base.tokenizer)
+            use_threads(config.run.threads)
+            folder = resolve(config.model.base, config.model.revision)
+            check_folder(folder)
+            rows, template = prepare_rows(config, load_tokenizer(folder))
             names = arms.local_names(config, tuple(rows.clients))
+            needed = dataclasses.asdict(estimate(config, folder, rows, timed=False))
+            fits_here(needed, self.place, MARGIN)
+        with self._phase("load model"):
+            base = load_base(**config.model.model_dump())
         with self._phase("prepare model"):
             learner = prepare_learner(config, base)
             plan = prepare_plan(config, rows)

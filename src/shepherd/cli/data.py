@@ -11,11 +11,12 @@ import click
 from shepherd import output
 from shepherd.cli.group import Commands
 from shepherd.cli.settings import Settings, complete_recipe, gather, looks_like_recipe
+from shepherd.starting import read_rows
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shepherd.config import Config, DataTable
+    from shepherd.config import DataTable
     from shepherd.data.sources import Dataset
     from shepherd.data.tokenize import Tokenized
     from shepherd.types import Partition
@@ -115,22 +116,6 @@ def _settings(argument: str, **flags: Any) -> Settings:
     for line in settings.notes if recipe else settings.notes[1:]:
         output.note(line)
     return settings
-
-
-def read_rows(config: Config, source: str = "") -> Dataset:
-    """The rows of the recipe's source (or of `source`, all of them), without a tokenizer and so without torch."""
-    from shepherd.data.sources import load_examples
-
-    table = config.data
-    return load_examples(
-        source or table.source,
-        format=table.format,
-        columns=table.columns,
-        categories=table.categories,
-        rows_per_category=0 if source else table.rows_per_category,
-        languages=table.languages,
-        seed=config.run.seed,
-    )
 
 
 def _divide(settings: Settings, dataset: Dataset, needs_partition: bool) -> tuple[tuple, tuple, Partition]:
