@@ -18,7 +18,7 @@ BOTTOM = GROUND | {"config", "store"}
 DATA_AND_MODEL = {"data", "model"}
 ROOMS = {"clients", "updates", "server", "evaluation"}
 MIDDLE = BOTTOM | DATA_AND_MODEL | ROOMS | {"state"}
-RUN = {"starting", "identity", "meter", "prepare", "arms", "results", "estimate", "experiment", "tuned"}
+RUN = {"dividing", "starting", "identity", "meter", "prepare", "arms", "results", "estimate", "experiment", "tuned"}
 COMMANDS = {"cli", "doctor", "output", "progress", "chat", "export", "runs"}
 MAY_IMPORT = {
     "errors": set(),

@@ -15,7 +15,6 @@ from shepherd.errors import ResourceError, ShepherdError, UsageError, did_you_me
 
 if TYPE_CHECKING:
     from shepherd.config import Config
-    from shepherd.data.sources import Dataset
     from shepherd.experiment import Run
 
 MARGIN = 2.0
@@ -41,6 +40,7 @@ def look_first(config: Config, note: Callable[[str], None]) -> None:
     fetched by a run; `shepherd model pull` does that.
     """
     from shepherd.config import resolve
+    from shepherd.dividing import read_rows
     from shepherd.model import fetch
 
     resolve(config.model_dump(), (registry_problems,))
@@ -53,22 +53,6 @@ def look_first(config: Config, note: Callable[[str], None]) -> None:
         fetch.pull(base, progress=note)
     elif not base.lower().endswith(".gguf"):
         fetch.resolve(base, config.model.revision)
-
-
-def read_rows(config: Config, source: str = "") -> Dataset:
-    """The rows of the recipe's source (or of `source`, all of them), without a tokenizer and so without torch."""
-    from shepherd.data.sources import load_examples
-
-    table = config.data
-    return load_examples(
-        source or table.source,
-        format=table.format,
-        columns=table.columns,
-        categories=table.categories,
-        rows_per_category=0 if source else table.rows_per_category,
-        languages=table.languages,
-        seed=config.run.seed,
-    )
 
 
 # Memory and disk
