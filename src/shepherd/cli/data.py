@@ -84,7 +84,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     data.max_length, are counted too; with --tokenize it is exactly the partition of a run.
     """
     from shepherd.data.partition import short_categories, table
-    from shepherd.dividing import divide_rows, read_held_out, read_rows
+    from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
 
     config = _settings(recipe, **flags).config
     if tokenize:
@@ -123,7 +123,8 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     else:
         click.echo(f"{refused:,} rows were refused when they were tokenised")
     if not config.data.held_out_source:
-        short = short_categories(dataset.examples, held_out, config.data.held_out_per_category)
+        key = natural_key(divided.settings)
+        short = short_categories(dataset.examples, held_out, config.data.held_out_per_category, key)
         if short:
             named = ", ".join(f"{category} {out} of {rows}" for category, (out, rows) in short.items())
             output.note(
