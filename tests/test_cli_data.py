@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from console import Shell
-from tiny import tiny_model
+from tiny import CHAT_TEMPLATE, tiny_model
 
 ROWS = [
     {"instruction": f"Name colour {i}.", "response": f"It is {c}.", "category": c}
@@ -95,3 +95,50 @@ def test_partition_says_which_categories_are_too_small_to_hold_out_what_was_aske
 def test_the_demo_gives_each_of_its_eight_clients_one_kind_of_instruction(shell):
     counts = json.loads(shell("data", "partition", "demo", "--json").out)["counts"]
     assert len(counts) == 8 and all(sum(cell > 0 for cell in row) == 1 for row in counts)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["drawn", "from a file"])
+def test_the_partition_shown_is_the_one_of_a_run_also_where_rows_are_refused(shell, tmp_path, apart):
+    refusing = "{% if 'teapot' in messages[0]['content'] %}{{ raise_exception('no teapots') }}{% endif %}"
+    model = tiny_model("llama", tmp_path / "model", chat_template=refusing + CHAT_TEMPLATE)
+    teapots = [{**row, "instruction": f"Teapot {i}, a teapot."} for i, row in enumerate(ROWS[:3])]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, [*ROWS[:5], *teapots, *ROWS[5:]])))
+    (tmp_path / "held").mkdir()
+    held = [{**row, "instruction": f"{row['instruction']} Now!"} for row in [*ROWS[:2], *teapots[:1]]]
+    (tmp_path / "held" / "mixed.jsonl").write_text("\n".join(map(json.dumps, held)))  # its ids are taken
+    keys = ["partition.name=dirichlet", "partition.clients=2", "partition.alpha=1.0", "data.held_out_per_category=2"]
+    keys += ["data.held_out_source=held/mixed.jsonl"] if apart else []
+    settings = ["--model", model, *(f"--set={key}" for key in keys)]
+    few = ["federation.rounds=1", "training.local_steps=1", "evaluation.arms=base,federated", "evaluation.generate=0"]
+    run = shell("run", "--data", "mixed.jsonl", *settings, *(f"--set={s}" for s in few))
+    assert run.status == 0, run.err
+    saved = json.loads(Path("runs/own-data/partition.json").read_text(encoding="utf-8"))
+    shown = json.loads(shell("data", "partition", "mixed.jsonl", "--tokenize", "--json", *settings).out)
+    assert {key: shown[key] for key in ("clients", "categories", "counts")} == saved["table"]
+    assert shown["dataset_digest"] == saved["dataset_digest"] and shown["held_out"] == len(saved["held_out"])
+    assert shown["partition"] == saved["settings"] and shown["refused_when_tokenized"] == 3
+    text = shell("data", "partition", "mixed.jsonl", "--tokenize", *settings).out
+    assert "3 rows were refused when they were tokenised" in text
+    quick = shell("data", "partition", "mixed.jsonl", *settings)
+    assert "not tokenised: rows that a run would refuse are counted" in quick.err
+    untold = json.loads(shell("data", "partition", "mixed.jsonl", "--json", *settings).out)
+    assert sum(map(sum, untold["counts"])) == sum(map(sum, shown["counts"])) + 3, "all three are counted"
+
+
+def test_without_refused_rows_the_quick_partition_is_that_of_a_run(shell, tiny_run):
+    shown = json.loads(shell("data", "partition", tiny_run.path / "config.toml", "--json").out)
+    saved = json.loads((tiny_run.path / "partition.json").read_text(encoding="utf-8"))
+    assert {key: shown[key] for key in ("clients", "categories", "counts")} == saved["table"]
+    assert shown["dataset_digest"] == saved["dataset_digest"] and shown["refused_when_tokenized"] is None
+
+
+def test_a_folder_holds_rows_out_of_each_file_as_a_run_does(shell, model, tmp_path):
+    (tmp_path / "clinics").mkdir()
+    for name, rows in (("a", ROWS[:6]), ("b", ROWS[6:10]), ("c", ROWS[10:])):
+        (tmp_path / "clinics" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = ["--model", model, "--set", "data.held_out_per_category=2"]
+    quick, exact = (
+        json.loads(shell("data", "partition", "clinics", "--json", *settings, *more).out)
+        for more in ([], ["--tokenize"])
+    )
+    assert quick["dataset_digest"] == exact["dataset_digest"] and quick["held_out"] == 3 * 2

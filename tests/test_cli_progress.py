@@ -21,7 +21,8 @@ ROUND = {
 
 
 def step(states: dict[str, str], **changes) -> dict:
-    rows = {name: {"step": 2, "steps": 4, "loss": 2.31, "tokens": 812, "state": s} for name, s in states.items()}
+    row = {"step": 2, "steps": 4, "loss": 2.31, "tokens": 812, "seen_tokens": 1200, "tokens_per_second": 150.4}
+    rows = {name: {**row, "state": s} for name, s in states.items()}
     known = {"event": "step", "arm": "federated", "round": 1, "rounds": 3, "clients": rows}
     return {**known, "tokens_per_second": 412.0, "fraction": 0.37, "eta_seconds": 41.0, **changes}
 
@@ -51,7 +52,28 @@ def test_the_table_has_a_row_for_each_client_with_state_step_loss_and_speed(tabl
     assert title == "demo  tiny  federated, round 1/3"
     assert "37 %" in bar and "41.0 s left" in bar and "412 tokens/s" in bar
     assert head.split() == ["client", "state", "step", "loss", "tokens/s"]
-    assert first.split()[:4] == ["a", "training", "2/4", "2.310"] and second.split()[:2] == ["b", "done"]
+    assert first.split() == ["a", "training", "2/4", "2.310", "150"] and second.split()[:2] == ["b", "done"]
+
+
+def test_a_client_has_a_row_from_the_moment_it_is_asked_to_the_end_of_the_round(table):
+    waiting = {"step": 0, "steps": 0, "loss": None, "tokens": 0, "seen_tokens": 0, "tokens_per_second": None}
+    asked = {"event": "clients", "arm": "federated", "round": 1, "rounds": 3}
+    table(START)
+    table({**asked, "clients": {c: {**waiting, "state": "waiting"} for c in "abc"}})
+    assert [row.split() for row in screen(table)[3:]] == [["a", "waiting"], ["b", "waiting"], ["c", "waiting"]]
+    table(step({"a": "done"}))
+    table(step({"b": "training"}))
+    first, second, third = (row.split() for row in screen(table)[3:])
+    assert first == ["a", "done", "2/4", "2.310", "150"] and second[1] == "training" and third == ["c", "waiting"]
+    table({**asked, "round": 2, "clients": {"c": {**waiting, "state": "waiting"}}})
+    assert [row.split() for row in screen(table)[3:]] == [["c", "waiting"]]
+
+
+def test_who_trains_alone_keeps_its_row_while_others_go_through_the_same_rounds(table):
+    table(START)
+    table(step({"a": "done"}, arm="local", round=3))
+    table(step({"b": "training"}, arm="local", round=1))
+    assert [row.split()[:2] for row in screen(table)[3:]] == [["a", "done"], ["b", "training"]]
 
 
 def test_a_large_cohort_shows_those_that_train_and_counts_the_rest(table):
@@ -112,7 +134,7 @@ def test_a_long_round_gives_a_sign_of_life(capsys, monkeypatch):
     lines = progress.PlainLines()
     lines.last_line -= progress.SECONDS_BETWEEN_LINES
     lines(step({"a": "training"}))
-    assert plain(capsys.readouterr().err) == "federated round 1/3: 37 % done, 412 tokens/s, 41.0 s left\n"
+    assert plain(capsys.readouterr().err) == "federated, round 1/3: 37 % done, 412 tokens/s, 41.0 s left\n"
 
 
 def test_no_colour_and_no_terminal_mean_plain_lines(monkeypatch):

@@ -34,8 +34,7 @@ def shell(capsys, monkeypatch, tmp_path) -> Shell:
 @pytest.fixture
 def started(monkeypatch) -> list[Config]:
     """Configs that reach `experiment.run`, which here only tells three events and ends."""
-    from shepherd import experiment
-    from shepherd.cli import run
+    from shepherd import experiment, starting
 
     configs: list[Config] = []
 
@@ -47,7 +46,7 @@ def started(monkeypatch) -> list[Config]:
         return SimpleNamespace(path=Path("runs/x"), summary=SUMMARY)
 
     monkeypatch.setattr(experiment, "run", finish)
-    monkeypatch.setattr(run, "_look_first", lambda config: None)
+    monkeypatch.setattr(starting, "look_first", lambda config, note: None)
     return configs
 
 
@@ -179,12 +178,11 @@ def test_an_interrupted_run_says_how_to_go_on(shell, started, monkeypatch):
 
 
 def test_check_prints_the_plan_with_units_and_as_json(shell, monkeypatch):
-    from shepherd import experiment
-    from shepherd.cli import run
+    from shepherd import experiment, starting
 
     plan = {"clients": 8, "bytes_up": 7_372_800, "seconds": 61.0, "memory_bytes": 2e9, "tokens": {"federated": 1200}}
     monkeypatch.setattr(experiment, "plan", lambda config: plan, raising=False)
-    monkeypatch.setattr(run, "_look_first", lambda config: None)
+    monkeypatch.setattr(starting, "look_first", lambda config, note: None)
     text = shell("check", "demo").out
     assert "7.37 MB" in text and "1 min 01 s" in text and "2.00 GB" in text and "federated 1,200" in text
     assert json.loads(shell("check", "demo", "--json").out) == plan

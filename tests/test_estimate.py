@@ -27,8 +27,8 @@ def test_the_planned_rows_are_those_of_the_run(tiny_run):
 def test_the_evaluations_counted_are_those_that_were_made(small_config):
     config = small_config("evaluation.every=1")
     planned = plan(config)
-    # Before, after each of 2 rounds, the reload check, the centralised arm after each round, and 8 clients at the end.
-    held_out = planned.tokens["evaluation"] / (1 + 2 + 1 + 2 + 8)
+    # Before, after each of 2 rounds, the reload check, the centralised arm and 8 clients alone after each round.
+    held_out = planned.tokens["evaluation"] / (1 + 2 + 1 + 2 + 8 * 2)
     assert held_out == round(held_out)
     fewer = plan(small_config("evaluation.every=0", 'evaluation.arms=["base", "federated"]'))
     assert fewer.tokens["evaluation"] == held_out * (1 + 1 + 1)

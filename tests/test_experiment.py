@@ -18,6 +18,7 @@ from shepherd import arms, config, experiment
 from shepherd.clients import training
 from shepherd.errors import ClientError, EvaluationError, UsageError
 from shepherd.estimate import plan
+from shepherd.evaluation.losses import row_losses
 from shepherd.model.adapter import WEIGHTS, digest, load_adapter, save_adapter
 from shepherd.model.base import load_base
 from shepherd.prepare import prepare_learner, prepare_rows
@@ -82,7 +83,9 @@ def test_the_summary_has_every_key_of_its_schema_and_is_what_run_returned(tiny_r
     assert sorted(summary["arms"]["local"]) == CATEGORIES
     for arm in (summary["arms"]["base"], summary["arms"]["federated"], *summary["arms"]["local"].values()):
         assert sorted(arm["per_category"]) == CATEGORIES and math.isfinite(arm["loss"])
-    assert set(summary["seconds"]) >= {"total", "federated", "local", "centralised", "evaluate", "generate"}
+    seconds = dict(summary["seconds"])
+    assert set(seconds) >= {"total", "federated", "local", "centralised", "evaluate", "generate"}
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values())), "each second is in one phase"
     assert (summary["clients"], summary["rounds"], summary["cohort"], summary["seed"]) == (8, 2, 8, 0)
     data = summary["data"]
     assert (data["rows"], data["train_rows"], data["held_out_rows"]) == (48, 32, 16)
@@ -126,6 +129,7 @@ def test_rounds_have_a_line_each_with_every_key(tiny_run):
         for key in ("weights", "train_loss", "steps", "examples", "tokens", "update_norm"):
             assert sorted(line[key]) == CATEGORIES
         assert sorted(line["held_out_per_category"]) == CATEGORIES
+        assert line["held_out_per_client"] == line["held_out_per_category"], "each client has one category"
         assert set(line["seconds"]) == {"train", "aggregate", "evaluate", "commit"}
         assert line["learning_rate"] == [0.01, 0.01]
         assert 0 <= line["deviation"] < 1 and min(line["update_norm"].values()) > 0
@@ -150,7 +154,7 @@ def test_metrics_cover_every_arm_client_and_category_and_add_up(tiny_run):
     assert [point[0] for point in metrics["curves"]["federated"]] == [0, 1, 2]
     assert [point[0] for point in metrics["curves"]["centralised"]] == [0, 1, 2]
     for client, curve in metrics["curves"]["local"].items():
-        assert len(curve) == 1  # measured at the end only, and no line is drawn through what was not measured
+        assert [point[0] for point in curve] == [0, 1, 2]
         assert curve[-1] == [2, metrics["arms"]["local"][client]["loss"]]
     pairs = {(d["a"], d["b"]): d for d in metrics["differences"]}
     assert {("federated", "base"), ("federated", "centralised"), ("federated", "local mean")} <= set(pairs)
@@ -341,6 +345,30 @@ def test_arms_that_were_not_asked_for_are_neither_trained_nor_reported(run_small
     assert "centralised" not in {event.get("arm") for event in run.events}
 
 
+def test_a_clients_curve_alone_passes_through_what_a_shorter_run_ends_with(tiny_run, run_small):
+    short = run_small("federation.rounds=1", "evaluation.generate=0", "training.clients_at_once=3")
+    curves = json.loads((tiny_run.path / "evaluation/metrics.json").read_text(encoding="utf-8"))["curves"]["local"]
+    for client, arm in short.summary["arms"]["local"].items():
+        (_, before), (_, first), (_, last) = curves[client]
+        assert before == short.summary["arms"]["base"]["loss"]
+        assert first == pytest.approx(arm["loss"], rel=1e-6) and first != pytest.approx(last, rel=1e-6)
+
+
+def test_losses_per_client_of_a_round_are_those_of_its_own_rows(run_small):
+    run = run_small(
+        "partition.name=dirichlet", "partition.clients=3", "partition.alpha=0.3", "evaluation.arms=base,federated",
+        "evaluation.generate=0", "evaluation.every=2", "federation.rounds=3",
+    )  # fmt: skip
+    first, second, third = lines(run.path / "rounds.jsonl")
+    assert first["held_out_per_client"] is None and set(second["held_out_per_client"]) == set(third["weights"])
+    federated = json.loads((run.path / "evaluation/metrics.json").read_text(encoding="utf-8"))["arms"]["federated"]
+    assert third["held_out_per_client"] == {c: m["loss"] for c, m in federated["per_client"].items()}
+    assert (
+        len(set(third["held_out_per_client"].values())) == 3
+        and second["held_out_per_client"] != (third["held_out_per_client"])
+    )
+
+
 def test_evaluating_only_at_the_end_gives_the_same_result_with_one_point_on_the_curve(tiny_run, run_small):
     run = run_small("evaluation.every=0", "evaluation.generate=0")
     assert [line["held_out_loss"] is None for line in lines(run.path / "rounds.jsonl")] == [True, False]
@@ -458,7 +486,8 @@ def test_a_local_client_that_ends_with_a_loss_that_is_no_number_counts_as_failed
     base = load_base(settings.model.base, device="cpu", dtype="float32")
     rows, _ = prepare_rows(settings, base.tokenizer)
     learner = prepare_learner(settings, base)
-    arm = arms.local_arm(settings, learner, rows, ("closed_qa", "open_qa"), lambda number, report: None)
+    measure = lambda lora: row_losses(learner.packed, rows.held_out, lora)  # noqa: E731
+    arm = arms.local_arm(settings, learner, rows, ("closed_qa", "open_qa"), lambda number, report: None, measure)
     assert [(f.client, f.code) for f in arm.failures] == [("closed_qa", "non-finite"), ("open_qa", "non-finite")]
     assert arm.losses == arm.adapters == arm.curves == {}
 

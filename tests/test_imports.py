@@ -18,7 +18,10 @@ BOTTOM = GROUND | {"config", "store"}
 DATA_AND_MODEL = {"data", "model"}
 ROOMS = {"clients", "updates", "server", "evaluation"}
 MIDDLE = BOTTOM | DATA_AND_MODEL | ROOMS | {"state"}
-RUN = {"identity", "meter", "prepare", "arms", "results", "estimate", "mixtures", "experiment", "tuned"}
+RUN = {
+    "dividing", "starting", "identity", "meter", "prepare", "arms", "results", "estimate", "mixtures", "experiment",
+    "tuned",
+}  # fmt: skip
 COMMANDS = {"cli", "doctor", "output", "progress", "chat", "export", "runs"}
 MAY_IMPORT = {
     "errors": set(),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from shepherd.clients.training import StepReport, train
+from shepherd.clients.training import train
 from shepherd.engines.isolation import isolated
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import ModelError
@@ -90,7 +90,7 @@ def test_an_interrupt_is_no_clients_failure(stop):
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_what_the_observer_raises_is_no_clients_failure(at_once):
     def reporting(task, divisor, observe):
-        observe(StepReport({}, frozenset(), 0))
+        observe({})
         yield from numbers()(task, divisor, observe)
 
     def observe(report):

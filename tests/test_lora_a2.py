@@ -153,8 +153,10 @@ def test_a_client_whose_probe_is_not_finite_fails_alone_and_says_that_it_was_the
 def test_progress_counts_the_probe_s_tokens_and_none_of_its_steps():
     reports = []
     answers_of(task_of({"client-0": choosing("B")}), observe=reports.append)
-    assert [report.clients["client-0"][0] for report in reports] == [0, 0, 0, 1, 2, 3]
-    tokens = [report.tokens for report in reports]
+    rows = [report["client-0"] for report in reports]
+    assert [row.step for row in rows] == [0, 0, 0, 1, 2, 3]
+    assert [row.targets > 0 for row in rows] == [False] * 3 + [True] * 3
+    tokens = [row.tokens for row in rows]
     assert tokens == sorted(set(tokens)) and tokens[5] == 2 * tokens[2]
 
 

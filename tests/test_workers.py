@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from number_workers import CLIENTS, SECRET, a_task, answers, breaks, cannot, numbers, workers
+from number_workers import CLIENTS, SECRET, a_task, answers, breaks, cannot, workers
 from shepherd import experiment
-from shepherd.engines.workers import _Garbled, _Place, _Progress, _sealed, _step_report
+from shepherd.clients.reports import Progress
+from shepherd.engines.workers import _Garbled, _sealed, _step_report
 from shepherd.errors import ResourceError
 from shepherd.types import ClientFailure, ClientUpdate
 from shepherd.updates.gate import Gate
@@ -103,9 +105,9 @@ def test_what_the_observer_raises_is_no_workers_end():
 
     engine = workers(count=1)
     (place,) = engine._places
-    place.here, place.owes = Pipe(b'step\n{"clients": {"a": [1, 2, 1.5, 7]}, "failed": [], "tokens": 1}'), {"a"}
+    place.here, place.owes = Pipe(b'step\n{"clients": {"a": ["done", 2, 2, 1.5, 7, 9, 0.5]}}'), {"a"}
     with pytest.raises(OSError, match="No space"):
-        list(engine._take(place, a_task(), _Progress(), full))
+        list(engine._take(place, a_task(), full))
 
 
 class Pipe:
@@ -130,7 +132,8 @@ GARBLED = [
     b"", b"\n", b"hello", b"\x80\x04.", b"update", b"update\n{}", b"update\n[]\n", b"update\n" + b"\x00" * 50,
     HEAD.replace(b'"a"', b"1") % (0, b""), HEAD.replace(b'"a"', b'"z"') % (0, b""), HEAD % (0, b'"x"'),
     HEAD % (1, b'"x"') + b"x\x80\x04garbage", b"step\n", b"step\n{}",
-    b'step\n{"clients": {"a": 5}, "failed": [], "tokens": 1}', b"failure\n{}", b"failure\n" + b"[" * 9999,
+    b'step\n{"clients": {"a": 5}}', b'step\n{"clients": {"a": ["gone", 1, 2, 1.5, 7, 9, 0.5]}}',
+    b"failure\n{}", b"failure\n" + b"[" * 9999,
     b'failure\n{"client": "z", "code": "lost", "detail": ""}',
 ]  # fmt: skip
 
@@ -140,7 +143,7 @@ def test_a_worker_that_talks_nonsense_is_lost_and_nothing_of_it_is_unpickled(mes
     engine = workers(count=1)
     (place,) = engine._places
     place.here, place.owes = Pipe(message), {"a", "b"}
-    said = [answer for answer in engine._take(place, a_task(), _Progress(), lambda report: None)]
+    said = [answer for answer in engine._take(place, a_task(), lambda report: None)]
     assert [(f.client, f.code) for f in said] == [("a", "lost"), ("b", "lost")] and place.owes is None
 
 
@@ -150,18 +153,11 @@ def test_a_message_that_is_no_update_is_the_gates_business():
     assert Gate(run="demo").admit(sealed, a_task()).code == "format"
 
 
-def test_the_reports_of_two_workers_are_one():
-    progress, one, two = _Progress(), _Place(numbers, {}), _Place(numbers, {})
-
-    def report(tokens, **clients):
-        body = {"clients": {c: (s, 2, 1.5, 7) for c, s in clients.items()}, "failed": [], "tokens": tokens}
-        return _step_report(json.dumps(body).encode())
-
-    assert progress.add(one, report(10, a=1)).tokens == 10
-    merged = progress.add(two, report(30, b=1))
-    assert merged.tokens == 40 and list(merged.clients) == ["a", "b"]
-    assert progress.add(one, report(25, a=2)).tokens == 55
-    assert progress.add(one, report(5, c=1)).tokens == 60, "another chunk of the first counts from 0"
+def test_a_report_of_a_worker_is_read_as_it_was_meant():
+    said = b'{"clients": {"a": ["training", 1, 2, null, 7, 9, 0.5], "b": ["done", 2, 2, 1.5, 7, 9, 0.5]}}'
+    report = _step_report(said)
+    assert report["b"] == Progress("done", 2, 2, 1.5, targets=7, tokens=9, seconds=0.5)
+    assert report["a"].state == "training" and math.isnan(report["a"].loss)
     with pytest.raises(_Garbled):
         _step_report(b"{")
 

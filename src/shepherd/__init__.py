@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from shepherd.config import Config
     from shepherd.config import load as load_config
     from shepherd.errors import ShepherdError
-    from shepherd.experiment import Run, resume, run
+    from shepherd.experiment import Run, resume
+    from shepherd.starting import run
 
 __version__ = "0.1.0"
 __all__ = ["Config", "Run", "ShepherdError", "load_config", "resume", "run"]
@@ -25,7 +26,7 @@ _HOMES = {
     "load_config": ("shepherd.config", "load"),
     "ShepherdError": ("shepherd.errors", "ShepherdError"),
     "Run": ("shepherd.experiment", "Run"),
-    "run": ("shepherd.experiment", "run"),
+    "run": ("shepherd.starting", "run"),
     "resume": ("shepherd.experiment", "resume"),
 }
 

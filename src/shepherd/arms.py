@@ -20,17 +20,21 @@ import numpy as np
 
 from shepherd.clients.clusters import cluster_losses, judged, pick
 from shepherd.clients.personal import own_adapters, tuned, tuned_from
-from shepherd.clients.training import Cohort, StepReport
+from shepherd.clients.reports import StepReport
+from shepherd.clients.training import Cohort
 from shepherd.config import Config
 from shepherd.errors import UsageError, did_you_mean
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.model.adapter import load_adapter, save_adapter
+from shepherd.model.lora import CohortLora
 from shepherd.prepare import Learner, Rows, rates, share
 from shepherd.round import Engine, Plan, RoundRecord, run_round
 from shepherd.tensors import from_file, to_bytes
 from shepherd.types import Adapter, ClientFailure, ClientId, GlobalModel, ServerState, Tokens, View, Work
 
 Observe = Callable[[int, StepReport], None]
+Measure = Callable[[CohortLora], list[RowLosses]]
+"""The adapters that are laid in -> the losses of each on all held-out rows."""
 POOLED = "pooled"
 
 
@@ -130,30 +134,39 @@ def local_names(config: Config, clients: Sequence[ClientId]) -> tuple[ClientId, 
     return tuple(wanted)
 
 
-def local_arm(config: Config, learner: Learner, rows: Rows, names: Sequence[ClientId], observe: Observe) -> Arm:
+def local_arm(
+    config: Config, learner: Learner, rows: Rows, names: Sequence[ClientId], observe: Observe, measure: Measure
+) -> Arm:
     """Every named client alone, trained side by side in cohorts."""
     arm = Arm({}, {}, {}, Budget(0, 0.0, 0, 0))
     at_once = learner.settings.clients_at_once
+    observe(1, dict.fromkeys(names, "waiting"))
     for start in range(0, len(names), at_once):
         chunk = tuple(names[start : start + at_once])
         data = {name: rows.clients[name] for name in chunk}
         shares = {name: share(len(data[name]), config.training) for name in chunk}
-        _merge(arm, _train_alone(config, learner, rows, data, shares, observe, every=0))
+        _merge(arm, _train_alone(config, learner, data, shares, observe, measure))
     return arm
 
 
-def centralised_arm(config: Config, learner: Learner, rows: Rows, cohort: int, observe: Observe) -> Arm:
+def centralised_arm(
+    config: Config, learner: Learner, rows: Rows, cohort: int, observe: Observe, measure: Measure
+) -> Arm:
     """All rows at one place, with the rows of a cohort of `cohort` average clients per round."""
     shares = [share(len(held), config.training) for held in rows.clients.values()]
     count = round(cohort * float(np.mean([r for r, _ in shares])))
     steps = max(1, round(float(np.mean([s for _, s in shares]))))
     pooled = tuple(row for client in sorted(rows.clients) for row in rows.clients[client])
-    every = config.evaluation.every
-    return _train_alone(config, learner, rows, {POOLED: pooled}, {POOLED: (count, steps)}, observe, every)
+    return _train_alone(config, learner, {POOLED: pooled}, {POOLED: (count, steps)}, observe, measure)
 
 
 def personal_models(
-    config: Config, learner: Learner, plan: Plan, rows: Rows, state: ServerState
+    config: Config,
+    learner: Learner,
+    plan: Plan,
+    rows: Rows,
+    state: ServerState,
+    observe: Observe = lambda number, report: None,
 ) -> tuple[dict[ClientId, GlobalModel], tuple[ClientFailure, ...]]:
     """The models of clients' own after the last round, and the clients whose tuning failed; none where none was asked.
 
@@ -169,6 +182,7 @@ def personal_models(
     names, at_once = sorted(rows.clients), learner.settings.clients_at_once
     lora = learner.make_lora().lay(model.remainder)
     found, failures = {}, {}
+    observe(state.round, dict.fromkeys(names, "waiting"))
     for start in range(0, len(names), at_once):
         views = dict.fromkeys(names[start : start + at_once], tuned_from(personal, model.adapter))
         cohort = Cohort(learner.packed, lora, learner.settings, views, rows.clients, config.run.seed)
@@ -178,7 +192,7 @@ def personal_models(
                  (rate,) * personal.steps)
             for c in views
         ]  # fmt: skip
-        cohort.run(work, state.round + 1, lambda report: None)
+        cohort.run(work, state.round + 1, lambda report: observe(state.round, report))
         failures |= cohort.failures
         for slot, client in enumerate(views):
             if client not in cohort.failures:
@@ -221,17 +235,16 @@ def own_losses(learner: Learner, rows: Rows, models: Mapping[ClientId, GlobalMod
 def _train_alone(
     config: Config,
     learner: Learner,
-    rows: Rows,
     data: Mapping[ClientId, Sequence[Tokens]],
     shares: Mapping[ClientId, tuple[int, int]],
     observe: Observe,
-    every: int,
+    measure: Measure,
 ) -> Arm:
     clients = tuple(data)
     lora = learner.make_lora()
     views = dict.fromkeys(clients, View(learner.adapter))
     cohort = Cohort(learner.packed, lora, learner.settings, views, data, config.run.seed)
-    rounds = config.federation.rounds
+    rounds, every = config.federation.rounds, config.evaluation.every
     curves: dict[str, list[tuple[int, float]]] = {client: [] for client in clients}
     metrics: list[Mapping[str, Mapping[str, float]]] = []
     for number in range(1, rounds + 1):
@@ -240,9 +253,9 @@ def _train_alone(
         ]
         metrics.append(cohort.run(work, number, lambda report, n=number: observe(n, report)))
         if every and number % every == 0 and number < rounds:
-            for client, losses in zip(clients, _losses(learner, rows, lora), strict=True):
+            for client, losses in zip(clients, measure(lora), strict=True):
                 curves[client].append((number, losses.stat.mean))
-    final = dict(zip(clients, _losses(learner, rows, lora), strict=True))
+    final = dict(zip(clients, measure(lora), strict=True))
     for client, losses in final.items():
         if client not in cohort.failures and not np.isfinite(losses.stat.mean):
             detail = f"the held-out loss became {losses.stat.mean}"
@@ -257,10 +270,6 @@ def _train_alone(
         budget=Budget(steps, steps / max(len(well), 1), rounds * sum(shares[c][0] for c in well), targets),
         failures=tuple(cohort.failures.values()),
     )
-
-
-def _losses(learner: Learner, rows: Rows, lora) -> list[RowLosses]:
-    return row_losses(learner.packed, rows.held_out, lora, 2 * learner.settings.tokens_per_pass)
 
 
 def _merge(arm: Arm, more: Arm) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shepherd.clients.reports import StepReport
 from shepherd.clients.selection import Draw, Pool
-from shepherd.clients.training import StepReport
 from shepherd.errors import ClientError
 from shepherd.plan import Engine, Plan
 from shepherd.rng import stream
@@ -147,6 +147,7 @@ def _draw_and_train(
     # Who is known to be late need not be simulated: its update would be thrown away.
     late = {client for client in draw.clients if policy.deadline and seconds[client] > policy.deadline}
     asked.late |= late
+    observe({client: "late" if client in late else "waiting" for client in draw.clients})
     task = TrainTask(
         number,
         {client: view for client, view in views.items() if client not in late},
@@ -162,7 +163,11 @@ def _draw_and_train(
 
     def admitted(answer: Any) -> ClientUpdate | ClientFailure:
         passed = gate.admit(answer, task)
-        if isinstance(passed, ClientFailure):
+        refused = isinstance(passed, ClientFailure)
+        if passed.client in task.work and not (refused and passed.code == "duplicate"):
+            failed = "failed" if isinstance(answer, ClientFailure) else "rejected"
+            observe({passed.client: failed if refused else "done"})
+        if refused:
             return passed
         asked.bytes_up += passed.nbytes
         asked.norms[passed.client] = update_norm(passed)
@@ -175,6 +180,7 @@ def _draw_and_train(
         asked.usable[update.client] = update
         if policy.over_select and wanted <= 0:
             asked.late.add(update.client)
+            observe({update.client: "late"})
         wanted -= asked.times[update.client]
 
 

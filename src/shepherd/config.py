@@ -283,7 +283,7 @@ class EvaluationTable(Table):
     local_clients: Literal["all"] | Annotated[int, Field(ge=1)] | tuple[str, ...] = "all"
     """Clients of the local arm: all, so many, or these."""
     every: int = Field(1, ge=0)
-    """Evaluate on the held-out rows after every n rounds; 0 only at the end."""
+    """Evaluate every arm on the held-out rows after every n rounds; 0 only at the end."""
     generate: int = Field(8, ge=0)
     """Held-out rows answered by generation before and after (exact match, token F1, ROUGE-L); 0 turns it off."""
     max_new_tokens: int = Field(48, ge=1)

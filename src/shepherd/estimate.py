@@ -6,7 +6,9 @@ peak, and the tensors that a decoder block of the usual shape keeps for its back
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,12 +16,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from shepherd.arms import local_names
 from shepherd.config import Config
+from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import check_folder, load_tokenizer, pick_device, pick_dtype, pick_targets
 from shepherd.model.fetch import resolve
 from shepherd.model.lora import features
 from shepherd.model.threads import matmul_peak, use_threads
-from shepherd.prepare import check_window, local_training, prepare_plan, prepare_rows
+from shepherd.plan import Plan
+from shepherd.prepare import Rows, check_window, local_training, prepare_plan, prepare_rows
+from shepherd.types import ClientId, Work
 
 PEAK_SHARE = 0.5  # of the matrix-product peak that a whole training step reaches
 PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of ours
@@ -51,12 +56,17 @@ class Estimate:
 
 def plan(config: Config) -> Estimate:
     """Sizes, bytes, memory, disk and time of a run of `config`. Raises what the run would raise for bad input."""
-    device = pick_device(config.model.device)
-    dtype = pick_dtype(config.model.dtype, device)
     use_threads(config.run.threads)
     folder = resolve(config.model.base, config.model.revision)
     check_folder(folder)
     rows, _ = prepare_rows(config, load_tokenizer(folder))
+    return estimate(config, folder, rows)
+
+
+def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) -> Estimate:
+    """The same of rows that are prepared. Not timed it measures nothing, and says 0 seconds."""
+    device = pick_device(config.model.device)
+    dtype = pick_dtype(config.model.dtype, device)
     names = local_names(config, tuple(rows.clients))
     rounds = prepare_plan(config, rows)
     shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -67,27 +77,19 @@ def plan(config: Config) -> Estimate:
     sizes = {name: features(model.get_submodule(name)) for name in targets}
     adapter = fresh_adapter(sizes, config.lora.r, config.lora.alpha, config.run.seed, rslora=config.lora.rslora)
     settings = local_training(config, device, adapter.num_parameters)
-
     work = {c: rounds.work(c, 1, 0) for c in rows.clients}
-    length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
-    cost = {c: work[c].rows * length[c] for c in rows.clients}
-    count = config.federation.rounds
-    federated = count * rounds.asked * float(np.mean(list(cost.values())))
-    probes = count * rounds.asked * float(np.mean([rounds.probed.get(c, 0) * length[c] for c in cost]))
-    tokens = {"federated": federated + probes}
-    later = count - 1 if rounds.clusters else 0  # rounds in which there are clusters already
-    if later:
-        tokens["clusters"] = federated * later / count
-    if "local" in config.evaluation.arms:
-        tokens["local"] = config.federation.rounds * sum(cost[c] for c in names)
-    if "centralised" in config.evaluation.arms:
-        tokens["centralised"] = federated
+
+    count, personal = config.federation.rounds, settings.personal
+    tokens = training_tokens(config, rows, rounds, names, personal.cost)
+    trained = sum(tokens.values())
     held_out = sum(len(t.input_ids) for t in rows.held_out)
     tokens["evaluation"] = held_out * _evaluations(config, len(names))
-    most = settings.personal.rows
-    judged = {c: min(work[c].rows, len(held), most or len(held)) * length[c] for c, held in rows.clients.items()}
-    at_last = sum(min(len(held), most or len(held)) * length[c] for c, held in rows.clients.items())
-    tokens["evaluation"] += rounds.clusters * (later * rounds.asked * float(np.mean(list(judged.values()))) + at_last)
+    if personal.name != "none":  # each on the client's own held-out rows
+        tokens["evaluation"] += sum(len(rows.held_out[i].input_ids) for c in rows.clients for i in rows.held_out_of(c))
+    later = count - 1 if rounds.clusters else 0  # rounds in which there are clusters already
+    if rounds.clusters:
+        tokens["choice of clusters"] = rounds.clusters * _judged(rows, rounds, work, personal.rows, later)
+    measured = sum(tokens.values()) - trained
 
     slots = min(max(rounds.asked, len(names) if "local" in tokens else 1), settings.clients_at_once)
     text = shape.get_text_config()
@@ -95,8 +97,7 @@ def plan(config: Config) -> Estimate:
     head = 2 * text.vocab_size * text.hidden_size
     targets_share = sum(t.targets for t in rows.held_out) / held_out
     forward = 2 * body + head * targets_share  # operations per token
-    trained = sum(count for arm, count in tokens.items() if arm != "evaluation")
-    peak = matmul_peak(dtype, device.type) * 1e9
+    operations = 2 * forward * trained + forward * measured
     return Estimate(
         model_parameters=model.num_parameters(),
         adapter_parameters=adapter.num_parameters,
@@ -117,8 +118,17 @@ def plan(config: Config) -> Estimate:
         disk_bytes=round(
             (min(max(2, config.checkpoints.keep) + 2, count) + 1) * (1 + rounds.clusters) * adapter.nbytes + 10e6
         ),
-        seconds=(2 * forward * trained + forward * tokens["evaluation"]) / (PEAK_SHARE * peak) + 10,
+        seconds=operations / (PEAK_SHARE * matmul_peak(dtype, device.type) * 1e9) + 10 if timed else 0.0,
     )
+
+
+def _judged(rows: Rows, plan: Plan, work: Mapping[ClientId, Work], most: int, rounds: int) -> float:
+    """Tokens of the rows by which clients choose one cluster: in so many rounds those asked, and all in the end."""
+    length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
+    at_last = {c: min(len(held), most or len(held)) for c, held in rows.clients.items()}
+    in_rounds = {c: min(work[c].rows, count) for c, count in at_last.items()}
+    mean = float(np.mean([in_rounds[c] * length[c] for c in in_rounds]))
+    return rounds * plan.asked * mean + sum(at_last[c] * length[c] for c in at_last)
 
 
 def _evaluations(config: Config, local: int) -> int:
@@ -126,7 +136,8 @@ def _evaluations(config: Config, local: int) -> int:
     rounds, every = config.federation.rounds, config.evaluation.every
     curve = len({n for n in range(every, rounds + 1, every)} | {rounds}) if every else 1
     arms = config.evaluation.arms
-    return 1 + curve + 1 + (curve if "centralised" in arms else 0) + (local if "local" in arms else 0)
+    alone = ("centralised" in arms) + (local if "local" in arms else 0)
+    return 1 + curve + 1 + curve * alone
 
 
 def _memory(config, model, adapter_parameters, settings, dtype, text, slots) -> float:

@@ -31,24 +31,25 @@ from shepherd.data.tokenize import encode_prompt
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
 from shepherd.errors import ClientError, EvaluationError, ResourceError, UsageError
-from shepherd.estimate import Estimate, plan
+from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, identity
-from shepherd.meter import Meter
+from shepherd.meter import Clock, Meter
 from shepherd.mixtures import mixed_losses, mixtures
 from shepherd.model.adapter import digest, load_adapter, save_adapter
 from shepherd.model.adapter_card import adapter_card
-from shepherd.model.base import Base, load_base
+from shepherd.model.base import Base, check_folder, load_base, load_tokenizer
+from shepherd.model.fetch import resolve
 from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
+from shepherd.model.lora import CohortLora
 from shepherd.model.mixture import save_mixture
 from shepherd.model.threads import use_threads
 from shepherd.prepare import (
     Learner,
     Rows,
     base_weights,
-    check_window,
     context_window,
     prepare_learner,
     prepare_method,
@@ -61,6 +62,7 @@ from shepherd.prepare import (
 from shepherd.rng import stream
 from shepherd.round import Engine, Plan, RoundRecord, notes, troubles
 from shepherd.server.whole import whole_adapter
+from shepherd.starting import MARGIN, fits_here
 from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.tuned import load_tuned
@@ -87,7 +89,7 @@ def run(config: Config, observer: Observer | None = None, out_dir: Path | None =
     EvaluationError when the adapter on disk does not give the reported loss.
     """
     out = Path(out_dir) if out_dir is not None else Path(config.run.out)
-    return _carry_out(_Experiment(config, observer), lambda: RunDirectory.create(out, config.run.name))
+    return _carry_out(_Experiment(config, observer, out), lambda: RunDirectory.create(out, config.run.name))
 
 
 def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool = False) -> Run:
@@ -103,7 +105,7 @@ def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool
         if not (folder / "report.html").exists():
             _report(folder)
         return Run(folder, read_json(folder / "summary.json"))
-    experiment = _Experiment(load_config(folder / "config.toml"), observer)
+    experiment = _Experiment(load_config(folder / "config.toml"), observer, folder)
     experiment.force = force
     return _carry_out(experiment, lambda: store)
 
@@ -139,23 +141,25 @@ def _report(run_dir: Path) -> None:
 class _Experiment:
     """The state of one run, from config to summary."""
 
-    def __init__(self, config: Config, observer: Observer | None) -> None:
-        self.config, self.tell = config, observer or (lambda event: None)
+    def __init__(self, config: Config, observer: Observer | None, place: Path) -> None:
+        self.config, self.tell, self.place = config, observer or (lambda event: None), place
         self.force = False
-        self.seconds: dict[str, float] = {}
-        self.begin = time.perf_counter()
+        self.clock = Clock()
         self.held = ExitStack()  # the lock on the run directory
 
     def run(self, open_store: Callable[[], RunDirectory]) -> Run:
         config = self.config
         prepare_personal(config, prepare_method(config))  # what does not fit is said before anything is loaded
-        with self._phase("load model"):
-            use_threads(config.run.threads)
-            base = load_base(**config.model.model_dump())
         with self._phase("prepare data"):
-            check_window(config, base.model.config)
-            rows, template = prepare_rows(config, base.tokenizer)
+            use_threads(config.run.threads)
+            folder = resolve(config.model.base, config.model.revision)
+            check_folder(folder)
+            rows, template = prepare_rows(config, load_tokenizer(folder))
             names = arms.local_names(config, tuple(rows.clients))
+            needed = dataclasses.asdict(estimate(config, folder, rows, timed=False))
+            fits_here(needed, self.place, MARGIN)
+        with self._phase("load model"):
+            base = load_base(**config.model.model_dump())
         with self._phase("prepare model"):
             learner = prepare_learner(config, base)
             plan = prepare_plan(config, rows)
@@ -166,7 +170,7 @@ class _Experiment:
         in_memory = config.federation.updates_in_memory_mib * 2**20
         plan = dataclasses.replace(plan, spool=partial(Spool, in_memory, self.store.scratch))
         state = self._begin_or_go_on(base, learner, rows, start)
-        self.meter = Meter(self.tell, config, rows, plan, names)
+        self.meter = Meter(self.tell, config, rows, plan, names, learner.settings.personal.cost)
         self.meter.skip("federated", state.round / config.federation.rounds)
         self.tell(
             {
@@ -199,7 +203,8 @@ class _Experiment:
         state = self._federated(learner, plan, rows, state)
         outcome: dict[str, arms.Arm] = {}
         if "local" in config.evaluation.arms:
-            train = partial(arms.local_arm, config, learner, rows, names, self.meter.steps("local"))
+            measure = partial(self._measure, learner, rows)
+            train = partial(arms.local_arm, config, learner, rows, names, self.meter.steps("local"), measure)
             outcome["local"] = self._arm("local", train, learner)
         if "centralised" in config.evaluation.arms:
             outcome["centralised"] = self._arm("centralised", partial(self._centralised, learner, plan, rows), learner)
@@ -273,11 +278,9 @@ class _Experiment:
                     losses = self._evaluate("federated", state, rows, state.round)
                     measured.append((losses.stat.mean, state.round))
                 line["held_out_loss"] = losses.stat.mean if losses else None
-                line["held_out_per_category"] = (
-                    {k: v["loss"] for k, v in results.arm_metrics(losses, rows)["per_category"].items()}
-                    if losses
-                    else None
-                )
+                parts = results.arm_metrics(losses, rows) if losses else {}
+                for part in ("per_category", "per_client"):
+                    line[f"held_out_{part}"] = {k: v["loss"] for k, v in parts[part].items()} if losses else None
                 line["seconds"]["evaluate"] = time.perf_counter() - begin
                 begin = time.perf_counter()
                 with store.commit_round(state.round, line) as folder:
@@ -325,8 +328,11 @@ class _Experiment:
         mean λ."""
         self.members: dict[str, list[str]] = {}
         if plan.clusters:
-            return arms.own_losses(learner, rows, self._clusters(base, learner, plan, rows, state)), {}
-        models, failures = arms.personal_models(self.config, learner, plan, rows, state)
+            models = self._clusters(base, learner, plan, rows, state)
+            with self.clock.on("evaluate"):
+                return arms.own_losses(learner, rows, models), {}
+        observe = self.meter.steps("personal")
+        models, failures = arms.personal_models(self.config, learner, plan, rows, state, observe)
         mixed = {}
         if learner.settings.personal.mix is not None:
             locals_ = {client: model.adapter for client, model in models.items()}
@@ -341,9 +347,8 @@ class _Experiment:
                         save_mixture(own, mixed[client], base_name=base.name, conv1d=learner.conv1d)
                     else:
                         save_adapter(own, whole_adapter(model), base_name=base.name, conv1d=learner.conv1d)
-        if not mixed:
-            return arms.own_losses(learner, rows, models), {}
-        return mixed_losses(learner, rows, mixed)
+        with self.clock.on("evaluate"):
+            return mixed_losses(learner, rows, mixed) if mixed else (arms.own_losses(learner, rows, models), {})
 
     def _clusters(
         self, base: Base, learner: Learner, plan: Plan, rows: Rows, state: ServerState
@@ -364,7 +369,9 @@ class _Experiment:
         return {client: state.clusters[number - 1] for client, number in numbers.items() if number}
 
     def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
-        arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, self.meter.steps("centralised"))
+        measure = partial(self._measure, learner, rows)
+        observe = self.meter.steps("centralised")
+        arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, observe, measure)
         if arm.failures:
             raise ClientError(
                 f"the centralised arm failed: {arm.failures[0].detail}", hint="lower training.learning_rate"
@@ -372,7 +379,8 @@ class _Experiment:
         return arm
 
     def _evaluate(self, arm: str, state: ServerState | None, rows: Rows, number: int) -> RowLosses:
-        losses = self.engine.evaluate(state.model if state else None, rows.held_out)
+        with self.clock.on("evaluate"):
+            losses = self.engine.evaluate(state.model if state else None, rows.held_out)
         if not np.isfinite(losses.stat.mean):
             raise EvaluationError(
                 f"round {number}: the held-out loss of the {arm} arm is {losses.stat.mean}",
@@ -380,6 +388,10 @@ class _Experiment:
             )
         self.tell({"event": "evaluation", "arm": arm, "round": number, "loss": losses.stat.mean})
         return losses
+
+    def _measure(self, learner: Learner, rows: Rows, lora: CohortLora) -> list[RowLosses]:
+        with self.clock.on("evaluate"):
+            return row_losses(learner.packed, rows.held_out, lora, 2 * learner.settings.tokens_per_pass)
 
     def _save(self, base: Base, learner: Learner, rows: Rows, state: ServerState) -> dict[str, float]:
         """Write the final adapter, then read it back and measure it again."""
@@ -402,7 +414,9 @@ class _Experiment:
                 version=__version__,
             )
             (folder / "README.md").write_text(card, encoding="utf-8")
-        again = self.engine.evaluate(GlobalModel(load_adapter(self.store.path / "adapter")), rows.held_out).stat.mean
+        with self.clock.on("evaluate"):
+            model = GlobalModel(load_adapter(self.store.path / "adapter"))
+            again = self.engine.evaluate(model, rows.held_out).stat.mean
         # In bfloat16 a remainder beside the base is rounded otherwise than the same increment inside the adapter.
         rounded = bool(state.model.remainder) and base.dtype != torch.float32
         if not abs(again - reported) <= (2e-3 if rounded else 1e-4) * (1 + abs(reported)):
@@ -459,7 +473,7 @@ class _Experiment:
         if "centralised" in outcome:
             curves["centralised"] = start + outcome["centralised"].curves[arms.POOLED]
         if local:
-            curves["local"] = outcome["local"].curves  # measured at the end only
+            curves["local"] = {client: start + curve for client, curve in outcome["local"].curves.items()}
         metrics = {
             "held_out_rows": len(rows.held_out),
             "held_out_tokens": int(self.losses["base"].tokens.sum()),
@@ -489,7 +503,7 @@ class _Experiment:
             },
             "bytes_up": sum(line["bytes_up"] for line in lines),
             "bytes_down": sum(line["bytes_down"] for line in lines),
-            "seconds": {**self.seconds, "total": time.perf_counter() - self.begin},
+            "seconds": self.clock.read(),
             "model": {
                 "name": base.name, "digest": base.digest, "parameters": base.num_parameters,
                 "dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device), "licence": base.licence,
@@ -522,12 +536,8 @@ class _Experiment:
     @contextmanager
     def _phase(self, name: str, arm: str | None = None) -> Iterator[None]:
         self.tell({"event": "phase", "phase": name, "arm": arm, "detail": ""})
-        begin = time.perf_counter()
-        try:
+        with self.clock.on(arm if name == "train" and arm else name):
             yield
-        finally:
-            key = (arm if name == "train" else name) or name
-            self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - begin
 
 
 def _resolved(config: Config, base: Base, learner: Learner) -> Config:

@@ -1,39 +1,84 @@
-"""Step reports -> progress events: share of the planned tokens, tokens per second, time left."""
+"""Reports of clients -> progress events: a row per client, share of the planned tokens, tokens per second, ETA."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from shepherd.clients.training import StepReport
+from shepherd.clients.personal import Cost
+from shepherd.clients.reports import Progress, StepReport
 from shepherd.config import Config
 from shepherd.prepare import Rows
 from shepherd.round import Plan
+from shepherd.types import ClientId
+
+
+def training_tokens(config: Config, rows: Rows, plan: Plan, local: Sequence[ClientId], cost: Cost) -> dict[str, float]:
+    """About how many tokens each arm trains on, probes included. The arms alone pay no more for personal models."""
+    length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
+    once = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
+    rounds, batch = config.federation.rounds, config.training.batch_size
+    cohort = rounds * plan.asked * float(np.mean(list(once.values())))
+    probes = rounds * plan.asked * float(np.mean([plan.probed.get(c, 0) * length[c] for c in once]))
+    begun = cohort / rounds if plan.clusters else 0.0  # in the first round there are no clusters to train
+    tokens = {"federated": cohort * cost.trainings - begun + probes}
+    if "local" in config.evaluation.arms:
+        tokens["local"] = rounds * sum(once[c] for c in local)
+    if "centralised" in config.evaluation.arms:
+        tokens["centralised"] = cohort
+    if cost.steps:
+        tokens["personal"] = cost.steps * sum(min(batch, len(held)) * length[c] for c, held in rows.clients.items())
+    return tokens
+
+
+class Clock:
+    """Seconds by what they were spent on. What is timed within something else counts only there, so all add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.within = ["other"]
+        self.since = time.perf_counter()
+
+    @contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        self._charge()
+        self.within.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self.within.pop()
+
+    def read(self) -> dict[str, float]:
+        """Until now, with their sum as "total"."""
+        self._charge()
+        return {**self.seconds, "total": sum(self.seconds.values())}
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self.within[-1]] = self.seconds.get(self.within[-1], 0.0) + now - self.since
+        self.since = now
 
 
 class Meter:
     """What a run has done of what it has to do. `skip` says what was done before this process began."""
 
     def __init__(
-        self, tell: Callable[[dict[str, Any]], None], config: Config, rows: Rows, plan: Plan, local: tuple[str, ...]
+        self,
+        tell: Callable[[dict[str, Any]], None],
+        config: Config,
+        rows: Rows,
+        plan: Plan,
+        local: Sequence[ClientId],
+        cost: Cost,
     ) -> None:
         self.tell, self.rounds = tell, config.federation.rounds
-        length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
-        cost = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
-        per_round = plan.asked * float(np.mean(list(cost.values())))
-        probes = plan.asked * float(np.mean([plan.probed.get(c, 0) * length[c] for c in rows.clients]))
-        self.planned: Mapping[str, float] = {
-            arm: tokens
-            for arm, tokens in {
-                "federated": (per_round + probes) * self.rounds,
-                "local": sum(cost[c] for c in local) * self.rounds,
-                "centralised": per_round * self.rounds,
-            }.items()
-            if arm in (*config.evaluation.arms, "federated")
-        }
+        self.planned = training_tokens(config, rows, plan, local, cost)
         self.skipped = self.done = 0.0
         self.begin = time.perf_counter()
 
@@ -42,31 +87,40 @@ class Meter:
         self.skipped += share * self.planned.get(arm, 0.0)
 
     def steps(self, arm: str) -> Callable[[int, StepReport], None]:
-        """The observer of one arm's steps."""
-        former = [0, StepReport({}, frozenset(), 0)]
+        """The observer of one arm's rounds: a "step" event after steps, a "clients" event where only states changed."""
+        rows: dict[str, tuple[int, Progress]] = {}  # of each client: the round of its last news, and what is known
 
         def observe(number: int, report: StepReport) -> None:
-            last = former[1]
-            anew = number != former[0] or report.tokens < last.tokens or last.clients.keys().isdisjoint(report.clients)
-            self.done += report.tokens - (0 if anew else last.tokens)  # another round or cohort counts from 0
-            former[:] = number, report
-            elapsed = time.perf_counter() - self.begin
-            planned = sum(self.planned.values())
-            fraction = min(1.0, (self.done + self.skipped) / planned)
-            rate = self.done / elapsed
-            self.tell(
-                {
-                    "event": "step", "arm": arm, "round": number, "rounds": self.rounds,
-                    "clients": {
-                        client: {
-                            "step": step, "steps": steps, "loss": loss, "tokens": tokens,
-                            "state": "failed" if client in report.failed else "done" if step == steps else "training",
-                        }
-                        for client, (step, steps, loss, tokens) in report.clients.items()
-                    },
-                    "tokens_per_second": rate, "fraction": fraction,
-                    "eta_seconds": (planned - self.done - self.skipped) / rate if rate else None,
-                }
-            )  # fmt: skip
+            stepped = False
+            for client, news in report.items():
+                told_in, known = rows.get(client, (number, Progress()))
+                known = known if told_in == number else Progress()
+                now = known._replace(state=news) if isinstance(news, str) else news
+                rows[client] = number, now
+                self.done += now.tokens - known.tokens
+                stepped |= now.step != known.step or now.tokens != known.tokens
+            event = {
+                "event": "step" if stepped else "clients", "arm": arm, "round": number, "rounds": self.rounds,
+                "clients": {client: _row(rows[client][1]) for client in report},
+            }  # fmt: skip
+            self.tell(event | self._pace() if stepped else event)
 
         return observe
+
+    def _pace(self) -> dict[str, Any]:
+        planned, rate = sum(self.planned.values()), self.done / (time.perf_counter() - self.begin)
+        return {
+            "tokens_per_second": rate,
+            "fraction": min(1.0, (self.done + self.skipped) / planned),
+            "eta_seconds": (planned - self.done - self.skipped) / rate if rate else None,
+        }
+
+
+def _row(progress: Progress) -> dict[str, Any]:
+    """A client in an event. `tokens` are those that were learned, `seen_tokens` all that went through the base."""
+    return {
+        "step": progress.step, "steps": progress.steps,
+        "loss": progress.loss if math.isfinite(progress.loss) else None,
+        "tokens": progress.targets, "state": progress.state, "seen_tokens": progress.tokens,
+        "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else None,
+    }  # fmt: skip

@@ -20,12 +20,13 @@ from shepherd.clients.slots import probe_work
 from shepherd.clients.training import LocalTraining
 from shepherd.config import Config, LoraTable, TrainingTable
 from shepherd.data.audit import Audit, audit
-from shepherd.data.partition import divide, hold_out, short_categories
+from shepherd.data.partition import short_categories
 from shepherd.data.prompts import Template, build_template
-from shepherd.data.sources import Counts, Dataset, load_examples
+from shepherd.data.sources import Counts, Dataset
 from shepherd.data.tokenize import Tokenized, tokenize
+from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
 from shepherd.engines.local import LocalEngine
-from shepherd.errors import DataError, UsageError, did_you_mean
+from shepherd.errors import UsageError, did_you_mean
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import Base, load_base, pick_targets
 from shepherd.model.forward import PackedModel
@@ -64,34 +65,20 @@ class Rows:
 def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
     """Read, tokenise, hold out, divide and audit the data. Raises DataError for data that cannot be used."""
     data = config.data
-    reading = {"format": data.format, "columns": data.columns, "languages": data.languages, "seed": config.run.seed}
-    dataset = load_examples(
-        data.source, categories=data.categories, rows_per_category=data.rows_per_category, **reading
-    )
-    key = natural_key({"name": config.partition.name, **config.partition.options})
+    dataset, key = read_rows(config), natural_key({"name": config.partition.name, **config.partition.options})
     template = build_template(data.template, tokenizer)
     tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
     tokens = dict(tokenized.by_id)
     lost = list(_losses_of_rows(dataset.refused, tokenized))
-    if data.held_out_source:
-        extra = load_examples(data.held_out_source, categories=data.categories, **reading)
-        train, held_out = usable, _renamed(extra.examples, tokens)
-        kept = tokenize(held_out, tokenizer, template, data.max_length)
+    extra, apart = read_held_out(config, dataset), None
+    if extra is not None:
+        kept = tokenize(extra.examples, tokenizer, template, data.max_length)
         tokens |= kept.by_id
-        held_out = tuple(e for e in held_out if e.id in kept.by_id)
+        apart = [e for e in extra.examples if e.id in kept.by_id]
         lost += [f"{data.held_out_source}: {note}" for note in _losses_of_rows(extra.refused, kept)]
-    else:
-        train, held_out = hold_out(usable, data.held_out_per_category, config.run.seed, key)
-    if not held_out:
-        raise DataError(
-            "there are no held-out rows, so nothing can be evaluated",
-            hint="set data.held_out_per_category to at least 1, or data.held_out_source to a file",
-        )
-    partition = divide(
-        train, config.partition.name, config.partition.options, config.partition.clients, config.run.seed, held_out
-    )
-    short = {} if data.held_out_source else short_categories(usable, held_out, data.held_out_per_category, key)
+    train, held_out, partition = divide_rows(config, usable, apart)
+    short = {} if extra is not None else short_categories(usable, held_out, data.held_out_per_category, key)
     examples = {e.id: e for e in (*train, *held_out)}
     return Rows(
         dataset=dataset,
@@ -109,11 +96,6 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
             *lost,
         ),
     ), template  # fmt: skip
-
-
-def natural_key(settings: Mapping[str, object]) -> str:
-    """What tells clients apart, "source" or "category", from a partition's settings."""
-    return "source" if settings.get("name") == "files" or settings.get("key") == "source" else "category"
 
 
 def check_window(config: Config, shape: PretrainedConfig) -> None:
@@ -376,8 +358,3 @@ def _losses_of_rows(refused: Counts, tokenized: Tokenized) -> Iterator[str]:
             yield f"{count} rows were refused: {reason} (first: {', '.join(first)})"
     if tokenized.cut_rows:
         yield f"{tokenized.cut_rows} rows were cut to data.max_length, {tokenized.cut_tokens} tokens in all"
-
-
-def _renamed(held_out: tuple[Example, ...], taken: Mapping[str, object]) -> tuple[Example, ...]:
-    """Rows of a second file whose ids are in use get a prefix, so that ids stay unique."""
-    return tuple(replace(e, id=f"held-out/{e.id}") if e.id in taken else e for e in held_out)

@@ -3,8 +3,12 @@
     with observer() as watch:
         experiment.run(config, observer=watch)
 
-An observer is called with plain dicts (key "event"): start, phase, step, round, evaluation, warning, end. The table
-and the lines go to stderr, JSON goes to stdout. Nothing here changes what a run does.
+An observer is called with plain dicts (key "event"): start, phase, clients, step, round, evaluation, warning, end. The
+table and the lines go to stderr, JSON goes to stdout. Nothing here changes what a run does.
+
+"clients" and "step" hold rows of the clients of whom there is news: state (waiting, training, done, failed, rejected,
+late), step of steps, loss, tokens (learned), seen_tokens and tokens_per_second (all that went through the base, over
+the seconds that this client trained). A round begins with a row of each client that is asked.
 """
 
 from __future__ import annotations
@@ -98,8 +102,7 @@ def describe(event: Mapping[str, Any], rounds: int = 0) -> str:
         case "step":
             left = wording.duration(event.get("eta_seconds"))
             speed = wording.count(round(event.get("tokens_per_second") or 0))
-            at = f"round {event['round']}/{event['rounds']}"
-            return f"{arm} {at}: {wording.percent(event.get('fraction'), 0)} done, {speed} tokens/s, {left} left"
+            return f"{_place(event)}: {wording.percent(event.get('fraction'), 0)} done, {speed} tokens/s, {left} left"
         case "round":
             losses = [loss for loss in (event.get("train_loss") or {}).values() if wording.number(loss) is not None]
             mean = sum(losses) / len(losses) if losses else None
@@ -134,10 +137,10 @@ class LiveTable(Observer):
         self.console = console or Console(stderr=True)
         self.started: Mapping[str, Any] = {}
         self.step: Mapping[str, Any] = {}
+        self.at: tuple[Any, ...] = ()
+        self.clients: dict[str, Mapping[str, Any]] = {}
         self.phase = ""
         self.training = False
-        self.rates: dict[str, float] = {}
-        self.round_began = self.last_event = time.monotonic()
         self.live = Live(
             console=self.console,
             get_renderable=self.render,
@@ -148,20 +151,17 @@ class LiveTable(Observer):
         )
 
     def show(self, event: Mapping[str, Any]) -> None:
-        now = time.monotonic()
         match event["event"]:
             case "start":
                 self.started = event
             case "phase":
                 self.phase = " ".join(filter(None, (event["phase"], event.get("arm"))))
                 self.training = False
-            case "step":
-                if (event["arm"], event["round"]) != (self.step.get("arm"), self.step.get("round")):
-                    self.round_began = self.last_event
-                self.step, self.training = event, True
-                took = max(now - self.round_began, 1e-3)
-                self.rates = {name: (row.get("tokens") or 0) / took for name, row in event["clients"].items()}
-        self.last_event = now
+            case "clients" | "step":
+                # A federated round has a cohort of its own; who trains alone stays over the rounds.
+                at = event["arm"], event["round"] if event["arm"] == "federated" else None
+                self.clients = {**(self.clients if at == self.at else {}), **event["clients"]}
+                self.step, self.at, self.training = {**self.step, **event}, at, True
         if event["event"] in ("start", "round", "evaluation", "warning"):
             line = output.clean(describe(event, self.started.get("rounds", 0)))
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -182,17 +182,17 @@ class LiveTable(Observer):
 
         step = self.step
         left = f"{wording.duration(step['eta_seconds'])} left" if wording.number(step.get("eta_seconds")) else ""
-        speed = f"{wording.count(round(step.get('tokens_per_second') or 0))} tokens/s" if step else ""
-        at = f"{step['arm']}, round {step['round']}/{step['rounds']}" if step else ""
+        speed = f"{wording.count(round(step['tokens_per_second']))} tokens/s" if step.get("tokens_per_second") else ""
         name = Path(self.run).name if self.run else "run"
         model = str(self.started.get("model", ""))
-        title = Text.assemble((name, "bold"), "  ", model, "  ", (at if self.training else self.phase, "cyan"))
+        at = _place(step) if self.training else self.phase
+        title = Text.assemble((name, "bold"), "  ", model, "  ", (at, "cyan"))
         bar = Table.grid(padding=(0, 1))
         share = min(1.0, max(0.0, step.get("fraction") or 0.0))
         bar.add_row(ProgressBar(total=1.0, completed=share, width=40), wording.percent(share, 0), left, speed)
         parts = [title, bar]
         if self.training:
-            parts.append(self._clients(step["clients"], Table(box=None, padding=(0, 2, 0, 0), header_style="dim")))
+            parts.append(self._clients(self.clients, Table(box=None, padding=(0, 2, 0, 0), header_style="dim")))
         return Group(*parts)
 
     def _clients(self, clients: Mapping[str, Mapping[str, Any]], table: Any) -> Any:
@@ -203,7 +203,7 @@ class LiveTable(Observer):
         room = max(1, min(CLIENTS_SHOWN, self.console.height - 6))
         names = sorted(clients)
         if len(names) > room:
-            names = sorted(names, key=lambda name: (_ORDER.get(clients[name]["state"], 3), name))
+            names = sorted(names, key=lambda name: (_ORDER.get(clients[name]["state"], 2), name))
         from rich.text import Text
 
         for name in names[:room]:
@@ -211,9 +211,9 @@ class LiveTable(Observer):
             table.add_row(
                 Text(wording.shorten(name, 32)),
                 Text(row["state"], _STYLE.get(row["state"], "")),
-                f"{row['step']}/{row['steps']}",
-                wording.digits(row.get("loss")),
-                wording.count(round(self.rates.get(name, 0))),
+                f"{row['step']}/{row['steps']}" if row["steps"] else "",
+                wording.digits(row["loss"]) if row["loss"] is not None else "",
+                wording.count(round(row["tokens_per_second"])) if row.get("tokens_per_second") else "",
             )
         hidden = [clients[name]["state"] for name in names[room:]]
         if hidden:
@@ -222,8 +222,17 @@ class LiveTable(Observer):
         return table
 
 
-_ORDER = {"failed": 0, "training": 1, "done": 2}
-_STYLE = {"failed": "bold red", "training": "cyan", "done": "green"}
+def _place(event: Mapping[str, Any]) -> str:
+    """Where the run is: "federated, round 2/8"; personal models are tuned after the last one."""
+    arm = event["arm"]
+    return "personal models" if arm == "personal" else f"{arm}, round {event['round']}/{event['rounds']}"
+
+
+_ORDER = {"failed": 0, "rejected": 0, "late": 1, "training": 2, "waiting": 3, "done": 4}
+_STYLE = {
+    "failed": "bold red", "rejected": "bold red", "late": "yellow", "training": "cyan", "waiting": "dim",
+    "done": "green",
+}  # fmt: skip
 
 
 def print_result(run: Path, summary: Mapping[str, Any]) -> None:

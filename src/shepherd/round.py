@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from shepherd.asking import ask, remembered, shown, strikes_of
-from shepherd.clients.training import StepReport
+from shepherd.clients.reports import StepReport
 from shepherd.plan import Engine, Plan, Policy
 from shepherd.server.clusters import combine_clusters, group
 from shepherd.server.diagnostics import diagnose

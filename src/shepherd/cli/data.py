@@ -49,10 +49,10 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
 
     SOURCE is whatever --data takes; a recipe brings its own source, template and lengths.
     """
-    settings = _settings(source, **flags)
-    config = settings.config
+    from shepherd.dividing import read_rows
+
+    config = _settings(source, **flags).config
     dataset = read_rows(config)
-    train, held_out, partition = _divide(settings, dataset, needs_partition=False)
     from shepherd.data.audit import audit
     from shepherd.data.prompts import build_template
     from shepherd.data.tokenize import tokenize
@@ -61,6 +61,7 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     tokenizer = _tokenizer(config.model.base, config.model.revision)
     template = build_template(config.data.template, tokenizer)
     tokenized = tokenize(dataset.examples, tokenizer, template, config.data.max_length)
+    train, held_out, partition = _divided_if_possible(config, dataset, tokenized)
     found = audit(partition, train, held_out, tokenized, dataset)
     if as_json:
         output.print_json(_as_json(dataset, tokenized, found, tokenizer, rows))
@@ -74,15 +75,31 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
 @data.command()
 @click.argument("recipe", default="demo", metavar="RECIPE|SOURCE", shell_complete=complete_recipe)
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the table to FILE.")
+@click.option("--tokenize", is_flag=True, help="Leave out the rows that a run would refuse; loads the tokenizer.")
 @_data_options
-def partition(recipe: str, svg: Path | None, as_json: bool, **flags: Any) -> None:
-    """Show how many rows of each category every client would hold."""
-    from shepherd.data.partition import short_categories, table
+def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **flags: Any) -> None:
+    """Show how many rows of each category every client would hold.
 
-    settings = _settings(recipe, **flags)
-    config = settings.config
-    dataset = read_rows(config)
-    train, held_out, divided = _divide(settings, dataset, needs_partition=True)
+    Rows that turn out to be of no use when they are tokenised, such as those whose answer does not fit into
+    data.max_length, are counted too; with --tokenize it is exactly the partition of a run.
+    """
+    from shepherd.data.partition import short_categories, table
+    from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
+
+    config = _settings(recipe, **flags).config
+    if tokenize:
+        from shepherd.prepare import prepare_rows
+
+        output.announce_torch()
+        rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision))
+        dataset, divided = rows.dataset, rows.partition
+        train = [example for id, example in rows.examples.items() if id not in divided.held_out]
+        held_out = [rows.examples[id] for id in divided.held_out]
+        refused = len(dataset.examples) - len(rows.tokenized.by_id)
+    else:
+        dataset, refused = read_rows(config), None
+        extra = read_held_out(config, dataset)
+        train, held_out, divided = divide_rows(config, dataset.examples, extra.examples if extra is not None else None)
     clients, categories, counts = table(divided, train)
     if svg is not None:
         svg.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +109,7 @@ def partition(recipe: str, svg: Path | None, as_json: bool, **flags: Any) -> Non
         output.print_json({
             "partition": dict(divided.settings), "dataset": dataset.name, "dataset_digest": divided.dataset_digest,
             "held_out": len(held_out), "clients": clients, "categories": categories, "counts": counts,
+            "refused_when_tokenized": refused,
         })  # fmt: skip
         return
     _print_table(clients, categories, counts)
@@ -100,8 +118,13 @@ def partition(recipe: str, svg: Path | None, as_json: bool, **flags: Any) -> Non
         f"\n{len(clients)} clients by {config.partition.name}: {sizes.sum():,} rows, {sizes.min():,} to "
         f"{sizes.max():,} per client; {len(held_out):,} rows are held out"
     )
+    if refused is None:
+        output.note("not tokenised: rows that a run would refuse are counted; --tokenize leaves them out")
+    else:
+        click.echo(f"{refused:,} rows were refused when they were tokenised")
     if not config.data.held_out_source:
-        short = short_categories(dataset.examples, held_out, config.data.held_out_per_category)
+        key = natural_key(divided.settings)
+        short = short_categories(dataset.examples, held_out, config.data.held_out_per_category, key)
         if short:
             named = ", ".join(f"{category} {out} of {rows}" for category, (out, rows) in short.items())
             output.note(
@@ -117,41 +140,19 @@ def _settings(argument: str, **flags: Any) -> Settings:
     return settings
 
 
-def read_rows(config: Config, source: str = "") -> Dataset:
-    """The rows of the recipe's source (or of `source`, all of them), without a tokenizer and so without torch."""
-    from shepherd.data.sources import load_examples
-
-    table = config.data
-    return load_examples(
-        source or table.source,
-        format=table.format,
-        columns=table.columns,
-        categories=table.categories,
-        rows_per_category=0 if source else table.rows_per_category,
-        languages=table.languages,
-        seed=config.run.seed,
-    )
-
-
-def _divide(settings: Settings, dataset: Dataset, needs_partition: bool) -> tuple[tuple, tuple, Partition]:
-    """(train, held out, partition). Data that cannot be divided is one client, unless `needs_partition`."""
-    from shepherd.data.partition import divide, hold_out
+def _divided_if_possible(config: Config, dataset: Dataset, tokenized: Tokenized) -> tuple[tuple, tuple, Partition]:
+    """(train, held out, partition) as a run would have them; rows that cannot be divided are one client."""
+    from shepherd.dividing import divide_rows, read_held_out
     from shepherd.errors import DataError
     from shepherd.types import Partition
 
-    config = settings.config
-    if config.data.held_out_source:
-        train, held_out = dataset.examples, read_rows(config, config.data.held_out_source).examples
-    else:
-        train, held_out = hold_out(dataset.examples, config.data.held_out_per_category, config.run.seed)
-    how = config.partition
+    usable = tuple(example for example in dataset.examples if example.id in tokenized.by_id)
+    extra = read_held_out(config, dataset)
     try:
-        return train, held_out, divide(train, how.name, how.options, how.clients, config.run.seed, held_out)
+        return divide_rows(config, usable, extra.examples if extra is not None else None)
     except DataError as error:
-        if needs_partition:
-            raise
         output.note(f"not divided over clients: {error.message}")
-        return train, held_out, Partition({"all": tuple(example.id for example in train)}, dataset.digest)
+        return usable, (), Partition({"all": tuple(example.id for example in usable)}, dataset.digest)
 
 
 def _tokenizer(base: str, revision: str) -> Any:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from shepherd import interrupts, output
+from shepherd import interrupts, output, starting
 from shepherd.cli.settings import complete_recipe, gather, recipe_options
-from shepherd.errors import ResourceError, UsageError
+from shepherd.errors import UsageError
 from shepherd.store import open_run
 
 if TYPE_CHECKING:
-    from shepherd.config import Config
     from shepherd.experiment import Run
 
 
@@ -51,7 +50,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
         output.note(line)
     observer = progress.observer(as_json=as_json, plain=plain)
     with observer:
-        _look_first(settings.config)
+        starting.look_first(settings.config, output.note)
         output.announce_torch()
         from shepherd import experiment
 
@@ -112,7 +111,7 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     settings = gather(recipe, **flags)
     for line in settings.notes:
         output.note(line)
-    _look_first(settings.config)
+    starting.look_first(settings.config, output.note)
     output.announce_torch()
     from shepherd import experiment
 
@@ -125,55 +124,8 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
             ("plan", ""),
             [(LABELS.get(key, key.replace("_", " ")), _with_unit(key, value)) for key, value in values.items()],
         )
-    _fits_here(values, Path(settings.config.run.out))
+    starting.fits_here(values, Path(settings.config.run.out))
     output.note("the settings are fine; nothing was trained")
-
-
-def _look_first(config: Config) -> None:
-    """Find mistakes in the data and a missing model before PyTorch loads: they are frequent, and it takes seconds.
-
-    A built-in model that is not here yet is fetched, once: it is pinned by its checksum. No other model is ever
-    fetched by a run; `shepherd model pull` does that.
-    """
-    from shepherd.cli.data import read_rows
-    from shepherd.model import fetch
-
-    for source in filter(None, (config.data.source, config.data.held_out_source)):
-        if not source.startswith("hub:"):
-            read_rows(config, source)
-    base = config.model.base
-    if any(entry.name == base and entry.path is None for entry in fetch.list_models()):
-        output.note(f"fetching {base} once; it stays in the cache (shepherd model list)")
-        fetch.pull(base, progress=output.note)
-    elif not base.lower().endswith(".gguf"):
-        fetch.resolve(base, config.model.revision)
-
-
-def _fits_here(plan: Mapping[str, Any], out: Path) -> None:
-    """Raise ResourceError when the plan needs more memory or disk than is free."""
-    import psutil
-
-    from shepherd.report.wording import size
-
-    memory, disk = psutil.virtual_memory().available, psutil.disk_usage(str(_existing(out))).free
-    if plan.get("device", "cpu") == "cpu" and plan.get("memory_bytes", 0) > memory:
-        raise ResourceError(
-            f"the run takes about {size(plan['memory_bytes'])} of memory, {size(memory)} are free",
-            hint="shepherd check RECIPE --quick; or lower training.tokens_per_pass and training.clients_at_once, "
-            "set training.gradient_checkpointing = true, or take a smaller model.base",
-        )
-    if plan.get("disk_bytes", 0) > disk:
-        raise ResourceError(
-            f"the run takes about {size(plan['disk_bytes'])} on the disk of {out}, {size(disk)} are free",
-            hint="lower checkpoints.keep or lora.r, or choose another place with --out",
-        )
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def _with_unit(key: str, value: Any) -> str:

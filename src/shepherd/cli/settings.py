@@ -1,12 +1,11 @@
 """Flags of a command -> a config: recipe, then --quick, then flags, then --set; the last one wins.
 
-Names that live in a registry (partitioner, selection, method, server optimizer) are checked here with everything else,
-so that one call shows all that is wrong.
+Names that live in a registry (partitioner, selection, method, server optimizer) are checked with everything else, so
+that one call shows all that is wrong.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shepherd.errors import ShepherdError, UsageError, did_you_mean
+from shepherd.starting import registry_problems
 
 if TYPE_CHECKING:
     from shepherd.config import Config
@@ -118,101 +118,6 @@ def gather(
     if own is not None:
         settings, origins = merge([own, *layers])
     return Settings(resolve(settings, (registry_problems,)), origins, tuple(notes))
-
-
-def registry_problems(settings: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the names in `settings` that a registry knows, and with the partitioner's options."""
-    from shepherd.config import Config
-    from shepherd.data.partition import partitioners
-
-    tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
-    partition = dict(tables.get("partition", {}))
-    partition.pop("clients", None)
-    name = partition.pop("name", Config().partition.name)
-    problems = []
-    try:
-        if isinstance(name, str):  # the config's own check says so
-            known = partitioners.options(name)
-            for option in partition.keys() - known.keys() if "clients" not in known else ():
-                if did_you_mean(option, ["clients"]):
-                    raise UsageError(f"unknown key 'partition.{option}'. Did you mean 'partition.clients'?")
-            partitioners.build(name, partition)
-    except ShepherdError as error:
-        problems.append(_problem("partition.name", error))
-    own_weighing, more = _method_problems(tables)
-    return problems + _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
-
-
-def _personal_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the personalization and its options; its fit to the method is said when a run is prepared."""
-    from shepherd.clients.personal import personalizations
-    from shepherd.config import Config
-
-    options = dict(tables.get("personalization", {}))
-    name = options.pop("name", Config().personalization.name)
-    if not isinstance(name, str):
-        return []  # the config's own check says so
-    try:
-        personalizations.build(name, options)
-    except ShepherdError as error:
-        return [_problem("personalization.name", error)]
-    return []
-
-
-def _selection_problems(tables: Mapping[str, Mapping[str, Any]], own_weighing: str) -> list[str]:
-    """What is wrong with the selection and its options, and with its fit to [federation] and the method's weighing."""
-    from pydantic import ValidationError
-
-    from shepherd.clients.selection import build_selection, misfits
-    from shepherd.config import Config, FederationTable
-
-    options = dict(tables.get("selection", {}))
-    name = options.pop("name", Config().selection.name)
-    if not isinstance(name, str):
-        return []  # the config's own check says so
-    try:
-        selection = build_selection(name, options)
-    except ShepherdError as error:
-        return [_problem("selection.name", error)]
-    try:
-        federation = FederationTable.model_validate(tables.get("federation", {}))
-    except ValidationError:
-        return []
-    names = inspect.signature(misfits).parameters.keys() & FederationTable.model_fields.keys()
-    return misfits(selection, own_weighing=own_weighing, **{key: getattr(federation, key) for key in names})
-
-
-def _problem(key: str, error: ShepherdError) -> str:
-    return f"{key}: {error.message}" + (f" ({error.hint})" if error.hint else "")
-
-
-def _method_problems(tables: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[str]]:
-    """The weigh piece where it makes weights of its own; what is wrong with the method, its pieces and the server's
-    optimizer, and with their fit."""
-    from shepherd.config import Config
-    from shepherd.server.methods import build_method
-    from shepherd.server.optimizer import optimizers
-
-    default = Config()
-    name = tables.get("federation", {}).get("method", default.federation.method)
-    server = dict(tables.get("server", {}))
-    optimizer = server.pop("optimizer", default.server.optimizer)
-    if not isinstance(name, str) or not isinstance(optimizer, str):
-        return "", []  # the config's own check says so
-    problems: list[str] = []
-    weigh = []
-
-    def attempt(key: str, build: Callable[[], object]) -> None:
-        try:
-            build()
-        except ShepherdError as error:
-            problems.extend(f"{key}: {line}" for line in error.message.split("\n"))
-
-    attempt("server.optimizer", lambda: optimizers.build(optimizer, server))
-    attempt("federation.method", lambda: weigh.append(build_method(name, tables.get("method")).pieces.weigh))
-    if not problems:
-        attempt("federation.method", lambda: build_method(name, tables.get("method"), optimizer, server))
-    return next((piece.name for piece in weigh if piece.own), ""), problems
 
 
 def _rate_ratio_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:

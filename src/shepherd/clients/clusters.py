@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from shepherd.clients.reports import Progress, StepReport
 from shepherd.clients.training import Cohort, LocalTraining, walk
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
@@ -64,17 +65,25 @@ def judged(rows: Sequence[Tokens], client: ClientId, first: int, count: int, mos
 
 def train_in_clusters(
     task: TrainTask,
-    answers: Iterable[ClientUpdate | ClientFailure],
+    train: Callable[[Callable[[StepReport], None]], Iterable[ClientUpdate | ClientFailure]],
     packed: PackedModel,
     make_lora: Callable[[], CohortLora],
     settings: LocalTraining,
     data: Mapping[ClientId, Sequence[Tokens]],
+    observe: Callable[[StepReport], None] = lambda report: None,
 ) -> Iterator[ClientUpdate | ClientFailure]:
-    """The same answers, sorted by client; each update with that of the adapter of the cluster that the client chose.
+    """What train(observe) yields, sorted by client; each update with that of the adapter of the cluster that the client
+    chose.
 
     It trains on the rows of the round, as it does for the global adapter, `clients_at_once` together.
     """
-    found = {answer.client: answer for answer in answers}
+    told: dict[ClientId, Progress] = {}
+
+    def watch(report: Mapping[ClientId, Progress]) -> None:
+        told.update(report)
+        observe(report)
+
+    found = {answer.client: answer for answer in train(watch)}
     names = sorted(name for name, answer in found.items() if isinstance(answer, ClientUpdate))
     lora = make_lora()
     for start in range(0, len(names), settings.clients_at_once):
@@ -91,13 +100,18 @@ def train_in_clusters(
         views = {name: task.clusters[name][number - 1] for name, number in picks.items() if number}
         if not views:
             continue
-        cohort = Cohort(packed, lora, settings, views, data, task.seed, task.objective)
-        metrics = cohort.run([task.work[name] for name in views], task.round, lambda report: None)
+        cohort = Cohort(
+            packed, lora, settings, views, data, task.seed, task.objective,
+            before=told, trainings=settings.personal.cost.trainings,
+        )  # fmt: skip
+        metrics = cohort.run([task.work[name] for name in views], task.round, observe)
         for name, failure in cohort.failures.items():
             found[name] = replace(failure, detail=f"of its cluster's adapter {failure.detail}")
         for name in metrics:
             learned = cohort.moving[name].tensors()
             delta = {f"{CLUSTER}{key}": learned[key] - begin for key, begin in views[name].tensors().items()}
-            told = {**found[name].metrics, "cluster_loss": metrics[name]["loss"]}
-            found[name] = replace(found[name], delta={**found[name].delta, **delta}, metrics=told, cluster=picks[name])
+            measured = {**found[name].metrics, "cluster_loss": metrics[name]["loss"]}
+            found[name] = replace(
+                found[name], delta={**found[name].delta, **delta}, metrics=measured, cluster=picks[name]
+            )
     yield from (found[name] for name in sorted(found))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,13 @@ PERSONAL = "personal/"
 """Prefix of a client's second adapter: `personal/<module>.A`, `personal/<module>.B`."""
 
 personalizations = Registry("personalization")
+
+
+class Cost(NamedTuple):
+    """What a client pays. trainings: how often it trains on its rows of a round; steps: those after the last round."""
+
+    trainings: int = 1
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,11 @@ class Personalization:
     def in_rounds(self) -> bool:
         """Whether clients train a second adapter in every round."""
         return self.pull is not None or (self.mix is not None and not self.steps)
+
+    @property
+    def cost(self) -> Cost:
+        """What progress and `shepherd check` count."""
+        return Cost(trainings=2 if self.in_rounds or self.clusters else 1, steps=self.steps)
 
 
 @personalizations

@@ -8,6 +8,7 @@ separate trainings give. A real site runs the same code with a cohort of one.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import torch
 
 from shepherd.clients.moving import Moving
 from shepherd.clients.personal import Personalization, home_tensors, second_tensors, second_view, with_home
+from shepherd.clients.reports import Progress, StepReport
 from shepherd.clients.slots import best_slots, probe_work
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
@@ -52,15 +54,6 @@ class LocalTraining:
     personal: Personalization = field(default_factory=Personalization)
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """After each step of a cohort: per client (step, steps, loss, target tokens so far), and tokens seen."""
-
-    clients: Mapping[ClientId, tuple[int, int, float, int]]
-    failed: frozenset[ClientId]
-    tokens: int
-
-
 def walk(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int, seed: int) -> list[Tokens]:
     """Rows first … first + rows − 1 of a client's endless walk: pass after pass, each in an order of its own.
 
@@ -86,9 +79,8 @@ class Course:
     rates: tuple[float, ...]
     losses: list[float] = field(default_factory=list)
     targets: int = 0
-
-    def report(self) -> tuple[int, int, float, int]:
-        return len(self.losses), len(self.rates), self.losses[-1] if self.losses else math.nan, self.targets
+    tokens: int = 0
+    seconds: float = 0.0
 
     def metrics(self) -> dict[str, float]:
         mean = float(np.mean(self.losses))
@@ -100,7 +92,8 @@ class Cohort:
     """K clients in training, in the order of `views`. Lives for one round, or longer for the baselines.
 
     `control` is SCAFFOLD's c, `private` what each client kept from its earlier rounds, `anchors` what the proximal term
-    pulls a client towards where that is not its view.
+    pulls a client towards where that is not its view. `before` is what was told of each client where this is not the
+    first of the `trainings` of its round, `told` what was told last.
     """
 
     packed: PackedModel
@@ -113,7 +106,10 @@ class Cohort:
     control: Tensors = field(default_factory=dict)
     private: Mapping[ClientId, Tensors] = field(default_factory=dict)
     anchors: Mapping[ClientId, Adapter] = field(default_factory=dict)
+    before: Mapping[ClientId, Progress] = field(default_factory=dict)
+    trainings: int = 1
     failures: dict[ClientId, ClientFailure] = field(default_factory=dict)
+    told: Mapping[ClientId, Progress] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.clients = tuple(self.views)
@@ -134,14 +130,19 @@ class Cohort:
         A client whose loss or gradient is not finite stops there, and is in `failures`.
         """
         courses = {w.client: self._course(w) for w in work}
-        seen = 0
         with self.packed.packing(), self.lora.attached(), _checkpointing(self.packed.model, self.settings):
             for step in range(max(w.steps for w in work)):
                 active = {c: way for c, way in courses.items() if step < len(way.rates) and c not in self.failures}
                 if not active:
                     break
-                seen += self._step(active, step, round_number)
-                observe(StepReport({c: way.report() for c, way in courses.items()}, frozenset(self.failures), seen))
+                begin = time.perf_counter()
+                self._step(active, step, round_number)
+                took = time.perf_counter() - begin
+                for way in active.values():
+                    way.tokens += sum(len(row.input_ids) for _, row in way.batches[step])
+                    way.seconds += took
+                self.told = {client: self._progress(client, way) for client, way in courses.items()}
+                observe(self.told)
         return {c: way.metrics() for c, way in courses.items() if c not in self.failures}
 
     def _course(self, work: Work) -> Course:
@@ -152,8 +153,16 @@ class Cohort:
         batches = [numbered[start:end] for start, end in pairwise(ends)]
         return Course(self.clients.index(work.client), batches, work.learning_rates)
 
-    def _step(self, active: Mapping[ClientId, Course], step: int, round_number: int) -> int:
-        """One optimizer step of every active client; returns the number of tokens that went through the base."""
+    def _progress(self, client: ClientId, way: Course) -> Progress:
+        before = self.before.get(client, Progress())
+        step, steps = before.step + len(way.losses), self.trainings * len(way.rates)
+        state = "failed" if client in self.failures else "done" if step == steps else "training"
+        loss = way.losses[-1] if way.losses else math.nan
+        spent = before.targets + way.targets, before.tokens + way.tokens, before.seconds + way.seconds
+        return Progress(state, step, steps, loss, *spent)
+
+    def _step(self, active: Mapping[ClientId, Course], step: int, round_number: int) -> None:
+        """One optimizer step of every active client."""
         ways = sorted(active.items(), key=lambda item: item[1].slot)
         counts = {way.slot: sum(row.targets for _, row in way.batches[step]) for _, way in ways}
         rows = [
@@ -178,7 +187,6 @@ class Cohort:
             way.targets += counts[way.slot]
             self.moving[client].clip(norm)
             self.moving[client].step(way.rates[step])
-        return sum(len(row.tokens.input_ids) for row in rows)
 
     def _gradients(
         self, ways: Sequence[tuple[ClientId, Course]], rows: Sequence[Row], counts: Mapping[int, int], step: int
@@ -223,24 +231,29 @@ def train(
     """
     names = sorted(task.work)
     lora = make_lora().lay(task.remainder)
+    # Before there are clusters, nothing but the global adapter is trained.
+    trainings = settings.personal.cost.trainings if task.clusters or not settings.personal.clusters else 1
     for start in range(0, len(names), settings.clients_at_once):
         chunk = names[start : start + settings.clients_at_once]
         views = {name: with_home(task.views[name], private.get(name, {})) for name in chunk}
         answers: dict[ClientId, ClientUpdate | ClientFailure] = {}
-        tokens = 0
+        told: Mapping[ClientId, Progress] = {}
         if any(view.choice is not None for view in views.values()):
-            views, answers, tokens = _probed(task, views, private, packed, lora, settings, data, observe)
+            views, answers, told = _probed(task, views, private, packed, lora, settings, data, trainings, observe)
         if views:
-            cohort = Cohort(packed, lora, settings, views, data, task.seed, task.objective, task.control, private)
-            watch = (lambda report, t=tokens: observe(replace(report, tokens=t + report.tokens))) if tokens else observe
-            metrics = cohort.run([task.work[name] for name in views], task.round, watch)
+            cohort = Cohort(
+                packed, lora, settings, views, data, task.seed, task.objective, task.control, private,
+                before=told, trainings=trainings,
+            )  # fmt: skip
+            metrics = cohort.run([task.work[name] for name in views], task.round, observe)
             answers |= cohort.failures
             for name in metrics:
                 before = private.get(name, {})
                 answers[name] = _update(task, name, cohort.moving[name], metrics[name], len(data[name]), before)
+            told = cohort.told
             del cohort  # its optimizers need not stay in memory beside those of the second adapters
         if settings.personal.in_rounds:
-            answers |= _second_adapters(task, private, packed, lora, settings, data, answers)
+            answers |= _second_adapters(task, private, packed, lora, settings, data, answers, told, observe)
         yield from (answers[name] for name in chunk)
 
 
@@ -252,21 +265,22 @@ def _probed(
     lora: CohortLora,
     settings: LocalTraining,
     data: Mapping[ClientId, Sequence[Tokens]],
+    trainings: int,
     observe: Callable[[StepReport], None],
-) -> tuple[dict[ClientId, View], dict[ClientId, ClientUpdate | ClientFailure], int]:
-    """(the views with every choice of slots made, the clients that failed on the way, tokens through the base).
+) -> tuple[dict[ClientId, View], dict[ClientId, ClientUpdate | ClientFailure], dict[ClientId, Progress]]:
+    """(the views with every choice of slots made, the clients that failed on the way, what was told of all).
 
     A probe is the round's own training with all slots; nothing of it but the choice is kept.
     """
     free = {name: replace(view, choice=None) for name, view in views.items() if view.choice is not None}
     cohort = Cohort(packed, lora, settings, free, data, task.seed, task.objective, task.control, private)
-    seen = 0
+    told: dict[ClientId, Progress] = {}
 
-    def report(probe: StepReport) -> None:  # of the round's steps none is done yet
-        nonlocal seen
-        seen = probe.tokens
-        clients = {name: (0, task.work[name].steps, loss, 0) for name, (_, _, loss, _) in probe.clients.items()}
-        observe(replace(probe, clients=clients))
+    def report(probe: Mapping[ClientId, Progress]) -> None:  # of the round's steps none is done yet
+        for name, row in probe.items():
+            state = row.state if row.state == "failed" else "training"
+            told[name] = row._replace(state=state, step=0, steps=trainings * task.work[name].steps, targets=0)
+        observe(dict(told))
 
     work = [probe_work(task.work[name], views[name].choice, len(data[name])) for name in free]
     made = {
@@ -278,7 +292,7 @@ def _probed(
     failures: dict[ClientId, ClientUpdate | ClientFailure] = {
         name: replace(failure, detail=f"of its probe {failure.detail}") for name, failure in cohort.failures.items()
     }
-    return {name: made.get(name, view) for name, view in views.items() if name not in failures}, failures, seen
+    return {name: made.get(name, view) for name, view in views.items() if name not in failures}, failures, told
 
 
 def _update(
@@ -319,6 +333,8 @@ def _second_adapters(
     settings: LocalTraining,
     data: Mapping[ClientId, Sequence[Tokens]],
     answers: Mapping[ClientId, ClientUpdate | ClientFailure],
+    told: Mapping[ClientId, Progress],
+    observe: Callable[[StepReport], None],
 ) -> dict[ClientId, ClientUpdate | ClientFailure]:
     """The clients of these updates train their second adapters on the rows of the round, and keep them."""
     updates = {name: answer for name, answer in answers.items() if isinstance(answer, ClientUpdate)}
@@ -327,8 +343,11 @@ def _second_adapters(
     personal = settings.personal
     anchors = {name: task.views[name].adapter for name in updates} if personal.pull is not None else {}
     views = {n: second_view(personal, task.views[n], private.get(n, {}), task.seed, n) for n in updates}
-    cohort = Cohort(packed, lora, settings, views, data, task.seed, personal.pull or Objective(), anchors=anchors)
-    metrics = cohort.run([task.work[name] for name in updates], task.round, lambda report: None)
+    cohort = Cohort(
+        packed, lora, settings, views, data, task.seed, personal.pull or Objective(), anchors=anchors,
+        before=told, trainings=personal.cost.trainings,
+    )  # fmt: skip
+    metrics = cohort.run([task.work[name] for name in updates], task.round, observe)
     found: dict[ClientId, ClientUpdate | ClientFailure] = {
         name: replace(failure, detail=f"of its second adapter {failure.detail}")
         for name, failure in cohort.failures.items()

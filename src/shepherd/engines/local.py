@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from shepherd.clients.clusters import train_in_clusters
-from shepherd.clients.training import LocalTraining, StepReport, train
+from shepherd.clients.reports import StepReport
+from shepherd.clients.training import LocalTraining, train
 from shepherd.engines.isolation import isolated
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.model.forward import PackedModel
@@ -37,8 +39,9 @@ class LocalEngine:
         ) -> Iterable[ClientUpdate | ClientFailure]:
             settings = replace(self.settings, tokens_per_pass=max(1, self.settings.tokens_per_pass // divisor))
             held = (self.packed, self.make_lora, settings, self.data)
-            answers = train(task, private, *held, observe)
-            return train_in_clusters(task, answers, *held) if task.clusters else answers
+            if not task.clusters:
+                return train(task, private, *held, observe)
+            return train_in_clusters(task, partial(train, task, private, *held), *held, observe)
 
         return isolated(task, self.settings.clients_at_once, some, observe)
 

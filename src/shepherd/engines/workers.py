@@ -22,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from shepherd.clients.reports import STATES, Progress, StepReport
 from shepherd.errors import ResourceError, ShepherdError
 from shepherd.rng import derive
 from shepherd.tensors import to_bytes
@@ -37,11 +37,10 @@ from shepherd.types import ClientFailure, ClientId, ClientUpdate, GlobalModel, T
 from shepherd.updates.wire import Envelope, Sealed, pack
 
 if TYPE_CHECKING:  # torch is for the engine that `build` makes: a worker begins quickly, and without it where it may
-    from shepherd.clients.training import StepReport
     from shepherd.engines.local import LocalEngine
     from shepherd.evaluation.losses import RowLosses
 
-Observe = Callable[["StepReport"], None]
+Observe = Callable[[StepReport], None]
 Data = Mapping[ClientId, Sequence[Tokens]]
 Build = Callable[[Data], "tuple[LocalEngine, str]"]
 """Rows of some clients -> an engine for them and the digest of its base. Runs in the worker; must be picklable."""
@@ -80,7 +79,6 @@ class Workers:
         observe: Observe = lambda report: None,
     ) -> Iterator[Sealed | ClientFailure]:
         """Messages and failures in order of arrival. Raises ResourceError when a worker cannot be made at all."""
-        progress = _Progress()
         busy: list[_Place] = []
         for index, place in enumerate(self._places):
             mine = [name for name in sorted(task.work) if self._worker_of[name] == index]
@@ -90,7 +88,7 @@ class Workers:
                 busy.append(place)
         while busy:
             for place in self._heard(busy):
-                yield from self._take(place, task, progress, observe)
+                yield from self._take(place, task, observe)
             busy = [place for place in busy if place.owes is not None]
 
     def _heard(self, busy: Sequence[_Place]) -> list[_Place]:
@@ -101,7 +99,7 @@ class Workers:
         now = time.monotonic()
         return [p for p in busy if p.here in said or now - p.last_sign >= self.patience]
 
-    def _take(self, place: _Place, task: TrainTask, progress: _Progress, observe: Observe) -> Iterator[Any]:
+    def _take(self, place: _Place, task: TrainTask, observe: Observe) -> Iterator[Any]:
         """One message of a place; or failures of all whom it still owes."""
         if not place.here.poll():
             yield from place.give_up(task.round, "hang", f"no sign of life for {self.patience:g} s")
@@ -119,7 +117,7 @@ class Workers:
         elif said is None:
             yield from place.rest(task.round)
         else:
-            observe(progress.add(place, said))
+            observe(said)
 
 
 # In this process
@@ -214,28 +212,6 @@ class _Place:
         self.here.close()
 
 
-@dataclass
-class _Progress:
-    """The reports of many workers as one: everybody's clients, everybody's tokens."""
-
-    clients: dict[ClientId, tuple[int, int, float, int]] = field(default_factory=dict)
-    failed: set[ClientId] = field(default_factory=set)
-    before: dict[int, int] = field(default_factory=dict)
-    last: dict[int, StepReport] = field(default_factory=dict)
-
-    def add(self, place: _Place, report: StepReport) -> StepReport:
-        from shepherd.clients.training import StepReport
-
-        key, last = id(place), self.last.get(id(place))
-        if last and (report.tokens < last.tokens or report.clients.keys().isdisjoint(last.clients)):
-            self.before[key] = self.before.get(key, 0) + last.tokens  # another chunk counts from 0
-        self.last[key] = report
-        self.clients |= report.clients
-        self.failed |= report.failed
-        tokens = sum(self.before.values()) + sum(r.tokens for r in self.last.values())
-        return StepReport(dict(sorted(self.clients.items())), frozenset(self.failed), tokens)
-
-
 def _send(pipe: Any, message: Any) -> None:
     with suppress(OSError, ValueError):  # the worker is gone: its end is noticed where it is read from
         pipe.send(message)
@@ -252,17 +228,20 @@ def _fields(body: bytes, **kinds: Any) -> dict[str, Any]:
 
 
 def _step_report(body: bytes) -> StepReport:
-    from shepherd.clients.training import StepReport
-
-    value = _fields(body, clients=dict, failed=list, tokens=int)
+    value = _fields(body, clients=dict)
     try:
-        clients = {
-            str(client): (int(step), int(steps), math.nan if loss is None else float(loss), int(tokens))
-            for client, (step, steps, loss, tokens) in value["clients"].items()
-        }
+        report = {
+            client: Progress(
+                str(state), int(step), int(steps), math.nan if loss is None else float(loss),
+                int(targets), int(tokens), float(seconds),
+            )
+            for client, (state, step, steps, loss, targets, tokens, seconds) in value["clients"].items()
+        }  # fmt: skip
     except (TypeError, ValueError):
         raise _Garbled from None
-    return StepReport(clients, frozenset(map(str, value["failed"])), value["tokens"])
+    if not all(progress.state in STATES for progress in report.values()):
+        raise _Garbled
+    return report
 
 
 def _client_failure(body: bytes, round_number: int) -> ClientFailure:
@@ -331,11 +310,8 @@ def _say(pipe: Any, kind: str, **fields: Any) -> None:
 
 
 def _say_step(pipe: Any, report: StepReport) -> None:
-    clients = {
-        client: (step, steps, loss if math.isfinite(loss) else None, tokens)
-        for client, (step, steps, loss, tokens) in report.clients.items()
-    }
-    _say(pipe, "step", clients=clients, failed=sorted(report.failed), tokens=report.tokens)
+    rows = {c: p._replace(loss=p.loss if math.isfinite(p.loss) else None) for c, p in report.items()}
+    _say(pipe, "step", clients=rows)
 
 
 def _say_update(pipe: Any, update: ClientUpdate, task: TrainTask, base: str, run: str) -> None:

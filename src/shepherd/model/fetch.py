@@ -297,7 +297,11 @@ def _hub_snapshot(hub_id: str, revision: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = snapshot_download(hub_id, revision=revision or None, local_files_only=True)
+        # With the patterns of the pull: without them, what a pull leaves out on purpose would count as missing.
+        found = snapshot_download(
+            hub_id, revision=revision or None, local_files_only=True,
+            allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIPPED,
+        )  # fmt: skip
     except HFValidationError as error:
         raise ModelError(f"not a hub id: {error}", hint="a hub id looks like org/name") from error
     except OSError:  # LocalEntryNotFoundError is a FileNotFoundError.

@@ -168,10 +168,10 @@ def time(record: RunRecord, limits: Limits) -> Section:
     total = number(seconds.pop("total", None))
     words = {
         "load model": "loading the model",
-        "federated": "federated: training, evaluation, checkpoints",
-        "local": "alone: training, evaluation",
-        "centralised": "centralised: training, evaluation",
-        "evaluate": "evaluation of the base",
+        "federated": "federated: training, checkpoints",
+        "local": "alone: training",
+        "centralised": "centralised: training",
+        "evaluate": "evaluation of all arms",
         "generate": "generated answers",
     }
     parts = [(words.get(name, name), value) for name, raw in seconds.items() if (value := number(raw)) is not None]

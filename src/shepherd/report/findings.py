@@ -67,8 +67,9 @@ def measured(record: RunRecord) -> Mapping[str, Any]:
         return arms
     for line in reversed(record.rounds):
         if (loss := number(line.get("held_out_loss"))) is not None:
-            per_category = line.get("held_out_per_category") or {}
-            return {"federated": {"loss": loss, "per_category": {c: {"loss": v} for c, v in per_category.items()}}}
+            parts = {part: line.get(f"held_out_{part}") or {} for part in ("per_category", "per_client")}
+            named = {part: {name: {"loss": v} for name, v in values.items()} for part, values in parts.items()}
+            return {"federated": {"loss": loss, **named}}
     return {}
 
 

@@ -52,6 +52,7 @@ _ROUND = {
     "weights?": {"*": object},
     "train_loss?": {"*": object},
     "held_out_per_category?": {"*": object},
+    "held_out_per_client?": {"*": object},
     "steps?": {"*": object},
     "examples?": {"*": object},
     "tokens?": {"*": object},

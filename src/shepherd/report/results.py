@@ -179,8 +179,6 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
             else f"The held-out loss was measured every {every} rounds."
         ]
     )
-    if len(mean) == 1:
-        text.append("The clients alone were measured at the end only.")
     if not federated and not centralised and not mean:
         text = ["No held-out loss was measured over the rounds."]
     picture = charts.line_chart(

@@ -1,0 +1,68 @@
+"""The rows of a recipe: read, held out and divided, the same for a run and for `shepherd data`; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shepherd.data.partition import divide, hold_out
+from shepherd.data.sources import Dataset, load_examples
+from shepherd.errors import DataError
+from shepherd.types import Example, Partition
+
+if TYPE_CHECKING:
+    from shepherd.config import Config
+
+Examples = tuple[Example, ...]
+
+
+def read_rows(config: Config, source: str = "") -> Dataset:
+    """The rows of the recipe's source; or of `source`, all of them."""
+    table = config.data
+    return load_examples(
+        source or table.source,
+        format=table.format,
+        columns=table.columns,
+        categories=table.categories,
+        rows_per_category=0 if source else table.rows_per_category,
+        languages=table.languages,
+        seed=config.run.seed,
+    )
+
+
+def read_held_out(config: Config, dataset: Dataset) -> Dataset | None:
+    """The rows of data.held_out_source, or None; those whose ids the dataset uses too get a prefix."""
+    if not config.data.held_out_source:
+        return None
+    extra = read_rows(config, config.data.held_out_source)
+    taken = {e.id for e in dataset.examples}
+    renamed = (replace(e, id=f"held-out/{e.id}") if e.id in taken else e for e in extra.examples)
+    return replace(extra, examples=tuple(renamed))
+
+
+def divide_rows(
+    config: Config, usable: Sequence[Example], held_out: Sequence[Example] | None
+) -> tuple[Examples, Examples, Partition]:
+    """(train, held out, partition) of rows that can be used; `held_out` are those with a source of their own.
+
+    Raises DataError where nothing is held out, or where the rows cannot be divided as the recipe says.
+    """
+    key = natural_key({"name": config.partition.name, **config.partition.options})
+    if held_out is None:
+        train, held_out = hold_out(usable, config.data.held_out_per_category, config.run.seed, key)
+    else:
+        train = usable
+    if not held_out:
+        raise DataError(
+            "there are no held-out rows, so nothing can be evaluated",
+            hint="set data.held_out_per_category to at least 1, or data.held_out_source to a file",
+        )
+    how = config.partition
+    partition = divide(train, how.name, how.options, how.clients, config.run.seed, held_out)
+    return tuple(train), tuple(held_out), partition
+
+
+def natural_key(settings: Mapping[str, object]) -> str:
+    """What tells clients apart, "source" or "category", from a partition's settings."""
+    return "source" if settings.get("name") == "files" or settings.get("key") == "source" else "category"

@@ -1,0 +1,205 @@
+"""Before a run: what can be known to be wrong, found before PyTorch loads, and by Python and the command line alike.
+
+look_first(config)          # names in registries, the data, the model: raises what a person can mend
+fits_here(plan, folder)     # memory and disk: raises ResourceError
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shepherd.errors import ResourceError, ShepherdError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from shepherd.config import Config
+    from shepherd.experiment import Run
+
+MARGIN = 2.0
+"""A run is refused when it would take so many times what is free. Estimates of memory were measured at 0.94 (the demo)
+to 1.7 (a tiny model, where nearly all is Python itself) of what a run then took, so at 2 no run is refused that works.
+"""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def run(config: Config, observer: Callable[[dict[str, Any]], None] | None = None, out_dir: Path | None = None) -> Run:
+    """Look first, then carry out the run: see shepherd.experiment.run. A built-in model is fetched once."""
+    tell = observer or (lambda event: None)
+    look_first(config, lambda text: tell({"event": "phase", "phase": "fetch model", "arm": None, "detail": text}))
+    from shepherd import experiment
+
+    return experiment.run(config, observer, out_dir)
+
+
+def look_first(config: Config, note: Callable[[str], None]) -> None:
+    """Find mistakes in names, in the data, and a missing model: they are frequent, and PyTorch takes seconds to load.
+
+    A built-in model that is not here yet is fetched, once: it is pinned by its checksum. No other model is ever
+    fetched by a run; `shepherd model pull` does that.
+    """
+    from shepherd.config import resolve
+    from shepherd.dividing import read_rows
+    from shepherd.model import fetch
+
+    resolve(config.model_dump(), (registry_problems,))
+    for source in filter(None, (config.data.source, config.data.held_out_source)):
+        if not source.startswith("hub:"):
+            read_rows(config, source)
+    base = config.model.base
+    if any(entry.name == base and entry.path is None for entry in fetch.list_models()):
+        note(f"fetching {base} once; it stays in the cache (shepherd model list)")
+        fetch.pull(base, progress=note)
+    elif not base.lower().endswith(".gguf"):
+        fetch.resolve(base, config.model.revision)
+
+
+# Memory and disk
+
+
+def fits_here(plan: Mapping[str, Any], out: Path, times: float = 1.0) -> None:
+    """Raise ResourceError when the plan needs more than `times` the memory or disk that is free."""
+    import psutil
+
+    from shepherd.report.wording import size
+
+    memory, disk = available_memory(), psutil.disk_usage(str(_existing(out))).free
+    if plan.get("device", "cpu") == "cpu" and plan.get("memory_bytes", 0) > times * memory:
+        raise ResourceError(
+            f"the run takes about {size(plan['memory_bytes'])} of memory, {size(memory)} are free",
+            hint="shepherd check RECIPE --quick; or lower training.tokens_per_pass and training.clients_at_once, "
+            "set training.gradient_checkpointing = true, or take a smaller model.base",
+        )
+    if plan.get("disk_bytes", 0) > times * disk:
+        raise ResourceError(
+            f"the run takes about {size(plan['disk_bytes'])} on the disk of {out}, {size(disk)} are free",
+            hint="lower checkpoints.keep or lora.r, or choose another place with --out",
+        )
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what is free, swap too, within the limit of its container."""
+    import psutil
+
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    return min(free, _container_memory(_CGROUP))
+
+
+def _container_memory(cgroup: Path) -> int | float:
+    """What a container's limit leaves (version 2 or 1), pages of files that it can drop included; inf without one."""
+    two = (cgroup / "memory.max").is_file()
+    names = ("memory.max", "memory.current", "memory.stat", "inactive_file") if two else (
+        "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"
+    )  # fmt: skip
+    try:
+        limit, used, stat = ((cgroup / name).read_text() for name in names[:3])
+        droppable = dict(line.split() for line in stat.splitlines()).get(names[3], 0)
+        return max(0, int(limit) - int(used) + int(droppable))
+    except (OSError, ValueError):  # no container, or "max"
+        return float("inf")
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+# Names in registries
+
+
+def registry_problems(settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the names in `settings` that a registry knows, and with the partitioner's options."""
+    from shepherd.config import Config
+    from shepherd.data.partition import partitioners
+
+    tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
+    partition = dict(tables.get("partition", {}))
+    partition.pop("clients", None)
+    name = partition.pop("name", Config().partition.name)
+    problems = []
+    try:
+        if isinstance(name, str):  # the config's own check says so
+            known = partitioners.options(name)
+            for option in partition.keys() - known.keys() if "clients" not in known else ():
+                if did_you_mean(option, ["clients"]):
+                    raise UsageError(f"unknown key 'partition.{option}'. Did you mean 'partition.clients'?")
+            partitioners.build(name, partition)
+    except ShepherdError as error:
+        problems.append(_problem("partition.name", error))
+    own_weighing, more = _method_problems(tables)
+    return problems + _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
+
+
+def _personal_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the personalization and its options; its fit to the method is said when a run is prepared."""
+    from shepherd.clients.personal import personalizations
+    from shepherd.config import Config
+
+    options = dict(tables.get("personalization", {}))
+    name = options.pop("name", Config().personalization.name)
+    if not isinstance(name, str):
+        return []  # the config's own check says so
+    try:
+        personalizations.build(name, options)
+    except ShepherdError as error:
+        return [_problem("personalization.name", error)]
+    return []
+
+
+def _selection_problems(tables: Mapping[str, Mapping[str, Any]], own_weighing: str) -> list[str]:
+    """What is wrong with the selection and its options, and with its fit to [federation] and the method's weighing."""
+    from pydantic import ValidationError
+
+    from shepherd.clients.selection import build_selection, misfits
+    from shepherd.config import Config, FederationTable
+
+    options = dict(tables.get("selection", {}))
+    name = options.pop("name", Config().selection.name)
+    if not isinstance(name, str):
+        return []  # the config's own check says so
+    try:
+        selection = build_selection(name, options)
+    except ShepherdError as error:
+        return [_problem("selection.name", error)]
+    try:
+        federation = FederationTable.model_validate(tables.get("federation", {}))
+    except ValidationError:
+        return []
+    names = inspect.signature(misfits).parameters.keys() & FederationTable.model_fields.keys()
+    return misfits(selection, own_weighing=own_weighing, **{key: getattr(federation, key) for key in names})
+
+
+def _problem(key: str, error: ShepherdError) -> str:
+    return f"{key}: {error.message}" + (f" ({error.hint})" if error.hint else "")
+
+
+def _method_problems(tables: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """The weigh piece where it makes weights of its own; what is wrong with the method, its pieces and the server's
+    optimizer, and with their fit."""
+    from shepherd.config import Config
+    from shepherd.server.methods import build_method
+    from shepherd.server.optimizer import optimizers
+
+    default = Config()
+    name = tables.get("federation", {}).get("method", default.federation.method)
+    server = dict(tables.get("server", {}))
+    optimizer = server.pop("optimizer", default.server.optimizer)
+    if not isinstance(name, str) or not isinstance(optimizer, str):
+        return "", []  # the config's own check says so
+    problems: list[str] = []
+    weigh = []
+
+    def attempt(key: str, build: Callable[[], object]) -> None:
+        try:
+            build()
+        except ShepherdError as error:
+            problems.extend(f"{key}: {line}" for line in error.message.split("\n"))
+
+    attempt("server.optimizer", lambda: optimizers.build(optimizer, server))
+    attempt("federation.method", lambda: weigh.append(build_method(name, tables.get("method")).pieces.weigh))
+    if not problems:
+        attempt("federation.method", lambda: build_method(name, tables.get("method"), optimizer, server))
+    return next((piece.name for piece in weigh if piece.own), ""), problems
