@@ -60,7 +60,11 @@ def main() -> int:
         problems = [problem for problem in pool.map(run, jobs) if problem]
     results = {name: [_result(_folder(options.out, name, seed)) for seed in study["seeds"]] for name in variants}
     (options.out / "RESULTS.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    table = _table(results, study.get("reference", next(iter(variants))))
+    table = _table(results, study.get("reference", next(iter(variants)))) + "".join(
+        f"\n{name}, all arms\n\n{_arms_table(runs)}"
+        for name, runs in results.items()
+        if any(r and r["local"] for r in runs)
+    )
     (options.out / "TABLE.md").write_text(table, encoding="utf-8")
     print(table)
     for problem in problems:
@@ -114,6 +118,27 @@ def _table(results: dict[str, list[dict | None]], reference: str) -> str:
             f"| {statistics.mean(r['deviation'] for r in runs):.3f} "
             f"| {statistics.mean(r['seconds'] for r in runs):.0f} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def _arms_table(runs: list[dict | None]) -> str:
+    """The arms of one variant, seed by seed, and their differences paired by seed."""
+    runs = [run for run in runs if run and run["local"]]
+    arms = {
+        "base, not tuned": [run["base"] for run in runs],
+        **{f"clients alone, {which}": [run["local"][which] for run in runs] for which in ("worst", "mean", "best")},
+        "federated": [run["federated"] for run in runs],
+        "centralised": [run["centralised"] for run in runs],
+    }
+    others = ("base, not tuned", "clients alone, mean", "clients alone, best")
+    pairs = [*(("federated", other) for other in others), ("centralised", "federated")]
+    lines = ["| held-out loss | seeds in order | mean ± standard error |", "|---|---|---|"]
+    lines += [
+        f"| {arm} | {', '.join(f'{v:.3f}' for v in values)} | {_spread(values)} |" for arm, values in arms.items()
+    ]
+    for one, other in pairs:
+        values = [a - b for a, b in zip(arms[one], arms[other], strict=True)]
+        lines.append(f"| {one} − {other} | {', '.join(f'{v:+.3f}' for v in values)} | {_spread(values)} |")
     return "\n".join(lines) + "\n"
 
 
