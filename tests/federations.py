@@ -11,6 +11,7 @@ from shepherd.server.method import Method
 from shepherd.types import Adapter, ClientUpdate, Factors, GlobalModel, View
 
 SHAPES = {"o": (40, 40), "q": (64, 56)}  # module: (in, out); a square one, where a transposed matrix passes unseen
+BLOCKS = {f"layers.{n}.{name}": size for n, (name, size) in enumerate(SHAPES.items())}  # for methods that ask
 R, ALPHA, SEED = 4, 10.0, 7  # scale 2.5: a missing one shows
 WEIGHTS = {"a": 0.2, "b": 0.5, "c": 0.3}
 
@@ -29,7 +30,13 @@ def base_weights(shapes=SHAPES, seed=SEED) -> dict[str, np.ndarray]:
     return {name: rng.normal(size=(n_out, n_in)) for name, (n_in, n_out) in shapes.items()}
 
 
-def begin(method: Method, shapes=SHAPES, r=R, dtype=np.float64, alpha=ALPHA) -> GlobalModel:
+def shapes_for(method: Method):
+    """SHAPES, in blocks where the method has to know them."""
+    return BLOCKS if method.pieces.home.name == "last_blocks" else SHAPES
+
+
+def begin(method: Method, shapes=None, r=R, dtype=np.float64, alpha=ALPHA) -> GlobalModel:
+    shapes = shapes or shapes_for(method)
     base = base_weights(shapes) if method.needs_base else None
     return method.start(fresh(shapes, r, dtype, alpha=alpha), SEED, base)
 

@@ -114,7 +114,7 @@ def test_output_that_nobody_reads_any_more_is_no_traceback():
 
 def test_list_shows_each_name_of_each_registry_with_its_options(shell):
     found = json.loads(shell("list", "--json").out)
-    pieces = {"starts", "views", "schedules", "payloads", "weighings", "merges", "splits", "remainders"}
+    pieces = {"starts", "views", "schedules", "homes", "payloads", "weighings", "merges", "splits", "remainders"}
     kinds = {
         "recipes",
         "partitioners",

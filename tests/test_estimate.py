@@ -16,6 +16,22 @@ def test_the_planned_bytes_are_those_that_the_run_counts(tiny_run):
     assert planned.model_parameters == tiny_run.summary["model"]["parameters"]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("federation.method=ffa_lora",),
+        ("federation.method=fedex_lora", "federation.clients_per_round=3"),
+        ("objective.scaffold=true",),
+        ("personalization.name=ifca", "personalization.clusters=2"),
+    ],
+    ids=" ".join,
+)
+def test_they_are_those_of_the_method_and_of_what_travels_beside_it(settings, run_small):
+    run = run_small("evaluation.arms=base,federated", "evaluation.generate=0", *settings)
+    expected = plan(run.config)
+    assert (expected.bytes_up, expected.bytes_down) == (run.summary["bytes_up"], run.summary["bytes_down"])
+
+
 def test_the_planned_rows_are_those_of_the_run(tiny_run):
     planned = plan(tiny_run.config)
     data = tiny_run.summary["data"]

@@ -399,7 +399,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_local_adapters_anchors_and_lo
 # Mistakes
 
 
-@pytest.mark.parametrize("method", ["flora", "fedex_lora", "fed_sb", "fedsa_lora", "frlora"])
+@pytest.mark.parametrize("method", ["flora", "fedex_lora", "fed_sb", "fedsa_lora", "fedper_lora", "frlora"])
 @pytest.mark.parametrize("variant", ["F", "T"])
 def test_beside_a_method_whose_adapter_is_no_whole_model_it_is_refused(method, variant, small_config, tmp_path):
     config = small_config("personalization.name=feddpa", f"personalization.variant={variant}",

@@ -9,7 +9,7 @@ from shepherd.server.methods import build_method, methods
 SMALL = ("federation.rounds=2", "evaluation.arms=base,federated", "evaluation.generate=0", "training.local_steps=2")
 
 
-GLOBAL = [name for name in sorted(methods) if not build_method(name).pieces.train.home]
+GLOBAL = [name for name in sorted(methods) if not build_method(name).pieces.personal]
 
 
 @pytest.mark.parametrize("method", GLOBAL)

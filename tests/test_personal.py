@@ -190,12 +190,17 @@ SMALL = (
     "settings",
     [
         ("federation.method=fedsa_lora",),
+        ("federation.method=fedper_lora",),
+        (
+            "federation.method=hetlora", "lora.ranks=[1,2]", 'method.home={name="modules",names=["layers.1","v_proj"]}',
+            "personalization.name=finetune", "personalization.steps=4",
+        ),
         ("personalization.name=ditto", "personalization.strength=0.5"),
         ("personalization.name=finetune", "personalization.steps=4"),
         ("personalization.name=finetune", "personalization.steps=4", "federation.method=fedex_lora"),
     ],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_a_run_measures_each_clients_own_model_on_its_own_rows_and_leaves_it_on_disk(settings, run_small):
     run = run_small(*SMALL, *settings)
     metrics = json.loads((run.path / "evaluation" / "metrics.json").read_text())
@@ -284,7 +289,7 @@ def test_options_that_make_no_sense_are_refused_with_what_would(name, options, w
         personalizations.build(name, options)
 
 
-@pytest.mark.parametrize("method", ["flora", "fedex_lora", "fed_sb", "fedsa_lora", "frlora"])
+@pytest.mark.parametrize("method", ["flora", "fedex_lora", "fed_sb", "fedsa_lora", "fedper_lora", "frlora"])
 def test_ditto_beside_a_method_that_leaves_nothing_to_be_pulled_to_is_refused_before_anything_is_loaded(
     method, small_config, tmp_path
 ):

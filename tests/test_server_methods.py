@@ -44,7 +44,7 @@ VARIANTS = {
     "ravan, two heads": ("ravan", {"heads": 2}),
     "fedex_lora, rank 2": ("fedex_lora", {"rank": 2}),
 }
-GLOBAL = [name for name in methods if not methods.build(name).pieces.train.home]
+GLOBAL = [name for name in methods if not methods.build(name).pieces.personal]
 """Methods whose global model is what is learned; of the others the clients' own models are."""
 ALL = {**{name: (name, {}) for name in GLOBAL}, **VARIANTS}
 

@@ -170,21 +170,22 @@ def personal_models(
 ) -> tuple[dict[ClientId, GlobalModel], tuple[ClientFailure, ...]]:
     """The models of clients' own after the last round, and the clients whose tuning failed; none where none was asked.
 
-    Kept ones come from what the clients keep; with `finetune` each client tunes the global model on its own rows, going
-    on in its walk over them. Of `feddpa` these are the local adapters alone: mixtures.py has the rest.
+    Kept ones come from what the clients keep; with `finetune` each client tunes the one that it keeps, or else the
+    global model, on its own rows, going on in its walk over them. Of `feddpa` these are the local adapters alone:
+    mixtures.py has the rest.
     """
     personal, model = learner.settings.personal, state.model
+    views = {c: plan.method.view(model, c, plan.rank(c), state.round + 1, plan.seed) for c in state.clients}
+    kept = own_adapters(views, state.clients)
     if not personal.steps:
-        number = state.round + 1
-        views = {c: plan.method.view(model, c, plan.rank(c), number, plan.seed) for c in state.clients}
-        own = own_adapters(views, state.clients)
-        return {client: replace(model, adapter=adapter) for client, adapter in own.items()}, ()
+        return {client: replace(model, adapter=adapter) for client, adapter in kept.items()}, ()
     names, at_once = sorted(rows.clients), learner.settings.clients_at_once
     lora = learner.make_lora().lay(model.remainder)
     found, failures = {}, {}
     observe(state.round, dict.fromkeys(names, "waiting"))
     for start in range(0, len(names), at_once):
-        views = dict.fromkeys(names[start : start + at_once], tuned_from(personal, model.adapter))
+        begins = {c: kept.get(c, model.adapter) for c in names[start : start + at_once]}
+        views = {client: tuned_from(personal, adapter) for client, adapter in begins.items()}
         cohort = Cohort(learner.packed, lora, learner.settings, views, rows.clients, config.run.seed)
         rate = personal.learning_rate or config.training.learning_rate
         work = [
@@ -196,7 +197,7 @@ def personal_models(
         failures |= cohort.failures
         for slot, client in enumerate(views):
             if client not in cohort.failures:
-                own = tuned(model.adapter, lora.held[slot].tensors())
+                own = tuned(begins[client], lora.held[slot].tensors())
                 found[client] = replace(model, adapter=own)
     return found, tuple(failures.values())
 

@@ -208,7 +208,7 @@ class PersonalizationTable(Table):
 
     name: str = "none"
     """A model of each client's own: none, finetune, ditto, feddpa, ifca, or `module:function`. Other keys are its
-    options. FedSA-LoRA is a method: federation.method = "fedsa_lora"."""
+    options. FedSA-LoRA and FedPer are methods: federation.method = "fedsa_lora", "fedper_lora"."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What a run would take: `plan(config)` reads and divides the data, loads no weights and trains nothing.
 
-Bytes are exact. Time and memory are estimates: the products of a pass at a share of the measured matrix-product
-peak, and the tensors that a decoder block of the usual shape keeps for its backward pass.
+Bytes are what the method sends: exact where rounds and ranks are all alike, else a mean. Time and memory are estimates:
+the products of a pass at a share of the measured matrix-product peak, and the tensors that a decoder block of the usual
+shape keeps for its backward pass.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from shepherd.model.lora import features
 from shepherd.model.threads import matmul_peak, use_threads
 from shepherd.plan import Plan
 from shepherd.prepare import Rows, check_window, local_training, prepare_plan, prepare_rows
+from shepherd.server.traffic import bytes_down, numbers
 from shepherd.types import ClientId, Work
 
 PEAK_SHARE = 0.5  # of the matrix-product peak that a whole training step reaches
@@ -32,7 +34,7 @@ PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of our
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes of a run. `bytes_up` and `bytes_down` are exact, `seconds` and `memory_bytes` are estimates."""
+    """Sizes of a run. `seconds` and `memory_bytes` are estimates."""
 
     model_parameters: int
     adapter_parameters: int
@@ -84,13 +86,16 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
     trained = sum(tokens.values())
     held_out = sum(len(t.input_ids) for t in rows.held_out)
     tokens["evaluation"] = held_out * _evaluations(config, len(names))
-    if personal.name != "none":  # each on the client's own held-out rows
+    if personal.name != "none" or rounds.method.pieces.personal:  # each on the client's own held-out rows
         tokens["evaluation"] += sum(len(rows.held_out[i].input_ids) for c in rows.clients for i in rows.held_out_of(c))
     later = count - 1 if rounds.clusters else 0  # rounds in which there are clusters already
     if rounds.clusters:
         tokens["choice of clusters"] = rounds.clusters * _judged(rows, rounds, work, personal.rows, later)
     measured = sum(tokens.values()) - trained
 
+    ranks, scaffold = [rounds.rank(c) for c in rounds.clients[: rounds.asked]], rounds.objective.scaffold
+    up = 4 * rounds.asked * numbers(rounds.method, sizes, adapter.r, ranks)[0]
+    down, beside = (bytes_down(rounds.method, adapter, ranks, scaffold, n) for n in (0, rounds.clusters))
     slots = min(max(rounds.asked, len(names) if "local" in tokens else 1), settings.clients_at_once)
     text = shape.get_text_config()
     body = model.num_parameters() - text.vocab_size * text.hidden_size
@@ -112,8 +117,8 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
         rows_per_client=_least_and_most([len(held) for held in rows.clients.values()]),
         steps_per_round=_least_and_most([w.steps for w in work.values()]),
         tokens={arm: round(count) for arm, count in tokens.items()},
-        bytes_up=adapter.nbytes * rounds.asked * (count + later),
-        bytes_down=adapter.nbytes * rounds.asked * (count + later * rounds.clusters),
+        bytes_up=round(up * (count * (2 if scaffold else 1) + later)),
+        bytes_down=down * (count - later) + beside * later,
         memory_bytes=round(_memory(config, model, adapter.num_parameters, settings, dtype, text, slots)),
         disk_bytes=round(
             (min(max(2, config.checkpoints.keep) + 2, count) + 1) * (1 + rounds.clusters) * adapter.nbytes + 10e6

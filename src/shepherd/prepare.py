@@ -231,7 +231,7 @@ def prepare_personal(config: Config, method: Method) -> Personalization:
             "its adapter begins anew, or elsewhere, each round": p.split.resets or p.view.name == "fresh",
             "what does not fit into its adapter changes the model under the second one": p.remainder.keeps,
             "its clients train a core": p.start.heads > 0,
-            "its clients keep a factor of their own already": bool(p.train.home),
+            "its clients keep parts of their own already": p.personal,
         }
         for reason, holds in reasons.items():
             if holds:

@@ -157,6 +157,7 @@ class View:
     Local step i moves `trains[i % len(trains)]`: "AB", "A" or "B". `sends` is "AB", "A", "B" or "core". `slots` holds
     bool[r] by module, the rank slots that may move (of a core: whole heads), and they alone travel; None lets all move.
     With a `choice` the client fills them in and says so in ClientUpdate.slots. The adapter has the client's own rank.
+    Modules in `home` move like the others, and nothing of them travels: the client goes on with its own.
     """
 
     adapter: Adapter
@@ -165,15 +166,22 @@ class View:
     slots: Tensors | None = None
     core: Core | None = None
     choice: Choice | None = None
+    home: frozenset[str] = frozenset()
 
     def tensors(self) -> dict[str, np.ndarray]:
         """What travels, by name, as it stands at the start of the round: float32, only the slots that may move."""
         return self.owned(self._whole())
 
+    def travels(self, name: str) -> bool:
+        """Whether the module of the tensor (or control variate) `name` is not at home."""
+        return not self.home or _module_and_part(name)[0] not in self.home
+
     def owned(self, whole: Tensors) -> dict[str, np.ndarray]:
-        """Of whole tensors (or control variates) the slots that may move: rows of A, columns of B, heads of a core."""
+        """Of whole tensors (or control variates) what travels: not those at home, of the others the slots that may
+        move, which are rows of A, columns of B, heads of a core."""
+        whole = {name: tensor for name, tensor in whole.items() if self.travels(name)}
         if self.slots is None:
-            return dict(whole)
+            return whole
         places = {name: self._place(name) for name in whole}
         return {name: np.compress(may, whole[name], axis) for name, (may, axis) in places.items()}
 
@@ -223,7 +231,7 @@ class View:
 
     def _place(self, name: str) -> tuple[np.ndarray, int]:
         """(which entries along an axis may move, the axis) of the tensor `name`."""
-        module, part = name.removesuffix(CONTROL).rsplit(".", 1)
+        module, part = _module_and_part(name)
         may = np.asarray(self.slots[module], bool)
         if self.core is None:
             return may, 1 if part == "B" else 0
@@ -231,6 +239,11 @@ class View:
         if (by_head != by_head[:, :1]).any():
             raise ValueError(f"{module}: a core moves whole heads, and one is to move in part")
         return by_head[:, 0], 0
+
+
+def _module_and_part(name: str) -> tuple[str, str]:
+    module, _, part = name.removesuffix(CONTROL).rpartition(".")
+    return module, part
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "starts": ("shepherd.server.starts", "method.start"),
     "views": ("shepherd.server.views", "method.view"),
     "schedules": ("shepherd.server.schedules", "method.train"),
+    "homes": ("shepherd.server.homes", "method.home"),
     "payloads": ("shepherd.server.payloads", "method.payload"),
     "weighings": ("shepherd.server.weighing", "method.weigh"),
     "merges": ("shepherd.server.merges", "method.merge"),

@@ -13,7 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shepherd.clients.objectives import Control, add_product_proximal, add_proximal, effective_steps
+from shepherd.clients.objectives import (
+    PRIVATE_CONTROL,
+    Control,
+    add_product_proximal,
+    add_proximal,
+    effective_steps,
+)
 from shepherd.model.lora import Layout, Slot
 from shepherd.types import Adapter, Core, Objective, Tensors, View
 
@@ -154,12 +160,15 @@ class Moving:
         return found
 
     def controls(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(what travels, what is kept) of SCAFFOLD's control variates; both empty without it. What is kept is whole."""
+        """(what travels, what is kept) of SCAFFOLD's control variates; both empty without it.
+
+        What is kept has all slots. Modules at home have none, so nothing corrects them.
+        """
         travels, kept = {}, {}
         for part in self.parts:
             if part.control is not None:
                 change, own = part.control.finish(part.values)
-                kept |= own
+                kept |= {n: array for n, array in own.items() if self.view.travels(n.removeprefix(PRIVATE_CONTROL))}
                 travels |= change
         return self.view.owned(travels), kept
 

@@ -3,7 +3,8 @@
 Five ways:
 
 - parts at home: what a view lets move but not travel stays with the client and is in force again in its next round.
-  FedSA-LoRA (2410.01463) shares A and keeps B. It follows from the view alone (federation.method = "fedsa_lora").
+  It follows from the view alone. FedSA-LoRA (2410.01463) shares A and keeps B (federation.method = "fedsa_lora"); after
+  FedPer (1912.00818) all of some modules stays, the last blocks ("fedper_lora").
 - `finetune`: the final global model, trained on for some steps on the client's rows.
 - `ditto`: a second adapter for each client, trained in the same rounds and pulled towards the global one.
 - `feddpa`: a second adapter, mixed with the global one by how much an input looks like the client's own.
@@ -28,7 +29,7 @@ from shepherd.registry import Registry
 from shepherd.types import Adapter, ClientId, Factors, Objective, Tensors, View
 
 HOME = "home/"
-"""Prefix of parts at home: `home/<module>.B`."""
+"""Prefix of parts at home: `home/<module>.A`, `home/<module>.B`."""
 PERSONAL = "personal/"
 """Prefix of a client's second adapter: `personal/<module>.A`, `personal/<module>.B`."""
 
@@ -152,35 +153,36 @@ def ifca(clusters: int = 2, rows: int = 0) -> Personalization:
     return Personalization("ifca", clusters=clusters, rows=rows)
 
 
-def at_home(view: View) -> tuple[str, ...]:
-    """The parts that the view lets move but not travel: () or ("B",) or ("A",)."""
+def at_home(view: View) -> list[tuple[str, str]]:
+    """(module, part) of all that stays with the client: parts that the view lets move but not travel, modules at home.
+
+    Of those modules both parts, also in a round that moves one of them.
+    """
     if view.core is not None:
-        return ()
-    return tuple(part for part in "AB" if part not in view.sends and any(part in moves for moves in view.trains))
+        return []
+    kept = [part for part in "AB" if part not in view.sends and any(part in moves for moves in view.trains)]
+    return [(name, part) for name in view.adapter.factors for part in ("AB" if name in view.home else kept)]
 
 
 def with_home(view: View, private: Tensors) -> View:
     """The view with the client's own parts in place of the server's. Raises ClientError for parts of another shape."""
-    parts = at_home(view)
-    if not any(name.startswith(HOME) for name in private) or not parts:
-        return view
-    factors = {}
-    for module, pair in view.adapter.factors.items():
-        own = {part: private[f"{HOME}{module}.{part}"] for part in parts}
-        for part, array in own.items():
-            expected = getattr(pair, part).shape
-            if array.shape != expected:
-                raise ClientError(
-                    f"the client keeps {module}.{part}{list(array.shape)}, its view has {list(expected)}",
-                    hint="a part at home needs the same rank in every round: set lora.ranks, or another method",
-                )
-        factors[module] = pair._replace(**own)
-    return replace(view, adapter=replace(view.adapter, factors=factors))
+    factors, home = dict(view.adapter.factors), at_home(view)
+    for module, part in home:
+        own, expected = private.get(f"{HOME}{module}.{part}"), getattr(factors[module], part).shape
+        if own is None:  # its first round with this part
+            continue
+        if own.shape != expected:
+            raise ClientError(
+                f"the client keeps {module}.{part}{list(own.shape)}, its view has {list(expected)}",
+                hint="a part at home needs the same rank in every round: set lora.ranks, or another method",
+            )
+        factors[module] = factors[module]._replace(**{part: own})
+    return replace(view, adapter=replace(view.adapter, factors=factors)) if home else view
 
 
 def home_tensors(view: View, learned: Tensors) -> dict[str, np.ndarray]:
-    """What stays at home of what a client has learned (tensors by the names of View.tensors)."""
-    return {f"{HOME}{name}": array for name, array in learned.items() if name.rsplit(".", 1)[1] in at_home(view)}
+    """What stays at home of what a client has learned: all A and B, by name."""
+    return {f"{HOME}{module}.{part}": learned[f"{module}.{part}"] for module, part in at_home(view)}
 
 
 def second_adapter(view: View, private: Tensors) -> Adapter:
@@ -202,7 +204,7 @@ def second_tensors(view: View, learned: Tensors) -> dict[str, np.ndarray]:
 
 
 def tuned_from(personal: Personalization, adapter: Adapter) -> View:
-    """What a client tunes after the last round: the global adapter, or with FedDPA a copy of it beside itself."""
+    """What a client tunes after the last round: this adapter, or with FedDPA a copy of it beside itself."""
     return View(adapter) if personal.mix is None else beside(adapter, adapter, personal.mix.share)
 
 
@@ -216,7 +218,7 @@ def own_adapter(view: View, private: Tensors) -> Adapter | None:
     """A client's model of its own, beside the remainder of the global one: from its view and what it keeps, or None."""
     if any(name.startswith(PERSONAL) for name in private):
         return second_adapter(view, private)
-    if at_home(view) and any(name.startswith(HOME) for name in private):
+    if any(f"{HOME}{module}.{part}" in private for module, part in at_home(view)):
         return with_home(view, private).adapter
     return None
 

@@ -32,7 +32,7 @@ def group(
     uploads = Uploads(model, views, updates)
     clients = [update.client for update in uploads.updates]
     gram = np.zeros((len(clients), len(clients)))
-    for module in affordable(model, len(clients)):
+    for module in affordable(model, len(clients), uploads.modules):
         start = uploads.start(module)
         gram += gram_of([change(start, local) for local in uploads.each(module)])
     norms = np.sqrt(np.diag(gram))
@@ -90,7 +90,7 @@ def check_clusters(method: Method, scaffold: bool) -> None:
         "what does not fit into its adapter lies beside the base, which all clusters share": p.remainder.keeps
         or p.start.name == "principal",
         "its clients train a core, and clusters choose between adapters": p.start.heads > 0,
-        "its clients keep a factor of their own already": bool(p.train.home),
+        "its clients keep parts of their own already": p.personal,
         "its clients choose their slots for the global adapter alone": p.view.probe is not None,
     }
     found = [f'federation.method = "{method.name}" do not fit: {reason}' for reason, holds in reasons.items() if holds]

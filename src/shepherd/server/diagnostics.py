@@ -31,7 +31,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Measured over `modules` of the adapter's modules.
+    """Measured over `modules` of the modules that travelled.
 
     deviation: ‖Σ w_k s_k B_kA_k − s·B̄Ā‖ / ‖Σ w_k s_k B_kA_k‖, what a mean of factors loses. cosine_mean, cosine_min:
     between the clients' changes X_k = E_k − E; None for one client. effective_rank: (Σσ)² / Σσ² of the mean product,
@@ -64,7 +64,7 @@ def diagnose(
     squares, gram = np.zeros(len(clients)), np.zeros((pairs, pairs))
     lost = total = 0.0
     ranks, energies, moves = [], [], []
-    modules = affordable(before, len(clients))
+    modules = affordable(before, len(clients), uploads.modules)
     for module in modules:
         start, each = uploads.start(module), uploads.each(module)
         dense = _is_dense(before, module, len(clients))
@@ -195,9 +195,8 @@ def _cosines(gram: np.ndarray) -> np.ndarray:
     return unit[np.triu_indices(len(unit), 1)]
 
 
-def affordable(model: GlobalModel, clients: int) -> list[str]:
-    """Modules, spread evenly, that cost no more than OPERATIONS together; one at least."""
-    names = list(model.adapter.factors)
+def affordable(model: GlobalModel, clients: int, names: Sequence[str]) -> list[str]:
+    """Of these modules some, spread evenly, that cost no more than OPERATIONS together; one at least."""
     chosen, spent = [], 0.0
     for index in sorted(range(len(names)), key=lambda index: index * GOLDEN % 1):
         spent += _cost(model, names[index], clients)

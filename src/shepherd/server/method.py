@@ -5,7 +5,7 @@ Pure functions of the global model; all state is in it. The methods by name are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ FEDAVG = replace(fedavg(), name="fedavg")
 
 @dataclass(frozen=True)
 class Method:
-    """Eight pieces and a server optimizer.
+    """Nine pieces and a server optimizer.
 
     The effective increment of a module is E = remainder + scale · B @ A. The next one is E + Σ c_k (E_k − E) where
     `exact`; else what the pieces lose of it is lost. clients: how many there are in all, for SCAFFOLD's mean.
@@ -73,12 +73,18 @@ class Method:
 
     def start(self, adapter: Adapter, seed: int, base: Mapping[str, np.ndarray] | None = None) -> GlobalModel:
         """The model before the first round, from an adapter that changes nothing; base weights by module if needed."""
+        self.home(adapter.factors)  # what cannot be kept at home is refused before anything is trained
         return self.pieces.start.make(adapter, seed, base)
+
+    def home(self, modules: Iterable[str]) -> frozenset[str]:
+        """Of these modules, in the order of the model, those that stay with the clients."""
+        return self.pieces.home.of(tuple(modules))
 
     def view(self, model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
         """What a client of this rank starts round `round_number` (from 1) from."""
         trains, sends = self.pieces.train.of(round_number)
-        return replace(self.pieces.view.make(model, client, rank, round_number, seed), trains=trains, sends=sends)
+        view = self.pieces.view.make(model, client, rank, round_number, seed)
+        return replace(view, trains=trains, sends=sends, home=self.home(model.adapter.factors))
 
     def views(
         self, model: GlobalModel, ranks: Mapping[ClientId, int], round_number: int, seed: int
@@ -100,7 +106,7 @@ class Method:
         updates: Sequence[ClientUpdate],
         weights: Mapping[ClientId, float],
     ) -> GlobalModel:
-        """The next model, in the dtype of this one; sums run in float64, by client.
+        """The next model, in the dtype of this one; sums run in float64, by client. What is at home stays as it is.
 
         Raises ClientError for updates that are not what was asked for, NumericalError where an SVD has no result.
         """
@@ -108,8 +114,9 @@ class Method:
         uploads = Uploads(model, views, updates, p.payload.transform)
         shares = p.weigh.of(uploads, _weights(uploads, weights))
         server = ServerStep(self.optimizer, model.memory, next(iter(model.adapter.factors.values())).A.dtype)
-        factors, remainder = {}, {}
-        for module, before in model.adapter.factors.items():
+        factors, remainder = dict(model.adapter.factors), dict(model.remainder)
+        for module in uploads.modules:
+            before = factors[module]
             coefficients = self.optimizer.coefficients(shares(module), uploads.steps)
             merged = p.merge.of(uploads, module, coefficients, server)
             A, B, rest = p.split.of(merged, Place(module, uploads.round, server.memory))

@@ -69,6 +69,17 @@ def fedsa_lora() -> Method:
 
 
 @methods
+def fedper_lora(blocks: int = 1) -> Method:
+    """The last blocks' adapters stay with each client, the others are averaged (after FedPer, 1912.00818).
+
+    blocks: how many stay. FedPer keeps the last layers and the head of a network; here the head has no adapter. The
+    default is ours: the least that gives every client a model of its own, and possible for any model of two blocks.
+    0 is fedit. The global adapter changes nothing in the blocks at home: it is the shared part alone.
+    """
+    return compose("fedper_lora", citation="1912.00818", home={"name": "last_blocks", "blocks": blocks})
+
+
+@methods
 def fedmomentum(energy: float = 0.9999) -> Method:
     """The exact product; its best part balanced over both factors, the rest kept (FedMomentum, 2603.08014).
 

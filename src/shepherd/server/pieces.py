@@ -1,6 +1,6 @@
-"""The eight pieces that make a federated method, and which of them fit together.
+"""The nine pieces that make a federated method, and which of them fit together.
 
-    start -> view -> train -> payload -> weigh -> merge -> (server step) -> split -> remainder
+    start -> view -> train -> home -> payload -> weigh -> merge -> (server step) -> split -> remainder
 
 In TOML a piece is its name, or a table with its options: view = "prefix", remainder = {name = "keep", rank = 16}.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 from shepherd.errors import UsageError, did_you_mean
 from shepherd.registry import Registry
+from shepherd.server.homes import Home, homes
 from shepherd.server.merges import Merge, merges
 from shepherd.server.optimizer import Optimizer
 from shepherd.server.payloads import Payload, payloads
@@ -27,6 +28,7 @@ REGISTRIES: dict[str, Registry] = {
     "start": starts,
     "view": views,
     "train": schedules,
+    "home": homes,
     "payload": payloads,
     "weigh": weighings,
     "merge": merges,
@@ -37,6 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "start": "given",
     "view": "identity",
     "train": "AB",
+    "home": "nothing",
     "payload": "plain",
     "weigh": "given",
     "merge": "factor",
@@ -53,6 +56,7 @@ class Pieces:
     start: Start
     view: ViewOf
     train: Schedule
+    home: Home
     payload: Payload
     weigh: Weighing
     merge: Merge
@@ -63,8 +67,16 @@ class Pieces:
         return {field.name: getattr(self, field.name).name for field in fields(self)}
 
     @property
+    def personal(self) -> bool:
+        """Whether clients keep a factor or modules to themselves, so that each has a model of its own."""
+        return bool(self.train.home) or self.home.keeps
+
+    @property
     def exact(self) -> bool:
-        """Whether E' = E + Σ c_k (E_k − E) holds for weights c that are the same in all slots (the exactness law)."""
+        """Whether E' = E + Σ c_k (E_k − E) holds for weights c that are the same in all slots (the exactness law).
+
+        Of the modules that travel; the others stay as they began.
+        """
         if self.merge.space == "cores":
             return True
         if self.weigh.by_slot:
@@ -127,6 +139,9 @@ def misfits(p: Pieces) -> Iterator[str]:
             yield pair("remainder", "merge", "a core loses nothing, so there is no rest", 'use remainder "drop"')
         if p.payload.needs_both:
             yield pair("payload", "merge", "it turns A, which is fixed", 'use payload "plain"')
+        if p.home.keeps:
+            yield pair("home", "merge", "what a client keeps is an A and a B of its own, and a core stands for B",
+                       'use home "nothing"')  # fmt: skip
         return
     factors = p.merge.space == "factors"
     if p.view.gauge == "own" and factors:
@@ -155,6 +170,9 @@ def misfits(p: Pieces) -> Iterator[str]:
         kind = "view" if p.view.name != "identity" else "split" if factors else "merge"
         yield pair("train", kind, "a factor that stays with the clients belongs to the global slots as they are",
                    'use view "identity", merge "factor" and split "mean"')  # fmt: skip
+    if p.home.keeps and p.view.probe is not None:
+        yield pair("home", "view", "a client tells which slots of all modules it moved, and nothing of those at home "
+                   "may travel", 'use view "fold" or "identity"')  # fmt: skip
     only_A = not p.train.home and "A" in p.train.sends and ("B" not in p.train.sends or p.split.empties)
     if only_A and not p.start.needs_base:
         other = "split" if p.split.empties else "start"

@@ -2,8 +2,8 @@
 
 Up is what leaves a client: of slots that it picks from the whole model as if they spread evenly, with a quarter of a
 number for each truth value that says which. Down is what a client lacks to begin the next round: the new adapter (or
-the one factor of it that moved), and the round's addition to the remainder. What follows from the seed is not sent. A
-remainder's rank is an upper bound where it is cut by energy.
+the one factor of it that moved), and the round's addition to the remainder. What follows from the seed is not sent, and
+nothing of modules at home. A remainder's rank is an upper bound where it is cut by energy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Sizes = Mapping[str, tuple[int, int]]
 def numbers(method: Method, sizes: Sizes, r: int, ranks: Sequence[int]) -> tuple[float, float]:
     """(up, down): mean numbers per client and round for a cohort of these ranks, over modules of sizes (in, out)."""
     up = down = 0.0
-    for n_in, n_out in sizes.values():
+    home = method.home(sizes)
+    for n_in, n_out in (size for name, size in sizes.items() if name not in home):
         up += sum(_up(method, n_in, n_out, r, rank) for rank in ranks)
         down += sum(_adapter_down(method, n_in, n_out, r, rank) for rank in ranks)
         down += len(ranks) * _rest_rank(method, n_in, n_out, r, ranks) * (n_in + n_out)

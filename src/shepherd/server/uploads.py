@@ -37,8 +37,8 @@ Transform = Callable[[Local, Local, int], Local]
 class Uploads:
     """The updates of a round, sorted by client, beside the model and the views that they started from.
 
-    `views` are those of the updates' clients, with the slots that these chose. Raises ClientError, with client and
-    tensor, for an update of another module set or shape than its view's.
+    `views` are those of the updates' clients, with the slots that these chose; they all have the same modules at home.
+    Raises ClientError, with client and tensor, for an update of another module set or shape than its view's.
     """
 
     def __init__(
@@ -62,6 +62,12 @@ class Uploads:
     @property
     def r(self) -> int:
         return self.model.adapter.r
+
+    @property
+    def modules(self) -> list[str]:
+        """Those that travelled. Of the others the server has nothing but how they began."""
+        home = self.views[self.updates[0].client].home
+        return [module for module in self.model.adapter.factors if module not in home]
 
     @property
     def steps(self) -> np.ndarray:

@@ -47,11 +47,11 @@ def given() -> Weighing:
 
 @weighings
 def product_norm() -> Weighing:
-    """In proportion to ‖s·B_kA_k‖ over all modules, whatever the weights of the round (HetLoRA, 2401.06432)."""
+    """In proportion to ‖s·B_kA_k‖ over what travels, whatever the weights of the round (HetLoRA, 2401.06432)."""
 
     def of(uploads: Uploads, weights: np.ndarray) -> Shares:
         squares = np.zeros(len(weights))
-        for module in uploads.model.adapter.factors:
+        for module in uploads.modules:
             squares += [increment(local).norm() ** 2 for local in uploads.each(module)]
         norms = np.sqrt(squares)
         own = norms / norms.sum() if norms.sum() > 0 else weights
