@@ -525,7 +525,7 @@ class _Experiment:
             "cohort": plan.cohort_size,
             "failed": [dataclasses.asdict(f) for arm in outcome.values() for f in arm.failures],
             "peak_memory_bytes": _peak_memory(),
-            "command": shlex.join(["shepherd", "run", f"{self.store.path.name}/config.toml"]),
+            "command": _again(self.store.path),
             "version": __version__,
             "seed": self.config.run.seed,
             "reload_check": check,
@@ -556,6 +556,13 @@ def _resolved(config: Config, base: Base, learner: Learner) -> Config:
 
 def _counts(refused: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, int]:
     return {reason: count for reason, (count, _) in refused.items()}
+
+
+def _again(run_dir: Path) -> str:
+    """The command that repeats a run from the folder that it was started in, where its relative paths hold too."""
+    here = Path.cwd()
+    path = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
+    return shlex.join(["shepherd", "run", str(path / "config.toml")])
 
 
 def _environment(base: Base) -> dict[str, Any]:

@@ -259,10 +259,21 @@ def privacy(record: RunRecord) -> Section:
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:
-    # The name only: a report is sent around, and the folders of a person's disk are nobody's business.
-    command = f"shepherd run {shlex.quote(clean(record.name))}/config.toml"
-    again = [("Repeat with exactly these settings, from the folder that holds this run's folder:", command)]
-    return again
+    """How to repeat the run. A report is sent around: only a path below the folder it was started in is shown."""
+    where, path = "the folder that holds this run's folder", Path(clean(record.name)) / "config.toml"
+    words = clean(str(record.summary.get("command") or ""))
+    try:
+        *start, given = shlex.split(words)
+    except ValueError:
+        start, given = [], ""
+    told = Path(given)
+    if (
+        start == ["shepherd", "run"]
+        and told.parts[-2:] == path.parts
+        and not (told.is_absolute() or ".." in told.parts)
+    ):
+        where, path = "the folder that the run was started in", told
+    return [(f"Repeat with exactly these settings, from {where}:", shlex.join(["shepherd", "run", str(path)]))]
 
 
 def versions(record: RunRecord) -> list[Table]:
