@@ -518,6 +518,7 @@ class _Experiment:
                 "rows": len(rows.dataset.examples), "train_rows": sum(map(len, rows.clients.values())),
                 "held_out_rows": len(rows.held_out),
                 "refused": {**_counts(rows.dataset.refused), **_counts(rows.tokenized.refused)},
+                "changed": _counts(rows.dataset.changed), "notes": list(rows.notes),
                 "cut_rows": rows.tokenized.cut_rows, "audit": {f.kind: f.count for f in rows.audit.findings},
             },
             "clients": len(rows.clients),
