@@ -142,3 +142,32 @@ def test_a_folder_holds_rows_out_of_each_file_as_a_run_does(shell, model, tmp_pa
         for more in ([], ["--tokenize"])
     )
     assert quick["dataset_digest"] == exact["dataset_digest"] and quick["held_out"] == 3 * 2
+
+
+def test_what_a_run_leaves_out_of_its_data_is_in_its_warnings_its_summary_and_its_report(shell, model, tmp_path):
+    turns = [{"role": "user", "content": "Colour?"}, {"role": "assistant", "content": "Red."}]
+    rows = [{"messages": [{"role": "user", "content": f"Colour {i}?"}, turns[1]]} for i in range(5)]
+    (tmp_path / "wards").mkdir()
+    for name in "ab":
+        longer = [{"messages": [*turns, {"role": "user", "content": f"Thanks, {name}!"}]}]
+        (tmp_path / "wards" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, [*rows, *longer])))
+    (tmp_path / "wards" / "readme.txt").write_text("not a row")
+    changed = "2 rows lost a part: turns after the last answer (first: a:6, b:6)"
+    unread = "not data, so not read: readme.txt"
+    keys = ("partition.name=files", "partition.clients=0", "data.held_out_per_category=1")
+    settings = ["--model", model, *(f"--set={key}" for key in keys)]
+    for more in ([], ["--tokenize"]):
+        err = shell("data", "partition", "wards", *settings, *more).err
+        assert changed in err and unread in err
+        assert {changed, unread} <= set(
+            json.loads(shell("data", "partition", "wards", *settings, *more, "--json").out)["left_out"]
+        )
+    few = ["federation.rounds=1", "training.local_steps=1", "evaluation.arms=base,federated", "evaluation.generate=0"]
+    run = shell("run", "--data", "wards", *settings, *(f"--set={s}" for s in few), "--json")
+    assert run.status == 0, run.err
+    events = [json.loads(line) for line in run.out.splitlines()]
+    assert {changed, unread} <= {event["message"] for event in events if event["event"] == "warning"}
+    data = events[-1]["summary"]["data"]
+    assert data["changed"] == {"turns after the last answer": 2} and data["notes"] == [unread]
+    report = Path("runs/own-data/report.html").read_text(encoding="utf-8")
+    assert "turns after the last answer" in report and unread in report

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from shepherd.errors import UsageError
 from shepherd.estimate import plan
+from shepherd.server.methods import build_method, methods
+from shepherd.state import load_state
 
 
 def test_the_planned_bytes_are_those_that_the_run_counts(tiny_run):
@@ -16,20 +20,56 @@ def test_the_planned_bytes_are_those_that_the_run_counts(tiny_run):
     assert planned.model_parameters == tiny_run.summary["model"]["parameters"]
 
 
+JUST = (
+    "evaluation.arms=base,federated", "evaluation.generate=0", "federation.rounds=2", "training.local_steps=2",
+    "lora.r=4", "lora.alpha=8", "lora.targets=q_proj,down_proj",
+)  # fmt: skip
+MIXED = ("lora.ranks=[1,4,2]", "federation.clients_per_round=5")
+BYTES = [
+    *((name, ()) for name in methods),
+    *((name, MIXED) for name in methods if build_method(name).mixed_ranks),
+    ("fedit", ("objective.scaffold=true",)),
+    ("rolora", ("objective.scaffold=true", "federation.rounds=3")),
+    ("fedit", ("personalization.name=ifca", "personalization.clusters=2", "federation.rounds=3")),
+    ("flora", ("federation.clients_per_round=3", "federation.over_select=0.5", "lora.ranks=[1,4,2]")),
+    ("flora", ("federation.deadline=0.9", "lora.ranks=[1,4,2]")),
+    ("flora", ("selection.name=poisson", "selection.q=0.5", "federation.on_too_few=skip", "lora.ranks=[1,4,2]")),
+    ("flexlora", ("selection.name=size_weighted", "federation.clients_per_round=3", "lora.ranks=[1,4,2]")),
+    ("fedit", ("selection.name=power_of_choice", "federation.clients_per_round=3")),
+    ("flora", ("training.local_steps=1",)),
+]
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        ("federation.method=ffa_lora",),
-        ("federation.method=fedex_lora", "federation.clients_per_round=3"),
-        ("objective.scaffold=true",),
-        ("personalization.name=ifca", "personalization.clusters=2"),
-    ],
-    ids=" ".join,
+    ("method", "settings"), BYTES, ids=lambda value: value if isinstance(value, str) else " ".join(value)
 )
-def test_they_are_those_of_the_method_and_of_what_travels_beside_it(settings, run_small):
-    run = run_small("evaluation.arms=base,federated", "evaluation.generate=0", *settings)
-    expected = plan(run.config)
-    assert (expected.bytes_up, expected.bytes_down) == (run.summary["bytes_up"], run.summary["bytes_down"])
+def test_of_every_method_the_planned_bytes_are_those_of_the_run_or_say_why_not(method, settings, run_small):
+    run = run_small(*JUST, *settings, f"federation.method={method}")
+    planned = plan(run.config)
+    for way in ("up", "down"):
+        are, count, sent = getattr(planned, f"bytes_{way}_are"), getattr(planned, f"bytes_{way}"), f"bytes_{way}"
+        low, high = {"exact": (1, 1), "at most": (0.1, 1), "about": (0.7, 1.4)}[are]
+        assert low * count <= run.summary[sent] <= high * count, (way, are)
+    assert planned.bytes_up_are == ("about" if method == "lora_a2" and settings else "exact")
+    less = method in ("florist", "fedmomentum") or "training.local_steps=1" in settings
+    assert planned.bytes_down_are == ("at most" if less else "exact")
+
+
+def test_a_round_down_is_what_tells_its_clients_the_next_model(run_small):
+    """Counted in the checkpoints: what differs between two rounds' files and does not follow from the seed."""
+    one = ("lora.targets=down_proj", "checkpoints.keep=9", "federation.rounds=3")
+    A, B, modules, clients = 4 * 4 * 48, 4 * 4 * 32, 2, 8  # bytes of the factors of down_proj, rank 4, in 48, out 32
+    for method, rounds in {"rolora": (B, A, B), "ffa_lora": (B, B, B), "fedsa_lora": (A, A, A)}.items():
+        run = run_small(*JUST, *one, f"federation.method={method}")
+        assert recorded(run) == [clients * modules * part for part in rounds], method
+    run = run_small(*JUST, *one, "federation.method=florist", "method.energy=0.5", "federation.rounds=2")
+    folders = [run.path / "checkpoints" / f"round-000{number}" for number in (1, 2)]
+    kept = [sum(m.nbytes for m in load_state(folder).model.remainder.values()) for folder in folders]
+    assert recorded(run) == [clients * kept[0], clients * (kept[1] - kept[0])]
+
+
+def recorded(run):
+    return [json.loads(line)["bytes_down"] for line in (run.path / "rounds.jsonl").read_text().splitlines()]
 
 
 def test_the_planned_rows_are_those_of_the_run(tiny_run):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import shlex
 import socket
+import subprocess
+import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -247,6 +251,26 @@ def test_the_command_line_and_the_function_give_the_same_adapter(tiny_run, small
     run = shepherd.run(shepherd.load_config(tmp_path / "small.toml"), out_dir=tmp_path / "api")
     assert run.path.parent == tmp_path / "api"
     assert run.summary["adapter_sha256"] == tiny_run.summary["adapter_sha256"]
+
+
+@pytest.mark.parametrize("out", ["my runs", "../beside", "{absolute}"])
+def test_the_command_to_repeat_a_run_repeats_it_from_where_it_was_started(out, small_config, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    jsonl(here / "own.jsonl", [(f"Say {i}", f"It is {i}", "ab"[i % 2]) for i in range(12)])
+    monkeypatch.chdir(here)
+    place = out.format(absolute=here / "deep" / "er")
+    settings = (*JUST_ROUNDS, "data.source=own.jsonl", "partition.name=iid", "partition.clients=2", f"run.out={place}")
+    first = experiment.run(small_config(*settings))
+    words = shlex.split(first.summary["command"])
+    assert words[:2] == ["shepherd", "run"] and Path(words[2]).is_absolute() is False
+    again = subprocess.run([sys.executable, "-m", *words, "--json"], capture_output=True, text=True, check=True)
+    (folder,) = {json.loads(line)["run"] for line in again.stdout.splitlines() if '"event": "end"' in line}
+    assert (here / folder).samefile(first.path) is False
+    assert (here / folder / "adapter" / WEIGHTS).read_bytes() == (first.path / "adapter" / WEIGHTS).read_bytes()
+    page = html.unescape((first.path / "report.html").read_text(encoding="utf-8"))
+    shown = first.summary["command"] if ".." not in place else f"shepherd run {first.path.name}/config.toml"
+    assert shown in page and str(tmp_path) not in shown
 
 
 # Rows, steps and bytes

@@ -24,7 +24,7 @@ from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.homes import homes
 from shepherd.server.methods import build_method, methods
-from shepherd.server.traffic import SMOLLM2_QV, bytes_down, numbers
+from shepherd.server.traffic import SMOLLM2_QV, numbers, round_bytes
 from shepherd.types import Factors, GlobalModel, Objective, ServerState, TrainTask, View, Work
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Envelope, Sealed, pack
@@ -196,7 +196,7 @@ def test_bytes_are_those_of_the_shared_blocks_both_ways():
     assert numbers(build_method("fedper_lora", {"blocks": 0}), SMOLLM2_QV, 8, [8]) == plain
     below = BLOCKS[next(iter(BLOCKS))]
     for scaffold in (False, True):  # c is of what travels
-        down = bytes_down(build_method("fedper_lora"), fresh(BLOCKS), [R, R, R], scaffold)
+        _, down = round_bytes(build_method("fedper_lora"), fresh(BLOCKS), 1, [R, R, R], scaffold=scaffold)
         assert down == 3 * 4 * R * sum(below) * (2 if scaffold else 1)
 
 

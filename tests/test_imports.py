@@ -43,8 +43,11 @@ MAY_IMPORT = {
     "round": MIDDLE | {"plan", "asking"},
     "engines": MIDDLE,
     "report": BOTTOM,
-    **{part: MIDDLE | {"plan", "round", "engines", "report"} | RUN for part in RUN},
-    **{part: MIDDLE | {"plan", "round", "engines", "report"} | RUN | COMMANDS | {"interrupts"} for part in COMMANDS},
+    **{part: MIDDLE | {"plan", "asking", "round", "engines", "report"} | RUN for part in RUN},
+    **{
+        part: MIDDLE | {"plan", "asking", "round", "engines", "report"} | RUN | COMMANDS | {"interrupts"}
+        for part in COMMANDS
+    },
 }
 HEAVY = ("torch", "transformers", "peft", "datasets")
 

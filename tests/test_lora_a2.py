@@ -21,7 +21,7 @@ from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.methods import build_method
-from shepherd.server.traffic import bytes_down
+from shepherd.server.traffic import round_bytes
 from shepherd.types import Adapter, Choice, ClientFailure, ClientUpdate, Factors, Objective, TrainTask, View, Work
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Envelope, Sealed, pack
@@ -236,9 +236,10 @@ def test_a_client_of_the_whole_rank_has_rolora_s_view_and_no_probe():
 
 def test_who_is_yet_to_choose_gets_all_of_scaffold_s_control_variate():
     adapter = Adapter({"q": Factors(np.zeros((4, 10)), np.zeros((30, 4)))}, 4, 8.0)
-    # A mean factor of 20 numbers a slot, 4 bytes each: all 4 slots down, and c beside it.
-    assert bytes_down(build_method("lora_a2"), adapter, [1, 2]) == 2 * 4 * 20 * 4
-    assert bytes_down(build_method("lora_a2"), adapter, [1, 2], scaffold=True) == 2 * 2 * 4 * 20 * 4
+    # B of 30 numbers a slot in odd rounds, A of 10 in even ones, 4 bytes each: all 4 slots down, and c beside it.
+    for number, width in ((1, 30), (2, 10)):
+        assert round_bytes(build_method("lora_a2"), adapter, number, [1, 2])[1] == 2 * 4 * width * 4
+        assert round_bytes(build_method("lora_a2"), adapter, number, [1, 2], scaffold=True)[1] == 2 * 2 * 4 * width * 4
 
 
 # A whole run

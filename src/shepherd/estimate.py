@@ -1,8 +1,8 @@
 """What a run would take: `plan(config)` reads and divides the data, loads no weights and trains nothing.
 
-Bytes are what the method sends: exact where rounds and ranks are all alike, else a mean. Time and memory are estimates:
-the products of a pass at a share of the measured matrix-product peak, and the tensors that a decoder block of the usual
-shape keeps for its backward pass.
+Bytes are those of a run in which every client answers, whom it asks included; where they depend on more than that,
+"about" or "at most" stands beside them. Time and memory are estimates: the products of a pass at a share of the
+measured matrix-product peak, and the tensors that a decoder block of the usual shape keeps for its backward pass.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shepherd.arms import local_names
+from shepherd.asking import pool_of
 from shepherd.config import Config
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
@@ -25,8 +26,9 @@ from shepherd.model.lora import features
 from shepherd.model.threads import matmul_peak, use_threads
 from shepherd.plan import Plan
 from shepherd.prepare import Rows, check_window, local_training, prepare_plan, prepare_rows
-from shepherd.server.traffic import bytes_down, numbers
-from shepherd.types import ClientId, Work
+from shepherd.rng import stream
+from shepherd.server.traffic import bounds, round_bytes
+from shepherd.types import Adapter, ClientId, GlobalModel, ServerState, Work
 
 PEAK_SHARE = 0.5  # of the matrix-product peak that a whole training step reaches
 PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of ours
@@ -34,7 +36,7 @@ PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of our
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes of a run. `seconds` and `memory_bytes` are estimates."""
+    """Sizes of a run. `seconds` and `memory_bytes` are estimates; `bytes_up_are` says "exact", "about" or "at most"."""
 
     model_parameters: int
     adapter_parameters: int
@@ -50,7 +52,9 @@ class Estimate:
     steps_per_round: tuple[int, ...]
     tokens: dict[str, int]
     bytes_up: int
+    bytes_up_are: str
     bytes_down: int
+    bytes_down_are: str
     memory_bytes: int
     disk_bytes: int
     seconds: float
@@ -93,9 +97,7 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
         tokens["choice of clusters"] = rounds.clusters * _judged(rows, rounds, work, personal.rows, later)
     measured = sum(tokens.values()) - trained
 
-    ranks, scaffold = [rounds.rank(c) for c in rounds.clients[: rounds.asked]], rounds.objective.scaffold
-    up = 4 * rounds.asked * numbers(rounds.method, sizes, adapter.r, ranks)[0]
-    down, beside = (bytes_down(rounds.method, adapter, ranks, scaffold, n) for n in (0, rounds.clusters))
+    up, down, up_are, down_are = _traffic(rounds, adapter, count)
     slots = min(max(rounds.asked, len(names) if "local" in tokens else 1), settings.clients_at_once)
     text = shape.get_text_config()
     body = model.num_parameters() - text.vocab_size * text.hidden_size
@@ -117,14 +119,53 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
         rows_per_client=_least_and_most([len(held) for held in rows.clients.values()]),
         steps_per_round=_least_and_most([w.steps for w in work.values()]),
         tokens={arm: round(count) for arm, count in tokens.items()},
-        bytes_up=round(up * (count * (2 if scaffold else 1) + later)),
-        bytes_down=down * (count - later) + beside * later,
+        bytes_up=up,
+        bytes_up_are=up_are,
+        bytes_down=down,
+        bytes_down_are=down_are,
         memory_bytes=round(_memory(config, model, adapter.num_parameters, settings, dtype, text, slots)),
         disk_bytes=round(
             (min(max(2, config.checkpoints.keep) + 2, count) + 1) * (1 + rounds.clusters) * adapter.nbytes + 10e6
         ),
         seconds=operations / (PEAK_SHARE * matmul_peak(dtype, device.type) * 1e9) + 10 if timed else 0.0,
     )
+
+
+def _traffic(plan: Plan, adapter: Adapter, count: int) -> tuple[int, int, str, str]:
+    """Bytes up and down of `count` rounds, and what each is: "exact", "about" or "at most".
+
+    Draws and arrival follow from the seed, so a round's cohort is known, unless the selection learns from answers.
+    """
+    up = down = clusters = 0
+    for number in range(1, count + 1):
+        asked, sent, merged = _cohort(plan, ServerState(number - 1, GlobalModel(adapter)))
+        ranks = [[plan.rank(c) for c in some] for some in (asked, sent, merged)]
+        rest = (ranks[2], plan.objective.scaffold, clusters)
+        up += round_bytes(plan.method, adapter, number, ranks[1], *rest)[0]
+        down += round_bytes(plan.method, adapter, number, ranks[0], *rest)[1]
+        clusters = clusters or (plan.clusters if plan.clusters <= len(merged) else 0)
+    mixed = any(plan.rank(client) < adapter.r for client in plan.clients)
+    late = plan.policy.deadline > 0
+    if (plan.select.learns and (mixed or late)) or (late and plan.policy.on_too_few == "wait"):
+        return up, down, "about", "about"
+    one_step = all(plan.work(client, 1, 0).steps == 1 for client in plan.clients)
+    return up, down, *bounds(plan.method, adapter, mixed, one_step)
+
+
+def _cohort(plan: Plan, state: ServerState) -> tuple[tuple[ClientId, ...], list[ClientId], list[ClientId]]:
+    """(asked, sent, merged): who is asked in the round after `state`, who answers before the deadline, who counts."""
+    number, policy = state.round + 1, plan.policy
+    pool = pool_of(plan.clients, state, plan)
+    size = min(len(plan.clients), policy.ask(plan.cohort_size))
+    draw = plan.select.draw(pool, size, stream(plan.seed, "select", number))
+    seconds = {c: policy.clock(plan.work(c, number, 0), number) for c in draw.clients}
+    sent = sorted((c for c in draw.clients if not 0 < policy.deadline < seconds[c]), key=seconds.__getitem__)
+    merged, wanted = [], plan.cohort_size
+    for client in sent:
+        if wanted > 0 or not policy.over_select:
+            merged.append(client)
+        wanted -= draw.times(client)
+    return draw.clients, sent, merged if sum(map(draw.times, sent)) >= plan.min_updates else []
 
 
 def _judged(rows: Rows, plan: Plan, work: Mapping[ClientId, Work], most: int, rounds: int) -> float:

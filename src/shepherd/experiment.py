@@ -518,6 +518,7 @@ class _Experiment:
                 "rows": len(rows.dataset.examples), "train_rows": sum(map(len, rows.clients.values())),
                 "held_out_rows": len(rows.held_out),
                 "refused": {**_counts(rows.dataset.refused), **_counts(rows.tokenized.refused)},
+                "changed": _counts(rows.dataset.changed), "notes": list(rows.notes),
                 "cut_rows": rows.tokenized.cut_rows, "audit": {f.kind: f.count for f in rows.audit.findings},
             },
             "clients": len(rows.clients),
@@ -525,7 +526,7 @@ class _Experiment:
             "cohort": plan.cohort_size,
             "failed": [dataclasses.asdict(f) for arm in outcome.values() for f in arm.failures],
             "peak_memory_bytes": _peak_memory(),
-            "command": shlex.join(["shepherd", "run", f"{self.store.path.name}/config.toml"]),
+            "command": _again(self.store.path),
             "version": __version__,
             "seed": self.config.run.seed,
             "reload_check": check,
@@ -556,6 +557,13 @@ def _resolved(config: Config, base: Base, learner: Learner) -> Config:
 
 def _counts(refused: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, int]:
     return {reason: count for reason, (count, _) in refused.items()}
+
+
+def _again(run_dir: Path) -> str:
+    """The command that repeats a run from the folder that it was started in, where its relative paths hold too."""
+    here = Path.cwd()
+    path = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
+    return shlex.join(["shepherd", "run", str(path / "config.toml")])
 
 
 def _environment(base: Base) -> dict[str, Any]:

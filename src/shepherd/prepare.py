@@ -22,7 +22,7 @@ from shepherd.config import Config, LoraTable, TrainingTable
 from shepherd.data.audit import Audit, audit
 from shepherd.data.partition import short_categories
 from shepherd.data.prompts import Template, build_template
-from shepherd.data.sources import Counts, Dataset
+from shepherd.data.sources import Dataset, losses
 from shepherd.data.tokenize import Tokenized, tokenize
 from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
 from shepherd.engines.local import LocalEngine
@@ -44,7 +44,10 @@ TOKENS_PER_PASS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 
 @dataclass(frozen=True)
 class Rows:
-    """The data of a run: who trains on what, and what is held out for everyone."""
+    """The data of a run: who trains on what, and what is held out for everyone.
+
+    notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for.
+    """
 
     dataset: Dataset
     examples: Mapping[str, Example]
@@ -54,6 +57,7 @@ class Rows:
     tokenized: Tokenized
     audit: Audit
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def held_out_of(self, client: ClientId) -> list[int]:
         """Indices of the client's own held-out rows: of its categories, or of its sources where those divide."""
@@ -70,13 +74,13 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
     tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
     tokens = dict(tokenized.by_id)
-    lost = list(_losses_of_rows(dataset.refused, tokenized))
+    lost, beside = [*losses(dataset), *_losses_of_tokens(tokenized)], []
     extra, apart = read_held_out(config, dataset), None
     if extra is not None:
         kept = tokenize(extra.examples, tokenizer, template, data.max_length)
         tokens |= kept.by_id
         apart = [e for e in extra.examples if e.id in kept.by_id]
-        lost += [f"{data.held_out_source}: {note}" for note in _losses_of_rows(extra.refused, kept)]
+        beside = [f"{data.held_out_source}: {note}" for note in (*losses(extra), *_losses_of_tokens(kept))]
     train, held_out, partition = divide_rows(config, usable, apart)
     short = {} if extra is not None else short_categories(usable, held_out, data.held_out_per_category, key)
     examples = {e.id: e for e in (*train, *held_out)}
@@ -94,7 +98,9 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
                 for name, (got, rows) in short.items()
             ),
             *lost,
+            *beside,
         ),
+        notes=(*dataset.notes, *beside),
     ), template  # fmt: skip
 
 
@@ -351,10 +357,9 @@ def _probed_rows(method: Method, work: Work, held: int) -> int:
     return 0 if steps is None else probe_work(work, Choice(0, steps), held).rows
 
 
-def _losses_of_rows(refused: Counts, tokenized: Tokenized) -> Iterator[str]:
-    """What reading and tokenising left out, a sentence for each reason."""
-    for counts in (refused, tokenized.refused):
-        for reason, (count, first) in counts.items():
-            yield f"{count} rows were refused: {reason} (first: {', '.join(first)})"
+def _losses_of_tokens(tokenized: Tokenized) -> Iterator[str]:
+    """What tokenising left out, a sentence for each reason."""
+    for reason, (count, first) in tokenized.refused.items():
+        yield f"{count} rows were refused: {reason} (first: {', '.join(first)})"
     if tokenized.cut_rows:
         yield f"{tokenized.cut_rows} rows were cut to data.max_length, {tokenized.cut_tokens} tokens in all"

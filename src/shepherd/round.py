@@ -17,7 +17,7 @@ from shepherd.clients.reports import StepReport
 from shepherd.plan import Engine, Plan, Policy
 from shepherd.server.clusters import combine_clusters, group
 from shepherd.server.diagnostics import diagnose
-from shepherd.server.traffic import bytes_down
+from shepherd.server.traffic import added_ranks, round_bytes
 from shepherd.tensors import cluster_part
 from shepherd.types import ClientId, ServerState
 
@@ -110,6 +110,11 @@ def run_round(
 
     strikes, quarantined = strikes_of(state, asked, plan.policy.quarantine_after)
     longest = max((w.learning_rates for w in work.values()), key=len, default=(0.0,))
+    asked_ranks, counted_ranks = ([plan.rank(c) for c in some] for some in (views, (u.client for u in updates)))
+    _, down = round_bytes(
+        plan.method, state.model.adapter, number, asked_ranks, counted_ranks, plan.objective.scaffold,
+        len(state.clusters), added_ranks(state.model.remainder, model.remainder),
+    )  # fmt: skip
     record = RoundRecord(
         round=number,
         cohort=tuple(sorted(work)),
@@ -121,13 +126,7 @@ def run_round(
         examples={u.client: work[u.client].rows for u in updates},
         tokens={u.client: u.num_tokens for u in updates},
         bytes_up=asked.bytes_up,
-        bytes_down=bytes_down(
-            plan.method,
-            state.model.adapter,
-            [plan.rank(c) for c in views],
-            plan.objective.scaffold,
-            len(state.clusters),
-        ),
+        bytes_down=down,
         seconds={"train": trained - begin, "aggregate": aggregated - trained},
         learning_rate=(longest[0], longest[-1]),
         deviation=seen.deviation if seen else 0.0,

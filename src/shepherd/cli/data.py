@@ -84,6 +84,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     data.max_length, are counted too; with --tokenize it is exactly the partition of a run.
     """
     from shepherd.data.partition import short_categories, table
+    from shepherd.data.sources import losses
     from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
 
     config = _settings(recipe, **flags).config
@@ -92,7 +93,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
 
         output.announce_torch()
         rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision))
-        dataset, divided = rows.dataset, rows.partition
+        dataset, divided, lost = rows.dataset, rows.partition, rows.warnings
         train = [example for id, example in rows.examples.items() if id not in divided.held_out]
         held_out = [rows.examples[id] for id in divided.held_out]
         refused = len(dataset.examples) - len(rows.tokenized.by_id)
@@ -100,6 +101,10 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         dataset, refused = read_rows(config), None
         extra = read_held_out(config, dataset)
         train, held_out, divided = divide_rows(config, dataset.examples, extra.examples if extra is not None else None)
+        beside = losses(extra) if extra is not None else ()
+        lost = (*losses(dataset), *(f"{config.data.held_out_source}: {line}" for line in beside))
+    for line in lost:
+        output.note(line)
     clients, categories, counts = table(divided, train)
     if svg is not None:
         svg.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +114,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         output.print_json({
             "partition": dict(divided.settings), "dataset": dataset.name, "dataset_digest": divided.dataset_digest,
             "held_out": len(held_out), "clients": clients, "categories": categories, "counts": counts,
-            "refused_when_tokenized": refused,
+            "refused_when_tokenized": refused, "left_out": lost,
         })  # fmt: skip
         return
     _print_table(clients, categories, counts)
@@ -122,7 +127,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         output.note("not tokenised: rows that a run would refuse are counted; --tokenize leaves them out")
     else:
         click.echo(f"{refused:,} rows were refused when they were tokenised")
-    if not config.data.held_out_source:
+    if refused is None and not config.data.held_out_source:  # else it was among the warnings of a run
         key = natural_key(divided.settings)
         short = short_categories(dataset.examples, held_out, config.data.held_out_per_category, key)
         if short:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 LABELS = {"memory_bytes": "memory, about", "disk_bytes": "disk, about", "seconds": "time, about"}
+SAID_BESIDE = ("bytes_up_are", "bytes_down_are")
 
 
 @click.command()
@@ -122,10 +123,15 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     else:
         output.print_table(
             ("plan", ""),
-            [(LABELS.get(key, key.replace("_", " ")), _with_unit(key, value)) for key, value in values.items()],
+            [(_label(key, values), _with_unit(key, value)) for key, value in values.items() if key not in SAID_BESIDE],
         )
     starting.fits_here(values, Path(settings.config.run.out))
     output.note("the settings are fine; nothing was trained")
+
+
+def _label(key: str, values: Mapping[str, Any]) -> str:
+    how = values.get(f"{key}_are", "exact")
+    return LABELS.get(key, key.replace("_", " ")) + (f", {how}" if how != "exact" else "")
 
 
 def _with_unit(key: str, value: Any) -> str:

@@ -85,8 +85,8 @@ class Selection:
 
     goes_with: the federation.weights that it estimates the mean of. weighs: it gives weights of its own, `fixed` ones
     with a fixed denominator. sizes_itself: the cohort's size is not asked. refills: others may be drawn into the same
-    round, or more than are needed. cohort(clients, size): the mean size of a cohort. check(clients, size) raises
-    UsageError where the clients of a run do not fit.
+    round, or more than are needed. learns: earlier answers have a say in whom it draws. cohort(clients, size): the mean
+    size of a cohort. check(clients, size) raises UsageError where the clients of a run do not fit.
     """
 
     draw: Callable[[Pool, int, np.random.Generator], Draw]
@@ -96,6 +96,7 @@ class Selection:
     sizes_itself: bool = False
     refills: bool = True
     may_be_empty: bool = False
+    learns: bool = False
     cohort: Callable[[int, int], int] = lambda clients, size: size
     check: Callable[[tuple[ClientId, ...], int], None] = lambda clients, size: None
     name: str = ""
@@ -205,7 +206,7 @@ def power_of_choice(candidates: int = 0) -> Selection:
                 hint=f"set selection.candidates to at least {size}, or ask fewer clients in a round",
             )
 
-    return Selection(draw, goes_with=("examples",), weighs=True, check=check)
+    return Selection(draw, goes_with=("examples",), weighs=True, learns=True, check=check)
 
 
 @selections
@@ -245,7 +246,7 @@ def oort(
             chosen += [known[i] for i in rng.choice(good, rest, replace=False, p=chances / chances.sum())]
         return Draw(tuple(sorted(chosen)))
 
-    return Selection(draw)
+    return Selection(draw, learns=True)
 
 
 @selections

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,6 +120,14 @@ def describe(counts: Counts) -> str:
         more = ", …" if count > len(ids) else ""
         lines.append(f"  {count} {'row' if count == 1 else 'rows'}: {reason} ({', '.join(ids)}{more})")
     return "\n".join(lines)
+
+
+def losses(dataset: Dataset) -> Iterator[str]:
+    """What reading left out or changed, a sentence for each reason."""
+    for what, counts in (("were refused", dataset.refused), ("lost a part", dataset.changed)):
+        for reason, (count, first) in counts.items():
+            yield f"{count} rows {what}: {reason} (first: {', '.join(first)})"
+    yield from dataset.notes
 
 
 def _read(source: str, languages: tuple[str, ...]) -> Rows:

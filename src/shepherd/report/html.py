@@ -185,36 +185,32 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
     rows += [
         [key.replace("_", " "), plainly(v)]
         for key, v in data.items()
-        if key not in labels and key not in ("refused", "audit")
+        if key not in labels and key not in ("refused", "changed", "notes", "audit")
     ]
     items = [Table("Data of this run", ("", ""), rows, texts=(0, 1))]
-    refused = data.get("refused") or {}
     text = ["No row was refused."]
-    if isinstance(refused, Mapping) and refused:
-        lines = []
-        for reason, value in refused.items():
-            many, where = value if isinstance(value, list) and len(value) == 2 else (value, [])
-            lines.append(
-                [
-                    reason,
-                    count(many),
-                    listing([shorten(str(w), 60) for w in where], 3) if isinstance(where, list) else "",
-                ]
-            )
-        total = sum(number(v[0] if isinstance(v, list) and v else v) or 0 for v in refused.values())
-        text = [f"{plural(int(total), 'row')} could not be used; the reasons are below."]
-        items.append(
-            Table(
-                "Refused rows",
-                ("Reason", "Rows", "First places"),
-                lines[: limits.rows],
-                texts=(0, 2),
-                note=left_out(len(lines), limits.rows, "reason"),
-            )
-        )
+    for what, counts in (("refused", data.get("refused")), ("changed", data.get("changed"))):
+        if isinstance(counts, Mapping) and counts:
+            items.append(_reasons(f"{what.capitalize()} rows", counts, limits))
+            total = sum(number(v[0] if isinstance(v, list) and v else v) or 0 for v in counts.values())
+            did = "could not be used" if what == "refused" else "lost a part"
+            text[what != "refused" :] = [f"{plural(int(total), 'row')} {did}; the reasons are below."]
+    notes = data.get("notes")
+    text += [shorten(str(note), 300) for note in notes[: limits.rows]] if isinstance(notes, list) else []
     if audit := data.get("audit"):
         items.append(_audit(audit, limits))
     return Section("data", "Data", [*text, *record.notes], items)
+
+
+def _reasons(title: str, counts: Mapping[str, Any], limits: Limits) -> Table:
+    """Reasons with how many rows each, and the first places where those are recorded."""
+    lines = []
+    for reason, value in counts.items():
+        many, where = value if isinstance(value, list) and len(value) == 2 else (value, [])
+        first = listing([shorten(str(w), 60) for w in where], 3) if isinstance(where, list) else ""
+        lines.append([reason, count(many), first])
+    note = left_out(len(lines), limits.rows, "reason")
+    return Table(title, ("Reason", "Rows", "First places"), lines[: limits.rows], texts=(0, 2), note=note)
 
 
 def _audit(audit: Any, limits: Limits) -> Table:
@@ -259,10 +255,21 @@ def privacy(record: RunRecord) -> Section:
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:
-    # The name only: a report is sent around, and the folders of a person's disk are nobody's business.
-    command = f"shepherd run {shlex.quote(clean(record.name))}/config.toml"
-    again = [("Repeat with exactly these settings, from the folder that holds this run's folder:", command)]
-    return again
+    """How to repeat the run. A report is sent around: only a path below the folder it was started in is shown."""
+    where, path = "the folder that holds this run's folder", Path(clean(record.name)) / "config.toml"
+    words = clean(str(record.summary.get("command") or ""))
+    try:
+        *start, given = shlex.split(words)
+    except ValueError:
+        start, given = [], ""
+    told = Path(given)
+    if (
+        start == ["shepherd", "run"]
+        and told.parts[-2:] == path.parts
+        and not (told.is_absolute() or ".." in told.parts)
+    ):
+        where, path = "the folder that the run was started in", told
+    return [(f"Repeat with exactly these settings, from {where}:", shlex.join(["shepherd", "run", str(path)]))]
 
 
 def versions(record: RunRecord) -> list[Table]:

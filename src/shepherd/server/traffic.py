@@ -1,16 +1,19 @@
 """What a method sends: numbers up and down, per client and round, from the shapes alone.
 
 Up is what leaves a client: of slots that it picks from the whole model as if they spread evenly, with a quarter of a
-number for each truth value that says which. Down is what a client lacks to begin the next round: the new adapter (or
-the one factor of it that moved), and the round's addition to the remainder. What follows from the seed is not sent, and
-nothing of modules at home. A remainder's rank is an upper bound where it is cut by energy.
+number for each truth value that says which. Down is what a round's outcome takes to tell a client that knows the one
+before: the new adapter (or the one factor of it that moved), and the round's addition to the remainder. What follows
+from the seed is not sent, nor what every client keeps for itself, modules at home included. Where the remainder is cut
+by energy, its rank is an upper bound until a round has shown it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shepherd.lowrank import LowRank
 from shepherd.server.method import Method
 from shepherd.server.methods import build_method, methods
 from shepherd.types import Adapter
@@ -25,31 +28,63 @@ Sizes = Mapping[str, tuple[int, int]]
 
 
 def numbers(method: Method, sizes: Sizes, r: int, ranks: Sequence[int]) -> tuple[float, float]:
-    """(up, down): mean numbers per client and round for a cohort of these ranks, over modules of sizes (in, out)."""
-    up = down = 0.0
-    home = method.home(sizes)
-    for n_in, n_out in (size for name, size in sizes.items() if name not in home):
-        up += sum(_up(method, n_in, n_out, r, rank) for rank in ranks)
-        down += sum(_adapter_down(method, n_in, n_out, r, rank) for rank in ranks)
-        down += len(ranks) * _rest_rank(method, n_in, n_out, r, ranks) * (n_in + n_out)
-    return up / len(ranks), down / len(ranks)
+    """(up, down): mean numbers per client and round for a cohort of these ranks, over modules of sizes (in, out).
 
-
-def bytes_down(
-    method: Method, adapter: Adapter, ranks: Sequence[int], scaffold: bool = False, clusters: int = 0
-) -> int:
-    """Bytes in float32 to a cohort of these ranks; SCAFFOLD's c is as large as what clients send up.
-
-    Each of the clusters' models is as large as the global one.
+    The mean over the rounds of the schedule.
     """
-    if not ranks:
-        return 0
+    rounds = range(1, len(method.pieces.train.sends) + 1)
+    both = [_numbers(method, sizes, r, number, ranks, ranks) for number in rounds]
+    up, down = (sum(of) / len(rounds) / len(ranks) for of in zip(*((u + c, d) for u, c, d in both), strict=True))
+    return up, down
+
+
+def round_bytes(
+    method: Method,
+    adapter: Adapter,
+    number: int,
+    ranks: Sequence[int],
+    merged: Sequence[int] | None = None,
+    scaffold: bool = False,
+    clusters: int = 0,
+    rest: Mapping[str, int] | None = None,
+) -> tuple[int, int]:
+    """(up, down): bytes in float32 of round `number` (from 1) for a cohort of these ranks, if all answer.
+
+    merged: the ranks of those whose updates count, where these are not all. rest: by module the rank that the round
+    added to the remainder, where that is known. SCAFFOLD's c is as large as what clients
+    send up. Each of the clusters' models is as large as the global one, and a client sends an update of one of them.
+    """
     sizes = {name: (A.shape[1], len(B)) for name, (A, B) in adapter.factors.items()}
-    down = numbers(method, sizes, adapter.r, ranks)[1]
+    merged = ranks if merged is None else merged
+    up, choices, down = _numbers(method, sizes, adapter.r, number, ranks, merged, rest)
     # Who is yet to choose its slots needs c in all of them.
     moved = ranks if method.pieces.view.probe is None else [adapter.r] * len(ranks)
-    up = numbers(method, sizes, adapter.r, moved)[0]
-    return round(4 * len(ranks) * ((1 + clusters) * down + (up if scaffold else 0.0)))
+    control = _numbers(method, sizes, adapter.r, number, moved, merged)[0] if scaffold else 0.0
+    trained = 1 + scaffold + (clusters > 0)
+    return round(4 * (trained * up + choices)), round(4 * ((1 + clusters) * down + control))
+
+
+def added_ranks(before: Mapping[str, LowRank], after: Mapping[str, LowRank]) -> dict[str, int]:
+    """By module the rank that a round added to the remainder; those whose remainder became dense are left out."""
+    return {
+        name: now.q - (before[name].q if name in before else 0) for name, now in after.items() if now.q < min(now.shape)
+    }
+
+
+def bounds(method: Method, adapter: Adapter, mixed: bool, one_step: bool) -> tuple[str, str]:
+    """(up, down): whether these bytes are "exact", "about" or "at most" what is sent.
+
+    mixed: some ranks are below r. one_step: no client takes more than one local step.
+    """
+    p = method.pieces
+    sizes = [(A.shape[1], len(B)) for A, B in adapter.factors.values()]
+    widths = {"A": {n_in for n_in, _ in sizes}, "B": {n_out for _, n_out in sizes}, "AB": {sum(s) for s in sizes}}
+    uneven = any(len(widths[part]) > 1 for part in p.train.sends if part in widths)
+    # Clients whose factors have one in common leave fewer columns than they have slots; so after one step from B = 0,
+    # which moves B alone.
+    common = p.train.one_factor or (one_step and not p.start.needs_base)
+    less = p.remainder.keeps and (p.remainder.energy < 1 or common)
+    return "about" if p.view.probe is not None and mixed and uneven else "exact", "at most" if less else "exact"
 
 
 def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: int = 4) -> list[dict[str, Any]]:
@@ -77,16 +112,37 @@ def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: 
     return rows
 
 
-def _up(method: Method, n_in: int, n_out: int, r: int, rank: int) -> float:
-    """One module of one client: mean over the rounds of the schedule."""
+def _numbers(
+    method: Method,
+    sizes: Sizes,
+    r: int,
+    number: int,
+    ranks: Sequence[int],
+    merged: Sequence[int],
+    rest: Mapping[str, int] | None = None,
+) -> tuple[float, float, float]:
+    """(up, choices of slots, down): numbers of one round, of a whole cohort."""
+    sends, counts, home = method.pieces.train.of(number)[1], Counter(ranks), method.home(sizes)
+    up = choices = down = 0.0
+    for name, (n_in, n_out) in sizes.items():
+        if name in home:
+            continue
+        for rank, count in counts.items():
+            up += count * _up(method, n_in, n_out, r, rank, sends)
+            down += count * _adapter_down(method, n_in, n_out, r, rank, sends)
+            choices += count * (r / 4 if method.pieces.view.probe is not None and rank < r else 0.0)
+        most = _rest_rank(method, n_in, n_out, r, merged)
+        down += len(ranks) * min(most, (rest or {}).get(name, most)) * (n_in + n_out)
+    return up, choices, down
+
+
+def _up(method: Method, n_in: int, n_out: int, r: int, rank: int, sends: str) -> float:
+    """One module of one client."""
     heads = method.pieces.start.heads
-    size = {"AB": rank * (n_in + n_out), "A": rank * n_in, "B": rank * n_out, "core": rank * r / max(heads, 1)}
-    sends = method.pieces.train.sends
-    choice = r / 4 if method.pieces.view.probe is not None and rank < r else 0.0
-    return choice + sum(size[part] for part in sends) / len(sends)
+    return {"AB": rank * (n_in + n_out), "A": rank * n_in, "B": rank * n_out, "core": rank * r / max(heads, 1)}[sends]
 
 
-def _adapter_down(method: Method, n_in: int, n_out: int, r: int, rank: int) -> float:
+def _adapter_down(method: Method, n_in: int, n_out: int, r: int, rank: int, sends: str) -> float:
     p = method.pieces
     if p.split.resets:
         return 0.0  # known from the seed
@@ -94,14 +150,14 @@ def _adapter_down(method: Method, n_in: int, n_out: int, r: int, rank: int) -> f
         return r * r / p.start.heads
     if p.view.all_slots:
         rank = r
-    if p.train.one_factor and not p.split.rebases and p.merge.space == "factors":
-        return _up(method, n_in, n_out, r, rank)
+    if not p.split.rebases and p.merge.space == "factors":
+        return _up(method, n_in, n_out, r, rank, sends)  # what did not travel did not move
     return rank * (n_in + n_out)
 
 
 def _rest_rank(method: Method, n_in: int, n_out: int, r: int, ranks: Sequence[int]) -> int:
     p = method.pieces
-    if not p.remainder.keeps:
+    if not p.remainder.keeps or not ranks:
         return 0
     # The mean of factors is one client's worth, whatever the cohort; so is what it leaves beside fixed factors.
     rank = r if p.merge.space == "factors" else p.split.rest_rank(ranks, r)
