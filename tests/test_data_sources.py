@@ -371,3 +371,28 @@ def test_a_long_csv_field_is_read_and_an_endless_one_refused(tmp_path, monkeypat
     assert "a field is longer than 1,000 characters" in (error := complaint(str(path))).message
     assert "never closed" in error.hint
     assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("x.csv", "instruction,response,response\na,b,c\n", "x.csv:1:"),
+        ("x.tsv", "instruction\tresponse\tresponse\na\tb\tc\n", "x.tsv:1:"),
+        (
+            "x.jsonl",
+            '{"prompt": "a", "completion": "b"}\n{"instruction": "a", "response": "b", "response": "c"}\n',
+            ":2",
+        ),
+        ("x.json", '[{"instruction": "a", "response": "b", "response": "c"}]', "x.json:"),
+    ],
+)
+def test_two_columns_of_one_name_are_refused_since_only_one_of_them_would_be_learned(tmp_path, name, text, where):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="2 fields of one row are called 'response'") as caught:
+        load_examples(str(tmp_path / name))
+    assert where in caught.value.message and "--columns response=" in caught.value.hint
+
+
+def test_columns_without_a_name_may_repeat_since_none_is_read(tmp_path):
+    (tmp_path / "x.csv").write_text("prompt,completion,,\na,b,,\n")
+    assert len(load_examples(str(tmp_path / "x.csv"))) == 1

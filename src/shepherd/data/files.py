@@ -114,14 +114,30 @@ def _line(path: Path, number: int, line: str) -> Any:
 
 def _loads(where: Path | str, text: str) -> Any:
     """JSON's value. Besides malformed JSON, which is the caller's, there is JSON that Python does not read."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # Python keeps the last one, and says nothing
+            raise _twice(str(where), [name for name, _ in pairs])
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError:
         raise
     except RecursionError:
         raise DataError(f"{where}: JSON that is nested too deeply") from None
     except ValueError as error:  # a whole number of thousands of digits
         raise DataError(f"{where}: JSON that cannot be read: {error}") from None
+
+
+def _twice(where: str, names: list[str]) -> DataError:
+    name = next(name for name in names if names.count(name) > 1)
+    return DataError(
+        f"{where}: {names.count(name)} fields of one row are called {name!r}, and only one of them can be meant",
+        hint="give each a name of its own, or take out those that are not to be learned; "
+        "--columns response=<your column> says which one is read",
+    )
 
 
 def _malformed(path: Path, line_number: int, error: json.JSONDecodeError, line: str) -> DataError:
@@ -149,6 +165,9 @@ def _csv(path: Path, text: str) -> list[Numbered]:
     rows = []
     former = csv.field_size_limit(CSV_FIELD_LIMIT)
     try:
+        names = [name for name in reader.fieldnames or () if name]  # no field is read from a column without a name
+        if len(set(names)) < len(names):
+            raise _twice(f"{path}:1", names)
         for number, row in enumerate(reader, 1):
             if None in row:
                 extra = shorten(delimiter.join(row[None]))
