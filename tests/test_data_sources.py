@@ -396,3 +396,23 @@ def test_two_columns_of_one_name_are_refused_since_only_one_of_them_would_be_lea
 def test_columns_without_a_name_may_repeat_since_none_is_read(tmp_path):
     (tmp_path / "x.csv").write_text("prompt,completion,,\na,b,,\n")
     assert len(load_examples(str(tmp_path / "x.csv"))) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_two_bytes_a_character_without_a_mark_are_told_by_their_nul_bytes(tmp_path, encoding):
+    (tmp_path / "x.csv").write_bytes("prompt,completion\na,b\n".encode(encoding))
+    with pytest.raises(DataError, match=r"x\.csv:1: a NUL byte: this is UTF-16") as caught:
+        load_examples(str(tmp_path / "x.csv"))
+    assert "UTF-8" in caught.value.hint
+
+
+def test_line_ends_of_carriage_returns_alone_part_rows_as_others_do(tmp_path):
+    texts = {
+        "x.jsonl": '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n',
+        "x.csv": "prompt,completion\na;1;2,b\nc,d\n",  # more semicolons than commas, and one comma in the header
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text.encode())
+        expected = load_examples(str(tmp_path / name)).examples
+        (tmp_path / name).write_bytes(text.replace("\n", "\r").encode())
+        assert load_examples(str(tmp_path / name)).examples == expected and len(expected) == 2

@@ -1,7 +1,7 @@
 """A path -> numbered rows. JSON, JSON lines, CSV and Parquet; every error says file, line and column.
 
 A row's number is its line in JSON lines and its position, from 1, elsewhere. Text is UTF-8, with or without a byte
-order mark; line ends may be LF or CRLF.
+order mark; line ends may be LF, CRLF or CR.
 """
 
 from __future__ import annotations
@@ -70,12 +70,18 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is UTF-16, not UTF-8", hint="save it as UTF-8")
+    if b"\0" in data:
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise DataError(
+            f"{path}:{line}: a NUL byte: this is UTF-16 without a byte order mark, or no text", hint="save it as UTF-8"
+        )
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         bad = data[error.start : error.start + 1].hex()
         raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{bad})", hint="save it as UTF-8") from None
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def _json(path: Path, text: str) -> list[Numbered]:
