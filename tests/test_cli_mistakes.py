@@ -246,3 +246,12 @@ def test_7_settings_that_make_no_sense_with_a_selection_are_all_named_with_what_
         'set federation.weights = "examples" or "uniform"', "federation.over_select = 0.5 do not fit",
         'method.weigh = "product_norm" do not fit', 'set method.weigh = "given"',
     )  # fmt: skip
+
+
+def test_rows_that_all_ask_the_same_are_told_why_none_is_held_out(shell):
+    data = write("x.jsonl", [{"instruction": "Say hello.", "response": f"Hello {i}."} for i in range(30)])
+    outcome = shell("data", "partition", data)
+    tells(outcome, 3, "no held-out rows", "rows that ask the same stay together", "held_out_source")
+    assert "at least 1" not in outcome.err  # it is 10
+    outcome = shell("data", "partition", data, "--set", "data.held_out_per_category=0")
+    tells(outcome, 3, "no held-out rows", "data.held_out_per_category to at least 1")

@@ -416,3 +416,16 @@ def test_line_ends_of_carriage_returns_alone_part_rows_as_others_do(tmp_path):
         expected = load_examples(str(tmp_path / name)).examples
         (tmp_path / name).write_bytes(text.replace("\n", "\r").encode())
         assert load_examples(str(tmp_path / name)).examples == expected and len(expected) == 2
+
+
+def test_white_space_around_a_column_name_and_bars_between_columns_do_not_hide_the_columns(tmp_path):
+    (tmp_path / "x.csv").write_text(" prompt | completion \na, or b|c; d\n")
+    example = load_examples(str(tmp_path / "x.csv")).examples[0]
+    assert [m.content for m in example.messages] == ["a, or b", "c; d"]
+
+
+def test_columns_that_differ_in_case_only_are_answered_with_the_flag_to_copy(tmp_path):
+    (tmp_path / "x.csv").write_text("Id,Instruction,RESPONSE\n1,a,b\n")
+    with pytest.raises(DataError, match="fit no known format") as caught:
+        load_examples(str(tmp_path / "x.csv"))
+    assert "--columns instruction=Instruction,response=RESPONSE" in caught.value.hint

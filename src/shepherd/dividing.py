@@ -53,6 +53,12 @@ def divide_rows(
         train, held_out = hold_out(usable, config.data.held_out_per_category, config.run.seed, key)
     else:
         train = usable
+    if not held_out and config.data.held_out_per_category and not config.data.held_out_source:
+        raise DataError(
+            f"there are no held-out rows, so nothing can be evaluated: at most half of a {key} is held out, and rows "
+            "that ask the same stay together",
+            hint="set data.held_out_source to a file, or give rows that ask different things",
+        )
     if not held_out:
         raise DataError(
             "there are no held-out rows, so nothing can be evaluated",

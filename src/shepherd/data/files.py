@@ -166,12 +166,13 @@ def _object(path: Path, number: int, item: Any) -> dict[str, Any]:
 
 def _csv(path: Path, text: str) -> list[Numbered]:
     header = text.split("\n", 1)[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = []
     former = csv.field_size_limit(CSV_FIELD_LIMIT)
     try:
-        names = [name for name in reader.fieldnames or () if name]  # no field is read from a column without a name
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        names = [name for name in reader.fieldnames if name]  # no field is read from a column without a name
         if len(set(names)) < len(names):
             raise _twice(f"{path}:1", names)
         for number, row in enumerate(reader, 1):
