@@ -142,3 +142,34 @@ def test_a_folder_holds_rows_out_of_each_file_as_a_run_does(shell, model, tmp_pa
         for more in ([], ["--tokenize"])
     )
     assert quick["dataset_digest"] == exact["dataset_digest"] and quick["held_out"] == 3 * 2
+
+
+def test_any_column_can_be_the_key_and_its_values_are_the_clients(shell):
+    rows = [{**row, "user": f"user-{i % 3}", "source": "clinic"} for i, row in enumerate(ROWS)]
+    Path("users.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    by_user = ("--set", "partition.name=by_key", "--set", "partition.key=user", "--set", "partition.clients=0")
+    seen = json.loads(shell("data", "partition", "users.jsonl", *by_user, "--json").out)
+    assert seen["clients"] == ["user-0", "user-1", "user-2"]
+    assert seen["partition"]["key"] == "source"
+    by_source = [part.replace("key=user", "key=source") for part in by_user]
+    again = json.loads(shell("data", "partition", "users.jsonl", *by_source, "--columns", "source=user", "--json").out)
+    assert again == seen
+
+
+def test_the_languages_of_a_built_in_set_can_be_the_key(shell):
+    pytest.importorskip("chatterbot_corpus")
+    options = ("data.languages=english,german", "partition.key=language", "partition.clients=0")
+    outcome = shell("data", "partition", "laptop", "--json", *(p for o in options for p in ("--set", o)))
+    assert json.loads(outcome.out)["clients"] == ["english", "german"], outcome.err
+
+
+def test_a_key_that_is_no_column_is_answered_with_the_columns(shell):
+    outcome = shell("data", "partition", "x.jsonl", "--set", "partition.name=by_key", "--set", "partition.key=usr")
+    assert outcome.status == 3 and "no column 'usr'" in outcome.err and "Found: instruction, response" in outcome.err
+    assert "partition.key is category, source or one of them" in outcome.err
+
+
+def test_a_key_and_another_column_for_the_source_are_refused_together(shell):
+    two = ("--columns", "source=category", "--set", "partition.name=by_key", "--set", "partition.key=response")
+    outcome = shell("data", "partition", "x.jsonl", *two)
+    assert outcome.status == 2 and "partition.key = 'response' and data.columns.source = 'category'" in outcome.err

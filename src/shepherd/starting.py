@@ -114,6 +114,7 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
     """What is wrong with the names in `settings` that a registry knows, and with the partitioner's options."""
     from shepherd.config import Config
     from shepherd.data.partition import partitioners
+    from shepherd.dividing import by_column
 
     tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
     partition = dict(tables.get("partition", {}))
@@ -126,7 +127,7 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
             for option in partition.keys() - known.keys() if "clients" not in known else ():
                 if did_you_mean(option, ["clients"]):
                     raise UsageError(f"unknown key 'partition.{option}'. Did you mean 'partition.clients'?")
-            partitioners.build(name, partition)
+            partitioners.build(name, by_column(name, partition)[0])
     except ShepherdError as error:
         problems.append(_problem("partition.name", error))
     own_weighing, more = _method_problems(tables)

@@ -130,7 +130,8 @@ def _check_columns(columns: Mapping[str, str], found: Iterable[str], where: str)
             near = did_you_mean(theirs, found)
             raise DataError(
                 f"{where}: no column {theirs!r} for {field!r}.{near} Found: {', '.join(found)}",
-                hint=f"--columns {field}=<one of them>",
+                hint=f"--columns {field}=<one of them>"
+                + ("; partition.key is category, source or one of them" if field == "source" else ""),
             )
 
 
