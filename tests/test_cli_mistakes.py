@@ -150,7 +150,12 @@ def test_9_a_folder_that_is_no_model_or_has_no_tokenizer_is_named_with_what_is_m
 
 def test_10_a_model_that_is_not_here_is_answered_with_the_line_that_fetches_it(shell):
     data = write("x.jsonl", ROWS)
-    tells(shell("run", "--data", data, "--model", "org/name"), 4, "not in the cache", "shepherd model pull org/name")
+    tells(
+        shell("run", "--data", data, "--model", "org/name"),
+        4,
+        "nor a model in the cache",
+        "shepherd model pull org/name",
+    )
     tells(shell("data", "inspect", "demo"), 4, "smollm2-135m", "shepherd model pull smollm2-135m")
 
 

@@ -62,7 +62,7 @@ from shepherd.prepare import (
 from shepherd.rng import stream
 from shepherd.round import Engine, Plan, RoundRecord, notes, troubles
 from shepherd.server.whole import whole_adapter
-from shepherd.starting import MARGIN, fits_here
+from shepherd.starting import MARGIN, fits_here, from_anywhere
 from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.tuned import load_tuned
@@ -142,7 +142,7 @@ class _Experiment:
     """The state of one run, from config to summary."""
 
     def __init__(self, config: Config, observer: Observer | None, place: Path) -> None:
-        self.config, self.tell, self.place = config, observer or (lambda event: None), place
+        self.config, self.tell, self.place = from_anywhere(config), observer or (lambda event: None), place
         self.force = False
         self.clock = Clock()
         self.held = ExitStack()  # the lock on the run directory
