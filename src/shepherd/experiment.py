@@ -585,13 +585,14 @@ def _peak_memory() -> int:
     return int(peak if sys.platform == "darwin" else 1024 * peak)
 
 
-def evaluate_run(run_dir: Path | str) -> dict[str, Any]:
-    """Measure a finished run's adapter again, from its files: {"base": …, "federated": …, "difference": …}.
+def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[str, Any]:
+    """Measure a run's adapter again, from its files: {"base": …, "federated": …, "difference": …}.
 
-    Reads config.toml and adapter/ of the run directory, its data from where the recipe says. Raises EvaluationError
+    Reads config.toml and adapter/ of the run directory, or the checkpoint of a round, and its data from where the
+    recipe says. Raises EvaluationError
     when the data or the base are no longer those of the run.
     """
-    tuned = load_tuned(run_dir)
+    tuned = load_tuned(run_dir, round_number=round_number)
     rows, _ = prepare_rows(tuned.config, tuned.base.tokenizer)
     trained_on = read_json(Path(run_dir) / "partition.json")["dataset_digest"]
     if trained_on != rows.partition.dataset_digest:
