@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from console import Shell
+from shepherd.config import load, recipes
 from tiny import CHAT_TEMPLATE, tiny_model
 
 ROWS = [
@@ -173,3 +174,13 @@ def test_a_key_and_another_column_for_the_source_are_refused_together(shell):
     two = ("--columns", "source=category", "--set", "partition.name=by_key", "--set", "partition.key=response")
     outcome = shell("data", "partition", "x.jsonl", *two)
     assert outcome.status == 2 and "partition.key = 'response' and data.columns.source = 'category'" in outcome.err
+
+
+def test_the_laptop_recipe_makes_twelve_clients_of_some_rows_and_holds_out_as_many_of_each_as_it_says(shell):
+    pytest.importorskip("chatterbot_corpus")
+    assert "twelve topics" in recipes()["laptop"]
+    outcome = shell("data", "partition", "laptop", "--json")
+    seen, wanted = json.loads(outcome.out), load("laptop").data.held_out_per_category
+    sizes = [sum(row) for row in seen["counts"]]
+    assert len(sizes) == 12 and min(sizes) >= 10 and max(sizes) <= 6 * min(sizes)
+    assert seen["held_out"] == 12 * wanted and "fewer than" not in outcome.err
