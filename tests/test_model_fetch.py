@@ -114,8 +114,16 @@ def test_a_file_that_is_not_gguf_is_refused_by_its_name_and_by_its_content(tmp_p
     with pytest.raises(ModelError, match="does not start with 'GGUF'"):
         resolve(str(tmp_path / "model.gguf"))
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03")
-    with pytest.raises(ModelError, match="header cannot be read"):
+    with pytest.raises(ModelError, match="cut short or damaged"):
         resolve(str(tmp_path / "cut.gguf"))
+
+
+def test_a_gguf_file_that_ends_before_its_weights_do_is_said_to_be_cut_short(tied, tmp_path):
+    whole = write_gguf(tied, tmp_path / "tiny.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) * 9 // 10])
+    with pytest.raises(ModelError, match=r"cut\.gguf .* cut short or damaged") as caught:
+        resolve(str(tmp_path / "cut.gguf"))
+    assert caught.value.hint == "fetch the file again"
 
 
 def test_only_hub_models_have_revisions(tmp_path):
