@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from console import Shell
 from report_runs import write_run
-from shepherd import __version__, config
+from shepherd import __version__, config, progress
 from shepherd.errors import EXIT_CODES
 
 SOURCES = Path(__file__).parents[1] / "src"
@@ -249,3 +250,37 @@ def test_list_methods_is_a_table_of_pieces_bytes_and_sources(shell):
     assert rows["fedit"]["exact"] == "no" and rows["ffa_lora"]["exact"] == "yes"
     assert rows["hetlora"]["experimental"] and not rows["flora"]["experimental"]
     assert rows["flora"]["mixed_ranks"] and not rows["flora"]["sum_only"]
+
+
+def test_a_round_that_was_kept_is_measured_too_and_an_adapter_that_is_gone_says_which_there_are(
+    shell, tiny_run, tmp_path
+):
+    run = tmp_path / "a run"
+    shutil.copytree(tiny_run.path, run)
+    shutil.rmtree(run / "adapter")
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    for line in lines:
+        measured = json.loads(shell("evaluate", run, "--round", line["round"], "--json").out)
+        assert measured["federated"]["loss"] == pytest.approx(line["held_out_loss"], abs=1e-5)
+    assert lines[0]["held_out_loss"] != lines[1]["held_out_loss"]
+    for command in (("evaluate", run), ("chat", run), ("export", run, "--out", tmp_path / "out")):
+        told = shell(*command)
+        assert told.status == 2 and "has no adapter" in told.err
+        assert "shepherd evaluate and chat take a round with --round: 1, 2" in told.err
+        assert f"shepherd run '{run}/config.toml'" in told.err  # resume does nothing: it had finished
+        assert "did not get to its end" not in told.err
+    (run / "summary.json").unlink()
+    told = shell("evaluate", run)
+    assert "did not get to its end" in told.err and f"shepherd resume '{run}'" in told.err
+
+
+def test_of_many_runs_the_last_are_named_and_the_rest_counted(shell):
+    for number in range(17):
+        write_run(Path("runs") / f"r{number:02}")
+    told = shell("evaluate", "missing").err
+    assert "hint: runs here: …, runs/r09, runs/r10" in told and told.rstrip().endswith("runs/r16 (17 in all)")
+
+
+def test_what_to_type_next_can_be_copied_also_where_the_path_has_spaces(capsys):
+    progress.print_result(Path("my runs/demo"), {})
+    assert "shepherd chat 'my runs/demo' --compare base" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from console import Shell
+from shepherd.config import load, recipes
 from tiny import CHAT_TEMPLATE, tiny_model
 
 ROWS = [
@@ -171,3 +172,44 @@ def test_what_a_run_leaves_out_of_its_data_is_in_its_warnings_its_summary_and_it
     assert data["changed"] == {"turns after the last answer": 2} and data["notes"] == [unread]
     report = Path("runs/own-data/report.html").read_text(encoding="utf-8")
     assert "turns after the last answer" in report and unread in report
+
+
+def test_any_column_can_be_the_key_and_its_values_are_the_clients(shell):
+    rows = [{**row, "user": f"user-{i % 3}", "source": "clinic"} for i, row in enumerate(ROWS)]
+    Path("users.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    by_user = ("--set", "partition.name=by_key", "--set", "partition.key=user", "--set", "partition.clients=0")
+    seen = json.loads(shell("data", "partition", "users.jsonl", *by_user, "--json").out)
+    assert seen["clients"] == ["user-0", "user-1", "user-2"]
+    assert seen["partition"]["key"] == "source"
+    by_source = [part.replace("key=user", "key=source") for part in by_user]
+    again = json.loads(shell("data", "partition", "users.jsonl", *by_source, "--columns", "source=user", "--json").out)
+    assert again == seen
+
+
+def test_the_languages_of_a_built_in_set_can_be_the_key(shell):
+    pytest.importorskip("chatterbot_corpus")
+    options = ("data.languages=english,german", "partition.key=language", "partition.clients=0")
+    outcome = shell("data", "partition", "laptop", "--json", *(p for o in options for p in ("--set", o)))
+    assert json.loads(outcome.out)["clients"] == ["english", "german"], outcome.err
+
+
+def test_a_key_that_is_no_column_is_answered_with_the_columns(shell):
+    outcome = shell("data", "partition", "x.jsonl", "--set", "partition.name=by_key", "--set", "partition.key=usr")
+    assert outcome.status == 3 and "no column 'usr'" in outcome.err and "Found: instruction, response" in outcome.err
+    assert "partition.key is category, source or one of them" in outcome.err
+
+
+def test_a_key_and_another_column_for_the_source_are_refused_together(shell):
+    two = ("--columns", "source=category", "--set", "partition.name=by_key", "--set", "partition.key=response")
+    outcome = shell("data", "partition", "x.jsonl", *two)
+    assert outcome.status == 2 and "partition.key = 'response' and data.columns.source = 'category'" in outcome.err
+
+
+def test_the_laptop_recipe_makes_twelve_clients_of_some_rows_and_holds_out_as_many_of_each_as_it_says(shell):
+    pytest.importorskip("chatterbot_corpus")
+    assert "twelve topics" in recipes()["laptop"]
+    outcome = shell("data", "partition", "laptop", "--json")
+    seen, wanted = json.loads(outcome.out), load("laptop").data.held_out_per_category
+    sizes = [sum(row) for row in seen["counts"]]
+    assert len(sizes) == 12 and min(sizes) >= 10 and max(sizes) <= 6 * min(sizes)
+    assert seen["held_out"] == 12 * wanted and "fewer than" not in outcome.err

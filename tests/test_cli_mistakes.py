@@ -150,7 +150,12 @@ def test_9_a_folder_that_is_no_model_or_has_no_tokenizer_is_named_with_what_is_m
 
 def test_10_a_model_that_is_not_here_is_answered_with_the_line_that_fetches_it(shell):
     data = write("x.jsonl", ROWS)
-    tells(shell("run", "--data", data, "--model", "org/name"), 4, "not in the cache", "shepherd model pull org/name")
+    tells(
+        shell("run", "--data", data, "--model", "org/name"),
+        4,
+        "nor a model in the cache",
+        "shepherd model pull org/name",
+    )
     tells(shell("data", "inspect", "demo"), 4, "smollm2-135m", "shepherd model pull smollm2-135m")
 
 
@@ -246,3 +251,12 @@ def test_7_settings_that_make_no_sense_with_a_selection_are_all_named_with_what_
         'set federation.weights = "examples" or "uniform"', "federation.over_select = 0.5 do not fit",
         'method.weigh = "product_norm" do not fit', 'set method.weigh = "given"',
     )  # fmt: skip
+
+
+def test_rows_that_all_ask_the_same_are_told_why_none_is_held_out(shell):
+    data = write("x.jsonl", [{"instruction": "Say hello.", "response": f"Hello {i}."} for i in range(30)])
+    outcome = shell("data", "partition", data)
+    tells(outcome, 3, "no held-out rows", "rows that ask the same stay together", "held_out_source")
+    assert "at least 1" not in outcome.err  # it is 10
+    outcome = shell("data", "partition", data, "--set", "data.held_out_per_category=0")
+    tells(outcome, 3, "no held-out rows", "data.held_out_per_category to at least 1")

@@ -24,7 +24,7 @@ def test_every_problem_of_a_recipe_is_reported_at_once():
         {"run": {"name": "a b"}, "lora": {"r": "x", "dropout": 1.5}, "training": {"batch_size": 0, "learning_rat": 1}}
     )
     assert found == [
-        "run.name: must be 1 to 64 letters, digits, '.', '_' or '-', got 'a b'",
+        "run.name: must be 1 to 64 letters, digits, '.', '_' or '-', not beginning with '.' or '-', got 'a b'",
         "lora.r: must be a whole number, got 'x'",
         "lora.dropout: must be less than 1.0, got 1.5",
         "training.batch_size: must be at least 1, got 0",
@@ -262,3 +262,14 @@ def test_a_layer_that_chooses_another_method_or_optimizer_drops_the_options_of_t
     assert settings["server"] == {"optimizer": "fedavg"} and settings["method"] == {"rank": 2}
     settings, _ = config.merge([first, ("--set", {"federation": {"method": "fedex_lora", "rounds": 2}})])
     assert settings["method"] == {"rank": 4}
+
+
+@pytest.mark.parametrize("name", [".", "..", ".hidden", "-x", "--json", "a/b", "", "a b", "a" * 65])
+def test_a_name_that_makes_an_odd_folder_or_reads_as_an_option_is_refused(name):
+    with pytest.raises(UsageError, match=r"run\.name: must be 1 to 64 letters, digits, .* not beginning with"):
+        config.resolve({"run": {"name": name}})
+
+
+@pytest.mark.parametrize("name", ["_", "a", "0", "v1.2-final_", "a" * 64])
+def test_names_of_letters_digits_and_joints_are_taken(name):
+    assert config.resolve({"run": {"name": name}}).run.name == name

@@ -371,3 +371,61 @@ def test_a_long_csv_field_is_read_and_an_endless_one_refused(tmp_path, monkeypat
     assert "a field is longer than 1,000 characters" in (error := complaint(str(path))).message
     assert "never closed" in error.hint
     assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("x.csv", "instruction,response,response\na,b,c\n", "x.csv:1:"),
+        ("x.tsv", "instruction\tresponse\tresponse\na\tb\tc\n", "x.tsv:1:"),
+        (
+            "x.jsonl",
+            '{"prompt": "a", "completion": "b"}\n{"instruction": "a", "response": "b", "response": "c"}\n',
+            ":2",
+        ),
+        ("x.json", '[{"instruction": "a", "response": "b", "response": "c"}]', "x.json:"),
+    ],
+)
+def test_two_columns_of_one_name_are_refused_since_only_one_of_them_would_be_learned(tmp_path, name, text, where):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="2 fields of one row are called 'response'") as caught:
+        load_examples(str(tmp_path / name))
+    assert where in caught.value.message and "--columns response=" in caught.value.hint
+
+
+def test_columns_without_a_name_may_repeat_since_none_is_read(tmp_path):
+    (tmp_path / "x.csv").write_text("prompt,completion,,\na,b,,\n")
+    assert len(load_examples(str(tmp_path / "x.csv"))) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_two_bytes_a_character_without_a_mark_are_told_by_their_nul_bytes(tmp_path, encoding):
+    (tmp_path / "x.csv").write_bytes("prompt,completion\na,b\n".encode(encoding))
+    with pytest.raises(DataError, match=r"x\.csv:1: a NUL byte: this is UTF-16") as caught:
+        load_examples(str(tmp_path / "x.csv"))
+    assert "UTF-8" in caught.value.hint
+
+
+def test_line_ends_of_carriage_returns_alone_part_rows_as_others_do(tmp_path):
+    texts = {
+        "x.jsonl": '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n',
+        "x.csv": "prompt,completion\na;1;2,b\nc,d\n",  # more semicolons than commas, and one comma in the header
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text.encode())
+        expected = load_examples(str(tmp_path / name)).examples
+        (tmp_path / name).write_bytes(text.replace("\n", "\r").encode())
+        assert load_examples(str(tmp_path / name)).examples == expected and len(expected) == 2
+
+
+def test_white_space_around_a_column_name_and_bars_between_columns_do_not_hide_the_columns(tmp_path):
+    (tmp_path / "x.csv").write_text(" prompt | completion \na, or b|c; d\n")
+    example = load_examples(str(tmp_path / "x.csv")).examples[0]
+    assert [m.content for m in example.messages] == ["a, or b", "c; d"]
+
+
+def test_columns_that_differ_in_case_only_are_answered_with_the_flag_to_copy(tmp_path):
+    (tmp_path / "x.csv").write_text("Id,Instruction,RESPONSE\n1,a,b\n")
+    with pytest.raises(DataError, match="fit no known format") as caught:
+        load_examples(str(tmp_path / "x.csv"))
+    assert "--columns instruction=Instruction,response=RESPONSE" in caught.value.hint

@@ -332,3 +332,17 @@ def test_chunked_attention_is_refused():
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(ModelError, match="attention_chunk_size = 8"):
         PackedModel(model)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_pass_that_begins_or_ends_with_the_pad_token_is_no_reason_for_a_warning_since_nothing_is_padded(
+    bases, kind, monkeypatch
+):
+    base, told = bases(kind), []
+    monkeypatch.setattr(transformers.modeling_utils.logger, "warning_once", told.append)
+    ids = np.array([0, 5, 6, 0], np.int32)
+    batch = pack([Row(0, Tokens("x", ids, np.ones(4, bool)))])
+    packed = PackedModel(base.model)
+    with packed.packing(), torch.no_grad():
+        packed.loss_sums(batch)
+    assert told == [] and base.model.config.pad_token_id == 0

@@ -90,9 +90,9 @@ def test_a_builtin_model_that_is_not_here_names_the_pull_line():
 
 @pytest.mark.parametrize(("revision", "option"), [("", ""), ("v2", " --revision v2")])
 def test_a_hub_model_that_is_not_here_names_the_pull_line(revision, option):
-    with pytest.raises(ModelError, match="not in the cache") as caught:
+    with pytest.raises(ModelError, match="in the cache") as caught:
         resolve("lab/absent", revision)
-    assert caught.value.hint == "shepherd model pull lab/absent" + option
+    assert caught.value.hint == "if it is on the hub: shepherd model pull lab/absent" + option
 
 
 def test_a_misspelt_builtin_name_gets_the_nearest():
@@ -114,8 +114,16 @@ def test_a_file_that_is_not_gguf_is_refused_by_its_name_and_by_its_content(tmp_p
     with pytest.raises(ModelError, match="does not start with 'GGUF'"):
         resolve(str(tmp_path / "model.gguf"))
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03")
-    with pytest.raises(ModelError, match="header cannot be read"):
+    with pytest.raises(ModelError, match="cut short or damaged"):
         resolve(str(tmp_path / "cut.gguf"))
+
+
+def test_a_gguf_file_that_ends_before_its_weights_do_is_said_to_be_cut_short(tied, tmp_path):
+    whole = write_gguf(tied, tmp_path / "tiny.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) * 9 // 10])
+    with pytest.raises(ModelError, match=r"cut\.gguf .* cut short or damaged") as caught:
+        resolve(str(tmp_path / "cut.gguf"))
+    assert caught.value.hint == "fetch the file again"
 
 
 def test_only_hub_models_have_revisions(tmp_path):
@@ -530,3 +538,39 @@ def test_the_builtin_model_knows_its_chat_format(monkeypatch):
     assert tokenizer.decode(ids) == text
     assert (ids.count(1), ids.count(2)) == (3, 3)  # <|im_start|> and <|im_end|>; the template adds a system turn.
     assert tokenizer.tokenize("three.\n\n1. x  22") == ["three", ".", "ĊĊ", "1", ".", "Ġx", "ĠĠ", "2", "2"]
+
+
+# Names that could be a path or a hub id
+
+
+@pytest.mark.parametrize("origin", ["package", "hub"])
+def test_a_local_model_is_not_looked_for_on_the_hub_though_its_path_could_be_a_hub_id(
+    tied, tmp_path, monkeypatch, origin
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    shutil.copytree(tied, "models/llama")
+    write_gguf(tied, tmp_path / "models" / "tiny.gguf")
+    monkeypatch.setattr(fetch, "_pull_from_hub", lambda *_: pytest.fail("went to the hub"))
+    for name in ("models/llama", "models/tiny.gguf"):
+        told = []
+        assert pull(name, told.append, origin=origin) == resolve(name)
+        assert told == [f"{name} is on this machine; a local model needs no pull"]
+
+
+@pytest.mark.parametrize("name", ["models/lama", "model/llama"])
+def test_a_misspelt_path_that_could_be_a_hub_id_gets_both_readings_and_the_nearest_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    with pytest.raises(ModelError) as caught:
+        resolve(name)
+    assert "is neither a folder here nor a model" in caught.value.message and "in the cache" in caught.value.message
+    assert "Did you mean 'models/llama'?" in caught.value.message
+    assert caught.value.hint == f"if it is on the hub: shepherd model pull {name}"
+
+
+def test_a_misspelt_hub_id_gets_the_nearest_model_in_the_cache(tmp_path, monkeypatch):
+    here = SimpleNamespace(name="lab/sheep-1b")
+    monkeypatch.setattr(fetch, "_hub_models", lambda: [here])
+    with pytest.raises(ModelError, match="Did you mean 'lab/sheep-1b'"):
+        resolve("lab/shep-1b")

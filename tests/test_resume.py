@@ -203,3 +203,28 @@ def test_what_is_no_run_is_said_with_the_nearest(tmp_path):
         experiment.resume(tmp_path / "dmo")
     with pytest.raises(UsageError, match=r"has no identity\.json"):
         experiment.resume(tmp_path / "demo")
+
+
+def test_a_run_made_with_relative_paths_goes_on_and_is_measured_from_anywhere(
+    small_config, model_folder, tmp_path, monkeypatch
+):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "llama").symlink_to(model_folder())
+    rows = [{"instruction": f"Count to {n}", "response": f"{n}", "category": "ab"[n % 2]} for n in range(16)]
+    for name, part in (("rows", rows[:12]), ("held", rows[12:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    (tmp_path / "trace.json").write_text('{"*": [[1, null]]}')
+    config = small_config(
+        "model.base=models/llama", "data.source=rows.jsonl", "data.held_out_source=held.jsonl",
+        "selection.name=availability", "selection.trace=trace.json", "evaluation.arms=base,federated",
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    whole = experiment.run(config, out_dir=Path("whole"))
+    folder = stopped(config, Path("stopped"), after_round(1)).absolute()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert experiment.resume(folder).summary["adapter_sha256"] == whole.summary["adapter_sha256"]
+    for file in ("adapter/adapter_config.json", "adapter/README.md", "config.toml"):
+        assert (folder / file).read_bytes() == (tmp_path / "whole" / "tiny" / file).read_bytes()
+    again = experiment.evaluate_run(folder)["federated"]["loss"]
+    assert again == pytest.approx(whole.summary["arms"]["federated"]["loss"], abs=1e-4)

@@ -29,7 +29,7 @@ except shepherd.ShepherdError as error:
     ("setting", "status", "said"),
     [
         ("data.source=/nowhere.jsonl", 3, "/nowhere.jsonl"),
-        ("model.base=lab/absent", 4, "not in the cache"),
+        ("model.base=lab/absent", 4, "nor a model in the cache"),
         ("federation.method=fedt", 2, "Did you mean"),
         ("selection.name=oort_", 2, "Did you mean 'oort'"),
     ],

@@ -48,12 +48,16 @@ def cohort_updates(
 
 
 def peft_reference(data, client, kind, folder, optimizer, rates=RATES, seed=7, first=0):
-    """One client alone with plain PEFT: rows padded to a rectangle, full logits, torch's AdamW, gradient clipping."""
+    """One client alone with plain PEFT: rows padded to a rectangle, full logits, torch's AdamW, gradient clipping.
+
+    Returns losses, weights, where it began, and the least |gradient| that each weight met in any step.
+    """
     model = base_model(kind)
     adapter = adapter_for(targets_of(model, kind))
     save_adapter(folder, adapter, base_name="none", conv1d=kind == "gpt2")
     model = peft.PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
     trained = [p for p in model.parameters() if p.requires_grad]
+    least = [torch.full_like(p, torch.inf) for p in trained]
     optimizer = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer](trained, lr=1.0, weight_decay=0.5)
     rows = walk(data[client], client, first, 2 * len(rates), seed)
     losses = []
@@ -72,28 +76,34 @@ def peft_reference(data, client, kind, folder, optimizer, rates=RATES, seed=7, f
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        least = [torch.minimum(before, p.grad.abs()) for before, p in zip(least, trained, strict=True)]
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         losses.append(loss.item())
     state = {k.replace(".default", ""): v for k, v in model.state_dict().items() if "lora_" in k}
-    return losses, state, adapter
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    met = {name.replace(".default", ""): lowest.numpy() for name, lowest in zip(names, least, strict=True)}
+    return losses, state, adapter, met
 
 
-TOLERANCE = {"sgd": 1e-5, "adamw": 1e-3}
+ROUNDING = 1e-5
+FLAT = 1e-7
+"""Adam's first step is lr · g / (|g| + 1e-8). Gradients here are clipped to norm 1, so each is known to about 1e-8 in
+float32; where |g| itself is that small, rounding decides the step. One weight of 21,600 here is so (2e-8, gemma2)."""
 
 
-def assert_same_update(a: ClientUpdate, b: ClientUpdate, optimizer: str = "adamw") -> None:
+def assert_same_update(a: ClientUpdate, b: ClientUpdate) -> None:
     assert a.metrics["loss"] == pytest.approx(b.metrics["loss"], rel=1e-5)
-    assert distance(a.delta, b.delta) < TOLERANCE[optimizer]
+    assert distance(a.delta, b.delta) < ROUNDING
 
 
-@pytest.mark.parametrize("optimizer", sorted(TOLERANCE))
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("kind", sorted(BASES))
 def test_a_cohort_of_three_gives_each_client_what_plain_peft_gives_it_alone(kind, optimizer, tmp_path):
     data = some_data()
     together = cohort_updates(data, kind, optimizer=optimizer)
     for client in data:
-        losses, state, start = peft_reference(data, client, kind, tmp_path / client, optimizer)
+        losses, state, start, met = peft_reference(data, client, kind, tmp_path / client, optimizer)
         assert together[client].metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
         expected = {
             f"{name}.{part}": state[f"base_model.model.{name}.lora_{part}.weight"].numpy() - getattr(pair, part)
@@ -103,19 +113,24 @@ def test_a_cohort_of_three_gives_each_client_what_plain_peft_gives_it_alone(kind
         assert all(
             np.abs(value).max() > 1e-6 for name, value in expected.items() if name.endswith(".A")
         )  # it did learn
-        assert distance(together[client].delta, expected) < TOLERANCE[optimizer]
+        got = dict(together[client].delta)
+        for name in expected if optimizer == "adamw" else ():
+            flat = met[f"base_model.model.{name[:-2]}.lora_{name[-1]}.weight"] < FLAT
+            assert flat.sum() <= 1
+            expected[name], got[name] = (np.where(flat, 0, value) for value in (expected[name], got[name]))
+        assert distance(got, expected) < ROUNDING
 
 
 @pytest.mark.parametrize(
     "settings", [{"tokens_per_pass": 1}, {"tokens_per_pass": 17}, {"clients_at_once": 1}, {"clients_at_once": 2}]
 )
-@pytest.mark.parametrize("optimizer", sorted(TOLERANCE))
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_results_do_not_depend_on_how_the_cohort_is_cut(settings, optimizer):
     data = some_data()
     whole = cohort_updates(data, optimizer=optimizer)
     cut = cohort_updates(data, optimizer=optimizer, **settings)
     for client in data:
-        assert_same_update(cut[client], whole[client], optimizer)
+        assert_same_update(cut[client], whole[client])
 
 
 def test_dropout_masks_do_not_depend_on_how_the_cohort_is_cut_and_do_drop():

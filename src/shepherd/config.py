@@ -40,7 +40,7 @@ class Table(BaseModel):
 
 
 class RunTable(Table):
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")
     """Name of the run; its directory is `<out>/<name>` with a number added when that exists."""
     seed: int = Field(0, ge=0)
     """Root of every random stream. Same seed, same machine, same thread count: the same bytes."""
@@ -562,7 +562,7 @@ _WANTED = {
 }
 
 _PATTERNS = {
-    "run.name": "must be 1 to 64 letters, digits, '.', '_' or '-'",
+    "run.name": "must be 1 to 64 letters, digits, '.', '_' or '-', not beginning with '.' or '-'",
     "model.device": "must be auto, cpu, mps, cuda or cuda:N",
 }
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
-from shepherd.data.partition import divide, hold_out
+from shepherd.data.partition import divide, hold_out, partitioners
+from shepherd.data.partitioners import Key
 from shepherd.data.sources import Dataset, load_examples
-from shepherd.errors import DataError
+from shepherd.errors import DataError, UsageError
 from shepherd.types import Example, Partition
 
 if TYPE_CHECKING:
@@ -19,11 +20,17 @@ Examples = tuple[Example, ...]
 
 def read_rows(config: Config, source: str = "") -> Dataset:
     """The rows of the recipe's source; or of `source`, all of them."""
-    table = config.data
+    table, columns = config.data, dict(config.data.columns)
+    _, column = by_column(config.partition.name, config.partition.options)
+    if column and columns.setdefault("source", column) != column:
+        raise UsageError(
+            f"partition.key = {column!r} and data.columns.source = {columns['source']!r} name two sources",
+            hint='leave one of them out, or set partition.key = "source"',
+        )
     return load_examples(
         source or table.source,
         format=table.format,
-        columns=table.columns,
+        columns=columns,
         categories=table.categories,
         rows_per_category=0 if source else table.rows_per_category,
         languages=table.languages,
@@ -48,19 +55,37 @@ def divide_rows(
 
     Raises DataError where nothing is held out, or where the rows cannot be divided as the recipe says.
     """
-    key = natural_key({"name": config.partition.name, **config.partition.options})
+    how = config.partition
+    options, _ = by_column(how.name, how.options)
+    key = natural_key({"name": how.name, **options})
     if held_out is None:
         train, held_out = hold_out(usable, config.data.held_out_per_category, config.run.seed, key)
     else:
         train = usable
+    if not held_out and config.data.held_out_per_category and not config.data.held_out_source:
+        raise DataError(
+            f"there are no held-out rows, so nothing can be evaluated: at most half of a {key} is held out, and rows "
+            "that ask the same stay together",
+            hint="set data.held_out_source to a file, or give rows that ask different things",
+        )
     if not held_out:
         raise DataError(
             "there are no held-out rows, so nothing can be evaluated",
             hint="set data.held_out_per_category to at least 1, or data.held_out_source to a file",
         )
-    how = config.partition
-    partition = divide(train, how.name, how.options, how.clients, config.run.seed, held_out)
+    partition = divide(train, how.name, options, how.clients, config.run.seed, held_out)
     return tuple(train), tuple(held_out), partition
+
+
+def by_column(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """A partitioner's options, and the column that its key names where that is neither category nor source, or "".
+
+    Such a column is read as the source of each row, and the key is then "source".
+    """
+    key, known = options.get("key"), partitioners.options(name).get("key")
+    if known is None or known.annotation != Key or not isinstance(key, str) or key in get_args(Key):
+        return dict(options), ""
+    return {**options, "key": "source"}, key
 
 
 def natural_key(settings: Mapping[str, object]) -> str:

@@ -62,7 +62,7 @@ from shepherd.prepare import (
 from shepherd.rng import stream
 from shepherd.round import Engine, Plan, RoundRecord, notes, troubles
 from shepherd.server.whole import whole_adapter
-from shepherd.starting import MARGIN, fits_here
+from shepherd.starting import MARGIN, fits_here, from_anywhere
 from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.tuned import load_tuned
@@ -142,7 +142,7 @@ class _Experiment:
     """The state of one run, from config to summary."""
 
     def __init__(self, config: Config, observer: Observer | None, place: Path) -> None:
-        self.config, self.tell, self.place = config, observer or (lambda event: None), place
+        self.config, self.tell, self.place = from_anywhere(config), observer or (lambda event: None), place
         self.force = False
         self.clock = Clock()
         self.held = ExitStack()  # the lock on the run directory
@@ -593,13 +593,14 @@ def _peak_memory() -> int:
     return int(peak if sys.platform == "darwin" else 1024 * peak)
 
 
-def evaluate_run(run_dir: Path | str) -> dict[str, Any]:
-    """Measure a finished run's adapter again, from its files: {"base": …, "federated": …, "difference": …}.
+def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[str, Any]:
+    """Measure a run's adapter again, from its files: {"base": …, "federated": …, "difference": …}.
 
-    Reads config.toml and adapter/ of the run directory, its data from where the recipe says. Raises EvaluationError
+    Reads config.toml and adapter/ of the run directory, or the checkpoint of a round, and its data from where the
+    recipe says. Raises EvaluationError
     when the data or the base are no longer those of the run.
     """
-    tuned = load_tuned(run_dir)
+    tuned = load_tuned(run_dir, round_number=round_number)
     rows, _ = prepare_rows(tuned.config, tuned.base.tokenizer)
     trained_on = read_json(Path(run_dir) / "partition.json")["dataset_digest"]
     if trained_on != rows.partition.dataset_digest:

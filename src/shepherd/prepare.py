@@ -69,7 +69,7 @@ class Rows:
 def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
     """Read, tokenise, hold out, divide and audit the data. Raises DataError for data that cannot be used."""
     data = config.data
-    dataset, key = read_rows(config), natural_key({"name": config.partition.name, **config.partition.options})
+    dataset = read_rows(config)
     template = build_template(data.template, tokenizer)
     tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
@@ -82,6 +82,7 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         apart = [e for e in extra.examples if e.id in kept.by_id]
         beside = [f"{data.held_out_source}: {note}" for note in (*losses(extra), *_losses_of_tokens(kept))]
     train, held_out, partition = divide_rows(config, usable, apart)
+    key = natural_key(partition.settings)
     short = {} if extra is not None else short_categories(usable, held_out, data.held_out_per_category, key)
     examples = {e.id: e for e in (*train, *held_out)}
     return Rows(

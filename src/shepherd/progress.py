@@ -13,6 +13,7 @@ the seconds that this client trained). A round begins with a row of each client 
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -267,8 +268,8 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
     click.echo(f"run      {run}  ({wording.duration(seconds)}, {sent} sent by clients)")
     if report.is_file():
         click.echo(f"report   {report}")
-    output.note(f"next     shepherd chat {run} --compare base")
-    output.note(f"         shepherd compare {run} OTHER_RUN")
+    output.note(f"next     shepherd chat {shlex.quote(str(run))} --compare base")
+    output.note(f"         shepherd compare {shlex.quote(str(run))} OTHER_RUN")
 
 
 def _spent(budget: Mapping[str, Any], row: str) -> tuple[str, str]:

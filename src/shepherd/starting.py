@@ -1,6 +1,7 @@
 """Before a run: what can be known to be wrong, found before PyTorch loads, and by Python and the command line alike.
 
-look_first(config)          # names in registries, the data, the model: raises what a person can mend
+look_first(config, note)    # names in registries, the data, the model: raises what a person can mend
+from_anywhere(config)       # its local paths made absolute: a run's config.toml can be used from any folder
 fits_here(plan, folder)     # memory and disk: raises ResourceError
 """
 
@@ -53,6 +54,25 @@ def look_first(config: Config, note: Callable[[str], None]) -> None:
         fetch.pull(base, progress=note)
     elif not base.lower().endswith(".gguf"):
         fetch.resolve(base, config.model.revision)
+
+
+def from_anywhere(config: Config) -> Config:
+    """The config with local paths of model, data and trace made absolute. Links stay, and so does what is no path."""
+    from shepherd.data.sources import is_path
+    from shepherd.model.fetch import is_local
+
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    model, data, selection = config.model, config.data, config.selection
+    if is_local(model.base):
+        model = model.model_copy(update={"base": absolute(model.base)})
+    paths = {key: path for key in ("source", "held_out_source") if (path := getattr(data, key)) and is_path(path)}
+    data = data.model_copy(update={key: absolute(path) for key, path in paths.items()})
+    trace = selection.options.get("trace")
+    if selection.name == "availability" and isinstance(trace, str):
+        selection = selection.model_copy(update={"trace": str(Path(trace).absolute())})
+    return config.model_copy(update={"model": model, "data": data, "selection": selection})
 
 
 # Memory and disk
@@ -114,6 +134,7 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
     """What is wrong with the names in `settings` that a registry knows, and with the partitioner's options."""
     from shepherd.config import Config
     from shepherd.data.partition import partitioners
+    from shepherd.dividing import by_column
 
     tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
     partition = dict(tables.get("partition", {}))
@@ -126,7 +147,7 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
             for option in partition.keys() - known.keys() if "clients" not in known else ():
                 if did_you_mean(option, ["clients"]):
                     raise UsageError(f"unknown key 'partition.{option}'. Did you mean 'partition.clients'?")
-            partitioners.build(name, partition)
+            partitioners.build(name, by_column(name, partition)[0])
     except ShepherdError as error:
         problems.append(_problem("partition.name", error))
     own_weighing, more = _method_problems(tables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,12 @@ def adapter_folder(run_dir: Path, round_number: int | None = None) -> Path:
     if round_number is None:
         if (run_dir / "adapter").is_dir():
             return run_dir / "adapter"
-        hint = f"choose a round with --round: {kept}" if kept else "finish the run, or run it again"
-        raise UsageError(f"{run_dir} has no adapter: the run did not get to its end", hint=hint)
+        place, finished = shlex.quote(str(run_dir)), (run_dir / "summary.json").exists()
+        again = f"shepherd run {shlex.quote(f'{run_dir}/config.toml')}" if finished else f"shepherd resume {place}"
+        raise UsageError(
+            f"{run_dir} has no adapter" + ("" if finished else ": the run did not get to its end"),
+            hint=again + (f"; shepherd evaluate and chat take a round with --round: {kept}" if kept else ""),
+        )
     folder = rounds.folder / checkpoint_name(round_number)
     if round_number not in rounds.numbers():
         raise UsageError(

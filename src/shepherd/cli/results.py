@@ -14,8 +14,9 @@ from shepherd.cli.settings import complete_run, find_run
 
 @click.command()
 @click.argument("run", shell_complete=complete_run)
+@click.option("--round", "round_number", type=click.IntRange(min=1), help="The adapter of this round's checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="The metrics as JSON on stdout.")
-def evaluate(run: str, as_json: bool) -> None:
+def evaluate(run: str, round_number: int | None, as_json: bool) -> None:
     """Measure the adapter of RUN again.
 
     From the files on disk, on the held-out rows of the run."""
@@ -23,7 +24,7 @@ def evaluate(run: str, as_json: bool) -> None:
     output.announce_torch()
     from shepherd import experiment
 
-    metrics = experiment.evaluate_run(folder)
+    metrics = experiment.evaluate_run(folder, round_number)
     if as_json:
         output.print_json(metrics)
         return

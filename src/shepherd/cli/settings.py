@@ -180,7 +180,8 @@ def find_run(argument: str) -> Path:
     runs = sorted(str(path.parent) for folder in folders if folder.is_dir() for path in folder.glob("*/config.toml"))
     near = did_you_mean(argument, [*runs, *(Path(run).name for run in runs)])
     what = "is no run directory (no config.toml in it)" if Path(argument).is_dir() else "not found"
-    known = f"runs here: {', '.join(runs[-8:])}" if runs else "shepherd run makes one"
+    shown = ", ".join(runs) if len(runs) <= 8 else f"…, {', '.join(runs[-8:])} ({len(runs)} in all)"
+    known = f"runs here: {shown}" if runs else "shepherd run makes one"
     raise UsageError(f"run {what}: {argument}.{near}", hint=known)
 
 

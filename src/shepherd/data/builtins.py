@@ -64,7 +64,7 @@ def chatterbot(languages: tuple[str, ...] = ("english",)) -> Rows:
 def _conversation(turns: Any, topic: str, language: str) -> dict[str, Any]:
     if isinstance(turns, list):
         turns = [{"role": ("user", "assistant")[i % 2], "content": str(turn)} for i, turn in enumerate(turns)]
-    return {"messages": turns, "category": topic, "source": language}
+    return {"messages": turns, "category": topic, "source": language, "language": language}
 
 
 def hub(name: str) -> Rows:

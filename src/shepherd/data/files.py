@@ -1,7 +1,7 @@
 """A path -> numbered rows. JSON, JSON lines, CSV and Parquet; every error says file, line and column.
 
 A row's number is its line in JSON lines and its position, from 1, elsewhere. Text is UTF-8, with or without a byte
-order mark; line ends may be LF or CRLF.
+order mark; line ends may be LF, CRLF or CR.
 """
 
 from __future__ import annotations
@@ -70,12 +70,18 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is UTF-16, not UTF-8", hint="save it as UTF-8")
+    if b"\0" in data:
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise DataError(
+            f"{path}:{line}: a NUL byte: this is UTF-16 without a byte order mark, or no text", hint="save it as UTF-8"
+        )
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         bad = data[error.start : error.start + 1].hex()
         raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{bad})", hint="save it as UTF-8") from None
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def _json(path: Path, text: str) -> list[Numbered]:
@@ -114,14 +120,30 @@ def _line(path: Path, number: int, line: str) -> Any:
 
 def _loads(where: Path | str, text: str) -> Any:
     """JSON's value. Besides malformed JSON, which is the caller's, there is JSON that Python does not read."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # Python keeps the last one, and says nothing
+            raise _twice(str(where), [name for name, _ in pairs])
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError:
         raise
     except RecursionError:
         raise DataError(f"{where}: JSON that is nested too deeply") from None
     except ValueError as error:  # a whole number of thousands of digits
         raise DataError(f"{where}: JSON that cannot be read: {error}") from None
+
+
+def _twice(where: str, names: list[str]) -> DataError:
+    name = next(name for name in names if names.count(name) > 1)
+    return DataError(
+        f"{where}: {names.count(name)} fields of one row are called {name!r}, and only one of them can be meant",
+        hint="give each a name of its own, or take out those that are not to be learned; "
+        "--columns response=<your column> says which one is read",
+    )
 
 
 def _malformed(path: Path, line_number: int, error: json.JSONDecodeError, line: str) -> DataError:
@@ -144,11 +166,15 @@ def _object(path: Path, number: int, item: Any) -> dict[str, Any]:
 
 def _csv(path: Path, text: str) -> list[Numbered]:
     header = text.split("\n", 1)[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = []
     former = csv.field_size_limit(CSV_FIELD_LIMIT)
     try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        names = [name for name in reader.fieldnames if name]  # no field is read from a column without a name
+        if len(set(names)) < len(names):
+            raise _twice(f"{path}:1", names)
         for number, row in enumerate(reader, 1):
             if None in row:
                 extra = shorten(delimiter.join(row[None]))

@@ -110,8 +110,17 @@ def detect(rows: Iterable[Mapping[str, Any]], format: str, columns: Mapping[str,
     accepted = "\n".join(f"  {n}: {', '.join(f.required)}" for n, f in FORMATS.items() if format in ("auto", n))
     raise DataError(
         f"{where}: the columns fit no known format\n  found: {', '.join(found) or 'none'}\n accepted:\n{accepted}",
-        hint="name them: --columns instruction=<your column> --columns response=<your column>",
+        hint=f"name them: --columns {_meant(found)}",
     )
+
+
+def _meant(found: Iterable[str]) -> str:
+    """What to write after --columns: the columns of a format that differ from it only in case, or an example."""
+    plain = {name.casefold(): name for name in found}
+    for form in FORMATS.values():
+        if plain.keys() >= set(form.required):
+            return ",".join(f"{field}={plain[field]}" for field in (*form.required, *form.optional) if field in plain)
+    return "instruction=<your column> --columns response=<your column>"
 
 
 def _check_columns(columns: Mapping[str, str], found: Iterable[str], where: str) -> None:
@@ -121,7 +130,8 @@ def _check_columns(columns: Mapping[str, str], found: Iterable[str], where: str)
             near = did_you_mean(theirs, found)
             raise DataError(
                 f"{where}: no column {theirs!r} for {field!r}.{near} Found: {', '.join(found)}",
-                hint=f"--columns {field}=<one of them>",
+                hint=f"--columns {field}=<one of them>"
+                + ("; partition.key is category, source or one of them" if field == "source" else ""),
             )
 
 

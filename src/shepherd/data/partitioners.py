@@ -22,6 +22,7 @@ from shepherd.types import ClientId, Example
 partitioners = Registry("partitioner")
 
 Key = Literal["category", "source"]
+"""In a recipe also the name of a column, which then is the source of each row (`dividing.by_column`)."""
 Partitioner = Callable[[Sequence[Example], int, np.random.Generator], dict[ClientId, tuple[str, ...]]]
 
 
@@ -89,7 +90,7 @@ def dirichlet(alpha: float = 0.5, min_size: int = 1, balanced: bool = False, key
 
 @partitioners
 def by_key(key: Key = "category") -> Partitioner:
-    """One client per category or source, named after it.
+    """One client per category, source or value of another column that `key` names; clients are named after it.
 
     With fewer clients than keys the smallest keys join (each key, from the largest, goes to the client with the fewest
     rows); with more, the key with the most rows per client is split, at random, again and again.

@@ -16,6 +16,8 @@ from shepherd.data.formats import Refusal, detect, rename, to_example
 from shepherd.errors import DataError, did_you_mean
 from shepherd.types import Example
 
+_FUNCTION = re.compile(r"\w[\w.]+:[^\W\d]\w*")
+
 Counts = Mapping[str, tuple[int, tuple[str, ...]]]
 """Reason -> (how many rows, the ids of the first three)."""
 
@@ -130,6 +132,13 @@ def losses(dataset: Dataset) -> Iterator[str]:
     yield from dataset.notes
 
 
+def is_path(source: str) -> bool:
+    """Whether `source` means a file or folder, be it there or not."""
+    if source.partition(":")[0] in ("builtin", "hub"):
+        return False
+    return not _FUNCTION.fullmatch(source) or Path(source).exists()
+
+
 def _read(source: str, languages: tuple[str, ...]) -> Rows:
     kind, _, name = source.partition(":")
     if kind == "builtin":
@@ -137,7 +146,7 @@ def _read(source: str, languages: tuple[str, ...]) -> Rows:
         return datasets.build(name, options)
     if kind == "hub":
         return hub(name)
-    if re.fullmatch(r"\w[\w.]+:[^\W\d]\w*", source) and not Path(source).exists():
+    if not is_path(source):
         return datasets.build(source)
     try:
         path = find(source)

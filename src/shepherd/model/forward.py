@@ -136,9 +136,12 @@ class PackedModel:
     def packing(self) -> Iterator[PackedModel]:
         """Within this context the model takes packed passes; outside it attends as usual, for generation."""
         self.model.set_attn_implementation(attention.NAME)
+        # Nothing is padded here: a model that knows a pad token would warn of rows that begin or end with it.
+        pad, self.model.config.pad_token_id = getattr(self.model.config, "pad_token_id", None), None
         try:
             yield self
         finally:
+            self.model.config.pad_token_id = pad
             self.model.set_attn_implementation(self._own_attention)
 
     def loss_sums(self, batch: Pass) -> Tensor:
