@@ -246,3 +246,16 @@ def test_7_settings_that_make_no_sense_with_a_selection_are_all_named_with_what_
         'set federation.weights = "examples" or "uniform"', "federation.over_select = 0.5 do not fit",
         'method.weigh = "product_norm" do not fit', 'set method.weigh = "given"',
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_check_finds_the_weights_and_the_device_that_a_run_would_stumble_over(command, shell, tmp_path):
+    model = tiny_model("llama", tmp_path / "cut")
+    bits = shell(command, "--model", model, "--set", "model.quantize=4bit", "--set", "model.device=cpu")
+    assert bits.status == 5 and "needs a CUDA device" in bits.err
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    cut = shell(command, "--model", model)
+    assert cut.status == 4 and f"{weights} cannot be read whole" in cut.err
+    weights.write_bytes(b"")
+    assert shell(command, "--model", model).status == 4
