@@ -260,3 +260,16 @@ def test_rows_that_all_ask_the_same_are_told_why_none_is_held_out(shell):
     assert "at least 1" not in outcome.err  # it is 10
     outcome = shell("data", "partition", data, "--set", "data.held_out_per_category=0")
     tells(outcome, 3, "no held-out rows", "data.held_out_per_category to at least 1")
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_check_finds_the_weights_and_the_device_that_a_run_would_stumble_over(command, shell, tmp_path):
+    model = tiny_model("llama", tmp_path / "cut")
+    bits = shell(command, "--model", model, "--set", "model.quantize=4bit", "--set", "model.device=cpu")
+    assert bits.status == 5 and "needs a CUDA device" in bits.err
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    cut = shell(command, "--model", model)
+    assert cut.status == 4 and f"{weights} cannot be read whole" in cut.err
+    weights.write_bytes(b"")
+    assert shell(command, "--model", model).status == 4

@@ -12,6 +12,7 @@ import pytest
 from console import Shell
 from shepherd.cli.settings import QUICK
 from shepherd.config import Config, load
+from shepherd.progress import print_result
 from tiny import tiny_model
 
 SUMMARY = {
@@ -110,6 +111,14 @@ def test_the_result_on_stdout_compares_the_arms_and_the_talk_is_on_stderr(shell,
     assert lines["federated"] == ["federated", "2.400", "\N{MINUS SIGN}0.200", "24", "5,000"]
     assert "runs/x" in outcome.out and "7.37 MB" in outcome.out
     assert "shepherd chat runs/x --compare base" in outcome.err and "federated" not in outcome.err
+
+
+@pytest.mark.parametrize(("clients", "name"), [(2, "clients alone, mean"), (8, "clients alone, mean of 2 of 8")])
+def test_the_result_says_of_how_many_clients_the_mean_is_where_it_is_not_all(clients, name, capsys, tmp_path):
+    budget = SUMMARY["budget"] | {"local": {"optimizer_steps": 48, "target_tokens": 2000}}
+    print_result(tmp_path, SUMMARY | {"clients": clients, "budget": budget})
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "alone, mean" in line)
+    assert line.split("  ")[0] == name and line.split()[-2:] == ["48", "2,000"]
 
 
 def test_json_is_one_strict_object_per_line_and_nothing_else_on_stdout(shell, started):

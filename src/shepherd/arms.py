@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from shepherd.clients.clusters import cluster_losses, judged, pick
 from shepherd.clients.personal import own_adapters, tuned, tuned_from
 from shepherd.clients.reports import StepReport
 from shepherd.clients.training import Cohort
 from shepherd.config import Config
-from shepherd.errors import UsageError, did_you_mean
+from shepherd.errors import DataError, ModelError, UsageError, did_you_mean
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.lora import CohortLora
@@ -98,19 +99,25 @@ def save_arm(folder: Path, arm: Arm, *, base_name: str, conv1d: bool = False) ->
 
 
 def load_arm(folder: Path) -> Arm:
-    """A baseline as `save_arm` wrote it; of many clients' adapters none were kept."""
-    rest = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
-    arrays, _ = from_file(folder / "losses.safetensors")
-    return Arm(
-        adapters={POOLED: load_adapter(folder)} if rest["names"] == [POOLED] else {},
-        losses={
-            name: RowLosses(*(arrays[f"{number}/{part}"] for part in ("nll", "tokens", "hits")))
-            for number, name in enumerate(rest["names"])
-        },
-        curves={name: [(number, loss) for number, loss in curve] for name, curve in rest["curves"].items()},
-        budget=Budget(**rest["budget"]),
-        failures=tuple(ClientFailure(**failure) for failure in rest["failures"]),
-    )
+    """A baseline as `save_arm` wrote it; of many clients' adapters none were kept. Raises DataError for damage."""
+    try:
+        rest = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
+        arrays, _ = from_file(folder / "losses.safetensors")
+        return Arm(
+            adapters={POOLED: load_adapter(folder)} if rest["names"] == [POOLED] else {},
+            losses={
+                name: RowLosses(*(arrays[f"{number}/{part}"] for part in ("nll", "tokens", "hits")))
+                for number, name in enumerate(rest["names"])
+            },
+            curves={name: [(number, loss) for number, loss in curve] for name, curve in rest["curves"].items()},
+            budget=Budget(**rest["budget"]),
+            failures=tuple(ClientFailure(**failure) for failure in rest["failures"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, ModelError) as error:
+        raise DataError(
+            f"the arm that was trained before the run stopped, {folder}, is damaged: {error}",
+            hint="delete that folder: shepherd resume trains the arm again",
+        ) from None
 
 
 def local_names(config: Config, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:

@@ -20,7 +20,7 @@ from shepherd.asking import pool_of
 from shepherd.config import Config
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.base import check_folder, load_tokenizer, pick_device, pick_dtype, pick_targets
+from shepherd.model.base import check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype, pick_targets
 from shepherd.model.fetch import resolve
 from shepherd.model.lora import features
 from shepherd.model.threads import matmul_peak, use_threads
@@ -63,6 +63,7 @@ class Estimate:
 def plan(config: Config) -> Estimate:
     """Sizes, bytes, memory, disk and time of a run of `config`. Raises what the run would raise for bad input."""
     use_threads(config.run.threads)
+    check_quantize(config.model.quantize, pick_device(config.model.device))
     folder = resolve(config.model.base, config.model.revision)
     check_folder(folder)
     rows, _ = prepare_rows(config, load_tokenizer(folder))

@@ -102,9 +102,10 @@ def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool
     folder = open_run(run_dir, IDENTITY)
     store = RunDirectory(folder)
     if (folder / "summary.json").exists():
+        summary = read_json(folder / "summary.json")
         if not (folder / "report.html").exists():
             _report(folder)
-        return Run(folder, read_json(folder / "summary.json"))
+        return Run(folder, summary)
     experiment = _Experiment(load_config(folder / "config.toml"), observer, folder)
     experiment.force = force
     return _carry_out(experiment, lambda: store)
@@ -602,7 +603,7 @@ def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[s
     """
     tuned = load_tuned(run_dir, round_number=round_number)
     rows, _ = prepare_rows(tuned.config, tuned.base.tokenizer)
-    trained_on = read_json(Path(run_dir) / "partition.json")["dataset_digest"]
+    trained_on = str(read_json(Path(run_dir) / "partition.json").get("dataset_digest", "unknown"))
     if trained_on != rows.partition.dataset_digest:
         raise EvaluationError(
             f"the data has changed since the run: digest {rows.partition.dataset_digest[:12]}, then {trained_on[:12]}",

@@ -244,7 +244,9 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
     local = [wording.number(arm.get("loss")) for arm in (arms.get("local") or {}).values()]
     local = [loss for loss in local if loss is not None]
     if local:
-        rows += [("clients alone, mean", sum(local) / len(local))]
+        clients = summary.get("clients")
+        some = f" of {len(local)} of {clients}" if isinstance(clients, int) and len(local) < clients else ""
+        rows += [(f"clients alone, mean{some}", sum(local) / len(local))]
         rows += [("clients alone, best", min(local)), ("clients alone, worst", max(local))] if len(local) > 1 else []
     rows += [(name, arms[name].get("loss")) for name in ("federated", "centralised") if arms.get(name)]
     budget = summary.get("budget") or {}
@@ -274,5 +276,5 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
 
 def _spent(budget: Mapping[str, Any], row: str) -> tuple[str, str]:
     """(optimizer steps, learned tokens) of a row's arm; the clients alone say theirs once, together."""
-    spent = budget.get("local" if row == "clients alone, mean" else row) or {}
+    spent = budget.get("local" if row.startswith("clients alone, mean") else row) or {}
     return tuple(wording.count(spent[key]) if key in spent else "" for key in ("optimizer_steps", "target_tokens"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from shepherd.errors import DataError
 from shepherd.evaluation.losses import RowLosses, paired_difference
 from shepherd.evaluation.text import score
 from shepherd.prepare import Rows
@@ -84,9 +85,18 @@ def differences(arms: Mapping[str, RowLosses], locals_: Mapping[str, RowLosses],
 
 
 def read_rounds(run_dir: Path) -> list[Mapping[str, Any]]:
-    """The committed rounds' lines of rounds.jsonl, in order."""
+    """The committed rounds' lines of rounds.jsonl, in order. Raises DataError for a line that is none."""
     path = run_dir / "rounds.jsonl"
-    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    lines = []
+    try:
+        for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
+            line = json.loads(text)
+            if not isinstance(line, dict) or not {"round", "held_out_loss"} <= line.keys():
+                raise ValueError(f"line {number} is not the record of a round")
+            lines.append(line)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint="restore it from a copy, or repeat the run") from None
+    return lines
 
 
 def sample_rows(held_out: Sequence[Tokens], count: int) -> list[int]:

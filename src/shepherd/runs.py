@@ -47,7 +47,6 @@ def entry(path: Path) -> Entry:
     """What there is to say about the run directory `path`."""
     writer, committed = writer_of(path), Rounds(path / "checkpoints").numbers()
     finished = (path / "summary.json").exists()
-    journal = read_journal(path / "journal.jsonl").rows
     return Entry(
         name=path.name,
         path=path,
@@ -56,7 +55,7 @@ def entry(path: Path) -> Entry:
         planned=_planned(path),
         losses=_losses(path / "summary.json"),
         bytes=size_of(path.resolve()),
-        started=next((row["at"] for row in journal if "at" in row), (path / "config.toml").stat().st_mtime),
+        started=_started(path),
         writer=str(writer or ""),
     )
 
@@ -99,6 +98,14 @@ def size_of(path: Path) -> int:
     except OSError:  # a running process deletes what it no longer needs
         return 0
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
+def _started(path: Path) -> float:
+    try:
+        journal = read_journal(path / "journal.jsonl").rows
+    except OSError:
+        journal = ()
+    return next((row["at"] for row in journal if "at" in row), (path / "config.toml").stat().st_mtime)
 
 
 def _planned(path: Path) -> int | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from shepherd.errors import ModelError, ResourceError, UsageError, did_you_mean, missing_extra
@@ -61,8 +62,7 @@ def load_base(
     the device is not there or too small.
     """
     place = pick_device(device)
-    if quantize != "none":
-        _check_quantize(quantize, place)
+    check_quantize(quantize, place)
     folder = resolve(base, revision)
     check_folder(folder)
     precision = pick_dtype(dtype, place)
@@ -121,7 +121,10 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def _check_quantize(quantize: str, device: torch.device) -> None:
+def check_quantize(quantize: str, device: torch.device) -> None:
+    """Raise ResourceError or UsageError unless a base can be loaded in these bits on this device."""
+    if quantize == "none":
+        return
     if quantize not in ("4bit", "8bit"):
         raise UsageError(f"unknown quantize: {quantize!r}", hint="none, 8bit or 4bit")
     if device.type != "cuda":
@@ -171,6 +174,13 @@ def _check_weights(folder: Path) -> None:
         raise ModelError(
             f"{folder} has no weights: {found}", hint="save the model with save_pretrained, which writes safetensors"
         )
+
+    for path in files:
+        try:
+            with safe_open(path, "numpy"):  # reads the header, and compares it with the size of the file
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} cannot be read whole: {error}", hint="copy or pull the model again") from None
 
 
 def _check_architecture(folder: Path, config: dict[str, Any]) -> None:

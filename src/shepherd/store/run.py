@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shepherd.errors import ResourceError, ShepherdError, UsageError, did_you_mean
+from shepherd.errors import DataError, ResourceError, ShepherdError, UsageError, did_you_mean
 from shepherd.store import lines
 from shepherd.store.disk import DISK, TEMPORARY, Disk, discard, make_folders, remove_tree, sweep, temporary, write_whole
 from shepherd.store.lock import locked
@@ -213,6 +213,7 @@ _REASONS = {
     errno.EIO: ("the disk reports an input/output error", "check the disk (dmesg), copy the run to another if need be"),
     errno.EROFS: ("the file system is read-only", "make it writable"),
     errno.ESTALE: ("the network disk is gone", "bring it back"),
+    errno.EISDIR: ("a folder is where a file belongs", "move it away"),
     errno.EACCES: ("permission denied", "give yourself the right to write there"),
 }
 
@@ -279,4 +280,18 @@ def open_run(path: str | Path, needs: str = "config.toml") -> Path:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The table in a JSON file. Raises DataError, which names the file, where it is missing or no such table."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing", hint=_RESTORE) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}", hint=_RESTORE) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}", hint=_RESTORE) from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a table, found {type(value).__name__}", hint=_RESTORE)
+    return value
+
+
+_RESTORE = "restore the file from a copy, or repeat the run"
