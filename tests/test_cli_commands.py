@@ -217,6 +217,26 @@ def test_the_doctor_warns_of_spinning_threads(shell, monkeypatch):
     assert lines[0].state == "note" and "several times slower" in lines[0].hint
 
 
+@pytest.mark.parametrize(
+    ("cores", "told"),
+    [(4, "4, all usable cores, or 1 where the probe of a run finds that faster"), (1, "1, the only usable core")],
+)
+def test_the_doctor_says_how_many_threads_a_run_would_use_and_why(shell, monkeypatch, cores, told):
+    from shepherd import doctor
+    from shepherd.model import threads
+
+    monkeypatch.setattr(threads, "available_cores", lambda: cores)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    lines = {line.name: line for section in doctor.examine() for line in section.lines}
+    assert lines["threads"].value.startswith(told) and "run.threads" in lines["threads"].value
+    assert lines["OMP_NUM_THREADS"].state == "note" and "run.threads = 3" in lines["OMP_NUM_THREADS"].hint
+    assert lines["GOMP_SPINCOUNT"].state == "note" and "GOMP_SPINCOUNT=10000" in lines["GOMP_SPINCOUNT"].hint
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")
+    lines = {line.name: line for section in doctor.examine() for line in section.lines}
+    assert (lines["GOMP_SPINCOUNT"].value, lines["GOMP_SPINCOUNT"].state) == ("10000", "ok")
+
+
 def test_the_doctor_ends_with_status_5_where_no_run_can_work(shell, monkeypatch):
     from shepherd import doctor
 

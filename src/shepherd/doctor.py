@@ -148,6 +148,7 @@ def _machine() -> Section:
             "bfloat16", "in hardware" if {"avx512_bf16", "amx_bf16"} & flags else "not in hardware: float32 is faster"
         ),
         Line("cores", f"{available_cores()} usable, {os.cpu_count()} logical"),
+        Line("threads", _threads(available_cores())),
     ]
     memory = psutil.virtual_memory()
     text = f"{size(memory.available)} free of {size(memory.total)}"
@@ -160,6 +161,13 @@ def _machine() -> Section:
     lines.append(Line("disk here", f"{size(disk.free)} free of {size(disk.total)}", "note" if little else "ok", hint))
     lines.append(_gpu())
     return Section("machine", tuple(lines))
+
+
+def _threads(cores: int) -> str:
+    """How many a run uses where run.threads is 0. Its probe needs torch: only `full` makes it."""
+    if cores == 1:
+        return "1, the only usable core (run.threads sets another number)"
+    return f"{cores}, all usable cores, or 1 where the probe of a run finds that faster (run.threads sets a number)"
 
 
 def _processor() -> tuple[str, set[str]]:
@@ -199,7 +207,12 @@ def _environment() -> Section:
     else:
         hint = "unset it, or set PASSIVE: spinning threads make a busy machine several times slower"
         lines.append(Line("OMP_WAIT_POLICY", policy or "not set", "note", hint))
-    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "NO_COLOR"):
+    spins = os.environ.get("GOMP_SPINCOUNT", "")
+    hint = "" if spins else "set GOMP_SPINCOUNT=10000 before torch loads: a thread that sleeps at once wakes late"
+    lines.append(Line("GOMP_SPINCOUNT", spins or "not set", "ok" if spins else "note", hint))
+    if count := os.environ.get("OMP_NUM_THREADS"):
+        lines.append(Line("OMP_NUM_THREADS", count, "note", f"a run does not follow it: set run.threads = {count}"))
+    for name in ("CUDA_VISIBLE_DEVICES", "HF_HOME", "NO_COLOR"):
         if name in os.environ:
             lines.append(Line(name, os.environ[name]))
     root = cache_root()
