@@ -273,6 +273,20 @@ def test_the_command_to_repeat_a_run_repeats_it_from_where_it_was_started(out, s
     assert shown in page and str(tmp_path) not in shown
 
 
+def test_prompts_that_do_not_fit_into_the_window_are_counted_in_check_run_and_report(run_small, small_config):
+    # A window of 512: with 512 new tokens no prompt fits, with 3 all do.
+    settings = ("evaluation.arms=base,federated", "federation.rounds=1", "evaluation.generate=2")
+    run = run_small(*settings, "evaluation.max_new_tokens=512")
+    said = (
+        "2 of 2 prompts are not answered: with evaluation.max_new_tokens = 512 they do not fit into the 512 positions "
+        "of the model"
+    )
+    assert said in [event["message"] for event in run.events if event["event"] == "warning"]
+    assert said == run.summary["unanswered"] and said in (run.path / "report.html").read_text(encoding="utf-8")
+    assert said in plan(run.config).warnings
+    assert not any("prompts" in warning for warning in plan(small_config(*settings)).warnings)
+
+
 # Rows, steps and bytes
 
 

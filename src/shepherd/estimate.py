@@ -8,7 +8,7 @@ measured matrix-product peak, and the tensors that a decoder block of the usual 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ from shepherd.model.fetch import resolve
 from shepherd.model.lora import features
 from shepherd.model.threads import matmul_peak, use_threads
 from shepherd.plan import Plan
-from shepherd.prepare import Rows, check_window, local_training, prepare_plan, prepare_rows
+from shepherd.prepare import Rows, check_window, context_window, local_training, prepare_plan, prepare_rows
+from shepherd.results import asked_rows
 from shepherd.rng import stream
 from shepherd.server.traffic import bounds, round_bytes
 from shepherd.types import Adapter, ClientId, GlobalModel, ServerState, Work
@@ -36,7 +37,10 @@ PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of our
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes of a run. `seconds` and `memory_bytes` are estimates; `bytes_up_are` says "exact", "about" or "at most"."""
+    """Sizes of a run. `seconds` and `memory_bytes` are estimates; `bytes_up_are` says "exact", "about" or "at most".
+
+    warnings: what a run would warn of before it begins.
+    """
 
     model_parameters: int
     adapter_parameters: int
@@ -58,6 +62,7 @@ class Estimate:
     memory_bytes: int
     disk_bytes: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def plan(config: Config) -> Estimate:
@@ -66,8 +71,12 @@ def plan(config: Config) -> Estimate:
     check_quantize(config.model.quantize, pick_device(config.model.device))
     folder = resolve(config.model.base, config.model.revision)
     check_folder(folder)
-    rows, _ = prepare_rows(config, load_tokenizer(folder))
-    return estimate(config, folder, rows)
+    tokenizer = load_tokenizer(folder)
+    rows, template = prepare_rows(config, tokenizer)
+    window = context_window(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    *_, unanswered = asked_rows(config, rows, template, tokenizer, window)
+    found = estimate(config, folder, rows)
+    return replace(found, warnings=(*rows.warnings, *filter(None, [unanswered])))
 
 
 def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) -> Estimate:

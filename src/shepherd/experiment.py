@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import math
 import platform
 import shlex
 import sys
@@ -27,7 +26,6 @@ from shepherd.clients.clusters import HOMELESS
 from shepherd.config import Config, to_toml
 from shepherd.config import load as load_config
 from shepherd.data.partition import partition_digest, partition_document
-from shepherd.data.tokenize import encode_prompt
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
 from shepherd.errors import ClientError, EvaluationError, ResourceError, UsageError
@@ -428,14 +426,12 @@ class _Experiment:
         return {"loss": again, "difference": again - reported}
 
     def _generate(self, base, learner, rows, template, state, outcome) -> list[dict[str, Any]]:
-        picks = results.sample_rows(rows.held_out, self.config.evaluation.generate)
-        examples = [rows.examples[rows.held_out[i].id] for i in picks]
-        if not examples:
+        window = context_window(base.model.config)
+        examples, prompts, self.unanswered = results.asked_rows(self.config, rows, template, base.tokenizer, window)
+        if self.unanswered:
+            self.tell({"event": "warning", "message": self.unanswered})
+        if not prompts:
             return []
-        prompts = [encode_prompt(template, base.tokenizer, e.messages, e.context) for e in examples]
-        window = context_window(base.model.config) or math.inf
-        fit = [i for i, prompt in enumerate(prompts) if len(prompt) + self.config.evaluation.max_new_tokens <= window]
-        examples, prompts = [examples[i] for i in fit], [prompts[i] for i in fit]
         models = {"base": None, "federated": state.model}
         if "centralised" in outcome:
             models["centralised"] = GlobalModel(outcome["centralised"].adapters[arms.POOLED])
@@ -533,6 +529,7 @@ class _Experiment:
             "reload_check": check,
             "trained_rows": results.times_seen(state.cursors, rows),
             "forced": self.forced,
+            "unanswered": self.unanswered,
         }  # fmt: skip
 
     @contextmanager

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from shepherd.config import Config
+from shepherd.data.prompts import Template
+from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import DataError
 from shepherd.evaluation.losses import RowLosses, paired_difference
 from shepherd.evaluation.text import score
@@ -107,6 +110,23 @@ def sample_rows(held_out: Sequence[Tokens], count: int) -> list[int]:
             by_category.setdefault(row.category, []).append(index)
     turns = [indices[turn] for turn in range(len(held_out)) for indices in by_category.values() if turn < len(indices)]
     return sorted(turns[:count])
+
+
+def asked_rows(
+    config: Config, rows: Rows, template: Template, tokenizer: Any, window: int | None
+) -> tuple[list[Example], list[list[int]], str]:
+    """(rows that are answered by generation, their prompts, which of the others are not: a sentence, or nothing)."""
+    table = config.evaluation
+    examples = [rows.examples[rows.held_out[i].id] for i in sample_rows(rows.held_out, table.generate)]
+    prompts = [encode_prompt(template, tokenizer, e.messages, e.context) for e in examples]
+    fit = [i for i, prompt in enumerate(prompts) if len(prompt) + table.max_new_tokens <= (window or math.inf)]
+    lost = ""
+    if len(fit) < len(prompts):
+        lost = (
+            f"{len(prompts) - len(fit)} of {len(prompts)} prompts are not answered: with evaluation.max_new_tokens = "
+            f"{table.max_new_tokens} they do not fit into the {window} positions of the model"
+        )
+    return [examples[i] for i in fit], [prompts[i] for i in fit], lost
 
 
 def generation_record(example: Example, answers: Mapping[str, str]) -> dict[str, Any]:

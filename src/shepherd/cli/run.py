@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 LABELS = {"memory_bytes": "memory, about", "disk_bytes": "disk, about", "seconds": "time, about"}
-SAID_BESIDE = ("bytes_up_are", "bytes_down_are")
+SAID_BESIDE = ("bytes_up_are", "bytes_down_are", "warnings")
 
 
 @click.command()
@@ -125,6 +125,8 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
             ("plan", ""),
             [(_label(key, values), _with_unit(key, value)) for key, value in values.items() if key not in SAID_BESIDE],
         )
+    for line in values.get("warnings", ()):
+        output.note(f"warning: {line}")
     starting.fits_here(values, Path(settings.config.run.out))
     output.note("the settings are fine; nothing was trained")
 

@@ -163,7 +163,9 @@ def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
         text += left_out(len(record.generations), limits.samples, "sample")
     else:
         text = "No answers were generated in this run (evaluation.generate)."
-    return {"samples": shown, "samples_text": [text], "samples_items": items, "length": limits.text}
+    unanswered = record.summary.get("unanswered")
+    lost = [f"{shorten(unanswered, 300)}."] if isinstance(unanswered, str) and unanswered else []
+    return {"samples": shown, "samples_text": [text, *lost], "samples_items": items, "length": limits.text}
 
 
 def data_notes(record: RunRecord, limits: Limits) -> Section:
