@@ -308,6 +308,7 @@ def test_the_number_and_the_adapter_of_a_cluster_travel():
         (),
         ("federation.method=ffa_lora", "server.optimizer=fedadam", "federation.clients_per_round=5"),
         ("federation.method=flexlora", "lora.ranks=[1, 2]", "objective.proximal=9.0", "training.local_steps=2"),
+        ("federation.method=fed_plora", "lora.ranks=[1, 2]"),
         ("federation.method=rolora", "selection.name=poisson", "federation.clients_per_round=5", "lora.dropout=0.1"),
     ],
     ids=" ".join,

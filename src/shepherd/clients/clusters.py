@@ -108,8 +108,7 @@ def train_in_clusters(
         for name, failure in cohort.failures.items():
             found[name] = replace(failure, detail=f"of its cluster's adapter {failure.detail}")
         for name in metrics:
-            learned = cohort.moving[name].tensors()
-            delta = {f"{CLUSTER}{key}": learned[key] - begin for key, begin in views[name].tensors().items()}
+            delta = {f"{CLUSTER}{key}": change for key, change in cohort.moving[name].delta().items()}
             measured = {**found[name].metrics, "cluster_loss": metrics[name]["loss"]}
             found[name] = replace(
                 found[name], delta={**found[name].delta, **delta}, metrics=measured, cluster=picks[name]

@@ -159,6 +159,12 @@ class Moving:
             found |= self.core.layout.unpack(self.core.values.cpu().numpy().copy())
         return found
 
+    def delta(self) -> dict[str, np.ndarray]:
+        """local − view of what travels, by the names of View.tensors."""
+        begins, learned = self.view.tensors(), self.tensors()
+        ends = self.view.owned({name: learned[name] for name in begins})
+        return {name: ends[name] - begin for name, begin in begins.items()}
+
     def controls(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(what travels, what is kept) of SCAFFOLD's control variates; both empty without it.
 

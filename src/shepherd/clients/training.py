@@ -303,15 +303,11 @@ def _update(
     num_examples: int,
     before: Tensors,
 ) -> ClientUpdate:
-    learned = moving.tensors()
-    begins = moving.view.tensors()
-    ends = moving.view.owned({name: learned[name] for name in begins})
-    delta = {name: ends[name] - begin for name, begin in begins.items()}
     travels, kept = moving.controls()
     return ClientUpdate(
         client=client,
         round=task.round,
-        delta=delta | travels,
+        delta=moving.delta() | travels,
         num_examples=num_examples,
         num_tokens=int(metrics["targets"]),
         steps=int(metrics["steps"]),
@@ -320,7 +316,7 @@ def _update(
             "last_loss": metrics["last_loss"],
             "effective_steps": moving.effective_steps,
         },
-        private={**before, **kept, **home_tensors(moving.view, learned)},
+        private={**before, **kept, **home_tensors(moving.view, moving.tensors())},
         slots=moving.view.slots if task.views[client].choice is not None else {},
     )
 
