@@ -17,6 +17,7 @@ import pytest
 
 from shepherd import experiment
 from shepherd.clients.selection import selections
+from shepherd.config import FederationTable
 from shepherd.engines.isolation import isolated
 from shepherd.engines.local import LocalEngine
 from shepherd.rng import stream
@@ -74,6 +75,8 @@ FAULTS: dict[str, tuple[str, str, Callable[[ClientUpdate, Rng], list[Any]]]] = {
     "NaN": ("rejected", "non-finite", lambda u, rng: [with_first(u, spoilt(np.nan))]),
     "infinity": ("rejected", "non-finite", lambda u, rng: [with_first(u, spoilt(-np.inf))]),
     "a NaN loss": ("rejected", "non-finite", lambda u, rng: [replace(u, metrics={"loss": float("nan")})]),
+    "1e30, which is finite": ("rejected", "non-finite", lambda u, rng: [with_first(u, spoilt(1e30))]),
+    "1e12, which has a square": ("rejected", "norm", lambda u, rng: [with_first(u, spoilt(1e12))]),
     "too long": ("rejected", "norm", lambda u, rng: [with_first(u, lambda a: a + 1e6)]),
     "transposed": ("rejected", "shape", lambda u, rng: [with_first(u, lambda a: a.T.copy())]),
     "float64": ("rejected", "shape", lambda u, rng: [with_first(u, lambda a: a.astype(np.float64))]),
@@ -153,7 +156,7 @@ def a_plan(seed: int, **changes: Any) -> Plan:
         rank=lambda client: 2,
         objective=Objective(),
         policy=Policy(on_too_few="skip", deadline=10.0, clock=clock),
-        gate=lambda: Gate(Limits(norm=100.0), run="chaos"),
+        gate=lambda: Gate(Limits(norm=FederationTable().max_update_norm), run="chaos"),
     )
     return replace(usual, **changes)
 
@@ -278,6 +281,8 @@ def test_clients_in_quarantine_are_asked_no_more_and_the_rest_goes_on():
 CHAOTIC = {
     "an exception": lambda u: ClientFailure(u.client, u.round, "error:ValueError", "raised while training"),
     "NaN": lambda u: with_first(u, spoilt(np.nan)),
+    "1e30": lambda u: with_first(u, spoilt(1e30)),
+    "1e12": lambda u: with_first(u, spoilt(1e12)),
     "transposed": lambda u: with_first(u, lambda a: a.T.copy()),
     "the round before": lambda u: replace(u, round=u.round - 1),
     "no answer": lambda u: None,
@@ -285,6 +290,7 @@ CHAOTIC = {
 }
 EXPECTED = {
     "an exception": ("rejected", "error:ValueError"), "NaN": ("rejected", "non-finite"),
+    "1e30": ("rejected", "non-finite"), "1e12": ("rejected", "norm"),
     "transposed": ("rejected", "shape"), "the round before": ("rejected", "stale-round"), "no answer": ("missing", ""),
     "twice": ("ignored", "duplicate"),
 }  # fmt: skip

@@ -27,6 +27,7 @@ from shepherd.model.adapter import WEIGHTS, digest, load_adapter, save_adapter
 from shepherd.model.base import load_base
 from shepherd.prepare import prepare_learner, prepare_rows
 from shepherd.types import Adapter, Factors
+from shepherd.updates import gate
 from tiny import tiny_model
 
 CATEGORIES = [
@@ -512,9 +513,13 @@ def test_a_run_ends_when_every_client_fails_and_says_why(poisoned_model, small_c
     assert "training.learning_rate" in caught.value.hint
 
 
-def test_a_held_out_loss_that_is_not_a_number_ends_the_run_with_the_round_and_a_hint(small_config, tmp_path):
-    with pytest.raises(EvaluationError) as caught:  # one step of 1e30: the update is finite, its forward pass is not
-        experiment.run(small_config(*JUST_ROUNDS, "training.learning_rate=1e30"), out_dir=tmp_path)
+def test_a_held_out_loss_that_is_not_a_number_ends_the_run_with_the_round_and_a_hint(
+    small_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gate, "LARGEST", np.inf)  # one step of 1e30: the update is finite, its forward pass is not
+    open_gate = (*JUST_ROUNDS, "training.learning_rate=1e30", "federation.max_update_norm=0")
+    with pytest.raises(EvaluationError) as caught:
+        experiment.run(small_config(*open_gate), out_dir=tmp_path)
     assert "round 1" in caught.value.message and "federated" in caught.value.message
     assert "training.learning_rate" in caught.value.hint
 

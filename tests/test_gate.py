@@ -100,6 +100,7 @@ TENSORS = {
     "a flat tensor": (with_tensor("q.A", np.ones(10, np.float32)), "shape", "q.A: [10]"),
     "NaN": (with_tensor("v.B", spoilt(np.nan)), "non-finite", "v.B: 1 values are not finite"),
     "infinity": (with_tensor("v.B", spoilt(np.inf)), "non-finite", "v.B: 1"),
+    "a norm beyond float32's squares": (with_tensor("v.B", spoilt(1.1e15)), "non-finite", "v.B: L2 norm 1.1e+15"),
     "minus infinity": (with_tensor("v.B", spoilt(-np.inf)), "non-finite", "v.B: 1"),
 }  # fmt: skip
 
@@ -194,12 +195,49 @@ def test_numbers_of_numpy_are_taken_for_what_they_are():
 
 def test_the_norm_is_over_all_factors_in_float64_and_has_a_limit():
     assert update_norm(update()) == pytest.approx(98**0.5, rel=1e-12)
-    huge = update(delta=with_tensor("v.B", np.full((3, 2), 1e30, np.float32)))  # its square is no float32
-    assert update_norm(huge) == pytest.approx(6**0.5 * 1e30, rel=1e-6)
+    huge = update(delta=with_tensor("v.B", np.full((3, 2), 1e14, np.float32)))
+    assert update_norm(huge) == pytest.approx(6**0.5 * 1e14, rel=1e-6)
     assert isinstance(admit(huge), ClientUpdate), "0 sets no limit"
     assert isinstance(admit(update(), Limits(norm=98**0.5 + 1e-9)), ClientUpdate)
     assert admit(update(), Limits(norm=98**0.5 - 1e-9)).code == "norm"
     assert admit(huge, Limits(norm=10.0)).detail.startswith("L2 norm 2.449")
+
+
+def controlled(**tensors: np.ndarray) -> ClientUpdate:
+    """An update in order with control variates of zeros, but for these: q_A stands for q.A.control."""
+    zeros = {f"{name}.control": np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    return update(delta=values() | zeros | {f"{n.replace('_', '.')}.control": a for n, a in tensors.items()})
+
+
+@pytest.mark.parametrize("value, words", [(np.nan, "10 values are not finite"), (1e30, "float32 has no room")])
+def test_a_control_variate_that_is_not_finite_is_refused_like_any_tensor(value, words):
+    task = replace(TASK, objective=Objective(scaffold=True))
+    answer = admit(controlled(q_A=np.full((2, 5), value, np.float32)), task=task)
+    assert isinstance(answer, ClientFailure) and answer.code == "non-finite"
+    assert answer.detail.startswith("q.A.control: ") and words in answer.detail
+
+
+def test_a_control_variate_changes_by_no_more_than_its_delta_over_its_rates_and_the_server_s():
+    # Δ of q.A is ten ones, of q.B fourteen twos; η is 0.1 + 0.1 of A and three times that of B: 1/0.2 and 2/0.6.
+    c = {"q.A": np.full((2, 5), -3.0, np.float32)}
+    task = replace(TASK, objective=Objective(scaffold=True, rate_ratio=3.0))
+    for control, most_A in (({}, 5.0), (c, 8.0)):
+        of = replace(task, control=control)
+        for name, shape, most in (("q_A", (2, 5), most_A), ("q_B", (7, 2), 2 / 0.6)):
+            assert isinstance(admit(controlled(**{name: np.full(shape, most, np.float32)}), task=of), ClientUpdate)
+            answer = admit(controlled(**{name: np.full(shape, 1.03 * most, np.float32)}), task=of)
+            assert isinstance(answer, ClientFailure) and answer.code == "norm"
+            assert answer.detail.startswith(f"{name.replace('_', '.')}.control: L2 norm ")
+
+
+def test_a_control_variate_of_a_part_that_no_step_moved_stays_as_it_is():
+    c = {f"q.{part}": np.ones(SHAPES[f"q.{part}"], np.float32) for part in "AB"}
+    view = replace(TASK.views["a"], trains=("B", "A"))
+    task = replace(TASK, objective=Objective(scaffold=True), views={**TASK.views, "a": view}, control=c)
+    for steps, code in ((1, "norm"), (2, "")):
+        answer = admit(replace(controlled(q_A=np.full((2, 5), 0.1, np.float32)), steps=steps), task=task)
+        assert getattr(answer, "code", "") == code
+    assert isinstance(admit(replace(controlled(), steps=1), task=task), ClientUpdate)
 
 
 @pytest.mark.parametrize("metrics", [{}, {"loss": float("nan")}, {"loss": float("inf")}, {"loss": 1.0, "x": np.nan}])
@@ -236,7 +274,7 @@ def test_scaffold_sends_a_control_variate_with_each_tensor():
     task = replace(TASK, objective=Objective(scaffold=True))
     assert expected_shapes(task.views["a"], task, "a").keys() == {*SHAPES, *(f"{name}.control" for name in SHAPES)}
     assert admit(update(), task=task).code == "tensors"
-    both = values() | {f"{name}.control": 100 * array for name, array in values().items()}
+    both = values() | {f"{name}.control": 5 * array for name, array in values().items()}
     answer = admit(update(delta=dict(reversed(both.items()))), Limits(norm=10.0), task)
     assert isinstance(answer, ClientUpdate) and update_norm(answer) == update_norm(update())
     assert list(answer.delta) == list(both), "in the order in which they were asked for"

@@ -422,6 +422,40 @@ def test_a_value_that_is_not_finite_ends_the_round_by_the_module_s_name(name):
         replace(done, updates=(done.updates[0], replace(done.updates[1], delta=delta))).after  # noqa: B018
 
 
+def first_filled(done, value: float, tensors: str = ""):
+    """The same round, where the first client's tensors whose name starts so hold this value."""
+    delta = {n: np.full_like(d, value if n.startswith(tensors) else 0) for n, d in done.updates[0].delta.items()}
+    return replace(done, updates=(replace(done.updates[0], delta=delta), *done.updates[1:]))
+
+
+@pytest.mark.parametrize("name", ["fedit", "flexlora", "fedex_lora"])
+def test_values_that_only_float64_holds_end_a_round_of_float32_by_the_module_s_name(name):
+    done = a_round(of(name), begin(of(name), dtype=np.float32), 1, weights={**WEIGHTS, "a": 2.0})
+    with pytest.raises((ClientError, NumericalError), match=r"^q: .* not finite"):
+        first_filled(done, 3e38, "q").after  # noqa: B018
+
+
+def test_a_remainder_that_overflows_by_its_sum_ends_the_round_by_the_module_s_name():
+    dense_one = LowRank.beside_identity(np.full(SHAPES["q"][::-1], 3e38, np.float32))
+    done = a_round(of("fedex_lora"), begin(of("fedex_lora"), dtype=np.float32), 1)
+    full = replace(done, before=replace(done.before, remainder={"q": dense_one}))
+    with pytest.raises(ClientError, match=r"^q: .* of the remainder are not finite; the round is not committed"):
+        first_filled(full, 1e19, "q").after  # noqa: B018
+
+
+def test_a_server_s_memory_that_overflows_ends_the_round_by_the_tensor_s_name():
+    adam = build_method("fedit", None, "fedadam")  # m² ≈ (0.1 · 0.2 · 1e25)² > 3.4e38: v would be infinite, the move 0
+    done = a_round(adam, begin(adam, dtype=np.float32), 1)
+    with pytest.raises(ClientError, match=r"^server\.q\.A\.v: .* of the server's memory are not finite"):
+        first_filled(done, 1e25, "q.A").after  # noqa: B018
+    plain = a_round(of("fedit"), begin(of("fedit"), dtype=np.float32), 1)
+    controls = {f"{n}.control": np.full(d.shape, 3e38, np.float32) for n, d in plain.updates[0].delta.items()}
+    updates = tuple(replace(u, delta={**u.delta, **controls}) for u in plain.updates)
+    again = replace(plain, method=replace(of("fedit"), clients=2), updates=updates)  # 3 · 3e38 / 2
+    with pytest.raises(ClientError, match=r"^control\.o\.A: .* of the server's memory are not finite"):
+        again.after  # noqa: B018
+
+
 @pytest.mark.parametrize("bad", [{"a": -0.1, "b": 1.1}, {"a": np.nan, "b": 0.5}, {"a": 0.0, "b": 0.0}])
 def test_weights_that_mean_nothing_are_refused(bad):
     done = a_round(of("fedit"), begin(of("fedit")), 1, weights={"a": 0.5, "b": 0.5})

@@ -132,8 +132,9 @@ class FederationTable(Table):
     """What an update is weighted by: rows that the client holds (FedAvg), target tokens of this round, or nothing."""
     max_weight: float = Field(1.0, gt=0, le=1)
     """No client weighs more than this share of a round, whatever it says of its size; 1 sets no limit."""
-    max_update_norm: float = Field(0.0, ge=0)
-    """An update whose L2 norm is larger is rejected; 0 sets no limit."""
+    max_update_norm: float = Field(1e4, ge=0)
+    """An update whose L2 norm is larger is rejected; 0 sets no limit. Out of honest reach by default: all values of an
+    adapter of 100 million would have to move by 1."""
     min_updates: int = Field(1, ge=1)
     """Fewer usable updates are too few for a round."""
     on_too_few: Literal["stop", "skip", "wait"] = "stop"

@@ -388,8 +388,8 @@ REASONS: Mapping[str, str] = {
     "slots": "the choice of rank slots is none, or of more than the client may move",
     "count": "a count is below 1 or above its limit",
     "cluster": "the number of its cluster is none of those that the client was sent",
-    "non-finite": "a value is NaN or infinite",
-    "norm": "the update is longer than federation.max_update_norm",
+    "non-finite": "a value is NaN or infinite, or a tensor so long that float32 has no room for it",
+    "norm": "longer than federation.max_update_norm, or a control variate than its delta allows",
     "duplicate": "the client has answered this round already",
     # What befalls a client.
     "error": "its training raised an exception; `error:ValueError` names the class, the text stays with the client",

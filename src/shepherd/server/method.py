@@ -99,6 +99,7 @@ class Method:
             views[client] = made[key]
         return views
 
+    @np.errstate(over="ignore", invalid="ignore")  # an error that names the tensor says it better
     def combine(
         self,
         model: GlobalModel,
@@ -108,7 +109,8 @@ class Method:
     ) -> GlobalModel:
         """The next model, in the dtype of this one; sums run in float64, by client. What is at home stays as it is.
 
-        Raises ClientError for updates that are not what was asked for, NumericalError where an SVD has no result.
+        Raises ClientError for updates that are not what was asked for and where the next model or the server's memory
+        would not be finite in its dtype, NumericalError where an SVD has no result.
         """
         p = self.pieces
         uploads = Uploads(model, views, updates, p.payload.transform)
@@ -120,14 +122,17 @@ class Method:
             coefficients = self.optimizer.coefficients(shares(module), uploads.steps)
             merged = p.merge.of(uploads, module, coefficients, server)
             A, B, rest = p.split.of(merged, Place(module, uploads.round, server.memory))
-            _check_finite(module, A, B)
             factors[module] = Factors(A.astype(before.A.dtype), B.astype(before.B.dtype))
+            _check_finite(module, "the merged factors", *factors[module])
             squared_norm = merged.total.norm() ** 2 if p.remainder.energy < 1 else 0.0
             more = p.remainder.of(rest, squared_norm, module)
             kept = accumulate(model.remainder.get(module), more, before.A.dtype, module)
             if kept is not None:
+                _check_finite(module, "the remainder", kept.L, kept.R)
                 remainder[module] = kept
         memory = control_step(server.memory, uploads.control_changes(), self.clients or len(uploads.updates))
+        for name, array in memory.items():
+            _check_finite(name, "the server's memory", array)
         return GlobalModel(replace(model.adapter, factors=factors), remainder, memory)
 
 
@@ -146,10 +151,11 @@ def _weights(uploads: Uploads, weights: Mapping[ClientId, float]) -> np.ndarray:
     return array
 
 
-def _check_finite(module: str, A: np.ndarray, B: np.ndarray) -> None:
-    bad = int((~np.isfinite(A)).sum() + (~np.isfinite(B)).sum())
+def _check_finite(name: str, what: str, *arrays: np.ndarray) -> None:
+    """On what is kept, after the cast to its dtype: float64 has room for numbers that float32 has not."""
+    bad = sum(int((~np.isfinite(array)).sum()) for array in arrays)
     if bad:
         raise ClientError(
-            f"{module}: {bad} values of the merged factors are not finite; the round is not committed",
+            f"{name}: {bad} values of {what} are not finite; the round is not committed",
             hint="lower training.learning_rate or server.learning_rate",
         )

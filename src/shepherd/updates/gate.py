@@ -33,6 +33,9 @@ from shepherd.types import (
 from shepherd.updates import wire
 from shepherd.updates.wire import Envelope, Sealed, WireError
 
+LARGEST = 1e15
+"""The largest L2 norm of a tensor, whatever the limits: beyond it squares and products leave no room in float32."""
+
 UNKNOWN = "(unknown)"
 """The name that a failure bears where a client gave one that is none of ours."""
 
@@ -147,12 +150,15 @@ class Gate:
                 order = "" if dtype.isnative else " of the other byte order"
                 raise WireError("shape", f"{name}: {dtype.name}{list(shape)}{order}, expected float32{list(shape)}")
         for name in shapes:
-            if not math.isfinite(_square(update.delta[name])):
+            square = _square(update.delta[name])
+            if not square <= LARGEST**2:  # NaN is refused as well
                 count = int((~np.isfinite(update.delta[name])).sum())
-                raise WireError("non-finite", f"{name}: {count} values are not finite")
+                large = f"L2 norm {math.sqrt(square) if not count else 0:.6g}, float32 has no room beyond {LARGEST:g}"
+                raise WireError("non-finite", f"{name}: {f'{count} values are not finite' if count else large}")
         norm = max(update_norm(update), _norm(cluster_part(update.delta)))
         if self.limits.norm and norm > self.limits.norm:
             raise WireError("norm", f"L2 norm {norm:.6g}, the limit is {self.limits.norm:g}")
+        _check_controls(update, task, counts["steps"])
         if update.slots:
             update = replace(update, slots=view.slots)
         plain = {"round": int(update.round), **counts, "metrics": metrics, "cluster": cluster}
@@ -215,6 +221,30 @@ def _square(array: np.ndarray) -> float:
     with np.errstate(invalid="ignore"):
         values = array.astype(np.float64).ravel()
         return float(values @ values)
+
+
+def _check_controls(update: ClientUpdate, task: TrainTask, steps: int) -> None:
+    """SCAFFOLD's c_k⁺ − c_k is −Δ/Ση − c (1910.06378, algorithm 1, option II), so ‖Δ‖/Ση + ‖c‖ bounds it by tensor.
+
+    Ση is over the steps that moved the part; without one nothing may change. What is allowed beyond covers values that
+    travelled in half precision: a rounding of 2⁻⁸, and of 1e-7 where a number is too small for it.
+    """
+    view, rates = task.views[update.client], task.work[update.client].learning_rates[:steps]
+    for name in update.delta:
+        if not name.endswith(CONTROL):
+            continue
+        tensor = name.removesuffix(CONTROL)
+        part = tensor.rsplit(".", 1)[1]
+        total = sum(rate for i, rate in enumerate(rates) if part in (*view.trains[i % len(view.trains)], "core"))
+        total *= 1.0 if part == "A" else task.objective.rate_ratio
+        delta = update.delta[tensor]
+        most = 0.0
+        if total:
+            before = math.sqrt(_square(task.control[tensor])) if tensor in task.control else 0.0
+            most = 1.02 * ((math.sqrt(_square(delta)) + 1e-7 * math.sqrt(delta.size)) / total + before)
+        norm = math.sqrt(_square(update.delta[name]))
+        if norm > most:
+            raise WireError("norm", f"{name}: L2 norm {norm:.6g}, its delta and learning rates allow {most:.6g}")
 
 
 def _failure(failure: ClientFailure, task: TrainTask) -> ClientFailure:
