@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -189,6 +191,81 @@ def test_other_data_are_refused(small_config, tmp_path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UsageError, match=r"data: [0-9a-f]{12} then, [0-9a-f]{12} now"):
         experiment.resume(folder)
+
+
+PLUGIN = """
+from shepherd.clients.selection import everyone
+
+def all_of_them():
+    return everyone()
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "key"), [("held.jsonl", "held_out"), ("trace.json", "trace"), ("mine_asked.py", "plugins.mine_asked")]
+)
+def test_a_file_beside_the_data_whose_contents_changed_is_refused(small_config, tmp_path, monkeypatch, file, key):
+    rows = [{"instruction": f"Count to {n}", "response": f"{n}", "category": "ab"[n % 2]} for n in range(16)]
+    for name, part in (("rows", rows[:12]), ("held", rows[12:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    (tmp_path / "trace.json").write_text('{"*": [[1, 20]]}')
+    (tmp_path / "mine_asked.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine_asked", raising=False)
+    config = small_config(
+        f"data.source={tmp_path / 'rows.jsonl'}", f"data.held_out_source={tmp_path / 'held.jsonl'}",
+        "selection.name=availability", f"selection.trace={tmp_path / 'trace.json'}",
+        "selection.then=mine_asked:all_of_them", "evaluation.arms=base,federated",
+    )  # fmt: skip
+    folder = stopped(config, tmp_path / "runs", after_round(1))
+    changed = tmp_path / file
+    changed.write_text(changed.read_text().replace("20", "21").replace("14", "15").replace("():", "():  # changed"))
+    with pytest.raises(UsageError) as caught:
+        experiment.resume(folder)
+    (line,) = caught.value.message.splitlines()[1:]
+    assert re.fullmatch(rf"  {key}: [0-9a-f]{{12}} then, [0-9a-f]{{12}} now", line)
+
+
+KEYS = {
+    "config", "base", "data", "held_out", "partition", "trace", "shepherd", "code", "plugins", "python", "numpy",
+    "torch", "transformers", "peft", "tokenizers", "safetensors", "threads", "device", "processor",
+}  # fmt: skip
+FREE = {"run.out", "run.name", "run.patience", "checkpoints.keep", "federation.updates_in_memory_mib"}
+
+
+def test_every_key_and_every_setting_is_held_to_but_those_that_move_no_number(config, tmp_path):
+    folder = stopped(config, tmp_path, after_round(1))
+    identity = json.loads((folder / "identity.json").read_text())
+    assert identity.keys() == KEYS and identity["config"].keys() == type(config).model_fields.keys()
+    every = {key for key in KEYS - {"config", "plugins"}} | {
+        f"config.{table}.{key}" for table, values in identity["config"].items() for key in values
+    }
+    other = {key: "other" for key in KEYS} | {
+        "plugins": {},
+        "config": {table: dict.fromkeys([*values, "more"], "other") for table, values in identity["config"].items()},
+    }
+    (folder / "identity.json").write_text(json.dumps(other))
+    with pytest.raises(UsageError) as caught:
+        experiment.resume(folder)
+    named = {line.split(":")[0].strip() for line in caught.value.message.splitlines()[1:]}
+    more = {f"config.{table}.more" for table in identity["config"]}
+    assert {key for key in every if key not in named} == {f"config.{key}" for key in FREE}
+    assert named - every <= more | {"config.lora.ranks"} and more <= named
+    assert len(experiment.resume(folder, force=True).summary["forced"]) == len(named)
+
+
+def test_the_best_round_before_a_stop_is_kept_to_the_end(small_config, tmp_path, monkeypatch):
+    config = small_config("federation.rounds=5", "checkpoints.keep=2", "evaluation.arms=base,federated")
+    measure = experiment._Experiment._evaluate
+
+    def first_is_best(self, arm, state, rows, number):
+        losses = measure(self, arm, state, rows, number)
+        return dataclasses.replace(losses, nll=losses.nll / 2) if number == 1 else losses
+
+    monkeypatch.setattr(experiment._Experiment, "_evaluate", first_is_best)
+    folder = experiment.resume(stopped(config, tmp_path, after_round(3))).path
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["round-0001", "round-0004", "round-0005"]
 
 
 def test_a_run_that_another_process_writes_is_not_touched(config, tmp_path):

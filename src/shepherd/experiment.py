@@ -26,7 +26,7 @@ from shepherd import __version__, arms, results
 from shepherd.clients.clusters import HOMELESS
 from shepherd.config import Config, to_toml
 from shepherd.config import load as load_config
-from shepherd.data.partition import partition_digest, partition_document
+from shepherd.data.partition import partition_document
 from shepherd.data.tokenize import encode_prompt
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
@@ -232,7 +232,7 @@ class _Experiment:
     def _begin_or_go_on(self, base: Base, learner: Learner, rows: Rows, start: ServerState) -> ServerState:
         """Write what the run is made with, or check it; the state to go on from."""
         config = _resolved(self.config, base, learner)
-        now = identity(config, base.digest, rows.dataset.digest, partition_digest(rows.partition), str(base.device))
+        now = identity(config, base, rows)
         self.notes: list[str] = []
         self.forced: list[str] = []
         if not (self.store.path / IDENTITY).exists():
