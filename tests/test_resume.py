@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shepherd import experiment
-from shepherd.errors import UsageError
+from shepherd.errors import DataError, UsageError
 from shepherd.store import RunDirectory
 
 HERE = Path(__file__).parent
@@ -63,13 +63,17 @@ class Stop(Exception):
 def stopped(config, folder: Path, when) -> Path:
     """The directory of a run that was stopped by the first event for which `when(event)` holds."""
 
+    with pytest.raises(Stop):
+        experiment.run(config, observer=stop_at(when), out_dir=folder)
+    return folder / config.run.name
+
+
+def stop_at(when):
     def observe(event):
         if when(event):
             raise Stop
 
-    with pytest.raises(Stop):
-        experiment.run(config, observer=observe, out_dir=folder)
-    return folder / config.run.name
+    return observe
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +162,8 @@ def test_a_damaged_round_is_named_and_the_one_before_it_is_taken(config, whole, 
     warnings = [e["message"] for e in events if e["event"] == "warning"]
     assert any("round-0002" in message and "adapter_model.safetensors" in message for message in warnings)
     assert [e["round"] for e in events if e["event"] == "round"] == [2, 3]
+    line = "after round 1: round-0002: adapter_model.safetensors is not what was written (sha256)"
+    assert line in run.summary["found"] and line in (folder / "report.html").read_text()
     assert run.summary["adapter_sha256"] == whole.summary["adapter_sha256"]
 
 
@@ -170,8 +176,33 @@ def test_other_settings_are_refused_with_the_difference_and_forced_only_with_a_n
     assert "config.training.learning_rate: 0.01 then, 0.02 now" in caught.value.message
     assert "--force" in caught.value.hint
     run = experiment.resume(folder, force=True)
-    assert run.summary["forced"] == ["config.training.learning_rate: 0.01 then, 0.02 now"]
-    assert "config.training.learning_rate: 0.01 then, 0.02 now" in (folder / "report.html").read_text()
+    assert run.summary["forced"] == ["after round 1: config.training.learning_rate: 0.01 then, 0.02 now"]
+    assert "after round 1: config.training.learning_rate: 0.01 then, 0.02 now" in (folder / "report.html").read_text()
+
+
+def test_a_forced_resumption_is_named_though_the_settings_are_back_at_the_next(config, tmp_path):
+    folder = stopped(config, tmp_path, after_round(1))
+    path = folder / "config.toml"
+    before = path.read_text()
+    path.write_text(before.replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    with pytest.raises(Stop):
+        experiment.resume(folder, observer=stop_at(after_round(2)), force=True)
+    path.write_text(before)
+    line = "after round 1: config.training.learning_rate: 0.01 then, 0.02 now"
+    assert experiment.resume(folder).summary["forced"] == [line]
+    assert line in (folder / "report.html").read_text()
+
+
+def test_a_changed_line_of_a_round_is_refused_and_forced_only_with_a_note(config, tmp_path):
+    folder = stopped(config, tmp_path, after_round(1))
+    file = folder / "rounds.jsonl"
+    loss = json.loads(file.read_text())["held_out_loss"]
+    file.write_text(file.read_text().replace(f'"held_out_loss": {loss}', f'"held_out_loss": 0{str(loss)[1:]}'))
+    with pytest.raises(DataError, match=r"rounds\.jsonl was changed after it was written"):
+        experiment.resume(folder)
+    line = "after round 1: rounds.jsonl was changed after it was written"
+    assert experiment.resume(folder, force=True).summary["forced"] == [line]
+    assert line in (folder / "report.html").read_text()
 
 
 def test_other_code_is_refused(config, tmp_path, monkeypatch):

@@ -121,7 +121,8 @@ def judge(path: Path, promised: tuple, losses: Losses) -> None:
     for number in range(reached + 1, ROUNDS + 1):
         commit(run, number)
     again = RunDirectory(path, QuickDisk()).recover()
-    losses.unequal_ends += again.checkpoint.round != ROUNDS or rounds_in(path) != [1, 2, 3] or again.notes != ()
+    wrong = again.notes != () or again.lines != ""
+    losses.unequal_ends += again.checkpoint.round != ROUNDS or rounds_in(path) != [1, 2, 3] or wrong
 
 
 def rounds_in(path: Path) -> list[int] | None:

@@ -32,11 +32,13 @@ _FORMER = ".old-"
 @dataclass(frozen=True)
 class Recovered:
     """Where a run can go on: the newest valid round (None: from the start), the rounds that were rejected on the way
-    to it, and in sentences what else was found damaged and mended."""
+    to it, in sentences what else was found damaged and mended, and what is wrong with rounds.jsonl up to that round,
+    or "": that cannot be mended."""
 
     checkpoint: Checkpoint | None
     rejected: tuple[Rejected, ...]
     notes: tuple[str, ...]
+    lines: str = ""
 
 
 class RunDirectory:
@@ -166,10 +168,9 @@ class RunDirectory:
             for name in self.rounds.rewind(checkpoint.round if checkpoint else 0):
                 notes.append(f"{name} was put aside")
             there = checkpoint.facts.get(ROUNDS) if checkpoint else lines.START
-            if there and (wrong := lines.cut_to(self.disk, self.path / ROUNDS, there)):
-                notes.append(wrong)
+            wrong = lines.cut_to(self.disk, self.path / ROUNDS, there) if there else ""
             self._written = lines.Growing(self.path / ROUNDS)
-            return Recovered(checkpoint, rejected, tuple(notes))
+            return Recovered(checkpoint, rejected, tuple(notes), wrong)
 
     def _sweep(self) -> list[str]:
         """Remove unfinished work; a folder that was being replaced gets its former content back."""
