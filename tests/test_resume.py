@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from shepherd import experiment
+from shepherd.arms import load_arm
 from shepherd.errors import DataError, UsageError
 from shepherd.store import RunDirectory
 
@@ -135,6 +136,22 @@ def test_a_baseline_that_had_finished_is_not_trained_again(config, whole, tmp_pa
     assert run.summary["arms"] == whole.summary["arms"] and run.summary["budget"] == whole.summary["budget"]
     theirs = json.loads((whole.path / "evaluation/metrics.json").read_text())
     assert json.loads((folder / "evaluation/metrics.json").read_text()) == theirs
+
+
+def test_a_baseline_with_a_flipped_bit_in_any_file_is_refused_by_the_name_of_the_file(whole, tmp_path):
+    for arm in ("local", "centralised"):
+        folder = tmp_path / arm
+        shutil.copytree(whole.path / "arms" / arm, folder)
+        load_arm(folder)
+        names = sorted(path.name for path in folder.iterdir())
+        assert {"MANIFEST.json", "arm.json", "losses.safetensors"} <= set(names)
+        for name in names:
+            data = (folder / name).read_bytes()
+            at = len(data) - 3
+            (folder / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+            with pytest.raises(DataError, match=rf"arms?.*is damaged: {re.escape(name)} is not what was written"):
+                load_arm(folder)
+            (folder / name).write_bytes(data)
 
 
 def test_a_finished_run_is_returned_as_it_is(whole):

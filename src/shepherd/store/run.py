@@ -22,7 +22,7 @@ from shepherd.errors import DataError, ResourceError, ShepherdError, UsageError,
 from shepherd.store import lines
 from shepherd.store.disk import DISK, TEMPORARY, Disk, discard, make_folders, remove_tree, sweep, temporary, write_whole
 from shepherd.store.lock import locked
-from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name
+from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name, seal_folder
 from shepherd.store.scratch import Scratch
 
 ROUNDS, JOURNAL = "rounds.jsonl", "journal.jsonl"
@@ -112,9 +112,11 @@ class RunDirectory:
 
     @contextmanager
     def commit_folder(self, name: str) -> Iterator[Path]:
-        """A folder that is filled under another name and appears when the `with` block ends without an error."""
+        """A folder that is filled under another name and appears, with its manifest, when the `with` block ends without
+        an error."""
         with self._explained(self.path / name), commit_folder(self.path / name, self.disk) as folder:
             yield folder
+            seal_folder(self.disk, folder)
 
     @contextmanager
     def commit_round(self, number: int, line: Mapping[str, Any], **facts: Any) -> Iterator[Path]:
