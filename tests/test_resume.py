@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from shepherd import experiment
-from shepherd.errors import UsageError
+from shepherd.arms import load_arm
+from shepherd.errors import DataError, UsageError
 from shepherd.store import RunDirectory
 
 HERE = Path(__file__).parent
@@ -37,7 +40,7 @@ def kill_runs(model: Path, folder: Path, kills: int, seed: int) -> dict:
 
 
 def assert_all_equal(result: dict, kills: int) -> None:
-    assert len(result["killed"]) == kills
+    assert sum(bool(killed["rounds"]) for killed in result["killed"]) == kills, "each was ended by SIGKILL"
     for killed in result["killed"]:
         assert killed["status"] == 0, killed
         assert killed["ending"] == result["whole"], killed["at"]
@@ -61,13 +64,17 @@ class Stop(Exception):
 def stopped(config, folder: Path, when) -> Path:
     """The directory of a run that was stopped by the first event for which `when(event)` holds."""
 
+    with pytest.raises(Stop):
+        experiment.run(config, observer=stop_at(when), out_dir=folder)
+    return folder / config.run.name
+
+
+def stop_at(when):
     def observe(event):
         if when(event):
             raise Stop
 
-    with pytest.raises(Stop):
-        experiment.run(config, observer=observe, out_dir=folder)
-    return folder / config.run.name
+    return observe
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +138,22 @@ def test_a_baseline_that_had_finished_is_not_trained_again(config, whole, tmp_pa
     assert json.loads((folder / "evaluation/metrics.json").read_text()) == theirs
 
 
+def test_a_baseline_with_a_flipped_bit_in_any_file_is_refused_by_the_name_of_the_file(whole, tmp_path):
+    for arm in ("local", "centralised"):
+        folder = tmp_path / arm
+        shutil.copytree(whole.path / "arms" / arm, folder)
+        load_arm(folder)
+        names = sorted(path.name for path in folder.iterdir())
+        assert {"MANIFEST.json", "arm.json", "losses.safetensors"} <= set(names)
+        for name in names:
+            data = (folder / name).read_bytes()
+            at = len(data) - 3
+            (folder / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+            with pytest.raises(DataError, match=rf"arms?.*is damaged: {re.escape(name)} is not what was written"):
+                load_arm(folder)
+            (folder / name).write_bytes(data)
+
+
 def test_a_finished_run_is_returned_as_it_is(whole):
     before = (whole.path / "report.html").stat().st_mtime_ns
     again = experiment.resume(whole.path)
@@ -156,6 +179,8 @@ def test_a_damaged_round_is_named_and_the_one_before_it_is_taken(config, whole, 
     warnings = [e["message"] for e in events if e["event"] == "warning"]
     assert any("round-0002" in message and "adapter_model.safetensors" in message for message in warnings)
     assert [e["round"] for e in events if e["event"] == "round"] == [2, 3]
+    line = "after round 1: round-0002: adapter_model.safetensors is not what was written (sha256)"
+    assert line in run.summary["found"] and line in (folder / "report.html").read_text()
     assert run.summary["adapter_sha256"] == whole.summary["adapter_sha256"]
 
 
@@ -168,8 +193,33 @@ def test_other_settings_are_refused_with_the_difference_and_forced_only_with_a_n
     assert "config.training.learning_rate: 0.01 then, 0.02 now" in caught.value.message
     assert "--force" in caught.value.hint
     run = experiment.resume(folder, force=True)
-    assert run.summary["forced"] == ["config.training.learning_rate: 0.01 then, 0.02 now"]
-    assert "config.training.learning_rate: 0.01 then, 0.02 now" in (folder / "report.html").read_text()
+    assert run.summary["forced"] == ["after round 1: config.training.learning_rate: 0.01 then, 0.02 now"]
+    assert "after round 1: config.training.learning_rate: 0.01 then, 0.02 now" in (folder / "report.html").read_text()
+
+
+def test_a_forced_resumption_is_named_though_the_settings_are_back_at_the_next(config, tmp_path):
+    folder = stopped(config, tmp_path, after_round(1))
+    path = folder / "config.toml"
+    before = path.read_text()
+    path.write_text(before.replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    with pytest.raises(Stop):
+        experiment.resume(folder, observer=stop_at(after_round(2)), force=True)
+    path.write_text(before)
+    line = "after round 1: config.training.learning_rate: 0.01 then, 0.02 now"
+    assert experiment.resume(folder).summary["forced"] == [line]
+    assert line in (folder / "report.html").read_text()
+
+
+def test_a_changed_line_of_a_round_is_refused_and_forced_only_with_a_note(config, tmp_path):
+    folder = stopped(config, tmp_path, after_round(1))
+    file = folder / "rounds.jsonl"
+    loss = json.loads(file.read_text())["held_out_loss"]
+    file.write_text(file.read_text().replace(f'"held_out_loss": {loss}', f'"held_out_loss": 0{str(loss)[1:]}'))
+    with pytest.raises(DataError, match=r"rounds\.jsonl was changed after it was written"):
+        experiment.resume(folder)
+    line = "after round 1: rounds.jsonl was changed after it was written"
+    assert experiment.resume(folder, force=True).summary["forced"] == [line]
+    assert line in (folder / "report.html").read_text()
 
 
 def test_other_code_is_refused(config, tmp_path, monkeypatch):
@@ -189,6 +239,81 @@ def test_other_data_are_refused(small_config, tmp_path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UsageError, match=r"data: [0-9a-f]{12} then, [0-9a-f]{12} now"):
         experiment.resume(folder)
+
+
+PLUGIN = """
+from shepherd.clients.selection import everyone
+
+def all_of_them():
+    return everyone()
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "key"), [("held.jsonl", "held_out"), ("trace.json", "trace"), ("mine_asked.py", "plugins.mine_asked")]
+)
+def test_a_file_beside_the_data_whose_contents_changed_is_refused(small_config, tmp_path, monkeypatch, file, key):
+    rows = [{"instruction": f"Count to {n}", "response": f"{n}", "category": "ab"[n % 2]} for n in range(16)]
+    for name, part in (("rows", rows[:12]), ("held", rows[12:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    (tmp_path / "trace.json").write_text('{"*": [[1, 20]]}')
+    (tmp_path / "mine_asked.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine_asked", raising=False)
+    config = small_config(
+        f"data.source={tmp_path / 'rows.jsonl'}", f"data.held_out_source={tmp_path / 'held.jsonl'}",
+        "selection.name=availability", f"selection.trace={tmp_path / 'trace.json'}",
+        "selection.then=mine_asked:all_of_them", "evaluation.arms=base,federated",
+    )  # fmt: skip
+    folder = stopped(config, tmp_path / "runs", after_round(1))
+    changed = tmp_path / file
+    changed.write_text(changed.read_text().replace("20", "21").replace("14", "15").replace("():", "():  # changed"))
+    with pytest.raises(UsageError) as caught:
+        experiment.resume(folder)
+    (line,) = caught.value.message.splitlines()[1:]
+    assert re.fullmatch(rf"  {key}: [0-9a-f]{{12}} then, [0-9a-f]{{12}} now", line)
+
+
+KEYS = {
+    "config", "base", "data", "held_out", "partition", "trace", "shepherd", "code", "plugins", "python", "numpy",
+    "torch", "transformers", "peft", "tokenizers", "safetensors", "threads", "device", "processor",
+}  # fmt: skip
+FREE = {"run.out", "run.name", "run.patience", "checkpoints.keep", "federation.updates_in_memory_mib"}
+
+
+def test_every_key_and_every_setting_is_held_to_but_those_that_move_no_number(config, tmp_path):
+    folder = stopped(config, tmp_path, after_round(1))
+    identity = json.loads((folder / "identity.json").read_text())
+    assert identity.keys() == KEYS and identity["config"].keys() == type(config).model_fields.keys()
+    every = {key for key in KEYS - {"config", "plugins"}} | {
+        f"config.{table}.{key}" for table, values in identity["config"].items() for key in values
+    }
+    other = {key: "other" for key in KEYS} | {
+        "plugins": {},
+        "config": {table: dict.fromkeys([*values, "more"], "other") for table, values in identity["config"].items()},
+    }
+    (folder / "identity.json").write_text(json.dumps(other))
+    with pytest.raises(UsageError) as caught:
+        experiment.resume(folder)
+    named = {line.split(":")[0].strip() for line in caught.value.message.splitlines()[1:]}
+    more = {f"config.{table}.more" for table in identity["config"]}
+    assert {key for key in every if key not in named} == {f"config.{key}" for key in FREE}
+    assert named - every <= more | {"config.lora.ranks"} and more <= named
+    assert len(experiment.resume(folder, force=True).summary["forced"]) == len(named)
+
+
+def test_the_best_round_before_a_stop_is_kept_to_the_end(small_config, tmp_path, monkeypatch):
+    config = small_config("federation.rounds=5", "checkpoints.keep=2", "evaluation.arms=base,federated")
+    measure = experiment._Experiment._evaluate
+
+    def first_is_best(self, arm, state, rows, number):
+        losses = measure(self, arm, state, rows, number)
+        return dataclasses.replace(losses, nll=losses.nll / 2) if number == 1 else losses
+
+    monkeypatch.setattr(experiment._Experiment, "_evaluate", first_is_best)
+    folder = experiment.resume(stopped(config, tmp_path, after_round(3))).path
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["round-0001", "round-0004", "round-0005"]
 
 
 def test_a_run_that_another_process_writes_is_not_touched(config, tmp_path):

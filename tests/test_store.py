@@ -8,7 +8,7 @@ import os
 import pytest
 
 from shepherd.errors import ResourceError, UsageError
-from shepherd.store import RunDirectory, checkpoint_name, open_run, read_json
+from shepherd.store import RunDirectory, check_sealed, checkpoint_name, open_run, read_json
 
 
 @pytest.fixture
@@ -106,7 +106,29 @@ def test_a_folder_appears_whole_when_its_block_ends(run):
     with run.commit_folder("checkpoints/round-0001") as folder:
         (folder / "a").write_text("1")
         assert not (run.path / "checkpoints/round-0001").exists()
-    assert files(run) == ["checkpoints/round-0001/a"]
+    assert files(run) == ["checkpoints/round-0001/MANIFEST.json", "checkpoints/round-0001/a"]
+
+
+def test_a_flipped_bit_a_lost_byte_and_a_lost_file_of_a_committed_folder_are_named(run):
+    with run.commit_folder("personal") as folder:
+        (folder / "anna").mkdir()
+        (folder / "anna" / "weights").write_bytes(b"w" * 9)
+        (folder / "list.json").write_bytes(b"{}")
+    folder = run.path / "personal"
+    check_sealed(folder)
+    for name in ("anna/weights", "list.json", "MANIFEST.json"):
+        data = (folder / name).read_bytes()
+        for at in range(len(data)):
+            (folder / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+            with pytest.raises(ValueError, match=rf"^{os.path.basename(name)} is not what was written"):
+                check_sealed(folder)
+        (folder / name).write_bytes(data[:-1])
+        with pytest.raises(ValueError, match=rf"^{os.path.basename(name)} "):
+            check_sealed(folder)
+        (folder / name).unlink()
+        with pytest.raises(ValueError, match=rf"^{os.path.basename(name)} is missing"):
+            check_sealed(folder)
+        (folder / name).write_bytes(data)
 
 
 def test_a_folder_whose_block_fails_leaves_no_trace_and_the_old_one_stays(run):
@@ -115,7 +137,7 @@ def test_a_folder_whose_block_fails_leaves_no_trace_and_the_old_one_stays(run):
     with pytest.raises(RuntimeError, match="mine"), run.commit_folder("adapter") as folder:
         (folder / "a").write_text("new")
         raise RuntimeError("mine")
-    assert files(run) == ["adapter/a"] and (run.path / "adapter/a").read_text() == "old"
+    assert files(run) == ["adapter/MANIFEST.json", "adapter/a"] and (run.path / "adapter/a").read_text() == "old"
     assert [p.name for p in run.path.iterdir()] == ["adapter"]
 
 
@@ -130,7 +152,7 @@ def test_committing_again_replaces_the_folder_and_what_a_killed_process_left_bes
     (run.path / ".old-adapter" / "former").write_text("x")
     with run.commit_folder("adapter") as folder:
         (folder / "third").write_text("x")
-    assert files(run) == ["adapter/third"]
+    assert files(run) == ["adapter/MANIFEST.json", "adapter/third"]
 
 
 def test_a_folder_whose_replacement_was_killed_half_way_comes_back(run):

@@ -121,7 +121,8 @@ def judge(path: Path, promised: tuple, losses: Losses) -> None:
     for number in range(reached + 1, ROUNDS + 1):
         commit(run, number)
     again = RunDirectory(path, QuickDisk()).recover()
-    losses.unequal_ends += again.checkpoint.round != ROUNDS or rounds_in(path) != [1, 2, 3] or again.notes != ()
+    wrong = again.notes != () or again.lines != ""
+    losses.unequal_ends += again.checkpoint.round != ROUNDS or rounds_in(path) != [1, 2, 3] or wrong
 
 
 def rounds_in(path: Path) -> list[int] | None:
@@ -180,6 +181,20 @@ def test_a_power_cut_during_recovery_costs_nothing_and_the_next_recovery_ends_th
             assert replace(losses, rejected=0) == Losses(), "round 3 is rejected as long as it stands there"
             shutil.rmtree(after)
     assert len(states) >= 15
+
+
+def test_a_round_that_recovery_put_aside_does_not_come_back_after_a_power_cut(tmp_path):
+    run = RunDirectory.create(tmp_path / "disk", "demo", QuickDisk())
+    for number in range(1, ROUNDS + 1):
+        commit(run, number)
+    (run.rounds.folder / "round-0003" / "state.json").write_bytes(b"damaged")
+    start, disk = read_tree(tmp_path / "disk"), RecordingDisk(tmp_path / "disk")
+    assert "rejected-round-0003 was put aside" in RunDirectory(run.path, disk).recover().notes
+    for tree in crash_trees(disk.operations, full=True, start=start):
+        lay_out(tree, tmp_path / "after")
+        names = sorted(path.name for path in (tmp_path / "after" / "demo" / "checkpoints").iterdir())
+        assert names == ["rejected-round-0003", "round-0001", "round-0002"]
+        shutil.rmtree(tmp_path / "after")
 
 
 # A disk that is full or fails

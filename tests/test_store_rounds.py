@@ -276,8 +276,8 @@ def test_recovery_cuts_the_lines_of_rounds_that_are_not_there_and_names_what_it_
         "rejected-round-0003 was put aside",
     )
     assert (run.path / "rounds.jsonl").read_text() == '{"round": 1}\n{"round": 2}\n'
-    assert run.recover().notes == ()
+    assert run.recover().notes == () and run.recover().lines == ""
     (run.path / "rounds.jsonl").write_text('{"round": 1}\n{"round": 7}\n')
-    assert run.recover().notes == ("rounds.jsonl was changed after it was written",)
+    assert run.recover().lines == "rounds.jsonl was changed after it was written"
     (run.path / "rounds.jsonl").write_text('{"round": 1}\n')
-    assert run.recover().notes == ("rounds.jsonl has lost its last 13 bytes",)
+    assert run.recover().lines == "rounds.jsonl has lost its last 13 bytes"

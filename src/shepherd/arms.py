@@ -30,6 +30,7 @@ from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.lora import CohortLora
 from shepherd.prepare import Learner, Rows, rates, share
 from shepherd.round import Engine, Plan, RoundRecord, run_round
+from shepherd.store import check_sealed
 from shepherd.tensors import from_file, to_bytes
 from shepherd.types import Adapter, ClientFailure, ClientId, GlobalModel, ServerState, Tokens, View, Work
 
@@ -101,6 +102,7 @@ def save_arm(folder: Path, arm: Arm, *, base_name: str, conv1d: bool = False) ->
 def load_arm(folder: Path) -> Arm:
     """A baseline as `save_arm` wrote it; of many clients' adapters none were kept. Raises DataError for damage."""
     try:
+        check_sealed(folder)
         rest = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
         arrays, _ = from_file(folder / "losses.safetensors")
         return Arm(

@@ -25,10 +25,10 @@ from shepherd import __version__, arms, results
 from shepherd.clients.clusters import HOMELESS
 from shepherd.config import Config, to_toml
 from shepherd.config import load as load_config
-from shepherd.data.partition import partition_digest, partition_document
+from shepherd.data.partition import partition_document
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
-from shepherd.errors import ClientError, EvaluationError, ResourceError, UsageError
+from shepherd.errors import ClientError, DataError, EvaluationError, ResourceError, UsageError
 from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.identity import FILE as IDENTITY
@@ -62,7 +62,7 @@ from shepherd.round import Engine, Plan, RoundRecord, notes, troubles
 from shepherd.server.whole import whole_adapter
 from shepherd.starting import MARGIN, fits_here, from_anywhere
 from shepherd.state import load_state, save_state
-from shepherd.store import RunDirectory, open_run, read_json
+from shepherd.store import RunDirectory, open_run, read_journal, read_json
 from shepherd.tuned import load_tuned
 from shepherd.types import ClientId, GlobalModel, ServerState
 from shepherd.updates.spool import Spool
@@ -230,9 +230,8 @@ class _Experiment:
     def _begin_or_go_on(self, base: Base, learner: Learner, rows: Rows, start: ServerState) -> ServerState:
         """Write what the run is made with, or check it; the state to go on from."""
         config = _resolved(self.config, base, learner)
-        now = identity(config, base.digest, rows.dataset.digest, partition_digest(rows.partition), str(base.device))
+        now = identity(config, base, rows)
         self.notes: list[str] = []
-        self.forced: list[str] = []
         if not (self.store.path / IDENTITY).exists():
             divided = partition_document(rows.partition, list(rows.examples.values()))
             self.store.write_json("partition.json", divided)
@@ -241,17 +240,23 @@ class _Experiment:
             self.store.journal("started", model=base.digest, data=rows.dataset.digest)
             self.store.write_json(IDENTITY, now)  # last: with it, the run can be resumed
             return start
-        self.forced = differences(read_json(self.store.path / IDENTITY), now)
-        if self.forced and not self.force:
-            listed = "\n".join(f"  {line}" for line in self.forced)
+        forced = differences(read_json(self.store.path / IDENTITY), now)
+        if forced and not self.force:
+            listed = "\n".join(f"  {line}" for line in forced)
             raise UsageError(
                 f"{self.store.path} was started with something else, so it would end with other numbers:\n{listed}",
                 hint="give back what it was started with; or go on with --force, which is noted in the report",
             )
         recovered = self.store.recover()
+        if recovered.lines and not self.force:
+            raise DataError(
+                f"{recovered.lines}, so the run would end with curves and a best round that were never measured",
+                hint="restore it from a copy; or go on with --force, which is noted in the report",
+            )
+        forced += [recovered.lines] if recovered.lines else []
         self.notes += [f"{name}: {reason}" for name, reason in recovered.rejected] + list(recovered.notes)
         state = load_state(recovered.checkpoint.folder) if recovered.checkpoint else start
-        self.store.journal("resumed", round=state.round, found=self.notes, forced=self.forced)
+        self.store.journal("resumed", round=state.round, found=self.notes, forced=forced)
         return state
 
     def _federated(self, learner: Learner, plan: Plan, rows: Rows, state: ServerState) -> ServerState:
@@ -528,7 +533,7 @@ class _Experiment:
             "seed": self.config.run.seed,
             "reload_check": check,
             "trained_rows": results.times_seen(state.cursors, rows),
-            "forced": self.forced,
+            **_resumptions(self.store.path),
             "unanswered": self.unanswered,
         }  # fmt: skip
 
@@ -551,6 +556,16 @@ def _resolved(config: Config, base: Base, learner: Learner) -> Config:
             "objective": config.objective.model_copy(update={"rate_ratio": rate_ratio(config)}),
         }
     )
+
+
+def _resumptions(run_dir: Path) -> dict[str, list[str]]:
+    """What the journal says of every time that the run was resumed: what it was forced over, and what was found
+    damaged, each with the round after which it went on."""
+    resumed = [row for row in read_journal(run_dir / "journal.jsonl").rows if row["what"] == "resumed"]
+    return {
+        kind: [f"after round {row['round']}: {line}" for row in resumed for line in row[kind]]
+        for kind in ("forced", "found")
+    }
 
 
 def _counts(refused: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, int]:

@@ -8,12 +8,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from shepherd import __version__
 from shepherd.config import Config
+from shepherd.data.partition import partition_digest
+from shepherd.data.sources import digest
+from shepherd.model.base import Base
+from shepherd.prepare import Rows
 
 FILE = "identity.json"
 _FREE = {
@@ -23,23 +28,28 @@ _FREE = {
 """Settings that a run may go on with changed: they move no number."""
 
 
-def identity(config: Config, base_digest: str, data_digest: str, partition_digest: str, device: str) -> dict[str, Any]:
+def identity(config: Config, base: Base, rows: Rows) -> dict[str, Any]:
     """All that the numbers of a run depend on: settings, digests, versions, threads, device and processor."""
     import numpy
+    import peft
+    import safetensors
+    import tokenizers
     import torch
     import transformers
 
+    device = str(base.device)
     return {
         "config": config.model_dump(mode="json"),
-        "base": base_digest,
-        "data": data_digest,
-        "partition": partition_digest,
+        "base": base.digest,
+        "data": rows.dataset.digest,
+        "held_out": digest(rows.examples[row.id] for row in rows.held_out),
+        "partition": partition_digest(rows.partition),
+        "trace": _trace_digest(config),
         "shepherd": __version__,
         "code": code_digest(),
+        "plugins": plugin_digests(config),
         "python": platform.python_version(),
-        "numpy": numpy.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **{m.__name__: m.__version__ for m in (numpy, torch, transformers, peft, tokenizers, safetensors)},
         "threads": torch.get_num_threads(),
         "device": device,
         "processor": torch.backends.cpu.get_cpu_capability() if device == "cpu" else torch.cuda.get_device_name(device),
@@ -64,6 +74,21 @@ def code_digest() -> str:
     for path in sorted(root.rglob("*.py")):
         total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()
+
+
+def plugin_digests(config: Config) -> dict[str, str]:
+    """{module: sha256 of its file} for every `module:function` that the recipe names; what they import is left out."""
+    tables = config.model_dump(mode="json", include={"partition", "selection", "federation", "method", "server",
+                                                     "personalization"})  # fmt: skip
+    names = {value.partition(":")[0] for _, value in _flat(tables) if isinstance(value, str) and ":" in value}
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in sorted(names)}
+    return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
+
+
+def _trace_digest(config: Config) -> str | None:
+    """sha256 of the file of selection.trace; None without one."""
+    trace = config.selection.options.get("trace")
+    return hashlib.sha256(Path(trace).read_bytes()).hexdigest() if trace and Path(trace).is_file() else None
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

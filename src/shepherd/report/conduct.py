@@ -321,6 +321,17 @@ def participation(record: RunRecord, limits: Limits) -> Section:
     return Section("participation", heading, text, items)
 
 
+def resumptions(record: RunRecord, limits: Limits) -> Section | None:
+    """What was found damaged or unfinished each time that the run was resumed; None where nothing was."""
+    found = record.summary.get("found")
+    if not isinstance(found, list) or not found:
+        return None
+    text = "This was found when the run was resumed. A round that was passed over was trained again."
+    lines = [shorten(str(line), 300) for line in found[: limits.rows]]
+    rest = left_out(len(found), limits.rows, "line").strip()
+    return Section("resumed", "Found when resumed", [text, *lines, *([rest] if rest else [])])
+
+
 def _codes(record: RunRecord) -> Table | None:
     """Answers that could not be used, by their code; None where there were none."""
     clients: dict[tuple[str, str], list[str]] = {}

@@ -61,6 +61,7 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
         conduct.traffic(record, limits),
         conduct.time(record, limits),
         conduct.participation(record, limits),
+        *([mended] if (mended := conduct.resumptions(record, limits)) else []),
     ]
     after = [data_notes(record, limits), privacy(record)]
     if record.summary.get("forced"):
@@ -92,8 +93,8 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
 def forced(record: RunRecord) -> Section:
     """That the run was resumed although something differed, and what."""
     text = (
-        "This run was resumed with --force although it was started with something else. Its numbers are not those of "
-        "an unbroken run."
+        "This run was resumed with --force although it was started with something else, or its own lines were changed. "
+        "Its numbers are not those of an unbroken run."
     )
     lines = [shorten(str(line), 300) for line in record.summary["forced"]]
     return Section("forced", "Resumed with differences", [text, *lines])

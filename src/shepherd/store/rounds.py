@@ -136,11 +136,7 @@ class Rounds:
             if found not in files and found != MANIFEST and not _LITTER.fullmatch(found):
                 raise _Damage(f"{found} is not in the manifest")
         for file, entry in files.items():
-            size = _plain_file(folder / file).st_size
-            if size != entry["bytes"]:
-                raise _Damage(f"{file} has {size} bytes, not {entry['bytes']}")
-            if _digest(folder / file) != entry["sha256"]:
-                raise _Damage(f"{file} is not what was written (sha256)")
+            _check_file(folder / file, entry)
         if before and self._digest_of(before) not in ("", manifest["prev"]):
             raise _Damage(f"does not follow the {checkpoint_name(before)} that lies beside it")
         return Checkpoint(number, folder, digest, {k: v["sha256"] for k, v in files.items()}, manifest["facts"])
@@ -191,9 +187,9 @@ class Rounds:
         for name in sorted(os.listdir(folder)):
             if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
                 raise ValueError(f"a file of a round cannot be called {name!r}")
-            size = _plain_file(folder / name).st_size
+            _plain_file(folder / name)
             self.disk.sync(folder / name)
-            files[name] = {"sha256": _digest(folder / name), "bytes": size}
+            files[name] = _entry(folder / name)
         if not files:
             raise ValueError(f"round {number} has no files")
         before, prev = self._predecessor()
@@ -213,6 +209,27 @@ class Rounds:
 
 def checkpoint_name(round_number: int) -> str:
     return f"round-{round_number:04d}"
+
+
+def seal_folder(disk: Disk, folder: Path) -> None:
+    """Write the manifest of a folder that is no round: every file below it, with its sha256 and size."""
+    files = {path.relative_to(folder).as_posix(): _entry(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    disk.write(folder / MANIFEST, _encode({"schema": SCHEMA, "files": files}))
+
+
+def check_sealed(folder: Path) -> None:
+    """Read every file that the manifest of `seal_folder` names. Raises ValueError that names the first damaged one."""
+    _plain_file(folder / MANIFEST)
+    data = (folder / MANIFEST).read_bytes()
+    try:
+        manifest = json.loads(data)
+        whole = _encode({key: value for key, value in manifest.items() if key != "sha256"}) == data
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise _Damage(f"{MANIFEST} is not what was written")
+    for name, entry in manifest["files"].items():
+        _check_file(folder / name, entry)
 
 
 class _Damage(ValueError):
@@ -276,6 +293,19 @@ def _plain_file(file: Path) -> os.stat_result:
     if not stat.S_ISREG(found.st_mode):
         raise _Damage(f"{file.name} is {'a symbolic link' if stat.S_ISLNK(found.st_mode) else 'not a plain file'}")
     return found
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    """A file's entry in a manifest."""
+    return {"sha256": _digest(file), "bytes": file.stat().st_size}
+
+
+def _check_file(file: Path, entry: Mapping[str, Any]) -> None:
+    size = _plain_file(file).st_size
+    if size != entry["bytes"]:
+        raise _Damage(f"{file.name} has {size} bytes, not {entry['bytes']}")
+    if _digest(file) != entry["sha256"]:
+        raise _Damage(f"{file.name} is not what was written (sha256)")
 
 
 def _digest(file: Path) -> str:

@@ -22,7 +22,7 @@ from shepherd.errors import DataError, ResourceError, ShepherdError, UsageError,
 from shepherd.store import lines
 from shepherd.store.disk import DISK, TEMPORARY, Disk, discard, make_folders, remove_tree, sweep, temporary, write_whole
 from shepherd.store.lock import locked
-from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name
+from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name, seal_folder
 from shepherd.store.scratch import Scratch
 
 ROUNDS, JOURNAL = "rounds.jsonl", "journal.jsonl"
@@ -32,11 +32,13 @@ _FORMER = ".old-"
 @dataclass(frozen=True)
 class Recovered:
     """Where a run can go on: the newest valid round (None: from the start), the rounds that were rejected on the way
-    to it, and in sentences what else was found damaged and mended."""
+    to it, in sentences what else was found damaged and mended, and what is wrong with rounds.jsonl up to that round,
+    or "": that cannot be mended."""
 
     checkpoint: Checkpoint | None
     rejected: tuple[Rejected, ...]
     notes: tuple[str, ...]
+    lines: str = ""
 
 
 class RunDirectory:
@@ -110,9 +112,11 @@ class RunDirectory:
 
     @contextmanager
     def commit_folder(self, name: str) -> Iterator[Path]:
-        """A folder that is filled under another name and appears when the `with` block ends without an error."""
+        """A folder that is filled under another name and appears, with its manifest, when the `with` block ends without
+        an error."""
         with self._explained(self.path / name), commit_folder(self.path / name, self.disk) as folder:
             yield folder
+            seal_folder(self.disk, folder)
 
     @contextmanager
     def commit_round(self, number: int, line: Mapping[str, Any], **facts: Any) -> Iterator[Path]:
@@ -166,10 +170,9 @@ class RunDirectory:
             for name in self.rounds.rewind(checkpoint.round if checkpoint else 0):
                 notes.append(f"{name} was put aside")
             there = checkpoint.facts.get(ROUNDS) if checkpoint else lines.START
-            if there and (wrong := lines.cut_to(self.disk, self.path / ROUNDS, there)):
-                notes.append(wrong)
+            wrong = lines.cut_to(self.disk, self.path / ROUNDS, there) if there else ""
             self._written = lines.Growing(self.path / ROUNDS)
-            return Recovered(checkpoint, rejected, tuple(notes))
+            return Recovered(checkpoint, rejected, tuple(notes), wrong)
 
     def _sweep(self) -> list[str]:
         """Remove unfinished work; a folder that was being replaced gets its former content back."""
