@@ -131,6 +131,40 @@ def test_fednova_weighs_a_clients_change_by_its_steps():
         assert_near(dense(done.after, module), law(done, module, {"a": 0.84, "b": 1.05, "c": 0.126}), 1e-12)
 
 
+def counted(effective: dict[str, float]):
+    """A change of updates: each says how many effective steps it took."""
+    return lambda u: replace(u, metrics={**u.metrics, "effective_steps": effective[u.client]})
+
+
+def test_fednova_counts_the_steps_of_clients_with_momentum_as_often_as_their_gradients_count():
+    # ρ = 0.5: τ_k = 1, 1.5 + 1, 1.75 + 1.5 + 1; τ = 0.2·1 + 0.5·2.5 + 0.3·4.25 = 2.725
+    nova = build_method("fedex_lora", None, "fednova")
+    said = counted({"a": 1.0, "b": 2.5, "c": 4.25})
+    done = a_round(nova, after_rounds(nova, 1), 2, steps={"a": 1, "b": 2, "c": 3}, change=said)
+    for module in SHAPES:
+        expected = law(done, module, {"a": 0.545, "b": 0.545, "c": 0.8175 / 4.25})
+        assert_near(dense(done.after, module), expected, 1e-12)
+
+
+def test_a_client_cannot_claim_steps_that_its_steps_do_not_allow():
+    # 4 steps count 4 times without momentum and less than 4 + 3 + 2 + 1 with it; τ = 0.2·4 + 0.5·10 + 0.3·5 = 7.3
+    nova = build_method("fedex_lora", None, "fednova")
+    said = counted({"a": 1e-9, "b": 1e9, "c": 5.0})
+    done = a_round(nova, after_rounds(nova, 1), 2, steps=dict.fromkeys(WEIGHTS, 4), change=said)
+    for module in SHAPES:
+        expected = law(done, module, {"a": 0.2 * 7.3 / 4, "b": 0.5 * 7.3 / 10, "c": 0.3 * 7.3 / 5})
+        assert_near(dense(done.after, module), expected, 1e-12)
+
+
+def test_fednova_s_mean_of_steps_is_a_mean_where_weights_sum_to_a_half():
+    # w = 0.1, 0.25, 0.15; τ = (0.1·1 + 0.25·2 + 0.15·10) / 0.5 = 4.2
+    nova = optimizers.build("fednova")
+    shares = np.array([[0.1], [0.25], [0.15]])
+    found = nova.coefficients(shares, np.array([1.0, 2.0, 10.0]))
+    np.testing.assert_allclose(found[:, 0], [0.42, 0.525, 0.063], rtol=1e-14)
+    np.testing.assert_allclose(nova.coefficients(shares, np.full(3, 7.0)), shares, rtol=1e-14)
+
+
 def test_scaffold_s_server_adds_the_mean_change_of_the_control_variates_over_all_clients():
     changes = {"q.A": [np.array([1.0]), np.array([3.0])]}
     memory = control_step({"other": np.zeros(2)}, changes, clients=8)

@@ -22,7 +22,7 @@ State = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """init, step, and coefficients(shares float64[K, r], local steps float64[K]) -> shares, for steps that are linear.
+    """init, step, and coefficients(shares float64[K, r], Uploads.steps float64[K]) -> shares, for linear steps.
 
     on_increments: whether step also works on LowRank, with + and · alone.
     """
@@ -49,7 +49,8 @@ def fedavg(learning_rate: float = 1.0) -> Optimizer:
 def fednova(learning_rate: float = 1.0) -> Optimizer:
     """Each client's change over its local steps τ_k, times their mean τ (FedNova, 2007.07481, eq. 5).
 
-    c_k = η · w_k · τ / τ_k with τ = Σ w_k τ_k. With equal τ_k it is FedAvg. Exact for plain SGD; a heuristic for Adam.
+    c_k = η · w_k · τ / τ_k with τ = Σ w_k τ_k / Σ w_k, so that equal τ_k are FedAvg whatever the weights sum to. With
+    momentum τ_k is ‖a_k‖₁, as the client counts it. Exact for SGD; a heuristic for Adam.
     """
     _positive(learning_rate=learning_rate)
 
