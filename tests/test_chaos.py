@@ -269,7 +269,7 @@ def test_clients_in_quarantine_are_asked_no_more_and_the_rest_goes_on():
             where = FAULTS[fault_of(5, client, record.round)][0]
             if where == "rejected":
                 strikes[client] += 1
-            elif where in ("", "ignored"):
+            elif where in ("", "ignored", "late"):
                 strikes[client] = 0
         assert set(record.quarantined) == {c for c in strikes if strikes[c] >= 2} - set(before.quarantined)
     assert state.quarantined and len(state.quarantined) < len(CLIENTS)

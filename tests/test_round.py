@@ -207,6 +207,31 @@ def test_over_selection_asks_more_and_counts_the_first_to_arrive(arrival):
     assert record.bytes_up == 6 * 20, "late updates travelled too"
 
 
+def test_who_comes_after_enough_others_does_not_walk_on():
+    policy = Policy(over_select=2.0, clock=lambda work, number: {"a": 1.0, "b": 2.0, "c": 3.0}[work.client])
+    before = begin(cursors={"a": 10, "b": 20, "c": 30})
+    state, record = run_round(before, plan(cohort_size=1, policy=policy), asked([]))
+    assert record.late == ("b", "c") and state.cursors == {"a": 11, "b": 20, "c": 30}
+
+
+def test_a_further_draw_of_a_round_has_a_random_stream_of_its_own():
+    drawn = []
+
+    def draw(pool, size, rng):
+        drawn.append(rng.random(4).tolist())
+        return Draw(pool.clients[:1])
+
+    waits = plan(select=Selection(draw), min_updates=2, policy=Policy(on_too_few="wait"))
+    run_round(begin(), waits, asked([]))
+    assert len(drawn) == 2 and drawn[0] != drawn[1]
+
+
+def test_a_late_answer_forgives_strikes_as_any_good_answer_does():
+    policy = Policy(deadline=10.0, quarantine_after=3, clock=lambda work, number: {"c": 11.0}.get(work.client, 1.0))
+    state, record = run_round(begin(strikes={"b": 2, "c": 2}), plan(policy=policy), failing("b"))
+    assert record.late == ("c",) and state.strikes == {"b": 3} and state.quarantined == ("b",)
+
+
 def test_without_a_clock_the_first_to_be_yielded_count():
     policy = Policy(over_select=1.0)
     _, record = run_round(begin(), plan(cohort_size=1, policy=policy), Answers(lambda t: all_three(t)[::-1]))
@@ -351,6 +376,12 @@ def test_a_client_drawn_twice_of_four_times_is_trained_once_and_weighs_a_half():
     _, record = run_round(begin(), replace(four, select=drawing(TWICE)), asked(tasks))
     assert list(tasks[0].work) == ["a", "b", "c"]
     assert record.weights == {"a": 0.5, "b": 0.25, "c": 0.25}, "the rows of a client have no second say"
+
+
+def test_a_client_drawn_twice_weighs_no_more_than_the_cap():
+    four = plan(cohort_size=4, select=drawing(TWICE), policy=Policy(max_weight=0.4))
+    _, record = run_round(begin(), four, asked([]))
+    assert record.weights == pytest.approx({"a": 0.4, "b": 0.3, "c": 0.3})
 
 
 def test_what_a_lost_client_would_have_weighed_goes_to_those_that_answered():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from shepherd.clients.selection import Draw, Pool, Selection, build_selection, cohort_size, misfits, selections
+from shepherd.clients.selection import _utility as utility_of
 from shepherd.errors import UsageError
 from shepherd.rng import stream
 
@@ -195,6 +196,16 @@ def test_oort_draws_the_known_in_proportion_to_their_utility():
     greedy = build_selection("oort", {"cutoff": 0.0, "least": 0.0, "exploration": 0.0})
     times, _ = cohorts(greedy, 4000, 1, **known)
     assert ((times.sum(0) - 4000 * P) ** 2 / (4000 * P)).sum() < most(N - 1)
+
+
+def test_oort_s_utility_is_what_a_client_teaches_less_its_slowness_and_more_for_its_wait():
+    # n · loss = 8, 4, 2; T is the median of 1, 2, 8 s; the third is slower: 2 · (2/8)³ = 1/32. Shares of the highest
+    # are 1, 1/2, 1/256; in round 9, asked in rounds 1, 4 and 8, √(0.1 ln 9 / L) = 0.46875, half of it, 1/√8 of it.
+    three = Pool(9, ("a", "b", "c"), {"a": 4, "b": 2, "c": 1}, {}, {"a": 1, "b": 4, "c": 8},
+                 dict.fromkeys("abc", 2.0), {"a": 1.0, "b": 2.0, "c": 8.0})  # fmt: skip
+    bonus = (0.1 * 2.1972245773362196) ** 0.5
+    expected = [1 + bonus, 0.5 + bonus / 2, 1 / 256 + bonus / 8**0.5]
+    np.testing.assert_allclose(utility_of(three, ["a", "b", "c"], 3.0, 0.0), expected, rtol=1e-12)
 
 
 # The mean

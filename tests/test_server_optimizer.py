@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load_file, save_file
 
 from federations import SHAPES, WEIGHTS, a_round, after_rounds, assert_near, begin, dense, law
 from shepherd.errors import UsageError
@@ -129,6 +131,93 @@ def test_fednova_weighs_a_clients_change_by_its_steps():
     done = a_round(nova, after_rounds(nova, 1), 2, steps={"a": 1, "b": 2, "c": 10})
     for module in SHAPES:
         assert_near(dense(done.after, module), law(done, module, {"a": 0.84, "b": 1.05, "c": 0.126}), 1e-12)
+
+
+def test_torch_s_sgd_of_rate_one_is_fedavg_bit_for_bit():
+    sgd = build_method("fedit", None, "torch", {"name": "SGD", "learning_rate": 1.0})
+    done = a_round(sgd, after_rounds(build_method("fedit"), 2), 3)
+    plain = replace(done, method=build_method("fedit")).after
+    for module, (A, B) in done.after.adapter.factors.items():
+        assert np.array_equal(A, plain.adapter.factors[module].A)
+        assert np.array_equal(B, plain.adapter.factors[module].B)
+
+
+@pytest.mark.parametrize(
+    "name, options", [("AdamW", {"betas": [0.8, 0.95]}), ("SGD", {"momentum": 0.9}), ("NAdam", {})]
+)
+def test_torch_s_optimizers_take_the_steps_of_one_that_lives_through_all_rounds(name, options):
+    method = build_method("fedit", None, "torch", {"name": name, "learning_rate": 0.02, **options})
+    model = begin(method)
+    weights = torch.tensor(model.adapter.factors["q"].B, requires_grad=True)
+    own = getattr(torch.optim, name)([weights], lr=0.02, weight_decay=0.0, **options)
+    for number in (1, 2, 3):
+        done = a_round(method, model, number)
+        weights.grad = -torch.from_numpy(sum(WEIGHTS[u.client] * u.delta["q.B"] for u in done.updates))
+        own.step()
+        model = done.after
+        np.testing.assert_allclose(model.adapter.factors["q"].B, weights.detach().numpy(), rtol=1e-12, atol=1e-15)
+
+
+def test_torch_s_state_from_a_checkpoint_gives_the_bits_of_a_run_that_never_stopped(tmp_path):
+    settings = ("fedit", None, "torch", {"name": "AdamW"})
+    before = after_rounds(build_method(*settings), 2, dtype=np.float32)
+    save_file(dict(before.memory), tmp_path / "memory.safetensors")
+    resumed = replace(before, memory=load_file(tmp_path / "memory.safetensors"))
+    one, other = (a_round(build_method(*settings), model, 3).after for model in (before, resumed))
+    assert before.memory["server.q.B.step"] == 2 and one.memory["server.q.B.exp_avg"].dtype == np.float32
+    assert all(np.array_equal(value, other.memory[name]) for name, value in one.memory.items())
+    assert all(np.array_equal(one.adapter.factors[m].B, other.adapter.factors[m].B) for m in SHAPES)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"name": "RMSpropp"}, "torch.optim has no 'RMSpropp'. Did you mean 'RMSprop'"),
+        ({"name": "AdamW", "beta": 0.9}, "AdamW has no option 'beta'. Did you mean 'betas'"),
+        ({"name": "AdamW", "weight_decay": 1e-3}, "leave out weight_decay"),
+        ({"name": "LBFGS"}, "LBFGS cannot step so"),
+        ({"name": "SGD", "momentum": -1.0}, "Invalid momentum"),
+        ({}, "name"),
+    ],
+)
+def test_what_torch_s_optimizers_cannot_do_on_a_server_is_refused_with_what_would(options, words):
+    with pytest.raises(UsageError) as refused:
+        build_method("fedit", None, "torch", options)
+    assert words in str(refused.value)
+
+
+def counted(effective: dict[str, float]):
+    """A change of updates: each says how many effective steps it took."""
+    return lambda u: replace(u, metrics={**u.metrics, "effective_steps": effective[u.client]})
+
+
+def test_fednova_counts_the_steps_of_clients_with_momentum_as_often_as_their_gradients_count():
+    # ρ = 0.5: τ_k = 1, 1.5 + 1, 1.75 + 1.5 + 1; τ = 0.2·1 + 0.5·2.5 + 0.3·4.25 = 2.725
+    nova = build_method("fedex_lora", None, "fednova")
+    said = counted({"a": 1.0, "b": 2.5, "c": 4.25})
+    done = a_round(nova, after_rounds(nova, 1), 2, steps={"a": 1, "b": 2, "c": 3}, change=said)
+    for module in SHAPES:
+        expected = law(done, module, {"a": 0.545, "b": 0.545, "c": 0.8175 / 4.25})
+        assert_near(dense(done.after, module), expected, 1e-12)
+
+
+def test_a_client_cannot_claim_steps_that_its_steps_do_not_allow():
+    # 4 steps count 4 times without momentum and less than 4 + 3 + 2 + 1 with it; τ = 0.2·4 + 0.5·10 + 0.3·5 = 7.3
+    nova = build_method("fedex_lora", None, "fednova")
+    said = counted({"a": 1e-9, "b": 1e9, "c": 5.0})
+    done = a_round(nova, after_rounds(nova, 1), 2, steps=dict.fromkeys(WEIGHTS, 4), change=said)
+    for module in SHAPES:
+        expected = law(done, module, {"a": 0.2 * 7.3 / 4, "b": 0.5 * 7.3 / 10, "c": 0.3 * 7.3 / 5})
+        assert_near(dense(done.after, module), expected, 1e-12)
+
+
+def test_fednova_s_mean_of_steps_is_a_mean_where_weights_sum_to_a_half():
+    # w = 0.1, 0.25, 0.15; τ = (0.1·1 + 0.25·2 + 0.15·10) / 0.5 = 4.2
+    nova = optimizers.build("fednova")
+    shares = np.array([[0.1], [0.25], [0.15]])
+    found = nova.coefficients(shares, np.array([1.0, 2.0, 10.0]))
+    np.testing.assert_allclose(found[:, 0], [0.42, 0.525, 0.063], rtol=1e-14)
+    np.testing.assert_allclose(nova.coefficients(shares, np.full(3, 7.0)), shares, rtol=1e-14)
 
 
 def test_scaffold_s_server_adds_the_mean_change_of_the_control_variates_over_all_clients():

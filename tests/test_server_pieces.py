@@ -21,6 +21,7 @@ from federations import (
     assert_near,
     begin,
     dense,
+    descend,
     in_another_gauge,
     law,
     local,
@@ -29,6 +30,7 @@ from federations import (
 )
 from shepherd.errors import NumericalError, UsageError
 from shepherd.lowrank import LowRank
+from shepherd.server.diagnostics import diagnose
 from shepherd.server.merges import Merged, Term
 from shepherd.server.method import compose
 from shepherd.server.methods import build_method, check_ranks, methods
@@ -40,7 +42,7 @@ from shepherd.server.splits import Place, splits
 from shepherd.server.traffic import SMOLLM2_QV, numbers, table
 from shepherd.server.uploads import Local
 from shepherd.state import load_state, save_state
-from shepherd.types import ServerState
+from shepherd.types import Adapter, ClientUpdate, Factors, GlobalModel, ServerState
 
 SPLITS = {name: {} for name in splits}
 
@@ -123,6 +125,21 @@ def test_the_residual_keeps_its_digits_where_clients_nearly_agree():
     assert_near(merged.residual.dense(), expected, 1e-7)
     A, B = merged.mean
     assert_far(merged.total.dense() - 2.0 * B @ A, expected, 0.1)
+
+
+def test_a_deviation_keeps_its_digits_where_clients_nearly_agree_and_their_matrix_is_summed():
+    # The same clients as updates: in 6 × 8 their columns are as many as the rows.
+    rng = np.random.default_rng(0)
+    A0, B0, U, V = (np.round(rng.normal(size=size) * 1024) / 1024 for size in ((3, 8), (6, 3)) * 2)
+    model = GlobalModel(Adapter({"q": Factors(A0, B0)}, 3, 6.0))
+    views = {c: build_method("fedit").view(model, c, 3, 1, SEED) for c in "ab"}
+    updates = [
+        ClientUpdate(c, 1, {"q.A": sign * 2.0**-26 * U, "q.B": sign * 2.0**-26 * V}, 1, 1, 1)
+        for c, sign in (("a", 1), ("b", -1))
+    ]
+    found = diagnose(model, model, views, updates, {"a": 0.5, "b": 0.5})
+    expected = np.linalg.norm(2.0**-52 * V @ U) / np.linalg.norm(B0 @ A0)
+    assert found.deviation == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_stack_of_many_clients_is_not_densified(monkeypatch):
@@ -285,6 +302,20 @@ def test_a_rank_that_is_no_whole_number_of_heads_is_refused():
         begin(build_method("ravan", {"heads": 3}))
 
 
+def test_heads_are_averaged_over_those_who_moved_them_where_a_head_is_larger_than_one_slot():
+    method = build_method("ravan", {"heads": 2})  # of rank 2 each
+    done = a_round(method, begin(method), 1, ranks={"a": 2, "b": 2, "c": 4})
+    for module in SHAPES:
+        before, after = (model.memory[f"{module}.core"] for model in (done.before, done.after))
+        for head in range(2):
+            owners = [u for u in done.updates if (s := done.views[u.client].slots) is None or s[module][2 * head]]
+            weights = np.array([WEIGHTS[u.client] for u in owners])
+            changes = [whole(done.views[u.client], u, f"{module}.core")[head] for u in owners]
+            mean = sum(w * change for w, change in zip(weights / weights.sum(), changes, strict=True))
+            np.testing.assert_allclose(after[head] - before[head], mean, atol=1e-12)
+    assert len({tuple(v.slots["q"]) for c, v in done.views.items() if c != "c"}) == 2, "they moved different heads"
+
+
 def test_the_bases_of_cores_are_orthonormal_and_depend_on_the_seed_alone():
     method = build_method("ravan")
     model = begin(method)
@@ -323,6 +354,48 @@ def test_a_rotation_changes_no_increment_and_takes_a_random_gauge_away():
             after = transform(own, before, number)
             np.testing.assert_allclose(after.B @ after.A, own.B @ own.A, atol=1e-12)
             assert_far(after.A, own.A, 0.01)
+
+
+def turn(angle: float) -> np.ndarray:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def test_a_rotation_of_strength_a_fifth_goes_a_fifth_of_the_way_on_the_chord():
+    # The client is turned by 90°: R is that turn, and 0.8·I + 0.2·R = [[0.8, −0.2], [0.2, 0.8]] turns by atan(0.25).
+    transform = build_method("fedrot_lora", {"strength": 0.2}).pieces.payload.transform
+    start = Local(np.eye(2), np.eye(2), 1.0, np.ones(2, bool))
+    own = replace(start, A=turn(np.pi / 2))
+    part = turn(np.arctan(0.25))
+    after = transform(own, start, 2)
+    np.testing.assert_allclose(after.A, part.T @ own.A, atol=1e-12)
+    np.testing.assert_allclose(after.B, part, atol=1e-12)
+
+
+@pytest.mark.parametrize("number, aligned", [(2, "A"), (3, "B")])
+def test_even_rounds_align_a_and_odd_ones_b(number, aligned):
+    # A is turned by 0.5 and B by 0.3 the other way, so that no one rotation takes both back.
+    transform = build_method("fedrot_lora", {"strength": 1.0}).pieces.payload.transform
+    start = Local(np.eye(2), np.eye(2), 1.0, np.ones(2, bool))
+    after = transform(replace(start, A=turn(0.5), B=turn(0.3)), start, number)
+    turned = {"A": np.eye(2), "B": turn(0.8)} if aligned == "A" else {"A": turn(0.8), "B": np.eye(2)}
+    np.testing.assert_allclose(after.A, turned["A"], atol=1e-12)
+    np.testing.assert_allclose(after.B, turned["B"], atol=1e-12)
+
+
+def test_the_energy_that_a_remainder_keeps_is_a_share_of_the_whole_merged_increment():
+    # The rest has σ² = 4, 2, 1. 0.96 of ‖merged‖² = 100 lets 4 of it go, 2 + 1 at most; of 70 lets go 2.8, of 20 0.8.
+    rest = LowRank(np.eye(5, 3) * [2.0, 2**0.5, 1.0], np.eye(3, 6))
+    kept = build_pieces({"merge": "product", "remainder": {"name": "keep", "energy": 0.96}}).remainder.of
+    assert [kept(rest, square, "q").q for square in (100.0, 70.0, 20.0)] == [1, 2, 3]
+
+
+def test_a_step_of_b_comes_first_where_the_two_take_turns():
+    method = build_method("la_lora")
+    assert method.pieces.train.of(1)[0] == ("B", "A")
+    model = begin(method)  # B = 0, so that A has a gradient only once B has moved
+    view = method.view(model, "a", R, 1, SEED)
+    update = descend(model, view, "a", 1, lambda module, E: E - np.ones_like(E), 0.01, 2)
+    assert np.abs(update.delta["q.A"]).max() > 0 and np.abs(update.delta["q.B"]).max() > 0
 
 
 def test_the_nearest_rotation_is_a_rotation_and_the_best_of_them():

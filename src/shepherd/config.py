@@ -186,7 +186,8 @@ class ServerTable(Table):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     optimizer: str = "fedavg"
-    """The server's step: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, fednova. Other keys are its options."""
+    """The server's step: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, fednova, or torch with the name of one of
+    torch.optim. Other keys are its options."""
 
     @property
     def options(self) -> dict[str, Any]:

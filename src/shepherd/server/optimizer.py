@@ -6,12 +6,14 @@ GlobalModel.memory by name, one state for each tensor, and only tensors that wer
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from shepherd.errors import did_you_mean
 from shepherd.lowrank import LowRank
 from shepherd.registry import Registry
 
@@ -22,7 +24,7 @@ State = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """init, step, and coefficients(shares float64[K, r], local steps float64[K]) -> shares, for steps that are linear.
+    """init, step, and coefficients(shares float64[K, r], Uploads.steps float64[K]) -> shares, for linear steps.
 
     on_increments: whether step also works on LowRank, with + and · alone.
     """
@@ -49,7 +51,8 @@ def fedavg(learning_rate: float = 1.0) -> Optimizer:
 def fednova(learning_rate: float = 1.0) -> Optimizer:
     """Each client's change over its local steps τ_k, times their mean τ (FedNova, 2007.07481, eq. 5).
 
-    c_k = η · w_k · τ / τ_k with τ = Σ w_k τ_k. With equal τ_k it is FedAvg. Exact for plain SGD; a heuristic for Adam.
+    c_k = η · w_k · τ / τ_k with τ = Σ w_k τ_k / Σ w_k, so that equal τ_k are FedAvg whatever the weights sum to. With
+    momentum τ_k is ‖a_k‖₁, as the client counts it. Exact for SGD; a heuristic for Adam.
     """
     _positive(learning_rate=learning_rate)
 
@@ -99,6 +102,53 @@ def fedadam(learning_rate: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99
     """v ← β₂·v + (1 − β₂)·m² (FedAdam, Reddi et al., 2003.00295, Alg. 2). One step moves a coordinate by about η."""
     _below_one(betas=betas[1])
     return _adaptive(learning_rate, betas[0], tau, lambda v, m2: betas[1] * v + (1 - betas[1]) * m2)
+
+
+@optimizers
+def torch(name: str, learning_rate: float = 1e-3, **options: Any) -> Optimizer:
+    """Any optimizer of torch.optim by its name, with −Δ as the gradient (FedOpt, Reddi et al., 2003.00295, Alg. 1).
+
+    options: its own, as torch names them, and its defaults but for weight_decay = 0: the server steps on changes, so
+    what depends on the weights themselves is refused. SGD with learning_rate = 1 is FedAvg.
+    """
+    import torch  # not above: the server is numpy, and who names none of torch's optimizers need not wait for it
+
+    _positive(learning_rate=learning_rate)
+    kinds = {n: k for n, k in vars(torch.optim).items() if isinstance(k, type) and issubclass(k, torch.optim.Optimizer)}
+    del kinds["Optimizer"]
+    if name not in kinds:
+        raise ValueError(f"torch.optim has no {name!r}.{did_you_mean(name, kinds)} It has: {', '.join(sorted(kinds))}")
+    known = set(inspect.signature(kinds[name]).parameters) - {"params", "lr"}
+    for key in options.keys() - known:
+        near = did_you_mean(key, {*known, "learning_rate"})
+        raise ValueError(f"{name} has no option {key!r}.{near} Its options: {', '.join(sorted(known))}")
+    if "weight_decay" in known:
+        options = {"weight_decay": 0.0, **options}
+
+    def stepped(state: State, delta: np.ndarray, start: float = 0.0) -> tuple[State, np.ndarray]:
+        weights = torch.full(delta.shape, start, dtype=torch.float64, requires_grad=True)
+        weights.grad = torch.from_numpy(-delta)
+        optimizer = kinds[name]([weights], lr=learning_rate, **options)
+        for key, value in state.items():
+            if value is not None:  # torch keeps its counts in float32 whatever the weights are in
+                dtype = torch.float64 if value.ndim else torch.float32
+                optimizer.state[weights][key] = torch.tensor(value, dtype=dtype)
+        optimizer.step()
+        state = {k: v.numpy() for k, v in optimizer.state[weights].items() if v is not None}
+        return state, weights.detach().numpy() - start
+
+    def trial(start: float) -> tuple[State, np.ndarray]:
+        state, first = stepped({}, np.ones((1, 1)), start)
+        state, second = stepped(state, np.full((1, 1), -2.0), start)
+        return state, np.concatenate([first, second])
+
+    try:
+        (state, moves), (_, others) = trial(0.0), trial(1.0)
+    except Exception as error:  # torch's optimizers refuse what they cannot do with errors of any kind
+        raise ValueError(f"{name} cannot step so: {type(error).__name__}: {error}") from error
+    if not np.allclose(moves, others, rtol=0, atol=1e-14):
+        raise ValueError(f"{name} steps by the weights too, and the server knows changes alone; leave out weight_decay")
+    return Optimizer(lambda delta: dict.fromkeys(state), stepped)
 
 
 def _adaptive(learning_rate: float, momentum: float, tau: float, second: Callable) -> Optimizer:
