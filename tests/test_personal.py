@@ -249,6 +249,21 @@ def test_tuning_afterwards_begins_from_adapter_and_remainder_together(small_conf
         assert distance(ours, theirs) < 1e-3
 
 
+def test_tuning_afterwards_goes_at_the_rate_that_personalization_sets(small_config):
+    # One step of SGD from B = 0 moves B in proportion to the rate: 0.2 is four times 0.05, whatever training goes at.
+    usual = ("personalization.name=finetune", "personalization.steps=1", "training.optimizer=sgd",
+             "training.learning_rate=0.1", "training.max_grad_norm=0")  # fmt: skip
+    base, moved = None, []
+    for rate in (0.05, 0.2):
+        config = small_config(*usual, f"personalization.learning_rate={rate}")
+        base = base or load_base(config.model.base, device="cpu", dtype="float32")
+        rows, _ = prepare_rows(config, base.tokenizer)
+        learner, plan = prepare_learner(config, base), prepare_plan(config, rows)
+        found, _ = personal_models(config, learner, plan, rows, ServerState(1, GlobalModel(learner.adapter)))
+        moved.append({(c, n): pair.B for c, m in found.items() for n, pair in m.adapter.factors.items()})
+    assert distance({k: 4 * B for k, B in moved[0].items()}, moved[1]) < 1e-5
+
+
 def held_out_rows(config, tuned, client):
     rows, _ = prepare_rows(config, tuned.base.tokenizer)
     return [rows.held_out[i] for i in rows.held_out_of(client)]
