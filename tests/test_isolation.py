@@ -188,3 +188,10 @@ def test_a_client_that_needs_smaller_passes_gets_them(setting, monkeypatch):
         assert_close(answers[client], expected[client])
     everywhere = trained(engine, task, tokens_per_pass=100_000)
     assert {a.code for a in everywhere.values() if isinstance(a, ClientFailure)} == {"out-of-memory"}
+
+
+def test_scaffold_s_mean_is_over_all_clients_of_the_run_and_not_over_the_cohort(small_config):
+    config = small_config("federation.clients_per_round=2")
+    rows, _ = prepare_rows(config, load_base(config.model.base, device="cpu", dtype="float32").tokenizer)
+    plan = prepare_plan(config, rows)
+    assert plan.cohort_size == 2 < len(plan.clients) == plan.method.clients

@@ -16,7 +16,8 @@ from shepherd.errors import ClientError
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
-from shepherd.types import Adapter, ClientUpdate, Core, Factors, Objective, TrainTask, View, Work
+from shepherd.types import Adapter, ClientFailure, ClientUpdate, Core, Factors, Objective, TrainTask, View, Work
+from shepherd.updates.gate import Gate
 from tiny_training import base_model, distance, some_data, targets_of
 
 RATES = (3e-3, 2e-3, 1e-3)
@@ -351,6 +352,32 @@ def test_scaffold_corrects_every_step_and_renews_what_the_client_keeps(kind, opt
         kept, before, right = (mine(view, name, whole) for whole in (kept, own[name], new[name]))
         np.testing.assert_allclose(before + update.delta[f"{name}.control"], kept, atol=1e-6)
         np.testing.assert_allclose(kept, right, atol=2e-3 * max(1e-9, np.abs(right).max(initial=0.0)))
+
+
+def test_a_part_that_no_step_moved_keeps_its_control_variate():
+    view, c = VIEWS["B-A"], controls_of(VIEWS["B-A"], 1)
+    own = controls_of(view, 2)
+    private = {"client-0": {f"control/{name}": array for name, array in own.items()}}
+    options = dict(objective=Objective(scaffold=True), control=c, private=private, rates=(0.02,))
+    update = updates_of([view], {"client-0": DATA["client-0"]}, **options)["client-0"]
+    for name in view.tensors():  # one step: B's
+        still = name.endswith(".A")
+        assert np.array_equal(update.private[f"control/{name}"], own[name]) == still
+        assert update.delta[f"{name}.control"].any() != still and np.isfinite(update.delta[f"{name}.control"]).all()
+
+
+@pytest.mark.parametrize("kind", sorted(VIEWS))
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_control_variates_of_an_honest_client_pass_the_gate(kind, steps):
+    view, objective = VIEWS[kind], Objective(scaffold=True, rate_ratio=2.0)
+    rates, c = (0.02, 0.01, 0.03)[:steps], controls_of(VIEWS[kind], 1)
+    task = TrainTask(1, {"client-0": view}, 7, {"client-0": Work("client-0", 0, 6, rates)}, {}, objective, c)
+    one = {"client-0": DATA["client-0"]}
+    update = updates_of([view], one, objective=objective, control=c, rates=rates)["client-0"]
+    assert isinstance(Gate().admit(update, task), ClientUpdate)
+    most = {name: array * np.float32(20) for name, array in update.delta.items() if name.endswith(".control")}
+    refused = Gate().admit(replace(update, delta={**update.delta, **most}), task)
+    assert isinstance(refused, ClientFailure) and refused.code == "norm"
 
 
 def test_two_rounds_of_scaffold_with_one_client_are_two_rounds_of_fedavg():
