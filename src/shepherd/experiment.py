@@ -250,7 +250,7 @@ class _Experiment:
         recovered = self.store.recover()
         if recovered.lines and not self.force:
             raise DataError(
-                f"{recovered.lines}, so the run would end with curves and a best round that were never measured",
+                f"{self.store.path}: {recovered.lines}, so curves and the best round would not be as measured",
                 hint="restore it from a copy; or go on with --force, which is noted in the report",
             )
         forced += [recovered.lines] if recovered.lines else []
