@@ -186,6 +186,11 @@ def test_what_torch_s_optimizers_cannot_do_on_a_server_is_refused_with_what_woul
     assert words in str(refused.value)
 
 
+def test_a_large_server_rate_is_not_taken_for_a_step_by_the_weights():
+    for rate in (1e-9, 65535.1, 65535.3, 65535.7):  # 1 more needs a bit more
+        build_method("fedit", None, "torch", {"name": "SGD", "momentum": 0.9, "learning_rate": rate})
+
+
 def counted(effective: dict[str, float]):
     """A change of updates: each says how many effective steps it took."""
     return lambda u: replace(u, metrics={**u.metrics, "effective_steps": effective[u.client]})
