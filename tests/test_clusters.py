@@ -369,7 +369,7 @@ def test_two_groups_of_clients_are_told_apart_and_fare_better_by_a_model_each(se
 
 def test_the_adapters_of_the_clusters_are_left_once_beside_who_is_in_which(separated):
     folder = separated.path / "clusters"
-    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "clients.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "MANIFEST.json", "clients.json"]
     assert not (separated.path / "personal").exists()
     members = json.loads((folder / "clients.json").read_text())
     metrics = json.loads((separated.path / "evaluation" / "metrics.json").read_text())
