@@ -239,7 +239,15 @@ def a_signalling_nan(rng):
 
 @spoils("norm")
 def too_long(rng):
-    factor = 10.0 ** rng.uniform(2.1, 37)  # the norm of `values` is under 10
+    return times(rng, 10.0 ** rng.uniform(2.1, 13))  # the norm of `values` is under 10
+
+
+@spoils("non-finite")
+def without_room_in_float32(rng):
+    return times(rng, 10.0 ** rng.uniform(16, 37))
+
+
+def times(rng, factor):
     return either(rng, {name: (array * factor).astype(np.float32) for name, array in values().items()})
 
 
