@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from federations import (
     ALPHA,
@@ -73,6 +75,29 @@ def test_an_exact_method_moves_the_increment_by_the_weighted_mean_of_the_clients
         model = done.after
         assert all(f.dtype == dtype for pair in model.adapter.factors.values() for f in pair)
         assert all(rest.L.dtype == dtype for rest in model.remainder.values())
+
+
+@st.composite
+def federations(draw):
+    """(shapes, r, weights): modules of any sizes, some smaller than what all clients' slots span, of any company."""
+    r = 4 * draw(st.integers(1, 2))  # so that two or four heads divide it
+    sizes = st.tuples(st.integers(r, 24), st.integers(r, 24))
+    shapes = {f"m{i}": size for i, size in enumerate(draw(st.lists(sizes, min_size=1, max_size=3)))}
+    parts = draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+    return shapes, r, {f"client-{i}": part / sum(parts) for i, part in enumerate(parts)}
+
+
+@pytest.mark.parametrize("name", EXACT)
+@given(federation=federations())
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_so_it_does_for_modules_and_companies_of_any_size(name, federation):
+    shapes, r, weights = federation
+    model = begin(of(name), shapes, r)
+    for number in (1, 2):
+        done = a_round(of(name), model, number, weights)
+        for module in shapes:
+            assert_near(dense(done.after, module), law(done, module), 1e-10)
+        model = done.after
 
 
 @pytest.mark.parametrize("name", INEXACT)
