@@ -282,9 +282,9 @@ def _cohort_side(learner, data):
         losses = {client: [] for client in work}
 
         def observe(report):
-            for client, (step, _, loss, _) in report.clients.items():
-                if step > len(losses[client]):
-                    losses[client].append(loss)
+            for client, progress in report.items():
+                if progress.step > len(losses[client]):
+                    losses[client].append(progress.loss)
 
         task = TrainTask(1, {client: View(learner.adapter) for client in work}, 0, work)
         for _ in train(task, {}, learner.packed, learner.make_lora, learner.settings, data, observe):
