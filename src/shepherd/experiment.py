@@ -610,8 +610,7 @@ def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[s
     """Measure a run's adapter again, from its files: {"base": …, "federated": …, "difference": …}.
 
     Reads config.toml and adapter/ of the run directory, or the checkpoint of a round, and its data from where the
-    recipe says. Raises EvaluationError
-    when the data or the base are no longer those of the run.
+    recipe says. Raises EvaluationError when the data or the base are no longer those of the run.
     """
     tuned = load_tuned(run_dir, round_number=round_number)
     rows, _ = prepare_rows(tuned.config, tuned.base.tokenizer)

@@ -249,8 +249,3 @@ def check_ranks(method: Method, ranks: Mapping[str, int] | Sequence[int], r: int
             f"{method.name} gives all clients the rank {r}, lora.ranks has {', '.join(map(str, sorted(set(values))))}",
             hint=f"methods of mixed ranks: {', '.join(fitting)}",
         )
-
-
-def piece_names(method: Method) -> dict[str, str]:
-    """The pieces in which a method differs from FedIT, for a table."""
-    return {kind: name for kind, name in method.pieces.names().items() if name != DEFAULTS[kind]}
