@@ -12,7 +12,6 @@ import torch.nn.functional as F
 
 from plain_client import low_rank, train_plainly
 from shepherd import experiment
-from shepherd.arms import personal_models
 from shepherd.clients.feddpa import begun, beside
 from shepherd.clients.personal import personalizations
 from shepherd.clients.training import Cohort, LocalTraining, train
@@ -26,6 +25,7 @@ from shepherd.model.generate import generate
 from shepherd.model.joined import joined
 from shepherd.model.lora import CohortLora
 from shepherd.model.mixture import Mixture, hidden_states, load_mixture, prompt_of, save_mixture
+from shepherd.own_models import personal_models
 from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
 from shepherd.tuned import load_tuned
 from shepherd.types import Adapter, Factors, GlobalModel, ServerState, TrainTask, View, Work

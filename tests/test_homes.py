@@ -11,7 +11,6 @@ import pytest
 from federations import BLOCKS, SEED, SHAPES, WEIGHTS, R, a_round, begin, fresh
 from plain_client import train_plainly
 from shepherd import experiment
-from shepherd.arms import personal_models
 from shepherd.clients.personal import own_adapter
 from shepherd.clients.training import LocalTraining, train
 from shepherd.errors import ClientError, UsageError
@@ -20,6 +19,7 @@ from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
+from shepherd.own_models import personal_models
 from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.homes import homes

@@ -19,8 +19,8 @@ DATA_AND_MODEL = {"data", "model"}
 ROOMS = {"clients", "updates", "server", "evaluation"}
 MIDDLE = BOTTOM | DATA_AND_MODEL | ROOMS | {"state"}
 RUN = {
-    "dividing", "starting", "identity", "meter", "prepare", "arms", "results", "estimate", "mixtures", "experiment",
-    "tuned",
+    "dividing", "starting", "identity", "meter", "prepare", "arms", "results", "estimate", "mixtures", "own_models",
+    "experiment", "tuned",
 }  # fmt: skip
 COMMANDS = {"cli", "doctor", "output", "progress", "chat", "export", "runs"}
 MAY_IMPORT = {

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from plain_client import train_plainly
-from shepherd.arms import personal_models
 from shepherd.clients.personal import own_adapter, personalizations, second_adapter
 from shepherd.clients.training import LocalTraining, train
 from shepherd.errors import ClientError, UsageError
@@ -20,6 +19,7 @@ from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
+from shepherd.own_models import personal_models
 from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
 from shepherd.tuned import load_tuned
 from shepherd.types import Factors, GlobalModel, Objective, ServerState, TrainTask, View, Work

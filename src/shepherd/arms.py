@@ -12,27 +12,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 
-from shepherd.clients.clusters import cluster_losses, judged, pick
-from shepherd.clients.personal import own_adapters, tuned, tuned_from
 from shepherd.clients.reports import StepReport
 from shepherd.clients.training import Cohort
 from shepherd.config import Config
 from shepherd.errors import DataError, ModelError, UsageError, did_you_mean
-from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.evaluation.losses import RowLosses
 from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.lora import CohortLora
 from shepherd.prepare import Learner, Rows, rates, share
 from shepherd.round import Engine, Plan, RoundRecord, run_round
 from shepherd.store import check_sealed
 from shepherd.tensors import from_file, to_bytes
-from shepherd.types import Adapter, ClientFailure, ClientId, GlobalModel, ServerState, Tokens, View, Work
+from shepherd.types import Adapter, ClientFailure, ClientId, ServerState, Tokens, View, Work
 
 Observe = Callable[[int, StepReport], None]
 Measure = Callable[[CohortLora], list[RowLosses]]
@@ -167,79 +165,6 @@ def centralised_arm(
     steps = max(1, round(float(np.mean([s for _, s in shares]))))
     pooled = tuple(row for client in sorted(rows.clients) for row in rows.clients[client])
     return _train_alone(config, learner, {POOLED: pooled}, {POOLED: (count, steps)}, observe, measure)
-
-
-def personal_models(
-    config: Config,
-    learner: Learner,
-    plan: Plan,
-    rows: Rows,
-    state: ServerState,
-    observe: Observe = lambda number, report: None,
-) -> tuple[dict[ClientId, GlobalModel], tuple[ClientFailure, ...]]:
-    """The models of clients' own after the last round, and the clients whose tuning failed; none where none was asked.
-
-    Kept ones come from what the clients keep; with `finetune` each client tunes the one that it keeps, or else the
-    global model, on its own rows, going on in its walk over them. Of `feddpa` these are the local adapters alone:
-    mixtures.py has the rest.
-    """
-    personal, model = learner.settings.personal, state.model
-    views = {c: plan.method.view(model, c, plan.rank(c), state.round + 1, plan.seed) for c in state.clients}
-    kept = own_adapters(views, state.clients)
-    if not personal.steps:
-        return {client: replace(model, adapter=adapter) for client, adapter in kept.items()}, ()
-    names, at_once = sorted(rows.clients), learner.settings.clients_at_once
-    lora = learner.make_lora().lay(model.remainder)
-    found, failures = {}, {}
-    observe(state.round, dict.fromkeys(names, "waiting"))
-    for start in range(0, len(names), at_once):
-        begins = {c: kept.get(c, model.adapter) for c in names[start : start + at_once]}
-        views = {client: tuned_from(personal, adapter) for client, adapter in begins.items()}
-        cohort = Cohort(learner.packed, lora, learner.settings, views, rows.clients, config.run.seed)
-        rate = personal.learning_rate or config.training.learning_rate
-        work = [
-            Work(c, state.cursors.get(c, 0), personal.steps * min(config.training.batch_size, len(rows.clients[c])),
-                 (rate,) * personal.steps)
-            for c in views
-        ]  # fmt: skip
-        cohort.run(work, state.round + 1, lambda report: observe(state.round, report))
-        failures |= cohort.failures
-        for slot, client in enumerate(views):
-            if client not in cohort.failures:
-                own = tuned(begins[client], lora.held[slot].tensors())
-                found[client] = replace(model, adapter=own)
-    return found, tuple(failures.values())
-
-
-def choose_clusters(learner: Learner, rows: Rows, state: ServerState, seed: int) -> dict[ClientId, int]:
-    """The cluster of every client after the last round, by its own training rows, also of those that never took part.
-
-    From 1; 0 where none has a finite loss.
-    """
-    adapters = [model.adapter for model in state.clusters]
-    names, at_once = sorted(rows.clients), learner.settings.clients_at_once
-    lora, numbers = learner.make_lora(), {}
-    for start in range(0, len(names), at_once):
-        chunk = names[start : start + at_once]
-        own = {
-            c: judged(rows.clients[c], c, 0, len(rows.clients[c]), learner.settings.personal.rows, seed) for c in chunk
-        }
-        losses = cluster_losses(
-            dict.fromkeys(chunk, adapters), own, learner.packed, lora, learner.settings.tokens_per_pass
-        )
-        numbers |= {client: pick(losses[client]) for client in chunk}
-    return numbers
-
-
-def own_losses(learner: Learner, rows: Rows, models: Mapping[ClientId, GlobalModel]) -> dict[ClientId, RowLosses]:
-    """Each model on its client's own held-out rows; a client without any is left out."""
-    found = {}
-    for client, model in sorted(models.items()):
-        own = [rows.held_out[i] for i in rows.held_out_of(client)]
-        if own:
-            lora = learner.make_lora().load(model)
-            (found[client],) = row_losses(learner.packed, own, lora, 2 * learner.settings.tokens_per_pass)
-    return found
 
 
 def _train_alone(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import platform
 import shlex
 import sys
@@ -15,14 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import psutil
 import torch
 
 from shepherd import __version__, arms, results
-from shepherd.clients.clusters import HOMELESS
 from shepherd.config import Config, to_toml
 from shepherd.config import load as load_config
 from shepherd.data.partition import partition_document
@@ -34,7 +31,6 @@ from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, identity
 from shepherd.meter import Clock, Meter
-from shepherd.mixtures import mixed_losses, mixtures
 from shepherd.model.adapter import digest, load_adapter, save_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.model.base import Base, check_folder, load_base, load_tokenizer
@@ -42,8 +38,8 @@ from shepherd.model.fetch import resolve
 from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
-from shepherd.model.mixture import save_mixture
 from shepherd.model.threads import use_threads
+from shepherd.own_models import own_models
 from shepherd.prepare import (
     Learner,
     Rows,
@@ -64,7 +60,7 @@ from shepherd.starting import MARGIN, fits_here, from_anywhere
 from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_journal, read_json
 from shepherd.tuned import load_tuned
-from shepherd.types import ClientId, GlobalModel, ServerState
+from shepherd.types import GlobalModel, ServerState
 from shepherd.updates.spool import Spool
 
 __all__ = ["Estimate", "Run", "evaluate_run", "plan", "resume", "run"]
@@ -184,7 +180,7 @@ class _Experiment:
             }
         )
         for warning in (*self.notes, *rows.warnings):
-            self.tell({"event": "warning", "message": warning})
+            self._warn(warning)
 
         self.engine: Engine = LocalEngine(learner.packed, learner.make_lora, learner.settings, rows.clients)
         if config.run.workers:
@@ -210,9 +206,12 @@ class _Experiment:
             self.losses["centralised"] = outcome["centralised"].losses[arms.POOLED]
         for arm in outcome.values():
             for failure in arm.failures:
-                self.tell({"event": "warning", "message": f"{failure.client}: {failure.code}: {failure.detail}"})
+                self._warn(f"{failure.client}: {failure.code}: {failure.detail}")
         with self._phase("personal models"):
-            self.own, self.shares = self._personal(base, learner, plan, rows, state)
+            observe = self.meter.steps("personal")
+            self.own = own_models(config, learner, plan, rows, state, self.store, observe, self._warn)
+            with self.clock.on("evaluate"):
+                self.own_losses, self.shares = self.own.losses(learner, rows)
         with self._phase("save adapter"):
             check = self._save(base, learner, rows, state)
         with self._phase("generate"):
@@ -294,7 +293,7 @@ class _Experiment:
                 store.journal("committed", round=state.round, adapter=digest(state.model.adapter))
                 self.tell({"event": "round", **line})
                 for message in notes(record):
-                    self.tell({"event": "warning", "message": message})
+                    self._warn(message)
         # The last round is always measured; without one to run, everything was committed before.
         self.losses["federated"] = losses or self._evaluate("federated", state, rows, state.round)
         return state
@@ -324,53 +323,6 @@ class _Experiment:
             arms.save_arm(pending, arm, base_name=self.config.model.base, conv1d=learner.conv1d)
         self.store.journal("trained", arm=name)
         return arm
-
-    def _personal(
-        self, base: Base, learner: Learner, plan: Plan, rows: Rows, state: ServerState
-    ) -> tuple[dict[ClientId, RowLosses], dict[ClientId, float]]:
-        """The models of clients' own: each under personal/, its losses on the client's own rows, and where it mixes its
-        mean λ."""
-        self.members: dict[str, list[str]] = {}
-        if plan.clusters:
-            models = self._clusters(base, learner, plan, rows, state)
-            with self.clock.on("evaluate"):
-                return arms.own_losses(learner, rows, models), {}
-        observe = self.meter.steps("personal")
-        models, failures = arms.personal_models(self.config, learner, plan, rows, state, observe)
-        mixed = {}
-        if learner.settings.personal.mix is not None:
-            locals_ = {client: model.adapter for client, model in models.items()}
-            mixed = mixtures(learner, rows, state.model.adapter, locals_, self.config.run.seed)
-        for failure in failures:
-            self.tell({"event": "warning", "message": f"{failure.client}: {failure.code}: {failure.detail}"})
-        if models:
-            with self.store.commit_folder("personal") as folder:
-                for client, model in sorted(models.items()):
-                    own = folder / quote(client, safe=" ", errors="surrogatepass").replace(".", "%2E")
-                    if client in mixed:
-                        save_mixture(own, mixed[client], base_name=base.name, conv1d=learner.conv1d)
-                    else:
-                        save_adapter(own, whole_adapter(model), base_name=base.name, conv1d=learner.conv1d)
-        with self.clock.on("evaluate"):
-            return mixed_losses(learner, rows, mixed) if mixed else (arms.own_losses(learner, rows, models), {})
-
-    def _clusters(
-        self, base: Base, learner: Learner, plan: Plan, rows: Rows, state: ServerState
-    ) -> dict[str, GlobalModel]:
-        """Each client's model, that of its cluster; each is an adapter under clusters/, beside who is in which."""
-        if not state.clusters:
-            message = f"no round had {plan.clusters} usable updates, so no cluster was begun"
-            self.tell({"event": "warning", "message": message})
-            return {}
-        numbers = arms.choose_clusters(learner, rows, state, self.config.run.seed)
-        with self.store.commit_folder("clusters") as folder:
-            for number, model in enumerate(state.clusters, start=1):
-                save_adapter(folder / str(number), model.adapter, base_name=base.name, conv1d=learner.conv1d)
-                self.members[str(number)] = [client for client in sorted(numbers) if numbers[client] == number]
-            (folder / "clients.json").write_text(json.dumps(self.members, indent=1) + "\n", encoding="ascii")
-        for client in (client for client, number in numbers.items() if not number):
-            self.tell({"event": "warning", "message": f"{client}: {HOMELESS}"})
-        return {client: state.clusters[number - 1] for client, number in numbers.items() if number}
 
     def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
         measure = partial(self._measure, learner, rows)
@@ -434,7 +386,7 @@ class _Experiment:
         window = context_window(base.model.config)
         examples, prompts, self.unanswered = results.asked_rows(self.config, rows, template, base.tokenizer, window)
         if self.unanswered:
-            self.tell({"event": "warning", "message": self.unanswered})
+            self._warn(self.unanswered)
         if not prompts:
             return []
         models = {"base": None, "federated": state.model}
@@ -483,10 +435,10 @@ class _Experiment:
             "curves": curves,
             "differences": results.differences(self.losses, local, self.config.run.seed),
         }
-        if self.own:
-            metrics["personal"] = results.personal_metrics(self.own, self.losses, local, rows, self.shares)
-        if self.members:
-            metrics["clusters"] = self.members
+        if self.own_losses:
+            metrics["personal"] = results.personal_metrics(self.own_losses, self.losses, local, rows, self.shares)
+        if self.own.members:
+            metrics["clusters"] = self.own.members
         self.store.write_json("evaluation/metrics.json", metrics)
         return metrics
 
@@ -536,6 +488,9 @@ class _Experiment:
             **_resumptions(self.store.path),
             "unanswered": self.unanswered,
         }  # fmt: skip
+
+    def _warn(self, message: str) -> None:
+        self.tell({"event": "warning", "message": message})
 
     @contextmanager
     def _phase(self, name: str, arm: str | None = None) -> Iterator[None]:
