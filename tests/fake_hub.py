@@ -1,7 +1,8 @@
-"""A hub on this machine's loopback, with the endpoints that huggingface_hub's snapshot_download asks.
+"""A hub on this machine's loopback, with the endpoints that huggingface_hub and `datasets` ask.
 
 with FakeHub() as hub:
     commit = hub.add("lab/tiny", {"config.json": b"{}"}, "main", "v1")
+    hub.add("datasets/lab/rows", {"train.jsonl": b"{}"}, "main")        # a repository of data
     ... HF_ENDPOINT=hub.url ...
     hub.asked                           # [("GET", "/api/models/lab/tiny/revision/main"), …]
 """
@@ -16,8 +17,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-_API = re.compile(r"/api/models/([^/]+/[^/]+)/(revision|tree)/(.+)")
-_FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?")
+_FILE = re.compile(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 @dataclass
@@ -76,6 +77,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self.sent = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        self._answer()
+
     def log_message(self, *_: object) -> None: ...
 
     def _answer(self) -> None:
@@ -84,7 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.down:
             return self._send(503, b"down")
         if found := _API.fullmatch(path):
-            name, what, revision = found.groups()
+            kind, name, what, revision, _ = found.groups()
+            name, revision = ("" if kind == "models" else "datasets/") + name, revision or "main"
         elif found := _FILE.fullmatch(path):
             (name, revision, what) = found.groups()
         else:
@@ -96,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "RevisionNotFound")
         files = hub.repositories[name][commit]
         if path.startswith("/api/"):
-            return self._json(_info(name, commit, files) if what == "revision" else _tree(files))
+            return self._json(_info(name, commit, files) if what in (None, "revision") else _tree(files))
         if name in hub.gated:
             return self._refuse(403, "GatedRepo")
         if what not in files:

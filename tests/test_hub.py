@@ -1,4 +1,4 @@
-"""Hub models, pulled by the command line from a hub on the loopback: what comes, what stays, what is refused."""
+"""Models and data from a hub on the loopback, by the command line: what comes, what stays, what is refused."""
 
 from __future__ import annotations
 
@@ -184,3 +184,77 @@ def test_code_beside_a_model_is_not_fetched_and_a_model_that_needs_it_is_refused
     said = shell("check", "--model", NAME)
     assert said.status == 4 and "it needs code of its own, which is never run" in said.err
     assert not canary.exists() and not any("code.py" in path for _, path in hub.asked)
+
+
+ROWS = [{"instruction": f"Q{i}", "context": "", "response": f"A{i}", "category": "ab"[i % 2]} for i in range(6)]
+CARD = b"---\nlicense: cc-by-sa-3.0\n---\n# Rows\n"
+
+
+def lines(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.fixture
+def inspect(hub, shell, files, tmp_path):
+    """inspect("hub:lab/rows") -> what `data inspect --json` says, with a tiny tokenizer and the package datasets."""
+    pytest.importorskip("datasets")
+    tiny = tmp_path / "tiny"
+    tiny.mkdir()
+    for name, content in files.items():
+        (tiny / name).write_bytes(content)
+    return lambda source: shell("data", "inspect", source, "--model", str(tiny), "--json")
+
+
+def test_rows_of_the_hub_come_with_their_split_and_the_licence_on_their_card(hub, inspect):
+    hub.add("datasets/lab/rows", {"README.md": CARD, "train.jsonl": lines(ROWS), "test.jsonl": lines(ROWS[:2])}, "main")
+    said = inspect("hub:lab/rows")
+    facts = json.loads(said.out)
+    assert said.status == 0 and (facts["rows"], facts["licence"]) == (6, "cc-by-sa-3.0"), said.err
+    assert "examples/s" not in said.err  # no progress bar where nobody looks
+    assert json.loads(inspect("hub:lab/rows@test").out)["rows"] == 2
+    hub.down = True
+    again = json.loads(inspect("hub:lab/rows").out)
+    assert again == facts  # what was fetched is there without the hub too
+
+
+def test_a_set_without_a_card_has_an_unknown_licence(hub, inspect):
+    hub.add("datasets/lab/bare", {"train.jsonl": lines(ROWS)}, "main")
+    assert json.loads(inspect("hub:lab/bare").out)["licence"] == "unknown"
+
+
+def test_a_set_that_needs_code_of_its_own_or_is_pickled_is_refused_and_nothing_runs(hub, inspect, tmp_path):
+    canary = tmp_path / "canary"
+    code = f"open({str(canary)!r}, 'w')\n".encode()
+    hub.add("datasets/lab/script", {"script.py": code, "train.jsonl": lines(ROWS)}, "main")
+    said = inspect("hub:lab/script")
+    assert said.status == 3 and "script" in said.err
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(canary), "w"))
+
+    hub.add("datasets/lab/pickled", {"train.pkl": pickle.dumps(Bomb())}, "main")
+    assert inspect("hub:lab/pickled").status == 7
+    assert not canary.exists()
+
+
+def test_a_set_that_is_not_there_or_closed_is_named_with_what_to_do(hub, inspect):
+    hub.add("datasets/lab/rows", {"train.jsonl": lines(ROWS)}, "main")
+    hub.add("datasets/lab/closed", {"train.jsonl": lines(ROWS)}, "main")
+    hub.gated.add("datasets/lab/closed")
+    for source, status, words in (
+        ("hub:lab/nothing", 7, "doesn't exist on the Hub"),
+        ("hub:lab/closed", 7, "gated"),
+        ("hub:lab/rows@dev", 3, "Unknown split"),
+    ):
+        said = inspect(source)
+        assert (said.status, source in said.err, words in said.err) == (status, True, True), said.err
+        assert "hint: check the name and the network" in said.err
+
+
+def test_a_folder_of_the_same_name_is_not_taken_for_the_hub(hub, inspect, tmp_path):
+    hub.add("datasets/lab/rows", {"train.jsonl": lines(ROWS)}, "main")
+    (tmp_path / "lab" / "rows").mkdir(parents=True)
+    (tmp_path / "lab" / "rows" / "train.jsonl").write_bytes(lines(ROWS[:1]))
+    said = inspect("hub:lab/rows")
+    assert said.status == 3 and "lab/rows lies in this folder" in said.err

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from shepherd import network
-from shepherd.data.files import read_rows, shorten
-from shepherd.errors import DataError, NetworkError, did_you_mean, missing_extra
+from shepherd.data.files import read_rows
+from shepherd.errors import DataError, did_you_mean
 from shepherd.registry import Registry
 
 datasets = Registry("dataset")
@@ -65,33 +64,3 @@ def _conversation(turns: Any, topic: str, language: str) -> dict[str, Any]:
     if isinstance(turns, list):
         turns = [{"role": ("user", "assistant")[i % 2], "content": str(turn)} for i, turn in enumerate(turns)]
     return {"messages": turns, "category": topic, "source": language, "language": language}
-
-
-def hub(name: str) -> Rows:
-    """`org/name[:config][@split]` through the package `datasets`; the split is `train` unless named.
-
-    Who writes `hub:` asks for the network, so it is open while the rows are fetched.
-    """
-    with network.opened():
-        return _fetched(name)
-
-
-def _fetched(name: str) -> Rows:
-    try:
-        import datasets as hub_datasets
-    except ImportError:
-        raise missing_extra("datasets", "hub") from None
-    path, _, split = name.partition("@")
-    path, _, config = path.partition(":")
-    split = split or "train"
-    try:
-        data = hub_datasets.load_dataset(path, config or None, split=split)
-    except Exception as error:  # its errors have no common class; what it says is what the user needs
-        kind = NetworkError if isinstance(error, (ConnectionError, OSError)) else DataError
-        raise kind(
-            f"hub:{name} could not be loaded: {type(error).__name__}: {shorten(str(error), 200)}",
-            hint="check the name and the network, or download the file and give its path",
-        ) from error
-    stem = path.rpartition("/")[2]
-    rows = [(f"{stem}:{number}", dict(row)) for number, row in enumerate(data, 1)]
-    return Rows(f"hub:{name}", rows, getattr(data.info, "license", "") or "unknown")

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shepherd import rng
-from shepherd.data.builtins import Rows, datasets, hub
+from shepherd.data.builtins import Rows, datasets
 from shepherd.data.files import SUFFIXES, find, read_rows
 from shepherd.data.formats import Refusal, detect, rename, to_example
+from shepherd.data.hub import hub
 from shepherd.errors import DataError, did_you_mean
 from shepherd.types import Example
 

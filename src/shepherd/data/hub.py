@@ -1,0 +1,60 @@
+"""Rows of a hub's dataset, through the package `datasets` of the extra `hub`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from shepherd import network
+from shepherd.data.builtins import Rows
+from shepherd.data.files import shorten
+from shepherd.errors import DataError, NetworkError, missing_extra
+
+
+def hub(name: str) -> Rows:
+    """`org/name[:config][@split]` through the package `datasets`; the split is `train` unless named.
+
+    Who writes `hub:` asks for the network, so it is open while the rows are fetched.
+    """
+    with network.opened():
+        return _fetched(name)
+
+
+def _fetched(name: str) -> Rows:
+    try:
+        import datasets as hub_datasets
+    except ImportError:
+        raise missing_extra("datasets", "hub") from None
+    path, _, split = name.partition("@")
+    path, _, config = path.partition(":")
+    split = split or "train"
+    if Path(path).exists():
+        raise DataError(
+            f"hub:{name}: {path} lies in this folder, and the package datasets would read that in place of the hub's",
+            hint=f"start from another folder, or give data.source = {path}",
+        )
+    if not sys.stderr.isatty():
+        hub_datasets.disable_progress_bars()
+    try:
+        data = hub_datasets.load_dataset(path, config or None, split=split)
+    except Exception as error:  # its errors have no common class; what it says is what the user needs
+        kind = NetworkError if isinstance(error, (ConnectionError, OSError)) else DataError
+        raise kind(
+            f"hub:{name} could not be loaded: {type(error).__name__}: {shorten(str(error), 200)}",
+            hint="check the name and the network, or download the file and give its path",
+        ) from error
+    stem = path.rpartition("/")[2]
+    rows = [(f"{stem}:{number}", dict(row)) for number, row in enumerate(data, 1)]
+    return Rows(f"hub:{name}", rows, data.info.license or _licence_on_card(path))
+
+
+def _licence_on_card(path: str) -> str:
+    """The licence that the card of a hub set names, or "unknown": no run fails for want of a card."""
+    from huggingface_hub import DatasetCard
+
+    try:
+        facts = DatasetCard.load(path).data
+    except Exception:
+        return "unknown"
+    named = facts.get("license_name") or facts.license
+    return ", ".join(named) if isinstance(named, list) else str(named or "unknown")
