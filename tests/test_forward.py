@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -277,6 +279,37 @@ def test_a_pass_that_was_not_packed_is_refused_instead_of_being_attended_wrongly
         packed.token_losses(pack(some_rows((6,))))
         with pytest.raises(ModelError, match="outside a packed pass"):
             model(torch.tensor([[5, 6, 7, 8]]))
+
+
+class Rounding(torch.nn.Linear):
+    """As bitsandbytes' 8-bit layer: columns in which any row of the pass is large are exact; the rest has 4 bits, to show here."""
+
+    def __init__(self, layer: torch.nn.Linear, threshold: float) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
+        self.load_state_dict(layer.state_dict())
+        self.state = types.SimpleNamespace(threshold=threshold)
+
+    def forward(self, x):
+        large = x.abs() > self.state.threshold if self.state.threshold else torch.zeros_like(x, dtype=torch.bool)
+        exact = large.flatten(0, -2).any(0)
+        rest = x.masked_fill(exact, 0.0)
+        unit = rest.abs().amax(-1, keepdim=True).clamp_min(1e-9) / 7
+        return super().forward(torch.where(exact, x, (rest / unit).round() * unit))
+
+
+def with_rounding(model, threshold: float = 1.0):
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, torch.nn.Linear) and layer is not model.get_output_embeddings():
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, Rounding(layer, threshold))
+    return model
+
+
+def test_an_8bit_base_whose_sequences_share_their_rounding_is_not_mistaken_for_one_that_leaks(model_folder):
+    model = with_rounding(load_base(str(model_folder("llama")), device="cpu", dtype="float32").model)
+    thresholds = [m.state.threshold for m in model.modules() if isinstance(m, Rounding)]
+    packed = PackedModel(model)
+    assert packed.plain_head and thresholds == [m.state.threshold for m in model.modules() if isinstance(m, Rounding)]
 
 
 def test_a_bfloat16_base_is_not_mistaken_for_one_that_leaks(bases, model_folder):

@@ -9,6 +9,7 @@ Only safetensors are read and no code that comes with a model is run.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +240,8 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype, quantize
         )
     elif quantize == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        # Every product of a bfloat16 base would say that it rounds to float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantize != "none":
         options["device_map"] = {"": device}
     try:
