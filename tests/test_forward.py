@@ -282,7 +282,7 @@ def test_a_pass_that_was_not_packed_is_refused_instead_of_being_attended_wrongly
 
 
 class Rounding(torch.nn.Linear):
-    """As bitsandbytes' 8-bit layer: columns in which any row of the pass is large are exact; the rest has 4 bits, to show here."""
+    """As bitsandbytes' 8-bit layer, with 4 bits, so that it shows: columns in which any row is large are exact."""
 
     def __init__(self, layer: torch.nn.Linear, threshold: float) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
