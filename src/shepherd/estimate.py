@@ -89,6 +89,7 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
     check_window(config, shape)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
+        model.tie_weights()  # transformers 5.0 has not: it would count a shared head twice
     targets = pick_targets(model, config.lora.targets)
     sizes = {name: features(model.get_submodule(name)) for name in targets}
     adapter = fresh_adapter(sizes, config.lora.r, config.lora.alpha, config.run.seed, rslora=config.lora.rslora)
