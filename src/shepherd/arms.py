@@ -28,7 +28,7 @@ from shepherd.errors import DataError, ModelError, UsageError, did_you_mean
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.lora import CohortLora
-from shepherd.prepare import Learner, Rows, rates, share
+from shepherd.prepare import Learner, Rows, peak_rate, rates, share
 from shepherd.round import Engine, Plan, RoundRecord, run_round
 from shepherd.store import check_sealed
 from shepherd.tensors import from_file, to_bytes
@@ -45,12 +45,14 @@ class Budget:
     """What an arm spent, clients that failed left out. `optimizer_steps` is of all its clients together.
 
     `optimizer_steps_per_client` counts steps in sequence: those of a client that takes part in every round.
+    `learning_rate` is the peak of its schedule.
     """
 
     optimizer_steps: int
     optimizer_steps_per_client: float
     rows: int
     target_tokens: int
+    learning_rate: float
 
 
 @dataclass
@@ -74,10 +76,10 @@ def federated_rounds(
         yield state, record
 
 
-def federated_budget(lines: Sequence[Mapping[str, Any]], cohort_size: int) -> Budget:
+def federated_budget(lines: Sequence[Mapping[str, Any]], cohort_size: int, learning_rate: float) -> Budget:
     """What the federated arm spent, from the lines of rounds.jsonl."""
     steps, rows, tokens = (sum(sum(line[key].values()) for line in lines) for key in ("steps", "examples", "tokens"))
-    return Budget(steps, steps / cohort_size, rows, tokens)
+    return Budget(steps, steps / cohort_size, rows, tokens, learning_rate)
 
 
 def save_arm(folder: Path, arm: Arm, *, base_name: str, conv1d: bool = False) -> None:
@@ -147,14 +149,14 @@ def local_arm(
     config: Config, learner: Learner, rows: Rows, names: Sequence[ClientId], observe: Observe, measure: Measure
 ) -> Arm:
     """Every named client alone, trained side by side in cohorts."""
-    arm = Arm({}, {}, {}, Budget(0, 0.0, 0, 0))
+    arm = Arm({}, {}, {}, Budget(0, 0.0, 0, 0, peak_rate(config, "local")))
     at_once = learner.settings.clients_at_once
     observe(1, dict.fromkeys(names, "waiting"))
     for start in range(0, len(names), at_once):
         chunk = tuple(names[start : start + at_once])
         data = {name: rows.clients[name] for name in chunk}
         shares = {name: share(len(data[name]), config.training) for name in chunk}
-        _merge(arm, _train_alone(config, learner, data, shares, observe, measure))
+        _merge(arm, _train_alone(config, learner, "local", data, shares, observe, measure))
     return arm
 
 
@@ -166,7 +168,7 @@ def centralised_arm(
     count = round(cohort * float(np.mean([r for r, _ in shares])))
     steps = max(1, round(float(np.mean([s for _, s in shares]))))
     pooled = tuple(row for client in sorted(rows.clients) for row in rows.clients[client])
-    return _train_alone(config, learner, {POOLED: pooled}, {POOLED: (count, steps)}, observe, measure)
+    return _train_alone(config, learner, "centralised", {POOLED: pooled}, {POOLED: (count, steps)}, observe, measure)
 
 
 def personal_models(
@@ -245,6 +247,7 @@ def own_losses(learner: Learner, rows: Rows, models: Mapping[ClientId, GlobalMod
 def _train_alone(
     config: Config,
     learner: Learner,
+    arm: str,
     data: Mapping[ClientId, Sequence[Tokens]],
     shares: Mapping[ClientId, tuple[int, int]],
     observe: Observe,
@@ -259,7 +262,8 @@ def _train_alone(
     metrics: list[Mapping[str, Mapping[str, float]]] = []
     for number in range(1, rounds + 1):
         work = [
-            Work(client, (number - 1) * count, count, rates(config, n, number)) for client, (count, n) in shares.items()
+            Work(client, (number - 1) * count, count, rates(config, n, number, arm))
+            for client, (count, n) in shares.items()
         ]
         metrics.append(cohort.run(work, number, lambda report, n=number: observe(n, report)))
         if every and number % every == 0 and number < rounds:
@@ -277,7 +281,9 @@ def _train_alone(
         adapters={c: Adapter(lora.read(clients.index(c)), a.r, a.alpha, a.rslora, a.base_digest) for c in well},
         losses={c: final[c] for c in well},
         curves={c: [*curves[c], (rounds, final[c].stat.mean)] for c in well},
-        budget=Budget(steps, steps / max(len(well), 1), rounds * sum(shares[c][0] for c in well), targets),
+        budget=Budget(
+            steps, steps / max(len(well), 1), rounds * sum(shares[c][0] for c in well), targets, peak_rate(config, arm)
+        ),
         failures=tuple(cohort.failures.values()),
     )
 
@@ -289,9 +295,10 @@ def _merge(arm: Arm, more: Arm) -> None:
     arm.curves |= more.curves
     arm.failures += more.failures
     steps = arm.budget.optimizer_steps + more.budget.optimizer_steps
-    arm.budget = Budget(
-        steps,
-        steps / clients,
-        arm.budget.rows + more.budget.rows,
-        arm.budget.target_tokens + more.budget.target_tokens,
+    arm.budget = replace(
+        arm.budget,
+        optimizer_steps=steps,
+        optimizer_steps_per_client=steps / clients,
+        rows=arm.budget.rows + more.budget.rows,
+        target_tokens=arm.budget.target_tokens + more.budget.target_tokens,
     )

@@ -49,6 +49,7 @@ from shepherd.prepare import (
     Rows,
     base_weights,
     context_window,
+    peak_rate,
     prepare_learner,
     prepare_method,
     prepare_personal,
@@ -377,9 +378,8 @@ class _Experiment:
         observe = self.meter.steps("centralised")
         arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, observe, measure)
         if arm.failures:
-            raise ClientError(
-                f"the centralised arm failed: {arm.failures[0].detail}", hint="lower training.learning_rate"
-            )
+            key = "evaluation.centralised_" if "centralised" in self.config.evaluation.own_rates else "training."
+            raise ClientError(f"the centralised arm failed: {arm.failures[0].detail}", hint=f"lower {key}learning_rate")
         return arm
 
     def _evaluate(self, arm: str, state: ServerState | None, rows: Rows, number: int) -> RowLosses:
@@ -500,7 +500,7 @@ class _Experiment:
         return {
             "arms": brief,
             "budget": {
-                "federated": dataclasses.asdict(arms.federated_budget(lines, plan.cohort_size)),
+                "federated": dataclasses.asdict(arms.federated_budget(lines, plan.cohort_size, peak_rate(self.config))),
                 **{name: dataclasses.asdict(arm.budget) for name, arm in outcome.items()},
             },
             "bytes_up": sum(line["bytes_up"] for line in lines),
