@@ -98,6 +98,16 @@ def test_the_baselines_train_at_the_rates_of_the_schedule(run_small, monkeypatch
     assert used == own + shared
 
 
+def test_in_the_baselines_too_b_moves_at_rate_ratio_times_the_arms_own_rate(run_small):
+    # B begins as 0, so the first step leaves A where it is: only the rate of B counts, 4 · 0.01 or 1 · 0.04.
+    one_step = ("federation.rounds=1", "evaluation.local_clients=2", "evaluation.generate=0")
+    rate = lambda eta: [f"evaluation.{arm}_learning_rate={eta}" for arm in ("local", "centralised")]  # noqa: E731
+    ratio = run_small(*one_step, *rate(0.01), "objective.rate_ratio=4")
+    plain = run_small(*one_step, *rate(0.04), "objective.rate_ratio=1")
+    for arm in ("local", "centralised"):
+        assert curve(ratio.path, arm) == curve(plain.path, arm)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -28,11 +28,11 @@ from shepherd.errors import DataError, ModelError, UsageError, did_you_mean
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.lora import CohortLora
-from shepherd.prepare import Learner, Rows, peak_rate, rates, share
+from shepherd.prepare import Learner, Rows, peak_rate, rate_ratio, rates, share
 from shepherd.round import Engine, Plan, RoundRecord, run_round
 from shepherd.store import check_sealed
 from shepherd.tensors import from_file, to_bytes
-from shepherd.types import Adapter, ClientFailure, ClientId, GlobalModel, ServerState, Tokens, View, Work
+from shepherd.types import Adapter, ClientFailure, ClientId, GlobalModel, Objective, ServerState, Tokens, View, Work
 
 Observe = Callable[[int, StepReport], None]
 Measure = Callable[[CohortLora], list[RowLosses]]
@@ -256,7 +256,9 @@ def _train_alone(
     clients = tuple(data)
     lora = learner.make_lora()
     views = dict.fromkeys(clients, View(learner.adapter))
-    cohort = Cohort(learner.packed, lora, learner.settings, views, data, config.run.seed)
+    # Of the objective only the rate of B holds: alone there is nobody to be pulled towards, or corrected by.
+    objective = Objective(rate_ratio=rate_ratio(config))
+    cohort = Cohort(learner.packed, lora, learner.settings, views, data, config.run.seed, objective)
     rounds, every = config.federation.rounds, config.evaluation.every
     curves: dict[str, list[tuple[int, float]]] = {client: [] for client in clients}
     metrics: list[Mapping[str, Mapping[str, float]]] = []
