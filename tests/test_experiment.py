@@ -67,7 +67,7 @@ def test_a_run_leaves_every_file_that_was_promised_and_nothing_half_written(tiny
     found = {str(path.relative_to(tiny_run.path)) for path in tiny_run.path.rglob("*") if path.is_file()}
     promised = {
         "config.toml", "partition.json", "rounds.jsonl", "journal.jsonl", "env.json", "summary.json", "report.html",
-        "evaluation/metrics.json", "evaluation/generations.jsonl",
+        "evaluation/metrics.json", "evaluation/generations.jsonl", "evaluation/rows_seen.jsonl",
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md",
         "adapter/tokenizer.json", "adapter/tokenizer_config.json",
         "checkpoints/round-0001/adapter_config.json", "checkpoints/round-0001/adapter_model.safetensors",

@@ -220,7 +220,9 @@ class _Experiment:
             records = self._generate(base, learner, rows, template, state, outcome)
         lines = results.read_rounds(self.store.path)
         metrics = self._metrics(rows, outcome, records, lines)
-        summary = self._summary(base, learner, plan, rows, state, metrics, lines, check, outcome)
+        seen = results.rows_seen(lines, rows, config.run.seed)
+        self.store.write_lines(results.ROWS_SEEN, results.seen_by_id(seen, rows))
+        summary = self._summary(base, learner, plan, rows, state, metrics, lines, check, outcome, seen)
         self.store.write_json("summary.json", summary)
         self.store.journal("finished")
         with self._phase("report"):
@@ -490,7 +492,7 @@ class _Experiment:
         self.store.write_json("evaluation/metrics.json", metrics)
         return metrics
 
-    def _summary(self, base, learner, plan, rows, state, metrics, lines, check, outcome) -> dict[str, Any]:
+    def _summary(self, base, learner, plan, rows, state, metrics, lines, check, outcome, seen) -> dict[str, Any]:
         measured = dict(metrics["arms"])
         local = measured.pop("local", None)
         brief = {name: results.brief(m) for name, m in measured.items()}
@@ -532,7 +534,8 @@ class _Experiment:
             "version": __version__,
             "seed": self.config.run.seed,
             "reload_check": check,
-            "trained_rows": results.times_seen(state.cursors, rows),
+            "trained_rows": results.times_seen(seen),
+            "rows_seen": results.ROWS_SEEN,
             **_resumptions(self.store.path),
             "unanswered": self.unanswered,
         }  # fmt: skip

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shepherd.clients.training import times_walked
 from shepherd.config import Config
 from shepherd.data.prompts import Template
 from shepherd.data.tokenize import encode_prompt
@@ -19,6 +21,8 @@ from shepherd.evaluation.text import score
 from shepherd.prepare import Rows
 from shepherd.rng import stream
 from shepherd.types import Example, Tokens
+
+ROWS_SEEN = "evaluation/rows_seen.jsonl"
 
 
 def arm_metrics(losses: RowLosses, rows: Rows) -> dict[str, Any]:
@@ -152,14 +156,47 @@ def generation_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[st
     }
 
 
-def times_seen(cursors: Mapping[str, int], rows: Rows) -> dict[str, dict[str, Any]]:
-    """Per client: its rows, and how many of them training saw how often. The walk visits every row once per pass."""
-    seen = {}
-    for client, held in sorted(rows.clients.items()):
-        passes, rest = divmod(cursors.get(client, 0), len(held))
-        counts = {passes: len(held) - rest, passes + 1: rest}
-        seen[client] = {"rows": len(held), "seen": {str(times): n for times, n in counts.items() if n}}
-    return seen
+def rows_seen(lines: Sequence[Mapping[str, Any]], rows: Rows, seed: int) -> dict[str, np.ndarray]:
+    """int[rows] of each client: how often the rounds trained on each row, by the lines of rounds.jsonl.
+
+    A row is seen when a local step is done with it, whether or not the update counts in the end. Where a round trains
+    more than one adapter on its rows that is once, and probes of slots and tuning after the last round are left out.
+    """
+    at = dict.fromkeys(sorted(rows.clients), 0)
+
+    def walked(client: str, count: int) -> np.ndarray:
+        return times_walked(len(rows.clients[client]), client, count, seed)
+
+    seen = {client: walked(client, 0) for client in at}
+    for line in lines:
+        for client, count in line["unused_examples"].items():  # its walk does not go on
+            seen[client] += walked(client, at[client] + count) - walked(client, at[client])
+        for client, count in line["examples"].items():
+            at[client] += count
+    return {client: times + walked(client, at[client]) for client, times in seen.items()}
+
+
+def times_seen(seen: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Per client: its rows, and how many of them were seen how often."""
+    counts = {client: Counter(sorted(times.tolist())) for client, times in seen.items()}
+    return {
+        client: {"rows": n.total(), "seen": {str(times): rows for times, rows in n.items()}}
+        for client, n in counts.items()
+    }
+
+
+def seen_by_id(seen: Mapping[str, np.ndarray], rows: Rows) -> Iterator[dict[str, Any]]:
+    """The lines of rows_seen.jsonl: of each client the ids by how often they were seen, but for the largest group.
+
+    `otherwise` is how often the rows that are not named were seen.
+    """
+    for client, times in seen.items():
+        usual = Counter(times.tolist()).most_common(1)[0][0]
+        named: dict[str, list[str]] = {str(n): [] for n in sorted(set(times.tolist()) - {usual})}
+        for row, n in zip(rows.clients[client], times.tolist(), strict=True):
+            if n != usual:
+                named[str(n)].append(row.id)
+        yield {"client": client, "rows": len(times), "otherwise": usual, "seen": named}
 
 
 def brief(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -280,6 +280,11 @@ def participation(record: RunRecord, limits: Limits) -> Section:
             text.append(
                 f"{why}, so the model stayed as it was, in {'round' if len(some) == 1 else 'rounds'} {listing(some)}."
             )
+    if where := record.summary.get("rows_seen"):
+        text.append(
+            f"How often each row was trained on, by its id, is in {shorten(where, 60)} of the run directory, whether "
+            "or not the update counted."
+        )
     seen = record.summary.get("trained_rows") or {}
     sums = {
         c: {
