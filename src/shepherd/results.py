@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -106,31 +107,44 @@ def read_rounds(run_dir: Path) -> list[Mapping[str, Any]]:
     return lines
 
 
-def sample_rows(held_out: Sequence[Tokens], count: int) -> list[int]:
-    """Indices of `count` held-out rows, taken in turn from each category; rows that were cut are passed over."""
+def sample_rows(held_out: Sequence[Tokens], count: int, usable: Callable[[int], bool]) -> list[int]:
+    """Indices of `count` held-out rows, taken in turn from each category; for one that is not usable comes the next
+    of its category. Fewer where no more are usable."""
     by_category: dict[str, list[int]] = {}
     for index, row in enumerate(held_out):
-        if not row.cut:
-            by_category.setdefault(row.category, []).append(index)
-    turns = [indices[turn] for turn in range(len(held_out)) for indices in by_category.values() if turn < len(indices)]
-    return sorted(turns[:count])
+        by_category.setdefault(row.category, []).append(index)
+    turns = zip_longest(*(filter(usable, indices) for indices in by_category.values()))
+    return sorted(islice((index for turn in turns for index in turn if index is not None), count))
 
 
 def asked_rows(
     config: Config, rows: Rows, template: Template, tokenizer: Any, window: int | None
 ) -> tuple[list[Example], list[list[int]], str]:
-    """(rows that are answered by generation, their prompts, which of the others are not: a sentence, or nothing)."""
-    table = config.evaluation
-    examples = [rows.examples[rows.held_out[i].id] for i in sample_rows(rows.held_out, table.generate)]
-    prompts = [encode_prompt(template, tokenizer, e.messages, e.context) for e in examples]
-    fit = [i for i, prompt in enumerate(prompts) if len(prompt) + table.max_new_tokens <= (window or math.inf)]
+    """(rows that are answered by generation, their prompts, why they are fewer than were asked for: a sentence, or
+    nothing). Rows that were cut are not asked: nothing as long was trained on."""
+    table, prompts = config.evaluation, {}
+    example = lambda index: rows.examples[rows.held_out[index].id]  # noqa: E731
+
+    def usable(index: int) -> bool:
+        if rows.held_out[index].cut:
+            return False
+        prompts[index] = encode_prompt(template, tokenizer, example(index).messages, example(index).context)
+        return len(prompts[index]) + table.max_new_tokens <= (window or math.inf)
+
+    picked = sample_rows(rows.held_out, table.generate, usable)
     lost = ""
-    if len(fit) < len(prompts):
+    if len(picked) < table.generate:
+        too_long = {
+            f"cut to data.max_length = {config.data.max_length}": sum(row.cut > 0 for row in rows.held_out),
+            f"with evaluation.max_new_tokens = {table.max_new_tokens} beyond the {window} positions of the model": (
+                len(prompts) - len(picked)
+            ),
+        }
         lost = (
-            f"{len(prompts) - len(fit)} of {len(prompts)} prompts are not answered: with evaluation.max_new_tokens = "
-            f"{table.max_new_tokens} they do not fit into the {window} positions of the model"
-        )
-    return [examples[i] for i in fit], [prompts[i] for i in fit], lost
+            f"evaluation.generate = {table.generate} asks for more answers than the {len(picked)} that are possible: "
+            f"{len(rows.held_out)} rows are held out"
+        ) + "".join(f", {count} of them {why}" for why, count in too_long.items() if count)
+    return [example(index) for index in picked], [prompts[index] for index in picked], lost
 
 
 def generation_record(example: Example, answers: Mapping[str, str]) -> dict[str, Any]:
