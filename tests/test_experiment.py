@@ -24,8 +24,9 @@ from shepherd.errors import ClientError, EvaluationError, UsageError
 from shepherd.estimate import plan
 from shepherd.evaluation.losses import row_losses
 from shepherd.model.adapter import WEIGHTS, digest, load_adapter, save_adapter
-from shepherd.model.base import load_base
+from shepherd.model.base import load_base, load_tokenizer
 from shepherd.prepare import prepare_learner, prepare_rows
+from shepherd.results import asked_rows
 from shepherd.types import Adapter, Factors
 from shepherd.updates import gate
 from tiny import tiny_model
@@ -67,7 +68,7 @@ def test_a_run_leaves_every_file_that_was_promised_and_nothing_half_written(tiny
     found = {str(path.relative_to(tiny_run.path)) for path in tiny_run.path.rglob("*") if path.is_file()}
     promised = {
         "config.toml", "partition.json", "rounds.jsonl", "journal.jsonl", "env.json", "summary.json", "report.html",
-        "evaluation/metrics.json", "evaluation/generations.jsonl",
+        "evaluation/metrics.json", "evaluation/generations.jsonl", "evaluation/rows_seen.jsonl",
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md",
         "adapter/tokenizer.json", "adapter/tokenizer_config.json",
         "checkpoints/round-0001/adapter_config.json", "checkpoints/round-0001/adapter_model.safetensors",
@@ -275,17 +276,49 @@ def test_the_command_to_repeat_a_run_repeats_it_from_where_it_was_started(out, s
 
 
 def test_prompts_that_do_not_fit_into_the_window_are_counted_in_check_run_and_report(run_small, small_config):
-    # A window of 512: with 512 new tokens no prompt fits, with 3 all do.
+    # 14 of 16 rows are longer than data.max_length = 128. In a window of 512, with 512 new tokens no prompt fits.
     settings = ("evaluation.arms=base,federated", "federation.rounds=1", "evaluation.generate=2")
     run = run_small(*settings, "evaluation.max_new_tokens=512")
     said = (
-        "2 of 2 prompts are not answered: with evaluation.max_new_tokens = 512 they do not fit into the 512 positions "
-        "of the model"
+        "evaluation.generate = 2 asks for more answers than the 0 that are possible: 16 rows are held out, 14 of them "
+        "cut to data.max_length = 128, 2 of them with evaluation.max_new_tokens = 512 beyond the 512 positions of the "
+        "model"
     )
     assert said in [event["message"] for event in run.events if event["event"] == "warning"]
     assert said == run.summary["unanswered"] and said in (run.path / "report.html").read_text(encoding="utf-8")
     assert said in plan(run.config).warnings
-    assert not any("prompts" in warning for warning in plan(small_config(*settings)).warnings)
+    assert not any("answers" in warning for warning in plan(small_config(*settings)).warnings)
+
+
+def test_for_a_row_that_cannot_be_answered_comes_the_next_of_its_category_and_fewer_are_said(small_config, tmp_path):
+    long = "many words " * 60
+    held = [("short", "a"), (long, "a"), ("rose " * 30, "a"), ("brief", "b"), (long, "b"), ("terse", "b"), (long, "c")]
+    train = jsonl(tmp_path / "t.jsonl", [(f"Say {c} {i}.", f"{c}{i}", c) for c in "abc" for i in range(3)])
+    rest = jsonl(tmp_path / "h.jsonl", [(f"Row {i}: {text}", "Yes.", c) for i, (text, c) in enumerate(held)])
+
+    def answered(asked: int, window: int = 512) -> tuple[list[str], str]:
+        settings = small_config(
+            f"data.source={train}", f"data.held_out_source={rest}", "data.rows_per_category=0", "data.max_length=160",
+            f"evaluation.generate={asked}",
+        )  # fmt: skip
+        tokenizer = load_tokenizer(Path(settings.model.base))
+        rows, template = prepare_rows(settings, tokenizer)
+        assert [row.cut > 0 for row in rows.held_out] == [len(text) > 200 for text, _ in held], "3 of 7 are cut"
+        examples, prompts, lost = asked_rows(settings, rows, template, tokenizer, window)
+        assert len(prompts) == len(examples)
+        return [example.messages[0].content.split(":")[0] for example in examples], lost
+
+    assert answered(2) == (["Row 0", "Row 3"], "")
+    # The second of each category is cut, and the only one of c.
+    assert answered(4) == (["Row 0", "Row 2", "Row 3", "Row 5"], "")
+    fewer = "evaluation.generate = 5 asks for more answers than the {} that are possible: 7 rows are held out, "
+    cut = "3 of them cut to data.max_length = 160"
+    assert answered(5) == (["Row 0", "Row 2", "Row 3", "Row 5"], fewer.format(4) + cut)
+    # Row 2 is the longest of the others.
+    assert answered(3, window=80) == (["Row 0", "Row 3", "Row 5"], "")
+    beyond = ", 1 of them with evaluation.max_new_tokens = 3 beyond the 80 positions of the model"
+    assert answered(4, window=80) == (["Row 0", "Row 3", "Row 5"], fewer.replace("5", "4").format(3) + cut + beyond)
+    assert answered(0) == ([], "")
 
 
 # Rows, steps and bytes

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shepherd.clients.arrival import virtual_seconds
+from shepherd.clients.reports import Progress
 from shepherd.clients.selection import Draw, Pool, Selection, build_selection
 from shepherd.errors import ClientError
 from shepherd.plan import Plan, Policy
@@ -212,6 +213,30 @@ def test_who_comes_after_enough_others_does_not_walk_on():
     before = begin(cursors={"a": 10, "b": 20, "c": 30})
     state, record = run_round(before, plan(cohort_size=1, policy=policy), asked([]))
     assert record.late == ("b", "c") and state.cursors == {"a": 11, "b": 20, "c": 30}
+
+
+def test_rows_of_work_that_does_not_count_are_in_the_record():
+    # Work of 1, 2 and 5 rows, in two steps each.
+    clock = lambda work, number: {"a": 1.0, "b": 2.0, "c": 3.0}[work.client]  # noqa: E731
+    _, record = run_round(begin(), plan(cohort_size=1, policy=Policy(over_select=2.0, clock=clock)), asked([]))
+    assert record.examples == {"a": 1} and record.unused_examples == {"b": 2, "c": 5}, "late, after enough others"
+    _, record = run_round(begin(), plan(policy=Policy(deadline=2.5, clock=clock)), asked([]))
+    assert record.late == ("c",) and record.unused_examples == {}, "who is known to be late is not simulated"
+
+
+@pytest.mark.parametrize(("told", "rows"), [((), 0), ((0, 1), 2), ((0, 1, 2), 5), ((0, 1, 2, 3), 5)])
+def test_of_a_client_that_failed_the_rows_of_the_steps_that_it_told_of_are_in_the_record(told, rows):
+    # c has 5 rows in two steps: 5 · 1 // 2 = 2 in the first. A third step is of a second adapter, on the same rows.
+    class Told(Answers):
+        def train(self, task, private, observe):
+            for step in told:
+                observe({"c": Progress("training", step, 4)})
+            observe({"c": "failed"})
+            return super().train(task, private, observe)
+
+    skips = plan(min_updates=3, policy=Policy(on_too_few="skip"))
+    state, record = run_round(begin(), skips, Told(failing("c").answer))
+    assert record.unused_examples == {"a": 1, "b": 2} | ({"c": rows} if rows else {}) and state.cursors == {}
 
 
 def test_a_further_draw_of_a_round_has_a_random_stream_of_its_own():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from shepherd.errors import DataError, ModelError, UsageError, did_you_mean
 from shepherd.evaluation.losses import RowLosses
 from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.lora import CohortLora
-from shepherd.prepare import Learner, Rows, rates, share
+from shepherd.prepare import Learner, Rows, peak_rate, rate_ratio, rates, share
 from shepherd.round import Engine, Plan, RoundRecord, run_round
 from shepherd.store import check_sealed
 from shepherd.tensors import from_file, to_bytes
-from shepherd.types import Adapter, ClientFailure, ClientId, ServerState, Tokens, View, Work
+from shepherd.types import Adapter, ClientFailure, ClientId, Objective, ServerState, Tokens, View, Work
 
 Observe = Callable[[int, StepReport], None]
 Measure = Callable[[CohortLora], list[RowLosses]]
@@ -43,12 +43,14 @@ class Budget:
     """What an arm spent, clients that failed left out. `optimizer_steps` is of all its clients together.
 
     `optimizer_steps_per_client` counts steps in sequence: those of a client that takes part in every round.
+    `learning_rate` is the peak of its schedule.
     """
 
     optimizer_steps: int
     optimizer_steps_per_client: float
     rows: int
     target_tokens: int
+    learning_rate: float
 
 
 @dataclass
@@ -72,10 +74,10 @@ def federated_rounds(
         yield state, record
 
 
-def federated_budget(lines: Sequence[Mapping[str, Any]], cohort_size: int) -> Budget:
+def federated_budget(lines: Sequence[Mapping[str, Any]], cohort_size: int, learning_rate: float) -> Budget:
     """What the federated arm spent, from the lines of rounds.jsonl."""
     steps, rows, tokens = (sum(sum(line[key].values()) for line in lines) for key in ("steps", "examples", "tokens"))
-    return Budget(steps, steps / cohort_size, rows, tokens)
+    return Budget(steps, steps / cohort_size, rows, tokens, learning_rate)
 
 
 def save_arm(folder: Path, arm: Arm, *, base_name: str, conv1d: bool = False) -> None:
@@ -145,14 +147,14 @@ def local_arm(
     config: Config, learner: Learner, rows: Rows, names: Sequence[ClientId], observe: Observe, measure: Measure
 ) -> Arm:
     """Every named client alone, trained side by side in cohorts."""
-    arm = Arm({}, {}, {}, Budget(0, 0.0, 0, 0))
+    arm = Arm({}, {}, {}, Budget(0, 0.0, 0, 0, peak_rate(config, "local")))
     at_once = learner.settings.clients_at_once
     observe(1, dict.fromkeys(names, "waiting"))
     for start in range(0, len(names), at_once):
         chunk = tuple(names[start : start + at_once])
         data = {name: rows.clients[name] for name in chunk}
         shares = {name: share(len(data[name]), config.training) for name in chunk}
-        _merge(arm, _train_alone(config, learner, data, shares, observe, measure))
+        _merge(arm, _train_alone(config, learner, "local", data, shares, observe, measure))
     return arm
 
 
@@ -164,12 +166,13 @@ def centralised_arm(
     count = round(cohort * float(np.mean([r for r, _ in shares])))
     steps = max(1, round(float(np.mean([s for _, s in shares]))))
     pooled = tuple(row for client in sorted(rows.clients) for row in rows.clients[client])
-    return _train_alone(config, learner, {POOLED: pooled}, {POOLED: (count, steps)}, observe, measure)
+    return _train_alone(config, learner, "centralised", {POOLED: pooled}, {POOLED: (count, steps)}, observe, measure)
 
 
 def _train_alone(
     config: Config,
     learner: Learner,
+    arm: str,
     data: Mapping[ClientId, Sequence[Tokens]],
     shares: Mapping[ClientId, tuple[int, int]],
     observe: Observe,
@@ -178,13 +181,16 @@ def _train_alone(
     clients = tuple(data)
     lora = learner.make_lora()
     views = dict.fromkeys(clients, View(learner.adapter))
-    cohort = Cohort(learner.packed, lora, learner.settings, views, data, config.run.seed)
+    # Of the objective only the rate of B holds: alone there is nobody to be pulled towards, or corrected by.
+    objective = Objective(rate_ratio=rate_ratio(config))
+    cohort = Cohort(learner.packed, lora, learner.settings, views, data, config.run.seed, objective)
     rounds, every = config.federation.rounds, config.evaluation.every
     curves: dict[str, list[tuple[int, float]]] = {client: [] for client in clients}
     metrics: list[Mapping[str, Mapping[str, float]]] = []
     for number in range(1, rounds + 1):
         work = [
-            Work(client, (number - 1) * count, count, rates(config, n, number)) for client, (count, n) in shares.items()
+            Work(client, (number - 1) * count, count, rates(config, n, number, arm))
+            for client, (count, n) in shares.items()
         ]
         metrics.append(cohort.run(work, number, lambda report, n=number: observe(n, report)))
         if every and number % every == 0 and number < rounds:
@@ -202,7 +208,9 @@ def _train_alone(
         adapters={c: Adapter(lora.read(clients.index(c)), a.r, a.alpha, a.rslora, a.base_digest) for c in well},
         losses={c: final[c] for c in well},
         curves={c: [*curves[c], (rounds, final[c].stat.mean)] for c in well},
-        budget=Budget(steps, steps / max(len(well), 1), rounds * sum(shares[c][0] for c in well), targets),
+        budget=Budget(
+            steps, steps / max(len(well), 1), rounds * sum(shares[c][0] for c in well), targets, peak_rate(config, arm)
+        ),
         failures=tuple(cohort.failures.values()),
     )
 
@@ -214,9 +222,10 @@ def _merge(arm: Arm, more: Arm) -> None:
     arm.curves |= more.curves
     arm.failures += more.failures
     steps = arm.budget.optimizer_steps + more.budget.optimizer_steps
-    arm.budget = Budget(
-        steps,
-        steps / clients,
-        arm.budget.rows + more.budget.rows,
-        arm.budget.target_tokens + more.budget.target_tokens,
+    arm.budget = replace(
+        arm.budget,
+        optimizer_steps=steps,
+        optimizer_steps_per_client=steps / clients,
+        rows=arm.budget.rows + more.budget.rows,
+        target_tokens=arm.budget.target_tokens + more.budget.target_tokens,
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shepherd.clients.reports import StepReport
+from shepherd.clients.reports import Progress, StepReport
 from shepherd.clients.selection import Draw, Pool
 from shepherd.errors import ClientError
 from shepherd.plan import Engine, Plan
@@ -27,8 +27,8 @@ class Asked:
     """All who were asked in a round and what came back. `usable` holds good answers, those that were `late` too.
 
     norms, bytes_up: of the usable ones. bad: answers that the gate refused, and failures. draws: what the selection
-    said, one after another. times: how often each client was drawn. clusters: each client's views of the clusters'
-    models. skipped: too few answered, or nobody was drawn, so nothing counts.
+    said, one after another. times: how often each client was drawn. steps: how many each told of. clusters: each
+    client's views of the clusters' models. skipped: too few answered, or nobody was drawn, so nothing counts.
     """
 
     work: dict[ClientId, Work] = field(default_factory=dict)
@@ -42,6 +42,7 @@ class Asked:
     seconds: dict[ClientId, float] = field(default_factory=dict)
     draws: list[Draw] = field(default_factory=list)
     times: dict[ClientId, int] = field(default_factory=dict)
+    steps: dict[ClientId, int] = field(default_factory=dict)
     skipped: bool = False
 
     @property
@@ -77,6 +78,15 @@ class Asked:
         """Those of whom nothing came."""
         heard = {*self.usable, *self.late, *(f.client for f in self.failures)}
         return tuple(c for c in sorted(self.work) if c not in heard)
+
+    @property
+    def unused(self) -> dict[ClientId, int]:
+        """Rows that clients trained on whose update does not count: all of a usable answer, else those of the steps
+        that the client told of."""
+        lost = self.work.keys() - {update.client for update in self.counted}
+        steps = {c: self.work[c].steps if c in self.usable else self.steps.get(c, 0) for c in lost}
+        rows = {c: self.work[c].rows_of(min(steps[c], self.work[c].steps)) for c in sorted(lost)}
+        return {client: count for client, count in rows.items() if count}
 
     def weights(self, plan: Plan) -> dict[ClientId, float]:
         """The weight of each counted update: the selection's where it gives some, else by federation.weights.
@@ -159,6 +169,11 @@ def _draw_and_train(
         {client: own for client, own in clusters.items() if client not in late},
     )
     private = {client: state.clients[client] for client in task.work if client in state.clients}
+
+    def watch(report: StepReport) -> None:
+        asked.steps.update((client, news.step) for client, news in report.items() if isinstance(news, Progress))
+        observe(report)
+
     gate = plan.gate()
 
     def admitted(answer: Any) -> ClientUpdate | ClientFailure:
@@ -174,7 +189,7 @@ def _draw_and_train(
         return spool.keep(passed)
 
     # Not a loop: its variable would hold on to an answer while the engine makes the next.
-    answers = list(map(admitted, engine.train(task, private, observe))) if task.work else []
+    answers = list(map(admitted, engine.train(task, private, watch))) if task.work else []
     asked.bad += [a for a in answers if isinstance(a, ClientFailure)]
     for update in sorted((a for a in answers if isinstance(a, ClientUpdate)), key=lambda u: seconds[u.client]):
         asked.usable[update.client] = update

@@ -284,12 +284,33 @@ class EvaluationTable(Table):
     """What is trained and compared at equal budget."""
     local_clients: Literal["all"] | Annotated[int, Field(ge=1)] | tuple[str, ...] = "all"
     """Clients of the local arm: all, so many, or these."""
+    local_learning_rate: float = Field(0.0, ge=0)
+    """Peak learning rate of the clients alone, on training.schedule like the others; 0 is training.learning_rate."""
+    centralised_learning_rate: float = Field(0.0, ge=0)
+    """Peak learning rate of the centralised arm, on the same schedule; 0 is training.learning_rate."""
     every: int = Field(1, ge=0)
     """Evaluate every arm on the held-out rows after every n rounds; 0 only at the end."""
     generate: int = Field(8, ge=0)
     """Held-out rows answered by generation before and after (exact match, token F1, ROUGE-L); 0 turns it off."""
     max_new_tokens: int = Field(48, ge=1)
     """Longest generated answer in tokens."""
+
+    @model_validator(mode="after")
+    def _rates_are_of_arms(self) -> EvaluationTable:
+        lost = {arm: rate for arm, rate in self.own_rates.items() if arm not in self.arms}
+        if lost:
+            keys = " and ".join(f"evaluation.{arm}_learning_rate = {rate:g}" for arm, rate in lost.items())
+            raise ValueError(
+                f"{keys} would change nothing: evaluation.arms does not name {' and '.join(lost)}. Name it there, or "
+                "leave the rate at 0"
+            )
+        return self
+
+    @property
+    def own_rates(self) -> dict[str, float]:
+        """The rates that are set, by arm."""
+        rates = {"local": self.local_learning_rate, "centralised": self.centralised_learning_rate}
+        return {arm: rate for arm, rate in rates.items() if rate}
 
 
 class CheckpointTable(Table):
@@ -323,6 +344,12 @@ class Config(Table):
         ranks = self.lora.ranks.values() if isinstance(self.lora.ranks, Mapping) else self.lora.ranks
         if ranks and max(ranks) > self.lora.r:
             raise ValueError(f"lora.ranks has {max(ranks)}, more than the global rank lora.r = {self.lora.r}")
+        least = self.training.min_learning_rate
+        for arm, rate in self.evaluation.own_rates.items():
+            if least > rate:
+                raise ValueError(
+                    f"training.min_learning_rate = {least:g} is more than evaluation.{arm}_learning_rate = {rate:g}"
+                )
         return self
 
 

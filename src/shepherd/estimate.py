@@ -25,7 +25,15 @@ from shepherd.model.fetch import resolve
 from shepherd.model.lora import features
 from shepherd.model.threads import matmul_peak, use_threads
 from shepherd.plan import Plan
-from shepherd.prepare import Rows, check_window, context_window, local_training, prepare_plan, prepare_rows
+from shepherd.prepare import (
+    Rows,
+    check_window,
+    context_window,
+    local_training,
+    peak_rate,
+    prepare_plan,
+    prepare_rows,
+)
 from shepherd.results import asked_rows
 from shepherd.rng import stream
 from shepherd.server.traffic import bounds, round_bytes
@@ -39,7 +47,7 @@ PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of our
 class Estimate:
     """Sizes of a run. `seconds` and `memory_bytes` are estimates; `bytes_up_are` says "exact", "about" or "at most".
 
-    warnings: what a run would warn of before it begins.
+    learning_rates: the peak of each arm. warnings: what a run would warn of before it begins.
     """
 
     model_parameters: int
@@ -54,6 +62,7 @@ class Estimate:
     rounds: int
     rows_per_client: tuple[int, ...]
     steps_per_round: tuple[int, ...]
+    learning_rates: dict[str, float]
     tokens: dict[str, int]
     bytes_up: int
     bytes_up_are: str
@@ -129,6 +138,7 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
         rounds=count,
         rows_per_client=_least_and_most([len(held) for held in rows.clients.values()]),
         steps_per_round=_least_and_most([w.steps for w in work.values()]),
+        learning_rates={arm: peak_rate(config, arm) for arm in config.evaluation.arms if arm != "base"},
         tokens={arm: round(count) for arm, count in tokens.items()},
         bytes_up=up,
         bytes_up_are=up_are,

@@ -45,6 +45,7 @@ from shepherd.prepare import (
     Rows,
     base_weights,
     context_window,
+    peak_rate,
     prepare_learner,
     prepare_method,
     prepare_personal,
@@ -218,7 +219,9 @@ class _Experiment:
             records = self._generate(base, learner, rows, template, state, outcome)
         lines = results.read_rounds(self.store.path)
         metrics = self._metrics(rows, outcome, records, lines)
-        summary = self._summary(base, learner, plan, rows, state, metrics, lines, check, outcome)
+        seen = results.rows_seen(lines, rows, config.run.seed)
+        self.store.write_lines(results.ROWS_SEEN, results.seen_by_id(seen, rows))
+        summary = self._summary(base, learner, plan, rows, state, metrics, lines, check, outcome, seen)
         self.store.write_json("summary.json", summary)
         self.store.journal("finished")
         with self._phase("report"):
@@ -329,9 +332,8 @@ class _Experiment:
         observe = self.meter.steps("centralised")
         arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, observe, measure)
         if arm.failures:
-            raise ClientError(
-                f"the centralised arm failed: {arm.failures[0].detail}", hint="lower training.learning_rate"
-            )
+            key = "evaluation.centralised_" if "centralised" in self.config.evaluation.own_rates else "training."
+            raise ClientError(f"the centralised arm failed: {arm.failures[0].detail}", hint=f"lower {key}learning_rate")
         return arm
 
     def _evaluate(self, arm: str, state: ServerState | None, rows: Rows, number: int) -> RowLosses:
@@ -442,7 +444,7 @@ class _Experiment:
         self.store.write_json("evaluation/metrics.json", metrics)
         return metrics
 
-    def _summary(self, base, learner, plan, rows, state, metrics, lines, check, outcome) -> dict[str, Any]:
+    def _summary(self, base, learner, plan, rows, state, metrics, lines, check, outcome, seen) -> dict[str, Any]:
         measured = dict(metrics["arms"])
         local = measured.pop("local", None)
         brief = {name: results.brief(m) for name, m in measured.items()}
@@ -452,7 +454,7 @@ class _Experiment:
         return {
             "arms": brief,
             "budget": {
-                "federated": dataclasses.asdict(arms.federated_budget(lines, plan.cohort_size)),
+                "federated": dataclasses.asdict(arms.federated_budget(lines, plan.cohort_size, peak_rate(self.config))),
                 **{name: dataclasses.asdict(arm.budget) for name, arm in outcome.items()},
             },
             "bytes_up": sum(line["bytes_up"] for line in lines),
@@ -484,7 +486,8 @@ class _Experiment:
             "version": __version__,
             "seed": self.config.run.seed,
             "reload_check": check,
-            "trained_rows": results.times_seen(state.cursors, rows),
+            "trained_rows": results.times_seen(seen),
+            "rows_seen": results.ROWS_SEEN,
             **_resumptions(self.store.path),
             "unanswered": self.unanswered,
         }  # fmt: skip

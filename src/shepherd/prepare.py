@@ -190,11 +190,16 @@ def share(rows: int, training: TrainingTable) -> tuple[int, int]:
     return asked, math.ceil(asked / batch)
 
 
-def rates(config: Config, steps: int, round_number: int) -> tuple[float, ...]:
+def peak_rate(config: Config, arm: str = "federated") -> float:
+    """The peak learning rate of an arm: its own where one is set, or that of the federated arm."""
+    return config.evaluation.own_rates.get(arm, config.training.learning_rate)
+
+
+def rates(config: Config, steps: int, round_number: int, arm: str = "federated") -> tuple[float, ...]:
     """The learning rates of a client's steps in a round (from 1)."""
     t = config.training
     return learning_rates(
-        t.learning_rate,
+        peak_rate(config, arm),
         steps,
         least=t.min_learning_rate,
         schedule=t.schedule,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shepherd.clients.training import times_walked
 from shepherd.config import Config
 from shepherd.data.prompts import Template
 from shepherd.data.tokenize import encode_prompt
@@ -19,6 +22,8 @@ from shepherd.evaluation.text import score
 from shepherd.prepare import Rows
 from shepherd.rng import stream
 from shepherd.types import Example, Tokens
+
+ROWS_SEEN = "evaluation/rows_seen.jsonl"
 
 
 def arm_metrics(losses: RowLosses, rows: Rows) -> dict[str, Any]:
@@ -102,31 +107,44 @@ def read_rounds(run_dir: Path) -> list[Mapping[str, Any]]:
     return lines
 
 
-def sample_rows(held_out: Sequence[Tokens], count: int) -> list[int]:
-    """Indices of `count` held-out rows, taken in turn from each category; rows that were cut are passed over."""
+def sample_rows(held_out: Sequence[Tokens], count: int, usable: Callable[[int], bool]) -> list[int]:
+    """Indices of `count` held-out rows, taken in turn from each category; for one that is not usable comes the next
+    of its category. Fewer where no more are usable."""
     by_category: dict[str, list[int]] = {}
     for index, row in enumerate(held_out):
-        if not row.cut:
-            by_category.setdefault(row.category, []).append(index)
-    turns = [indices[turn] for turn in range(len(held_out)) for indices in by_category.values() if turn < len(indices)]
-    return sorted(turns[:count])
+        by_category.setdefault(row.category, []).append(index)
+    turns = zip_longest(*(filter(usable, indices) for indices in by_category.values()))
+    return sorted(islice((index for turn in turns for index in turn if index is not None), count))
 
 
 def asked_rows(
     config: Config, rows: Rows, template: Template, tokenizer: Any, window: int | None
 ) -> tuple[list[Example], list[list[int]], str]:
-    """(rows that are answered by generation, their prompts, which of the others are not: a sentence, or nothing)."""
-    table = config.evaluation
-    examples = [rows.examples[rows.held_out[i].id] for i in sample_rows(rows.held_out, table.generate)]
-    prompts = [encode_prompt(template, tokenizer, e.messages, e.context) for e in examples]
-    fit = [i for i, prompt in enumerate(prompts) if len(prompt) + table.max_new_tokens <= (window or math.inf)]
+    """(rows that are answered by generation, their prompts, why they are fewer than were asked for: a sentence, or
+    nothing). Rows that were cut are not asked: nothing as long was trained on."""
+    table, prompts = config.evaluation, {}
+    example = lambda index: rows.examples[rows.held_out[index].id]  # noqa: E731
+
+    def usable(index: int) -> bool:
+        if rows.held_out[index].cut:
+            return False
+        prompts[index] = encode_prompt(template, tokenizer, example(index).messages, example(index).context)
+        return len(prompts[index]) + table.max_new_tokens <= (window or math.inf)
+
+    picked = sample_rows(rows.held_out, table.generate, usable)
     lost = ""
-    if len(fit) < len(prompts):
+    if len(picked) < table.generate:
+        too_long = {
+            f"cut to data.max_length = {config.data.max_length}": sum(row.cut > 0 for row in rows.held_out),
+            f"with evaluation.max_new_tokens = {table.max_new_tokens} beyond the {window} positions of the model": (
+                len(prompts) - len(picked)
+            ),
+        }
         lost = (
-            f"{len(prompts) - len(fit)} of {len(prompts)} prompts are not answered: with evaluation.max_new_tokens = "
-            f"{table.max_new_tokens} they do not fit into the {window} positions of the model"
-        )
-    return [examples[i] for i in fit], [prompts[i] for i in fit], lost
+            f"evaluation.generate = {table.generate} asks for more answers than the {len(picked)} that are possible: "
+            f"{len(rows.held_out)} rows are held out"
+        ) + "".join(f", {count} of them {why}" for why, count in too_long.items() if count)
+    return [example(index) for index in picked], [prompts[index] for index in picked], lost
 
 
 def generation_record(example: Example, answers: Mapping[str, str]) -> dict[str, Any]:
@@ -152,14 +170,47 @@ def generation_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[st
     }
 
 
-def times_seen(cursors: Mapping[str, int], rows: Rows) -> dict[str, dict[str, Any]]:
-    """Per client: its rows, and how many of them training saw how often. The walk visits every row once per pass."""
-    seen = {}
-    for client, held in sorted(rows.clients.items()):
-        passes, rest = divmod(cursors.get(client, 0), len(held))
-        counts = {passes: len(held) - rest, passes + 1: rest}
-        seen[client] = {"rows": len(held), "seen": {str(times): n for times, n in counts.items() if n}}
-    return seen
+def rows_seen(lines: Sequence[Mapping[str, Any]], rows: Rows, seed: int) -> dict[str, np.ndarray]:
+    """int[rows] of each client: how often the rounds trained on each row, by the lines of rounds.jsonl.
+
+    A row is seen when a local step is done with it, whether or not the update counts in the end. Where a round trains
+    more than one adapter on its rows that is once, and probes of slots and tuning after the last round are left out.
+    """
+    at = dict.fromkeys(sorted(rows.clients), 0)
+
+    def walked(client: str, count: int) -> np.ndarray:
+        return times_walked(len(rows.clients[client]), client, count, seed)
+
+    seen = {client: walked(client, 0) for client in at}
+    for line in lines:
+        for client, count in line["unused_examples"].items():  # its walk does not go on
+            seen[client] += walked(client, at[client] + count) - walked(client, at[client])
+        for client, count in line["examples"].items():
+            at[client] += count
+    return {client: times + walked(client, at[client]) for client, times in seen.items()}
+
+
+def times_seen(seen: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Per client: its rows, and how many of them were seen how often."""
+    counts = {client: Counter(sorted(times.tolist())) for client, times in seen.items()}
+    return {
+        client: {"rows": n.total(), "seen": {str(times): rows for times, rows in n.items()}}
+        for client, n in counts.items()
+    }
+
+
+def seen_by_id(seen: Mapping[str, np.ndarray], rows: Rows) -> Iterator[dict[str, Any]]:
+    """The lines of rows_seen.jsonl: of each client the ids by how often they were seen, but for the largest group.
+
+    `otherwise` is how often the rows that are not named were seen.
+    """
+    for client, times in seen.items():
+        usual = Counter(times.tolist()).most_common(1)[0][0]
+        named: dict[str, list[str]] = {str(n): [] for n in sorted(set(times.tolist()) - {usual})}
+        for row, n in zip(rows.clients[client], times.tolist(), strict=True):
+            if n != usual:
+                named[str(n)].append(row.id)
+        yield {"client": client, "rows": len(times), "otherwise": usual, "seen": named}
 
 
 def brief(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class RoundRecord:
     cohort: all who were asked, in one draw or more. rejected: unusable answers, with client, code and detail. missing:
     those who gave none. late: those whose answer came after the deadline, or after enough others. ignored: what a
     client sent beside the answer that counted. quarantined: who is asked no more from now on. skipped: too few
-    answered, so the model is that of the round before. examples counts the rows that a client trained on.
+    answered, so the model is that of the round before. examples counts the rows that a client trained on,
+    unused_examples those of clients whose update did not count, as far as they told; they come up again in the walk.
     learning_rate holds the rates of the first and the last local step of the client with the most steps. diagnostics:
     see server/diagnostics.py; empty for a skipped round. clusters: which one each client is in, from 1.
     """
@@ -57,6 +58,7 @@ class RoundRecord:
     quarantined: tuple[ClientId, ...] = ()
     skipped: bool = False
     clusters: Mapping[ClientId, int] = field(default_factory=dict)
+    unused_examples: Mapping[ClientId, int] = field(default_factory=dict)
 
 
 def troubles(record: RoundRecord) -> dict[str, Any]:
@@ -137,6 +139,7 @@ def run_round(
         quarantined=quarantined,
         skipped=asked.skipped,
         clusters=numbers,
+        unused_examples=asked.unused,
     )
     return replace(
         state,

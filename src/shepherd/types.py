@@ -125,6 +125,10 @@ class Work:
     def steps(self) -> int:
         return len(self.learning_rates)
 
+    def rows_of(self, steps: int) -> int:
+        """Rows of the first `steps` steps: as even as can be, so that no step is empty whatever the numbers."""
+        return self.rows * steps // self.steps
+
 
 @dataclass(frozen=True)
 class Core:

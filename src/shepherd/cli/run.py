@@ -145,6 +145,8 @@ def _with_unit(key: str, value: Any) -> str:
         return " to ".join(dict.fromkeys(_with_unit(key, item) for item in value))
     if wording.number(value) is None:
         return str(value)
+    if key == "learning_rates":
+        return f"{value:g}"
     if "bytes" in key or key.endswith(("memory", "disk")):
         return wording.size(value)
     return wording.duration(value) if "seconds" in key else wording.count(value)

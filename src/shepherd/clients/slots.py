@@ -20,7 +20,7 @@ def probe_work(work: Work, choice: Choice, held: int) -> Work:
     """
     steps = choice.steps or min(work.steps, math.ceil(held * work.steps / work.rows))
     rates = work.learning_rates[:steps] + work.learning_rates[-1:] * (steps - work.steps)
-    return Work(work.client, work.first_row, work.rows * steps // work.steps, rates)
+    return Work(work.client, work.first_row, work.rows_of(steps), rates)
 
 
 def best_slots(start: Adapter, learned: Tensors, budget: int) -> dict[str, np.ndarray]:

@@ -65,9 +65,21 @@ def walk(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int, seed
     for position in range(first, first + rows):
         epoch, index = divmod(position, size)
         if epoch not in orders:
-            orders[epoch] = stream(seed, "shuffle", client, epoch).permutation(size)
+            orders[epoch] = _order(size, client, epoch, seed)
         picked.append(tokens[orders[epoch][index]])
     return picked
+
+
+def times_walked(size: int, client: ClientId, rows: int, seed: int) -> np.ndarray:
+    """int[size]: how often each of a client's rows is among the first `rows` of its walk."""
+    passes, rest = divmod(rows, size)
+    times = np.full(size, passes)
+    times[_order(size, client, passes, seed)[:rest]] += 1
+    return times
+
+
+def _order(size: int, client: ClientId, epoch: int, seed: int) -> np.ndarray:
+    return stream(seed, "shuffle", client, epoch).permutation(size)
 
 
 @dataclass
@@ -148,8 +160,7 @@ class Cohort:
     def _course(self, work: Work) -> Course:
         rows = walk(self.data[work.client], work.client, work.first_row, work.rows, self.seed)
         numbered = list(enumerate(rows, start=work.first_row))
-        # As even as can be, so that there are as many batches as steps whatever the numbers.
-        ends = [work.rows * step // work.steps for step in range(work.steps + 1)]
+        ends = [work.rows_of(step) for step in range(work.steps + 1)]
         batches = [numbered[start:end] for start, end in pairwise(ends)]
         return Course(self.clients.index(work.client), batches, work.learning_rates)
 

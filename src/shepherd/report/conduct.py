@@ -35,21 +35,28 @@ def budget(record: RunRecord, limits: Limits) -> Section:
         "rows": "Rows",
         "tokens": "Tokens",
         "target_tokens": "Response tokens",
+        "learning_rate": "Peak learning rate",
     }
     given = record.summary.get("budget") or {}
     keys = [k for k in names if any(k in v for v in given.values())]
     keys += sorted({k for v in given.values() for k in v} - set(names))
     order = [a for a in findings.ARMS if a in given] + sorted(set(given) - set(findings.ARMS))
     label = {**findings.ARM_NAMES, "local": "Clients alone, together"}
-    rows = [[label.get(a, a), *(plainly(given[a].get(k)) for k in keys)] for a in order]
+    rows = [[label.get(a, a), *(_spent(k, given[a].get(k)) for k in keys)] for a in order]
     text = "What each arm used. Steps in sequence: those of one client that takes part in every round."
     sequence = [number(v.get("optimizer_steps_per_client")) for v in given.values()]
     if sequence and None not in sequence and max(sequence) - min(sequence) > 0.01 * max(sequence):
         text += " They are not equal here: read the losses above with that in mind."
+    if len({number(v.get("learning_rate")) for v in given.values()} - {None}) > 1:
+        text += " Their learning rates differ: an arm may have one of its own (evaluation)."
     if not rows:
         return Section("budget", "Budget of each arm", ["No budget is recorded for this run yet."])
     items = [Table("Budget of each arm", ("Arm", *(names.get(k, k.replace("_", " ")) for k in keys)), rows)]
     return Section("budget", "Budget of each arm", [text], items)
+
+
+def _spent(key: str, value: Any) -> str:
+    return f"{value:g}" if key == "learning_rate" and number(value) is not None else plainly(value)
 
 
 def division(record: RunRecord, limits: Limits) -> Section:
@@ -273,6 +280,11 @@ def participation(record: RunRecord, limits: Limits) -> Section:
             text.append(
                 f"{why}, so the model stayed as it was, in {'round' if len(some) == 1 else 'rounds'} {listing(some)}."
             )
+    if where := record.summary.get("rows_seen"):
+        text.append(
+            f"How often each row was trained on, by its id, is in {shorten(where, 60)} of the run directory, whether "
+            "or not the update counted."
+        )
     seen = record.summary.get("trained_rows") or {}
     sums = {
         c: {

@@ -40,6 +40,7 @@ _SUMMARY = {
     "data?": {"*": object},
     "reload_check?": {"*": object},
     "trained_rows?": {"*": {"*": object}},
+    "rows_seen?": str,
 }
 _ROUND = {
     "round": int,
@@ -55,6 +56,7 @@ _ROUND = {
     "held_out_per_client?": {"*": object},
     "steps?": {"*": object},
     "examples?": {"*": object},
+    "unused_examples?": {"*": object},
     "tokens?": {"*": object},
     "seconds?": {"*": object},
     "update_norm?": {"*": object},

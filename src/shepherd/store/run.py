@@ -1,7 +1,7 @@
 """The run directory: its files appear whole or not at all, its rounds are committed or absent.
 
 runs/<name>/config.toml, partition.json, rounds.jsonl, journal.jsonl, env.json, checkpoints/round-0001/, adapter/,
-            evaluation/{metrics.json, generations.jsonl}, summary.json, report.html
+            evaluation/{metrics.json, generations.jsonl, rows_seen.jsonl}, summary.json, report.html
 """
 
 from __future__ import annotations
