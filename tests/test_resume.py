@@ -275,7 +275,7 @@ def test_a_file_beside_the_data_whose_contents_changed_is_refused(small_config, 
 
 
 KEYS = {
-    "config", "base", "data", "held_out", "partition", "trace", "shepherd", "code", "plugins", "python", "numpy",
+    "run", "config", "base", "data", "held_out", "partition", "trace", "shepherd", "code", "plugins", "python", "numpy",
     "torch", "transformers", "peft", "tokenizers", "safetensors", "threads", "device", "processor",
 }  # fmt: skip
 FREE = {"run.out", "run.name", "run.patience", "checkpoints.keep", "federation.updates_in_memory_mib"}
@@ -285,7 +285,7 @@ def test_every_key_and_every_setting_is_held_to_but_those_that_move_no_number(co
     folder = stopped(config, tmp_path, after_round(1))
     identity = json.loads((folder / "identity.json").read_text())
     assert identity.keys() == KEYS and identity["config"].keys() == type(config).model_fields.keys()
-    every = {key for key in KEYS - {"config", "plugins"}} | {
+    every = {key for key in KEYS - {"run", "config", "plugins"}} | {
         f"config.{table}.{key}" for table, values in identity["config"].items() for key in values
     }
     other = {key: "other" for key in KEYS} | {

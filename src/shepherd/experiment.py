@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import platform
+import secrets
 import shlex
 import sys
 import time
@@ -142,6 +143,7 @@ class _Experiment:
 
     def __init__(self, config: Config, observer: Observer | None, place: Path) -> None:
         self.config, self.tell, self.place = from_anywhere(config), observer or (lambda event: None), place
+        self.id = secrets.token_hex(16)  # not from the seed: two runs of one recipe are two
         self.force = False
         self.clock = Clock()
         self.held = ExitStack()  # the lock on the run directory
@@ -167,8 +169,9 @@ class _Experiment:
         self.store = open_store()
         self.held.enter_context(self.store.lock())
         in_memory = config.federation.updates_in_memory_mib * 2**20
-        plan = dataclasses.replace(plan, spool=partial(Spool, in_memory, self.store.scratch))
         state = self._begin_or_go_on(base, learner, rows, start)
+        spool, gate = partial(Spool, in_memory, self.store.scratch), partial(plan.gate, run=self.id)
+        plan = dataclasses.replace(plan, spool=spool, gate=gate)
         self.meter = Meter(self.tell, config, rows, plan, names, learner.settings.personal.cost)
         self.meter.skip("federated", state.round / config.federation.rounds)
         self.tell(
@@ -193,7 +196,7 @@ class _Experiment:
             self.engine = self.held.enter_context(
                 Workers(
                     config.run.workers, build, rows.clients, self.engine,
-                    run=config.run.name, patience=config.run.patience,
+                    run=self.id, patience=config.run.patience,
                 )
             )  # fmt: skip
         self.losses: dict[str, RowLosses] = {}
@@ -228,7 +231,7 @@ class _Experiment:
         return Run(self.store.path, summary)
 
     def _begin_or_go_on(self, base: Base, learner: Learner, rows: Rows, start: ServerState) -> ServerState:
-        """Write what the run is made with, or check it; the state to go on from."""
+        """Write what the run is made with and its id, or check and read them; the state to go on from."""
         config = _resolved(self.config, base, learner)
         now = identity(config, base, rows)
         self.notes: list[str] = []
@@ -238,9 +241,11 @@ class _Experiment:
             self.store.write_json("env.json", _environment(base))
             self.store.write_text("config.toml", to_toml(config))
             self.store.journal("started", model=base.digest, data=rows.dataset.digest)
-            self.store.write_json(IDENTITY, now)  # last: with it, the run can be resumed
+            self.store.write_json(IDENTITY, {"run": self.id, **now})  # last: with it, the run can be resumed
             return start
-        forced = differences(read_json(self.store.path / IDENTITY), now)
+        then = read_json(self.store.path / IDENTITY)
+        self.id = str(then.get("run", self.id))
+        forced = differences(then, now)
         if forced and not self.force:
             listed = "\n".join(f"  {line}" for line in forced)
             raise UsageError(

@@ -1,6 +1,7 @@
 """What a run was made with: a run goes on only with the same settings, data, base, code and machine.
 
-identity.json is written when a run starts. What differs when it is resumed is shown key by key, then and now.
+identity.json is written when a run starts. What differs when it is resumed is shown key by key, then and now. Its "run"
+is the random id that messages of the run carry: two runs may have one name.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from shepherd.prepare import Rows
 
 FILE = "identity.json"
 _FREE = {
-    "config.run.out", "config.run.name", "config.checkpoints.keep", "config.run.patience",
+    "run", "config.run.out", "config.run.name", "config.checkpoints.keep", "config.run.patience",
     "config.federation.updates_in_memory_mib",
 }  # fmt: skip
-"""Settings that a run may go on with changed: they move no number."""
+"""What may differ when a run goes on: its id, which is its own, and settings that move no number."""
 
 
 def identity(config: Config, base: Base, rows: Rows) -> dict[str, Any]:

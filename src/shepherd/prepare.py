@@ -302,7 +302,10 @@ def base_weights(base: Base, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def prepare_plan(config: Config, rows: Rows) -> Plan:
-    """What stays the same over the rounds. Raises UsageError where the arms leave out what all are compared with."""
+    """What stays the same over the rounds; the gate gets the run's id when that is known.
+
+    Raises UsageError where the arms leave out what all are compared with.
+    """
     federation = config.federation
     method = prepare_method(config)
     ranks = client_ranks(config.lora, sorted(rows.clients))
@@ -348,7 +351,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         probed={
             c: _probed_rows(method, work(c, 1, 0), len(rows.clients[c])) for c in clients if ranks[c] < config.lora.r
         },
-        gate=partial(Gate, Limits(norm=federation.max_update_norm), run=config.run.name),
+        gate=partial(Gate, Limits(norm=federation.max_update_norm)),
     )
 
 

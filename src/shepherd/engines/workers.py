@@ -1,6 +1,6 @@
 """Clients in N worker processes, each with a base of its own; what comes back are messages that pass the gate.
 
-    with Workers(count=2, build=…, data=rows.clients, run="demo", here=LocalEngine(…)) as engine:
+    with Workers(count=2, build=…, data=rows.clients, run="0f3a…", here=LocalEngine(…)) as engine:
         run_round(state, plan, engine)
 
 Clients are dealt over the workers by name, so a client always trains in the same place. A worker that ends, or gives
