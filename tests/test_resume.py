@@ -241,6 +241,18 @@ def test_other_data_are_refused(small_config, tmp_path):
         experiment.resume(folder)
 
 
+def test_another_end_token_in_the_tokenizer_s_settings_is_refused(small_config, model_folder, tmp_path):
+    base = shutil.copytree(model_folder(), tmp_path / "llama")
+    config = small_config(f"model.base={base}", "evaluation.arms=base,federated", "evaluation.generate=0")
+    folder = stopped(config, tmp_path / "runs", after_round(1))
+    settings = base / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace('"eos_token": "<|im_end|>"', '"eos_token": "<|endoftext|>"'))
+    with pytest.raises(UsageError) as caught:
+        experiment.resume(folder)
+    (line,) = caught.value.message.splitlines()[1:]  # the base's digest does not know of it
+    assert re.fullmatch(r"  tokenizer: [0-9a-f]{12} then, [0-9a-f]{12} now", line)
+
+
 PLUGIN = """
 from shepherd.clients.selection import everyone
 
@@ -275,8 +287,8 @@ def test_a_file_beside_the_data_whose_contents_changed_is_refused(small_config, 
 
 
 KEYS = {
-    "run", "config", "base", "data", "held_out", "partition", "trace", "shepherd", "code", "plugins", "python", "numpy",
-    "torch", "transformers", "peft", "tokenizers", "safetensors", "threads", "device", "processor",
+    "run", "config", "base", "tokenizer", "data", "held_out", "partition", "trace", "shepherd", "code", "plugins",
+    "python", "numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "threads", "device", "processor",
 }  # fmt: skip
 FREE = {"run.out", "run.name", "run.patience", "checkpoints.keep", "federation.updates_in_memory_mib"}
 

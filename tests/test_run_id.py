@@ -1,4 +1,5 @@
-"""A run has an id of its own: messages of another run of the same name do not count, and a resumed run keeps it."""
+"""A run has an id of its own: messages of another run of the same name do not count, and a resumed run keeps it. Nor do
+messages count whose sender has another tokenizer."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import pytest
 from shepherd import experiment
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import ClientError
+from shepherd.model.digest import tokenizer_digest
 from shepherd.types import ClientUpdate
 from shepherd.updates.wire import Envelope, Sealed, pack
 from test_resume import Stop, after_round, stop_at, stopped
@@ -21,16 +23,16 @@ def id_of(folder) -> str:
 
 
 @pytest.fixture
-def sealing(monkeypatch):
+def sealing(monkeypatch, model_folder):
     """sealing(id): from now on clients send messages of the run with this id, as a worker or a site would."""
-    train = LocalEngine.train
+    train, ours = LocalEngine.train, tokenizer_digest(model_folder())
 
-    def seal(run):
+    def seal(run, tokenizer=ours):
         def sealed(self, task, private, observe):
             for answer in train(self, task, private, observe):
                 assert isinstance(answer, ClientUpdate)
                 adapter = task.views[answer.client].adapter
-                says = Envelope(run, f"n-{task.round}", adapter.base_digest, "", adapter.r, adapter.scale)
+                says = Envelope(run, f"n-{task.round}", adapter.base_digest, tokenizer, adapter.r, adapter.scale)
                 yield Sealed(answer.client, pack(answer, says), answer.private)
 
         monkeypatch.setattr(LocalEngine, "train", sealed)
@@ -88,3 +90,13 @@ def test_a_run_from_before_there_were_ids_takes_no_message_of_anybody(small_conf
         sealing(id)
         with pytest.raises(ClientError, match="other-run"):
             experiment.resume(folder)
+
+
+@pytest.mark.parametrize("theirs", ["", "0" * 64])
+def test_an_update_made_with_another_tokenizer_on_the_same_base_is_refused(small_config, tmp_path, sealing, theirs):
+    folder = stopped(small_config(*JUST_ROUNDS), tmp_path, after_round(1))
+    sealing(id_of(folder), theirs)
+    with pytest.raises(ClientError, match=r"tokenizer: another tokenizer or chat template than [0-9a-f]{12}$"):
+        experiment.resume(folder)
+    sealing(id_of(folder))
+    assert experiment.resume(folder).summary["rounds"] == 2

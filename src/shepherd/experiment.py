@@ -170,8 +170,11 @@ class _Experiment:
         self.held.enter_context(self.store.lock())
         in_memory = config.federation.updates_in_memory_mib * 2**20
         state = self._begin_or_go_on(base, learner, rows, start)
-        spool, gate = partial(Spool, in_memory, self.store.scratch), partial(plan.gate, run=self.id)
-        plan = dataclasses.replace(plan, spool=spool, gate=gate)
+        plan = dataclasses.replace(
+            plan,
+            spool=partial(Spool, in_memory, self.store.scratch),
+            gate=partial(plan.gate, run=self.id, tokenizer=base.tokenizer_digest),
+        )
         self.meter = Meter(self.tell, config, rows, plan, names, learner.settings.personal.cost)
         self.meter.skip("federated", state.round / config.federation.rounds)
         self.tell(

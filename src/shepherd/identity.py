@@ -42,6 +42,7 @@ def identity(config: Config, base: Base, rows: Rows) -> dict[str, Any]:
     return {
         "config": config.model_dump(mode="json"),
         "base": base.digest,
+        "tokenizer": base.tokenizer_digest,
         "data": rows.dataset.digest,
         "held_out": digest(rows.examples[row.id] for row in rows.held_out),
         "partition": partition_digest(rows.partition),

@@ -153,12 +153,18 @@ def prepare_learner(config: Config, base: Base) -> Learner:
     )
 
 
-def worker_engine(config: Config, threads: int, data: Mapping[ClientId, Sequence[Tokens]]) -> tuple[LocalEngine, str]:
-    """An engine for some clients in a process of its own, and the digest of its base. The config is a resolved one."""
+def worker_engine(
+    config: Config, threads: int, data: Mapping[ClientId, Sequence[Tokens]]
+) -> tuple[LocalEngine, str, str]:
+    """An engine for some clients in a process of its own, and the digests of its base and tokenizer.
+
+    The config is a resolved one.
+    """
     use_threads(threads)
     base = load_base(**config.model.model_dump())
     learner = prepare_learner(config, base)
-    return LocalEngine(learner.packed, learner.make_lora, learner.settings, data), base.digest
+    engine = LocalEngine(learner.packed, learner.make_lora, learner.settings, data)
+    return engine, base.digest, base.tokenizer_digest
 
 
 def local_training(config: Config, device: torch.device, parameters: int) -> LocalTraining:
@@ -302,7 +308,7 @@ def base_weights(base: Base, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def prepare_plan(config: Config, rows: Rows) -> Plan:
-    """What stays the same over the rounds; the gate gets the run's id when that is known.
+    """What stays the same over the rounds; the gate still lacks the run's id and the tokenizer's digest.
 
     Raises UsageError where the arms leave out what all are compared with.
     """

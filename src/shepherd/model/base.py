@@ -21,7 +21,7 @@ from torch import nn
 from shepherd.errors import ModelError, ResourceError, UsageError, did_you_mean, missing_extra
 from shepherd.model.card import licence_of
 from shepherd.model.convert import quiet_transformers
-from shepherd.model.digest import model_digest, read_json, tokenizer_files, weight_files
+from shepherd.model.digest import model_digest, read_json, tokenizer_digest, tokenizer_files, weight_files
 from shepherd.model.fetch import BUILTIN, resolve
 from shepherd.model.threads import bfloat16_speedup
 
@@ -36,13 +36,15 @@ BFLOAT16_WORTH = 1.3
 class Base:
     """The frozen model that all clients share: no parameter needs a gradient, evaluation mode.
 
-    `digest` names the files it was loaded from (`digest.model_digest`), whatever `dtype` they were loaded in.
+    `digest` names the files it was loaded from (`digest.model_digest`), whatever `dtype` they were loaded in;
+    `tokenizer_digest` those that turn text into ids, some of which are no part of `digest`.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     digest: str
+    tokenizer_digest: str
     device: torch.device
     dtype: torch.dtype
     licence: str
@@ -76,6 +78,7 @@ def load_base(
         tokenizer=tokenizer,
         name=base,
         digest=model_digest(folder),
+        tokenizer_digest=tokenizer_digest(folder),
         device=place,
         dtype=precision,
         licence=BUILTIN[base].licence if base in BUILTIN else licence_of(folder),
