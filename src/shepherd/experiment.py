@@ -33,7 +33,7 @@ from shepherd.errors import ClientError, DataError, EvaluationError, ResourceErr
 from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.identity import FILE as IDENTITY
-from shepherd.identity import differences, identity
+from shepherd.identity import differences, held_out_digest, identity
 from shepherd.meter import Clock, Meter
 from shepherd.mixtures import mixed_losses, mixtures
 from shepherd.model.adapter import digest, load_adapter, save_adapter
@@ -618,16 +618,20 @@ def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[s
     """Measure a run's adapter again, from its files: {"base": …, "federated": …, "difference": …}.
 
     Reads config.toml and adapter/ of the run directory, or the checkpoint of a round, and its data from where the
-    recipe says. Raises EvaluationError when the data or the base are no longer those of the run.
+    recipe says. Raises EvaluationError when the data or the held-out rows are no longer those of the run.
     """
     tuned = load_tuned(run_dir, round_number=round_number)
     rows, _ = prepare_rows(tuned.config, tuned.base.tokenizer)
-    trained_on = str(read_json(Path(run_dir) / "partition.json").get("dataset_digest", "unknown"))
-    if trained_on != rows.partition.dataset_digest:
-        raise EvaluationError(
-            f"the data has changed since the run: digest {rows.partition.dataset_digest[:12]}, then {trained_on[:12]}",
-            hint=f"give back the data that {tuned.config.data.source} held",
-        )
+    data, documents = tuned.config.data, [read_json(Path(run_dir) / name) for name in ("partition.json", IDENTITY)]
+    for what, then, now, source in (
+        ("held-out rows are", documents[1].get("held_out"), held_out_digest(rows), data.held_out_source or data.source),
+        ("data are", documents[0].get("dataset_digest"), rows.partition.dataset_digest, data.source),
+    ):
+        if then != now:
+            raise EvaluationError(
+                f"the {what} not those of the run: digest {now[:12]}, then {str(then or 'unknown')[:12]}",
+                hint=f"give back what {source} held, and the config.toml that the run wrote",
+            )
     packed = PackedModel(tuned.base.model)
     before, after = (row_losses(packed, rows.held_out, lora)[0] for lora in (None, tuned.lora))
     return {

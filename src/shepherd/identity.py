@@ -44,7 +44,7 @@ def identity(config: Config, base: Base, rows: Rows) -> dict[str, Any]:
         "base": base.digest,
         "tokenizer": base.tokenizer_digest,
         "data": rows.dataset.digest,
-        "held_out": digest(rows.examples[row.id] for row in rows.held_out),
+        "held_out": held_out_digest(rows),
         "partition": partition_digest(rows.partition),
         "trace": _trace_digest(config),
         "shepherd": __version__,
@@ -66,6 +66,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in _FREE
     ]
+
+
+def held_out_digest(rows: Rows) -> str:
+    """sha256 over the contents of the rows that every arm is measured on."""
+    return digest(rows.examples[row.id] for row in rows.held_out)
 
 
 @functools.cache
