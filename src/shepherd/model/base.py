@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Below this, rounding the base to bfloat16 does not buy enough time to be worth its noise.
 BFLOAT16_WORTH = 1.3
 
+# Older libraries saved these, and nobody reads them any more.
+_FORMER_BUFFERS = (".inv_freq", ".attn.bias", ".masked_bias")
+
 
 @dataclass(frozen=True, eq=False)
 class Base:
@@ -186,6 +189,33 @@ def _check_weights(folder: Path) -> None:
             raise ModelError(f"{path} cannot be read whole: {error}", hint="copy or pull the model again") from None
 
 
+def check_parameters(folder: Path, model: PreTrainedModel) -> None:
+    """Raise ModelError where a parameter of `model`, which may be on the meta device, is in no file of `folder`.
+
+    Only headers are read. Where the files hold names that the model does not have, transformers renames them, and what
+    is missing is found when they are loaded.
+    """
+    held: set[str] = set()
+    for path in weight_files(folder):
+        with safe_open(path, "numpy") as file:
+            held |= {name for name in file.keys() if not name.endswith(_FORMER_BUFFERS)}  # noqa: SIM118, it is no dict
+    together: dict[int, set[str]] = {}  # tied parameters are one, and one name is enough
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        together.setdefault(id(parameter), set()).add(name)
+    known = set().union(*together.values(), (name for name, _ in model.named_buffers()))
+    held = {name if name in known else f"{model.base_model_prefix}.{name}" for name in held}  # saved without its head
+    if held <= known:
+        _refuse_missing(folder, [min(names) for names in together.values() if not names & held])
+
+
+def _refuse_missing(folder: Path, missing: Sequence[str]) -> None:
+    if missing:
+        raise ModelError(
+            f"{folder} is not whole: {len(missing)} weights are in no file, e.g. {min(missing)}",
+            hint="copy or pull the model again",
+        )
+
+
 def _check_architecture(folder: Path, config: dict[str, Any]) -> None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -255,11 +285,7 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype, quantize
                 output_loading_info=True,
                 **options,
             )
-        if missing := sorted(info["missing_keys"]):
-            raise ModelError(
-                f"{folder} is not whole: {len(missing)} weights are in no file, e.g. {missing[0]}",
-                hint="copy or pull the model again",
-            )
+        _refuse_missing(folder, list(info["missing_keys"]))
         return model if quantize != "none" else model.to(device)
     except ModelError:
         raise
