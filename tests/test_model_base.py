@@ -153,7 +153,7 @@ def test_weights_that_are_in_no_file_are_not_made_up(copy):
     refuses(copy, "1 weights are in no file, e.g. model.layers.1.mlp.up_proj.weight")
 
 
-def lacking(folder, *lost, rename=lambda name: name, extra=()):
+def lacking(folder, *lost, rename=lambda name: name, **extra):
     """What headers tell of the model in `folder` after some tensors left its file: the names, as transformers counts
     them when it loads the rest, and what `check_parameters` says."""
     from safetensors.torch import load_file, save_file
@@ -162,7 +162,7 @@ def lacking(folder, *lost, rename=lambda name: name, extra=()):
     weights = {rename(name): array for name, array in load_file(folder / "model.safetensors").items()}
     left = {name: array for name, array in weights.items() if name not in lost}
     assert len(left) == len(weights) - len(lost)
-    save_file(left | {name: torch.zeros(2) for name in extra}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(left | extra, folder / "model.safetensors", metadata={"format": "pt"})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     _, loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
@@ -183,9 +183,15 @@ def test_a_weight_that_is_in_no_file_is_found_in_the_headers(kind, tmp_path):
 
 def test_a_tied_head_and_a_checkpoint_without_prefix_or_with_old_buffers_lack_nothing(tmp_path):
     tied = tiny_model("llama", tmp_path, tie_word_embeddings=True)
-    buffers = [f"model.layers.{n}.self_attn.rotary_emb.inv_freq" for n in range(2)]
-    assert lacking(tied, extra=buffers) == ([], "")
+    assert lacking(tied, **{f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.zeros(2) for n in (0, 1)}) == (
+        [],
+        "",
+    )
     assert "2 weights are in no file" in lacking(tied, "model.embed_tokens.weight", "model.norm.weight")[1]
+    twice = tiny_model("llama", tmp_path / "twice", tie_word_embeddings=True)
+    head = {"lm_head.weight": torch.zeros(len(tiny_tokenizer()), 32)}  # in the file as well, as some are saved
+    missing, said = lacking(twice, "model.norm.weight", **head)
+    assert missing == ["model.norm.weight"] and said.endswith(missing[0])
     bare = tiny_model("gpt2", tmp_path)
     without = lambda name: name.removeprefix("transformer.")  # noqa: E731, as the first GPT-2 was saved
     assert lacking(bare, rename=without) == ([], "")
