@@ -50,7 +50,7 @@ class Numbers:
 
 
 def numbers(data):
-    return Numbers(data), "base"
+    return Numbers(data), "base", "tokenizer"
 
 
 def cannot(data):
@@ -73,7 +73,7 @@ def workers(build=numbers, count: int = 2, patience: float = 60.0, **rows) -> Wo
 
 
 def answers(engine: Workers, task: TrainTask, private=None) -> dict[str, ClientUpdate | ClientFailure]:
-    gate = Gate(run="demo")
+    gate = Gate(run="demo", tokenizer="tokenizer")
     admitted = [gate.admit(answer, task) for answer in engine.train(task, private or {})]
     assert len({a.client for a in admitted}) == len(admitted)
     return {a.client: a for a in admitted}

@@ -198,6 +198,17 @@ def test_13_an_adapter_of_another_base_is_refused_with_both_digests(shell, tmp_p
     tells(shell("evaluate", "own-data"), 4, "belongs to another base", "digest")
 
 
+def test_check_finds_a_weight_that_the_files_of_the_model_lack(shell, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    base = tiny_model("llama", tmp_path / "model")
+    weights = load_file(base / "model.safetensors")
+    del weights["model.layers.1.self_attn.v_proj.weight"]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    outcome = shell("check", "--data", write("x.jsonl", ROWS), "--model", base)
+    tells(outcome, 4, "is not whole: 1 weights are in no file, e.g. model.layers.1.self_attn.v_proj.weight", "again")
+
+
 def test_14_a_plan_that_does_not_fit_is_refused_with_its_numbers_and_what_is_smaller(shell, model, monkeypatch):
     from shepherd import experiment
 

@@ -11,7 +11,15 @@ from torch import nn
 
 from shepherd.errors import ModelError, ResourceError, UsageError
 from shepherd.model import base as base_module
-from shepherd.model.base import is_linear, linear_names, load_base, pick_device, pick_dtype, pick_targets
+from shepherd.model.base import (
+    check_parameters,
+    is_linear,
+    linear_names,
+    load_base,
+    pick_device,
+    pick_dtype,
+    pick_targets,
+)
 from shepherd.model.digest import model_digest
 from tiny import KINDS, tiny_model, tiny_tokenizer
 
@@ -143,6 +151,60 @@ def test_weights_that_are_in_no_file_are_not_made_up(copy):
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     refuses(copy, "1 weights are in no file, e.g. model.layers.1.mlp.up_proj.weight")
+
+
+def lacking(folder, *lost, rename=lambda name: name, **extra):
+    """What headers tell of the model in `folder` after some tensors left its file: the names, as transformers counts
+    them when it loads the rest, and what `check_parameters` says."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    weights = {rename(name): array for name, array in load_file(folder / "model.safetensors").items()}
+    left = {name: array for name, array in weights.items() if name not in lost}
+    assert len(left) == len(weights) - len(lost)
+    save_file(left | extra, folder / "model.safetensors", metadata={"format": "pt"})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    _, loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    try:
+        check_parameters(folder, model)
+    except ModelError as error:
+        return sorted(loaded["missing_keys"]), error.message
+    return sorted(loaded["missing_keys"]), ""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gpt_neox"])
+def test_a_weight_that_is_in_no_file_is_found_in_the_headers(kind, tmp_path):
+    folder = tiny_model(kind, tmp_path)
+    assert lacking(folder) == ([], "")
+    name = {"gpt2": "transformer.h.1.ln_2.bias"}.get(kind, "model.layers.1.input_layernorm.weight")
+    assert lacking(folder, name) == ([name], f"{folder} is not whole: 1 weights are in no file, e.g. {name}")
+
+
+def test_a_tied_head_and_a_checkpoint_without_prefix_or_with_old_buffers_lack_nothing(tmp_path):
+    tied = tiny_model("llama", tmp_path, tie_word_embeddings=True)
+    assert lacking(tied, **{f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.zeros(2) for n in (0, 1)}) == (
+        [],
+        "",
+    )
+    assert "2 weights are in no file" in lacking(tied, "model.embed_tokens.weight", "model.norm.weight")[1]
+    twice = tiny_model("llama", tmp_path / "twice", tie_word_embeddings=True)
+    head = {"lm_head.weight": torch.zeros(len(tiny_tokenizer()), 32)}  # in the file as well, as some are saved
+    missing, said = lacking(twice, "model.norm.weight", **head)
+    assert missing == ["model.norm.weight"] and said.endswith(missing[0])
+    bare = tiny_model("gpt2", tmp_path)
+    without = lambda name: name.removeprefix("transformer.")  # noqa: E731, as the first GPT-2 was saved
+    assert lacking(bare, rename=without) == ([], "")
+    missing, said = lacking(bare, "h.0.mlp.c_fc.weight")
+    assert missing == ["transformer.h.0.mlp.c_fc.weight"] and said.endswith(missing[0])
+
+
+def test_names_that_transformers_changes_when_it_loads_are_left_to_it(tmp_path):
+    folder = tiny_model("gpt_neox", tmp_path)  # its head is saved as embed_out and is lm_head in memory
+    assert lacking(folder) == ([], "")
+    name = "gpt_neox.final_layer_norm.weight"
+    assert lacking(folder, name) == ([name], "")
+    refuses(folder, f"1 weights are in no file, e.g. {name}")
 
 
 def test_weights_of_another_shape_are_refused(copy):

@@ -411,6 +411,43 @@ def test_the_digest_names_weights_tokenizer_template_and_config_but_not_who_save
     assert len({same, *others, digest.model_digest(weights)}) == 5
 
 
+def test_the_tokenizer_s_digest_names_all_that_makes_ids_of_text_and_nothing_else(tied, tmp_path):
+    count = iter(range(99))
+
+    def after(change):
+        folder = shutil.copytree(tied, tmp_path / f"copy-{next(count)}")
+        change(folder)
+        return digest.tokenizer_digest(folder)
+
+    def edited(name, **changes):
+        def edit(folder):
+            there = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+            (folder / name).write_text(json.dumps({**there, **changes}, indent=7))
+
+        return after(edit)
+
+    def inlined(folder):
+        template = (folder / "chat_template.jinja").read_text()
+        (folder / "chat_template.jinja").unlink()
+        edit = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": template}
+        (folder / "tokenizer_config.json").write_text(json.dumps(edit))
+
+    same = digest.tokenizer_digest(tied)
+    notes = {"transformers_version": "9.9", "name_or_path": "lab/x", "is_local": False, "_commit": "abc"}
+    assert edited("tokenizer_config.json", **notes) == same == edited("config.json", rope_theta=7.0)
+    assert after(inlined) == same == after(lambda folder: flip(folder / "model.safetensors"))
+    others = [
+        edited("tokenizer.json", truncation={"max_length": 8}),
+        edited("tokenizer_config.json", eos_token="<|endoftext|>"),
+        edited("tokenizer_config.json", add_bos_token=True),
+        edited("special_tokens_map.json", eos_token="<|endoftext|>"),
+        edited("added_tokens.json", **{"<|more|>": 384}),
+        after(lambda folder: (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")),
+        after(lambda folder: (folder / "vocab.txt").write_text("a")),
+    ]
+    assert len({same, *others}) == 8
+
+
 def test_a_remembered_hash_is_not_used_for_a_file_that_was_written_to(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(b"one")

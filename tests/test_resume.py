@@ -16,7 +16,9 @@ import pytest
 from shepherd import experiment
 from shepherd.arms import load_arm
 from shepherd.errors import DataError, UsageError
+from shepherd.state import load_state
 from shepherd.store import RunDirectory
+from test_workers import checkpoint_digest
 
 HERE = Path(__file__).parent
 RUN = (
@@ -126,6 +128,52 @@ def test_who_is_asked_after_a_stop_is_who_would_have_been_asked(small_config, tm
     ]
     assert cohorts[0] == cohorts[1] and len({str(asked) for asked in cohorts[0]}) > 3
     assert run.summary["adapter_sha256"] == whole.summary["adapter_sha256"]
+
+
+ADAMW = ("server.optimizer=torch", "server.name=AdamW", "server.learning_rate=0.01")
+KEPT = {
+    "the moments and counts of torch's AdamW": ADAMW,
+    "the velocity of torch's SGD": (
+        "server.optimizer=torch", "server.name=SGD", "server.learning_rate=0.7", "server.momentum=0.9",
+        "server.nesterov=true",
+    ),
+    "the steps of torch's Rprop, for one factor a round": (
+        "server.optimizer=torch", "server.name=Rprop", "server.learning_rate=0.01", "federation.method=rolora",
+    ),
+    "the blocks at home beside AdamW": (*ADAMW, "federation.method=fedper_lora"),
+    "the clusters of IFCA with AdamW for each": (
+        *ADAMW, "personalization.name=ifca", "federation.clients_per_round=6",
+    ),
+    "the local adapters of FedDPA beside AdamW": (
+        *ADAMW, "personalization.name=feddpa", "personalization.variant=T", "personalization.weight=0.9",
+    ),
+    "the second adapters of Ditto": ("personalization.name=ditto", "personalization.strength=0.5"),
+    "the halves of FedSA-LoRA": ("federation.method=fedsa_lora",),
+    "the moments of the slots of LoRA-A²": (*ADAMW, "federation.method=lora_a2", "lora.r=4", "lora.ranks=[1,4,2]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_what_a_server_or_a_client_keeps_between_rounds_goes_over_a_stop_to_the_same_bytes(
+    small_config, tmp_path, kept
+):
+    settings = ("federation.rounds=3", "federation.clients_per_round=5", "training.local_steps=2")
+    config = small_config(*settings, "evaluation.arms=base,federated", "evaluation.generate=0", *KEPT[kept])
+    whole = experiment.run(config, out_dir=tmp_path / "whole").path
+    folder = stopped(config, tmp_path / "stopped", after_round(2))
+    last = folder / "checkpoints" / "round-0002"
+    state = load_state(last)
+    models = (state.model, *state.clusters)
+    assert any(
+        array.any() for kept in (*(m.memory for m in models), *state.clients.values()) for array in kept.values()
+    )
+    experiment.resume(folder)
+    names = [path.relative_to(whole) for path in sorted(whole.rglob("*.safetensors"))]
+    assert [path.relative_to(folder) for path in sorted(folder.rglob("*.safetensors"))] == names
+    assert {name.parts[0] for name in names} >= {"adapter", "checkpoints"}
+    for name in names:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert checkpoint_digest(folder) == checkpoint_digest(whole)
 
 
 def test_a_baseline_that_had_finished_is_not_trained_again(config, whole, tmp_path):
@@ -241,6 +289,18 @@ def test_other_data_are_refused(small_config, tmp_path):
         experiment.resume(folder)
 
 
+def test_another_end_token_in_the_tokenizer_s_settings_is_refused(small_config, model_folder, tmp_path):
+    base = shutil.copytree(model_folder(), tmp_path / "llama")
+    config = small_config(f"model.base={base}", "evaluation.arms=base,federated", "evaluation.generate=0")
+    folder = stopped(config, tmp_path / "runs", after_round(1))
+    settings = base / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace('"eos_token": "<|im_end|>"', '"eos_token": "<|endoftext|>"'))
+    with pytest.raises(UsageError) as caught:
+        experiment.resume(folder)
+    (line,) = caught.value.message.splitlines()[1:]  # the base's digest does not know of it
+    assert re.fullmatch(r"  tokenizer: [0-9a-f]{12} then, [0-9a-f]{12} now", line)
+
+
 PLUGIN = """
 from shepherd.clients.selection import everyone
 
@@ -275,8 +335,8 @@ def test_a_file_beside_the_data_whose_contents_changed_is_refused(small_config, 
 
 
 KEYS = {
-    "config", "base", "data", "held_out", "partition", "trace", "shepherd", "code", "plugins", "python", "numpy",
-    "torch", "transformers", "peft", "tokenizers", "safetensors", "threads", "device", "processor",
+    "run", "config", "base", "tokenizer", "data", "held_out", "partition", "trace", "shepherd", "code", "plugins",
+    "python", "numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "threads", "device", "processor",
 }  # fmt: skip
 FREE = {"run.out", "run.name", "run.patience", "checkpoints.keep", "federation.updates_in_memory_mib"}
 
@@ -285,7 +345,7 @@ def test_every_key_and_every_setting_is_held_to_but_those_that_move_no_number(co
     folder = stopped(config, tmp_path, after_round(1))
     identity = json.loads((folder / "identity.json").read_text())
     assert identity.keys() == KEYS and identity["config"].keys() == type(config).model_fields.keys()
-    every = {key for key in KEYS - {"config", "plugins"}} | {
+    every = {key for key in KEYS - {"run", "config", "plugins"}} | {
         f"config.{table}.{key}" for table, values in identity["config"].items() for key in values
     }
     other = {key: "other" for key in KEYS} | {

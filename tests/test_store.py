@@ -120,13 +120,13 @@ def test_a_flipped_bit_a_lost_byte_and_a_lost_file_of_a_committed_folder_are_nam
         data = (folder / name).read_bytes()
         for at in range(len(data)):
             (folder / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-            with pytest.raises(ValueError, match=rf"^{os.path.basename(name)} is not what was written"):
+            with pytest.raises(ValueError, match=rf"^{name} is not what was written"):
                 check_sealed(folder)
         (folder / name).write_bytes(data[:-1])
-        with pytest.raises(ValueError, match=rf"^{os.path.basename(name)} "):
+        with pytest.raises(ValueError, match=rf"^{name} "):
             check_sealed(folder)
         (folder / name).unlink()
-        with pytest.raises(ValueError, match=rf"^{os.path.basename(name)} is missing"):
+        with pytest.raises(ValueError, match=rf"^{name} is missing"):
             check_sealed(folder)
         (folder / name).write_bytes(data)
 

@@ -20,7 +20,15 @@ from shepherd.asking import pool_of
 from shepherd.config import Config
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.base import check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype, pick_targets
+from shepherd.model.base import (
+    check_folder,
+    check_parameters,
+    check_quantize,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    pick_targets,
+)
 from shepherd.model.fetch import resolve
 from shepherd.model.lora import features
 from shepherd.model.threads import matmul_peak, use_threads
@@ -99,6 +107,7 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
         model.tie_weights()  # transformers 5.0 has not: it would count a shared head twice
+    check_parameters(folder, model)
     targets = pick_targets(model, config.lora.targets)
     sizes = {name: features(model.get_submodule(name)) for name in targets}
     adapter = fresh_adapter(sizes, config.lora.r, config.lora.alpha, config.run.seed, rslora=config.lora.rslora)

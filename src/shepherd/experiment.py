@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import platform
+import secrets
 import shlex
 import sys
 import time
@@ -29,7 +30,7 @@ from shepherd.errors import ClientError, DataError, EvaluationError, ResourceErr
 from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.identity import FILE as IDENTITY
-from shepherd.identity import differences, identity
+from shepherd.identity import differences, held_out_digest, identity
 from shepherd.meter import Clock, Meter
 from shepherd.model.adapter import digest, load_adapter, save_adapter
 from shepherd.model.adapter_card import adapter_card
@@ -139,6 +140,7 @@ class _Experiment:
 
     def __init__(self, config: Config, observer: Observer | None, place: Path) -> None:
         self.config, self.tell, self.place = from_anywhere(config), observer or (lambda event: None), place
+        self.id = secrets.token_hex(16)  # not from the seed: two runs of one recipe are two
         self.force = False
         self.clock = Clock()
         self.held = ExitStack()  # the lock on the run directory
@@ -164,8 +166,12 @@ class _Experiment:
         self.store = open_store()
         self.held.enter_context(self.store.lock())
         in_memory = config.federation.updates_in_memory_mib * 2**20
-        plan = dataclasses.replace(plan, spool=partial(Spool, in_memory, self.store.scratch))
         state = self._begin_or_go_on(base, learner, rows, start)
+        plan = dataclasses.replace(
+            plan,
+            spool=partial(Spool, in_memory, self.store.scratch),
+            gate=partial(plan.gate, run=self.id, tokenizer=base.tokenizer_digest),
+        )
         self.meter = Meter(self.tell, config, rows, plan, names, learner.settings.personal.cost)
         self.meter.skip("federated", state.round / config.federation.rounds)
         self.tell(
@@ -190,7 +196,7 @@ class _Experiment:
             self.engine = self.held.enter_context(
                 Workers(
                     config.run.workers, build, rows.clients, self.engine,
-                    run=config.run.name, patience=config.run.patience,
+                    run=self.id, patience=config.run.patience,
                 )
             )  # fmt: skip
         self.losses: dict[str, RowLosses] = {}
@@ -230,7 +236,7 @@ class _Experiment:
         return Run(self.store.path, summary)
 
     def _begin_or_go_on(self, base: Base, learner: Learner, rows: Rows, start: ServerState) -> ServerState:
-        """Write what the run is made with, or check it; the state to go on from."""
+        """Write what the run is made with and its id, or check and read them; the state to go on from."""
         config = _resolved(self.config, base, learner)
         now = identity(config, base, rows)
         self.notes: list[str] = []
@@ -240,9 +246,11 @@ class _Experiment:
             self.store.write_json("env.json", _environment(base))
             self.store.write_text("config.toml", to_toml(config))
             self.store.journal("started", model=base.digest, data=rows.dataset.digest)
-            self.store.write_json(IDENTITY, now)  # last: with it, the run can be resumed
+            self.store.write_json(IDENTITY, {"run": self.id, **now})  # last: with it, the run can be resumed
             return start
-        forced = differences(read_json(self.store.path / IDENTITY), now)
+        then = read_json(self.store.path / IDENTITY)
+        self.id = str(then.get("run", self.id))
+        forced = differences(then, now)
         if forced and not self.force:
             listed = "\n".join(f"  {line}" for line in forced)
             raise UsageError(
@@ -568,16 +576,20 @@ def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[s
     """Measure a run's adapter again, from its files: {"base": …, "federated": …, "difference": …}.
 
     Reads config.toml and adapter/ of the run directory, or the checkpoint of a round, and its data from where the
-    recipe says. Raises EvaluationError when the data or the base are no longer those of the run.
+    recipe says. Raises EvaluationError when the data or the held-out rows are no longer those of the run.
     """
     tuned = load_tuned(run_dir, round_number=round_number)
     rows, _ = prepare_rows(tuned.config, tuned.base.tokenizer)
-    trained_on = str(read_json(Path(run_dir) / "partition.json").get("dataset_digest", "unknown"))
-    if trained_on != rows.partition.dataset_digest:
-        raise EvaluationError(
-            f"the data has changed since the run: digest {rows.partition.dataset_digest[:12]}, then {trained_on[:12]}",
-            hint=f"give back the data that {tuned.config.data.source} held",
-        )
+    data, documents = tuned.config.data, [read_json(Path(run_dir) / name) for name in ("partition.json", IDENTITY)]
+    for what, then, now, source in (
+        ("held-out rows are", documents[1].get("held_out"), held_out_digest(rows), data.held_out_source or data.source),
+        ("data are", documents[0].get("dataset_digest"), rows.partition.dataset_digest, data.source),
+    ):
+        if then != now:
+            raise EvaluationError(
+                f"the {what} not those of the run: digest {now[:12]}, then {str(then or 'unknown')[:12]}",
+                hint=f"give back what {source} held, and the config.toml that the run wrote",
+            )
     packed = PackedModel(tuned.base.model)
     before, after = (row_losses(packed, rows.held_out, lora)[0] for lora in (None, tuned.lora))
     return {

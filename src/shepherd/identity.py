@@ -1,6 +1,7 @@
 """What a run was made with: a run goes on only with the same settings, data, base, code and machine.
 
-identity.json is written when a run starts. What differs when it is resumed is shown key by key, then and now.
+identity.json is written when a run starts. What differs when it is resumed is shown key by key, then and now. Its "run"
+is the random id that messages of the run carry: two runs may have one name.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from shepherd.prepare import Rows
 
 FILE = "identity.json"
 _FREE = {
-    "config.run.out", "config.run.name", "config.checkpoints.keep", "config.run.patience",
+    "run", "config.run.out", "config.run.name", "config.checkpoints.keep", "config.run.patience",
     "config.federation.updates_in_memory_mib",
 }  # fmt: skip
-"""Settings that a run may go on with changed: they move no number."""
+"""What may differ when a run goes on: its id, which is its own, and settings that move no number."""
 
 
 def identity(config: Config, base: Base, rows: Rows) -> dict[str, Any]:
@@ -41,8 +42,9 @@ def identity(config: Config, base: Base, rows: Rows) -> dict[str, Any]:
     return {
         "config": config.model_dump(mode="json"),
         "base": base.digest,
+        "tokenizer": base.tokenizer_digest,
         "data": rows.dataset.digest,
-        "held_out": digest(rows.examples[row.id] for row in rows.held_out),
+        "held_out": held_out_digest(rows),
         "partition": partition_digest(rows.partition),
         "trace": _trace_digest(config),
         "shepherd": __version__,
@@ -64,6 +66,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in _FREE
     ]
+
+
+def held_out_digest(rows: Rows) -> str:
+    """sha256 over the contents of the rows that every arm is measured on."""
+    return digest(rows.examples[row.id] for row in rows.held_out)
 
 
 @functools.cache

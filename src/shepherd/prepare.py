@@ -153,12 +153,18 @@ def prepare_learner(config: Config, base: Base) -> Learner:
     )
 
 
-def worker_engine(config: Config, threads: int, data: Mapping[ClientId, Sequence[Tokens]]) -> tuple[LocalEngine, str]:
-    """An engine for some clients in a process of its own, and the digest of its base. The config is a resolved one."""
+def worker_engine(
+    config: Config, threads: int, data: Mapping[ClientId, Sequence[Tokens]]
+) -> tuple[LocalEngine, str, str]:
+    """An engine for some clients in a process of its own, and the digests of its base and tokenizer.
+
+    The config is a resolved one.
+    """
     use_threads(threads)
     base = load_base(**config.model.model_dump())
     learner = prepare_learner(config, base)
-    return LocalEngine(learner.packed, learner.make_lora, learner.settings, data), base.digest
+    engine = LocalEngine(learner.packed, learner.make_lora, learner.settings, data)
+    return engine, base.digest, base.tokenizer_digest
 
 
 def local_training(config: Config, device: torch.device, parameters: int) -> LocalTraining:
@@ -307,7 +313,10 @@ def base_weights(base: Base, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def prepare_plan(config: Config, rows: Rows) -> Plan:
-    """What stays the same over the rounds. Raises UsageError where the arms leave out what all are compared with."""
+    """What stays the same over the rounds; the gate still lacks the run's id and the tokenizer's digest.
+
+    Raises UsageError where the arms leave out what all are compared with.
+    """
     federation = config.federation
     method = prepare_method(config)
     ranks = client_ranks(config.lora, sorted(rows.clients))
@@ -353,7 +362,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         probed={
             c: _probed_rows(method, work(c, 1, 0), len(rows.clients[c])) for c in clients if ranks[c] < config.lora.r
         },
-        gate=partial(Gate, Limits(norm=federation.max_update_norm), run=config.run.name),
+        gate=partial(Gate, Limits(norm=federation.max_update_norm)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from shepherd.model.base import Base, load_base, pick_targets
 from shepherd.model.lora import CohortLora
 from shepherd.model.threads import use_threads
 from shepherd.state import load_state
-from shepherd.store import Rounds, checkpoint_name, open_run
+from shepherd.store import MANIFEST, Rounds, check_sealed, checkpoint_name, open_run
 from shepherd.types import Adapter, GlobalModel
 
 
@@ -82,13 +83,13 @@ def load_tuned(run_dir: Path | str, *, round_number: int | None = None, shared: 
 def adapter_folder(run_dir: Path, round_number: int | None = None) -> Path:
     """Where a run keeps its final adapter, or that of a round.
 
-    Raises UsageError with the rounds that there are, ModelError where that round is not what was committed.
+    Raises UsageError with the rounds that there are, ModelError where it is not what was committed.
     """
     rounds = Rounds(run_dir / "checkpoints")
     kept = ", ".join(map(str, rounds.numbers()))
     if round_number is None:
         if (run_dir / "adapter").is_dir():
-            return run_dir / "adapter"
+            return whole(run_dir / "adapter", "; chat and evaluate take a round with --round: " + kept if kept else "")
         place, finished = shlex.quote(str(run_dir)), (run_dir / "summary.json").exists()
         again = f"shepherd run {shlex.quote(f'{run_dir}/config.toml')}" if finished else f"shepherd resume {place}"
         raise UsageError(
@@ -107,3 +108,22 @@ def adapter_folder(run_dir: Path, round_number: int | None = None) -> Path:
         raise ModelError(
             f"the checkpoint {folder} is damaged: {damage}", hint=f"choose another round with --round: {kept}"
         ) from None
+
+
+def whole(folder: Path, instead: str = "") -> Path:
+    """`folder` again, each file that its manifest names read and found as it was committed: adapter/, personal/ and
+    clusters/ of a run have one. A folder without a manifest, such as another tool's adapter, is taken as it is.
+
+    Raises ModelError that names the first file that is damaged; `instead` adds to the hint.
+    """
+    if not os.path.lexists(folder / MANIFEST):
+        return folder
+    try:
+        check_sealed(folder)
+    except (ValueError, OSError) as damage:
+        raise ModelError(
+            f"{folder} is damaged: {damage}",
+            hint="restore it from a copy, or repeat the run with shepherd run and its config.toml; "
+            f"if the change is meant, delete {folder / MANIFEST}{instead}",
+        ) from None
+    return folder

@@ -1,6 +1,6 @@
 """Clients in N worker processes, each with a base of its own; what comes back are messages that pass the gate.
 
-    with Workers(count=2, build=…, data=rows.clients, run="demo", here=LocalEngine(…)) as engine:
+    with Workers(count=2, build=…, data=rows.clients, run="0f3a…", here=LocalEngine(…)) as engine:
         run_round(state, plan, engine)
 
 Clients are dealt over the workers by name, so a client always trains in the same place. A worker that ends, or gives
@@ -42,8 +42,11 @@ if TYPE_CHECKING:  # torch is for the engine that `build` makes: a worker begins
 
 Observe = Callable[[StepReport], None]
 Data = Mapping[ClientId, Sequence[Tokens]]
-Build = Callable[[Data], "tuple[LocalEngine, str]"]
-"""Rows of some clients -> an engine for them and the digest of its base. Runs in the worker; must be picklable."""
+Build = Callable[[Data], "tuple[LocalEngine, str, str]"]
+"""Rows of some clients -> an engine for them, the digests of its base and tokenizer.
+
+Runs in the worker; must be picklable.
+"""
 _log = logging.getLogger(__name__)
 
 
@@ -279,7 +282,7 @@ def _worker(pipe: Any, build: Build, data: Data) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that can say what is saved
     try:
         try:
-            engine, base = build(data)
+            engine, *digests = build(data)
         except Exception as error:
             ours = isinstance(error, ShepherdError)
             words = (error.message, error.hint) if isinstance(error, ShepherdError) else ("", "")
@@ -288,7 +291,7 @@ def _worker(pipe: Any, build: Build, data: Data) -> None:
             _say(pipe, "cannot", error=type(error).__name__, message=words[0], hint=words[1])
             return
         while True:
-            _serve(pipe, engine, base, *pipe.recv())
+            _serve(pipe, engine, digests, *pipe.recv())
     except (EOFError, OSError):
         pass  # nobody is there any more
     except BaseException as error:
@@ -296,12 +299,12 @@ def _worker(pipe: Any, build: Build, data: Data) -> None:
         os._exit(1)  # without the traceback that multiprocessing would print: it may quote a client's rows
 
 
-def _serve(pipe: Any, engine: LocalEngine, base: str, task: TrainTask, private: Any, run: str) -> None:
+def _serve(pipe: Any, engine: LocalEngine, digests: Sequence[str], task: TrainTask, private: Any, run: str) -> None:
     for answer in engine.train(task, private, lambda report: _say_step(pipe, report)):
         if isinstance(answer, ClientFailure):
             _say(pipe, "failure", client=answer.client, code=answer.code, detail=answer.detail)
         else:
-            _say_update(pipe, answer, task, base, run)
+            _say_update(pipe, answer, task, digests, run)
     _say(pipe, "done")
 
 
@@ -314,10 +317,10 @@ def _say_step(pipe: Any, report: StepReport) -> None:
     _say(pipe, "step", clients=rows)
 
 
-def _say_update(pipe: Any, update: ClientUpdate, task: TrainTask, base: str, run: str) -> None:
+def _say_update(pipe: Any, update: ClientUpdate, task: TrainTask, digests: Sequence[str], run: str) -> None:
     adapter = task.views[update.client].adapter
     nonce = f"{derive(task.seed, 'nonce', update.client, task.round):016x}"
-    message = pack(update, Envelope(run, nonce, base, "", adapter.r, adapter.scale))
+    message = pack(update, Envelope(run, nonce, *digests, adapter.r, adapter.scale))
     head = json.dumps({"client": update.client, "bytes": len(message), "private": list(update.private)})
     kept = to_bytes(update.private) if update.private else b""
     pipe.send_bytes(b"update\n" + head.encode() + b"\n" + message + kept)

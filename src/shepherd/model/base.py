@@ -22,7 +22,7 @@ from torch import nn
 from shepherd.errors import ModelError, ResourceError, UsageError, did_you_mean, missing_extra
 from shepherd.model.card import licence_of
 from shepherd.model.convert import quiet_transformers
-from shepherd.model.digest import model_digest, read_json, tokenizer_files, weight_files
+from shepherd.model.digest import model_digest, read_json, tokenizer_digest, tokenizer_files, weight_files
 from shepherd.model.fetch import BUILTIN, resolve
 from shepherd.model.threads import bfloat16_speedup
 
@@ -32,18 +32,23 @@ if TYPE_CHECKING:
 # Below this, rounding the base to bfloat16 does not buy enough time to be worth its noise.
 BFLOAT16_WORTH = 1.3
 
+# Older libraries saved these, and nobody reads them any more.
+_FORMER_BUFFERS = (".inv_freq", ".attn.bias", ".masked_bias")
+
 
 @dataclass(frozen=True, eq=False)
 class Base:
     """The frozen model that all clients share: no parameter needs a gradient, evaluation mode.
 
-    `digest` names the files it was loaded from (`digest.model_digest`), whatever `dtype` they were loaded in.
+    `digest` names the files it was loaded from (`digest.model_digest`), whatever `dtype` they were loaded in;
+    `tokenizer_digest` those that turn text into ids, some of which are no part of `digest`.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     digest: str
+    tokenizer_digest: str
     device: torch.device
     dtype: torch.dtype
     licence: str
@@ -77,6 +82,7 @@ def load_base(
         tokenizer=tokenizer,
         name=base,
         digest=model_digest(folder),
+        tokenizer_digest=tokenizer_digest(folder),
         device=place,
         dtype=precision,
         licence=BUILTIN[base].licence if base in BUILTIN else licence_of(folder),
@@ -184,6 +190,33 @@ def _check_weights(folder: Path) -> None:
             raise ModelError(f"{path} cannot be read whole: {error}", hint="copy or pull the model again") from None
 
 
+def check_parameters(folder: Path, model: PreTrainedModel) -> None:
+    """Raise ModelError where a parameter of `model`, which may be on the meta device, is in no file of `folder`.
+
+    Only headers are read. Where the files hold names that the model does not have, transformers renames them, and what
+    is missing is found when they are loaded.
+    """
+    held: set[str] = set()
+    for path in weight_files(folder):
+        with safe_open(path, "numpy") as file:
+            held |= {name for name in file.keys() if not name.endswith(_FORMER_BUFFERS)}  # noqa: SIM118, it is no dict
+    together: dict[int, set[str]] = {}  # tied parameters are one, and one name is enough
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        together.setdefault(id(parameter), set()).add(name)
+    known = set().union(*together.values(), (name for name, _ in model.named_buffers()))
+    held = {name if name in known else f"{model.base_model_prefix}.{name}" for name in held}  # saved without its head
+    if held <= known:
+        _refuse_missing(folder, [min(names) for names in together.values() if not names & held])
+
+
+def _refuse_missing(folder: Path, missing: Sequence[str]) -> None:
+    if missing:
+        raise ModelError(
+            f"{folder} is not whole: {len(missing)} weights are in no file, e.g. {min(missing)}",
+            hint="copy or pull the model again",
+        )
+
+
 def _check_architecture(folder: Path, config: dict[str, Any]) -> None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -255,11 +288,7 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype, quantize
                 output_loading_info=True,
                 **options,
             )
-        if missing := sorted(info["missing_keys"]):
-            raise ModelError(
-                f"{folder} is not whole: {len(missing)} weights are in no file, e.g. {missing[0]}",
-                hint="copy or pull the model again",
-            )
+        _refuse_missing(folder, list(info["missing_keys"]))
         return model if quantize != "none" else model.to(device)
     except ModelError:
         raise

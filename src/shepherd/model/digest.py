@@ -21,7 +21,7 @@ MANIFEST = "MANIFEST.json"
 SMALL = 2**28
 
 # Written by the library that saved the file, not a property of the model.
-_INCIDENTAL = ("transformers_version", "dtype", "torch_dtype")
+_INCIDENTAL = ("transformers_version", "dtype", "torch_dtype", "name_or_path", "is_local")
 
 
 def cache_root() -> Path:
@@ -144,13 +144,35 @@ def model_digest(folder: Path) -> str:
     What a library only notes when it saves (its version, the dtype it would load) is left out, so that two sites
     with different versions of transformers agree.
     """
-    hashes = sha256_all([*weight_files(folder), *tokenizer_files(folder)])
-    config = read_json(folder / "config.json")
-    kept = {key: value for key, value in config.items() if key not in _INCIDENTAL and not key.startswith("_")}
-    parts = {path.name: hash for path, hash in hashes.items()}
-    parts["chat template"] = hashlib.sha256(chat_template(folder).encode()).hexdigest()
-    parts["config"] = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    parts = _parts(folder, [*weight_files(folder), *tokenizer_files(folder)])
+    return _digest({**parts, "config": _digest(_settings(folder / "config.json"))})
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Hex sha256 of all that decides which ids a text becomes: with what `model_digest` covers of it, the settings and
+    special tokens that stand in files of their own. What a library only notes is left out there too."""
+    parts = _parts(folder, tokenizer_files(folder))
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            settings = _settings(folder / name)
+            settings.pop("chat_template", None)  # it is a part already, wherever it stands
+            parts[name] = _digest(settings)
+    return _digest(parts)
+
+
+def _parts(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """{name: sha256} of files and of the chat template."""
+    template = hashlib.sha256(chat_template(folder).encode()).hexdigest()
+    return {**{path.name: hash for path, hash in sha256_all(files).items()}, "chat template": template}
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A JSON file without what a library only notes."""
+    return {key: value for key, value in read_json(path).items() if key not in _INCIDENTAL and key[:1] != "_"}
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, facts: Mapping[str, str]) -> None:

@@ -8,10 +8,10 @@ keeps the second writer out; everything is written through `disk.py`, so that te
 from shepherd.store.disk import Disk
 from shepherd.store.lines import Journal, read_journal
 from shepherd.store.lock import Writer, writer_of
-from shepherd.store.rounds import Checkpoint, Found, Rejected, Rounds, check_sealed, checkpoint_name
+from shepherd.store.rounds import MANIFEST, Checkpoint, Found, Rejected, Rounds, check_sealed, checkpoint_name
 from shepherd.store.run import Recovered, RunDirectory, commit_folder, open_run, read_json
 
 __all__ = [
-    "Checkpoint", "Disk", "Found", "Journal", "Recovered", "Rejected", "Rounds", "RunDirectory", "Writer",
+    "MANIFEST", "Checkpoint", "Disk", "Found", "Journal", "Recovered", "Rejected", "Rounds", "RunDirectory", "Writer",
     "check_sealed", "checkpoint_name", "commit_folder", "open_run", "read_journal", "read_json", "writer_of",
 ]  # fmt: skip

@@ -136,7 +136,7 @@ class Rounds:
             if found not in files and found != MANIFEST and not _LITTER.fullmatch(found):
                 raise _Damage(f"{found} is not in the manifest")
         for file, entry in files.items():
-            _check_file(folder / file, entry)
+            _check_file(folder, file, entry)
         if before and self._digest_of(before) not in ("", manifest["prev"]):
             raise _Damage(f"does not follow the {checkpoint_name(before)} that lies beside it")
         return Checkpoint(number, folder, digest, {k: v["sha256"] for k, v in files.items()}, manifest["facts"])
@@ -219,17 +219,21 @@ def seal_folder(disk: Disk, folder: Path) -> None:
 
 def check_sealed(folder: Path) -> None:
     """Read every file that the manifest of `seal_folder` names. Raises ValueError that names the first damaged one."""
-    _plain_file(folder / MANIFEST)
+    if _plain_file(folder / MANIFEST).st_size > _LARGEST_MANIFEST:
+        raise _Damage(f"{MANIFEST} is too large")
     data = (folder / MANIFEST).read_bytes()
     try:
         manifest = json.loads(data)
         whole = _encode({key: value for key, value in manifest.items() if key != "sha256"}) == data
-    except (AttributeError, TypeError, ValueError, RecursionError):
+        files = {
+            name: {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in manifest["files"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         whole = False
     if not whole:
         raise _Damage(f"{MANIFEST} is not what was written")
-    for name, entry in manifest["files"].items():
-        _check_file(folder / name, entry)
+    for name, entry in files.items():
+        _check_file(folder, name, entry)
 
 
 class _Damage(ValueError):
@@ -285,13 +289,14 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _plain_file(file: Path) -> os.stat_result:
+def _plain_file(file: Path, name: str = "") -> os.stat_result:
+    name = name or file.name
     try:
         found = os.lstat(file)
     except FileNotFoundError:
-        raise _Damage(f"{file.name} is missing") from None
+        raise _Damage(f"{name} is missing") from None
     if not stat.S_ISREG(found.st_mode):
-        raise _Damage(f"{file.name} is {'a symbolic link' if stat.S_ISLNK(found.st_mode) else 'not a plain file'}")
+        raise _Damage(f"{name} is {'a symbolic link' if stat.S_ISLNK(found.st_mode) else 'not a plain file'}")
     return found
 
 
@@ -300,12 +305,12 @@ def _entry(file: Path) -> dict[str, Any]:
     return {"sha256": _digest(file), "bytes": file.stat().st_size}
 
 
-def _check_file(file: Path, entry: Mapping[str, Any]) -> None:
-    size = _plain_file(file).st_size
+def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    size = _plain_file(folder / name, name).st_size
     if size != entry["bytes"]:
-        raise _Damage(f"{file.name} has {size} bytes, not {entry['bytes']}")
-    if _digest(file) != entry["sha256"]:
-        raise _Damage(f"{file.name} is not what was written (sha256)")
+        raise _Damage(f"{name} has {size} bytes, not {entry['bytes']}")
+    if _digest(folder / name) != entry["sha256"]:
+        raise _Damage(f"{name} is not what was written (sha256)")
 
 
 def _digest(file: Path) -> str:

@@ -1,6 +1,6 @@
 """The gate: every answer of a client, as bytes or from memory, passes it before anything else sees it.
 
-    gate = Gate(Limits(norm=100.0), run="demo")
+    gate = Gate(Limits(norm=100.0), run="0f3a…")
     answer = gate.admit(answer, task)           # a ClientUpdate in order, or a ClientFailure with its reason
 
 The order is from cheap to dear: size, fields, whose and of what, counts, cluster, names, shapes, checksum, values, seen
@@ -59,7 +59,7 @@ class Limits:
 class Gate:
     """The limits of a run, and what has been admitted so far. One gate serves one round, or a whole run.
 
-    run and tokenizer (a digest) are compared with what messages say; an empty tokenizer is not compared.
+    run (an id) and tokenizer (a digest) are compared with what messages say; an empty tokenizer is not compared.
     """
 
     def __init__(self, limits: Limits = Limits(), run: str = "", tokenizer: str = "") -> None:
