@@ -78,7 +78,9 @@ def heat():
 
 
 def stack():
-    return charts.stacked_bar([(HOSTILE, 3.0), ("b", None), ("c", 1.0)], title="T", description="D", write=str)
+    return charts.stacked_bar(
+        [(HOSTILE, "s1", 3.0), ("b", "s2", None), ("c", "s3", 1.0)], title="T", description="D", write=str
+    )
 
 
 def grid():
@@ -145,13 +147,51 @@ def test_a_line_has_a_gap_where_a_value_is_missing():
     assert [len(e.get("points").split()) for e in solid] == [2, 1]
 
 
-def test_a_label_that_does_not_fit_is_shortened_and_kept_whole_in_its_title():
+def row_labels(*labels):
+    panel = Panel("", [Dots("x", "plain", [1.0] * len(labels))])
+    root = ElementTree.fromstring(charts.dot_plot(labels, [panel], title="T", description="D", x_label="x"))
+    return [e for e in root.iter(f"{SVG}text") if e.get("class") == "name end"]
+
+
+def test_a_label_that_does_not_fit_is_cut_in_its_middle_and_kept_whole_in_its_title():
     long = "a-client-with-a-name-that-goes-on-and-on-and-on"
-    root = ElementTree.fromstring(
-        charts.dot_plot([long], [Panel("", [Dots("x", "plain", [1.0])])], title="T", description="D", x_label="x")
-    )
-    named = next(e for e in root.iter(f"{SVG}text") if (e.text or "").startswith("a-client"))
-    assert named.text.endswith("…") and named.find(f"{SVG}title").text == long
+    (named,) = row_labels(long)
+    assert named.text.startswith("a-client") and named.text.endswith("and-on") and "…" in named.text
+    assert named.find(f"{SVG}title").text == long
+
+
+def test_long_names_that_differ_at_their_ends_are_told_apart():
+    one, other = row_labels("University Hospital, Ward of Cardiology 1", "University Hospital, Ward of Cardiology 2")
+    assert one.text != other.text
+
+
+# Advance widths of DejaVu Sans, among the widest fonts that a page may be shown in, in 1/2048 of the font's size.
+DEJAVU = {"W": 2025, "M": 1767, "m": 1995, "w": 1675, "@": 2048, "O": 1612, "H": 1540, "a": 1255, "0": 1303, "…": 2048}
+
+
+@pytest.mark.parametrize("letter", sorted(set(DEJAVU) - {"…"}))
+def test_no_label_is_wider_than_the_room_beside_its_picture(letter):
+    (named,) = row_labels(letter * 60)
+    width = sum(DEJAVU[c] for c in named.text) / 2048 * 12.5  # the size of labels in style.css, in pixels
+    assert width <= float(named.get("x"))  # the text ends at x and begins at the left edge or after it
+
+
+def test_no_marker_hides_another_of_its_row():
+    series = [Dots(style, style, [1.0, 3.0 + i]) for i, style in enumerate(("s1", "federated", "plain"))]  # circles
+    picture = charts.dot_plot(["a", "b"], [Panel("", series)], title="T", description="D", x_label="x", legend=False)
+    marks = [(float(e.get("cx")), float(e.get("cy"))) for e in ElementTree.fromstring(picture).iter(f"{SVG}circle")]
+    same, apart = marks[:3], marks[3:]
+    assert len({x for x, _ in same}) == 1
+    assert all(b - a >= 8 for (_, a), (_, b) in pairwise(same))  # a circle is 10 wide
+    assert len({y for _, y in apart}) == 1  # those that are apart anyway stay on their line
+
+
+def test_a_line_of_many_rounds_has_room_between_its_markers():
+    points = [(r, 1 / r) for r in range(1, 201)]
+    picture = charts.line_chart([Line("a", "s1", points)], title="T", description="D", x_label="round", y_label="y")
+    places = [float(e.get("cx")) for e in ElementTree.fromstring(picture).iter(f"{SVG}circle")][:-1]
+    assert min(b - a for a, b in pairwise(places)) > 20  # a marker is 10 wide
+    assert places[0] == 66 and len(places) > 10
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,10 @@ def division(record: RunRecord, limits: Limits) -> Section:
     text = []
     if names and columns:
         settings = {k: v for k, v in (record.partition.get("settings") or {}).items() if v not in ("", 0, None)}
+        rule = settings.pop("name", "")
         how = ", ".join(f"{k} = {v}" for k, v in settings.items())
-        if how:
-            text.append(f"The rows were divided with {shorten(how, 300)}.")
+        if rule:
+            text.append(f"The rows were divided by the partitioner {shorten(f'{rule} ({how})' if how else rule, 300)}.")
         most = limits.drawn + 20
         picture = charts.heat_map(
             names[:most],
@@ -167,30 +168,42 @@ def time(record: RunRecord, limits: Limits) -> Section:
     seconds = dict(record.summary.get("seconds") or {})
     total = number(seconds.pop("total", None))
     words = {
+        "prepare data": "reading the data",
         "load model": "loading the model",
-        "federated": "federated: training, checkpoints",
-        "local": "alone: training",
-        "centralised": "centralised: training",
-        "evaluate": "evaluation of all arms",
-        "generate": "generated answers",
+        "prepare model": "preparing the model",
+        "federated": "training, federated, with checkpoints",
+        "local": "training, clients alone",
+        "centralised": "training, centralised",
+        "personal models": "training, personal models",
+        "save adapter": "saving the adapter",
+        "evaluate": "measuring all arms",
+        "generate": "generating answers",
     }
-    parts = [(words.get(name, name), value) for name, raw in seconds.items() if (value := number(raw)) is not None]
-    spent = sum(value for _, value in parts)
+    other = number(seconds.pop("other", None)) or 0.0
+    parts = [(name, value) for name, raw in seconds.items() if (value := number(raw)) is not None]
+    spent = sum(value for _, value in parts) + other
     items: list[Figure | Table] = []
     text = []
     if parts:
         if total and total - spent > 0.005 * total:
-            parts.append(("other", total - spent))
+            other += total - spent
         elif total and spent > 1.005 * total:
             text.append(f"Some phases lie inside others: together they make {duration(spent)}.")
+        parts += [("other", other)] if other else []
         whole = sum(value for _, value in parts)
+        # Parts too thin to be seen are drawn with what is left over; the table has each.
+        wide = [(name, value) for name, value in parts if name != "other" and value >= 0.02 * whole]
+        styles = iter(("s4", "s5", "s6", "s1", "s2", "s3") * len(wide))
+        cut = [(words.get(name, name), name if name in findings.ARMS else next(styles), value) for name, value in wide]
         picture = charts.stacked_bar(
-            parts,
+            [*cut, ("other", "base", whole - sum(value for _, value in wide))],
             title="Time by phase",
-            description=sentence([f"{name}: {duration(value)}" for name, value in parts]),
+            description=sentence([f"{words.get(name, name)}: {duration(value)}" for name, value in parts]),
             write=duration,
         )
-        rows = [[name, duration(value), percent(value / whole if whole else None)] for name, value in parts]
+        rows = [
+            [words.get(name, name), duration(value), percent(value / whole if whole else None)] for name, value in parts
+        ]
         rows.append(["total", duration(total if total is not None else spent), ""])
         items.append(
             Figure(picture, "Wall time of the run by phase.", Table("Time by phase", ("Phase", "Time", "Share"), rows))
