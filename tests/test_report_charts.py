@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -166,7 +167,10 @@ def test_long_names_that_differ_at_their_ends_are_told_apart():
 
 
 # Advance widths of DejaVu Sans, among the widest fonts that a page may be shown in, in 1/2048 of the font's size.
-DEJAVU = {"W": 2025, "M": 1767, "m": 1995, "w": 1675, "@": 2048, "O": 1612, "H": 1540, "a": 1255, "0": 1303, "…": 2048}
+DEJAVU = {
+    "W": 2025, "M": 1767, "m": 1995, "w": 1675, "@": 2048, "O": 1612, "H": 1540, "a": 1255, "0": 1303, "t": 803,
+    "-": 739, "r": 842, "…": 2048,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("letter", sorted(set(DEJAVU) - {"…"}))
@@ -262,3 +266,17 @@ def test_the_two_sides_of_a_diverging_map_have_the_same_scale():
 def test_no_picture_rests_on_colour_alone():
     assert len({charts.MARKERS[s] for s in charts.SERIES_STYLES}) == len(charts.SERIES_STYLES)
     assert len({charts.MARKERS[s] for s in ("base", "local", "federated", "centralised")}) == 4
+
+
+def test_a_picture_that_stands_alone_has_a_colour_for_every_class_it_uses():
+    many = [[0, 1, 5, 10_000, None]]
+    picture = charts.heat_map(["a"], list("vwxyz"), many, title="T", description="D", x_label="x", y_label="y")
+    root = ElementTree.fromstring(charts.standalone(picture))
+    style = root.find(f"{SVG}style").text
+    assert "var(" not in style and "--" not in style  # few programs but browsers know CSS variables
+    for cell in root.iter(f"{SVG}g"):
+        shade = cell.get("class").removeprefix("cell ")
+        assert re.search(rf"\.{re.escape(shade)} rect \{{ fill: (#[0-9a-f]{{6}}|none)", style), shade
+    for kind in ("tick", "label", "in", "end", "middle"):
+        assert re.search(rf"\.{kind}\b[^{{]*\{{ (fill|text-anchor|font-size)", style), kind
+    assert root.get("width") == "960" and root[0].tag == f"{SVG}title"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -235,7 +236,7 @@ def participation(record: RunRecord, limits: Limits) -> Section:
         for c in {*line["cohort"], *missing, *late, *rejected}:
             state = "rejected" if c in rejected else "missing" if c in missing else "late" if c in late else "trained"
             states.setdefault(c, {})[line["round"]] = state
-        lost += len({*missing, *late, *rejected})
+        lost += len(_lost(line))
         reasons += [
             [f"{line['round']}", c, "rejected", str(e.get("code") or ABSENT), str(e.get("detail") or "")]
             for c, e in sorted(rejected.items())
@@ -272,8 +273,8 @@ def participation(record: RunRecord, limits: Limits) -> Section:
         else f"{plural(lost, 'update')} did not count: {sum(r[2] == 'missing' for r in reasons)} missing, "
         f"{sum(r[2] == 'late' for r in reasons)} late, {sum(r[2] == 'rejected' for r in reasons)} rejected."
     ]
-    asked = {c: sum(c in line["cohort"] for line in record.rounds) for c in names}
-    least, most = min(asked.values(), default=0), max(asked.values(), default=0)
+    asked = Counter(c for line in record.rounds for c in line["cohort"])
+    least, most = min((asked[c] for c in names), default=0), max(asked.values(), default=0)
     how = record.setting("selection", "name", record.setting("federation", "selection", "uniform"))
     often = f"{most} times" if least == most else f"{least} to {most} times"
     text.append(f"With the selection {shorten(str(how), 60)} each client was drawn {often} in {_rounds(record)}.")
@@ -332,6 +333,33 @@ def participation(record: RunRecord, limits: Limits) -> Section:
             )
         )
     return Section("participation", heading, text, items)
+
+
+def alerts(record: RunRecord) -> list[str]:
+    """What a reader of the headline alone should know: that something was not as it should be, and where to read on."""
+    found = []
+    if record.summary.get("forced"):
+        found.append("The run was resumed with --force although something differed: see Resumed with differences.")
+    if skipped := sum(bool(line.get("skipped")) for line in record.rounds):
+        found.append(f"{plural(skipped, 'round')} of {len(record.rounds)} left the model as it was: see Who took part.")
+    asked = sum(len(line["cohort"]) for line in record.rounds)
+    lost = sum(len(_lost(line)) for line in record.rounds)
+    if lost:
+        found.append(f"{plural(lost, 'update')} of {asked:,} did not count: see Who took part.")
+    if failed := record.summary.get("failed"):
+        found.append(
+            f"{plural(len(failed), 'client')} failed when training alone and are in no figure: see Per client."
+        )
+    broken = [arm.name for arm in findings.arms(record) if arm.loss is None]
+    if broken:
+        found.append(f"No finite held-out loss was measured for: {listing(broken)}.")
+    return found
+
+
+def _lost(line: Mapping[str, Any]) -> set[str]:
+    """Clients of a round whose update did not count."""
+    rejected = {entry["client"] for entry in line.get("rejected") or ()}
+    return {*rejected, *(line.get("missing") or ()), *(line.get("late") or ())}
 
 
 def resumptions(record: RunRecord, limits: Limits) -> Section | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -68,6 +69,19 @@ def measure(record: RunRecord) -> str:
     over = f" ({count(rows)} rows, {count(tokens)} response tokens)" if number(rows) else ""
     text = f"Loss is the cross entropy on the response tokens of the held-out rows{over}; lower is better."
     text += " Perplexity is exp(loss)."
+    brought = findings.difference(record, "federated", "base")
+    if brought and abs(brought.value) < 20:
+        times = significant(math.exp(abs(brought.value)))
+        which = "more" if brought.value < 0 else "less"
+        text += (
+            f" A difference of {digits(abs(brought.value))}, as between federated and base, means that each right token "
+            f"is {times} times {which} probable, on (geometric) average."
+        )
+    if any(arm.stderr is not None for arm in findings.arms(record)):
+        text += (
+            " Standard errors are those of one arm and stem mostly from rows that are hard for every arm; the "
+            "intervals below compare row by row, which takes that out."
+        )
     if findings.local_arms(record):
         text += " For the clients alone the figures are means over clients; their perplexity is exp(mean loss)."
     return text
@@ -80,7 +94,8 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
         return []
     if any(d.interval for d in gaps):
         note = (
-            "Intervals: paired bootstrap over held-out rows. They do not cover the spread between seeds; repeat the "
+            "Intervals: paired bootstrap over held-out rows; p: how often such a difference arises from the choice of "
+            "rows alone. They do not cover the spread between seeds; repeat the "
             "run with other seeds and compare them for that. "
             + (
                 "The best client is chosen by the same rows, which flatters it a little."

@@ -7,6 +7,7 @@ A value that is None or not finite leaves a gap.
 
 from __future__ import annotations
 
+from shepherd.report.charts.alone import standalone
 from shepherd.report.charts.bars import bar_chart, stacked_bar
 from shepherd.report.charts.cells import heat_map, status_grid
 from shepherd.report.charts.dots import Dots, Panel, dot_plot
@@ -15,5 +16,5 @@ from shepherd.report.charts.marks import HALF, MARKERS, SERIES_STYLES, nice_tick
 
 __all__ = [
     "HALF", "MARKERS", "SERIES_STYLES", "Band", "Dots", "Line", "Panel", "bar_chart", "dot_plot", "heat_map",
-    "line_chart", "nice_ticks", "spread", "stacked_bar", "status_grid", "thin",
+    "line_chart", "nice_ticks", "spread", "stacked_bar", "standalone", "status_grid", "thin",
 ]  # fmt: skip

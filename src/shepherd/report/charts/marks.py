@@ -15,7 +15,7 @@ WIDTH = 960
 HALF = 470
 LABELS = 190  # room for row labels, left
 CHARACTER = 7.7  # average width of a lower-case letter at the 12.5px of labels
-WIDE = frozenset("mwMW@%—…")
+WIDE, NARROW = frozenset("mwMW@%—…"), frozenset("iljtfrI-.,:;'|!()[] ")
 
 T = TypeVar("T")
 
@@ -101,6 +101,8 @@ def extent(text: str) -> float:
 def _units(character: str) -> float:
     if character in WIDE:
         return 1.7
+    if character in NARROW:
+        return 0.7
     return cells(character) * (1.35 if character.isupper() else 1.1 if character.isdecimal() else 1.0)
 
 
