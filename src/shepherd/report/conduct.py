@@ -348,7 +348,7 @@ def alerts(record: RunRecord) -> list[str]:
         found.append(f"{plural(lost, 'update')} of {asked:,} did not count: see Who took part.")
     if failed := record.summary.get("failed"):
         found.append(
-            f"{plural(len(failed), 'client')} failed when training alone and are in no figure: see Per client."
+            f"Training alone failed for {plural(len(failed), 'client')}, left out of all means: see Per client."
         )
     broken = [arm.name for arm in findings.arms(record) if arm.loss is None]
     if broken:

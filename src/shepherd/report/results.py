@@ -71,16 +71,10 @@ def measure(record: RunRecord) -> str:
     text += " Perplexity is exp(loss)."
     brought = findings.difference(record, "federated", "base")
     if brought and abs(brought.value) < 20:
-        times = significant(math.exp(abs(brought.value)))
-        which = "more" if brought.value < 0 else "less"
         text += (
-            f" A difference of {digits(abs(brought.value))}, as between federated and base, means that each right token "
-            f"is {times} times {which} probable, on (geometric) average."
-        )
-    if any(arm.stderr is not None for arm in findings.arms(record)):
-        text += (
-            " Standard errors are those of one arm and stem mostly from rows that are hard for every arm; the "
-            "intervals below compare row by row, which takes that out."
+            f" The difference of {digits(abs(brought.value))} between federated and base means that federated gives "
+            f"each right token {significant(math.exp(-brought.value))} times the probability that base gives it, on "
+            "(geometric) average."
         )
     if findings.local_arms(record):
         text += " For the clients alone the figures are means over clients; their perplexity is exp(mean loss)."
@@ -94,8 +88,9 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
         return []
     if any(d.interval for d in gaps):
         note = (
-            "Intervals: paired bootstrap over held-out rows; p: how often such a difference arises from the choice of "
-            "rows alone. They do not cover the spread between seeds; repeat the "
+            "Intervals: paired bootstrap over held-out rows. They compare arms row by row and so leave out how hard a "
+            "row is for every arm, which the standard errors of single arms hold. p: how often the choice of rows alone "
+            "gives such a difference. They do not cover the spread between seeds; repeat the "
             "run with other seeds and compare them for that. "
             + (
                 "The best client is chosen by the same rows, which flatters it a little."
