@@ -180,6 +180,16 @@ def test_no_label_is_wider_than_the_room_beside_its_picture(letter):
     assert width <= float(named.get("x"))  # the text ends at x and begins at the left edge or after it
 
 
+def test_the_tilted_name_of_the_last_column_stays_in_the_picture():
+    picture = charts.heat_map(
+        ["a"], ["a" * 20 + str(i) for i in range(30)], [[1] * 30], title="T", description="D", x_label="x", y_label="y"
+    )
+    last = [e for e in ElementTree.fromstring(picture).iter(f"{SVG}text") if e.get("transform")][-1]
+    assert "rotate(-40" in last.get("transform")
+    width = sum(DEJAVU.get(c, DEJAVU["0"]) for c in last.text) / 2048 * 12.5
+    assert float(last.get("x")) + math.cos(math.radians(40)) * width <= 960
+
+
 def test_no_marker_hides_another_of_its_row():
     series = [Dots(style, style, [1.0, 3.0 + i]) for i, style in enumerate(("s1", "federated", "plain"))]  # circles
     picture = charts.dot_plot(["a", "b"], [Panel("", series)], title="T", description="D", x_label="x", legend=False)

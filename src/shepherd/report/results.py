@@ -89,9 +89,9 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
     if any(d.interval for d in gaps):
         note = (
             "Intervals: paired bootstrap over held-out rows. They compare arms row by row and so leave out how hard a "
-            "row is for every arm, which the standard errors of single arms hold. p: how often the choice of rows alone "
-            "gives such a difference. They do not cover the spread between seeds; repeat the "
-            "run with other seeds and compare them for that. "
+            "row is for every arm, which the standard errors of single arms hold. p: how often the choice of rows "
+            "alone gives such a difference. They do not cover the spread between seeds; repeat the run with other "
+            "seeds and compare them for that. "
             + (
                 "The best client is chosen by the same rows, which flatters it a little."
                 if any(":" in d.b for d in gaps)

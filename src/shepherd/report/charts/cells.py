@@ -36,8 +36,8 @@ def heat_map(
     most = max(known) or 1.0
     pitch = 30 if len(rows) <= 12 else 22 if len(rows) <= 30 else 15
     longest = min(max(map(marks.extent, columns)), 26 * marks.CHARACTER)
-    cell = min(110.0, (WIDTH - LABELS - 84) / len(columns))
-    tilted = longest > cell - 4
+    tilted = longest > min(110.0, (WIDTH - LABELS - 10) / len(columns)) - 4
+    cell = min(110.0, (WIDTH - LABELS - (0.77 * longest if tilted else 10)) / len(columns))  # 0.77: cos 40°
     top = longest * 0.64 + 18 if tilted else 28
     bottom = top + pitch * len(rows)
     body = [marks.text(LABELS - 14, top - 9, f"{y_label} ↓ · {x_label} →", "label", "end")]
