@@ -270,7 +270,7 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
     rows += [(name, arms[name].get("loss")) for name in ("federated", "centralised") if arms.get(name)]
     budget = summary.get("budget") or {}
     output.print_table(
-        ("arm", "held-out loss", "against base", "optimizer steps", "learned tokens"),
+        ("arm", "held-out loss", "against base", "steps", "learned tokens"),
         [
             (
                 name,

@@ -278,7 +278,11 @@ def clients(record: RunRecord, limits: Limits) -> Section:
             "On the held-out rows of its own categories the federated model has a lower loss than the client's own "
             f"model for {better} of {plural(len(judged), 'client')}; on all held-out rows for {better_all} of "
             f"{len(judged)}."
-            + (f" Better off alone on their own rows: {listing([shorten(c, 32) for c in losers])}." if losers else "")
+            + (
+                f" Better off alone on their own rows: {listing([shorten(c, 32, middle=True) for c in losers])}."
+                if losers
+                else ""
+            )
         )
         text.append("These are single numbers without intervals: read small differences with care.")
     failed = [f"{f.get('client')} ({f.get('detail')})" for f in record.summary.get("failed") or []]
