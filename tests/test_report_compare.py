@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+from rich.cells import cell_len
 
 from report_runs import Page, change, write_run
 from shepherd.errors import DataError
@@ -117,6 +118,13 @@ def test_the_text_has_one_line_per_run_and_no_escape_codes(tmp_path):
     assert sum(line.startswith("a ") for line in lines) == 3 and "data.source" in text
     for arm in ("Base", "Mean alone", "Federated", "Centralised", "22.1 MB", "55.4 s"):
         assert arm in text
+
+
+def test_the_columns_of_the_text_stand_under_each_other_in_every_script(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("医院-東京", "mu\u0308nchen", "x" * 200)]
+    block = compare(runs).to_text().split("\n\n")[3].splitlines()  # the losses of each run
+    assert len({cell_len(line) for line in block[1:5]}) == 1  # rich measures as a terminal does
+    assert len(block[-2]) <= 120 and "…" in block[-2]
 
 
 def test_the_star_stands_only_where_the_interval_leaves_out_zero(tmp_path):

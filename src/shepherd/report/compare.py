@@ -21,12 +21,14 @@ from shepherd.report.page import Figure, Section, Table, render, write_page
 from shepherd.report.ranking import ranking
 from shepherd.report.wording import (
     ABSENT,
+    cells,
     clean,
     count,
     digits,
     duration,
     listing,
     number,
+    padded,
     plural,
     shorten,
     signed,
@@ -97,7 +99,8 @@ class Comparison:
 
     def to_text(self) -> str:
         """Plain tables for a terminal."""
-        parts = [_plain_table(table) for table in self.tables()]
+        runs, *others = self.tables()
+        parts = [_plain_table(runs), *(_plain_table(table, 36) for table in others)]
         parts += ["\n".join(map(clean, self.verdict))] if self.verdict else []
         return "\n\n".join([*parts, *(f"note: {clean(text)}" for text in self.warnings)]) + "\n"
 
@@ -385,16 +388,24 @@ def _mean(value: tuple[float, float | None] | None, write: Any = digits) -> str:
     return write(value[0]) + (f" ± {digits(value[1])}" if value[1] is not None else "")
 
 
-def _plain_table(table: Table) -> str:
-    """Columns in line, texts left, numbers right; nothing but a heading when there are no rows."""
+def _plain_table(table: Table, room: int | None = None) -> str:
+    """Columns in line, texts left, numbers right; nothing but a heading when there are no rows.
+
+    Names, which head rows and columns, are cut to `room`.
+    """
     if not table.rows:
         return f"{table.caption}: none"
-    lines = [[" ".join(clean(str(cell)).split()) for cell in line] for line in [table.columns, *table.rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    named = [[*table.columns], *([*line] for line in table.rows)]
+    if room:
+        named = [
+            [shorten(c, room, middle=True) if i == 0 or j == 0 else c for j, c in enumerate(line)]
+            for i, line in enumerate(named)
+        ]
+    lines = [[" ".join(clean(str(cell)).split()) for cell in line] for line in named]
+    widths = [max(sum(map(cells, line[i])) for line in lines) for i in range(len(table.columns))]
     texts = [
         "  ".join(
-            cell.ljust(w) if i in table.texts else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            padded(c, w, i not in table.texts) for i, (c, w) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     ]

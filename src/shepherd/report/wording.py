@@ -38,6 +38,12 @@ def cells(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 0 if unicodedata.combining(character) else 1
 
 
+def padded(text: str, width: int, right: bool = False) -> str:
+    """The text with spaces up to `width` columns of a terminal, after it or, set to the `right`, before it."""
+    space = " " * (width - sum(map(cells, text)))
+    return space + text if right else text + space
+
+
 def shorten(label: str, width: float, measure: Callable[[str], float] = cells, *, middle: bool = False) -> str:
     """One line at most `width` wide, in terms of `measure`; a cut is marked by …, at the end or in the `middle`."""
     label = " ".join(clean(label).split())
