@@ -265,6 +265,14 @@ def test_zero_and_one_are_told_apart_in_a_heat_map_however_large_the_largest_is(
     assert 'class="cell h0"' in picture and 'class="cell h1"' in picture and 'class="cell h8"' in picture
 
 
+def test_one_large_cell_leaves_the_others_apart():
+    picture = charts.heat_map(
+        ["a"], ["x", "y", "z"], [[100, 25, 6]], title="T", description="D", x_label="x", y_label="y"
+    )
+    cells = [e.get("class") for e in ElementTree.fromstring(picture).iter(f"{SVG}g")][:3]
+    assert cells == ["cell h8", "cell h4", "cell h2"]  # √(25/100) · 8 = 4; √(6/100) · 8 = 1.96
+
+
 def test_the_two_sides_of_a_diverging_map_have_the_same_scale():
     picture = charts.heat_map(
         ["a"], ["x", "y", "z"], [[-0.2, 0.0, 0.1]], title="T", description="D", x_label="x", y_label="y", diverging=True

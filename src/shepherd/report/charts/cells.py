@@ -27,7 +27,8 @@ def heat_map(
 ) -> Markup:
     """A table of coloured cells with their values where they fit.
 
-    Sequential: zero to the largest value. `diverging`: the same distance on both sides of zero; `ends` says what
+    Sequential: zero to the largest value, by square roots, so that one large cell does not make all others pale.
+    `diverging`: the same distance on both sides of zero; `ends` says what
     the negative and the positive side mean.
     """
     known = [abs(v) for line in values for value in line if (v := number(value)) is not None]
@@ -67,7 +68,11 @@ def heat_map(
     shades = [f"d{i}" for i in range(-4, 5)] if diverging else [f"h{i}" for i in range(9)]
     for i, shade in enumerate(shades):
         body.append(f'<g class="cell {shade}">{marks.box(LABELS + 22 * i, bottom + 16, 22, 12)}</g>')
-    scale = (write(-most), ends[0], write(most), ends[1]) if diverging else ("0", "", write(most), "")
+    scale = (
+        (write(-most), ends[0], write(most), ends[1])
+        if diverging
+        else ("0", "", write(most), "(shades by square root)")
+    )
     low, high = f"{scale[1]} {scale[0]}".strip(), f"{scale[2]} {scale[3]}".strip()
     body.append(marks.text(LABELS - 8, bottom + 26, low, "tick", "end", room=LABELS))
     body.append(marks.text(LABELS + 22 * len(shades) + 8, bottom + 26, high, "tick"))
@@ -131,4 +136,4 @@ def _shade(share: float, diverging: bool) -> str:
     """A step of the colour scale: h0 (zero) to h8, or d-4 to d4."""
     if diverging:
         return f"d{round(max(-1.0, min(1.0, share)) * 4)}"
-    return f"h{0 if share <= 0 else max(1, math.ceil(share * 8 - 1e-9))}"
+    return f"h{0 if share <= 0 else max(1, math.ceil(math.sqrt(share) * 8 - 1e-9))}"
