@@ -169,7 +169,9 @@ def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
             text += f" An answer ends after {count(most)} tokens at the latest (evaluation.max_new_tokens)."
         text += left_out(len(record.generations), limits.samples, "sample")
     else:
-        text = "No answers were generated in this run (evaluation.generate)."
+        text = "No answers have been generated yet."
+        if record.state != "unfinished":
+            text = "No answers were generated in this run (evaluation.generate)."
     unanswered = record.summary.get("unanswered")
     lost = [f"{shorten(unanswered, 300)}."] if isinstance(unanswered, str) and unanswered else []
     return {"samples": shown, "samples_text": [text, *lost], "samples_items": items, "length": limits.text}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -87,7 +88,8 @@ def line_chart(
             dash = " dashed" if s.dashed else ""
             body.append(f'<polyline class="line{dash} c-{s.style}" points="{path}"/>')
         if not s.dashed:  # markers have room between them; a line that is all markers is hard to follow
-            for a, b in thin(points, max(2, round((width - left - right) / 28))):
+            apart = math.ceil(28 * len(points) / (width - left - right))
+            for a, b in points[::-1][::apart]:
                 body.append(marks.marker(s.style, x(a), y(b), f"{s.name}, {x_label} {a:g}: {write(b)}"))
         if points:
             ends.append((y(points[-1][1]), points[-1][1], s))
