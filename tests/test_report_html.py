@@ -294,6 +294,36 @@ def test_participation_counts_draws_codes_and_rounds_in_which_nobody_was_drawn(t
         assert text in parsed.text, text
 
 
+def test_headings_over_columns_span_those_that_are_left(tmp_path):
+    names = ("brainstorming", "open_qa")  # clients named after all they hold: the column of what they hold goes
+    run = write_run(tmp_path / "run", clients=names, categories=names)
+    change(run / "partition.json", lambda p: p["table"].update(counts=[[45, 0], [0, 45]]))
+    for other in (run, write_run(tmp_path / "other")):
+        source = page(other).source
+        table = source[source.index("Loss of each client</caption>") :]
+        over, columns = table.split("</tr>")[:2]
+        spans = [int(span) for span in re.findall(r'colspan="(\d+)"', over)]
+        assert sum(spans) == columns.count("<th ") and spans[1:] == [4, 3]
+        assert ("Mostly" in columns) is (other is not run)
+
+
+def test_clients_and_categories_are_drawn_against_the_base_on_the_same_rows(tmp_path):
+    run = write_run(tmp_path / "run", clients=2, categories=("a", "b"))
+
+    def edit(metrics):
+        for arm, loss in (("base", 3.0), ("federated", 2.75)):
+            metrics["arms"][arm]["per_client"]["client-000"]["loss"] = loss
+            metrics["arms"][arm]["per_category"]["b"]["loss"] = loss + 1
+
+    change(run / "evaluation" / "metrics.json", edit)
+    source = page(run).source
+    assert "<title>client-000, federated: \N{MINUS SIGN}0.250</title>" in source
+    assert "<title>b, federated: \N{MINUS SIGN}0.250</title>" in source
+    plain = page(write_run(tmp_path / "plain", arms=("federated", "local"), clients=2)).source
+    losses = re.findall(r"<title>client-000, federated: ([^<]*)</title>", plain)
+    assert losses and all(float(loss) > 1 for loss in losses)  # without a base they are losses as they are
+
+
 def alerts(parsed):
     text = parsed.text
     return text[text.index("Read with this in mind") :][:600] if "Read with this in mind" in text else ""
