@@ -288,9 +288,12 @@ def test_no_picture_rests_on_colour_alone():
     assert len({charts.MARKERS[s] for s in ("base", "local", "federated", "centralised")}) == 4
 
 
-def test_a_picture_that_stands_alone_has_a_colour_for_every_class_it_uses():
-    many = [[0, 1, 5, 10_000, None]]
-    picture = charts.heat_map(["a"], list("vwxyz"), many, title="T", description="D", x_label="x", y_label="y")
+@pytest.mark.parametrize("diverging", [False, True])
+def test_a_picture_that_stands_alone_has_a_colour_for_every_class_it_uses(diverging):
+    many = [[0, 1, 5, 10_000, None, -5_000]]
+    picture = charts.heat_map(
+        ["a"], list("vwxyz_"), many, title="T", description="D", x_label="x", y_label="y", diverging=diverging
+    )
     root = ElementTree.fromstring(charts.standalone(picture))
     style = root.find(f"{SVG}style").text
     assert "var(" not in style and "--" not in style  # few programs but browsers know CSS variables

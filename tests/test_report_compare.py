@@ -83,6 +83,8 @@ def test_settings_with_several_seeds_are_drawn_as_their_mean(tmp_path):
     assert dict(comparison.groups[0].curve) == pytest.approx({x: (one[x] + other[x]) / 2 for x in one})
     text = Page(comparison.write_html(tmp_path / "c.html")).text
     assert "mean over seeds" in text and "seed-0 and 1 more seed (2)" in text
+    named = re.findall(r"<title>(seed[^<]*), round 0: ", (tmp_path / "c.html").read_text(encoding="utf-8"))
+    assert named == ["seed-0 and 1 more seed", "seed-0 and 1 more seed (2)"]
 
 
 def test_a_seed_that_occurs_twice_is_counted_once_and_that_is_said(tmp_path):

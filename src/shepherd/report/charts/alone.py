@@ -16,8 +16,7 @@ def standalone(picture: Markup) -> str:
     """An SVG file of a heat map, in the light colours of a page, on paper."""
     css = STYLE.read_text(encoding="utf-8")
     values = dict(re.findall(r"(--[\w-]+): ([^;]+);", css[: css.index("@media")]))
-    rules = re.findall(r"^(\.(?:chart|cell|h\d|d-?\d)\b[^{]*\{[^}]*\})", css, re.MULTILINE)
-    rules += re.findall(r"(?<=\} )(\.(?:chart|h\d|d-?\d)\b[^{]*\{[^}]*\})", css)
+    rules = re.findall(r"\.(?:chart|cell|h\d|d-?\d)\b[^{}]*\{[^}]*\}", css)
     plain = re.sub(r"var\((--[\w-]+)\)", lambda found: values.get(found[1], "none"), "\n".join(rules))
     height = re.search(r'viewBox="0 0 \d+ (\d+)"', picture)[1]
     paper = f'<path fill="{values["--paper"]}" d="M0 0h{WIDTH}v{height}h-{WIDTH}z"/>'
