@@ -32,10 +32,16 @@ def plain(text: str) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def screen(table: progress.LiveTable) -> list[str]:
-    console = Console(width=100, height=40, file=io.StringIO())
+def drawn(table: progress.LiveTable, width: int = 100) -> list[str]:
+    console = Console(width=width, height=40, file=io.StringIO())
     console.print(table.render())
     return [line.rstrip() for line in plain(console.file.getvalue()).splitlines()]
+
+
+def screen(table: progress.LiveTable) -> list[str]:
+    """What is drawn but the third line, whose memory is never the same."""
+    title, bar, _, *rows = drawn(table)
+    return [title, bar, *rows]
 
 
 @pytest.fixture
@@ -151,3 +157,31 @@ def test_no_colour_and_no_terminal_mean_plain_lines(monkeypatch):
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setattr("sys.stderr", io.StringIO())
     assert isinstance(progress.observer(), progress.PlainLines)
+
+
+def test_the_third_line_says_loss_upload_so_far_and_memory(table):
+    table(START)
+    table(step({"a": "training"}))
+    assert drawn(table)[2].startswith("memory ") and drawn(table)[2].endswith("MB")
+    table(ROUND)
+    table({**ROUND, "round": 3, "held_out_loss": None})
+    so_far = drawn(table)[2].split(" · ")
+    assert so_far[:2] == ["held-out loss 2.250 after round 2", "2.00 kB sent by clients"]
+
+
+def test_a_narrow_terminal_breaks_no_line_of_the_table_and_no_word_above_it():
+    narrow = progress.LiveTable(
+        Console(width=80, height=40, file=io.StringIO(), force_terminal=True, color_system=None)
+    )
+    with narrow:
+        narrow({**START, "run": "runs/" + "long" * 10, "model": "/home/someone/models/of/a/long/path/smollm2-135m"})
+        narrow(step({"client-" + "x" * 60: "training"}, eta_seconds=3599.0, tokens_per_second=123_456.0))
+        lines = drawn(narrow, 80)
+        assert len(lines) == 5 and max(map(len, lines)) <= 80
+        narrow(
+            {
+                "event": "warning",
+                "message": "43 rows lost a part: turns after the last answer (first: a:1, a:3, computers:4)",
+            }
+        )
+    assert "computers:4" in plain(narrow.console.file.getvalue())

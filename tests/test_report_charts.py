@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -78,7 +79,9 @@ def heat():
 
 
 def stack():
-    return charts.stacked_bar([(HOSTILE, 3.0), ("b", None), ("c", 1.0)], title="T", description="D", write=str)
+    return charts.stacked_bar(
+        [(HOSTILE, "s1", 3.0), ("b", "s2", None), ("c", "s3", 1.0)], title="T", description="D", write=str
+    )
 
 
 def grid():
@@ -145,13 +148,66 @@ def test_a_line_has_a_gap_where_a_value_is_missing():
     assert [len(e.get("points").split()) for e in solid] == [2, 1]
 
 
-def test_a_label_that_does_not_fit_is_shortened_and_kept_whole_in_its_title():
+def row_labels(*labels):
+    panel = Panel("", [Dots("x", "plain", [1.0] * len(labels))])
+    root = ElementTree.fromstring(charts.dot_plot(labels, [panel], title="T", description="D", x_label="x"))
+    return [e for e in root.iter(f"{SVG}text") if e.get("class") == "name end"]
+
+
+def test_a_label_that_does_not_fit_is_cut_in_its_middle_and_kept_whole_in_its_title():
     long = "a-client-with-a-name-that-goes-on-and-on-and-on"
-    root = ElementTree.fromstring(
-        charts.dot_plot([long], [Panel("", [Dots("x", "plain", [1.0])])], title="T", description="D", x_label="x")
+    (named,) = row_labels(long)
+    assert named.text.startswith("a-client") and named.text.endswith("and-on") and "…" in named.text
+    assert named.find(f"{SVG}title").text == long
+
+
+def test_long_names_that_differ_at_their_ends_are_told_apart():
+    one, other = row_labels("University Hospital, Ward of Cardiology 1", "University Hospital, Ward of Cardiology 2")
+    assert one.text != other.text
+
+
+# Advance widths of DejaVu Sans, among the widest fonts that a page may be shown in, in 1/2048 of the font's size.
+DEJAVU = {
+    "W": 2025, "M": 1767, "m": 1995, "w": 1675, "@": 2048, "O": 1612, "H": 1540, "a": 1255, "0": 1303, "t": 803,
+    "-": 739, "r": 842, "…": 2048,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("letter", sorted(set(DEJAVU) - {"…"}))
+def test_no_label_is_wider_than_the_room_beside_its_picture(letter):
+    (named,) = row_labels(letter * 60)
+    width = sum(DEJAVU[c] for c in named.text) / 2048 * 12.5  # the size of labels in style.css, in pixels
+    assert width <= float(named.get("x"))  # the text ends at x and begins at the left edge or after it
+
+
+def test_the_tilted_name_of_the_last_column_stays_in_the_picture():
+    picture = charts.heat_map(
+        ["a"], ["a" * 20 + str(i) for i in range(30)], [[1] * 30], title="T", description="D", x_label="x", y_label="y"
     )
-    named = next(e for e in root.iter(f"{SVG}text") if (e.text or "").startswith("a-client"))
-    assert named.text.endswith("…") and named.find(f"{SVG}title").text == long
+    last = [e for e in ElementTree.fromstring(picture).iter(f"{SVG}text") if e.get("transform")][-1]
+    assert "rotate(-40" in last.get("transform")
+    width = sum(DEJAVU.get(c, DEJAVU["0"]) for c in last.text) / 2048 * 12.5
+    assert float(last.get("x")) + math.cos(math.radians(40)) * width <= 960
+
+
+def test_no_marker_hides_another_of_its_row():
+    series = [Dots(style, style, [1.0, 3.0 + i]) for i, style in enumerate(("s1", "federated", "plain"))]  # circles
+    picture = charts.dot_plot(["a", "b"], [Panel("", series)], title="T", description="D", x_label="x", legend=False)
+    marks = [(float(e.get("cx")), float(e.get("cy"))) for e in ElementTree.fromstring(picture).iter(f"{SVG}circle")]
+    same, apart = marks[:3], marks[3:]
+    assert len({x for x, _ in same}) == 1
+    assert all(b - a >= 8 for (_, a), (_, b) in pairwise(same))  # a circle is 10 wide
+    assert len({y for _, y in apart}) == 1  # those that are apart anyway stay on their line
+
+
+def test_a_line_of_many_rounds_has_room_between_its_markers():
+    points = [(r, 1 / r) for r in range(1, 201)]
+    picture = charts.line_chart([Line("a", "s1", points)], title="T", description="D", x_label="round", y_label="y")
+    places = [float(e.get("cx")) for e in ElementTree.fromstring(picture).iter(f"{SVG}circle")]
+    *steps, _ = sorted(round(a - b, 1) for a, b in pairwise(places[:-1]))  # the last one is that of the name
+    assert steps[0] > 20 and steps[-1] - steps[0] < 0.3  # a marker is 10 wide
+    end = max(float(x) for x, _ in re.findall(r"([\d.]+),([\d.]+)", picture))
+    assert places[0] == end and len(places) > 10
 
 
 @pytest.mark.parametrize(
@@ -211,6 +267,14 @@ def test_zero_and_one_are_told_apart_in_a_heat_map_however_large_the_largest_is(
     assert 'class="cell h0"' in picture and 'class="cell h1"' in picture and 'class="cell h8"' in picture
 
 
+def test_one_large_cell_leaves_the_others_apart():
+    picture = charts.heat_map(
+        ["a"], ["x", "y", "z"], [[100, 25, 6]], title="T", description="D", x_label="x", y_label="y"
+    )
+    cells = [e.get("class") for e in ElementTree.fromstring(picture).iter(f"{SVG}g")][:3]
+    assert cells == ["cell h8", "cell h4", "cell h2"]  # √(25/100) · 8 = 4; √(6/100) · 8 = 1.96
+
+
 def test_the_two_sides_of_a_diverging_map_have_the_same_scale():
     picture = charts.heat_map(
         ["a"], ["x", "y", "z"], [[-0.2, 0.0, 0.1]], title="T", description="D", x_label="x", y_label="y", diverging=True
@@ -222,3 +286,20 @@ def test_the_two_sides_of_a_diverging_map_have_the_same_scale():
 def test_no_picture_rests_on_colour_alone():
     assert len({charts.MARKERS[s] for s in charts.SERIES_STYLES}) == len(charts.SERIES_STYLES)
     assert len({charts.MARKERS[s] for s in ("base", "local", "federated", "centralised")}) == 4
+
+
+@pytest.mark.parametrize("diverging", [False, True])
+def test_a_picture_that_stands_alone_has_a_colour_for_every_class_it_uses(diverging):
+    many = [[0, 1, 5, 10_000, None, -5_000]]
+    picture = charts.heat_map(
+        ["a"], list("vwxyz_"), many, title="T", description="D", x_label="x", y_label="y", diverging=diverging
+    )
+    root = ElementTree.fromstring(charts.standalone(picture))
+    style = root.find(f"{SVG}style").text
+    assert "var(" not in style and "--" not in style  # few programs but browsers know CSS variables
+    for cell in root.iter(f"{SVG}g"):
+        shade = cell.get("class").removeprefix("cell ")
+        assert re.search(rf"\.{re.escape(shade)} rect \{{ fill: (#[0-9a-f]{{6}}|none)", style), shade
+    for kind in ("tick", "label", "in", "end", "middle"):
+        assert re.search(rf"\.{kind}\b[^{{]*\{{ (fill|text-anchor|font-size)", style), kind
+    assert root.get("width") == "960" and root[0].tag == f"{SVG}title"

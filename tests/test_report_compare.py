@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+from rich.cells import cell_len
 
 from report_runs import Page, change, write_run
 from shepherd.errors import DataError
@@ -43,6 +44,49 @@ def test_runs_that_differ_in_a_setting_are_two_groups_without_standard_error(tmp
     assert comparison.differing == {"lora.r": ("8", "16")}
 
 
+def rivals(tmp_path, ours, theirs):
+    """The verdict on two sets of settings whose federated losses are given by seed."""
+    a = seeds(tmp_path / "a", ours)
+    b = seeds(tmp_path / "b", theirs, overrides=("lora.r=16",))
+    return compare([*a, *b])
+
+
+def test_a_lead_that_holds_over_seeds_is_told_from_one_that_does_not(tmp_path):
+    # differences −0.19, −0.20, −0.21: mean −0.2, s = 0.01, s / √3 = 0.00577, t(2) = 4.303, so ± 0.0248
+    steady = rivals(tmp_path / "steady", [2.00, 2.10, 2.20], [2.19, 2.30, 2.41])
+    assert "Lowest federated loss: seed-0 and 2 more seeds, 2.100" in steady.verdict[0]
+    assert "better than seed-0 and 2 more seeds (2): −0.200, 95\xa0% interval −0.225 to −0.175" in steady.verdict[1]
+    # differences −0.1, −0.2, −0.3: the same mean, s = 0.1, so ± 0.248
+    loose = rivals(tmp_path / "loose", [2.00, 2.10, 2.20], [2.10, 2.30, 2.50])
+    assert "not distinguishable from" in loose.verdict[1] and "−0.448 to +0.048" in loose.verdict[1]
+    assert loose.verdict[1] in loose.to_text()
+    assert loose.verdict[1] in Page(loose.write_html(tmp_path / "c.html")).text.replace(" %", "\xa0%")
+
+
+def test_one_seed_decides_nothing_and_other_seeds_or_rows_are_not_compared(tmp_path):
+    one = rivals(tmp_path / "one", [2.0], [2.5])
+    assert "−0.500 with the one seed in common" in one.verdict[1] and "decides nothing" in one.verdict[1]
+    runs = [*seeds(tmp_path / "x", [2.0]), *seeds(tmp_path / "y", [2.5], overrides=("lora.r=16",))]
+    change(runs[1] / "partition.json", lambda p: p["held_out"].pop())
+    assert "no seed in common that was measured on the same rows" in compare(runs).verdict[1]
+    assert compare(runs[:1]).verdict == ()
+
+
+def test_an_unfinished_run_leads_nobody(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", overrides=("lora.r=16",), rounds=9, finished=False)]
+    assert compare(runs).verdict == ()
+
+
+def test_settings_with_several_seeds_are_drawn_as_their_mean(tmp_path):
+    comparison = rivals(tmp_path, [2.0, 2.1], [2.2, 2.4])
+    one, other = (dict(row.curve) for row in comparison.rows[:2])
+    assert dict(comparison.groups[0].curve) == pytest.approx({x: (one[x] + other[x]) / 2 for x in one})
+    text = Page(comparison.write_html(tmp_path / "c.html")).text
+    assert "mean over seeds" in text and "seed-0 and 1 more seed (2)" in text
+    named = re.findall(r"<title>(seed[^<]*), round 0: ", (tmp_path / "c.html").read_text(encoding="utf-8"))
+    assert named == ["seed-0 and 1 more seed", "seed-0 and 1 more seed (2)"]
+
+
 def test_a_seed_that_occurs_twice_is_counted_once_and_that_is_said(tmp_path):
     runs = [write_run(tmp_path / name) for name in ("first", "again")]
     comparison = compare(runs)
@@ -76,6 +120,13 @@ def test_the_text_has_one_line_per_run_and_no_escape_codes(tmp_path):
     assert sum(line.startswith("a ") for line in lines) == 3 and "data.source" in text
     for arm in ("Base", "Mean alone", "Federated", "Centralised", "22.1 MB", "55.4 s"):
         assert arm in text
+
+
+def test_the_columns_of_the_text_stand_under_each_other_in_every_script(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("医院-東京", "mu\u0308nchen", "x" * 200)]
+    block = compare(runs).to_text().split("\n\n")[3].splitlines()  # the losses of each run
+    assert len({cell_len(line) for line in block[1:5]}) == 1  # rich measures as a terminal does
+    assert len(block[-2]) <= 120 and "…" in block[-2]
 
 
 def test_the_star_stands_only_where_the_interval_leaves_out_zero(tmp_path):

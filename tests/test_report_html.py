@@ -62,8 +62,8 @@ def test_the_page_of_a_run_holds_every_section_in_order(tmp_path):
     check(parsed)
     order = [a.get("id") for a in parsed.having("section")]
     assert order == [
-        "headline", "budget", "rounds", "diagnostics", "clients", "categories", "division", "traffic", "time",
-        "participation", "samples", "data", "privacy", "settings",
+        "headline", "budget", "rounds", "clients", "categories", "division", "samples", "traffic", "time",
+        "participation", "diagnostics", "data", "privacy", "settings",
     ]  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_every_picture_has_a_table_after_it_and_a_caption(tmp_path):
     small = [
         i for i, (_, attributes) in enumerate(f for f in parsed.tags if f[0] == "figure") if attributes.get("class")
     ]
-    assert small == [2, 3, 4, 5, 6, 7], "the six small ones share one table"
+    assert small == [9, 10, 11, 12, 13, 14], "the six small ones share one table"
     figures = [i for i, name in enumerate(names) if name == "figure"]
     for number, i in enumerate(figures):
         assert names[i + 1 : i + 3] == ["figcaption", "figure" if number in small[:-1] else "table"]
@@ -292,6 +292,67 @@ def test_participation_counts_draws_codes_and_rounds_in_which_nobody_was_drawn(t
         "non-finite rejected 2 1 client-001",
     ):
         assert text in parsed.text, text
+
+
+def test_headings_over_columns_span_those_that_are_left(tmp_path):
+    names = ("brainstorming", "open_qa")  # clients named after all they hold: the column of what they hold goes
+    run = write_run(tmp_path / "run", clients=names, categories=names)
+    change(run / "partition.json", lambda p: p["table"].update(counts=[[45, 0], [0, 45]]))
+    for other in (run, write_run(tmp_path / "other")):
+        source = page(other).source
+        table = source[source.index("Loss of each client</caption>") :]
+        over, columns = table.split("</tr>")[:2]
+        spans = [int(span) for span in re.findall(r'colspan="(\d+)"', over)]
+        assert sum(spans) == columns.count("<th ") and spans[1:] == [4, 3]
+        assert ("Mostly" in columns) is (other is not run)
+
+
+def test_clients_and_categories_are_drawn_against_the_base_on_the_same_rows(tmp_path):
+    run = write_run(tmp_path / "run", clients=2, categories=("a", "b"))
+
+    def edit(metrics):
+        for arm, loss in (("base", 3.0), ("federated", 2.75)):
+            metrics["arms"][arm]["per_client"]["client-000"]["loss"] = loss
+            metrics["arms"][arm]["per_category"]["b"]["loss"] = loss + 1
+
+    change(run / "evaluation" / "metrics.json", edit)
+    source = page(run).source
+    assert "<title>client-000, federated: \N{MINUS SIGN}0.250</title>" in source
+    assert "<title>b, federated: \N{MINUS SIGN}0.250</title>" in source
+    plain = page(write_run(tmp_path / "plain", arms=("federated", "local"), clients=2)).source
+    losses = re.findall(r"<title>client-000, federated: ([^<]*)</title>", plain)
+    assert losses and all(float(loss) > 1 for loss in losses)  # without a base they are losses as they are
+
+
+def alerts(parsed):
+    text = parsed.text
+    return text[text.index("Read with this in mind") :][:600] if "Read with this in mind" in text else ""
+
+
+def test_who_reads_the_first_page_alone_learns_what_was_not_as_it_should_be(tmp_path):
+    assert not alerts(page(write_run(tmp_path / "calm", clients=3, rounds=2)))
+    run = write_run(tmp_path / "run", clients=5, rounds=3)  # the second of three rounds has one missing, one rejected
+    change(run / "summary.json", lambda s: s.update(forced=["torch"], failed=[{"client": "x", "detail": "NaN"}]))
+    change(run / "evaluation" / "metrics.json", lambda m: m["arms"]["centralised"].update(loss=float("nan")))
+    told = alerts(page(run))
+    assert "resumed with --force" in told
+    assert "2 updates of 15 did not count" in told
+    assert "Training alone failed for 1 client," in told
+    assert "No finite held-out loss was measured for: Centralised." in told
+
+
+def test_a_difference_of_losses_is_told_as_a_ratio_of_probabilities(tmp_path):
+    run = write_run(tmp_path / "run")
+
+    def edit(metrics):
+        metrics["differences"] = [
+            {"a": "base", "b": "federated", "difference": 0.6931, "ci95": [0.5, 0.9], "p": 0.001}  # ln 2
+        ]
+
+    change(run / "evaluation" / "metrics.json", edit)
+    text = page(run).text
+    assert "federated gives each right token 2.00 times the probability that base gives it" in text
+    assert "≤ 0.001" in text  # the least p that 2,000 resamples can give
 
 
 def test_a_run_of_a_hundred_clients_is_shortened_and_says_by_how_much(tmp_path):

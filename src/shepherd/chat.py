@@ -28,10 +28,10 @@ from shepherd.tuned import Tuned, load_tuned
 from shepherd.types import Message
 
 COMMANDS = ("/help", "/quit", "/reset", "/system")
-HELP = (
-    "/reset forgets the conversation, /system TEXT sets the system message (without TEXT: none), /quit ends; "
-    "a question that begins with / gets a space before it"
-)
+HELP = """  /reset         forgets the conversation
+  /system TEXT   sets the system message; without TEXT there is none
+  /quit          ends
+A question that begins with / gets a space before it."""
 TWO_COLUMNS = 96  # from this width of the terminal on, two answers stand side by side
 
 # A terminal sequence, or a line end, of which the rest may still come.

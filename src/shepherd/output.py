@@ -44,15 +44,14 @@ def print_json(value: Any) -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> None:
     """Rows in aligned columns on stdout. Columns of numbers, and those in `right`, are set to the right."""
+    from shepherd.report.wording import cells, padded
+
     texts = [[clean(str(cell)).replace("\n", " ") for cell in row] for row in rows]
     numeric = {j for j in range(len(header)) if rows and all(isinstance(row[j], int | float) for row in rows)}
-    widths = [max(len(line[j]) for line in [list(header), *texts]) for j in range(len(header))]
+    widths = [max(sum(map(cells, line[j])) for line in [list(header), *texts]) for j in range(len(header))]
     for line in [list(header), *texts]:
-        cells = (
-            cell.rjust(width) if j in numeric or j in right else cell.ljust(width)
-            for j, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        click.echo("  ".join(cells).rstrip())
+        columns = zip(line, widths, strict=True)
+        click.echo("  ".join(padded(t, w, j in numeric or j in right) for j, (t, w) in enumerate(columns)).rstrip())
 
 
 def colours(stream: TextIO | None = None) -> bool:

@@ -132,9 +132,11 @@ class LiveTable(Observer):
     """A table with a row for each client of the cohort, redrawn in place; rounds and losses scroll past above it."""
 
     def __init__(self, console: Any = None) -> None:
+        import psutil
         from rich.console import Console
         from rich.live import Live
 
+        self.process = psutil.Process()
         self.console = console or Console(stderr=True)
         self.started: Mapping[str, Any] = {}
         self.step: Mapping[str, Any] = {}
@@ -142,6 +144,8 @@ class LiveTable(Observer):
         self.clients: dict[str, Mapping[str, Any]] = {}
         self.phase = ""
         self.training = False
+        self.sent = 0
+        self.measured = ""
         self.live = Live(
             console=self.console,
             get_renderable=self.render,
@@ -163,9 +167,15 @@ class LiveTable(Observer):
                 at = event["arm"], event["round"] if event["arm"] == "federated" else None
                 self.clients = {**(self.clients if at == self.at else {}), **event["clients"]}
                 self.step, self.at, self.training = {**self.step, **event}, at, True
+            case "round":
+                self.sent += int(wording.number(event.get("bytes_up")) or 0)
+                if event.get("held_out_loss") is not None:
+                    self.measured = (
+                        f"held-out loss {wording.digits(event['held_out_loss'])} after round {event['round']}"
+                    )
         if event["event"] in ("start", "round", "evaluation", "warning"):
             line = output.clean(describe(event, self.started.get("rounds", 0)))
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(line, highlight=False, markup=False)
         if event["event"] == "end":
             self.close()
         elif not self.live.is_started:
@@ -184,14 +194,23 @@ class LiveTable(Observer):
         step = self.step
         left = f"{wording.duration(step['eta_seconds'])} left" if wording.number(step.get("eta_seconds")) else ""
         speed = f"{wording.count(round(step['tokens_per_second']))} tokens/s" if step.get("tokens_per_second") else ""
-        name = Path(self.run).name if self.run else "run"
-        model = str(self.started.get("model", ""))
+        name = wording.shorten(Path(self.run).name if self.run else "run", 32, middle=True)
         at = _place(step) if self.training else self.phase
+        room = max(8, min(40, self.console.width - len(name) - len(at) - 6))
+        model = wording.shorten(str(self.started.get("model", "")), room, middle=True)
         title = Text.assemble((name, "bold"), "  ", model, "  ", (at, "cyan"))
-        bar = Table.grid(padding=(0, 1))
+        sent = f"{wording.size(self.sent)} sent by clients" if self.sent else ""
+        memory = f"memory {wording.size(self.process.memory_info().rss)}"
+        so_far = Text(" · ".join(filter(None, (self.measured, sent, memory))), "dim")
+        bar = Table.grid(padding=(0, 2))
         share = min(1.0, max(0.0, step.get("fraction") or 0.0))
-        bar.add_row(ProgressBar(total=1.0, completed=share, width=40), wording.percent(share, 0), left, speed)
-        parts = [title, bar]
+        bar.add_row(
+            ProgressBar(total=1.0, completed=share, width=min(40, max(10, self.console.width - 46))),
+            wording.percent(share, 0),
+            left,
+            speed,
+        )
+        parts = [title, bar, so_far]
         if self.training:
             parts.append(self._clients(self.clients, Table(box=None, padding=(0, 2, 0, 0), header_style="dim")))
         return Group(*parts)
@@ -201,7 +220,7 @@ class LiveTable(Observer):
         table.add_column("state")
         for head in ("step", "loss", "tokens/s"):
             table.add_column(head, justify="right")
-        room = max(1, min(CLIENTS_SHOWN, self.console.height - 6))
+        room = max(1, min(CLIENTS_SHOWN, self.console.height - 7))
         names = sorted(clients)
         if len(names) > room:
             names = sorted(names, key=lambda name: (_ORDER.get(clients[name]["state"], 2), name))
@@ -210,7 +229,7 @@ class LiveTable(Observer):
         for name in names[:room]:
             row = clients[name]
             table.add_row(
-                Text(wording.shorten(name, 32)),
+                Text(wording.shorten(name, 32, middle=True)),
                 Text(row["state"], _STYLE.get(row["state"], "")),
                 f"{row['step']}/{row['steps']}" if row["steps"] else "",
                 wording.digits(row["loss"]) if row["loss"] is not None else "",
@@ -251,7 +270,7 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
     rows += [(name, arms[name].get("loss")) for name in ("federated", "centralised") if arms.get(name)]
     budget = summary.get("budget") or {}
     output.print_table(
-        ("arm", "held-out loss", "against base", "optimizer steps", "learned tokens"),
+        ("arm", "held-out loss", "against base", "steps", "learned tokens"),
         [
             (
                 name,

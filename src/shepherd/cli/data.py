@@ -297,15 +297,15 @@ def _short(category: str) -> str:
 
 
 def _svg(clients: list[str], categories: list[str], counts: np.ndarray, name: str) -> str:
-    from shepherd.report.charts import heat_map
+    from shepherd.report.charts import heat_map, standalone
 
     drawn = heat_map(
         clients,
         categories,
         counts.tolist(),
         title="Rows per client and category",
-        description=f"{counts.sum():,} rows divided over {len(clients)} clients by {name}",
+        description=f"{counts.sum():,} rows divided over {len(clients)} clients by the partitioner {name}",
         x_label="category",
         y_label="client",
     )
-    return str(drawn)
+    return standalone(drawn)

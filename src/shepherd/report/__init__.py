@@ -1,7 +1,7 @@
 """Run directories in; one HTML page about a run, or a comparison of several, out.
 
 Reads JSON and TOML only: no torch, no numpy. `load.py` reads a run, `findings.py` says what the numbers mean,
-`charts.py` draws, `html.py` and `compare.py` write. A new section is a function in html.py and a block in
+`charts/` draws, `html.py` and `compare.py` write. A new section is a function in html.py and a block in
 templates/report.html.j2. Everything that came from data, a model or a person is cleaned and escaped in page.py.
 """
 

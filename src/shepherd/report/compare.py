@@ -18,14 +18,17 @@ from shepherd.report import charts, findings
 from shepherd.report.charts import Dots, Line, Panel
 from shepherd.report.load import RunRecord, load_run
 from shepherd.report.page import Figure, Section, Table, render, write_page
+from shepherd.report.ranking import ranking
 from shepherd.report.wording import (
     ABSENT,
+    cells,
     clean,
     count,
     digits,
     duration,
     listing,
     number,
+    padded,
     plural,
     shorten,
     signed,
@@ -68,27 +71,37 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed only: (mean, standard error or None) of the loss of each arm and of each gap."""
+    """Runs that differ in the seed only: (mean, standard error or None) of the loss of each arm and of each gap.
+
+    `curve`: the mean federated loss at the rounds that all of them measured.
+    """
 
     name: str
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
     losses: Mapping[str, tuple[float, float | None]]
     gaps: Mapping[str, tuple[float, float | None]]
+    curve: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side. `differing`: setting -> its value in each run, for settings that are not the same in all."""
+    """Runs side by side. `differing`: setting -> its value in each run, for settings that are not the same in all.
+
+    `verdict`: which settings lead, and whether by more than the spread over seeds.
+    """
 
     rows: tuple[Row, ...]
     groups: tuple[Group, ...]
     differing: Mapping[str, tuple[str, ...]]
     warnings: tuple[str, ...]
+    verdict: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """Plain tables for a terminal."""
-        parts = [_plain_table(table) for table in self.tables()]
+        runs, *others = self.tables()
+        parts = [_plain_table(runs), *(_plain_table(table, 36) for table in others)]
+        parts += ["\n".join(map(clean, self.verdict))] if self.verdict else []
         return "\n\n".join([*parts, *(f"note: {clean(text)}" for text in self.warnings)]) + "\n"
 
     def write_html(self, path: str | Path) -> Path:
@@ -107,7 +120,12 @@ class Comparison:
         ]
         facts = [plural(len(self.rows), "run"), plural(len(self.groups), "different setting")]
         page = render(
-            "compare.html.j2", title="Comparison of runs", facts=facts, warnings=self.warnings, sections=sections
+            "compare.html.j2",
+            title="Comparison of runs",
+            facts=facts,
+            verdict=self.verdict,
+            warnings=self.warnings,
+            sections=sections,
         )
         return write_page(Path(path), page)
 
@@ -178,8 +196,15 @@ class Comparison:
         ]
         if not shown:
             return None
-        # One colour and marker per run; with more runs than colours, per group.
-        lines = [Line(name, charts.SERIES_STYLES[i], row.curve) for i, (name, row) in enumerate(shown[:DRAWN])]
+        curves = {name: dict(row.curve) for name, row in shown}
+        several = any(len(group.seeds) > 1 for group in self.groups)
+        names = _distinct([group.name for group in self.groups])
+        means = {name: dict(g.curve) for name, g in zip(names, self.groups, strict=True) if g.curve}
+        drawn = means if several else curves
+        lines = [
+            Line(name, style, sorted(curve.items()))
+            for style, (name, curve) in zip(charts.SERIES_STYLES, drawn.items(), strict=False)
+        ]
         picture = charts.line_chart(
             lines,
             title="Held-out loss of the federated model per round",
@@ -189,17 +214,17 @@ class Comparison:
         )
         at = sorted({x for _, row in shown for x, _ in row.curve})
         kept = charts.thin(at, 60)
-        curves = [dict(row.curve) for _, row in shown]
         table = Table(
             "Held-out loss of the federated model per round",
             ("Round", *(name for name, _ in shown)),
-            [[f"{x:g}", *(digits(curve.get(x)) for curve in curves)] for x in kept],
+            [[f"{x:g}", *(digits(curve.get(x)) for curve in curves.values())] for x in kept],
             note="" if len(kept) == len(at) else f"{len(at) - len(kept)} rounds of {len(at)} left out, evenly.",
             folded=True,
         )
-        caption = "Held-out loss of the federated model after each round."
-        if len(shown) > DRAWN:
-            caption += f" The first {DRAWN} of {len(shown)} runs are drawn; the table holds all."
+        caption = "Held-out loss of the federated model after each round"
+        caption += ", mean over seeds; the table holds each run." if several else "."
+        if len(drawn) > DRAWN:
+            caption += f" The first {DRAWN} of {len(drawn)} {'settings' if several else 'runs'} are drawn."
         return Figure(picture, caption, table)
 
     def _bars(self) -> Any:
@@ -233,7 +258,7 @@ def compare(run_dirs: Sequence[str | Path]) -> Comparison:
         raise DataError("no run to compare", hint="shepherd compare RUN RUN…")
     records = [load_run(path) for path in run_dirs]
     rows = tuple(_row(record) for record in records)
-    groups, warnings = _grouped(rows)
+    groups, warnings, verdict = _grouped(rows)
     keys = sorted({key for row in rows for key in row.settings} - {"run.name", "run.out", "run.threads"})
     differing = {
         key: values for key in keys if len(set(values := tuple(row.settings.get(key, ABSENT) for row in rows))) > 1
@@ -251,7 +276,7 @@ def compare(run_dirs: Sequence[str | Path]) -> Comparison:
         if row.state != "finished":
             warnings.append(f"{row.name} has not ended; its losses are those of the last evaluated round.")
         warnings += [f"{row.name}: {note}" for note in record.notes]
-    return Comparison(rows, groups, differing, tuple(warnings))
+    return Comparison(rows, groups, differing, tuple(warnings), verdict)
 
 
 def _row(record: RunRecord) -> Row:
@@ -282,13 +307,13 @@ def _row(record: RunRecord) -> Row:
     )
 
 
-def _grouped(rows: Sequence[Row]) -> tuple[tuple[Group, ...], list[str]]:
-    """Rows with the same settings but the seed, and what had to be said about them."""
+def _grouped(rows: Sequence[Row]) -> tuple[tuple[Group, ...], list[str], tuple[str, ...]]:
+    """Rows with the same settings but the seed, what had to be said about them, and who leads."""
     by_settings: dict[tuple, list[Row]] = {}
     for row in rows:
         key = (row.model, row.state, *sorted((k, v) for k, v in row.settings.items() if k not in ASIDE))
         by_settings.setdefault(key, []).append(row)
-    groups, warnings = [], []
+    groups, warnings, losses = [], [], []
     for members in by_settings.values():
         first: dict[int, Row] = {}
         for row in members:
@@ -309,9 +334,20 @@ def _grouped(rows: Sequence[Row]) -> tuple[tuple[Group, ...], list[str]]:
                 tuple(first),
                 _over_seeds([row.losses for row in counted]),
                 _over_seeds([{k: gap.value for k, gap in row.gaps.items()} for row in counted]),
+                _mean_curve([row.curve for row in counted]),
             )
         )
-    return tuple(groups), warnings
+        found = ((row, number(row.losses.get("federated"))) for row in counted if row.state == "finished")
+        losses.append({(row.seed, row.model, row.rows_digest): loss for row, loss in found if loss is not None})
+    if len({tuple(sorted(group.seeds)) for group in groups}) > 1:
+        warnings.append("Not all settings were run with the same seeds: their means are not over the same draws.")
+    names = _distinct([group.name for group in groups])
+    return tuple(groups), warnings, tuple(ranking(list(zip(names, losses, strict=True))))
+
+
+def _mean_curve(curves: Sequence[tuple[tuple[float, float], ...]]) -> tuple[tuple[float, float], ...]:
+    known = [dict(curve) for curve in curves]
+    return tuple((x, fmean(curve[x] for curve in known)) for x in sorted(set.intersection(*map(set, known))))
 
 
 def _over_seeds(values: Sequence[Mapping[str, float | None]]) -> dict[str, tuple[float, float | None]]:
@@ -352,16 +388,24 @@ def _mean(value: tuple[float, float | None] | None, write: Any = digits) -> str:
     return write(value[0]) + (f" ± {digits(value[1])}" if value[1] is not None else "")
 
 
-def _plain_table(table: Table) -> str:
-    """Columns in line, texts left, numbers right; nothing but a heading when there are no rows."""
+def _plain_table(table: Table, room: int | None = None) -> str:
+    """Columns in line, texts left, numbers right; nothing but a heading when there are no rows.
+
+    Names, which head rows and columns, are cut to `room`.
+    """
     if not table.rows:
         return f"{table.caption}: none"
-    lines = [[" ".join(clean(str(cell)).split()) for cell in line] for line in [table.columns, *table.rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    named = [[*table.columns], *([*line] for line in table.rows)]
+    if room:
+        named = [
+            [shorten(c, room, middle=True) if i == 0 or j == 0 else c for j, c in enumerate(line)]
+            for i, line in enumerate(named)
+        ]
+    lines = [[" ".join(clean(str(cell)).split()) for cell in line] for line in named]
+    widths = [max(sum(map(cells, line[i])) for line in lines) for i in range(len(table.columns))]
     texts = [
         "  ".join(
-            cell.ljust(w) if i in table.texts else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            padded(c, w, i not in table.texts) for i, (c, w) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     ]

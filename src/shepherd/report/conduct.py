@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,9 +73,10 @@ def division(record: RunRecord, limits: Limits) -> Section:
     text = []
     if names and columns:
         settings = {k: v for k, v in (record.partition.get("settings") or {}).items() if v not in ("", 0, None)}
+        rule = settings.pop("name", "")
         how = ", ".join(f"{k} = {v}" for k, v in settings.items())
-        if how:
-            text.append(f"The rows were divided with {shorten(how, 300)}.")
+        if rule:
+            text.append(f"The rows were divided by the partitioner {shorten(f'{rule} ({how})' if how else rule, 300)}.")
         most = limits.drawn + 20
         picture = charts.heat_map(
             names[:most],
@@ -174,30 +176,42 @@ def time(record: RunRecord, limits: Limits) -> Section:
     seconds = dict(record.summary.get("seconds") or {})
     total = number(seconds.pop("total", None))
     words = {
+        "prepare data": "reading the data",
         "load model": "loading the model",
-        "federated": "federated: training, checkpoints",
-        "local": "alone: training",
-        "centralised": "centralised: training",
-        "evaluate": "evaluation of all arms",
-        "generate": "generated answers",
+        "prepare model": "preparing the model",
+        "federated": "training, federated, with checkpoints",
+        "local": "training, clients alone",
+        "centralised": "training, centralised",
+        "personal models": "training, personal models",
+        "save adapter": "saving the adapter",
+        "evaluate": "measuring all arms",
+        "generate": "generating answers",
     }
-    parts = [(words.get(name, name), value) for name, raw in seconds.items() if (value := number(raw)) is not None]
-    spent = sum(value for _, value in parts)
+    other = number(seconds.pop("other", None)) or 0.0
+    parts = [(name, value) for name, raw in seconds.items() if (value := number(raw)) is not None]
+    spent = sum(value for _, value in parts) + other
     items: list[Figure | Table] = []
     text = []
     if parts:
         if total and total - spent > 0.005 * total:
-            parts.append(("other", total - spent))
+            other += total - spent
         elif total and spent > 1.005 * total:
             text.append(f"Some phases lie inside others: together they make {duration(spent)}.")
+        parts += [("other", other)] if other else []
         whole = sum(value for _, value in parts)
+        # Parts too thin to be seen are drawn with what is left over; the table has each.
+        wide = [(name, value) for name, value in parts if name != "other" and value >= 0.02 * whole]
+        styles = iter(("s4", "s5", "s6", "s1", "s2", "s3") * len(wide))
+        cut = [(words.get(name, name), name if name in findings.ARMS else next(styles), value) for name, value in wide]
         picture = charts.stacked_bar(
-            parts,
+            [*cut, ("other", "base", whole - sum(value for _, value in wide))],
             title="Time by phase",
-            description=sentence([f"{name}: {duration(value)}" for name, value in parts]),
+            description=sentence([f"{words.get(name, name)}: {duration(value)}" for name, value in parts]),
             write=duration,
         )
-        rows = [[name, duration(value), percent(value / whole if whole else None)] for name, value in parts]
+        rows = [
+            [words.get(name, name), duration(value), percent(value / whole if whole else None)] for name, value in parts
+        ]
         rows.append(["total", duration(total if total is not None else spent), ""])
         items.append(
             Figure(picture, "Wall time of the run by phase.", Table("Time by phase", ("Phase", "Time", "Share"), rows))
@@ -229,7 +243,7 @@ def participation(record: RunRecord, limits: Limits) -> Section:
         for c in {*line["cohort"], *missing, *late, *rejected}:
             state = "rejected" if c in rejected else "missing" if c in missing else "late" if c in late else "trained"
             states.setdefault(c, {})[line["round"]] = state
-        lost += len({*missing, *late, *rejected})
+        lost += len(_lost(line))
         reasons += [
             [f"{line['round']}", c, "rejected", str(e.get("code") or ABSENT), str(e.get("detail") or "")]
             for c, e in sorted(rejected.items())
@@ -266,8 +280,8 @@ def participation(record: RunRecord, limits: Limits) -> Section:
         else f"{plural(lost, 'update')} did not count: {sum(r[2] == 'missing' for r in reasons)} missing, "
         f"{sum(r[2] == 'late' for r in reasons)} late, {sum(r[2] == 'rejected' for r in reasons)} rejected."
     ]
-    asked = {c: sum(c in line["cohort"] for line in record.rounds) for c in names}
-    least, most = min(asked.values(), default=0), max(asked.values(), default=0)
+    asked = Counter(c for line in record.rounds for c in line["cohort"])
+    least, most = min((asked[c] for c in names), default=0), max(asked.values(), default=0)
     how = record.setting("selection", "name", record.setting("federation", "selection", "uniform"))
     often = f"{most} times" if least == most else f"{least} to {most} times"
     text.append(f"With the selection {shorten(str(how), 60)} each client was drawn {often} in {_rounds(record)}.")
@@ -331,6 +345,33 @@ def participation(record: RunRecord, limits: Limits) -> Section:
             )
         )
     return Section("participation", heading, text, items)
+
+
+def alerts(record: RunRecord) -> list[str]:
+    """What a reader of the headline alone should know: that something was not as it should be, and where to read on."""
+    found = []
+    if record.summary.get("forced"):
+        found.append("The run was resumed with --force although something differed: see Resumed with differences.")
+    if skipped := sum(bool(line.get("skipped")) for line in record.rounds):
+        found.append(f"{plural(skipped, 'round')} of {len(record.rounds)} left the model as it was: see Who took part.")
+    asked = sum(len(line["cohort"]) for line in record.rounds)
+    lost = sum(len(_lost(line)) for line in record.rounds)
+    if lost:
+        found.append(f"{plural(lost, 'update')} of {asked:,} did not count: see Who took part.")
+    if failed := record.summary.get("failed"):
+        found.append(
+            f"Training alone failed for {plural(len(failed), 'client')}, left out of all means: see Per client."
+        )
+    broken = [arm.name for arm in findings.arms(record) if arm.loss is None]
+    if broken:
+        found.append(f"No finite held-out loss was measured for: {listing(broken)}.")
+    return found
+
+
+def _lost(line: Mapping[str, Any]) -> set[str]:
+    """Clients of a round whose update did not count."""
+    rejected = {entry["client"] for entry in line.get("rejected") or ()}
+    return {*rejected, *(line.get("missing") or ()), *(line.get("late") or ())}
 
 
 def resumptions(record: RunRecord, limits: Limits) -> Section | None:

@@ -12,7 +12,7 @@ from shepherd.report import charts
 from shepherd.report.charts import Line
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Figure, Limits, Section, Table, without_empty
-from shepherd.report.wording import digits, left_out, listing, number, sentence, significant
+from shepherd.report.wording import left_out, listing, number, sentence, significant
 
 Points = list[tuple[float, float | None]]
 
@@ -42,7 +42,7 @@ def diagnostics(record: RunRecord, limits: Limits) -> Section:
         ),
         (
             "Agreement of clients",
-            "cosine of two changes",
+            "cosine of two clients' changes",
             [Line("mean", "s1", of("cosine_mean")), Line("least", "s2", of("cosine_min"))],
             "Between what two clients changed: 1 is the same direction, 0 has nothing in common, below 0 one undoes "
             "what the other does. Falling lines are clients that drift apart. It takes two clients.",
@@ -85,18 +85,19 @@ def diagnostics(record: RunRecord, limits: Limits) -> Section:
         if not series:
             continue
         ends = [
-            f"{s.name} ends at {digits(last)}" for s in series if (last := s.points[-1][1]) is not None
+            f"{s.name} ends at {significant(last)}" for s in series if (last := s.points[-1][1]) is not None
         ]  # fmt: skip
         picture = charts.line_chart(
             series,
             title=f"{title} per round",
             description=sentence(ends),
             x_label="round",
-            y_label=y_label,
+            y_label=f"{title}: {y_label}",
             height=280,
             width=charts.HALF,
+            write=significant,
         )
-        figures.append(Figure(picture, f"{title}. {reading}", half=True))
+        figures.append(Figure(picture, reading, half=True))
     if not figures:
         return Section("diagnostics", heading, ["No diagnostics were recorded for the rounds of this run."])
     text = ["What clients changed and what became of it, as the server measured it in each round."]

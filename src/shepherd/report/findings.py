@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from shepherd.report.load import RunRecord
-from shepherd.report.wording import digits, number, percent, signed
+from shepherd.report.wording import digits, number, percent, shorten, signed
 
 ARMS = ("base", "local", "federated", "centralised")
 INTERVAL = "95\N{NO-BREAK SPACE}% interval"
@@ -167,7 +167,10 @@ def verdict(record: RunRecord) -> list[str]:
         who = "the client that trained alone" if alone == 1 else "the mean of the clients that trained alone"
         sentences.append(_compare(difference(record, "federated", "local"), who))
         if alone > 1:
-            best = _compare(difference(record, "federated", f"local:{ends[0]}"), f"the best client alone ({ends[0]})")
+            best = _compare(
+                difference(record, "federated", f"local:{ends[0]}"),
+                f"the best client alone ({shorten(ends[0], 60, middle=True)})",
+            )
             sentences.append(best)
     else:
         sentences.append("No client was trained alone in this run, so it does not show whether federating pays.")

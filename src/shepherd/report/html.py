@@ -53,17 +53,20 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
     before = [
         conduct.budget(record, limits),
         results.rounds(record, limits),
-        diagnostics(record, limits),
         results.clients(record, limits),
         *([own] if (own := personal(record, limits)) else []),
         results.categories(record, limits),
         conduct.division(record, limits),
+    ]
+    after = [
         conduct.traffic(record, limits),
         conduct.time(record, limits),
         conduct.participation(record, limits),
         *([mended] if (mended := conduct.resumptions(record, limits)) else []),
+        diagnostics(record, limits),
+        data_notes(record, limits),
+        privacy(record),
     ]
-    after = [data_notes(record, limits), privacy(record)]
     if record.summary.get("forced"):
         before.insert(0, forced(record))
     contents = [(part.key, part.heading) for part in before]
@@ -78,6 +81,7 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
         "facts": facts(record),
         "contents": contents,
         "verdict": findings.verdict(record),
+        "alerts": conduct.alerts(record),
         "cards": results.cards(record),
         "measure": results.measure(record),
         "headline": results.headline(record, limits),
@@ -161,9 +165,13 @@ def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
         )
     if shown:
         text = "Held-out prompts, answered by the base model and by the federated one, beside the reference."
+        if most := number(record.setting("evaluation", "max_new_tokens", None)):
+            text += f" An answer ends after {count(most)} tokens at the latest (evaluation.max_new_tokens)."
         text += left_out(len(record.generations), limits.samples, "sample")
     else:
-        text = "No answers were generated in this run (evaluation.generate)."
+        text = "No answers have been generated yet."
+        if record.state != "unfinished":
+            text = "No answers were generated in this run (evaluation.generate)."
     unanswered = record.summary.get("unanswered")
     lost = [f"{shorten(unanswered, 300)}."] if isinstance(unanswered, str) and unanswered else []
     return {"samples": shown, "samples_text": [text, *lost], "samples_items": items, "length": limits.text}

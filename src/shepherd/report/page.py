@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,11 @@ class Section:
 def without_empty(table: Table) -> Table:
     """The table without the columns, the first apart, that hold nothing but n/a."""
     keep = [i for i in range(len(table.columns)) if i == 0 or any(row[i] != wording.ABSENT for row in table.rows)]
+    over = [text for text, span in table.groups for _ in range(span)]
+    groups = [(text, len(list(some))) for text, some in groupby(over[i] for i in keep)] if over else []
     return replace(
         table,
+        groups=groups,
         columns=[table.columns[i] for i in keep],
         rows=[[row[i] for i in keep] for row in table.rows],
         texts=[keep.index(i) for i in table.texts if i in keep],
@@ -107,7 +111,7 @@ def _environment() -> Environment:
         "digits": wording.digits,
         "significant": wording.significant,
         "percent": wording.percent,
-        "name": lambda text: wording.shorten(str(text), 48),
+        "name": lambda text: wording.shorten(str(text), 48, middle=True),
         "clip": wording.clip,
     }
     environment.tests["figure"] = lambda item: isinstance(item, Figure)

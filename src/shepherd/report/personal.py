@@ -15,7 +15,7 @@ from shepherd.report.charts import Dots, Panel
 from shepherd.report.findings import gap
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Figure, Limits, Section, Table, without_empty
-from shepherd.report.results import extremes
+from shepherd.report.results import AGAINST_BASE, extremes
 from shepherd.report.wording import ABSENT, count, digits, left_out, listing, number, plural, shorten, signed
 
 MODELS = {"base": "base", "local": "alone", "global": "global", "personal": "personal"}
@@ -46,7 +46,7 @@ def personal(record: RunRecord, limits: Limits) -> Section | None:
         worse = [line["client"] for line in judged if line[key] > 0]
         text.append(
             f"Against {other}, the personal model has a lower loss for {better} of {plural(len(judged), 'client')}."
-            + (f" It is worse for {listing([shorten(c, 32) for c in worse])}." if worse else "")
+            + (f" It is worse for {listing([shorten(c, 32, middle=True) for c in worse])}." if worse else "")
         )
     if clusters:
         sizes = [f"{shorten(name, 32)} has {plural(len(members), 'client')}" for name, members in clusters.items()]
@@ -59,17 +59,19 @@ def personal(record: RunRecord, limits: Limits) -> Section | None:
     )
     drawn, cut = extremes(lines, limits.drawn)
     between = len(lines) - len(drawn)
+    zero = any(line["base"] is not None for line in lines)
     series = [
-        Dots(name, STYLES[model], [line[model] for line in drawn])
+        Dots(name, STYLES[model], [gap(line[model], line["base"] if zero else 0.0) for line in drawn])
         for model, name in MODELS.items()
-        if any(line[model] is not None for line in lines)
+        if any(line[model] is not None for line in lines) and not (zero and model == "base")
     ]
     picture = charts.dot_plot(
         [line["client"] for line in drawn],
         [Panel("", series)],
-        title="Loss of each client: base, alone, global, personal",
+        title="Loss of each client: alone, global, personal" + (", against the base model" if zero else ""),
         description=f"{plural(len(drawn), 'client')}, sorted by personal minus global. " + " ".join(text[:1]),
-        x_label="loss on its own held-out rows (nats per token)",
+        x_label=AGAINST_BASE if zero else "loss on its own held-out rows (nats per token)",
+        zero=zero,
         gap_after=cut,
         gap_text=f"… {plural(between, 'client')} between these are left out of the picture",
     )
@@ -106,6 +108,8 @@ def personal(record: RunRecord, limits: Limits) -> Section | None:
         + left_out(len(lines), limits.rows, "client", "those that gain and lose most are shown"),
     )
     caption = "Each client, sorted by what its personal model brings over the global one: gains first, losses last."
+    if zero:
+        caption += " The dotted line is the base model on the same rows; further left is better."
     return Section("personal", "Personal models", text, [Figure(picture, caption, without_empty(table))])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ from shepherd.report.wording import (
 
 T = TypeVar("T")
 
+AGAINST_BASE = "loss minus that of the base model"
+
 
 def cards(record: RunRecord) -> list[dict[str, Any]]:
     """One card per arm; the local one names its best and worst client."""
@@ -40,11 +43,12 @@ def cards(record: RunRecord) -> list[dict[str, Any]]:
         if arm.key == "local" and ends and len(alone) > 1:
             best, worst = ends
             extra = (
-                f"mean of {plural(len(alone), 'client')}; best {shorten(best, 24)} {digits(alone[best].get('loss'))}, "
-                f"worst {shorten(worst, 24)} {digits(alone[worst].get('loss'))}"
+                f"mean of {plural(len(alone), 'client')}; "
+                f"best {digits(alone[best].get('loss'))} ({shorten(best, 24, middle=True)}), "
+                f"worst {digits(alone[worst].get('loss'))} ({shorten(worst, 24, middle=True)})"
             )
         elif arm.key == "local" and ends:
-            extra = f"only {shorten(ends[0], 24)}"
+            extra = f"only {shorten(ends[0], 24, middle=True)}"
         found.append(
             {
                 "key": arm.key,
@@ -65,6 +69,13 @@ def measure(record: RunRecord) -> str:
     over = f" ({count(rows)} rows, {count(tokens)} response tokens)" if number(rows) else ""
     text = f"Loss is the cross entropy on the response tokens of the held-out rows{over}; lower is better."
     text += " Perplexity is exp(loss)."
+    brought = findings.difference(record, "federated", "base")
+    if brought and abs(brought.value) < 20:
+        text += (
+            f" The difference of {digits(abs(brought.value))} between federated and base means that federated gives "
+            f"each right token {significant(math.exp(-brought.value))} times the probability that base gives it, on "
+            "(geometric) average."
+        )
     if findings.local_arms(record):
         text += " For the clients alone the figures are means over clients; their perplexity is exp(mean loss)."
     return text
@@ -77,8 +88,10 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
         return []
     if any(d.interval for d in gaps):
         note = (
-            "Intervals: paired bootstrap over held-out rows. They do not cover the spread between seeds; repeat the "
-            "run with other seeds and compare them for that. "
+            "Intervals: paired bootstrap over held-out rows. They compare arms row by row and so leave out how hard a "
+            "row is for every arm, which the standard errors of single arms hold. p: how often the choice of rows "
+            "alone gives such a difference. They do not cover the spread between seeds; repeat the run with other "
+            "seeds and compare them for that. "
             + (
                 "The best client is chosen by the same rows, which flatters it a little."
                 if any(":" in d.b for d in gaps)
@@ -265,7 +278,11 @@ def clients(record: RunRecord, limits: Limits) -> Section:
             "On the held-out rows of its own categories the federated model has a lower loss than the client's own "
             f"model for {better} of {plural(len(judged), 'client')}; on all held-out rows for {better_all} of "
             f"{len(judged)}."
-            + (f" Better off alone on their own rows: {listing([shorten(c, 32) for c in losers])}." if losers else "")
+            + (
+                f" Better off alone on their own rows: {listing([shorten(c, 32, middle=True) for c in losers])}."
+                if losers
+                else ""
+            )
         )
         text.append("These are single numbers without intervals: read small differences with care.")
     failed = [f"{f.get('client')} ({f.get('detail')})" for f in record.summary.get("failed") or []]
@@ -277,18 +294,25 @@ def clients(record: RunRecord, limits: Limits) -> Section:
         )
     drawn, cut = extremes(lines, limits.drawn)
     between = len(lines) - len(drawn)
-    styles = (("base", "base"), ("alone", "local"), ("federated", "federated"))
+    zero = any(line[key][0] is not None for line in lines for key in ("own", "all"))
     panels = [
-        Panel(title, [Dots(name, style, [line[key][i] for line in drawn]) for i, (name, style) in enumerate(styles)])
+        Panel(
+            title,
+            [
+                Dots(name, style, [gap(line[key][i], line[key][0]) if zero else line[key][i] for line in drawn])
+                for i, name, style in ((1, "alone", "local"), (2, "federated", "federated"))
+            ],
+        )
         for title, key in (("on its own categories", "own"), ("on all held-out rows", "all"))
     ]
     picture = charts.dot_plot(
         [line["client"] for line in drawn],
         panels,
-        title="Loss of each client: base, alone, federated",
+        title="Loss of each client, alone and federated" + (", against the base model" if zero else ""),
         description=f"{plural(len(drawn), 'client')}, sorted by what federation brings on their own categories. "
         + " ".join(text[:1]),
-        x_label="held-out loss",
+        x_label=AGAINST_BASE if zero else "held-out loss (nats per token)",
+        zero=zero,
         gap_after=cut,
         gap_text=f"… {plural(between, 'client')} between these are left out of the picture",
     )
@@ -298,7 +322,7 @@ def clients(record: RunRecord, limits: Limits) -> Section:
         [
             line["client"],
             count(sum(held[line["client"]].values())) if line["client"] in held else ABSENT,
-            _mostly(held.get(line["client"], {})),
+            _mostly(line["client"], held.get(line["client"], {})),
             *(digits(v) for v in line["own"]),
             signed(line["gain_own"]),
             *(digits(v) for v in line["all"][1:]),
@@ -315,11 +339,14 @@ def clients(record: RunRecord, limits: Limits) -> Section:
         note="Own categories: those of which the client holds rows. Difference: federated minus alone; a negative one "
         "is a gain." + left_out(len(lines), limits.rows, "client", "those that gain and lose most are shown"),
     )
+    caption = "Each client, sorted by what federation brings it over training alone: gains first, losses last."
+    if zero:
+        caption += " The dotted line is the base model on the same rows; further left is better."
     return Section(
         "clients",
         heading,
         text,
-        [Figure(picture, "Each client, sorted by what federation brings it: gains first, losses last.", table)],
+        [Figure(picture, caption, without_empty(table))],
     )
 
 
@@ -341,12 +368,19 @@ def categories(record: RunRecord, limits: Limits) -> Section:
     order = [key for key in findings.ARMS if any(v is not None for v in losses[key].values())]
     shown = known[: limits.drawn]
     names = {"base": "base", "local": "mean alone", "federated": "federated", "centralised": "centralised"}
+    zero = "base" in order and len(order) > 1
+    series = [
+        Dots(names[key], key, [gap(losses[key].get(c), losses["base"].get(c) if zero else 0.0) for c in shown])
+        for key in order
+        if not (zero and key == "base")
+    ]
     picture = charts.dot_plot(
         shown,
-        [Panel("", [Dots(names[key], key, [losses[key].get(c) for c in shown]) for key in order])],
-        title="Held-out loss per category",
+        [Panel("", series)],
+        title="Held-out loss per category" + (", against the base model" if zero else ""),
         description=f"{plural(len(shown), 'category')} in {plural(len(order), 'arm')}.",
-        x_label="held-out loss (nats per token)",
+        x_label=AGAINST_BASE if zero else "held-out loss (nats per token)",
+        zero=zero,
     )
     first = next(t for t in [single["federated"], single["base"], single["centralised"], {}] if t or t == {})
     rows = [
@@ -375,7 +409,10 @@ def categories(record: RunRecord, limits: Limits) -> Section:
         rows,
         note=left_out(len(known), limits.rows, "category"),
     )
-    caption = "Loss of each arm on the held-out rows of each category." + left_out(len(known), limits.drawn, "category")
+    caption = "Loss of each arm on the held-out rows of each category" + (
+        ", minus that of the base model (dotted line): further left is better." if zero else "."
+    )
+    caption += left_out(len(known), limits.drawn, "category")
     return Section("categories", heading, [], [Figure(picture, caption, without_empty(table))])
 
 
@@ -428,10 +465,13 @@ def _curve(points: Sequence[Sequence[Any]] | None) -> list[tuple[float, float]]:
     return sorted((x, y) for x, y in found if x is not None and y is not None)
 
 
-def _mostly(held: Mapping[str, int]) -> str:
+def _mostly(client: str, held: Mapping[str, int]) -> str:
+    """The category of which a client holds most rows; not told of a client that is named after all it holds."""
     if not sum(held.values()):
         return ABSENT
     most = min(held, key=lambda c: (-held[c], c))
+    if most == client and held[most] == sum(held.values()):
+        return ABSENT
     return f"{shorten(most, 24)} {percent(held[most] / sum(held.values()), 0)}"
 
 
@@ -446,7 +486,7 @@ def extremes(lines: Sequence[T], limit: int) -> tuple[list[T], int | None]:
 def _rival(d: findings.Difference) -> str:
     """What federated is held against, short: base, mean alone, best alone (client-a), centralised."""
     if d.b.startswith("local:"):
-        return f"best alone ({shorten(d.b.removeprefix('local:'), 11)})"
+        return f"best alone ({d.b.removeprefix('local:')})"
     return {"local": "mean alone"}.get(d.b, d.b)
 
 
@@ -456,7 +496,7 @@ def _interval(d: findings.Difference) -> str:
 
 
 def _p_value(p: float | None) -> str:
-    return ABSENT if p is None else "< 0.001" if p < 0.001 else digits(p)
+    return ABSENT if p is None else "≤ 0.001" if p <= 0.001 else digits(p)
 
 
 def _rates(value: Any) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 ABSENT = "n/a"
@@ -31,15 +33,26 @@ def clip(text: str, limit: int) -> str:
     return f"{text[:limit]} … ({len(text) - limit:,} more characters in the run directory)"
 
 
-def shorten(label: str, width: float) -> str:
-    """One line that is at most `width` average characters wide (wide scripts count double), ended by … when cut."""
+def cells(character: str) -> int:
+    """Columns that a character takes in a terminal: two in wide scripts, none for a mark on the letter before."""
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 0 if unicodedata.combining(character) else 1
+
+
+def padded(text: str, width: int, right: bool = False) -> str:
+    """The text with spaces up to `width` columns of a terminal, after it or, set to the `right`, before it."""
+    space = " " * (width - sum(map(cells, text)))
+    return space + text if right else text + space
+
+
+def shorten(label: str, width: float, measure: Callable[[str], float] = cells, *, middle: bool = False) -> str:
+    """One line at most `width` wide, in terms of `measure`; a cut is marked by …, at the end or in the `middle`."""
     label = " ".join(clean(label).split())
-    used = 0.0
-    for position, character in enumerate(label):
-        used += 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        if used > width and not (position == len(label) - 1 and used <= width + 1):
-            return label[:position].rstrip() + "…"
-    return label
+    sizes = [measure(character) for character in label]
+    if sum(sizes) <= width + 1:
+        return label
+    end = bisect_right(list(accumulate(reversed(sizes))), 0.4 * width) if middle else 0
+    start = bisect_right(list(accumulate(sizes)), width - sum(sizes[len(label) - end :]))
+    return f"{label[:start].rstrip()}…{label[len(label) - end :].lstrip()}"
 
 
 def number(value: Any) -> float | None:
@@ -110,7 +123,13 @@ def duration(value: Any) -> str:
     if value is None:
         return ABSENT
     if 0 < value < 0.9995:
-        return f"{significant(1000 * value)} ms" if value < 0.00995 else f"{1000 * value:.0f} ms"
+        return (
+            "< 1 ms"
+            if value < 0.001
+            else f"{significant(1000 * value)} ms"
+            if value < 0.00995
+            else f"{1000 * value:.0f} ms"
+        )
     if value < 59.95:
         return f"{significant(value)} s" if value < 9.95 else f"{value:.1f} s"
     if value < 3599.5:
