@@ -484,9 +484,9 @@ def extremes(lines: Sequence[T], limit: int) -> tuple[list[T], int | None]:
 
 
 def _rival(d: findings.Difference) -> str:
-    """What federated is held against, short: base, mean alone, best alone (client-a), centralised."""
+    """What federated is held against, short: base, mean alone, best: client-a, centralised."""
     if d.b.startswith("local:"):
-        return f"best alone ({d.b.removeprefix('local:')})"
+        return f"best: {d.b.removeprefix('local:')}"
     return {"local": "mean alone"}.get(d.b, d.b)
 
 
