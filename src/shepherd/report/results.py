@@ -238,7 +238,8 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
         note=left_out(len(every_round), limits.rows, "round", "evenly spaced ones are shown")
         + " Deviation: ‖Σ wBA − (Σ wB)(Σ wA)‖ / ‖Σ wBA‖, what averaging A and B apart loses.",
     )
-    caption = "Loss on all held-out rows after each round. Round 0 is the model before tuning."
+    caption = "Loss on all held-out rows after each round."
+    caption += " Round 0 is the model before tuning." if min(ends) == 0 else ""
     return Section("rounds", "Loss per round", text, [Figure(picture, caption, without_empty(table))])
 
 
