@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from console import Shell
@@ -213,3 +215,19 @@ def test_the_laptop_recipe_makes_twelve_clients_of_some_rows_and_holds_out_as_ma
     sizes = [sum(row) for row in seen["counts"]]
     assert len(sizes) == 12 and min(sizes) >= 10 and max(sizes) <= 6 * min(sizes)
     assert seen["held_out"] == 12 * wanted and "fewer than" not in outcome.err
+
+
+def test_the_table_of_a_partition_fits_a_narrow_terminal_and_names_every_category(capsys, monkeypatch):
+    from shepherd.cli import data
+
+    names = [f"a category of a long name, {i}" for i in range(8)]
+    counts = np.arange(16).reshape(2, 8) * 60
+    lines = {}
+    for terminal in (True, False):
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        data._print_table(["hospital-north", "hospital-south"], names, counts)
+        lines[terminal] = capsys.readouterr().out
+    assert max(map(len, lines[True].splitlines())) <= 80 < max(map(len, lines[False].splitlines()))
+    assert all(f"{i + 1}\N{NO-BREAK SPACE}{name}" in " ".join(lines[True].split("\n")) for i, name in enumerate(names))
+    assert "900" in lines[True] and "900" in lines[False]  # 15 · 60

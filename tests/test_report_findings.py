@@ -112,8 +112,11 @@ def test_one_client_alone_is_neither_a_mean_nor_the_best_of_several(tmp_path):
 
 def test_an_unfinished_run_says_how_far_it_is(tmp_path):
     record = load_run(write_run(tmp_path / "demo", finished=False))
-    (sentence,) = findings.verdict(record)
-    assert "2 of 3 rounds" in sentence and "better" not in sentence
+    sentence, hint = findings.verdict(record)
+    assert "2 of 3 rounds" in sentence and "follows" not in sentence and "better" not in sentence
+    assert "shepherd resume" in hint
+    done = load_run(write_run(tmp_path / "done", finished=False, overrides=("federation.rounds=2",)))
+    assert "2 of 2 rounds are committed, but not all that follows them" in findings.verdict(done)[0]
 
 
 def test_the_local_arm_is_the_mean_over_clients_and_its_perplexity_the_exponential_of_that_mean(tmp_path):

@@ -252,6 +252,16 @@ def test_the_facts_name_method_server_and_selection(tmp_path):
     assert "method ffa_lora" in text and "server fedadam" in text and "selection oort" in text
 
 
+def test_a_model_in_a_folder_is_named_without_the_way_to_it(tmp_path):
+    run = write_run(tmp_path / "run")
+    change(run / "summary.json", lambda s: s["model"].update(name="/home/someone/models/small"))
+    source = page(run).source
+    facts = source[source.index('class="facts"') : source.index("<nav")]
+    assert "<span>small</span>" in facts and "someone" not in facts
+    change(run / "summary.json", lambda s: s["model"].update(name="org/small"))
+    assert "<span>org/small</span>" in page(run).source
+
+
 def test_personal_models_say_who_gains_and_who_loses(tmp_path):
     run = write_run(tmp_path / "demo", clients=("ann", "bob", "<b>cy</b>"), personal=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -275,25 +277,30 @@ def _as_json(dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any,
 
 
 def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) -> None:
-    """The client × category table, each cell with a shade for its share of the largest one."""
+    """The client × category table, each cell with a shade for its share of the largest one.
+
+    Where a terminal is too narrow for the names of the categories, numbers stand for them.
+    """
+    from shepherd.report.wording import shorten
+
     most = max(int(counts.max()), 1)
+    columns = [shorten(category, 14, middle=True) for category in categories]
+    width = max(map(len, clients)) + sum(2 + max(7, len(name)) for name in columns) + 8
+    narrow = sys.stdout.isatty() and width > shutil.get_terminal_size().columns
 
     def cell(count: int) -> str:
         shade = SHADES[0 if count == 0 else 1 + min(3, 4 * count // (most + 1))]
-        return f"{count or '·'} {shade * 2}"
+        return f"{count or '·'}{shade}" if narrow else f"{count or '·'} {shade * 2}"
 
-    columns = [_short(category) for category in categories]
     rows = [
-        (client, int(line.sum()), *(cell(int(count)) for count in line))
+        (shorten(client, 16, middle=True) if narrow else client, int(line.sum()), *(cell(int(count)) for count in line))
         for client, line in zip(clients, counts, strict=True)
     ]
-    output.print_table(("client", "rows", *columns), rows, right=range(2, 2 + len(columns)))
-
-
-def _short(category: str) -> str:
-    from shepherd.report.wording import shorten
-
-    return shorten(category, 14)
+    numbers = [f"{number}" for number in range(1, len(columns) + 1)]
+    output.print_table(("client", "rows", *(numbers if narrow else columns)), rows, right=range(2, 2 + len(columns)))
+    if narrow:
+        named = ", ".join(f"{number}\N{NO-BREAK SPACE}{name}" for number, name in zip(numbers, categories, strict=True))
+        click.echo(f"\n{click.wrap_text(output.clean(named), shutil.get_terminal_size().columns)}")
 
 
 def _svg(clients: list[str], categories: list[str], counts: np.ndarray, name: str) -> str:

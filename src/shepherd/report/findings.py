@@ -155,10 +155,11 @@ def verdict(record: RunRecord) -> list[str]:
     losses = {arm.key: arm.loss for arm in arms(record)}
     if record.state == "unfinished":
         done, planned = len(record.rounds), record.setting("federation", "rounds", "?")
-        text = f"This run has not ended: {done} of {planned} rounds are committed."
+        after = ", but not all that follows them" if done == planned else ""
+        text = f"This run has not ended: {done} of {planned} rounds are committed{after}."
         if losses.get("federated") is not None:
             text += f" The federated model's held-out loss was {digits(losses['federated'])} when last measured."
-        return [text]
+        return [text, "shepherd resume goes on with a run that was stopped."]
     if losses.get("federated") is None:
         return ["The federated arm was not part of this run, so nothing is said about what federation brings."]
     sentences = []

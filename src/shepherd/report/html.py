@@ -106,14 +106,16 @@ def forced(record: RunRecord) -> Section:
 
 def facts(record: RunRecord) -> list[str]:
     summary = record.summary
-    model = summary.get("model", {}).get("name") or record.setting("model", "base", "")
+    model = str(summary.get("model", {}).get("name") or record.setting("model", "base", ""))
+    if Path(model).is_absolute():
+        model = Path(model).name
     clients = summary.get("clients") or len(record.partition.get("clients", {})) or None
     done = len(record.rounds)
     planned = record.setting("federation", "rounds", done)
     rounds = plural(planned, "round") if done in (planned, 0) else f"{done} of {plural(planned, 'round')}"
     data = summary.get("data", {}).get("name") or record.setting("data", "source", "")
     found = [
-        str(model),
+        model,
         str(data),
         plural(int(clients), "client") if number(clients) else "",
         rounds,

@@ -238,7 +238,8 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
         note=left_out(len(every_round), limits.rows, "round", "evenly spaced ones are shown")
         + " Deviation: ‖Σ wBA − (Σ wB)(Σ wA)‖ / ‖Σ wBA‖, what averaging A and B apart loses.",
     )
-    caption = "Loss on all held-out rows after each round. Round 0 is the model before tuning."
+    caption = "Loss on all held-out rows after each round."
+    caption += " Round 0 is the model before tuning." if min(ends) == 0 else ""
     return Section("rounds", "Loss per round", text, [Figure(picture, caption, without_empty(table))])
 
 
@@ -484,9 +485,9 @@ def extremes(lines: Sequence[T], limit: int) -> tuple[list[T], int | None]:
 
 
 def _rival(d: findings.Difference) -> str:
-    """What federated is held against, short: base, mean alone, best alone (client-a), centralised."""
+    """What federated is held against, short: base, mean alone, best: client-a, centralised."""
     if d.b.startswith("local:"):
-        return f"best alone ({d.b.removeprefix('local:')})"
+        return f"best: {d.b.removeprefix('local:')}"
     return {"local": "mean alone"}.get(d.b, d.b)
 
 

@@ -28,8 +28,7 @@ def heat_map(
     """A table of coloured cells with their values where they fit.
 
     Sequential: zero to the largest value, by square roots, so that one large cell does not make all others pale.
-    `diverging`: the same distance on both sides of zero; `ends` says what
-    the negative and the positive side mean.
+    `diverging`: the same distance on both sides of zero; `ends` says what the two sides mean.
     """
     known = [abs(v) for line in values for value in line if (v := number(value)) is not None]
     if not known or not rows or not columns:
