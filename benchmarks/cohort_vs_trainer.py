@@ -287,7 +287,7 @@ def _cohort_side(learner, data):
                     losses[client].append(progress.loss)
 
         task = TrainTask(1, {client: View(learner.adapter) for client in work}, 0, work)
-        for _ in train(task, {}, learner.packed, learner.make_lora, learner.settings, data, observe):
+        for _ in train(task, {}, learner.site(data), observe):
             pass
         return losses, sum(len(row.input_ids) for c, w in work.items() for row in _walked(data[c], w))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -17,7 +16,7 @@ from plain_client import low_rank, mean_loss, train_plainly
 from shepherd import experiment
 from shepherd.clients.clusters import HOMELESS, cluster_losses, judged, pick, train_in_clusters
 from shepherd.clients.personal import personalizations
-from shepherd.clients.training import LocalTraining, train, walk
+from shepherd.clients.training import LocalTraining, Site, train, walk
 from shepherd.config import PersonalizationTable
 from shepherd.errors import UsageError
 from shepherd.estimate import plan as estimate
@@ -73,8 +72,8 @@ def one_round(clusters, clients=tuple(DATA), at_once=16, first_row=0, **options)
         weight_decay=0.5, clients_at_once=at_once, personal=personalizations.build("ifca", options)
     )
     modules = targets_of(model)
-    held = (PackedModel(model), lambda: CohortLora(modules), settings, DATA)
-    return {answer.client: answer for answer in train_in_clusters(task, partial(train, task, {}, *held), *held)}
+    site = Site(PackedModel(model), lambda: CohortLora(modules), settings, DATA)
+    return {answer.client: answer for answer in train_in_clusters(task, {}, site)}
 
 
 # What a client chooses
@@ -132,9 +131,8 @@ def test_the_global_update_does_not_notice_the_clusters():
     task = TrainTask(1, dict.fromkeys(DATA, View(adapter_for(MODULES))), 7, {c: Work(c, 0, 6, RATES) for c in DATA})
     model = base_model()
     modules = targets_of(model)
-    plain = train(
-        task, {}, PackedModel(model), lambda: CohortLora(modules), LocalTraining(weight_decay=0.5), DATA
-    )  # fmt: skip
+    site = Site(PackedModel(model), lambda: CohortLora(modules), LocalTraining(weight_decay=0.5), DATA)
+    plain = train(task, {}, site)
     beside = one_round(dict.fromkeys(DATA, ADAPTERS))
     for answer in plain:
         change = view_part(beside[answer.client].delta)

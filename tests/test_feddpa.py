@@ -14,7 +14,7 @@ from plain_client import low_rank, train_plainly
 from shepherd import experiment
 from shepherd.clients.feddpa import begun, beside
 from shepherd.clients.personal import personalizations
-from shepherd.clients.training import Cohort, LocalTraining, train
+from shepherd.clients.training import Cohort, LocalTraining, Site, train
 from shepherd.errors import ModelError, UsageError
 from shepherd.evaluation.losses import row_losses, row_losses_each
 from shepherd.mixtures import mixtures
@@ -191,7 +191,7 @@ def one_round(views, private=None, data=DATA, **settings):
     work = {client: Work(client, 0, 2 * len(RATES), RATES) for client in views}
     task = TrainTask(1, views, 7, work)
     local = LocalTraining(weight_decay=0.5, **settings)
-    found = train(task, private or {}, PackedModel(model), lambda: CohortLora(modules), local, data)
+    found = train(task, private or {}, Site(PackedModel(model), lambda: CohortLora(modules), local, data))
     return {update.client: update for update in found}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from shepherd.clients.training import LocalTraining, train
+from shepherd.clients.training import LocalTraining, Site, train
 from shepherd.model import attention
 from shepherd.model.adapter import fresh_adapter, load_adapter
 from shepherd.model.base import load_base
@@ -42,7 +42,7 @@ def updates(folder, device: str, data, dtype: str = "float32", quantize: str = "
     task = TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work)
     settings = LocalTraining(optimizer="sgd", dropout=dropout, tokens_per_pass=256)
     make = lambda: CohortLora(modules, dropout=dropout, device=base.device)  # noqa: E731
-    return {u.client: u for u in train(task, {}, PackedModel(base.model), make, settings, data)}
+    return {u.client: u for u in train(task, {}, Site(PackedModel(base.model), make, settings, data))}
 
 
 def distance(a, b) -> float:
@@ -100,7 +100,8 @@ def test_a_client_that_diverges_on_a_gpu_leaves_the_others_untouched(model_folde
     make = lambda: CohortLora(modules, device="cuda")  # noqa: E731
     settings = LocalTraining(optimizer="sgd", tokens_per_pass=256)
     answers = {
-        a.client: a for a in train(TrainTask(1, views, 7, work), {}, PackedModel(base.model), make, settings, data)
+        a.client: a
+        for a in train(TrainTask(1, views, 7, work), {}, Site(PackedModel(base.model), make, settings, data))
     }
     assert isinstance(answers["client-1"], ClientFailure) and answers["client-1"].code == "non-finite"
     for client in ("client-0", "client-2"):

@@ -12,7 +12,7 @@ from federations import BLOCKS, SEED, SHAPES, WEIGHTS, R, a_round, begin, fresh
 from plain_client import train_plainly
 from shepherd import experiment
 from shepherd.clients.personal import own_adapter
-from shepherd.clients.training import LocalTraining, train
+from shepherd.clients.training import LocalTraining, Site, train
 from shepherd.errors import ClientError, UsageError
 from shepherd.estimate import plan as planned
 from shepherd.model.adapter import load_adapter
@@ -222,7 +222,7 @@ def one_round(view, private=None, **settings):
     task = task_of({"client-0": view}, **settings)
     lora = lambda: CohortLora(targets_of(model))  # noqa: E731
     kept = {"client-0": private or {}}
-    (update,) = train(task, kept, PackedModel(model), lora, LocalTraining(weight_decay=0.5), DATA)
+    (update,) = train(task, kept, Site(PackedModel(model), lora, LocalTraining(weight_decay=0.5), DATA))
     return update
 
 

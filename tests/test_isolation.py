@@ -135,12 +135,11 @@ def setting(small_config):
     learner, plan = prepare_learner(config, base), prepare_plan(config, rows)
     work = {client: plan.work(client, 1, 0) for client in plan.clients}
     task = TrainTask(1, dict.fromkeys(work, View(learner.adapter)), 0, work)
-    return LocalEngine(learner.packed, learner.make_lora, learner.settings, rows.clients), task
+    return LocalEngine(learner.site(rows.clients)), task
 
 
 def trained(engine: LocalEngine, task: TrainTask, **changes) -> dict[str, ClientUpdate | ClientFailure]:
-    settings = replace(engine.settings, **changes)
-    again = LocalEngine(engine.packed, engine.make_lora, settings, engine.data)
+    again = LocalEngine(replace(engine.site, settings=replace(engine.site.settings, **changes)))
     return {answer.client: answer for answer in again.train(task, {})}
 
 
@@ -153,7 +152,7 @@ def assert_close(ours: ClientUpdate, theirs: ClientUpdate) -> None:
 
 def test_isolation_changes_no_bit_while_all_goes_well(setting):
     engine, task = setting
-    plain = list(train(task, {}, engine.packed, engine.make_lora, engine.settings, engine.data))
+    plain = list(train(task, {}, engine.site))
     for ours, theirs in zip(engine.train(task, {}), plain, strict=True):
         assert ours.delta.keys() == theirs.delta.keys()
         assert all(ours.delta[name].tobytes() == theirs.delta[name].tobytes() for name in ours.delta)
@@ -164,8 +163,8 @@ def test_others_train_on_as_if_the_failing_client_had_not_been_there(setting):
     engine, task = setting
     expected = trained(engine, task)
     poisoned = sorted(task.work)[1]
-    data = {**engine.data, poisoned: Poisoned(engine.data[poisoned])}
-    answers = trained(LocalEngine(engine.packed, engine.make_lora, engine.settings, data), task)
+    data = {**engine.site.data, poisoned: Poisoned(engine.site.data[poisoned])}
+    answers = trained(LocalEngine(replace(engine.site, data=data)), task)
     assert answers[poisoned].code == "error:ValueError"
     for client in set(task.work) - {poisoned}:
         assert_close(answers[client], expected[client])
@@ -174,7 +173,7 @@ def test_others_train_on_as_if_the_failing_client_had_not_been_there(setting):
 def test_a_client_that_needs_smaller_passes_gets_them(setting, monkeypatch):
     engine, task = setting
     expected = trained(engine, task, tokens_per_pass=64)
-    longest = max(len(row.input_ids) for rows in engine.data.values() for row in rows)
+    longest = max(len(row.input_ids) for rows in engine.site.data.values() for row in rows)
     sums = PackedModel.loss_sums
 
     def loss_sums(self, batch):

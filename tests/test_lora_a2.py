@@ -14,7 +14,7 @@ from federations import SEED, SHAPES, WEIGHTS, R, a_round, assert_near, begin, d
 from plain_client import train_plainly
 from shepherd.cli.settings import gather
 from shepherd.clients.slots import best_slots, probe_work
-from shepherd.clients.training import LocalTraining, train
+from shepherd.clients.training import LocalTraining, Site, train
 from shepherd.errors import ClientError
 from shepherd.estimate import plan
 from shepherd.model.forward import PackedModel
@@ -48,7 +48,8 @@ def answers_of(task, data=DATA, private=None, observe=lambda report: None, **set
     local = LocalTraining(**{"optimizer": "sgd", "max_grad_norm": 0.0, **settings})
     make = lambda: CohortLora(targets_of(model))  # noqa: E731
     return {
-        answer.client: answer for answer in train(task, private or {}, PackedModel(model), make, local, data, observe)
+        answer.client: answer
+        for answer in train(task, private or {}, Site(PackedModel(model), make, local, data), observe)
     }
 
 

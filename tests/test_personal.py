@@ -11,7 +11,7 @@ import torch
 
 from plain_client import train_plainly
 from shepherd.clients.personal import own_adapter, personalizations, second_adapter
-from shepherd.clients.training import LocalTraining, train
+from shepherd.clients.training import LocalTraining, Site, train
 from shepherd.errors import ClientError, UsageError
 from shepherd.evaluation.losses import row_losses
 from shepherd.lowrank import LowRank
@@ -37,7 +37,7 @@ def one_round(views, private=None, first=0, objective=None, control=None, **sett
     work = {client: Work(client, first, 2 * len(RATES), RATES) for client in views}
     task = TrainTask(1, views, 7, work, {}, objective or Objective(), control or {})
     local = LocalTraining(weight_decay=0.5, **settings)
-    found = train(task, private or {}, PackedModel(model), lambda: CohortLora(modules), local, DATA)
+    found = train(task, private or {}, Site(PackedModel(model), lambda: CohortLora(modules), local, DATA))
     return {update.client: update for update in found}
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shepherd.clients.training import LocalTraining, train
+from shepherd.clients.training import LocalTraining, Site, train
 from shepherd.model import together
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
@@ -29,7 +29,7 @@ def updates(views: dict[str, View] | None = None, *, shared: bool, dropout: floa
         return lora
 
     local = LocalTraining(optimizer="sgd", dropout=dropout, **settings)
-    answers = train(TrainTask(1, views, 7, work), {}, PackedModel(model), make_lora, local, data)
+    answers = train(TrainTask(1, views, 7, work), {}, Site(PackedModel(model), make_lora, local, data))
     return {answer.client: answer for answer in answers}
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shepherd.clients.training import LocalTraining, train, walk
+from shepherd.clients.training import LocalTraining, Site, train, walk
 from shepherd.model import lora as lora_module
 from shepherd.model.adapter import save_adapter
 from shepherd.model.forward import PackedModel
@@ -41,9 +41,8 @@ def cohort_updates(
     work = {c: Work(c, (first or {}).get(c, 0), 2 * len(rates), tuple(rates)) for c in (order or sorted(data))}
     local = LocalTraining(dropout=lora_dropout, **{"weight_decay": 0.5, "max_grad_norm": 1.0, **settings})
     make = lambda: CohortLora(modules, dropout=lora_dropout)  # noqa: E731
-    results = train(
-        TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work), {}, PackedModel(model), make, local, data
-    )
+    task = TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work)
+    results = train(task, {}, Site(PackedModel(model), make, local, data))
     return {result.client: result for result in results}
 
 
@@ -218,7 +217,7 @@ def test_clients_with_fewer_steps_leave_early_and_keep_their_result():
     work = {"client-0": Work("client-0", 0, 2, RATES[:1]), "client-1": Work("client-1", 0, 6, RATES)}
     settings = LocalTraining(weight_decay=0.5)
     task = TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work)
-    mixed = {u.client: u for u in train(task, {}, PackedModel(model), make, settings, data)}
+    mixed = {u.client: u for u in train(task, {}, Site(PackedModel(model), make, settings, data))}
     assert (mixed["client-0"].steps, mixed["client-1"].steps) == (1, 3)
     assert_same_update(mixed["client-0"], cohort_updates(data, rates=RATES[:1])["client-0"])
     assert_same_update(mixed["client-1"], cohort_updates(data)["client-1"])

@@ -11,7 +11,7 @@ import torch
 
 from plain_client import train_plainly
 from shepherd.clients.objectives import add_product_proximal, add_proximal, effective_steps
-from shepherd.clients.training import LocalTraining, train
+from shepherd.clients.training import LocalTraining, Site, train
 from shepherd.errors import ClientError
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.forward import PackedModel
@@ -43,7 +43,7 @@ def updates_of(
     work = {client: Work(client, 0, 2 * len(rates), tuple(rates)) for client in named}
     local = LocalTraining(**{"weight_decay": 0.5, **settings})
     task = TrainTask(1, named, 7, work, remainder or {}, objective or Objective(), control or {})
-    results = train(task, private or {}, PackedModel(model), lambda: CohortLora(modules), local, data)
+    results = train(task, private or {}, Site(PackedModel(model), lambda: CohortLora(modules), local, data))
     return {update.client: update for update in results}
 
 

@@ -189,7 +189,7 @@ class _Experiment:
         for warning in (*self.notes, *rows.warnings):
             self._warn(warning)
 
-        self.engine: Engine = LocalEngine(learner.packed, learner.make_lora, learner.settings, rows.clients)
+        self.engine: Engine = LocalEngine(learner.site(rows.clients))
         if config.run.workers:
             threads = max(1, torch.get_num_threads() // config.run.workers)
             build = partial(worker_engine, _resolved(config, base, learner), threads)

@@ -17,7 +17,7 @@ from shepherd.clients.personal import Personalization, personalizations
 from shepherd.clients.schedule import learning_rates
 from shepherd.clients.selection import Selection, build_selection, cohort_size, misfits
 from shepherd.clients.slots import probe_work
-from shepherd.clients.training import LocalTraining
+from shepherd.clients.training import LocalTraining, Site
 from shepherd.config import Config, LoraTable, TrainingTable
 from shepherd.data.audit import Audit, audit
 from shepherd.data.partition import short_categories
@@ -130,6 +130,10 @@ class Learner:
     adapter: Adapter
     conv1d: bool
 
+    def site(self, data: Mapping[ClientId, Sequence[Tokens]]) -> Site:
+        """Where the clients with these rows are trained."""
+        return Site(self.packed, self.make_lora, self.settings, data)
+
 
 def prepare_learner(config: Config, base: Base) -> Learner:
     """Wrap the base for packed passes and lay out the adapters."""
@@ -163,8 +167,7 @@ def worker_engine(
     use_threads(threads)
     base = load_base(**config.model.model_dump())
     learner = prepare_learner(config, base)
-    engine = LocalEngine(learner.packed, learner.make_lora, learner.settings, data)
-    return engine, base.digest, base.tokenizer_digest
+    return LocalEngine(learner.site(data)), base.digest, base.tokenizer_digest
 
 
 def local_training(config: Config, device: torch.device, parameters: int) -> LocalTraining:

@@ -8,17 +8,17 @@ A client judges by its own rows. What it finds does not depend on who is judged 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from shepherd.clients.reports import Progress, StepReport
-from shepherd.clients.training import Cohort, LocalTraining, walk
+from shepherd.clients.training import Cohort, Site, train, walk
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
-from shepherd.types import CLUSTER, Adapter, ClientFailure, ClientId, ClientUpdate, Tokens, TrainTask
+from shepherd.types import CLUSTER, Adapter, ClientFailure, ClientId, ClientUpdate, Tensors, Tokens, TrainTask
 
 HOMELESS = "its loss is not finite under the adapter of any cluster"
 
@@ -65,27 +65,24 @@ def judged(rows: Sequence[Tokens], client: ClientId, first: int, count: int, mos
 
 def train_in_clusters(
     task: TrainTask,
-    train: Callable[[Callable[[StepReport], None]], Iterable[ClientUpdate | ClientFailure]],
-    packed: PackedModel,
-    make_lora: Callable[[], CohortLora],
-    settings: LocalTraining,
-    data: Mapping[ClientId, Sequence[Tokens]],
+    private: Mapping[ClientId, Tensors],
+    site: Site,
     observe: Callable[[StepReport], None] = lambda report: None,
 ) -> Iterator[ClientUpdate | ClientFailure]:
-    """What train(observe) yields, sorted by client; each update with that of the adapter of the cluster that the client
-    chose.
+    """What `train` yields; each update with that of the adapter of the cluster that the client chose.
 
     It trains on the rows of the round, as it does for the global adapter, `clients_at_once` together.
     """
     told: dict[ClientId, Progress] = {}
+    settings, data = site.settings, site.data
 
     def watch(report: Mapping[ClientId, Progress]) -> None:
         told.update(report)
         observe(report)
 
-    found = {answer.client: answer for answer in train(watch)}
+    found = {answer.client: answer for answer in train(task, private, site, watch)}
     names = sorted(name for name, answer in found.items() if isinstance(answer, ClientUpdate))
-    lora = make_lora()
+    lora = site.make_lora()
     for start in range(0, len(names), settings.clients_at_once):
         chunk = names[start : start + settings.clients_at_once]
         rows = {
@@ -93,7 +90,7 @@ def train_in_clusters(
             for name, work in ((name, task.work[name]) for name in chunk)
         }
         adapters = {name: [view.adapter for view in task.clusters[name]] for name in chunk}
-        losses = cluster_losses(adapters, rows, packed, lora, settings.tokens_per_pass)
+        losses = cluster_losses(adapters, rows, site.packed, lora, settings.tokens_per_pass)
         picks = {name: pick(losses[name]) for name in chunk}
         for name in (name for name, number in picks.items() if not number):
             found[name] = ClientFailure(name, task.round, "non-finite", HOMELESS)
@@ -101,7 +98,7 @@ def train_in_clusters(
         if not views:
             continue
         cohort = Cohort(
-            packed, lora, settings, views, data, task.seed, task.objective,
+            site.packed, lora, settings, views, data, task.seed, task.objective,
             before=told, trainings=settings.personal.cost.trainings,
         )  # fmt: skip
         metrics = cohort.run([task.work[name] for name in views], task.round, observe)

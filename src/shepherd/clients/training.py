@@ -54,6 +54,16 @@ class LocalTraining:
     personal: Personalization = field(default_factory=Personalization)
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where clients are trained: the frozen base, how to make an empty cohort on its layers, the settings, the rows."""
+
+    packed: PackedModel
+    make_lora: Callable[[], CohortLora]
+    settings: LocalTraining
+    data: Mapping[ClientId, Sequence[Tokens]]
+
+
 def walk(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int, seed: int) -> list[Tokens]:
     """Rows first … first + rows − 1 of a client's endless walk: pass after pass, each in an order of its own.
 
@@ -230,18 +240,12 @@ class Cohort:
 def train(
     task: TrainTask,
     private: Mapping[ClientId, Tensors],
-    packed: PackedModel,
-    make_lora: Callable[[], CohortLora],
-    settings: LocalTraining,
-    data: Mapping[ClientId, Sequence[Tokens]],
+    site: Site,
     observe: Callable[[StepReport], None] = lambda report: None,
 ) -> Iterator[ClientUpdate | ClientFailure]:
-    """Train the task's clients, `clients_at_once` together; yields one update or failure per client, sorted by name.
-
-    make_lora() makes an empty cohort on the packed model's layers.
-    """
-    names = sorted(task.work)
-    lora = make_lora().lay(task.remainder)
+    """Train the task's clients, `clients_at_once` together; yields one update or failure per client, sorted by name."""
+    names, settings = sorted(task.work), site.settings
+    lora = site.make_lora().lay(task.remainder)
     # Before there are clusters, nothing but the global adapter is trained.
     trainings = settings.personal.cost.trainings if task.clusters or not settings.personal.clusters else 1
     for start in range(0, len(names), settings.clients_at_once):
@@ -250,21 +254,21 @@ def train(
         answers: dict[ClientId, ClientUpdate | ClientFailure] = {}
         told: Mapping[ClientId, Progress] = {}
         if any(view.choice is not None for view in views.values()):
-            views, answers, told = _probed(task, views, private, packed, lora, settings, data, trainings, observe)
+            views, answers, told = _probed(task, views, private, site, lora, trainings, observe)
         if views:
             cohort = Cohort(
-                packed, lora, settings, views, data, task.seed, task.objective, task.control, private,
+                site.packed, lora, settings, views, site.data, task.seed, task.objective, task.control, private,
                 before=told, trainings=trainings,
             )  # fmt: skip
             metrics = cohort.run([task.work[name] for name in views], task.round, observe)
             answers |= cohort.failures
             for name in metrics:
                 before = private.get(name, {})
-                answers[name] = _update(task, name, cohort.moving[name], metrics[name], len(data[name]), before)
+                answers[name] = _update(task, name, cohort.moving[name], metrics[name], len(site.data[name]), before)
             told = cohort.told
             del cohort  # its optimizers need not stay in memory beside those of the second adapters
         if settings.personal.in_rounds:
-            answers |= _second_adapters(task, private, packed, lora, settings, data, answers, told, observe)
+            answers |= _second_adapters(task, private, site, lora, answers, told, observe)
         yield from (answers[name] for name in chunk)
 
 
@@ -272,10 +276,8 @@ def _probed(
     task: TrainTask,
     views: Mapping[ClientId, View],
     private: Mapping[ClientId, Tensors],
-    packed: PackedModel,
+    site: Site,
     lora: CohortLora,
-    settings: LocalTraining,
-    data: Mapping[ClientId, Sequence[Tokens]],
     trainings: int,
     observe: Callable[[StepReport], None],
 ) -> tuple[dict[ClientId, View], dict[ClientId, ClientUpdate | ClientFailure], dict[ClientId, Progress]]:
@@ -284,7 +286,9 @@ def _probed(
     A probe is the round's own training with all slots; nothing of it but the choice is kept.
     """
     free = {name: replace(view, choice=None) for name, view in views.items() if view.choice is not None}
-    cohort = Cohort(packed, lora, settings, free, data, task.seed, task.objective, task.control, private)
+    cohort = Cohort(
+        site.packed, lora, site.settings, free, site.data, task.seed, task.objective, task.control, private
+    )  # fmt: skip
     told: dict[ClientId, Progress] = {}
 
     def report(probe: Mapping[ClientId, Progress]) -> None:  # of the round's steps none is done yet
@@ -293,7 +297,7 @@ def _probed(
             told[name] = row._replace(state=state, step=0, steps=trainings * task.work[name].steps, targets=0)
         observe(dict(told))
 
-    work = [probe_work(task.work[name], views[name].choice, len(data[name])) for name in free]
+    work = [probe_work(task.work[name], views[name].choice, len(site.data[name])) for name in free]
     made = {
         name: views[name].chosen(
             best_slots(free[name].adapter, cohort.moving[name].tensors(), views[name].choice.budget)
@@ -335,10 +339,8 @@ def _update(
 def _second_adapters(
     task: TrainTask,
     private: Mapping[ClientId, Tensors],
-    packed: PackedModel,
+    site: Site,
     lora: CohortLora,
-    settings: LocalTraining,
-    data: Mapping[ClientId, Sequence[Tokens]],
     answers: Mapping[ClientId, ClientUpdate | ClientFailure],
     told: Mapping[ClientId, Progress],
     observe: Callable[[StepReport], None],
@@ -347,11 +349,11 @@ def _second_adapters(
     updates = {name: answer for name, answer in answers.items() if isinstance(answer, ClientUpdate)}
     if not updates:
         return {}
-    personal = settings.personal
+    personal = site.settings.personal
     anchors = {name: task.views[name].adapter for name in updates} if personal.pull is not None else {}
     views = {n: second_view(personal, task.views[n], private.get(n, {}), task.seed, n) for n in updates}
     cohort = Cohort(
-        packed, lora, settings, views, data, task.seed, personal.pull or Objective(), anchors=anchors,
+        site.packed, lora, site.settings, views, site.data, task.seed, personal.pull or Objective(), anchors=anchors,
         before=told, trainings=personal.cost.trainings,
     )  # fmt: skip
     metrics = cohort.run([task.work[name] for name in updates], task.round, observe)

@@ -49,7 +49,7 @@ def budget(record: RunRecord, limits: Limits) -> Section:
     if sequence and None not in sequence and max(sequence) - min(sequence) > 0.01 * max(sequence):
         text += " They are not equal here: read the losses above with that in mind."
     if len({number(v.get("learning_rate")) for v in given.values()} - {None}) > 1:
-        text += " Their learning rates differ: an arm may have one of its own (evaluation)."
+        text += " Their learning rates differ: an arm was given one of its own ([evaluation])."
     if not rows:
         return Section("budget", "Budget of each arm", ["No budget is recorded for this run yet."])
     items = [Table("Budget of each arm", ("Arm", *(names.get(k, k.replace("_", " ")) for k in keys)), rows)]
