@@ -205,6 +205,7 @@ def test_a_run_is_found_by_path_and_by_name_and_a_misspelt_one_is_answered_with_
     assert shell("report", "first").status == 0
     outcome = shell("report", "frist")
     assert outcome.status == 2 and "run not found: frist. Did you mean 'first'?" in outcome.err
+    assert "error: no config.toml in this folder, so it is no run: .\n" in shell("report", ".").err
 
 
 def test_compare_puts_runs_side_by_side_as_text_page_and_json(shell):
