@@ -174,6 +174,16 @@ def test_what_a_run_leaves_out_of_its_data_is_in_its_warnings_its_summary_and_it
     assert "turns after the last answer" in report and unread in report
 
 
+def test_a_file_of_held_out_rows_that_are_trained_on_too_is_warned_of(shell, model):
+    apart = ["--model", model, "--set", "data.held_out_source=x.jsonl"]
+    assert (
+        "17 of 17 held-out rows ask what is also trained on"
+        in shell("data", "partition", "x.jsonl", *apart, "--tokenize").err
+    )
+    assert "17 of 17 held-out rows ask what is also trained on" in shell("check", "--data", "x.jsonl", *apart).err
+    assert "ask what is also" not in shell("check", "--data", "x.jsonl", "--model", model).err
+
+
 def test_any_column_can_be_the_key_and_its_values_are_the_clients(shell):
     rows = [{**row, "user": f"user-{i % 3}", "source": "clinic"} for i, row in enumerate(ROWS)]
     Path("users.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

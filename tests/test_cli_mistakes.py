@@ -96,6 +96,15 @@ def test_6_an_option_that_the_partitioner_does_not_have_is_refused(shell):
     tells(shell("run", "--set", "partition.client=3"), 2, "unknown key 'partition.client'", "'partition.clients'?")
 
 
+def test_6_a_format_and_a_template_that_are_not_known_are_answered_together_with_everything_else(shell):
+    outcome = shell("check", "--set", "data.format=doly", "--set", "data.template=chatml", "--set", "lora.r=0")
+    tells(
+        outcome, 2, "3 problems", "unknown format: 'doly'. Did you mean 'dolly'?", "Did you mean 'chat'?", "lora.r",
+    )  # fmt: skip
+    outcome = shell("check", "--set", "data.template=Q: {instrucion} A: {response}")
+    tells(outcome, 2, "data.template: template 'Q: {instrucion} A: {response}': {instruction} stands in it")
+
+
 def test_6_a_name_that_no_registry_knows_is_answered_with_the_nearest_together_with_everything_else(shell):
     outcome = shell("run", "--set", "partition.name=shard", "--set", "federation.method=fedot", "--set", "lora.r=0")
     tells(outcome, 2, "3 problems", "Did you mean 'shards'?", "Did you mean 'fedit'?", "lora.r: must be at least 1")
@@ -134,6 +143,14 @@ def test_8_more_clients_than_rows_is_answered_with_the_most_there_can_be(shell):
         "90 clients",
         "partition.clients to at most 12",
     )
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_8_more_clients_a_round_than_there_are_is_refused_and_not_silently_fewer(command, shell, model):
+    data = write("x.jsonl", ROWS)
+    by_category = ["--set", "partition.name=by_key", "--set", "partition.clients=0"]
+    outcome = shell(command, "--data", data, "--model", model, *by_category, "--set", "federation.clients_per_round=3")
+    tells(outcome, 2, "federation.clients_per_round = 3 is more than the 2 clients", "at most 2")
 
 
 def test_9_a_folder_that_is_no_model_or_has_no_tokenizer_is_named_with_what_is_missing(shell, model, tmp_path):

@@ -210,7 +210,6 @@ def test_unknown_columns_show_what_was_found_and_what_each_format_accepts(tmp_pa
     error = complaint(path, columns={"instruction": "question", "response": "anser"})
     assert "no column 'anser' for 'response'. Did you mean 'answer'?" in error.message
     assert "no field 'instrction'. Did you mean 'instruction'?" in complaint(path, columns={"instrction": "x"}).message
-    assert "unknown format: 'doly'. Did you mean 'dolly'?" in complaint(path, format="doly").message
     assert "dolly: instruction, response" in complaint(path, format="dolly").message
 
 

@@ -131,9 +131,11 @@ def _existing(folder: Path) -> Path:
 
 
 def registry_problems(settings: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the names in `settings` that a registry knows, and with the partitioner's options."""
+    """What is wrong with the names in `settings` that only a room knows, and with the options of what they name."""
     from shepherd.config import Config
+    from shepherd.data.formats import format_problem
     from shepherd.data.partition import partitioners
+    from shepherd.data.prompts import template_problem
     from shepherd.dividing import by_column
 
     tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
@@ -150,6 +152,10 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
             partitioners.build(name, by_column(name, partition)[0])
     except ShepherdError as error:
         problems.append(_problem("partition.name", error))
+    for key, problem in (("format", format_problem), ("template", template_problem)):
+        value = tables.get("data", {}).get(key, getattr(Config().data, key))
+        if isinstance(value, str) and (found := problem(value)):
+            problems.append(f"data.{key}: {found}")
     own_weighing, more = _method_problems(tables)
     return problems + _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shepherd.errors import DataError, did_you_mean
+from shepherd.errors import DataError, UsageError, did_you_mean
 from shepherd.types import Example, Message
 
 ROLES = {
@@ -88,11 +88,18 @@ FORMATS: dict[str, Format] = {
 FIELDS = tuple(dict.fromkeys(f for form in FORMATS.values() for f in (*form.required, *form.optional, *COMMON)))
 
 
+def format_problem(format: str) -> str:
+    """What is wrong with the name of a format; empty for one that `detect` knows."""
+    known = ("auto", *FORMATS)
+    return (
+        "" if format in known else f"unknown format: {format!r}.{did_you_mean(format, known)} Known: {', '.join(known)}"
+    )
+
+
 def detect(rows: Iterable[Mapping[str, Any]], format: str, columns: Mapping[str, str], where: str) -> str:
     """The name of the format of `rows`, after `columns` (our field -> theirs). Raises DataError: found and accepted."""
-    if format != "auto" and format not in FORMATS:
-        known = ", ".join(["auto", *FORMATS])
-        raise DataError(f"unknown format: {format!r}.{did_you_mean(format, FORMATS)} Known: {known}")
+    if problem := format_problem(format):
+        raise UsageError(problem)
     for field in columns:
         if field not in FIELDS:
             raise DataError(f"columns: no field {field!r}.{did_you_mean(field, FIELDS)} Fields: {', '.join(FIELDS)}")
