@@ -64,6 +64,18 @@ def test_data_that_cannot_be_divided_is_inspected_all_the_same(shell, model):
     assert outcome.status == 0 and "not divided over clients: 99 clients" in outcome.err
 
 
+def test_one_row_is_one_row_and_too_few_to_hold_any_out(shell, tmp_path):
+    (tmp_path / "one.jsonl").write_text(json.dumps(ROWS[0]))
+    outcome = shell("data", "partition", "one.jsonl")
+    assert outcome.status == 3 and "no category has more than one row" in outcome.err and "more rows" in outcome.err
+
+
+def test_a_misspelt_recipe_is_told_from_data_that_are_not_here(shell):
+    outcome = shell("data", "partition", "demmo")
+    assert outcome.status == 2 and "neither a recipe nor data that are here: demmo. Did you mean 'demo'?" in outcome.err
+    assert shell("data", "partition", "y.jsonl").status == 3
+
+
 def test_partition_shows_each_client_with_its_rows_per_category(shell):
     arguments = [
         "--set",

@@ -193,6 +193,19 @@ def test_11_a_tokenizer_without_a_chat_template_is_answered_with_the_templates_t
     tells(outcome, 4, "has no chat template", 'data.template = "alpaca"')
 
 
+@pytest.mark.parametrize("flag", ["--data", "--model", "--out", "--name"])
+def test_an_empty_flag_is_refused_and_does_not_mean_the_folder_one_is_in(flag, shell):
+    tells(shell("run", flag, ""), 2, f"{flag} is empty")
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_14_a_place_that_cannot_hold_a_run_is_refused_before_the_model_loads(command, shell, model):
+    Path("file").touch()
+    outcome = shell(command, "--data", write("x.jsonl", ROWS), "--model", model, "--out", "file/runs")
+    assert outcome.status == 5 and "no run directory can be made in file/runs" in outcome.err
+    assert "hint: choose another place with --out" in outcome.err and "load model" not in outcome.err
+
+
 def test_12_target_modules_that_the_model_lacks_are_answered_with_its_linear_names(shell, model):
     outcome = shell("run", "--data", write("x.jsonl", ROWS), "--model", model, "--set", "lora.targets=q_prj,v_proj")
     tells(outcome, 4, "no linear layer 'q_prj'", "Did you mean 'q_proj'?", "gate_proj")

@@ -8,6 +8,7 @@ fits_here(plan, folder)     # memory and disk: raises ResourceError
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,13 @@ def fits_here(plan: Mapping[str, Any], out: Path, times: float = 1.0) -> None:
 
     from shepherd.report.wording import size
 
-    memory, disk = available_memory(), psutil.disk_usage(str(_existing(out))).free
+    place = _existing(out)
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ResourceError(
+            f"no run directory can be made in {out}: {place} is no folder that may be written to",
+            hint="choose another place with --out",
+        )
+    memory, disk = available_memory(), psutil.disk_usage(str(place)).free
     if plan.get("device", "cpu") == "cpu" and plan.get("memory_bytes", 0) > times * memory:
         raise ResourceError(
             f"the run takes about {size(plan['memory_bytes'])} of memory, {size(memory)} are free",

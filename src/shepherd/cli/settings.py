@@ -86,6 +86,9 @@ def gather(
     """The config that these flags mean. Without a recipe: `own-data` when --data is given, else `default_recipe`."""
     from shepherd.config import merge, parse_overrides, read_recipe, resolve
 
+    for flag, given in (("--data", data), ("--model", model), ("--out", out), ("--name", name)):
+        if given == "":  # most often a variable of the shell that is not set; "" would mean the folder one is in
+            raise UsageError(f"{flag} is empty", hint=f"give {flag} a value, or leave it out")
     notes: list[str] = []
     if recipe is None and data is not None:
         recipe = "own-data"

@@ -65,15 +65,20 @@ def _turn(turn: Any) -> Message:
     if not isinstance(turn, Mapping):
         raise Refusal("a turn is not an object")
     given = str(turn.get("role") or turn.get("from") or "")
-    if given not in ROLES:
-        raise Refusal(f"a turn with the role {given!r}")
+    role = ROLES.get(given.casefold())
+    if role is None:
+        raise Refusal(f"a turn with the role {given!r}, which is not system, user or assistant")
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise Refusal("a turn that calls a tool")
+    if role == "assistant" and turn.get("weight") == 0:  # OpenAI's mark for an answer that is not to be learned
+        raise Refusal("an answer with weight 0: every answer of a conversation is learned here")
     content = turn.get("content") if "content" in turn else turn.get("value")
     if isinstance(content, (list, tuple)):
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
         if not all(isinstance(part, str) for part in parts):
             raise Refusal("a turn with a part that is not text")
         content = "".join(parts)
-    return Message(ROLES[given], _clean(content, "a turn"))
+    return Message(role, _clean(content, "a turn"))
 
 
 # In the order of detection: a row that has several of them is what the first says.
@@ -158,14 +163,15 @@ def to_example(row: Mapping[str, Any], format: str, id: str) -> tuple[Example, s
         if row.get(field) is None:
             raise Refusal(f"no {field!r}")
     messages, context = form.read(row)
-    system = _text(row, "system")
-    if system and not any(m.role == "system" for m in messages):
+    system, own = _text(row, "system"), {m.content for m in messages if m.role == "system"}
+    if system and not own:
         messages.insert(0, Message("system", system))
     messages = [m for m in messages if m.role != "system" or m.content]
     last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
     if last < 0:
         raise Refusal("no answer")
-    note = "turns after the last answer" if last + 1 < len(messages) else ""
+    left_out = ["turns after the last answer"] if last + 1 < len(messages) else []
+    left_out += ["the column 'system', beside a system turn"] if own - {system} and system else []
     messages = messages[: last + 1]
     if any(not m.content for m in messages if m.role == "assistant"):
         raise Refusal("empty answer")
@@ -180,7 +186,7 @@ def to_example(row: Mapping[str, Any], format: str, id: str) -> tuple[Example, s
         category=_label(row, "category") or "all",
         source=_label(row, "source"),
         context=context,
-    ), note
+    ), " and ".join(left_out)
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:
