@@ -151,6 +151,8 @@ def test_8_more_clients_a_round_than_there_are_is_refused_and_not_silently_fewer
     by_category = ["--set", "partition.name=by_key", "--set", "partition.clients=0"]
     outcome = shell(command, "--data", data, "--model", model, *by_category, "--set", "federation.clients_per_round=3")
     tells(outcome, 2, "federation.clients_per_round = 3 is more than the 2 clients", "at most 2")
+    outcome = shell(command, "--data", data, "--model", model, *by_category, "--set", "federation.min_updates=3")
+    tells(outcome, 2, "federation.min_updates = 3 can never come from 2 clients", "at most 2")
 
 
 def test_9_a_folder_that_is_no_model_or_has_no_tokenizer_is_named_with_what_is_missing(shell, model, tmp_path):

@@ -38,6 +38,9 @@ def test_a_number_is_neither_true_nor_too_large_to_be_meant():
         "lora.r: must be a whole number, got True",
         "training.learning_rate: must be a number, got True",
     ]
+    assert problems({"run": {"seed": 2**63}}) == [
+        "run.seed: must be less than 9223372036854775808, got 9223372036854775808"
+    ]
     assert problems({"run": {"seed": 1e99}}) == ["run.seed: must be a whole number of fewer digits, got 1e+99"]
 
 

@@ -51,7 +51,7 @@ class Table(BaseModel):
 class RunTable(Table):
     name: str = Field("run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")
     """Name of the run; its directory is `<out>/<name>` with a number added when that exists."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Root of every random stream. Same seed, same machine, same thread count: the same bytes."""
     out: str = "runs"
     """Folder that holds the run directories."""

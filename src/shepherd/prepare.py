@@ -279,6 +279,11 @@ def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, .
             "that there are",
             hint=f"set it to at most {len(clients)}; 0 asks federation.fraction of them",
         )
+    if federation.min_updates > len(clients):
+        raise UsageError(
+            f"federation.min_updates = {federation.min_updates} can never come from {len(clients)} clients",
+            hint=f"set it to at most {len(clients)}",
+        )
     size = cohort_size(len(clients), federation.clients_per_round, federation.fraction)
     selection.check(clients, size)
     return selection, selection.cohort(len(clients), size)

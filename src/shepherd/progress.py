@@ -27,6 +27,8 @@ from shepherd.report import wording
 
 REFRESH_PER_SECOND = 3
 CLIENTS_SHOWN = 16
+NARROW = 60
+"""Columns of a terminal below which the clients' names need the room of their speeds."""
 SECONDS_BETWEEN_LINES = 30
 
 
@@ -183,23 +185,25 @@ class LiveTable(Observer):
 
         step = self.step
         left = f"{wording.duration(step['eta_seconds'])} left" if wording.number(step.get("eta_seconds")) else ""
-        speed = f"{wording.count(round(step['tokens_per_second']))} tokens/s" if step.get("tokens_per_second") else ""
+        speed = f"{_speed(step)} tokens/s" if step.get("tokens_per_second") else ""
         name = Path(self.run).name if self.run else "run"
         model = str(self.started.get("model", ""))
         at = _place(step) if self.training else self.phase
         title = Text.assemble((name, "bold"), "  ", model, "  ", (at, "cyan"))
         bar = Table.grid(padding=(0, 1))
         share = min(1.0, max(0.0, step.get("fraction") or 0.0))
-        bar.add_row(ProgressBar(total=1.0, completed=share, width=40), wording.percent(share, 0), left, speed)
+        width = max(8, min(40, self.console.width - 40))
+        bar.add_row(ProgressBar(total=1.0, completed=share, width=width), wording.percent(share, 0), left, speed)
         parts = [title, bar]
         if self.training:
             parts.append(self._clients(self.clients, Table(box=None, padding=(0, 2, 0, 0), header_style="dim")))
         return Group(*parts)
 
     def _clients(self, clients: Mapping[str, Mapping[str, Any]], table: Any) -> Any:
+        narrow = self.console.width < NARROW
         table.add_column("client")
         table.add_column("state")
-        for head in ("step", "loss", "tokens/s"):
+        for head in ("step", "loss") if narrow else ("step", "loss", "tokens/s"):
             table.add_column(head, justify="right")
         room = max(1, min(CLIENTS_SHOWN, self.console.height - 6))
         names = sorted(clients)
@@ -214,13 +218,17 @@ class LiveTable(Observer):
                 Text(row["state"], _STYLE.get(row["state"], "")),
                 f"{row['step']}/{row['steps']}" if row["steps"] else "",
                 wording.digits(row["loss"]) if row["loss"] is not None else "",
-                wording.count(round(row["tokens_per_second"])) if row.get("tokens_per_second") else "",
+                *([] if narrow else [_speed(row)]),
             )
         hidden = [clients[name]["state"] for name in names[room:]]
         if hidden:
             counts = ", ".join(f"{hidden.count(state)} {state}" for state in sorted(set(hidden)))
-            table.add_row(Text(f"and {len(hidden)} more", "dim"), Text(counts, "dim"), "", "", "")
+            table.add_row(Text(f"and {len(hidden)} more", "dim"), Text(counts, "dim"))
         return table
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    return wording.count(round(row["tokens_per_second"])) if row.get("tokens_per_second") else ""
 
 
 def _place(event: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ fits_here(plan, folder)     # memory and disk: raises ResourceError
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +29,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def run(config: Config, observer: Callable[[dict[str, Any]], None] | None = None, out_dir: Path | None = None) -> Run:
     """Look first, then carry out the run: see shepherd.experiment.run. A built-in model is fetched once."""
+    # A worker begins by importing the program's file; multiprocessing has no public name for that time.
+    if config.run.workers and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UsageError(
+            f"run.workers = {config.run.workers}, and shepherd.run stands at the top level of a program that each of "
+            "its workers imports: it would run again in every one",
+            hint='call it under `if __name__ == "__main__":`, or set run.workers = 0',
+        )
     tell = observer or (lambda event: None)
     look_first(config, lambda text: tell({"event": "phase", "phase": "fetch model", "arm": None, "detail": text}))
     from shepherd import experiment
