@@ -184,6 +184,16 @@ def test_what_a_conversation_says_beside_its_texts_is_never_dropped_in_silence(t
     assert data.examples[2].messages[0].content == "Be kind."
 
 
+def test_a_field_of_another_format_that_is_not_read_is_told(tmp_path):
+    rows = [{"instruction": ASK, "input": "two", "response": SAY}, {"instruction": ASK, "input": "", "response": SAY}]
+    path = write(tmp_path / "c.jsonl", rows)
+    data = load_examples(path)
+    unread = "the field 'input', which the format dolly does not know (--columns context=input has it read)"
+    assert data.changed == {unread: (1, ("c:1",))} and data.examples[0].context == ""
+    data = load_examples(path, columns={"context": "input"})
+    assert data.changed == {} and data.examples[0].context == "two"
+
+
 # The mistakes of a user, each with its message and exit status 3.
 
 

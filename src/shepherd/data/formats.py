@@ -172,6 +172,8 @@ def to_example(row: Mapping[str, Any], format: str, id: str) -> tuple[Example, s
         raise Refusal("no answer")
     left_out = ["turns after the last answer"] if last + 1 < len(messages) else []
     left_out += ["the column 'system', beside a system turn"] if own - {system} and system else []
+    read = {*form.required, *form.optional, *COMMON}
+    left_out += [_unread(field, format) for field in FIELDS if field not in read and row.get(field)]
     messages = messages[: last + 1]
     if any(not m.content for m in messages if m.role == "assistant"):
         raise Refusal("empty answer")
@@ -187,6 +189,12 @@ def to_example(row: Mapping[str, Any], format: str, id: str) -> tuple[Example, s
         source=_label(row, "source"),
         context=context,
     ), " and ".join(left_out)
+
+
+def _unread(field: str, format: str) -> str:
+    slot = FORMATS[format].optional
+    mend = f" (--columns {slot[0]}={field} has it read)" if slot and field in ("context", "input") else ""
+    return f"the field {field!r}, which the format {format} does not know{mend}"
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:
