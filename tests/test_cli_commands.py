@@ -113,6 +113,33 @@ def test_output_that_nobody_reads_any_more_is_no_traceback():
     assert (done.stdout, done.stderr) == ("[", "")
 
 
+def run_with(redirection: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = f"{sys.executable} -m shepherd {' '.join(arguments)} {redirection}"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    return subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_behind_stdout_is_no_bug_of_ours_and_no_traceback():
+    done = run_with("> /dev/full", "list", "recipes")
+    assert done.returncode == 5 and "No space left on device" in done.stderr
+    done = run_with("> /dev/full", "run", "--set", "lora.r=0", "--json")
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_a_stdout_that_is_closed_is_written_to_by_nobody():
+    done = run_with(">&-", "list", "recipes")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "file"])
+def test_a_picture_that_cannot_be_written_is_answered_with_its_place_and_status_5(shell, folder):
+    Path("file").touch()
+    write_run(Path("runs/a"))
+    outcome = shell("compare", "a", "--html", f"{folder}/page.html")
+    assert outcome.status == 5 and f"error: {folder}/" in outcome.err and "bug of ours" not in outcome.err
+
+
 def test_list_shows_each_name_of_each_registry_with_its_options(shell):
     found = json.loads(shell("list", "--json").out)
     pieces = {"starts", "views", "schedules", "homes", "payloads", "weighings", "merges", "splits", "remainders"}
@@ -178,6 +205,7 @@ def test_a_run_is_found_by_path_and_by_name_and_a_misspelt_one_is_answered_with_
     assert shell("report", "first").status == 0
     outcome = shell("report", "frist")
     assert outcome.status == 2 and "run not found: frist. Did you mean 'first'?" in outcome.err
+    assert "error: no config.toml in this folder, so it is no run: .\n" in shell("report", ".").err
 
 
 def test_compare_puts_runs_side_by_side_as_text_page_and_json(shell):

@@ -66,6 +66,18 @@ def test_data_that_cannot_be_divided_is_inspected_all_the_same(shell, model):
     assert outcome.status == 0 and "not divided over clients: 99 clients" in outcome.err
 
 
+def test_one_row_is_one_row_and_too_few_to_hold_any_out(shell, tmp_path):
+    (tmp_path / "one.jsonl").write_text(json.dumps(ROWS[0]))
+    outcome = shell("data", "partition", "one.jsonl")
+    assert outcome.status == 3 and "no category has more than one row" in outcome.err and "more rows" in outcome.err
+
+
+def test_a_misspelt_recipe_is_told_from_data_that_are_not_here(shell):
+    outcome = shell("data", "partition", "demmo")
+    assert outcome.status == 2 and "neither a recipe nor data that are here: demmo. Did you mean 'demo'?" in outcome.err
+    assert shell("data", "partition", "y.jsonl").status == 3
+
+
 def test_partition_shows_each_client_with_its_rows_per_category(shell):
     arguments = [
         "--set",
@@ -174,6 +186,16 @@ def test_what_a_run_leaves_out_of_its_data_is_in_its_warnings_its_summary_and_it
     assert data["changed"] == {"turns after the last answer": 2} and data["notes"] == [unread]
     report = Path("runs/own-data/report.html").read_text(encoding="utf-8")
     assert "turns after the last answer" in report and unread in report
+
+
+def test_a_file_of_held_out_rows_that_are_trained_on_too_is_warned_of(shell, model):
+    apart = ["--model", model, "--set", "data.held_out_source=x.jsonl"]
+    assert (
+        "17 of 17 held-out rows ask what is also trained on"
+        in shell("data", "partition", "x.jsonl", *apart, "--tokenize").err
+    )
+    assert "17 of 17 held-out rows ask what is also trained on" in shell("check", "--data", "x.jsonl", *apart).err
+    assert "ask what is also" not in shell("check", "--data", "x.jsonl", "--model", model).err
 
 
 def test_any_column_can_be_the_key_and_its_values_are_the_clients(shell):

@@ -96,6 +96,15 @@ def test_6_an_option_that_the_partitioner_does_not_have_is_refused(shell):
     tells(shell("run", "--set", "partition.client=3"), 2, "unknown key 'partition.client'", "'partition.clients'?")
 
 
+def test_6_a_format_and_a_template_that_are_not_known_are_answered_together_with_everything_else(shell):
+    outcome = shell("check", "--set", "data.format=doly", "--set", "data.template=chatml", "--set", "lora.r=0")
+    tells(
+        outcome, 2, "3 problems", "unknown format: 'doly'. Did you mean 'dolly'?", "Did you mean 'chat'?", "lora.r",
+    )  # fmt: skip
+    outcome = shell("check", "--set", "data.template=Q: {instrucion} A: {response}")
+    tells(outcome, 2, "data.template: template 'Q: {instrucion} A: {response}': {instruction} stands in it")
+
+
 def test_6_a_name_that_no_registry_knows_is_answered_with_the_nearest_together_with_everything_else(shell):
     outcome = shell("run", "--set", "partition.name=shard", "--set", "federation.method=fedot", "--set", "lora.r=0")
     tells(outcome, 2, "3 problems", "Did you mean 'shards'?", "Did you mean 'fedit'?", "lora.r: must be at least 1")
@@ -136,6 +145,16 @@ def test_8_more_clients_than_rows_is_answered_with_the_most_there_can_be(shell):
     )
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_8_more_clients_a_round_than_there_are_is_refused_and_not_silently_fewer(command, shell, model):
+    data = write("x.jsonl", ROWS)
+    by_category = ["--set", "partition.name=by_key", "--set", "partition.clients=0"]
+    outcome = shell(command, "--data", data, "--model", model, *by_category, "--set", "federation.clients_per_round=3")
+    tells(outcome, 2, "federation.clients_per_round = 3 is more than the 2 clients", "at most 2")
+    outcome = shell(command, "--data", data, "--model", model, *by_category, "--set", "federation.min_updates=3")
+    tells(outcome, 2, "federation.min_updates = 3 can never come from 2 clients", "at most 2")
+
+
 def test_9_a_folder_that_is_no_model_or_has_no_tokenizer_is_named_with_what_is_missing(shell, model, tmp_path):
     data = write("x.jsonl", ROWS)
     (tmp_path / "empty").mkdir()
@@ -174,6 +193,19 @@ def test_11_a_tokenizer_without_a_chat_template_is_answered_with_the_templates_t
     data, plain = write("x.jsonl", ROWS), tiny_model("llama", tmp_path / "plain", chat_template=None)
     outcome = shell("run", "--data", data, "--model", plain, "--set", "data.template=chat")
     tells(outcome, 4, "has no chat template", 'data.template = "alpaca"')
+
+
+@pytest.mark.parametrize("flag", ["--data", "--model", "--out", "--name"])
+def test_an_empty_flag_is_refused_and_does_not_mean_the_folder_one_is_in(flag, shell):
+    tells(shell("run", flag, ""), 2, f"{flag} is empty")
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_14_a_place_that_cannot_hold_a_run_is_refused_before_the_model_loads(command, shell, model):
+    Path("file").touch()
+    outcome = shell(command, "--data", write("x.jsonl", ROWS), "--model", model, "--out", "file/runs")
+    assert outcome.status == 5 and "no run directory can be made in file/runs" in outcome.err
+    assert "hint: choose another place with --out" in outcome.err and "load model" not in outcome.err
 
 
 def test_12_target_modules_that_the_model_lacks_are_answered_with_its_linear_names(shell, model):

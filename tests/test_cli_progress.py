@@ -61,6 +61,20 @@ def test_the_table_has_a_row_for_each_client_with_state_step_loss_and_speed(tabl
     assert first.split() == ["a", "training", "2/4", "2.310", "150"] and second.split()[:2] == ["b", "done"]
 
 
+def test_clients_can_be_told_apart_on_a_narrow_terminal():
+    console = Console(width=40, height=40, file=io.StringIO(), force_terminal=True)
+    with progress.LiveTable(console) as table:
+        table(START)
+        table(step({"client-000": "training", "client-001": "training"}))
+        shown = Console(width=40, file=io.StringIO())
+        shown.print(table.render())
+    lines = plain(shown.file.getvalue()).splitlines()
+    assert [line.split()[0] for line in lines[-2:]] == ["client-000", "client-001"]
+    assert sum("37 %" in line and "left" in line for line in lines) == 1, (
+        "the bar leaves room for what stands beside it"
+    )
+
+
 def test_a_client_has_a_row_from_the_moment_it_is_asked_to_the_end_of_the_round(table):
     waiting = {"step": 0, "steps": 0, "loss": None, "tokens": 0, "seen_tokens": 0, "tokens_per_second": None}
     asked = {"event": "clients", "arm": "federated", "round": 1, "rounds": 3}

@@ -227,6 +227,10 @@ def test_a_run_of_own_rows_on_a_tiny_model_can_be_reported_talked_to_exported_an
 def test_run_resume_is_resume_and_takes_no_settings_beside_it(shell, tiny_run):
     outcome = shell("run", "--resume", str(tiny_run.path))
     assert outcome.status == 0 and "is finished; nothing is left to do" in outcome.err
+    Path("runs").mkdir()
+    Path("runs/by-name").symlink_to(tiny_run.path)
+    assert "is finished; nothing is left to do" in shell("resume", "by-name").err, "as every command that takes a run"
+    assert "Did you mean 'by-name'?" in shell("resume", "by-nmae").err
     for more in (("demo",), ("--seed", "0"), ("--set", "lora.r=4")):
         refused = shell("run", "--resume", str(tiny_run.path), *more)
         assert refused.status == 2 and "goes on with its own settings" in refused.err

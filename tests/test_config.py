@@ -32,6 +32,24 @@ def test_every_problem_of_a_recipe_is_reported_at_once():
     ]
 
 
+def test_a_number_is_neither_true_nor_too_large_to_be_meant():
+    assert problems({"lora": {"r": True}, "training": {"learning_rate": True}, "run": {"threads": 99_999}}) == [
+        "run.threads: must be at most 1024, got 99999",
+        "lora.r: must be a whole number, got True",
+        "training.learning_rate: must be a number, got True",
+    ]
+    assert problems({"run": {"seed": 2**63}}) == [
+        "run.seed: must be less than 9223372036854775808, got 9223372036854775808"
+    ]
+    assert problems({"run": {"seed": 1e99}}) == ["run.seed: must be a whole number of fewer digits, got 1e+99"]
+
+
+def test_ranks_that_are_no_ranks_are_answered_with_how_to_write_them():
+    assert problems({"lora": {"ranks": ["4", "x"]}}) == [
+        "lora.ranks: must be a whole number or must be a table such as {hospital-a = 4}, got ['4', 'x']"
+    ]
+
+
 def test_a_key_that_stands_in_the_wrong_table_is_named_with_its_own_table():
     # 'weights' is nearer to training.weight_decay in spelling, but exists as it is in another table.
     assert problems({"training": {"weights": "tokens"}}) == [
@@ -111,6 +129,24 @@ def test_a_recipe_that_is_not_toml_says_the_file_and_the_line(tmp_path):
     (tmp_path / "x.toml").write_text("[run]\nname = demo\n")
     with pytest.raises(UsageError, match=r"x\.toml is not valid TOML.*line 2"):
         config.load(tmp_path / "x.toml")
+
+
+def test_rows_in_the_place_of_a_recipe_are_answered_with_the_flag_for_them(tmp_path):
+    (tmp_path / "my.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
+    for given in (tmp_path / "my.jsonl", tmp_path):
+        with pytest.raises(UsageError) as caught:
+            config.load(given)
+        assert f"--data {given}" in caught.value.hint
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark_and_is_told_when_it_is_not_utf_8(tmp_path):
+    recipe = tmp_path / "x.toml"
+    recipe.write_text("[lora]\nr = 5\n", encoding="utf-8-sig")  # as Notepad saves it
+    assert config.load(recipe).lora.r == 5
+    recipe.write_text("[lora]\nr = 5\n", encoding="utf-16")  # as PowerShell's > does
+    with pytest.raises(UsageError) as caught:
+        config.load(recipe)
+    assert caught.value.hint == "save it as UTF-8"
 
 
 def test_overrides_are_toml_or_text_and_lists_may_be_written_with_commas():

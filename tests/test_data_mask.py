@@ -7,7 +7,7 @@ import pytest
 import tiny_tokenizers as tiny
 from shepherd.data.prompts import build_template
 from shepherd.data.tokenize import encode, pieces, tokenize
-from shepherd.errors import ModelError
+from shepherd.errors import ModelError, UsageError
 from shepherd.types import Example, Message
 
 TOKENIZERS = {
@@ -172,7 +172,7 @@ def test_no_chat_template_is_a_model_error_for_chat_and_alpaca_for_auto():
 
 
 def test_an_unknown_template_offers_the_nearest_one():
-    with pytest.raises(ModelError, match="Did you mean 'alpaca'"):
+    with pytest.raises(UsageError, match="Did you mean 'alpaca'"):
         build_template("alpacca", tiny.chatml())
 
 
@@ -196,8 +196,10 @@ def test_an_own_template_keeps_its_braces_and_learns_what_stands_after_the_respo
     assert text == '{"ask": "How do I boil an egg?\n\ntwo eggs", "say": "Put it into hot water."}<|im_end|>'
     _, turns = learned(tokenizer, ONE, shape)
     assert tokenizer.decode(turns[0]).endswith('water."}<|im_end|>')
-    with pytest.raises(ModelError, match="stands once"):
+    with pytest.raises(UsageError, match="at most once, after it"):
         build_template("{response} answers {instruction}", tokenizer)
+    with pytest.raises(UsageError, match=r"nothing is put in for \{context\}, only for \{instruction\}, \{input\}"):
+        build_template("{instruction} {context}", tokenizer)
 
 
 def test_alpaca_shows_the_input_section_only_with_an_input():

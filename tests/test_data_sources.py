@@ -153,13 +153,45 @@ def test_rows_that_cannot_be_used_are_refused_with_counts_per_reason(tmp_path):
         "empty answer": (4, ("c:2", "c:3", "c:13")),
         "the conversation begins with an answer": (1, ("c:4",)),
         "no answer": (1, ("c:5",)),
-        "a turn with the role 'tool'": (1, ("c:6",)),
+        "a turn with the role 'tool', which is not system, user or assistant": (1, ("c:6",)),
         "empty instruction": (1, ("c:7",)),
         "a turn is not text but int": (1, ("c:8",)),
         "a turn holds half a character (a lone surrogate)": (1, ("c:9",)),
         "'messages' is not a list of turns": (1, ("c:10",)),
         "no 'messages'": (2, ("c:11", "c:12")),
     }
+
+
+def test_what_a_conversation_says_beside_its_texts_is_never_dropped_in_silence(tmp_path):
+    def asked(**beside):
+        return {"messages": [{"role": "User", "content": ASK}, {"role": "ASSISTANT", "content": SAY, **beside}]}
+
+    system = [{"role": "system", "content": "Be kind."}]
+    rows = [
+        asked(weight=1, tool_calls=None),
+        asked(weight=0),
+        asked(tool_calls=[{"function": {"name": "weather"}}]),
+        {"messages": system + asked()["messages"], "system": "Be kind."},
+        {"messages": system + asked()["messages"], "system": "Be brief."},
+    ]
+    data = load_examples(write(tmp_path / "c.jsonl", rows))
+    assert [e.id for e in data.examples] == ["c:1", "c:4", "c:5"]
+    assert data.refused == {
+        "an answer with weight 0: every answer of a conversation is learned here": (1, ("c:2",)),
+        "a turn that calls a tool": (1, ("c:3",)),
+    }
+    assert data.changed == {"the column 'system', beside a system turn": (1, ("c:5",))}
+    assert data.examples[2].messages[0].content == "Be kind."
+
+
+def test_a_field_of_another_format_that_is_not_read_is_told(tmp_path):
+    rows = [{"instruction": ASK, "input": "two", "response": SAY}, {"instruction": ASK, "input": "", "response": SAY}]
+    path = write(tmp_path / "c.jsonl", rows)
+    data = load_examples(path)
+    unread = "the field 'input', which the format dolly does not know (--columns context=input has it read)"
+    assert data.changed == {unread: (1, ("c:1",))} and data.examples[0].context == ""
+    data = load_examples(path, columns={"context": "input"})
+    assert data.changed == {} and data.examples[0].context == "two"
 
 
 # The mistakes of a user, each with its message and exit status 3.
@@ -210,7 +242,6 @@ def test_unknown_columns_show_what_was_found_and_what_each_format_accepts(tmp_pa
     error = complaint(path, columns={"instruction": "question", "response": "anser"})
     assert "no column 'anser' for 'response'. Did you mean 'answer'?" in error.message
     assert "no field 'instrction'. Did you mean 'instruction'?" in complaint(path, columns={"instrction": "x"}).message
-    assert "unknown format: 'doly'. Did you mean 'dolly'?" in complaint(path, format="doly").message
     assert "dolly: instruction, response" in complaint(path, format="dolly").message
 
 
@@ -223,7 +254,7 @@ def test_when_every_row_is_refused_the_error_counts_the_reasons_and_names_the_fi
 def test_empty_files_other_encodings_and_broken_tables_are_named(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_bytes(b"\n\n")
-    assert "has no rows" in complaint(str(path)).message
+    assert "has no rows" in complaint(str(path)).message and complaint(str(path)).hint
     path.write_bytes(b'{"prompt": "a",\n "completion": "caf\xe9"}')
     assert f"{path}:2: not UTF-8 (byte 0xe9)" in complaint(str(path)).message
     path.write_bytes('{"prompt": "a"}'.encode("utf-16"))
@@ -233,6 +264,9 @@ def test_empty_files_other_encodings_and_broken_tables_are_named(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("prompt,completion\na,b,c\n")
     assert f"{table}:2: row 1 has more fields" in complaint(str(table)).message
+    table.write_text('prompt,completion\na,b\n"c\nd",e\nf,"g\nh,i\n')  # the rows begin at the lines 2, 3 and 5
+    assert f"{table}:5: malformed CSV in the row that begins here" in complaint(str(table)).message
+    assert "double quote" in complaint(str(table)).hint
     (tmp_path / "t.xlsx").write_bytes(b"")
     assert "cannot read .xlsx" in complaint(str(tmp_path / "t.xlsx")).message
     pytest.importorskip("pyarrow")

@@ -241,6 +241,23 @@ def test_a_tokenizer_of_another_model_is_refused(copy):
     refuses(copy, "has id 384, but the model has 384 embeddings")
 
 
+def test_a_token_without_an_embedding_is_refused_unless_it_is_a_control_token_that_is_never_written(copy):
+    # The model has 384 embeddings, for ids 0 to 383; the next token gets 384.
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|picture|>"]})
+    tokenizer.save_pretrained(copy)
+    assert len(load_base(str(copy), device="cpu", dtype="float32").tokenizer) == 385
+    tokenizer.chat_template += "<|picture|>"
+    tokenizer.save_pretrained(copy)
+    refuses(
+        copy, r"1 of the tokenizer's tokens, such as '<\|picture\|>', are beyond the 384 embeddings", "another model"
+    )
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["baa"])
+    tokenizer.save_pretrained(copy)
+    refuses(copy, "such as 'baa'")
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )

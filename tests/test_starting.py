@@ -49,6 +49,24 @@ def test_python_finds_what_the_command_line_finds_before_pytorch_loads(
     assert not (tmp_path / "runs").exists()
 
 
+PROGRAM = """
+import multiprocessing, shepherd
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("spawn").Process(target=print)
+    worker.start()
+    worker.join()
+else:
+    shepherd.run(shepherd.load_config("demo", ["run.workers=2"]))
+"""
+
+
+def test_a_program_that_its_workers_would_run_again_is_refused_in_the_first_of_them(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run([sys.executable, "program.py"], capture_output=True, text=True, cwd=tmp_path)
+    assert "UsageError: run.workers = 2, and shepherd.run stands at the top level" in done.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "program.py"]
+
+
 def test_a_built_in_model_that_is_not_here_is_fetched_by_python_too(monkeypatch, small_config):
     fetched, events = [], []
     entry = fetch.ModelEntry("toy", None, 0, "mit", "toy==1.0")

@@ -199,8 +199,9 @@ def test_opening_a_run_gives_its_folder_or_says_what_is_wrong(run):
         open_run(run.path)
     run.write_text("config.toml", "")
     assert open_run(run.path) == run.path == open_run(str(run.path))
-    with pytest.raises(UsageError, match="did not get that far"):
+    with pytest.raises(UsageError, match="did not get that far") as caught:
         open_run(run.path, needs="summary.json")
+    assert f"shepherd resume {run.path}" in caught.value.hint
     with pytest.raises(UsageError) as caught:
         open_run(run.path.with_name("demmo"))
     assert "Did you mean 'demo'?" in caught.value.message and caught.value.hint

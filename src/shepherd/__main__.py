@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from shepherd import interrupts
 
@@ -28,8 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("SHEPHERD_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a narrow console encoding must not end a run
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: `shepherd run >&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, for good
+        if hasattr(stream := getattr(sys, name), "reconfigure"):  # a narrow console encoding must not end a run
             stream.reconfigure(errors="replace")
     try:
         with interrupts.handled(last=whole), _log_of_clients_errors() if debug else contextlib.nullcontext():
@@ -77,8 +79,12 @@ def _run(arguments: list[str], debug: bool) -> int:
         return fail("terminated", "", status) if status == 128 + signal.SIGTERM else status
     except BrokenPipeError:
         # The reader of our output went away (`shepherd list | head`): nothing is left to say, and to nobody.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
         return 1
+    except OSError as error:
+        place = error.filename or "a file, or the output of this command,"
+        hint = "look whether the place is there, may be written to and has room; --debug shows where it happened"
+        return fail(f"{place} cannot be read or written: {error.strerror or error}", "" if debug else hint, 5)
     except Exception as error:
         hint = "" if debug else "run again with --debug for the traceback, and report it: this is a bug of ours"
         return fail(f"unexpected {type(error).__name__}: {error}", hint, 1)
@@ -101,13 +107,21 @@ def _fail(message: str, hint: str, status: int, debug: bool, as_json: bool) -> i
     """Say it on stderr, and for `run --json` also as the last event on stdout."""
     if debug:
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    lines = [(sys.stderr, f"error: {message}"), *([(sys.stderr, f"hint: {hint}")] if hint else [])]
     if as_json:
         event = {"event": "error", "message": message, "hint": hint, "exit_status": status}
-        print(json.dumps(event, ensure_ascii=False), flush=True)
+        lines.append((sys.stdout, json.dumps(event, ensure_ascii=False)))
+    for stream, line in lines:
+        try:
+            print(line, file=stream, flush=True)
+        except OSError:  # a full disk, or a reader that went away
+            _give_up(stream)
     return status
+
+
+def _give_up(stream: TextIO) -> None:
+    """Nothing more can be written there: what Python still holds for it must not fail a second time, at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager

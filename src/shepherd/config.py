@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from shepherd.errors import UsageError, did_you_mean
 
@@ -38,15 +39,23 @@ class Table(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False, allow_inf_nan=False
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, about: ValidationInfo) -> Any:
+        field = cls.model_fields.get(about.field_name or "")
+        if isinstance(value, bool) and field is not None and field.annotation in (int, float):
+            raise PydanticCustomError("int_type" if field.annotation is int else "float_type", "a number")
+        return value
+
 
 class RunTable(Table):
     name: str = Field("run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")
     """Name of the run; its directory is `<out>/<name>` with a number added when that exists."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Root of every random stream. Same seed, same machine, same thread count: the same bytes."""
     out: str = "runs"
     """Folder that holds the run directories."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=1024)
     """CPU threads; 0 measures and picks."""
     workers: int = Field(0, ge=0, le=256)
     """Processes that train clients, each with the base in its own memory and its share of the threads; 0 trains in
@@ -395,7 +404,8 @@ def find_recipe(recipe: str | Path) -> Path:
     near = did_you_mean(str(recipe), [*recipes(), *here]) or did_you_mean(path.stem, recipes())
     raise UsageError(
         f"recipe not found: {recipe}.{near}",
-        hint=f"packaged recipes: {', '.join(recipes())} (shepherd list recipes); or give the path of a TOML file",
+        hint=(f"a folder of rows is given with --data {recipe}; " if path.is_dir() else "")
+        + f"packaged recipes: {', '.join(recipes())} (shepherd list recipes); or give the path of a TOML file",
     )
 
 
@@ -403,9 +413,11 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     """The tables of a recipe as they are written, not validated. Raises UsageError when it is missing or not TOML."""
     path = find_recipe(recipe)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from None
+        encoding = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        hint = encoding if path.suffix == ".toml" else f"a recipe is a TOML file; rows are given with --data {path}"
+        raise UsageError(f"{path} is not valid TOML: {error}", hint=hint) from None
     except RecursionError:
         raise UsageError(f"{path} is nested too deeply") from None
     except OSError as error:
@@ -562,6 +574,7 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
     if kind == "string_pattern_mismatch":
         return key, _PATTERNS.get(key, f"must match {context['pattern']}")
     wanted = _WANTED.get(kind)
+    context["example"] = "hospital-a = 4" if key == "lora.ranks" else 'instruction = "question"'
     message = wanted.format(**context) if wanted else problem["msg"].removeprefix("Value error, ")
     if kind == "literal_error" and isinstance(problem["input"], str):
         near = did_you_mean(problem["input"], re.findall(r"'([^']*)'", context["expected"]))
@@ -577,6 +590,7 @@ _WANTED = {
     "finite_number": "must be a finite number",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "float_parsing": "must be a number",
@@ -585,8 +599,8 @@ _WANTED = {
     "string_type": "must be text",
     "tuple_type": "must be a list",
     "too_short": "must name at least {min_length}",
-    "mapping_type": 'must be a table such as {{instruction = "question"}}',
-    "dict_type": 'must be a table such as {{instruction = "question"}}',
+    "mapping_type": "must be a table such as {{{example}}}",
+    "dict_type": "must be a table such as {{{example}}}",
     "literal_error": "must be {expected}",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
@@ -63,10 +64,12 @@ def divide_rows(
     else:
         train = usable
     if not held_out and config.data.held_out_per_category and not config.data.held_out_source:
+        most = max(Counter(getattr(example, key) for example in usable).values())
+        few = f"the largest {key} has {most} rows" if most > 1 else f"no {key} has more than one row"
         raise DataError(
-            f"there are no held-out rows, so nothing can be evaluated: at most half of a {key} is held out, and rows "
-            "that ask the same stay together",
-            hint="set data.held_out_source to a file, or give rows that ask different things",
+            f"there are no held-out rows, so nothing can be evaluated: at most half of a {key} is held out, rows that "
+            f"ask the same stay together, and {few}",
+            hint="set data.held_out_source to a file, or give more rows, which ask different things",
         )
     if not held_out:
         raise DataError(

@@ -85,6 +85,11 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
     key = natural_key(partition.settings)
     short = {} if extra is not None else short_categories(usable, held_out, data.held_out_per_category, key)
     examples = {e.id: e for e in (*train, *held_out)}
+    found = audit(partition, train, held_out, tokenized, dataset)
+    if overlap := found["train and held-out overlap"].count:
+        lost.append(
+            f"{overlap} of {len(held_out)} held-out rows ask what is also trained on: their loss flatters the model"
+        )
     return Rows(
         dataset=dataset,
         examples=examples,
@@ -92,7 +97,7 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         clients={c: tuple(tokens[i] for i in ids) for c, ids in partition.clients.items()},
         held_out=tuple(tokens[e.id] for e in held_out),
         tokenized=tokenized,
-        audit=audit(partition, train, held_out, tokenized, dataset),
+        audit=found,
         warnings=(
             *(
                 f"{key} {name!r}: {got} of {rows} rows are held out, {data.held_out_per_category} were asked for"
@@ -282,6 +287,17 @@ def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, .
     )
     if problems:
         raise UsageError("\n".join(problems))
+    if federation.clients_per_round > len(clients):
+        raise UsageError(
+            f"federation.clients_per_round = {federation.clients_per_round} is more than the {len(clients)} clients "
+            "that there are",
+            hint=f"set it to at most {len(clients)}; 0 asks federation.fraction of them",
+        )
+    if federation.min_updates > len(clients):
+        raise UsageError(
+            f"federation.min_updates = {federation.min_updates} can never come from {len(clients)} clients",
+            hint=f"set it to at most {len(clients)}",
+        )
     size = cohort_size(len(clients), federation.clients_per_round, federation.fraction)
     selection.check(clients, size)
     return selection, selection.cohort(len(clients), size)

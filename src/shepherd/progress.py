@@ -27,6 +27,8 @@ from shepherd.report import wording
 
 REFRESH_PER_SECOND = 3
 CLIENTS_SHOWN = 16
+NARROW = 60
+"""Columns of a terminal below which the clients' names need the room of their speeds."""
 SECONDS_BETWEEN_LINES = 30
 
 
@@ -193,7 +195,7 @@ class LiveTable(Observer):
 
         step = self.step
         left = f"{wording.duration(step['eta_seconds'])} left" if wording.number(step.get("eta_seconds")) else ""
-        speed = f"{wording.count(round(step['tokens_per_second']))} tokens/s" if step.get("tokens_per_second") else ""
+        speed = f"{_speed(step)} tokens/s" if step.get("tokens_per_second") else ""
         name = wording.shorten(Path(self.run).name if self.run else "run", 32, middle=True)
         at = _place(step) if self.training else self.phase
         room = max(8, min(40, self.console.width - len(name) - len(at) - 6))
@@ -202,23 +204,20 @@ class LiveTable(Observer):
         sent = f"{wording.size(self.sent)} sent by clients" if self.sent else ""
         memory = f"memory {wording.size(self.process.memory_info().rss)}"
         so_far = Text(" · ".join(filter(None, (self.measured, sent, memory))), "dim")
-        bar = Table.grid(padding=(0, 2))
+        bar = Table.grid(padding=(0, 1 if self.console.width < NARROW else 2))
         share = min(1.0, max(0.0, step.get("fraction") or 0.0))
-        bar.add_row(
-            ProgressBar(total=1.0, completed=share, width=min(40, max(10, self.console.width - 46))),
-            wording.percent(share, 0),
-            left,
-            speed,
-        )
+        width = max(8, min(40, self.console.width - 46))
+        bar.add_row(ProgressBar(total=1.0, completed=share, width=width), wording.percent(share, 0), left, speed)
         parts = [title, bar, so_far]
         if self.training:
             parts.append(self._clients(self.clients, Table(box=None, padding=(0, 2, 0, 0), header_style="dim")))
         return Group(*parts)
 
     def _clients(self, clients: Mapping[str, Mapping[str, Any]], table: Any) -> Any:
+        narrow = self.console.width < NARROW
         table.add_column("client")
         table.add_column("state")
-        for head in ("step", "loss", "tokens/s"):
+        for head in ("step", "loss") if narrow else ("step", "loss", "tokens/s"):
             table.add_column(head, justify="right")
         room = max(1, min(CLIENTS_SHOWN, self.console.height - 7))
         names = sorted(clients)
@@ -233,13 +232,17 @@ class LiveTable(Observer):
                 Text(row["state"], _STYLE.get(row["state"], "")),
                 f"{row['step']}/{row['steps']}" if row["steps"] else "",
                 wording.digits(row["loss"]) if row["loss"] is not None else "",
-                wording.count(round(row["tokens_per_second"])) if row.get("tokens_per_second") else "",
+                *([] if narrow else [_speed(row)]),
             )
         hidden = [clients[name]["state"] for name in names[room:]]
         if hidden:
             counts = ", ".join(f"{hidden.count(state)} {state}" for state in sorted(set(hidden)))
-            table.add_row(Text(f"and {len(hidden)} more", "dim"), Text(counts, "dim"), "", "", "")
+            table.add_row(Text(f"and {len(hidden)} more", "dim"), Text(counts, "dim"))
         return table
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    return wording.count(round(row["tokens_per_second"])) if row.get("tokens_per_second") else ""
 
 
 def _place(event: Mapping[str, Any]) -> str:

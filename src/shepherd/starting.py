@@ -8,6 +8,8 @@ fits_here(plan, folder)     # memory and disk: raises ResourceError
 from __future__ import annotations
 
 import inspect
+import multiprocessing
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def run(config: Config, observer: Callable[[dict[str, Any]], None] | None = None, out_dir: Path | None = None) -> Run:
     """Look first, then carry out the run: see shepherd.experiment.run. A built-in model is fetched once."""
+    # A worker begins by importing the program's file; multiprocessing has no public name for that time.
+    if config.run.workers and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UsageError(
+            f"run.workers = {config.run.workers}, and shepherd.run stands at the top level of a program that each of "
+            "its workers imports: it would run again in every one",
+            hint='call it under `if __name__ == "__main__":`, or set run.workers = 0',
+        )
     tell = observer or (lambda event: None)
     look_first(config, lambda text: tell({"event": "phase", "phase": "fetch model", "arm": None, "detail": text}))
     from shepherd import experiment
@@ -84,7 +93,13 @@ def fits_here(plan: Mapping[str, Any], out: Path, times: float = 1.0) -> None:
 
     from shepherd.report.wording import size
 
-    memory, disk = available_memory(), psutil.disk_usage(str(_existing(out))).free
+    place = _existing(out)
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ResourceError(
+            f"no run directory can be made in {out}: {place} is no folder that may be written to",
+            hint="choose another place with --out",
+        )
+    memory, disk = available_memory(), psutil.disk_usage(str(place)).free
     if plan.get("device", "cpu") == "cpu" and plan.get("memory_bytes", 0) > times * memory:
         raise ResourceError(
             f"the run takes about {size(plan['memory_bytes'])} of memory, {size(memory)} are free",
@@ -131,9 +146,11 @@ def _existing(folder: Path) -> Path:
 
 
 def registry_problems(settings: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the names in `settings` that a registry knows, and with the partitioner's options."""
+    """What is wrong with the names in `settings` that only a room knows, and with the options of what they name."""
     from shepherd.config import Config
+    from shepherd.data.formats import format_problem
     from shepherd.data.partition import partitioners
+    from shepherd.data.prompts import template_problem
     from shepherd.dividing import by_column
 
     tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
@@ -150,6 +167,10 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
             partitioners.build(name, by_column(name, partition)[0])
     except ShepherdError as error:
         problems.append(_problem("partition.name", error))
+    for key, problem in (("format", format_problem), ("template", template_problem)):
+        value = tables.get("data", {}).get(key, getattr(Config().data, key))
+        if isinstance(value, str) and (found := problem(value)):
+            problems.append(f"data.{key}: {found}")
     own_weighing, more = _method_problems(tables)
     return problems + _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
 

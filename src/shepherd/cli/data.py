@@ -88,6 +88,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     from shepherd.data.partition import short_categories, table
     from shepherd.data.sources import losses
     from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
+    from shepherd.report.wording import plural
 
     config = _settings(recipe, **flags).config
     if tokenize:
@@ -122,7 +123,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     _print_table(clients, categories, counts)
     sizes = counts.sum(axis=1)
     click.echo(
-        f"\n{len(clients)} clients by {config.partition.name}: {sizes.sum():,} rows, {sizes.min():,} to "
+        f"\n{plural(len(clients), 'client')} by {config.partition.name}: {sizes.sum():,} rows, {sizes.min():,} to "
         f"{sizes.max():,} per client; {len(held_out):,} rows are held out"
     )
     if refused is None:
@@ -140,7 +141,17 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
 
 
 def _settings(argument: str, **flags: Any) -> Settings:
+    from shepherd.config import recipes
+    from shepherd.data.sources import is_path
+    from shepherd.errors import UsageError, did_you_mean
+
     recipe = looks_like_recipe(argument)
+    if not recipe and is_path(argument) and not Path(argument).expanduser().exists():
+        near = did_you_mean(argument, recipes())
+        if near:
+            raise UsageError(
+                f"neither a recipe nor data that are here: {argument}.{near}", hint="shepherd list recipes"
+            )
     settings = gather(argument, **flags) if recipe else gather(None, data=argument, **flags)
     for line in settings.notes if recipe else settings.notes[1:]:
         output.note(line)
@@ -174,10 +185,11 @@ def _tokenizer(base: str, revision: str) -> Any:
 def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> None:
     import numpy as np
 
+    from shepherd.report.wording import plural
+
     examples = dataset.examples
-    click.echo(
-        f"{output.clean(dataset.name)}: {len(examples):,} rows, format {dataset.format}, licence {dataset.licence}"
-    )
+    rows = plural(len(examples), "row")
+    click.echo(f"{output.clean(dataset.name)}: {rows}, format {dataset.format}, licence {dataset.licence}")
     for line in dataset.notes:
         click.echo(f"  {output.clean(line)}")
     for what, counts in (("refused", dataset.refused), ("changed", dataset.changed), ("refused", tokenized.refused)):

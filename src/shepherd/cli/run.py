@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shepherd import interrupts, output, starting
-from shepherd.cli.settings import complete_recipe, gather, recipe_options
+from shepherd.cli.settings import complete_recipe, complete_run, find_run, gather, recipe_options
 from shepherd.errors import UsageError
 from shepherd.store import open_run
 
@@ -29,9 +29,9 @@ SAID_BESIDE = ("bytes_up_are", "bytes_down_are", "warnings")
 @recipe_options
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
 @click.option("--plain", is_flag=True, help="Lines instead of the live table, also on a terminal.")
-@click.option("--resume", "stopped", metavar="RUN", type=click.Path(path_type=Path), help="As shepherd resume RUN.")
+@click.option("--resume", "stopped", metavar="RUN", shell_complete=complete_run, help="As shepherd resume RUN.")
 @click.pass_context
-def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stopped: Path | None, **flags: Any) -> None:
+def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stopped: str | None, **flags: Any) -> None:
     """Tune, evaluate and report: the whole of RECIPE.
 
     RECIPE is a TOML file or the name of a packaged recipe (`shepherd list recipes`); without one it is the demo, or
@@ -43,9 +43,9 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
         if recipe or any(value is not None and value is not False and value != () for value in flags.values()):
             raise UsageError(
                 "a run goes on with its own settings: --resume takes no recipe and no other settings",
-                hint=f"shepherd resume {shlex.quote(str(stopped))}; to run with others, leave --resume out",
+                hint=f"shepherd resume {shlex.quote(stopped)}; to run with others, leave --resume out",
             )
-        return ctx.invoke(resume, run_dir=stopped, force=False, as_json=as_json, plain=plain)
+        return ctx.invoke(resume, run=stopped, force=False, as_json=as_json, plain=plain)
     settings = gather(recipe, **flags)
     for line in settings.notes:
         output.note(line)
@@ -61,11 +61,11 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
 
 
 @click.command()
-@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", shell_complete=complete_run)
 @click.option("--force", is_flag=True, help="Go on although something differs; the report says so.")
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
 @click.option("--plain", is_flag=True, help="Lines instead of the live table, also on a terminal.")
-def resume(run_dir: Path, force: bool, as_json: bool, plain: bool) -> None:
+def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
     """Go on with a run that was stopped, from its last committed round.
 
     It ends with the same bytes as if it had never stopped. Where settings, data, base, code or machine are not those
@@ -73,7 +73,7 @@ def resume(run_dir: Path, force: bool, as_json: bool, plain: bool) -> None:
     """
     from shepherd import progress
 
-    open_run(run_dir, "identity.json")
+    run_dir = open_run(find_run(run), "identity.json")
     if (run_dir / "summary.json").exists():
         output.note(f"{run_dir} is finished; nothing is left to do")
     observer = progress.observer(as_json=as_json, plain=plain)

@@ -91,7 +91,7 @@ def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Delete each RUN with all that is in it.
 
     Asks first. A run that is being written is refused."""
-    from shepherd.report.wording import size
+    from shepherd.report.wording import plural, size
     from shepherd.runs import delete, entry
 
     entries = [entry(folder) for folder in dict.fromkeys(map(find_run, names))]
@@ -103,7 +103,7 @@ def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
             )
     deleted = []
     for found in entries:
-        if yes or _sure(f"delete {found.path} ({found.state}, {found.rounds} rounds, {size(found.bytes)})?"):
+        if yes or _sure(f"delete {found.path} ({found.state}, {plural(found.rounds, 'round')}, {size(found.bytes)})?"):
             deleted.append({"name": found.name, "path": found.path, "bytes": delete(found.path)})
     if as_json:
         output.print_json(deleted)

@@ -86,6 +86,9 @@ def gather(
     """The config that these flags mean. Without a recipe: `own-data` when --data is given, else `default_recipe`."""
     from shepherd.config import merge, parse_overrides, read_recipe, resolve
 
+    for flag, given in (("--data", data), ("--model", model), ("--out", out), ("--name", name)):
+        if given == "":  # most often a variable of the shell that is not set; "" would mean the folder one is in
+            raise UsageError(f"{flag} is empty", hint=f"give {flag} a value, or leave it out")
     notes: list[str] = []
     if recipe is None and data is not None:
         recipe = "own-data"
@@ -179,10 +182,10 @@ def find_run(argument: str) -> Path:
     folders = {Path(argument).parent, Path("runs")}
     runs = sorted(str(path.parent) for folder in folders if folder.is_dir() for path in folder.glob("*/config.toml"))
     near = did_you_mean(argument, [*runs, *(Path(run).name for run in runs)])
-    what = "is no run directory (no config.toml in it)" if Path(argument).is_dir() else "not found"
+    what = "no config.toml in this folder, so it is no run" if Path(argument).is_dir() else "run not found"
     shown = ", ".join(runs) if len(runs) <= 8 else f"…, {', '.join(runs[-8:])} ({len(runs)} in all)"
     known = f"runs here: {shown}" if runs else "shepherd run makes one"
-    raise UsageError(f"run {what}: {argument}.{near}", hint=known)
+    raise UsageError(f"{what}: {argument}{near and f'.{near}'}", hint=known)
 
 
 def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -53,7 +53,7 @@ def read_rows(path: Path) -> list[Numbered]:
     else:
         rows = _json(path, _text(path))
     if not rows:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"{path} has no rows", hint="it is empty, or a header alone; fill it, or take it away")
     return rows
 
 
@@ -168,13 +168,14 @@ def _csv(path: Path, text: str) -> list[Numbered]:
     header = text.split("\n", 1)[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows = []
+    rows, begin = [], 1
     former = csv.field_size_limit(CSV_FIELD_LIMIT)
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         names = [name for name in reader.fieldnames if name]  # no field is read from a column without a name
         if len(set(names)) < len(names):
             raise _twice(f"{path}:1", names)
+        begin = reader.line_num + 1
         for number, row in enumerate(reader, 1):
             if None in row:
                 extra = shorten(delimiter.join(row[None]))
@@ -183,13 +184,17 @@ def _csv(path: Path, text: str) -> list[Numbered]:
                     hint="texts that contain the delimiter must stand in double quotes",
                 )
             rows.append((number, {name: value or "" for name, value in row.items()}))
+            begin = reader.line_num + 1
     except csv.Error as error:
         if "field limit" in str(error):
             raise DataError(
                 f"{path}:{reader.line_num}: a field is longer than {CSV_FIELD_LIMIT:,} characters",
                 hint="look for a double quote that is opened and never closed",
             ) from None
-        raise DataError(f"{path}:{reader.line_num}: malformed CSV: {error}") from None
+        raise DataError(
+            f"{path}:{begin}: malformed CSV in the row that begins here: {error}",
+            hint="a double quote inside a quoted text is written twice, and one that opens a text is closed behind it",
+        ) from None
     finally:
         csv.field_size_limit(former)
     return rows

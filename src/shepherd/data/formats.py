@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shepherd.errors import DataError, did_you_mean
+from shepherd.errors import DataError, UsageError, did_you_mean
 from shepherd.types import Example, Message
 
 ROLES = {
@@ -65,15 +65,20 @@ def _turn(turn: Any) -> Message:
     if not isinstance(turn, Mapping):
         raise Refusal("a turn is not an object")
     given = str(turn.get("role") or turn.get("from") or "")
-    if given not in ROLES:
-        raise Refusal(f"a turn with the role {given!r}")
+    role = ROLES.get(given.casefold())
+    if role is None:
+        raise Refusal(f"a turn with the role {given!r}, which is not system, user or assistant")
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise Refusal("a turn that calls a tool")
+    if role == "assistant" and turn.get("weight") == 0:  # OpenAI's mark for an answer that is not to be learned
+        raise Refusal("an answer with weight 0: every answer of a conversation is learned here")
     content = turn.get("content") if "content" in turn else turn.get("value")
     if isinstance(content, (list, tuple)):
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
         if not all(isinstance(part, str) for part in parts):
             raise Refusal("a turn with a part that is not text")
         content = "".join(parts)
-    return Message(ROLES[given], _clean(content, "a turn"))
+    return Message(role, _clean(content, "a turn"))
 
 
 # In the order of detection: a row that has several of them is what the first says.
@@ -88,11 +93,18 @@ FORMATS: dict[str, Format] = {
 FIELDS = tuple(dict.fromkeys(f for form in FORMATS.values() for f in (*form.required, *form.optional, *COMMON)))
 
 
+def format_problem(format: str) -> str:
+    """What is wrong with the name of a format; empty for one that `detect` knows."""
+    known = ("auto", *FORMATS)
+    return (
+        "" if format in known else f"unknown format: {format!r}.{did_you_mean(format, known)} Known: {', '.join(known)}"
+    )
+
+
 def detect(rows: Iterable[Mapping[str, Any]], format: str, columns: Mapping[str, str], where: str) -> str:
     """The name of the format of `rows`, after `columns` (our field -> theirs). Raises DataError: found and accepted."""
-    if format != "auto" and format not in FORMATS:
-        known = ", ".join(["auto", *FORMATS])
-        raise DataError(f"unknown format: {format!r}.{did_you_mean(format, FORMATS)} Known: {known}")
+    if problem := format_problem(format):
+        raise UsageError(problem)
     for field in columns:
         if field not in FIELDS:
             raise DataError(f"columns: no field {field!r}.{did_you_mean(field, FIELDS)} Fields: {', '.join(FIELDS)}")
@@ -151,14 +163,17 @@ def to_example(row: Mapping[str, Any], format: str, id: str) -> tuple[Example, s
         if row.get(field) is None:
             raise Refusal(f"no {field!r}")
     messages, context = form.read(row)
-    system = _text(row, "system")
-    if system and not any(m.role == "system" for m in messages):
+    system, own = _text(row, "system"), {m.content for m in messages if m.role == "system"}
+    if system and not own:
         messages.insert(0, Message("system", system))
     messages = [m for m in messages if m.role != "system" or m.content]
     last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
     if last < 0:
         raise Refusal("no answer")
-    note = "turns after the last answer" if last + 1 < len(messages) else ""
+    left_out = ["turns after the last answer"] if last + 1 < len(messages) else []
+    left_out += ["the column 'system', beside a system turn"] if own - {system} and system else []
+    read = {*form.required, *form.optional, *COMMON}
+    left_out += [_unread(field, format) for field in FIELDS if field not in read and row.get(field)]
     messages = messages[: last + 1]
     if any(not m.content for m in messages if m.role == "assistant"):
         raise Refusal("empty answer")
@@ -173,7 +188,13 @@ def to_example(row: Mapping[str, Any], format: str, id: str) -> tuple[Example, s
         category=_label(row, "category") or "all",
         source=_label(row, "source"),
         context=context,
-    ), note
+    ), " and ".join(left_out)
+
+
+def _unread(field: str, format: str) -> str:
+    slot = FORMATS[format].optional
+    mend = f" (--columns {slot[0]}={field} has it read)" if slot and field in ("context", "input") else ""
+    return f"the field {field!r}, which the format {format} does not know{mend}"
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:

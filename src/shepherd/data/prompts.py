@@ -19,18 +19,35 @@ from shepherd.data.text_template import (
     ALPACA_INTRODUCTION_WITHOUT_INPUT,
     ALPACA_WITHOUT_INPUT,
     TextTemplate,
+    text_problem,
 )
-from shepherd.errors import ModelError, did_you_mean
+from shepherd.errors import ModelError, UsageError, did_you_mean
 
-__all__ = ["Rendered", "Template", "build_template"]
+__all__ = ["Rendered", "Template", "build_template", "template_problem"]
+
+NAMES = ("auto", "chat", "alpaca")
+
+
+def template_problem(name: str) -> str:
+    """What is wrong with data.template, as far as that can be told without a tokenizer; empty where nothing is."""
+    if name in NAMES:
+        return ""
+    if "{instruction}" not in name and name.isidentifier():
+        return (
+            f"unknown template: {name!r}.{did_you_mean(name, NAMES)} Known: {', '.join(NAMES)}, or a text of your own "
+            "that contains {instruction}"
+        )
+    return text_problem(name)
 
 
 def build_template(name: str, tokenizer: Any) -> Template:
     """`chat`, `alpaca`, `auto` (chat where the tokenizer has one, else alpaca), or a text that has {instruction}.
 
     Raises ModelError for a tokenizer without a chat template or without an end token, and for a chat template that
-    rewrites earlier turns, where no mask would be exact.
+    rewrites earlier turns, where no mask would be exact; UsageError for another name, and for a text with a mistake.
     """
+    if problem := template_problem(name):
+        raise UsageError(problem)
     if not getattr(tokenizer, "eos_token", None):
         raise ModelError(
             f"the tokenizer of {model_name(tokenizer)} has no end token (eos_token)",
@@ -49,9 +66,4 @@ def build_template(name: str, tokenizer: Any) -> Template:
     if name == "alpaca":
         without_input = (ALPACA_WITHOUT_INPUT, ALPACA_INTRODUCTION_WITHOUT_INPUT)
         return TextTemplate("alpaca", ALPACA, tokenizer, ALPACA_INTRODUCTION, without_input)
-    if "{instruction}" in name:
-        return TextTemplate("own text", name, tokenizer)
-    raise ModelError(
-        f"unknown template: {name!r}.{did_you_mean(name, ('auto', 'chat', 'alpaca'))} Known: alpaca, auto, chat",
-        hint="a template of your own is a text that contains {instruction}",
-    )
+    return TextTemplate("own text", name, tokenizer)

@@ -8,7 +8,6 @@ from typing import Any
 
 from shepherd.data.formats import Refusal
 from shepherd.data.rendering import Protected, Rendered, Span, bare, control_tokens
-from shepherd.errors import ModelError
 from shepherd.types import Message
 
 # Word for word as in the data set's format, since that is the wording that models have been tuned on.
@@ -46,9 +45,6 @@ class TextTemplate:
         self._control = control_tokens(tokenizer)
         self._with_input, self._introduction = text, introduction
         self._without_input, self._introduction_without_input = without_input or (text, introduction)
-        for body in (self._with_input, self._without_input):
-            if body.count("{response}") > 1 or "{instruction}" in body.partition("{response}")[2]:
-                raise ModelError(f"template {text!r}: {{response}} stands once, after {{instruction}}")
         self._start = tokenizer.bos_token if _adds_bos(tokenizer) else ""
 
     def render(self, messages: Sequence[Message], context: str = "") -> Rendered:
@@ -96,6 +92,18 @@ class TextTemplate:
                 inside = len(text)
             text += {"{instruction}": asked, "{input}": context}.get(part, part)
         return text, tail, inside
+
+
+def text_problem(text: str) -> str:
+    """What is wrong with a template of the user's own; empty where nothing is."""
+    before, _, after = text.partition("{response}")
+    if "{instruction}" not in before or "{response}" in after or "{instruction}" in after:
+        return f"template {text!r}: {{instruction}} stands in it, and {{response}} at most once, after it"
+    unknown = [name for name in re.findall(r"\{(\w+)\}", text) if name not in ("instruction", "input", "response")]
+    if unknown:
+        known = "{instruction}, {input} and {response}"
+        return f"template {text!r}: nothing is put in for {{{unknown[0]}}}, only for {known}"
+    return ""
 
 
 def _pairs(messages: Sequence[Message], generation: bool) -> tuple[str, list[tuple[str, str | None]]]:

@@ -164,9 +164,10 @@ class _Place:
         self.end()
         context = multiprocessing.get_context("spawn")
         self.here, there = context.Pipe()
-        self.process = context.Process(target=_worker, args=(there, self.build, self.data), daemon=True)
+        process = context.Process(target=_worker, args=(there, self.build, self.data), daemon=True)
         with _ctrl_c_held_back():
-            self.process.start()
+            process.start()
+        self.process = process  # one that did not start cannot be ended either
         there.close()  # so that the worker's end is the end of the pipe
 
     def receive(self, round_number: int) -> Sealed | ClientFailure | StepReport | ShepherdError | None:

@@ -315,6 +315,18 @@ def _check_fit(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
             f"{folder}: the tokenizer's end token has id {tokenizer.eos_token_id}, but the model has {rows} embeddings",
             hint="the tokenizer belongs to another model: copy the right one into the folder",
         )
+    if len(tokenizer) <= rows:
+        return
+    # Control tokens that no template writes may lie beyond: Gemma 3's text models keep the one for pictures.
+    control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    unused = {token for token in control if token not in str(tokenizer.chat_template)} - {tokenizer.bos_token}
+    beyond = [token for token, id in tokenizer.get_vocab().items() if id >= rows and token not in unused]
+    if beyond:
+        raise ModelError(
+            f"{folder}: {len(beyond)} of the tokenizer's tokens, such as {min(beyond)!r}, are beyond the {rows} "
+            "embeddings of the model",
+            hint="the tokenizer belongs to another model: copy the right one into the folder",
+        )
 
 
 # What an adapter can sit on

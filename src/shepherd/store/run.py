@@ -278,7 +278,8 @@ def open_run(path: str | Path, needs: str = "config.toml") -> Path:
         near = did_you_mean(folder.name, [p.name for p in folder.parent.glob("*") if p.is_dir()])
         raise UsageError(f"no run directory at {folder}.{near}", hint="give the folder that `shepherd run` printed")
     if not (folder / needs).exists():
-        raise UsageError(f"{folder} has no {needs}: it is not a run directory, or the run did not get that far")
+        hint = f"shepherd resume {folder} goes on with a run that was stopped" if needs != "identity.json" else ""
+        raise UsageError(f"{folder} has no {needs}: it is not a run directory, or the run did not get that far", hint)
     return folder
 
 
