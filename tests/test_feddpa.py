@@ -309,7 +309,7 @@ def test_in_F_with_a_share_the_local_adapter_is_tuned_on_a_base_that_holds_the_g
         begin = view.tensors()
         got = View(found[client].adapter).tensors()
         expected = {name: after[name] - begin[name] for name in begin}
-        assert distance({n: got[n] - begin[n] for n in begin}, expected) < 1e-5
+        assert distance({n: got[n] - begin[n] for n in begin}, expected) < 1e-3
         assert found[client].adapter.scale == shared.scale
 
 
