@@ -309,6 +309,32 @@ def test_a_remainder_of_another_model_is_refused_with_the_module():
             lora.lay({name: term})
 
 
+def test_dropout_is_a_mask_of_zeros_and_1_over_1_minus_p_for_each_sequence_and_module_and_autograd_agrees():
+    n, p = 40, 0.25
+    pair = {"A": np.eye(n, dtype=np.float32), "B": np.eye(n, dtype=np.float32)}  # so that y − Wx is what is left of x
+    names = ("m", "n")
+    modules = {name: torch.nn.Linear(n, n).requires_grad_(False) for name in names}
+    lora = CohortLora(modules, dropout=p).hold([Adapter(dict.fromkeys(names, Factors(**pair)), n, n)], trainable=True)
+    lora.segments, lora.dropout_seeds = (Segment(0, 0, 50),), [(0, 25, 8), (25, 50, 9)]
+    x = torch.rand(50, n) + 0.5
+    masks = {}
+    for name, layer in modules.items():
+        leaf = x.clone().requires_grad_()
+        lora.held[0].gradient.zero_()
+        with lora.attached():
+            y = layer(leaf)
+        y.square().sum().backward()
+        mask = masks[name] = ((y - layer(x)) / x).detach().round(decimals=3)
+        assert sorted(mask.unique().tolist()) == [0.0, pytest.approx(1 / (1 - p), abs=1e-3)]
+        assert (mask == 0).float().mean() == pytest.approx(p, abs=0.05)
+        leaf2, A, B = x.clone().requires_grad_(), torch.eye(n).requires_grad_(), torch.eye(n).requires_grad_()
+        (layer(leaf2) + (leaf2 * (mask > 0) / (1 - p)) @ A.T @ B.T).square().sum().backward()
+        got_A, got_Bt = lora.held[0].gradients[name]
+        for got, expected in ((leaf.grad, leaf2.grad), (got_A, A.grad), (got_Bt.T, B.grad)):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+    assert not torch.equal(masks["m"], masks["n"]) and not torch.equal(masks["m"][:25], masks["m"][25:])
+
+
 def test_a_layer_that_sees_only_some_tokens_of_the_pass_is_refused():
     layer = torch.nn.Linear(5, 7)
     lora = CohortLora({"experts.0": layer}).hold([some_adapter({"experts.0": (5, 7)})])

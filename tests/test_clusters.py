@@ -55,11 +55,11 @@ ADAPTERS = tuple(map(another, range(3)))
 BROKEN = replace(ADAPTERS[0], factors={n: Factors(A * np.nan, B) for n, (A, B) in ADAPTERS[0].factors.items()})
 
 
-def losses_of(clients=tuple(DATA), adapters=ADAPTERS, tokens_per_pass=1024):
+def losses_of(clients=tuple(DATA), adapters=ADAPTERS, tokens_per_pass=1024, data=DATA):
     model = base_model()
     lora = CohortLora(targets_of(model))
     asked = {client: adapters for client in clients}
-    return cluster_losses(asked, {c: DATA[c] for c in clients}, PackedModel(model), lora, tokens_per_pass)
+    return cluster_losses(asked, {c: data[c] for c in clients}, PackedModel(model), lora, tokens_per_pass)
 
 
 def one_round(clusters, clients=tuple(DATA), at_once=16, first_row=0, **options):
@@ -108,6 +108,21 @@ def test_what_a_client_finds_is_the_same_bits_whoever_is_judged_beside_it(tokens
     assert all(turned[client].tobytes() == together[client].tobytes() for client in DATA)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_short_row_is_judged_to_the_same_bits_whoever_is_judged_beside_it(threads):
+    # With two threads products of few rows have kernels of their own, so a pass is filled up (decision 0008).
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for longest in (7, 8, 12):
+            data = some_data(8, rows=1, longest=longest)
+            together = losses_of(tuple(data), data=data)
+            alone = {client: losses_of((client,), data=data)[client] for client in data}
+            assert [c for c in data if alone[c].tobytes() != together[c].tobytes()] == []
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_client_sends_the_same_bytes_whoever_trains_beside_it():
     together, chunks = (one_round(dict.fromkeys(DATA, ADAPTERS), at_once=n) for n in (16, 2))
     for client in DATA:
@@ -123,7 +138,7 @@ def test_a_client_trains_the_adapter_that_it_chose_as_autograd_would():
     start = View(ADAPTERS[answer.cluster - 1])
     after, losses, _ = train_plainly(model, targets_of(model), start, DATA["client-0"], "client-0", RATES)
     expected = {name: after[name] - before for name, before in start.tensors().items()}
-    assert distance(cluster_part(answer.delta), expected) < 1e-3
+    assert distance(cluster_part(answer.delta), expected) < 1e-5
     assert answer.metrics["cluster_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 

@@ -229,7 +229,7 @@ def test_a_method_its_pieces_and_the_server_s_optimizer_are_read_and_written_bac
     loaded = config.resolve(settings)
     assert loaded.method.options == settings["method"] and loaded.server.options == {"momentum": 0.5}
     assert config.resolve(tomllib.loads(config.to_toml(loaded))) == loaded
-    from shepherd.prepare import prepare_method
+    from shepherd.fitting import prepare_method
 
     method = prepare_method(loaded)
     assert (method.pieces.remainder.energy, method.pieces.view.name, method.optimizer.name) == (
@@ -248,7 +248,13 @@ def test_mistakes_in_a_method_are_told_with_everything_else():
     assert "Did you mean 'svd_left'" in found
 
 
-def test_a_method_and_an_optimizer_that_do_not_fit_are_refused_by_a_check_and_by_a_run():
+@pytest.fixture
+def nothing_is_fetched(monkeypatch):
+    """The base of these settings is the built-in model, which the tests' cache does not have."""
+    monkeypatch.setattr("shepherd.model.fetch.pull", lambda *a, **o: pytest.fail("the base was fetched first"))
+
+
+def test_a_method_and_an_optimizer_that_do_not_fit_are_refused_by_a_check_and_by_a_run(nothing_is_fetched):
     settings = {"federation": {"method": "fedsvd"}, "server": {"optimizer": "fedadam"}}
     (found,) = check(settings)
     assert 'server.optimizer "fedadam" and split "regauge" do not fit' in found
@@ -258,7 +264,7 @@ def test_a_method_and_an_optimizer_that_do_not_fit_are_refused_by_a_check_and_by
         shepherd.run(config.resolve(settings))
 
 
-def test_ranks_that_a_method_cannot_take_are_refused_before_anything_is_loaded():
+def test_ranks_that_a_method_cannot_take_are_refused_before_anything_is_loaded(nothing_is_fetched):
     import shepherd
 
     with pytest.raises(UsageError, match="fedit gives all clients the rank 8") as caught:
@@ -268,7 +274,7 @@ def test_ranks_that_a_method_cannot_take_are_refused_before_anything_is_loaded()
     assert "lora.ranks" in problems({"lora": {"ranks": [0]}})[0]
 
 
-def test_a_cap_on_weights_that_a_method_does_not_look_at_is_refused():
+def test_a_cap_on_weights_that_a_method_does_not_look_at_is_refused(nothing_is_fetched):
     import shepherd
 
     settings = {"federation": {"method": "hetlora", "max_weight": 0.5}}

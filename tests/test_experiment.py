@@ -14,12 +14,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 
 import shepherd
 from console import Shell
 from shepherd import arms, config, experiment
 from shepherd.clients import training
+from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import ClientError, EvaluationError, UsageError
 from shepherd.estimate import plan
 from shepherd.evaluation.losses import row_losses
@@ -110,6 +114,55 @@ def test_the_saved_adapter_is_the_one_that_was_measured_and_hashed(tiny_run):
     assert abs(tiny_run.summary["reload_check"]["difference"]) < 1e-6
 
 
+def test_plain_peft_gives_the_reported_losses_and_answers_from_the_files_of_the_adapter_alone(tiny_run):
+    folder = tiny_run.path / "adapter"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    rows, template = prepare_rows(tiny_run.config, tokenizer)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_run.config.model.base, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(model, folder).eval()
+    nats, targets = Counter(), Counter()
+    for row in rows.held_out:
+        ids, learned = torch.from_numpy(row.input_ids).long(), torch.from_numpy(row.loss_mask[1:])
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0, :-1]
+        nll = torch.nn.functional.cross_entropy(logits[learned], ids[1:][learned], reduction="sum").item()
+        for key in ("all", row.category):
+            nats[key] += nll
+            targets[key] += int(learned.sum())
+    expected = [nats[key] / targets[key] for key in ("all", *CATEGORIES)]
+    np.testing.assert_allclose(loss_of(tiny_run.summary, "federated"), expected, rtol=1e-5)
+
+    def answer(example) -> str:
+        prompt = torch.tensor([encode_prompt(template, tokenizer, example.messages, example.context)])
+        out = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
+                             max_new_tokens=tiny_run.config.evaluation.max_new_tokens)  # fmt: skip
+        return tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+
+    for record in lines(tiny_run.path / "evaluation/generations.jsonl"):
+        example = rows.examples[record["id"]]
+        assert record["answers"]["federated"] == answer(example)
+        with model.disable_adapter():
+            assert record["answers"]["base"] == answer(example)
+
+
+def test_the_card_states_base_data_clients_rounds_and_licences(tiny_run):
+    front, card = (tiny_run.path / "adapter/README.md").read_text(encoding="utf-8").split("\n---\n")
+    base = tiny_run.config.model.base
+    before, after = (loss_of(tiny_run.summary, arm)[0] for arm in ("base", "federated"))
+    assert f"base_model: {json.dumps(base)}" in front
+    for line in (
+        "# LoRA adapter, tuned by 8 clients in 2 rounds",
+        f"| base model | {base} |",
+        "| base model's licence | unknown |",
+        "| data | builtin:instructions, 32 training rows that stayed with their clients |",
+        "| data's licence | Apache-2.0 |",
+        "| adapter | r = 2, alpha = 4, on down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj |",
+        f"| base digest | `{tiny_run.summary['model']['digest']}` |",
+        f"| held-out loss | {before:.4f} before, {after:.4f} after (nats per token) |",
+    ):
+        assert line in card.splitlines()
+
+
 def test_training_lowers_the_loss_of_every_trained_arm(tiny_run):
     loss = {name: entry["loss"] for name, entry in tiny_run.summary["arms"].items() if name != "local"}
     assert loss["federated"] < loss["base"] and loss["centralised"] < loss["base"]
@@ -169,6 +222,7 @@ def test_metrics_cover_every_arm_client_and_category_and_add_up(tiny_run):
     assert against_base["difference"] == pytest.approx(expected)
     assert against_base["ci95"][0] <= expected <= against_base["ci95"][1]
     means = [m["loss"] for m in metrics["arms"]["local"].values()]
+    assert ("federated", f"local:{CATEGORIES[int(np.argmin(means))]}") in pairs, "the best of the clients alone"
     expected = metrics["arms"]["federated"]["loss"] - np.mean(means)
     assert pairs["federated", "local mean"]["difference"] == pytest.approx(expected)
 
@@ -181,6 +235,7 @@ def test_generations_answer_held_out_rows_under_every_arm(tiny_run):
         assert row["id"] in held_out and row["category"] in CATEGORIES and row["reference"]
         assert row["prompt"][-1]["role"] == "user" and row["prompt"][-1]["content"]
         assert {"base", "federated", "centralised"} <= set(row["answers"])
+    assert len(set(rows[0]["answers"].values())) == 3, "arms that answer alike show nothing"
 
 
 def test_events_tell_the_run_from_start_to_end_and_are_json(tiny_run):
@@ -377,9 +432,12 @@ def test_arms_have_equal_budgets(settings, run_small):
         assert centralised["target_tokens"] == federated["target_tokens"]
 
 
-@pytest.mark.parametrize("sizes, batch", [((5, 7), 2), ((3, 3, 4), 4), ((1, 2, 9), 3)])
-def test_pooled_rows_that_do_not_fill_their_steps_evenly_still_make_as_many_steps(sizes, batch, run_small, tmp_path):
-    # One of two clients with 5 and 7 rows a round, two rows a step: 6 rows in round(3.5) = 4 steps.
+@pytest.mark.parametrize("sizes, batch, each, steps", [((5, 7), 2, 6, 4), ((3, 3, 4), 4, 33, 10), ((1, 2, 9), 3, 4, 2)])
+def test_pooled_rows_that_do_not_fill_their_steps_evenly_still_make_as_many_steps(
+    sizes, batch, each, steps, run_small, tmp_path
+):
+    # Of an average client. 5 and 7 rows, two a step: 6 rows in round(3.5) = 4 steps. Ten steps of 3, 3 and 4 rows: 33.3
+    # rows. 1, 2 and 9 rows, three a step: 4 rows in round(5 / 3) = 2 steps.
     rows = [(f"Say {c} {i}.", f"{c}{i}", c) for n, c in zip(sizes, "abc", strict=False) for i in range(n)]
     train = jsonl(tmp_path / "t.jsonl", rows)
     held = jsonl(tmp_path / "h.jsonl", [(f"Tell {c}.", f"{c}", c) for c in "ab"])
@@ -389,7 +447,21 @@ def test_pooled_rows_that_do_not_fill_their_steps_evenly_still_make_as_many_step
         "federation.clients_per_round=1", f"training.batch_size={batch}", "evaluation.arms=base,federated,centralised",
         "evaluation.generate=0",
     )  # fmt: skip
-    assert run.summary["budget"]["centralised"]["optimizer_steps"] >= 2
+    budget = run.summary["budget"]["centralised"]
+    assert (budget["rows"], budget["optimizer_steps"]) == (2 * each, 2 * steps)  # in two rounds
+
+
+def test_a_baseline_does_not_notice_where_rounds_end(run_small):
+    # Its optimizer, walk, schedule and dropout go on. A federated client begins every round with a new optimizer.
+    common = (
+        "training.batch_size=1", "training.schedule=linear", "training.warmup_steps=1", "training.weight_decay=0.1",
+        "lora.dropout=0.2", "evaluation.every=0", "evaluation.generate=0", "evaluation.local_clients=2",
+    )  # fmt: skip
+    one = run_small(*common, "federation.rounds=1", "training.local_steps=4").summary
+    two = run_small(*common, "federation.rounds=2", "training.local_steps=2").summary
+    for arm in ("local", "centralised"):
+        assert two["arms"][arm] == one["arms"][arm] and two["budget"][arm] == one["budget"][arm]
+    assert two["arms"]["federated"] != one["arms"]["federated"]
 
 
 def test_with_one_client_and_one_round_federated_tuning_is_plain_fine_tuning(run_small):

@@ -203,9 +203,9 @@ def same_bytes(a, b) -> bool:
     return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
 
 
-@pytest.mark.parametrize("optimizer, tolerance", [("sgd", 1e-5), ("adamw", 1e-3)])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_in_T_the_local_adapter_is_trained_at_weight_a_on_a_base_that_holds_the_global_one_at_the_rest(
-    optimizer, tolerance
+    optimizer,
 ):
     update = one_round(
         {"client-0": View(SHARED)}, {"client-0": kept(LOCAL)}, optimizer=optimizer,
@@ -218,7 +218,7 @@ def test_in_T_the_local_adapter_is_trained_at_weight_a_on_a_base_that_holds_the_
     after, losses, _ = train_plainly(model, modules, weighted, DATA["client-0"], "client-0", RATES, optimizer=optimizer)
     begin = weighted.tensors()
     expected = {name: after[name] - begin[name] for name in begin}
-    assert distance({name: update.private[f"personal/{name}"] - begin[name] for name in begin}, expected) < tolerance
+    assert distance({name: update.private[f"personal/{name}"] - begin[name] for name in begin}, expected) < 1e-5
     assert update.metrics["personal_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 

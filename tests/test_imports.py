@@ -19,8 +19,8 @@ DATA_AND_MODEL = {"data", "model"}
 ROOMS = {"clients", "updates", "server", "evaluation"}
 MIDDLE = BOTTOM | DATA_AND_MODEL | ROOMS | {"state"}
 RUN = {
-    "dividing", "starting", "identity", "meter", "prepare", "arms", "results", "estimate", "mixtures", "own_models",
-    "experiment", "tuned",
+    "dividing", "fitting", "starting", "identity", "meter", "prepare", "arms", "results", "estimate", "mixtures",
+    "own_models", "experiment", "tuned",
 }  # fmt: skip
 COMMANDS = {"cli", "doctor", "output", "progress", "chat", "export", "runs"}
 MAY_IMPORT = {
@@ -93,8 +93,9 @@ def test_a_part_imports_only_what_lies_below_it(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["shepherd", "shepherd.cli", "shepherd.config", "shepherd.output", "shepherd.progress", "shepherd.doctor",
-     "shepherd.report", "shepherd.data.partition", "shepherd.data.sources", "shepherd.model.fetch", "shepherd.store"],
+    ["shepherd", "shepherd.cli", "shepherd.config", "shepherd.fitting", "shepherd.output", "shepherd.progress",
+     "shepherd.doctor", "shepherd.report", "shepherd.data.partition", "shepherd.data.sources", "shepherd.model.fetch",
+     "shepherd.store"],
 )  # fmt: skip
 def test_light_modules_do_not_load_torch(module):
     code = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"

@@ -14,6 +14,7 @@ from shepherd.evaluation.text import metrics, score, words
 from shepherd.model.base import load_base, pick_targets
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
+from shepherd.results import generation_scores, sample_rows
 from shepherd.rng import stream
 from shepherd.types import Stat, Tokens
 from tiny import random_adapters
@@ -222,3 +223,23 @@ def test_a_score_is_the_mean_of_every_metric_over_rows():
     assert (result["rows"], result["exact_match"]) == (2, 0.5) and result["token_f1"] == pytest.approx(0.9)
     with pytest.raises(ValueError):
         score(["a"], ["a", "b"])
+
+
+def test_every_arm_is_scored_by_its_own_answers_against_the_reference():
+    records = [
+        {"reference": "the cat", "answers": {"base": "dog", "federated": "The cat."}},
+        {"reference": "a b", "answers": {"base": "a b", "federated": "b a"}},
+    ]
+    scores = generation_scores(records)
+    assert list(scores) == ["base", "federated"]
+    assert scores["base"] == {"exact_match": 0.5, "token_f1": 0.5, "rouge_l": 0.5, "rows": 2}
+    assert scores["federated"] == {"exact_match": 0.5, "token_f1": 1.0, "rouge_l": 0.75, "rows": 2}
+
+
+def test_rows_to_answer_are_taken_in_turn_from_each_category_and_none_that_was_cut():
+    def row(number: int, category: str, cut: int = 0) -> Tokens:
+        return Tokens(str(number), np.zeros(2, np.int32), np.ones(2, bool), category, cut=cut)
+
+    rows = [row(0, "a", cut=3), row(1, "a"), row(2, "a"), row(3, "a"), row(4, "b"), row(5, "c"), row(6, "c")]
+    assert sample_rows(rows, 4) == [1, 2, 4, 5]  # of a, b, c, then of a again
+    assert sample_rows(rows, 99) == [1, 2, 3, 4, 5, 6] and sample_rows(rows, 0) == []

@@ -112,8 +112,8 @@ def ditto(**options):
 
 
 @pytest.mark.parametrize("form", ["factors", "product"])
-@pytest.mark.parametrize("optimizer, tolerance", [("sgd", 1e-5), ("adamw", 1e-3)])
-def test_the_second_adapter_is_pulled_towards_the_global_one_by_autograds_gradient(form, optimizer, tolerance):
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_second_adapter_is_pulled_towards_the_global_one_by_autograds_gradient(form, optimizer):
     own = {n: Factors(A * 1.5, B * -0.5) for n, (A, B) in ADAPTER.factors.items()}
     private = {"client-0": {f"personal/{n}.{p}": getattr(pair, p) for n, pair in own.items() for p in "AB"}}
     personal = ditto(strength=2.0, form=form)
@@ -126,7 +126,7 @@ def test_the_second_adapter_is_pulled_towards_the_global_one_by_autograds_gradie
     )  # fmt: skip
     expected = {name: after[name] - begin for name, begin in start.tensors().items()}
     got = {name: update.private[f"personal/{name}"] - begin for name, begin in start.tensors().items()}
-    assert distance(got, expected) < tolerance
+    assert distance(got, expected) < 1e-5
     assert update.metrics["personal_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 

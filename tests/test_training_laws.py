@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shepherd.clients.training import LocalTraining, Site, train, walk
+from shepherd.clients.training import Cohort, LocalTraining, Site, train, walk
+from shepherd.evaluation.losses import row_losses
 from shepherd.model import lora as lora_module
 from shepherd.model.adapter import save_adapter
 from shepherd.model.forward import PackedModel
@@ -140,6 +142,48 @@ def test_dropout_masks_do_not_depend_on_how_the_cohort_is_cut_and_do_drop():
         for client in data:
             assert_same_update(cut[client], whole[client])
     assert whole["client-0"].metrics["loss"] != cohort_updates(data)["client-0"].metrics["loss"]
+
+
+def test_dropout_masks_differ_from_client_to_client_from_row_to_row_and_from_round_to_round():
+    (row, *_) = some_data(1)["client-0"]
+    data = {client: [row] for client in ("client-0", "client-1")}  # one and the same row, in every step
+    still = (0.0, 0.0)
+    rounds = [cohort_updates(data, rates=still, lora_dropout=0.3, first=dict.fromkeys(data, n)) for n in (0, 4)]
+    metrics = [update.metrics for updates in rounds for update in updates.values()]
+    # Two steps of two masks each: the mean of the first step's is 2 · mean − last.
+    steps = [loss for m in metrics for loss in (2 * m["loss"] - m["last_loss"], m["last_loss"])]
+    assert len({round(loss, 6) for loss in steps}) == 8
+    one = train_once(data, dropout=0.3)
+    assert len({round(loss, 6) for loss in one}) == 2, "two rows of a step have a mask each"
+    assert len({round(m["loss"], 6) for m in (u.metrics for u in cohort_updates(data, rates=still).values())}) == 1
+
+
+def train_once(data, dropout: float) -> tuple[float, float]:
+    """Losses of a step of one row and of a step of two equal ones."""
+    model = base_model()
+    modules = targets_of(model)
+    losses = []
+    for rows in (1, 2):
+        work = {"client-0": Work("client-0", 0, rows, (0.0,))}
+        task = TrainTask(1, {"client-0": View(adapter_for(modules))}, 7, work)
+        make = lambda: CohortLora(modules, dropout=dropout)  # noqa: E731
+        (update,) = train(task, {}, PackedModel(model), make, LocalTraining(dropout=dropout), data)
+        losses.append(update.metrics["loss"])
+    return tuple(losses)
+
+
+def test_what_is_measured_after_training_is_measured_without_dropout():
+    model, data = base_model(), some_data(2)
+    modules = targets_of(model)
+    packed, lora = PackedModel(model), CohortLora(modules, dropout=0.5)
+    views = dict.fromkeys(data, View(adapter_for(modules)))
+    cohort = Cohort(packed, lora, LocalTraining(dropout=0.5), views, data, 7)
+    cohort.run([Work(client, 0, 4, (0.1, 0.1)) for client in data], 1, lambda report: None)
+    learned = [replace(views[c].adapter, factors=lora.read(slot)) for slot, c in enumerate(data)]
+    for rows in data.values():
+        after, plain = (row_losses(packed, rows, it) for it in (lora, CohortLora(modules).hold(learned)))
+        for a, b in zip(after, plain, strict=True):
+            np.testing.assert_array_equal(a.nll, b.nll)
 
 
 def bytes_of(update: ClientUpdate) -> bytes:

@@ -21,8 +21,8 @@ from shepherd.updates.gate import Gate
 from tiny_training import base_model, distance, some_data, targets_of
 
 RATES = (3e-3, 2e-3, 1e-3)
-TOLERANCE = {"sgd": 1e-5, "adamw": 1e-3}
-"""Adam turns the rounding of a gradient near 0 into a step."""
+ROUNDING = 1e-5  # as in test_training_laws.py; the most that was seen here is 2e-6, AdamW included
+OPTIMIZERS = ("adamw", "sgd")
 
 
 def adapter_of(modules, r=4, alpha=8.0, seed=3) -> Adapter:
@@ -92,7 +92,7 @@ def test_a_cohort_of_mixed_ranks_and_scales_gives_each_client_the_bytes_that_it_
         assert same_bytes(together[client].delta, alone.delta) and together[client].metrics == alone.metrics
         assert {d.shape[0] for n, d in alone.delta.items() if n.endswith(".A")} == {view.adapter.r}
         expected, losses, _ = plainly(view, DATA, client)
-        assert distance(alone.delta, expected) < TOLERANCE["adamw"]
+        assert distance(alone.delta, expected) < ROUNDING
         assert alone.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
@@ -121,28 +121,28 @@ def test_a_factor_that_is_not_trained_keeps_every_bit_and_the_other_learns_as_al
     update = updates_of([view], DATA, **settings)["client-0"]
     assert not any(delta.any() for name, delta in update.delta.items() if name.endswith(f".{frozen}"))
     expected, losses, _ = plainly(view, DATA, "client-0", **settings)
-    assert distance(update.delta, expected) < TOLERANCE[settings["optimizer"]]
+    assert distance(update.delta, expected) < ROUNDING
     assert update.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     only = updates_of([replace(view, sends=trained)], DATA, **settings)["client-0"].delta
     assert same_bytes(only, {n: d for n, d in update.delta.items() if n.endswith(f".{trained}")})
 
 
 @pytest.mark.parametrize("trains", [("B", "A"), ("AB", "B"), ("A", "A", "B")], ids="-".join)
-@pytest.mark.parametrize("optimizer", sorted(TOLERANCE))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_factors_that_take_turns_do_what_plain_optimizers_do_in_turns(trains, optimizer):
     momentum = 0.9 if optimizer == "sgd" else 0.0  # which a resting factor must not feel
     view, rates = View(adapter_of(MODULES), trains=trains), (3e-3,) * 5
     update = updates_of([view], DATA, rates=rates, optimizer=optimizer, momentum=momentum)["client-0"]
     expected, _, _ = plainly(view, DATA, "client-0", rates=rates, optimizer=optimizer, momentum=momentum)
-    assert distance(update.delta, expected) < TOLERANCE[optimizer]
+    assert distance(update.delta, expected) < ROUNDING
 
 
-@pytest.mark.parametrize("optimizer", sorted(TOLERANCE))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_b_moves_at_rate_ratio_times_the_rate_of_a(optimizer):
     view, objective = View(adapter_of(MODULES)), Objective(rate_ratio=5.0)
     update = updates_of([view], DATA, optimizer=optimizer, objective=objective)["client-0"]
     expected, _, _ = plainly(view, DATA, "client-0", optimizer=optimizer, objective=objective)
-    assert distance(update.delta, expected) < TOLERANCE[optimizer]
+    assert distance(update.delta, expected) < ROUNDING
     plain = updates_of([view], DATA, optimizer=optimizer)["client-0"]
     assert distance(update.delta, plain.delta) > 0.5
 
@@ -158,7 +158,7 @@ def some_slots(r=4, seed=0):
 
 
 @pytest.mark.parametrize("trains", [("AB",), ("B",)], ids="".join)
-@pytest.mark.parametrize("optimizer", sorted(TOLERANCE))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_masked_rank_slots_keep_every_bit_and_do_not_count_in_the_norm(optimizer, trains):
     slots = some_slots()
     view = View(adapter_of(MODULES), trains=trains, slots=slots)
@@ -168,7 +168,7 @@ def test_masked_rank_slots_keep_every_bit_and_do_not_count_in_the_norm(optimizer
         assert delta.shape[part == "B"] == slots[module].sum(), "no other slot travels"
         assert delta.all() == (part in trains[0] or not slots[module].any())
     expected, _, _ = plainly(view, DATA, "client-0", optimizer=optimizer, max_grad_norm=0.05)
-    assert distance(update.delta, expected) < TOLERANCE[optimizer]
+    assert distance(update.delta, expected) < ROUNDING
 
 
 def test_masked_slots_are_a_smaller_adapter_beside_a_frozen_remainder():
@@ -233,7 +233,7 @@ def core_view(heads: int, r: int = 4, **changes) -> View:
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
-@pytest.mark.parametrize("optimizer", sorted(TOLERANCE))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_core_learns_what_autograd_through_basis_and_core_gives_it(heads, optimizer):
     view = core_view(heads)
     update = updates_of([view], DATA, optimizer=optimizer, max_grad_norm=0.05)["client-0"]
@@ -241,7 +241,7 @@ def test_a_core_learns_what_autograd_through_basis_and_core_gives_it(heads, opti
     assert {name.rsplit(".", 1)[1] for name in update.delta} == {"core"}
     assert {delta.shape for delta in update.delta.values()} == {(heads, 4 // heads, 4 // heads)}
     assert all(delta.any() for delta in update.delta.values())
-    assert distance(update.delta, expected) < TOLERANCE[optimizer]
+    assert distance(update.delta, expected) < ROUNDING
     assert update.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
@@ -251,7 +251,7 @@ def test_masked_heads_of_a_core_keep_every_bit():
     expected, _, _ = plainly(view, DATA, "client-0")
     for delta in update.delta.values():
         assert delta.shape == (1, 2, 2) and delta.all()
-    assert distance(update.delta, expected) < TOLERANCE["adamw"]
+    assert distance(update.delta, expected) < ROUNDING
 
 
 def test_a_view_that_would_move_a_beside_a_core_is_refused():
@@ -276,7 +276,7 @@ def test_the_proximal_gradient_is_that_of_autograd(objective, trains):
     options = dict(rates=rates, objective=objective, optimizer="sgd", max_grad_norm=0.3)
     update = updates_of([view], DATA, **options)["client-0"]
     expected, losses, _ = plainly(view, DATA, "client-0", **options)
-    assert distance(update.delta, expected) < TOLERANCE["sgd"]
+    assert distance(update.delta, expected) < ROUNDING
     assert update.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)  # of the data alone
     free = updates_of([view], DATA, **options | {"objective": Objective(rate_ratio=objective.rate_ratio)})
     assert distance(free["client-0"].delta, expected) > 1e-3
@@ -288,7 +288,7 @@ def test_a_core_and_masked_slots_feel_the_proximal_term_too(objective):
         options = dict(rates=(0.1,) * 3, objective=objective, optimizer="sgd")
         update = updates_of([view], DATA, **options)["client-0"]
         expected, _, _ = plainly(view, DATA, "client-0", **options)
-        assert distance(update.delta, expected) < TOLERANCE["sgd"]
+        assert distance(update.delta, expected) < ROUNDING
 
 
 def rotated(adapter: Adapter, seed: int = 0) -> Adapter:
@@ -334,7 +334,7 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("kind", sorted(VIEWS))
-@pytest.mark.parametrize("optimizer", sorted(TOLERANCE))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_scaffold_corrects_every_step_and_renews_what_the_client_keeps(kind, optimizer):
     view, objective = VIEWS[kind], Objective(scaffold=True, rate_ratio=2.0)
     c, own = controls_of(view, 1), controls_of(view, 2)
@@ -344,7 +344,7 @@ def test_scaffold_corrects_every_step_and_renews_what_the_client_keeps(kind, opt
     expected, _, new = plainly(view, DATA, "client-0", own_control=own, **options)
     sent = view.tensors()
     assert set(update.delta) == set(sent) | {f"{name}.control" for name in sent}
-    assert distance({n: update.delta[n] for n in sent}, expected) < TOLERANCE[optimizer]
+    assert distance({n: update.delta[n] for n in sent}, expected) < ROUNDING
     for name in sent:
         kept = update.private[f"control/{name}"]
         # A slot that did not move keeps its control variate, and nothing of it travels.

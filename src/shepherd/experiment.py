@@ -29,6 +29,7 @@ from shepherd.engines.workers import Workers
 from shepherd.errors import ClientError, DataError, EvaluationError, ResourceError, UsageError
 from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
+from shepherd.fitting import prepare_method, prepare_personal, rate_ratio
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, held_out_digest, identity
 from shepherd.meter import Clock, Meter
@@ -48,11 +49,8 @@ from shepherd.prepare import (
     context_window,
     peak_rate,
     prepare_learner,
-    prepare_method,
-    prepare_personal,
     prepare_plan,
     prepare_rows,
-    rate_ratio,
     worker_engine,
 )
 from shepherd.rng import stream

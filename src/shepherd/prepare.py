@@ -13,7 +13,6 @@ import torch
 from transformers import PretrainedConfig
 
 from shepherd.clients.arrival import virtual_seconds
-from shepherd.clients.personal import Personalization, personalizations
 from shepherd.clients.schedule import learning_rates
 from shepherd.clients.selection import Selection, build_selection, cohort_size, misfits
 from shepherd.clients.slots import probe_work
@@ -27,15 +26,15 @@ from shepherd.data.tokenize import Tokenized, tokenize
 from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import UsageError, did_you_mean
+from shepherd.fitting import prepare_method, prepare_personal, rate_ratio
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import Base, load_base, pick_targets
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
 from shepherd.model.threads import use_threads
 from shepherd.plan import Plan, Policy
-from shepherd.server.clusters import check_clusters
 from shepherd.server.method import Method
-from shepherd.server.methods import build_method, check_ranks
+from shepherd.server.methods import check_ranks
 from shepherd.types import Adapter, Choice, ClientId, Example, Objective, Partition, Tokens, Work
 from shepherd.updates.gate import Gate, Limits
 
@@ -223,51 +222,6 @@ def rates(config: Config, steps: int, round_number: int, arm: str = "federated")
         warmup_steps=t.warmup_steps,
         warmup_rounds=t.warmup_rounds,
     )
-
-
-def prepare_method(config: Config) -> Method:
-    """The method of the recipe with its server optimizer. Raises UsageError for unknown pieces and misfits."""
-    server, federation = config.server, config.federation
-    method = build_method(federation.method, config.method.options, server.optimizer, server.options)
-    check_ranks(method, config.lora.ranks, config.lora.r)
-    if method.pieces.weigh.own and federation.max_weight < 1:
-        raise UsageError(
-            f'federation.max_weight = {federation.max_weight:g} cannot hold: weigh "{method.pieces.weigh.name}" of '
-            f"{federation.method} makes weights of its own",
-            hint='set method.weigh = "given", or leave federation.max_weight at 1',
-        )
-    return method
-
-
-def rate_ratio(config: Config) -> float:
-    """η_B / η_A of local training: the recipe's, or the method's own where that is 0."""
-    return config.objective.rate_ratio or prepare_method(config).rate_ratio
-
-
-def prepare_personal(config: Config, method: Method) -> Personalization:
-    """What clients do for a model of their own. Raises UsageError where it does not fit the method."""
-    table = config.personalization
-    personal = replace(personalizations.build(table.name, table.options), name=table.name)
-    if personal.clusters:
-        check_clusters(method, config.objective.scaffold)
-    if personal.pull is not None or personal.mix is not None:
-        p = method.pieces
-        lost = "there is nothing to be pulled towards" if personal.pull else "it is no whole model to be mixed with"
-        reasons = {
-            "its adapter begins anew, or elsewhere, each round": p.split.resets or p.view.name == "fresh",
-            "what does not fit into its adapter changes the model under the second one": p.remainder.keeps,
-            "its clients train a core": p.start.heads > 0,
-            "its clients keep parts of their own already": p.personal,
-        }
-        for reason, holds in reasons.items():
-            if holds:
-                raise UsageError(
-                    f'personalization.name = "{personal.name}" and federation.method = "{method.name}" do not fit: '
-                    f"{reason}, so {lost}",
-                    hint='use federation.method = "fedit", "ffa_lora", "rolora" or "flexlora", or personalization.name '
-                    '= "finetune"',
-                )
-    return personal
 
 
 def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, ...]) -> tuple[Selection, int]:

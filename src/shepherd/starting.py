@@ -44,16 +44,18 @@ def run(config: Config, observer: Callable[[dict[str, Any]], None] | None = None
 
 
 def look_first(config: Config, note: Callable[[str], None]) -> None:
-    """Find mistakes in names, in the data, and a missing model: they are frequent, and PyTorch takes seconds to load.
+    """Find mistakes in names, what does not fit, in the data, and a missing model: PyTorch takes seconds to load.
 
     A built-in model that is not here yet is fetched, once: it is pinned by its checksum. No other model is ever
     fetched by a run; `shepherd model pull` does that.
     """
     from shepherd.config import resolve
     from shepherd.dividing import read_rows
+    from shepherd.fitting import prepare_method, prepare_personal
     from shepherd.model import fetch
 
     resolve(config.model_dump(), (registry_problems,))
+    prepare_personal(config, prepare_method(config))
     for source in filter(None, (config.data.source, config.data.held_out_source)):
         if not source.startswith("hub:"):
             read_rows(config, source)

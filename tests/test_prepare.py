@@ -1,0 +1,144 @@
+"""A recipe's settings reach the clients, the server and the adapter: none is read and then forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from shepherd import config
+from shepherd.clients.training import LocalTraining
+from shepherd.config import FederationTable, TrainingTable
+from shepherd.model.base import load_base
+from shepherd.prepare import local_training, prepare_learner, prepare_plan, prepare_rows, rates, share
+
+# A value of each key that is not its default, and the keys without which it may not be set.
+TRAINING = {
+    "learning_rate": (1e-3, {}),
+    "min_learning_rate": (1e-4, {"schedule": "linear"}),
+    "batch_size": (3, {}),
+    "local_steps": (2, {}),
+    "local_epochs": (2.0, {}),
+    "optimizer": ("sgd", {}),
+    "weight_decay": (0.1, {}),
+    "momentum": (0.9, {"optimizer": "sgd"}),
+    "betas": ((0.8, 0.99), {}),
+    "max_grad_norm": (0.5, {}),
+    "schedule": ("cosine", {}),
+    "schedule_over": ("round", {"schedule": "linear"}),
+    "warmup_steps": (3, {}),
+    "warmup_rounds": (2, {"schedule_over": "rounds"}),
+    "gradient_checkpointing": (True, {}),
+    "tokens_per_pass": (77, {}),
+    "clients_at_once": (5, {}),
+}
+FEDERATION = {
+    "clients_per_round": (3, {}),
+    "fraction": (0.5, {}),
+    "method": ("ffa_lora", {}),
+    "weights": ("tokens", {}),
+    "max_weight": (0.5, {}),
+    "max_update_norm": (7.0, {}),
+    "min_updates": (2, {}),
+    "on_too_few": ("skip", {}),
+    "retries": (5, {}),
+    "over_select": (0.5, {"clients_per_round": 4}),
+    "deadline": (2.0, {}),
+    "quarantine_after": (9, {}),
+}
+ELSEWHERE = {"rounds": "rates", "updates_in_memory_mib": "the spool, which needs the run's folder"}
+
+
+def resolved(**tables: Any) -> config.Config:
+    return config.resolve(tables)
+
+
+def of_a_client(settings: config.Config) -> list[Any]:
+    """What a client with ten rows does: how, on how much, at which rates in each round."""
+    count, steps = share(10, settings.training)
+    return [
+        local_training(settings, torch.device("cpu"), 1000), count, steps, [rates(settings, 4, n) for n in (1, 2, 3)]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", TrainingTable.model_fields)
+def test_every_key_of_training_changes_what_a_client_does(key):
+    value, others = TRAINING[key]
+    before, after = of_a_client(resolved(training=others)), of_a_client(resolved(training={**others, key: value}))
+    assert before != after
+    if hasattr(before[0], key):
+        assert getattr(after[0], key) == value
+        assert replace(after[0], **{key: getattr(before[0], key)}) == before[0]
+
+
+def test_lora_settings_reach_the_adapter_and_its_dropout(small_config):
+    settings = small_config(
+        "lora.r=4", "lora.alpha=6", "lora.rslora=true", "lora.dropout=0.25", "lora.targets=q_proj", "run.seed=3"
+    )
+    base = load_base(settings.model.base, device="cpu", dtype="float32")
+    learner = prepare_learner(settings, base)
+    assert (learner.adapter.r, learner.adapter.alpha, learner.adapter.scale) == (4, 6.0, 3.0)  # 6 / √4
+    assert {name.rsplit(".", 1)[1] for name in learner.adapter.factors} == {"q_proj"}
+    assert learner.make_lora().dropout == learner.settings.dropout == 0.25
+    other = prepare_learner(small_config("lora.r=4", "lora.targets=q_proj", "run.seed=4"), base)
+    assert any((pair.A != other.adapter.factors[name].A).any() for name, pair in learner.adapter.factors.items())
+
+
+def test_a_schedule_goes_on_from_round_to_round():
+    # 3 rounds of 2 steps: 1/2, 2/2 of the peak, then from the peak 8 to 4 in 4 steps.
+    training = {
+        "learning_rate": 8.0, "min_learning_rate": 4.0, "schedule": "linear", "warmup_steps": 2, "local_steps": 2
+    }  # fmt: skip
+    settings = resolved(training=training, federation={"rounds": 3})
+    assert [rates(settings, 2, n) for n in (1, 2, 3)] == [(4.0, 8.0), (8.0, 7.0), (6.0, 5.0)]
+
+
+@pytest.mark.parametrize(
+    "rows, training, expected",
+    [
+        (10, {"batch_size": 4}, (10, 3)),  # 4 + 3 + 3
+        (10, {"batch_size": 5}, (10, 2)),
+        (3, {"batch_size": 4}, (3, 1)),  # a batch is never larger than the client
+        (10, {"batch_size": 4, "local_epochs": 2.0}, (20, 5)),
+        (10, {"batch_size": 4, "local_epochs": 0.28}, (3, 1)),  # to the nearest number of rows
+        (10, {"batch_size": 4, "local_epochs": 0.01}, (1, 1)),  # and at least one
+        (10, {"batch_size": 4, "local_steps": 3}, (12, 3)),
+        (3, {"batch_size": 4, "local_steps": 5, "local_epochs": 9.0}, (15, 5)),  # steps win over epochs
+    ],
+)
+def test_a_clients_rows_and_steps_in_a_round(rows, training, expected):
+    assert share(rows, resolved(training=training).training) == expected
+
+
+@pytest.fixture(scope="module")
+def rows(small_config):
+    settings = small_config()
+    return prepare_rows(settings, load_base(settings.model.base, device="cpu", dtype="float32").tokenizer)[0]
+
+
+@pytest.mark.parametrize("key", [key for key in FederationTable.model_fields if key not in ELSEWHERE])
+def test_every_key_of_federation_changes_the_plan(key, rows):
+    value, others = FEDERATION[key]
+
+    def planned(table: dict[str, Any]) -> list[Any]:
+        plan = prepare_plan(resolved(federation=table, training={"local_steps": 1}), rows)
+        return [
+            plan.weights, plan.min_updates, plan.cohort_size, plan.asked, replace(plan.policy, clock=None),
+            plan.method.name, plan.gate().limits, plan.seed,
+        ]  # fmt: skip
+
+    before, after = planned(others), planned({**others, key: value})
+    assert before != after
+    if key in ("weights", "min_updates"):
+        assert value in after
+
+
+def test_the_plan_takes_the_runs_seed_and_every_clients_own_share(rows, small_config):
+    settings = small_config("run.seed=5", "training.local_steps=0", "training.local_epochs=1")
+    plan = prepare_plan(settings, rows)
+    assert plan.seed == 5 and plan.sizes == {client: len(held) for client, held in rows.clients.items()}
+    work = plan.work("open_qa", 2, 7)
+    assert (work.client, work.first_row, work.rows, work.steps) == ("open_qa", 7, 4, 2)
+    assert LocalTraining().personal == local_training(settings, torch.device("cpu"), 1).personal
