@@ -124,6 +124,17 @@ def test_another_training_row_is_not_the_data_of_the_run(measured, tmp_path, cap
     assert f"hint: give back what {file} held" in outcome.err
 
 
+def test_rows_are_not_measured_with_another_end_token(small_config, model_folder, tmp_path, capsys, monkeypatch):
+    base = shutil.copytree(model_folder(), tmp_path / "llama")
+    settings = (f"model.base={base}", "evaluation.arms=base,federated", "federation.rounds=1")
+    run = experiment.run(small_config(*settings), out_dir=tmp_path / "runs")
+    file = base / "tokenizer_config.json"
+    file.write_text(file.read_text().replace('"eos_token": "<|im_end|>"', '"eos_token": "<|endoftext|>"'))
+    outcome = Shell(capsys, monkeypatch)("evaluate", run.path)
+    assert outcome.status == 8 and "the tokenizer is not that of the run: digest" in outcome.err
+    assert f"hint: give back what {base} held" in outcome.err
+
+
 def test_another_choice_of_held_out_rows_from_the_same_data_is_not_measured(tiny_run, tmp_path, capsys, monkeypatch):
     folder = shutil.copytree(tiny_run.path, tmp_path / "run")
     config = (folder / "config.toml").read_text()

@@ -198,6 +198,8 @@ def test_the_norm_is_over_all_factors_in_float64_and_has_a_limit():
     huge = update(delta=with_tensor("v.B", np.full((3, 2), 1e14, np.float32)))
     assert update_norm(huge) == pytest.approx(6**0.5 * 1e14, rel=1e-6)
     assert isinstance(admit(huge), ClientUpdate), "0 sets no limit"
+    wide = update(delta=with_tensor("v.B", np.array([[3e7, 1], [1, 1], [1, 1]], np.float32)))
+    assert update_norm(wide) ** 2 - 9e14 == pytest.approx(74 + 5, abs=1), "float32 has steps of 6.7e7 there"
     assert isinstance(admit(update(), Limits(norm=98**0.5 + 1e-9)), ClientUpdate)
     assert admit(update(), Limits(norm=98**0.5 - 1e-9)).code == "norm"
     assert admit(huge, Limits(norm=10.0)).detail.startswith("L2 norm 2.449")
@@ -441,6 +443,11 @@ def test_hostile_answers_are_refused_without_an_exception_and_without_their_word
     assert type(answer) is ClientFailure and answer.code in REASONS
     assert answer.client in ("a", "z", UNKNOWN) and answer.round == 3
     assert SECRET not in f"{answer}" and "insulin" not in f"{answer}"
+
+
+def test_a_client_that_was_not_asked_is_uninvited_whatever_it_sends():
+    for answer in (update(client="z"), Sealed("z", forged(client="z")), ClientFailure("z", 3, "norm", "")):
+        assert admit(answer).code == "uninvited"
 
 
 def test_a_failure_keeps_no_detail_that_is_not_a_short_line():

@@ -165,6 +165,7 @@ def lacking(folder, *lost, rename=lambda name: name, **extra):
     save_file(left | extra, folder / "model.safetensors", metadata={"format": "pt"})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        model.tie_weights()  # transformers 5.0 has not
     _, loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     try:
         check_parameters(folder, model)

@@ -98,7 +98,7 @@ def test_half_a_line_that_could_not_be_taken_back_is_cut_off_by_the_next_append(
 
 @pytest.mark.parametrize("length", [0, 10, 65535, 65536, 65537, 200_000])
 def test_the_end_of_the_lines_is_found_however_long_the_torn_one_is(length, tmp_path):
-    for start in (b"", b"{}\n"):
+    for start in (b"", b"{}\n", b"{}\n" * 30_000):
         file = tmp_path / "rows.jsonl"
         file.write_bytes(start + b"x" * length)
         append(QuickDisk(), file, b"{}\n")
@@ -162,4 +162,5 @@ def test_a_round_that_cannot_be_made_visible_leaves_no_bytes_in_the_marks_after_
         with pytest.raises(ZeroDivisionError):
             commit("of the first attempt")
     commit("")
+    assert (tmp_path / "rounds.jsonl").read_text() == '{"round": 1, "text": ""}\n'
     assert run.rounds.newest().checkpoint.facts["rounds.jsonl"] == mark(tmp_path / "rounds.jsonl")

@@ -574,18 +574,20 @@ def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[s
     """Measure a run's adapter again, from its files: {"base": …, "federated": …, "difference": …}.
 
     Reads config.toml and adapter/ of the run directory, or the checkpoint of a round, and its data from where the
-    recipe says. Raises EvaluationError when the data or the held-out rows are no longer those of the run.
+    recipe says. Raises EvaluationError when data, held-out rows or tokenizer are not those of the run.
     """
     tuned = load_tuned(run_dir, round_number=round_number)
     rows, _ = prepare_rows(tuned.config, tuned.base.tokenizer)
-    data, documents = tuned.config.data, [read_json(Path(run_dir) / name) for name in ("partition.json", IDENTITY)]
+    config, (divided, made_with) = tuned.config, (read_json(Path(run_dir) / n) for n in ("partition.json", IDENTITY))
+    apart = config.data.held_out_source or config.data.source
     for what, then, now, source in (
-        ("held-out rows are", documents[1].get("held_out"), held_out_digest(rows), data.held_out_source or data.source),
-        ("data are", documents[0].get("dataset_digest"), rows.partition.dataset_digest, data.source),
+        ("held-out rows are not those", made_with.get("held_out"), held_out_digest(rows), apart),
+        ("data are not those", divided.get("dataset_digest"), rows.partition.dataset_digest, config.data.source),
+        ("tokenizer is not that", made_with.get("tokenizer"), tuned.base.tokenizer_digest, config.model.base),
     ):
         if then != now:
             raise EvaluationError(
-                f"the {what} not those of the run: digest {now[:12]}, then {str(then or 'unknown')[:12]}",
+                f"the {what} of the run: digest {now[:12]}, then {str(then or 'unknown')[:12]}",
                 hint=f"give back what {source} held, and the config.toml that the run wrote",
             )
     packed = PackedModel(tuned.base.model)
@@ -593,5 +595,5 @@ def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[s
     return {
         "base": results.arm_metrics(before, rows),
         "federated": results.arm_metrics(after, rows),
-        "difference": paired_difference(after, before, stream(tuned.config.run.seed, "bootstrap", "base")),
+        "difference": paired_difference(after, before, stream(config.run.seed, "bootstrap", "base")),
     }
