@@ -13,7 +13,7 @@ from shepherd import rng
 from shepherd.data.builtins import Rows, datasets, hub
 from shepherd.data.files import SUFFIXES, find, read_rows
 from shepherd.data.formats import Refusal, detect, rename, to_example
-from shepherd.errors import DataError, did_you_mean
+from shepherd.errors import DataError, UsageError, did_you_mean
 from shepherd.types import Example
 
 _FUNCTION = re.compile(r"\w[\w.]+:[^\W\d]\w*")
@@ -141,9 +141,15 @@ def is_path(source: str) -> bool:
 
 def _read(source: str, languages: tuple[str, ...]) -> Rows:
     kind, _, name = source.partition(":")
+    if kind == "builtin" and name in datasets and "languages" in datasets.options(name):
+        return datasets.build(name, {"languages": languages})
+    if languages != ("english",):
+        raise UsageError(
+            f"data.languages = {list(languages)} is for builtin:chatterbot, and the rows come from {source}",
+            hint="leave it out",
+        )
     if kind == "builtin":
-        options = {"languages": languages} if name in datasets and "languages" in datasets.options(name) else {}
-        return datasets.build(name, options)
+        return datasets.build(name)
     if kind == "hub":
         return hub(name)
     if not is_path(source):
