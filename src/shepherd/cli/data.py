@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shepherd.types import Partition
 
 SHADES = " ░▒▓█"
+MOST_COLUMNS = 24
 
 
 @click.group(cls=Commands)
@@ -86,7 +87,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     from shepherd.data.partition import short_categories, table
     from shepherd.data.sources import losses
     from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
-    from shepherd.report.wording import plural
+    from shepherd.report.wording import listing, plural
 
     config = _settings(recipe, **flags).config
     if tokenize:
@@ -132,7 +133,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         key = natural_key(divided.settings)
         short = short_categories(dataset.examples, held_out, config.data.held_out_per_category, key)
         if short:
-            named = ", ".join(f"{category} {out} of {rows}" for category, (out, rows) in short.items())
+            named = listing([f"{category} {out} of {rows}" for category, (out, rows) in short.items()])
             output.note(
                 f"fewer than data.held_out_per_category = {config.data.held_out_per_category} rows held out of: {named}"
             )
@@ -198,9 +199,9 @@ def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> N
     click.echo()
     sources = Counter(example.source for example in examples if example.source)
     categories = Counter(example.category for example in examples)
-    output.print_table(("category", "rows"), categories.most_common(24))
-    if len(categories) > 24:
-        click.echo(f"and {len(categories) - 24} more categories")
+    output.print_table(("category", "rows"), categories.most_common(MOST_COLUMNS))
+    if len(categories) > MOST_COLUMNS:
+        click.echo(f"and {len(categories) - MOST_COLUMNS} more categories")
     if sources:
         click.echo(f"sources: {len(sources)}, with {min(sources.values()):,} to {max(sources.values()):,} rows each")
     lengths, targets = tokenized.lengths, [t.targets for t in tokenized.tokens]
@@ -288,13 +289,20 @@ def _as_json(dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any,
 
 def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) -> None:
     """The client × category table, each cell with a shade for its share of the largest one."""
+    import numpy as np
+
+    if len(categories) > MOST_COLUMNS:  # the largest, and one column for all others
+        order = np.argsort(-counts.sum(axis=0), kind="stable")
+        shown, rest = np.sort(order[: MOST_COLUMNS - 1]), np.sort(order[MOST_COLUMNS - 1 :])
+        categories = [*(categories[j] for j in shown), f"{len(rest)} others"]
+        counts = np.column_stack([counts[:, shown], counts[:, rest].sum(axis=1)])
     most = max(int(counts.max()), 1)
 
     def cell(count: int) -> str:
         shade = SHADES[0 if count == 0 else 1 + min(3, 4 * count // (most + 1))]
         return f"{count or '·'} {shade * 2}"
 
-    columns = [_short(category) for category in categories]
+    columns = _short(categories)
     rows = [
         (client, int(line.sum()), *(cell(int(count)) for count in line))
         for client, line in zip(clients, counts, strict=True)
@@ -302,10 +310,16 @@ def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) 
     output.print_table(("client", "rows", *columns), rows, right=range(2, 2 + len(columns)))
 
 
-def _short(category: str) -> str:
+def _short(categories: list[str]) -> list[str]:
+    """Names of at most 14 characters: their beginnings, or also their ends where the beginnings are alike."""
     from shepherd.report.wording import shorten
 
-    return shorten(category, 14)
+    names = [shorten(category, 14) for category in categories]
+    if len(set(names)) == len(names):
+        return names
+    return [
+        name if name == whole else f"{whole[:6]}…{whole[-7:]}" for name, whole in zip(names, categories, strict=True)
+    ]
 
 
 def _svg(clients: list[str], categories: list[str], counts: np.ndarray, name: str) -> str:
