@@ -20,7 +20,15 @@ from shepherd.asking import pool_of
 from shepherd.config import Config
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.base import check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype, pick_targets
+from shepherd.model.base import (
+    check_fit,
+    check_folder,
+    check_quantize,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    pick_targets,
+)
 from shepherd.model.fetch import resolve
 from shepherd.model.lora import features
 from shepherd.model.threads import matmul_peak, use_threads
@@ -72,9 +80,10 @@ def plan(config: Config) -> Estimate:
     folder = resolve(config.model.base, config.model.revision)
     check_folder(folder)
     tokenizer = load_tokenizer(folder)
+    shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    check_fit(folder, shape.get_text_config().vocab_size, tokenizer)
     rows, template = prepare_rows(config, tokenizer)
-    window = context_window(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    *_, unanswered = asked_rows(config, rows, template, tokenizer, window)
+    *_, unanswered = asked_rows(config, rows, template, tokenizer, context_window(shape))
     found = estimate(config, folder, rows)
     return replace(found, warnings=(*rows.warnings, *filter(None, [unanswered])))
 
