@@ -230,6 +230,15 @@ def test_the_languages_of_a_built_in_set_can_be_the_key(shell):
     assert json.loads(outcome.out)["clients"] == ["english", "german"], outcome.err
 
 
+def test_languages_of_rows_that_have_none_are_refused_and_not_ignored(shell):
+    german = ["--set", "data.languages=german"]
+    outcome = shell("data", "partition", "x.jsonl", *german)
+    assert outcome.status == 2 and "data.languages = ['german'] says nothing about the rows of x.jsonl" in outcome.err
+    assert (
+        shell("data", "partition", "builtin:chatterbot", *german, "--set", "data.held_out_source=x.jsonl").status == 0
+    )
+
+
 def test_a_key_that_is_no_column_is_answered_with_the_columns(shell):
     outcome = shell("data", "partition", "x.jsonl", "--set", "partition.name=by_key", "--set", "partition.key=usr")
     assert outcome.status == 3 and "no column 'usr'" in outcome.err and "Found: instruction, response" in outcome.err

@@ -340,11 +340,6 @@ def test_chatterbot_has_topics_as_categories_and_languages_as_sources():
     assert "Did you mean 'german'?" in complaint("builtin:chatterbot", languages=("germam",)).message
 
 
-def test_languages_of_rows_that_have_none_are_refused_and_not_ignored():
-    with pytest.raises(UsageError, match=r"data\.languages = \['german'\] is for builtin:chatterbot"):
-        load_examples("builtin:instructions", languages=("german",))
-
-
 def test_unknown_built_ins_offer_the_nearest_and_a_dataset_can_be_imported(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="Did you mean 'chatterbot'"):
         load_examples("builtin:chaterbot")

@@ -13,7 +13,7 @@ from shepherd import rng
 from shepherd.data.builtins import Rows, datasets, hub
 from shepherd.data.files import SUFFIXES, find, read_rows
 from shepherd.data.formats import Refusal, detect, rename, to_example
-from shepherd.errors import DataError, UsageError, did_you_mean
+from shepherd.errors import DataError, did_you_mean
 from shepherd.types import Example
 
 _FUNCTION = re.compile(r"\w[\w.]+:[^\W\d]\w*")
@@ -132,6 +132,12 @@ def losses(dataset: Dataset) -> Iterator[str]:
     yield from dataset.notes
 
 
+def has_languages(source: str) -> bool:
+    """Whether `languages` says something about the rows of `source`."""
+    kind, _, name = source.partition(":")
+    return kind == "builtin" and name in datasets and "languages" in datasets.options(name)
+
+
 def is_path(source: str) -> bool:
     """Whether `source` means a file or folder, be it there or not."""
     if source.partition(":")[0] in ("builtin", "hub"):
@@ -141,15 +147,8 @@ def is_path(source: str) -> bool:
 
 def _read(source: str, languages: tuple[str, ...]) -> Rows:
     kind, _, name = source.partition(":")
-    if kind == "builtin" and name in datasets and "languages" in datasets.options(name):
-        return datasets.build(name, {"languages": languages})
-    if languages != ("english",):
-        raise UsageError(
-            f"data.languages = {list(languages)} is for builtin:chatterbot, and the rows come from {source}",
-            hint="leave it out",
-        )
     if kind == "builtin":
-        return datasets.build(name)
+        return datasets.build(name, {"languages": languages} if has_languages(source) else {})
     if kind == "hub":
         return hub(name)
     if not is_path(source):
