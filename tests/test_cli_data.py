@@ -94,6 +94,21 @@ def test_partition_shows_each_client_with_its_rows_per_category(shell):
     assert "2 clients by by_key: 13 rows, 6 to 7 per client; 4 rows are held out" in outcome.out
 
 
+def test_many_categories_are_the_largest_and_the_others_under_names_that_differ(shell, tmp_path):
+    # 30 categories: number 7 has 8 rows, the others 4 each; half of each is held out.
+    sizes = {f"category number {c:02d}": 8 if c == 7 else 4 for c in range(30)}
+    rows = [{"instruction": f"{c} {i}?", "response": "Yes.", "category": c} for c, n in sizes.items() for i in range(n)]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    outcome = shell("data", "partition", "many.jsonl", "--set", "partition.clients=1")
+    head, line = outcome.out.splitlines()[:2]
+    names = [name for name in head.split("  ") if "…" in name or "others" in name]
+    assert (
+        len(names) == len(set(names)) == 24 and names[7].strip() == "category…er 07" and names[-1].strip() == "7 others"
+    )
+    assert line.split()[1] == "62" and line.split()[-2] == str(7 * 2)
+    assert "category number 29" not in outcome.err
+
+
 def test_partition_as_json_and_as_picture(shell):
     outcome = shell("data", "partition", "x.jsonl", "--svg", "p/table.svg", "--json", "--seed", "3")
     seen = json.loads(outcome.out)
@@ -215,6 +230,15 @@ def test_the_languages_of_a_built_in_set_can_be_the_key(shell):
     options = ("data.languages=english,german", "partition.key=language", "partition.clients=0")
     outcome = shell("data", "partition", "laptop", "--json", *(p for o in options for p in ("--set", o)))
     assert json.loads(outcome.out)["clients"] == ["english", "german"], outcome.err
+
+
+def test_languages_of_rows_that_have_none_are_refused_and_not_ignored(shell):
+    german = ["--set", "data.languages=german"]
+    outcome = shell("data", "partition", "x.jsonl", *german)
+    assert outcome.status == 2 and "data.languages = ['german'] says nothing about the rows of x.jsonl" in outcome.err
+    assert (
+        shell("data", "partition", "builtin:chatterbot", *german, "--set", "data.held_out_source=x.jsonl").status == 0
+    )
 
 
 def test_a_key_that_is_no_column_is_answered_with_the_columns(shell):

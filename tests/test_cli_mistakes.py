@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from console import Outcome, Shell
-from tiny import tiny_model
+from tiny import tiny_model, tiny_tokenizer
 
 ROWS = [
     {"instruction": f"Name colour {i}.", "response": f"It is {name}.", "category": name}
@@ -310,6 +310,12 @@ def test_a_check_finds_the_weights_and_the_device_that_a_run_would_stumble_over(
     model = tiny_model("llama", tmp_path / "cut")
     bits = shell(command, "--model", model, "--set", "model.quantize=4bit", "--set", "model.device=cpu")
     assert bits.status == 5 and "needs a CUDA device" in bits.err
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["baa"])
+    tokenizer.save_pretrained(model)
+    other = shell(command, "--model", model)
+    assert other.status == 4 and "'baa', are beyond the 384 embeddings" in other.err
+    tiny_tokenizer().save_pretrained(model)
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     cut = shell(command, "--model", model)

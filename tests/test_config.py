@@ -57,6 +57,25 @@ def test_a_key_that_stands_in_the_wrong_table_is_named_with_its_own_table():
     ]
 
 
+@pytest.mark.parametrize("name", config.OTHER_NAMES)
+def test_the_name_that_other_tools_have_for_a_key_is_answered_with_ours(name):
+    ours = config.OTHER_NAMES[name]
+    assert config.keys()[ours].description
+    assert problems({"training": {name: 1}}) == [f"unknown key 'training.{name}'. Did you mean {ours!r}?"]
+    with pytest.raises(UsageError) as caught:
+        config.parse_overrides([f"{name}=1"])
+    assert caught.value.hint.endswith(f"--set {ours}=1")
+
+
+def test_options_of_another_optimizer_are_refused_and_not_ignored():
+    assert problems({"training": {"momentum": 0.9}}) == [
+        'training.momentum needs training.optimizer = "sgd", got "adamw"'
+    ]
+    found = problems({"training": {"optimizer": "sgd", "betas": [0.8, 0.9]}})
+    assert found == ['training.betas needs training.optimizer = "adamw" or "adam", got "sgd"']
+    config.resolve({"training": {"optimizer": "sgd", "momentum": 0.9}})
+
+
 def test_a_key_outside_of_every_table_is_named_with_its_table():
     assert problems({"rounds": 3}) == ["unknown key 'rounds' outside of the tables. Did you mean 'federation.rounds'?"]
 

@@ -241,5 +241,6 @@ def test_rows_to_answer_are_taken_in_turn_from_each_category_and_none_that_was_c
         return Tokens(str(number), np.zeros(2, np.int32), np.ones(2, bool), category, cut=cut)
 
     rows = [row(0, "a", cut=3), row(1, "a"), row(2, "a"), row(3, "a"), row(4, "b"), row(5, "c"), row(6, "c")]
-    assert sample_rows(rows, 4) == [1, 2, 4, 5]  # of a, b, c, then of a again
-    assert sample_rows(rows, 99) == [1, 2, 3, 4, 5, 6] and sample_rows(rows, 0) == []
+    whole = lambda index: not rows[index].cut  # noqa: E731
+    assert sample_rows(rows, 4, whole) == [1, 2, 4, 5]  # of a, b, c, then of a again
+    assert sample_rows(rows, 99, whole) == [1, 2, 3, 4, 5, 6] and sample_rows(rows, 0, whole) == []

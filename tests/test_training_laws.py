@@ -167,7 +167,7 @@ def train_once(data, dropout: float) -> tuple[float, float]:
         work = {"client-0": Work("client-0", 0, rows, (0.0,))}
         task = TrainTask(1, {"client-0": View(adapter_for(modules))}, 7, work)
         make = lambda: CohortLora(modules, dropout=dropout)  # noqa: E731
-        (update,) = train(task, {}, PackedModel(model), make, LocalTraining(dropout=dropout), data)
+        (update,) = train(task, {}, Site(PackedModel(model), make, LocalTraining(dropout=dropout), data))
         losses.append(update.metrics["loss"])
     return tuple(losses)
 

@@ -96,10 +96,10 @@ def _help(error: click.UsageError) -> str:
 
 def _setting_hint(error: click.NoSuchOption) -> str:
     """For `--lora.r` or `--rounds`: how to set that key of the recipe. Empty when there is no such key."""
-    from shepherd.config import keys
+    from shepherd.config import keys, keys_called
 
     name = error.option_name.lstrip("-").replace("-", "_")
-    meant = [key for key in keys() if name in (key, key.split(".")[1])]
+    meant = [name] if name in keys() else keys_called(name)
     return f"settings are given with --set {meant[0]}=VALUE" if meant else ""
 
 

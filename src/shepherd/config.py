@@ -265,6 +265,14 @@ class TrainingTable(Table):
     """Clients trained together; 0 picks by memory. Results do not depend on it."""
 
     @model_validator(mode="after")
+    def _optimizer_knows(self) -> TrainingTable:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f'training.momentum needs training.optimizer = "sgd", got "{self.optimizer}"')
+        if self.optimizer == "sgd" and self.betas != type(self).model_fields["betas"].default:
+            raise ValueError('training.betas needs training.optimizer = "adamw" or "adam", got "sgd"')
+        return self
+
+    @model_validator(mode="after")
     def _schedule_holds(self) -> TrainingTable:
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
@@ -461,7 +469,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         key, equals, text = override.partition("=")
         parts = key.strip().split(".")
         if not equals or len(parts) < 2 or not all(parts):
-            owners = [known for known in keys() if known.split(".")[1] == parts[0]]
+            owners = keys_called(parts[0])
             meant = f"{owners[0]}={text or 'VALUE'}" if len(parts) == 1 and owners else "lora.r=16"
             raise UsageError(f"cannot read the setting {override!r}", hint=f"write table.key=value, e.g. --set {meant}")
         table = settings
@@ -498,6 +506,24 @@ def keys() -> dict[str, Any]:
         for table, outer in Config.model_fields.items()
         for name, field in outer.annotation.model_fields.items()
     }
+
+
+OTHER_NAMES = {
+    "lr": "training.learning_rate", "epochs": "training.local_epochs", "num_train_epochs": "training.local_epochs",
+    "per_device_train_batch_size": "training.batch_size", "max_steps": "training.local_steps",
+    "rank": "lora.r", "lora_r": "lora.r", "lora_alpha": "lora.alpha", "target_modules": "lora.targets",
+    "lora_dropout": "lora.dropout", "model_name_or_path": "model.base", "model_name": "model.base",
+    "load_in_4bit": "model.quantize", "load_in_8bit": "model.quantize", "dataset": "data.source",
+    "max_seq_length": "data.max_length", "max_seq_len": "data.max_length", "output_dir": "run.out",
+    "num_clients": "partition.clients", "num_rounds": "federation.rounds", "mu": "objective.proximal",
+}  # fmt: skip
+"""What other tools call a key -> the key."""
+
+
+def keys_called(name: str) -> list[str]:
+    """The keys of this name, in whatever table; or the one that other tools call so; or none."""
+    own = [key for key in keys() if key.split(".")[1] == name]
+    return own or ([OTHER_NAMES[name]] if name in OTHER_NAMES else [])
 
 
 def to_toml(config: Config) -> str:
@@ -613,7 +639,7 @@ _PATTERNS = {
 def _unknown(location: list[str], value: Any) -> str:
     """The sentence for a key or table that does not exist: the same key in another table first, then the nearest."""
     known = list(keys())
-    elsewhere = [k for k in known if k.split(".")[1] == location[-1]]
+    elsewhere = keys_called(location[-1])
     if len(location) == 1:
         tables = list(Config.model_fields)
         if not isinstance(value, Mapping):

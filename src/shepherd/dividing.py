@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from shepherd.data.partition import divide, hold_out, partitioners
 from shepherd.data.partitioners import Key
-from shepherd.data.sources import Dataset, load_examples
+from shepherd.data.sources import Dataset, has_languages, load_examples
 from shepherd.errors import DataError, UsageError
 from shepherd.types import Example, Partition
 
@@ -27,6 +27,12 @@ def read_rows(config: Config, source: str = "") -> Dataset:
         raise UsageError(
             f"partition.key = {column!r} and data.columns.source = {columns['source']!r} name two sources",
             hint='leave one of them out, or set partition.key = "source"',
+        )
+    sources = table.source, table.held_out_source
+    if table.languages != type(table).model_fields["languages"].default and not any(map(has_languages, sources)):
+        raise UsageError(
+            f"data.languages = {list(table.languages)} says nothing about the rows of {table.source}",
+            hint="leave it out; builtin:chatterbot has languages",
         )
     return load_examples(
         source or table.source,

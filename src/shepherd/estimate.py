@@ -21,6 +21,7 @@ from shepherd.config import Config
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import (
+    check_fit,
     check_folder,
     check_parameters,
     check_quantize,
@@ -89,9 +90,10 @@ def plan(config: Config) -> Estimate:
     folder = resolve(config.model.base, config.model.revision)
     check_folder(folder)
     tokenizer = load_tokenizer(folder)
+    shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    check_fit(folder, shape.get_text_config().vocab_size, tokenizer)
     rows, template = prepare_rows(config, tokenizer)
-    window = context_window(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    *_, unanswered = asked_rows(config, rows, template, tokenizer, window)
+    *_, unanswered = asked_rows(config, rows, template, tokenizer, context_window(shape))
     found = estimate(config, folder, rows)
     return replace(found, warnings=(*rows.warnings, *filter(None, [unanswered])))
 

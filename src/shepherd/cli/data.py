@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shepherd.types import Partition
 
 SHADES = " ░▒▓█"
+MOST_COLUMNS = 24
 
 
 @click.group(cls=Commands)
@@ -88,7 +89,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     from shepherd.data.partition import short_categories, table
     from shepherd.data.sources import losses
     from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
-    from shepherd.report.wording import plural
+    from shepherd.report.wording import listing, plural
 
     config = _settings(recipe, **flags).config
     if tokenize:
@@ -134,7 +135,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         key = natural_key(divided.settings)
         short = short_categories(dataset.examples, held_out, config.data.held_out_per_category, key)
         if short:
-            named = ", ".join(f"{category} {out} of {rows}" for category, (out, rows) in short.items())
+            named = listing([f"{category} {out} of {rows}" for category, (out, rows) in short.items()])
             output.note(
                 f"fewer than data.held_out_per_category = {config.data.held_out_per_category} rows held out of: {named}"
             )
@@ -200,9 +201,9 @@ def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> N
     click.echo()
     sources = Counter(example.source for example in examples if example.source)
     categories = Counter(example.category for example in examples)
-    output.print_table(("category", "rows"), categories.most_common(24))
-    if len(categories) > 24:
-        click.echo(f"and {len(categories) - 24} more categories")
+    output.print_table(("category", "rows"), categories.most_common(MOST_COLUMNS))
+    if len(categories) > MOST_COLUMNS:
+        click.echo(f"and {len(categories) - MOST_COLUMNS} more categories")
     if sources:
         click.echo(f"sources: {len(sources)}, with {min(sources.values()):,} to {max(sources.values()):,} rows each")
     lengths, targets = tokenized.lengths, [t.targets for t in tokenized.tokens]
@@ -293,8 +294,15 @@ def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) 
 
     Where a terminal is too narrow for the names of the categories, numbers stand for them.
     """
+    import numpy as np
+
     from shepherd.report.wording import shorten
 
+    if len(categories) > MOST_COLUMNS:  # the largest, and one column for all others
+        order = np.argsort(-counts.sum(axis=0), kind="stable")
+        shown, rest = np.sort(order[: MOST_COLUMNS - 1]), np.sort(order[MOST_COLUMNS - 1 :])
+        categories = [*(categories[j] for j in shown), f"{len(rest)} others"]
+        counts = np.column_stack([counts[:, shown], counts[:, rest].sum(axis=1)])
     most = max(int(counts.max()), 1)
     columns = [shorten(category, 14, middle=True) for category in categories]
     width = max(map(len, clients)) + sum(2 + max(7, len(name)) for name in columns) + 8

@@ -133,6 +133,12 @@ def losses(dataset: Dataset) -> Iterator[str]:
     yield from dataset.notes
 
 
+def has_languages(source: str) -> bool:
+    """Whether `languages` says something about the rows of `source`."""
+    kind, _, name = source.partition(":")
+    return kind == "builtin" and name in datasets and "languages" in datasets.options(name)
+
+
 def is_path(source: str) -> bool:
     """Whether `source` means a file or folder, be it there or not."""
     if source.partition(":")[0] in ("builtin", "hub"):
@@ -143,8 +149,7 @@ def is_path(source: str) -> bool:
 def _read(source: str, languages: tuple[str, ...]) -> Rows:
     kind, _, name = source.partition(":")
     if kind == "builtin":
-        options = {"languages": languages} if name in datasets and "languages" in datasets.options(name) else {}
-        return datasets.build(name, options)
+        return datasets.build(name, {"languages": languages} if has_languages(source) else {})
     if kind == "hub":
         return hub(name)
     if not is_path(source):

@@ -74,7 +74,7 @@ def load_base(
     precision = pick_dtype(dtype, place)
     tokenizer = load_tokenizer(folder)
     model = _load_model(folder, place, precision, quantize)
-    _check_fit(folder, model, tokenizer)
+    check_fit(folder, model.get_input_embeddings().weight.shape[0], tokenizer)
     model.requires_grad_(False)
     model.eval()
     return Base(
@@ -308,8 +308,8 @@ def _too_large(folder: Path, device: torch.device) -> ResourceError:
     )
 
 
-def _check_fit(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+def check_fit(folder: Path, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError where the tokenizer writes tokens that a model with so many embeddings does not have."""
     if tokenizer.eos_token_id >= rows:
         raise ModelError(
             f"{folder}: the tokenizer's end token has id {tokenizer.eos_token_id}, but the model has {rows} embeddings",
