@@ -214,6 +214,15 @@ def test_who_comes_after_enough_others_does_not_walk_on():
     assert record.late == ("b", "c") and state.cursors == {"a": 11, "b": 20, "c": 30}
 
 
+def test_who_is_asked_depends_on_the_seed_and_on_the_round_alone():
+    def cohorts(seed: int, **state) -> list[tuple[str, ...]]:
+        asks = many(cohort_size=3, seed=seed)
+        return [run_round(begin(n, **state), asks, asked([]))[1].cohort for n in range(4)]
+
+    assert cohorts(0) == cohorts(0, cursors={"c1": 9}) != cohorts(1)
+    assert len(set(cohorts(0))) > 1
+
+
 def test_a_further_draw_of_a_round_has_a_random_stream_of_its_own():
     drawn = []
 
