@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -48,12 +49,6 @@ def lines(path: Path) -> list[dict]:
 def loss_of(summary: dict, arm: str) -> np.ndarray:
     entry = summary["arms"][arm]
     return np.array([entry["loss"], *entry["per_category"].values()])
-
-
-def adapter_distance(a: Path, b: Path) -> float:
-    """Largest difference of any value of two runs' adapters."""
-    one, two = (load_adapter(path / "adapter").factors for path in (a, b))
-    return max(float(np.abs(x - y).max()) for name in one for x, y in zip(one[name], two[name], strict=True))
 
 
 def jsonl(path: Path, rows: list[tuple[str, str, str]]) -> Path:
@@ -299,7 +294,9 @@ def test_arms_do_not_disturb_each_other(tiny_run, run_small):
 
 
 def test_the_saved_config_runs_again_to_the_same_adapter(tiny_run, tmp_path):
+    begin = time.perf_counter()
     again = experiment.run(config.load(tiny_run.path / "config.toml"), out_dir=tmp_path)
+    assert again.summary["seconds"]["total"] <= time.perf_counter() - begin
     assert again.summary["adapter_sha256"] == tiny_run.summary["adapter_sha256"]
 
 
@@ -313,8 +310,8 @@ def test_how_the_work_is_cut_changes_nothing_beyond_rounding(setting, tiny_run, 
     for client, entry in tiny_run.summary["arms"]["local"].items():
         assert cut.summary["arms"]["local"][client]["loss"] == pytest.approx(entry["loss"], abs=1e-4)
     assert cut.summary["budget"] == tiny_run.summary["budget"]
-    if "tokens" not in setting:  # AdamW turns the rounding of a gradient near 0 into a step, so not for other sums
-        assert adapter_distance(cut.path, tiny_run.path) < 1e-3
+    if "tokens" not in setting:  # other passes are other sums; who trains beside whom changes no bit (decision 0008)
+        assert cut.summary["adapter_sha256"] == tiny_run.summary["adapter_sha256"]
 
 
 def test_the_command_line_and_the_function_give_the_same_adapter(tiny_run, small_config, capsys, monkeypatch, tmp_path):

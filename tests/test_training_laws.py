@@ -123,6 +123,14 @@ def test_a_cohort_of_three_gives_each_client_what_plain_peft_gives_it_alone(kind
         assert distance(got, expected) < ROUNDING
 
 
+def test_a_limit_of_zero_clips_nothing():
+    data = {"client-0": some_data(1)["client-0"]}
+    free, wide, narrow = (
+        cohort_updates(data, optimizer="sgd", max_grad_norm=limit)["client-0"] for limit in (0.0, 1e9, 0.5)
+    )
+    assert bytes_of(free) == bytes_of(wide) != bytes_of(narrow)
+
+
 @pytest.mark.parametrize(
     "settings", [{"tokens_per_pass": 1}, {"tokens_per_pass": 17}, {"clients_at_once": 1}, {"clients_at_once": 2}]
 )
