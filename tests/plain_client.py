@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from shepherd.clients.training import walk
 from shepherd.types import Objective, View
 
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 @contextmanager
@@ -63,6 +63,7 @@ def train_plainly(
     max_grad_norm: float = 1.0,
     weight_decay: float = 0.5,
     momentum: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
     seed: int = 7,
     first: int = 0,
     anchor=None,
@@ -79,7 +80,7 @@ def train_plainly(
         start |= {f"{name}.core": torch.tensor(core) for name, core in view.core.values.items()}
     values = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     trained = [n for n in values if n.endswith(".core" if view.core is not None else (".A", ".B"))]
-    extra = {"momentum": momentum} if optimizer == "sgd" else {}
+    extra = {"momentum": momentum} if optimizer == "sgd" else {"betas": betas}
     torches = {n: OPTIMIZERS[optimizer]([values[n]], lr=1.0, weight_decay=weight_decay, **extra) for n in trained}
     allowed = {n: _mask(n, values[n], view) for n in trained}
 

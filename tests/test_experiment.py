@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -49,12 +50,6 @@ def lines(path: Path) -> list[dict]:
 def loss_of(summary: dict, arm: str) -> np.ndarray:
     entry = summary["arms"][arm]
     return np.array([entry["loss"], *entry["per_category"].values()])
-
-
-def adapter_distance(a: Path, b: Path) -> float:
-    """Largest difference of any value of two runs' adapters."""
-    one, two = (load_adapter(path / "adapter").factors for path in (a, b))
-    return max(float(np.abs(x - y).max()) for name in one for x, y in zip(one[name], two[name], strict=True))
 
 
 def jsonl(path: Path, rows: list[tuple[str, str, str]]) -> Path:
@@ -114,14 +109,21 @@ def test_the_saved_adapter_is_the_one_that_was_measured_and_hashed(tiny_run):
     assert abs(tiny_run.summary["reload_check"]["difference"]) < 1e-6
 
 
-def test_plain_peft_gives_the_reported_losses_and_answers_from_the_files_of_the_adapter_alone(tiny_run):
-    folder = tiny_run.path / "adapter"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    rows, template = prepare_rows(tiny_run.config, tokenizer)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_run.config.model.base, dtype=torch.float32)
-    model = peft.PeftModel.from_pretrained(model, folder).eval()
+def on_plain_peft(run, folder: Path):
+    """(the base with the adapter of a folder, tokenizer, template, rows) by the files that anyone would take."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.path / "adapter")
+    rows, template = prepare_rows(run.config, tokenizer)
+    base = json.loads((run.path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == run.config.model.base
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    # Warnings are errors, so a fan_in_fan_out that PEFT had to set right is one.
+    return peft.PeftModel.from_pretrained(model, folder).eval(), tokenizer, template, rows
+
+
+def plain_losses(model, held_out) -> list[float]:
+    """Nats per target token: of all rows, and of each category."""
     nats, targets = Counter(), Counter()
-    for row in rows.held_out:
+    for row in held_out:
         ids, learned = torch.from_numpy(row.input_ids).long(), torch.from_numpy(row.loss_mask[1:])
         with torch.no_grad():
             logits = model(ids[None]).logits[0, :-1]
@@ -129,7 +131,12 @@ def test_plain_peft_gives_the_reported_losses_and_answers_from_the_files_of_the_
         for key in ("all", row.category):
             nats[key] += nll
             targets[key] += int(learned.sum())
-    expected = [nats[key] / targets[key] for key in ("all", *CATEGORIES)]
+    return [nats[key] / targets[key] for key in ("all", *CATEGORIES)]
+
+
+def test_plain_peft_gives_the_reported_losses_and_answers_from_the_files_of_the_adapter_alone(tiny_run):
+    model, tokenizer, template, rows = on_plain_peft(tiny_run, tiny_run.path / "adapter")
+    expected = plain_losses(model, rows.held_out)
     np.testing.assert_allclose(loss_of(tiny_run.summary, "federated"), expected, rtol=1e-5)
 
     def answer(example) -> str:
@@ -143,6 +150,14 @@ def test_plain_peft_gives_the_reported_losses_and_answers_from_the_files_of_the_
         assert record["answers"]["federated"] == answer(example)
         with model.disable_adapter():
             assert record["answers"]["base"] == answer(example)
+
+
+def test_plain_peft_reads_the_adapters_of_both_trained_arms_also_of_gpt2_with_a_rank_stabilised_scale(run_small):
+    arms = "evaluation.arms=base,federated,centralised"
+    run = run_small("lora.rslora=true", "federation.rounds=1", "evaluation.generate=0", arms, kind="gpt2")
+    for arm, folder in (("federated", "adapter"), ("centralised", "arms/centralised")):
+        model, _, _, rows = on_plain_peft(run, run.path / folder)
+        np.testing.assert_allclose(loss_of(run.summary, arm), plain_losses(model, rows.held_out), rtol=1e-5)
 
 
 def test_the_card_states_base_data_clients_rounds_and_licences(tiny_run):
@@ -280,7 +295,9 @@ def test_arms_do_not_disturb_each_other(tiny_run, run_small):
 
 
 def test_the_saved_config_runs_again_to_the_same_adapter(tiny_run, tmp_path):
+    begin = time.perf_counter()
     again = experiment.run(config.load(tiny_run.path / "config.toml"), out_dir=tmp_path)
+    assert again.summary["seconds"]["total"] <= time.perf_counter() - begin
     assert again.summary["adapter_sha256"] == tiny_run.summary["adapter_sha256"]
 
 
@@ -294,8 +311,8 @@ def test_how_the_work_is_cut_changes_nothing_beyond_rounding(setting, tiny_run, 
     for client, entry in tiny_run.summary["arms"]["local"].items():
         assert cut.summary["arms"]["local"][client]["loss"] == pytest.approx(entry["loss"], abs=1e-4)
     assert cut.summary["budget"] == tiny_run.summary["budget"]
-    if "tokens" not in setting:  # AdamW turns the rounding of a gradient near 0 into a step, so not for other sums
-        assert adapter_distance(cut.path, tiny_run.path) < 1e-3
+    if "tokens" not in setting:  # other passes are other sums; who trains beside whom changes no bit (decision 0008)
+        assert cut.summary["adapter_sha256"] == tiny_run.summary["adapter_sha256"]
 
 
 def test_the_command_line_and_the_function_give_the_same_adapter(tiny_run, small_config, capsys, monkeypatch, tmp_path):
@@ -599,6 +616,7 @@ def test_a_client_whose_loss_is_not_finite_is_named_and_the_run_goes_on(poisoned
         assert "loss became nan in local step 1" in line["rejected"][0]["detail"]
         assert line["weights"] == {"ward-a": 0.5, "ward-c": 0.5} and "ward-b" not in line["train_loss"]
         assert line["bytes_down"] == 3 * run.summary["adapter"]["bytes"] == 1.5 * line["bytes_up"]
+    assert run.summary["bytes_down"] == 1.5 * run.summary["bytes_up"] == 6 * run.summary["adapter"]["bytes"]
     assert run.summary["arms"]["federated"]["loss"] < run.summary["arms"]["base"]["loss"]
     assert sorted(run.summary["arms"]["local"]) == ["ward-a", "ward-c"]
     assert [f["client"] for f in run.summary["failed"]] == ["ward-b"]

@@ -179,6 +179,7 @@ def test_words_are_lower_case_and_keep_letters_of_every_script():
         ("token_f1", "the cat sat", "the cat", 0.8),  # common 2, 2 · 2 / (3 + 2)
         ("token_f1", "cat the", "the cat", 1.0),  # order is no matter
         ("token_f1", "the the the", "the cat", 0.4),  # "the" counts once: 2 · 1 / (3 + 2)
+        ("token_f1", "the the cat", "the the dog", 2 / 3),  # and twice where both have it twice: 2 · 2 / (3 + 3)
         ("token_f1", "dog", "the cat", 0.0),
         ("rouge_l", "police kill the gunman", "police killed the gunman", 0.75),  # Lin (2004): LCS 3 of 4
         ("rouge_l", "the gunman kill police", "police killed the gunman", 0.5),  # the same words, LCS 2

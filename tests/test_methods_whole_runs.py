@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shepherd.model.adapter import digest, load_adapter
 from shepherd.server.methods import build_method, methods
 
 SMALL = ("federation.rounds=2", "evaluation.arms=base,federated", "evaluation.generate=0", "training.local_steps=2")
@@ -19,6 +20,7 @@ def test_a_method_learns_on_a_real_model_and_its_adapter_on_disk_has_the_reporte
     summary = run.summary
     assert summary["arms"]["federated"]["loss"] < summary["arms"]["base"]["loss"]
     assert abs(summary["reload_check"]["difference"]) < 1e-4
+    assert digest(load_adapter(run.path / "adapter")) == summary["adapter_sha256"]
     assert summary["bytes_up"] > 0
 
 

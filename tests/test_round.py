@@ -239,6 +239,15 @@ def test_of_a_client_that_failed_the_rows_of_the_steps_that_it_told_of_are_in_th
     assert record.unused_examples == {"a": 1, "b": 2} | ({"c": rows} if rows else {}) and state.cursors == {}
 
 
+def test_who_is_asked_depends_on_the_seed_and_on_the_round_alone():
+    def cohorts(seed: int, **state) -> list[tuple[str, ...]]:
+        asks = many(cohort_size=3, seed=seed)
+        return [run_round(begin(n, **state), asks, asked([]))[1].cohort for n in range(4)]
+
+    assert cohorts(0) == cohorts(0, cursors={"c1": 9}) != cohorts(1)
+    assert len(set(cohorts(0))) > 1
+
+
 def test_a_further_draw_of_a_round_has_a_random_stream_of_its_own():
     drawn = []
 

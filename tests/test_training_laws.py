@@ -122,6 +122,14 @@ def test_a_cohort_of_three_gives_each_client_what_plain_peft_gives_it_alone(kind
         assert distance(got, expected) < ROUNDING
 
 
+def test_a_limit_of_zero_clips_nothing():
+    data = {"client-0": some_data(1)["client-0"]}
+    free, wide, narrow = (
+        cohort_updates(data, optimizer="sgd", max_grad_norm=limit)["client-0"] for limit in (0.0, 1e9, 0.5)
+    )
+    assert bytes_of(free) == bytes_of(wide) != bytes_of(narrow)
+
+
 @pytest.mark.parametrize(
     "settings", [{"tokens_per_pass": 1}, {"tokens_per_pass": 17}, {"clients_at_once": 1}, {"clients_at_once": 2}]
 )
@@ -265,6 +273,22 @@ def test_clients_with_fewer_steps_leave_early_and_keep_their_result():
     assert (mixed["client-0"].steps, mixed["client-1"].steps) == (1, 3)
     assert_same_update(mixed["client-0"], cohort_updates(data, rates=RATES[:1])["client-0"])
     assert_same_update(mixed["client-1"], cohort_updates(data)["client-1"])
+
+
+def test_rows_that_do_not_fill_their_steps_evenly_are_all_trained_on_and_a_client_counts_what_it_holds():
+    model, data = base_model(), {"client-0": some_data(1)["client-0"]}  # six rows
+    modules = targets_of(model)
+    for rows in (4, 5, 6):
+        steps: list[int] = []
+        task = TrainTask(1, {"client-0": View(adapter_for(modules))}, 7, {"client-0": Work("client-0", 0, rows, RATES)})
+        (update,) = train(
+            task, {}, PackedModel(model), lambda: CohortLora(modules), LocalTraining(), data,
+            lambda told, steps=steps: steps.append(told["client-0"].targets),
+        )  # fmt: skip
+        walked = [row.targets for row in walk(data["client-0"], "client-0", 0, rows, 7)]
+        ends = {4: (1, 2, 4), 5: (1, 3, 5), 6: (2, 4, 6)}[rows]  # as even as can be
+        assert steps == [sum(walked[:end]) for end in ends]
+        assert (update.num_examples, update.num_tokens, update.steps) == (6, sum(walked), 3)
 
 
 def test_one_clients_non_finite_loss_leaves_the_others_untouched():

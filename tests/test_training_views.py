@@ -147,6 +147,15 @@ def test_b_moves_at_rate_ratio_times_the_rate_of_a(optimizer):
     assert distance(update.delta, plain.delta) > 0.5
 
 
+@pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"betas": (0.5, 0.8)}], ids=str)
+def test_adam_and_the_betas_are_those_of_torch(settings):
+    view, rates = View(adapter_of(MODULES)), (3e-3,) * 4
+    update = updates_of([view], DATA, rates=rates, **settings)["client-0"]
+    expected, _, _ = plainly(view, DATA, "client-0", rates=rates, **settings)
+    assert distance(update.delta, expected) < ROUNDING
+    assert distance(updates_of([view], DATA, rates=rates)["client-0"].delta, expected) > 0.01
+
+
 # Rank slots
 
 
