@@ -75,7 +75,7 @@ def test_the_digest_sees_every_value_and_not_the_order_of_modules():
     for name in SIZES:
         for part in (0, 1):
             pair = [m.copy() for m in adapter.factors[name]]
-            pair[part][-1, -1] = np.nextafter(pair[part][-1, -1], 9)
+            pair[part][-1, -1] = np.nextafter(pair[part][-1, -1], np.float32(9))
             assert digest(Adapter({**adapter.factors, name: Factors(*pair)}, 2, 3.0)) != digest(adapter)
     renamed = {("other" if n == "h.1.mlp" else n): f for n, f in adapter.factors.items()}
     assert digest(Adapter(renamed, 2, 3.0)) != digest(adapter)

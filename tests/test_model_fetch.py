@@ -344,6 +344,21 @@ def test_a_gguf_file_becomes_the_model_it_was_made_of(tied, tmp_path):
     assert "license: mit" in (folder / "README.md").read_text()
 
 
+def test_the_end_of_an_answer_is_the_token_that_the_gguf_file_says(tied, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    read = AutoTokenizer.from_pretrained
+
+    def confused(*arguments, **options):
+        tokenizer = read(*arguments, **options)
+        tokenizer.eos_token = "<|im_start|>"
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", confused)
+    folder = resolve(str(write_gguf(tied, tmp_path / "tiny.gguf")))
+    assert read(folder).eos_token == "<|im_end|>"
+
+
 def test_a_gguf_file_is_converted_once_wherever_it_lies(tied, tmp_path, monkeypatch):
     first = write_gguf(tied, tmp_path / "tiny.gguf")
     folder = resolve(str(first))

@@ -61,6 +61,7 @@ def gguf_facts(path: Path) -> dict[str, Any]:
         "licence": value("general.license") or "",
         "tokenizer": value("tokenizer.ggml.model") or "",
         "split": value("tokenizer.ggml.pre") or "",
+        "end": value("tokenizer.ggml.eos_token_id"),
     }
 
 
@@ -82,6 +83,8 @@ def convert_gguf(source: Path, folder: Path) -> None:
         with quiet_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, **options)
             _mend_split(tokenizer, facts, source)
+            if facts["end"] is not None:  # transformers before 5.18 may say another
+                tokenizer.eos_token = tokenizer.convert_ids_to_tokens(facts["end"])
             model = transformers.AutoModelForCausalLM.from_pretrained(source.parent, **loading)
             if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
                 raise ModelError(f"{source}: its tokenizer has {len(tokenizer)} tokens, more than the model has rows")
