@@ -113,16 +113,20 @@ def ditto(**options):
 
 @pytest.mark.parametrize("form", ["factors", "product"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_the_second_adapter_is_pulled_towards_the_global_one_by_autograds_gradient(form, optimizer):
+@pytest.mark.parametrize("ratio", [1.0, 3.0])
+def test_the_second_adapter_is_pulled_towards_the_global_one_by_autograds_gradient(form, optimizer, ratio):
     own = {n: Factors(A * 1.5, B * -0.5) for n, (A, B) in ADAPTER.factors.items()}
     private = {"client-0": {f"personal/{n}.{p}": getattr(pair, p) for n, pair in own.items() for p in "AB"}}
     personal = ditto(strength=2.0, form=form)
-    update = one_round({"client-0": View(ADAPTER)}, private, personal=personal, optimizer=optimizer)["client-0"]
+    update = one_round(
+        {"client-0": View(ADAPTER)}, private, personal=personal, optimizer=optimizer,
+        objective=Objective(rate_ratio=ratio),
+    )["client-0"]  # fmt: skip
     model = base_model()
     start = View(replace(ADAPTER, factors=own))
     after, losses, _ = train_plainly(
         model, targets_of(model), start, DATA["client-0"], "client-0", RATES,
-        optimizer=optimizer, objective=personal.pull, anchor=ADAPTER,
+        optimizer=optimizer, objective=replace(personal.pull, rate_ratio=ratio), anchor=ADAPTER,
     )  # fmt: skip
     expected = {name: after[name] - begin for name, begin in start.tensors().items()}
     got = {name: update.private[f"personal/{name}"] - begin for name, begin in start.tensors().items()}
@@ -249,13 +253,18 @@ def test_tuning_afterwards_begins_from_adapter_and_remainder_together(small_conf
         assert distance(ours, theirs) < 1e-3
 
 
-def test_tuning_afterwards_goes_at_the_rate_that_personalization_sets(small_config):
-    # One step of SGD from B = 0 moves B in proportion to the rate: 0.2 is four times 0.05, whatever training goes at.
+@pytest.mark.parametrize(
+    ("key", "values"), [("personalization.learning_rate", (0.05, 0.2)), ("objective.rate_ratio", (1, 4))]
+)
+def test_tuning_afterwards_goes_at_the_rate_that_personalization_sets_and_the_ratio_of_the_run(
+    key, values, small_config
+):
+    # One step of SGD from B = 0 moves B in proportion to its rate: here four times as far, whatever training goes at.
     usual = ("personalization.name=finetune", "personalization.steps=1", "training.optimizer=sgd",
              "training.learning_rate=0.1", "training.max_grad_norm=0")  # fmt: skip
     base, moved = None, []
-    for rate in (0.05, 0.2):
-        config = small_config(*usual, f"personalization.learning_rate={rate}")
+    for value in values:
+        config = small_config(*usual, f"{key}={value}")
         base = base or load_base(config.model.base, device="cpu", dtype="float32")
         rows, _ = prepare_rows(config, base.tokenizer)
         learner, plan = prepare_learner(config, base), prepare_plan(config, rows)

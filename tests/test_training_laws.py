@@ -281,10 +281,8 @@ def test_rows_that_do_not_fill_their_steps_evenly_are_all_trained_on_and_a_clien
     for rows in (4, 5, 6):
         steps: list[int] = []
         task = TrainTask(1, {"client-0": View(adapter_for(modules))}, 7, {"client-0": Work("client-0", 0, rows, RATES)})
-        (update,) = train(
-            task, {}, PackedModel(model), lambda: CohortLora(modules), LocalTraining(), data,
-            lambda told, steps=steps: steps.append(told["client-0"].targets),
-        )  # fmt: skip
+        site = Site(PackedModel(model), lambda: CohortLora(modules), LocalTraining(), data)
+        (update,) = train(task, {}, site, lambda told, steps=steps: steps.append(told["client-0"].targets))
         walked = [row.targets for row in walk(data["client-0"], "client-0", 0, rows, 7)]
         ends = {4: (1, 2, 4), 5: (1, 3, 5), 6: (2, 4, 6)}[rows]  # as even as can be
         assert steps == [sum(walked[:end]) for end in ends]

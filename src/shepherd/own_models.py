@@ -13,6 +13,7 @@ from shepherd.clients.personal import own_adapters, tuned, tuned_from
 from shepherd.clients.training import Cohort
 from shepherd.config import Config
 from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.fitting import rate_ratio
 from shepherd.mixtures import mixed_losses, mixtures
 from shepherd.model.adapter import save_adapter
 from shepherd.model.mixture import Mixture, save_mixture
@@ -20,7 +21,7 @@ from shepherd.prepare import Learner, Rows
 from shepherd.round import Plan
 from shepherd.server.whole import whole_adapter
 from shepherd.store import RunDirectory
-from shepherd.types import ClientFailure, ClientId, GlobalModel, ServerState, Work
+from shepherd.types import ClientFailure, ClientId, GlobalModel, Objective, ServerState, Work
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def personal_models(
     for start in range(0, len(names), at_once):
         begins = {c: kept.get(c, model.adapter) for c in names[start : start + at_once]}
         views = {client: tuned_from(personal, adapter) for client, adapter in begins.items()}
-        cohort = Cohort(learner.packed, lora, learner.settings, views, rows.clients, config.run.seed)
+        objective = Objective(rate_ratio=rate_ratio(config))
+        cohort = Cohort(learner.packed, lora, learner.settings, views, rows.clients, config.run.seed, objective)
         rate = personal.learning_rate or config.training.learning_rate
         work = [
             Work(c, state.cursors.get(c, 0), personal.steps * min(config.training.batch_size, len(rows.clients[c])),

@@ -352,8 +352,9 @@ def _second_adapters(
     personal = site.settings.personal
     anchors = {name: task.views[name].adapter for name in updates} if personal.pull is not None else {}
     views = {n: second_view(personal, task.views[n], private.get(n, {}), task.seed, n) for n in updates}
+    objective = replace(personal.pull or Objective(), rate_ratio=task.objective.rate_ratio)
     cohort = Cohort(
-        site.packed, lora, site.settings, views, site.data, task.seed, personal.pull or Objective(), anchors=anchors,
+        site.packed, lora, site.settings, views, site.data, task.seed, objective, anchors=anchors,
         before=told, trainings=personal.cost.trainings,
     )  # fmt: skip
     metrics = cohort.run([task.work[name] for name in updates], task.round, observe)
