@@ -97,6 +97,17 @@ def speaking(model, ids: Sequence[int]) -> Iterator[None]:
 # Generation
 
 
+def test_several_are_answered_at_once_though_the_pad_token_has_no_embedding(tmp_path):
+    folder, tokenizer = tiny_model("llama", tmp_path), tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<|nothing|>"})  # the model was not made larger for it
+    tokenizer.save_pretrained(folder)
+    base = load_base(str(folder), device="cpu", dtype="float32")
+    assert base.tokenizer.pad_token_id == base.model.get_input_embeddings().weight.shape[0]
+    prompts = [[5, 6, 7], [8, 9, 10, 11, 12]]
+    together, *alone = (generate(base.model, base.tokenizer, p, **SHORT) for p in (prompts, prompts[:1], prompts[1:]))
+    assert together == alone[0] + alone[1]
+
+
 def test_an_answer_ends_at_the_template_s_stop_even_where_that_is_not_the_end_token(tmp_path):
     tokenizer = tiny_tokenizers.gemma()
     base = load_base(str(tiny_model("gemma2", tmp_path)), dtype="float32", device="cpu")

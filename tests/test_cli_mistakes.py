@@ -153,6 +153,9 @@ def test_8_more_clients_a_round_than_there_are_is_refused_and_not_silently_fewer
     tells(outcome, 2, "federation.clients_per_round = 3 is more than the 2 clients", "at most 2")
     outcome = shell(command, "--data", data, "--model", model, *by_category, "--set", "federation.min_updates=3")
     tells(outcome, 2, "federation.min_updates = 3 can never come from 2 clients", "at most 2")
+    both = ["--set", "federation.clients_per_round=4", "--set", "federation.min_updates=3"]
+    outcome = shell(command, "--data", data, "--model", model, *by_category, *both)
+    tells(outcome, 2, "federation.clients_per_round = 4 is more", "federation.min_updates = 3 can never")
 
 
 def test_9_a_folder_that_is_no_model_or_has_no_tokenizer_is_named_with_what_is_missing(shell, model, tmp_path):
@@ -238,7 +241,7 @@ def test_check_finds_a_weight_that_the_files_of_the_model_lack(shell, tmp_path):
     del weights["model.layers.1.self_attn.v_proj.weight"]
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     outcome = shell("check", "--data", write("x.jsonl", ROWS), "--model", base)
-    tells(outcome, 4, "is not whole: 1 weights are in no file, e.g. model.layers.1.self_attn.v_proj.weight", "again")
+    tells(outcome, 4, "is not whole: 1 weight in no file, e.g. model.layers.1.self_attn.v_proj.weight", "again")
 
 
 def test_14_a_plan_that_does_not_fit_is_refused_with_its_numbers_and_what_is_smaller(shell, model, monkeypatch):

@@ -38,6 +38,10 @@ def test_a_number_is_neither_true_nor_too_large_to_be_meant():
         "lora.r: must be a whole number, got True",
         "training.learning_rate: must be a number, got True",
     ]
+    assert problems({"lora": {"alpha": 1e300}, "evaluation": {"local_clients": True}}) == [
+        "lora.alpha: must be at most 1000000.0, got 1e+300",
+        "evaluation.local_clients: must be 'all' or must be a whole number or must be a list, got True",
+    ]
     assert problems({"run": {"seed": 2**63}}) == [
         "run.seed: must be less than 9223372036854775808, got 9223372036854775808"
     ]

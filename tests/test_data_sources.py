@@ -274,6 +274,7 @@ def test_empty_files_other_encodings_and_broken_tables_are_named(tmp_path):
     assert "cannot be read as Parquet" in complaint(str(tmp_path / "t.parquet")).message
     (tmp_path / "empty").mkdir()
     assert "holds no data files" in complaint(str(tmp_path / "empty")).message
+    assert "hub:ORG/NAME" in complaint("hub:").hint
 
 
 def test_missing_extras_answer_with_their_install_line(tmp_path, monkeypatch):

@@ -264,6 +264,7 @@ def test_events_tell_the_run_from_start_to_end_and_are_json(tiny_run):
     assert json.loads(json.dumps(rounds)) == written
     trained = [e["arm"] for e in tiny_run.events if e["event"] == "phase" and e["phase"] == "train"]
     assert trained == ["federated", "local", "centralised"]
+    assert "personal models" not in [e.get("phase") for e in tiny_run.events], "there are none"
 
 
 def test_progress_grows_to_the_whole_and_every_step_of_every_client_is_told(run_small):
@@ -352,7 +353,7 @@ def test_prompts_that_do_not_fit_into_the_window_are_counted_in_check_run_and_re
     settings = ("evaluation.arms=base,federated", "federation.rounds=1", "evaluation.generate=2")
     run = run_small(*settings, "evaluation.max_new_tokens=512")
     said = (
-        "evaluation.generate = 2 asks for more answers than the 0 that are possible: 16 rows are held out, 14 of them "
+        "evaluation.generate = 2 asks for more answers than the 0 that are possible: 16 rows held out, 14 of them "
         "cut to data.max_length = 128, 2 of them with evaluation.max_new_tokens = 512 beyond the 512 positions of the "
         "model"
     )
@@ -383,7 +384,7 @@ def test_for_a_row_that_cannot_be_answered_comes_the_next_of_its_category_and_fe
     assert answered(2) == (["Row 0", "Row 3"], "")
     # The second of each category is cut, and the only one of c.
     assert answered(4) == (["Row 0", "Row 2", "Row 3", "Row 5"], "")
-    fewer = "evaluation.generate = 5 asks for more answers than the {} that are possible: 7 rows are held out, "
+    fewer = "evaluation.generate = 5 asks for more answers than the {} that are possible: 7 rows held out, "
     cut = "3 of them cut to data.max_length = 160"
     assert answered(5) == (["Row 0", "Row 2", "Row 3", "Row 5"], fewer.format(4) + cut)
     # Row 2 is the longest of the others.

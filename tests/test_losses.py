@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.evaluation.text import metrics, score, words
@@ -23,6 +26,28 @@ from tiny import random_adapters
 def losses(nll, tokens, hits=None) -> RowLosses:
     hits = np.zeros(len(nll), int) if hits is None else np.array(hits)
     return RowLosses(np.array(nll, float), np.array(tokens), hits)
+
+
+class OnMps:
+    """A tensor on a device without float64, as Apple's are."""
+
+    def __init__(self, values) -> None:
+        self.values = torch.tensor(values)
+
+    def cpu(self) -> torch.Tensor:
+        return self.values
+
+    def double(self) -> None:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+
+def test_losses_are_summed_in_float64_though_the_device_has_none():
+    packed = SimpleNamespace(
+        packing=nullcontext, device="cpu", token_losses=lambda batch: (OnMps([1.0, 2.0**-30]), OnMps([True, False]))
+    )
+    row = Tokens("a", np.array([5, 6, 7], np.int32), np.array([False, True, True]))
+    (found,) = row_losses(packed, [row])
+    assert found.nll.tolist() == [1.0 + 2.0**-30] and found.hits.tolist() == [1]
 
 
 # Sums and means

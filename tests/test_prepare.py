@@ -5,14 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from shepherd import config
 from shepherd.clients.training import LocalTraining
 from shepherd.config import FederationTable, TrainingTable
+from shepherd.data.sources import Dataset, losses
+from shepherd.data.tokenize import Tokenized
 from shepherd.model.base import load_base
-from shepherd.prepare import local_training, prepare_learner, prepare_plan, prepare_rows, rates, share
+from shepherd.prepare import (
+    _losses_of_tokens,
+    local_training,
+    prepare_learner,
+    prepare_plan,
+    prepare_rows,
+    rates,
+    share,
+)
 
 # A value of each key that is not its default, and the keys without which it may not be set.
 TRAINING = {
@@ -49,6 +60,22 @@ FEDERATION = {
     "quarantine_after": (9, {}),
 }
 ELSEWHERE = {"rounds": "rates", "updates_in_memory_mib": "the spool, which needs the run's folder"}
+
+
+def test_what_was_left_out_is_counted_as_one_says_it():
+    few, many = ({"empty answer": (n, ("x:1",))} for n in (1, 1200))
+    told = [
+        [*losses(Dataset((), "x", "dolly", "", refused=counts, changed=counts)),
+         *_losses_of_tokens(Tokenized((), counts, n, n, np.zeros(0)))]
+        for n, counts in ((1, few), (1200, many))
+    ]  # fmt: skip
+    assert told[0] == [
+        "1 row refused: empty answer (first: x:1)",
+        "1 row lost a part: empty answer (first: x:1)",
+        "1 row refused: empty answer (first: x:1)",
+        "1 row cut to data.max_length, 1 token in all",
+    ]
+    assert told[1] == [line.replace("1 row ", "1,200 rows ").replace("1 token ", "1,200 tokens ") for line in told[0]]
 
 
 def resolved(**tables: Any) -> config.Config:

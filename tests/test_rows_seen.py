@@ -92,6 +92,7 @@ def test_the_walk_goes_on_after_work_that_counted_and_begins_again_after_work_th
         {"examples": {"a": 2}, "unused_examples": {}},
         {"examples": {"b": 1}, "unused_examples": {"a": 4}},
         {"examples": {"a": 5}, "unused_examples": {"b": 1}},
+        {"examples": {}},  # a round of an older Shepherd, which a forced resumption goes on from
         {"examples": {}, "unused_examples": {"a": 1}},
     ]
     rows = SimpleNamespace(

@@ -29,6 +29,8 @@ from federations import (
     to_bfloat16,
     train,
 )
+from shepherd.clients.personal import personalizations
+from shepherd.config import keys
 from shepherd.errors import ClientError, NumericalError, UsageError
 from shepherd.lowrank import LowRank
 from shepherd.server.method import compose
@@ -537,3 +539,19 @@ def test_with_b_at_home_the_global_a_is_the_mean_and_the_global_increment_stays_
         mean = sum(WEIGHTS[u.client] * u.delta[f"{module}.A"] for u in updates)
         assert_near(model.adapter.factors[module].A - start.adapter.factors[module].A, mean, 1e-12)
         assert not model.adapter.factors[module].B.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("FedAvg", ("federation", "method")), ("fedprox", ("objective", "proximal")),
+     ("scaffold", ("objective", "scaffold")), *((n, ("personalization", "name")) for n in ("ditto", "ifca", "feddpa"))],
+)  # fmt: skip
+def test_a_method_by_a_name_that_is_not_ours_is_answered_with_the_setting_that_does_it(name, setting):
+    with pytest.raises(UsageError) as caught:
+        build_method(name)
+    said = caught.value.message
+    assert said.startswith(f"unknown method: '{name}'. ") and "Did you mean" not in said
+    assert ".".join(setting) in keys()
+    named = {("federation", "method"): methods, ("personalization", "name"): personalizations}.get(setting)
+    assert ".".join(setting) in said or named is methods
+    assert named is None or said.rsplit('"', 2)[1] in named

@@ -143,6 +143,15 @@ def test_a_containers_limit_leaves_what_is_not_used_and_what_can_be_dropped(tmp_
     assert starting.available_memory() == 1000 - 700 + 200
 
 
+@pytest.mark.timeout(20)  # it went up for ever
+def test_a_drive_that_is_not_there_is_no_place_for_a_run(monkeypatch):
+    with monkeypatch.context() as windows, pytest.raises(ResourceError, match="no run directory can be made") as caught:
+        windows.setattr(Path, "exists", lambda path: False)
+        windows.setattr(Path, "is_dir", lambda path: False)
+        starting.fits_here({}, Path("/away/runs"))
+    assert "--out" in caught.value.hint
+
+
 def test_without_a_limit_memory_is_the_machines(tmp_path, monkeypatch):
     monkeypatch.setattr(starting, "_CGROUP", container(tmp_path / "max", 2, "max"))
     assert starting.available_memory() > 10**8

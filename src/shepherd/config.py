@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from shepherd.errors import UsageError, did_you_mean
+from shepherd.errors import UsageError, did_you_mean, plural
 
 RECIPES = Path(__file__).parent / "recipes"
 """The recipes that come with the package; `shepherd list recipes` shows them."""
@@ -82,7 +82,7 @@ class LoraTable(Table):
     """Rank of the global adapter, and of every client that `ranks` does not name."""
     ranks: tuple[Rank, ...] | Mapping[str, Rank] = ()
     """Lower ranks: a list that is dealt over the clients by name, or {client = rank}; empty is `r` for all."""
-    alpha: float = Field(16.0, gt=0)
+    alpha: float = Field(16.0, gt=0, le=1e6)
     """Scale: alpha / r, or alpha / sqrt(r) with rslora."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of A while training."""
@@ -299,7 +299,7 @@ class EvaluationTable(Table):
         "base", "federated", "local", "centralised",
     )  # fmt: skip
     """What is trained and compared at equal budget."""
-    local_clients: Literal["all"] | Annotated[int, Field(ge=1)] | tuple[str, ...] = "all"
+    local_clients: Literal["all"] | Annotated[int, Field(ge=1, strict=True)] | tuple[str, ...] = "all"
     """Clients of the local arm: all, so many, or these."""
     local_learning_rate: float = Field(0.0, ge=0)
     """Peak learning rate of the clients alone, on training.schedule like the others; 0 is training.learning_rate."""
@@ -491,9 +491,9 @@ def resolve(settings: Mapping[str, Any], checks: Iterable[Check] = ()) -> Config
         problems = _explain_all(error, settings)
     problems += [problem for check in checks for problem in check(settings)]
     if problems or config is None:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UsageError(
-            f"{count} in the settings:\n" + "\n".join(f"  {problem}" for problem in problems),
+            f"{plural(len(problems), 'problem')} in the settings:\n"
+            + "\n".join(f"  {problem}" for problem in problems),
             hint="shepherd config show prints every key with its meaning",
         )
     return config

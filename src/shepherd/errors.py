@@ -84,6 +84,12 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def plural(how_many: int, noun: str) -> str:
+    """1 client, 2 clients, 0 categories."""
+    many = noun if how_many == 1 else noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{how_many:,} {many}"
+
+
 def missing_extra(module: str, extra: str) -> UsageError:
     """The error for an optional dependency that is not installed, with its install line."""
     return UsageError(

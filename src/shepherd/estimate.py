@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from shepherd.arms import local_names
 from shepherd.asking import pool_of
 from shepherd.config import Config
+from shepherd.fitting import has_own_models
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import (
@@ -108,7 +109,6 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
     check_window(config, shape)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
-        model.tie_weights()  # transformers 5.0 has not: it would count a shared head twice
     check_parameters(folder, model)
     targets = pick_targets(model, config.lora.targets)
     sizes = {name: features(model.get_submodule(name)) for name in targets}
@@ -121,7 +121,7 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
     trained = sum(tokens.values())
     held_out = sum(len(t.input_ids) for t in rows.held_out)
     tokens["evaluation"] = held_out * _evaluations(config, len(names))
-    if personal.name != "none" or rounds.method.pieces.personal:  # each on the client's own held-out rows
+    if has_own_models(personal, rounds.method):  # each on the client's own held-out rows
         tokens["evaluation"] += sum(len(rows.held_out[i].input_ids) for c in rows.clients for i in rows.held_out_of(c))
     later = count - 1 if rounds.clusters else 0  # rounds in which there are clusters already
     if rounds.clusters:
@@ -159,7 +159,7 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
         disk_bytes=round(
             (min(max(2, config.checkpoints.keep) + 2, count) + 1) * (1 + rounds.clusters) * adapter.nbytes + 10e6
         ),
-        seconds=operations / (PEAK_SHARE * matmul_peak(dtype, device.type) * 1e9) + 10 if timed else 0.0,
+        seconds=operations / (PEAK_SHARE * matmul_peak(dtype, str(device)) * 1e9) + 10 if timed else 0.0,
     )
 
 

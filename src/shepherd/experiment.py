@@ -29,7 +29,7 @@ from shepherd.engines.workers import Workers
 from shepherd.errors import ClientError, DataError, EvaluationError, ResourceError, UsageError
 from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
-from shepherd.fitting import prepare_method, prepare_personal, rate_ratio
+from shepherd.fitting import has_own_models, prepare_method, prepare_personal, rate_ratio
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, held_out_digest, identity
 from shepherd.meter import Clock, Meter
@@ -41,7 +41,7 @@ from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
 from shepherd.model.threads import use_threads
-from shepherd.own_models import own_models
+from shepherd.own_models import OwnModels, own_models
 from shepherd.prepare import (
     Learner,
     Rows,
@@ -212,11 +212,13 @@ class _Experiment:
         for arm in outcome.values():
             for failure in arm.failures:
                 self._warn(f"{failure.client}: {failure.code}: {failure.detail}")
-        with self._phase("personal models"):
-            observe = self.meter.steps("personal")
-            self.own = own_models(config, learner, plan, rows, state, self.store, observe, self._warn)
-            with self.clock.on("evaluate"):
-                self.own_losses, self.shares = self.own.losses(learner, rows)
+        self.own, self.own_losses, self.shares = OwnModels(), {}, {}
+        if has_own_models(learner.settings.personal, plan.method):
+            with self._phase("personal models"):
+                observe = self.meter.steps("personal")
+                self.own = own_models(config, learner, plan, rows, state, self.store, observe, self._warn)
+                with self.clock.on("evaluate"):
+                    self.own_losses, self.shares = self.own.losses(learner, rows)
         with self._phase("save adapter"):
             check = self._save(base, learner, rows, state)
         with self._phase("generate"):
@@ -355,7 +357,7 @@ class _Experiment:
 
     def _measure(self, learner: Learner, rows: Rows, lora: CohortLora) -> list[RowLosses]:
         with self.clock.on("evaluate"):
-            return row_losses(learner.packed, rows.held_out, lora, 2 * learner.settings.tokens_per_pass)
+            return row_losses(learner.packed, rows.held_out, lora, learner.settings.tokens_measured)
 
     def _save(self, base: Base, learner: Learner, rows: Rows, state: ServerState) -> dict[str, float]:
         """Write the final adapter, then read it back and measure it again."""

@@ -31,6 +31,11 @@ def rate_ratio(config: Config) -> float:
     return config.objective.rate_ratio or prepare_method(config).rate_ratio
 
 
+def has_own_models(personal: Personalization, method: Method) -> bool:
+    """Whether clients end with models of their own: by the personalization, or by parts that the method leaves them."""
+    return personal.name != "none" or method.pieces.personal
+
+
 def prepare_personal(config: Config, method: Method) -> Personalization:
     """What clients do for a model of their own. Raises UsageError where it does not fit the method."""
     table = config.personalization

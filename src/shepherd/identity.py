@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from shepherd import __version__
 from shepherd.config import Config
 from shepherd.data.partition import partition_digest
@@ -35,10 +37,8 @@ def identity(config: Config, base: Base, rows: Rows) -> dict[str, Any]:
     import peft
     import safetensors
     import tokenizers
-    import torch
     import transformers
 
-    device = str(base.device)
     return {
         "config": config.model_dump(mode="json"),
         "base": base.digest,
@@ -53,8 +53,8 @@ def identity(config: Config, base: Base, rows: Rows) -> dict[str, Any]:
         "python": platform.python_version(),
         **{m.__name__: m.__version__ for m in (numpy, torch, transformers, peft, tokenizers, safetensors)},
         "threads": torch.get_num_threads(),
-        "device": device,
-        "processor": torch.backends.cpu.get_cpu_capability() if device == "cpu" else torch.cuda.get_device_name(device),
+        "device": str(base.device),
+        "processor": _processor(base.device),
     }
 
 
@@ -90,6 +90,12 @@ def plugin_digests(config: Config) -> dict[str, str]:
     names = {value.partition(":")[0] for _, value in _flat(tables) if isinstance(value, str) and ":" in value}
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in sorted(names)}
     return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cpu":
+        return torch.backends.cpu.get_cpu_capability()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()  # torch names no other
 
 
 def _trace_digest(config: Config) -> str | None:

@@ -20,7 +20,7 @@ def mixtures(
         own = rows.clients[client]
         drawn = sorted(stream(seed, "anchors", client).permutation(len(own))[: mix.samples])
         prompts = [prompt_of(own[i]) for i in drawn]
-        anchors = hidden_states(learner.packed, learner.make_lora(), local, prompts, _per_pass(learner))
+        anchors = hidden_states(learner.packed, learner.make_lora(), local, prompts, learner.settings.tokens_measured)
         found[client] = Mixture(shared, local, anchors, mix.weight)
     return found
 
@@ -29,17 +29,13 @@ def mixed_losses(
     learner: Learner, rows: Rows, models: Mapping[ClientId, Mixture]
 ) -> tuple[dict[ClientId, RowLosses], dict[ClientId, float]]:
     """Each mixed model on its client's own held-out rows, and its mean λ there; a client without any is left out."""
-    losses, shares = {}, {}
+    losses, shares, most = {}, {}, learner.settings.tokens_measured
     for client, mixture in sorted(models.items()):
         own = [rows.held_out[i] for i in rows.held_out_of(client)]
         if own:
             lora = learner.make_lora()
-            measured = mixture.measure(learner.packed, lora, [prompt_of(row) for row in own], _per_pass(learner))
+            measured = mixture.measure(learner.packed, lora, [prompt_of(row) for row in own], most)
             lora = mixture.hold(lora, measured)
-            losses[client] = row_losses_each(learner.packed, own, lora, _per_pass(learner))
+            losses[client] = row_losses_each(learner.packed, own, lora, most)
             shares[client] = float(measured.mean())
     return losses, shares
-
-
-def _per_pass(learner: Learner) -> int:
-    return 2 * learner.settings.tokens_per_pass

@@ -119,12 +119,11 @@ def personal_models(
         return {client: replace(model, adapter=adapter) for client, adapter in kept.items()}, ()
     names, at_once = sorted(rows.clients), learner.settings.clients_at_once
     lora = learner.make_lora().lay(model.remainder)
-    found, failures = {}, {}
+    objective, found, failures = Objective(rate_ratio=rate_ratio(config)), {}, {}
     observe(state.round, dict.fromkeys(names, "waiting"))
     for start in range(0, len(names), at_once):
         begins = {c: kept.get(c, model.adapter) for c in names[start : start + at_once]}
         views = {client: tuned_from(personal, adapter) for client, adapter in begins.items()}
-        objective = Objective(rate_ratio=rate_ratio(config))
         cohort = Cohort(learner.packed, lora, learner.settings, views, rows.clients, config.run.seed, objective)
         rate = personal.learning_rate or config.training.learning_rate
         work = [
@@ -168,5 +167,5 @@ def own_losses(learner: Learner, rows: Rows, models: Mapping[ClientId, GlobalMod
         own = [rows.held_out[i] for i in rows.held_out_of(client)]
         if own:
             lora = learner.make_lora().load(model)
-            (found[client],) = row_losses(learner.packed, own, lora, 2 * learner.settings.tokens_per_pass)
+            (found[client],) = row_losses(learner.packed, own, lora, learner.settings.tokens_measured)
     return found

@@ -25,7 +25,7 @@ from shepherd.data.sources import Dataset, losses
 from shepherd.data.tokenize import Tokenized, tokenize
 from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
 from shepherd.engines.local import LocalEngine
-from shepherd.errors import UsageError, did_you_mean
+from shepherd.errors import UsageError, did_you_mean, plural
 from shepherd.fitting import prepare_method, prepare_personal, rate_ratio
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import Base, load_base, pick_targets
@@ -239,19 +239,17 @@ def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, .
         max_weight=federation.max_weight,
         own_weighing=method.pieces.weigh.name if method.pieces.weigh.own else "",
     )
-    if problems:
-        raise UsageError("\n".join(problems))
+    there, hint = plural(len(clients), "client"), ""
     if federation.clients_per_round > len(clients):
-        raise UsageError(
-            f"federation.clients_per_round = {federation.clients_per_round} is more than the {len(clients)} clients "
-            "that there are",
-            hint=f"set it to at most {len(clients)}; 0 asks federation.fraction of them",
+        problems.append(
+            f"federation.clients_per_round = {federation.clients_per_round} is more than the {there} that there are"
         )
+        hint = f"set it to at most {len(clients)}; 0 asks federation.fraction of them"
     if federation.min_updates > len(clients):
-        raise UsageError(
-            f"federation.min_updates = {federation.min_updates} can never come from {len(clients)} clients",
-            hint=f"set it to at most {len(clients)}",
-        )
+        problems.append(f"federation.min_updates = {federation.min_updates} can never come from {there}")
+        hint = hint or f"set it to at most {len(clients)}"
+    if problems:
+        raise UsageError("\n".join(problems), hint=hint)
     size = cohort_size(len(clients), federation.clients_per_round, federation.fraction)
     selection.check(clients, size)
     return selection, selection.cohort(len(clients), size)
@@ -348,6 +346,7 @@ def _probed_rows(method: Method, work: Work, held: int) -> int:
 def _losses_of_tokens(tokenized: Tokenized) -> Iterator[str]:
     """What tokenising left out, a sentence for each reason."""
     for reason, (count, first) in tokenized.refused.items():
-        yield f"{count} rows were refused: {reason} (first: {', '.join(first)})"
+        yield f"{plural(count, 'row')} refused: {reason} (first: {', '.join(first)})"
     if tokenized.cut_rows:
-        yield f"{tokenized.cut_rows} rows were cut to data.max_length, {tokenized.cut_tokens} tokens in all"
+        cut, tokens = plural(tokenized.cut_rows, "row"), plural(tokenized.cut_tokens, "token")
+        yield f"{cut} cut to data.max_length, {tokens} in all"

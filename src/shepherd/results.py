@@ -16,7 +16,7 @@ from shepherd.clients.training import times_walked
 from shepherd.config import Config
 from shepherd.data.prompts import Template
 from shepherd.data.tokenize import encode_prompt
-from shepherd.errors import DataError
+from shepherd.errors import DataError, plural
 from shepherd.evaluation.losses import RowLosses, paired_difference
 from shepherd.evaluation.text import score
 from shepherd.prepare import Rows
@@ -123,7 +123,9 @@ def asked_rows(
     """(rows that are answered by generation, their prompts, why they are fewer than were asked for: a sentence, or
     nothing). Rows that were cut are not asked: nothing as long was trained on."""
     table, prompts = config.evaluation, {}
-    example = lambda index: rows.examples[rows.held_out[index].id]  # noqa: E731
+
+    def example(index: int) -> Example:
+        return rows.examples[rows.held_out[index].id]
 
     def usable(index: int) -> bool:
         if rows.held_out[index].cut:
@@ -142,7 +144,7 @@ def asked_rows(
         }
         lost = (
             f"evaluation.generate = {table.generate} asks for more answers than the {len(picked)} that are possible: "
-            f"{len(rows.held_out)} rows are held out"
+            f"{plural(len(rows.held_out), 'row')} held out"
         ) + "".join(f", {count} of them {why}" for why, count in too_long.items() if count)
     return [example(index) for index in picked], [prompts[index] for index in picked], lost
 
@@ -183,7 +185,7 @@ def rows_seen(lines: Sequence[Mapping[str, Any]], rows: Rows, seed: int) -> dict
 
     seen = {client: walked(client, 0) for client in at}
     for line in lines:
-        for client, count in line["unused_examples"].items():  # its walk does not go on
+        for client, count in line.get("unused_examples", {}).items():  # its walk does not go on
             seen[client] += walked(client, at[client] + count) - walked(client, at[client])
         for client, count in line["examples"].items():
             at[client] += count

@@ -139,7 +139,7 @@ def _container_memory(cgroup: Path) -> int | float:
 
 def _existing(folder: Path) -> Path:
     folder = folder.absolute()
-    while not folder.exists():
+    while not folder.exists() and folder != folder.parent:  # a drive of Windows need not be there
         folder = folder.parent
     return folder
 

@@ -125,12 +125,12 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     sizes = counts.sum(axis=1)
     click.echo(
         f"\n{plural(len(clients), 'client')} by {config.partition.name}: {sizes.sum():,} rows, {sizes.min():,} to "
-        f"{sizes.max():,} per client; {len(held_out):,} rows are held out"
+        f"{sizes.max():,} per client; {plural(len(held_out), 'row')} held out"
     )
     if refused is None:
         output.note("not tokenised: rows that a run would refuse are counted; --tokenize leaves them out")
     else:
-        click.echo(f"{refused:,} rows were refused when they were tokenised")
+        click.echo(f"{plural(refused, 'row')} refused when tokenised")
     if refused is None and not config.data.held_out_source:  # else it was among the warnings of a run
         key = natural_key(divided.settings)
         short = short_categories(dataset.examples, held_out, config.data.held_out_per_category, key)
@@ -212,12 +212,12 @@ def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> N
         f"longest {lengths.max():,}; learned: {sum(targets):,} of {sum(len(t.input_ids) for t in tokenized.tokens):,}"
     )
     click.echo(
-        f"truncation to data.max_length = {table.max_length}: {tokenized.cut_rows:,} rows lose "
-        f"{tokenized.cut_tokens:,} tokens ({tokenized.cut_contexts:,} rows of their context, "
-        f"{tokenized.cut_prompts:,} of their prompt, {tokenized.cut_responses:,} of their response)"
+        f"truncation to data.max_length = {table.max_length} takes {plural(tokenized.cut_tokens, 'token')} from "
+        f"{plural(tokenized.cut_rows, 'row')} (context of {tokenized.cut_contexts:,}, prompt of "
+        f"{tokenized.cut_prompts:,}, response of {tokenized.cut_responses:,})"
     )
     if tokenized.escaped:
-        click.echo(f"{tokenized.escaped:,} rows spell out a control token; it is encoded as ordinary text")
+        click.echo(f"{plural(tokenized.escaped, 'row')} with a control token spelled out, encoded as ordinary text")
 
 
 def _print_examples(dataset: Dataset, tokenized: Tokenized, tokenizer: Any, rows: int) -> None:

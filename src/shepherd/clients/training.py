@@ -53,6 +53,11 @@ class LocalTraining:
     clients_at_once: int = 16
     personal: Personalization = field(default_factory=Personalization)
 
+    @property
+    def tokens_measured(self) -> int:
+        """Most tokens in a pass that measures: it keeps nothing for a backward pass."""
+        return 2 * self.tokens_per_pass
+
 
 @dataclass(frozen=True)
 class Site:

@@ -16,6 +16,8 @@ def hub(name: str) -> Rows:
 
     Who writes `hub:` asks for the network, so it is open while the rows are fetched.
     """
+    if not name:
+        raise DataError("hub: names no dataset", hint="write hub:ORG/NAME")
     with network.opened():
         return _fetched(name)
 

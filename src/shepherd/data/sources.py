@@ -14,7 +14,7 @@ from shepherd.data.builtins import Rows, datasets
 from shepherd.data.files import SUFFIXES, find, read_rows
 from shepherd.data.formats import Refusal, detect, rename, to_example
 from shepherd.data.hub import hub
-from shepherd.errors import DataError, did_you_mean
+from shepherd.errors import DataError, did_you_mean, plural
 from shepherd.types import Example
 
 _FUNCTION = re.compile(r"\w[\w.]+:[^\W\d]\w*")
@@ -121,15 +121,15 @@ def describe(counts: Counts) -> str:
     lines = []
     for reason, (count, ids) in counts.items():
         more = ", …" if count > len(ids) else ""
-        lines.append(f"  {count} {'row' if count == 1 else 'rows'}: {reason} ({', '.join(ids)}{more})")
+        lines.append(f"  {plural(count, 'row')}: {reason} ({', '.join(ids)}{more})")
     return "\n".join(lines)
 
 
 def losses(dataset: Dataset) -> Iterator[str]:
     """What reading left out or changed, a sentence for each reason."""
-    for what, counts in (("were refused", dataset.refused), ("lost a part", dataset.changed)):
+    for what, counts in (("refused", dataset.refused), ("lost a part", dataset.changed)):
         for reason, (count, first) in counts.items():
-            yield f"{count} rows {what}: {reason} (first: {', '.join(first)})"
+            yield f"{plural(count, 'row')} {what}: {reason} (first: {', '.join(first)})"
     yield from dataset.notes
 
 

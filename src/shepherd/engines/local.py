@@ -37,4 +37,4 @@ class LocalEngine:
 
     def evaluate(self, model: GlobalModel | None, rows: Sequence[Tokens]) -> RowLosses:
         lora = self.site.make_lora().load(model) if model is not None else None
-        return row_losses(self.site.packed, rows, lora, 2 * self.site.settings.tokens_per_pass)[0]
+        return row_losses(self.site.packed, rows, lora, self.site.settings.tokens_measured)[0]

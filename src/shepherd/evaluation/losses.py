@@ -90,7 +90,7 @@ def _sums(
             losses, correct = packed.token_losses(batch)
             owners = batch.sequence_of.cpu().numpy()
             where = slice(done, done + len(part))
-            nll[where] = np.bincount(owners, losses.double().cpu().numpy(), len(part))
+            nll[where] = np.bincount(owners, losses.cpu().double().numpy(), len(part))
             hits[where] = np.bincount(owners, correct.cpu().numpy(), len(part))
             done += len(part)
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from shepherd.errors import ModelError, ResourceError, UsageError, did_you_mean, missing_extra
+from shepherd.errors import ModelError, ResourceError, UsageError, did_you_mean, missing_extra, plural
 from shepherd.model.card import licence_of
 from shepherd.model.convert import quiet_transformers
 from shepherd.model.digest import model_digest, read_json, tokenizer_digest, tokenizer_files, weight_files
@@ -108,7 +108,8 @@ def pick_device(device: str) -> torch.device:
             f"device {device!r} was asked for, but {built}", hint='set model.device = "auto", or install a CUDA torch'
         )
     if place.type == "cuda" and (place.index or 0) >= (count := torch.cuda.device_count()):
-        raise ResourceError(f"device {device!r} was asked for, but there are {count} CUDA devices", hint="count from 0")
+        there = plural(count, "CUDA device")
+        raise ResourceError(f"device {device!r} was asked for, and torch finds {there}", hint="count from 0")
     if place.type == "mps" and not mps:
         raise ResourceError("device 'mps' was asked for, but there is none", hint='set model.device = "auto"')
     return place
@@ -212,7 +213,7 @@ def check_parameters(folder: Path, model: PreTrainedModel) -> None:
 def _refuse_missing(folder: Path, missing: Sequence[str]) -> None:
     if missing:
         raise ModelError(
-            f"{folder} is not whole: {len(missing)} weights are in no file, e.g. {min(missing)}",
+            f"{folder} is not whole: {plural(len(missing), 'weight')} in no file, e.g. {min(missing)}",
             hint="copy or pull the model again",
         )
 

@@ -83,7 +83,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
         with quiet_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, **options)
             _mend_split(tokenizer, facts, source)
-            if facts["end"] is not None:  # transformers before 5.18 may say another
+            if facts["end"] is not None:  # whatever the reader of its tokenizer made of it
                 tokenizer.eos_token = tokenizer.convert_ids_to_tokens(facts["end"])
             model = transformers.AutoModelForCausalLM.from_pretrained(source.parent, **loading)
             if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:

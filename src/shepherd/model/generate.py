@@ -58,7 +58,8 @@ def generate(
 def _continue(model, tokenizer, prompts: list[list[int]], seed: int, streamer: BaseStreamer | None) -> list[list[int]]:
     """The new tokens of each prompt, with whatever follows its end."""
     longest = max(map(len, prompts))
-    pad, device = _pad(tokenizer), next(model.parameters()).device
+    # Not the pad token, which the model may have no embedding for: what is masked may be any token that it has.
+    pad, device = tokenizer.eos_token_id, next(model.parameters()).device
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -73,7 +74,7 @@ def _sampling(model, tokenizer, ends: Sequence[int], max_new_tokens: int, temper
     drawn = {"do_sample": True, "temperature": temperature, "top_p": TOP_P, "top_k": 0} if temperature > 0 else {}
     own = model.generation_config
     model.generation_config = GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=list(ends), pad_token_id=_pad(tokenizer), **drawn
+        max_new_tokens=max_new_tokens, eos_token_id=list(ends), pad_token_id=tokenizer.eos_token_id, **drawn
     )
     try:
         yield
@@ -114,7 +115,3 @@ def _stop_ids(tokenizer, stops: Sequence[str]) -> list[int]:
     if unknown:
         raise ValueError(f"stops that are no tokens of this tokenizer: {unknown}")
     return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
-
-
-def _pad(tokenizer) -> int:
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -134,14 +134,14 @@ def matmul_peak(dtype: torch.dtype | None = None, device: str = "cpu", seconds: 
     with torch.inference_mode():
         # Random: some processors multiply constants faster.
         left = torch.rand(size, size, device=device).to(dtype or torch.float32)
-        synchronise = torch.cuda.synchronize if left.is_cuda else lambda: None
+        wait = torch.accelerator.synchronize if device != "cpu" else lambda place: None
         left @ left
-        synchronise()
+        wait(left.device)
         best, end = math.inf, time.perf_counter() + seconds
         while True:
             start = time.perf_counter()
             left @ left
-            synchronise()
+            wait(left.device)
             stop = time.perf_counter()
             best = min(best, stop - start)
             if stop > end:

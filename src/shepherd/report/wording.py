@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from shepherd.errors import plural
+
 ABSENT = "n/a"
 MINUS = "\N{MINUS SIGN}"
 
@@ -137,12 +139,6 @@ def duration(value: Any) -> str:
         return f"{minutes} min {seconds:02d} s"
     hours, minutes = divmod(round(value / 60), 60)
     return f"{hours:,} h {minutes:02d} min"
-
-
-def plural(how_many: int, noun: str) -> str:
-    """1 client, 2 clients, 0 categories."""
-    many = noun if how_many == 1 else noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-    return f"{how_many:,} {many}"
 
 
 def listing(names: list[str], limit: int = 8) -> str:

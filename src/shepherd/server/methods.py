@@ -22,6 +22,16 @@ from shepherd.server.pieces import DEFAULTS, REGISTRIES, name_and_options
 
 methods = Registry("method")
 
+OTHER_NAMES = {
+    "fedavg": 'FedAvg of the factors is "fedit"',
+    "fedprox": "FedProx is objective.proximal",
+    "scaffold": "SCAFFOLD is objective.scaffold = true",
+    "ditto": 'Ditto is personalization.name = "ditto"',
+    "ifca": 'IFCA is personalization.name = "ifca"',
+    "feddpa": 'FedDPA is personalization.name = "feddpa"',
+}
+"""What a name means that others give to a method and we to something else."""
+
 
 @methods
 def fedit() -> Method:
@@ -209,6 +219,8 @@ def build_method(
 
     Keys of the table that name a piece replace that piece; the others are options of the method. Raises UsageError.
     """
+    if name not in methods and (meant := OTHER_NAMES.get(name.casefold())):
+        raise UsageError(f"unknown method: {name!r}. {meant}")
     table = dict(table or {})
     options_of_method = methods.options(name)
     overrides = {key: table.pop(key) for key in list(table) if key in REGISTRIES and key not in options_of_method}
