@@ -11,6 +11,7 @@ from shepherd.config import load, to_toml
 from shepherd.errors import ClientError, UsageError
 from shepherd.estimate import plan
 from shepherd.prepare import rates
+from test_resume import after_round, stopped
 
 RUN = (
     "evaluation.local_clients=2", "evaluation.generate=0", "federation.rounds=3", "training.local_steps=2",
@@ -146,19 +147,11 @@ def test_the_rates_come_back_from_the_recipe_that_a_run_writes():
 
 
 def test_a_run_that_goes_on_notices_another_rate_of_an_arm(small_config, tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop(event):
-        if event["event"] == "round":
-            raise Stop
-
-    with pytest.raises(Stop):
-        experiment.run(small_config("evaluation.local_clients=1"), stop, tmp_path)
-    file = tmp_path / "tiny" / "config.toml"
+    folder = stopped(small_config("evaluation.local_clients=1"), tmp_path, after_round(1))
+    file = folder / "config.toml"
     file.write_text(file.read_text().replace("local_learning_rate = 0.0", "local_learning_rate = 0.02"))
     with pytest.raises(UsageError, match=r"config\.evaluation\.local_learning_rate: 0\.0 then, 0\.02 now"):
-        experiment.resume(tmp_path / "tiny")
+        experiment.resume(folder)
 
 
 def test_a_centralised_arm_that_fails_says_which_rate_to_lower(small_config, tmp_path):

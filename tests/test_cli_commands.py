@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,11 +13,13 @@ import time
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
 from console import Shell
 from report_runs import write_run
 from shepherd import __version__, config, progress
+from shepherd.cli import cli
 from shepherd.errors import EXIT_CODES
 
 SOURCES = Path(__file__).parents[1] / "src"
@@ -273,6 +276,20 @@ def test_the_doctor_ends_with_status_5_where_no_run_can_work(shell, monkeypatch)
     outcome = shell("doctor")
     assert outcome.status == 5 and "no-such-package: not installed" in outcome.err
     assert "hint: pip install 'no-such-package'" in outcome.err
+
+
+def test_the_readme_names_the_commands_that_take_no_json():
+    def named(group: click.Group, before: str = ""):
+        for name, command in group.commands.items():
+            if isinstance(command, click.Group):
+                yield from named(command, f"{before}{name} ")
+            else:
+                yield f"{before}{name}", command
+
+    without = [f"`{name}`" for name, command in named(cli) if "as_json" not in {p.name for p in command.params}]
+    readme = " ".join((SOURCES.parent / "README.md").read_text(encoding="utf-8").split())
+    sentence = readme[readme.index("every command but") : readme.index("takes `--json`")]
+    assert sorted(re.findall("`[^`]+`", sentence)) == sorted(without) != []
 
 
 def test_the_readme_names_every_recipe_exit_status_and_only_commands_that_exist(shell):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from console import Shell
 from shepherd.config import load, recipes
@@ -66,7 +67,7 @@ def test_data_that_cannot_be_divided_is_inspected_all_the_same(shell, model):
     assert outcome.status == 0 and "not divided over clients: 99 clients" in outcome.err
 
 
-def test_one_row_is_one_row_and_too_few_to_hold_any_out(shell, tmp_path):
+def test_one_row_is_too_few_to_hold_any_out(shell, tmp_path):
     (tmp_path / "one.jsonl").write_text(json.dumps(ROWS[0]))
     outcome = shell("data", "partition", "one.jsonl")
     assert outcome.status == 3 and "no category has more than one row" in outcome.err and "more rows" in outcome.err
@@ -269,11 +270,22 @@ def test_the_table_of_a_partition_fits_a_narrow_terminal_and_names_every_categor
     names = [f"a category of a long name, {i}" for i in range(8)]
     counts = np.arange(16).reshape(2, 8) * 60
     lines = {}
+    monkeypatch.setenv("COLUMNS", "80")
     for terminal in (True, False):
-        monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
         data._print_table(["hospital-north", "hospital-south"], names, counts)
         lines[terminal] = capsys.readouterr().out
     assert max(map(len, lines[True].splitlines())) <= 80 < max(map(len, lines[False].splitlines()))
     assert all(f"{i + 1}\N{NO-BREAK SPACE}{name}" in " ".join(lines[True].split("\n")) for i, name in enumerate(names))
     assert "900" in lines[True] and "900" in lines[False]  # 15 · 60
+
+
+def test_names_in_wide_letters_count_twice_where_the_table_of_a_partition_has_to_fit(capsys, monkeypatch):
+    from shepherd.cli import data
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    names = [f"{number}病院の分類名前" for number in "123456"]  # 8 characters in 15 columns
+    data._print_table(["north", "south"], names, np.ones((2, 6), int))
+    out = capsys.readouterr().out
+    assert max(map(cell_len, out.splitlines())) <= 80 and "分類名前" in out

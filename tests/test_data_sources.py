@@ -306,9 +306,7 @@ def test_hub_names_carry_a_configuration_a_split_and_their_licence(monkeypatch):
             raise ConnectionError("no route")
         return Split([ROWS["alpaca"]])
 
-    monkeypatch.setitem(
-        sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, disable_progress_bars=lambda: None)
-    )
+    monkeypatch.setitem(sys.modules, "datasets", datasets_that(load_dataset))
     data = load_examples("hub:org/name:small@test")
     assert (data.licence, data.examples[0].id) == ("cc-by-4.0", "name:1")
     load_examples("hub:org/name")
@@ -367,9 +365,7 @@ def test_asking_for_the_hub_opens_the_network_that_we_closed_and_closes_it_again
         seen.append((os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE))
         raise ConnectionError("no route")
 
-    monkeypatch.setitem(
-        sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, disable_progress_bars=lambda: None)
-    )
+    monkeypatch.setitem(sys.modules, "datasets", datasets_that(load_dataset))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     seen: list[tuple[str, bool]] = []

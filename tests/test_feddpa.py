@@ -29,7 +29,7 @@ from shepherd.own_models import personal_models
 from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
 from shepherd.tuned import load_tuned
 from shepherd.types import Adapter, Factors, GlobalModel, ServerState, TrainTask, View, Work
-from tiny_training import ALPHA, adapter_for, base_model, distance, some_data, targets_of
+from tiny_training import ALPHA, adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
 RATES = (3e-3, 2e-3, 1e-3)
 DATA = some_data()
@@ -197,10 +197,6 @@ def one_round(views, private=None, data=DATA, **settings):
 
 def kept(adapter: Adapter):
     return {f"personal/{n}.{part}": getattr(pair, part) for n, pair in adapter.factors.items() for part in "AB"}
-
-
-def same_bytes(a, b) -> bool:
-    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -28,7 +28,7 @@ from shepherd.server.traffic import SMOLLM2_QV, numbers, round_bytes
 from shepherd.types import Factors, GlobalModel, Objective, ServerState, TrainTask, View, Work
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Envelope, Sealed, pack
-from tiny_training import adapter_for, base_model, distance, some_data, targets_of
+from tiny_training import adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
 TWELVE = tuple(f"model.layers.{n}.{name}" for n in range(12) for name in ("self_attn.q_proj", "mlp.down_proj"))
 
@@ -324,10 +324,6 @@ def test_an_own_adapter_is_the_servers_below_and_the_clients_above_and_nobody_s_
 
 def parts_named(modules, prefix):
     return {f"{prefix}{name}.{part}" for name in modules for part in "AB"}
-
-
-def same_bytes(a, b) -> bool:
-    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
 
 
 # Whole runs

@@ -227,7 +227,7 @@ def test_a_set_that_needs_code_of_its_own_or_is_pickled_is_refused_and_nothing_r
     code = f"open({str(canary)!r}, 'w')\n".encode()
     hub.add("datasets/lab/script", {"script.py": code, "train.jsonl": lines(ROWS)}, "main")
     said = inspect("hub:lab/script")
-    assert said.status == 3 and "script" in said.err
+    assert said.status == 3 and "script.py" in said.err
 
     class Bomb:
         def __reduce__(self):

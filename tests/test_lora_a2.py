@@ -25,8 +25,8 @@ from shepherd.server.traffic import round_bytes
 from shepherd.types import Adapter, Choice, ClientFailure, ClientUpdate, Factors, Objective, TrainTask, View, Work
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Envelope, Sealed, pack
-from test_training_views import DATA, MODULES, adapter_of, same_bytes
-from tiny_training import base_model, distance, targets_of
+from test_training_views import DATA, MODULES, adapter_of
+from tiny_training import base_model, distance, same_bytes, targets_of
 
 RATES = (0.3, 0.2, 0.1)  # of SGD: large, so that slots differ by far more than rounding
 BUDGET = 7  # of 4 slots in each of 6 modules

@@ -23,7 +23,7 @@ from shepherd.own_models import personal_models
 from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
 from shepherd.tuned import load_tuned
 from shepherd.types import Factors, GlobalModel, Objective, ServerState, TrainTask, View, Work
-from tiny_training import adapter_for, base_model, distance, some_data, targets_of
+from tiny_training import adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
 RATES = (3e-3, 2e-3, 1e-3)
 MODULES = targets_of(base_model())
@@ -48,10 +48,6 @@ def moved(adapter, update):
         for n, (A, B) in adapter.factors.items()
     }
     return replace(adapter, factors=factors)
-
-
-def same_bytes(a, b) -> bool:
-    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
 
 
 # Parts at home

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from report_runs import Page, change, write_run
 from shepherd.errors import DataError
 from shepherd.report import compare
+from shepherd.report.ranking import ranking
 from test_report_html import HOSTILE, check
 
 
@@ -70,6 +71,12 @@ def test_one_seed_decides_nothing_and_other_seeds_or_rows_are_not_compared(tmp_p
     change(runs[1] / "partition.json", lambda p: p["held_out"].pop())
     assert "no seed in common that was measured on the same rows" in compare(runs).verdict[1]
     assert compare(runs[:1]).verdict == ()
+
+
+def test_a_lead_is_held_against_eight_settings_and_the_rest_are_counted():
+    told = ranking([(f"settings {n}", {("seed 0",): float(n)}) for n in range(10)])
+    assert len(told) == 1 + 8 + 1 and told[0].startswith("Lowest federated loss: settings 0")
+    assert told[-1] == "The table alone has 1 further setting."
 
 
 def test_an_unfinished_run_leads_nobody(tmp_path):

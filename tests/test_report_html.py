@@ -252,7 +252,10 @@ def test_the_facts_name_method_server_and_selection(tmp_path):
     assert "method ffa_lora" in text and "server fedadam" in text and "selection oort" in text
 
 
-def test_a_model_in_a_folder_is_named_without_the_way_to_it(tmp_path):
+def test_a_model_and_data_in_a_folder_are_named_without_the_way_to_it(tmp_path):
+    stopped = write_run(tmp_path / "stopped", overrides=("data.source=/home/someone/my.jsonl",), finished=False)
+    source = page(stopped).source
+    assert "<span>my.jsonl</span>" in source and "someone" not in source[: source.index("<nav")]
     run = write_run(tmp_path / "run")
     change(run / "summary.json", lambda s: s["model"].update(name="/home/someone/models/small"))
     source = page(run).source
@@ -284,6 +287,10 @@ def test_personal_models_say_who_gains_and_who_loses(tmp_path):
     change(run / "evaluation/metrics.json", lambda metrics: metrics.update(personal={"ann": 3}))
     with pytest.raises(DataError, match=r"personal\.ann: expected a table"):
         write_report(run)
+
+
+def test_a_client_that_is_drawn_once_is_drawn_1_time(tmp_path):
+    assert "each client was drawn 1 time in 1 round." in page(write_run(tmp_path / "demo", rounds=1)).text
 
 
 def test_participation_counts_draws_codes_and_rounds_in_which_nobody_was_drawn(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from shepherd import experiment, results
 from shepherd.clients import training
 from shepherd.rng import stream
+from test_resume import after_round, stopped
 
 ROUNDS = ("evaluation.arms=base,federated", "evaluation.generate=0", "federation.rounds=4")
 FEW = ("federation.clients_per_round=3", "federation.over_select=1")
@@ -109,18 +110,8 @@ def test_the_file_names_each_row_but_those_of_the_largest_group():
     assert list(seen) == [{"client": "a", "rows": 6, "otherwise": 2, "seen": {"0": ["s"], "1": ["q", "u"]}}]
 
 
-class Stop(Exception):
-    pass
-
-
 def test_a_run_that_was_stopped_ends_with_the_same_file(run_small, small_config, tmp_path):
-    def stop(event):
-        if event["event"] == "round" and event["round"] == 2:
-            raise Stop
-
-    with pytest.raises(Stop):
-        experiment.run(small_config(*ROUNDS, *FEW), stop, tmp_path)
-    run = experiment.resume(tmp_path / "tiny")
+    run = experiment.resume(stopped(small_config(*ROUNDS, *FEW), tmp_path, after_round(2)))
     whole = run_small(*ROUNDS, *FEW)
     for name in ("evaluation/rows_seen.jsonl", "partition.json"):
         assert (run.path / name).read_bytes() == (whole.path / name).read_bytes()

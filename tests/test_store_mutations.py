@@ -24,8 +24,6 @@ from shepherd.store import Rounds, RunDirectory, disk, lines, rounds, run
 from shepherd.store.lines import append, journal_line
 from shepherd.updates import gate
 
-pytestmark = pytest.mark.slow
-
 
 def no_cut_loses_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The law of test_store_power, which ends at the first loss."""
@@ -157,13 +155,20 @@ GATE = [
 ]  # fmt: skip
 
 
+FAULTS = [*STORE, *((gate, *planted) for planted in GATE)]
 HELD: list[Any] = []
 """Laws that were seen to hold without a fault."""
 
 
+def test_every_fault_has_one_place_in_the_source_of_today():
+    found = {text: inspect.getsource(module).count(text) for module, text, *_ in FAULTS}
+    assert {text: times for text, times in found.items() if times != 1} == {}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "text", "instead", "law"),
-    [*STORE, *((gate, *planted) for planted in GATE)],
+    FAULTS,
     ids=lambda value: value[:60].strip() if isinstance(value, str) else "",
 )
 def test_a_planted_fault_is_noticed(module, text, instead, law, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
 from shepherd.types import Adapter, ClientFailure, ClientUpdate, Core, Factors, Objective, TrainTask, View, Work
 from shepherd.updates.gate import Gate
-from tiny_training import base_model, distance, some_data, targets_of
+from tiny_training import base_model, distance, same_bytes, some_data, targets_of
 
 RATES = (3e-3, 2e-3, 1e-3)
 ROUNDING = 1e-5  # as in test_training_laws.py; the most that was seen here is 2e-6, AdamW included
@@ -71,10 +71,6 @@ def _pick(view, name, whole, which) -> np.ndarray:
     module, part = name.rsplit(".", 1)
     may = which(view.slots[module])
     return whole[:, may] if part == "B" else whole[may[:: len(may) // len(whole)]]
-
-
-def same_bytes(a, b) -> bool:
-    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
 
 
 MODULES = targets_of(base_model())

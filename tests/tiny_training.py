@@ -71,3 +71,8 @@ def distance(a, b) -> float:
     """‖a − b‖ / ‖b‖ over all factors. Not per element: Adam turns the rounding of a gradient near 0 into a step."""
     flat = [np.concatenate([x[name].ravel() for name in sorted(b)]).astype(np.float64) for x in (a, b)]
     return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
+
+
+def same_bytes(a, b) -> bool:
+    """Whether two dicts of arrays hold the same names and bits."""
+    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)

@@ -259,10 +259,10 @@ class TrainingTable(Table):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     tokens_per_pass: int = Field(0, ge=0)
-    """Most tokens in one pass through the base; a step is cut into passes. 0 picks by memory. Results do not depend
-    on it."""
+    """Most tokens in one pass through the base; a step is cut into passes. 0 picks by memory. Results depend on
+    it by rounding alone."""
     clients_at_once: int = Field(0, ge=0)
-    """Clients trained together; 0 picks by memory. Results do not depend on it."""
+    """Clients trained together; 0 picks by memory. On a CPU results do not depend on it, on a GPU by rounding alone."""
 
     @model_validator(mode="after")
     def _optimizer_knows(self) -> TrainingTable:

@@ -40,7 +40,7 @@ class ModelError(ShepherdError):
 
 
 class ResourceError(ShepherdError):
-    """Not enough memory, disk or hardware for what was asked (exit status 5)."""
+    """Not enough memory, disk or hardware, or a place that cannot be read or written (exit status 5)."""
 
     exit_code = 5
 

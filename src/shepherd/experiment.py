@@ -90,8 +90,8 @@ def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool
     """Go on with a run that was stopped, from its last committed round, to the bytes of a run that never stopped.
 
     A finished run is returned as it is, with the report that it may still lack. Raises UsageError, with what differs,
-    where settings, data, base, code or machine are not those that the run was started with; `force` goes on all the
-    same and notes it in the report.
+    where settings, data, base, tokenizer, code or machine are not those that the run was started with; `force`
+    goes on all the same and notes it in the report.
     """
     folder = open_run(run_dir, IDENTITY)
     store = RunDirectory(folder)

@@ -1,4 +1,4 @@
-"""How a command prints: tables in columns, JSON that any program reads, file sizes and durations.
+"""How a command prints: notes on stderr, tables in columns, JSON that any program reads.
 
 Everything that came from data, a model or a file name passes through `clean`: a row must not be able to drive the
 terminal it is shown in.

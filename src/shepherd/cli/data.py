@@ -296,7 +296,7 @@ def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) 
     """
     import numpy as np
 
-    from shepherd.report.wording import shorten
+    from shepherd.report.wording import cells, shorten
 
     if len(categories) > MOST_COLUMNS:  # the largest, and one column for all others
         order = np.argsort(-counts.sum(axis=0), kind="stable")
@@ -305,7 +305,8 @@ def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) 
         counts = np.column_stack([counts[:, shown], counts[:, rest].sum(axis=1)])
     most = max(int(counts.max()), 1)
     columns = [shorten(category, 14, middle=True) for category in categories]
-    width = max(map(len, clients)) + sum(2 + max(7, len(name)) for name in columns) + 8
+    long = lambda text: sum(map(cells, text))  # noqa: E731
+    width = max(map(long, clients)) + sum(2 + max(7, long(name)) for name in columns) + 8
     narrow = sys.stdout.isatty() and width > shutil.get_terminal_size().columns
 
     def cell(count: int) -> str:
@@ -319,8 +320,13 @@ def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) 
     numbers = [f"{number}" for number in range(1, len(columns) + 1)]
     output.print_table(("client", "rows", *(numbers if narrow else columns)), rows, right=range(2, 2 + len(columns)))
     if narrow:
-        named = ", ".join(f"{number}\N{NO-BREAK SPACE}{name}" for number, name in zip(numbers, categories, strict=True))
-        click.echo(f"\n{click.wrap_text(output.clean(named), shutil.get_terminal_size().columns)}")
+        lines = [""]
+        for number, name in zip(numbers, categories, strict=True):
+            named = f" {number}\N{NO-BREAK SPACE}{output.clean(name)}" + ("," if number != numbers[-1] else "")
+            if lines[-1] and long(lines[-1] + named) > shutil.get_terminal_size().columns:
+                lines.append("")
+            lines[-1] = (lines[-1] + named).lstrip()
+        click.echo("\n" + "\n".join(lines))
 
 
 def _svg(clients: list[str], categories: list[str], counts: np.ndarray, name: str) -> str:

@@ -68,8 +68,8 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
 def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
     """Go on with a run that was stopped, from its last committed round.
 
-    It ends with the same bytes as if it had never stopped. Where settings, data, base, code or machine are not those
-    that it was started with, it says what differs and does nothing.
+    It ends with the same bytes as if it had never stopped. Where settings, data, base, tokenizer, code or machine
+    are not those that it was started with, it says what differs and does nothing.
     """
     from shepherd import progress
 

@@ -1,8 +1,8 @@
 """Run directories in; one HTML page about a run, or a comparison of several, out.
 
 Reads JSON and TOML only: no torch, no numpy. `load.py` reads a run, `findings.py` says what the numbers mean,
-`charts/` draws, `html.py` and `compare.py` write. A new section is a function in html.py and a block in
-templates/report.html.j2. Everything that came from data, a model or a person is cleaned and escaped in page.py.
+`charts/` draws, `html.py` and `compare.py` write. A new section is a function RunRecord -> Section and its place in
+`html.view`. Everything that came from data, a model or a person is cleaned and escaped in page.py.
 """
 
 from __future__ import annotations

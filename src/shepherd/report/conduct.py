@@ -235,29 +235,8 @@ def participation(record: RunRecord, limits: Limits) -> Section:
     heading = "Who took part"
     if not record.rounds:
         return Section("participation", heading, ["No round was federated."])
-    states: dict[str, dict[int, str]] = {c: {} for c in record.partition.get("clients") or {}}
-    reasons, lost = [], 0
-    for line in record.rounds:
-        rejected = {entry["client"]: entry for entry in line.get("rejected") or ()}
-        missing, late = list(line.get("missing") or ()), list(line.get("late") or ())
-        for c in {*line["cohort"], *missing, *late, *rejected}:
-            state = "rejected" if c in rejected else "missing" if c in missing else "late" if c in late else "trained"
-            states.setdefault(c, {})[line["round"]] = state
-        lost += len(_lost(line))
-        reasons += [
-            [f"{line['round']}", c, "rejected", str(e.get("code") or ABSENT), str(e.get("detail") or "")]
-            for c, e in sorted(rejected.items())
-        ]
-        reasons += [[f"{line['round']}", c, "missing", "no update came back", ""] for c in sorted(missing)]
-        reasons += [[f"{line['round']}", c, "late", "after the deadline or enough others", ""] for c in sorted(late)]
-        reasons += [
-            [f"{line['round']}", e["client"], "ignored", str(e.get("code") or ABSENT), str(e.get("detail") or "")]
-            for e in line.get("ignored") or ()
-        ]
-        reasons += [
-            [f"{line['round']}", c, "quarantined", "asked no more from here on", ""]
-            for c in sorted(line.get("quarantined") or ())
-        ]
+    states, reasons = _attendance(record)
+    lost = sum(len(_lost(line)) for line in record.rounds)
     names = sorted(states)
     shown_rounds = charts.thin([line["round"] for line in record.rounds], 60)
     drawn, cut = names[: limits.drawn], len(names)
@@ -283,7 +262,7 @@ def participation(record: RunRecord, limits: Limits) -> Section:
     asked = Counter(c for line in record.rounds for c in line["cohort"])
     least, most = min((asked[c] for c in names), default=0), max(asked.values(), default=0)
     how = record.setting("selection", "name", record.setting("federation", "selection", "uniform"))
-    often = f"{most} times" if least == most else f"{least} to {most} times"
+    often = plural(most, "time") if least == most else f"{least} to {most} times"
     text.append(f"With the selection {shorten(str(how), 60)} each client was drawn {often} in {_rounds(record)}.")
     skipped = [line for line in record.rounds if line.get("skipped")]
     for why, some in (
@@ -299,6 +278,60 @@ def participation(record: RunRecord, limits: Limits) -> Section:
             f"How often each row was trained on, by its id, is in {shorten(where, 60)} of the run directory, whether "
             "or not the update counted."
         )
+    caption = (
+        "One mark per client and round."
+        + left_out(cut, limits.drawn, "client", "those with missing, late or rejected updates come first")
+        + left_out(len(record.rounds), 60, "round")
+    )
+    items: list[Figure | Table] = [Figure(picture, caption, _per_client(record, limits, states, asked))]
+    if codes := _codes(record):
+        items.append(codes)
+    if reasons:
+        items.append(
+            Table(
+                "Updates that did not count",
+                ("Round", "Client", "State", "Reason", "Detail"),
+                reasons[: limits.rows],
+                texts=(0, 1, 2, 3, 4),
+                note=left_out(len(reasons), limits.rows, "update"),
+            )
+        )
+    return Section("participation", heading, text, items)
+
+
+def _attendance(record: RunRecord) -> tuple[dict[str, dict[int, str]], list[list[str]]]:
+    """Per client and round whether it trained or why not, and the lines (round, client, state, reason, detail) of all
+    updates that did not count."""
+    states: dict[str, dict[int, str]] = {c: {} for c in record.partition.get("clients") or {}}
+    reasons: list[list[str]] = []
+    for line in record.rounds:
+        rejected = {entry["client"]: entry for entry in line.get("rejected") or ()}
+        missing, late = list(line.get("missing") or ()), list(line.get("late") or ())
+        for c in {*line["cohort"], *missing, *late, *rejected}:
+            state = "rejected" if c in rejected else "missing" if c in missing else "late" if c in late else "trained"
+            states.setdefault(c, {})[line["round"]] = state
+        reasons += [
+            [f"{line['round']}", c, "rejected", str(e.get("code") or ABSENT), str(e.get("detail") or "")]
+            for c, e in sorted(rejected.items())
+        ]
+        reasons += [[f"{line['round']}", c, "missing", "no update came back", ""] for c in sorted(missing)]
+        reasons += [[f"{line['round']}", c, "late", "after the deadline or enough others", ""] for c in sorted(late)]
+        reasons += [
+            [f"{line['round']}", e["client"], "ignored", str(e.get("code") or ABSENT), str(e.get("detail") or "")]
+            for e in line.get("ignored") or ()
+        ]
+        reasons += [
+            [f"{line['round']}", c, "quarantined", "asked no more from here on", ""]
+            for c in sorted(line.get("quarantined") or ())
+        ]
+    return states, reasons
+
+
+def _per_client(
+    record: RunRecord, limits: Limits, states: Mapping[str, Mapping[int, str]], asked: Mapping[str, int]
+) -> Table:
+    """How often each client was drawn and what became of that, and how much it trained on."""
+    names = sorted(states)
     seen = record.summary.get("trained_rows") or {}
     sums = {
         c: {
@@ -319,32 +352,13 @@ def participation(record: RunRecord, limits: Limits) -> Section:
                 _seen(seen.get(c)),
             ]
         )
-    per_client = Table(
+    return Table(
         "Participation of each client",
         ("Client", "Drawn", *map(str.capitalize, kinds), "Steps", "Rows walked", "Tokens", "Rows seen, by how often"),
         rows,
         texts=(0, 9),
         note=left_out(len(names), limits.rows, "client"),
     )
-    caption = (
-        "One mark per client and round."
-        + left_out(cut, limits.drawn, "client", "those with missing, late or rejected updates come first")
-        + left_out(len(record.rounds), 60, "round")
-    )
-    items: list[Figure | Table] = [Figure(picture, caption, per_client)]
-    if codes := _codes(record):
-        items.append(codes)
-    if reasons:
-        items.append(
-            Table(
-                "Updates that did not count",
-                ("Round", "Client", "State", "Reason", "Detail"),
-                reasons[: limits.rows],
-                texts=(0, 1, 2, 3, 4),
-                note=left_out(len(reasons), limits.rows, "update"),
-            )
-        )
-    return Section("participation", heading, text, items)
 
 
 def alerts(record: RunRecord) -> list[str]:

@@ -106,17 +106,15 @@ def forced(record: RunRecord) -> Section:
 
 def facts(record: RunRecord) -> list[str]:
     summary = record.summary
-    model = str(summary.get("model", {}).get("name") or record.setting("model", "base", ""))
-    if Path(model).is_absolute():
-        model = Path(model).name
+    model = summary.get("model", {}).get("name") or record.setting("model", "base", "")
     clients = summary.get("clients") or len(record.partition.get("clients", {})) or None
     done = len(record.rounds)
     planned = record.setting("federation", "rounds", done)
     rounds = plural(planned, "round") if done in (planned, 0) else f"{done} of {plural(planned, 'round')}"
     data = summary.get("data", {}).get("name") or record.setting("data", "source", "")
     found = [
-        model,
-        str(data),
+        _without_folder(str(model)),
+        _without_folder(str(data)),
         plural(int(clients), "client") if number(clients) else "",
         rounds,
         f"method {record.setting('federation', 'method', record.setting('federation', 'aggregation', ABSENT))}",
@@ -125,6 +123,10 @@ def facts(record: RunRecord) -> list[str]:
         f"seed {record.seed}",
     ]
     return [shorten(fact, 60) for fact in found if fact]
+
+
+def _without_folder(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def ranking(settings: Sequence[tuple[str, Mapping[tuple, float]]]) -> list[str]:
     others = [(name, theirs) for name, theirs in known if name != best]
     sentences += [_against(losses, shorten(name, 60, middle=True), theirs) for name, theirs in others[:SHOWN]]
     if len(others) > SHOWN:
-        sentences.append(f"{plural(len(others) - SHOWN, 'further setting')} are in the table only.")
+        sentences.append(f"The table alone has {plural(len(others) - SHOWN, 'further setting')}.")
     return sentences
 
 

@@ -90,8 +90,8 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
         note = (
             "Intervals: paired bootstrap over held-out rows. They compare arms row by row and so leave out how hard a "
             "row is for every arm, which the standard errors of single arms hold. p: how often the choice of rows "
-            "alone gives such a difference. They do not cover the spread between seeds; repeat the run with other "
-            "seeds and compare them for that. "
+            "alone gives such a difference. Neither covers the spread between seeds; repeat the run with other seeds "
+            "and compare them for that. "
             + (
                 "The best client is chosen by the same rows, which flatters it a little."
                 if any(":" in d.b for d in gaps)

@@ -47,7 +47,7 @@ def padded(text: str, width: int, right: bool = False) -> str:
 
 
 def shorten(label: str, width: float, measure: Callable[[str], float] = cells, *, middle: bool = False) -> str:
-    """One line at most `width` wide, in terms of `measure`; a cut is marked by …, at the end or in the `middle`."""
+    """One line at most `width` wide, in terms of `measure`, and a … where it is cut: at the end or in the `middle`."""
     label = " ".join(clean(label).split())
     sizes = [measure(character) for character in label]
     if sum(sizes) <= width + 1:

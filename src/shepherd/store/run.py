@@ -1,7 +1,8 @@
 """The run directory: its files appear whole or not at all, its rounds are committed or absent.
 
-runs/<name>/config.toml, partition.json, rounds.jsonl, journal.jsonl, env.json, checkpoints/round-0001/, adapter/,
-            evaluation/{metrics.json, generations.jsonl, rows_seen.jsonl}, summary.json, report.html
+runs/<name>/config.toml, identity.json, partition.json, rounds.jsonl, journal.jsonl, env.json, summary.json,
+            report.html, checkpoints/round-0001/, adapter/, arms/{local, centralised}/, personal/, clusters/,
+            evaluation/{metrics.json, generations.jsonl, rows_seen.jsonl}
 """
 
 from __future__ import annotations
