@@ -21,7 +21,7 @@ from shepherd.config import Config, LoraTable, TrainingTable
 from shepherd.data.audit import Audit, audit
 from shepherd.data.partition import short_categories
 from shepherd.data.prompts import Template, build_template
-from shepherd.data.sources import Dataset, losses
+from shepherd.data.sources import Dataset, losses, sentences
 from shepherd.data.tokenize import Tokenized, tokenize
 from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
 from shepherd.engines.local import LocalEngine
@@ -345,8 +345,7 @@ def _probed_rows(method: Method, work: Work, held: int) -> int:
 
 def _losses_of_tokens(tokenized: Tokenized) -> Iterator[str]:
     """What tokenising left out, a sentence for each reason."""
-    for reason, (count, first) in tokenized.refused.items():
-        yield f"{plural(count, 'row')} refused: {reason} (first: {', '.join(first)})"
+    yield from sentences("refused", tokenized.refused)
     if tokenized.cut_rows:
         cut, tokens = plural(tokenized.cut_rows, "row"), plural(tokenized.cut_tokens, "token")
         yield f"{cut} cut to data.max_length, {tokens} in all"

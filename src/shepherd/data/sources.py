@@ -127,10 +127,15 @@ def describe(counts: Counts) -> str:
 
 def losses(dataset: Dataset) -> Iterator[str]:
     """What reading left out or changed, a sentence for each reason."""
-    for what, counts in (("refused", dataset.refused), ("lost a part", dataset.changed)):
-        for reason, (count, first) in counts.items():
-            yield f"{plural(count, 'row')} {what}: {reason} (first: {', '.join(first)})"
+    yield from sentences("refused", dataset.refused)
+    yield from sentences("lost a part", dataset.changed)
     yield from dataset.notes
+
+
+def sentences(what: str, counts: Counts) -> Iterator[str]:
+    """What happened to rows, for each reason: `3 rows refused: empty answer (first: clinic:1, clinic:4, clinic:9)`."""
+    for reason, (count, first) in counts.items():
+        yield f"{plural(count, 'row')} {what}: {reason} (first: {', '.join(first)})"
 
 
 def has_languages(source: str) -> bool:
