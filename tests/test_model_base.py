@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from shepherd.errors import ModelError, ResourceError, UsageError
@@ -322,6 +324,20 @@ def test_a_named_precision_is_taken_and_an_unknown_one_refused():
     assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     with pytest.raises(UsageError, match="Did you mean 'float32'"):
         pick_dtype("float3", torch.device("cpu"))
+
+
+def test_an_8bit_base_does_not_say_at_each_of_its_products_that_it_rounds(llama, monkeypatch):
+    products = logging.getLogger("bitsandbytes.autograd._functions")
+    monkeypatch.setattr(products, "level", logging.NOTSET)
+    monkeypatch.setattr(base_module, "check_quantize", lambda *_: None)  # where there is CUDA
+
+    def loaded(*_, **options):
+        assert options["quantization_config"].load_in_8bit and not products.isEnabledFor(logging.WARNING)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", loaded)
+    with pytest.raises(ModelError, match="seen"):
+        load_base(str(llama), device="cpu", quantize="8bit")
 
 
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])
