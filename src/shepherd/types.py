@@ -24,10 +24,20 @@ CONTROL, CLUSTER = ".control", "cluster/"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. `role` is "system", "user" or "assistant"."""
+    """One turn of a conversation.
+
+    `role` is "system", "user", "assistant" or "tool" (a tool's result, shown but never learned); a row of plain text
+    is one message of the role "text", which no template touches and which is learned whole. `learned` is False for an
+    answer that is shown and not trained on. `reasoning` is the assistant's thinking before `content`, and `extra` a
+    canonical JSON object of further fields that only a chat template reads ("tool_calls", "name", "tool_call_id"), or
+    "".
+    """
 
     role: str
     content: str
+    learned: bool = True
+    reasoning: str = ""
+    extra: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,8 @@ class Example:
 
     `messages` ends with the assistant's turn. `context` is the passage that the last user turn is about
     (alpaca's `input`, Dolly's `context`); it is kept apart because truncation cuts it first. `category` drives
-    label skew, `source` is the natural client (a file, a user, a language).
+    label skew, `source` is the natural client (a file, a user, a language). `tools` is a JSON list of the tools that
+    the conversation may call, for the chat template, or "".
     """
 
     id: str
@@ -44,6 +55,7 @@ class Example:
     category: str = "all"
     source: str = ""
     context: str = ""
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True)
