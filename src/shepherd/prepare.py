@@ -89,6 +89,10 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         lost.append(
             f"{overlap} of {len(held_out)} held-out rows ask what is also trained on: their loss flatters the model"
         )
+    if line := found.summary(
+        beside=("train and held-out overlap", "empty answers", "other refusals", "over-long rows")
+    ):
+        lost.append(f"{line} (shepherd data inspect names them)")
     return Rows(
         dataset=dataset,
         examples=examples,
@@ -105,7 +109,7 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
             *lost,
             *beside,
         ),
-        notes=(*dataset.notes, *beside),
+        notes=(*filter(None, [dataset.unread]), *dataset.notes, *beside),
     ), template  # fmt: skip
 
 

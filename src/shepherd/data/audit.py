@@ -6,7 +6,7 @@ Texts are compared without regard to case and white space.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from shepherd.data.holdout import same_prompt
@@ -64,7 +64,7 @@ ROW_FAULTS: dict[str, Callable[[Example], bool]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault: `groups` of ids that share it (a group of one where a row stands for itself).
+    """One kind of fault: `groups` of ids of rows that share it (a group of one where a row stands for itself).
 
     `count` is the number of rows; it is larger than the ids shown where only the first of them are known.
     """
@@ -95,6 +95,10 @@ class Audit:
             raise KeyError(kind)
         return next((f for f in self.findings if f.kind == kind), Finding(kind, 0, ()))
 
+    def summary(self, beside: Container[str] = ()) -> str:
+        """The findings in one line, without the kinds in `beside`; "" for none."""
+        return ", ".join(f"{finding.count:,} {finding.kind}" for finding in self.findings if finding.kind not in beside)
+
     def describe(self, first: int = 3, ids: int = IDS) -> str:
         """One line per finding with the first groups and the first `ids` of each, or one that says there are none."""
         if not self.findings:
@@ -105,7 +109,7 @@ class Audit:
                 " = ".join(group[:ids]) + (" = …" if len(group) > ids else "") for group in finding.groups[:first]
             )
             more = "; …" if len(finding.groups) > first else ""
-            lines.append(f"{finding.count} {finding.kind}: {finding.meaning} ({shown}{more})")
+            lines.append(f"{finding.count:,} {finding.kind}: {finding.meaning} ({shown}{more})")
         return "\n".join(lines)
 
 
