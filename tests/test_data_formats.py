@@ -302,6 +302,29 @@ def test_a_call_that_cannot_be_understood_is_refused_with_its_reason(tmp_path, t
     assert reasons(read(tmp_path, turns(ASK, SAY), turns(ASK, "", **turn))) == {reason: 1}
 
 
+def test_a_cell_of_a_table_holds_turns_as_json_or_as_pandas_writes_a_list(tmp_path):
+    turns_ = [USER, {"role": "assistant", "content": 'It\'s "the" Danube.'}]
+    for cell in (json.dumps(turns_), repr(turns_)):
+        data = read(tmp_path, {"messages": cell})
+        assert data.examples[0].messages[-1].content == 'It\'s "the" Danube.'
+    hostile = ("[" * 100_000, "__import__('os').getcwd()", "[1, 2", "{1: 2}", "None")
+    data = read(tmp_path, turns(ASK, SAY), *({"messages": cell} for cell in hostile))
+    assert reasons(data) == {"'messages' is not a list of turns": 5}
+
+
+@pytest.mark.parametrize("says", ["<noinput>", "Noinput", "N/A", "nan"])
+def test_an_input_that_says_that_there_is_none_is_none_and_counted(tmp_path, says):
+    data = read(tmp_path, {"instruction": ASK, "input": says, "output": SAY})
+    assert data.examples[0].context == "" and list(data.changed) == [
+        "an input that says that there is none, such as <noinput>"
+    ]
+
+
+def test_an_input_with_an_output_and_inputs_with_targets_are_pairs_too(tmp_path):
+    for row in ({"input": ASK, "output": SAY}, {"inputs": ASK, "targets": SAY}):
+        assert read(tmp_path, row).examples[0].messages == TURNS
+
+
 # Structures that are filled with null, and rows that differ
 
 

@@ -66,7 +66,8 @@ def no_format(rows: Sequence[Mapping[str, Any]], format: str, columns: Mapping[s
         accepted = (
             f"  {', '.join(name for name in ('messages', 'conversations', 'conversation'))}: a list of turns\n"
             f"  a pair: one of {', '.join(QUESTIONS)}, and one of {', '.join(ANSWERS)} "
-            "(dolly: instruction, response; alpaca: instruction, output)\n"
+            "(dolly: instruction, response; alpaca: instruction, output);\n"
+            "    or input and output, inputs and targets\n"
             "  text: plain text, learned whole"
         )
     return DataError(

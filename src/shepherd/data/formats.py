@@ -22,6 +22,7 @@ TOOLS = ("tools", "functions")
 COMMON = ("category", "source")
 IMAGES = ("image", "images", "image_url", "image_urls", "video", "videos", "audio", "audios")
 ROW_MARKS = ("train", "weight", "loss")
+_NO_INPUT = ("<noinput>", "noinput", "no input", "n/a", "nan", "none", "null")
 _BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
 
 
@@ -62,6 +63,9 @@ def _pair(asked: str, answered: str, contexts: Sequence[str]) -> Format:
         history = row.take("history")
         earlier = read_history(history, row.notes) if history is not None else []
         passage = row.text(*contexts, *(f for f in ("context", "input") if f in row.names)).strip()
+        if passage.casefold() in _NO_INPUT:
+            row.notes.change(f"an input that says that there is none, such as {_NO_INPUT[0]}")
+            passage = ""
         instruction = text(prompt, repr(asked)).strip()
         if not instruction:
             instruction, passage = passage, ""
@@ -111,6 +115,9 @@ _AFTER = {"output": ("input", "query", "context"), "": ("context", "input", "que
 QUESTIONS, ANSWERS = ("instruction", "prompt", "question", "query"), ("response", "output", "completion", "answer")
 
 
+PAIRS = (*((q, a) for q in QUESTIONS for a in ANSWERS), ("input", "output"), ("inputs", "targets"))
+
+
 def _contexts(asked: str, answered: str) -> tuple[str, ...]:
     """Where the passage of a pair may stand. A prompt is whole: nothing is pasted into it unasked."""
     if asked == "instruction":
@@ -125,7 +132,7 @@ FORMATS: dict[str, Format] = {
     "messages": _conversation("messages"),
     "sharegpt": _conversation("conversations"),
     "conversation": _conversation("conversation"),
-    **{_NAMED.get((q, a), f"{q}_{a}"): _pair(q, a, _contexts(q, a)) for q in QUESTIONS for a in ANSWERS},
+    **{_NAMED.get((q, a), f"{q}_{a}"): _pair(q, a, _contexts(q, a)) for q, a in PAIRS},
     "text": Format(("text",), (), _plain),
 }
 

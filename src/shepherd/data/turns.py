@@ -5,6 +5,7 @@ Roles, marks of what is learned (`weight`, `train`, `loss`), reasoning, calls of
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,11 +48,8 @@ def read_turns(
 
     `names` maps `TURN_FIELDS` to the user's own. `learned` False masks every answer. Raises Refusal.
     """
-    if isinstance(value, str):  # a cell of a CSV file
-        try:
-            value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
-            value = None
+    if isinstance(value, str):
+        value = _cell(value)
     if isinstance(value, Mapping):
         value = _transposed(value)
     if not isinstance(value, (list, tuple)):
@@ -201,7 +199,7 @@ def _parsed(value: Any) -> Any:
 def read_history(value: Any, notes: Notes) -> list[Message]:
     """Earlier turns beside an instruction: pairs [asked, answered] as LLaMA-Factory has them, or turns."""
     if isinstance(value, str):
-        value = _json_list(value)
+        value = _cell(value)
     if is_turns(value):
         return read_turns(value, "'history'", notes)
     if not isinstance(value, Sequence) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in value):
@@ -216,7 +214,7 @@ def read_history(value: Any, notes: Notes) -> list[Message]:
 def read_tools(value: Any) -> str:
     """The tools that a row offers, as a JSON list of OpenAI's function definitions. Raises Refusal."""
     if isinstance(value, str):
-        value = _json_list(value)
+        value = _cell(value)
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in value):
@@ -232,8 +230,11 @@ def _full(value: Any) -> Any:
     return [_full(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _json_list(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except (json.JSONDecodeError, RecursionError):
-        return None
+def _cell(value: str) -> Any:
+    """What a cell of a table holds: JSON, or Python's way of writing a list (pandas writes it so); None for neither."""
+    for load in (json.loads, ast.literal_eval):
+        try:
+            return load(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
