@@ -395,6 +395,10 @@ def test_nan_null_an_empty_text_and_an_absent_key_are_all_no_category(tmp_path):
 def test_an_answer_keeps_its_indentation_and_loses_blank_lines_before_it_with_a_count(tmp_path):
     data = read(tmp_path, *({"instruction": ASK, "output": o} for o in ("    x = 0\n    return x\n", "\n \n  y", " z")))
     assert [e.messages[-1].content for e in data.examples] == ["    x = 0\n    return x", "  y", " z"]
+    assert read(tmp_path, turns("  a ", "  b\n")).examples[0].messages == (
+        Message("user", "a"),
+        Message("assistant", "  b"),
+    )
     assert data.changed == {"blank lines before an answer": (1, ("c:2",))}
 
 

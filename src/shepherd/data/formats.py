@@ -241,9 +241,8 @@ def _refuse_preferences(row: Row) -> None:
 
     A label that is a number or a word is a class and no judgement, so it stays, and is named as not read.
     """
-    value = row.left.get("label")
-    wanted = {"true": True, "false": False}.get(str(value).strip().casefold())
-    if isinstance(value, (bool, str)) and wanted is not None:
+    wanted = {"true": True, "false": False}.get(str(row.left.get("label")).strip().casefold())
+    if wanted is not None:
         if not wanted:
             raise Refusal("'label' is false: an answer that is not wanted, in preference data")
         del row.left["label"]
