@@ -230,6 +230,8 @@ def test_empty_files_other_encodings_and_broken_tables_are_named(tmp_path):
     path.write_bytes('{"prompt": "a"}'.encode("utf-16"))
     assert "UTF-16" in complaint(str(path)).message
     path.write_text('{"rows": []}')
+    assert "has no rows" in complaint(str(path)).message
+    path.write_text('{"row": {}}')
     assert "fit no known format" in complaint(str(path)).message
     table = tmp_path / "t.csv"
     table.write_text("prompt,completion\na,b,c\n")

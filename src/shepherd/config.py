@@ -121,7 +121,7 @@ class PartitionTable(Table):
     name: str = "by_key"
     """by_key, iid, shards, dirichlet, power_law, linear, files, or `module:function`. Other keys are its options."""
     clients: int = Field(0, ge=0)
-    """Number of clients; 0 lets the partitioner decide (by_key, files)."""
+    """Number of clients; 0 lets the partitioner decide (by_key, files), which a run does unless you give a number."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -378,6 +378,8 @@ _OPTIONS_OF = (
     ("personalization", "name", "personalization", "", PersonalizationTable().name),
 )
 """(table, its key that chooses by name, the table of the choice's options, a key there that is none, default)."""
+_CLIENTS_OF_THE_DATA = ("by_key", "files")
+"""Partitioners that know by themselves how many clients there are."""
 
 
 def load(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -436,7 +438,8 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, An
     """Lay (origin, settings) layers on each other, later ones win: the settings, and {dotted key: origin}.
 
     A layer that names another partitioner, selection, method or server optimizer starts from its own defaults: options
-    that an earlier layer gave to the former one are dropped (the number of clients is kept).
+    that an earlier layer gave to the former one are dropped. The number of clients is kept for a partitioner that needs
+    one, and dropped for one that makes its clients of the data.
     """
     settings: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -446,8 +449,10 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, An
             if not isinstance(chosen, Mapping) or not isinstance(former or {}, Mapping):
                 continue
             before = (former or {}).get(choice, default)
-            if chosen.get(choice, before) != before and isinstance(settings.get(table), dict):
-                for key in settings[table].keys() - {kept}:
+            after = chosen.get(choice, before)
+            if after != before and isinstance(settings.get(table), dict):
+                needed = {kept} - ({"clients"} if after in _CLIENTS_OF_THE_DATA else set())
+                for key in settings[table].keys() - needed:
                     del settings[table][key], origins[f"{table}.{key}"]
         for table, values in layer.items():
             former = settings.get(table, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,12 +15,13 @@ from shepherd.types import Example, Partition
 
 if TYPE_CHECKING:
     from shepherd.config import Config
+    from shepherd.data.containers import Parts
 
 Examples = tuple[Example, ...]
 
 
-def read_rows(config: Config, source: str = "") -> Dataset:
-    """The rows of the recipe's source; or of `source`, all of them."""
+def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | None = None) -> Dataset:
+    """The rows of the recipe's source; or of `source`, all of them. `tell` hears which file is read."""
     table, columns = config.data, dict(config.data.columns)
     _, column = by_column(config.partition.name, config.partition.options)
     if column and columns.setdefault("source", column) != column:
@@ -42,14 +43,29 @@ def read_rows(config: Config, source: str = "") -> Dataset:
         rows_per_category=0 if source else table.rows_per_category,
         languages=table.languages,
         seed=config.run.seed,
+        parts=_parts(config, source),
+        tell=tell,
     )
 
 
+def _parts(config: Config, source: str) -> Parts:
+    """What test and validation parts of the recipe's source, or of `source` with held-out rows, are."""
+    if config.partition.name == "files":
+        return "clients"
+    return "ignored" if config.data.held_out_source and not source else "held out"
+
+
 def read_held_out(config: Config, dataset: Dataset) -> Dataset | None:
-    """The rows of data.held_out_source, or None; those whose ids the dataset uses too get a prefix."""
-    if not config.data.held_out_source:
+    """The rows of data.held_out_source, or else of the source's own test part, or None.
+
+    Those whose ids the dataset uses too get a prefix.
+    """
+    extra = dataset.held_out
+    if config.data.held_out_source:
+        extra = read_rows(config, config.data.held_out_source)
+        extra = extra.held_out or extra
+    if extra is None:
         return None
-    extra = read_rows(config, config.data.held_out_source)
     taken = {e.id for e in dataset.examples}
     renamed = (replace(e, id=f"held-out/{e.id}") if e.id in taken else e for e in extra.examples)
     return replace(extra, examples=tuple(renamed))

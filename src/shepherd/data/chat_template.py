@@ -119,9 +119,7 @@ class ChatTemplate:
         places = fill(outline, text, pieces, shown)
         return outline, [(pieces[number].turn, place) for number, place in zip(outline.marks, places, strict=True)]
 
-    def _closed(
-        self, outline: Outline, text: str, places: dict[int, Span]
-    ) -> tuple[str, Callable[[int, int], Span]]:
+    def _closed(self, outline: Outline, text: str, places: dict[int, Span]) -> tuple[str, Callable[[int, int], Span]]:
         """`text` with an end token after every answer that the template leaves open, and how spans move by that."""
         ends = sorted(stop for turn, (_, stop) in places.items() if not outline.answers[turn].closed)
         for stop in reversed(ends):

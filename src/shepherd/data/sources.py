@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from typing import Any
 from shepherd import rng
 from shepherd.data.builtins import Rows, datasets
 from shepherd.data.columns import check_columns, no_format, rename, unread_sentence
-from shepherd.data.files import SUFFIXES, find, read_rows
-from shepherd.data.formats import FORMATS, Refusal, format_of, format_problem, to_example
+from shepherd.data.containers import Parts, read_path
+from shepherd.data.files import Tell, find
+from shepherd.data.formats import Refusal, format_problem, formats_of, to_example
 from shepherd.data.hub import hub
+from shepherd.data.splits import by_split
+from shepherd.data.trees import shorten
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
 from shepherd.types import Example, Message
 
@@ -32,7 +35,10 @@ Counts = Mapping[str, tuple[int, tuple[str, ...]]]
 @dataclass(frozen=True)
 class Dataset:
     """Examples in the order of the source. `refused` rows are not among them; `changed` rows are, less a part.
-    `unread` is a sentence that names the columns and fields of turns that were not read; "" for none."""
+
+    unread: a sentence that names the columns and fields of turns that were not read; "" for none. held_out: what the
+    source itself keeps apart for evaluation, its test or validation part, or None.
+    """
 
     examples: tuple[Example, ...]
     name: str
@@ -43,6 +49,7 @@ class Dataset:
     changed: Counts = field(default_factory=dict)
     unread: str = ""
     notes: tuple[str, ...] = ()
+    held_out: Dataset | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -57,19 +64,34 @@ def load_examples(
     rows_per_category: int = 0,
     languages: Sequence[str] = ("english",),
     seed: int = 0,
+    parts: Parts = "held out",
+    tell: Tell | None = None,
 ) -> Dataset:
     """Read `source`: a path, `builtin:<name>`, `hub:<org/name>` or `module:function`.
 
     `columns` maps our field to theirs; `categories` keeps only these; `rows_per_category` draws at most so many of
-    each by seed. Raises DataError that says where and why, and for a source without a usable row.
+    each by seed. `parts` says what test and validation parts of the source are; `tell` hears which file is read. Raises
+    DataError that says where and why, and for a source, file or list without a usable row.
     """
-    rows = _read(source, tuple(languages))
     columns = dict(columns or {})
     if problem := format_problem(format):
         raise UsageError(problem)
+    rows = by_split(_read(source, tuple(languages), parts, tell), parts, columns)
+    dataset = _examples(rows, format, columns)
+    kept = _draw(_only(list(dataset.examples), categories, rows.name), rows_per_category, seed)
+    out = None
+    if rows.held_out is not None:
+        out = _examples(rows.held_out, format, columns)
+        wanted = [e for e in out.examples if not categories or e.category in categories]
+        out = replace(out, examples=tuple(wanted), digest=digest(wanted))
+    return replace(dataset, examples=tuple(kept), digest=digest(kept), held_out=out)
+
+
+def _examples(rows: Rows, format: str, columns: Mapping[str, str]) -> Dataset:
+    """The rows that can be learned from, all of them."""
     check_columns(columns, [row for _, row in rows.rows], rows.name)
     fields = [(id, rename(row, columns)) for id, row in rows.rows]
-    formats = _formats([row for _, row in fields], format)
+    formats = formats_of([row for _, row in fields], format)
     if not any(formats):
         raise no_format([row for _, row in rows.rows], format, columns, rows.name)
     refused, changed = Tally(), Tally()
@@ -89,35 +111,24 @@ def load_examples(
         unread[1].update(notes.fields)
         for note in notes.changes:
             changed.add(note, id)
+    if len(rows.places) > 1:
+        _check_places(rows, {e.id for e in examples}, refused)
     if not examples:
         raise DataError(
             f"{rows.name}: none of the {len(fields)} rows can be used\n{refused.describe()}",
             hint="every row needs an instruction and an answer",
         )
-    kept = _draw(_only(_labelled(examples), categories, rows.name), rows_per_category, seed)
     return Dataset(
-        examples=tuple(kept),
+        examples=tuple(_labelled(examples)),
         name=rows.name,
         format=" and ".join(used),
-        digest=digest(kept),
+        digest="",
         licence=rows.licence,
         refused=refused.counts,
         changed=changed.counts,
         unread=unread_sentence(*unread),
-        notes=(*rows.notes, *_format_notes(used), *_masked_notes(kept)),
+        notes=(*rows.notes, *_format_notes(used), *_masked_notes(examples)),
     )
-
-
-def _formats(rows: Sequence[Mapping[str, Any]], format: str) -> list[str]:
-    """The format of each row, "" for none. Plain text only where no row is of another format, since it is learned
-    without anything that asks for it."""
-    if format != "auto":
-        return [format_of(row, (format,))[0] for row in rows]
-    found = [format_of(row, FORMATS) for row in rows]
-    if all(name == "text" for name, complete in found if complete):
-        return [name for name, _ in found]
-    others = [name for name in FORMATS if name != "text"]
-    return [format_of(row, others)[0] if name == "text" else name for row, (name, _) in zip(rows, found, strict=True)]
 
 
 def _format_notes(used: Mapping[str, int]) -> Iterator[str]:
@@ -139,6 +150,21 @@ def _labelled(examples: list[Example]) -> list[Example]:
         return examples
     none = NO_CATEGORY if any(example.category for example in examples) else ALL
     return [example if example.category else replace(example, category=none) for example in examples]
+
+
+def _check_places(rows: Rows, used: Set[str], refused: Tally) -> None:
+    """Raise DataError for a file or list without a usable row: it is a client or a part, and would vanish."""
+    begin = 0
+    for place, count in rows.places:
+        there, begin = rows.rows[begin : begin + count], begin + count
+        ids = {id for id, _ in there}
+        if not used & ids:
+            found = ", ".join(dict.fromkeys(str(name) for _, row in there for name in row if name != "source"))
+            raise DataError(
+                f"{place}: none of its {plural(count, 'row')} can be used\n{refused.only(ids).describe()}\n"
+                f"  its columns: {shorten(found, 300)}",
+                hint="give them the columns of the others, or take the file away",
+            )
 
 
 def digest(examples: Iterable[Example]) -> str:
@@ -166,6 +192,12 @@ class Tally:
 
     def add(self, reason: str, id: str) -> None:
         self._ids.setdefault(reason, []).append(id)
+
+    def only(self, ids: Set[str]) -> Tally:
+        """The part of it that these rows make up."""
+        part = Tally()
+        part._ids = {reason: kept for reason, all in self._ids.items() if (kept := [id for id in all if id in ids])}
+        return part
 
     @property
     def counts(self) -> dict[str, tuple[int, tuple[str, ...]]]:
@@ -213,7 +245,7 @@ def is_path(source: str) -> bool:
     return not _FUNCTION.fullmatch(source) or Path(source).exists()
 
 
-def _read(source: str, languages: tuple[str, ...]) -> Rows:
+def _read(source: str, languages: tuple[str, ...], parts: Parts, tell: Tell | None) -> Rows:
     kind, _, name = source.partition(":")
     if kind == "builtin":
         return datasets.build(name, {"languages": languages} if has_languages(source) else {})
@@ -222,30 +254,9 @@ def _read(source: str, languages: tuple[str, ...]) -> Rows:
     if not is_path(source):
         return datasets.build(source)
     try:
-        path = find(source)
-        return _folder(path) if path.is_dir() else _file(path)
+        return read_path(find(source), parts, tell)
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from None
-
-
-def _file(path: Path) -> Rows:
-    return Rows(path.name, [(f"{path.stem}:{number}", row) for number, row in read_rows(path)])
-
-
-def _folder(path: Path) -> Rows:
-    """One file per client: the file's stem is each row's source, whatever the row itself says."""
-    entries = sorted(p for p in path.iterdir() if not p.name.startswith("."))
-    files = [p for p in entries if p.is_file() and p.suffix.lower() in SUFFIXES]
-    if not files:
-        raise DataError(f"{path} holds no data files", hint=f"one file per client: {', '.join(SUFFIXES)}")
-    stems = [p.stem.casefold() for p in files]
-    rows = []
-    for file in files:
-        name = file.stem if stems.count(file.stem.casefold()) == 1 else file.name
-        rows += [(f"{name}:{number}", row | {"source": name}) for number, row in read_rows(file)]
-    other = [p.name for p in entries if p not in files]
-    notes = (f"not data, so not read: {', '.join(other)}",) if other else ()
-    return Rows(path.name, rows, notes=notes)
 
 
 def _only(examples: list[Example], categories: Sequence[str], name: str) -> list[Example]:
