@@ -86,22 +86,30 @@ def fedavgm(learning_rate: float = 1.0, momentum: float = 0.9, rank: int = 0) ->
 
 @optimizers
 def fedadagrad(learning_rate: float = 1e-2, momentum: float = 0.0, tau: float = 1e-3) -> Optimizer:
-    """v ← v + m² (FedAdagrad, Reddi et al., 2003.00295, Alg. 2)."""
-    return _adaptive(learning_rate, momentum, tau, lambda v, m2: v + m2)
+    """v ← v + Δ² (FedAdagrad, Reddi et al., 2003.00295v5, Algorithm 2)."""
+    return _adaptive(learning_rate, momentum, tau, lambda v, square: v + square)
 
 
 @optimizers
 def fedyogi(learning_rate: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> Optimizer:
-    """v ← v − (1 − β₂)·m²·sign(v − m²) (FedYogi, Reddi et al., 2003.00295, Alg. 2)."""
+    """v ← v − (1 − β₂)·Δ²·sign(v − Δ²) (FedYogi, Reddi et al., 2003.00295v5, Algorithm 2)."""
     _below_one(betas=betas[1])
-    return _adaptive(learning_rate, betas[0], tau, lambda v, m2: v - (1 - betas[1]) * m2 * np.sign(v - m2))
+
+    def second(v: np.ndarray, square: np.ndarray) -> np.ndarray:
+        return v - (1 - betas[1]) * square * np.sign(v - square)
+
+    return _adaptive(learning_rate, betas[0], tau, second)
 
 
 @optimizers
 def fedadam(learning_rate: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> Optimizer:
-    """v ← β₂·v + (1 − β₂)·m² (FedAdam, Reddi et al., 2003.00295, Alg. 2). One step moves a coordinate by about η."""
+    """v ← β₂·v + (1 − β₂)·Δ² (FedAdam, Reddi et al., 2003.00295v5, Algorithm 2).
+
+    Without bias correction, as in the paper: a coordinate of constant Δ ≫ τ moves by η in the first round with the
+    default betas, by about 2η around the tenth, and by η again in the long run.
+    """
     _below_one(betas=betas[1])
-    return _adaptive(learning_rate, betas[0], tau, lambda v, m2: betas[1] * v + (1 - betas[1]) * m2)
+    return _adaptive(learning_rate, betas[0], tau, lambda v, square: betas[1] * v + (1 - betas[1]) * square)
 
 
 @optimizers
@@ -152,7 +160,11 @@ def torch(name: str, learning_rate: float = 1e-3, **options: Any) -> Optimizer:
 
 
 def _adaptive(learning_rate: float, momentum: float, tau: float, second: Callable) -> Optimizer:
-    """m ← β₁m + (1 − β₁)Δ; v ← second(v, m²) from v₀ = τ²; θ + η·m / (√v + τ)."""
+    """m ← β₁m + (1 − β₁)Δ; v ← second(v, Δ²) from v₀ = τ²; θ + η·m / (√v + τ).
+
+    Version 5 of the paper squares Δ. To square m, as in variants of it, moves the model by up to η / √(1 − β₂) in the
+    first rounds.
+    """
     _positive(learning_rate=learning_rate, tau=tau)
     _below_one(momentum=momentum)
 
@@ -161,7 +173,7 @@ def _adaptive(learning_rate: float, momentum: float, tau: float, second: Callabl
 
     def step(state: State, delta: np.ndarray) -> tuple[State, np.ndarray]:
         m = momentum * state["m"] + (1 - momentum) * delta
-        v = second(state["v"], m**2)
+        v = second(state["v"], delta**2)
         return {"m": m, "v": v}, learning_rate * m / (np.sqrt(v) + tau)
 
     return Optimizer(init, step)
