@@ -478,7 +478,8 @@ def test_a_server_s_memory_that_overflows_ends_the_round_by_the_tensor_s_name():
     plain = a_round(of("fedit"), begin(of("fedit"), dtype=np.float32), 1)
     controls = {f"{n}.control": np.full(d.shape, 3e38, np.float32) for n, d in plain.updates[0].delta.items()}
     updates = tuple(replace(u, delta={**u.delta, **controls}) for u in plain.updates)
-    again = replace(plain, method=replace(of("fedit"), clients=2), updates=updates)  # 3 · 3e38 / 2
+    many = replace(of("fedit"), population=dict.fromkeys(WEIGHTS, 0.5))  # 3 · 3e38 / 2
+    again = replace(plain, method=many, updates=updates)
     with pytest.raises(ClientError, match=r"^control\.o\.A: .* of the server's memory are not finite"):
         again.after  # noqa: B018
 

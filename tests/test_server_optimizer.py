@@ -236,14 +236,15 @@ def test_fednova_s_mean_of_steps_is_a_mean_where_weights_sum_to_a_half():
 
 def test_scaffold_s_server_adds_the_mean_change_of_the_control_variates_over_all_clients():
     changes = {"q.A": [np.array([1.0]), np.array([3.0])]}
-    memory = control_step({"other": np.zeros(2)}, changes, clients=8)
+    memory = control_step({"other": np.zeros(2)}, changes, population=[1 / 8, 1 / 8])  # two of eight
     assert control(memory) == {"q.A": 0.5} and "other" in memory  # (1 + 3) / 8
-    assert control(control_step(memory, changes, clients=8)) == {"q.A": 1.0}
+    assert control(control_step(memory, changes, population=[1 / 8, 1 / 8])) == {"q.A": 1.0}
+    assert control(control_step({}, changes, population=[0.1, 0.3])) == {"q.A": np.float32(1.0)}  # 0.1 · 1 + 0.3 · 3
     assert control({}) == {}
 
 
 def test_control_variates_that_come_with_an_update_are_kept_and_are_no_part_of_the_merge():
-    method = replace(build_method("fedit"), clients=6)
+    method = replace(build_method("fedit"), population={**dict.fromkeys(WEIGHTS, 1 / 6), "absent": 1 / 2})
     plain = a_round(method, begin(method), 1)
     with_control = replace(
         plain,

@@ -7,7 +7,7 @@ GlobalModel.memory by name, one state for each tensor, and only tensors that wer
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,14 +210,23 @@ class ServerStep:
         return move
 
 
-def control_step(memory: Mapping[str, np.ndarray], changes: Mapping[str, Iterable[np.ndarray]], clients: int) -> dict:
-    """SCAFFOLD's server: c ← c + (1/N) Σ_k (c_k⁺ − c_k) over the cohort, N all clients (1910.06378, Alg. 1, line 17).
+def control_step(
+    memory: Mapping[str, np.ndarray], changes: Mapping[str, Iterable[np.ndarray]], population: Sequence[float]
+) -> dict:
+    """SCAFFOLD's server: c ← c + Σ_k p_k (c_k⁺ − c_k) over the cohort (1910.06378, Algorithm 1, line 17).
 
-    changes: c_k⁺ − c_k in float64 by tensor, sorted by client; c is kept as "control.<tensor>".
+    p_k is what client k weighs in the mean over all clients, those of other rounds included: 1/N for uniform weights,
+    which is the paper's line; n_k / Σn by examples. So c = Σ p_k c_k over all clients after every round, whoever was
+    drawn and how often, and an update that was lost has changed neither c nor its c_k: nothing has to be estimated, and
+    a factor for the chance of being drawn would count changes more than once. Clients stop where c = 0 (there each
+    local step is −η·c), which is where Σ p_k ∇f_k = 0. With 1/N for clients of other weights they would stop at the
+    optimum of the uniform mean, whatever the weights of the model are.
+
+    changes: c_k⁺ − c_k in float64 by tensor, by client in the order of `population`; c is kept as "control.<tensor>".
     """
     memory = dict(memory)
     for name, of_clients in changes.items():
-        total = sum(of_clients) / clients  # one client at a time
+        total = sum(p * change for p, change in zip(population, of_clients, strict=True))  # one client at a time
         before = memory.get(f"control.{name}")
         memory[f"control.{name}"] = (total if before is None else before + total).astype(np.float32)
     return memory
