@@ -471,14 +471,15 @@ def test_a_remainder_that_overflows_by_its_sum_ends_the_round_by_the_module_s_na
 
 
 def test_a_server_s_memory_that_overflows_ends_the_round_by_the_tensor_s_name():
-    adam = build_method("fedit", None, "fedadam")  # m² ≈ (0.1 · 0.2 · 1e25)² > 3.4e38: v would be infinite, the move 0
+    adam = build_method("fedit", None, "fedadam")  # 0.01 · (0.2 · 1e25)² > 3.4e38: v would be infinite, the move 0
     done = a_round(adam, begin(adam, dtype=np.float32), 1)
     with pytest.raises(ClientError, match=r"^server\.q\.A\.v: .* of the server's memory are not finite"):
         first_filled(done, 1e25, "q.A").after  # noqa: B018
     plain = a_round(of("fedit"), begin(of("fedit"), dtype=np.float32), 1)
     controls = {f"{n}.control": np.full(d.shape, 3e38, np.float32) for n, d in plain.updates[0].delta.items()}
     updates = tuple(replace(u, delta={**u.delta, **controls}) for u in plain.updates)
-    again = replace(plain, method=replace(of("fedit"), clients=2), updates=updates)  # 3 · 3e38 / 2
+    many = replace(of("fedit"), population=dict.fromkeys(WEIGHTS, 0.5))  # 3 · 3e38 / 2
+    again = replace(plain, method=many, updates=updates)
     with pytest.raises(ClientError, match=r"^control\.o\.A: .* of the server's memory are not finite"):
         again.after  # noqa: B018
 

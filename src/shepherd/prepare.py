@@ -35,6 +35,7 @@ from shepherd.model.threads import use_threads
 from shepherd.plan import Plan, Policy
 from shepherd.server.method import Method
 from shepherd.server.methods import check_ranks
+from shepherd.server.weights import population_weights
 from shepherd.types import Adapter, Choice, ClientId, Example, Objective, Partition, Tokens, Work
 from shepherd.updates.gate import Gate, Limits
 
@@ -305,6 +306,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         return Work(client, first_row, count, rates(config, steps, round_number))
 
     clients = tuple(sorted(rows.clients))
+    sizes = {client: len(rows.clients[client]) for client in clients}
     selection, size = prepare_selection(config, method, clients)
     clusters = prepare_personal(config, method).clusters
     if clusters > size:
@@ -317,7 +319,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         clients=clients,
         cohort_size=size,
         select=selection,
-        method=replace(method, clients=len(rows.clients)),
+        method=replace(method, population=population_weights(sizes, federation.weights, federation.max_weight)),
         weights=federation.weights,
         min_updates=federation.min_updates,
         work=work,
@@ -332,7 +334,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
             max_weight=federation.max_weight,
             clock=lambda work, number: virtual_seconds(config.run.seed, work, number),
         ),
-        sizes={client: len(rows.clients[client]) for client in clients},
+        sizes=sizes,
         clusters=clusters,
         probed={
             c: _probed_rows(method, work(c, 1, 0), len(rows.clients[c])) for c in clients if ranks[c] < config.lora.r
