@@ -351,7 +351,7 @@ def test_a_quantised_base_needs_the_extra(monkeypatch):
     monkeypatch.setattr(base_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="'bitsandbytes'") as caught:
         base_module.check_quantize("4bit", torch.device("cuda"))
-    assert caught.value.hint == "pip install 'shepherd[quant]'"
+    assert caught.value.hint == "pip install 'shepherd-fedit[quant]'"
     with pytest.raises(UsageError, match="unknown quantize: '2bit'"):
         base_module.check_quantize("2bit", torch.device("cuda"))
 
