@@ -148,5 +148,3 @@ def _object(path: Path, number: int, item: Any) -> dict[str, Any]:
         text = shorten(json.dumps(item, ensure_ascii=False))
         raise DataError(f"{path}:{number}: a row is an object with fields, this is {type(item).__name__}: {text}")
     return item
-
-

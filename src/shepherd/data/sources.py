@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from shepherd import rng
 from shepherd.data.builtins import Rows, datasets
@@ -30,7 +32,8 @@ Counts = Mapping[str, tuple[int, tuple[str, ...]]]
 class Dataset:
     """Examples in the order of the source. `refused` rows are not among them; `changed` rows are, less a part.
 
-    held_out: what the source itself keeps apart for evaluation, its test or validation part, or None.
+    held_out: what the source itself keeps apart for evaluation, its test or validation part, or None. unusable: of
+    "category" and "source" the values of which no row can be used, with their rows.
     """
 
     examples: tuple[Example, ...]
@@ -42,6 +45,7 @@ class Dataset:
     changed: Counts = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     held_out: Dataset | None = None
+    unusable: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -108,7 +112,15 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str]) -> Dataset:
         refused=refused.counts,
         changed=changed.counts,
         notes=rows.notes,
+        unusable={key: _unusable(fields, examples, key) for key in ("category", "source")},
     )
+
+
+def _unusable(fields: Sequence[tuple[str, Mapping[str, Any]]], examples: Sequence[Example], key: str) -> Counter[str]:
+    """Values of a field of which no row became an example, with the number of their rows."""
+    used, known = {e.id for e in examples}, {getattr(e, key) for e in examples}
+    values = Counter(str(row.get(key) or "").strip() for id, row in fields if id not in used)
+    return Counter({value: count for value, count in values.items() if value and value not in known})
 
 
 def _check_places(rows: Rows, used: Set[str], refused: Tally) -> None:
