@@ -155,11 +155,11 @@ def test_a_train_beside_other_clients_may_be_either_so_it_is_refused_unless_all_
 
 
 def test_a_file_or_list_without_a_usable_row_ends_the_reading_with_its_own_columns(tmp_path):
-    other = [{"question": "a", "answer": "b"}] * 2
+    other = [{"frage": "a", "antwort": "b"}] * 2
     folder = write(tmp_path / "f", {"a.jsonl": rows("a"), "c.jsonl": other})
     with pytest.raises(DataError, match=r"c\.jsonl: none of its 2 rows can be used") as error:
         load_examples(folder)
-    assert "c:1, c:2" in error.value.message and "question, answer" in error.value.message
+    assert "c:1, c:2" in error.value.message and "frage, antwort" in error.value.message
     write(tmp_path, {"x.json": {"a": rows("a"), "c": other}})
     with pytest.raises(DataError, match=r"x\.json: c: none of its 2 rows"):
         load_examples(str(tmp_path / "x.json"))

@@ -90,6 +90,10 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         lost.append(
             f"{overlap} of {len(held_out)} held-out rows ask what is also trained on: their loss flatters the model"
         )
+    if line := found.summary(
+        beside=("train and held-out overlap", "empty answers", "other refusals", "over-long rows")
+    ):
+        lost.append(f"{line} (shepherd data inspect names them)")
     return Rows(
         dataset=dataset,
         examples=examples,
@@ -99,7 +103,7 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         tokenized=tokenized,
         audit=found,
         warnings=(*details, *lost, *beside),
-        notes=(*dataset.notes, *beside),
+        notes=(*filter(None, [dataset.unread]), *dataset.notes, *beside),
         details=details,
     ), template  # fmt: skip
 

@@ -186,7 +186,7 @@ def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> N
     examples = dataset.examples
     rows = plural(len(examples), "row")
     click.echo(f"{output.clean(dataset.name)}: {rows}, format {dataset.format}, licence {dataset.licence}")
-    for line in dataset.notes:
+    for line in filter(None, (dataset.unread, *dataset.notes)):
         click.echo(f"  {output.clean(line)}")
     for what, counts in (("refused", dataset.refused), ("changed", dataset.changed), ("refused", tokenized.refused)):
         for reason, (count, ids) in counts.items():
@@ -271,6 +271,8 @@ def _as_json(dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any,
         "categories": Counter(example.category for example in dataset.examples),
         "refused": counted(dataset.refused) | counted(tokenized.refused),
         "changed": counted(dataset.changed),
+        "unread": dataset.unread,
+        "notes": dataset.notes,
         "tokens": sum(len(t.input_ids) for t in tokenized.tokens),
         "target_tokens": sum(t.targets for t in tokenized.tokens),
         "cut_rows": tokenized.cut_rows,

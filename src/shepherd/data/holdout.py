@@ -64,5 +64,6 @@ def short_categories(
 
 def same_prompt(example: Example) -> str:
     """What the example asks, without regard to case and white space: equal for rows that must not be parted."""
-    turns = [f"{m.role}:{m.content}" for m in example.messages[:-1]]
-    return " ".join("\n".join([*turns, example.context]).casefold().split())
+    asked = [m for m in example.messages if m.role == "text"] or example.messages[:-1]  # plain text asks nothing
+    turns = [f"{m.role}:{m.content}{m.extra}" for m in asked]
+    return " ".join("\n".join([*turns, example.context, example.tools]).casefold().split())

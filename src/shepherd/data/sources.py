@@ -13,16 +13,20 @@ from typing import Any
 
 from shepherd import rng
 from shepherd.data.builtins import Rows, datasets
+from shepherd.data.columns import check_columns, no_format, rename, unread_sentence
 from shepherd.data.containers import Parts, read_path
 from shepherd.data.files import Tell, find
-from shepherd.data.formats import Refusal, detect, rename, to_example
+from shepherd.data.formats import FORMATS, Refusal, format_of, format_problem, to_example
 from shepherd.data.hub import hub
 from shepherd.data.splits import by_split
 from shepherd.data.trees import shorten
-from shepherd.errors import DataError, did_you_mean, plural
-from shepherd.types import Example
+from shepherd.errors import DataError, UsageError, did_you_mean, plural
+from shepherd.types import Example, Message
 
 _FUNCTION = re.compile(r"\w[\w.]+:[^\W\d]\w*")
+
+ALL, NO_CATEGORY = "all", "(no category)"
+"""The category of every row where none has one, and that of a row without where others have one."""
 
 Counts = Mapping[str, tuple[int, tuple[str, ...]]]
 """Reason -> (how many rows, the ids of the first three)."""
@@ -31,6 +35,7 @@ Counts = Mapping[str, tuple[int, tuple[str, ...]]]
 @dataclass(frozen=True)
 class Dataset:
     """Examples in the order of the source. `refused` rows are not among them; `changed` rows are, less a part.
+    `unread` is a sentence that names the columns and fields of turns that were not read; "" for none.
 
     held_out: what the source itself keeps apart for evaluation, its test or validation part, or None. unusable: of
     "category" and "source" the values of which no row can be used, with their rows.
@@ -43,6 +48,7 @@ class Dataset:
     licence: str = "unknown"
     refused: Counts = field(default_factory=dict)
     changed: Counts = field(default_factory=dict)
+    unread: str = ""
     notes: tuple[str, ...] = ()
     held_out: Dataset | None = None
     unusable: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -70,31 +76,56 @@ def load_examples(
     DataError that says where and why, and for a source, file or list without a usable row.
     """
     columns = dict(columns or {})
+    if problem := format_problem(format):
+        raise UsageError(problem)
     rows = by_split(_read(source, tuple(languages), parts, tell), parts, columns)
+    check_columns(columns, [row for _, row in rows.rows], rows.name)
     dataset = _examples(rows, format, columns)
     kept = _draw(_only(list(dataset.examples), categories, rows.name), rows_per_category, seed)
-    out = None
-    if rows.held_out is not None:
-        out = _examples(rows.held_out, format, columns)
-        wanted = [e for e in out.examples if not categories or e.category in categories]
-        out = replace(out, examples=tuple(wanted), digest=digest(wanted))
-    return replace(dataset, examples=tuple(kept), digest=digest(kept), held_out=out)
+    notes = (*dataset.notes, *_masked_notes(kept))
+    return replace(
+        dataset,
+        examples=tuple(kept),
+        digest=digest(kept),
+        notes=notes,
+        held_out=_apart(rows, format, columns, categories),
+    )
+
+
+def _apart(rows: Rows, format: str, columns: Mapping[str, str], categories: Sequence[str]) -> Dataset | None:
+    """The rows that the source keeps for evaluation; they need not have all columns of the others."""
+    if rows.held_out is None:
+        return None
+    there = {name for _, row in rows.held_out.rows for name in row}
+    dataset = _examples(rows.held_out, format, {ours: theirs for ours, theirs in columns.items() if theirs in there})
+    wanted = [e for e in dataset.examples if not categories or e.category in categories]
+    return replace(
+        dataset, examples=tuple(wanted), digest=digest(wanted), notes=(*dataset.notes, *_masked_notes(wanted))
+    )
 
 
 def _examples(rows: Rows, format: str, columns: Mapping[str, str]) -> Dataset:
     """The rows that can be learned from, all of them."""
     fields = [(id, rename(row, columns)) for id, row in rows.rows]
-    format = detect((row for _, row in rows.rows), format, columns, rows.name)
+    formats = _formats([row for _, row in fields], format)
+    if not any(formats):
+        raise no_format([row for _, row in rows.rows], format, columns, rows.name)
     refused, changed = Tally(), Tally()
-    examples = []
-    for id, row in fields:
+    unread: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    examples, used = [], Counter[str]()
+    for (id, row), name in zip(fields, formats, strict=True):
         try:
-            example, note = to_example(row, format, id)
+            if not name:
+                raise Refusal("its columns fit no known format")
+            example, notes = to_example(row, name, id, columns)
         except Refusal as reason:
             refused.add(str(reason), id)
             continue
         examples.append(example)
-        if note:
+        used[name] += 1
+        unread[0].update(notes.columns)
+        unread[1].update(notes.fields)
+        for note in notes.changes:
             changed.add(note, id)
     if len(rows.places) > 1:
         _check_places(rows, {e.id for e in examples}, refused)
@@ -104,14 +135,15 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str]) -> Dataset:
             hint="every row needs an instruction and an answer",
         )
     return Dataset(
-        examples=tuple(examples),
+        examples=tuple(_labelled(examples)),
         name=rows.name,
-        format=format,
+        format=" and ".join(used),
         digest="",
         licence=rows.licence,
         refused=refused.counts,
         changed=changed.counts,
-        notes=rows.notes,
+        unread=unread_sentence(*unread),
+        notes=(*rows.notes, *_format_notes(used)),
         unusable={key: _unusable(fields, examples, key) for key in ("category", "source")},
     )
 
@@ -138,14 +170,54 @@ def _check_places(rows: Rows, used: Set[str], refused: Tally) -> None:
             )
 
 
+def _formats(rows: Sequence[Mapping[str, Any]], format: str) -> list[str]:
+    """The format of each row, "" for none. Plain text only where no row is of another format, since it is learned
+    without anything that asks for it."""
+    if format != "auto":
+        return [format_of(row, (format,))[0] for row in rows]
+    found = [format_of(row, FORMATS) for row in rows]
+    if all(name == "text" for name, complete in found if complete):
+        return [name for name, _ in found]
+    others = [name for name in FORMATS if name != "text"]
+    return [format_of(row, others)[0] if name == "text" else name for row, (name, _) in zip(rows, found, strict=True)]
+
+
+def _format_notes(used: Mapping[str, int]) -> Iterator[str]:
+    if len(used) > 1:
+        yield f"rows of {len(used)} formats: " + ", ".join(f"{rows:,} {name}" for name, rows in used.items())
+    if "text" in used:
+        yield f"{plural(used['text'], 'row')} of plain text: learned whole, without a template or a prompt"
+
+
+def _masked_notes(examples: Sequence[Example]) -> Iterator[str]:
+    masked = [sum(m.role == "assistant" and not m.learned for m in e.messages) for e in examples]
+    if rows := sum(map(bool, masked)):
+        yield f"shown and not learned, as the data say: {plural(sum(masked), 'answer')} in {plural(rows, 'row')}"
+
+
+def _labelled(examples: list[Example]) -> list[Example]:
+    """Rows without a category are all of one where none has any, and of none where others do."""
+    if all(example.category for example in examples):
+        return examples
+    none = NO_CATEGORY if any(example.category for example in examples) else ALL
+    return [example if example.category else replace(example, category=none) for example in examples]
+
+
 def digest(examples: Iterable[Example]) -> str:
     """sha256 of the examples as canonical JSON, in the order of their ids: the order of the rows does not matter."""
     state = hashlib.sha256()
     for e in sorted(examples, key=lambda e: e.id):
-        turns = [[m.role, m.content] for m in e.messages]
-        line = json.dumps([e.id, turns, e.category, e.source, e.context], ensure_ascii=False, separators=(",", ":"))
+        turns = [_turn(m) for m in e.messages]
+        fields = [e.id, turns, e.category, e.source, e.context, *([e.tools] if e.tools else [])]
+        line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
         state.update(line.encode() + b"\n")
     return state.hexdigest()
+
+
+def _turn(message: Message) -> list[Any]:
+    """A turn for the digest; what most turns do not have is not in it, so that digests of older runs still hold."""
+    beside = [not message.learned, message.reasoning, message.extra]
+    return [message.role, message.content, *(beside if any(beside) else [])]
 
 
 class Tally:
@@ -185,6 +257,8 @@ def losses(dataset: Dataset) -> Iterator[str]:
     """What reading left out or changed, a sentence for each reason."""
     yield from sentences("refused", dataset.refused)
     yield from sentences("lost a part", dataset.changed)
+    if dataset.unread:
+        yield dataset.unread
     yield from dataset.notes
 
 
