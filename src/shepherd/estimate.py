@@ -8,7 +8,7 @@ measured matrix-product peak, and the tensors that a decoder block of the usual 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,8 @@ PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of our
 class Estimate:
     """Sizes of a run. `seconds` and `memory_bytes` are estimates; `bytes_up_are` says "exact", "about" or "at most".
 
-    learning_rates: the peak of each arm. warnings: what a run would warn of before it begins.
+    learning_rates: the peak of each arm. warnings: what a run would warn of before it begins. details: a warning that
+    stands for several cases -> a sentence for each of them.
     """
 
     model_parameters: int
@@ -82,6 +83,7 @@ class Estimate:
     disk_bytes: int
     seconds: float
     warnings: tuple[str, ...] = ()
+    details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def plan(config: Config) -> Estimate:
@@ -96,7 +98,7 @@ def plan(config: Config) -> Estimate:
     rows, template = prepare_rows(config, tokenizer)
     *_, unanswered = asked_rows(config, rows, template, tokenizer, context_window(shape))
     found = estimate(config, folder, rows)
-    return replace(found, warnings=(*rows.warnings, *filter(None, [unanswered])))
+    return replace(found, warnings=(*rows.warnings, *filter(None, [unanswered])), details=rows.details)
 
 
 def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) -> Estimate:

@@ -122,9 +122,9 @@ def gather(
         settings, origins = merge([own, *layers])
     config = resolve(settings, (registry_problems,))
     if own_data:
-        notes.insert(0, f"no recipe given: --data uses the recipe own-data ({_division(config, named)})")
+        notes.insert(0, f"no recipe given: --data uses the recipe own-data ({_division(config, data, named)})")
     elif named:
-        notes.insert(0, f"{data} names its clients: {_division(config, named)}")
+        notes.insert(0, f"{data} divides its rows: {_division(config, data, named)}")
     return Settings(config, origins, tuple(notes))
 
 
@@ -137,8 +137,8 @@ def _clients_of(data: str) -> tuple[str, ...]:
     return clients_of(path) if is_path(data) and path.exists() else ()
 
 
-def _division(config: Config, named: Sequence[str]) -> str:
-    """How the config divides the rows over clients, in words. named: the clients that the data name."""
+def _division(config: Config, data: str, named: Sequence[str]) -> str:
+    """How the config divides the rows over clients, in words. named: the clients that `data` names."""
     from shepherd.report.wording import listing
 
     how, key = config.partition, config.partition.options.get("key", "category")
@@ -148,7 +148,8 @@ def _division(config: Config, named: Sequence[str]) -> str:
     if how.name != "by_key":
         return f"{some}, equal shares" if how.name == "iid" else f"{some} by {how.name}"
     if not how.clients and named and key == "source":
-        return f"{len(named)} clients: {listing(list(named), 5)}"
+        each = "file or sub-folder" if Path(data).expanduser().is_dir() else "list"
+        return f"{len(named)} clients, one for each {each}: {listing(list(named), 5)}"
     each = f"each {key}" if key in ("category", "source") else f"each value of the column {key}"
     return f"a client for {each}" + (f", split or joined to {some}" if how.clients else "")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shepherd.data.builtins import Rows
-from shepherd.data.files import ACCEPTED, CONVERSIONS, SUFFIXES, Tell, read, stem_of, suffix_of, unreadable
+from shepherd.data.files import ACCEPTED, CONVERSIONS, PICKLES, SUFFIXES, Tell, read, stem_of, suffix_of, unreadable
 from shepherd.data.trees import Tree, kind_of, unsharded
 from shepherd.errors import DataError, plural
 
@@ -116,9 +116,9 @@ def _entries(path: Path, depth: int, tell: Tell | None, names_only: bool) -> Tre
                 tell(f"reading {entry}")
             branches[name] = read(entry)
             branches[name].place = str(entry)
-        elif suffix_of(entry) in (*CONVERSIONS, *SUFFIXES) and not entry.is_file():
+        elif suffix_of(entry) in (*CONVERSIONS, *PICKLES, *SUFFIXES) and not entry.is_file():
             raise DataError(f"{entry} is {'a link to nothing' if entry.is_symlink() else 'not a file'}")
-        elif suffix_of(entry) in CONVERSIONS:  # a client, most likely: it does not vanish
+        elif suffix_of(entry) in (*CONVERSIONS, *PICKLES):  # a client, most likely: it does not vanish
             raise unreadable(entry)
         else:
             unread.append(entry.name)
@@ -195,17 +195,15 @@ def _kinds(tree: Tree, at: Batch, notes: list[str]) -> Mapping[str, str]:
             hint=f"take {one} away if it repeats the others; {ALL_CLIENTS}",
         )
     if others and unions:
-        notes.append(
-            f"{_few(unions)} is the union of the clients {_few(others)}, so it is no client and not read ({ALL_CLIENTS})"
-        )
+        notes.append(f"{_few(unions)} is the union of {_few(others)}, so it is no client and not read ({ALL_CLIENTS})")
         kinds |= dict.fromkeys(unions, "union")
     named = any(name.casefold().replace("-", "_").startswith("global_") for name in kinds)
     if train or (others and (named or all(map(_LOCAL.fullmatch, others)))):
         return kinds
     if kinds and others and not at.client:
         notes.append(
-            f"{_few(kinds)} in {where} is a client like the others, as no train lies beside it; if it is a test set, take "
-            f"it out and give it with --set data.held_out_source=<its path>"
+            f"{_few(kinds)} in {where} is a client like the others, as no train lies beside it; if it is a test set, "
+            "take it out and give it with --set data.held_out_source=<its path>"
         )
     return {}
 

@@ -45,14 +45,14 @@ CONVERSIONS = {
     ".feather": _PANDAS.format("read_feather", "{}", "{stem}") + " (needs pandas and pyarrow)",
     ".orc": _PANDAS.format("read_orc", "{}", "{stem}") + " (needs pandas and pyarrow)",
     ".arrow": "python -c \"from datasets import Dataset; Dataset.from_file('{}').to_json('{stem}.jsonl')\"",
-    ".pkl": "save it as JSON lines where it was made: reading a pickle runs what is in it",
-    ".pickle": "save it as JSON lines where it was made: reading a pickle runs what is in it",
     ".sqlite": "sqlite3 -json '{}' 'SELECT * FROM <table>' > '{stem}.json'",
     ".db": "sqlite3 -json '{}' 'SELECT * FROM <table>' > '{stem}.json'",
 }
 """Suffix -> the command that makes rows of a file which is data and is not read here."""
+PICKLES = (".pkl", ".pickle")
 _TEXT_LINES = (
-    "python -c \"import json; [print(json.dumps({{'text': line.strip()}})) for line in open('{}')]\" > '{stem}.jsonl'"
+    "python -c \"import json; [print(json.dumps({{'text': line.strip()}})) for line in open('{}')]\" > '{stem}.jsonl' "
+    "makes a text of each line"
 )
 
 Tell = Callable[[str], None]
@@ -130,11 +130,10 @@ def unreadable(path: Path) -> DataError:
     suffix = suffix_of(path)
     suffix = suffix if suffix in CONVERSIONS or not suffix.endswith(".gz") else ".gz"
     form = _TEXT_LINES if suffix == ".txt" else CONVERSIONS.get(suffix, "")
-    stem = path.name.removesuffix(path.suffix)
-    return DataError(
-        f"{path}: cannot read {suffix or 'a file without a suffix'}",
-        hint=f"convert it: {form.format(path, stem=stem)}" if form else f"use {ACCEPTED}",
-    )
+    hint = f"convert it: {form.format(path, stem=path.stem)}" if form else f"use {ACCEPTED}"
+    if suffix in PICKLES:
+        hint = "save it as JSON lines where it was made: reading a pickle runs what is in it"
+    return DataError(f"{path}: cannot read {suffix or 'a file without a suffix'}", hint=hint)
 
 
 def _text(path: Path) -> str:

@@ -20,6 +20,7 @@ from shepherd.data.formats import Refusal, format_problem, formats_of, to_exampl
 from shepherd.data.hub import hub
 from shepherd.data.splits import by_split
 from shepherd.data.trees import shorten
+from shepherd.data.turns import TURN_FIELDS
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
 from shepherd.types import Example, Message
 
@@ -35,9 +36,10 @@ Counts = Mapping[str, tuple[int, tuple[str, ...]]]
 @dataclass(frozen=True)
 class Dataset:
     """Examples in the order of the source. `refused` rows are not among them; `changed` rows are, less a part.
+    `unread` is a sentence that names the columns and fields of turns that were not read; "" for none.
 
-    unread: a sentence that names the columns and fields of turns that were not read; "" for none. held_out: what the
-    source itself keeps apart for evaluation, its test or validation part, or None.
+    held_out: what the source itself keeps apart for evaluation, its test or validation part, or None. unusable: of
+    "category" and "source" the values of which no row can be used, with their rows.
     """
 
     examples: tuple[Example, ...]
@@ -50,6 +52,7 @@ class Dataset:
     unread: str = ""
     notes: tuple[str, ...] = ()
     held_out: Dataset | None = None
+    unusable: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -77,19 +80,34 @@ def load_examples(
     if problem := format_problem(format):
         raise UsageError(problem)
     rows = by_split(_read(source, tuple(languages), parts, tell), parts, columns)
+    check_columns(columns, [row for _, row in rows.rows], rows.name)
     dataset = _examples(rows, format, columns)
     kept = _draw(_only(list(dataset.examples), categories, rows.name), rows_per_category, seed)
-    out = None
-    if rows.held_out is not None:
-        out = _examples(rows.held_out, format, columns)
-        wanted = [e for e in out.examples if not categories or e.category in categories]
-        out = replace(out, examples=tuple(wanted), digest=digest(wanted))
-    return replace(dataset, examples=tuple(kept), digest=digest(kept), held_out=out)
+    notes = (*dataset.notes, *_masked_notes(kept))
+    return replace(
+        dataset,
+        examples=tuple(kept),
+        digest=digest(kept),
+        notes=notes,
+        held_out=_apart(rows, format, columns, categories),
+    )
+
+
+def _apart(rows: Rows, format: str, columns: Mapping[str, str], categories: Sequence[str]) -> Dataset | None:
+    """The rows that the source keeps for evaluation; they need not have all columns of the others."""
+    if rows.held_out is None:
+        return None
+    there = {name for _, row in rows.held_out.rows for name in row}
+    kept = {ours: theirs for ours, theirs in columns.items() if theirs in there or ours in TURN_FIELDS}
+    dataset = _examples(rows.held_out, format, kept)
+    wanted = [e for e in dataset.examples if not categories or e.category in categories]
+    return replace(
+        dataset, examples=tuple(wanted), digest=digest(wanted), notes=(*dataset.notes, *_masked_notes(wanted))
+    )
 
 
 def _examples(rows: Rows, format: str, columns: Mapping[str, str]) -> Dataset:
     """The rows that can be learned from, all of them."""
-    check_columns(columns, [row for _, row in rows.rows], rows.name)
     fields = [(id, rename(row, columns)) for id, row in rows.rows]
     formats = formats_of([row for _, row in fields], format)
     if not any(formats):
@@ -127,8 +145,31 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str]) -> Dataset:
         refused=refused.counts,
         changed=changed.counts,
         unread=unread_sentence(*unread),
-        notes=(*rows.notes, *_format_notes(used), *_masked_notes(examples)),
+        notes=(*rows.notes, *_format_notes(used)),
+        unusable={key: _unusable(fields, examples, key) for key in ("category", "source")},
     )
+
+
+def _unusable(fields: Sequence[tuple[str, Mapping[str, Any]]], examples: Sequence[Example], key: str) -> Counter[str]:
+    """Values of a field of which no row became an example, with the number of their rows."""
+    used, known = {e.id for e in examples}, {getattr(e, key) for e in examples}
+    values = Counter(str(row.get(key) or "").strip() for id, row in fields if id not in used)
+    return Counter({value: count for value, count in values.items() if value and value not in known})
+
+
+def _check_places(rows: Rows, used: Set[str], refused: Tally) -> None:
+    """Raise DataError for a file or list without a usable row: it is a client or a part, and would vanish."""
+    begin = 0
+    for place, count in rows.places:
+        there, begin = rows.rows[begin : begin + count], begin + count
+        ids = {id for id, _ in there}
+        if not used & ids:
+            found = ", ".join(dict.fromkeys(str(name) for _, row in there for name in row if name != "source"))
+            raise DataError(
+                f"{place}: none of its {plural(count, 'row')} can be used\n{refused.only(ids).describe()}\n"
+                f"  its columns: {shorten(found, 300)}",
+                hint="give them the columns of the others, or take the file away",
+            )
 
 
 def _format_notes(used: Mapping[str, int]) -> Iterator[str]:
@@ -150,21 +191,6 @@ def _labelled(examples: list[Example]) -> list[Example]:
         return examples
     none = NO_CATEGORY if any(example.category for example in examples) else ALL
     return [example if example.category else replace(example, category=none) for example in examples]
-
-
-def _check_places(rows: Rows, used: Set[str], refused: Tally) -> None:
-    """Raise DataError for a file or list without a usable row: it is a client or a part, and would vanish."""
-    begin = 0
-    for place, count in rows.places:
-        there, begin = rows.rows[begin : begin + count], begin + count
-        ids = {id for id, _ in there}
-        if not used & ids:
-            found = ", ".join(dict.fromkeys(str(name) for _, row in there for name in row if name != "source"))
-            raise DataError(
-                f"{place}: none of its {plural(count, 'row')} can be used\n{refused.only(ids).describe()}\n"
-                f"  its columns: {shorten(found, 300)}",
-                hint="give them the columns of the others, or take the file away",
-            )
 
 
 def digest(examples: Iterable[Example]) -> str:

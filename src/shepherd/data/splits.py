@@ -35,12 +35,14 @@ def by_split(rows: Rows, parts: str, columns: Mapping[str, str]) -> Rows:
         note = f"{plural(some, 'row')} of the split {held} are not read: data.held_out_source gives the held-out rows"
     else:
         note = f"{plural(some, 'row')} of the split {held} are held out, not trained on, as the column {COLUMN!r} says"
-    notes = [note, *(
-        f"{plural(count, 'row')} of the split {value or 'nothing'!r} are not read" for value, count in sorted(left.items())
-    )]  # fmt: skip
+    others = (
+        f"{plural(count, 'row')} of the split {value!r} are not read" if value else f"{plural(count, 'row')} without a "
+        f"value in the column {COLUMN!r} are not read"
+        for value, count in sorted(left.items())
+    )  # fmt: skip
     kept = _where(rows, [value in train for value in values])
     apart = _where(rows, [value in out for value in values]) if parts == "held out" else None
-    return replace(kept, notes=(*notes, *rows.notes), held_out=apart)
+    return replace(kept, notes=(note, *others, *rows.notes), held_out=apart)
 
 
 def _where(rows: Rows, wanted: list[bool]) -> Rows:
