@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from shepherd.errors import ModelError
 from shepherd.model.adapter import CONFIG, WEIGHTS, digest, fresh_adapter, load_adapter, save_adapter
-from shepherd.model.base import load_base, pick_targets
+from shepherd.model.base import load_base
 from shepherd.model.lora import NOBODY, CohortLora, Segment, features
+from shepherd.model.targets import pick_targets
 from shepherd.types import Adapter, Factors, GlobalModel
 from tiny import KINDS
 

@@ -27,9 +27,10 @@ from shepherd.engines.local import LocalEngine
 from shepherd.errors import UsageError, did_you_mean, plural
 from shepherd.fitting import prepare_method, prepare_personal, rate_ratio
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.base import Base, load_base, pick_targets
+from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
+from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.plan import Plan, Policy
 from shepherd.server.method import Method
