@@ -126,7 +126,9 @@ class Method:
             A, B, rest = p.split.of(merged, Place(module, uploads.round, server.memory))
             factors[module] = Factors(A.astype(before.A.dtype), B.astype(before.B.dtype))
             _check_finite(module, "the merged factors", *factors[module])
-            squared_norm = merged.total.norm() ** 2 if p.remainder.energy < 1 else 0.0
+            # Where the next adapter holds nothing that was learned, the rest is all there is to keep a share of.
+            whole = rest if p.split.resets else merged.total
+            squared_norm = whole.norm() ** 2 if p.remainder.energy < 1 else 0.0
             more = p.remainder.of(rest, squared_norm, module)
             kept = accumulate(model.remainder.get(module), more, before.A.dtype, module)
             if kept is not None:
