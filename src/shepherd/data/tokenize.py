@@ -78,7 +78,7 @@ def tokenize(examples: Sequence[Example], tokenizer: Any, template: Template, ma
                 shown.append((example, template.render(example.messages, example.context, example.tools)))
             except Refusal as reason:
                 refused.add(str(reason), example.id)
-        encoded = encode([rendered for _, rendered in shown], tokenizer)
+        encoded = encode_rows([rendered for _, rendered in shown], tokenizer)
         for (example, rendered), (ids, spans) in zip(shown, encoded, strict=True):
             full = _mask(ids, spans, rendered)
             row, where = cut(full, max_length, bos)
@@ -136,6 +136,21 @@ def encode(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarra
         spans = np.asarray(offsets, np.int32).reshape(-1, 2) + np.int32(begin)
         parts[number].append((np.asarray(ids, np.int32), spans))
     return [(np.concatenate([ids for ids, _ in part]), np.concatenate([spans for _, spans in part])) for part in parts]
+
+
+def encode_rows(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    """As `encode`, with every response encoded as it would be generated: behind the tokens of its prompt.
+
+    The white space that an answer begins with, such as the indentation of code, would else share a token with the line
+    break before it, and that token cannot follow a prompt which has its line break already.
+    """
+    encoded = encode(rendered, tokenizer)
+    for number, (one, (_, spans)) in enumerate(zip(rendered, encoded, strict=True)):
+        start, end = spans[:, 0], spans[:, 1]
+        shared = [a for a, _ in one.spans if ((start < a) & (end > a)).any()]
+        if shared:
+            encoded[number] = encode([replace(one, breaks=tuple(sorted({*one.breaks, *shared})))], tokenizer)[0]
+    return encoded
 
 
 def encode_prompt(
