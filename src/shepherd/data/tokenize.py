@@ -145,12 +145,21 @@ def encode_rows(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.n
     break before it, and that token cannot follow a prompt which has its line break already.
     """
     encoded = encode(rendered, tokenizer)
-    for number, (one, (_, spans)) in enumerate(zip(rendered, encoded, strict=True)):
-        start, end = spans[:, 0], spans[:, 1]
-        shared = [a for a, _ in one.spans if ((start < a) & (end > a)).any()]
-        if shared:
-            encoded[number] = encode([replace(one, breaks=tuple(sorted({*one.breaks, *shared})))], tokenizer)[0]
+    for number, one in enumerate(rendered):
+        joined = [
+            a
+            for a, _ in one.spans
+            if one.text[a : a + 2].isspace() and not _begins_afresh(one, a, encoded[number], tokenizer)
+        ]
+        if joined:
+            encoded[number] = encode([replace(one, breaks=tuple(sorted({*one.breaks, *joined})))], tokenizer)[0]
     return encoded
+
+
+def _begins_afresh(one: Rendered, at: int, encoded: tuple[np.ndarray, np.ndarray], tokenizer: Any) -> bool:
+    """Whether the tokens up to character `at` are those of that text alone. Offsets do not tell: some are trimmed."""
+    alone, _ = encode([Rendered(one.text[:at], (), breaks=tuple(b for b in one.breaks if b < at))], tokenizer)[0]
+    return np.array_equal(alone, encoded[0][: len(alone)])
 
 
 def encode_prompt(
