@@ -145,6 +145,8 @@ def _with_unit(key: str, value: Any) -> str:
         return " to ".join(dict.fromkeys(_with_unit(key, item) for item in value))
     if wording.number(value) is None:
         return str(value)
+    if key == "adapted_share":
+        return f"{100 * value:.0f} % of the weights of the blocks"
     if key == "learning_rates":
         return f"{value:g}"
     if "bytes" in key or key.endswith(("memory", "disk")):
