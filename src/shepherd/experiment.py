@@ -150,7 +150,7 @@ class _Experiment:
             use_threads(config.run.threads)
             folder = resolve(config.model.base, config.model.revision)
             check_folder(folder)
-            rows, template = prepare_rows(config, load_tokenizer(folder))
+            rows, template = prepare_rows(config, load_tokenizer(folder), self._reading)
             names = arms.local_names(config, tuple(rows.clients))
             needed = dataclasses.asdict(estimate(config, folder, rows, timed=False))
             fits_here(needed, self.place, MARGIN)
@@ -499,6 +499,9 @@ class _Experiment:
             **_resumptions(self.store.path),
             "unanswered": self.unanswered,
         }  # fmt: skip
+
+    def _reading(self, text: str) -> None:
+        self.tell({"event": "phase", "phase": "prepare data", "arm": None, "detail": text})
 
     def _warn(self, message: str) -> None:
         self.tell({"event": "warning", "message": message})

@@ -163,6 +163,7 @@ class LiveTable(Observer):
                 self.started = event
             case "phase":
                 self.phase = " ".join(filter(None, (event["phase"], event.get("arm"))))
+                self.phase += f": {event['detail']}" if event.get("detail") else ""
                 self.training = False
             case "clients" | "step":
                 # A federated round has a cohort of its own; who trains alone stays over the rounds.
