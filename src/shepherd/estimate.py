@@ -107,7 +107,7 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
     """The same of rows that are prepared. Not timed it measures nothing, and says 0 seconds."""
     device = pick_device(config.model.device)
     dtype = pick_dtype(config.model.dtype, device)
-    names = local_names(config, tuple(rows.clients))
+    names = local_names(config, tuple(rows.clients), rows.partition.labels)
     rounds = prepare_plan(config, rows)
     shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     check_window(config, shape)

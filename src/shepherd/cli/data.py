@@ -305,6 +305,7 @@ def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) 
     most = max(int(counts.max()), 1)
     columns = [shorten(category, 14, middle=True) for category in categories]
     long = lambda text: sum(map(cells, text))  # noqa: E731
+    clients = [shorten(client, 48, middle=True) for client in clients]
     width = max(map(long, clients)) + sum(2 + max(7, long(name)) for name in columns) + 8
     narrow = sys.stdout.isatty() and width > shutil.get_terminal_size().columns
 
