@@ -269,7 +269,7 @@ def test_15_a_gpu_that_is_not_there_is_said_with_the_setting_that_uses_what_is(s
 
 def test_16_a_missing_extra_is_answered_with_its_install_line(shell, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    tells(shell("data", "partition", "hub:org/rows"), 2, "'datasets'", "pip install 'shepherd[hub]'")
+    tells(shell("data", "partition", "hub:org/rows"), 2, "'datasets'", "pip install 'shepherd-fedit[hub]'")
 
 
 def test_19_a_client_whose_update_is_not_finite_is_named_with_round_and_reason(shell, model):

@@ -11,7 +11,7 @@ import pytest
 
 from console import Shell
 from shepherd.cli.settings import QUICK
-from shepherd.config import Config, load
+from shepherd.config import Config, load, recipes
 from shepherd.progress import print_result
 from tiny import tiny_model
 
@@ -107,6 +107,18 @@ def test_quick_makes_a_run_smaller_and_says_what_it_changed(shell, started):
     assert full.model_dump() != quick.model_dump() and quick.lora == full.lora
 
 
+@pytest.mark.parametrize("recipe", recipes())
+def test_quick_compares_with_the_clients_alone_that_the_recipe_compares_with(shell, started, recipe):
+    """Beside two of eight clients alone, the demo's federation looked behind: the two happened to be good ones."""
+    shell("run", recipe, "--quick")
+    full, quick = load(recipe).evaluation, started[0].evaluation
+    assert (quick.arms, quick.local_clients) == (full.arms, full.local_clients)
+
+
+def test_the_demo_is_measured_after_every_round():
+    assert load("demo").evaluation.every == 1
+
+
 def test_quick_limits_whole_epochs_to_steps(shell, started):
     shell("run", "own-data", "--quick")
     assert started[0].training.local_steps == QUICK["training.local_steps"]
@@ -136,8 +148,9 @@ def test_the_result_on_stdout_compares_the_arms_and_the_talk_is_on_stderr(shell,
 def test_the_result_says_of_how_many_clients_the_mean_is_where_it_is_not_all(clients, name, capsys, tmp_path):
     budget = SUMMARY["budget"] | {"local": {"optimizer_steps": 48, "target_tokens": 2000}}
     print_result(tmp_path, SUMMARY | {"clients": clients, "budget": budget})
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "alone, mean" in line)
-    assert line.split("  ")[0] == name and line.split()[-2:] == ["48", "2,000"]
+    mean, best, worst = (line for line in capsys.readouterr().out.splitlines() if "alone, " in line)
+    assert mean.split("  ")[0] == name and mean.split()[-2:] == ["48", "2,000"]
+    assert best.split("  ")[0] == name.replace("mean", "best") and worst.split("  ")[0] == name.replace("mean", "worst")
 
 
 def test_json_is_one_strict_object_per_line_and_nothing_else_on_stdout(shell, started):

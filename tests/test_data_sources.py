@@ -253,12 +253,12 @@ def test_missing_extras_answer_with_their_install_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError) as error:
         load_examples("hub:org/name")
-    assert "pip install 'shepherd[hub]'" in error.value.hint
+    assert "pip install 'shepherd-fedit[hub]'" in error.value.hint
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"no")
     with pytest.raises(UsageError) as error:
         load_examples(str(tmp_path / "t.parquet"))
-    assert "pip install 'shepherd[parquet]'" in error.value.hint
+    assert "pip install 'shepherd-fedit[parquet]'" in error.value.hint
 
 
 def datasets_that(load_dataset):

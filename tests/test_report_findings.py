@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from report_runs import change, write_run
-from shepherd.report import findings, load_run
+from shepherd.report import compare, findings, load_run
+from shepherd.report.conduct import alerts
+from shepherd.report.results import cards, measure
 
 
 def record_with(tmp_path, *entries, losses=None, **options):
@@ -64,6 +66,7 @@ def test_the_best_client_alone_is_named_and_compared(tmp_path):
         tmp_path,
         ("federated", "local:b", 0.06, [0.01, 0.11]),
         losses={"federated": 2.06, "local": {"a": 2.4, "b": 2.0, "c": 2.8}},
+        clients=3,
     )
     assert findings.best_and_worst_local(record) == ("b", "c")
     assert "Federated is worse than the best client alone (b)" in findings.verdict(record)[1]
@@ -124,3 +127,15 @@ def test_the_local_arm_is_the_mean_over_clients_and_its_perplexity_the_exponenti
     local = next(arm for arm in findings.arms(record) if arm.key == "local")
     assert local.loss == 2.5
     assert local.perplexity == pytest.approx(12.182, abs=1e-3)  # e^2.5
+
+
+@pytest.mark.parametrize("alone", [1, 3])
+def test_where_not_all_clients_trained_alone_every_comparison_with_them_says_of_how_many_it_is(tmp_path, alone):
+    losses = {name: 2.0 + i for i, name in enumerate("abc"[:alone])}
+    record = record_with(tmp_path, losses={"local": losses}, clients=8)
+    of = f"{alone} of 8 clients"
+    told = [sentence for sentence in findings.verdict(record) if "alone" in sentence]
+    assert len(told) == min(alone, 2) and all(f"the {of} that trained alone" in sentence for sentence in told)
+    assert any(of in card["extra"] for card in cards(record)) and of in measure(record)
+    assert any(of in line for line in alerts(record))
+    assert f"mean alone is that of {of}" in compare([record.path]).to_text()

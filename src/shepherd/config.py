@@ -211,7 +211,8 @@ class ObjectiveTable(Table):
     rate_ratio: float = Field(0.0, ge=0)
     """Learning rate of B over that of A; 0 is the method's own (5 of lora_a2), or 1 where it has none."""
     scaffold: bool = False
-    """Correct each local step by SCAFFOLD's control variates; doubles the bytes up. Wants clients that come back."""
+    """Correct each local step by SCAFFOLD's control variates; doubles the bytes up. Wants clients that come back. The
+    mean of the variates is weighted as that of the clients, by federation.weights, "examples" or "uniform"."""
 
 
 class PersonalizationTable(Table):

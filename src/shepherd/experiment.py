@@ -152,8 +152,8 @@ class _Experiment:
             check_folder(folder)
             rows, template = prepare_rows(config, load_tokenizer(folder), self._reading)
             names = arms.local_names(config, tuple(rows.clients), rows.partition.labels)
-            needed = dataclasses.asdict(estimate(config, folder, rows, timed=False))
-            fits_here(needed, self.place, MARGIN)
+            self.expected = estimate(config, folder, rows, timed=False)
+            fits_here(dataclasses.asdict(self.expected), self.place, MARGIN)
         with self._phase("load model"):
             base = load_base(**config.model.model_dump())
         with self._phase("prepare model"):
@@ -185,7 +185,7 @@ class _Experiment:
                 "round": state.round,
             }
         )
-        for warning in (*self.notes, *rows.warnings):
+        for warning in (*self.notes, *self.expected.warnings, *rows.warnings):
             self._warn(warning)
 
         self.engine: Engine = LocalEngine(learner.site(rows.clients))
@@ -477,6 +477,7 @@ class _Experiment:
             "adapter": {
                 "r": adapter.r, "alpha": adapter.alpha, "parameters": adapter.num_parameters, "bytes": adapter.nbytes,
                 "targets": sorted({n.rsplit(".", 1)[-1] for n in adapter.factors}),
+                "share_of_the_blocks": round(self.expected.adapted_share, 4), "notes": list(self.expected.warnings),
             },
             "data": {
                 "name": rows.dataset.name, "digest": rows.dataset.digest, "licence": rows.dataset.licence,
@@ -484,7 +485,8 @@ class _Experiment:
                 "held_out_rows": len(rows.held_out),
                 "refused": {**_counts(rows.dataset.refused), **_counts(rows.tokenized.refused)},
                 "changed": _counts(rows.dataset.changed), "notes": list(rows.notes),
-                "cut_rows": rows.tokenized.cut_rows, "details": dict(rows.details), "audit": {f.kind: f.count for f in rows.audit.findings},
+                "cut_rows": rows.tokenized.cut_rows, "details": dict(rows.details),
+                "audit": {f.kind: f.count for f in rows.audit.findings},
             },
             "clients": len(rows.clients), "labels": _other_labels(rows),
             "rounds": self.config.federation.rounds,

@@ -27,13 +27,15 @@ from shepherd.engines.local import LocalEngine
 from shepherd.errors import UsageError, did_you_mean, plural
 from shepherd.fitting import prepare_method, prepare_personal, rate_ratio
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.base import Base, load_base, pick_targets
+from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
+from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.plan import Plan, Policy
 from shepherd.server.method import Method
 from shepherd.server.methods import check_ranks
+from shepherd.server.weights import population_weights
 from shepherd.types import Adapter, Choice, ClientId, Example, Objective, Partition, Tokens, Work
 from shepherd.updates.gate import Gate, Limits
 
@@ -306,6 +308,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         return Work(client, first_row, count, rates(config, steps, round_number))
 
     clients = tuple(sorted(rows.clients))
+    sizes = {client: len(rows.clients[client]) for client in clients}
     selection, size = prepare_selection(config, method, clients)
     clusters = prepare_personal(config, method).clusters
     if clusters > size:
@@ -318,7 +321,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         clients=clients,
         cohort_size=size,
         select=selection,
-        method=replace(method, clients=len(rows.clients)),
+        method=replace(method, population=population_weights(sizes, federation.weights, federation.max_weight)),
         weights=federation.weights,
         min_updates=federation.min_updates,
         work=work,
@@ -333,7 +336,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
             max_weight=federation.max_weight,
             clock=lambda work, number: virtual_seconds(config.run.seed, work, number),
         ),
-        sizes={client: len(rows.clients[client]) for client in clients},
+        sizes=sizes,
         clusters=clusters,
         probed={
             c: _probed_rows(method, work(c, 1, 0), len(rows.clients[c])) for c in clients if ranks[c] < config.lora.r

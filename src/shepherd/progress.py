@@ -291,8 +291,9 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
     if local:
         clients = summary.get("clients")
         some = f" of {len(local)} of {clients}" if isinstance(clients, int) and len(local) < clients else ""
-        rows += [(f"clients alone, mean{some}", sum(local) / len(local))]
-        rows += [("clients alone, best", min(local)), ("clients alone, worst", max(local))] if len(local) > 1 else []
+        ends = {"best": min(local), "mean": sum(local) / len(local), "worst": max(local)}
+        which = ("mean", "best", "worst") if len(local) > 1 else ("mean",)
+        rows += [(f"clients alone, {name}{some}", ends[name]) for name in which]
     rows += [(name, arms[name].get("loss")) for name in ("federated", "centralised") if arms.get(name)]
     budget = summary.get("budget") or {}
     output.print_table(

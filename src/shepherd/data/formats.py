@@ -15,7 +15,7 @@ from shepherd.data.values import Refusal, label, mark, missing, text
 from shepherd.errors import did_you_mean
 from shepherd.types import Example, Message
 
-__all__ = ["FORMATS", "Format", "Notes", "Refusal", "format_of", "format_problem", "to_example"]
+__all__ = ["FORMATS", "Format", "Notes", "Refusal", "format_of", "format_problem", "formats_of", "to_example"]
 
 SYSTEM = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
@@ -168,6 +168,20 @@ def format_of(row: Mapping[str, Any], among: Iterable[str]) -> tuple[str, bool]:
         if given > most:
             nearest, most = name, given
     return nearest, False
+
+
+def formats_of(rows: Sequence[Mapping[str, Any]], format: str) -> list[str]:
+    """The format of each row with our field names, "" for none; `format` is "auto" or the one that all have.
+
+    Plain text only where no row is of another format, since it is learned without anything that asks for it.
+    """
+    if format != "auto":
+        return [format_of(row, (format,))[0] for row in rows]
+    found = [format_of(row, FORMATS) for row in rows]
+    if all(name == "text" for name, complete in found if complete):
+        return [name for name, _ in found]
+    others = [name for name in FORMATS if name != "text"]
+    return [format_of(row, others)[0] if name == "text" else name for row, (name, _) in zip(rows, found, strict=True)]
 
 
 def to_example(

@@ -19,8 +19,8 @@ _INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufe00-\
 def safe_names(labels: Sequence[str]) -> list[ClientId]:
     """Client ids of ASCII letters, digits, `.`, `_`, `-`, at most 64, that differ in more than case (they name files).
 
-    A label that is such an id keeps it; accents go; one that would lose most of its letters is numbered. One whose id is
-    taken gets `.` and four hexadecimal digits of its own sha256, which no numbered part looks like.
+    A label that is such an id keeps it; accents go; one that would lose most of its letters is numbered. One whose id
+    is taken gets `.` and four hexadecimal digits of its own sha256, which no numbered part looks like.
     """
     ids: dict[int, ClientId] = {}
     taken: set[str] = set()

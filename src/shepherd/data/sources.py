@@ -16,10 +16,11 @@ from shepherd.data.builtins import Rows, datasets
 from shepherd.data.columns import check_columns, no_format, rename, unread_sentence
 from shepherd.data.containers import Parts, read_path
 from shepherd.data.files import find
-from shepherd.data.formats import FORMATS, Refusal, format_of, format_problem, to_example
+from shepherd.data.formats import Refusal, format_problem, formats_of, to_example
 from shepherd.data.hub import hub
 from shepherd.data.splits import by_split
 from shepherd.data.trees import shorten
+from shepherd.data.turns import TURN_FIELDS
 from shepherd.data.waiting import Tell, Waiting
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
 from shepherd.types import Example, Message
@@ -98,7 +99,8 @@ def _apart(rows: Rows, format: str, columns: Mapping[str, str], categories: Sequ
     if rows.held_out is None:
         return None
     there = {name for _, row in rows.held_out.rows for name in row}
-    dataset = _examples(rows.held_out, format, {ours: theirs for ours, theirs in columns.items() if theirs in there})
+    kept = {ours: theirs for ours, theirs in columns.items() if theirs in there or ours in TURN_FIELDS}
+    dataset = _examples(rows.held_out, format, kept)
     wanted = [e for e in dataset.examples if not categories or e.category in categories]
     return replace(
         dataset, examples=tuple(wanted), digest=digest(wanted), notes=(*dataset.notes, *_masked_notes(wanted))
@@ -108,7 +110,7 @@ def _apart(rows: Rows, format: str, columns: Mapping[str, str], categories: Sequ
 def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | None = None) -> Dataset:
     """The rows that can be learned from, all of them."""
     fields = [(id, rename(row, columns)) for id, row in rows.rows]
-    formats = _formats([row for _, row in fields], format)
+    formats = formats_of([row for _, row in fields], format)
     if not any(formats):
         raise no_format([row for _, row in rows.rows], format, columns, rows.name)
     refused, changed = Tally(), Tally()
@@ -171,18 +173,6 @@ def _check_places(rows: Rows, used: Set[str], refused: Tally) -> None:
                 f"  its columns: {shorten(found, 300)}",
                 hint="give them the columns of the others, or take the file away",
             )
-
-
-def _formats(rows: Sequence[Mapping[str, Any]], format: str) -> list[str]:
-    """The format of each row, "" for none. Plain text only where no row is of another format, since it is learned
-    without anything that asks for it."""
-    if format != "auto":
-        return [format_of(row, (format,))[0] for row in rows]
-    found = [format_of(row, FORMATS) for row in rows]
-    if all(name == "text" for name, complete in found if complete):
-        return [name for name, _ in found]
-    others = [name for name in FORMATS if name != "text"]
-    return [format_of(row, others)[0] if name == "text" else name for row, (name, _) in zip(rows, found, strict=True)]
 
 
 def _format_notes(used: Mapping[str, int]) -> Iterator[str]:

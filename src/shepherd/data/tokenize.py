@@ -65,8 +65,8 @@ def tokenize(
 ) -> Tokenized:
     """Render, encode, mask and cut every example; see `cut` for what truncation takes first.
 
-    A row without a target is refused with its reason; `tell` is called with lines about long work. Raises DataError when no row is
-    left, and ModelError for a tokenizer without offsets.
+    A row without a target is refused with its reason; `tell` is called with lines about long work. Raises DataError
+    when no row is left, and ModelError for a tokenizer without offsets.
     """
     refused, changed = Tally(), Tally()
     tokens: list[Tokens] = []
@@ -85,7 +85,7 @@ def tokenize(
                 shown.append((example, template.render(example.messages, example.context, example.tools)))
             except Refusal as reason:
                 refused.add(str(reason), example.id)
-        encoded = encode([rendered for _, rendered in shown], tokenizer)
+        encoded = encode_rows([rendered for _, rendered in shown], tokenizer)
         for (example, rendered), (ids, spans) in zip(shown, encoded, strict=True):
             full = _mask(ids, spans, rendered)
             row, where = cut(full, max_length, bos)
@@ -143,6 +143,30 @@ def encode(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarra
         spans = np.asarray(offsets, np.int32).reshape(-1, 2) + np.int32(begin)
         parts[number].append((np.asarray(ids, np.int32), spans))
     return [(np.concatenate([ids for ids, _ in part]), np.concatenate([spans for _, spans in part])) for part in parts]
+
+
+def encode_rows(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    """As `encode`, with every response encoded as it would be generated: behind the tokens of its prompt.
+
+    The white space that an answer begins with, such as the indentation of code, would else share a token with the line
+    break before it, and that token cannot follow a prompt which has its line break already.
+    """
+    encoded = encode(rendered, tokenizer)
+    for number, one in enumerate(rendered):
+        joined = [
+            a
+            for a, _ in one.spans
+            if one.text[a : a + 2].isspace() and not _begins_afresh(one, a, encoded[number], tokenizer)
+        ]
+        if joined:
+            encoded[number] = encode([replace(one, breaks=tuple(sorted({*one.breaks, *joined})))], tokenizer)[0]
+    return encoded
+
+
+def _begins_afresh(one: Rendered, at: int, encoded: tuple[np.ndarray, np.ndarray], tokenizer: Any) -> bool:
+    """Whether the tokens up to character `at` are those of that text alone. Offsets do not tell: some are trimmed."""
+    alone, _ = encode([Rendered(one.text[:at], (), breaks=tuple(b for b in one.breaks if b < at))], tokenizer)[0]
+    return np.array_equal(alone, encoded[0][: len(alone)])
 
 
 def encode_prompt(

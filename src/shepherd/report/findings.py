@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from shepherd.report.load import RunRecord
-from shepherd.report.wording import digits, number, percent, shorten, signed
+from shepherd.report.wording import digits, number, percent, plural, shorten, signed
 
 ARMS = ("base", "local", "federated", "centralised")
 INTERVAL = "95\N{NO-BREAK SPACE}% interval"
@@ -105,6 +105,18 @@ def arms(record: RunRecord) -> list[Arm]:
     return found
 
 
+def trained_alone(record: RunRecord) -> str:
+    """How many clients trained alone: "8 clients", or "3 of 100 clients" where that is not all of them."""
+    alone = len(local_arms(record))
+    clients = int(number(record.summary.get("clients")) or len(record.partition.get("clients") or ()))
+    return f"{alone:,} of {plural(clients, 'client')}" if alone < clients else plural(alone, "client")
+
+
+def some_alone(record: RunRecord) -> bool:
+    """Whether some clients trained alone, and not all: their mean and their best are not those of all clients."""
+    return bool(local_arms(record)) and " of " in trained_alone(record)
+
+
 def best_and_worst_local(record: RunRecord) -> tuple[str, str] | None:
     """The clients that alone reach the lowest and the highest loss on all held-out rows."""
     losses = {c: loss for c, v in local_arms(record).items() if (loss := number(v.get("loss"))) is not None}
@@ -165,14 +177,15 @@ def verdict(record: RunRecord) -> list[str]:
     sentences = []
     ends, alone = best_and_worst_local(record), len(local_arms(record))
     if ends:
-        who = "the client that trained alone" if alone == 1 else "the mean of the clients that trained alone"
+        some = f"{trained_alone(record)} that trained alone" if some_alone(record) else ""
+        who = f"the {some or 'client that trained alone'}"
+        if alone > 1:
+            who = f"the mean of the {some or 'clients that trained alone'}"
         sentences.append(_compare(difference(record, "federated", "local"), who))
         if alone > 1:
-            best = _compare(
-                difference(record, "federated", f"local:{ends[0]}"),
-                f"the best client alone ({shorten(ends[0], 60, middle=True)})",
-            )
-            sentences.append(best)
+            which = f"the best of the {some}" if some else "the best client alone"
+            best = difference(record, "federated", f"local:{ends[0]}")
+            sentences.append(_compare(best, f"{which} ({shorten(ends[0], 60, middle=True)})"))
     else:
         sentences.append("No client was trained alone in this run, so it does not show whether federating pays.")
     centralised = difference(record, "federated", "centralised")

@@ -84,7 +84,9 @@ _GENERATION = {"prompt": [{"role": str, "content": str}], "answers": {"*": (str,
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that a run directory says, clients by their labels. `state` is "finished", or "unfinished" while there is no summary.json.
+    """All that a run directory says, clients by their labels.
+
+    `state` is "finished", or "unfinished" while there is no summary.json.
 
     config: the resolved settings by table; config_text: config.toml as written. rounds: one mapping per committed
     round, in order. metrics, summary and partition are empty, rounds and generations are (), where the run has
