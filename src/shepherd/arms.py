@@ -122,8 +122,11 @@ def load_arm(folder: Path) -> Arm:
         ) from None
 
 
-def local_names(config: Config, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
-    """The clients of the local arm: all, the first so many by name spread over the list, or the named ones.
+def local_names(
+    config: Config, clients: Sequence[ClientId], labels: Mapping[ClientId, str] = {}
+) -> tuple[ClientId, ...]:
+    """The clients of the local arm: all, the first so many by name spread over the list, or those that are named by id
+    or label.
 
     Raises UsageError, with the nearest name, for one that is not a client.
     """
@@ -134,6 +137,8 @@ def local_names(config: Config, clients: Sequence[ClientId]) -> tuple[ClientId, 
     if isinstance(wanted, int):
         picks = np.linspace(0, len(names) - 1, min(wanted, len(names))).round().astype(int)
         return tuple(names[i] for i in picks)
+    ids = {label: client for client, label in labels.items()}
+    wanted = [name if name in names else ids.get(name, name) for name in wanted]
     for name in wanted:
         if name not in names:
             raise UsageError(

@@ -15,7 +15,8 @@ import numpy as np
 from shepherd.data.formats import Refusal
 from shepherd.data.prompts import Rendered, Template
 from shepherd.data.sources import Counts, Tally, describe
-from shepherd.errors import DataError, ModelError
+from shepherd.data.waiting import LARGE, Tell, Waiting
+from shepherd.errors import DataError, ModelError, plural
 from shepherd.types import Example, Message, Tokens
 
 BATCH = 512
@@ -59,11 +60,13 @@ class _Row:
         return _Row(self.ids[kept], self.turn[kept], self.context[kept])
 
 
-def tokenize(examples: Sequence[Example], tokenizer: Any, template: Template, max_length: int) -> Tokenized:
+def tokenize(
+    examples: Sequence[Example], tokenizer: Any, template: Template, max_length: int, tell: Tell | None = None
+) -> Tokenized:
     """Render, encode, mask and cut every example; see `cut` for what truncation takes first.
 
-    A row without a target is refused with its reason. Raises DataError when no row is left, and ModelError for a
-    tokenizer without offsets.
+    A row without a target is refused with its reason; `tell` is called with lines about long work. Raises DataError
+    when no row is left, and ModelError for a tokenizer without offsets.
     """
     refused, changed = Tally(), Tally()
     tokens: list[Tokens] = []
@@ -71,7 +74,11 @@ def tokenize(examples: Sequence[Example], tokenizer: Any, template: Template, ma
     cut_in = {"context": 0, "prompt": 0, "response": 0}
     escaped = 0
     bos = tokenizer.bos_token_id
+    if tell is not None and (size := sum(len(m.content) for e in examples for m in e.messages)) >= LARGE:
+        tell(f"tokenising {plural(len(examples), 'row')}, {size / 1e6:,.0f} million characters")
+    waiting = Waiting(tell, "tokenising", len(examples))
     for first in range(0, len(examples), BATCH):
+        waiting.at(first)
         shown: list[tuple[Example, Rendered]] = []
         for example in examples[first : first + BATCH]:
             try:
