@@ -120,6 +120,26 @@ def check_window(config: Config, shape: PretrainedConfig) -> None:
             f"data.max_length = {config.data.max_length} is more than the {window} positions of {config.model.base}",
             hint=f"set data.max_length to at most {window}",
         )
+    kind, first = _changing_rope(shape)
+    if first and config.data.max_length > first:
+        raise UsageError(
+            f"data.max_length = {config.data.max_length}: with a row of more than {first:,} tokens {config.model.base} "
+            f"turns the positions of all rows of a pass by other angles (rope_type = {kind!r}), so a row would depend "
+            "on the rows beside it",
+            hint=f"set data.max_length to at most {first}",
+        )
+
+
+def _changing_rope(shape: PretrainedConfig) -> tuple[str, int | None]:
+    """The kind of rotary positions that depend on the longest row of a pass, and the length from which they do."""
+    text = shape.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    for table in (rope, *(value for value in rope.values() if isinstance(value, Mapping))):
+        if table.get("rope_type") in ("dynamic", "longrope"):
+            original = table.get("original_max_position_embeddings")
+            original = original or getattr(text, "original_max_position_embeddings", None) or context_window(shape)
+            return str(table["rope_type"]), original
+    return "", None
 
 
 def context_window(shape: PretrainedConfig) -> int | None:
@@ -135,6 +155,7 @@ class Learner:
     make_lora: Callable[[], CohortLora]
     settings: LocalTraining
     adapter: Adapter
+    base_name: str
     conv1d: bool
 
     def site(self, data: Mapping[ClientId, Sequence[Tokens]]) -> Site:
@@ -155,11 +176,14 @@ def prepare_learner(config: Config, base: Base) -> Learner:
     def make_lora() -> CohortLora:
         return CohortLora(modules, dropout=lora.dropout, device=base.device)
 
+    packed = PackedModel(base.model)
+    packed.check_called(modules)
     return Learner(
-        packed=PackedModel(base.model),
+        packed=packed,
         make_lora=make_lora,
         settings=local_training(config, base.device, adapter.num_parameters),
         adapter=adapter,
+        base_name=base.public_name,
         conv1d=any(type(layer).__name__ == "Conv1D" for layer in modules.values()),
     )
 
