@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from shepherd.clients.arrival import virtual_seconds
-from shepherd.clients.schedule import learning_rates
+from shepherd.clients.schedule import effective_steps, learning_rates
 from shepherd.clients.selection import Selection, build_selection, cohort_size, misfits
 from shepherd.clients.slots import probe_work
 from shepherd.clients.training import LocalTraining, Site
@@ -366,7 +366,25 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
             c: _probed_rows(method, work(c, 1, 0), len(rows.clients[c])) for c in clients if ranks[c] < config.lora.r
         },
         gate=partial(Gate, Limits(norm=federation.max_update_norm)),
+        effective_steps=lambda work, steps, number: _effective_steps(config, method, work, steps, number),
     )
+
+
+def _effective_steps(config: Config, method: Method, work: Work, steps: int, round_number: int) -> float:
+    """FedNova's τ_k, in steps of the recipe's learning rate; all clients have that unit, whatever their first rate.
+
+    With rate_ratio ≠ 1 the proximal term shrinks A and B by unlike factors, and A's are taken where A moves. Adam, and
+    the proximal term on increments, have no a_k: there it is the sum of the rates.
+    """
+    training, objective = config.training, config.objective
+    given = work.learning_rates[:steps]
+    if training.optimizer != "sgd":
+        return effective_steps(given, training.learning_rate)
+    both = any("A" in moves for moves in method.pieces.train.of(round_number)[0])
+    ratio = 1.0 if both else rate_ratio(config)
+    mu = objective.proximal if objective.proximal_form == "factors" else 0.0
+    peak = ratio * training.learning_rate
+    return effective_steps([ratio * rate for rate in given], peak, training.momentum, mu)
 
 
 def _probed_rows(method: Method, work: Work, held: int) -> int:
