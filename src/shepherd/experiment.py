@@ -172,6 +172,9 @@ class _Experiment:
         )
         self.meter = Meter(self.tell, config, rows, plan, names, learner.settings.personal.cost)
         self.meter.skip("federated", state.round / config.federation.rounds)
+        for arm in ("local", "centralised"):
+            if self._trained(arm).is_dir():
+                self.meter.skip(arm)
         self.tell(
             {
                 "event": "start",
@@ -182,8 +185,11 @@ class _Experiment:
                 "rounds": config.federation.rounds,
                 "arms": list(config.evaluation.arms),
                 "round": state.round,
+                "fraction": self.meter.fraction,
             }
         )
+        for line in results.read_rounds(self.store.path):
+            self.tell({"event": "committed", **line})
         for warning in (*self.notes, *rows.warnings):
             self._warn(warning)
 
@@ -324,16 +330,18 @@ class _Experiment:
 
     def _arm(self, name: str, train: Callable[[], arms.Arm], learner: Learner) -> arms.Arm:
         """A baseline, trained; or read back where an earlier process had finished it."""
-        folder = self.store.path / "arms" / name
-        if folder.is_dir():
-            self.meter.skip(name)
-            return arms.load_arm(folder)
+        if self._trained(name).is_dir():
+            return arms.load_arm(self._trained(name))
         with self._phase("train", name):
             arm = train()
         with self.store.commit_folder(f"arms/{name}") as pending:
             arms.save_arm(pending, arm, base_name=self.config.model.base, conv1d=learner.conv1d)
         self.store.journal("trained", arm=name)
         return arm
+
+    def _trained(self, arm: str) -> Path:
+        """Where a baseline lies once it is trained."""
+        return self.store.path / "arms" / arm
 
     def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
         measure = partial(self._measure, learner, rows)
