@@ -59,8 +59,8 @@ def test_2_malformed_jsonl_is_answered_with_file_line_column_and_the_row(shell):
 
 
 def test_3_unknown_columns_are_answered_with_those_found_those_accepted_and_the_flag(shell):
-    write("x.jsonl", [{"question": "a", "answer": "b"}])
-    tells(shell("run", "--data", "x.jsonl"), 3, "question, answer", "instruction, response", "--columns instruction=")
+    write("x.jsonl", [{"ask": "a", "tell": "b"}])
+    tells(shell("run", "--data", "x.jsonl"), 3, "ask, tell", "instruction, response", "--columns instruction=ask")
 
 
 def test_3_a_column_that_is_not_in_the_file_is_named(shell):

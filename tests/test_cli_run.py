@@ -65,10 +65,29 @@ def test_data_without_a_recipe_is_the_own_data_recipe_and_says_so(shell, started
 
 def test_a_folder_of_data_makes_each_file_a_client_unless_a_partitioner_is_named(shell, started):
     Path("clinics").mkdir()
-    assert "each file is a client" in shell("run", "--data", "clinics").err
-    assert (started[0].partition.name, started[0].partition.clients) == ("files", 0)
-    shell("run", "--data", "clinics", "--set", "partition.name=iid")
-    assert started[1].partition.name == "iid"
+    for name in ("north", "south"):
+        Path(f"clinics/{name}.jsonl").write_text("{}\n")
+    said = (
+        "no recipe given: --data uses the recipe own-data (2 clients, one for each file or sub-folder: north, south)\n"
+    )
+    assert shell("run", "--data", "clinics").err.startswith(said)
+    assert started[0].partition.model_dump() == {"name": "by_key", "clients": 0, "key": "source"}
+    assert "(4 clients, equal shares)" in shell("run", "--data", "clinics", "--set", "partition.name=iid").err
+    assert (started[1].partition.name, started[1].partition.clients) == ("iid", 4)
+    assert "(a client for each file)" in shell("run", "--data", "clinics", "--set", "partition.name=files").err
+    assert started[2].partition.model_dump() == {"name": "files", "clients": 0}
+    assert "clinics divides its rows: 2 clients" in shell("run", "demo", "--data", "clinics").err
+
+
+def test_by_key_makes_a_client_of_each_key_and_not_the_recipe_s_four(shell, started):
+    by_key = ["--set", "partition.name=by_key"]
+    assert "(a client for each category)" in shell("run", "--data", "my.jsonl", *by_key).err
+    assert started[0].partition.clients == 0
+    outcome = shell("run", "--data", "my.jsonl", *by_key, "--set", "partition.clients=6", "--set", "partition.key=user")
+    assert "(a client for each value of the column user, split or joined to 6 clients)" in outcome.err
+    assert started[1].partition.clients == 6
+    assert "(4 clients by dirichlet)" in shell("run", "--data", "my.jsonl", "--set", "partition.name=dirichlet").err
+    assert started[2].partition.clients == 4
 
 
 def test_flags_win_over_the_recipe_and_set_wins_over_everything(shell, started):

@@ -193,4 +193,6 @@ def test_scaffold_s_mean_is_over_all_clients_of_the_run_and_not_over_the_cohort(
     config = small_config("federation.clients_per_round=2")
     rows, _ = prepare_rows(config, load_base(config.model.base, device="cpu", dtype="float32").tokenizer)
     plan = prepare_plan(config, rows)
-    assert plan.cohort_size == 2 < len(plan.clients) == plan.method.clients
+    assert plan.cohort_size == 2 < len(plan.clients)
+    total = sum(plan.sizes.values())
+    assert plan.method.population == {client: size / total for client, size in plan.sizes.items()}

@@ -14,9 +14,10 @@ import torch
 
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
 from shepherd.evaluation.text import metrics, score, words
-from shepherd.model.base import load_base, pick_targets
+from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
+from shepherd.model.targets import pick_targets
 from shepherd.results import generation_scores, sample_rows
 from shepherd.rng import stream
 from shepherd.types import Stat, Tokens

@@ -152,8 +152,8 @@ class _Experiment:
             check_folder(folder)
             rows, template = prepare_rows(config, load_tokenizer(folder))
             names = arms.local_names(config, tuple(rows.clients))
-            needed = dataclasses.asdict(estimate(config, folder, rows, timed=False))
-            fits_here(needed, self.place, MARGIN)
+            self.expected = estimate(config, folder, rows, timed=False)
+            fits_here(dataclasses.asdict(self.expected), self.place, MARGIN)
         with self._phase("load model"):
             base = load_base(**config.model.model_dump())
         with self._phase("prepare model"):
@@ -190,7 +190,7 @@ class _Experiment:
         )
         for line in results.read_rounds(self.store.path):
             self.tell({"event": "committed", **line})
-        for warning in (*self.notes, *rows.warnings):
+        for warning in (*self.notes, *self.expected.warnings, *rows.warnings):
             self._warn(warning)
 
         self.engine: Engine = LocalEngine(learner.site(rows.clients))
@@ -484,6 +484,7 @@ class _Experiment:
             "adapter": {
                 "r": adapter.r, "alpha": adapter.alpha, "parameters": adapter.num_parameters, "bytes": adapter.nbytes,
                 "targets": sorted({n.rsplit(".", 1)[-1] for n in adapter.factors}),
+                "share_of_the_blocks": round(self.expected.adapted_share, 4), "notes": list(self.expected.warnings),
             },
             "data": {
                 "name": rows.dataset.name, "digest": rows.dataset.digest, "licence": rows.dataset.licence,

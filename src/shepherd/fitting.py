@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from shepherd.clients.personal import Personalization, personalizations
@@ -10,6 +11,7 @@ from shepherd.errors import UsageError
 from shepherd.server.clusters import check_clusters
 from shepherd.server.method import Method
 from shepherd.server.methods import build_method, check_ranks
+from shepherd.server.pieces import control_misfits
 
 
 def prepare_method(config: Config) -> Method:
@@ -17,6 +19,12 @@ def prepare_method(config: Config) -> Method:
     server, federation = config.server, config.federation
     method = build_method(federation.method, config.method.options, server.optimizer, server.options)
     check_ranks(method, config.lora.ranks, config.lora.r)
+    if config.objective.scaffold:
+        ranks = config.lora.ranks.values() if isinstance(config.lora.ranks, Mapping) else config.lora.ranks
+        mixed = any(rank != config.lora.r for rank in ranks)
+        problems = list(control_misfits(method.pieces, federation.weights, mixed))
+        if problems:
+            raise UsageError("\n".join(problems))
     if method.pieces.weigh.own and federation.max_weight < 1:
         raise UsageError(
             f'federation.max_weight = {federation.max_weight:g} cannot hold: weigh "{method.pieces.weigh.name}" of '

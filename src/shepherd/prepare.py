@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -19,22 +19,23 @@ from shepherd.clients.slots import probe_work
 from shepherd.clients.training import LocalTraining, Site
 from shepherd.config import Config, LoraTable, TrainingTable
 from shepherd.data.audit import Audit, audit
-from shepherd.data.partition import short_categories
 from shepherd.data.prompts import Template, build_template
 from shepherd.data.sources import Dataset, losses, sentences
 from shepherd.data.tokenize import Tokenized, tokenize
-from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
+from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows, remarks
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import UsageError, did_you_mean, plural
 from shepherd.fitting import prepare_method, prepare_personal, rate_ratio
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.base import Base, load_base, pick_targets
+from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
+from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.plan import Plan, Policy
 from shepherd.server.method import Method
 from shepherd.server.methods import check_ranks
+from shepherd.server.weights import population_weights
 from shepherd.types import Adapter, Choice, ClientId, Example, Objective, Partition, Tokens, Work
 from shepherd.updates.gate import Gate, Limits
 
@@ -45,7 +46,8 @@ TOKENS_PER_PASS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 class Rows:
     """The data of a run: who trains on what, and what is held out for everyone.
 
-    notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for.
+    notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for. details: a warning
+    that stands for several cases -> a sentence for each of them.
     """
 
     dataset: Dataset
@@ -57,6 +59,7 @@ class Rows:
     audit: Audit
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def held_out_of(self, client: ClientId) -> list[int]:
         """Indices of the client's own held-out rows: of its categories, or of its sources where those divide."""
@@ -79,16 +82,20 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         kept = tokenize(extra.examples, tokenizer, template, data.max_length)
         tokens |= kept.by_id
         apart = [e for e in extra.examples if e.id in kept.by_id]
-        beside = [f"{data.held_out_source}: {note}" for note in (*losses(extra), *_losses_of_tokens(kept))]
+        where = data.held_out_source or "held-out rows"
+        beside = [f"{where}: {note}" for note in (*losses(extra), *_losses_of_tokens(kept))]
     train, held_out, partition = divide_rows(config, usable, apart)
-    key = natural_key(partition.settings)
-    short = {} if extra is not None else short_categories(usable, held_out, data.held_out_per_category, key)
+    details = remarks(config, dataset, usable, held_out if extra is None else None, partition)
     examples = {e.id: e for e in (*train, *held_out)}
     found = audit(partition, train, held_out, tokenized, dataset)
     if overlap := found["train and held-out overlap"].count:
         lost.append(
             f"{overlap} of {len(held_out)} held-out rows ask what is also trained on: their loss flatters the model"
         )
+    if line := found.summary(
+        beside=("train and held-out overlap", "empty answers", "other refusals", "over-long rows")
+    ):
+        lost.append(f"{line} (shepherd data inspect names them)")
     return Rows(
         dataset=dataset,
         examples=examples,
@@ -97,15 +104,9 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         held_out=tuple(tokens[e.id] for e in held_out),
         tokenized=tokenized,
         audit=found,
-        warnings=(
-            *(
-                f"{key} {name!r}: {got} of {rows} rows are held out, {data.held_out_per_category} were asked for"
-                for name, (got, rows) in short.items()
-            ),
-            *lost,
-            *beside,
-        ),
-        notes=(*dataset.notes, *beside),
+        warnings=(*details, *lost, *beside),
+        notes=(*filter(None, [dataset.unread]), *dataset.notes, *beside),
+        details=details,
     ), template  # fmt: skip
 
 
@@ -255,17 +256,21 @@ def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, .
     return selection, selection.cohort(len(clients), size)
 
 
-def client_ranks(lora: LoraTable, clients: Sequence[ClientId]) -> dict[ClientId, int]:
-    """The rank of each client. Raises UsageError for a rank of a client that does not exist."""
+def client_ranks(
+    lora: LoraTable, clients: Sequence[ClientId], labels: Mapping[ClientId, str] = {}
+) -> dict[ClientId, int]:
+    """The rank of each client, which lora.ranks names by its id or label. Raises UsageError for one that is neither."""
     if not isinstance(lora.ranks, Mapping):
         return {client: lora.ranks[i % len(lora.ranks)] if lora.ranks else lora.r for i, client in enumerate(clients)}
-    unknown = sorted(set(lora.ranks) - set(clients))
+    ids = {label: client for client, label in labels.items()}
+    given = {name if name in clients else ids.get(name, name): rank for name, rank in lora.ranks.items()}
+    unknown = sorted(set(given) - set(clients))
     if unknown:
         raise UsageError(
             f"lora.ranks names {unknown[0]!r}, which is no client.{did_you_mean(unknown[0], clients)}",
             hint=f"clients: {', '.join(clients[:10])}{', …' if len(clients) > 10 else ''}",
         )
-    return {client: lora.ranks.get(client, lora.r) for client in clients}
+    return {client: given.get(client, lora.r) for client in clients}
 
 
 def base_weights(base: Base, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -290,7 +295,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
     """
     federation = config.federation
     method = prepare_method(config)
-    ranks = client_ranks(config.lora, sorted(rows.clients))
+    ranks = client_ranks(config.lora, sorted(rows.clients), rows.partition.labels)
     check_ranks(method, ranks, config.lora.r)
     missing = [arm for arm in ("base", "federated") if arm not in config.evaluation.arms]
     if missing:
@@ -301,6 +306,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         return Work(client, first_row, count, rates(config, steps, round_number))
 
     clients = tuple(sorted(rows.clients))
+    sizes = {client: len(rows.clients[client]) for client in clients}
     selection, size = prepare_selection(config, method, clients)
     clusters = prepare_personal(config, method).clusters
     if clusters > size:
@@ -313,7 +319,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
         clients=clients,
         cohort_size=size,
         select=selection,
-        method=replace(method, clients=len(rows.clients)),
+        method=replace(method, population=population_weights(sizes, federation.weights, federation.max_weight)),
         weights=federation.weights,
         min_updates=federation.min_updates,
         work=work,
@@ -328,7 +334,7 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
             max_weight=federation.max_weight,
             clock=lambda work, number: virtual_seconds(config.run.seed, work, number),
         ),
-        sizes={client: len(rows.clients[client]) for client in clients},
+        sizes=sizes,
         clusters=clusters,
         probed={
             c: _probed_rows(method, work(c, 1, 0), len(rows.clients[c])) for c in clients if ranks[c] < config.lora.r

@@ -63,8 +63,8 @@ def look_first(config: Config, note: Callable[[str], None]) -> None:
     if any(entry.name == base and entry.path is None for entry in fetch.list_models()):
         note(f"fetching {base} once; it stays in the cache (shepherd model list)")
         fetch.pull(base, progress=note)
-    elif not base.lower().endswith(".gguf"):
-        fetch.resolve(base, config.model.revision)
+    else:
+        fetch.look_at(base, config.model.revision)
 
 
 def from_anywhere(config: Config) -> Config:

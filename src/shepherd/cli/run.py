@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 LABELS = {"memory_bytes": "memory, about", "disk_bytes": "disk, about", "seconds": "time, about"}
-SAID_BESIDE = ("bytes_up_are", "bytes_down_are", "warnings")
+SAID_BESIDE = ("bytes_up_are", "bytes_down_are", "warnings", "details")
 
 
 @click.command()

@@ -25,8 +25,9 @@ from pathlib import Path
 from shepherd import network
 from shepherd.errors import ModelError, NetworkError, ResourceError, did_you_mean
 from shepherd.model.card import licence_of
-from shepherd.model.convert import CONVERSION, convert_gguf
+from shepherd.model.convert import CONVERSION, check_gguf, convert_gguf
 from shepherd.model.digest import cache_root, damage, read_manifest, sha256, sha256_all, write_manifest
+from shepherd.model.folder import inspect_folder
 
 Progress = Callable[[str], None]
 
@@ -101,6 +102,15 @@ def resolve(base: str, revision: str = "") -> Path:
         f"unknown model: {base!r} is no built-in name, folder, .gguf file or hub id.{did_you_mean(base, BUILTIN)}",
         hint=f"built in: {', '.join(BUILTIN)}; a hub id looks like org/name",
     )
+
+
+def look_at(base: str, revision: str = "") -> None:
+    """Raise ModelError where names, headers and metadata already tell that no run can use `base`; PyTorch stays out."""
+    local = Path(base).expanduser()
+    if base not in BUILTIN and local.suffix.lower() == ".gguf" and local.is_file():
+        check_gguf(local)
+    else:
+        inspect_folder(resolve(base, revision))
 
 
 def is_local(base: str) -> bool:

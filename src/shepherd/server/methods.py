@@ -213,7 +213,6 @@ def build_method(
     table: Mapping[str, Any] | None = None,
     optimizer: str = "fedavg",
     optimizer_options: Mapping[str, Any] | None = None,
-    clients: int = 0,
 ) -> Method:
     """A method from a recipe: its name, the table [method] of pieces and options, and the server's optimizer.
 
@@ -234,7 +233,7 @@ def build_method(
     if overrides:
         method = method.changed({kind: _with_name(method, kind, spec) for kind, spec in overrides.items()})
     server = replace(optimizers.build(optimizer, optimizer_options), name=optimizer)
-    return replace(method.with_optimizer(server), clients=clients)
+    return method.with_optimizer(server)
 
 
 def _with_name(method: Method, kind: str, spec: Any) -> Any:

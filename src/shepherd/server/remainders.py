@@ -49,7 +49,8 @@ def keep(rank: int = 0, energy: float = 1.0) -> Remainder:
 
 
 def accumulate(before: LowRank | None, more: LowRank | None, dtype: type, module: str) -> LowRank | None:
-    """before + more, exact; as a dense matrix beside an identity where it would outgrow the dense matrix's rank.
+    """before + more, exact; as a dense matrix beside an identity where it would outgrow the dense matrix's rank. What
+    `before` holds apart stays so.
 
     Never recompressed: sums of rounded factors have full numerical rank. Raises NumericalError, which names the module,
     where `more` is not finite.
@@ -60,6 +61,7 @@ def accumulate(before: LowRank | None, more: LowRank | None, dtype: type, module
     check_finite(more, module)
     if before is None:
         return more if more.q <= min(more.shape) else more.filled()
+    apart, before = before.parts()
     if before.q + more.q <= min(before.shape):
-        return before + more
-    return LowRank.beside_identity(before.dense() + more.dense())
+        return apart + (before + more)
+    return apart + LowRank.beside_identity(before.dense() + more.dense())
