@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shepherd.arms import local_names
 from shepherd.asking import pool_of
 from shepherd.config import Config
-from shepherd.fitting import has_own_models
+from shepherd.fitting import has_own_models, local_names
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import check_fit, check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype
@@ -104,7 +103,7 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
     """
     device = pick_device(config.model.device)
     dtype = pick_dtype(config.model.dtype, device)
-    names = local_names(config, tuple(rows.clients))
+    names = local_names(config, tuple(rows.clients), rows.partition.labels)
     rounds = prepare_plan(config, rows)
     model, unread = outline(folder)
     shape = model.config

@@ -29,7 +29,7 @@ from shepherd.engines.workers import Workers
 from shepherd.errors import ClientError, DataError, EvaluationError, ResourceError, UsageError
 from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
-from shepherd.fitting import has_own_models, prepare_method, prepare_personal, rate_ratio
+from shepherd.fitting import has_own_models, local_names, prepare_method, prepare_personal, rate_ratio
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, held_out_digest, identity
 from shepherd.meter import Clock, Meter
@@ -151,7 +151,7 @@ class _Experiment:
             folder = resolve(config.model.base, config.model.revision)
             check_folder(folder)
             rows, template = prepare_rows(config, load_tokenizer(folder))
-            names = arms.local_names(config, tuple(rows.clients))
+            names = local_names(config, tuple(rows.clients), rows.partition.labels)
             self.expected = estimate(config, folder, rows, timed=False)
             fits_here(dataclasses.asdict(self.expected), self.place, MARGIN)
         with self._phase("load model"):
