@@ -47,7 +47,7 @@ def started(monkeypatch) -> list[Config]:
         return SimpleNamespace(path=Path("runs/x"), summary=SUMMARY)
 
     monkeypatch.setattr(experiment, "run", finish)
-    monkeypatch.setattr(starting, "look_first", lambda config, note: None)
+    monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: None)
     return configs
 
 
@@ -222,8 +222,8 @@ def test_check_prints_the_plan_with_units_and_as_json(shell, monkeypatch):
     from shepherd import experiment, starting
 
     plan = {"clients": 8, "bytes_up": 7_372_800, "seconds": 61.0, "memory_bytes": 2e9, "tokens": {"federated": 1200}}
-    monkeypatch.setattr(experiment, "plan", lambda config: plan, raising=False)
-    monkeypatch.setattr(starting, "look_first", lambda config, note: None)
+    monkeypatch.setattr(experiment, "plan", lambda config, tell=None: plan, raising=False)
+    monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: None)
     text = shell("check", "demo").out
     assert "7.37 MB" in text and "1 min 01 s" in text and "2.00 GB" in text and "federated 1,200" in text
     assert json.loads(shell("check", "demo", "--json").out) == plan

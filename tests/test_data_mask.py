@@ -13,6 +13,7 @@ from shepherd.types import Example, Message
 TOKENIZERS = {
     "byte-level, trimmed offsets": lambda: tiny.chatml(trim=True),
     "byte-level, whole offsets": lambda: tiny.chatml(trim=False),
+    "byte-level, tokens of code": lambda: tiny.chatml(code=True),
     "byte-level, system by default": lambda: tiny.chatml(tiny.CHATML_WITH_SYSTEM),
     "byte-level, turns left open": lambda: tiny.chatml(tiny.OPEN_ENDED),
     "llama": tiny.llama,

@@ -24,7 +24,7 @@ MOST = 5
 
 
 def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | None = None) -> Dataset:
-    """The rows of the recipe's source; or of `source`, all of them. `tell` hears which file is read."""
+    """The rows of the recipe's source; or of `source`, all of them. `tell` is called with lines on a long reading."""
     table, columns = config.data, dict(config.data.columns)
     _, column = by_column(config.partition.name, config.partition.options)
     if column and columns.setdefault("source", column) != column:

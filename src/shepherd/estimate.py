@@ -7,7 +7,7 @@ measured matrix-product peak, and the tensors that a decoder block of the usual 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -80,8 +80,10 @@ class Estimate:
     details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def plan(config: Config) -> Estimate:
-    """Sizes, bytes, memory, disk and time of a run of `config`. Raises what the run would raise for bad input."""
+def plan(config: Config, tell: Callable[[str], None] | None = None) -> Estimate:
+    """Sizes, bytes, memory, disk and time of a run of `config`; `tell` is called with lines about what takes long.
+
+    Raises what the run would raise for bad input."""
     use_threads(config.run.threads)
     check_quantize(config.model.quantize, pick_device(config.model.device))
     folder = resolve(config.model.base, config.model.revision)
@@ -89,7 +91,7 @@ def plan(config: Config) -> Estimate:
     tokenizer = load_tokenizer(folder)
     shape = load_config(folder)
     check_fit(folder, shape.get_text_config().vocab_size, tokenizer)
-    rows, template = prepare_rows(config, tokenizer)
+    rows, template = prepare_rows(config, tokenizer, tell)
     *_, unanswered = asked_rows(config, rows, template, tokenizer, context_window(shape))
     found = estimate(config, folder, rows)
     warnings = (*found.warnings, *rows.warnings, *filter(None, [unanswered]))

@@ -150,7 +150,7 @@ class _Experiment:
             use_threads(config.run.threads)
             folder = resolve(config.model.base, config.model.revision)
             check_folder(folder)
-            rows, template = prepare_rows(config, load_tokenizer(folder))
+            rows, template = prepare_rows(config, load_tokenizer(folder), self._reading)
             names = local_names(config, tuple(rows.clients), rows.partition.labels)
             self.expected = estimate(config, folder, rows, timed=False)
             fits_here(dataclasses.asdict(self.expected), self.place, MARGIN)
@@ -182,6 +182,7 @@ class _Experiment:
                 "config": config.model_dump(mode="json"),
                 "model": base.name,
                 "clients": sorted(rows.clients),
+                "labels": _other_labels(rows),
                 "rounds": config.federation.rounds,
                 "arms": list(config.evaluation.arms),
                 "round": state.round,
@@ -217,7 +218,7 @@ class _Experiment:
             self.losses["centralised"] = outcome["centralised"].losses[arms.POOLED]
         for arm in outcome.values():
             for failure in arm.failures:
-                self._warn(f"{failure.client}: {failure.code}: {failure.detail}")
+                self._warn(f"{rows.partition.label(failure.client)}: {failure.code}: {failure.detail}")
         self.own, self.own_losses, self.shares = OwnModels(), {}, {}
         if has_own_models(learner.settings.personal, plan.method):
             with self._phase("personal models"):
@@ -309,7 +310,7 @@ class _Experiment:
                 store.prune_checkpoints(config.checkpoints.keep, min(measured, default=(0.0, 0))[1])
                 store.journal("committed", round=state.round, adapter=digest(state.model.adapter))
                 self.tell({"event": "round", **line})
-                for message in notes(record):
+                for message in notes(record, rows.partition.label):
                     self._warn(message)
         # The last round is always measured; without one to run, everything was committed before.
         self.losses["federated"] = losses or self._evaluate("federated", state, rows, state.round)
@@ -492,9 +493,10 @@ class _Experiment:
                 "held_out_rows": len(rows.held_out),
                 "refused": {**_counts(rows.dataset.refused), **_counts(rows.tokenized.refused)},
                 "changed": _counts(rows.dataset.changed), "notes": list(rows.notes),
-                "cut_rows": rows.tokenized.cut_rows, "audit": {f.kind: f.count for f in rows.audit.findings},
+                "cut_rows": rows.tokenized.cut_rows, "details": dict(rows.details),
+                "audit": {f.kind: f.count for f in rows.audit.findings},
             },
-            "clients": len(rows.clients),
+            "clients": len(rows.clients), "labels": _other_labels(rows),
             "rounds": self.config.federation.rounds,
             "cohort": plan.cohort_size,
             "failed": [dataclasses.asdict(f) for arm in outcome.values() for f in arm.failures],
@@ -508,6 +510,9 @@ class _Experiment:
             **_resumptions(self.store.path),
             "unanswered": self.unanswered,
         }  # fmt: skip
+
+    def _reading(self, text: str) -> None:
+        self.tell({"event": "phase", "phase": "prepare data", "arm": None, "detail": text})
 
     def _warn(self, message: str) -> None:
         self.tell({"event": "warning", "message": message})
@@ -541,6 +546,11 @@ def _resumptions(run_dir: Path) -> dict[str, list[str]]:
         kind: [f"after round {row['round']}: {line}" for row in resumed for line in row[kind]]
         for kind in ("forced", "found")
     }
+
+
+def _other_labels(rows: Rows) -> dict[str, str]:
+    """The names, as the data write them, of the clients whose ids are not their names."""
+    return {client: label for client, label in rows.partition.labels.items() if label != client}
 
 
 def _counts(refused: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, int]:

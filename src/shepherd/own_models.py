@@ -61,7 +61,7 @@ def own_models(
         locals_ = {client: model.adapter for client, model in models.items()}
         mixed = mixtures(learner, rows, state.model.adapter, locals_, config.run.seed)
     for failure in failures:
-        warn(f"{failure.client}: {failure.code}: {failure.detail}")
+        warn(f"{rows.partition.label(failure.client)}: {failure.code}: {failure.detail}")
     if models:
         with store.commit_folder("personal") as folder:
             for client, model in sorted(models.items()):
@@ -93,7 +93,7 @@ def _clusters(
             members[str(number)] = [client for client in sorted(numbers) if numbers[client] == number]
         (folder / "clients.json").write_text(json.dumps(members, indent=1) + "\n", encoding="ascii")
     for client in (client for client, number in numbers.items() if not number):
-        warn(f"{client}: {HOMELESS}")
+        warn(f"{rows.partition.label(client)}: {HOMELESS}")
     models = {client: state.clusters[number - 1] for client, number in numbers.items() if number}
     return OwnModels(models, members=members)
 

@@ -73,12 +73,14 @@ class Rows:
         return [i for i, row in enumerate(self.held_out) if getattr(row, key) in own]
 
 
-def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
-    """Read, tokenise, hold out, divide and audit the data. Raises DataError for data that cannot be used."""
+def prepare_rows(config: Config, tokenizer, tell: Callable[[str], None] | None = None) -> tuple[Rows, Template]:
+    """Read, tokenise, hold out, divide and audit the data; `tell` is called with lines about what takes long.
+
+    Raises DataError for data that cannot be used."""
     data = config.data
-    dataset = read_rows(config)
+    dataset = read_rows(config, tell=tell)
     template = build_template(data.template, tokenizer)
-    tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length)
+    tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length, tell)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
     tokens = dict(tokenized.by_id)
     lost, beside = [*losses(dataset), *_losses_of_tokens(tokenized)], []

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -49,9 +50,11 @@ class Observer:
 
     run: str | None = None
     """The run directory, once the run has started."""
+    labels: Mapping[str, str] = MappingProxyType({})
+    """Names of the clients whose ids are not their names, once the run has started."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        self.run = event.get("run", self.run)
+        self.run, self.labels = event.get("run", self.run), event.get("labels", self.labels)
         interrupts.check()
         self.show(event)
 
@@ -83,6 +86,7 @@ class PlainLines(Observer):
         self.last_line = time.monotonic()
 
     def show(self, event: Mapping[str, Any]) -> None:
+        event = named(event, self.labels)
         if event["event"] == "start":
             self.started = event
         waited = time.monotonic() - self.last_line
@@ -93,6 +97,23 @@ class PlainLines(Observer):
 
     def write(self, line: str) -> None:
         output.note(line)
+
+
+def named(event: Mapping[str, Any], labels: Mapping[str, str]) -> Mapping[str, Any]:
+    """The event with the clients' names in place of their ids."""
+    if not labels:
+        return event
+
+    def name(client: str) -> str:
+        return wording.shorten(labels.get(client, client), 64, middle=True)
+
+    changed: dict[str, Any] = {}
+    if isinstance(event.get("clients"), Mapping):
+        changed["clients"] = {labels.get(c, c): row for c, row in event["clients"].items()}
+    if event.get("rejected"):
+        changed["rejected"] = [{**entry, "client": name(entry["client"])} for entry in event["rejected"]]
+    changed |= {key: [name(c) for c in event[key]] for key in ("missing", "late") if event.get(key)}
+    return {**event, **changed}
 
 
 def describe(event: Mapping[str, Any], started: Mapping[str, Any]) -> str:
@@ -167,11 +188,13 @@ class LiveTable(Observer):
         )
 
     def show(self, event: Mapping[str, Any]) -> None:
+        event = named(event, self.labels)
         match event["event"]:
             case "start":
                 self.started, self.step = event, {"fraction": event.get("fraction")}
             case "phase":
                 self.phase = " ".join(filter(None, (event["phase"], event.get("arm"))))
+                self.phase += f": {event['detail']}" if event.get("detail") else ""
                 self.training = False
             case "clients" | "step":
                 # A federated round has a cohort of its own; who trains alone stays over the rounds.

@@ -67,10 +67,13 @@ def troubles(record: RoundRecord) -> dict[str, Any]:
     return {name: getattr(record, name) for name in names if getattr(record, name)}
 
 
-def notes(record: RoundRecord) -> list[str]:
-    """What a person should hear of a round beside its line: who is asked no more, and that it was skipped."""
+def notes(record: RoundRecord, label: Callable[[ClientId], str] = str) -> list[str]:
+    """What a person should hear of a round beside its line: who is asked no more, by name, and that it was skipped."""
     codes = {entry["client"]: entry["code"] for entry in record.rejected}
-    lines = [f"{c} is quarantined, it is asked no more: {codes[c]} in round {record.round}" for c in record.quarantined]
+    lines = [
+        f"{label(c)} is quarantined, it is asked no more: {codes[c]} in round {record.round}"
+        for c in record.quarantined
+    ]
     if record.skipped and not record.cohort:
         lines.append(f"round {record.round} is skipped, nobody was drawn: the model stays as it is")
     elif record.skipped:

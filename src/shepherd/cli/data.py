@@ -55,7 +55,8 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     from shepherd.dividing import read_rows
 
     config = _settings(source, **flags).config
-    dataset = read_rows(config)
+    tell = None if as_json else output.note
+    dataset = read_rows(config, tell=tell)
     from shepherd.data.audit import audit
     from shepherd.data.prompts import build_template
     from shepherd.data.tokenize import tokenize
@@ -63,7 +64,7 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     output.announce_torch()
     tokenizer = _tokenizer(config.model.base, config.model.revision)
     template = build_template(config.data.template, tokenizer)
-    tokenized = tokenize(dataset.examples, tokenizer, template, config.data.max_length)
+    tokenized = tokenize(dataset.examples, tokenizer, template, config.data.max_length, tell)
     train, held_out, partition = _divided_if_possible(config, dataset, tokenized)
     found = audit(partition, train, held_out, tokenized, dataset)
     if as_json:
@@ -92,17 +93,18 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     from shepherd.report.wording import plural
 
     config = _settings(recipe, **flags).config
+    tell = None if as_json else output.note
     if tokenize:
         from shepherd.prepare import prepare_rows
 
         output.announce_torch()
-        rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision))
+        rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision), tell)
         dataset, divided, lost, details = rows.dataset, rows.partition, rows.warnings, rows.details
         train = [example for id, example in rows.examples.items() if id not in divided.held_out]
         held_out = [rows.examples[id] for id in divided.held_out]
         refused = len(dataset.examples) - len(rows.tokenized.by_id)
     else:
-        dataset, refused = read_rows(config), None
+        dataset, refused = read_rows(config, tell=tell), None
         extra = read_held_out(config, dataset)
         train, held_out, divided = divide_rows(config, dataset.examples, extra.examples if extra is not None else None)
         where = config.data.held_out_source or "held-out rows"
@@ -303,6 +305,7 @@ def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) 
     most = max(int(counts.max()), 1)
     columns = [shorten(category, 14, middle=True) for category in categories]
     long = lambda text: sum(map(cells, text))  # noqa: E731
+    clients = [shorten(client, 48, middle=True) for client in clients]
     width = max(map(long, clients)) + sum(2 + max(7, long(name)) for name in columns) + 8
     narrow = sys.stdout.isatty() and width > shutil.get_terminal_size().columns
 

@@ -51,7 +51,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
         output.note(line)
     observer = progress.observer(as_json=as_json, plain=plain)
     with observer:
-        starting.look_first(settings.config, output.note)
+        starting.look_first(settings.config, output.note, None if as_json else output.note)
         output.announce_torch()
         from shepherd import experiment
 
@@ -112,11 +112,12 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     settings = gather(recipe, **flags)
     for line in settings.notes:
         output.note(line)
-    starting.look_first(settings.config, output.note)
+    tell = None if as_json else output.note
+    starting.look_first(settings.config, output.note, tell)
     output.announce_torch()
     from shepherd import experiment
 
-    plan = experiment.plan(settings.config)
+    plan = experiment.plan(settings.config, tell)
     values = dataclasses.asdict(plan) if dataclasses.is_dataclass(plan) else dict(plan)
     if as_json:
         output.print_json(values)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shepherd.data.builtins import Rows
-from shepherd.data.files import ACCEPTED, CONVERSIONS, PICKLES, SUFFIXES, Tell, read, stem_of, suffix_of, unreadable
+from shepherd.data.files import ACCEPTED, CONVERSIONS, PICKLES, SUFFIXES, read, stem_of, suffix_of, unreadable
 from shepherd.data.trees import Tree, kind_of, unsharded
+from shepherd.data.waiting import Tell
 from shepherd.errors import DataError, plural
 
 Parts = Literal["held out", "ignored", "clients"]
@@ -46,7 +47,7 @@ class Batch:
 
 def read_path(path: Path, parts: Parts = "held out", tell: Tell | None = None) -> Rows:
     """The rows of a file or folder. Raises DataError where it cannot be read, and where names contradict each other."""
-    tree = _folder(path, tell) if path.is_dir() else replace(read(path), place=str(path))
+    tree = _folder(path, tell) if path.is_dir() else replace(read(path, tell), place=str(path))
     name = path.name or path.resolve().name
     root = "" if tree.branches else stem_of(path)
     notes: list[str] = list(_unread(tree))
@@ -112,9 +113,7 @@ def _entries(path: Path, depth: int, tell: Tell | None, names_only: bool) -> Tre
             if names_only:
                 branches[name] = Tree([(1, {})])
                 continue
-            if tell is not None:
-                tell(f"reading {entry}")
-            branches[name] = read(entry)
+            branches[name] = read(entry, tell)
             branches[name].place = str(entry)
         elif suffix_of(entry) in (*CONVERSIONS, *PICKLES, *SUFFIXES) and not entry.is_file():
             raise DataError(f"{entry} is {'a link to nothing' if entry.is_symlink() else 'not a file'}")

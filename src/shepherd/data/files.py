@@ -12,12 +12,13 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from shepherd.data.json_rows import read_json
 from shepherd.data.trees import Numbered, Tree, named_twice, shorten
+from shepherd.data.waiting import LARGE, Tell
 from shepherd.errors import DataError, did_you_mean, missing_extra
 
 CSV_FIELD_LIMIT = 16 * 2**20
@@ -54,8 +55,6 @@ _TEXT_LINES = (
     "python -c \"import json; [print(json.dumps({{'text': line.strip()}})) for line in open('{}')]\" > '{stem}.jsonl' "
     "makes a text of each line"
 )
-
-Tell = Callable[[str], None]
 
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -107,13 +106,18 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix_of(path))] or path.name
 
 
-def read(path: Path) -> Tree:
-    """The rows of one file, or its lists of rows by name. Raises DataError where it cannot be read or has no rows."""
+def read(path: Path, tell: Tell | None = None) -> Tree:
+    """The rows of one file, or its lists of rows by name. Raises DataError where it cannot be read or has no rows.
+
+    `tell` is called before a large file is read.
+    """
     suffix = suffix_of(path)
     if suffix not in SUFFIXES:
         raise unreadable(path)
     if path.exists() and not path.is_file():  # a pipe or a device would never end
         raise DataError(f"{path} is not a file")
+    if tell is not None and (size := path.stat().st_size) >= LARGE:
+        tell(f"reading {path.name} ({size / 1e6:,.0f} MB)")
     if suffix == ".parquet":
         tree = Tree(rows=list(_parquet(path)))
     elif suffix.startswith((".csv", ".tsv")):

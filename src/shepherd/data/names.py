@@ -19,8 +19,8 @@ _INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufe00-\
 def safe_names(labels: Sequence[str]) -> list[ClientId]:
     """Client ids of ASCII letters, digits, `.`, `_`, `-`, at most 64, that differ in more than case (they name files).
 
-    A label that is such an id keeps it; accents go; a label without a letter of ASCII is numbered. One whose id is
-    taken gets `.` and four hexadecimal digits of its own sha256, which no numbered part looks like.
+    A label that is such an id keeps it; accents go; one that would lose most of its letters is numbered. One whose id
+    is taken gets `.` and four hexadecimal digits of its own sha256, which no numbered part looks like.
     """
     ids: dict[int, ClientId] = {}
     taken: set[str] = set()
@@ -39,7 +39,9 @@ def safe_names(labels: Sequence[str]) -> list[ClientId]:
 def _plain(label: str) -> str:
     letters = unicodedata.normalize("NFKD", label)
     letters = "".join(c for c in letters if not unicodedata.combining(c))
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", letters).strip(".-")[:LONGEST]
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", letters).strip(".-")[:LONGEST]
+    kept, whole = (sum(map(str.isalnum, text)) for text in (plain, letters[:LONGEST]))
+    return plain if 2 * kept >= whole else ""
 
 
 def look_alikes(labels: Iterable[str]) -> list[tuple[str, ...]]:

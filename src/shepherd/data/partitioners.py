@@ -10,7 +10,7 @@ each a safe id.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -202,7 +202,14 @@ def _merged(groups: Mapping[str, list[int]], clients: int) -> list[tuple[str, li
         smallest = min(range(clients), key=lambda c: (len(held[c]), c))
         names[smallest].append(value)
         held[smallest] += groups[value]
-    return [(_joined(n), h) for n, h in zip(names, held, strict=True)]
+    return [(n[0] if len(n) == 1 else _other_than(groups, _joined(n)), h) for n, h in zip(names, held, strict=True)]
+
+
+def _other_than(keys: Collection[str], name: str) -> str:
+    """The name of a part or of joined keys, with a mark where a key of the data is called so."""
+    while name in keys:
+        name += "\N{PRIME}"
+    return name
 
 
 def _joined(names: Sequence[str], most: int = 4) -> str:
@@ -220,7 +227,8 @@ def _split(groups: Mapping[str, list[int]], clients: int, rng: np.random.Generat
             out.append((value, groups[value]))
             continue
         dealt = np.array_split(rng.permutation(groups[value]), count)
-        out += [(f"{value} ({number} of {count})", part.tolist()) for number, part in enumerate(dealt, 1)]
+        named = [(f"{value} ({number} of {count})", part.tolist()) for number, part in enumerate(dealt, 1)]
+        out += [(_other_than(groups, name), part) for name, part in named]
     return out
 
 

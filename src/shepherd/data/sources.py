@@ -15,12 +15,13 @@ from shepherd import rng
 from shepherd.data.builtins import Rows, datasets
 from shepherd.data.columns import check_columns, no_format, rename, unread_sentence
 from shepherd.data.containers import Parts, read_path
-from shepherd.data.files import Tell, find
+from shepherd.data.files import find
 from shepherd.data.formats import Refusal, format_problem, formats_of, to_example
 from shepherd.data.hub import hub
 from shepherd.data.splits import by_split
 from shepherd.data.trees import shorten
 from shepherd.data.turns import TURN_FIELDS
+from shepherd.data.waiting import Tell, Waiting
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
 from shepherd.types import Example, Message
 
@@ -73,15 +74,15 @@ def load_examples(
     """Read `source`: a path, `builtin:<name>`, `hub:<org/name>` or `module:function`.
 
     `columns` maps our field to theirs; `categories` keeps only these; `rows_per_category` draws at most so many of
-    each by seed. `parts` says what test and validation parts of the source are; `tell` hears which file is read. Raises
-    DataError that says where and why, and for a source, file or list without a usable row.
+    each by seed. `parts` says what test and validation parts of the source are; `tell` is called with lines about a
+    long reading. Raises DataError that says where and why, and for a source, file or list without a usable row.
     """
     columns = dict(columns or {})
     if problem := format_problem(format):
         raise UsageError(problem)
     rows = by_split(_read(source, tuple(languages), parts, tell), parts, columns)
     check_columns(columns, [row for _, row in rows.rows], rows.name)
-    dataset = _examples(rows, format, columns)
+    dataset = _examples(rows, format, columns, tell)
     kept = _draw(_only(list(dataset.examples), categories, rows.name), rows_per_category, seed)
     notes = (*dataset.notes, *_masked_notes(kept))
     return replace(
@@ -106,7 +107,7 @@ def _apart(rows: Rows, format: str, columns: Mapping[str, str], categories: Sequ
     )
 
 
-def _examples(rows: Rows, format: str, columns: Mapping[str, str]) -> Dataset:
+def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | None = None) -> Dataset:
     """The rows that can be learned from, all of them."""
     fields = [(id, rename(row, columns)) for id, row in rows.rows]
     formats = formats_of([row for _, row in fields], format)
@@ -115,7 +116,9 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str]) -> Dataset:
     refused, changed = Tally(), Tally()
     unread: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     examples, used = [], Counter[str]()
-    for (id, row), name in zip(fields, formats, strict=True):
+    waiting = Waiting(tell, f"reading {rows.name}", len(fields))
+    for number, ((id, row), name) in enumerate(zip(fields, formats, strict=True)):
+        waiting.at(number)
         try:
             if not name:
                 raise Refusal("its columns fit no known format")

@@ -15,7 +15,8 @@ import numpy as np
 from shepherd.data.formats import Refusal
 from shepherd.data.prompts import Rendered, Template
 from shepherd.data.sources import Counts, Tally, describe
-from shepherd.errors import DataError, ModelError
+from shepherd.data.waiting import LARGE, Tell, Waiting
+from shepherd.errors import DataError, ModelError, plural
 from shepherd.types import Example, Message, Tokens
 
 BATCH = 512
@@ -59,11 +60,13 @@ class _Row:
         return _Row(self.ids[kept], self.turn[kept], self.context[kept])
 
 
-def tokenize(examples: Sequence[Example], tokenizer: Any, template: Template, max_length: int) -> Tokenized:
+def tokenize(
+    examples: Sequence[Example], tokenizer: Any, template: Template, max_length: int, tell: Tell | None = None
+) -> Tokenized:
     """Render, encode, mask and cut every example; see `cut` for what truncation takes first.
 
-    A row without a target is refused with its reason. Raises DataError when no row is left, and ModelError for a
-    tokenizer without offsets.
+    A row without a target is refused with its reason; `tell` is called with lines about long work. Raises DataError
+    when no row is left, and ModelError for a tokenizer without offsets.
     """
     refused, changed = Tally(), Tally()
     tokens: list[Tokens] = []
@@ -71,7 +74,11 @@ def tokenize(examples: Sequence[Example], tokenizer: Any, template: Template, ma
     cut_in = {"context": 0, "prompt": 0, "response": 0}
     escaped = 0
     bos = tokenizer.bos_token_id
+    if tell is not None and (size := sum(len(m.content) for e in examples for m in e.messages)) >= LARGE:
+        tell(f"tokenising {plural(len(examples), 'row')}, {size / 1e6:,.0f} million characters")
+    waiting = Waiting(tell, "tokenising", len(examples))
     for first in range(0, len(examples), BATCH):
+        waiting.at(first)
         shown: list[tuple[Example, Rendered]] = []
         for example in examples[first : first + BATCH]:
             try:
@@ -145,12 +152,21 @@ def encode_rows(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.n
     break before it, and that token cannot follow a prompt which has its line break already.
     """
     encoded = encode(rendered, tokenizer)
-    for number, (one, (_, spans)) in enumerate(zip(rendered, encoded, strict=True)):
-        start, end = spans[:, 0], spans[:, 1]
-        shared = [a for a, _ in one.spans if ((start < a) & (end > a)).any()]
-        if shared:
-            encoded[number] = encode([replace(one, breaks=tuple(sorted({*one.breaks, *shared})))], tokenizer)[0]
+    for number, one in enumerate(rendered):
+        joined = [
+            a
+            for a, _ in one.spans
+            if one.text[a : a + 2].isspace() and not _begins_afresh(one, a, encoded[number], tokenizer)
+        ]
+        if joined:
+            encoded[number] = encode([replace(one, breaks=tuple(sorted({*one.breaks, *joined})))], tokenizer)[0]
     return encoded
+
+
+def _begins_afresh(one: Rendered, at: int, encoded: tuple[np.ndarray, np.ndarray], tokenizer: Any) -> bool:
+    """Whether the tokens up to character `at` are those of that text alone. Offsets do not tell: some are trimmed."""
+    alone, _ = encode([Rendered(one.text[:at], (), breaks=tuple(b for b in one.breaks if b < at))], tokenizer)[0]
+    return np.array_equal(alone, encoded[0][: len(alone)])
 
 
 def encode_prompt(
