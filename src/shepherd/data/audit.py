@@ -105,7 +105,7 @@ class Audit:
     def describe(self, first: int = 3, ids: int = IDS) -> str:
         """One line per finding with the first groups and the first `ids` of each, or one that says there are none."""
         if not self.findings:
-            return f"{self.rows} rows, nothing found"
+            return f"{self.rows:,} rows, nothing found"
         lines = []
         for finding in self.findings:
             shown = "; ".join(
