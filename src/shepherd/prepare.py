@@ -45,7 +45,8 @@ TOKENS_PER_PASS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 class Rows:
     """The data of a run: who trains on what, and what is held out for everyone.
 
-    notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for.
+    notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for. day: the day that
+    the template writes into every prompt, or "".
     """
 
     dataset: Dataset
@@ -57,6 +58,7 @@ class Rows:
     audit: Audit
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    day: str = ""
 
     def held_out_of(self, client: ClientId) -> list[int]:
         """Indices of the client's own held-out rows: of its categories, or of its sources where those divide."""
@@ -104,8 +106,10 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
             ),
             *lost,
             *beside,
+            *template.notes,
         ),
-        notes=(*dataset.notes, *beside),
+        notes=(*dataset.notes, *beside, *template.notes),
+        day=template.day,
     ), template  # fmt: skip
 
 
@@ -344,8 +348,9 @@ def _probed_rows(method: Method, work: Work, held: int) -> int:
 
 
 def _losses_of_tokens(tokenized: Tokenized) -> Iterator[str]:
-    """What tokenising left out, a sentence for each reason."""
+    """What tokenising left out or changed, a sentence for each reason."""
     yield from sentences("refused", tokenized.refused)
+    yield from sentences("changed", tokenized.changed)
     if tokenized.cut_rows:
         cut, tokens = plural(tokenized.cut_rows, "row"), plural(tokenized.cut_tokens, "token")
         yield f"{cut} cut to data.max_length, {tokens} in all"

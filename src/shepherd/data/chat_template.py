@@ -86,7 +86,7 @@ class ChatTemplate:
         # The outline says where a generated answer begins; for the last one the row itself says it too.
         if text[: places[learned[-1]][0]] != self._before(shown[: learned[-1]], tools):
             raise Refusal("the chat template rewrites earlier turns")
-        wanted = [turn for turn in learned if not outline.answers[turn].problem]
+        wanted = [turn for turn in learned if turn in places and not outline.answers[turn].problem]
         asked = max((turn for turn, m in enumerate(shown) if m.role == "user"), default=-1)
         context_span = _find_context(asked, context, spans, text)
         closed, moved = self._closed(outline, text, places)
@@ -119,9 +119,7 @@ class ChatTemplate:
         places = fill(outline, text, pieces, shown)
         return outline, [(pieces[number].turn, place) for number, place in zip(outline.marks, places, strict=True)]
 
-    def _closed(
-        self, outline: Outline, text: str, places: dict[int, Span]
-    ) -> tuple[str, Callable[[int, int], Span]]:
+    def _closed(self, outline: Outline, text: str, places: dict[int, Span]) -> tuple[str, Callable[[int, int], Span]]:
         """`text` with an end token after every answer that the template leaves open, and how spans move by that."""
         ends = sorted(stop for turn, (_, stop) in places.items() if not outline.answers[turn].closed)
         for stop in reversed(ends):
@@ -156,7 +154,7 @@ class ChatTemplate:
         shown, changed = _join_context(shown, context), ()
         if not self.shows_system and any(m.role == "system" for m in shown):
             shown = _system_into_user(shown)
-            changed = ("the chat template knows no system turn: its text begins the next user turn",)
+            changed = ("the chat template has no fixed place for a system turn: its text begins the next user turn",)
         return shown, context, tools, protected, changed
 
     def _before(self, messages: Sequence[Message], tools: str) -> str:
@@ -195,11 +193,22 @@ class ChatTemplate:
         return (min(ends)[0] - min(ends)[1], True) if ends else (len(tail.rstrip()), False)
 
     def _probe_system(self) -> bool:
-        user = Message("user", "shepherd-question")
+        """Whether a leading system turn is shown before the first user turn, in prompts and in what is learned.
+
+        Some templates refuse one, leave it out once there is an answer (Mistral 7B v0.3), or move it as turns are
+        added.
+        """
+        turns = [
+            Message("system", "shepherd-system"),
+            Message("user", "shepherd-1"),
+            Message("assistant", "shepherd-2"),
+        ]
         try:
-            return "shepherd-system" in self._apply([Message("system", "shepherd-system"), user], "", True)
+            asked = self._apply(turns[:2], "", True)
+            told = [self._apply(turns, "", False), self._apply([*turns, *turns[1:]], "", False)]
         except Refusal:
             return False
+        return all(0 <= text.find(turns[0].content) < text.find(turns[1].content) for text in (asked, *told))
 
     def _probe(self) -> tuple[str, ...]:
         """Find the control token with which the template closes an answer, and what it lacks before one; the notes."""
@@ -267,7 +276,7 @@ def _find_context(asked: int, context: str, spans: Sequence[tuple[int, Span]], t
 
 
 def _system_into_user(messages: Sequence[Message]) -> list[Message]:
-    """For templates that know no system turn: its text begins the next user turn."""
+    """For templates that have no place for a system turn: its text begins the next user turn."""
     out: list[Message] = []
     waiting: list[str] = []
     for message in messages:
@@ -279,5 +288,5 @@ def _system_into_user(messages: Sequence[Message]) -> list[Message]:
         else:
             out.append(message)
     if waiting:
-        raise Refusal("a system turn without a user turn after it, and the chat template knows no system turn")
+        raise Refusal("a system turn without a user turn after it, and the chat template has no place for it")
     return out

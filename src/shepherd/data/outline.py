@@ -9,7 +9,6 @@ the marked conversation, so that the template treats it as it treats the real on
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -80,6 +79,8 @@ def sketch(messages: Sequence[Message], kept: re.Pattern[str] | None) -> tuple[t
 
     def marked(text: str, turn: int, escaped: bool = False) -> str:
         parts = kept.split(text) if kept else [text]
+        if not any(part.strip() for part in parts[::2]):
+            parts = [text]  # it is nothing but such words
         for at, part in enumerate(parts):
             core = part.strip()
             if core and at % 2 == 0:
@@ -121,8 +122,12 @@ def make_outline(messages: Sequence[Message], tools: str, generation: bool, rend
             answer, start = _answer(messages, turn, tools, generation, text, owners, renderer)
             answers[turn] = replace(answer, problem=problems[turn] or answer.problem)
             # White space before an answer may be the template's own, which looks the same.
-            if not answers[turn].problem and message.content not in text[start:]:
-                changed["the chat template trims white space around the answer"] = None
+            if (
+                not answers[turn].problem
+                and message.content not in text[start:]
+                and message.content.lstrip() in text[start:]
+            ):
+                changed["the chat template changes white space of the answer"] = None
     literals = re.split(f"[{''.join(map(_mark, owners))}]", text) if owners else [text]
     return Outline(tuple(literals), tuple(occurring), answers, tuple(changed))
 
@@ -150,7 +155,7 @@ def _standing(turn: int, message: Message, text: str, changed: dict[str, None]) 
     """What keeps an answer from being learned, or "". Raises Refusal where a text of the turn does not stand."""
     found, answer, name = _compare(message.content, text), message.role == "assistant", _NAMES[message.role]
     if found == "spaced":
-        changed[f"the chat template trims white space around {'the answer' if answer else 'a prompt'}"] = None
+        changed[f"the chat template changes white space of {'the answer' if answer else 'a prompt'}"] = None
     elif found == "gone":
         raise Refusal(
             f"the chat template leaves out {'a later system turn' if message.role == 'system' and turn else name}"
@@ -163,7 +168,7 @@ def _standing(turn: int, message: Message, text: str, changed: dict[str, None]) 
         raise Refusal("the chat template leaves out a tool call")
     found = _compare(message.reasoning, text)
     if found == "spaced":
-        changed["the chat template trims white space around the reasoning"] = None
+        changed["the chat template changes white space of the reasoning"] = None
     return "leaves out the reasoning of the answer" if found not in ("", "spaced") else ""
 
 
@@ -218,7 +223,7 @@ def _answer(
     own = [n for n, (_, owner) in enumerate(places) if owner == turn]
     begin, problem = places[own[0]][0], ""
     before = renderer.before(messages[:turn], tools)
-    shared = len(os.path.commonprefix([text, before]))
+    shared = _shared(text, before)
     between = any(shared <= at < begin for at, _ in places)
     if between or shared > begin:
         problem = "rewrites earlier turns"
@@ -227,19 +232,20 @@ def _answer(
         if not _marks(before[shared:]):
             problem = f"begins a generated answer with {before[shared:]!r}, and shows answers without it"
     start = min(shared, begin)
-    if turn == len(messages) - 1 and not generation:
-        alone = text
-    else:
-        alone = renderer.show(messages[: turn + 1], tools, False)
+    whole = turn == len(messages) - 1 and not generation
+    alone = text if whole else renderer.show(messages[: turn + 1], tools, False)
     stop = max((at for at, c in enumerate(alone) if owners.get(ord(c) - FIRST) == turn), default=-1) + 1
     tail, closed = renderer.end_of(alone[stop:])
+    last = own[-1]
+    if stop and text.startswith(alone[:stop]):
+        last = sum(at < stop for at, _ in places) - 1  # a later turn may name a call of this one again
     if not problem and (not stop or not text.startswith(alone[: stop + tail])):
-        problem = "shows an earlier answer otherwise than the last"
-    follows = text[places[own[-1]][0] + 1 : places[own[-1] + 1][0] if own[-1] + 1 < len(places) else len(text)]
+        problem = "writes an answer otherwise once the conversation goes on"
+    follows = text[places[last][0] + 1 : places[last + 1][0] if last + 1 < len(places) else len(text)]
     if not follows.startswith(alone[stop : stop + tail]):
         tail, closed = renderer.end_of(follows)
         tail = tail if closed else 0
-    return Answer(own[0], own[-1], begin - start, tail, closed, problem), start
+    return Answer(own[0], last, begin - start, tail, closed, problem), start
 
 
 def _forms(piece: Piece) -> Iterator[str]:
@@ -248,6 +254,11 @@ def _forms(piece: Piece) -> Iterator[str]:
         yield json.dumps(piece.text, ensure_ascii=False)[1:-1]
         yield json.dumps(piece.text)[1:-1]
         yield repr(piece.text)[1:-1]
+
+
+def _shared(a: str, b: str) -> int:
+    """How many characters two texts have in common from their beginning."""
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _mark(number: int) -> str:
