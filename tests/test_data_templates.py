@@ -109,7 +109,7 @@ SHOWN = {  # what each family makes of the conversations: the learned parts in o
         "code": ["\n</think>\n\n    return x<|im_end|>"],
     },
     "deepseek r1": {
-        "one": "begins a generated answer with '<think>\\n', and shows answers without it",
+        "one": "begins a generated answer with '<think>\\n', and shows answers otherwise",
         "thought": "cuts <think>…</think> out of the answer", "reasoning": NO_REASONING, "tools": NO_CALL,
     },
     "deepseek r1, first": {
@@ -346,6 +346,22 @@ def test_arguments_that_a_template_writes_anew_are_proven_by_their_names_and_val
         extra = json.dumps({"tool_calls": [{"function": {"name": "weather", "arguments": arguments}}]})
         texts.add(template.render([user("Q"), answer("", extra=extra), tool("3"), answer("B")], "", TOOLS).text)
     assert len(texts) == 1 and '"arguments": {"city": "Par\\"is\\n", "days": 3}' in texts.pop()
+
+
+def test_a_template_that_only_puts_a_calls_arguments_in_is_given_them_as_text():
+    put_in = known.QWEN_3.replace("c.arguments if c.arguments is string else c.arguments | tojson", "'' + c.arguments")
+    template = build_template("chat", known.tokenizer(put_in))
+    for arguments in ('{"days":  3}', {"days": 3}):
+        extra = json.dumps({"tool_calls": [{"function": {"name": "weather", "arguments": arguments}}]})
+        text = template.render([user("Q"), answer("", extra=extra), tool("3"), answer("B")]).text
+        assert '"arguments": ' + (arguments if isinstance(arguments, str) else '{"days": 3}') in text
+
+
+def test_a_call_is_learned_to_its_end_past_control_tokens_between_its_arguments():
+    quoted = known.GPT_OSS.replace("c.arguments | tojson", "'<|message|>' + c.arguments.city + '<|message|>,3'")
+    template = build_template("chat", known.tokenizer(quoted, "<|return|>"))
+    rendered = template.render(*CONVERSATIONS["tools"][:1], "", TOOLS)
+    assert next(rendered.text[a:b] for a, b in rendered.spans).endswith('<|message|>Par"is\n<|message|>,3<|call|>')
 
 
 def test_a_control_token_in_reasoning_or_a_call_stays_text():

@@ -23,7 +23,7 @@ from shepherd.data.rendering import (
     without_answer,
 )
 from shepherd.data.template_source import DAY, is_random, looked_for, pin_clock, reads_clock
-from shepherd.data.tool_calls import mapped, texts, with_objects
+from shepherd.data.tool_calls import mapped, texts, with_objects, with_texts
 from shepherd.errors import ModelError
 from shepherd.types import Message
 
@@ -60,9 +60,10 @@ class ChatTemplate:
         self._outline: Callable[[tuple[Message, ...], str, bool], Outline] = functools.lru_cache(SHAPES)(
             lambda messages, tools, generation: make_outline(messages, tools, generation, self._renderer)
         )
-        self._renderer = Renderer(self._apply, self._before, self._end_of)
+        self._renderer = Renderer(self._apply, self._before, self._end_of, self._closes)
         self._opener = self._own_end = ""
         self.shows_system = self._probe_system()
+        self._with_calls = with_objects if self._takes_objects() else with_texts
         self.notes = self._probe()
         self.end = self._own_end or tokenizer.eos_token
         self.stops = tuple(dict.fromkeys((self.end, tokenizer.eos_token)))
@@ -135,7 +136,7 @@ class ChatTemplate:
         self, messages: Sequence[Message], context: str, tools: str
     ) -> tuple[list[Message], str, str, Protected, tuple[str, ...]]:
         """What the template is given, the context and the tools in it, what is hidden, and what was changed."""
-        fields = {turn: with_objects(json.loads(m.extra)) for turn, m in enumerate(messages) if m.extra}
+        fields = {turn: self._with_calls(json.loads(m.extra)) for turn, m in enumerate(messages) if m.extra}
         listed = json.loads(tools) if tools else []
         spelled = [*(m.content for m in messages), *(m.reasoning for m in messages if m.reasoning), context]
         protected = Protected(self._control, [*spelled, *texts([*fields.values(), listed])])
@@ -184,13 +185,18 @@ class ChatTemplate:
             raise Refusal(f"the chat template fails: {type(error).__name__}: {error}") from None
 
     def _end_of(self, tail: str) -> tuple[int, bool]:
-        """(characters of what follows an answer that belong to it, whether a control token closes it)."""
-        if not self._own_end:
-            return len(tail.rstrip()), False
-        if self._own_end in tail:
+        """(characters of what follows a last answer that belong to it, whether a control token closes it).
+
+        What follows a call of a tool may have an end of its own, and control tokens before it.
+        """
+        if self._own_end and self._own_end in tail:
             return tail.index(self._own_end) + len(self._own_end), True
-        ends = [(tail.index(token), -len(token)) for token in self._control if token in tail]
-        return (min(ends)[0] - min(ends)[1], True) if ends else (len(tail.rstrip()), False)
+        answer = tail.rstrip()
+        return len(answer), bool(self._own_end) and answer.endswith(self._control)
+
+    def _closes(self, text: str) -> bool:
+        """Whether a control token closes an earlier answer, by what follows it."""
+        return bool(self._own_end) and any(token in text for token in self._control)
 
     def _probe_system(self) -> bool:
         """Whether a leading system turn is shown before the first user turn, in prompts and in what is learned.
@@ -209,6 +215,16 @@ class ChatTemplate:
         except Refusal:
             return False
         return all(0 <= text.find(turns[0].content) < text.find(turns[1].content) for text in (asked, *told))
+
+    def _takes_objects(self) -> bool:
+        """Whether the arguments of a call may be an object, as transformers has them: where not, they are a text."""
+        call = {"name": "shepherd-tool", "arguments": {"shepherd-key": "shepherd-value"}}
+        extra = json.dumps({"tool_calls": [{"id": "shepherd1", "type": "function", "function": call}]})
+        try:
+            self._apply([Message("user", "shepherd-question"), Message("assistant", "", extra=extra)], "", False)
+        except Refusal as refusal:
+            return "TypeError" not in str(refusal)
+        return True
 
     def _probe(self) -> tuple[str, ...]:
         """Find the control token with which the template closes an answer, and what it lacks before one; the notes."""

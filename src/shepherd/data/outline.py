@@ -64,13 +64,15 @@ class Outline:
 class Renderer(NamedTuple):
     """What an outline asks of a template.
 
-    show(messages, tools, generation) is the text, before(messages, tools) what an answer to them starts from, and
-    end_of(tail) of what follows an answer: (characters that belong to it, whether an end token closes it).
+    show(messages, tools, generation) is the text, before(messages, tools) what an answer to them starts from.
+    end_of(tail) of what follows a last answer is (characters that belong to it, whether an end token closes it), and
+    closes(text) whether there is an end token in what follows an earlier one.
     """
 
     show: Callable[[Sequence[Message], str, bool], str]
     before: Callable[[Sequence[Message], str], str]
     end_of: Callable[[str], tuple[int, bool]]
+    closes: Callable[[str], bool]
 
 
 def sketch(messages: Sequence[Message], kept: re.Pattern[str] | None) -> tuple[tuple[Message, ...], list[Piece]]:
@@ -113,7 +115,7 @@ def make_outline(messages: Sequence[Message], tools: str, generation: bool, rend
     occurring = [number for number in _marks(text) if number in owners]
     changed: dict[str, None] = {}
     problems = [_standing(turn, message, text, changed) for turn, message in enumerate(messages)]
-    _check_order(messages, [owners[number] for number in occurring])
+    _check_order([owners[number] for number in occurring])
     if tools:
         _check_tools(messages, tools, generation, text, renderer)
     answers = {}
@@ -184,13 +186,12 @@ def _compare(value: str, text: str) -> str:
     return "changed" if there else "gone"
 
 
-def _check_order(messages: Sequence[Message], turns: Sequence[int]) -> None:
+def _check_order(turns: Sequence[int]) -> None:
     """`turns` are those of the marks as they occur; the first mark of each turn must come in the order of the turns."""
     latest = -1
     for turn in dict.fromkeys(turns):
         if turn < latest:
-            name = _NAMES[messages[turn].role]
-            raise Refusal(f"the chat template rewrites earlier turns: it moves {name} behind later ones")
+            raise Refusal("the chat template rewrites earlier turns: it changes their order")
         latest = turn
 
 
@@ -230,7 +231,8 @@ def _answer(
     elif shared < len(before):
         problem = "rewrites earlier turns"
         if not _marks(before[shared:]):
-            problem = f"begins a generated answer with {before[shared:]!r}, and shows answers without it"
+            opened = before[_begin_of_token(before, shared) :]
+            problem = f"begins a generated answer with {opened!r}, and shows answers otherwise"
     start = min(shared, begin)
     whole = turn == len(messages) - 1 and not generation
     alone = text if whole else renderer.show(messages[: turn + 1], tools, False)
@@ -243,8 +245,7 @@ def _answer(
         problem = "writes an answer otherwise once the conversation goes on"
     follows = text[places[last][0] + 1 : places[last + 1][0] if last + 1 < len(places) else len(text)]
     if not follows.startswith(alone[stop : stop + tail]):
-        tail, closed = renderer.end_of(follows)
-        tail = tail if closed else 0
+        tail, closed = 0, renderer.closes(follows)
     return Answer(own[0], last, begin - start, tail, closed, problem), start
 
 
@@ -259,6 +260,12 @@ def _forms(piece: Piece) -> Iterator[str]:
 def _shared(a: str, b: str) -> int:
     """How many characters two texts have in common from their beginning."""
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _begin_of_token(text: str, at: int) -> int:
+    """Where the token <…> that `at` stands in begins, or `at`."""
+    begin = text.rfind("<", 0, at + 1)
+    return at if begin < 0 or ">" in text[begin:at].removesuffix(">") else begin
 
 
 def _mark(number: int) -> str:
