@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ from shepherd.evaluation.losses import row_losses
 from shepherd.model.adapter import WEIGHTS, digest, load_adapter, save_adapter
 from shepherd.model.base import load_base, load_tokenizer
 from shepherd.prepare import prepare_learner, prepare_rows
-from shepherd.results import asked_rows
-from shepherd.types import Adapter, Factors
+from shepherd.results import asked_rows, generation_record
+from shepherd.types import Adapter, Example, Factors, Message
 from shepherd.updates import gate
 from tiny import tiny_model
 
@@ -392,6 +393,42 @@ def test_for_a_row_that_cannot_be_answered_comes_the_next_of_its_category_and_fe
     beyond = ", 1 of them with evaluation.max_new_tokens = 3 beyond the 80 positions of the model"
     assert answered(4, window=80) == (["Row 0", "Row 3", "Row 5"], fewer.replace("5", "4").format(3) + cut + beyond)
     assert answered(0) == ([], "")
+
+
+def test_plain_texts_and_answers_that_are_not_to_be_learned_are_not_asked_for_and_counted(small_config):
+    settings = small_config("evaluation.generate=3")
+    tokenizer = load_tokenizer(Path(settings.model.base))
+    rows, template = prepare_rows(settings, tokenizer)
+    asked, told = Message("user", "Which sheep?"), Message("assistant", "All.")
+    rows = replace(rows, held_out=rows.held_out[:3])
+    made = [(asked, told), (Message("text", "Once upon a time."),), (asked, told, asked, replace(told, learned=False))]
+    rows = replace(
+        rows,
+        held_out=tuple(replace(row, cut=0) for row in rows.held_out),
+        examples={row.id: Example(row.id, messages) for row, messages in zip(rows.held_out, made, strict=True)},
+    )
+    examples, prompts, lost = asked_rows(settings, rows, template, tokenizer, 512)
+    assert [example.messages for example in examples] == [(asked, told)] and len(prompts) == 1
+    assert lost == (
+        "evaluation.generate = 3 asks for more answers than the 1 that are possible: 3 rows held out, 1 of them plain "
+        "text without a prompt, 1 of them with a last answer that is not to be learned"
+    )
+
+
+def test_a_record_of_an_answer_holds_all_that_its_prompt_was_made_of():
+    turns = (
+        Message("user", "Warm?"), Message("assistant", "", reasoning="Ask.", extra='{"tool_calls": []}'),
+        Message("tool", "3"), Message("assistant", "No."),
+    )  # fmt: skip
+    record = generation_record(Example("a:1", turns, context="In Oslo.", tools="[]"), {"base": "Yes."})
+    assert record["prompt"] == [
+        {"role": "user", "content": "Warm?\n\nIn Oslo."},
+        {"role": "assistant", "content": "", "reasoning": "Ask.", "extra": '{"tool_calls": []}'},
+        {"role": "tool", "content": "3"},
+    ]
+    assert record["tools"] == "[]" and record["reference"] == "No."
+    plain = generation_record(Example("a:1", (Message("user", "Q"), Message("assistant", "A"))), {})
+    assert plain["prompt"] == [{"role": "user", "content": "Q"}] and "tools" not in plain
 
 
 # Rows, steps and bytes

@@ -106,7 +106,8 @@ class DataTable(Table):
     rows_per_category: int = Field(0, ge=0)
     """At most so many rows of each category, drawn by seed; 0 keeps all."""
     template: str = "auto"
-    """auto (the model's chat template, alpaca when it has none), chat, alpaca, or your own text with {instruction}."""
+    """auto (the model's chat template, alpaca when it has none), chat, alpaca, or your own text with {instruction}.
+    In a text typed after --set, \\n is a line break, \\t a tab and \\\\ a backslash."""
     max_length: int = Field(512, ge=16)
     """Longest sequence in tokens; longer ones lose context first, then prompt, never response before that."""
     held_out_per_category: int = Field(10, ge=0)
@@ -567,6 +568,8 @@ def _override_value(key: str, text: str) -> Any:
         value = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         value = text
+        if key == "data.template":  # a shell has no way to type a line break that anyone would think of
+            value = re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}.get(found[1], found[0]), text)
     if field and field.annotation is str and not isinstance(value, str):
         return text
     if isinstance(value, str) and "tuple[" in kind and f"'{value}'" not in kind.partition("tuple[")[0]:

@@ -21,7 +21,7 @@ from shepherd.evaluation.losses import RowLosses, paired_difference
 from shepherd.evaluation.text import score
 from shepherd.prepare import Rows
 from shepherd.rng import stream
-from shepherd.types import Example, Tokens
+from shepherd.types import Example, Message, Tokens
 
 ROWS_SEEN = "evaluation/rows_seen.jsonl"
 
@@ -121,46 +121,64 @@ def asked_rows(
     config: Config, rows: Rows, template: Template, tokenizer: Any, window: int | None
 ) -> tuple[list[Example], list[list[int]], str]:
     """(rows that are answered by generation, their prompts, why they are fewer than were asked for: a sentence, or
-    nothing). Rows that were cut are not asked: nothing as long was trained on."""
+    nothing). Rows that were cut are not asked: nothing as long was trained on. Nor are plain texts, which have no
+    prompt, and rows whose last answer is not to be learned, which nothing is to be like."""
     table, prompts = config.evaluation, {}
+    unasked = Counter(why for row in rows.held_out if (why := _unasked(row, rows.examples[row.id], config)))
 
     def example(index: int) -> Example:
         return rows.examples[rows.held_out[index].id]
 
     def usable(index: int) -> bool:
-        if rows.held_out[index].cut:
+        if _unasked(rows.held_out[index], example(index), config):
             return False
-        prompts[index] = encode_prompt(template, tokenizer, example(index).messages, example(index).context)
+        row = example(index)
+        prompts[index] = encode_prompt(template, tokenizer, row.messages, row.context, row.tools)
         return len(prompts[index]) + table.max_new_tokens <= (window or math.inf)
 
     picked = sample_rows(rows.held_out, table.generate, usable)
     lost = ""
     if len(picked) < table.generate:
-        too_long = {
-            f"cut to data.max_length = {config.data.max_length}": sum(row.cut > 0 for row in rows.held_out),
-            f"with evaluation.max_new_tokens = {table.max_new_tokens} beyond the {window} positions of the model": (
-                len(prompts) - len(picked)
-            ),
-        }
+        too_long = f"with evaluation.max_new_tokens = {table.max_new_tokens} beyond the {window} positions of the model"
         lost = (
             f"evaluation.generate = {table.generate} asks for more answers than the {len(picked)} that are possible: "
             f"{plural(len(rows.held_out), 'row')} held out"
-        ) + "".join(f", {count} of them {why}" for why, count in too_long.items() if count)
+        )
+        reasons = {**unasked, too_long: len(prompts) - len(picked)}
+        lost += "".join(f", {count} of them {why}" for why, count in reasons.items() if count)
     return [example(index) for index in picked], [prompts[index] for index in picked], lost
+
+
+def _unasked(row: Tokens, example: Example, config: Config) -> str:
+    """Why a held-out row is not answered by generation, or ""."""
+    last = example.messages[-1]
+    if last.role != "assistant":
+        return "plain text without a prompt"
+    if not last.learned:
+        return "with a last answer that is not to be learned"
+    return f"cut to data.max_length = {config.data.max_length}" if row.cut else ""
 
 
 def generation_record(example: Example, answers: Mapping[str, str]) -> dict[str, Any]:
     """One line of generations.jsonl."""
-    messages = [{"role": m.role, "content": m.content} for m in example.messages[:-1]]
-    if example.context and messages:
-        messages[-1]["content"] += f"\n\n{example.context}"
+    messages = [_turn(m) for m in example.messages[:-1]]
+    asked = next((turn for turn in reversed(messages) if turn["role"] == "user"), None)
+    if example.context and asked:
+        asked["content"] += f"\n\n{example.context}"
     return {
         "id": example.id,
         "category": example.category,
         "prompt": messages,
+        **({"tools": example.tools} if example.tools else {}),
         "reference": example.messages[-1].content,
         "answers": dict(answers),
     }
+
+
+def _turn(message: Message) -> dict[str, str]:
+    """A turn of generations.jsonl, with the fields that only some turns have where they have them."""
+    more = {"reasoning": message.reasoning, "extra": message.extra}
+    return {"role": message.role, "content": message.content, **{key: text for key, text in more.items() if text}}
 
 
 def generation_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

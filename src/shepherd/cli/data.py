@@ -15,6 +15,8 @@ from shepherd.cli.group import Commands
 from shepherd.cli.settings import Settings, complete_recipe, gather, looks_like_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from shepherd.config import Config, DataTable
@@ -68,9 +70,9 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     train, held_out, partition = _divided_if_possible(config, dataset, tokenized)
     found = audit(partition, train, held_out, tokenized, dataset)
     if as_json:
-        output.print_json(_as_json(dataset, tokenized, found, tokenizer, rows))
+        output.print_json(_as_json(dataset, tokenized, found, tokenizer, rows, template.notes))
         return
-    _print_counts(dataset, tokenized, config.data)
+    _print_counts(dataset, tokenized, config.data, template.notes)
     click.echo("\naudit")
     click.echo(output.clean("  " + found.describe().replace("\n", "\n  ")))
     _print_examples(dataset, tokenized, tokenizer, rows)
@@ -180,7 +182,7 @@ def _tokenizer(base: str, revision: str) -> Any:
     return load_tokenizer(folder)
 
 
-def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> None:
+def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable, notes: Sequence[str]) -> None:
     import numpy as np
 
     from shepherd.report.wording import plural
@@ -188,9 +190,12 @@ def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> N
     examples = dataset.examples
     rows = plural(len(examples), "row")
     click.echo(f"{output.clean(dataset.name)}: {rows}, format {dataset.format}, licence {dataset.licence}")
-    for line in filter(None, (dataset.unread, *dataset.notes)):
+    for line in filter(None, (dataset.unread, *dataset.notes, *notes)):
         click.echo(f"  {output.clean(line)}")
-    for what, counts in (("refused", dataset.refused), ("changed", dataset.changed), ("refused", tokenized.refused)):
+    for what, counts in (
+        ("refused", dataset.refused), ("changed", dataset.changed),
+        ("refused", tokenized.refused), ("changed", tokenized.changed),
+    ):  # fmt: skip
         for reason, (count, ids) in counts.items():
             click.echo(
                 output.clean(f"  {what} {count:,}: {reason} ({', '.join(ids)}{', …' if count > len(ids) else ''})")
@@ -258,7 +263,9 @@ def _marked(parts: list[tuple[str, bool]], coloured: bool) -> str:
     return "".join(marked)
 
 
-def _as_json(dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any, rows: int) -> dict[str, Any]:
+def _as_json(
+    dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any, rows: int, notes: Sequence[str]
+) -> dict[str, Any]:
     from shepherd.data.tokenize import pieces
 
     def counted(counts: Any) -> dict[str, Any]:
@@ -272,9 +279,9 @@ def _as_json(dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any,
         "rows": len(dataset.examples),
         "categories": Counter(example.category for example in dataset.examples),
         "refused": counted(dataset.refused) | counted(tokenized.refused),
-        "changed": counted(dataset.changed),
+        "changed": counted(dataset.changed) | counted(tokenized.changed),
         "unread": dataset.unread,
-        "notes": dataset.notes,
+        "notes": [*dataset.notes, *notes],
         "tokens": sum(len(t.input_ids) for t in tokenized.tokens),
         "target_tokens": sum(t.targets for t in tokenized.tokens),
         "cut_rows": tokenized.cut_rows,
