@@ -412,7 +412,9 @@ def find_recipe(recipe: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     here = [str(near) for near in path.parent.glob("*.toml")]
-    near = did_you_mean(str(recipe), [*recipes(), *here]) or did_you_mean(path.stem, recipes())
+    alone = path.name == str(recipe)  # a path into a folder means a file of that folder
+    near = did_you_mean(str(recipe), [*(recipes() if alone else ()), *here])
+    near = near or (did_you_mean(path.stem, recipes()) if alone else "")
     raise UsageError(
         f"recipe not found: {recipe}.{near}",
         hint=(f"a folder of rows is given with --data {recipe}; " if path.is_dir() else "")
