@@ -298,8 +298,8 @@ def test_a_key_without_a_usable_row_and_names_that_look_alike_are_said(tmp_path)
     _, held_out, partition = divide_rows(config, data.examples, None)
     assert sorted(partition.labels.values()) == sorted({site.strip() for site in sites})
     assert list(remarks(config, data, data.examples, held_out, partition)) == [
-        "no row of 1 source can be used, so nothing of it is learned: West (1 row)",
-        "names of a source that look alike and are kept apart: 'North' = 'NОRTH' = 'north', 'north 2' = 'north–2'",
+        "no row of 1 site can be used, so nothing of it is learned: West (1 row)",
+        "names of a site that look alike and are kept apart: 'North' = 'NОRTH' = 'north', 'north 2' = 'north–2'",
     ]
 
 
