@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shepherd.arms import local_names
 from shepherd.asking import pool_of
 from shepherd.config import Config
-from shepherd.fitting import has_own_models
+from shepherd.fitting import has_own_models, local_names
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import check_fit, check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype

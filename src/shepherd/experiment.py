@@ -29,7 +29,7 @@ from shepherd.engines.workers import Workers
 from shepherd.errors import ClientError, DataError, EvaluationError, ResourceError, UsageError
 from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
-from shepherd.fitting import has_own_models, prepare_method, prepare_personal, rate_ratio
+from shepherd.fitting import has_own_models, local_names, prepare_method, prepare_personal, rate_ratio
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, held_out_digest, identity
 from shepherd.meter import Clock, Meter
@@ -151,7 +151,7 @@ class _Experiment:
             folder = resolve(config.model.base, config.model.revision)
             check_folder(folder)
             rows, template = prepare_rows(config, load_tokenizer(folder), self._reading)
-            names = arms.local_names(config, tuple(rows.clients), rows.partition.labels)
+            names = local_names(config, tuple(rows.clients), rows.partition.labels)
             self.expected = estimate(config, folder, rows, timed=False)
             fits_here(dataclasses.asdict(self.expected), self.place, MARGIN)
         with self._phase("load model"):
@@ -172,6 +172,9 @@ class _Experiment:
         )
         self.meter = Meter(self.tell, config, rows, plan, names, learner.settings.personal.cost)
         self.meter.skip("federated", state.round / config.federation.rounds)
+        for arm in ("local", "centralised"):
+            if self._trained(arm).is_dir():
+                self.meter.skip(arm)
         self.tell(
             {
                 "event": "start",
@@ -183,8 +186,11 @@ class _Experiment:
                 "rounds": config.federation.rounds,
                 "arms": list(config.evaluation.arms),
                 "round": state.round,
+                "fraction": self.meter.fraction,
             }
         )
+        for line in results.read_rounds(self.store.path):
+            self.tell({"event": "committed", **line})
         for warning in (*self.notes, *self.expected.warnings, *rows.warnings):
             self._warn(warning)
 
@@ -299,7 +305,7 @@ class _Experiment:
                 line["seconds"]["evaluate"] = time.perf_counter() - begin
                 begin = time.perf_counter()
                 with store.commit_round(state.round, line) as folder:
-                    save_state(folder, state, base_name=config.model.base, conv1d=learner.conv1d, disk=store.disk)
+                    save_state(folder, state, base_name=learner.base_name, conv1d=learner.conv1d, disk=store.disk)
                     line["seconds"]["commit"] = time.perf_counter() - begin
                 store.prune_checkpoints(config.checkpoints.keep, min(measured, default=(0.0, 0))[1])
                 store.journal("committed", round=state.round, adapter=digest(state.model.adapter))
@@ -325,16 +331,18 @@ class _Experiment:
 
     def _arm(self, name: str, train: Callable[[], arms.Arm], learner: Learner) -> arms.Arm:
         """A baseline, trained; or read back where an earlier process had finished it."""
-        folder = self.store.path / "arms" / name
-        if folder.is_dir():
-            self.meter.skip(name)
-            return arms.load_arm(folder)
+        if self._trained(name).is_dir():
+            return arms.load_arm(self._trained(name))
         with self._phase("train", name):
             arm = train()
         with self.store.commit_folder(f"arms/{name}") as pending:
-            arms.save_arm(pending, arm, base_name=self.config.model.base, conv1d=learner.conv1d)
+            arms.save_arm(pending, arm, base_name=learner.base_name, conv1d=learner.conv1d)
         self.store.journal("trained", arm=name)
         return arm
+
+    def _trained(self, arm: str) -> Path:
+        """Where a baseline lies once it is trained."""
+        return self.store.path / "arms" / arm
 
     def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
         measure = partial(self._measure, learner, rows)
@@ -365,7 +373,7 @@ class _Experiment:
         reported = self.losses["federated"].stat.mean
         whole = whole_adapter(state.model)
         with self.store.commit_folder("adapter") as folder:
-            save_adapter(folder, whole, base_name=base.name, conv1d=learner.conv1d)
+            save_adapter(folder, whole, base_name=learner.base_name, conv1d=learner.conv1d)
             base.tokenizer.save_pretrained(folder)
             card = adapter_card(
                 whole,

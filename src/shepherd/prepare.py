@@ -13,19 +13,25 @@ import torch
 from transformers import PretrainedConfig
 
 from shepherd.clients.arrival import virtual_seconds
-from shepherd.clients.schedule import learning_rates
-from shepherd.clients.selection import Selection, build_selection, cohort_size, misfits
+from shepherd.clients.schedule import effective_steps, learning_rates
 from shepherd.clients.slots import probe_work
 from shepherd.clients.training import LocalTraining, Site
-from shepherd.config import Config, LoraTable, TrainingTable
+from shepherd.config import Config, TrainingTable
 from shepherd.data.audit import Audit, audit
 from shepherd.data.prompts import Template, build_template
 from shepherd.data.sources import Dataset, losses, sentences
 from shepherd.data.tokenize import Tokenized, tokenize
 from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows, remarks
 from shepherd.engines.local import LocalEngine
-from shepherd.errors import UsageError, did_you_mean, plural
-from shepherd.fitting import prepare_method, prepare_personal, rate_ratio
+from shepherd.errors import UsageError, plural
+from shepherd.fitting import (
+    check_clients,
+    client_ranks,
+    prepare_method,
+    prepare_personal,
+    prepare_selection,
+    rate_ratio,
+)
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
@@ -34,7 +40,6 @@ from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.plan import Plan, Policy
 from shepherd.server.method import Method
-from shepherd.server.methods import check_ranks
 from shepherd.server.weights import population_weights
 from shepherd.types import Adapter, Choice, ClientId, Example, Objective, Partition, Tokens, Work
 from shepherd.updates.gate import Gate, Limits
@@ -120,6 +125,26 @@ def check_window(config: Config, shape: PretrainedConfig) -> None:
             f"data.max_length = {config.data.max_length} is more than the {window} positions of {config.model.base}",
             hint=f"set data.max_length to at most {window}",
         )
+    kind, first = _changing_rope(shape)
+    if first and config.data.max_length > first:
+        raise UsageError(
+            f"data.max_length = {config.data.max_length}: with a row of more than {first:,} tokens {config.model.base} "
+            f"turns the positions of all rows of a pass by other angles (rope_type = {kind!r}), so a row would depend "
+            "on the rows beside it",
+            hint=f"set data.max_length to at most {first}",
+        )
+
+
+def _changing_rope(shape: PretrainedConfig) -> tuple[str, int | None]:
+    """The kind of rotary positions that depend on the longest row of a pass, and the length from which they do."""
+    text = shape.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    for table in (rope, *(value for value in rope.values() if isinstance(value, Mapping))):
+        if table.get("rope_type") in ("dynamic", "longrope"):
+            original = table.get("original_max_position_embeddings")
+            original = original or getattr(text, "original_max_position_embeddings", None) or context_window(shape)
+            return str(table["rope_type"]), original
+    return "", None
 
 
 def context_window(shape: PretrainedConfig) -> int | None:
@@ -135,6 +160,7 @@ class Learner:
     make_lora: Callable[[], CohortLora]
     settings: LocalTraining
     adapter: Adapter
+    base_name: str
     conv1d: bool
 
     def site(self, data: Mapping[ClientId, Sequence[Tokens]]) -> Site:
@@ -155,11 +181,14 @@ def prepare_learner(config: Config, base: Base) -> Learner:
     def make_lora() -> CohortLora:
         return CohortLora(modules, dropout=lora.dropout, device=base.device)
 
+    packed = PackedModel(base.model)
+    packed.check_called(modules)
     return Learner(
-        packed=PackedModel(base.model),
+        packed=packed,
         make_lora=make_lora,
         settings=local_training(config, base.device, adapter.num_parameters),
         adapter=adapter,
+        base_name=base.public_name,
         conv1d=any(type(layer).__name__ == "Conv1D" for layer in modules.values()),
     )
 
@@ -227,54 +256,6 @@ def rates(config: Config, steps: int, round_number: int, arm: str = "federated")
     )
 
 
-def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, ...]) -> tuple[Selection, int]:
-    """Who is asked, and how many a round asks (on average). Raises UsageError for misfits, all at once."""
-    federation = config.federation
-    selection = build_selection(config.selection.name, config.selection.options)
-    problems = misfits(
-        selection,
-        weights=federation.weights,
-        clients_per_round=federation.clients_per_round,
-        fraction=federation.fraction,
-        min_updates=federation.min_updates,
-        on_too_few=federation.on_too_few,
-        over_select=federation.over_select,
-        max_weight=federation.max_weight,
-        own_weighing=method.pieces.weigh.name if method.pieces.weigh.own else "",
-    )
-    there, hint = plural(len(clients), "client"), ""
-    if federation.clients_per_round > len(clients):
-        problems.append(
-            f"federation.clients_per_round = {federation.clients_per_round} is more than the {there} that there are"
-        )
-        hint = f"set it to at most {len(clients)}; 0 asks federation.fraction of them"
-    if federation.min_updates > len(clients):
-        problems.append(f"federation.min_updates = {federation.min_updates} can never come from {there}")
-        hint = hint or f"set it to at most {len(clients)}"
-    if problems:
-        raise UsageError("\n".join(problems), hint=hint)
-    size = cohort_size(len(clients), federation.clients_per_round, federation.fraction)
-    selection.check(clients, size)
-    return selection, selection.cohort(len(clients), size)
-
-
-def client_ranks(
-    lora: LoraTable, clients: Sequence[ClientId], labels: Mapping[ClientId, str] = {}
-) -> dict[ClientId, int]:
-    """The rank of each client, which lora.ranks names by its id or label. Raises UsageError for one that is neither."""
-    if not isinstance(lora.ranks, Mapping):
-        return {client: lora.ranks[i % len(lora.ranks)] if lora.ranks else lora.r for i, client in enumerate(clients)}
-    ids = {label: client for client, label in labels.items()}
-    given = {name if name in clients else ids.get(name, name): rank for name, rank in lora.ranks.items()}
-    unknown = sorted(set(given) - set(clients))
-    if unknown:
-        raise UsageError(
-            f"lora.ranks names {unknown[0]!r}, which is no client.{did_you_mean(unknown[0], clients)}",
-            hint=f"clients: {', '.join(clients[:10])}{', …' if len(clients) > 10 else ''}",
-        )
-    return {client: given.get(client, lora.r) for client in clients}
-
-
 def base_weights(base: Base, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The weights [out, in] of the adapted layers in float32. Raises UsageError for a quantised base."""
     found = {}
@@ -293,15 +274,12 @@ def base_weights(base: Base, names: Sequence[str]) -> dict[str, np.ndarray]:
 def prepare_plan(config: Config, rows: Rows) -> Plan:
     """What stays the same over the rounds; the gate still lacks the run's id and the tokenizer's digest.
 
-    Raises UsageError where the arms leave out what all are compared with.
+    Raises the UsageError of `check_clients`.
     """
     federation = config.federation
+    check_clients(config, tuple(sorted(rows.clients)), rows.partition.labels)
     method = prepare_method(config)
     ranks = client_ranks(config.lora, sorted(rows.clients), rows.partition.labels)
-    check_ranks(method, ranks, config.lora.r)
-    missing = [arm for arm in ("base", "federated") if arm not in config.evaluation.arms]
-    if missing:
-        raise UsageError(f"evaluation.arms must name {' and '.join(missing)}: the others are compared with them")
 
     def work(client: ClientId, round_number: int, first_row: int) -> Work:
         count, steps = share(len(rows.clients[client]), config.training)
@@ -310,12 +288,6 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
     clients = tuple(sorted(rows.clients))
     sizes = {client: len(rows.clients[client]) for client in clients}
     selection, size = prepare_selection(config, method, clients)
-    clusters = prepare_personal(config, method).clusters
-    if clusters > size:
-        raise UsageError(
-            f"personalization.clusters = {clusters} begin with a client each, and a round asks {size}",
-            hint=f"set personalization.clusters to at most {size}, or federation.clients_per_round higher",
-        )
     return Plan(
         seed=config.run.seed,
         clients=clients,
@@ -337,12 +309,30 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
             clock=lambda work, number: virtual_seconds(config.run.seed, work, number),
         ),
         sizes=sizes,
-        clusters=clusters,
+        clusters=prepare_personal(config, method).clusters,
         probed={
             c: _probed_rows(method, work(c, 1, 0), len(rows.clients[c])) for c in clients if ranks[c] < config.lora.r
         },
         gate=partial(Gate, Limits(norm=federation.max_update_norm)),
+        effective_steps=lambda work, steps, number: _effective_steps(config, method, work, steps, number),
     )
+
+
+def _effective_steps(config: Config, method: Method, work: Work, steps: int, round_number: int) -> float:
+    """FedNova's τ_k, in steps of the recipe's learning rate; all clients have that unit, whatever their first rate.
+
+    With rate_ratio ≠ 1 the proximal term shrinks A and B by unlike factors, and A's are taken where A moves. Adam, and
+    the proximal term on increments, have no a_k: there it is the sum of the rates.
+    """
+    training, objective = config.training, config.objective
+    given = work.learning_rates[:steps]
+    if training.optimizer != "sgd":
+        return effective_steps(given, training.learning_rate)
+    both = any("A" in moves for moves in method.pieces.train.of(round_number)[0])
+    ratio = 1.0 if both else rate_ratio(config)
+    mu = objective.proximal if objective.proximal_form == "factors" else 0.0
+    peak = ratio * training.learning_rate
+    return effective_steps([ratio * rate for rate in given], peak, training.momentum, mu)
 
 
 def _probed_rows(method: Method, work: Work, held: int) -> int:
