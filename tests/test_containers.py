@@ -68,7 +68,8 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, int], dict[str, int] | None]]
         {"north": 3, "south": 3}, {"north": 1},
     ),
     "parts of clients by the ends of their names": (
-        {"c1_train.json": rows("1"), "c1_test.json": rows("t", 1), "c2_train.json": rows("2")}, {"c1": 3, "c2": 3}, {"c1": 1},
+        {"c1_train.json": rows("1"), "c1_test.json": rows("t", 1), "c2_train.json": rows("2")},
+        {"c1": 3, "c2": 3}, {"c1": 1},
     ),
     "a name that begins like a part is a client": (
         {"test-hospital.jsonl": rows("t"), "train-hospital.jsonl": rows("u")},

@@ -196,11 +196,10 @@ def _pairs(tree: Tree, notes: list[str]) -> Tree:
             pairs = {name: Tree(branches=inner, place=tree.place, folder=True) for name, inner in clients.items()}
             return replace(tree, branches=pairs)
     lower = {name.casefold(): name for name in tree.branches}
-    tests = [name for low, name in lower.items() if low.startswith("test") and f"train{low[4:]}" in lower and low[4:]]
-    if tests:
+    if tests := [name for low, name in lower.items() if low[4:] and low[:4] == "test" and f"train{low[4:]}" in lower]:
         notes.append(
-            f"{_few(tests)} is a client like the others, although there is a train of that name; if it is a test set, call "
-            "the files <client>_train and <client>_test, or put them into folders train and test"
+            f"{_few(tests)} is a client like the others, although there is a train of that name; if it is a test set, "
+            "call the files <client>_train and <client>_test, or put them into folders train and test"
         )
     return tree
 
