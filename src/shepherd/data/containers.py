@@ -185,7 +185,7 @@ def _batches(tree: Tree, at: Batch, parts: Parts, notes: list[str]) -> Iterator[
 
 
 def _pairs(tree: Tree, notes: list[str]) -> Tree:
-    """`a_train` and `a_test` as the parts of a client `a`, where all names are such, each with a train; else as it is."""
+    """`a_train` and `a_test` as the parts of a client `a`, where all names are such and each has a train."""
     found = {name: _ENDING.fullmatch(name) for name in tree.branches}
     if all(found.values()):
         clients: dict[str, dict[str, Tree]] = {}
