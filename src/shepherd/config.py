@@ -94,7 +94,8 @@ class LoraTable(Table):
 
 class DataTable(Table):
     source: str = "builtin:instructions"
-    """A file, a folder with one file per client, `builtin:instructions`, `builtin:chatterbot`, or `hub:org/name`."""
+    """A file, a folder with a file or sub-folder per client, `builtin:instructions`, `builtin:chatterbot`, or
+    `hub:org/name`."""
     format: str = "auto"
     """auto, alpaca, dolly, prompt_completion, messages or sharegpt."""
     columns: Mapping[str, str] = Field(default_factory=dict)
@@ -113,14 +114,15 @@ class DataTable(Table):
     held_out_per_category: int = Field(10, ge=0)
     """Rows of each category kept for evaluation (FedIT: 10), split off before partitioning."""
     held_out_source: str = ""
-    """A separate file of held-out rows; then none are split off."""
+    """A separate file of held-out rows; then none are split off, and a test part of the source is not read."""
 
 
 class PartitionTable(Table):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "by_key"
-    """by_key, iid, shards, dirichlet, power_law, linear, files, or `module:function`. Other keys are its options."""
+    """by_key, iid, shards, dirichlet, power_law, linear, files (each file a client, also one called test), or
+    `module:function`. Other keys are its options."""
     clients: int = Field(0, ge=0)
     """Number of clients; 0 lets the partitioner decide (by_key, files), which a run does unless you give a number."""
 
@@ -413,7 +415,9 @@ def find_recipe(recipe: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     here = [str(near) for near in path.parent.glob("*.toml")]
-    near = did_you_mean(str(recipe), [*recipes(), *here]) or did_you_mean(path.stem, recipes())
+    alone = path.name == str(recipe)  # a path into a folder means a file of that folder
+    near = did_you_mean(str(recipe), [*(recipes() if alone else ()), *here])
+    near = near or (did_you_mean(path.stem, recipes()) if alone else "")
     raise UsageError(
         f"recipe not found: {recipe}.{near}",
         hint=(f"a folder of rows is given with --data {recipe}; " if path.is_dir() else "")

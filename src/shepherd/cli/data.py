@@ -148,7 +148,7 @@ def _settings(argument: str, **flags: Any) -> Settings:
     recipe = looks_like_recipe(argument)
     if not recipe and is_path(argument) and not Path(argument).expanduser().exists():
         near = did_you_mean(argument, recipes())
-        if near:
+        if near and Path(argument).name == argument:  # a path into a folder means a file of that folder
             raise UsageError(
                 f"neither a recipe nor data that are here: {argument}.{near}", hint="shepherd list recipes"
             )
