@@ -356,6 +356,22 @@ def test_a_rotation_changes_no_increment_and_takes_a_random_gauge_away():
             assert_far(after.A, own.A, 0.01)
 
 
+def test_the_deviation_of_a_round_is_that_of_the_factors_that_are_merged():
+    method = build_method("fedrot_lora", {"strength": 1.0})
+    done = a_round(method, after_rounds(method, 1), 2, size=0.02)
+    rng = np.random.default_rng(1)
+    turned = replace(done, updates=tuple(in_another_gauge(done.views[u.client], u, rng) for u in done.updates))
+    of = lambda *transform: diagnose(  # noqa: E731
+        turned.before, turned.after, turned.views, turned.updates, turned.weights, *transform
+    )
+    merged, plain = of(method.pieces.payload.transform), of()
+    lost = [dense(turned.after, m) - law(turned, m) for m in SHAPES]
+    whole = [law(turned, m) for m in SHAPES]
+    norm = lambda parts: np.sqrt(sum(np.sum(part**2) for part in parts))  # noqa: E731
+    assert merged.deviation == pytest.approx(norm(lost) / norm(whole), rel=1e-9)
+    assert plain.deviation > 10 * merged.deviation and plain.cosine_mean == pytest.approx(merged.cosine_mean)
+
+
 def turn(angle: float) -> np.ndarray:
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 

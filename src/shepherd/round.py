@@ -108,7 +108,9 @@ def run_round(
                 same = [state.model] * plan.clusters
                 clusters = combine_clusters(plan.method, same, begun, updates, numbers, weights, steps)
             total = sum(weights.values())  # One, unless the selection has a fixed denominator.
-            seen = diagnose(state.model, model, views, updates, {c: w / total for c, w in weights.items()})
+            shares = {c: w / total for c, w in weights.items()}
+            transform = plan.method.pieces.payload.transform
+            seen = diagnose(state.model, model, views, updates, shares, transform)
         aggregated = time.perf_counter()
 
     strikes, quarantined = strikes_of(state, asked, plan.policy.quarantine_after)

@@ -14,7 +14,7 @@ import numpy as np
 
 from shepherd.lowrank import DENSE_FROM, LowRank, stack
 from shepherd.server.merges import Merged, Term, padded
-from shepherd.server.uploads import Local, Uploads
+from shepherd.server.uploads import Local, Transform, Uploads, unchanged
 from shepherd.types import ClientId, ClientUpdate, GlobalModel, View
 
 PAIRS_OF = 32
@@ -55,9 +55,13 @@ def diagnose(
     views: Mapping[ClientId, View],
     updates: Sequence[ClientUpdate],
     weights: Mapping[ClientId, float],
+    transform: Transform = unchanged,
 ) -> Diagnostics:
-    """Measure a round from its model before and after, and from what the clients sent. Weights sum to one."""
-    uploads = Uploads(before, views, updates)
+    """Measure a round from its model before and after, and from what the clients sent. Weights sum to one.
+
+    transform: that of the method's payload; a mean of factors loses what it loses of the factors that are merged.
+    """
+    uploads = Uploads(before, views, updates, transform)
     clients = [update.client for update in uploads.updates]
     shares = np.repeat(np.array([weights[c] for c in clients])[:, None], uploads.r, axis=1)
     pairs = min(len(clients), PAIRS_OF)
