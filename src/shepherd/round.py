@@ -109,8 +109,8 @@ def run_round(
                 clusters = combine_clusters(plan.method, same, begun, updates, numbers, weights, steps)
             total = sum(weights.values())  # One, unless the selection has a fixed denominator.
             shares = {c: w / total for c, w in weights.items()}
-            transform = plan.method.pieces.payload.transform
-            seen = diagnose(state.model, model, views, updates, shares, transform)
+            pieces = plan.method.pieces
+            seen = diagnose(state.model, model, views, updates, shares, pieces.payload, pieces.weigh)
         aggregated = time.perf_counter()
 
     strikes, quarantined = strikes_of(state, asked, plan.policy.quarantine_after)
