@@ -11,10 +11,7 @@ from torch import Tensor
 
 from shepherd.errors import ClientError
 from shepherd.model.lora import Layout
-from shepherd.types import Tensors
-
-PRIVATE_CONTROL = "control/"
-"""Prefix of c_k in what a client keeps."""
+from shepherd.types import PRIVATE_CONTROL, Tensors
 
 
 def add_proximal(gradient: Tensor, values: Tensor, start: Tensor, mu: float) -> None:
