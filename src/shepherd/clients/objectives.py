@@ -40,8 +40,8 @@ class Control:
     """SCAFFOLD's correction of one client's vector of one part (1910.06378, algorithm 1, option II).
 
     y ← y − η(c − c_k) after each step of the optimizer; at the end c_k⁺ = c_k − c + (x − y)/Ση. With momentum or an
-    adaptive optimizer (x − y)/Ση is a mean preconditioned step, and so are c and c_k: where clients take unequal numbers
-    of steps, their mean is then no longer zero at the optimum, as it is with plain SGD. Without c, and in a client's
+    adaptive optimizer (x − y)/Ση is a mean preconditioned step, and so are c and c_k: where clients take unequal
+    numbers of steps, their mean is then not zero at the optimum, as it is with plain SGD. Without c, and in a client's
     first round, they are zeros. Raises ClientError for control variates of another shape.
     """
 
