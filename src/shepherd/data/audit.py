@@ -1,6 +1,6 @@
 """What is wrong with divided data, as findings with ids: nothing is changed here, everything is said.
 
-Texts are compared without regard to case and white space.
+Texts are compared as `holdout.alike` does.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from shepherd.data.holdout import same_prompt
+from shepherd.data.holdout import alike, same_prompt
 from shepherd.data.sources import Dataset
 from shepherd.data.tokenize import Tokenized
 from shepherd.types import Example, Partition
@@ -116,8 +116,7 @@ def audit(
 
 def same_row(example: Example) -> str:
     """`same_prompt` with the answer: equal for rows that teach the same."""
-    answer = " ".join(example.messages[-1].content.casefold().split())
-    return f"{same_prompt(example)}\nassistant:{answer}"
+    return f"{same_prompt(example)}\nassistant:{alike(example.messages[-1].content)}"
 
 
 def _alike(examples: Iterable[Example], key: Callable[[Example], str]) -> list[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from shepherd import rng
@@ -55,6 +56,12 @@ def short_categories(
 
 
 def same_prompt(example: Example) -> str:
-    """What the example asks, without regard to case and white space: equal for rows that must not be parted."""
+    """What the example asks, as `alike` compares it: equal for rows that must not be parted."""
     turns = [f"{m.role}:{m.content}" for m in example.messages[:-1]]
-    return " ".join("\n".join([*turns, example.context]).casefold().split())
+    return alike("\n".join([*turns, example.context]))
+
+
+def alike(text: str) -> str:
+    """The text without regard to case, white space and how its accents are encoded (Unicode's form NFC)."""
+    folded = unicodedata.normalize("NFC", text).casefold()
+    return " ".join(unicodedata.normalize("NFC", folded).split())
