@@ -24,12 +24,15 @@ _ARM = {
 }
 _ARMS = {"base?": _ARM, "federated?": _ARM, "centralised?": _ARM, "local?": {"*": _ARM}}
 _CURVE = [[object]]
+_DIFFERENCE = {"a": str, "b": str, "ci95?": [object], "bootstrap95?": [object]}
 _METRICS = {
     "arms": _ARMS,
     "curves?": {"federated?": _CURVE, "centralised?": _CURVE, "local?": {"*": _CURVE}},
     "personal?": {"*": {"*": object}},
     "clusters?": {"*": [str]},
-    "differences?": [{"a": str, "b": str, "ci95?": [object]}],
+    "differences?": [_DIFFERENCE],
+    "own_rows?": {"*": {"ci95?": [object]}},
+    "generation_differences?": [{"metric": str, **_DIFFERENCE}],
 }
 _SUMMARY = {
     "arms": {"*": object},
@@ -69,7 +72,11 @@ _PARTITION = {
     "settings?": {"*": object},
     "table?": {"clients": [str], "categories": [str], "counts": [[int]]},
 }
-_GENERATION = {"prompt": [{"role": str, "content": str}], "answers": {"*": (str, type(None))}}
+_GENERATION = {
+    "prompt": [{"role": str, "content": str}],
+    "answers": {"*": (str, type(None))},
+    "finish_reason?": {"*": str},
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class RunRecord:
     partition: Mapping[str, Any] = field(default_factory=dict)
     generations: tuple[Mapping[str, Any], ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -132,6 +140,7 @@ def load_run(path: str | Path) -> RunRecord:
         partition=_json(path / "partition.json", _PARTITION, needed=finished),
         generations=_lines(path / "evaluation" / "generations.jsonl", _GENERATION, False, notes, torn=not finished),
         environment=_json(path / "env.json", {"*": object}, needed=False),
+        identity=_json(path / "identity.json", {"held_out?": str}, needed=False),
         notes=tuple(notes),
     )
 
