@@ -96,7 +96,8 @@ def own_rows(tmp_path, **differences):
 def test_the_headline_counts_the_clients_that_do_better_and_worse_on_their_own_rows(tmp_path):
     sentence = own_rows(tmp_path / "a", a=(-0.3, 0.1), b=(-0.1, 0.2), c=(0.2, 0.1), d=(0.1, 0.2), e=(0.0, 0.1))
     assert (
-        "2 of 5 clients do better with the federated model than alone and 2 do worse (c, d); 1 does equally" in sentence
+        "2 of 5 clients do better with the federated model than alone, and 2 do worse (c, d); 1 does equally"
+        in sentence
     )
     assert "leaves out 0 for 1 better and 1 worse; for the other 3 the difference is too small to tell." in sentence
     sentence = own_rows(tmp_path / "b", a=(-0.3, 0.1), b=(-0.3, 0.2))

@@ -104,7 +104,7 @@ def _how(shown: Sequence[findings.Difference]) -> str:
 def _judged(d: findings.Difference) -> str:
     if not d.interval:
         return "no interval"
-    return ("better" if d.value < 0 else "worse") if d.distinguishable else "too close to tell"
+    return ("better" if d.value < 0 else "worse") if d.distinguishable else "too small to tell"
 
 
 def _rival(d: findings.Difference) -> str:

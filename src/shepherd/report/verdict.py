@@ -18,6 +18,9 @@ from shepherd.report.findings import (
 from shepherd.report.load import RunRecord
 from shepherd.report.wording import digits, listing, number, percent, plural, shorten, signed
 
+NAMED = 3
+"""Clients that the headline names; the section Per client has all of them."""
+
 
 def verdict(record: RunRecord) -> list[str]:
     """Sentences that the numbers allow, the most important first."""
@@ -86,10 +89,11 @@ def _own_rows(record: RunRecord) -> list[str]:
         return []
     better, worse = [c for c, d in own.items() if d.value < 0], [c for c, d in own.items() if d.value > 0]
     equal = len(own) - len(better) - len(worse)
+    named = f" ({listing([shorten(c, 32, middle=True) for c in worse])})" if 0 < len(worse) <= NAMED else ""
     text = (
-        f"On their own rows (held-out, of the categories that they hold) {len(better)} of {plural(len(own), 'client')} "
-        f"{_do(len(better))} better with the federated model than alone and {len(worse)} {_do(len(worse))} worse"
-        + (f" ({listing([shorten(c, 32, middle=True) for c in worse])})" if worse else "")
+        f"On their own rows (held-out, of the categories that they hold) {len(better) or 'none'} of "
+        f"{plural(len(own), 'client')} {_do(len(better))} better with the federated model than alone, and "
+        f"{len(worse) or 'none'} {_do(len(worse))} worse{named}"
         + (f"; {equal} {_do(equal)} equally well" if equal else "")
     )
     clear = [d for d in own.values() if d.distinguishable]
@@ -106,7 +110,7 @@ def _own_rows(record: RunRecord) -> list[str]:
 
 
 def _do(count: int) -> str:
-    return "does" if count == 1 else "do"
+    return "do" if count > 1 else "does"
 
 
 def _answers(record: RunRecord) -> list[str]:
