@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from shepherd.errors import ModelError
+from shepherd.lowrank import LowRank
 from shepherd.model.adapter import CONFIG, WEIGHTS, digest, fresh_adapter, load_adapter, save_adapter
-from shepherd.model.base import load_base, pick_targets
+from shepherd.model.base import load_base
 from shepherd.model.lora import NOBODY, CohortLora, Segment, features
+from shepherd.model.targets import pick_targets
 from shepherd.types import Adapter, Factors, GlobalModel
 from tiny import KINDS
 
@@ -272,19 +274,11 @@ def test_each_segment_meets_its_own_slot_at_its_own_rank_and_scale_and_filling_m
         np.testing.assert_allclose(layer(x).detach().numpy(), expected, atol=1e-5)
 
 
-@dataclass
-class Increment:
-    """What a LowRank is to the model: L[out, q] and R[q, in]."""
-
-    L: np.ndarray
-    R: np.ndarray
-
-
 @pytest.mark.parametrize("q", [0, 1, 2, 3, 9])  # 5·7 / (5 + 7) = 2.9: from 3 columns on the dense one is smaller
 def test_a_remainder_is_a_merged_base_for_every_slot_and_for_the_gradient_of_the_input(q):
     layer = torch.nn.Linear(5, 7).requires_grad_(False)
     rng = np.random.default_rng(q)
-    term = Increment(rng.normal(size=(7, q)).astype(np.float32), rng.normal(size=(q, 5)).astype(np.float32))
+    term = LowRank(rng.normal(size=(7, q)).astype(np.float32), rng.normal(size=(q, 5)).astype(np.float32))
     adapters = [some_adapter({"m": (5, 7)}, r=r) for r in (2, 4)]
     merged = copy.deepcopy(layer)
     merged.weight += torch.from_numpy(term.L @ term.R)
@@ -301,10 +295,32 @@ def test_a_remainder_is_a_merged_base_for_every_slot_and_for_the_gradient_of_the
         torch.testing.assert_close(frozen, dense, rtol=1e-4, atol=1e-4)
 
 
+def test_the_products_of_a_remainder_beside_a_bfloat16_base_are_those_of_float32_on_a_cpu():
+    # (1 + 2⁻¹⁰) − 1 = 2⁻¹⁰, of which nothing is left where 1 + 2⁻¹⁰ is rounded to 8 bits first.
+    layer = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.zeros_(layer.weight)
+    adapter = some_adapter({"m": (1, 1)}, r=1)
+    adapter = replace(adapter, factors={"m": adapter.factors["m"]._replace(B=np.zeros((1, 1), np.float32))})
+    term = LowRank(np.float32([[1 + 2**-10, -1]]), np.ones((2, 1), np.float32))
+    for apart in (0, 1):
+        lora = CohortLora({"m": layer}).lay({"m": replace(term, apart=apart)}).hold([adapter])
+        with lora.attached(), torch.no_grad():
+            y = layer(torch.ones(1, 1, dtype=torch.bfloat16))
+        assert y.dtype == torch.bfloat16 and y.item() == 2**-10
+
+
+def test_a_large_term_is_held_apart_from_what_becomes_one_matrix():
+    # 5·7 / (5 + 7) = 2.9: 4 columns become one matrix, and the two that are apart stay low-rank, rounded apart.
+    rng = np.random.default_rng(0)
+    term = LowRank(rng.normal(size=(7, 6)).astype(np.float32), rng.normal(size=(6, 5)).astype(np.float32), apart=2)
+    lora = CohortLora({"m": torch.nn.Linear(5, 7)}).lay({"m": term})
+    assert [[tuple(w.shape) for w in part] for part in lora._frozen["m"]] == [[(2, 5), (7, 2)], [(7, 5)]]
+
+
 def test_a_remainder_of_another_model_is_refused_with_the_module():
     lora = CohortLora({"m": torch.nn.Linear(5, 7)})
     for name, shape, words in (("n", (7, 5), "no such adapted layer"), ("m", (5, 7), "other sizes")):
-        term = Increment(np.ones((shape[0], 1), np.float32), np.ones((1, shape[1]), np.float32))
+        term = LowRank(np.ones((shape[0], 1), np.float32), np.ones((1, shape[1]), np.float32))
         with pytest.raises(ModelError, match=f"the remainder of {name} is .*{words}"):
             lora.lay({name: term})
 

@@ -59,8 +59,8 @@ def test_2_malformed_jsonl_is_answered_with_file_line_column_and_the_row(shell):
 
 
 def test_3_unknown_columns_are_answered_with_those_found_those_accepted_and_the_flag(shell):
-    write("x.jsonl", [{"question": "a", "answer": "b"}])
-    tells(shell("run", "--data", "x.jsonl"), 3, "question, answer", "instruction, response", "--columns instruction=")
+    write("x.jsonl", [{"ask": "a", "tell": "b"}])
+    tells(shell("run", "--data", "x.jsonl"), 3, "ask, tell", "instruction, response", "--columns instruction=ask")
 
 
 def test_3_a_column_that_is_not_in_the_file_is_named(shell):
@@ -269,7 +269,7 @@ def test_15_a_gpu_that_is_not_there_is_said_with_the_setting_that_uses_what_is(s
 
 def test_16_a_missing_extra_is_answered_with_its_install_line(shell, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    tells(shell("data", "partition", "hub:org/rows"), 2, "'datasets'", "pip install 'shepherd[hub]'")
+    tells(shell("data", "partition", "hub:org/rows"), 2, "'datasets'", "pip install 'shepherd-fedit[hub]'")
 
 
 def test_19_a_client_whose_update_is_not_finite_is_named_with_round_and_reason(shell, model):

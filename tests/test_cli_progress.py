@@ -136,9 +136,9 @@ def test_rounds_and_warnings_stay_on_the_screen_above_the_table(table):
 
 
 def test_a_rejected_update_is_told_with_client_and_reason():
-    assert "rejected b (non-finite: 3 values)" in progress.describe(ROUND, 3)
-    assert "missing a" in progress.describe({**ROUND, "missing": ["a"]}, 3)
-    assert "late a" in progress.describe({**ROUND, "late": ["a"]}, 3)
+    assert "rejected b (non-finite: 3 values)" in progress.describe(ROUND, START)
+    assert "missing a" in progress.describe({**ROUND, "missing": ["a"]}, START)
+    assert "late a" in progress.describe({**ROUND, "late": ["a"]}, START)
 
 
 def test_plain_lines_are_one_per_event_and_leave_out_steps_that_come_fast(capsys):
@@ -199,3 +199,35 @@ def test_a_narrow_terminal_breaks_no_line_of_the_table_and_no_word_above_it():
             }
         )
     assert "computers:4" in plain(narrow.console.file.getvalue())
+
+
+def test_a_run_that_is_resumed_shows_at_once_how_far_it_is_and_the_rounds_before(table):
+    table({**START, "round": 2, "fraction": 0.61})
+    table({**ROUND, "event": "committed", "round": 1, "held_out_loss": None})
+    table({**ROUND, "event": "committed"})
+    table({"event": "phase", "phase": "evaluate", "arm": "base", "detail": ""})
+    title, bar, so_far = drawn(table)
+    assert title == "demo  tiny  evaluate base" and "61 %" in bar
+    assert so_far.startswith("held-out loss 2.250 after round 2 · 2.00 kB sent by clients · ")
+    written = plain(table.console.file.getvalue())
+    assert "arms: base, federated; resumed after round 2" in written
+    assert "round 1/3, before, 2 clients, training loss 2.500, 1.00 kB up" in written
+    assert "round 2/3, before, 2 clients, training loss 2.500, held-out loss 2.250, 1.00 kB up" in written
+    table(step({"a": "training"}, fraction=0.63))
+    assert "63 %" in screen(table)[1]
+
+
+def test_a_run_that_never_stopped_begins_at_zero_and_tells_of_no_rounds_before(table, capsys):
+    table({**START, "round": 0, "fraction": 0.0})
+    assert " 0 %" in drawn(table)[1]
+    assert "resumed" not in table.console.file.getvalue()
+
+
+def test_of_many_rounds_before_the_last_ones_are_shown(capsys):
+    lines = progress.observer(plain=True)
+    lines({**START, "round": 195, "rounds": 200, "fraction": 0.9})
+    for number in range(1, 196):
+        lines({**ROUND, "event": "committed", "round": number})
+    start, *before = capsys.readouterr().err.splitlines()
+    assert "resumed after round 195" in start
+    assert [line.split(",")[0] for line in before] == [f"round {number}/200" for number in range(191, 196)]

@@ -11,7 +11,7 @@ import pytest
 
 from console import Shell
 from shepherd.cli.settings import QUICK
-from shepherd.config import Config, load
+from shepherd.config import Config, load, recipes
 from shepherd.progress import print_result
 from tiny import tiny_model
 
@@ -47,7 +47,7 @@ def started(monkeypatch) -> list[Config]:
         return SimpleNamespace(path=Path("runs/x"), summary=SUMMARY)
 
     monkeypatch.setattr(experiment, "run", finish)
-    monkeypatch.setattr(starting, "look_first", lambda config, note: None)
+    monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: None)
     return configs
 
 
@@ -65,10 +65,29 @@ def test_data_without_a_recipe_is_the_own_data_recipe_and_says_so(shell, started
 
 def test_a_folder_of_data_makes_each_file_a_client_unless_a_partitioner_is_named(shell, started):
     Path("clinics").mkdir()
-    assert "each file is a client" in shell("run", "--data", "clinics").err
-    assert (started[0].partition.name, started[0].partition.clients) == ("files", 0)
-    shell("run", "--data", "clinics", "--set", "partition.name=iid")
-    assert started[1].partition.name == "iid"
+    for name in ("north", "south"):
+        Path(f"clinics/{name}.jsonl").write_text("{}\n")
+    said = (
+        "no recipe given: --data uses the recipe own-data (2 clients, one for each file or sub-folder: north, south)\n"
+    )
+    assert shell("run", "--data", "clinics").err.startswith(said)
+    assert started[0].partition.model_dump() == {"name": "by_key", "clients": 0, "key": "source"}
+    assert "(4 clients, equal shares)" in shell("run", "--data", "clinics", "--set", "partition.name=iid").err
+    assert (started[1].partition.name, started[1].partition.clients) == ("iid", 4)
+    assert "(a client for each file)" in shell("run", "--data", "clinics", "--set", "partition.name=files").err
+    assert started[2].partition.model_dump() == {"name": "files", "clients": 0}
+    assert "clinics divides its rows: 2 clients" in shell("run", "demo", "--data", "clinics").err
+
+
+def test_by_key_makes_a_client_of_each_key_and_not_the_recipe_s_four(shell, started):
+    by_key = ["--set", "partition.name=by_key"]
+    assert "(a client for each category)" in shell("run", "--data", "my.jsonl", *by_key).err
+    assert started[0].partition.clients == 0
+    outcome = shell("run", "--data", "my.jsonl", *by_key, "--set", "partition.clients=6", "--set", "partition.key=user")
+    assert "(a client for each value of the column user, split or joined to 6 clients)" in outcome.err
+    assert started[1].partition.clients == 6
+    assert "(4 clients by dirichlet)" in shell("run", "--data", "my.jsonl", "--set", "partition.name=dirichlet").err
+    assert started[2].partition.clients == 4
 
 
 def test_flags_win_over_the_recipe_and_set_wins_over_everything(shell, started):
@@ -86,6 +105,18 @@ def test_quick_makes_a_run_smaller_and_says_what_it_changed(shell, started):
     changed = {key for key in QUICK if _value(full, key) != _value(quick, key)}
     assert {part.split(" = ")[0] for part in told.split(", ")} == changed
     assert full.model_dump() != quick.model_dump() and quick.lora == full.lora
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_quick_compares_with_the_clients_alone_that_the_recipe_compares_with(shell, started, recipe):
+    """Beside two of eight clients alone, the demo's federation looked behind: the two happened to be good ones."""
+    shell("run", recipe, "--quick")
+    full, quick = load(recipe).evaluation, started[0].evaluation
+    assert (quick.arms, quick.local_clients) == (full.arms, full.local_clients)
+
+
+def test_the_demo_is_measured_after_every_round():
+    assert load("demo").evaluation.every == 1
 
 
 def test_quick_limits_whole_epochs_to_steps(shell, started):
@@ -117,8 +148,9 @@ def test_the_result_on_stdout_compares_the_arms_and_the_talk_is_on_stderr(shell,
 def test_the_result_says_of_how_many_clients_the_mean_is_where_it_is_not_all(clients, name, capsys, tmp_path):
     budget = SUMMARY["budget"] | {"local": {"optimizer_steps": 48, "target_tokens": 2000}}
     print_result(tmp_path, SUMMARY | {"clients": clients, "budget": budget})
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "alone, mean" in line)
-    assert line.split("  ")[0] == name and line.split()[-2:] == ["48", "2,000"]
+    mean, best, worst = (line for line in capsys.readouterr().out.splitlines() if "alone, " in line)
+    assert mean.split("  ")[0] == name and mean.split()[-2:] == ["48", "2,000"]
+    assert best.split("  ")[0] == name.replace("mean", "best") and worst.split("  ")[0] == name.replace("mean", "worst")
 
 
 def test_json_is_one_strict_object_per_line_and_nothing_else_on_stdout(shell, started):
@@ -190,8 +222,8 @@ def test_check_prints_the_plan_with_units_and_as_json(shell, monkeypatch):
     from shepherd import experiment, starting
 
     plan = {"clients": 8, "bytes_up": 7_372_800, "seconds": 61.0, "memory_bytes": 2e9, "tokens": {"federated": 1200}}
-    monkeypatch.setattr(experiment, "plan", lambda config: plan, raising=False)
-    monkeypatch.setattr(starting, "look_first", lambda config, note: None)
+    monkeypatch.setattr(experiment, "plan", lambda config, tell=None: plan, raising=False)
+    monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: None)
     text = shell("check", "demo").out
     assert "7.37 MB" in text and "1 min 01 s" in text and "2.00 GB" in text and "federated 1,200" in text
     assert json.loads(shell("check", "demo", "--json").out) == plan

@@ -10,7 +10,7 @@ import pytest
 
 from broken_disks import QuickDisk
 from console import Shell
-from report_runs import write_run
+from report_runs import change, write_run
 from shepherd.store import RunDirectory
 
 
@@ -53,6 +53,16 @@ def test_runs_are_listed_with_state_rounds_losses_size_and_date(shell, runs):
     assert found["done"]["losses"]["local"] == pytest.approx(sum(local) / len(local))
     assert found["done"]["bytes"] == sum(p.stat().st_size for p in (runs / "done").rglob("*") if p.is_file())
     assert found["stopped"]["losses"] == {} and found["stopped"]["planned"] == 3
+
+
+def test_the_list_says_of_how_many_clients_the_loss_alone_is_where_it_is_not_all(shell, runs):
+    def three(summary: dict) -> None:
+        summary["arms"]["local"] = dict(list(summary["arms"]["local"].items())[:3])
+
+    assert "(of" not in shell("runs", "ls").out
+    change(runs / "done" / "summary.json", three)
+    assert " (of 3 clients) " in shell("runs", "ls").out
+    assert [entry["alone"] for entry in json.loads(shell("runs", "ls", "--json").out)] == [3, None]
 
 
 def test_a_run_that_is_being_written_is_running_and_is_not_deleted(shell, runs):

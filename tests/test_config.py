@@ -306,7 +306,7 @@ def test_a_cap_on_weights_that_a_method_does_not_look_at_is_refused(nothing_is_f
 
 
 def test_ranks_are_dealt_over_the_clients_by_name_or_given_by_name():
-    from shepherd.prepare import client_ranks
+    from shepherd.fitting import client_ranks
 
     def ranks(value):
         return client_ranks(config.resolve({"lora": {"ranks": value}}).lora, ["a", "b", "c"])

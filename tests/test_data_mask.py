@@ -13,6 +13,7 @@ from shepherd.types import Example, Message
 TOKENIZERS = {
     "byte-level, trimmed offsets": lambda: tiny.chatml(trim=True),
     "byte-level, whole offsets": lambda: tiny.chatml(trim=False),
+    "byte-level, tokens of code": lambda: tiny.chatml(code=True),
     "byte-level, system by default": lambda: tiny.chatml(tiny.CHATML_WITH_SYSTEM),
     "byte-level, turns left open": lambda: tiny.chatml(tiny.OPEN_ENDED),
     "llama": tiny.llama,
@@ -34,6 +35,7 @@ MANY = Example(
     ),
     context="Rivers of Europe: a, an, assistant.",
 )
+CODE = Example("a:3", (Message("user", "How do I boil an egg?"), Message("assistant", "    Put it\n\n\tinto water.")))
 
 
 def learned(tokenizer, example, template, max_length=10_000):
@@ -54,7 +56,7 @@ def squeezed(text):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("family", TOKENIZERS)
-@pytest.mark.parametrize("example", [ONE, MANY], ids=["one turn", "two turns"])
+@pytest.mark.parametrize("example", [ONE, MANY, CODE], ids=["one turn", "two turns", "indented"])
 def test_the_targets_decode_to_exactly_each_response_and_its_end_token(family, template, example):
     tokenizer = TOKENIZERS[family]()
     shape = build_template(template, tokenizer)
@@ -65,7 +67,7 @@ def test_the_targets_decode_to_exactly_each_response_and_its_end_token(family, t
         assert tokenizer.convert_ids_to_tokens(ids[-1]) == shape.end
         text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         if family.startswith("byte"):  # exact to the byte, but for a template's space before the response
-            assert text.removeprefix(" ") == answer + shape.end
+            assert text in (answer + shape.end, f" {answer}{shape.end}")
         else:  # sentencepiece drops or adds a space at the edges
             assert squeezed(text) == squeezed(answer + shape.end)
     assert tokens.loss_mask[-1], "nothing is kept after the last end token"
@@ -74,15 +76,16 @@ def test_the_targets_decode_to_exactly_each_response_and_its_end_token(family, t
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("family", TOKENIZERS)
-def test_generation_starts_from_the_very_tokens_before_the_first_target(family, template):
+@pytest.mark.parametrize("example", [MANY, CODE], ids=["two turns", "indented"])
+def test_generation_starts_from_the_very_tokens_before_the_first_target(family, template, example):
     tokenizer = TOKENIZERS[family]()
     shape = build_template(template, tokenizer)
-    rendered = shape.render(MANY.messages, MANY.context)
-    for one in (MANY.messages, MANY.messages[:-1]):
-        assert shape.prompt(one, MANY.context) == rendered.text[: rendered.spans[-1][0]]
-    tokens, _ = learned(tokenizer, MANY, shape)
+    rendered = shape.render(example.messages, example.context)
+    for one in (example.messages, example.messages[:-1]):
+        assert shape.prompt(one, example.context) == rendered.text[: rendered.spans[-1][0]]
+    tokens, _ = learned(tokenizer, example, shape)
     start = max(i for i in range(1, len(tokens.loss_mask)) if tokens.loss_mask[i] and not tokens.loss_mask[i - 1])
-    prompt = tokenizer(shape.prompt(MANY.messages, MANY.context), add_special_tokens=False).input_ids
+    prompt = tokenizer(shape.prompt(example.messages, example.context), add_special_tokens=False).input_ids
     assert prompt == tokens.input_ids[:start].tolist()
 
 

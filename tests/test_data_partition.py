@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import subprocess
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shepherd import rng
+from shepherd.data.names import safe_names
 from shepherd.data.partition import (
     divide,
     hold_out,
@@ -23,7 +25,6 @@ from shepherd.data.partition import (
     short_categories,
     table,
 )
-from shepherd.data.partitioners import safe_names
 from shepherd.data.sources import digest
 from shepherd.errors import DataError, UsageError
 from shepherd.types import Example, Message
@@ -145,8 +146,10 @@ def test_by_key_joins_the_smallest_keys_for_fewer_clients_and_splits_the_largest
     assert {n: len(ids) for n, ids in fewer.clients.items()} == {"c0": 20, "c1-c2-c3": 20}
     more = divide(data, "by_key", {}, 6, 0)
     assert {n: len(ids) for n, ids in more.clients.items()} == {
-        "c0-1": 10, "c0-2": 10, "c1-1": 5, "c1-2": 5, "c2": 5, "c3": 5,
+        "c0-1-of-2": 10, "c0-2-of-2": 10, "c1-1-of-2": 5, "c1-2-of-2": 5, "c2": 5, "c3": 5,
     }  # fmt: skip
+    assert list(more.labels.values()) == ["c0 (1 of 2)", "c0 (2 of 2)", "c1 (1 of 2)", "c1 (2 of 2)", "c2", "c3"]
+    assert fewer.label("c1-c2-c3") == "c1 + c2 + c3"
 
 
 def test_by_source_and_files_need_rows_that_name_their_source():
@@ -228,8 +231,9 @@ def test_client_names_are_safe_for_files_and_differ_in_more_than_case(values):
 
 
 def test_readable_names_are_kept():
-    assert safe_names(["open_qa", "Open QA", "open_QA", "日本語", "../x"]) == [
-        "open_qa", "Open-QA", "open_QA-2", "client-003", "x",
+    mark = hashlib.sha256(b"open_QA\0").hexdigest()[:4]
+    assert safe_names(["open_qa", "Open QA", "open_QA", "日本語", "../x", "Üniversität"]) == [
+        "open_qa", "Open-QA", f"open_QA.{mark}", "client-003", "x", "Universitat",
     ]  # fmt: skip
 
 

@@ -39,6 +39,7 @@ ROWS = {
 def test_each_format_is_told_by_its_fields(tmp_path, format):
     data = load_examples(write(tmp_path / "clinic.jsonl", [ROWS[format]] * 2))
     assert data.format == format
+    assert (format == "prompt_completion") == (data.changed != {})  # the space that begins its completion
     assert [e.id for e in data.examples] == ["clinic:1", "clinic:2"]
     assert all(e.messages == TURNS for e in data.examples)
     assert data.examples[0].context == ("rivers" if format in ("alpaca", "dolly") else "")
@@ -135,7 +136,7 @@ def test_rows_that_cannot_be_used_are_refused_with_counts_per_reason(tmp_path):
         bad(("user", ASK), ("assistant", "")),
         bad(("assistant", SAY)),
         bad(("user", ASK)),
-        bad(("user", ASK), ("tool", "4"), ("assistant", SAY)),
+        bad(("user", ASK), ("judge", "4"), ("assistant", SAY)),
         bad(("user", ""), ("assistant", SAY)),
         bad(("user", ASK), ("assistant", 4)),
         bad(("user", ASK), ("assistant", "\ud800")),
@@ -151,47 +152,16 @@ def test_rows_that_cannot_be_used_are_refused_with_counts_per_reason(tmp_path):
     assert [e.id for e in data.examples] == ["c:1"]
     assert data.refused == {
         "empty answer": (4, ("c:2", "c:3", "c:13")),
-        "the conversation begins with an answer": (1, ("c:4",)),
+        "nothing is asked, there are answers alone": (1, ("c:4",)),
         "no answer": (1, ("c:5",)),
-        "a turn with the role 'tool', which is not system, user or assistant": (1, ("c:6",)),
+        "a turn with the role 'judge', which is not system, user, assistant or tool": (1, ("c:6",)),
         "empty instruction": (1, ("c:7",)),
         "a turn is not text but int": (1, ("c:8",)),
         "a turn holds half a character (a lone surrogate)": (1, ("c:9",)),
         "'messages' is not a list of turns": (1, ("c:10",)),
-        "no 'messages'": (2, ("c:11", "c:12")),
+        "no 'messages'": (1, ("c:11",)),
+        "its columns fit no known format": (1, ("c:12",)),
     }
-
-
-def test_what_a_conversation_says_beside_its_texts_is_never_dropped_in_silence(tmp_path):
-    def asked(**beside):
-        return {"messages": [{"role": "User", "content": ASK}, {"role": "ASSISTANT", "content": SAY, **beside}]}
-
-    system = [{"role": "system", "content": "Be kind."}]
-    rows = [
-        asked(weight=1, tool_calls=None),
-        asked(weight=0),
-        asked(tool_calls=[{"function": {"name": "weather"}}]),
-        {"messages": system + asked()["messages"], "system": "Be kind."},
-        {"messages": system + asked()["messages"], "system": "Be brief."},
-    ]
-    data = load_examples(write(tmp_path / "c.jsonl", rows))
-    assert [e.id for e in data.examples] == ["c:1", "c:4", "c:5"]
-    assert data.refused == {
-        "an answer with weight 0: every answer of a conversation is learned here": (1, ("c:2",)),
-        "a turn that calls a tool": (1, ("c:3",)),
-    }
-    assert data.changed == {"the column 'system', beside a system turn": (1, ("c:5",))}
-    assert data.examples[2].messages[0].content == "Be kind."
-
-
-def test_a_field_of_another_format_that_is_not_read_is_told(tmp_path):
-    rows = [{"instruction": ASK, "input": "two", "response": SAY}, {"instruction": ASK, "input": "", "response": SAY}]
-    path = write(tmp_path / "c.jsonl", rows)
-    data = load_examples(path)
-    unread = "the field 'input', which the format dolly does not know (--columns context=input has it read)"
-    assert data.changed == {unread: (1, ("c:1",))} and data.examples[0].context == ""
-    data = load_examples(path, columns={"context": "input"})
-    assert data.changed == {} and data.examples[0].context == "two"
 
 
 # The mistakes of a user, each with its message and exit status 3.
@@ -233,14 +203,14 @@ def test_malformed_json_lines_show_file_line_column_and_the_text(tmp_path):
 
 
 def test_unknown_columns_show_what_was_found_and_what_each_format_accepts(tmp_path):
-    path = write(tmp_path / "c.jsonl", [{"question": "a", "answer": "b"}])
+    path = write(tmp_path / "c.jsonl", [{"ask": "a", "tell": "b", "id": 1}])
     error = complaint(path)
-    assert "found: question, answer" in error.message
-    for line in ("alpaca: instruction, output", "dolly: instruction, response", "messages: messages"):
+    assert "found: ask, tell, id" in error.message
+    for line in ("alpaca: instruction, output", "dolly: instruction, response", "messages, conversations"):
         assert line in error.message
-    assert "--columns instruction=" in error.hint
-    error = complaint(path, columns={"instruction": "question", "response": "anser"})
-    assert "no column 'anser' for 'response'. Did you mean 'answer'?" in error.message
+    assert error.hint == "name them: --columns instruction=ask,response=tell"
+    error = complaint(path, columns={"instruction": "ask", "response": "tel"})
+    assert "no column 'tel' for 'response'. Did you mean 'tell'?" in error.message
     assert "no field 'instrction'. Did you mean 'instruction'?" in complaint(path, columns={"instrction": "x"}).message
     assert "dolly: instruction, response" in complaint(path, format="dolly").message
 
@@ -260,6 +230,8 @@ def test_empty_files_other_encodings_and_broken_tables_are_named(tmp_path):
     path.write_bytes('{"prompt": "a"}'.encode("utf-16"))
     assert "UTF-16" in complaint(str(path)).message
     path.write_text('{"rows": []}')
+    assert "has no rows" in complaint(str(path)).message
+    path.write_text('{"row": {}}')
     assert "fit no known format" in complaint(str(path)).message
     table = tmp_path / "t.csv"
     table.write_text("prompt,completion\na,b,c\n")
@@ -281,12 +253,12 @@ def test_missing_extras_answer_with_their_install_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError) as error:
         load_examples("hub:org/name")
-    assert "pip install 'shepherd[hub]'" in error.value.hint
+    assert "pip install 'shepherd-fedit[hub]'" in error.value.hint
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"no")
     with pytest.raises(UsageError) as error:
         load_examples(str(tmp_path / "t.parquet"))
-    assert "pip install 'shepherd[parquet]'" in error.value.hint
+    assert "pip install 'shepherd-fedit[parquet]'" in error.value.hint
 
 
 def datasets_that(load_dataset):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import shepherd
+
 SOURCES = Path(__file__).parents[1] / "src" / "shepherd"
 
 # What each part may import, beside itself. A part is a module or a folder of the package.
@@ -89,6 +91,15 @@ def test_a_part_imports_only_what_lies_below_it(path):
     assert part in MAY_IMPORT, f"{part} is new: say in MAY_IMPORT where it stands"
     upwards = imported(ast.parse(path.read_text(encoding="utf-8"))) - MAY_IMPORT[part] - {part}
     assert not upwards, f"{path.name} imports {sorted(upwards)}, which {part} may not know"
+
+
+def test_dir_shows_the_public_names_and_loads_neither_torch_nor_the_rest():
+    heavy = ("torch", "numpy", "pydantic")
+    done = python(f"import sys, shepherd; print(dir(shepherd)); print([m for m in {heavy} if m in sys.modules])")
+    names, loaded = map(ast.literal_eval, done.stdout.splitlines())
+    assert [name for name in names if not name.startswith("_")] == sorted(shepherd.__all__)
+    assert "__version__" in names and loaded == []
+    assert all(getattr(shepherd, name) is not None for name in names), "what it shows is there"
 
 
 @pytest.mark.parametrize(

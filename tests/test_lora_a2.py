@@ -202,7 +202,7 @@ def test_the_diagnostics_of_owned_slots_are_those_of_all_slots(name):
 
 
 def test_scaffold_s_control_variates_of_slots_that_did_not_travel_stay_as_they_were():
-    method = replace(build_method("lora_a2"), clients=3)
+    method = replace(build_method("lora_a2"), population=dict.fromkeys(WEIGHTS, 1 / 3))
     model = begin(method)
     done = a_round(method, model, 1, ranks={"a": 1, "b": 4, "c": 2})
     doubled = tuple(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from report_runs import change, write_run
-from shepherd.report import findings, load_run
+from shepherd.report import compare, findings, load_run
+from shepherd.report.conduct import alerts
+from shepherd.report.results import cards, measure
 from shepherd.report.verdict import verdict
 
 
@@ -17,6 +19,7 @@ def record_with(tmp_path, *entries, losses=None, **options):
         metrics["differences"] = [{"a": a, "b": b, "difference": v, "ci95": ci, "p": 0.5} for a, b, v, ci in entries]
         for arm, loss in (losses or {}).items():
             if arm == "local":
+                metrics.pop("own_rows", None)
                 metrics["arms"]["local"] = {client: {"loss": value} for client, value in loss.items()}
             else:
                 metrics["arms"][arm]["loss"] = loss
@@ -109,6 +112,14 @@ def test_the_headline_counts_the_clients_that_do_better_and_worse_on_their_own_r
     )
 
 
+def test_clients_are_counted_of_those_that_trained_alone_where_these_are_not_all(tmp_path):
+    run = write_run(tmp_path / "demo", clients=("a", "b", "c"))
+    own = {"a": {"difference": -0.3, "ci95": [-0.4, -0.2]}, "b": {"difference": 0.1, "ci95": [-0.1, 0.3]}}
+    change(run / "evaluation/metrics.json", lambda m: (m.update(own_rows=own), m["arms"]["local"].pop("c")))
+    (sentence,) = (text for text in verdict(load_run(run)) if "own rows" in text)
+    assert "1 of the clients that trained alone (2 of 3 clients) does better" in sentence and "1 does worse (b)" in sentence
+
+
 def test_clients_are_counted_by_their_losses_where_a_run_has_no_intervals_of_them(tmp_path):
     run = write_run(tmp_path / "demo")
     change(run / "evaluation/metrics.json", lambda m: m.pop("own_rows"))
@@ -145,9 +156,10 @@ def test_the_best_client_alone_is_named_and_compared(tmp_path):
         tmp_path,
         ("federated", "local:b", 0.06, [0.01, 0.11]),
         losses={"federated": 2.06, "local": {"a": 2.4, "b": 2.0, "c": 2.8}},
+        clients=3,
     )
     assert findings.best_and_worst_local(record) == ("b", "c")
-    assert "Federated is worse than the best client alone (b)" in verdict(record)[2]
+    assert "Federated is worse than the best client alone (b)" in verdict(record)[1]
 
 
 def test_the_share_of_the_pooled_gain_is_the_ratio_of_the_two_gains_over_the_base(tmp_path):
@@ -205,3 +217,15 @@ def test_the_local_arm_is_the_mean_over_clients_and_its_perplexity_the_exponenti
     local = next(arm for arm in findings.arms(record) if arm.key == "local")
     assert local.loss == 2.5
     assert local.perplexity == pytest.approx(12.182, abs=1e-3)  # e^2.5
+
+
+@pytest.mark.parametrize("alone", [1, 3])
+def test_where_not_all_clients_trained_alone_every_comparison_with_them_says_of_how_many_it_is(tmp_path, alone):
+    losses = {name: 2.0 + i for i, name in enumerate("abc"[:alone])}
+    record = record_with(tmp_path, losses={"local": losses}, clients=8)
+    of = f"{alone} of 8 clients"
+    told = [sentence for sentence in verdict(record) if "alone" in sentence]
+    assert len(told) == min(alone, 2) and all(f"the {of} that trained alone" in sentence for sentence in told)
+    assert any(of in card["extra"] for card in cards(record)) and of in measure(record)
+    assert any(of in line for line in alerts(record))
+    assert f"mean alone is that of {of}" in compare([record.path]).to_text()

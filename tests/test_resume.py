@@ -96,14 +96,32 @@ def after_round(number: int):
 def test_it_says_where_it_goes_on_and_trains_only_what_is_left(config, whole, tmp_path):
     folder, events = stopped(config, tmp_path, after_round(2)), []
     run = experiment.resume(folder, observer=events.append)
-    assert next(e for e in events if e["event"] == "start")["round"] == 2
+    start = next(e for e in events if e["event"] == "start")
+    assert start["round"] == 2
     assert [e["round"] for e in events if e["event"] == "round"] == [3]
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert [e for e in events if e["event"] == "committed"] == [{"event": "committed", **line} for line in lines[:2]]
     assert run.summary["adapter_sha256"] == whole.summary["adapter_sha256"]
     assert run.summary["arms"] == whole.summary["arms"] and run.summary["forced"] == []
     journal = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     assert [line["what"] for line in journal].count("resumed") == 1
     fractions = [e["fraction"] for e in events if e["event"] == "step"]
-    assert fractions[0] > 0.2 and fractions == sorted(fractions) and fractions[-1] == pytest.approx(1, abs=0.02)
+    # One client alone trains on an eighth of the tokens of eight: 2 of 3 rounds are 2/3 of one in 1 + 1/8 + 1.
+    assert start["fraction"] == pytest.approx(2 / 3 / 2.125, abs=0.02)
+    assert (
+        fractions[0] > start["fraction"]
+        and fractions == sorted(fractions)
+        and fractions[-1] == pytest.approx(1, abs=0.02)
+    )
+
+
+def test_where_all_arms_were_trained_before_it_says_that_nothing_of_the_training_is_left(config, whole, tmp_path):
+    folder, events = stopped(config, tmp_path, lambda event: event.get("phase") == "generate"), []
+    run = experiment.resume(folder, observer=events.append)
+    assert next(e for e in events if e["event"] == "start")["fraction"] == 1
+    assert [e["round"] for e in events if e["event"] == "committed"] == [1, 2, 3]
+    assert not [e for e in events if e["event"] in ("round", "step")]
+    assert run.summary["arms"] == whole.summary["arms"]
 
 
 @pytest.mark.parametrize(

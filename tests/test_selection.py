@@ -195,16 +195,37 @@ def test_oort_draws_the_known_in_proportion_to_their_utility():
     known = {"rounds": dict.fromkeys(CLIENTS, 10**12), "losses": dict.fromkeys(CLIENTS, 1.0)}
     greedy = build_selection("oort", {"cutoff": 0.0, "least": 0.0, "exploration": 0.0})
     times, _ = cohorts(greedy, 4000, 1, **known)
-    assert ((times.sum(0) - 4000 * P) ** 2 / (4000 * P)).sum() < most(N - 1)
+    clipped = np.minimum([SIZES[c] for c in CLIENTS], 19)  # the 95th percentile of 1 … 20
+    expected = 4000 * clipped / clipped.sum()
+    assert ((times.sum(0) - expected) ** 2 / expected).sum() < most(N - 1)
+
+
+@pytest.mark.parametrize("claim", [1e12, 1.7e308])
+def test_one_claimed_loss_does_not_switch_oort_s_selection_off(claim):
+    # Without the clip all others had a utility of next to nothing beside the claim, and were drawn as if equal.
+    honest = {"rounds": dict.fromkeys(CLIENTS, 10**12), "losses": dict.fromkeys(CLIENTS, 1.0)}
+    claimed = honest | {"losses": honest["losses"] | {"c00": claim}}
+    utility = utility_of(pool(**claimed), list(CLIENTS), 0.0, 0.0)
+    np.testing.assert_allclose(utility[1:], [SIZES[c] / 20 for c in CLIENTS[1:]], atol=1e-5)  # as it was, and
+    assert utility[0] == pytest.approx(1.0, abs=1e-5)  # no more than the largest has
+    greedy = build_selection("oort", {"cutoff": 1.0, "least": 0.0, "exploration": 0.0})
+    assert set(greedy.draw(pool(**claimed), 5, stream(0, "s")).clients) == {"c00", *CLIENTS[16:]}
+
+
+@pytest.mark.parametrize("losses", [{"c00": -1e9}, dict.fromkeys(CLIENTS, -1.0), dict.fromkeys(CLIENTS, 1e308)])
+def test_losses_that_cannot_be_do_not_end_a_draw(losses):
+    seen = {"rounds": dict.fromkeys(CLIENTS, 3), "losses": dict.fromkeys(CLIENTS, 1.0) | losses}
+    assert len(build_selection("oort", {"cutoff": 0.0}).draw(pool(**seen), 5, stream(0, "s")).clients) == 5
 
 
 def test_oort_s_utility_is_what_a_client_teaches_less_its_slowness_and_more_for_its_wait():
-    # n · loss = 8, 4, 2; T is the median of 1, 2, 8 s; the third is slower: 2 · (2/8)³ = 1/32. Shares of the highest
-    # are 1, 1/2, 1/256; in round 9, asked in rounds 1, 4 and 8, √(0.1 ln 9 / L) = 0.46875, half of it, 1/√8 of it.
+    # n · loss = 8, 4, 2, of which the 95th percentile is the second: 4, 4, 2, and shares of that 1, 1, 1/2. In round 9,
+    # asked in rounds 1, 4 and 8, √(0.1 ln 9 / L) = 0.46875, half of it, 1/√8 of it. T is the median of 1, 2, 8 s; the
+    # third is slower: (2/8)³ of it all.
     three = Pool(9, ("a", "b", "c"), {"a": 4, "b": 2, "c": 1}, {}, {"a": 1, "b": 4, "c": 8},
                  dict.fromkeys("abc", 2.0), {"a": 1.0, "b": 2.0, "c": 8.0})  # fmt: skip
     bonus = (0.1 * 2.1972245773362196) ** 0.5
-    expected = [1 + bonus, 0.5 + bonus / 2, 1 / 256 + bonus / 8**0.5]
+    expected = [1 + bonus, 1 + bonus / 2, (0.5 + bonus / 8**0.5) / 64]
     np.testing.assert_allclose(utility_of(three, ["a", "b", "c"], 3.0, 0.0), expected, rtol=1e-12)
 
 

@@ -20,7 +20,9 @@ from federations import (
     assert_far,
     assert_near,
     begin,
+    bfloat16,
     dense,
+    fresh,
     in_another_gauge,
     in_dense_form,
     law,
@@ -471,14 +473,15 @@ def test_a_remainder_that_overflows_by_its_sum_ends_the_round_by_the_module_s_na
 
 
 def test_a_server_s_memory_that_overflows_ends_the_round_by_the_tensor_s_name():
-    adam = build_method("fedit", None, "fedadam")  # m² ≈ (0.1 · 0.2 · 1e25)² > 3.4e38: v would be infinite, the move 0
+    adam = build_method("fedit", None, "fedadam")  # 0.01 · (0.2 · 1e25)² > 3.4e38: v would be infinite, the move 0
     done = a_round(adam, begin(adam, dtype=np.float32), 1)
     with pytest.raises(ClientError, match=r"^server\.q\.A\.v: .* of the server's memory are not finite"):
         first_filled(done, 1e25, "q.A").after  # noqa: B018
     plain = a_round(of("fedit"), begin(of("fedit"), dtype=np.float32), 1)
     controls = {f"{n}.control": np.full(d.shape, 3e38, np.float32) for n, d in plain.updates[0].delta.items()}
     updates = tuple(replace(u, delta={**u.delta, **controls}) for u in plain.updates)
-    again = replace(plain, method=replace(of("fedit"), clients=2), updates=updates)  # 3 · 3e38 / 2
+    many = replace(of("fedit"), population=dict.fromkeys(WEIGHTS, 0.5))  # 3 · 3e38 / 2
+    again = replace(plain, method=many, updates=updates)
     with pytest.raises(ClientError, match=r"^control\.o\.A: .* of the server's memory are not finite"):
         again.after  # noqa: B018
 
@@ -506,6 +509,78 @@ def test_frlora_begins_with_the_base_s_principal_directions_and_changes_nothing(
         A, B = model.adapter.factors[module]
         top = LowRank(weight, np.eye(weight.shape[1])).truncated(R).dense()
         assert_near(ALPHA / R * B @ A, top, 1e-12)
+
+
+def in_bfloat16(rest: LowRank) -> np.ndarray:
+    """What a base in bfloat16 makes of an increment: each factor rounded."""
+    L, R = (bfloat16(factor.astype(np.float32)).astype(np.float64) for factor in (rest.L, rest.R))
+    return L @ R
+
+
+@pytest.mark.parametrize("merge", ["factor", "product"])
+def test_frlora_loses_two_thousandths_of_what_was_learned_where_factors_are_rounded_to_bfloat16(merge):
+    # As sB̄Ā − sB₀A₀ the rest lost 23 % here: a change of 2 % of the factors is a few roundings of 2⁻⁹ of them.
+    method = of("frlora").changed({"merge": merge})
+    start = begin(method, dtype=np.float32)
+    done = a_round(method, start, 1, size=0.02)
+    for module in SHAPES:
+        learned = dense(done.after, module) - dense(start, module)
+        rest = done.after.remainder[module].parts()[1]
+        assert_near(in_bfloat16(rest), learned, 0.004)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 1e-5)])
+def test_what_frlora_takes_away_from_the_base_stays_apart_from_what_it_learned_for_good(dtype, tolerance):
+    shapes = {"o": (10, 10), "q": (14, 8)}
+    model = begin(of("frlora"), shapes=shapes, dtype=dtype)
+    taken = {module: rest.dense() for module, rest in model.remainder.items()}
+    expected = dict.fromkeys(shapes, 0.0)
+    for number in range(1, 6):  # 2 · 4 columns a round: more than the matrix has after the first
+        done = a_round(of("frlora"), model, number, size=0.02)
+        expected = {m: expected[m] + dense(done.after, m) - dense(model, m) for m in shapes}
+        model = done.after
+    for module, size in shapes.items():
+        apart, learned = model.remainder[module].parts()
+        assert apart.q == R and learned.q == min(size)
+        np.testing.assert_array_equal(apart.dense(), taken[module])
+        assert_near(learned.dense(), expected[module], tolerance)
+
+
+def test_an_exported_frlora_adapter_holds_what_was_learned_alone_and_can_be_rounded():
+    start = begin(of("frlora"), dtype=np.float32)
+    done = a_round(of("frlora"), start, 1, size=0.02)
+    whole = whole_adapter(done.after)
+    for module, (A, B) in whole.factors.items():
+        learned = dense(done.after, module)
+        assert_near(whole.scale * B.astype(np.float64) @ A, learned, 1e-5)
+        rounded = whole.scale * bfloat16(B).astype(np.float64) @ bfloat16(A)
+        assert_near(rounded, learned, 0.006)
+
+
+def test_frlora_with_more_slots_than_a_module_has_directions_is_refused_at_the_start():
+    with pytest.raises(UsageError, match=r"q: base weights \[6, 64\] have no 8 principal directions") as refused:
+        begin(of("frlora"), shapes={"o": (40, 40), "q": (64, 6)}, r=8)
+    assert refused.value.hint == "set lora.r to at most 6"
+
+
+def test_frlora_s_slots_beyond_the_rank_of_the_base_weights_can_learn():
+    # Base weights of rank 2: the two other slots would have A = B = 0, and gradients of zero for ever.
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(9, 2)) @ rng.normal(size=(2, 8))
+    model = of("frlora").start(fresh({"m": (8, 9)}), SEED, {"m": weight})
+    A, B = model.adapter.factors["m"]
+    assert (np.linalg.norm(A, axis=1) > 0.5).all() and not B[:, 2:].any() and B[:, :2].any()
+    assert np.linalg.norm(dense(model, "m")) < 1e-12 and model.adapter.scale * B @ A == pytest.approx(weight)
+
+
+def test_a_share_of_the_energy_of_frlora_s_rest_is_one_of_what_was_learned():
+    # Of the whole increment, base directions included, 1 % would be all that a round learned.
+    method = of("frlora").changed({"remainder": {"name": "keep", "energy": 0.99}})
+    start = begin(method)
+    done = a_round(method, start, 1, size=0.02)
+    exact = replace(done, method=of("frlora")).after
+    for module in SHAPES:
+        assert_near(dense(done.after, module), dense(exact, module), 0.1)
 
 
 def test_a_method_says_in_one_line_what_it_is_and_where_it_is_from():

@@ -34,10 +34,10 @@ def test_fedavgm_adds_up_its_velocity():
 def test_fedadagrad_fedyogi_and_fedadam_take_the_steps_of_their_paper():
     # β = (0.5, 0.9), τ = 0.1, v₀ = 0.01, η = 1; m = 0.5, then 0.25 − 0.5 = −0.25 for Δ = 1, −1.
     m = [0.5, -0.25]
-    adagrad = [0.01 + 0.25, 0.26 + 0.0625]
-    adam = [0.9 * 0.01 + 0.1 * 0.25, 0.9 * 0.034 + 0.1 * 0.0625]
-    # v − m² is −0.24, so v grows by 0.1·0.25; then 0.035 − 0.0625 < 0, by 0.1·0.0625.
-    yogi = [0.01 + 0.025, 0.035 + 0.00625]
+    # Δ² = 1 in both rounds, whatever m is.
+    adagrad = [0.01 + 1, 1.01 + 1]
+    adam = [0.9 * 0.01 + 0.1, 0.9 * 0.109 + 0.1]
+    yogi = [0.01 + 0.1, 0.11 + 0.1]  # v − Δ² is −0.99, then −0.89: v grows
     for name, v, options in (
         ("fedadagrad", adagrad, {"momentum": 0.5}),
         ("fedadam", adam, {"betas": (0.5, 0.9)}),
@@ -47,8 +47,17 @@ def test_fedadagrad_fedyogi_and_fedadam_take_the_steps_of_their_paper():
         assert walk(name, [1.0, -1.0], learning_rate=1.0, tau=0.1, **options) == pytest.approx(expected), name
 
 
+def test_fedadam_moves_a_coordinate_by_about_its_rate_when_the_change_stays_the_same():
+    # Of Δ, m is 1 − 0.9^t and v 1 − 0.99^t: 0.1/0.1, 0.19/0.141, 0.41/0.221, 0.651/0.309, 0.958/0.51.
+    # It was 9.05, 8.46, 6.36, 4.61, 2.43 with m² in place of Δ².
+    moves = walk("fedadam", [1.0] * 30, learning_rate=1.0, tau=1e-3)
+    np.testing.assert_allclose([moves[t - 1] for t in (1, 2, 5, 10, 30)], [0.99, 1.34, 1.84, 2.10, 1.87], atol=5e-3)
+    moves = walk("fedyogi", [1.0] * 30, learning_rate=1.0, tau=1e-3)  # v grows by 0.01 as long as it is below Δ²
+    np.testing.assert_allclose(moves[29], (1 - 0.9**30) / (0.3**0.5 + 1e-3), rtol=1e-5)
+
+
 def test_yogi_shrinks_its_second_moment_where_adam_does():
-    # After a large step a small one: v > m², so v − 0.1·m².
+    # After a large step a small one: v > Δ², so v − 0.1·Δ².
     optimizer = optimizers.build("fedyogi", {"betas": (0.0, 0.9), "tau": 0.1})
     state, _ = optimizer.step({"m": np.zeros(1), "v": np.full(1, 4.0)}, np.array([1.0]))
     assert state["v"].item() == pytest.approx(4.0 - 0.1)
@@ -191,29 +200,24 @@ def test_a_large_server_rate_is_not_taken_for_a_step_by_the_weights():
         build_method("fedit", None, "torch", {"name": "SGD", "momentum": 0.9, "learning_rate": rate})
 
 
-def counted(effective: dict[str, float]):
-    """A change of updates: each says how many effective steps it took."""
-    return lambda u: replace(u, metrics={**u.metrics, "effective_steps": effective[u.client]})
-
-
-def test_fednova_counts_the_steps_of_clients_with_momentum_as_often_as_their_gradients_count():
+def test_fednova_divides_by_the_effective_steps_that_the_server_counted():
     # ρ = 0.5: τ_k = 1, 1.5 + 1, 1.75 + 1.5 + 1; τ = 0.2·1 + 0.5·2.5 + 0.3·4.25 = 2.725
     nova = build_method("fedex_lora", None, "fednova")
-    said = counted({"a": 1.0, "b": 2.5, "c": 4.25})
-    done = a_round(nova, after_rounds(nova, 1), 2, steps={"a": 1, "b": 2, "c": 3}, change=said)
-    for module in SHAPES:
-        expected = law(done, module, {"a": 0.545, "b": 0.545, "c": 0.8175 / 4.25})
-        assert_near(dense(done.after, module), expected, 1e-12)
+    done = a_round(nova, after_rounds(nova, 1), 2, steps={"a": 1, "b": 2, "c": 3})
+    for unit in (1.0, 1e-3):  # any one unit
+        steps = {"a": 1.0 * unit, "b": 2.5 * unit, "c": 4.25 * unit}
+        after = nova.combine(done.before, done.views, done.updates, done.weights, steps)
+        for module in SHAPES:
+            assert_near(dense(after, module), law(done, module, {"a": 0.545, "b": 0.545, "c": 0.8175 / 4.25}), 1e-12)
 
 
-def test_a_client_cannot_claim_steps_that_its_steps_do_not_allow():
-    # 4 steps count 4 times without momentum and less than 4 + 3 + 2 + 1 with it; τ = 0.2·4 + 0.5·10 + 0.3·5 = 7.3
+def test_what_a_client_claims_of_its_effective_steps_has_no_say():
     nova = build_method("fedex_lora", None, "fednova")
-    said = counted({"a": 1e-9, "b": 1e9, "c": 5.0})
-    done = a_round(nova, after_rounds(nova, 1), 2, steps=dict.fromkeys(WEIGHTS, 4), change=said)
-    for module in SHAPES:
-        expected = law(done, module, {"a": 0.2 * 7.3 / 4, "b": 0.5 * 7.3 / 10, "c": 0.3 * 7.3 / 5})
-        assert_near(dense(done.after, module), expected, 1e-12)
+    steps = {"a": 1, "b": 2, "c": 10}
+    plain = a_round(nova, after_rounds(nova, 1), 2, steps=steps)
+    claims = lambda u: replace(u, metrics={**u.metrics, "effective_steps": 1e9})  # noqa: E731
+    claimed = a_round(nova, after_rounds(nova, 1), 2, steps=steps, change=claims)
+    assert all(np.array_equal(dense(claimed.after, m), dense(plain.after, m)) for m in SHAPES)
 
 
 def test_fednova_s_mean_of_steps_is_a_mean_where_weights_sum_to_a_half():
@@ -227,14 +231,15 @@ def test_fednova_s_mean_of_steps_is_a_mean_where_weights_sum_to_a_half():
 
 def test_scaffold_s_server_adds_the_mean_change_of_the_control_variates_over_all_clients():
     changes = {"q.A": [np.array([1.0]), np.array([3.0])]}
-    memory = control_step({"other": np.zeros(2)}, changes, clients=8)
+    memory = control_step({"other": np.zeros(2)}, changes, population=[1 / 8, 1 / 8])  # two of eight
     assert control(memory) == {"q.A": 0.5} and "other" in memory  # (1 + 3) / 8
-    assert control(control_step(memory, changes, clients=8)) == {"q.A": 1.0}
+    assert control(control_step(memory, changes, population=[1 / 8, 1 / 8])) == {"q.A": 1.0}
+    assert control(control_step({}, changes, population=[0.1, 0.3])) == {"q.A": np.float32(1.0)}  # 0.1 · 1 + 0.3 · 3
     assert control({}) == {}
 
 
 def test_control_variates_that_come_with_an_update_are_kept_and_are_no_part_of_the_merge():
-    method = replace(build_method("fedit"), clients=6)
+    method = replace(build_method("fedit"), population={**dict.fromkeys(WEIGHTS, 1 / 6), "absent": 1 / 2})
     plain = a_round(method, begin(method), 1)
     with_control = replace(
         plain,

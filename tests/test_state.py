@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from federations import SHAPES, R, a_round, begin
 from shepherd.errors import ModelError
 from shepherd.lowrank import LowRank
 from shepherd.model.adapter import load_adapter
+from shepherd.server.methods import build_method
 from shepherd.state import load_state, save_state, state_files
 from shepherd.store import Disk
 from shepherd.tensors import from_file, to_bytes
@@ -231,3 +233,13 @@ def test_equal_tensors_give_equal_bytes_and_their_metadata_in_order():
     assert len(made) == 1
     header = json.loads(made.pop()[8:].split(b"}}")[0] + b"}}")
     assert list(header["__metadata__"]) == ["a", "k", "x"]
+
+
+def test_what_frlora_takes_away_from_the_base_is_still_apart_after_a_checkpoint(tmp_path):
+    method = build_method("frlora")
+    model = a_round(method, begin(method, dtype=np.float32), 1).after
+    save_state(tmp_path, ServerState(1, model), base_name="base")
+    loaded = load_state(tmp_path).model
+    assert {m: rest.apart for m, rest in loaded.remainder.items()} == dict.fromkeys(SHAPES, R)
+    resumed, straight = (a_round(method, each, 2).after.remainder for each in (loaded, model))
+    assert all(resumed[m].L.tobytes() == straight[m].L.tobytes() for m in SHAPES)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from plain_client import train_plainly
-from shepherd.clients.objectives import add_product_proximal, add_proximal, effective_steps
+from shepherd.clients.objectives import add_product_proximal, add_proximal
 from shepherd.clients.training import LocalTraining, Site, train
 from shepherd.errors import ClientError
+from shepherd.lowrank import LowRank
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
@@ -181,7 +182,7 @@ def test_masked_slots_are_a_smaller_adapter_beside_a_frozen_remainder():
     adapter, moving = adapter_of(MODULES, 4, 8.0), np.array([True, False, True, False])
     masked = updates_of([View(adapter, slots=dict.fromkeys(MODULES, moving))], DATA, optimizer="sgd")["client-0"]
     small = Adapter({n: Factors(A[moving], B[:, moving]) for n, (A, B) in adapter.factors.items()}, 2, 4.0)
-    rest = {n: Increment(2.0 * B[:, ~moving], A[~moving]) for n, (A, B) in adapter.factors.items()}
+    rest = {n: LowRank(2.0 * B[:, ~moving], A[~moving]) for n, (A, B) in adapter.factors.items()}
     folded = updates_of([View(small)], DATA, remainder=rest, optimizer="sgd")["client-0"]
     for name, delta in folded.delta.items():
         np.testing.assert_allclose(masked.delta[name], delta, atol=1e-6)
@@ -191,20 +192,12 @@ def test_masked_slots_are_a_smaller_adapter_beside_a_frozen_remainder():
 # Remainder
 
 
-@dataclass
-class Increment:
-    """What a LowRank is to the model: L[out, q] and R[q, in]."""
-
-    L: np.ndarray
-    R: np.ndarray
-
-
 @pytest.mark.parametrize("q", [1, 30])  # thin, and dense
 def test_training_beside_a_remainder_is_training_on_a_base_that_it_is_merged_into(q):
     rng = np.random.default_rng(0)
     sizes = {name: features(module) for name, module in MODULES.items()}
     draw = lambda *shape: rng.normal(0, 0.1, shape).astype(np.float32)  # noqa: E731
-    remainder = {name: Increment(draw(n_out, q), draw(q, n_in)) for name, (n_in, n_out) in sizes.items()}
+    remainder = {name: LowRank(draw(n_out, q), draw(q, n_in)) for name, (n_in, n_out) in sizes.items()}
     del remainder[next(iter(remainder))]  # a module without one
     merged = base_model()
     for name, module in targets_of(merged).items():
@@ -426,19 +419,3 @@ def test_a_task_leaves_views_and_control_variates_as_they_were():
     before = copy.deepcopy(view)
     updates_of([view], DATA, objective=PROXIMAL[1])
     assert same_bytes(view.tensors(), before.tensors())
-
-
-# FedNova
-
-
-def test_effective_steps_count_how_often_a_first_gradient_counts():
-    # momentum ρ: the first of three gradients counts 1 + ρ + ρ², the second 1 + ρ, the third 1
-    assert effective_steps(3, 0.0) == 3
-    assert effective_steps(3, 0.9) == pytest.approx((1 + 0.9 + 0.81) + (1 + 0.9) + 1)
-    rho, tau = 0.9, 50  # closed form of FedNova's §4: [τ − ρ(1 − ρ^τ)/(1 − ρ)] / (1 − ρ)
-    assert effective_steps(tau, rho) == pytest.approx((tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho))
-    views = [View(adapter_of(MODULES))]
-    sgd = updates_of(views, DATA, optimizer="sgd", momentum=0.9)["client-0"]
-    adamw = updates_of(views, DATA, momentum=0.9)["client-0"]
-    assert sgd.metrics["effective_steps"] == effective_steps(3, 0.9)
-    assert adamw.metrics["effective_steps"] == adamw.steps == 3

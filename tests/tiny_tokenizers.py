@@ -53,13 +53,13 @@ REWRITES = (  # tells the number of turns first, so that no beginning stays what
 
 
 @functools.cache
-def _byte_level(trim: bool) -> str:
+def _byte_level(trim: bool, code: bool = False) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim)
     tokenizer.train_from_iterator(
-        TEXTS,
+        [*TEXTS, *(["if a:\n    b\n        c\n"] * 20 if code else [])],
         trainers.BpeTrainer(
             vocab_size=500,
             special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -112,10 +112,10 @@ def _sentencepiece(unigram: bool, legacy: bool) -> str:
     return tokenizer.to_str()
 
 
-def chatml(template: str | None = CHATML, trim: bool = True) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, adds no start token."""
+def chatml(template: str | None = CHATML, trim: bool = True, code: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, adds no start token; with `code` it has tokens of a line break and the indentation after it."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_byte_level(trim)),
+        tokenizer_object=Tokenizer.from_str(_byte_level(trim, code)),
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",

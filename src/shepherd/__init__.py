@@ -38,3 +38,8 @@ def __getattr__(name: str) -> Any:
 
     module, attribute = _HOMES[name]
     return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    """The public names: those that are imported at their first use, too, and none of the package's modules."""
+    return sorted([*__all__, "__doc__", "__version__"])

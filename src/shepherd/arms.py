@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from shepherd.clients.reports import StepReport
 from shepherd.clients.training import Cohort
 from shepherd.config import Config
-from shepherd.errors import DataError, ModelError, UsageError, did_you_mean
+from shepherd.errors import DataError, ModelError
 from shepherd.evaluation.losses import RowLosses
 from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.lora import CohortLora
@@ -120,27 +120,6 @@ def load_arm(folder: Path) -> Arm:
             f"the arm that was trained before the run stopped, {folder}, is damaged: {error}",
             hint="delete that folder: shepherd resume trains the arm again",
         ) from None
-
-
-def local_names(config: Config, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
-    """The clients of the local arm: all, the first so many by name spread over the list, or the named ones.
-
-    Raises UsageError, with the nearest name, for one that is not a client.
-    """
-    wanted = config.evaluation.local_clients
-    names = sorted(clients)
-    if wanted == "all":
-        return tuple(names)
-    if isinstance(wanted, int):
-        picks = np.linspace(0, len(names) - 1, min(wanted, len(names))).round().astype(int)
-        return tuple(names[i] for i in picks)
-    for name in wanted:
-        if name not in names:
-            raise UsageError(
-                f"evaluation.local_clients names {name!r}, which is not a client.{did_you_mean(name, names)}",
-                hint=f"clients: {', '.join(names[:12])}",
-            )
-    return tuple(wanted)
 
 
 def local_arm(

@@ -121,7 +121,7 @@ class PartitionTable(Table):
     name: str = "by_key"
     """by_key, iid, shards, dirichlet, power_law, linear, files, or `module:function`. Other keys are its options."""
     clients: int = Field(0, ge=0)
-    """Number of clients; 0 lets the partitioner decide (by_key, files)."""
+    """Number of clients; 0 lets the partitioner decide (by_key, files), which a run does unless you give a number."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -211,7 +211,8 @@ class ObjectiveTable(Table):
     rate_ratio: float = Field(0.0, ge=0)
     """Learning rate of B over that of A; 0 is the method's own (5 of lora_a2), or 1 where it has none."""
     scaffold: bool = False
-    """Correct each local step by SCAFFOLD's control variates; doubles the bytes up. Wants clients that come back."""
+    """Correct each local step by SCAFFOLD's control variates; doubles the bytes up. Wants clients that come back. The
+    mean of the variates is weighted as that of the clients, by federation.weights, "examples" or "uniform"."""
 
 
 class PersonalizationTable(Table):
@@ -378,6 +379,8 @@ _OPTIONS_OF = (
     ("personalization", "name", "personalization", "", PersonalizationTable().name),
 )
 """(table, its key that chooses by name, the table of the choice's options, a key there that is none, default)."""
+_CLIENTS_OF_THE_DATA = ("by_key", "files")
+"""Partitioners that know by themselves how many clients there are."""
 
 
 def load(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -436,7 +439,8 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, An
     """Lay (origin, settings) layers on each other, later ones win: the settings, and {dotted key: origin}.
 
     A layer that names another partitioner, selection, method or server optimizer starts from its own defaults: options
-    that an earlier layer gave to the former one are dropped (the number of clients is kept).
+    that an earlier layer gave to the former one are dropped. The number of clients is kept for a partitioner that needs
+    one, and dropped for one that makes its clients of the data.
     """
     settings: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -446,8 +450,10 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, An
             if not isinstance(chosen, Mapping) or not isinstance(former or {}, Mapping):
                 continue
             before = (former or {}).get(choice, default)
-            if chosen.get(choice, before) != before and isinstance(settings.get(table), dict):
-                for key in settings[table].keys() - {kept}:
+            after = chosen.get(choice, before)
+            if after != before and isinstance(settings.get(table), dict):
+                needed = {kept} - ({"clients"} if after in _CLIENTS_OF_THE_DATA else set())
+                for key in settings[table].keys() - needed:
                     del settings[table][key], origins[f"{table}.{key}"]
         for table, values in layer.items():
             former = settings.get(table, {})

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from shepherd.data.partition import divide, hold_out, partitioners
+from shepherd.data.names import look_alikes
+from shepherd.data.partition import divide, hold_out, partitioners, short_categories
 from shepherd.data.partitioners import Key
 from shepherd.data.sources import Dataset, has_languages, load_examples
-from shepherd.errors import DataError, UsageError
+from shepherd.errors import DataError, UsageError, plural
 from shepherd.types import Example, Partition
 
 if TYPE_CHECKING:
     from shepherd.config import Config
+    from shepherd.data.containers import Parts
 
 Examples = tuple[Example, ...]
+MOST = 5
+"""Cases that a line names; the rest are counted."""
 
 
-def read_rows(config: Config, source: str = "") -> Dataset:
-    """The rows of the recipe's source; or of `source`, all of them."""
+def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | None = None) -> Dataset:
+    """The rows of the recipe's source; or of `source`, all of them. `tell` is called with lines on a long reading."""
     table, columns = config.data, dict(config.data.columns)
     _, column = by_column(config.partition.name, config.partition.options)
     if column and columns.setdefault("source", column) != column:
@@ -42,14 +46,29 @@ def read_rows(config: Config, source: str = "") -> Dataset:
         rows_per_category=0 if source else table.rows_per_category,
         languages=table.languages,
         seed=config.run.seed,
+        parts=_parts(config, source),
+        tell=tell,
     )
 
 
+def _parts(config: Config, source: str) -> Parts:
+    """What test and validation parts of the recipe's source, or of `source` with held-out rows, are."""
+    if config.partition.name == "files":
+        return "clients"
+    return "ignored" if config.data.held_out_source and not source else "held out"
+
+
 def read_held_out(config: Config, dataset: Dataset) -> Dataset | None:
-    """The rows of data.held_out_source, or None; those whose ids the dataset uses too get a prefix."""
-    if not config.data.held_out_source:
+    """The rows of data.held_out_source, or else of the source's own test part, or None.
+
+    Those whose ids the dataset uses too get a prefix.
+    """
+    extra = dataset.held_out
+    if config.data.held_out_source:
+        extra = read_rows(config, config.data.held_out_source)
+        extra = extra.held_out or extra
+    if extra is None:
         return None
-    extra = read_rows(config, config.data.held_out_source)
     taken = {e.id for e in dataset.examples}
     renamed = (replace(e, id=f"held-out/{e.id}") if e.id in taken else e for e in extra.examples)
     return replace(extra, examples=tuple(renamed))
@@ -63,10 +82,13 @@ def divide_rows(
     Raises DataError where nothing is held out, or where the rows cannot be divided as the recipe says.
     """
     how = config.partition
-    options, _ = by_column(how.name, how.options)
+    options, column = by_column(how.name, how.options)
     key = natural_key({"name": how.name, **options})
+    if key == "source":
+        _check_sources(usable, column or config.data.columns.get("source", "source"))
     if held_out is None:
-        train, held_out = hold_out(usable, config.data.held_out_per_category, config.run.seed, key)
+        pool = how.name not in ("by_key", "files")  # these make a client of each key, which needs its row
+        train, held_out = hold_out(usable, config.data.held_out_per_category, config.run.seed, key, pool_single=pool)
     else:
         train = usable
     if not held_out and config.data.held_out_per_category and not config.data.held_out_source:
@@ -84,6 +106,64 @@ def divide_rows(
         )
     partition = divide(train, how.name, options, how.clients, config.run.seed, held_out)
     return tuple(train), tuple(held_out), partition
+
+
+def _check_sources(usable: Sequence[Example], column: str) -> None:
+    """Raise DataError for rows that belong to no client, as they have no value in the column that divides."""
+    without = [e.id for e in usable if not e.source]
+    if len(without) == len(usable):
+        raise DataError(
+            f"none of the {len(usable):,} rows has a value in the column {column!r}, by which they are to be divided",
+            hint="name the column: --set partition.key=<your column>; or give a folder with a file per client",
+        )
+    if without:
+        raise DataError(
+            f"{len(without):,} of {len(usable):,} rows have no value in the column {column!r}, by which they are to be "
+            f"divided (first: {', '.join(without[:3])})",
+            hint="give them a value, such as 'unknown', which is then a client; or take them out; or divide by another "
+            "column: --set partition.key=<your column>",
+        )
+
+
+def remarks(
+    config: Config,
+    dataset: Dataset,
+    usable: Sequence[Example],
+    held_out: Sequence[Example] | None,
+    partition: Partition,
+) -> dict[str, tuple[str, ...]]:
+    """What is remarkable about a division, one line for each kind -> a line for each case of it.
+
+    usable: all rows that are divided or held out. held_out: those drawn from them, or None where they have a source.
+    """
+    key, few = natural_key(partition.settings), config.data.held_out_per_category
+    found: dict[str, tuple[str, ...]] = {}
+
+    def add(line: str, cases: Mapping[str, str]) -> None:
+        if cases:
+            shown = list(cases)[:MOST] + ([f"and {len(cases) - MOST:,} more"] if len(cases) > MOST else [])
+            found[f"{line}: {', '.join(shown)}"] = tuple(cases.values())
+
+    short = {} if held_out is None else short_categories(usable, held_out, few, key)
+    add(
+        f"fewer than data.held_out_per_category = {few} rows held out of {plural(len(short), key)}",
+        {
+            f"{name} {out} of {rows}": f"{key} {name!r}: {out} of {rows} rows are held out, {few} were asked for"
+            for name, (out, rows) in short.items()
+        },
+    )
+    gone = Counter(dataset.unusable.get(key, {})) + Counter(getattr(e, key) for e in dataset.examples)
+    for value in {getattr(e, key) for e in usable}:
+        del gone[value]
+    add(
+        f"no row of {plural(len(gone), key)} can be used, so nothing of it is learned",
+        {f"{name} ({plural(rows, 'row')})": f"{key} {name!r}: {plural(rows, 'row')}" for name, rows in gone.items()},
+    )
+    for kind in dict.fromkeys((key, "category")):
+        groups = look_alikes(sorted({getattr(e, kind) for e in usable}))
+        named = [" = ".join(map(repr, group)) for group in groups]
+        add(f"names of a {kind} that look alike and are kept apart", {name: f"{kind} {name}" for name in named})
+    return found
 
 
 def by_column(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shepherd.errors import DISTRIBUTION, install_line
+
 PYTHON = (3, 11)
 LEAST_MEMORY = 2 * 10**9
 LEAST_DISK = 2 * 10**9
-DISTRIBUTION = "shepherd"
 CORE = ("torch", "transformers", "peft", "tokenizers", "safetensors", "gguf", "numpy", "pydantic", "click", "rich")
 """Looked for where the package's own metadata is not installed and so cannot say what it needs."""
 
@@ -85,12 +86,11 @@ def _software() -> Section:
     else:
         lines.append(Line("python", version, "bad", f"install Python {PYTHON[0]}.{PYTHON[1]} or newer"))
     for requirement in _requirements() or CORE:
-        name, installed = requirement.split(";")[0].strip(), ""
+        name = requirement.split(";")[0].strip()
         plain = re.split(r"[<>=!~\[ ]", name, maxsplit=1)[0]
         floor = re.search(r">=\s*([\d.]+)", name)
-        try:
-            installed = importlib.metadata.version(plain)
-        except importlib.metadata.PackageNotFoundError:
+        installed = _version(plain)
+        if not installed:
             lines.append(Line(plain, "not installed", "bad", f"pip install '{name}'"))
             continue
         if floor and _numbers(installed) < _numbers(floor[1]):
@@ -115,12 +115,18 @@ def _requirements(extra: str = "") -> list[str]:
 def _clashes() -> list[Line]:
     """Sets of packages that are known not to work together."""
     lines = []
+    if other := _version("shepherd"):
+        lines.append(
+            Line(
+                "shepherd, twice",
+                f"the distribution shepherd {other} has a package of the same name",
+                "note",
+                f"pip uninstall shepherd, then install {DISTRIBUTION} again",
+            )
+        )
     for name, module in (("peft", "bitsandbytes"), ("transformers", "flash_attn"), ("transformers", "deepspeed")):
-        try:
-            version = importlib.metadata.version(module)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        if shutil.which("nvidia-smi") is None:
+        version = _version(module)
+        if version and shutil.which("nvidia-smi") is None:
             lines.append(
                 Line(
                     f"{name}, {module}",
@@ -258,18 +264,18 @@ def _extras() -> Section:
     lines = []
     for extra in metadata.get_all("Provides-Extra") or []:
         names = [re.split(r"[<>=!~;\[ ]", r, maxsplit=1)[0] for r in _requirements(extra)]
-        missing = [name for name in names if not _installed(name)]
-        value = f"missing {', '.join(missing)}: pip install 'shepherd[{extra}]'" if missing else "installed"
+        missing = [name for name in names if not _version(name)]
+        value = f"missing {', '.join(missing)}: {install_line(extra)}" if missing else "installed"
         lines.append(Line(extra, value))
     return Section("extras", tuple(lines))
 
 
-def _installed(name: str) -> bool:
+def _version(name: str) -> str:
+    """The version of an installed distribution, or ""."""
     try:
-        importlib.metadata.version(name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return ""
 
 
 def _torch() -> Section:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+DISTRIBUTION = "shepherd-fedit"
+"""The name to install. The package index has another project under the name of the import package, `shepherd`."""
+
 
 class ShepherdError(Exception):
     """A failure that can be explained: what, where and why in `message`, how to mend it in `hint`."""
@@ -90,9 +93,11 @@ def plural(how_many: int, noun: str) -> str:
     return f"{how_many:,} {many}"
 
 
+def install_line(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
 def missing_extra(module: str, extra: str) -> UsageError:
     """The error for an optional dependency that is not installed, with its install line."""
-    return UsageError(
-        f"this needs the optional package {module!r}, which is not installed",
-        hint=f"pip install 'shepherd[{extra}]'",
-    )
+    return UsageError(f"this needs the optional package {module!r}, which is not installed", hint=install_line(extra))

@@ -7,32 +7,24 @@ measured matrix-product peak, and the tensors that a decoder block of the usual 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from shepherd.arms import local_names
 from shepherd.asking import pool_of
 from shepherd.config import Config
-from shepherd.fitting import has_own_models
+from shepherd.fitting import has_own_models, local_names
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.base import (
-    check_fit,
-    check_folder,
-    check_parameters,
-    check_quantize,
-    load_tokenizer,
-    pick_device,
-    pick_dtype,
-    pick_targets,
-)
+from shepherd.model.base import check_fit, check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype
 from shepherd.model.fetch import resolve
+from shepherd.model.folder import inspect_folder
 from shepherd.model.lora import features
+from shepherd.model.outline import check_packable, load_config, outline
+from shepherd.model.targets import pick_targets, reach
 from shepherd.model.threads import matmul_peak, use_threads
 from shepherd.plan import Plan
 from shepherd.prepare import (
@@ -57,11 +49,14 @@ PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of our
 class Estimate:
     """Sizes of a run. `seconds` and `memory_bytes` are estimates; `bytes_up_are` says "exact", "about" or "at most".
 
-    learning_rates: the peak of each arm. warnings: what a run would warn of before it begins.
+    adapted_share: how much of the weights of the model's blocks carries an adapter. learning_rates: the peak of each
+    arm. warnings: what a run would warn of before it begins. details: a warning that stands for several cases -> a
+    sentence for each of them.
     """
 
     model_parameters: int
     adapter_parameters: int
+    adapted_share: float
     dtype: str
     device: str
     rows: int
@@ -82,35 +77,42 @@ class Estimate:
     disk_bytes: int
     seconds: float
     warnings: tuple[str, ...] = ()
+    details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def plan(config: Config) -> Estimate:
-    """Sizes, bytes, memory, disk and time of a run of `config`. Raises what the run would raise for bad input."""
+def plan(config: Config, tell: Callable[[str], None] | None = None) -> Estimate:
+    """Sizes, bytes, memory, disk and time of a run of `config`; `tell` is called with lines about what takes long.
+
+    Raises what the run would raise for bad input."""
     use_threads(config.run.threads)
     check_quantize(config.model.quantize, pick_device(config.model.device))
     folder = resolve(config.model.base, config.model.revision)
     check_folder(folder)
     tokenizer = load_tokenizer(folder)
-    shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    shape = load_config(folder)
     check_fit(folder, shape.get_text_config().vocab_size, tokenizer)
-    rows, template = prepare_rows(config, tokenizer)
+    rows, template = prepare_rows(config, tokenizer, tell)
     *_, unanswered = asked_rows(config, rows, template, tokenizer, context_window(shape))
     found = estimate(config, folder, rows)
-    return replace(found, warnings=(*rows.warnings, *filter(None, [unanswered])))
+    warnings = (*found.warnings, *rows.warnings, *filter(None, [unanswered]))
+    return replace(found, warnings=warnings, details=rows.details)
 
 
 def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) -> Estimate:
-    """The same of rows that are prepared. Not timed it measures nothing, and says 0 seconds."""
+    """The same of rows that are prepared. Not timed it measures nothing, and says 0 seconds.
+
+    Its warnings are about the model alone.
+    """
     device = pick_device(config.model.device)
     dtype = pick_dtype(config.model.dtype, device)
-    names = local_names(config, tuple(rows.clients))
+    names = local_names(config, tuple(rows.clients), rows.partition.labels)
     rounds = prepare_plan(config, rows)
-    shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model, unread = outline(folder)
+    shape = model.config
     check_window(config, shape)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
-    check_parameters(folder, model)
+    check_packable(model)
     targets = pick_targets(model, config.lora.targets)
+    adapted = reach(model, config.lora.targets, targets)
     sizes = {name: features(model.get_submodule(name)) for name in targets}
     adapter = fresh_adapter(sizes, config.lora.r, config.lora.alpha, config.run.seed, rslora=config.lora.rslora)
     settings = local_training(config, device, adapter.num_parameters)
@@ -139,6 +141,7 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
     return Estimate(
         model_parameters=model.num_parameters(),
         adapter_parameters=adapter.num_parameters,
+        adapted_share=adapted.share,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         rows=len(rows.dataset.examples),
@@ -160,6 +163,7 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
             (min(max(2, config.checkpoints.keep) + 2, count) + 1) * (1 + rounds.clusters) * adapter.nbytes + 10e6
         ),
         seconds=operations / (PEAK_SHARE * matmul_peak(dtype, str(device)) * 1e9) + 10 if timed else 0.0,
+        warnings=(*inspect_folder(folder), *unread, *adapted.notes),
     )
 
 

@@ -30,7 +30,7 @@ from shepherd.errors import ClientError, DataError, EvaluationError, ResourceErr
 from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.evaluation.statistics import paired_difference
-from shepherd.fitting import has_own_models, prepare_method, prepare_personal, rate_ratio
+from shepherd.fitting import has_own_models, local_names, prepare_method, prepare_personal, rate_ratio
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, held_out_digest, identity
 from shepherd.meter import Clock, Meter
@@ -151,10 +151,10 @@ class _Experiment:
             use_threads(config.run.threads)
             folder = resolve(config.model.base, config.model.revision)
             check_folder(folder)
-            rows, template = prepare_rows(config, load_tokenizer(folder))
-            names = arms.local_names(config, tuple(rows.clients))
-            needed = dataclasses.asdict(estimate(config, folder, rows, timed=False))
-            fits_here(needed, self.place, MARGIN)
+            rows, template = prepare_rows(config, load_tokenizer(folder), self._reading)
+            names = local_names(config, tuple(rows.clients), rows.partition.labels)
+            self.expected = estimate(config, folder, rows, timed=False)
+            fits_here(dataclasses.asdict(self.expected), self.place, MARGIN)
         with self._phase("load model"):
             base = load_base(**config.model.model_dump())
         with self._phase("prepare model"):
@@ -173,6 +173,9 @@ class _Experiment:
         )
         self.meter = Meter(self.tell, config, rows, plan, names, learner.settings.personal.cost)
         self.meter.skip("federated", state.round / config.federation.rounds)
+        for arm in ("local", "centralised"):
+            if self._trained(arm).is_dir():
+                self.meter.skip(arm)
         self.tell(
             {
                 "event": "start",
@@ -180,12 +183,16 @@ class _Experiment:
                 "config": config.model_dump(mode="json"),
                 "model": base.name,
                 "clients": sorted(rows.clients),
+                "labels": _other_labels(rows),
                 "rounds": config.federation.rounds,
                 "arms": list(config.evaluation.arms),
                 "round": state.round,
+                "fraction": self.meter.fraction,
             }
         )
-        for warning in (*self.notes, *rows.warnings):
+        for line in results.read_rounds(self.store.path):
+            self.tell({"event": "committed", **line})
+        for warning in (*self.notes, *self.expected.warnings, *rows.warnings):
             self._warn(warning)
 
         self.engine: Engine = LocalEngine(learner.site(rows.clients))
@@ -212,7 +219,7 @@ class _Experiment:
             self.losses["centralised"] = outcome["centralised"].losses[arms.POOLED]
         for arm in outcome.values():
             for failure in arm.failures:
-                self._warn(f"{failure.client}: {failure.code}: {failure.detail}")
+                self._warn(f"{rows.partition.label(failure.client)}: {failure.code}: {failure.detail}")
         self.own, self.own_losses, self.shares = OwnModels(), {}, {}
         if has_own_models(learner.settings.personal, plan.method):
             with self._phase("personal models"):
@@ -299,12 +306,12 @@ class _Experiment:
                 line["seconds"]["evaluate"] = time.perf_counter() - begin
                 begin = time.perf_counter()
                 with store.commit_round(state.round, line) as folder:
-                    save_state(folder, state, base_name=config.model.base, conv1d=learner.conv1d, disk=store.disk)
+                    save_state(folder, state, base_name=learner.base_name, conv1d=learner.conv1d, disk=store.disk)
                     line["seconds"]["commit"] = time.perf_counter() - begin
                 store.prune_checkpoints(config.checkpoints.keep, min(measured, default=(0.0, 0))[1])
                 store.journal("committed", round=state.round, adapter=digest(state.model.adapter))
                 self.tell({"event": "round", **line})
-                for message in notes(record):
+                for message in notes(record, rows.partition.label):
                     self._warn(message)
         # The last round is always measured; without one to run, everything was committed before.
         self.losses["federated"] = losses or self._evaluate("federated", state, rows, state.round)
@@ -325,16 +332,18 @@ class _Experiment:
 
     def _arm(self, name: str, train: Callable[[], arms.Arm], learner: Learner) -> arms.Arm:
         """A baseline, trained; or read back where an earlier process had finished it."""
-        folder = self.store.path / "arms" / name
-        if folder.is_dir():
-            self.meter.skip(name)
-            return arms.load_arm(folder)
+        if self._trained(name).is_dir():
+            return arms.load_arm(self._trained(name))
         with self._phase("train", name):
             arm = train()
         with self.store.commit_folder(f"arms/{name}") as pending:
-            arms.save_arm(pending, arm, base_name=self.config.model.base, conv1d=learner.conv1d)
+            arms.save_arm(pending, arm, base_name=learner.base_name, conv1d=learner.conv1d)
         self.store.journal("trained", arm=name)
         return arm
+
+    def _trained(self, arm: str) -> Path:
+        """Where a baseline lies once it is trained."""
+        return self.store.path / "arms" / arm
 
     def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
         measure = partial(self._measure, learner, rows)
@@ -365,7 +374,7 @@ class _Experiment:
         reported = self.losses["federated"].stat.mean
         whole = whole_adapter(state.model)
         with self.store.commit_folder("adapter") as folder:
-            save_adapter(folder, whole, base_name=base.name, conv1d=learner.conv1d)
+            save_adapter(folder, whole, base_name=learner.base_name, conv1d=learner.conv1d)
             base.tokenizer.save_pretrained(folder)
             card = adapter_card(
                 whole,
@@ -479,6 +488,7 @@ class _Experiment:
             "adapter": {
                 "r": adapter.r, "alpha": adapter.alpha, "parameters": adapter.num_parameters, "bytes": adapter.nbytes,
                 "targets": sorted({n.rsplit(".", 1)[-1] for n in adapter.factors}),
+                "share_of_the_blocks": round(self.expected.adapted_share, 4), "notes": list(self.expected.warnings),
             },
             "data": {
                 "name": rows.dataset.name, "digest": rows.dataset.digest, "licence": rows.dataset.licence,
@@ -486,9 +496,10 @@ class _Experiment:
                 "held_out_rows": len(rows.held_out),
                 "refused": {**results.reasons(rows.dataset.refused), **results.reasons(rows.tokenized.refused)},
                 "changed": results.reasons(rows.dataset.changed), "notes": list(rows.notes),
-                "cut_rows": rows.tokenized.cut_rows, "audit": results.audit_findings(rows.audit),
+                "cut_rows": rows.tokenized.cut_rows, "details": dict(rows.details),
+                "audit": results.audit_findings(rows.audit),
             },
-            "clients": len(rows.clients),
+            "clients": len(rows.clients), "labels": _other_labels(rows),
             "rounds": self.config.federation.rounds,
             "cohort": plan.cohort_size,
             "failed": [dataclasses.asdict(f) for arm in outcome.values() for f in arm.failures],
@@ -502,6 +513,9 @@ class _Experiment:
             **_resumptions(self.store.path),
             "unanswered": self.unanswered,
         }  # fmt: skip
+
+    def _reading(self, text: str) -> None:
+        self.tell({"event": "phase", "phase": "prepare data", "arm": None, "detail": text})
 
     def _warn(self, message: str) -> None:
         self.tell({"event": "warning", "message": message})
@@ -535,6 +549,11 @@ def _resumptions(run_dir: Path) -> dict[str, list[str]]:
         kind: [f"after round {row['round']}: {line}" for row in resumed for line in row[kind]]
         for kind in ("forced", "found")
     }
+
+
+def _other_labels(rows: Rows) -> dict[str, str]:
+    """The names, as the data write them, of the clients whose ids are not their names."""
+    return {client: label for client, label in rows.partition.labels.items() if label != client}
 
 
 def _again(run_dir: Path) -> str:

@@ -1,15 +1,24 @@
-"""Config -> the method and the personal models that it names, or why they do not fit. Loads no torch and no model."""
+"""Config -> what it names: method, personal models, who takes part; or why they do not fit. Loads no torch, no model.
+
+`check_clients` is for those clients that the rows are divided over; the other functions need no data.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from shepherd.clients.personal import Personalization, personalizations
-from shepherd.config import Config
-from shepherd.errors import UsageError
+from shepherd.clients.selection import Selection, build_selection, cohort_size, misfits
+from shepherd.config import Config, LoraTable
+from shepherd.errors import ShepherdError, UsageError, did_you_mean, plural
 from shepherd.server.clusters import check_clusters
 from shepherd.server.method import Method
 from shepherd.server.methods import build_method, check_ranks
+from shepherd.server.pieces import control_misfits
+from shepherd.types import ClientId
 
 
 def prepare_method(config: Config) -> Method:
@@ -17,6 +26,12 @@ def prepare_method(config: Config) -> Method:
     server, federation = config.server, config.federation
     method = build_method(federation.method, config.method.options, server.optimizer, server.options)
     check_ranks(method, config.lora.ranks, config.lora.r)
+    if config.objective.scaffold:
+        ranks = config.lora.ranks.values() if isinstance(config.lora.ranks, Mapping) else config.lora.ranks
+        mixed = any(rank != config.lora.r for rank in ranks)
+        problems = list(control_misfits(method.pieces, federation.weights, mixed))
+        if problems:
+            raise UsageError("\n".join(problems))
     if method.pieces.weigh.own and federation.max_weight < 1:
         raise UsageError(
             f'federation.max_weight = {federation.max_weight:g} cannot hold: weigh "{method.pieces.weigh.name}" of '
@@ -60,3 +75,117 @@ def prepare_personal(config: Config, method: Method) -> Personalization:
                     '= "finetune"',
                 )
     return personal
+
+
+# Who takes part
+
+
+def check_clients(config: Config, clients: tuple[ClientId, ...], labels: Mapping[ClientId, str]) -> None:
+    """Raise UsageError, for all misfits at once, where the settings do not suit these clients, sorted by id."""
+    method = prepare_method(config)
+    found: list[ShepherdError] = []
+
+    def attempt(step: Callable[[], object]) -> None:
+        try:
+            step()
+        except UsageError as error:
+            found.append(error)
+
+    def clusters() -> None:
+        wanted, size = prepare_personal(config, method).clusters, prepare_selection(config, method, clients)[1]
+        if wanted > size:
+            raise UsageError(
+                f"personalization.clusters = {wanted} begin with a client each, and a round asks {size}",
+                hint=f"set personalization.clusters to at most {size}, or federation.clients_per_round higher",
+            )
+
+    attempt(lambda: _check_arms(config.evaluation.arms))
+    attempt(lambda: check_ranks(method, client_ranks(config.lora, clients, labels), config.lora.r))
+    attempt(lambda: prepare_selection(config, method, clients))
+    if not found:
+        attempt(clusters)
+    attempt(lambda: local_names(config, clients, labels))
+    if found:
+        raise UsageError("\n".join(error.message for error in found), next((e.hint for e in found if e.hint), ""))
+
+
+def _check_arms(arms: Sequence[str]) -> None:
+    missing = [arm for arm in ("base", "federated") if arm not in arms]
+    if missing:
+        raise UsageError(f"evaluation.arms must name {' and '.join(missing)}: the others are compared with them")
+
+
+def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, ...]) -> tuple[Selection, int]:
+    """Who is asked, and how many a round asks (on average). Raises UsageError for misfits, all at once."""
+    federation = config.federation
+    selection = build_selection(config.selection.name, config.selection.options)
+    problems = misfits(
+        selection,
+        weights=federation.weights,
+        clients_per_round=federation.clients_per_round,
+        fraction=federation.fraction,
+        min_updates=federation.min_updates,
+        on_too_few=federation.on_too_few,
+        over_select=federation.over_select,
+        max_weight=federation.max_weight,
+        own_weighing=method.pieces.weigh.name if method.pieces.weigh.own else "",
+    )
+    there, hint = plural(len(clients), "client"), ""
+    if federation.clients_per_round > len(clients):
+        problems.append(
+            f"federation.clients_per_round = {federation.clients_per_round} is more than the {there} that there are"
+        )
+        hint = f"set it to at most {len(clients)}; 0 asks federation.fraction of them"
+    if federation.min_updates > len(clients):
+        problems.append(f"federation.min_updates = {federation.min_updates} can never come from {there}")
+        hint = hint or f"set it to at most {len(clients)}"
+    if problems:
+        raise UsageError("\n".join(problems), hint=hint)
+    size = cohort_size(len(clients), federation.clients_per_round, federation.fraction)
+    selection.check(clients, size)
+    return selection, selection.cohort(len(clients), size)
+
+
+def client_ranks(
+    lora: LoraTable, clients: Sequence[ClientId], labels: Mapping[ClientId, str] = {}
+) -> dict[ClientId, int]:
+    """The rank of each client, which lora.ranks names by its id or label. Raises UsageError for one that is neither."""
+    if not isinstance(lora.ranks, Mapping):
+        return {client: lora.ranks[i % len(lora.ranks)] if lora.ranks else lora.r for i, client in enumerate(clients)}
+    ids = {label: client for client, label in labels.items()}
+    given = {name if name in clients else ids.get(name, name): rank for name, rank in lora.ranks.items()}
+    unknown = sorted(set(given) - set(clients))
+    if unknown:
+        raise UsageError(
+            f"lora.ranks names {unknown[0]!r}, which is no client.{did_you_mean(unknown[0], [*clients, *ids])}",
+            hint=_some(clients),
+        )
+    return {client: given.get(client, lora.r) for client in clients}
+
+
+def local_names(
+    config: Config, clients: Sequence[ClientId], labels: Mapping[ClientId, str] = {}
+) -> tuple[ClientId, ...]:
+    """The clients of the local arm: all, so many spread over their names, or those named by their ids or labels.
+
+    Raises UsageError, with the nearest name, for one that is not a client.
+    """
+    wanted = config.evaluation.local_clients
+    names = sorted(clients)
+    if wanted == "all":
+        return tuple(names)
+    if isinstance(wanted, int):
+        picks = np.linspace(0, len(names) - 1, min(wanted, len(names))).round().astype(int)
+        return tuple(names[i] for i in picks)
+    ids = {label: client for client, label in labels.items()}
+    given = tuple(name if name in names else ids.get(name, name) for name in wanted)
+    if unknown := sorted(set(given) - set(names)):
+        near = did_you_mean(unknown[0], [*names, *ids])
+        raise UsageError(
+            f"evaluation.local_clients names {unknown[0]!r}, which is not a client.{near}", hint=_some(names)
+        )
+    return given
+
+
+def _some(clients: Sequence[ClientId]) -> str:
+    return f"clients: {', '.join(clients[:12])}{', …' if len(clients) > 12 else ''}"

@@ -46,12 +46,15 @@ class SVD(NamedTuple):
 class LowRank:
     """The matrix L @ R with L [out, q] and R [q, in]. q may be 0, which is the zero matrix.
 
-    known: its decomposition, where L and R came out of one; nothing is decomposed twice.
+    known: its decomposition, where L and R came out of one; nothing is decomposed twice. apart: how many of the first
+    columns are a large term that something beside this increment cancels. It is never added to the others in one
+    matrix, where rounding to a half precision would take of the others what it takes of the large term.
     """
 
     L: np.ndarray
     R: np.ndarray
     known: SVD | None = field(default=None, repr=False, compare=False)
+    apart: int = 0
 
     def __post_init__(self) -> None:
         if self.L.ndim != 2 or self.R.ndim != 2 or self.L.shape[1] != self.R.shape[0]:
@@ -86,15 +89,21 @@ class LowRank:
         """The exact sum, of q + q' columns."""
         if self.shape != other.shape:
             raise ValueError(f"increments of {list(self.shape)} and {list(other.shape)} do not add")
-        return LowRank(np.concatenate([self.L, other.L], axis=1), np.concatenate([self.R, other.R], axis=0))
+        L, R = np.concatenate([self.L, other.L], axis=1), np.concatenate([self.R, other.R], axis=0)
+        return LowRank(L, R, apart=self.apart)
 
     def __mul__(self, factor: float) -> LowRank:
-        return LowRank(self.L * self.L.dtype.type(factor), self.R)
+        return LowRank(self.L * self.L.dtype.type(factor), self.R, apart=self.apart)
 
     __rmul__ = __mul__
 
     def astype(self, dtype: type) -> LowRank:
-        return LowRank(self.L.astype(dtype), self.R.astype(dtype))
+        return LowRank(self.L.astype(dtype), self.R.astype(dtype), apart=self.apart)
+
+    def parts(self) -> tuple[LowRank, LowRank]:
+        """(the first `apart` columns, the others)."""
+        cut = self.apart
+        return LowRank(self.L[:, :cut], self.R[:cut], apart=cut), LowRank(self.L[:, cut:], self.R[cut:])
 
     def dot(self, other: LowRank) -> float:
         """⟨X, Y⟩ = Σ XᵢⱼYᵢⱼ, from the factors' small products."""

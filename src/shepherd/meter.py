@@ -107,11 +107,16 @@ class Meter:
 
         return observe
 
+    @property
+    def fraction(self) -> float:
+        """What is done, by this process or before, of the tokens of all arms."""
+        return min(1.0, (self.done + self.skipped) / sum(self.planned.values()))
+
     def _pace(self) -> dict[str, Any]:
         planned, rate = sum(self.planned.values()), self.done / (time.perf_counter() - self.begin)
         return {
             "tokens_per_second": rate,
-            "fraction": min(1.0, (self.done + self.skipped) / planned),
+            "fraction": self.fraction,
             "eta_seconds": (planned - self.done - self.skipped) / rate if rate else None,
         }
 

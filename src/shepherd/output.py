@@ -44,9 +44,9 @@ def print_json(value: Any) -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> None:
     """Rows in aligned columns on stdout. Columns of numbers, and those in `right`, are set to the right."""
-    from shepherd.report.wording import cells, padded
+    from shepherd.report.wording import cells, isolated, padded
 
-    texts = [[clean(str(cell)).replace("\n", " ") for cell in row] for row in rows]
+    texts = [[isolated(clean(str(cell)).replace("\n", " ")) for cell in row] for row in rows]
     numeric = {j for j in range(len(header)) if rows and all(isinstance(row[j], int | float) for row in rows)}
     widths = [max(sum(map(cells, line[j])) for line in [list(header), *texts]) for j in range(len(header))]
     for line in [list(header), *texts]:

@@ -61,15 +61,15 @@ def own_models(
         locals_ = {client: model.adapter for client, model in models.items()}
         mixed = mixtures(learner, rows, state.model.adapter, locals_, config.run.seed)
     for failure in failures:
-        warn(f"{failure.client}: {failure.code}: {failure.detail}")
+        warn(f"{rows.partition.label(failure.client)}: {failure.code}: {failure.detail}")
     if models:
         with store.commit_folder("personal") as folder:
             for client, model in sorted(models.items()):
                 own = folder / quote(client, safe=" ", errors="surrogatepass").replace(".", "%2E")
                 if client in mixed:
-                    save_mixture(own, mixed[client], base_name=config.model.base, conv1d=learner.conv1d)
+                    save_mixture(own, mixed[client], base_name=learner.base_name, conv1d=learner.conv1d)
                 else:
-                    save_adapter(own, whole_adapter(model), base_name=config.model.base, conv1d=learner.conv1d)
+                    save_adapter(own, whole_adapter(model), base_name=learner.base_name, conv1d=learner.conv1d)
     return OwnModels(models, mixed)
 
 
@@ -89,11 +89,11 @@ def _clusters(
     numbers, members = choose_clusters(learner, rows, state, config.run.seed), {}
     with store.commit_folder("clusters") as folder:
         for number, model in enumerate(state.clusters, start=1):
-            save_adapter(folder / str(number), model.adapter, base_name=config.model.base, conv1d=learner.conv1d)
+            save_adapter(folder / str(number), model.adapter, base_name=learner.base_name, conv1d=learner.conv1d)
             members[str(number)] = [client for client in sorted(numbers) if numbers[client] == number]
         (folder / "clients.json").write_text(json.dumps(members, indent=1) + "\n", encoding="ascii")
     for client in (client for client, number in numbers.items() if not number):
-        warn(f"{client}: {HOMELESS}")
+        warn(f"{rows.partition.label(client)}: {HOMELESS}")
     models = {client: state.clusters[number - 1] for client, number in numbers.items() if number}
     return OwnModels(models, members=members)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -13,28 +13,34 @@ import torch
 from transformers import PretrainedConfig
 
 from shepherd.clients.arrival import virtual_seconds
-from shepherd.clients.schedule import learning_rates
-from shepherd.clients.selection import Selection, build_selection, cohort_size, misfits
+from shepherd.clients.schedule import effective_steps, learning_rates
 from shepherd.clients.slots import probe_work
 from shepherd.clients.training import LocalTraining, Site
-from shepherd.config import Config, LoraTable, TrainingTable
+from shepherd.config import Config, TrainingTable
 from shepherd.data.audit import Audit, audit
-from shepherd.data.partition import short_categories
 from shepherd.data.prompts import Template, build_template
 from shepherd.data.sources import Dataset, losses, sentences
 from shepherd.data.tokenize import Tokenized, tokenize
-from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
+from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows, remarks
 from shepherd.engines.local import LocalEngine
-from shepherd.errors import UsageError, did_you_mean, plural
-from shepherd.fitting import prepare_method, prepare_personal, rate_ratio
+from shepherd.errors import UsageError, plural
+from shepherd.fitting import (
+    check_clients,
+    client_ranks,
+    prepare_method,
+    prepare_personal,
+    prepare_selection,
+    rate_ratio,
+)
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.base import Base, load_base, pick_targets
+from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora, features
+from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.plan import Plan, Policy
 from shepherd.server.method import Method
-from shepherd.server.methods import check_ranks
+from shepherd.server.weights import population_weights
 from shepherd.types import Adapter, Choice, ClientId, Example, Objective, Partition, Tokens, Work
 from shepherd.updates.gate import Gate, Limits
 
@@ -45,7 +51,8 @@ TOKENS_PER_PASS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 class Rows:
     """The data of a run: who trains on what, and what is held out for everyone.
 
-    notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for.
+    notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for. details: a warning
+    that stands for several cases -> a sentence for each of them.
     """
 
     dataset: Dataset
@@ -57,6 +64,7 @@ class Rows:
     audit: Audit
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def held_out_of(self, client: ClientId) -> list[int]:
         """Indices of the client's own held-out rows: of its categories, or of its sources where those divide."""
@@ -65,12 +73,14 @@ class Rows:
         return [i for i, row in enumerate(self.held_out) if getattr(row, key) in own]
 
 
-def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
-    """Read, tokenise, hold out, divide and audit the data. Raises DataError for data that cannot be used."""
+def prepare_rows(config: Config, tokenizer, tell: Callable[[str], None] | None = None) -> tuple[Rows, Template]:
+    """Read, tokenise, hold out, divide and audit the data; `tell` is called with lines about what takes long.
+
+    Raises DataError for data that cannot be used."""
     data = config.data
-    dataset = read_rows(config)
+    dataset = read_rows(config, tell=tell)
     template = build_template(data.template, tokenizer)
-    tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length)
+    tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length, tell)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
     tokens = dict(tokenized.by_id)
     lost, beside = [*losses(dataset), *_losses_of_tokens(tokenized)], []
@@ -79,16 +89,20 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         kept = tokenize(extra.examples, tokenizer, template, data.max_length)
         tokens |= kept.by_id
         apart = [e for e in extra.examples if e.id in kept.by_id]
-        beside = [f"{data.held_out_source}: {note}" for note in (*losses(extra), *_losses_of_tokens(kept))]
+        where = data.held_out_source or "held-out rows"
+        beside = [f"{where}: {note}" for note in (*losses(extra), *_losses_of_tokens(kept))]
     train, held_out, partition = divide_rows(config, usable, apart)
-    key = natural_key(partition.settings)
-    short = {} if extra is not None else short_categories(usable, held_out, data.held_out_per_category, key)
+    details = remarks(config, dataset, usable, held_out if extra is None else None, partition)
     examples = {e.id: e for e in (*train, *held_out)}
     found = audit(partition, train, held_out, tokenized, dataset)
     if overlap := found["train and held-out overlap"].count:
         lost.append(
             f"{overlap} of {len(held_out)} held-out rows ask what is also trained on: their loss flatters the model"
         )
+    if line := found.summary(
+        beside=("train and held-out overlap", "empty answers", "other refusals", "over-long rows")
+    ):
+        lost.append(f"{line} (shepherd data inspect names them)")
     return Rows(
         dataset=dataset,
         examples=examples,
@@ -97,15 +111,9 @@ def prepare_rows(config: Config, tokenizer) -> tuple[Rows, Template]:
         held_out=tuple(tokens[e.id] for e in held_out),
         tokenized=tokenized,
         audit=found,
-        warnings=(
-            *(
-                f"{key} {name!r}: {got} of {rows} rows are held out, {data.held_out_per_category} were asked for"
-                for name, (got, rows) in short.items()
-            ),
-            *lost,
-            *beside,
-        ),
-        notes=(*dataset.notes, *beside),
+        warnings=(*details, *lost, *beside),
+        notes=(*filter(None, [dataset.unread]), *dataset.notes, *beside),
+        details=details,
     ), template  # fmt: skip
 
 
@@ -117,6 +125,26 @@ def check_window(config: Config, shape: PretrainedConfig) -> None:
             f"data.max_length = {config.data.max_length} is more than the {window} positions of {config.model.base}",
             hint=f"set data.max_length to at most {window}",
         )
+    kind, first = _changing_rope(shape)
+    if first and config.data.max_length > first:
+        raise UsageError(
+            f"data.max_length = {config.data.max_length}: with a row of more than {first:,} tokens {config.model.base} "
+            f"turns the positions of all rows of a pass by other angles (rope_type = {kind!r}), so a row would depend "
+            "on the rows beside it",
+            hint=f"set data.max_length to at most {first}",
+        )
+
+
+def _changing_rope(shape: PretrainedConfig) -> tuple[str, int | None]:
+    """The kind of rotary positions that depend on the longest row of a pass, and the length from which they do."""
+    text = shape.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    for table in (rope, *(value for value in rope.values() if isinstance(value, Mapping))):
+        if table.get("rope_type") in ("dynamic", "longrope"):
+            original = table.get("original_max_position_embeddings")
+            original = original or getattr(text, "original_max_position_embeddings", None) or context_window(shape)
+            return str(table["rope_type"]), original
+    return "", None
 
 
 def context_window(shape: PretrainedConfig) -> int | None:
@@ -132,6 +160,7 @@ class Learner:
     make_lora: Callable[[], CohortLora]
     settings: LocalTraining
     adapter: Adapter
+    base_name: str
     conv1d: bool
 
     def site(self, data: Mapping[ClientId, Sequence[Tokens]]) -> Site:
@@ -152,11 +181,14 @@ def prepare_learner(config: Config, base: Base) -> Learner:
     def make_lora() -> CohortLora:
         return CohortLora(modules, dropout=lora.dropout, device=base.device)
 
+    packed = PackedModel(base.model)
+    packed.check_called(modules)
     return Learner(
-        packed=PackedModel(base.model),
+        packed=packed,
         make_lora=make_lora,
         settings=local_training(config, base.device, adapter.num_parameters),
         adapter=adapter,
+        base_name=base.public_name,
         conv1d=any(type(layer).__name__ == "Conv1D" for layer in modules.values()),
     )
 
@@ -224,50 +256,6 @@ def rates(config: Config, steps: int, round_number: int, arm: str = "federated")
     )
 
 
-def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, ...]) -> tuple[Selection, int]:
-    """Who is asked, and how many a round asks (on average). Raises UsageError for misfits, all at once."""
-    federation = config.federation
-    selection = build_selection(config.selection.name, config.selection.options)
-    problems = misfits(
-        selection,
-        weights=federation.weights,
-        clients_per_round=federation.clients_per_round,
-        fraction=federation.fraction,
-        min_updates=federation.min_updates,
-        on_too_few=federation.on_too_few,
-        over_select=federation.over_select,
-        max_weight=federation.max_weight,
-        own_weighing=method.pieces.weigh.name if method.pieces.weigh.own else "",
-    )
-    there, hint = plural(len(clients), "client"), ""
-    if federation.clients_per_round > len(clients):
-        problems.append(
-            f"federation.clients_per_round = {federation.clients_per_round} is more than the {there} that there are"
-        )
-        hint = f"set it to at most {len(clients)}; 0 asks federation.fraction of them"
-    if federation.min_updates > len(clients):
-        problems.append(f"federation.min_updates = {federation.min_updates} can never come from {there}")
-        hint = hint or f"set it to at most {len(clients)}"
-    if problems:
-        raise UsageError("\n".join(problems), hint=hint)
-    size = cohort_size(len(clients), federation.clients_per_round, federation.fraction)
-    selection.check(clients, size)
-    return selection, selection.cohort(len(clients), size)
-
-
-def client_ranks(lora: LoraTable, clients: Sequence[ClientId]) -> dict[ClientId, int]:
-    """The rank of each client. Raises UsageError for a rank of a client that does not exist."""
-    if not isinstance(lora.ranks, Mapping):
-        return {client: lora.ranks[i % len(lora.ranks)] if lora.ranks else lora.r for i, client in enumerate(clients)}
-    unknown = sorted(set(lora.ranks) - set(clients))
-    if unknown:
-        raise UsageError(
-            f"lora.ranks names {unknown[0]!r}, which is no client.{did_you_mean(unknown[0], clients)}",
-            hint=f"clients: {', '.join(clients[:10])}{', …' if len(clients) > 10 else ''}",
-        )
-    return {client: lora.ranks.get(client, lora.r) for client in clients}
-
-
 def base_weights(base: Base, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The weights [out, in] of the adapted layers in float32. Raises UsageError for a quantised base."""
     found = {}
@@ -286,34 +274,26 @@ def base_weights(base: Base, names: Sequence[str]) -> dict[str, np.ndarray]:
 def prepare_plan(config: Config, rows: Rows) -> Plan:
     """What stays the same over the rounds; the gate still lacks the run's id and the tokenizer's digest.
 
-    Raises UsageError where the arms leave out what all are compared with.
+    Raises the UsageError of `check_clients`.
     """
     federation = config.federation
+    check_clients(config, tuple(sorted(rows.clients)), rows.partition.labels)
     method = prepare_method(config)
-    ranks = client_ranks(config.lora, sorted(rows.clients))
-    check_ranks(method, ranks, config.lora.r)
-    missing = [arm for arm in ("base", "federated") if arm not in config.evaluation.arms]
-    if missing:
-        raise UsageError(f"evaluation.arms must name {' and '.join(missing)}: the others are compared with them")
+    ranks = client_ranks(config.lora, sorted(rows.clients), rows.partition.labels)
 
     def work(client: ClientId, round_number: int, first_row: int) -> Work:
         count, steps = share(len(rows.clients[client]), config.training)
         return Work(client, first_row, count, rates(config, steps, round_number))
 
     clients = tuple(sorted(rows.clients))
+    sizes = {client: len(rows.clients[client]) for client in clients}
     selection, size = prepare_selection(config, method, clients)
-    clusters = prepare_personal(config, method).clusters
-    if clusters > size:
-        raise UsageError(
-            f"personalization.clusters = {clusters} begin with a client each, and a round asks {size}",
-            hint=f"set personalization.clusters to at most {size}, or federation.clients_per_round higher",
-        )
     return Plan(
         seed=config.run.seed,
         clients=clients,
         cohort_size=size,
         select=selection,
-        method=replace(method, clients=len(rows.clients)),
+        method=replace(method, population=population_weights(sizes, federation.weights, federation.max_weight)),
         weights=federation.weights,
         min_updates=federation.min_updates,
         work=work,
@@ -328,13 +308,31 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
             max_weight=federation.max_weight,
             clock=lambda work, number: virtual_seconds(config.run.seed, work, number),
         ),
-        sizes={client: len(rows.clients[client]) for client in clients},
-        clusters=clusters,
+        sizes=sizes,
+        clusters=prepare_personal(config, method).clusters,
         probed={
             c: _probed_rows(method, work(c, 1, 0), len(rows.clients[c])) for c in clients if ranks[c] < config.lora.r
         },
         gate=partial(Gate, Limits(norm=federation.max_update_norm)),
+        effective_steps=lambda work, steps, number: _effective_steps(config, method, work, steps, number),
     )
+
+
+def _effective_steps(config: Config, method: Method, work: Work, steps: int, round_number: int) -> float:
+    """FedNova's τ_k, in steps of the recipe's learning rate; all clients have that unit, whatever their first rate.
+
+    With rate_ratio ≠ 1 the proximal term shrinks A and B by unlike factors, and A's are taken where A moves. Adam, and
+    the proximal term on increments, have no a_k: there it is the sum of the rates.
+    """
+    training, objective = config.training, config.objective
+    given = work.learning_rates[:steps]
+    if training.optimizer != "sgd":
+        return effective_steps(given, training.learning_rate)
+    both = any("A" in moves for moves in method.pieces.train.of(round_number)[0])
+    ratio = 1.0 if both else rate_ratio(config)
+    mu = objective.proximal if objective.proximal_form == "factors" else 0.0
+    peak = ratio * training.learning_rate
+    return effective_steps([ratio * rate for rate in given], peak, training.momentum, mu)
 
 
 def _probed_rows(method: Method, work: Work, held: int) -> int:

@@ -3,8 +3,11 @@
     with observer() as watch:
         experiment.run(config, observer=watch)
 
-An observer is called with plain dicts (key "event"): start, phase, clients, step, round, evaluation, warning, end. The
-table and the lines go to stderr, JSON goes to stdout. Nothing here changes what a run does.
+An observer is called with plain dicts (key "event"): start, committed, phase, clients, step, round, evaluation,
+warning, end. The table and the lines go to stderr, JSON goes to stdout. Nothing here changes what a run does.
+
+"start" has the round after which a run is resumed, and the fraction of its training that is done; a "committed" for
+each round until then follows, with the keys of "round".
 
 "clients" and "step" hold rows of the clients of whom there is news: state (waiting, training, done, failed, rejected,
 late), step of steps, loss, tokens (learned), seen_tokens and tokens_per_second (all that went through the base, over
@@ -20,6 +23,7 @@ import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -32,6 +36,8 @@ CLIENTS_SHOWN = 16
 NARROW = 60
 """Columns of a terminal below which the clients' names need the room of their speeds."""
 SECONDS_BETWEEN_LINES = 30
+FORMER_ROUNDS_SHOWN = 5
+"""Of a run that is resumed: the last rounds that were committed before."""
 
 
 def observer(as_json: bool = False, plain: bool = False) -> Observer:
@@ -46,9 +52,11 @@ class Observer:
 
     run: str | None = None
     """The run directory, once the run has started."""
+    labels: Mapping[str, str] = MappingProxyType({})
+    """Names of the clients whose ids are not their names, once the run has started."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        self.run = event.get("run", self.run)
+        self.run, self.labels = event.get("run", self.run), event.get("labels", self.labels)
         interrupts.check()
         self.show(event)
 
@@ -76,14 +84,15 @@ class PlainLines(Observer):
     """A line per phase, round, evaluation and warning on stderr, and one in half a minute within a long round."""
 
     def __init__(self) -> None:
-        self.rounds = 0
+        self.started: Mapping[str, Any] = {}
         self.last_line = time.monotonic()
 
     def show(self, event: Mapping[str, Any]) -> None:
+        event = named(event, self.labels)
         if event["event"] == "start":
-            self.rounds = event.get("rounds", 0)
+            self.started = event
         waited = time.monotonic() - self.last_line
-        line = "" if event["event"] == "step" and waited < SECONDS_BETWEEN_LINES else describe(event, self.rounds)
+        line = "" if event["event"] == "step" and waited < SECONDS_BETWEEN_LINES else describe(event, self.started)
         if line:
             self.last_line = time.monotonic()
             self.write(line)
@@ -92,14 +101,32 @@ class PlainLines(Observer):
         output.note(line)
 
 
-def describe(event: Mapping[str, Any], rounds: int = 0) -> str:
-    """One event as one line; empty for those that are not worth one."""
-    arm = event.get("arm") or ""
+def named(event: Mapping[str, Any], labels: Mapping[str, str]) -> Mapping[str, Any]:
+    """The event with the clients' names in place of their ids."""
+    if not labels:
+        return event
+
+    def name(client: str) -> str:
+        return wording.shorten(labels.get(client, client), 64, middle=True)
+
+    changed: dict[str, Any] = {}
+    if isinstance(event.get("clients"), Mapping):
+        changed["clients"] = {labels.get(c, c): row for c, row in event["clients"].items()}
+    if event.get("rejected"):
+        changed["rejected"] = [{**entry, "client": name(entry["client"])} for entry in event["rejected"]]
+    changed |= {key: [name(c) for c in event[key]] for key in ("missing", "late") if event.get(key)}
+    return {**event, **changed}
+
+
+def describe(event: Mapping[str, Any], started: Mapping[str, Any]) -> str:
+    """One event of the run that `started` began as one line; empty for those that are not worth one."""
+    arm, rounds = event.get("arm") or "", started.get("rounds", 0)
     match event["event"]:
         case "start":
             clients = wording.plural(len(event.get("clients", ())), "client")
             arms = ", ".join(event.get("arms", ()))
-            return f"run {event['run']}: {event['model']}, {clients}, {wording.plural(rounds, 'round')}; arms: {arms}"
+            line = f"run {event['run']}: {event['model']}, {clients}, {wording.plural(rounds, 'round')}; arms: {arms}"
+            return line + (f"; resumed after round {event['round']}" if event.get("round") else "")
         case "phase":
             return " ".join(part for part in (f"{event['phase']}", arm and f"({arm})") if part) + (
                 f": {event['detail']}" if event.get("detail") else ""
@@ -108,10 +135,13 @@ def describe(event: Mapping[str, Any], rounds: int = 0) -> str:
             left = wording.duration(event.get("eta_seconds"))
             speed = wording.count(round(event.get("tokens_per_second") or 0))
             return f"{_place(event)}: {wording.percent(event.get('fraction'), 0)} done, {speed} tokens/s, {left} left"
-        case "round":
+        case "committed" if event["round"] <= started.get("round", 0) - FORMER_ROUNDS_SHOWN:
+            return ""
+        case "round" | "committed":
             losses = [loss for loss in (event.get("train_loss") or {}).values() if wording.number(loss) is not None]
             mean = sum(losses) / len(losses) if losses else None
-            parts = [f"round {event['round']}" + (f"/{rounds}" if rounds else "")]
+            before = ", before" if event["event"] == "committed" else ""
+            parts = [f"round {event['round']}" + (f"/{rounds}" if rounds else "") + before]
             parts.append(f"{wording.plural(len(event['cohort']), 'client')}, training loss {wording.digits(mean)}")
             if event.get("held_out_loss") is not None:
                 parts.append(f"held-out loss {wording.digits(event['held_out_loss'])}")
@@ -160,26 +190,28 @@ class LiveTable(Observer):
         )
 
     def show(self, event: Mapping[str, Any]) -> None:
+        event = named(event, self.labels)
         match event["event"]:
             case "start":
-                self.started = event
+                self.started, self.step = event, {"fraction": event.get("fraction")}
             case "phase":
                 self.phase = " ".join(filter(None, (event["phase"], event.get("arm"))))
+                self.phase += f": {event['detail']}" if event.get("detail") else ""
                 self.training = False
             case "clients" | "step":
                 # A federated round has a cohort of its own; who trains alone stays over the rounds.
                 at = event["arm"], event["round"] if event["arm"] == "federated" else None
                 self.clients = {**(self.clients if at == self.at else {}), **event["clients"]}
                 self.step, self.at, self.training = {**self.step, **event}, at, True
-            case "round":
+            case "round" | "committed":
                 self.sent += int(wording.number(event.get("bytes_up")) or 0)
                 if event.get("held_out_loss") is not None:
                     self.measured = (
                         f"held-out loss {wording.digits(event['held_out_loss'])} after round {event['round']}"
                     )
-        if event["event"] in ("start", "round", "evaluation", "warning"):
-            line = output.clean(describe(event, self.started.get("rounds", 0)))
-            self.console.print(line, highlight=False, markup=False)
+        stays = event["event"] in ("start", "committed", "round", "evaluation", "warning")
+        if stays and (line := describe(event, self.started)):
+            self.console.print(output.clean(line), highlight=False, markup=False)
         if event["event"] == "end":
             self.close()
         elif not self.live.is_started:
@@ -270,8 +302,9 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
     if local:
         clients = summary.get("clients")
         some = f" of {len(local)} of {clients}" if isinstance(clients, int) and len(local) < clients else ""
-        rows += [(f"clients alone, mean{some}", sum(local) / len(local))]
-        rows += [("clients alone, best", min(local)), ("clients alone, worst", max(local))] if len(local) > 1 else []
+        ends = {"best": min(local), "mean": sum(local) / len(local), "worst": max(local)}
+        which = ("mean", "best", "worst") if len(local) > 1 else ("mean",)
+        rows += [(f"clients alone, {name}{some}", ends[name]) for name in which]
     rows += [(name, arms[name].get("loss")) for name in ("federated", "centralised") if arms.get(name)]
     budget = summary.get("budget") or {}
     output.print_table(

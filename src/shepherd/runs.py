@@ -23,7 +23,8 @@ class Entry:
 
     state: "running" while a process writes to it, "finished" with a summary, else "interrupted". rounds: committed,
     planned: of how many (None when its config.toml cannot be read). losses by arm, in nats per target token; "local"
-    is the mean over its clients. started in unix seconds.
+    is the mean over the clients that trained alone; alone: how many those are, where they are not all. started in
+    unix seconds.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Entry:
     rounds: int
     planned: int | None
     losses: Mapping[str, float] = field(default_factory=dict)
+    alone: int | None = None
     bytes: int = 0
     started: float = 0.0
     writer: str = ""
@@ -47,13 +49,15 @@ def entry(path: Path) -> Entry:
     """What there is to say about the run directory `path`."""
     writer, committed = writer_of(path), Rounds(path / "checkpoints").numbers()
     finished = (path / "summary.json").exists()
+    losses, alone = _losses(path / "summary.json")
     return Entry(
         name=path.name,
         path=path,
         state="running" if writer else "finished" if finished else "interrupted",
         rounds=committed[-1] if committed else 0,
         planned=_planned(path),
-        losses=_losses(path / "summary.json"),
+        losses=losses,
+        alone=alone,
         bytes=size_of(path.resolve()),
         started=_started(path),
         writer=str(writer or ""),
@@ -116,11 +120,14 @@ def _planned(path: Path) -> int | None:
         return None
 
 
-def _losses(summary: Path) -> dict[str, float]:
+def _losses(summary: Path) -> tuple[dict[str, float], int | None]:
+    """The loss of each arm, and how many clients "local" is the mean of where those are not all."""
     try:
-        arms: Any = json.loads(summary.read_text(encoding="utf-8"))["arms"]
+        read: Any = json.loads(summary.read_text(encoding="utf-8"))
+        arms = read["arms"]
         losses = {name: arm["loss"] for name, arm in arms.items() if name != "local"}
         local = [arm["loss"] for arm in arms.get("local", {}).values()]
-        return losses | ({"local": sum(local) / len(local)} if local else {})
+        some = 0 < len(local) < read.get("clients", 0)
+        return losses | ({"local": sum(local) / len(local)} if local else {}), len(local) if some else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        return {}, None

@@ -43,8 +43,10 @@ def run(config: Config, observer: Callable[[dict[str, Any]], None] | None = None
     return experiment.run(config, observer, out_dir)
 
 
-def look_first(config: Config, note: Callable[[str], None]) -> None:
+def look_first(config: Config, note: Callable[[str], None], tell: Callable[[str], None] | None = None) -> None:
     """Find mistakes in names, what does not fit, in the data, and a missing model: PyTorch takes seconds to load.
+
+    `tell` is called with lines about a long reading.
 
     A built-in model that is not here yet is fetched, once: it is pinned by its checksum. No other model is ever
     fetched by a run; `shepherd model pull` does that.
@@ -58,13 +60,13 @@ def look_first(config: Config, note: Callable[[str], None]) -> None:
     prepare_personal(config, prepare_method(config))
     for source in filter(None, (config.data.source, config.data.held_out_source)):
         if not source.startswith("hub:"):
-            read_rows(config, source)
+            read_rows(config, source if source != config.data.source else "", tell)
     base = config.model.base
     if any(entry.name == base and entry.path is None for entry in fetch.list_models()):
         note(f"fetching {base} once; it stays in the cache (shepherd model list)")
         fetch.pull(base, progress=note)
-    elif not base.lower().endswith(".gguf"):
-        fetch.resolve(base, config.model.revision)
+    else:
+        fetch.look_at(base, config.model.revision)
 
 
 def from_anywhere(config: Config) -> Config:

@@ -15,8 +15,9 @@ from shepherd.config import load as load_config
 from shepherd.data.prompts import Template, build_template
 from shepherd.errors import ModelError, UsageError
 from shepherd.model.adapter import load_adapter
-from shepherd.model.base import Base, load_base, pick_targets
+from shepherd.model.base import Base, load_base
 from shepherd.model.lora import CohortLora
+from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.state import load_state
 from shepherd.store import MANIFEST, Rounds, check_sealed, checkpoint_name, open_run

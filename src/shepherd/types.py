@@ -81,12 +81,20 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Partition:
-    """Who holds what: {client id: (example id, …)}, and the digest of the dataset that was divided."""
+    """Who holds what: {client id: (example id, …)}, and the digest of the dataset that was divided.
+
+    labels: {client id: the client's name as the data write it}; an id is safe for paths and may differ from the name.
+    """
 
     clients: Mapping[ClientId, tuple[str, ...]]
     dataset_digest: str
     held_out: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[ClientId, str] = field(default_factory=dict)
+
+    def label(self, client: ClientId) -> str:
+        """The client's name as written; its id where the partition has none."""
+        return self.labels.get(client) or client
 
 
 class Factors(NamedTuple):

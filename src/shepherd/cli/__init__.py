@@ -25,7 +25,7 @@ def cli(debug: bool) -> None:
     """Federated instruction tuning: many clients tune one language model, their instructions stay where they are.
 
     \b
-    shepherd run                       the demo: two minutes, a real model, fetched once
+    shepherd run                       the demo: a real model, fetched once, in two to three minutes
     shepherd run --data my.jsonl       your own instructions
     shepherd chat runs/demo            talk to what was tuned
     """

@@ -55,7 +55,8 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     from shepherd.dividing import read_rows
 
     config = _settings(source, **flags).config
-    dataset = read_rows(config)
+    tell = None if as_json else output.note
+    dataset = read_rows(config, tell=tell)
     from shepherd.data.audit import audit
     from shepherd.data.prompts import build_template
     from shepherd.data.tokenize import tokenize
@@ -63,7 +64,7 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     output.announce_torch()
     tokenizer = _tokenizer(config.model.base, config.model.revision)
     template = build_template(config.data.template, tokenizer)
-    tokenized = tokenize(dataset.examples, tokenizer, template, config.data.max_length)
+    tokenized = tokenize(dataset.examples, tokenizer, template, config.data.max_length, tell)
     train, held_out, partition = _divided_if_possible(config, dataset, tokenized)
     found = audit(partition, train, held_out, tokenized, dataset)
     if as_json:
@@ -86,42 +87,46 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     Rows that turn out to be of no use when they are tokenised, such as those whose answer does not fit into
     data.max_length, are counted too; with --tokenize it is exactly the partition of a run.
     """
-    from shepherd.data.partition import short_categories, table
+    from shepherd.data.partition import table
     from shepherd.data.sources import losses
-    from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows
-    from shepherd.report.wording import listing, plural
+    from shepherd.dividing import divide_rows, read_held_out, read_rows, remarks
+    from shepherd.report.wording import plural
 
     config = _settings(recipe, **flags).config
+    tell = None if as_json else output.note
     if tokenize:
         from shepherd.prepare import prepare_rows
 
         output.announce_torch()
-        rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision))
-        dataset, divided, lost = rows.dataset, rows.partition, rows.warnings
+        rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision), tell)
+        dataset, divided, lost, details = rows.dataset, rows.partition, rows.warnings, rows.details
         train = [example for id, example in rows.examples.items() if id not in divided.held_out]
         held_out = [rows.examples[id] for id in divided.held_out]
         refused = len(dataset.examples) - len(rows.tokenized.by_id)
     else:
-        dataset, refused = read_rows(config), None
+        dataset, refused = read_rows(config, tell=tell), None
         extra = read_held_out(config, dataset)
         train, held_out, divided = divide_rows(config, dataset.examples, extra.examples if extra is not None else None)
-        beside = losses(extra) if extra is not None else ()
-        lost = (*losses(dataset), *(f"{config.data.held_out_source}: {line}" for line in beside))
+        where = config.data.held_out_source or "held-out rows"
+        beside = [f"{where}: {line}" for line in losses(extra)] if extra is not None else ()
+        details = remarks(config, dataset, dataset.examples, held_out if extra is None else None, divided)
+        lost = (*losses(dataset), *beside, *details)
     for line in lost:
         output.note(line)
     clients, categories, counts = table(divided, train)
+    labels = [divided.label(client) for client in clients]
     if svg is not None:
         svg.parent.mkdir(parents=True, exist_ok=True)
-        svg.write_text(_svg(clients, categories, counts, config.partition.name), encoding="utf-8")
+        svg.write_text(_svg(labels, categories, counts, config.partition.name), encoding="utf-8")
         output.note(f"drawn to {svg}")
     if as_json:
         output.print_json({
             "partition": dict(divided.settings), "dataset": dataset.name, "dataset_digest": divided.dataset_digest,
-            "held_out": len(held_out), "clients": clients, "categories": categories, "counts": counts,
-            "refused_when_tokenized": refused, "left_out": lost,
+            "held_out": len(held_out), "clients": clients, "labels": divided.labels, "categories": categories,
+            "counts": counts, "refused_when_tokenized": refused, "left_out": lost, "details": details,
         })  # fmt: skip
         return
-    _print_table(clients, categories, counts)
+    _print_table(labels, categories, counts)
     sizes = counts.sum(axis=1)
     click.echo(
         f"\n{plural(len(clients), 'client')} by {config.partition.name}: {sizes.sum():,} rows, {sizes.min():,} to "
@@ -131,14 +136,6 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         output.note("not tokenised: rows that a run would refuse are counted; --tokenize leaves them out")
     else:
         click.echo(f"{plural(refused, 'row')} refused when tokenised")
-    if refused is None and not config.data.held_out_source:  # else it was among the warnings of a run
-        key = natural_key(divided.settings)
-        short = short_categories(dataset.examples, held_out, config.data.held_out_per_category, key)
-        if short:
-            named = listing([f"{category} {out} of {rows}" for category, (out, rows) in short.items()])
-            output.note(
-                f"fewer than data.held_out_per_category = {config.data.held_out_per_category} rows held out of: {named}"
-            )
 
 
 def _settings(argument: str, **flags: Any) -> Settings:
@@ -191,7 +188,7 @@ def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> N
     examples = dataset.examples
     rows = plural(len(examples), "row")
     click.echo(f"{output.clean(dataset.name)}: {rows}, format {dataset.format}, licence {dataset.licence}")
-    for line in dataset.notes:
+    for line in filter(None, (dataset.unread, *dataset.notes)):
         click.echo(f"  {output.clean(line)}")
     for what, counts in (("refused", dataset.refused), ("changed", dataset.changed), ("refused", tokenized.refused)):
         for reason, (count, ids) in counts.items():
@@ -276,6 +273,8 @@ def _as_json(dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any,
         "categories": Counter(example.category for example in dataset.examples),
         "refused": counted(dataset.refused) | counted(tokenized.refused),
         "changed": counted(dataset.changed),
+        "unread": dataset.unread,
+        "notes": dataset.notes,
         "tokens": sum(len(t.input_ids) for t in tokenized.tokens),
         "target_tokens": sum(t.targets for t in tokenized.tokens),
         "cut_rows": tokenized.cut_rows,
@@ -306,6 +305,7 @@ def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) 
     most = max(int(counts.max()), 1)
     columns = [shorten(category, 14, middle=True) for category in categories]
     long = lambda text: sum(map(cells, text))  # noqa: E731
+    clients = [shorten(client, 48, middle=True) for client in clients]
     width = max(map(long, clients)) + sum(2 + max(7, long(name)) for name in columns) + 8
     narrow = sys.stdout.isatty() and width > shutil.get_terminal_size().columns
 

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from shepherd.experiment import Run
 
 
-LABELS = {"memory_bytes": "memory, about", "disk_bytes": "disk, about", "seconds": "time, about"}
-SAID_BESIDE = ("bytes_up_are", "bytes_down_are", "warnings")
+LABELS = {
+    "adapted_share": "adapted share of blocks",
+    "memory_bytes": "memory, about",
+    "disk_bytes": "disk, about",
+    "seconds": "time, about",
+}
+SAID_BESIDE = ("bytes_up_are", "bytes_down_are", "warnings", "details")
 
 
 @click.command()
@@ -51,7 +56,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
         output.note(line)
     observer = progress.observer(as_json=as_json, plain=plain)
     with observer:
-        starting.look_first(settings.config, output.note)
+        starting.look_first(settings.config, output.note, None if as_json else output.note)
         output.announce_torch()
         from shepherd import experiment
 
@@ -112,11 +117,12 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     settings = gather(recipe, **flags)
     for line in settings.notes:
         output.note(line)
-    starting.look_first(settings.config, output.note)
+    tell = None if as_json else output.note
+    starting.look_first(settings.config, output.note, tell)
     output.announce_torch()
     from shepherd import experiment
 
-    plan = experiment.plan(settings.config)
+    plan = experiment.plan(settings.config, tell)
     values = dataclasses.asdict(plan) if dataclasses.is_dataclass(plan) else dict(plan)
     if as_json:
         output.print_json(values)
@@ -145,6 +151,8 @@ def _with_unit(key: str, value: Any) -> str:
         return " to ".join(dict.fromkeys(_with_unit(key, item) for item in value))
     if wording.number(value) is None:
         return str(value)
+    if key.endswith("share"):
+        return f"{100 * value:.{0 if value >= 0.1 else 1}f} %"
     if key == "learning_rates":
         return f"{value:g}"
     if "bytes" in key or key.endswith(("memory", "disk")):

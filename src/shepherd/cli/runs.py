@@ -33,8 +33,12 @@ def ls(out: Path, as_json: bool) -> None:
     A run is running while a process writes to it, finished when it has a summary, else interrupted."""
     import dataclasses
 
-    from shepherd.report.wording import digits, size
-    from shepherd.runs import list_runs
+    from shepherd.report.wording import digits, plural, size
+    from shepherd.runs import Entry, list_runs
+
+    def loss(entry: Entry, arm: str) -> str:
+        some = f" (of {plural(entry.alone, 'client')})" if arm == "local" and entry.alone else ""
+        return digits(entry.losses[arm]) + some if arm in entry.losses else ""
 
     entries = list_runs(out)
     if as_json:
@@ -46,7 +50,7 @@ def ls(out: Path, as_json: bool) -> None:
             ("run", "state", "rounds", *arms, "size", "started"),
             [
                 (e.name, e.state, f"{e.rounds}/{'?' if e.planned is None else e.planned}",
-                 *(digits(e.losses[arm]) if arm in e.losses else "" for arm in arms), size(e.bytes),
+                 *(loss(e, arm) for arm in arms), size(e.bytes),
                  time.strftime("%Y-%m-%d %H:%M", time.localtime(e.started)))
                 for e in entries
             ],

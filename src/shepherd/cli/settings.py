@@ -7,7 +7,7 @@ that one call shows all that is wrong.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,14 @@ QUICK: dict[str, int] = {
     "federation.rounds": 2,
     "training.batch_size": 1,
     "training.local_steps": 2,
-    "evaluation.local_clients": 2,
     "evaluation.every": 0,
     "evaluation.generate": 2,
     "evaluation.max_new_tokens": 24,
 }
-"""--quick: the most that each of these may be. A setting that is smaller already, or given by a flag, stays."""
+"""--quick: the most that each of these may be. A setting that is smaller already, or given by a flag, stays.
+
+Which clients are trained alone is none of them: beside two of eight, the federation can look worse than it is.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,9 @@ def gather(
     for flag, given in (("--data", data), ("--model", model), ("--out", out), ("--name", name)):
         if given == "":  # most often a variable of the shell that is not set; "" would mean the folder one is in
             raise UsageError(f"{flag} is empty", hint=f"give {flag} a value, or leave it out")
+    own_data = recipe is None and data is not None
+    recipe = "own-data" if own_data else recipe or default_recipe
     notes: list[str] = []
-    if recipe is None and data is not None:
-        recipe = "own-data"
-        notes.append("no recipe given: --data uses the recipe own-data (4 clients, equal shares)")
-    recipe = recipe or default_recipe
     flags: list[tuple[str, dict[str, Any]]] = [
         (flag, {table: {key: value}})
         for flag, table, key, value in (
@@ -108,9 +108,9 @@ def gather(
     ]
     layers = [(f"recipe {recipe}", read_recipe(recipe))] if recipe else []
     chosen = parse_overrides(overrides)
-    if data is not None and Path(data).is_dir() and "name" not in chosen.get("partition", {}):
-        flags.append(("--data", {"partition": {"name": "files", "clients": 0}}))
-        notes.append(f"{data} is a folder: each file is a client (partition.name = files)")
+    named = _clients_of(data) if data is not None and "name" not in chosen.get("partition", {}) else ()
+    if named:
+        flags.append(("--data", {"partition": {"name": "by_key", "key": "source", "clients": 0}}))
     if quick:
         layer, note = _quick(merge([*layers, *flags])[0], chosen)
         layers.append(("--quick", layer))
@@ -120,7 +120,38 @@ def gather(
     own = _rate_ratio_of(settings)
     if own is not None:
         settings, origins = merge([own, *layers])
-    return Settings(resolve(settings, (registry_problems,)), origins, tuple(notes))
+    config = resolve(settings, (registry_problems,))
+    if own_data:
+        notes.insert(0, f"no recipe given: --data uses the recipe own-data ({_division(config, data, named)})")
+    elif named:
+        notes.insert(0, f"{data} divides its rows: {_division(config, data, named)}")
+    return Settings(config, origins, tuple(notes))
+
+
+def _clients_of(data: str) -> tuple[str, ...]:
+    """The clients that a file or folder names by its files, sub-folders or lists; () where there are none."""
+    from shepherd.data.containers import clients_of
+    from shepherd.data.sources import is_path
+
+    path = Path(data).expanduser()
+    return clients_of(path) if is_path(data) and path.exists() else ()
+
+
+def _division(config: Config, data: str, named: Sequence[str]) -> str:
+    """How the config divides the rows over clients, in words. named: the clients that `data` names."""
+    from shepherd.report.wording import listing
+
+    how, key = config.partition, config.partition.options.get("key", "category")
+    some = f"{how.clients} clients" if how.clients != 1 else "1 client"
+    if how.name == "files":
+        return "a client for each file"
+    if how.name != "by_key":
+        return f"{some}, equal shares" if how.name == "iid" else f"{some} by {how.name}"
+    if not how.clients and named and key == "source":
+        each = "file or sub-folder" if Path(data).expanduser().is_dir() else "list"
+        return f"{len(named)} clients, one for each {each}: {listing(list(named), 5)}"
+    each = f"each {key}" if key in ("category", "source") else f"each value of the column {key}"
+    return f"a client for {each}" + (f", split or joined to {some}" if how.clients else "")
 
 
 def _rate_ratio_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -150,7 +181,7 @@ def _quick(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[dict
         current = values.get(name, keys()[key].default)
         if key == "training.local_steps" and current == 0:
             current = "whole epochs"
-        if current in ("all", "whole epochs") or (isinstance(current, int) and current > most):
+        if current == "whole epochs" or (isinstance(current, int) and current > most):
             layer.setdefault(table, {})[name] = most
             changed.append(f"{key} = {most} (was {current})")
     return layer, "--quick sets " + (", ".join(changed) or "nothing: the recipe is that small already")

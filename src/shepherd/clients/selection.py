@@ -19,6 +19,8 @@ from shepherd.types import ClientId
 
 selections = Registry("selection")
 WEIGHTS = ("examples", "tokens", "uniform")
+CLIP = 95
+"""The percentile at which Oort clips utilities (2010.06081)."""
 
 
 @dataclass(frozen=True)
@@ -220,11 +222,13 @@ def oort(
 ) -> Selection:
     """Those whose data seem to teach most in the least time, and some that are still unknown (Lai et al., 2021).
 
-    Utility: |S_k| · loss · (T / t_k)^penalty, the last factor for those slower than T = `seconds` (0: the median of the
-    known), as a share of the highest, + √(0.1 ln R / L_k) for long unasked clients (R this round, L_k their last).
-    ε = max(least, exploration · decay^(R − 1)) of the cohort are clients that were never asked; the others are drawn in
-    proportion to utility from those with at least `cutoff` of the weakest that would be taken. After 2010.06081, with
-    the mean loss of the last answer in place of the root of its mean square. Biased on purpose.
+    Utility: |S_k| · loss, clipped at the 95th percentile of the known and taken as a share of that, + √(0.1 ln R / L_k)
+    for long unasked clients (R this round, L_k their last); all of it times (T / t_k)^penalty for those slower than
+    T = `seconds` (0: the median of the known). ε = max(least, exploration · decay^(R − 1)) of the cohort are clients
+    that were never asked; the others are drawn in proportion to utility from those with at least `cutoff` of the
+    weakest that would be taken. After 2010.06081, algorithm 1, with the mean loss of the last answer in place of the
+    root of its mean square, unknown clients drawn evenly and not by speed, and the percentile rounded down to a client:
+    then one client that claims any loss counts no more than the second. Biased on purpose.
     """
     for name, value in (("exploration", exploration), ("decay", decay), ("least", least), ("cutoff", cutoff)):
         if not 0 <= value <= 1:
@@ -372,12 +376,16 @@ def _by_size(pool: Pool) -> np.ndarray:
 def _utility(pool: Pool, clients: list[ClientId], penalty: float, preferred: float) -> np.ndarray:
     """What each client that was asked before promises: float64[len(clients)]; see `oort`."""
     preferred = preferred or float(np.median([*pool.seconds.values()] or [0.0]))
-    teaches = np.array([pool.sizes[c] * pool.losses.get(c, 0.0) for c in clients])
+    # A client's own word: it may be negative, or so large that the product is infinite.
+    losses = np.clip([pool.losses.get(c, 0.0) for c in clients], 0.0, 1e100)
+    teaches = np.array([pool.sizes[c] for c in clients]) * losses
+    teaches = np.minimum(teaches, np.percentile(teaches, CLIP, method="lower"))
+    last = np.array([pool.rounds[c] for c in clients])
+    utility = teaches / (teaches.max() or 1.0) + np.sqrt(0.1 * np.log(pool.round) / last)
     took = np.array([pool.seconds.get(c, 0.0) for c in clients])
     slow = took > preferred
-    teaches[slow] *= (preferred / took[slow]) ** penalty
-    last = np.array([pool.rounds[c] for c in clients])
-    return teaches / (teaches.max() or 1.0) + np.sqrt(0.1 * np.log(pool.round) / last)
+    utility[slow] *= (preferred / took[slow]) ** penalty
+    return utility
 
 
 def _either(names: tuple[str, ...]) -> str:

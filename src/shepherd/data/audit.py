@@ -5,7 +5,8 @@ Texts are compared as `holdout.alike` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from shepherd.data.holdout import alike, same_prompt
@@ -19,14 +20,51 @@ KINDS = {
     "train and held-out overlap": "held-out rows whose instruction is also trained on: their loss flatters the model",
     "conflicting answers": "the same instruction with different answers",
     "empty answers": "rows that were refused: there was nothing to learn",
+    "answers without content": "the whole answer is a word for nothing, such as NaN, None or N/A, and it is learned",
+    "mis-decoded text": "U+FFFD, or UTF-8 that was read as another encoding (such as Ã© for é)",
+    "another chat template": "control marks of a chat template within a text, such as <|im_start|> or [INST]",
     "other refusals": "rows that were refused for another reason",
     "over-long rows": "rows that truncation cut",
 }  # fmt: skip
 
 
+IDS = 5
+"""Most ids of a group that a line shows."""
+_NOTHING = frozenset(("nan", "none", "null", "n/a", "na", "nil", "undefined", "<na>", "#n/a", "nat"))
+_MIS_DECODED = re.compile(
+    "\ufffd|[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac[\u0080-\u00ff\u0152-\u2122]|\u00ef\u00bb\u00bf|\u00f0\u0178"
+)
+_TEMPLATES = re.compile(
+    r"<\|im_(?:start|end)\|>|<\|(?:system|user|assistant|end|eot_id|start_header_id|endoftext|begin_of_text)\|>"
+    r"|\[/?INST\]|<<SYS>>|<(?:start|end)_of_turn>|<｜(?:User|Assistant)｜>|^### (?:Instruction|Response):",
+    re.MULTILINE,
+)
+
+
+def _says_nothing(example: Example) -> bool:
+    learned = (m.content for m in example.messages if m.role == "assistant" and m.learned)
+    return any(answer.strip(" .\"'").casefold() in _NOTHING for answer in learned)
+
+
+def _holds(pattern: re.Pattern[str]) -> Callable[[Example], bool]:
+    return lambda example: any(pattern.search(text) for text in (*_texts(example), example.context))
+
+
+def _texts(example: Example) -> Iterable[str]:
+    return (text for message in example.messages for text in (message.content, message.reasoning))
+
+
+ROW_FAULTS: dict[str, Callable[[Example], bool]] = {
+    "answers without content": _says_nothing,
+    "mis-decoded text": _holds(_MIS_DECODED),
+    "another chat template": _holds(_TEMPLATES),
+}
+"""The kinds that one row shows by itself."""
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault: `groups` of ids that share it (a group of one where a row stands for itself).
+    """One kind of fault: `groups` of ids of rows that share it (a group of one where a row stands for itself).
 
     `count` is the number of rows; it is larger than the ids shown where only the first of them are known.
     """
@@ -57,15 +95,21 @@ class Audit:
             raise KeyError(kind)
         return next((f for f in self.findings if f.kind == kind), Finding(kind, 0, ()))
 
-    def describe(self, first: int = 3) -> str:
-        """One line per finding with the first ids, or one that says there are none."""
+    def summary(self, beside: Container[str] = ()) -> str:
+        """The findings in one line, without the kinds in `beside`; "" for none."""
+        return ", ".join(f"{finding.count:,} {finding.kind}" for finding in self.findings if finding.kind not in beside)
+
+    def describe(self, first: int = 3, ids: int = IDS) -> str:
+        """One line per finding with the first groups and the first `ids` of each, or one that says there are none."""
         if not self.findings:
             return f"{self.rows} rows, nothing found"
         lines = []
         for finding in self.findings:
-            shown = "; ".join(" = ".join(group) for group in finding.groups[:first])
+            shown = "; ".join(
+                " = ".join(group[:ids]) + (" = …" if len(group) > ids else "") for group in finding.groups[:first]
+            )
             more = "; …" if len(finding.groups) > first else ""
-            lines.append(f"{finding.count} {finding.kind}: {finding.meaning} ({shown}{more})")
+            lines.append(f"{finding.count:,} {finding.kind}: {finding.meaning} ({shown}{more})")
         return "\n".join(lines)
 
 
@@ -99,6 +143,9 @@ def audit(
         if len({answers[id] for id in same}) > 1:
             groups["conflicting answers"].append(same)
 
+    for kind, faulty in ROW_FAULTS.items():
+        groups[kind] = [(example.id,) for example in (*train, *held_out) if faulty(example)]
+
     counts = {kind: sum(map(len, same)) for kind, same in groups.items()}
     counts["train and held-out overlap"] = sum(id in out for g in groups["train and held-out overlap"] for id in g)
     for refused in (dataset.refused if dataset else {}, tokens.refused if tokens else {}):
@@ -116,7 +163,8 @@ def audit(
 
 def same_row(example: Example) -> str:
     """`same_prompt` with the answer: equal for rows that teach the same."""
-    return f"{same_prompt(example)}\nassistant:{alike(example.messages[-1].content)}"
+    last = example.messages[-1]
+    return f"{same_prompt(example)}\nassistant:{alike(f'{last.reasoning}{last.content}{last.extra}')}"
 
 
 def _alike(examples: Iterable[Example], key: Callable[[Example], str]) -> list[tuple[str, ...]]:

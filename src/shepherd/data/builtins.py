@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from shepherd.data.files import read_rows
+from shepherd.data.files import read
 from shepherd.errors import DataError, did_you_mean
 from shepherd.registry import Registry
 
@@ -16,19 +16,25 @@ datasets = Registry("dataset")
 
 @dataclass(frozen=True)
 class Rows:
-    """What a source gives: (example id, fields) for each row, in order, and the licence of the texts."""
+    """What a source gives: (example id, fields) for each row, in order, and the licence of the texts.
+
+    held_out: rows that the source itself keeps apart for evaluation, or None. places: the files or lists that the rows
+    come from, with the number of rows of each, in order; () where there is one.
+    """
 
     name: str
     rows: Sequence[tuple[str, dict[str, Any]]]
     licence: str = "unknown"
     notes: tuple[str, ...] = ()
+    held_out: Rows | None = None
+    places: tuple[tuple[str, int], ...] = ()
 
 
 @datasets
 def instructions() -> Rows:
     """A few hundred instructions of our own in Dolly's eight categories (Apache-2.0)."""
     with resources.as_file(resources.files("shepherd.data") / "builtin" / "instructions.jsonl") as path:
-        rows = [(f"instructions:{number}", row) for number, row in read_rows(path)]
+        rows = [(f"instructions:{number}", row) for number, row in read(path).rows]
     return Rows("builtin:instructions", rows, "Apache-2.0")
 
 

@@ -1,126 +1,249 @@
-"""The model's own chat template, with the response's place proven by rendering every conversation up to it."""
+"""The model's own chat template, with every text's place and every answer's beginning and end proven."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from shepherd.data.formats import Refusal
-from shepherd.data.rendering import Protected, Rendered, Span, bare, control_tokens, model_name
+from shepherd.data.outline import Outline, Renderer, fill, make_outline, sketch
+from shepherd.data.rendering import (
+    Protected,
+    Rendered,
+    Span,
+    bare,
+    control_tokens,
+    is_text,
+    model_name,
+    plain,
+    without_answer,
+)
+from shepherd.data.template_source import DAY, is_random, looked_for, pin_clock, reads_clock
+from shepherd.data.tool_calls import mapped, texts, with_objects
 from shepherd.errors import ModelError
 from shepherd.types import Message
 
+SHAPES = 1024
+"""Outlines that are kept. Rows of one shape have the same roles and the same words that the template looks for."""
+
+OTHER_TEMPLATE = 'set data.template = "alpaca", or a text of your own that contains {instruction}'
+
 
 class ChatTemplate:
-    """The tokenizer's own chat template. Where it leaves the last turn open, the tokenizer's end token closes it."""
+    """The tokenizer's own chat template. Where it leaves the last turn open, the tokenizer's end token closes it.
+
+    An answer is learned from where generation would start. What the template itself writes there before the answer,
+    such as an empty thought, is learned with it, since the model has to write it.
+    """
 
     name = "chat"
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._control = control_tokens(tokenizer)
-        dated = "date_string" in str(tokenizer.chat_template)
-        # Llama 3 writes the day's date into every prompt, and a run must give the same tokens tomorrow.
-        self._options = {"date_string": "01 Jan 2025"} if dated else {}
+        given = tokenizer.chat_template
+        sources = list(given.values()) if isinstance(given, dict) else [given]
+        if any(map(is_random, sources)):
+            raise ModelError(
+                f"the chat template of {model_name(tokenizer)} draws at random, so no run could be repeated",
+                hint=OTHER_TEMPLATE,
+            )
+        sought = sorted({text for source in sources for text in looked_for(source)}, key=lambda t: (-len(t), t))
+        self._kept = re.compile(f"({'|'.join(map(re.escape, sought))})") if sought else None
+        self._options = {"date_string": DAY.strftime("%d %b %Y")} if "date_string" in "".join(sources) else {}
+        self.day = DAY.date().isoformat() if any(map(reads_clock, sources)) else ""
+        self._pinned = functools.cache(pin_clock)
+        self._outline: Callable[[tuple[Message, ...], str, bool], Outline] = functools.lru_cache(SHAPES)(
+            lambda messages, tools, generation: make_outline(messages, tools, generation, self._renderer)
+        )
+        self._renderer = Renderer(self._apply, self._before, self._end_of)
+        self._opener = self._own_end = ""
         self.shows_system = self._probe_system()
-        self._own_end = self._probe_end()
+        self.notes = self._probe()
         self.end = self._own_end or tokenizer.eos_token
         self.stops = tuple(dict.fromkeys((self.end, tokenizer.eos_token)))
 
-    def render(self, messages: Sequence[Message], context: str = "") -> Rendered:
-        shown, context, protected = self._prepare(messages, context)
-        text, spans = self._closed(self._apply(shown, False), shown)
-        asked = next((m.content for m in reversed(shown) if m.role == "user"), "")
-        return protected.restore(text, tuple(spans), _find_context(text, asked, context, spans))
+    def render(self, messages: Sequence[Message], context: str = "", tools: str = "") -> Rendered:
+        if is_text(messages):
+            return plain(messages, self._tokenizer)
+        shown, context, tools, protected, changed = self._prepare(messages, context, tools)
+        text = self._apply(shown, tools, False)
+        outline, spans = self._proven(shown, tools, text, False)
+        learned = [turn for turn, m in enumerate(shown) if m.role == "assistant" and m.learned]
+        if not learned:
+            raise Refusal("no answer that is to be learned")
+        for turn in learned:
+            problem = outline.answers[turn].problem if turn in outline.answers else "leaves out an answer"
+            if problem and turn == learned[-1]:
+                raise Refusal(f"the chat template {problem}")
+            if problem:
+                changed += (f"an earlier answer is shown and not learned: the chat template {problem}",)
+        places = {turn: _place(outline, turn, spans) for turn in outline.answers}
+        # The outline says where a generated answer begins; for the last one the row itself says it too.
+        if text[: places[learned[-1]][0]] != self._before(shown[: learned[-1]], tools):
+            raise Refusal("the chat template rewrites earlier turns")
+        wanted = [turn for turn in learned if not outline.answers[turn].problem]
+        asked = max((turn for turn, m in enumerate(shown) if m.role == "user"), default=-1)
+        context_span = _find_context(asked, context, spans, text)
+        closed, moved = self._closed(outline, text, places)
+        return protected.restore(
+            Rendered(
+                closed,
+                tuple(moved(*places[turn]) for turn in wanted),
+                context_span and moved(*context_span),
+                changed=tuple(dict.fromkeys((*changed, *outline.changed))),
+            )
+        )
 
-    def prompt(self, messages: Sequence[Message], context: str = "") -> str:
-        return self.opening(messages, context).text
+    def prompt(self, messages: Sequence[Message], context: str = "", tools: str = "") -> str:
+        return self.opening(messages, context, tools).text
 
-    def opening(self, messages: Sequence[Message], context: str = "") -> Rendered:
-        if messages and messages[-1].role == "assistant":
-            messages = messages[:-1]
-        shown, _, protected = self._prepare(messages, context)
-        whole = bare(self._apply(shown, True))
-        text = whole if self._own_end else self._closed(whole, shown)[0]
-        return protected.restore(text, ())
+    def opening(self, messages: Sequence[Message], context: str = "", tools: str = "") -> Rendered:
+        shown, _, tools, protected, _ = self._prepare(without_answer(messages), context, tools)
+        text = self._apply(shown, tools, True)
+        outline, spans = self._proven(shown, tools, text, True)
+        places = {turn: _place(outline, turn, spans) for turn in outline.answers}
+        closed, _ = self._closed(outline, bare(text + self._opener), places)
+        return protected.restore(Rendered(closed, ()))
 
-    def _closed(self, whole: str, shown: Sequence[Message]) -> tuple[str, list[Span]]:
-        """`whole` with an end token after every response, and the spans of the responses with theirs."""
-        turns = [self._turn(whole, shown, i) for i, m in enumerate(shown) if m.role == "assistant"]
-        if self._own_end:
-            return whole, turns
-        text, spans, done = "", [], 0
-        for start, stop in turns:
-            at = len(text) + start - done
-            text += whole[done:stop] + self.end
-            spans.append((at, len(text)))
-            done = stop
-        return text + whole[done:], spans
+    def _proven(
+        self, shown: Sequence[Message], tools: str, text: str, generation: bool
+    ) -> tuple[Outline, list[tuple[int, Span]]]:
+        """The outline of the conversation, and the turn and the characters in `text` of each of its marks."""
+        drawn, pieces = sketch(shown, self._kept)
+        outline = self._outline(drawn, tools, generation)
+        places = fill(outline, text, pieces, shown)
+        return outline, [(pieces[number].turn, place) for number, place in zip(outline.marks, places, strict=True)]
 
-    def _turn(self, whole: str, shown: Sequence[Message], i: int) -> Span:
-        """Turn i in `whole`: from where generation would start to the end of its end token, or else of its text."""
-        before = bare(self._apply(shown[:i], True))
-        if not whole.startswith(before):
-            raise self._not_a_prefix()
-        if self._own_end:
-            stop = whole.find(self._own_end, len(before))
-            if stop < 0:
-                raise self._not_a_prefix()
-            return len(before), stop + len(self._own_end)
-        with_answer = self._apply(shown[: i + 1], False)
-        if not whole.startswith(with_answer):
-            raise self._not_a_prefix()
-        return len(before), len(with_answer.rstrip())
+    def _closed(self, outline: Outline, text: str, places: dict[int, Span]) -> tuple[str, Callable[[int, int], Span]]:
+        """`text` with an end token after every answer that the template leaves open, and how spans move by that."""
+        ends = sorted(stop for turn, (_, stop) in places.items() if not outline.answers[turn].closed)
+        for stop in reversed(ends):
+            text = text[:stop] + self.end + text[stop:]
 
-    def _prepare(self, messages: Sequence[Message], context: str) -> tuple[list[Message], str, Protected]:
-        protected = Protected(self._control, [*(m.content for m in messages), context])
-        context = protected.hide(context)
-        shown = [Message(m.role, protected.hide(m.content)) for m in messages]
-        shown = _join_context(shown, context)
-        return (shown if self.shows_system else _system_into_user(shown)), context, protected
+        def moved(start: int, stop: int) -> Span:
+            by = len(self.end)
+            return start + by * sum(end <= start for end in ends), stop + by * sum(end <= stop for end in ends)
 
-    def _apply(self, messages: Sequence[Message], generation: bool) -> str:
+        return text, moved
+
+    def _prepare(
+        self, messages: Sequence[Message], context: str, tools: str
+    ) -> tuple[list[Message], str, str, Protected, tuple[str, ...]]:
+        """What the template is given, the context and the tools in it, what is hidden, and what was changed."""
+        fields = {turn: with_objects(json.loads(m.extra)) for turn, m in enumerate(messages) if m.extra}
+        listed = json.loads(tools) if tools else []
+        spelled = [*(m.content for m in messages), *(m.reasoning for m in messages if m.reasoning), context]
+        protected = Protected(self._control, [*spelled, *texts([*fields.values(), listed])])
+        hide, context = protected.hide, protected.hide(context)
+        shown = [
+            Message(
+                m.role,
+                hide(m.content),
+                m.learned,
+                hide(m.reasoning),
+                json.dumps(mapped(fields[turn], hide), ensure_ascii=False) if turn in fields else "",
+            )
+            for turn, m in enumerate(messages)
+        ]
+        tools = json.dumps(mapped(listed, hide), ensure_ascii=False) if listed else ""
+        shown, changed = _join_context(shown, context), ()
+        if not self.shows_system and any(m.role == "system" for m in shown):
+            shown = _system_into_user(shown)
+            changed = ("the chat template knows no system turn: its text begins the next user turn",)
+        return shown, context, tools, protected, changed
+
+    def _before(self, messages: Sequence[Message], tools: str) -> str:
+        """What an answer to `messages` starts from."""
+        return bare(self._apply(messages, tools, True) + self._opener)
+
+    def _apply(self, messages: Sequence[Message], tools: str, generation: bool) -> str:
         import jinja2
 
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+        if not messages:
+            raise Refusal("the conversation begins with an answer")
+        turns = [_turn(m) for m in messages]
+        listed = json.loads(tools) if tools else None
         try:
+            source = self._pinned(self._tokenizer.get_chat_template(tools=listed))
             return self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=generation, **self._options
+                turns,
+                tools=listed,
+                chat_template=source,
+                tokenize=False,
+                add_generation_prompt=generation,
+                **self._options,
             )
         except jinja2.TemplateError as error:
             raise Refusal(f"the chat template refuses it: {error}") from None
         except Exception as error:  # a template is a program that came with the model
-            raise ModelError(
-                f"the chat template of {model_name(self._tokenizer)} fails: {type(error).__name__}: {error}",
-                hint='set data.template = "alpaca", or a text of your own that contains {instruction}',
-            ) from None
+            raise Refusal(f"the chat template fails: {type(error).__name__}: {error}") from None
+
+    def _end_of(self, tail: str) -> tuple[int, bool]:
+        """(characters of what follows an answer that belong to it, whether a control token closes it)."""
+        if not self._own_end:
+            return len(tail.rstrip()), False
+        if self._own_end in tail:
+            return tail.index(self._own_end) + len(self._own_end), True
+        ends = [(tail.index(token), -len(token)) for token in self._control if token in tail]
+        return (min(ends)[0] - min(ends)[1], True) if ends else (len(tail.rstrip()), False)
 
     def _probe_system(self) -> bool:
         user = Message("user", "shepherd-question")
         try:
-            return "shepherd-system" in self._apply([Message("system", "shepherd-system"), user], True)
+            return "shepherd-system" in self._apply([Message("system", "shepherd-system"), user], "", True)
         except Refusal:
             return False
 
-    def _probe_end(self) -> str:
-        """The control token with which the template closes a response, or "" when it has none."""
-        turns = [Message("user", "shepherd-question"), Message("assistant", "shepherd-answer")]
+    def _probe(self) -> tuple[str, ...]:
+        """Find the control token with which the template closes an answer, and what it lacks before one; the notes."""
+        asked, answered = Message("user", "shepherd-question"), Message("assistant", "shepherd-answer")
+        whose = f"the chat template of {model_name(self._tokenizer)}"
         try:
-            text = self._apply(turns, False)
+            text = self._apply([asked, answered], "", False)
+            opened, unopened = self._apply([asked], "", True), self._apply([asked], "", False)
         except Refusal as error:
-            raise ModelError(f"the chat template of {model_name(self._tokenizer)} fails: {error}") from None
-        _, found, after = text.partition("shepherd-answer")
+            reason = str(error).replace("the chat template fails: ", "").replace("the chat template ", "")
+            raise ModelError(f"{whose} fails: {reason}", hint=OTHER_TEMPLATE) from None
+        head, found, after = text.partition(answered.content)
         if not found:
-            raise ModelError(f"the chat template of {model_name(self._tokenizer)} does not show the assistant's turn")
+            raise ModelError(f"{whose} does not show the assistant's turn", hint=OTHER_TEMPLATE)
         ends = [(after.find(token), -len(token), token) for token in self._control if token in after]
-        return min(ends)[2] if ends else ""
+        self._own_end = min(ends)[2] if ends else ""
+        notes, start = [], bare(opened)
+        written = head.removeprefix(start) if head.startswith(start) else ""
+        if written.strip() and opened == unopened:
+            self._opener = written
+            notes.append(
+                f"the chat template has no generation prompt: {written!r} is put before every answer, here and when "
+                "answers are generated; another tool has to do the same"
+            )
+        elif written.strip():
+            notes.append(f"the chat template begins an answer with {written!r}, which is learned with it")
+        if self.day:
+            notes.append(f"the chat template writes the date: it is {DAY:%d %b %Y} in every prompt")
+        bos = self._tokenizer.bos_token
+        if bos and text.replace(" ", "").startswith(bos * 2):
+            notes.append(f"the chat template writes the start token {bos!r} twice")
+        return tuple(notes)
 
-    def _not_a_prefix(self) -> ModelError:
-        return ModelError(
-            f"the chat template of {model_name(self._tokenizer)} shows a conversation differently once it goes on, "
-            "so which tokens are the response cannot be told exactly",
-            hint='set data.template = "alpaca", or a text of your own that contains {instruction}',
-        )
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A turn as templates read it. Reasoning goes by two names: "reasoning_content" (Qwen 3), "thinking" (gpt-oss)."""
+    turn = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        turn |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
+    return {**json.loads(message.extra), **turn} if message.extra else turn
+
+
+def _place(outline: Outline, turn: int, spans: Sequence[tuple[int, Span]]) -> Span:
+    """Where turn `turn` is learned from and to, by the places of its first and last marks."""
+    answer = outline.answers[turn]
+    return spans[answer.first][1][0] - answer.head, spans[answer.last][1][1] + answer.tail
 
 
 def _join_context(messages: Sequence[Message], context: str) -> list[Message]:
@@ -130,16 +253,15 @@ def _join_context(messages: Sequence[Message], context: str) -> list[Message]:
         last = max((i for i, m in enumerate(joined) if m.role == "user"), default=None)
         if last is None:
             raise Refusal("a context without an instruction")
-        joined[last] = Message("user", f"{joined[last].content}\n\n{context}")
+        joined[last] = replace(joined[last], content=f"{joined[last].content}\n\n{context}")
     return joined
 
 
-def _find_context(text: str, asked: str, context: str, spans: Sequence[Span]) -> Span | None:
-    """Where the context stands: at the end of the last instruction, which is sought as a whole."""
-    if not context:
-        return None
-    at = text.rfind(asked, 0, spans[-1][0] if spans else len(text))
-    return None if at < 0 else (at + len(asked) - len(context), at + len(asked))
+def _find_context(asked: int, context: str, spans: Sequence[tuple[int, Span]], text: str) -> Span | None:
+    """Where the context stands: at the end of the last instruction."""
+    stop = max((place[1] for turn, place in spans if turn == asked), default=0)
+    stop += len(context) - len(context.rstrip())
+    return (stop - len(context), stop) if context and text.endswith(context, 0, stop) else None
 
 
 def _system_into_user(messages: Sequence[Message]) -> list[Message]:
@@ -150,8 +272,10 @@ def _system_into_user(messages: Sequence[Message]) -> list[Message]:
         if message.role == "system":
             waiting.append(message.content)
         elif message.role == "user":
-            out.append(Message("user", "\n\n".join([*waiting, message.content])))
+            out.append(replace(message, content="\n\n".join([*waiting, message.content])))
             waiting = []
         else:
             out.append(message)
+    if waiting:
+        raise Refusal("a system turn without a user turn after it, and the chat template knows no system turn")
     return out

@@ -1,71 +1,152 @@
-"""A path -> numbered rows. JSON, JSON lines, CSV and Parquet; every error says file, line and column.
+"""A path -> numbered rows. JSON, JSON lines, CSV, TSV and Parquet; every error says file, line and column.
 
 A row's number is its line in JSON lines and its position, from 1, elsewhere. Text is UTF-8, with or without a byte
-order mark; line ends may be LF, CRLF or CR.
+order mark, plain or as .gz; line ends may be LF, CRLF or CR. A JSON object may hold several lists of rows by name
+(`json_rows`); every other file holds one.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
-import json
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shepherd.data.json_rows import read_json
+from shepherd.data.trees import Numbered, Tree, named_twice, shorten
+from shepherd.data.waiting import LARGE, Tell
 from shepherd.errors import DataError, did_you_mean, missing_extra
 
 CSV_FIELD_LIMIT = 16 * 2**20
 """Most characters in one field of a CSV file. A quote that is never closed would read on to the end otherwise."""
-PARQUET_BYTES = 2**28
-"""What a Parquet file may unpack to, or fifty times its own size where that is more."""
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+UNPACKED_BYTES = 2**28
+"""What a Parquet or .gz file may unpack to, or fifty times its own size where that is more."""
+TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+SUFFIXES = (*TEXTS, *(f"{suffix}.gz" for suffix in TEXTS), ".parquet")
+ACCEPTED = f"{', '.join(TEXTS)}, each also as .gz, or .parquet"
 
-Numbered = tuple[int, dict[str, Any]]
+_PANDAS = "python -c \"import pandas; pandas.{}('{}').to_json('{}.jsonl', orient='records', lines=True)\""
+CONVERSIONS = {
+    ".zst": "zstd -d '{}'",
+    ".bz2": "bunzip2 -k '{}'",
+    ".xz": "xz -dk '{}'",
+    ".zip": "unzip '{}'",
+    ".tgz": "tar xzf '{}'",
+    ".tar": "tar xf '{}'",
+    ".tar.gz": "tar xzf '{}'",
+    ".gz": "gunzip -k '{}'",
+    ".7z": "7z x '{}'",
+    ".xlsx": _PANDAS.format("read_excel", "{}", "{stem}") + " (needs pandas and openpyxl)",
+    ".xls": _PANDAS.format("read_excel", "{}", "{stem}") + " (needs pandas and xlrd)",
+    ".ods": _PANDAS.format("read_excel", "{}", "{stem}") + " (needs pandas and odfpy)",
+    ".feather": _PANDAS.format("read_feather", "{}", "{stem}") + " (needs pandas and pyarrow)",
+    ".orc": _PANDAS.format("read_orc", "{}", "{stem}") + " (needs pandas and pyarrow)",
+    ".arrow": "python -c \"from datasets import Dataset; Dataset.from_file('{}').to_json('{stem}.jsonl')\"",
+    ".sqlite": "sqlite3 -json '{}' 'SELECT * FROM <table>' > '{stem}.json'",
+    ".db": "sqlite3 -json '{}' 'SELECT * FROM <table>' > '{stem}.json'",
+}
+"""Suffix -> the command that makes rows of a file which is data and is not read here."""
+PICKLES = (".pkl", ".pickle")
+_TEXT_LINES = (
+    "python -c \"import json; [print(json.dumps({{'text': line.strip()}})) for line in open('{}')]\" > '{stem}.jsonl' "
+    "makes a text of each line"
+)
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_HUB = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/|hf://datasets/)([\w.-]+/[\w.-]+)")
 
 
 def find(source: str) -> Path:
     """The file or folder at `source`. Raises DataError with the nearest name in that folder."""
+    if _ADDRESS.match(source):
+        raise _address(source)
     path = Path(source).expanduser()
     if path.exists():
         return path
+    if path.is_symlink():
+        raise DataError(f"{path} is a link to {path.readlink()}, which is not there")
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     if folder != path.parent:
         raise DataError(f"data not found: {path} (there is no folder {path.parent})", hint=f"nearest folder: {folder}")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() or p.suffix.lower() in SUFFIXES)
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() or suffix_of(p) in SUFFIXES)
     held = ", ".join(names[:8]) or "no data files"
     raise DataError(f"data not found: {path}.{did_you_mean(path.name, names)}", hint=f"{folder} holds: {held}")
 
 
-def read_rows(path: Path) -> list[Numbered]:
-    """Every row of one file as (number, fields). Raises DataError where it cannot be read or has no rows."""
-    suffix = path.suffix.lower()
+def _address(source: str) -> DataError:
+    """The error for an address of the network: rows are read from files, and nothing is fetched unasked."""
+    if found := _HUB.match(source):
+        return DataError(f"{source} is an address, not a file", hint=f"a set of the hub: --data hub:{found[1]}")
+    scheme, _, rest = source.partition("://")
+    if scheme.lower() == "file":
+        return DataError(f"{source} is an address, not a path", hint=f"give the path: --data {rest}")
+    name = rest.partition("?")[0].rstrip("/").rpartition("/")[2] or "FILE"
+    fetch = f"curl -L -o '{name}' '{source}'" if scheme.lower() in ("http", "https", "ftp") else "download it"
+    return DataError(
+        f"{source} is an address, and rows are read from files; nothing is fetched unasked",
+        hint=f"{fetch}, then --data {name}",
+    )
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix in lower case, with the one before .gz: ".jsonl.gz"."""
+    parts = [part.lower() for part in path.suffixes[-2:]]
+    return "".join(parts) if len(parts) == 2 and parts[1] == ".gz" else "".join(parts[-1:])
+
+
+def stem_of(path: Path) -> str:
+    """The name without `suffix_of`."""
+    return path.name[: len(path.name) - len(suffix_of(path))] or path.name
+
+
+def read(path: Path, tell: Tell | None = None) -> Tree:
+    """The rows of one file, or its lists of rows by name. Raises DataError where it cannot be read or has no rows.
+
+    `tell` is called before a large file is read.
+    """
+    suffix = suffix_of(path)
     if suffix not in SUFFIXES:
-        raise DataError(f"{path}: cannot read {suffix or 'a file without a suffix'}", hint=f"use {', '.join(SUFFIXES)}")
+        raise unreadable(path)
     if path.exists() and not path.is_file():  # a pipe or a device would never end
         raise DataError(f"{path} is not a file")
+    if tell is not None and (size := path.stat().st_size) >= LARGE:
+        tell(f"reading {path.name} ({size / 1e6:,.0f} MB)")
     if suffix == ".parquet":
-        rows = list(_parquet(path))
-    elif suffix in (".csv", ".tsv"):
-        rows = _csv(path, _text(path))
+        tree = Tree(rows=list(_parquet(path)))
+    elif suffix.startswith((".csv", ".tsv")):
+        tree = Tree(rows=_csv(path, _text(path)))
     else:
-        rows = _json(path, _text(path))
-    if not rows:
+        tree = read_json(path, _text(path))
+    if not any(tree.leaves()):
         raise DataError(f"{path} has no rows", hint="it is empty, or a header alone; fill it, or take it away")
-    return rows
+    return tree
 
 
-def shorten(text: str, width: int = 80) -> str:
-    """`text` on one line, at most `width` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1] + "…"
+def unreadable(path: Path) -> DataError:
+    """The error for a file of a kind that is not read: the command that converts it, or what is read."""
+    suffix = suffix_of(path)
+    suffix = suffix if suffix in CONVERSIONS or not suffix.endswith(".gz") else ".gz"
+    form = _TEXT_LINES if suffix == ".txt" else CONVERSIONS.get(suffix, "")
+    hint = f"convert it: {form.format(path, stem=path.stem)}" if form else f"use {ACCEPTED}"
+    if suffix in PICKLES:
+        hint = "save it as JSON lines where it was made: reading a pickle runs what is in it"
+    return DataError(f"{path}: cannot read {suffix or 'a file without a suffix'}", hint=hint)
 
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = _unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path} cannot be unpacked: {error}", hint="it is damaged or cut off; fetch it again, or gunzip it first"
+        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -84,89 +165,29 @@ def _text(path: Path) -> str:
     return text if "\n" in text else text.replace("\r", "\n")
 
 
-def _json(path: Path, text: str) -> list[Numbered]:
-    """A list, {"data": [...]} or JSON lines, told apart by the text, not by the file's suffix."""
-    if text.lstrip()[:1] == "[":
-        return _objects(path, _whole(path, text))
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    try:
-        document = _loads(path, text) if lines else {}
-    except json.JSONDecodeError:  # several objects, or a broken one
-        if lines[0][1].rstrip().endswith(("{", "[", ",")):  # laid out over several lines
-            _whole(path, text)
-    else:
-        if isinstance(document, dict) and isinstance(document.get("data"), list):
-            return _objects(path, document["data"])
-        if len(lines) > 1:
-            found = ", ".join(map(repr, document)) if isinstance(document, dict) else type(document).__name__
-            raise DataError(f"{path}: one JSON object and no list of rows under 'data' (found {found})")
-    return [(number, _object(path, number, _line(path, number, line))) for number, line in lines]
+def _unpacked(path: Path) -> bytes:
+    most = _most(path)
+    with gzip.open(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise _bomb(path, most)
+    return data
 
 
-def _whole(path: Path, text: str) -> Any:
-    try:
-        return _loads(path, text)
-    except json.JSONDecodeError as error:
-        line = text.split("\n")[error.lineno - 1]
-        raise _malformed(path, error.lineno, error, line) from None
+def _most(path: Path) -> int:
+    return max(UNPACKED_BYTES, 50 * path.stat().st_size)
 
 
-def _line(path: Path, number: int, line: str) -> Any:
-    try:
-        return _loads(f"{path}:{number}", line)
-    except json.JSONDecodeError as error:
-        raise _malformed(path, number, error, line) from None
-
-
-def _loads(where: Path | str, text: str) -> Any:
-    """JSON's value. Besides malformed JSON, which is the caller's, there is JSON that Python does not read."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):  # Python keeps the last one, and says nothing
-            raise _twice(str(where), [name for name, _ in pairs])
-        return found
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError:
-        raise
-    except RecursionError:
-        raise DataError(f"{where}: JSON that is nested too deeply") from None
-    except ValueError as error:  # a whole number of thousands of digits
-        raise DataError(f"{where}: JSON that cannot be read: {error}") from None
-
-
-def _twice(where: str, names: list[str]) -> DataError:
-    name = next(name for name in names if names.count(name) > 1)
+def _bomb(path: Path, most: int) -> DataError:
     return DataError(
-        f"{where}: {names.count(name)} fields of one row are called {name!r}, and only one of them can be meant",
-        hint="give each a name of its own, or take out those that are not to be learned; "
-        "--columns response=<your column> says which one is read",
+        f"{path}: {path.stat().st_size:,} bytes unpack to more than {most:,}",
+        hint="if the file is sound, split it or save it as JSON lines",
     )
-
-
-def _malformed(path: Path, line_number: int, error: json.JSONDecodeError, line: str) -> DataError:
-    return DataError(
-        f"{path}:{line_number}:{error.colno}: malformed JSON: {error.msg}\n  {shorten(line)}",
-        hint="JSON lines hold one whole object on each line; quotes and line breaks inside a text are escaped",
-    )
-
-
-def _objects(path: Path, items: list[Any]) -> list[Numbered]:
-    return [(number, _object(path, number, item)) for number, item in enumerate(items, 1)]
-
-
-def _object(path: Path, number: int, item: Any) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        text = shorten(json.dumps(item, ensure_ascii=False))
-        raise DataError(f"{path}:{number}: a row is an object with fields, this is {type(item).__name__}: {text}")
-    return item
 
 
 def _csv(path: Path, text: str) -> list[Numbered]:
     header = text.split("\n", 1)[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
+    delimiter = "\t" if suffix_of(path).startswith(".tsv") else max(",;\t|", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, begin = [], 1
     former = csv.field_size_limit(CSV_FIELD_LIMIT)
@@ -174,7 +195,7 @@ def _csv(path: Path, text: str) -> list[Numbered]:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         names = [name for name in reader.fieldnames if name]  # no field is read from a column without a name
         if len(set(names)) < len(names):
-            raise _twice(f"{path}:1", names)
+            raise named_twice(f"{path}:1", names)
         begin = reader.line_num + 1
         for number, row in enumerate(reader, 1):
             if None in row:
@@ -207,16 +228,13 @@ def _parquet(path: Path) -> Iterator[Numbered]:
     except ImportError:
         raise missing_extra("pyarrow", "parquet") from None
     try:
-        most, size, number = max(PARQUET_BYTES, 50 * path.stat().st_size), 0, 0
+        most, size, number = _most(path), 0, 0
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=64):
                 for row in batch.to_pylist():
                     number, size = number + 1, size + _length(row)
                     if size > most:
-                        raise DataError(
-                            f"{path}: {path.stat().st_size:,} bytes unpack to more than {most:,}",
-                            hint="if the file is sound, split it or save it as JSON lines",
-                        )
+                        raise _bomb(path, most)
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {shorten(str(error))}") from None

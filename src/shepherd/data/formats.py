@@ -1,220 +1,285 @@
-"""A row of any known format -> an `Example`, or the reason why not. Formats are told apart by their fields.
+"""A row of any known format -> an `Example`, or the reason why not. Formats are told apart by their fields, row by row.
 
-Texts lose white space at both ends: models write their answers without it, and a mask that begins between words is
-exact for every tokenizer.
+Texts lose white space at both ends, but an answer keeps what it begins with: code is indented.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from shepherd.errors import DataError, UsageError, did_you_mean
+from shepherd.data.turns import REASONING, Notes, is_turns, read_history, read_tools, read_turns
+from shepherd.data.values import Refusal, label, mark, missing, text
+from shepherd.errors import did_you_mean
 from shepherd.types import Example, Message
 
-ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
-}  # fmt: skip
+__all__ = ["FORMATS", "Format", "Notes", "Refusal", "format_of", "format_problem", "formats_of", "to_example"]
 
-COMMON = ("category", "source", "system")
+SYSTEM = ("system", "system_prompt", "system_message")
+TOOLS = ("tools", "functions")
+COMMON = ("category", "source")
+IMAGES = ("image", "images", "image_url", "image_urls", "video", "videos", "audio", "audios")
+ROW_MARKS = ("train", "weight", "loss")
+_NO_INPUT = ("<noinput>", "noinput", "no input", "n/a", "nan", "none", "null")
+_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
 
 
-class Refusal(Exception):
-    """Why a row cannot be learned from; its text is the reason that is counted."""
+class Row:
+    """The fields of one row that have a value, under our names; `take` reads one, and what is left was not read."""
+
+    def __init__(self, fields: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        self.left = {str(key): value for key, value in fields.items() if not missing(value)}
+        self.names = names
+        self.notes = Notes()
+
+    def take(self, *fields: str) -> Any:
+        """The value of the first of `fields` that has one, or None; the others stay, and are named as not read."""
+        return next((self.left.pop(field) for field in fields if field in self.left), None)
+
+    def text(self, *fields: str) -> str:
+        field = next((field for field in fields if field in self.left), "")
+        return text(self.left.pop(field), repr(field)) if field else ""
 
 
 @dataclass(frozen=True)
 class Format:
-    """`required` fields tell the format; `read(row)` returns its messages without the system's, and the context."""
+    """`required` fields tell the format; `read(row)` returns its messages without the system's, and the context.
+
+    `optional` are the fields that it reads besides; those of every format are not among them.
+    """
 
     required: tuple[str, ...]
     optional: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], tuple[list[Message], str]]
+    read: Callable[[Row], tuple[list[Message], str]]
 
 
-def _pair(instruction: str, context: str, response: str) -> Callable[[Mapping[str, Any]], tuple[list[Message], str]]:
-    def read(row: Mapping[str, Any]) -> tuple[list[Message], str]:
-        asked, passage = _text(row, instruction), _text(row, context) if context else ""
-        if not asked:
-            asked, passage = passage, ""
-        return [Message("user", asked), Message("assistant", _text(row, response))], passage
+def _pair(asked: str, answered: str, contexts: Sequence[str]) -> Format:
+    def read(row: Row) -> tuple[list[Message], str]:
+        prompt, answer = row.take(asked), row.take(answered)
+        if is_turns(prompt) or is_turns(answer):
+            return _prompt_and_completion(row, prompt, answer, asked, answered)
+        history = row.take("history")
+        earlier = read_history(history, row.notes) if history is not None else []
+        passage = row.text(*contexts, *(f for f in ("context", "input") if f in row.names)).strip()
+        if passage.casefold() in _NO_INPUT:
+            row.notes.change(f"an input that says that there is none, such as {_NO_INPUT[0]}")
+            passage = ""
+        instruction = text(prompt, repr(asked)).strip()
+        if not instruction:
+            instruction, passage = passage, ""
+        reasoning = row.text(*REASONING).strip()
+        given = Message("assistant", _answer(answer, answered, row.notes), reasoning=reasoning)
+        return [*earlier, Message("user", instruction), given], passage
 
-    return read
-
-
-def _conversation(field: str) -> Callable[[Mapping[str, Any]], tuple[list[Message], str]]:
-    def read(row: Mapping[str, Any]) -> tuple[list[Message], str]:
-        turns = row.get(field)
-        if isinstance(turns, str):  # a cell of a CSV file
-            try:
-                turns = json.loads(turns)
-            except json.JSONDecodeError:
-                turns = None
-        if not isinstance(turns, (list, tuple)):
-            raise Refusal(f"'{field}' is not a list of turns")
-        return [_turn(turn) for turn in turns], _text(row, "context")
-
-    return read
+    return Format((asked, answered), (*contexts, "history", *REASONING), read)
 
 
-def _turn(turn: Any) -> Message:
-    if not isinstance(turn, Mapping):
-        raise Refusal("a turn is not an object")
-    given = str(turn.get("role") or turn.get("from") or "")
-    role = ROLES.get(given.casefold())
-    if role is None:
-        raise Refusal(f"a turn with the role {given!r}, which is not system, user or assistant")
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise Refusal("a turn that calls a tool")
-    if role == "assistant" and turn.get("weight") == 0:  # OpenAI's mark for an answer that is not to be learned
-        raise Refusal("an answer with weight 0: every answer of a conversation is learned here")
-    content = turn.get("content") if "content" in turn else turn.get("value")
-    if isinstance(content, (list, tuple)):
-        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
-        if not all(isinstance(part, str) for part in parts):
-            raise Refusal("a turn with a part that is not text")
-        content = "".join(parts)
-    return Message(role, _clean(content, "a turn"))
+def _answer(value: Any, field: str, notes: Notes) -> str:
+    """The text of an answer. One space before a completion is no text: it parted the two where they were joined."""
+    answer = text(value, repr(field)).rstrip()
+    if field == "completion" and answer[:1] == " " and answer[1:2].strip():
+        notes.change("the space that parts a completion from its prompt")
+        return answer[1:]
+    return answer
 
+
+def _prompt_and_completion(row: Row, prompt: Any, answer: Any, asked: str, answered: str):
+    """Turns in a prompt and in what follows it (TRL): the answers in the prompt are shown, and not learned."""
+    if not is_turns(prompt):
+        before = [Message("user", text(prompt, repr(asked)).strip())]
+    else:
+        before = read_turns(prompt, repr(asked), row.notes, row.names, learned=False)
+    if is_turns(answer):
+        return [*before, *read_turns(answer, repr(answered), row.notes, row.names)], ""
+    return [*before, Message("assistant", _answer(answer, answered, row.notes))], ""
+
+
+def _conversation(field: str) -> Format:
+    def read(row: Row) -> tuple[list[Message], str]:
+        if field not in row.left:
+            raise Refusal(f"no {field!r}")
+        messages = read_turns(row.take(field), repr(field), row.notes, row.names)
+        # A column beside the turns may hold anything; it is pasted in where the user says that it belongs there.
+        return messages, row.text("context").strip() if "context" in row.names else ""
+
+    return Format((field,), (), read)
+
+
+def _plain(row: Row) -> tuple[list[Message], str]:
+    return [Message("text", row.text("text").strip())], ""
+
+
+_AFTER = {"output": ("input", "query", "context"), "": ("context", "input", "query")}
+QUESTIONS, ANSWERS = ("instruction", "prompt", "question", "query"), ("response", "output", "completion", "answer")
+
+
+PAIRS = (*((q, a) for q in QUESTIONS for a in ANSWERS), ("input", "output"), ("inputs", "targets"))
+
+
+def _contexts(asked: str, answered: str) -> tuple[str, ...]:
+    """Where the passage of a pair may stand. A prompt is whole: nothing is pasted into it unasked."""
+    if asked == "instruction":
+        return _AFTER.get(answered, _AFTER[""])
+    return () if asked == "prompt" else ("context",)
+
+
+_NAMED = {("instruction", "response"): "dolly", ("instruction", "output"): "alpaca"}
 
 # In the order of detection: a row that has several of them is what the first says.
 FORMATS: dict[str, Format] = {
-    "messages": Format(("messages",), ("context",), _conversation("messages")),
-    "sharegpt": Format(("conversations",), ("context",), _conversation("conversations")),
-    "dolly": Format(("instruction", "response"), ("context",), _pair("instruction", "context", "response")),
-    "alpaca": Format(("instruction", "output"), ("input",), _pair("instruction", "input", "output")),
-    "prompt_completion": Format(("prompt", "completion"), (), _pair("prompt", "", "completion")),
+    "messages": _conversation("messages"),
+    "sharegpt": _conversation("conversations"),
+    "conversation": _conversation("conversation"),
+    **{_NAMED.get((q, a), f"{q}_{a}"): _pair(q, a, _contexts(q, a)) for q, a in PAIRS},
+    "text": Format(("text",), (), _plain),
 }
 
-FIELDS = tuple(dict.fromkeys(f for form in FORMATS.values() for f in (*form.required, *form.optional, *COMMON)))
+FIELDS = tuple(dict.fromkeys((
+    *(field for form in FORMATS.values() for field in form.required),
+    *("context", "input", "history", *COMMON, *SYSTEM, *TOOLS, *REASONING, *ROW_MARKS, "label"),
+)))  # fmt: skip
+"""What `--columns` can rename, besides the fields of a turn."""
 
 
 def format_problem(format: str) -> str:
-    """What is wrong with the name of a format; empty for one that `detect` knows."""
+    """What is wrong with the name of a format; empty for one that is known."""
     known = ("auto", *FORMATS)
     return (
         "" if format in known else f"unknown format: {format!r}.{did_you_mean(format, known)} Known: {', '.join(known)}"
     )
 
 
-def detect(rows: Iterable[Mapping[str, Any]], format: str, columns: Mapping[str, str], where: str) -> str:
-    """The name of the format of `rows`, after `columns` (our field -> theirs). Raises DataError: found and accepted."""
-    if problem := format_problem(format):
-        raise UsageError(problem)
-    for field in columns:
-        if field not in FIELDS:
-            raise DataError(f"columns: no field {field!r}.{did_you_mean(field, FIELDS)} Fields: {', '.join(FIELDS)}")
-    found: dict[str, None] = {}
-    present: set[str] = set()
-    for row in rows:
-        found.update(dict.fromkeys(map(str, row)))
-        keys = set(rename(row, columns))
-        present |= keys
-        for name in FORMATS if format == "auto" else (format,):
-            if keys.issuperset(FORMATS[name].required):
-                _check_columns(columns, found, where)
-                return name
-    _check_columns(columns, found, where)
-    accepted = "\n".join(f"  {n}: {', '.join(f.required)}" for n, f in FORMATS.items() if format in ("auto", n))
-    raise DataError(
-        f"{where}: the columns fit no known format\n  found: {', '.join(found) or 'none'}\n accepted:\n{accepted}",
-        hint=f"name them: --columns {_meant(found)}",
-    )
+def format_of(row: Mapping[str, Any], among: Iterable[str]) -> tuple[str, bool]:
+    """(the format of a row with our field names, whether all that it requires has a value); ("", False) for none.
+
+    A key without a value is an absent one, so `messages: null` beside alpaca's fields is alpaca. Where no format is
+    complete, the row is what most of its keys say, and reading it gives the reason why it cannot be used.
+    """
+    nearest, most = "", -1
+    for name in among:
+        required = FORMATS[name].required
+        if any(field not in row for field in required):
+            continue
+        given = sum(not missing(row[field]) for field in required)
+        if given == len(required):
+            return name, True
+        if given > most:
+            nearest, most = name, given
+    return nearest, False
 
 
-def _meant(found: Iterable[str]) -> str:
-    """What to write after --columns: the columns of a format that differ from it only in case, or an example."""
-    plain = {name.casefold(): name for name in found}
-    for form in FORMATS.values():
-        if plain.keys() >= set(form.required):
-            return ",".join(f"{field}={plain[field]}" for field in (*form.required, *form.optional) if field in plain)
-    return "instruction=<your column> --columns response=<your column>"
+def formats_of(rows: Sequence[Mapping[str, Any]], format: str) -> list[str]:
+    """The format of each row with our field names, "" for none; `format` is "auto" or the one that all have.
+
+    Plain text only where no row is of another format, since it is learned without anything that asks for it.
+    """
+    if format != "auto":
+        return [format_of(row, (format,))[0] for row in rows]
+    found = [format_of(row, FORMATS) for row in rows]
+    if all(name == "text" for name, complete in found if complete):
+        return [name for name, _ in found]
+    others = [name for name in FORMATS if name != "text"]
+    return [format_of(row, others)[0] if name == "text" else name for row, (name, _) in zip(rows, found, strict=True)]
 
 
-def _check_columns(columns: Mapping[str, str], found: Iterable[str], where: str) -> None:
-    found = list(found)
-    for field, theirs in columns.items():
-        if theirs not in found:
-            near = did_you_mean(theirs, found)
-            raise DataError(
-                f"{where}: no column {theirs!r} for {field!r}.{near} Found: {', '.join(found)}",
-                hint=f"--columns {field}=<one of them>"
-                + ("; partition.key is category, source or one of them" if field == "source" else ""),
-            )
+def to_example(
+    fields: Mapping[str, Any], format: str, id: str, names: Mapping[str, str] | None = None
+) -> tuple[Example, Notes]:
+    """The example in a row with our field names, and what was changed or not read. Raises Refusal.
 
-
-def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under our field names. A column that was given another name is not there under its own."""
-    if not columns:
-        return dict(row)
-    taken = set(columns.values())
-    kept = {name: value for name, value in row.items() if name not in taken}
-    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
-
-
-def to_example(row: Mapping[str, Any], format: str, id: str) -> tuple[Example, str]:
-    """The example in `row` (with our field names), and what was left out of it ("" for nothing). Raises Refusal."""
+    `names` (our field -> the user's) are the columns that the user named. `category` is "" where the row has none.
+    """
+    row = Row(fields, names or {})
+    _refuse_preferences(row)
+    _refuse_other_media(row)
+    _refuse_masked(row)
     form = FORMATS[format]
     for field in form.required:
-        if row.get(field) is None:
+        if field not in fields:
             raise Refusal(f"no {field!r}")
     messages, context = form.read(row)
-    system, own = _text(row, "system"), {m.content for m in messages if m.role == "system"}
+    category, source = (label(row.take(field), repr(field)) for field in COMMON)
+    tools = "" if format == "text" else read_tools(given) if (given := row.take(*TOOLS)) is not None else ""
+    if format == "text":
+        if not messages[0].content:
+            raise Refusal("empty text")
+    else:
+        messages, context = _checked(_with_system(messages, row), context, row.notes)
+    row.notes.columns = [row.names.get(column, column) for column in row.left]
+    return Example(id, tuple(messages), category, source, context, tools), row.notes
+
+
+def _with_system(messages: list[Message], row: Row) -> list[Message]:
+    system, own = row.text(*SYSTEM).strip(), {m.content for m in messages if m.role == "system"}
     if system and not own:
-        messages.insert(0, Message("system", system))
+        return [Message("system", system), *messages]
+    if own - {system} and system:
+        row.notes.change("the column 'system', beside a system turn")
+    return messages
+
+
+def _checked(messages: list[Message], context: str, notes: Notes) -> tuple[list[Message], str]:
+    """The turns from the first that asks to the last answer that is learned. Raises Refusal where nothing is left."""
     messages = [m for m in messages if m.role != "system" or m.content]
-    last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
-    if last < 0:
+    begin = next((i for i, m in enumerate(messages) if m.role in ("user", "tool")), len(messages))
+    if any(m.role == "assistant" for m in messages[:begin]) and begin < len(messages):
+        notes.change("the model's turn at the beginning, before anything was asked")
+        messages = [m for m in messages[:begin] if m.role == "system"] + messages[begin:]
+    answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
+    if not answers:
         raise Refusal("no answer")
-    left_out = ["turns after the last answer"] if last + 1 < len(messages) else []
-    left_out += ["the column 'system', beside a system turn"] if own - {system} and system else []
-    read = {*form.required, *form.optional, *COMMON}
-    left_out += [_unread(field, format) for field in FIELDS if field not in read and row.get(field)]
-    messages = messages[: last + 1]
-    if any(not m.content for m in messages if m.role == "assistant"):
+    learned = [i for i in answers if messages[i].learned]
+    if not learned:
+        raise Refusal("every answer is marked as not to be learned")
+    if begin == len(messages):
+        raise Refusal("nothing is asked, there are answers alone")
+    after = messages[learned[-1] + 1 :]
+    if after:
+        masked = any(m.role == "assistant" for m in after)
+        notes.change("turns after the last answer" + (" that is learned" if masked else ""))
+    messages = messages[: learned[-1] + 1]
+    if any(not m.content and not m.extra for m in messages if m.role == "assistant" and m.learned):
         raise Refusal("empty answer")
-    first = next(m for m in messages if m.role != "system")
-    if first.role != "user":
-        raise Refusal("the conversation begins with an answer")
     if any(not m.content for m in messages if m.role == "user"):
         raise Refusal("empty instruction")
-    return Example(
-        id=id,
-        messages=tuple(messages),
-        category=_label(row, "category") or "all",
-        source=_label(row, "source"),
-        context=context,
-    ), " and ".join(left_out)
+    shortened = [replace(m, content=_BLANK_LINES.sub("", m.content)) if m.role == "assistant" else m for m in messages]
+    if shortened != messages:
+        notes.change("blank lines before an answer")
+    return shortened, context
 
 
-def _unread(field: str, format: str) -> str:
-    slot = FORMATS[format].optional
-    mend = f" (--columns {slot[0]}={field} has it read)" if slot and field in ("context", "input") else ""
-    return f"the field {field!r}, which the format {format} does not know{mend}"
+def _refuse_preferences(row: Row) -> None:
+    """A KTO row whose label is false: its answer is the one that is not wanted. A true label is taken out, as read.
+
+    A label that is a number or a word is a class and no judgement, so it stays, and is named as not read.
+    """
+    wanted = {"true": True, "false": False}.get(str(row.left.get("label")).strip().casefold())
+    if wanted is not None:
+        if not wanted:
+            raise Refusal("'label' is false: an answer that is not wanted, in preference data")
+        del row.left["label"]
 
 
-def _text(row: Mapping[str, Any], field: str) -> str:
-    return _clean(row.get(field), repr(field))
+def _refuse_other_media(row: Row) -> None:
+    for field in IMAGES:
+        if field in row.left:
+            raise Refusal(f"{field!r} has a value, and only text is learned (take it out to learn the text alone)")
 
 
-def _clean(value: Any, what: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise Refusal(f"{what} is not text but {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Refusal(f"{what} holds half a character (a lone surrogate)") from None
-    return value.strip()
-
-
-def _label(row: Mapping[str, Any], field: str) -> str:
-    value = row.get(field)
-    if isinstance(value, (list, tuple, dict)):
-        raise Refusal(f"{field!r} is not one value")
-    return "" if value is None else str(value).strip()
+def _refuse_masked(row: Row) -> None:
+    """A mark for the whole row. `loss` may be a measured number, and a weight other than 0 and 1 is no mark."""
+    for field in ROW_MARKS:
+        value = row.left.get(field)
+        if value is None or (field == "loss" and not isinstance(value, (bool, str)) and field not in row.names):
+            continue
+        try:
+            learned = mark(value)
+        except ValueError:
+            if field in row.names:
+                raise Refusal(f"{row.names[field]!r} is neither true nor false") from None
+            continue
+        if learned is False:
+            raise Refusal(f"the row is marked as not to be learned ({row.names.get(field, field)!r})")
+        del row.left[field]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shepherd import network
 from shepherd.data.builtins import Rows
-from shepherd.data.files import shorten
+from shepherd.data.trees import shorten
 from shepherd.errors import DataError, NetworkError, missing_extra
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from shepherd import rng
 from shepherd.data.holdout import hold_out, short_categories
+from shepherd.data.names import safe_names
 from shepherd.data.partitioners import partitioners
 from shepherd.data.sources import digest
 from shepherd.errors import DataError
@@ -40,7 +41,7 @@ def divide(
     held_out: Sequence[Example] = (),
     dataset_digest: str = "",
 ) -> Partition:
-    """Deal `examples` with the partitioner `name`; 0 clients lets it decide, where it can.
+    """Deal `examples` with the partitioner `name`; 0 clients lets it decide, where it can. Each client gets a safe id.
 
     The digest is that of examples and held-out rows together unless given. Raises DataError for more clients than
     rows, for an id on both sides, for a row that is not in exactly one client, and for empty clients.
@@ -60,8 +61,10 @@ def divide(
         )
     dealt = partitioners.build(name, options)(examples, clients, rng.stream(seed, "partition", name))
     _check(dealt, examples, name)
+    labels = dict(sorted(zip(safe_names(list(dealt)), dealt, strict=True)))
     return Partition(
-        clients={client: tuple(dealt[client]) for client in sorted(dealt)},
+        clients={client: tuple(dealt[label]) for client, label in labels.items()},
+        labels=labels,
         dataset_digest=dataset_digest or digest([*examples, *held_out]),
         held_out=tuple(e.id for e in held_out),
         settings={"name": name, "clients": clients, "seed": seed, **options},
@@ -82,9 +85,10 @@ def table(partition: Partition, examples: Sequence[Example]) -> tuple[list[Clien
 
 
 def partition_document(partition: Partition, examples: Sequence[Example] = ()) -> dict[str, Any]:
-    """What partition.json holds; with `examples` also the client × category table."""
+    """What partition.json holds: clients by id, their names as written; with `examples` the client × category table."""
     document: dict[str, Any] = {
         "clients": {client: list(ids) for client, ids in partition.clients.items()},
+        "labels": {client: partition.label(client) for client in partition.clients},
         "held_out": list(partition.held_out),
         "dataset_digest": partition.dataset_digest,
         "settings": dict(partition.settings),
@@ -113,6 +117,7 @@ def load_partition(path: Path, dataset_digest: str = "") -> Partition:
             dataset_digest=document["dataset_digest"],
             held_out=tuple(document["held_out"]),
             settings=document["settings"],
+            labels={client: str(label) for client, label in document.get("labels", {}).items()},
         )
         _check_names(partition.clients, str(path))
     except FileNotFoundError:
@@ -142,8 +147,10 @@ def _check_names(clients: Iterable[ClientId], what: str) -> None:
             )
 
 
-def _check(dealt: Mapping[ClientId, Sequence[str]], examples: Sequence[Example], name: str) -> None:
-    _check_names(dealt, name)
+def _check(dealt: Mapping[str, Sequence[str]], examples: Sequence[Example], name: str) -> None:
+    for client in dealt:
+        if not isinstance(client, str):
+            raise DataError(f"{name}: a client's name is text, not {type(client).__name__}: {str(client)[:80]}")
     empty = sorted(client for client, ids in dealt.items() if not ids)
     if empty:
         raise DataError(

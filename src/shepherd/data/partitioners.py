@@ -1,16 +1,16 @@
 """Ways to deal rows to clients. One function, one decorator; its test joins by itself.
 
     @partitioners
-    def by_length(): ...        # returns partition(examples, clients, rng) -> {client id: (example id, …)}
+    def by_length(): ...        # returns partition(examples, clients, rng) -> {client's name: (example id, …)}
 
-Every row goes to exactly one client and no client is empty; `partition.divide` checks that for each of them.
+Every row goes to exactly one client and no client is empty; `partition.divide` checks that for each of them, and gives
+each a safe id.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ partitioners = Registry("partitioner")
 
 Key = Literal["category", "source"]
 """In a recipe also the name of a column, which then is the source of each row (`dividing.by_column`)."""
-Partitioner = Callable[[Sequence[Example], int, np.random.Generator], dict[ClientId, tuple[str, ...]]]
+Partitioner = Callable[[Sequence[Example], int, np.random.Generator], dict[str, tuple[str, ...]]]
 
 
 @partitioners
@@ -93,7 +93,7 @@ def by_key(key: Key = "category") -> Partitioner:
     """One client per category, source or value of another column that `key` names; clients are named after it.
 
     With fewer clients than keys the smallest keys join (each key, from the largest, goes to the client with the fewest
-    rows); with more, the key with the most rows per client is split, at random, again and again.
+    rows), "a + b"; with more, the key with the most rows per client is split, at random, again and again, "a (1 of 2)".
     """
     _known_key(key)
 
@@ -202,7 +202,19 @@ def _merged(groups: Mapping[str, list[int]], clients: int) -> list[tuple[str, li
         smallest = min(range(clients), key=lambda c: (len(held[c]), c))
         names[smallest].append(value)
         held[smallest] += groups[value]
-    return [("+".join(n), h) for n, h in zip(names, held, strict=True)]
+    return [(n[0] if len(n) == 1 else _other_than(groups, _joined(n)), h) for n, h in zip(names, held, strict=True)]
+
+
+def _other_than(keys: Collection[str], name: str) -> str:
+    """The name of a part or of joined keys, with a mark where a key of the data is called so."""
+    while name in keys:
+        name += "\N{PRIME}"
+    return name
+
+
+def _joined(names: Sequence[str], most: int = 4) -> str:
+    shown = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return " + ".join(shown)
 
 
 def _split(groups: Mapping[str, list[int]], clients: int, rng: np.random.Generator) -> list[tuple[str, list[int]]]:
@@ -215,8 +227,8 @@ def _split(groups: Mapping[str, list[int]], clients: int, rng: np.random.Generat
             out.append((value, groups[value]))
             continue
         dealt = np.array_split(rng.permutation(groups[value]), count)
-        width = len(str(count))
-        out += [(f"{value}-{number:0{width}d}", part.tolist()) for number, part in enumerate(dealt, 1)]
+        named = [(f"{value} ({number} of {count})", part.tolist()) for number, part in enumerate(dealt, 1)]
+        out += [(_other_than(groups, name), part) for name, part in named]
     return out
 
 
@@ -236,24 +248,8 @@ def _numbered(examples: Sequence[Example], held: Sequence[Sequence[int]]) -> dic
     return {f"client-{c:0{width}d}": _ids(examples, rows) for c, rows in enumerate(held)}
 
 
-def _named(examples: Sequence[Example], held: Sequence[tuple[str, list[int]]]) -> dict[ClientId, tuple[str, ...]]:
-    names = safe_names([name for name, _ in held])
-    return {name: _ids(examples, rows) for name, (_, rows) in zip(names, held, strict=True)}
-
-
-def safe_names(values: Sequence[str]) -> list[ClientId]:
-    """Client ids of letters, digits, `.`, `_`, `-`, at most 64, that differ in more than case (they name files)."""
-    names: list[ClientId] = []
-    taken: set[str] = set()
-    for number, value in enumerate(values):
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip(".-")[:64] or f"client-{number:03d}"
-        name, again = plain, 1
-        while name.casefold() in taken:
-            again += 1
-            name = f"{plain[: 63 - len(str(again))]}-{again}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+def _named(examples: Sequence[Example], held: Sequence[tuple[str, list[int]]]) -> dict[str, tuple[str, ...]]:
+    return {name: _ids(examples, rows) for name, rows in held}
 
 
 def _ids(examples: Sequence[Example], rows: Sequence[int]) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def build_template(name: str, tokenizer: Any) -> Template:
     """`chat`, `alpaca`, `auto` (chat where the tokenizer has one, else alpaca), or a text that has {instruction}.
 
     Raises ModelError for a tokenizer without a chat template or without an end token, and for a chat template that
-    rewrites earlier turns, where no mask would be exact; UsageError for another name, and for a text with a mistake.
+    fails, draws at random or shows no answers; UsageError for another name, and for a text with a mistake.
     """
     if problem := template_problem(name):
         raise UsageError(problem)

@@ -5,19 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from shepherd import rng
 from shepherd.data.builtins import Rows, datasets
-from shepherd.data.files import SUFFIXES, find, read_rows
-from shepherd.data.formats import Refusal, detect, rename, to_example
+from shepherd.data.columns import check_columns, no_format, rename, unread_sentence
+from shepherd.data.containers import Parts, read_path
+from shepherd.data.files import find
+from shepherd.data.formats import Refusal, format_problem, formats_of, to_example
 from shepherd.data.hub import hub
-from shepherd.errors import DataError, did_you_mean, plural
-from shepherd.types import Example
+from shepherd.data.splits import by_split
+from shepherd.data.trees import shorten
+from shepherd.data.turns import TURN_FIELDS
+from shepherd.data.waiting import Tell, Waiting
+from shepherd.errors import DataError, UsageError, did_you_mean, plural
+from shepherd.types import Example, Message
 
 _FUNCTION = re.compile(r"\w[\w.]+:[^\W\d]\w*")
+
+ALL, NO_CATEGORY = "all", "(no category)"
+"""The category of every row where none has one, and that of a row without where others have one."""
 
 Counts = Mapping[str, tuple[int, tuple[str, ...]]]
 """Reason -> (how many rows, the ids of the first three)."""
@@ -25,7 +36,12 @@ Counts = Mapping[str, tuple[int, tuple[str, ...]]]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples in the order of the source. `refused` rows are not among them; `changed` rows are, less a part."""
+    """Examples in the order of the source. `refused` rows are not among them; `changed` rows are, less a part.
+    `unread` is a sentence that names the columns and fields of turns that were not read; "" for none.
+
+    held_out: what the source itself keeps apart for evaluation, its test or validation part, or None. unusable: of
+    "category" and "source" the values of which no row can be used, with their rows.
+    """
 
     examples: tuple[Example, ...]
     name: str
@@ -34,7 +50,10 @@ class Dataset:
     licence: str = "unknown"
     refused: Counts = field(default_factory=dict)
     changed: Counts = field(default_factory=dict)
+    unread: str = ""
     notes: tuple[str, ...] = ()
+    held_out: Dataset | None = None
+    unusable: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -49,53 +68,149 @@ def load_examples(
     rows_per_category: int = 0,
     languages: Sequence[str] = ("english",),
     seed: int = 0,
+    parts: Parts = "held out",
+    tell: Tell | None = None,
 ) -> Dataset:
     """Read `source`: a path, `builtin:<name>`, `hub:<org/name>` or `module:function`.
 
     `columns` maps our field to theirs; `categories` keeps only these; `rows_per_category` draws at most so many of
-    each by seed. Raises DataError that says where and why, and for a source without a usable row.
+    each by seed. `parts` says what test and validation parts of the source are; `tell` is called with lines about a
+    long reading. Raises DataError that says where and why, and for a source, file or list without a usable row.
     """
-    rows = _read(source, tuple(languages))
     columns = dict(columns or {})
+    if problem := format_problem(format):
+        raise UsageError(problem)
+    rows = by_split(_read(source, tuple(languages), parts, tell), parts, columns)
+    check_columns(columns, [row for _, row in rows.rows], rows.name)
+    dataset = _examples(rows, format, columns, tell)
+    kept = _draw(_only(list(dataset.examples), categories, rows.name), rows_per_category, seed)
+    notes = (*dataset.notes, *_masked_notes(kept))
+    return replace(
+        dataset,
+        examples=tuple(kept),
+        digest=digest(kept),
+        notes=notes,
+        held_out=_apart(rows, format, columns, categories),
+    )
+
+
+def _apart(rows: Rows, format: str, columns: Mapping[str, str], categories: Sequence[str]) -> Dataset | None:
+    """The rows that the source keeps for evaluation; they need not have all columns of the others."""
+    if rows.held_out is None:
+        return None
+    there = {name for _, row in rows.held_out.rows for name in row}
+    kept = {ours: theirs for ours, theirs in columns.items() if theirs in there or ours in TURN_FIELDS}
+    dataset = _examples(rows.held_out, format, kept)
+    wanted = [e for e in dataset.examples if not categories or e.category in categories]
+    return replace(
+        dataset, examples=tuple(wanted), digest=digest(wanted), notes=(*dataset.notes, *_masked_notes(wanted))
+    )
+
+
+def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | None = None) -> Dataset:
+    """The rows that can be learned from, all of them."""
     fields = [(id, rename(row, columns)) for id, row in rows.rows]
-    format = detect((row for _, row in rows.rows), format, columns, rows.name)
+    formats = formats_of([row for _, row in fields], format)
+    if not any(formats):
+        raise no_format([row for _, row in rows.rows], format, columns, rows.name)
     refused, changed = Tally(), Tally()
-    examples = []
-    for id, row in fields:
+    unread: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    examples, used = [], Counter[str]()
+    waiting = Waiting(tell, f"reading {rows.name}", len(fields))
+    for number, ((id, row), name) in enumerate(zip(fields, formats, strict=True)):
+        waiting.at(number)
         try:
-            example, note = to_example(row, format, id)
+            if not name:
+                raise Refusal("its columns fit no known format")
+            example, notes = to_example(row, name, id, columns)
         except Refusal as reason:
             refused.add(str(reason), id)
             continue
         examples.append(example)
-        if note:
+        used[name] += 1
+        unread[0].update(notes.columns)
+        unread[1].update(notes.fields)
+        for note in notes.changes:
             changed.add(note, id)
+    if len(rows.places) > 1:
+        _check_places(rows, {e.id for e in examples}, refused)
     if not examples:
         raise DataError(
             f"{rows.name}: none of the {len(fields)} rows can be used\n{refused.describe()}",
-            hint="every row needs an instruction and an answer",
+            hint="mend what the reasons name: every row needs an instruction and an answer, in text",
         )
-    kept = _draw(_only(examples, categories, rows.name), rows_per_category, seed)
     return Dataset(
-        examples=tuple(kept),
+        examples=tuple(_labelled(examples)),
         name=rows.name,
-        format=format,
-        digest=digest(kept),
+        format=" and ".join(used),
+        digest="",
         licence=rows.licence,
         refused=refused.counts,
         changed=changed.counts,
-        notes=rows.notes,
+        unread=unread_sentence(*unread),
+        notes=(*rows.notes, *_format_notes(used)),
+        unusable={key: _unusable(fields, examples, key) for key in ("category", "source")},
     )
+
+
+def _unusable(fields: Sequence[tuple[str, Mapping[str, Any]]], examples: Sequence[Example], key: str) -> Counter[str]:
+    """Values of a field of which no row became an example, with the number of their rows."""
+    used, known = {e.id for e in examples}, {getattr(e, key) for e in examples}
+    values = Counter(str(row.get(key) or "").strip() for id, row in fields if id not in used)
+    return Counter({value: count for value, count in values.items() if value and value not in known})
+
+
+def _check_places(rows: Rows, used: Set[str], refused: Tally) -> None:
+    """Raise DataError for a file or list without a usable row: it is a client or a part, and would vanish."""
+    begin = 0
+    for place, count in rows.places:
+        there, begin = rows.rows[begin : begin + count], begin + count
+        ids = {id for id, _ in there}
+        if not used & ids:
+            found = ", ".join(dict.fromkeys(str(name) for _, row in there for name in row if name != "source"))
+            raise DataError(
+                f"{place}: none of its {plural(count, 'row')} can be used\n{refused.only(ids).describe()}\n"
+                f"  its columns: {shorten(found, 300)}",
+                hint="give them the columns of the others, or take the file away",
+            )
+
+
+def _format_notes(used: Mapping[str, int]) -> Iterator[str]:
+    if len(used) > 1:
+        yield f"rows of {len(used)} formats: " + ", ".join(f"{rows:,} {name}" for name, rows in used.items())
+    if "text" in used:
+        yield f"{plural(used['text'], 'row')} of plain text: learned whole, without a template or a prompt"
+
+
+def _masked_notes(examples: Sequence[Example]) -> Iterator[str]:
+    masked = [sum(m.role == "assistant" and not m.learned for m in e.messages) for e in examples]
+    if rows := sum(map(bool, masked)):
+        yield f"shown and not learned, as the data say: {plural(sum(masked), 'answer')} in {plural(rows, 'row')}"
+
+
+def _labelled(examples: list[Example]) -> list[Example]:
+    """Rows without a category are all of one where none has any, and of none where others do."""
+    if all(example.category for example in examples):
+        return examples
+    none = NO_CATEGORY if any(example.category for example in examples) else ALL
+    return [example if example.category else replace(example, category=none) for example in examples]
 
 
 def digest(examples: Iterable[Example]) -> str:
     """sha256 of the examples as canonical JSON, in the order of their ids: the order of the rows does not matter."""
     state = hashlib.sha256()
     for e in sorted(examples, key=lambda e: e.id):
-        turns = [[m.role, m.content] for m in e.messages]
-        line = json.dumps([e.id, turns, e.category, e.source, e.context], ensure_ascii=False, separators=(",", ":"))
+        turns = [_turn(m) for m in e.messages]
+        fields = [e.id, turns, e.category, e.source, e.context, *([e.tools] if e.tools else [])]
+        line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
         state.update(line.encode() + b"\n")
     return state.hexdigest()
+
+
+def _turn(message: Message) -> list[Any]:
+    """A turn for the digest; what most turns do not have is not in it, so that digests of older runs still hold."""
+    beside = [not message.learned, message.reasoning, message.extra]
+    return [message.role, message.content, *(beside if any(beside) else [])]
 
 
 class Tally:
@@ -106,6 +221,12 @@ class Tally:
 
     def add(self, reason: str, id: str) -> None:
         self._ids.setdefault(reason, []).append(id)
+
+    def only(self, ids: Set[str]) -> Tally:
+        """The part of it that these rows make up."""
+        part = Tally()
+        part._ids = {reason: kept for reason, all in self._ids.items() if (kept := [id for id in all if id in ids])}
+        return part
 
     @property
     def counts(self) -> dict[str, tuple[int, tuple[str, ...]]]:
@@ -129,6 +250,8 @@ def losses(dataset: Dataset) -> Iterator[str]:
     """What reading left out or changed, a sentence for each reason."""
     yield from sentences("refused", dataset.refused)
     yield from sentences("lost a part", dataset.changed)
+    if dataset.unread:
+        yield dataset.unread
     yield from dataset.notes
 
 
@@ -151,7 +274,7 @@ def is_path(source: str) -> bool:
     return not _FUNCTION.fullmatch(source) or Path(source).exists()
 
 
-def _read(source: str, languages: tuple[str, ...]) -> Rows:
+def _read(source: str, languages: tuple[str, ...], parts: Parts, tell: Tell | None) -> Rows:
     kind, _, name = source.partition(":")
     if kind == "builtin":
         return datasets.build(name, {"languages": languages} if has_languages(source) else {})
@@ -160,30 +283,9 @@ def _read(source: str, languages: tuple[str, ...]) -> Rows:
     if not is_path(source):
         return datasets.build(source)
     try:
-        path = find(source)
-        return _folder(path) if path.is_dir() else _file(path)
+        return read_path(find(source), parts, tell)
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from None
-
-
-def _file(path: Path) -> Rows:
-    return Rows(path.name, [(f"{path.stem}:{number}", row) for number, row in read_rows(path)])
-
-
-def _folder(path: Path) -> Rows:
-    """One file per client: the file's stem is each row's source, whatever the row itself says."""
-    entries = sorted(p for p in path.iterdir() if not p.name.startswith("."))
-    files = [p for p in entries if p.is_file() and p.suffix.lower() in SUFFIXES]
-    if not files:
-        raise DataError(f"{path} holds no data files", hint=f"one file per client: {', '.join(SUFFIXES)}")
-    stems = [p.stem.casefold() for p in files]
-    rows = []
-    for file in files:
-        name = file.stem if stems.count(file.stem.casefold()) == 1 else file.name
-        rows += [(f"{name}:{number}", row | {"source": name}) for number, row in read_rows(file)]
-    other = [p.name for p in entries if p not in files]
-    notes = (f"not data, so not read: {', '.join(other)}",) if other else ()
-    return Rows(path.name, rows, notes=notes)
 
 
 def _only(examples: list[Example], categories: Sequence[str], name: str) -> list[Example]:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from shepherd.data.formats import Refusal
-from shepherd.data.rendering import Protected, Rendered, Span, bare, control_tokens
+from shepherd.data.rendering import (
+    Protected,
+    Rendered,
+    Span,
+    bare,
+    control_tokens,
+    is_text,
+    plain,
+    start_token,
+    without_answer,
+)
 from shepherd.types import Message
 
 # Word for word as in the data set's format, since that is the wording that models have been tuned on.
@@ -29,7 +40,13 @@ class TextTemplate:
     after {response} is learned, since the model has to write it. Later turns repeat the block; a system message
     stands first, in place of the introduction. (text, introduction) is one pair; `without_input` is the pair for a
     conversation without a context.
+
+    There is no place for reasoning and tools. A conversation with them is refused: an answer without the reasoning
+    before it, or to what a tool said, is another answer than the one that was given.
     """
+
+    notes: tuple[str, ...] = ()
+    day = ""
 
     def __init__(
         self,
@@ -42,26 +59,30 @@ class TextTemplate:
         self.name = name
         self.end = tokenizer.eos_token
         self.stops = (self.end,)
+        self._tokenizer = tokenizer
         self._control = control_tokens(tokenizer)
         self._with_input, self._introduction = text, introduction
         self._without_input, self._introduction_without_input = without_input or (text, introduction)
-        self._start = tokenizer.bos_token if _adds_bos(tokenizer) else ""
+        start = start_token(tokenizer)
+        self._start = "" if start and text.startswith(start) else start
 
-    def render(self, messages: Sequence[Message], context: str = "") -> Rendered:
-        return self._render(messages, context, generation=False)
+    def render(self, messages: Sequence[Message], context: str = "", tools: str = "") -> Rendered:
+        if is_text(messages):
+            return plain(messages, self._tokenizer)
+        return self._render(messages, context, tools, generation=False)
 
-    def prompt(self, messages: Sequence[Message], context: str = "") -> str:
-        return self.opening(messages, context).text
+    def prompt(self, messages: Sequence[Message], context: str = "", tools: str = "") -> str:
+        return self.opening(messages, context, tools).text
 
-    def opening(self, messages: Sequence[Message], context: str = "") -> Rendered:
-        if messages and messages[-1].role == "assistant":
-            messages = messages[:-1]
-        return self._render(messages, context, generation=True)
+    def opening(self, messages: Sequence[Message], context: str = "", tools: str = "") -> Rendered:
+        return self._render(without_answer(messages), context, tools, generation=True)
 
-    def _render(self, messages: Sequence[Message], context: str, generation: bool) -> Rendered:
+    def _render(self, messages: Sequence[Message], context: str, tools: str, generation: bool) -> Rendered:
+        _check(self.name, messages, tools)
         protected = Protected(self._control, [*(m.content for m in messages), context])
         context = protected.hide(context)
-        system, pairs = _pairs([Message(m.role, protected.hide(m.content)) for m in messages], generation)
+        hidden = [replace(m, content=protected.hide(m.content)) for m in messages]
+        system, pairs = _pairs(hidden, generation)
         opening = system or (self._introduction if context else self._introduction_without_input)
         text = self._start + (f"{opening}\n\n" if opening else "")
         spans: list[Span] = []
@@ -75,10 +96,14 @@ class TextTemplate:
             if answer is None:
                 text = bare(text)
                 break
-            start, text = len(bare(text)), text + answer + tail + self.end
-            spans.append((start, len(text)))
+            end = "" if tail.rstrip().endswith(self.end) else self.end
+            start, text = len(bare(text)), text + answer.content + tail + end
+            if answer.learned:
+                spans.append((start, len(text)))
             text += "" if last else "\n\n"
-        return protected.restore(text, tuple(spans), context_span)
+        if not spans and not generation:
+            raise Refusal("no answer that is to be learned")
+        return protected.restore(Rendered(text, tuple(spans), context_span))
 
     def _block(self, asked: str, context: str) -> tuple[str, str, int | None]:
         """The text before the response, the text after it, and where the context begins in the former."""
@@ -106,10 +131,19 @@ def text_problem(text: str) -> str:
     return ""
 
 
-def _pairs(messages: Sequence[Message], generation: bool) -> tuple[str, list[tuple[str, str | None]]]:
+def _check(name: str, messages: Sequence[Message], tools: str) -> None:
+    """Raise Refusal for what a text has no place for."""
+    whose = f"the template {name!r} has no place for"
+    if tools or any(m.role == "tool" or m.extra for m in messages):
+        raise Refusal(f"{whose} tools")
+    if any(m.reasoning for m in messages):
+        raise Refusal(f"{whose} reasoning beside the answer (in the answer, as <think>…</think>, it is learned)")
+
+
+def _pairs(messages: Sequence[Message], generation: bool) -> tuple[str, list[tuple[str, Message | None]]]:
     """The leading system text, and (instruction, answer) for each block; the last answer is None for generation."""
     system: list[str] = []
-    pairs: list[tuple[str, str | None]] = []
+    pairs: list[tuple[str, Message | None]] = []
     waiting: list[str] = []
     for message in messages:
         if message.role == "system" and not pairs and not waiting:
@@ -117,17 +151,10 @@ def _pairs(messages: Sequence[Message], generation: bool) -> tuple[str, list[tup
         elif message.role != "assistant":
             waiting.append(message.content)
         elif waiting:
-            pairs.append(("\n\n".join(waiting), message.content))
+            pairs.append(("\n\n".join(waiting), message))
             waiting = []
         else:
             raise Refusal("two answers in a row")
     if generation:
         pairs.append(("\n\n".join(waiting), None))
     return "\n\n".join(system), pairs
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    if not tokenizer.bos_token:
-        return False
-    ids = tokenizer("a").input_ids
-    return bool(ids) and ids[0] == tokenizer.bos_token_id

@@ -15,7 +15,8 @@ import numpy as np
 from shepherd.data.formats import Refusal
 from shepherd.data.prompts import Rendered, Template
 from shepherd.data.sources import Counts, Tally, describe
-from shepherd.errors import DataError, ModelError
+from shepherd.data.waiting import LARGE, Tell, Waiting
+from shepherd.errors import DataError, ModelError, plural
 from shepherd.types import Example, Message, Tokens
 
 BATCH = 512
@@ -27,7 +28,8 @@ class Tokenized:
 
     `lengths` int32[rows] are the lengths before the cut. `cut_rows` and `cut_tokens` count truncation; of the rows,
     `cut_contexts`, `cut_prompts` and `cut_responses` lost a part of that (a row may be in several). `escaped` rows
-    spell out a control token, which was encoded as ordinary text.
+    spell out a control token, which was encoded as ordinary text. `changed` rows are learned, though not as they were
+    given: the template trims them, or takes the reasoning out of earlier turns.
     """
 
     tokens: tuple[Tokens, ...]
@@ -39,6 +41,7 @@ class Tokenized:
     cut_prompts: int = 0
     cut_responses: int = 0
     escaped: int = 0
+    changed: Counts = field(default_factory=dict)
     by_id: dict[str, Tokens] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -57,26 +60,32 @@ class _Row:
         return _Row(self.ids[kept], self.turn[kept], self.context[kept])
 
 
-def tokenize(examples: Sequence[Example], tokenizer: Any, template: Template, max_length: int) -> Tokenized:
+def tokenize(
+    examples: Sequence[Example], tokenizer: Any, template: Template, max_length: int, tell: Tell | None = None
+) -> Tokenized:
     """Render, encode, mask and cut every example; see `cut` for what truncation takes first.
 
-    A row without a target is refused with its reason. Raises DataError when no row is left, and ModelError for a
-    tokenizer without offsets.
+    A row without a target is refused with its reason; `tell` is called with lines about long work. Raises DataError
+    when no row is left, and ModelError for a tokenizer without offsets.
     """
-    refused = Tally()
+    refused, changed = Tally(), Tally()
     tokens: list[Tokens] = []
     lengths: list[int] = []
     cut_in = {"context": 0, "prompt": 0, "response": 0}
     escaped = 0
     bos = tokenizer.bos_token_id
+    if tell is not None and (size := sum(len(m.content) for e in examples for m in e.messages)) >= LARGE:
+        tell(f"tokenising {plural(len(examples), 'row')}, {size / 1e6:,.0f} million characters")
+    waiting = Waiting(tell, "tokenising", len(examples))
     for first in range(0, len(examples), BATCH):
+        waiting.at(first)
         shown: list[tuple[Example, Rendered]] = []
         for example in examples[first : first + BATCH]:
             try:
-                shown.append((example, template.render(example.messages, example.context)))
+                shown.append((example, template.render(example.messages, example.context, example.tools)))
             except Refusal as reason:
                 refused.add(str(reason), example.id)
-        encoded = encode([rendered for _, rendered in shown], tokenizer)
+        encoded = encode_rows([rendered for _, rendered in shown], tokenizer)
         for (example, rendered), (ids, spans) in zip(shown, encoded, strict=True):
             full = _mask(ids, spans, rendered)
             row, where = cut(full, max_length, bos)
@@ -88,6 +97,8 @@ def tokenize(examples: Sequence[Example], tokenizer: Any, template: Template, ma
             for part in where:
                 cut_in[part] += 1
             escaped += bool(rendered.breaks)
+            for reason in rendered.changed:
+                changed.add(reason, example.id)
             tokens.append(
                 Tokens(example.id, row.ids, mask, example.category, example.source, cut=len(full.ids) - len(row.ids))
             )
@@ -103,6 +114,7 @@ def tokenize(examples: Sequence[Example], tokenizer: Any, template: Template, ma
         cut_prompts=cut_in["prompt"],
         cut_responses=cut_in["response"],
         escaped=escaped,
+        changed=changed.counts,
     )
 
 
@@ -133,9 +145,38 @@ def encode(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarra
     return [(np.concatenate([ids for ids, _ in part]), np.concatenate([spans for _, spans in part])) for part in parts]
 
 
-def encode_prompt(template: Template, tokenizer: Any, messages: Sequence[Message], context: str = "") -> list[int]:
-    """The token ids that generation starts from; a control token that a user spelled out stays text here too."""
-    return encode([template.opening(messages, context)], tokenizer)[0][0].tolist()
+def encode_rows(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    """As `encode`, with every response encoded as it would be generated: behind the tokens of its prompt.
+
+    The white space that an answer begins with, such as the indentation of code, would else share a token with the line
+    break before it, and that token cannot follow a prompt which has its line break already.
+    """
+    encoded = encode(rendered, tokenizer)
+    for number, one in enumerate(rendered):
+        joined = [
+            a
+            for a, _ in one.spans
+            if one.text[a : a + 2].isspace() and not _begins_afresh(one, a, encoded[number], tokenizer)
+        ]
+        if joined:
+            encoded[number] = encode([replace(one, breaks=tuple(sorted({*one.breaks, *joined})))], tokenizer)[0]
+    return encoded
+
+
+def _begins_afresh(one: Rendered, at: int, encoded: tuple[np.ndarray, np.ndarray], tokenizer: Any) -> bool:
+    """Whether the tokens up to character `at` are those of that text alone. Offsets do not tell: some are trimmed."""
+    alone, _ = encode([Rendered(one.text[:at], (), breaks=tuple(b for b in one.breaks if b < at))], tokenizer)[0]
+    return np.array_equal(alone, encoded[0][: len(alone)])
+
+
+def encode_prompt(
+    template: Template, tokenizer: Any, messages: Sequence[Message], context: str = "", tools: str = ""
+) -> list[int]:
+    """The token ids that generation starts from; a control token that a user spelled out stays text here too.
+
+    Raises Refusal for messages that the template cannot show.
+    """
+    return encode([template.opening(messages, context, tools)], tokenizer)[0][0].tolist()
 
 
 def _mask(ids: np.ndarray, spans: np.ndarray, rendered: Rendered) -> _Row:
@@ -224,7 +265,7 @@ def _decode(ids: list[int], tokenizer: Any) -> str:
 
 def _nothing(rows: int, refused: Counts, lengths: list[int], max_length: int) -> DataError:
     median = f"\n  max_length is {max_length}, the median row has {int(np.median(lengths))} tokens" if lengths else ""
-    return DataError(
-        f"none of the {rows} rows has a token to learn\n{describe(refused)}{median}",
-        hint="raise data.max_length" if lengths else "see the reasons above",
-    )
+    hint = "raise data.max_length" if lengths else "see the reasons above"
+    if not lengths and any("template" in reason for reason in refused):
+        hint = "choose another template: data.template is chat, alpaca, or a text of your own with {instruction}"
+    return DataError(f"none of the {rows} rows has a token to learn\n{describe(refused)}{median}", hint=hint)

@@ -2,6 +2,9 @@
 
 On a GPU in half precision one kernel call takes all sequences (`torch.nn.attention.varlen`); otherwise a loop of SDPA
 calls over the sequences.
+
+A model also makes masks, which a packed pass has no use for: the mask function registered beside it makes none and
+notes the window that the mask would have had, so that `windows` can tell whether the attention knows of it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from shepherd.errors import ModelError
 
@@ -25,6 +28,8 @@ NAME = "shepherd_packed"
 
 _bounds: tuple[int, ...] = ()  # of the pass that is under way; checkpointing reads it again in the backward pass
 _starts: dict[torch.device, Tensor] = {}  # the same as int32 on a device, made once per pass
+_masked: set[int] = set()  # windows in the masks that the model asked for in this pass
+_attended: set[int] = set()  # windows that its attention layers named
 
 
 def open_pass(bounds: tuple[int, ...]) -> None:
@@ -32,6 +37,13 @@ def open_pass(bounds: tuple[int, ...]) -> None:
     global _bounds
     _bounds = bounds
     _starts.clear()
+    _masked.clear()
+    _attended.clear()
+
+
+def windows() -> tuple[set[int], set[int]]:
+    """The windows of the pass since `open_pass`: those of the model's masks, and those that attention was given."""
+    return set(_masked), set(_attended)
 
 
 def _packed_attention(
@@ -53,7 +65,11 @@ def _packed_attention(
         raise ModelError("attention sinks are not supported yet")
     if getattr(module, "is_causal", True) is False:
         raise ModelError("this model has bidirectional attention; packed passes need a causal LM")
+    if attention_mask is not None:
+        raise ModelError("its attention has a mask or bias of its own, which a packed pass would leave out")
     window = sliding_window or getattr(module, "sliding_window", None)
+    if window:
+        _attended.add(int(window))
     if _one_kernel(query, value, softcap):
         return _varlen(query, key, value, scaling, window), None
     dtype = query.dtype
@@ -69,6 +85,14 @@ def _packed_attention(
 
 
 AttentionInterface.register(NAME, _packed_attention)
+
+
+def _no_mask(*args, local_size: int | None = None, **kwargs) -> None:
+    if local_size:
+        _masked.add(int(local_size))
+
+
+AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def _one_kernel(query: Tensor, value: Tensor, softcap: float | None) -> bool:

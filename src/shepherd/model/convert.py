@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.errors import ModelError
+from shepherd.model.folder import check_pointer
 
 # Raise when a conversion would give other files than before: cached ones are then made anew.
 CONVERSION = 1
@@ -17,35 +18,40 @@ CONVERSION = 1
 # Names of llama.cpp's pre-tokenizers that cut every digit off before the split of GPT-2, and that have only the latter.
 # A GGUF file names its split; it does not spell it, and transformers falls back to GPT-2's for names it does not know.
 _DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+_FULL = ("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64")
 _PLAIN_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"}
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers: what the user sees is ours to draw."""
+    """No progress bars, tables or warnings of transformers: what the user sees is ours to draw and to say."""
     import tqdm
     from transformers.utils import logging
 
-    was_on, start = logging.is_progress_bar_enabled(), tqdm.tqdm.__init__
+    was_on, level, start = logging.is_progress_bar_enabled(), logging.get_verbosity(), tqdm.tqdm.__init__
     logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
     tqdm.tqdm.__init__ = functools.partialmethod(start, disable=True)  # The unpacking of GGUF draws its own.
     try:
         yield
     finally:
         tqdm.tqdm.__init__ = start
+        logging.set_verbosity(level)
         if was_on:
             logging.enable_progress_bar()
 
 
 def gguf_facts(path: Path) -> dict[str, Any]:
     """The metadata of a GGUF file that the conversion needs. Raises ModelError when it is not a GGUF file."""
+    check_pointer(path)
     with open(path, "rb") as stream:
         if stream.read(4) != b"GGUF":
             raise ModelError(f"{path} is not a GGUF file: it does not start with 'GGUF'", hint="fetch the file again")
     import gguf
 
     try:
-        fields = gguf.GGUFReader(path).fields
+        reader = gguf.GGUFReader(path)
+        fields = reader.fields
     except Exception as error:
         raise ModelError(
             f"{path} cannot be read as GGUF, it may be cut short or damaged (its reader says: {error})",
@@ -62,7 +68,43 @@ def gguf_facts(path: Path) -> dict[str, Any]:
         "tokenizer": value("tokenizer.ggml.model") or "",
         "split": value("tokenizer.ggml.pre") or "",
         "end": value("tokenizer.ggml.eos_token_id"),
+        "type": value("general.type") or "model",
+        "parts": value("split.count") or 1,
+        "kinds": {int(tensor.tensor_type): tensor.tensor_type.name for tensor in reader.tensors},
     }
+
+
+def check_gguf(path: Path) -> dict[str, Any]:
+    """The facts of a GGUF file. Raises ModelError unless it holds a whole language model; PyTorch stays out."""
+    facts = gguf_facts(path)
+    if facts["type"] == "adapter":
+        raise ModelError(f"{path} is an adapter, not a base model", hint="set model.base to the model it was made for")
+    if facts["type"] in ("mmproj", "vocab", "imatrix") or facts["architecture"] in ("clip", ""):
+        what = ", ".join(filter(None, (facts["type"], facts["architecture"])))
+        raise ModelError(
+            f"{path} holds no language model but a part of one ({what})",
+            hint="set model.base to the GGUF file of the model itself",
+        )
+    if facts["parts"] > 1:
+        raise ModelError(
+            f"{path} is one of {facts['parts']} parts of a model",
+            hint="join them first: llama-gguf-split --merge FIRST_PART OUT.gguf",
+        )
+    return facts
+
+
+def _refuse_kinds(source: Path, kinds: dict[int, str]) -> None:
+    """Raise ModelError for blocks that this transformers cannot unpack; releases differ in what they can."""
+    try:
+        from transformers.integrations.gguf.dequant import GGML_NAME
+    except ImportError:
+        return
+    unknown = sorted(name for kind, name in kinds.items() if kind not in GGML_NAME and name not in _FULL)
+    if unknown:
+        raise ModelError(
+            f"{source}: its weights are in {', '.join(unknown)}, which transformers does not unpack",
+            hint=f"take a file in one of {', '.join(sorted(GGML_NAME.values()))}, or the model's safetensors",
+        )
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
@@ -71,9 +113,13 @@ def convert_gguf(source: Path, folder: Path) -> None:
     Weights are stored as float32: that is what the quantised blocks unpack to without a second rounding. Tied
     embeddings are stored once. Raises ModelError for architectures and tokenizers that cannot be rebuilt exactly.
     """
-    facts = gguf_facts(source)
+    facts = check_gguf(source)
     import torch
     import transformers
+
+    from shepherd.model.outline import first_line, judge
+
+    _refuse_kinds(source, facts["kinds"])
 
     options: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
     loading = dict(options, dtype=torch.float32)
@@ -85,7 +131,10 @@ def convert_gguf(source: Path, folder: Path) -> None:
             _mend_split(tokenizer, facts, source)
             if facts["end"] is not None:  # whatever the reader of its tokenizer made of it
                 tokenizer.eos_token = tokenizer.convert_ids_to_tokens(facts["end"])
-            model = transformers.AutoModelForCausalLM.from_pretrained(source.parent, **loading)
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                source.parent, output_loading_info=True, **loading
+            )
+            judge(source, model, info, set(model.state_dict()))
             if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
                 raise ModelError(f"{source}: its tokenizer has {len(tokenizer)} tokens, more than the model has rows")
             model.config._name_or_path = ""
@@ -94,7 +143,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
             tokenizer.save_pretrained(folder)
     except (ValueError, NotImplementedError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"{source}: a GGUF file of architecture {facts['architecture']!r} cannot be converted: {error}",
+            f"{source}: a GGUF file of architecture {facts['architecture']!r} cannot be converted: {first_line(error)}",
             hint="use the model's hub id or its folder of safetensors files instead",
         ) from error
     _forget_origin(folder / "config.json", "_model_name_or_path", "_name_or_path")

@@ -102,11 +102,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, by name; an index file decides when there is one.
+    """The safetensors files of a model folder, by name: those that transformers reads, in the order in which it looks
+    for them: model.safetensors, else those of the index, else whatever there is.
 
     Raises ModelError for an index that names anything but safetensors files of that folder.
     """
-    index = folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
     if index.is_file():
         named = read_json(index).get("weight_map")
         names = list(named.values()) if isinstance(named, dict) else [None]
@@ -117,8 +120,7 @@ def weight_files(folder: Path) -> list[Path]:
                     hint="save the model with save_pretrained, which writes safetensors and their index",
                 )
         return [folder / name for name in sorted(set(names))]
-    single = folder / "model.safetensors"
-    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    return sorted(folder.glob("*.safetensors"))
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -25,8 +25,9 @@ from pathlib import Path
 from shepherd import network
 from shepherd.errors import ModelError, NetworkError, ResourceError, did_you_mean
 from shepherd.model.card import licence_of
-from shepherd.model.convert import CONVERSION, convert_gguf
+from shepherd.model.convert import CONVERSION, check_gguf, convert_gguf
 from shepherd.model.digest import cache_root, damage, read_manifest, sha256, sha256_all, write_manifest
+from shepherd.model.folder import inspect_folder
 
 Progress = Callable[[str], None]
 
@@ -101,6 +102,27 @@ def resolve(base: str, revision: str = "") -> Path:
         f"unknown model: {base!r} is no built-in name, folder, .gguf file or hub id.{did_you_mean(base, BUILTIN)}",
         hint=f"built in: {', '.join(BUILTIN)}; a hub id looks like org/name",
     )
+
+
+def look_at(base: str, revision: str = "") -> None:
+    """Raise ModelError where names, headers and metadata already tell that no run can use `base`; PyTorch stays out."""
+    local = Path(base).expanduser()
+    if base not in BUILTIN and local.suffix.lower() == ".gguf" and local.is_file():
+        check_gguf(local)
+    else:
+        inspect_folder(resolve(base, revision))
+
+
+def public_name(base: str, revision: str, folder: Path) -> str:
+    """What any tool finds by itself of a base that was loaded from `folder`: a hub id, with `@revision` if it has one,
+    or that folder. A built-in model is known to nobody else: its name stands for the folder that was made of it, and
+    for its hub id only where the weights came from there (docs/decisions/0012)."""
+    if base in BUILTIN:
+        made = folder.absolute() == _entry(BUILTIN[base].sha256).absolute()
+        return str(folder.absolute()) if made else BUILTIN[base].hub_id
+    if is_local(base):
+        return str(folder.absolute())
+    return f"{base}@{revision}" if revision else base
 
 
 def is_local(base: str) -> bool:

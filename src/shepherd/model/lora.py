@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -181,7 +182,7 @@ class CohortLora:
         self.held: list[Slot] = []
         self.segments: Sequence[Segment] | None = None
         self.dropout_seeds: Sequence[tuple[int, int, int]] = ()  # (start, end, seed) of each sequence of the pass
-        self._frozen: dict[str, tuple[Tensor, ...]] = {}
+        self._frozen: dict[str, list[tuple[Tensor, ...]]] = {}
         self.together = torch.device(device).type == "cuda"  # share products among clients: see together.py
         self._shared: tuple[Sequence[Segment], Columns | None] | None = None
 
@@ -238,7 +239,7 @@ class CohortLora:
             if self.dropout and self.dropout_seeds and torch.is_grad_enabled():
                 drop = (self.dropout, [(start, end, derive(seed, index)) for start, end, seed in self.dropout_seeds])
             if name in self._frozen:
-                output = output + self._frozen_term(name, x)
+                output = (output + self._frozen_term(name, x)).to(output.dtype)
             columns = self._columns(segments, tokens, x)
             if columns is not None:
                 mask = None if drop is None else _mask(x.reshape(-1, x.shape[-1]), x.dtype, drop)
@@ -255,8 +256,8 @@ class CohortLora:
             self._shared = (segments, Columns.of(_owned(segments), self.held, tokens, x.device))
         return self._shared[1]
 
-    def _increment(self, name: str, term: LowRank) -> tuple[Tensor, ...]:
-        """(R, L), or (L R,) where that is smaller."""
+    def _increment(self, name: str, term: LowRank) -> list[tuple[Tensor, ...]]:
+        """(R, L), or (L R,) where that is smaller; two such where a part of it is held apart."""
         if name not in self.sizes or (term.R.shape[1], term.L.shape[0]) != self.sizes[name]:
             raise ModelError(
                 f"the remainder of {name} is {term.L.shape[0]} × {term.R.shape[1]}, "
@@ -264,15 +265,20 @@ class CohortLora:
                 hint="use the base model and lora.targets that the run was started with",
             )
         n_in, n_out = self.sizes[name]
-        L, R = (torch.from_numpy(np.asarray(m, np.float32)).to(self.device) for m in (term.L, term.R))
-        return (L @ R,) if len(R) * (n_in + n_out) > n_in * n_out else (R, L)
+        found = []
+        for part in term.parts() if term.apart else (term,):
+            L, R = (torch.from_numpy(np.asarray(m, np.float32)).to(self.device) for m in (part.L, part.R))
+            if len(R):
+                found.append((L @ R,) if len(R) * (n_in + n_out) > n_in * n_out else (R, L))
+        return found
 
     def _frozen_term(self, name: str, x: Tensor) -> Tensor:
-        if self._frozen[name][0].dtype != x.dtype:  # a base computes in one dtype: cast once, and for good
-            self._frozen[name] = tuple(weight.to(x.dtype) for weight in self._frozen[name])
-        for weight in self._frozen[name]:
-            x = F.linear(x, weight)
-        return x
+        # As the adapters' products, with which it may have to cancel. A base computes in one dtype: cast once for good.
+        x = x.to(_product_dtype(x))
+        if self._frozen[name][0][0].dtype != x.dtype:
+            self._frozen[name] = [tuple(weight.to(x.dtype) for weight in term) for term in self._frozen[name]]
+        first, *others = (reduce(F.linear, term, x) for term in self._frozen[name])
+        return reduce(torch.add, others, first)
 
 
 class _AddLowRank(torch.autograd.Function):

@@ -22,6 +22,7 @@ _DEFAULTS = {
     "GOMP_SPINCOUNT": "10000",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",  # its warnings are about its own trainer and pipelines; ours say what matters
     # Kernels are kept by shape, half a megabyte each; passes have ever new lengths, and 1,024 kernels are too many.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
 }

@@ -284,6 +284,8 @@ def compare(run_dirs: Sequence[str | Path]) -> Comparison:
     for row, record in zip(rows, records, strict=True):
         if row.state != "finished":
             warnings.append(f"{row.name} has not ended; its losses are those of the last evaluated round.")
+        if findings.some_alone(record):
+            warnings.append(f"{row.name}: mean alone is that of {findings.trained_alone(record)}.")
         warnings += [f"{row.name}: {note}" for note in record.notes]
     return Comparison(rows, groups, differing, tuple(warnings), verdict)
 

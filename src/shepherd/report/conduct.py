@@ -404,6 +404,8 @@ def alerts(record: RunRecord) -> list[str]:
         found.append(
             f"Training alone failed for {plural(len(failed), 'client')}, left out of all means: see Per client."
         )
+    if findings.some_alone(record):
+        found.append(f"The mean and the best of the clients alone are those of {findings.trained_alone(record)}.")
     broken = [arm.name for arm in findings.arms(record) if arm.loss is None]
     if broken:
         found.append(f"No finite held-out loss was measured for: {listing(broken)}.")

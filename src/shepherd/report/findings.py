@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from shepherd.report.load import RunRecord
-from shepherd.report.wording import number
+from shepherd.report.wording import number, plural
 
 ARMS = ("base", "local", "federated", "centralised")
 INTERVAL = "95\N{NO-BREAK SPACE}% interval"
@@ -116,6 +116,18 @@ def arms(record: RunRecord) -> list[Arm]:
             )
         )
     return found
+
+
+def trained_alone(record: RunRecord) -> str:
+    """How many clients trained alone: "8 clients", or "3 of 100 clients" where that is not all of them."""
+    alone = len(local_arms(record))
+    clients = int(number(record.summary.get("clients")) or len(record.partition.get("clients") or ()))
+    return f"{alone:,} of {plural(clients, 'client')}" if alone < clients else plural(alone, "client")
+
+
+def some_alone(record: RunRecord) -> bool:
+    """Whether some clients trained alone, and not all: their mean and their best are not those of all clients."""
+    return bool(local_arms(record)) and " of " in trained_alone(record)
 
 
 def best_and_worst_local(record: RunRecord) -> tuple[str, str] | None:

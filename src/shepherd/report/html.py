@@ -211,7 +211,7 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
     rows += [
         [key.replace("_", " "), plainly(v)]
         for key, v in data.items()
-        if key not in labels and key not in ("refused", "changed", "notes", "audit")
+        if key not in labels and key not in ("refused", "changed", "notes", "audit", "details")
     ]
     items = [Table("Data of this run", ("", ""), rows, texts=(0, 1))]
     text = ["No row was refused."]
@@ -223,6 +223,8 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
             text[what != "refused" :] = [f"{plural(int(total), 'row')} {did}; the reasons are below."]
     notes = data.get("notes")
     text += [shorten(str(note), 300) for note in notes[: limits.rows]] if isinstance(notes, list) else []
+    if isinstance(details := data.get("details"), Mapping) and details:
+        items.append(_cases(details, limits))
     if audit := data.get("audit"):
         items.append(_audit(audit, limits))
     return Section("data", "Data", [*text, *record.notes], items)
@@ -238,6 +240,16 @@ def _reasons(title: str, counts: Mapping[str, Any], limits: Limits) -> Table:
     note = left_out(len(lines), limits.rows, "reason")
     return without_empty(
         Table(title, ("Reason", "Rows", "First places"), lines[: limits.rows], texts=(0, 2), note=note)
+    )
+
+
+def _cases(details: Mapping[str, Any], limits: Limits) -> Table:
+    """Every case of the warnings that name a few: all of them, as long as the page has room."""
+    cases = [[shorten(str(case), 200)] for each in details.values() if isinstance(each, list) for case in each]
+    most = len(cases) if limits.rows >= Limits().rows else limits.rows
+    note = left_out(len(cases), most, "case", "all are in summary.json")
+    return Table(
+        "Every case of the warnings about categories and names", ("Case",), cases[:most], folded=True, note=note
     )
 
 

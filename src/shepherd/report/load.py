@@ -16,61 +16,71 @@ from typing import Any
 from shepherd.errors import DataError
 
 # Shapes: a type or types, a mapping of known keys ("*" is any other key), or a list with the shape of its items.
-# A key ending in "?" may be null. Absent keys are allowed; numbers are checked where they are used.
+# A key ending in "?" may be null. Absent keys are allowed; numbers are checked where they are used. A client's id is
+# a `Client`, and "@" any key that is one: the report shows its label in its place.
+
+
+class Client(str):
+    """Marks a text of a shape that is a client's id, or "local:" and one."""
+
+
+CLIENT, ANY_CLIENT = Client("client"), "@"
 _ARM = {
     "per_category?": {"*": {"*": object}},
-    "per_client?": {"*": {"*": object}},
+    "per_client?": {ANY_CLIENT: {"*": object}},
     "generation?": {"*": object},
 }
-_ARMS = {"base?": _ARM, "federated?": _ARM, "centralised?": _ARM, "local?": {"*": _ARM}}
+_ARMS = {"base?": _ARM, "federated?": _ARM, "centralised?": _ARM, "local?": {ANY_CLIENT: _ARM}}
 _CURVE = [[object]]
-_DIFFERENCE = {"a": str, "b": str, "ci95?": [object], "bootstrap95?": [object]}
+_DIFFERENCE = {"a": CLIENT, "b": CLIENT, "ci95?": [object], "bootstrap95?": [object]}
 _METRICS = {
     "arms": _ARMS,
-    "curves?": {"federated?": _CURVE, "centralised?": _CURVE, "local?": {"*": _CURVE}},
-    "personal?": {"*": {"*": object}},
-    "clusters?": {"*": [str]},
+    "curves?": {"federated?": _CURVE, "centralised?": _CURVE, "local?": {ANY_CLIENT: _CURVE}},
+    "personal?": {ANY_CLIENT: {"*": object}},
+    "clusters?": {"*": [CLIENT]},
     "differences?": [_DIFFERENCE],
-    "own_rows?": {"*": {"ci95?": [object]}},
+    "own_rows?": {ANY_CLIENT: {"ci95?": [object]}},
     "generation_differences?": [{"metric": str, **_DIFFERENCE}],
 }
 _SUMMARY = {
-    "arms": {"*": object},
+    "arms": {"local?": {ANY_CLIENT: object}, "*": object},
+    "failed?": [{"client": CLIENT, "*": object}],
     "budget?": {"*": {"*": object}},
     "seconds?": {"*": object},
     "model?": {"*": object},
     "adapter?": {"*": object},
     "data?": {"*": object},
     "reload_check?": {"*": object},
-    "trained_rows?": {"*": {"*": object}},
+    "trained_rows?": {ANY_CLIENT: {"*": object}},
     "rows_seen?": str,
 }
 _ROUND = {
     "round": int,
-    "cohort": [str],
-    "missing?": [str],
-    "rejected?": [{"client": str}],
-    "late?": [str],
-    "ignored?": [{"client": str}],
-    "quarantined?": [str],
-    "weights?": {"*": object},
-    "train_loss?": {"*": object},
+    "cohort": [CLIENT],
+    "missing?": [CLIENT],
+    "rejected?": [{"client": CLIENT}],
+    "late?": [CLIENT],
+    "ignored?": [{"client": CLIENT}],
+    "quarantined?": [CLIENT],
+    "weights?": {ANY_CLIENT: object},
+    "train_loss?": {ANY_CLIENT: object},
     "held_out_per_category?": {"*": object},
-    "held_out_per_client?": {"*": object},
-    "steps?": {"*": object},
-    "examples?": {"*": object},
-    "unused_examples?": {"*": object},
-    "tokens?": {"*": object},
+    "held_out_per_client?": {ANY_CLIENT: object},
+    "steps?": {ANY_CLIENT: object},
+    "examples?": {ANY_CLIENT: object},
+    "unused_examples?": {ANY_CLIENT: object},
+    "tokens?": {ANY_CLIENT: object},
     "seconds?": {"*": object},
-    "update_norm?": {"*": object},
-    "clusters?": {"*": int},
-    "diagnostics?": {"increment_norm?": {"*": object}},
+    "update_norm?": {ANY_CLIENT: object},
+    "clusters?": {ANY_CLIENT: int},
+    "diagnostics?": {"increment_norm?": {ANY_CLIENT: object}},
 }
 _PARTITION = {
-    "clients": {"*": [str]},
+    "clients": {ANY_CLIENT: [str]},
+    "labels?": {"*": str},
     "held_out?": [str],
     "settings?": {"*": object},
-    "table?": {"clients": [str], "categories": [str], "counts": [[int]]},
+    "table?": {"clients": [CLIENT], "categories": [str], "counts": [[int]]},
 }
 _GENERATION = {
     "prompt": [{"role": str, "content": str}],
@@ -81,7 +91,9 @@ _GENERATION = {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that a run directory says. `state` is "finished", or "unfinished" while there is no summary.json.
+    """All that a run directory says, clients by their labels.
+
+    `state` is "finished", or "unfinished" while there is no summary.json.
 
     config: the resolved settings by table; config_text: config.toml as written. rounds: one mapping per committed
     round, in order. metrics, summary and partition are empty, rounds and generations are (), where the run has
@@ -129,15 +141,24 @@ def load_run(path: str | Path) -> RunRecord:
     finished = (path / "summary.json").exists()
     federated = "federated" in config.get("evaluation", {}).get("arms", ("federated",))
     notes: list[str] = []
+    partition = _json(path / "partition.json", _PARTITION, needed=finished)
+    labels = partition.get("labels") or {}
+
+    def named(value: Any, shape: Any) -> Any:
+        return _named(value, shape, labels) if labels else value
+
     return RunRecord(
         path=path,
         state="finished" if finished else "unfinished",
         config=config,
         config_text=text,
-        summary=_json(path / "summary.json", _SUMMARY, needed=finished),
-        metrics=_json(path / "evaluation" / "metrics.json", _METRICS, needed=finished),
-        rounds=_lines(path / "rounds.jsonl", _ROUND, finished and federated, notes, torn=not finished),
-        partition=_json(path / "partition.json", _PARTITION, needed=finished),
+        summary=named(_json(path / "summary.json", _SUMMARY, needed=finished), _SUMMARY),
+        metrics=named(_json(path / "evaluation" / "metrics.json", _METRICS, needed=finished), _METRICS),
+        rounds=tuple(
+            named(line, _ROUND)
+            for line in _lines(path / "rounds.jsonl", _ROUND, finished and federated, notes, torn=not finished)
+        ),
+        partition=named(partition, _PARTITION),
         generations=_lines(path / "evaluation" / "generations.jsonl", _GENERATION, False, notes, torn=not finished),
         environment=_json(path / "env.json", {"*": object}, needed=False),
         identity=_json(path / "identity.json", {"held_out?": str}, needed=False),
@@ -193,6 +214,25 @@ def _lines(file: Path, shape: Any, needed: bool, notes: list[str], torn: bool) -
     return tuple(records)
 
 
+def _named(value: Any, shape: Any, labels: Mapping[str, str]) -> Any:
+    """`value`, which has `shape`, with each client's label in place of its id."""
+    if isinstance(shape, Client):
+        local = "local:" if value.startswith("local:") else ""
+        client = value.removeprefix(local)
+        return local + labels.get(client, client) if local or value in labels else value
+    if value is None or not isinstance(shape, (list, dict)):
+        return value
+    if isinstance(shape, list):
+        return [_named(item, shape[0], labels) for item in value]
+    known = {key.rstrip("?"): inner for key, inner in shape.items()}
+    named = {}
+    for key, item in value.items():
+        client = key not in known and ANY_CLIENT in known
+        inner = known.get(key, known.get(ANY_CLIENT, known.get("*", object)))
+        named[labels.get(key, key) if client else key] = _named(item, inner, labels)
+    return named
+
+
 def _check(value: Any, shape: Any, file: Path, place: str = "") -> None:
     """Raise DataError where `value` does not have `shape`, naming the place as `a.b.0`."""
     if isinstance(shape, list):
@@ -201,7 +241,8 @@ def _check(value: Any, shape: Any, file: Path, place: str = "") -> None:
     elif isinstance(shape, dict):
         kind, wrong = Mapping, not isinstance(value, dict)
     else:
-        kind, wrong = shape, not isinstance(value, shape)
+        kind = str if isinstance(shape, Client) else shape
+        wrong = not isinstance(value, kind)
     if wrong:
         wanted = {Sequence: "a list", Mapping: "a table", str: "a text", int: "a whole number"}.get(
             kind, "another type"
@@ -212,11 +253,13 @@ def _check(value: Any, shape: Any, file: Path, place: str = "") -> None:
         for position, item in enumerate(value):
             _check(item, shape[0], file, f"{place}.{position}".lstrip("."))
     elif isinstance(shape, dict):
-        known = {key.rstrip("?"): (inner, key.endswith("?")) for key, inner in shape.items() if key != "*"}
+        known = {
+            key.rstrip("?"): (inner, key.endswith("?")) for key, inner in shape.items() if key not in ("*", ANY_CLIENT)
+        }
         for key, (_, optional) in known.items():
             if key not in value and not optional:
                 raise DataError(f"{file}{' at ' + place if place else ''}: the key {key!r} is missing", hint=_AGAIN)
         for key, item in value.items():
-            inner, optional = known.get(key, (shape.get("*", object), False))
+            inner, optional = known.get(key, (shape.get(ANY_CLIENT, shape.get("*", object)), False))
             if not (item is None and optional):
                 _check(item, inner, file, f"{place}.{key}".lstrip("."))

@@ -44,12 +44,13 @@ def cards(record: RunRecord) -> list[dict[str, Any]]:
         if arm.key == "local" and ends and len(alone) > 1:
             best, worst = ends
             extra = (
-                f"mean of {plural(len(alone), 'client')}; "
+                f"mean of {findings.trained_alone(record)}; "
                 f"best {digits(alone[best].get('loss'))} ({shorten(best, 24, middle=True)}), "
                 f"worst {digits(alone[worst].get('loss'))} ({shorten(worst, 24, middle=True)})"
             )
         elif arm.key == "local" and ends:
-            extra = f"only {shorten(ends[0], 24, middle=True)}"
+            of = f", {findings.trained_alone(record)}" if findings.some_alone(record) else ""
+            extra = f"only {shorten(ends[0], 24, middle=True)}{of}"
         found.append(
             {
                 "key": arm.key,
@@ -78,7 +79,8 @@ def measure(record: RunRecord) -> str:
             "(geometric) average."
         )
     if findings.local_arms(record):
-        text += " For the clients alone the figures are means over clients; their perplexity is exp(mean loss)."
+        over = f" {findings.trained_alone(record)}," if findings.some_alone(record) else " clients;"
+        text += f" For the clients alone the figures are means over{over} their perplexity is exp(mean loss)."
     return text
 
 

@@ -14,6 +14,8 @@ from shepherd.report.findings import (
     generation_difference,
     local_arms,
     own_rows,
+    some_alone,
+    trained_alone,
 )
 from shepherd.report.load import RunRecord
 from shepherd.report.wording import digits, listing, number, percent, plural, shorten, signed
@@ -37,15 +39,16 @@ def verdict(record: RunRecord) -> list[str]:
     sentences = []
     ends, alone = best_and_worst_local(record), len(local_arms(record))
     if ends:
-        who = "the client that trained alone" if alone == 1 else "the mean of the clients that trained alone"
+        some = f"{trained_alone(record)} that trained alone" if some_alone(record) else ""
+        who = f"the {some or 'client that trained alone'}"
+        if alone > 1:
+            who = f"the mean of the {some or 'clients that trained alone'}"
         sentences.append(_compare(difference(record, "federated", "local"), who))
         sentences += _own_rows(record)
         if alone > 1:
-            best = _compare(
-                difference(record, "federated", f"local:{ends[0]}"),
-                f"the best client alone ({shorten(ends[0], 60, middle=True)})",
-            )
-            sentences.append(best)
+            which = f"the best of the {some}" if some else "the best client alone"
+            best = difference(record, "federated", f"local:{ends[0]}")
+            sentences.append(_compare(best, f"{which} ({shorten(ends[0], 60, middle=True)})"))
     else:
         sentences.append("No client was trained alone in this run, so it does not show whether federating pays.")
     centralised = difference(record, "federated", "centralised")
@@ -90,9 +93,12 @@ def _own_rows(record: RunRecord) -> list[str]:
     better, worse = [c for c, d in own.items() if d.value < 0], [c for c, d in own.items() if d.value > 0]
     equal = len(own) - len(better) - len(worse)
     named = f" ({listing([shorten(c, 32, middle=True) for c in worse])})" if 0 < len(worse) <= NAMED else ""
+    who = plural(len(own), "client")
+    if some_alone(record):
+        who = f"the clients that trained alone ({trained_alone(record)})"
     text = (
-        f"On their own rows (held-out, of the categories that they hold) {len(better) or 'none'} of "
-        f"{plural(len(own), 'client')} {_do(len(better))} better with the federated model than alone, and "
+        f"On their own rows (held-out, of the categories that they hold) {len(better) or 'none'} of {who} "
+        f"{_do(len(better))} better with the federated model than alone, and "
         f"{len(worse) or 'none'} {_do(len(worse))} worse{named}"
         + (f"; {equal} {_do(equal)} equally well" if equal else "")
     )

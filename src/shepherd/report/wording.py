@@ -18,14 +18,45 @@ MINUS = "\N{MINUS SIGN}"
 # Terminal sequences: CSI (colours, cursor), OSC (titles, links; ended by BEL or ST), and two-character escapes.
 _TERMINAL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -~]?|\x9b[0-?]*[ -/]*[@-~]")
 # Controls except tab and newline, and the marks that reorder text, so that what is read is what is there.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066\u2067]")
+_ISOLATE, _END = "\N{FIRST STRONG ISOLATE}", "\N{POP DIRECTIONAL ISOLATE}"
+_PAIRS = re.compile(f"[{_ISOLATE}{_END}]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
-    """`text` without terminal escapes, control characters and direction overrides; lone surrogates become U+FFFD."""
+    """`text` without terminal escapes, control characters and direction overrides; lone surrogates become U+FFFD.
+
+    Of the marks of direction, pairs that keep what they enclose apart from the text around it stay (`isolated`)."""
     text = _TERMINAL.sub("", text.replace("\r\n", "\n"))
-    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub("", text))
+    text = _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub("", text))
+    return _paired(text) if _ISOLATE in text or _END in text else text
+
+
+def _paired(text: str) -> str:
+    """`text` without isolates that are not closed on their line, and ends that close none."""
+    kept = list(text)
+    opened: list[int] = []
+    for position, character in enumerate([*text, "\n"]):
+        if character == _ISOLATE:
+            opened.append(position)
+        elif character == _END and opened:
+            opened.pop()
+        elif character == _END:
+            kept[position] = ""
+        elif character == "\n":
+            for lone in opened:
+                kept[lone] = ""
+            opened.clear()
+    return "".join(kept)
+
+
+def isolated(text: str) -> str:
+    """A name on one line that may stand in any text: one that runs from right to left is kept apart from what follows
+    it, which it would reorder otherwise."""
+    text = _PAIRS.sub("", text)
+    backwards = any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text)
+    return f"{_ISOLATE}{text}{_END}" if backwards else text
 
 
 def clip(text: str, limit: int) -> str:
@@ -36,8 +67,11 @@ def clip(text: str, limit: int) -> str:
 
 
 def cells(character: str) -> int:
-    """Columns that a character takes in a terminal: two in wide scripts, none for a mark on the letter before."""
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 0 if unicodedata.combining(character) else 1
+    """Columns that a character takes in a terminal: two in wide scripts, none for a mark on the letter before and for
+    one that is not shown."""
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def padded(text: str, width: int, right: bool = False) -> str:
@@ -48,13 +82,13 @@ def padded(text: str, width: int, right: bool = False) -> str:
 
 def shorten(label: str, width: float, measure: Callable[[str], float] = cells, *, middle: bool = False) -> str:
     """One line at most `width` wide, in terms of `measure`, and a … where it is cut: at the end or in the `middle`."""
-    label = " ".join(clean(label).split())
+    label = _PAIRS.sub("", " ".join(clean(label).split()))
     sizes = [measure(character) for character in label]
     if sum(sizes) <= width + 1:
-        return label
+        return isolated(label)
     end = bisect_right(list(accumulate(reversed(sizes))), 0.4 * width) if middle else 0
     start = bisect_right(list(accumulate(sizes)), width - sum(sizes[len(label) - end :]))
-    return f"{label[:start].rstrip()}…{label[len(label) - end :].lstrip()}"
+    return isolated(f"{label[:start].rstrip()}…{label[len(label) - end :].lstrip()}")
 
 
 def number(value: Any) -> float | None:

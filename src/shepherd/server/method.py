@@ -27,8 +27,9 @@ class Method:
     """Nine pieces and a server optimizer.
 
     The effective increment of a module is E = remainder + scale · B @ A. The next one is E + Σ c_k (E_k − E) where
-    `exact`; else what the pieces lose of it is lost. clients: how many there are in all, for SCAFFOLD's mean.
-    rate_ratio: the clients' η_B / η_A, where the recipe sets no other.
+    `exact`; else what the pieces lose of it is lost. population: p_k of every client of the federation, what it weighs
+    where all take part, for SCAFFOLD; empty takes the weights of the round. rate_ratio: the clients' η_B / η_A, where
+    the recipe sets no other.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Method:
     citation: str = ""
     experimental: str = ""
     optimizer: Optimizer = FEDAVG
-    clients: int = 0
+    population: Mapping[ClientId, float] = field(default_factory=dict)
     rate_ratio: float = 1.0
 
     @property
@@ -106,31 +107,40 @@ class Method:
         views: Mapping[ClientId, View],
         updates: Sequence[ClientUpdate],
         weights: Mapping[ClientId, float],
+        effective_steps: Mapping[ClientId, float] | None = None,
     ) -> GlobalModel:
         """The next model, in the dtype of this one; sums run in float64, by client. What is at home stays as it is.
 
+        effective_steps: FedNova's τ_k, in any one unit; without them the number of local steps of each client.
         Raises ClientError for updates that are not what was asked for and where the next model or the server's memory
         would not be finite in its dtype, NumericalError where an SVD has no result.
         """
         p = self.pieces
         uploads = Uploads(model, views, updates, p.payload.transform)
-        shares = p.weigh.of(uploads, _weights(uploads, weights))
+        given = _weights(uploads, weights)
+        shares = p.weigh.of(uploads, given)
+        local = effective_steps or {update.client: update.steps for update in uploads.updates}
+        steps = np.array([local[update.client] for update in uploads.updates], np.float64)
         server = ServerStep(self.optimizer, model.memory, next(iter(model.adapter.factors.values())).A.dtype)
         factors, remainder = dict(model.adapter.factors), dict(model.remainder)
         for module in uploads.modules:
             before = factors[module]
-            coefficients = self.optimizer.coefficients(shares(module), uploads.steps)
+            coefficients = self.optimizer.coefficients(shares(module), steps)
             merged = p.merge.of(uploads, module, coefficients, server)
             A, B, rest = p.split.of(merged, Place(module, uploads.round, server.memory))
             factors[module] = Factors(A.astype(before.A.dtype), B.astype(before.B.dtype))
             _check_finite(module, "the merged factors", *factors[module])
-            squared_norm = merged.total.norm() ** 2 if p.remainder.energy < 1 else 0.0
+            # Where the next adapter holds nothing that was learned, the rest is all there is to keep a share of.
+            whole = rest if p.split.resets else merged.total
+            squared_norm = whole.norm() ** 2 if p.remainder.energy < 1 else 0.0
             more = p.remainder.of(rest, squared_norm, module)
             kept = accumulate(model.remainder.get(module), more, before.A.dtype, module)
             if kept is not None:
                 _check_finite(module, "the remainder", kept.L, kept.R)
                 remainder[module] = kept
-        memory = control_step(server.memory, uploads.control_changes(), self.clients or len(uploads.updates))
+        all_of_it = self.population or {u.client: w for u, w in zip(uploads.updates, given / given.sum(), strict=True)}
+        population = [all_of_it[update.client] for update in uploads.updates]
+        memory = control_step(server.memory, uploads.control_changes(), population)
         for name, array in memory.items():
             _check_finite(name, "the server's memory", array)
         return GlobalModel(replace(model.adapter, factors=factors), remainder, memory)

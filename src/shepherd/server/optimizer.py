@@ -7,7 +7,7 @@ GlobalModel.memory by name, one state for each tensor, and only tensors that wer
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,9 @@ State = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """init, step, and coefficients(shares float64[K, r], Uploads.steps float64[K]) -> shares, for linear steps.
+    """init, step, and coefficients(shares float64[K, r], effective steps float64[K]) -> shares, for linear steps.
 
-    on_increments: whether step also works on LowRank, with + and · alone.
+    on_increments: whether step also works on LowRank, with + and · alone. by_steps: whether coefficients look at steps.
     """
 
     init: Callable[[Any], State] = lambda delta: {}
@@ -51,8 +51,10 @@ def fedavg(learning_rate: float = 1.0) -> Optimizer:
 def fednova(learning_rate: float = 1.0) -> Optimizer:
     """Each client's change over its local steps τ_k, times their mean τ (FedNova, 2007.07481, eq. 5).
 
-    c_k = η · w_k · τ / τ_k with τ = Σ w_k τ_k / Σ w_k, so that equal τ_k are FedAvg whatever the weights sum to. With
-    momentum τ_k is ‖a_k‖₁, as the client counts it. Exact for SGD; a heuristic for Adam.
+    c_k = η · w_k · τ / τ_k with τ = Σ w_k τ_k / Σ w_k, so that equal τ_k are FedAvg whatever the weights sum to. τ_k is
+    the paper's ‖a_k‖₁, which the server takes from the rates of the client's steps, its momentum and the proximal term
+    (clients.schedule.effective_steps). Exact for SGD; for Adam Σ η_i / η, a heuristic. The authors' code differs with a
+    proximal term: its τ is the mean number of steps, and momentum beside it adds a second count.
     """
     _positive(learning_rate=learning_rate)
 
@@ -86,22 +88,30 @@ def fedavgm(learning_rate: float = 1.0, momentum: float = 0.9, rank: int = 0) ->
 
 @optimizers
 def fedadagrad(learning_rate: float = 1e-2, momentum: float = 0.0, tau: float = 1e-3) -> Optimizer:
-    """v ← v + m² (FedAdagrad, Reddi et al., 2003.00295, Alg. 2)."""
-    return _adaptive(learning_rate, momentum, tau, lambda v, m2: v + m2)
+    """v ← v + Δ² (FedAdagrad, Reddi et al., 2003.00295v5, Algorithm 2)."""
+    return _adaptive(learning_rate, momentum, tau, lambda v, square: v + square)
 
 
 @optimizers
 def fedyogi(learning_rate: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> Optimizer:
-    """v ← v − (1 − β₂)·m²·sign(v − m²) (FedYogi, Reddi et al., 2003.00295, Alg. 2)."""
+    """v ← v − (1 − β₂)·Δ²·sign(v − Δ²) (FedYogi, Reddi et al., 2003.00295v5, Algorithm 2)."""
     _below_one(betas=betas[1])
-    return _adaptive(learning_rate, betas[0], tau, lambda v, m2: v - (1 - betas[1]) * m2 * np.sign(v - m2))
+
+    def second(v: np.ndarray, square: np.ndarray) -> np.ndarray:
+        return v - (1 - betas[1]) * square * np.sign(v - square)
+
+    return _adaptive(learning_rate, betas[0], tau, second)
 
 
 @optimizers
 def fedadam(learning_rate: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> Optimizer:
-    """v ← β₂·v + (1 − β₂)·m² (FedAdam, Reddi et al., 2003.00295, Alg. 2). One step moves a coordinate by about η."""
+    """v ← β₂·v + (1 − β₂)·Δ² (FedAdam, Reddi et al., 2003.00295v5, Algorithm 2).
+
+    Without bias correction, as in the paper: a coordinate of constant Δ ≫ τ moves by η in the first round with the
+    default betas, by about 2η around the tenth, and by η again in the long run.
+    """
     _below_one(betas=betas[1])
-    return _adaptive(learning_rate, betas[0], tau, lambda v, m2: betas[1] * v + (1 - betas[1]) * m2)
+    return _adaptive(learning_rate, betas[0], tau, lambda v, square: betas[1] * v + (1 - betas[1]) * square)
 
 
 @optimizers
@@ -152,7 +162,11 @@ def torch(name: str, learning_rate: float = 1e-3, **options: Any) -> Optimizer:
 
 
 def _adaptive(learning_rate: float, momentum: float, tau: float, second: Callable) -> Optimizer:
-    """m ← β₁m + (1 − β₁)Δ; v ← second(v, m²) from v₀ = τ²; θ + η·m / (√v + τ)."""
+    """m ← β₁m + (1 − β₁)Δ; v ← second(v, Δ²) from v₀ = τ²; θ + η·m / (√v + τ).
+
+    Version 5 of the paper squares Δ. To square m, as in variants of it, moves the model by up to η / √(1 − β₂) in the
+    first rounds.
+    """
     _positive(learning_rate=learning_rate, tau=tau)
     _below_one(momentum=momentum)
 
@@ -161,7 +175,7 @@ def _adaptive(learning_rate: float, momentum: float, tau: float, second: Callabl
 
     def step(state: State, delta: np.ndarray) -> tuple[State, np.ndarray]:
         m = momentum * state["m"] + (1 - momentum) * delta
-        v = second(state["v"], m**2)
+        v = second(state["v"], delta**2)
         return {"m": m, "v": v}, learning_rate * m / (np.sqrt(v) + tau)
 
     return Optimizer(init, step)
@@ -198,14 +212,23 @@ class ServerStep:
         return move
 
 
-def control_step(memory: Mapping[str, np.ndarray], changes: Mapping[str, Iterable[np.ndarray]], clients: int) -> dict:
-    """SCAFFOLD's server: c ← c + (1/N) Σ_k (c_k⁺ − c_k) over the cohort, N all clients (1910.06378, Alg. 1, line 17).
+def control_step(
+    memory: Mapping[str, np.ndarray], changes: Mapping[str, Iterable[np.ndarray]], population: Sequence[float]
+) -> dict:
+    """SCAFFOLD's server: c ← c + Σ_k p_k (c_k⁺ − c_k) over the cohort (1910.06378, Algorithm 1, line 17).
 
-    changes: c_k⁺ − c_k in float64 by tensor, sorted by client; c is kept as "control.<tensor>".
+    p_k is what client k weighs in the mean over all clients, those of other rounds included: 1/N for uniform weights,
+    which is the paper's line; n_k / Σn by examples. So c = Σ p_k c_k over all clients after every round, whoever was
+    drawn and how often, and an update that was lost has changed neither c nor its c_k: nothing has to be estimated, and
+    a factor for the chance of being drawn would count changes more than once. Clients stop where c = 0 (there each
+    local step is −η·c), which is where Σ p_k ∇f_k = 0. With 1/N for clients of other weights they would stop at the
+    optimum of the uniform mean, whatever the weights of the model are.
+
+    changes: c_k⁺ − c_k in float64 by tensor, by client in the order of `population`; c is kept as "control.<tensor>".
     """
     memory = dict(memory)
     for name, of_clients in changes.items():
-        total = sum(of_clients) / clients  # one client at a time
+        total = sum(p * change for p, change in zip(population, of_clients, strict=True))  # one client at a time
         before = memory.get(f"control.{name}")
         memory[f"control.{name}"] = (total if before is None else before + total).astype(np.float32)
     return memory

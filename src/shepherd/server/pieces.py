@@ -196,6 +196,32 @@ def optimizer_misfits(p: Pieces, optimizer: Optimizer) -> Iterator[str]:
         )  # fmt: skip
 
 
+def control_misfits(p: Pieces, weights: str, mixed_ranks: bool) -> Iterator[str]:
+    """The same for SCAFFOLD: control variates are kept over the rounds by rank slot, and c = Σ p_k c_k of fixed p_k."""
+    setting, instead = "", ""
+    if p.weigh.own:
+        setting, instead = f'method.weigh = "{p.weigh.name}"', 'method.weigh = "given"'
+    elif weights == "tokens":
+        setting, instead = 'federation.weights = "tokens"', 'federation.weights = "examples" or "uniform"'
+    if setting:
+        yield (
+            f"objective.scaffold = true and {setting} do not fit: these weights change from round to round, and the "
+            f"mean of the clients' control variates needs the same in all rounds; use {instead}"
+        )  # fmt: skip
+    if p.split.rebases or p.view.gauge == "own":
+        kind, name = ("split", p.split.name) if p.split.rebases else ("view", p.view.name)
+        yield (
+            f'objective.scaffold = true and {kind} "{name}" do not fit: control variates belong to rank slots, and '
+            f'after each round a slot is another one; use federation.method = "fedit", "ffa_lora", "rolora" or '
+            f'"fedex_lora", or objective.scaffold = false'
+        )  # fmt: skip
+    elif mixed_ranks and not p.view.all_slots:
+        yield (
+            f'objective.scaffold = true and lora.ranks do not fit with view "{p.view.name}": a control variate has the '
+            f'shape of the global adapter; use one rank for all clients, or federation.method = "fed_plora"'
+        )  # fmt: skip
+
+
 def _raise_misfits(found: Iterator[str]) -> None:
     problems = list(found)
     if problems:

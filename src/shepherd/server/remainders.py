@@ -37,8 +37,8 @@ def keep(rank: int = 0, energy: float = 1.0) -> Remainder:
     """All of it, or its best part: of at most `rank`, or so much that the share `energy` of the merged ‖·‖² is kept."""
     if rank < 0:
         raise ValueError(f"rank must be at least 0, got {rank}")
-    if not 0 <= energy <= 1:
-        raise ValueError(f"energy must be from 0 to 1, got {energy}")
+    if not 0 < energy <= 1:
+        raise ValueError(f'energy must be above 0 and at most 1, got {energy}; to keep nothing is remainder "drop"')
 
     def of(rest: LowRank, squared_norm: float, module: str) -> LowRank:
         if not rank and energy == 1:
@@ -49,7 +49,8 @@ def keep(rank: int = 0, energy: float = 1.0) -> Remainder:
 
 
 def accumulate(before: LowRank | None, more: LowRank | None, dtype: type, module: str) -> LowRank | None:
-    """before + more, exact; as a dense matrix beside an identity where it would outgrow the dense matrix's rank.
+    """before + more, exact; as a dense matrix beside an identity where it would outgrow the dense matrix's rank. What
+    `before` holds apart stays so.
 
     Never recompressed: sums of rounded factors have full numerical rank. Raises NumericalError, which names the module,
     where `more` is not finite.
@@ -60,6 +61,7 @@ def accumulate(before: LowRank | None, more: LowRank | None, dtype: type, module
     check_finite(more, module)
     if before is None:
         return more if more.q <= min(more.shape) else more.filled()
+    apart, before = before.parts()
     if before.q + more.q <= min(before.shape):
-        return before + more
-    return LowRank.beside_identity(before.dense() + more.dense())
+        return apart + (before + more)
+    return apart + LowRank.beside_identity(before.dense() + more.dense())

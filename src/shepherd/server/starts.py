@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shepherd.errors import UsageError
-from shepherd.lowrank import SVD, LowRank, orthonormal_rows
+from shepherd.lowrank import LowRank, orthonormal_rows
 from shepherd.registry import Registry
 from shepherd.rng import stream
+from shepherd.server.splits import balanced
 from shepherd.server.uploads import expand_core
 from shepherd.types import Adapter, Factors, GlobalModel
 
@@ -54,7 +55,10 @@ def orthonormal() -> Start:
 
 @starts
 def principal() -> Start:
-    """A and B hold the top singular triples of the base weights, which the remainder takes away again (FRLoRA)."""
+    """A and B hold the top singular triples of the base weights, which the remainder takes away again (FRLoRA).
+
+    Slots beyond the rank of the weights get a random A and B = 0, as any adapter has them.
+    """
 
     def make(adapter: Adapter, seed: int, base: Mapping[str, np.ndarray] | None) -> GlobalModel:
         missing = sorted(set(adapter.factors) - set(base or {}))
@@ -68,11 +72,16 @@ def principal() -> Start:
             weight = np.asarray(base[name], np.float64)
             if weight.shape != (len(B), A.shape[1]):
                 raise UsageError(f"{name}: base weights {list(weight.shape)}, expected {[len(B), A.shape[1]]}")
-            U, S, V = LowRank(weight, np.eye(weight.shape[1])).svd(name)
-            top = SVD(U, S / adapter.scale, V).lowrank(0, adapter.r)
-            pair = Factors(top.R.astype(A.dtype), top.L.astype(B.dtype))
+            if adapter.r > min(weight.shape):
+                raise UsageError(
+                    f"{name}: base weights {list(weight.shape)} have no {adapter.r} principal directions",
+                    hint=f"set lora.r to at most {min(weight.shape)}",
+                )
+            top = LowRank.beside_identity(weight).svd(name)
+            A0, B0, _ = balanced(top, adapter.scale, adapter.r, stream(seed, "principal", name))
+            pair = Factors(A0.astype(A.dtype), B0.astype(B.dtype))
             factors[name], memory[f"{name}.A0"], memory[f"{name}.B0"] = pair, pair.A, pair.B
-            remainder[name] = LowRank(-adapter.scale * pair.B, pair.A)
+            remainder[name] = LowRank(-adapter.scale * pair.B, pair.A, apart=adapter.r)
         return GlobalModel(replace(adapter, factors=factors), remainder, memory)
 
     return Start(make, needs_base=True)

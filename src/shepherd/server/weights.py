@@ -1,8 +1,13 @@
-"""A cap on the weight of one client: what a client says about its own size cannot make it the whole mean."""
+"""A cap on the weight of one client, and what each weighs where all take part.
+
+With a cap what a client says about its own size cannot make it the whole mean.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from shepherd.types import ClientId
 
 
 def capped(weights: Sequence[float], most: float) -> tuple[float, ...]:
@@ -22,3 +27,16 @@ def capped(weights: Sequence[float], most: float) -> tuple[float, ...]:
         if not more:
             return tuple(most if i in over else w * grown for i, w in enumerate(weights))
         over |= more
+
+
+def population_weights(sizes: Mapping[ClientId, int], by: str, most: float = 1.0) -> dict[ClientId, float]:
+    """p_k: what each client weighs in a round of all clients, by "examples" (their rows) or "uniform".
+
+    most: the cap of one. Empty for "tokens", which are known only after a round.
+    """
+    if by == "tokens":
+        return {}
+    parts = sizes if by == "examples" else dict.fromkeys(sizes, 1)
+    total = sum(parts.values())
+    shares = capped([part / total for part in parts.values()], most)
+    return dict(zip(parts, shares, strict=True))

@@ -14,22 +14,29 @@ def whole_adapter(model: GlobalModel) -> Adapter:
     """One adapter with the effective increment remainder + scale · B @ A of every module, at the same scale.
 
     Its rank is r plus the largest numerical rank of a remainder; slots that a module does not need are zero. A model
-    without remainder gives its adapter as it is.
+    without remainder gives its adapter as it is. Where a remainder takes away what the adapter holds (FRLoRA), it is
+    their sum alone: two large terms, each rounded by who loads them, would take what was learned with them.
     """
     adapter = model.adapter
     if not any(rest.q for rest in model.remainder.values()):
         return adapter
+    one_sum = any(rest.apart for rest in model.remainder.values())
     rests = {}
     for name, (A, B) in adapter.factors.items():
-        rest = model.remainder.get(name) or LowRank.zero(len(B), A.shape[1])
-        rests[name] = rest.astype(np.float64).truncated(where=name)
+        rest = (model.remainder.get(name) or LowRank.zero(len(B), A.shape[1])).astype(np.float64)
+        if one_sum:
+            rest = LowRank(adapter.scale * B.astype(np.float64), A.astype(np.float64)) + rest
+        rests[name] = rest.truncated(where=name)
     extra = max(rest.q for rest in rests.values())
-    r = adapter.r + extra
+    kept = 0 if one_sum and extra else adapter.r
+    r = kept + extra
     factors = {}
     for name, (A, B) in adapter.factors.items():
         rest, missing = rests[name], extra - rests[name].q
         factors[name] = Factors(
-            np.concatenate([A, np.pad(rest.R, ((0, missing), (0, 0))).astype(A.dtype)]),
-            np.concatenate([B, np.pad(rest.L / adapter.scale, ((0, 0), (0, missing))).astype(B.dtype)], axis=1),
+            np.concatenate([A[:kept], np.pad(rest.R, ((0, missing), (0, 0))).astype(A.dtype)]),
+            np.concatenate(
+                [B[:, :kept], np.pad(rest.L / adapter.scale, ((0, 0), (0, missing))).astype(B.dtype)], axis=1
+            ),
         )
     return replace(adapter, factors=factors, r=r, alpha=adapter.scale * (r**0.5 if adapter.rslora else r))

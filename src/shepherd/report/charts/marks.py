@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from markupsafe import Markup, escape
 
-from shepherd.report.wording import cells, clean, digits, shorten
+from shepherd.report.wording import cells, clean, digits, isolated, shorten
 
 WIDTH = 960
 HALF = 470
@@ -87,7 +87,7 @@ def text(
 
     Names of clients often differ at their ends: a text that does not fit is cut in its middle.
     """
-    whole = " ".join(clean(str(text)).split())
+    whole = isolated(" ".join(clean(str(text)).split()))
     shown = shorten(whole, room / CHARACTER - 1, _units, middle=True) if room else whole
     tip = f"<title>{safe(whole)}</title>" if shown != whole else ""
     return f'<text class="{kind} {anchor}" x="{short(x)}" y="{short(y)}"{extra}>{safe(shown)}{tip}</text>'

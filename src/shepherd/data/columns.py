@@ -1,0 +1,116 @@
+"""The user's columns -> our fields: `--columns`, what to write after it, and the columns that were not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from shepherd.data.formats import ANSWERS, FIELDS, FORMATS, QUESTIONS
+from shepherd.data.turns import TURN_FIELDS, is_turns
+from shepherd.data.values import missing
+from shepherd.errors import DataError, did_you_mean, plural
+
+NAMED = 12
+"""Most columns that a sentence names."""
+
+
+def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row under our field names. A column that was given another name is not there under its own."""
+    if not columns:
+        return dict(row)
+    taken = set(columns.values())
+    kept = {name: value for name, value in row.items() if name not in taken}
+    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+
+
+def check_columns(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Raise DataError for a field that we do not have, and for a column that no row has and no turn."""
+    known = tuple(dict.fromkeys((*FIELDS, *TURN_FIELDS)))
+    for field in columns:
+        if field not in known:
+            raise DataError(f"columns: no field {field!r}.{did_you_mean(field, known)} Fields: {', '.join(known)}")
+    if not columns:
+        return
+    found = dict.fromkeys(str(key) for row in rows for key in row)
+    for field, theirs in columns.items():
+        if theirs in found or (field in TURN_FIELDS and any(theirs in turn for row in rows for turn in _turns(row))):
+            continue
+        more = "; partition.key is category, source or one of them" if field == "source" else ""
+        raise DataError(
+            f"{where}: no column {theirs!r} for {field!r}.{did_you_mean(theirs, found)} Found: {', '.join(found)}",
+            hint=f"--columns {field}=<one of them>{more}",
+        )
+
+
+def _turns(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    return (turn for value in row.values() if is_turns(value) and isinstance(value, (list, tuple)) for turn in value)
+
+
+def no_format(rows: Sequence[Mapping[str, Any]], format: str, columns: Mapping[str, str], where: str) -> DataError:
+    """No row has the fields of a format: what was found, what is accepted, what to write."""
+    first: dict[str, Any] = {}
+    for row in rows:
+        for key, value in row.items():
+            if missing(first.get(str(key))):
+                first[str(key)] = value
+    found = ", ".join(first) or "none"
+    if {"chosen", "rejected"} <= first.keys():
+        return DataError(
+            f"{where}: preference data (chosen and rejected answers), which instruction tuning does not use\n"
+            f"  found: {found}",
+            hint=f"{_chosen(first)} learns the chosen answers; the rejected ones are left out",
+        )
+    if format != "auto":
+        accepted = f"  {format}: {', '.join(FORMATS[format].required)}"
+    else:
+        accepted = (
+            f"  {', '.join(name for name in ('messages', 'conversations', 'conversation'))}: a list of turns\n"
+            f"  a pair: one of {', '.join(QUESTIONS)}, and one of {', '.join(ANSWERS)} "
+            "(dolly: instruction, response; alpaca: instruction, output);\n"
+            "    or input and output, inputs and targets\n"
+            "  text: plain text, learned whole"
+        )
+    return DataError(
+        f"{where}: the columns fit no known format\n  found: {found}\n accepted:\n{accepted}",
+        hint=f"name them: --columns {_meant(first)}",
+    )
+
+
+def _chosen(first: Mapping[str, Any]) -> str:
+    whole = is_turns(first["chosen"]) and len(first["chosen"]) > 1
+    if whole:
+        return "--columns messages=chosen"
+    asked = next((name for name in QUESTIONS if name in first), "")
+    return "--columns completion=chosen" + ("" if asked == "prompt" else f",prompt={asked or '<your column>'}")
+
+
+def _meant(first: Mapping[str, Any]) -> str:
+    """What to write after --columns: the columns of a format that differ from it only in case, the only list of turns,
+    the only two texts, or an example."""
+    plain = {name.casefold(): name for name in first}
+    for form in FORMATS.values():
+        if plain.keys() >= set(form.required):
+            return ",".join(f"{field}={plain[field]}" for field in (*form.required, *form.optional) if field in plain)
+    turns = [name for name, value in first.items() if is_turns(value)]
+    if len(turns) == 1:
+        return f"messages={turns[0]}"
+    asked = next((plain[name] for name in QUESTIONS if name in plain), "")
+    answered = next((plain[name] for name in ANSWERS if name in plain), "")
+    texts = [n for n, value in first.items() if isinstance(value, str) and n not in (asked, answered)]
+    if not (asked and answered) and len(texts) == (not asked) + (not answered):
+        asked, answered = asked or texts.pop(0), answered or texts.pop(0)
+    return f"instruction={asked or '<your column>'},response={answered or '<your column>'}"
+
+
+def unread_sentence(columns: Mapping[str, int], fields: Mapping[str, int]) -> str:
+    """One line that names what was not read, with the rows that have it: `not read: the column id (3 rows)`; or ""."""
+    parts = [part for part in (_named("column", columns), _named("turn field", fields)) if part]
+    return f"not read: {'; '.join(parts)}" if parts else ""
+
+
+def _named(noun: str, counts: Mapping[str, int]) -> str:
+    if not counts:
+        return ""
+    named = [f"{name} ({plural(rows, 'row')})" for name, rows in list(counts.items())[:NAMED]]
+    rest = len(counts) - len(named)
+    return f"the {noun}{'s' * (len(counts) > 1)} {', '.join(named)}" + (f" and {rest} more" if rest else "")

@@ -1,0 +1,241 @@
+"""A file or folder -> `Rows`: which lists of rows are clients, which are parts of the data, and what is not read.
+
+A folder holds a client in each file or sub-folder, a JSON object one in each list. Where names say train and test, they
+are parts: train is what clients learn from, test (or else validation) is held out. Parts may lie inside clients, and
+clients inside parts:
+
+    train.jsonl, test.jsonl             hospital-a.jsonl, hospital-b.jsonl        north/train.jsonl, north/test.jsonl
+    train/north.jsonl, test/north.jsonl     local_training_0.json, global_test.json     {"train": [...], "test": [...]}
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from shepherd.data.builtins import Rows
+from shepherd.data.files import ACCEPTED, CONVERSIONS, PICKLES, SUFFIXES, read, stem_of, suffix_of, unreadable
+from shepherd.data.trees import Tree, kind_of, unsharded
+from shepherd.data.waiting import Tell
+from shepherd.errors import DataError, plural
+
+Parts = Literal["held out", "ignored", "clients"]
+"""What test and validation parts are: held out; left unread, as there are other held-out rows; clients like others."""
+
+DEPTH = 2
+"""Folders within the folder that is given: clients and parts, in either order."""
+ALL_CLIENTS = "--set partition.name=files makes a client of each"
+_BOOKKEEPING = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""What `datasets` writes beside rows."""
+_LOCAL = re.compile(r"local_training_\w+", re.IGNORECASE)
+"""A client's file in the folder of the original Shepherd, beside global_training.json and global_test.json."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One list of rows: whose it is ("" where nobody's), which part of the data ("" where none is named)."""
+
+    tree: Tree
+    name: str
+    client: str = ""
+    part: str = ""
+
+
+def read_path(path: Path, parts: Parts = "held out", tell: Tell | None = None) -> Rows:
+    """The rows of a file or folder. Raises DataError where it cannot be read, and where names contradict each other."""
+    tree = _folder(path, tell) if path.is_dir() else replace(read(path, tell), place=str(path))
+    name = path.name or path.resolve().name
+    root = "" if tree.branches else stem_of(path)
+    notes: list[str] = list(_unread(tree))
+    batches = list(_batches(tree, Batch(tree, root), parts, notes))
+    for batch in batches:
+        if not batch.tree.rows:
+            raise DataError(f"{batch.tree.place or batch.name} has no rows", hint="fill it, or take it away")
+    held, left = _held_out(batches)
+    train = [batch for batch in batches if batch.part not in ("test", "validation")]
+    found = _rows(name, train, tuple(notes))
+    if parts == "clients" or not (held or left):
+        return found
+    said = _said(held, left, parts)
+    out = None if parts == "ignored" else _rows(name, held)
+    return replace(found, held_out=out, notes=(said, *found.notes))
+
+
+def clients_of(path: Path) -> tuple[str, ...]:
+    """The names of the clients that a file or folder holds, as far as it says; () where it does not divide its rows.
+
+    Only JSON objects are read for it. What cannot be read is said when the rows are.
+    """
+    try:
+        if path.is_dir():
+            tree = _folder(path, names_only=True)
+        elif suffix_of(path).startswith((".json", ".ndjson")) and path.is_file() and _one_object(path):
+            tree = read(path)
+        else:
+            return ()
+        names = tuple(dict.fromkeys(b.client for b in _batches(tree, Batch(tree, ""), "held out", []) if b.client))
+    except (DataError, OSError):
+        return ()
+    return names if len(names) > 1 else ()
+
+
+# Folders
+
+
+def _folder(path: Path, tell: Tell | None = None, *, names_only: bool = False) -> Tree:
+    tree = _entries(path, 0, tell, names_only)
+    if not tree.branches:
+        held = f"; it holds {', '.join(tree.unread[:8])}" if tree.unread else ""
+        raise DataError(f"{path} holds no data files{held}", hint=f"one file per client: {ACCEPTED}")
+    return tree
+
+
+def _entries(path: Path, depth: int, tell: Tell | None, names_only: bool) -> Tree:
+    """A folder's files and sub-folders that hold rows, by name; two of one name keep their suffixes."""
+    branches: dict[str, Tree] = {}
+    unread: list[str] = []
+    entries = sorted(p for p in path.iterdir() if not p.name.startswith(".") and p.name != "__MACOSX")
+    files = [p for p in entries if p.is_file() and suffix_of(p) in SUFFIXES and p.name not in _BOOKKEEPING]
+    stems = Counter(stem_of(p).casefold() for p in [*files, *(p for p in entries if p.is_dir())])
+    for entry in entries:
+        if entry.is_dir():
+            inner = _entries(entry, depth + 1, tell, names_only) if depth < DEPTH else Tree(folder=True)
+            if inner.branches:
+                branches[entry.name] = inner
+            else:
+                unread.append(f"{entry.name}/")
+        elif entry in files:
+            name = entry.name if stems[stem_of(entry).casefold()] > 1 else stem_of(entry)
+            if names_only:
+                branches[name] = Tree([(1, {})])
+                continue
+            branches[name] = read(entry, tell)
+            branches[name].place = str(entry)
+        elif suffix_of(entry) in (*CONVERSIONS, *PICKLES, *SUFFIXES) and not entry.is_file():
+            raise DataError(f"{entry} is {'a link to nothing' if entry.is_symlink() else 'not a file'}")
+        elif suffix_of(entry) in (*CONVERSIONS, *PICKLES):  # a client, most likely: it does not vanish
+            raise unreadable(entry)
+        else:
+            unread.append(entry.name)
+    return Tree(branches=branches, place=str(path), folder=True, unread=tuple(unread))
+
+
+def _unread(tree: Tree, within: str = "") -> Iterator[str]:
+    """What was passed over, a sentence for each folder or object that it lies in."""
+    if tree.folder and tree.unread:
+        where = f" in {within}" if within else ""
+        yield f"not data, so not read{where}: {', '.join(tree.unread)}"
+    elif tree.unread:
+        yield from tree.unread
+    for name, branch in tree.branches.items():
+        yield from _unread(branch, f"{within}{name}/")
+
+
+def _one_object(path: Path) -> bool:
+    """Whether a text may be one JSON object, not lines of them: its first line is none by itself, or the only one."""
+    import gzip
+    import json
+
+    with gzip.open(path) if suffix_of(path).endswith(".gz") else path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+        more = any(line.strip() for line in file)
+    if not first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        return False
+    try:
+        return not (more and json.loads(first.decode("utf-8-sig")))
+    except (ValueError, RecursionError):
+        return True
+
+
+# Clients and parts
+
+
+def _batches(tree: Tree, at: Batch, parts: Parts, notes: list[str]) -> Iterator[Batch]:
+    """The lists of rows in `tree`, with whose they are and which part."""
+    if not tree.branches:
+        yield replace(at, tree=tree)
+        return
+    kinds = _kinds(tree, at, notes) if parts != "clients" and not at.part else {}
+    only = next(iter(tree.branches.values()))
+    if (
+        len(tree.branches) == 1 and only.folder and any(map(kind_of, only.branches))
+    ):  # data/train-00000-of-00002.parquet
+        yield from _batches(only, at, parts, notes)
+        return
+    for name, branch in tree.branches.items():
+        whole = f"{at.name}/{name}" if at.name else name
+        below = replace(at, name=whole)
+        if name in kinds:
+            if kinds[name] == "union":
+                continue
+            below = replace(below, part=kinds[name])
+        elif not at.client:
+            below = replace(below, client=name if parts == "clients" else unsharded(name))
+        elif not tree.folder:  # the lists of an object are not joined
+            below = replace(below, client=f"{at.client}/{name}")
+        yield from _batches(branch, below, parts, notes)
+
+
+def _kinds(tree: Tree, at: Batch, notes: list[str]) -> Mapping[str, str]:
+    """Branch -> its part ("union" for one that repeats the others), for the branches of a tree that are parts."""
+    kinds = {name: kind for name in tree.branches if (kind := kind_of(name))}
+    others = [name for name in tree.branches if name not in kinds]
+    unions = [name for name in kinds if name.casefold().replace("-", "_").startswith("global_train")]
+    train = [name for name, kind in kinds.items() if kind == "train"]
+    where = f"{tree.place or 'the object'}"
+    if others and set(train) - set(unions):
+        one = min(set(train) - set(unions))
+        raise DataError(
+            f"{where} holds {one} beside {_few(others)}: {one} may be a client, or the rows of all of them again",
+            hint=f"take {one} away if it repeats the others; {ALL_CLIENTS}",
+        )
+    if others and unions:
+        notes.append(f"{_few(unions)} is the union of {_few(others)}, so it is no client and not read ({ALL_CLIENTS})")
+        kinds |= dict.fromkeys(unions, "union")
+    named = any(name.casefold().replace("-", "_").startswith("global_") for name in kinds)
+    if train or (others and (named or all(map(_LOCAL.fullmatch, others)))):
+        return kinds
+    if kinds and others and not at.client:
+        notes.append(
+            f"{_few(kinds)} in {where} is a client like the others, as no train lies beside it; if it is a test set, "
+            "take it out and give it with --set data.held_out_source=<its path>"
+        )
+    return {}
+
+
+def _held_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """(the test parts, or else the validation parts; those of the two that are not read)."""
+    tests = [batch for batch in batches if batch.part == "test"]
+    validation = [batch for batch in batches if batch.part == "validation"]
+    return (tests, validation) if tests else (validation, [])
+
+
+def _said(held: Sequence[Batch], left: Sequence[Batch], parts: Parts) -> str:
+    count = sum(len(batch.tree.rows) for batch in held)
+    if parts == "ignored":
+        return (
+            f"{_few([b.name for b in (*held, *left)])} is a test or validation part and not read: "
+            "data.held_out_source gives the held-out rows"
+        )
+    said = f"{_few([b.name for b in held])} is held out ({plural(count, 'row')}), not trained on"
+    if left:
+        said += f"; {_few([b.name for b in left])} is not read (data.held_out_source takes it instead)"
+    return f"{said}; {ALL_CLIENTS}"
+
+
+def _few(names: Sequence[str] | Mapping[str, Any], most: int = 5) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _rows(name: str, batches: Sequence[Batch], notes: tuple[str, ...] = ()) -> Rows:
+    rows, places = [], []
+    for batch in batches:
+        source = {"source": batch.client} if batch.client else {}
+        rows += [(f"{batch.name}:{number}", row | source) for number, row in batch.tree.rows]
+        places.append((batch.tree.place or batch.name, len(batch.tree.rows)))
+    return Rows(name, rows, notes=notes, places=tuple(places))

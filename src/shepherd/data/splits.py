@@ -1,0 +1,58 @@
+"""Rows with a column `split`: those of test or validation are held out, as the column says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import accumulate, pairwise
+
+from shepherd.data.builtins import Rows
+from shepherd.data.trees import kind_of
+from shepherd.errors import plural
+
+COLUMN = "split"
+
+
+def by_split(rows: Rows, parts: str, columns: Mapping[str, str]) -> Rows:
+    """`rows` parted by their column `split`, where it names train and test (or validation); others as they are.
+
+    A column that `columns` maps to a field, or that holds other values alone, is no division into parts. parts: "held
+    out"; "ignored" leaves test rows unread; "clients" leaves all as they are.
+    """
+    if parts == "clients" or rows.held_out is not None or COLUMN in columns or COLUMN in columns.values():
+        return rows
+    values = [str(row.get(COLUMN) or "").strip() for _, row in rows.rows]
+    kinds = {value: kind_of(value) for value in set(values)}
+    known = set(kinds.values())
+    if "train" not in known or not known & {"test", "validation"}:
+        return rows
+    held = "test" if "test" in known else "validation"
+    train, out = ({value for value, kind in kinds.items() if kind == part} for part in ("train", held))
+    left = {value: count for value, count in Counter(values).items() if value not in train | out}
+    some = sum(value in out for value in values)
+    if parts == "ignored":
+        note = f"{plural(some, 'row')} of the split {held} are not read: data.held_out_source gives the held-out rows"
+    else:
+        note = f"{plural(some, 'row')} of the split {held} are held out, not trained on, as the column {COLUMN!r} says"
+    others = (
+        f"{plural(count, 'row')} of the split {value!r} are not read" if value else f"{plural(count, 'row')} without a "
+        f"value in the column {COLUMN!r} are not read"
+        for value, count in sorted(left.items())
+    )  # fmt: skip
+    kept = _where(rows, [value in train for value in values])
+    apart = _where(rows, [value in out for value in values]) if parts == "held out" else None
+    return replace(kept, notes=(note, *others, *rows.notes), held_out=apart)
+
+
+def _where(rows: Rows, wanted: list[bool]) -> Rows:
+    """The wanted rows, without the column; each place with those that it keeps, as long as it keeps one."""
+    kept = [
+        (id, {name: value for name, value in row.items() if name != COLUMN})
+        for (id, row), want in zip(rows.rows, wanted, strict=True)
+        if want
+    ]
+    ends = [0, *accumulate(count for _, count in rows.places)]
+    counts = [sum(wanted[begin:end]) for begin, end in pairwise(ends)]
+    places = tuple((place, count) for (place, _), count in zip(rows.places, counts, strict=True) if count)
+    return Rows(rows.name, kept, rows.licence, places=places)

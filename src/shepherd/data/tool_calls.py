@@ -1,0 +1,107 @@
+"""Calls of tools in a conversation, and the tools themselves, as the JSON that chat templates read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+CALLS = "tool_calls"
+
+
+def with_objects(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn's fields with the arguments of its calls as objects.
+
+    OpenAI's format has them as a text of JSON, which templates that write JSON would put into quotes once more.
+    """
+    return _mapped(extra, _with_object)
+
+
+def mapped_texts(extra: Mapping[str, Any], f: Callable[[str], str]) -> dict[str, Any]:
+    """A turn's fields with `f` of every call's name, and of every text among its arguments."""
+
+    def call(function: Mapping[str, Any]) -> dict[str, Any]:
+        parts = {key: mapped(function[key], f) for key in ("name", "arguments") if key in function}
+        return {**function, **parts}
+
+    return _mapped(extra, call)
+
+
+def mapped(value: Any, f: Callable[[str], str]) -> Any:
+    """JSON with `f` of every text in it that is not empty; keys stay."""
+    if isinstance(value, Mapping):
+        return {key: mapped(item, f) for key, item in value.items()}
+    if isinstance(value, list):
+        return [mapped(item, f) for item in value]
+    return f(value) if isinstance(value, str) and value else value
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in JSON, keys too."""
+    if isinstance(value, Mapping):
+        yield from (text for key, item in value.items() for text in (str(key), *texts(item)))
+    elif isinstance(value, list):
+        yield from (text for item in value for text in texts(item))
+    elif isinstance(value, str):
+        yield value
+
+
+def stand(extra: str, text: str) -> bool:
+    """Whether the names and arguments of all calls, in JSON or in Python's form, stand in what a template made."""
+    for function in _functions(json.loads(extra)):
+        for value in (function.get("name", ""), *_values(function.get("arguments", ""))):
+            forms = (value,) if isinstance(value, str) else (json.dumps(value), str(value))
+            if not any(form in text for form in forms):
+                return False
+    return True
+
+
+def names_in(tools: str) -> Iterator[str]:
+    """The names of the tools and of their parameters."""
+    for tool in json.loads(tools):
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+        if isinstance(function, Mapping):
+            parameters = function.get("parameters")
+            known = parameters.get("properties") if isinstance(parameters, Mapping) else None
+            yield from (str(name) for name in (function.get("name") or "", *(known or ())))
+
+
+def _functions(extra: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    calls = extra.get(CALLS)
+    for call in calls if isinstance(calls, list) else ():
+        if isinstance(call, Mapping):
+            function = call.get("function")
+            yield function if isinstance(function, Mapping) else call
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """The leaves of JSON, and the keys of its objects."""
+    if isinstance(value, Mapping):
+        yield from (leaf for key, item in value.items() for leaf in (str(key), *_values(item)))
+    elif isinstance(value, list):
+        yield from (leaf for item in value for leaf in _values(item))
+    else:
+        yield value
+
+
+def _mapped(extra: Mapping[str, Any], f: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
+    """A turn's fields with `f` of the function of every call."""
+
+    def one(call: Any) -> Any:
+        if not isinstance(call, Mapping):
+            return call
+        function = call.get("function")
+        return {**call, "function": f(function)} if isinstance(function, Mapping) else f(call)
+
+    calls = extra.get(CALLS)
+    return {**extra, CALLS: [one(call) for call in calls]} if isinstance(calls, list) else dict(extra)
+
+
+def _with_object(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return function
+    return {**function, "arguments": arguments} if isinstance(arguments, Mapping) else function

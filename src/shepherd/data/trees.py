@@ -1,0 +1,64 @@
+"""Lists of rows by name, as files and folders hold them: what the readers give and `containers` interprets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shepherd.errors import DataError
+
+PARTS = {
+    **dict.fromkeys(("train", "training", "global_training", "global_train"), "train"),
+    **dict.fromkeys(("test", "testing", "global_test"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "global_validation"), "validation"),
+}
+"""Name of a file, list or split -> the part of the data that it is by convention."""
+_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")
+
+Numbered = tuple[int, dict[str, Any]]
+
+
+@dataclass
+class Tree:
+    """Rows, or branches by name. `place` is where they stand, for errors; `unread` names what was passed over there."""
+
+    rows: list[Numbered] = field(default_factory=list)
+    branches: dict[str, Tree] = field(default_factory=dict)
+    place: str = ""
+    folder: bool = False
+    unread: tuple[str, ...] = ()
+
+    def leaves(self) -> Iterator[list[Numbered]]:
+        """The lists of rows in it, in order."""
+        for branch in self.branches.values():
+            yield from branch.leaves()
+        if not self.branches:
+            yield self.rows
+
+
+def kind_of(name: str) -> str:
+    """The part of the data that a whole name stands for, "train", "test" or "validation", in any case; or ""."""
+    return PARTS.get(unsharded(name).casefold().replace("-", "_"), "")
+
+
+def unsharded(name: str) -> str:
+    """The name without the number of its shard, `train-00000-of-00002`, as the hub writes them."""
+    found = _SHARD.fullmatch(name)
+    return found[1] if found else name
+
+
+def shorten(text: str, width: int = 80) -> str:
+    """`text` on one line, at most `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def named_twice(where: str, names: Sequence[str]) -> DataError:
+    name = next(name for name in names if names.count(name) > 1)
+    return DataError(
+        f"{where}: {names.count(name)} fields of one row are called {name!r}, and only one of them can be meant",
+        hint="give each a name of its own, or take out those that are not to be learned; "
+        "--columns response=<your column> says which one is read",
+    )

@@ -1,0 +1,240 @@
+"""A list of turns, as chat formats write it -> `Message`s. What a turn says beside its text is read, or named.
+
+Roles, marks of what is learned (`weight`, `train`, `loss`), reasoning, calls of tools and their results.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shepherd.data.values import Refusal, mark, missing, text
+from shepherd.types import Message
+
+ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant",
+    "ai": "assistant", "bing": "assistant", "bard": "assistant", "function_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_response": "tool",
+    "ipython": "tool",
+}  # fmt: skip
+MARKS = ("weight", "train", "loss")
+REASONING = ("reasoning", "reasoning_content", "thinking")
+TURN_FIELDS = ("role", "content", "reasoning", "train")
+"""What `--columns` can rename within a turn."""
+
+
+@dataclass
+class Notes:
+    """What was left out of one row: `changes` in words, and the names of columns and turn fields that were not read."""
+
+    changes: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    fields: list[str] = field(default_factory=list)
+
+    def change(self, what: str) -> None:
+        if what not in self.changes:
+            self.changes.append(what)
+
+
+def read_turns(
+    value: Any, what: str, notes: Notes, names: Mapping[str, str] | None = None, learned: bool = True
+) -> list[Message]:
+    """The messages of a list of turns, of its JSON text, or of an object of equal lists (a Parquet of `datasets`).
+
+    `names` maps `TURN_FIELDS` to the user's own. `learned` False masks every answer. Raises Refusal.
+    """
+    if isinstance(value, str):
+        value = _cell(value)
+    if isinstance(value, Mapping):
+        value = _transposed(value)
+    if not isinstance(value, (list, tuple)):
+        raise Refusal(f"{what} is not a list of turns")
+    return [_turn(turn, notes, names or {}, learned) for turn in value if not _filled_with_null(turn)]
+
+
+def is_turns(value: Any) -> bool:
+    """Whether `value` is a list of turns, not a text: of objects, or an object of lists."""
+    if isinstance(value, Mapping):
+        return _transposed(value) is not None
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
+
+
+def _transposed(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    given = {name: column for name, column in columns.items() if column is not None}
+    if not given or not all(isinstance(column, (list, tuple)) for column in given.values()):
+        return None
+    if len({len(column) for column in given.values()}) > 1:
+        return None
+    return [dict(zip(given, turn, strict=True)) for turn in zip(*given.values(), strict=True)]
+
+
+def _filled_with_null(turn: Any) -> bool:
+    return turn is None or (isinstance(turn, Mapping) and all(value is None for value in turn.values()))
+
+
+def _turn(turn: Any, notes: Notes, names: Mapping[str, str], learned: bool) -> Message:
+    if not isinstance(turn, Mapping):
+        raise Refusal("a turn is not an object")
+    left = {key: value for key, value in turn.items() if not missing(value)}
+
+    def take(*keys: str) -> Any:
+        """The first of `keys` that has a value; the others stay, and are named as not read."""
+        return next((left.pop(key) for key in keys if key in left), None)
+
+    given = str(take(names.get("role", "role"), "role", "from") or "").strip()
+    role = ROLES.get(given.casefold())
+    if role is None:
+        raise Refusal(
+            f"a turn with the role {given[:40]!r}, which is not system, user, assistant or tool"
+            if given else "a turn without a role"
+        )  # fmt: skip
+    content, thought = _content(take(names.get("content", "content"), "content", "value", "text"))
+    reasoning = text(take(names.get("reasoning", REASONING[0]), *REASONING), "the reasoning") if _is(role) else ""
+    extra = _calls(take("tool_calls"), take("function_call")) if _is(role) else _result(role, left)
+    if given.casefold() == "function_call":
+        extra, content = _calls([_parsed(content)], None), ""
+    masked = _masked(left, role, names, notes)
+    notes.fields += [key for key in left if key not in notes.fields]
+    answer = _is(role)
+    return Message(
+        role=role,
+        content=content.rstrip() if answer else content.strip(),
+        learned=(learned and not masked) if answer else True,
+        reasoning=(reasoning or thought).strip() if answer else "",
+        extra=json.dumps(extra, ensure_ascii=False, sort_keys=True) if extra else "",
+    )
+
+
+def _is(role: str) -> bool:
+    return role == "assistant"
+
+
+def _content(value: Any) -> tuple[str, str]:
+    """(text, reasoning) of a turn's content: a text, or a list of parts."""
+    if not isinstance(value, (list, tuple)):
+        return text(value, "a turn"), ""
+    found: dict[str, list[str]] = {"text": [], "thinking": []}
+    for part in value:
+        if isinstance(part, str):
+            part = {"text": part}
+        given = {k: v for k, v in part.items() if not missing(v)} if isinstance(part, Mapping) else {}
+        key = "thinking" if given.get("type") == "thinking" else "text"
+        beside = given.keys() - {key, "type", "signature", "index", "annotations", "cache_control"}
+        if beside or not isinstance(given.get(key, ""), str) or given.get("type", "text") not in _TEXTS:
+            raise Refusal("a turn with a part that is not text")
+        found[key].append(given.get(key, ""))
+    return text("".join(found["text"]), "a turn"), text("".join(found["thinking"]), "the reasoning")
+
+
+_TEXTS = ("text", "input_text", "output_text", "thinking")
+
+
+def _masked(left: dict[str, Any], role: str, names: Mapping[str, str], notes: Notes) -> bool:
+    """Whether a mark of the turn says that it is not learned; takes the marks out of `left`."""
+    masked = False
+    for key in dict.fromkeys((names.get("train", ""), *MARKS)):
+        if key not in left:
+            continue
+        try:
+            learned = mark(left[key])
+        except ValueError:
+            if not _is(role):
+                continue  # named as not read: nothing of that turn is learned
+            raise Refusal(f"an answer whose {key!r} is neither 0 nor 1: answers are learned or not") from None
+        del left[key]
+        masked |= learned is False
+        if learned and not _is(role) and key != "loss":
+            notes.change(f"{key!r} of a turn that is no answer: only answers are learned")
+    return masked
+
+
+def _calls(calls: Any, call: Any) -> dict[str, Any]:
+    """The calls of tools in an assistant's turn as OpenAI writes them, arguments as objects."""
+    if calls is None and call is not None:
+        calls = [call]
+    if calls is None:
+        return {}
+    if isinstance(calls, str):
+        calls = _parsed(calls)
+    if not isinstance(calls, (list, tuple)):
+        raise Refusal("a turn whose calls of tools are not a list")
+    return {"tool_calls": [_call(_parsed(one)) for one in calls]}
+
+
+def _call(call: Any) -> dict[str, Any]:
+    function = _parsed(call.get("function", call)) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise Refusal("a turn that calls a tool without a name")
+    arguments = function.get("arguments", function.get("parameters"))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (json.JSONDecodeError, RecursionError):
+            raise Refusal("a turn whose arguments for a tool are not JSON") from None
+    # A struct of Parquet holds every key that any call has, and null where this one has none.
+    arguments = {k: v for k, v in arguments.items() if v is not None} if isinstance(arguments, Mapping) else arguments
+    found = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+    return {"id": call["id"], **found} if isinstance(call.get("id"), str) else found
+
+
+def _result(role: str, left: dict[str, Any]) -> dict[str, Any]:
+    """What a template may show of a tool's result beside its text."""
+    return {key: left.pop(key) for key in ("name", "tool_call_id") if key in left} if role == "tool" else {}
+
+
+def _parsed(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (json.JSONDecodeError, RecursionError):
+        raise Refusal("a turn that calls a tool in a way that is not JSON") from None
+
+
+def read_history(value: Any, notes: Notes) -> list[Message]:
+    """Earlier turns beside an instruction: pairs [asked, answered] as LLaMA-Factory has them, or turns."""
+    if isinstance(value, str):
+        value = _cell(value)
+    if is_turns(value):
+        return read_turns(value, "'history'", notes)
+    if not isinstance(value, Sequence) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in value):
+        raise Refusal("'history' is not a list of pairs or turns")
+    messages = []
+    for asked, answered in value:
+        messages.append(Message("user", text(asked, "'history'").strip()))
+        messages.append(Message("assistant", text(answered, "'history'").rstrip()))
+    return messages
+
+
+def read_tools(value: Any) -> str:
+    """The tools that a row offers, as a JSON list of OpenAI's function definitions. Raises Refusal."""
+    if isinstance(value, str):
+        value = _cell(value)
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in value):
+        raise Refusal("'tools' is not a list of tools")
+    tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in map(_full, value)]
+    return json.dumps(tools, ensure_ascii=False, sort_keys=True) if tools else ""
+
+
+def _full(value: Any) -> Any:
+    """`value` without the nulls that a Parquet struct fills in."""
+    if isinstance(value, Mapping):
+        return {k: _full(v) for k, v in value.items() if v is not None}
+    return [_full(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _cell(value: str) -> Any:
+    """What a cell of a table holds: JSON, or Python's way of writing a list (pandas writes it so); None for neither."""
+    for load in (json.loads, ast.literal_eval):
+        try:
+            return load(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None

@@ -1,0 +1,145 @@
+"""SCAFFOLD on quadratics: where clients of unequal weights come to rest, who takes part and what is lost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from shepherd import config
+from shepherd.clients.selection import build_selection
+from shepherd.errors import UsageError
+from shepherd.fitting import prepare_method
+from shepherd.plan import Plan, Policy
+from shepherd.rng import stream
+from shepherd.round import run_round
+from shepherd.server.methods import build_method
+from shepherd.server.weights import population_weights
+from shepherd.types import Adapter, ClientUpdate, Factors, GlobalModel, Objective, ServerState, Work
+
+RATE, STEPS = 0.2, 5
+
+
+class Quadratics:
+    """Clients that descend on ½(x − a_k)² with SCAFFOLD's correction (1910.06378, option II); x is B, and A is 1.
+
+    lost: the share of the updates that never arrive.
+    """
+
+    def __init__(self, a: dict[str, float], sizes: dict[str, int], lost: float = 0.0) -> None:
+        self.a, self.sizes, self.lost = a, sizes, lost
+
+    def train(self, task, private, observe):
+        c = float(task.control["m.B"].item()) if task.control else 0.0
+        for client in task.work:
+            if stream(1, "lost", client, task.round).random() < self.lost:
+                continue
+            x = float(task.views[client].adapter.factors["m"].B.item())
+            own = float(private[client]["control/m.B"].item()) if client in private else 0.0
+            y = x
+            for _ in range(STEPS):
+                y -= RATE * ((y - self.a[client]) - own + c)
+            change = (x - y) / (STEPS * RATE) - c
+            delta = {"m.B": np.float32([[y - x]]), "m.B.control": np.float32([[change]])}
+            kept = {"control/m.B": np.float32([[own + change]])}
+            yield ClientUpdate(
+                client, task.round, delta, self.sizes[client], 1, STEPS, {"loss": (x - self.a[client]) ** 2},
+                private=kept,
+            )  # fmt: skip
+
+
+def settled(a, sizes, rounds, weights="examples", selection="everyone", options=None, lost=0.0, most=1.0, cohort=0):
+    """(x, c, Σ p_k c_k) after so many rounds."""
+    a, sizes = (dict(zip("wxyz", values, strict=False)) for values in (a, sizes))
+    population = population_weights(sizes, weights, most)
+    plan = Plan(
+        seed=3,
+        clients=tuple(a),
+        cohort_size=cohort or len(a),
+        select=build_selection(selection, options),
+        method=replace(build_method("ffa_lora"), population=population),
+        weights=weights,
+        min_updates=1,
+        work=lambda client, number, first: Work(client, first, STEPS, (RATE,) * STEPS),
+        rank=lambda client: 1,
+        objective=Objective(scaffold=True),
+        policy=Policy(on_too_few="skip", max_weight=most),
+        sizes=sizes,
+    )
+    begin = Adapter({"m": Factors(np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32))}, 1, 1.0)
+    state, engine = ServerState(0, GlobalModel(begin)), Quadratics(a, sizes, lost)
+    for _ in range(rounds):
+        state, _ = run_round(state, plan, engine)
+    kept = {client: own["control/m.B"].item() for client, own in state.clients.items()}
+    c = state.model.memory["control.m.B"].item()
+    return (
+        state.model.adapter.factors["m"].B.item(), c,
+        sum(p * kept.get(client, 0.0) for client, p in population.items()),
+    )  # fmt: skip
+
+
+def test_clients_of_unequal_weights_settle_at_the_optimum_of_their_weighted_mean():
+    # a = 0, 1 and n = 1, 9: Σ n a / Σ n = 0.9. With c by 1/N it was 0.5, the optimum of the uniform mean.
+    x, c, mean = settled((0, 1), (1, 9), 60)
+    assert x == pytest.approx(0.9, abs=1e-5) and c == pytest.approx(mean, abs=1e-6) and abs(c) < 1e-5
+
+
+def test_clients_of_uniform_weights_settle_where_the_paper_says():
+    x, _, _ = settled((0, 1), (1, 9), 60, weights="uniform")
+    assert x == pytest.approx(0.5, abs=1e-5)
+
+
+def test_a_cap_on_the_weight_of_one_client_holds_for_the_control_variates_too():
+    x, _, _ = settled((0, 1), (1, 9), 60, most=0.6)  # 0.4 · 0 + 0.6 · 1
+    assert x == pytest.approx(0.6, abs=1e-5)
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "selection, options",
+    [
+        ("uniform", {}),
+        ("uniform", {"denominator": "all"}),
+        ("size_weighted", {}),  # draws a client twice, and its change counts once
+        ("poisson", {"q": 0.5}),
+        ("power_of_choice", {"candidates": 2}),
+    ],
+)
+def test_part_of_the_clients_settle_there_too_however_they_are_drawn_and_what_is_lost(selection, options, lost):
+    # a = 0, 1, 2, 3 and n = 1, 2, 3, 4: Σ n a / Σ n = 20 / 10. The mean of who is drawn alone is another in each round.
+    cohort = 2 if selection != "poisson" else 0
+    x, c, mean = settled((0, 1, 2, 3), (1, 2, 3, 4), 150, "examples", selection, options, lost, cohort=cohort)
+    assert x == pytest.approx(2.0, abs=1e-4) and c == pytest.approx(mean, abs=1e-5)
+
+
+def test_the_weights_of_all_clients_are_those_of_a_round_of_all_of_them():
+    sizes = {"a": 1, "b": 9, "c": 10}
+    assert population_weights(sizes, "examples") == {"a": 0.05, "b": 0.45, "c": 0.5}
+    assert population_weights(sizes, "uniform") == dict.fromkeys("abc", 1 / 3)
+    assert population_weights(sizes, "examples", 0.46) == pytest.approx({"a": 0.08, "b": 0.46, "c": 0.46})
+    assert population_weights(sizes, "tokens") == {}
+
+
+@pytest.mark.parametrize(
+    "settings, parts",
+    [
+        ({"federation": {"weights": "tokens"}}, ('federation.weights = "tokens"', '"examples" or "uniform"')),
+        ({"federation": {"method": "hetlora"}}, ('method.weigh = "product_norm"', 'method.weigh = "given"')),
+        ({"federation": {"method": "flora"}}, ('split "reinit"', "after each round a slot is another one")),
+        ({"federation": {"method": "fedmomentum"}}, ('split "svd_balanced"',)),
+        ({"federation": {"method": "fedilora"}, "lora": {"r": 8, "ranks": [4, 8]}}, ("lora.ranks", 'view "prefix"')),
+    ],
+)
+def test_what_control_variates_do_not_fit_is_refused_with_what_would(settings, parts):
+    with pytest.raises(UsageError) as refused:
+        prepare_method(config.resolve({**settings, "objective": {"scaffold": True}}))
+    assert "objective.scaffold = true and " in refused.value.message and " do not fit" in refused.value.message
+    assert all(part in refused.value.message for part in parts)
+
+
+@pytest.mark.parametrize("method", ["fedit", "rolora", "fedex_lora", "frlora", "fed_plora", "ravan"])
+def test_methods_whose_slots_stay_what_they_are_take_control_variates(method):
+    ranks = {"ranks": [4, 8]} if method in ("fed_plora", "ravan") else {}
+    settings = {"federation": {"method": method}, "lora": {"r": 8, **ranks}, "objective": {"scaffold": True}}
+    assert prepare_method(config.resolve(settings)).name == method
