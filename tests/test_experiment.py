@@ -241,6 +241,13 @@ def test_metrics_cover_every_arm_client_and_category_and_add_up(tiny_run):
     assert ("federated", f"local:{CATEGORIES[int(np.argmin(means))]}") in pairs, "the best of the clients alone"
     expected = metrics["arms"]["federated"]["loss"] - np.mean(means)
     assert pairs["federated", "local mean"]["difference"] == pytest.approx(expected)
+    for client, found in metrics["own_rows"].items():
+        federated, alone = (m["per_client"][client] for m in (everyone["federated"], everyone[f"local:{client}"]))
+        assert found["difference"] == pytest.approx(federated["loss"] - alone["loss"])
+        assert found["rows"] == alone["rows"] and found["no_interval"] is None
+    assert sorted(metrics["own_rows"]) == sorted(CATEGORIES)
+    compared = {(d["metric"], d["b"]) for d in metrics["generation_differences"]}
+    assert compared == {(m, b) for m in ("exact_match", "token_f1", "rouge_l") for b in ("base", "centralised")}
 
 
 def test_generations_answer_held_out_rows_under_every_arm(tiny_run):
@@ -251,6 +258,8 @@ def test_generations_answer_held_out_rows_under_every_arm(tiny_run):
         assert row["id"] in held_out and row["category"] in CATEGORIES and row["reference"]
         assert row["prompt"][-1]["role"] == "user" and row["prompt"][-1]["content"]
         assert {"base", "federated", "centralised"} <= set(row["answers"])
+        assert set(row["finish_reason"]) == set(row["answers"])
+        assert set(row["finish_reason"].values()) <= {"stop", "length"}
     assert len(set(rows[0]["answers"].values())) == 3, "arms that answer alike show nothing"
 
 

@@ -14,16 +14,21 @@ import numpy as np
 
 from shepherd.clients.training import times_walked
 from shepherd.config import Config
+from shepherd.data.audit import Audit
 from shepherd.data.prompts import Template
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import DataError, plural
-from shepherd.evaluation.losses import RowLosses, paired_difference
-from shepherd.evaluation.text import score
+from shepherd.evaluation.losses import RowLosses
+from shepherd.evaluation.statistics import difference_of_sums, paired_difference
+from shepherd.evaluation.text import metrics, score
+from shepherd.model.generate import Answer
 from shepherd.prepare import Rows
 from shepherd.rng import stream
 from shepherd.types import Example, Message, Tokens
 
 ROWS_SEEN = "evaluation/rows_seen.jsonl"
+FIRST = 5
+"""Places and ids that summary.json names of each reason and finding; `shepherd data inspect --json` has more."""
 
 
 def arm_metrics(losses: RowLosses, rows: Rows) -> dict[str, Any]:
@@ -70,7 +75,10 @@ def personal_metrics(
 
 
 def differences(arms: Mapping[str, RowLosses], locals_: Mapping[str, RowLosses], seed: int) -> list[dict[str, Any]]:
-    """Federated against every other arm, and against the local clients' mean and best, on the same rows."""
+    """Federated against every other arm, and against the local clients' mean and best, on the same rows.
+
+    a − b by the rules of `paired_difference`: below 0, a is better.
+    """
     others = {name: losses for name, losses in arms.items() if name != "federated"}
     if locals_:
         everyone = list(locals_.values())
@@ -90,6 +98,12 @@ def differences(arms: Mapping[str, RowLosses], locals_: Mapping[str, RowLosses],
         {"a": a, "b": b, **paired_difference(first, second, stream(seed, "bootstrap", b))}
         for a, b, first, second in pairs
     ]
+
+
+def own_rows(federated: RowLosses, locals_: Mapping[str, RowLosses], rows: Rows) -> dict[str, dict[str, Any]]:
+    """Federated − alone of each client that trained alone, on the held-out rows of the categories that it holds."""
+    at = {client: np.array(rows.held_out_of(client), np.int64) for client in sorted(locals_)}
+    return {client: paired_difference(federated.select(own), locals_[client].select(own)) for client, own in at.items()}
 
 
 def read_rounds(run_dir: Path) -> list[Mapping[str, Any]]:
@@ -159,8 +173,8 @@ def _unasked(row: Tokens, example: Example, config: Config) -> str:
     return f"cut to data.max_length = {config.data.max_length}" if row.cut else ""
 
 
-def generation_record(example: Example, answers: Mapping[str, str]) -> dict[str, Any]:
-    """One line of generations.jsonl."""
+def generation_record(example: Example, answers: Mapping[str, Answer]) -> dict[str, Any]:
+    """One line of generations.jsonl. finish_reason "length": cut off at evaluation.max_new_tokens."""
     messages = [_turn(m) for m in example.messages[:-1]]
     asked = next((turn for turn in reversed(messages) if turn["role"] == "user"), None)
     if example.context and asked:
@@ -171,7 +185,8 @@ def generation_record(example: Example, answers: Mapping[str, str]) -> dict[str,
         "prompt": messages,
         **({"tools": example.tools} if example.tools else {}),
         "reference": example.messages[-1].content,
-        "answers": dict(answers),
+        "answers": {arm: answer.text for arm, answer in answers.items()},
+        "finish_reason": {arm: answer.finish_reason for arm, answer in answers.items()},
     }
 
 
@@ -182,12 +197,32 @@ def _turn(message: Message) -> dict[str, str]:
 
 
 def generation_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Exact match, token F1 and ROUGE-L of each arm that answered."""
+    """Exact match, token F1 and ROUGE-L of each arm that answered; `cut_off`: answers that ended for their length."""
     arms = {arm for record in records for arm in record["answers"]}
     return {
-        arm: score([record["answers"][arm] for record in records], [record["reference"] for record in records])
+        arm: {
+            **score([record["answers"][arm] for record in records], [record["reference"] for record in records]),
+            "cut_off": sum(record["finish_reason"][arm] == "length" for record in records),
+        }
         for arm in sorted(arms)
     }
+
+
+def generation_differences(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Federated − each other arm in the mean of every text metric over the same rows: above 0, federated is nearer."""
+    found = []
+    for name in metrics if records else ():
+        metric = metrics.build(name)
+        scores = {
+            arm: np.array([metric(record["answers"][arm], record["reference"]) for record in records])
+            for arm in records[0]["answers"]
+        }
+        ours = scores.pop("federated")
+        found += [
+            {"metric": name, "a": "federated", "b": arm, **difference_of_sums(ours, theirs, np.ones(len(records)))}
+            for arm, theirs in scores.items()
+        ]
+    return found
 
 
 def rows_seen(lines: Sequence[Mapping[str, Any]], rows: Rows, seed: int) -> dict[str, np.ndarray]:
@@ -233,9 +268,22 @@ def seen_by_id(seen: Mapping[str, np.ndarray], rows: Rows) -> Iterator[dict[str,
         yield {"client": client, "rows": len(times), "otherwise": usual, "seen": named}
 
 
-def brief(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def reasons(counted: Mapping[str, tuple[int, Sequence[str]]]) -> dict[str, list[Any]]:
+    """{reason: [rows, the first places]} of rows that were refused or changed."""
+    return {reason: [count, list(places[:FIRST])] for reason, (count, places) in counted.items()}
+
+
+def audit_findings(audit: Audit) -> list[dict[str, Any]]:
+    """The findings of an audit, each with the first groups of ids that share it and at most as many ids of a group."""
+    return [
+        {"kind": f.kind, "count": f.count, "groups": [list(group[:FIRST]) for group in f.groups[:FIRST]]}
+        for f in audit.findings
+    ]
+
+
+def brief(measured: Mapping[str, Any]) -> dict[str, Any]:
     """An arm in summary.json: its loss, and the loss of each category."""
-    return {"loss": metrics["loss"], "per_category": {k: v["loss"] for k, v in metrics["per_category"].items()}}
+    return {"loss": measured["loss"], "per_category": {k: v["loss"] for k, v in measured["per_category"].items()}}
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
