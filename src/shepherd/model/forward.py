@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from shepherd.errors import ModelError, plural
 from shepherd.model import attention
+from shepherd.model.convert import quiet_transformers
 from shepherd.model.lora import NOBODY, Segment
 from shepherd.model.outline import OTHERS, check_packable
 from shepherd.types import Tokens
@@ -232,7 +233,7 @@ class PackedModel:
         The yardstick for rounding is what a leak would do: the second sequence's logits when it follows the first.
         A small leak (a convolution over the border, say) shows when other tokens in the first move the second.
         """
-        with _each_row_rounded_alone(self.model):
+        with _each_row_rounded_alone(self.model), quiet_transformers():
             try:
                 self._compare()
             except ModelError as error:
