@@ -52,9 +52,12 @@ def load_config(folder: Path) -> PretrainedConfig:
             hint="take the text model of that family" if seen else CAUSAL,
         )
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # Validation of configs raises what the field's owner thought fit.
         raise ModelError(f"{folder / 'config.json'} does not describe a {kind} model: {error}") from error
+    # Attention is ours in a pass and transformers' choice outside of it, whatever the model's authors had installed.
+    found._attn_implementation = None
+    return found
 
 
 def outline(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
