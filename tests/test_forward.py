@@ -373,6 +373,10 @@ FAMILIES = {
         kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
     ),
     "positions in some layers only": lambda: transformers.SmolLM3Config(**FAMILY, no_rope_layers=[1, 0]),
+    "a hybrid without recurrent layers": lambda: transformers.GraniteMoeHybridConfig(
+        **FAMILY, num_local_experts=0, num_experts_per_tok=0, layer_types=["attention"] * 2, mamba_n_heads=4,
+        mamba_d_head=8, shared_intermediate_size=24,
+    ),
     "a causal decoder of BERT's": lambda: transformers.BertConfig(
         **SMALL, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, is_decoder=True,
     ),

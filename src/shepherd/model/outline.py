@@ -87,13 +87,17 @@ def check_packable(model: PreTrainedModel) -> None:
     """
     name, reason = type(model).__name__, ""
     inside = blocks_of(model)[1].named_modules()
-    if getattr(model, "_is_stateful", False):
+    text = model.config.get_text_config()
+    layers = set(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ["unknown"])
+    if getattr(model, "_is_stateful", False) and not all(
+        "attention" in layer and "linear" not in layer for layer in layers
+    ):
         reason = "it has recurrent layers, whose state would run from one packed sequence into the next"
     elif any(getattr(m, "is_causal", True) is False and not re.search("cross|encoder", n) for n, m in inside):
         reason = "its attention sees both sides of a token, so it does not write from left to right"
     elif any(re.search(r"\bsinks?$", n) for n, _ in model.named_parameters()):
         reason = "attention sinks are not supported yet"
-    elif chunk := getattr(model.config.get_text_config(), "attention_chunk_size", None):
+    elif chunk := getattr(text, "attention_chunk_size", None):
         reason = f"chunked attention (attention_chunk_size = {chunk}) is not supported yet"
     if reason:
         raise ModelError(f"{name}: {reason}", hint=OTHERS)
