@@ -162,5 +162,5 @@ def test_a_mixture_of_experts_says_in_check_and_run_and_summary_what_all_linear_
     done = run(settings, events.append, tmp_path / "runs")
     assert note in [event["message"] for event in events if event["event"] == "warning"]
     assert done.summary["adapter"]["share_of_the_blocks"] == round(planned.adapted_share, 4)
-    assert note in done.summary["adapter"]["notes"]
+    assert note in done.summary["model"]["notes"]
     assert "11 %" in (done.path / "report.html").read_text(encoding="utf-8")

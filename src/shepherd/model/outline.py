@@ -28,7 +28,7 @@ AGAIN = "copy or pull the model again"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Older libraries saved these, and nobody reads them any more.
-_FORMER_BUFFERS = (".inv_freq", ".attn.bias", ".masked_bias", ".position_ids")
+_FORMER_BUFFERS = (".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias", ".causal_mask", ".position_ids")
 
 
 def load_config(folder: Path) -> PretrainedConfig:
@@ -111,11 +111,7 @@ def judge(
     info: `output_loading_info` of from_pretrained; held: the names of all tensors in the files, read where not given.
     """
     held = set(_tensors(folder) if held is None else held)
-    skipped = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()  # left out of the report
-    missing = set(info["missing_keys"]) | {
-        name for name in _own_names(model) - held if any(re.search(pattern, name) for pattern in skipped)
-    }
-    refuse_missing(folder, model, missing, held)
+    refuse_missing(folder, model, info["missing_keys"], held)
     if mismatched := sorted(info["mismatched_keys"], key=str):
         name, found, wanted = mismatched[0] if isinstance(mismatched[0], tuple | list) else (mismatched[0], "?", "?")
         raise ModelError(
