@@ -89,7 +89,8 @@ class LoraTable(Table):
     rslora: bool = False
     """Rank-stabilised scale (Kalajdzievski, 2023)."""
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
-    """`all-linear` adapts every linear layer of the blocks; or a list of names such as ["q_proj", "v_proj"]."""
+    """`all-linear` adapts every linear layer of the blocks, which in a mixture of experts are not the experts: `check`
+    says which share of the weights that is; or a list of names such as ["q_proj", "v_proj"]."""
 
 
 class DataTable(Table):

@@ -483,12 +483,13 @@ class _Experiment:
             "model": {
                 "name": base.name, "digest": base.digest, "parameters": base.num_parameters,
                 "dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device), "licence": base.licence,
+                **({"notes": list(self.expected.warnings)} if self.expected.warnings else {}),
             },
             "adapter_sha256": digest(adapter),
             "adapter": {
                 "r": adapter.r, "alpha": adapter.alpha, "parameters": adapter.num_parameters, "bytes": adapter.nbytes,
                 "targets": sorted({n.rsplit(".", 1)[-1] for n in adapter.factors}),
-                "share_of_the_blocks": round(self.expected.adapted_share, 4), "notes": list(self.expected.warnings),
+                "share_of_the_blocks": round(self.expected.adapted_share, 4),
             },
             "data": {
                 "name": rows.dataset.name, "digest": rows.dataset.digest, "licence": rows.dataset.licence,
