@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import chat_templates as known
 import tiny_tokenizers as tiny
 from shepherd.data.formats import Refusal
+from shepherd.data.outline import NO_REASONING
 from shepherd.data.prompts import build_template
 from shepherd.data.tokenize import encode_prompt, tokenize
 from shepherd.errors import DataError, ModelError
@@ -65,7 +66,7 @@ def marked(template, conversation):
     return text
 
 
-NO_REASONING, NO_CALL = "leaves out the reasoning of the answer", "leaves out a tool call"
+NO_CALL = "leaves out a tool call"
 SHOWN = {  # what each family makes of the conversations: the learned parts in order, or the reason of a refusal
     "chatml": {
         "one": ["A<|im_end|>"], "system": ["A<|im_end|>", "B<|im_end|>"],
@@ -165,7 +166,7 @@ def test_what_a_template_does_to_a_row_that_is_learned_is_said():
     assert changed("llama 3", "code") == ("the chat template changes white space of the answer",)
     joined = ("the chat template has no fixed place for a system turn: its text begins the next user turn",)
     assert changed("gemma", "system") == changed("mistral 0.3", "system") == joined
-    assert changed("qwen 3", "reasoning") == (f"{LATER}leaves out the reasoning of the answer",)
+    assert changed("qwen 3", "reasoning") == (f"{LATER}{NO_REASONING}",)
     assert changed("qwen 3", "system") == (f"{LATER}writes an answer otherwise once the conversation goes on",)
     assert changed("gpt-oss", "system") == (f"{LATER}writes an answer otherwise once the conversation goes on",)
     template = build_template("chat", known.family("qwen 3"))

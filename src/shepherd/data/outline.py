@@ -20,6 +20,7 @@ from shepherd.data.tool_calls import CALLS, mapped_texts, names_in, stand
 from shepherd.types import Message
 
 FIRST, MOST = 0x100000, 0xFFFD  # the marks: plane 16, which is for private use
+NO_REASONING = "leaves out the reasoning of the answer (as <think>…</think> in the answer it is learned)"
 _NAMES = {"system": "the system turn", "user": "a user turn", "tool": "a tool turn", "assistant": "an answer"}
 
 
@@ -171,7 +172,7 @@ def _standing(turn: int, message: Message, text: str, changed: dict[str, None]) 
     found = _compare(message.reasoning, text)
     if found == "spaced":
         changed["the chat template changes white space of the reasoning"] = None
-    return "leaves out the reasoning of the answer" if found not in ("", "spaced") else ""
+    return NO_REASONING if found not in ("", "spaced") else ""
 
 
 def _compare(value: str, text: str) -> str:
