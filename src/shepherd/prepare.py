@@ -117,16 +117,6 @@ def prepare_rows(config: Config, tokenizer, tell: Callable[[str], None] | None =
     ), template  # fmt: skip
 
 
-def check_window(config: Config, shape: PretrainedConfig) -> None:
-    """Raise UsageError where rows may be longer than the model's window of positions."""
-    window = context_window(shape)
-    if window and config.data.max_length > window:
-        raise UsageError(
-            f"data.max_length = {config.data.max_length} is more than the {window} positions of {config.model.base}",
-            hint=f"set data.max_length to at most {window}",
-        )
-
-
 def context_window(shape: PretrainedConfig) -> int | None:
     """The most positions that the model was made for, or None where it does not say."""
     return getattr(shape.get_text_config(), "max_position_embeddings", None)
