@@ -248,7 +248,7 @@ def test_14_a_plan_that_does_not_fit_is_refused_with_its_numbers_and_what_is_sma
     from shepherd import experiment
 
     def refused(**needs: int) -> str:
-        monkeypatch.setattr(experiment, "plan", lambda config: {"device": "cpu", **needs})
+        monkeypatch.setattr(experiment, "plan", lambda config, tell: {"device": "cpu", **needs})
         outcome = shell("check", "--data", data, "--model", model)
         assert outcome.status == 5 and "Traceback" not in outcome.err
         return outcome.err
