@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -303,9 +304,11 @@ def test_a_key_without_a_usable_row_and_names_that_look_alike_are_said(tmp_path)
     ]
 
 
-def test_rows_without_a_key_are_counted_under_the_user_s_own_column_with_a_way_out(tmp_path):
-    write(tmp_path, {"x.jsonl": rows("a", 4, site="n") + rows("b", 2, site=None)})
-    config = load("own-data", [f"data.source={tmp_path / 'x.jsonl'}", "partition.name=by_key", "partition.key=site"])
-    with pytest.raises(DataError, match="2 of 6 rows have no value in the column 'site'") as error:
+@pytest.mark.parametrize("column", ["site", "category"])
+def test_rows_without_a_key_are_counted_under_the_user_s_own_column_with_a_way_out(tmp_path, column):
+    write(tmp_path, {"x.jsonl": rows("a", 4, **{column: "n"}) + rows("b", 2, **{column: math.nan})})
+    key = f"partition.key={column}"
+    config = load("own-data", [f"data.source={tmp_path / 'x.jsonl'}", "partition.name=by_key", key])
+    with pytest.raises(DataError, match=f"2 of 6 rows have no value in the column '{column}'") as error:
         divide_rows(config, read_rows(config).examples, None)
     assert "x:5, x:6" in error.value.message and "'unknown'" in error.value.hint

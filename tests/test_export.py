@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,53 @@ def test_a_peft_export_is_the_adapter_folder_byte_for_byte(run, tmp_path):
     assert names == {p.name for p in (tmp_path / "deep" / "er").iterdir()} > {"adapter_model.safetensors", "README.md"}
     for name in names:
         assert (tmp_path / "deep" / "er" / name).read_bytes() == (run / "adapter" / name).read_bytes()
+
+
+def auto(folder: Path):
+    """Loaded by nothing but what the folder says, as vLLM, lm-eval and others do."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+
+    with warnings.catch_warnings():  # peft asks transformers by an old name
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        return AutoPeftModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+
+
+def test_peft_finds_the_base_of_a_run_and_of_an_export_by_itself(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)  # not where the run was started
+    for folder in (run / "adapter", export(run, "peft", tmp_path / "out").path):
+        np.testing.assert_allclose(theirs(auto(folder)), ours(run), atol=1e-4)
+
+
+def test_a_run_that_named_its_base_by_a_name_of_ours_is_exported_with_one_that_peft_finds(copy_of_run, run, tmp_path):
+    path = copy_of_run / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": "smollm2-135m"}))
+    (copy_of_run / "adapter" / "MANIFEST.json").unlink(missing_ok=True)  # as it was sealed with the other name
+    assert load_tuned(copy_of_run).base.digest == load_tuned(run).base.digest  # what is named there is not asked
+    written = export(copy_of_run, "peft", tmp_path / "out").path
+    assert json.loads((written / "adapter_config.json").read_text()) == config
+    np.testing.assert_allclose(theirs(auto(written)), ours(run), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"), [("lab/elsewhere@v2", "is not on this machine"), ("{other}", "warning: {other} is not the base")]
+)
+def test_an_export_for_another_machine_names_the_base_that_is_given_and_says_what_was_looked_at(
+    run, tmp_path, capsys, base, said
+):
+    other = str(tiny_model("llama", tmp_path, seed=7))
+    written = export(run, "peft", tmp_path / "out", base=base.format(other=other)).path
+    assert said.format(other=other) in capsys.readouterr().err
+    named = json.loads((written / "adapter_config.json").read_text())
+    if base == "lab/elsewhere@v2":
+        assert (named["base_model_name_or_path"], named["revision"]) == ("lab/elsewhere", "v2")
+    else:
+        assert named["base_model_name_or_path"] == other
+    assert not (written / "MANIFEST.json").exists()  # it would be that of the run's own folder
+    with pytest.raises(UsageError, match="needs no base"):
+        export(run, "merged", tmp_path / "merged", base="lab/elsewhere")
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])

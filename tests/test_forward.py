@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 
 import numpy as np
@@ -344,6 +345,128 @@ LEAKS = {
 }  # fmt: skip
 
 
+FAMILY = dict(
+    **SMALL, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=24,
+    max_position_embeddings=128,
+)  # fmt: skip
+EXPERTS = dict(num_experts_per_tok=2, moe_intermediate_size=12, n_group=1, topk_group=1)
+FAMILIES = {
+    "scaled logits": lambda: transformers.CohereConfig(**FAMILY, logit_scale=0.3),
+    "divided logits, multiplied residuals": lambda: transformers.GraniteConfig(
+        **FAMILY, logits_scaling=3.0, residual_multiplier=0.5, attention_multiplier=0.2, embedding_multiplier=2.0
+    ),
+    "capped logits": lambda: transformers.Gemma2Config(
+        **FAMILY, head_dim=8, final_logit_softcapping=2.0, attn_logit_softcapping=1.0, sliding_window=8
+    ),
+    "attention with biases": lambda: transformers.LlamaConfig(**FAMILY, attention_bias=True, mlp_bias=True),
+    "dropout in the config": lambda: transformers.LlamaConfig(**FAMILY, attention_dropout=0.5),
+    "learned positions": lambda: transformers.OPTConfig(
+        **SMALL, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24, max_position_embeddings=128,
+        word_embed_proj_dim=16, dropout=0.5,
+    ),
+    "attention and MLP side by side": lambda: transformers.PhiConfig(**FAMILY, partial_rotary_factor=0.5),
+    "experts": lambda: transformers.MixtralConfig(**FAMILY, num_local_experts=4, num_experts_per_tok=2),
+    "experts and latent attention": lambda: transformers.DeepseekV3Config(
+        **FAMILY, **EXPERTS, n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1, q_lora_rank=8,
+        kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+    ),
+    "positions in some layers only": lambda: transformers.SmolLM3Config(**FAMILY, no_rope_layers=[1, 0]),
+    "a causal decoder of BERT's": lambda: transformers.BertConfig(
+        **SMALL, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, is_decoder=True,
+    ),
+}  # fmt: skip
+
+
+def made(config, seed=1):
+    """A random model of this config, no weight of which is zero or one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+        parameter.data.add_(0.1 * noise)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore")
+def test_of_other_families_the_losses_are_the_models_own_too(family):
+    model = made(FAMILIES[family]())
+    rows = some_rows((23, 2, 9, 60))
+    for row in rows:
+        row.tokens.input_ids[:] = row.tokens.input_ids % 90 + 3
+    packed = PackedModel(model)
+    with packed.packing():
+        losses, _ = packed.token_losses(pack(rows))
+        sums = packed.loss_sums(pack(rows))
+    expected = np.concatenate([reference(model, row)[0] for row in rows])
+    np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert sums.sum().item() == pytest.approx(expected.sum(), rel=1e-4)
+
+
+OWN_WAYS = {
+    # What each would silently lose: a mask that attention computes, positions that the model counts itself, a window
+    # that only the mask knows, a convolution over the border, a state.
+    "a mask or bias of its own": lambda: transformers.DogeConfig(**FAMILY, head_dim=8),
+    "positions that it counts itself": lambda: transformers.BlenderbotSmallConfig(
+        **SMALL, d_model=16, decoder_layers=2, encoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=24,
+        encoder_attention_heads=2, encoder_ffn_dim=24, max_position_embeddings=128, is_decoder=True,
+        is_encoder_decoder=False,
+    ),
+    "a window of 8 tokens": lambda: transformers.PhimoeConfig(
+        **FAMILY, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
+    ),
+    "keep packed sequences apart": lambda: transformers.Lfm2Config(
+        **FAMILY, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False
+    ),
+    "recurrent layers": lambda: transformers.Mamba2Config(
+        **SMALL, hidden_size=16, num_hidden_layers=1, state_size=4, num_heads=4, head_dim=8, n_groups=1
+    ),
+    "attention sinks": lambda: transformers.GptOssConfig(
+        **FAMILY, head_dim=8, num_local_experts=4, num_experts_per_tok=2
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", OWN_WAYS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_whose_own_ways_a_packed_pass_would_leave_out_is_refused_by_them(reason):
+    model = made(OWN_WAYS[reason]())
+    with pytest.raises(ModelError, match=reason) as caught:
+        PackedModel(model)
+    assert type(model).__name__ in caught.value.message and "Llama" in caught.value.hint
+
+
+def test_a_window_that_no_sequence_reaches_is_none():
+    PackedModel(
+        made(transformers.PhimoeConfig(**FAMILY, num_local_experts=4, num_experts_per_tok=2, sliding_window=128))
+    )
+
+
+def test_a_layer_that_no_text_goes_through_or_a_part_of_it_carries_no_adapter(bases):
+    packed = PackedModel(bases("llama").model)
+    layers = {name: packed.model.get_submodule(name) for name in pick_targets(packed.model, "all-linear")}
+    packed.check_called(layers)
+    with pytest.raises(ModelError, match=r"1 adapted layer not used when text .* tower\.up"):
+        packed.check_called({**layers, "tower.up": torch.nn.Linear(2, 2)})
+
+    class Routed(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.expert = layer
+
+        def forward(self, x):
+            return torch.cat([self.expert(x[:, :3]), torch.zeros_like(x[:, 3:, :1]).expand(-1, -1, 48)], 1)
+
+    mlp = packed.model.model.layers[0].mlp
+    own, mlp.up_proj = mlp.up_proj, Routed(mlp.up_proj)
+    try:
+        with pytest.raises(ModelError, match="1 adapted layer met by a part of the tokens"):
+            packed.check_called(layers)
+    finally:
+        mlp.up_proj = own
+
+
 @pytest.mark.parametrize("name", LEAKS)
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_that_lets_sequences_see_each_other_is_refused_by_name(name):
@@ -356,7 +479,7 @@ def test_a_model_that_lets_sequences_see_each_other_is_refused_by_name(name):
     before = model.config._attn_implementation
     with pytest.raises(ModelError) as caught:
         PackedModel(model)
-    assert name in caught.value.message and "packed" in caught.value.message
+    assert name in caught.value.message and re.search("packed|both sides", caught.value.message)
     assert model.config._attn_implementation == before
 
 

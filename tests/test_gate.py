@@ -85,7 +85,6 @@ FAULTS = {
     "a bool for the round": ({"round": True}, "fields", "round"),
     "no metrics": ({"metrics": {}}, "non-finite", "no loss"),
     "a metric that is text": ({"metrics": {"loss": "2.0"}}, "fields", "metric"),
-    "no effective steps": ({"metrics": {"loss": 1.0, "effective_steps": 0.0}}, "count", "effective_steps"),
     "a metric that is a bool": ({"metrics": {"loss": True}}, "fields", "metric"),
     "a metric with a sentence for a name": ({"metrics": {"loss": 1.0, "my secret": 1.0}}, "fields", "metric"),
     "too many metrics": ({"metrics": {"loss": 1.0} | {f"m{i}": 1.0 for i in range(40)}}, "fields", "41 metrics"),

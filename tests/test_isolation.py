@@ -196,3 +196,25 @@ def test_scaffold_s_mean_is_over_all_clients_of_the_run_and_not_over_the_cohort(
     assert plan.cohort_size == 2 < len(plan.clients)
     total = sum(plan.sizes.values())
     assert plan.method.population == {client: size / total for client, size in plan.sizes.items()}
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ((), 2.0),
+        (("objective.proximal=5.0",), 2.0),  # of adamw: no a_k, the sum of the rates
+        (("training.optimizer=sgd", "objective.proximal=5.0"), 1 + 0.5),  # 1 − ημ = 1 − 0.1 · 5
+        (("training.optimizer=sgd", "objective.proximal=5.0", "objective.rate_ratio=2"), 1 + 0.5),  # A's, where A moves
+        (("training.optimizer=sgd", "objective.proximal=1.0", "objective.rate_ratio=2", "federation.method=ffa_lora"),
+         1 + 0.8),  # 1 − 0.2 · 1
+        (("training.optimizer=sgd", "objective.proximal=5.0", "objective.proximal_form=product"), 2.0),
+        (("training.optimizer=sgd", "training.momentum=0.5"), 1.5 + 1),
+        # The first gradient is 1, then 0.5 · 1 − 0.1 · 5 · 1: together it moves by 1 + 0.5 − 0.5.
+        (("training.optimizer=sgd", "training.momentum=0.5", "objective.proximal=5.0"), 1 + 1),
+    ],
+)  # fmt: skip
+def test_the_server_counts_the_steps_that_fednova_divides_by(small_config, settings, expected):
+    config = small_config("training.learning_rate=0.1", "server.optimizer=fednova", *settings)
+    rows, _ = prepare_rows(config, load_base(config.model.base, device="cpu", dtype="float32").tokenizer)
+    work = Work("client", 0, 4, (0.1,) * 4)
+    assert prepare_plan(config, rows).effective_steps(work, 2, 1) == pytest.approx(expected)

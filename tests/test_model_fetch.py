@@ -626,3 +626,52 @@ def test_a_misspelt_hub_id_gets_the_nearest_model_in_the_cache(tmp_path, monkeyp
     monkeypatch.setattr(fetch, "_hub_models", lambda: [here])
     with pytest.raises(ModelError, match="Did you mean 'lab/sheep-1b'"):
         resolve("lab/shep-1b")
+
+
+def test_a_built_in_model_is_named_to_others_by_the_folder_made_of_it_or_by_the_hub_id_it_came_from(tmp_path):
+    packaged = fetch.BUILTIN["smollm2-135m"]
+    made = fetch._entry(packaged.sha256)
+    assert fetch.public_name("smollm2-135m", "", made) == str(made) and made.is_absolute()
+    assert fetch.public_name("smollm2-135m", "", tmp_path / "snapshot") == packaged.hub_id
+    assert fetch.public_name("lab/base", "v2", tmp_path) == "lab/base@v2"
+    assert fetch.public_name(str(tmp_path), "", tmp_path) == str(tmp_path)
+
+
+# GGUF files that are no whole model
+
+
+@pytest.mark.parametrize(
+    ("facts", "said", "hint"),
+    [
+        ({"type": "adapter"}, "is an adapter, not a base model", "the model it was made for"),
+        ({"architecture": "clip", "type": "mmproj"}, "a part of one (mmproj, clip)", "of the model itself"),
+        ({"parts": 3}, "is one of 3 parts", "llama-gguf-split --merge"),
+    ],
+)
+def test_a_gguf_file_of_something_else_is_named_before_pytorch_loads(tmp_path, monkeypatch, facts, said, hint):
+    whole = {"type": "model", "architecture": "llama", "parts": 1, "kinds": {}}
+    monkeypatch.setattr(convert, "gguf_facts", lambda path: whole | facts)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError) as caught:
+        fetch.look_at(str(tmp_path / "m.gguf"))
+    assert said in caught.value.message and hint in caught.value.hint
+
+
+def test_a_gguf_file_that_is_a_git_lfs_pointer_says_so(tmp_path):
+    (tmp_path / "m.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(ModelError, match="git-lfs pointer"):
+        fetch.look_at(str(tmp_path / "m.gguf"))
+
+
+def test_blocks_that_cannot_be_unpacked_are_named_by_their_kind_with_those_that_can(tmp_path):
+    convert._refuse_kinds(tmp_path, {0: "F32", 3: "Q4_1", 30: "BF16"})
+    with pytest.raises(ModelError, match="weights are in ODD_9, which transformers does not unpack") as caught:
+        convert._refuse_kinds(tmp_path, {0: "F32", 999: "ODD_9"})
+    assert "Q4_1" in caught.value.hint and "safetensors" in caught.value.hint
+
+
+def test_a_gguf_file_that_lacks_a_weight_is_not_filled_up_with_random_numbers(tmp_path):
+    model = tiny_model("llama", tmp_path, tie_word_embeddings=True)
+    source = write_gguf(model, tmp_path / "m.gguf", without="blk.1.ffn_up.weight")
+    with pytest.raises(ModelError, match=r"1 weight in no file, e\.g\. model\.layers.1.mlp.up_proj.weight"):
+        resolve(str(source))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import torch
 
-from shepherd.clients.schedule import learning_rates
+from shepherd.clients.schedule import effective_steps, learning_rates
 from shepherd.config import load
 from shepherd.errors import UsageError
 
@@ -117,3 +119,33 @@ def test_settings_of_a_schedule_that_could_not_hold_are_refused(overrides, messa
     with pytest.raises(UsageError) as caught:
         load(overrides=overrides)
     assert message in caught.value.message
+
+
+def moved(gradients, rates, momentum: float, mu: float) -> float:
+    """How far torch's SGD goes from 0 on these gradients, with the proximal term's beside them."""
+    x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    sgd = torch.optim.SGD([x], lr=1.0, momentum=momentum)
+    for gradient, rate in zip(gradients, rates, strict=True):
+        sgd.param_groups[0]["lr"] = rate
+        x.grad = gradient + mu * x.detach()
+        sgd.step()
+    return x.item()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("mu", [0.0, 2.0])
+@pytest.mark.parametrize("rates", [(0.1,) * 6, (0.05, 0.1, 0.1, 0.08, 0.04, 0.01)])
+def test_effective_steps_are_what_unit_gradients_move_together(rates, mu, momentum):
+    # ‖a‖₁ from one gradient of 1 at a time, by torch: momentum, schedule and proximal term, each alone and together.
+    alone = [moved(np.eye(6)[i], rates, momentum, mu) for i in range(6)]
+    assert effective_steps(rates, 0.1, momentum, mu) == pytest.approx(sum(map(abs, alone)) / 0.1)
+
+
+def test_effective_steps_are_fednova_s_closed_forms():
+    # 2007.07481, §4.2: momentum [τ − ρ(1 − ρ^τ)/(1 − ρ)] / (1 − ρ); proximal Σ (1 − ημ)^i; decaying rates Σ η_i / η_1.
+    rho, tau = 0.9, 50
+    closed = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
+    assert effective_steps((0.1,) * tau, 0.1, rho) == pytest.approx(closed)
+    assert effective_steps((0.1,) * 3, 0.1, proximal=2.0) == pytest.approx(1 + 0.8 + 0.64)
+    assert effective_steps((0.1, 0.05, 0.02), 0.1) == pytest.approx(1.7)
+    assert effective_steps((0.1,) * 3, 0.1) == pytest.approx(3)

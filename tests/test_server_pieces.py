@@ -411,6 +411,48 @@ def test_the_nearest_rotation_is_a_rotation_and_the_best_of_them():
             assert np.trace(Q.T @ M) <= np.trace(R_best.T @ M) + 1e-12
 
 
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_of_the_best_rotations_of_a_singular_matrix_the_nearest_to_i_is_taken(rank):
+    rng = np.random.default_rng(rank)
+    M = rng.normal(size=(4, rank)) @ rng.normal(size=(rank, 4))
+    R_best = nearest_rotation(M)
+    np.testing.assert_allclose(R_best @ R_best.T, np.eye(4), atol=1e-12)
+    assert np.linalg.det(R_best) == pytest.approx(1.0)
+    # The limit of M + εI, whose best rotation is one alone, as ε falls.
+    np.testing.assert_allclose(R_best, nearest_rotation(M + 1e-7 * np.eye(4)), atol=1e-5)
+    if rank == 1:  # by hand: the turn of v onto u in their plane leaves what is orthogonal to both
+        U, _, V = np.linalg.svd(M)
+        rest = np.linalg.svd(np.stack([U[:, 0], V[0]]))[2][2:]
+        np.testing.assert_allclose(R_best @ V[0], U[:, 0], atol=1e-12)
+        np.testing.assert_allclose(R_best @ rest.T, rest.T, atol=1e-12)
+    np.testing.assert_allclose(nearest_rotation(M @ M.T), np.eye(4), atol=1e-12)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_client_that_changed_nothing_turns_nothing_whatever_the_rank_of_the_factors(number, strength):
+    # Four slots of rank 2, as after few steps: the overlap is singular, and its null space was turned at will.
+    rng = np.random.default_rng(number)
+    A, B = rng.normal(size=(4, 2)) @ rng.normal(size=(2, 12)), rng.normal(size=(9, 2)) @ rng.normal(size=(2, 4))
+    start = Local(A, B, 2.0, np.ones(4, bool))
+    after = build_method("fedrot_lora", {"strength": strength}).pieces.payload.transform(start, start, number)
+    np.testing.assert_allclose(after.A, A, atol=1e-12)
+    np.testing.assert_allclose(after.B, B, atol=1e-12)
+
+
+def test_half_a_turn_of_strength_a_half_turns_nothing():
+    # 0.5·I + 0.5·R is zero for a turn by π: of all rotations, which are equally near, it is I.
+    transform = build_method("fedrot_lora", {"strength": 0.5}).pieces.payload.transform
+    start = Local(np.eye(2), np.eye(2), 1.0, np.ones(2, bool))
+    np.testing.assert_allclose(transform(replace(start, A=-np.eye(2)), start, 2).A, -np.eye(2), atol=1e-12)
+
+
+def test_to_keep_none_of_the_energy_is_refused():
+    for name in ("florist", "fedmomentum"):
+        with pytest.raises(UsageError, match=r'energy must be above 0 and at most 1, got 0.*remainder "drop"'):
+            build_method(name, {"energy": 0.0})
+
+
 def test_fedrot_leaves_the_first_round_and_strength_zero_as_fedit():
     for strength, number in ((1.0, 1), (0.0, 2)):
         method = build_method("fedrot_lora", {"strength": strength})

@@ -124,7 +124,6 @@ GATE = [
     ("task.work[update.client].steps,", "task.work[update.client].steps + 1,",
      fault(fault="a step more than was asked for")),
     ("_INTEGERS = (int,", "_INTEGERS = (bool, int,", fault(fault="a bool for a count")),
-    ('if plain.get("effective_steps", 1.0) <= 0:', "if False:", fault(fault="no effective steps")),
     ('if "loss" not in plain or not all(map(math.isfinite, plain.values())):', 'if "loss" not in plain:', partial(
         gates.test_an_update_without_finite_metrics_is_refused, metrics={"loss": float("nan")})),
     ("if len(metrics) > most:", "if False:", fault(fault="too many metrics")),

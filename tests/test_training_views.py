@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from plain_client import train_plainly
-from shepherd.clients.objectives import add_product_proximal, add_proximal, effective_steps
+from shepherd.clients.objectives import add_product_proximal, add_proximal
 from shepherd.clients.training import LocalTraining, Site, train
 from shepherd.errors import ClientError
 from shepherd.lowrank import LowRank
@@ -419,19 +419,3 @@ def test_a_task_leaves_views_and_control_variates_as_they_were():
     before = copy.deepcopy(view)
     updates_of([view], DATA, objective=PROXIMAL[1])
     assert same_bytes(view.tensors(), before.tensors())
-
-
-# FedNova
-
-
-def test_effective_steps_count_how_often_a_first_gradient_counts():
-    # momentum ρ: the first of three gradients counts 1 + ρ + ρ², the second 1 + ρ, the third 1
-    assert effective_steps(3, 0.0) == 3
-    assert effective_steps(3, 0.9) == pytest.approx((1 + 0.9 + 0.81) + (1 + 0.9) + 1)
-    rho, tau = 0.9, 50  # closed form of FedNova's §4: [τ − ρ(1 − ρ^τ)/(1 − ρ)] / (1 − ρ)
-    assert effective_steps(tau, rho) == pytest.approx((tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho))
-    views = [View(adapter_of(MODULES))]
-    sgd = updates_of(views, DATA, optimizer="sgd", momentum=0.9)["client-0"]
-    adamw = updates_of(views, DATA, momentum=0.9)["client-0"]
-    assert sgd.metrics["effective_steps"] == effective_steps(3, 0.9)
-    assert adamw.metrics["effective_steps"] == adamw.steps == 3

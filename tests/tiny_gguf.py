@@ -10,8 +10,11 @@ import numpy as np
 from tiny import CHAT_TEMPLATE, SPECIAL
 
 
-def write_gguf(folder: Path, path: Path, *, split: str | None = "smollm", architecture: str = "llama") -> Path:
-    """Write the tied tiny llama in `folder` to `path`; `split` is the name of the pre-tokenizer that it states."""
+def write_gguf(
+    folder: Path, path: Path, *, split: str | None = "smollm", architecture: str = "llama", without: str = ""
+) -> Path:
+    """Write the tied tiny llama in `folder` to `path`; `split` is the name of the pre-tokenizer that it states,
+    `without` that of a tensor to leave out."""
     import json
 
     from safetensors.numpy import load_file
@@ -46,6 +49,8 @@ def write_gguf(folder: Path, path: Path, *, split: str | None = "smollm", archit
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     for name, value in load_file(folder / "model.safetensors").items():
         kind = name.split(".")[-2]
+        if _rename(name) == without:
+            continue
         writer.add_tensor(_rename(name), _pairs_together(value, heads[kind]) if kind in heads else value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from shepherd.data.names import look_alikes
 from shepherd.data.partition import divide, hold_out, partitioners, short_categories
 from shepherd.data.partitioners import Key
-from shepherd.data.sources import Dataset, has_languages, load_examples
+from shepherd.data.sources import NO_CATEGORY, Dataset, has_languages, load_examples
 from shepherd.errors import DataError, UsageError, plural
 from shepherd.types import Example, Partition
 
@@ -84,8 +84,8 @@ def divide_rows(
     how = config.partition
     options, column = by_column(how.name, how.options)
     key = natural_key({"name": how.name, **options})
-    if key == "source":
-        _check_sources(usable, column or config.data.columns.get("source", "source"))
+    if key == "source" or how.name == "by_key":
+        _check_keys(usable, key, column or config.data.columns.get(key, key))
     if held_out is None:
         pool = how.name not in ("by_key", "files")  # these make a client of each key, which needs its row
         train, held_out = hold_out(usable, config.data.held_out_per_category, config.run.seed, key, pool_single=pool)
@@ -108,9 +108,9 @@ def divide_rows(
     return tuple(train), tuple(held_out), partition
 
 
-def _check_sources(usable: Sequence[Example], column: str) -> None:
+def _check_keys(usable: Sequence[Example], key: str, column: str) -> None:
     """Raise DataError for rows that belong to no client, as they have no value in the column that divides."""
-    without = [e.id for e in usable if not e.source]
+    without = [e.id for e in usable if getattr(e, key) in ("", NO_CATEGORY)]
     if len(without) == len(usable):
         raise DataError(
             f"none of the {len(usable):,} rows has a value in the column {column!r}, by which they are to be divided",

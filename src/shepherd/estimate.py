@@ -16,7 +16,7 @@ import torch
 
 from shepherd.asking import pool_of
 from shepherd.config import Config
-from shepherd.fitting import check_window, has_own_models, local_names
+from shepherd.fitting import has_own_models, local_names
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import check_fit, check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype
@@ -29,6 +29,7 @@ from shepherd.model.threads import matmul_peak, use_threads
 from shepherd.plan import Plan
 from shepherd.prepare import (
     Rows,
+    check_window,
     context_window,
     local_training,
     peak_rate,
@@ -108,7 +109,7 @@ def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) ->
     rounds = prepare_plan(config, rows)
     model, unread = outline(folder)
     shape = model.config
-    check_window(config, context_window(shape))
+    check_window(config, shape)
     check_packable(model)
     targets = pick_targets(model, config.lora.targets)
     adapted = reach(model, config.lora.targets, targets)

@@ -305,7 +305,7 @@ class _Experiment:
                 line["seconds"]["evaluate"] = time.perf_counter() - begin
                 begin = time.perf_counter()
                 with store.commit_round(state.round, line) as folder:
-                    save_state(folder, state, base_name=config.model.base, conv1d=learner.conv1d, disk=store.disk)
+                    save_state(folder, state, base_name=learner.base_name, conv1d=learner.conv1d, disk=store.disk)
                     line["seconds"]["commit"] = time.perf_counter() - begin
                 store.prune_checkpoints(config.checkpoints.keep, min(measured, default=(0.0, 0))[1])
                 store.journal("committed", round=state.round, adapter=digest(state.model.adapter))
@@ -336,7 +336,7 @@ class _Experiment:
         with self._phase("train", name):
             arm = train()
         with self.store.commit_folder(f"arms/{name}") as pending:
-            arms.save_arm(pending, arm, base_name=self.config.model.base, conv1d=learner.conv1d)
+            arms.save_arm(pending, arm, base_name=learner.base_name, conv1d=learner.conv1d)
         self.store.journal("trained", arm=name)
         return arm
 
@@ -373,7 +373,7 @@ class _Experiment:
         reported = self.losses["federated"].stat.mean
         whole = whole_adapter(state.model)
         with self.store.commit_folder("adapter") as folder:
-            save_adapter(folder, whole, base_name=base.name, conv1d=learner.conv1d)
+            save_adapter(folder, whole, base_name=learner.base_name, conv1d=learner.conv1d)
             base.tokenizer.save_pretrained(folder)
             card = adapter_card(
                 whole,

@@ -22,11 +22,14 @@ from shepherd import __version__, output
 from shepherd.config import load as load_config
 from shepherd.data.prompts import Template
 from shepherd.data.tokenize import encode
-from shepherd.errors import DataError, EvaluationError, ResourceError, UsageError, did_you_mean
-from shepherd.model.adapter_card import base_named, plain
+from shepherd.errors import DataError, EvaluationError, ModelError, ResourceError, UsageError, did_you_mean
+from shepherd.model.adapter import CONFIG, named_base, rename_base
+from shepherd.model.adapter_card import base_named, hub_name, plain
 from shepherd.model.convert import quiet_transformers
+from shepherd.model.digest import model_digest
+from shepherd.model.fetch import resolve
 from shepherd.report.wording import plural, size
-from shepherd.store import commit_folder, open_run, read_json
+from shepherd.store import MANIFEST, commit_folder, open_run, read_json
 from shepherd.tuned import adapter_folder, load_tuned
 from shepherd.types import Message
 
@@ -62,14 +65,19 @@ class _Reference:
     """What the run's model says to a few conversations (token ids), and where its base lies."""
 
     base: Path
+    public_name: str
+    digest: str
     licence: str
     tokenizer: Any
     conversations: tuple[tuple[int, ...], ...]
     logits: tuple[torch.Tensor, ...]
 
 
-def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float32") -> Export:
+def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float32", base: str | None = None) -> Export:
     """Write the final adapter of a run: `to` is "peft" or "merged", `dtype` the precision of merged weights.
+
+    `base` is what adapter_config.json is to name instead of where the base lies here, for use on another machine; what
+    is compared is the run's own base all the same.
 
     Raises UsageError when `out` holds something or when a quantised base would have to be merged, ModelError when
     the base is no longer that of the adapter, ResourceError when the disk is too small, EvaluationError when what was
@@ -81,6 +89,8 @@ def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float
         raise UsageError(f"unknown dtype: {dtype!r}.{did_you_mean(dtype, DTYPES)}", hint="float32 or bfloat16")
     if to == "peft" and dtype != "float32":
         raise UsageError("a PEFT folder keeps the adapter as it was learned, in float32", hint="leave out the dtype")
+    if base is not None and to != "peft":
+        raise UsageError("a merged model needs no base: its weights are inside", hint="leave out the base")
     folder, target = open_run(run_dir, needs="summary.json"), _free(out)
     adapter = adapter_folder(folder)
     if to == "merged":
@@ -90,6 +100,7 @@ def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float
         with commit_folder(target) as pending:
             if to == "peft":
                 shutil.copytree(adapter, pending, dirs_exist_ok=True)
+                _name_base(pending, base or ours.public_name)
                 expected, got = ours.logits, _logits(_with_adapter(ours.base, pending), ours.conversations)
             else:
                 expected = _write_merged(ours, adapter, pending, DTYPES[dtype])
@@ -102,6 +113,8 @@ def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float
         raise ResourceError(f"cannot write {target}: {error.strerror}", hint="choose another --out") from None
     tokens, rounding = sum(map(len, ours.conversations)), _largest(expected, ours.logits)
     rounded = f"; rounding the weights to {dtype} moved them by up to {rounding:.1e}" if rounding else ""
+    if base is not None:
+        output.note(_as_named(base, ours.digest))
     output.note(
         f"loaded again: the logits of {len(ours.conversations)} conversations ({tokens} tokens) differ by at most "
         f"{difference:.1e}{rounded}"
@@ -127,6 +140,23 @@ def _refuse_quantised(folder: Path) -> None:
         )
 
 
+def _name_base(pending: Path, base_name: str) -> None:
+    """Name the base in a copied adapter. What runs before 0.1 wrote of a built-in one nobody else can find."""
+    named = read_json(pending / CONFIG)
+    if named | named_base(base_name) != named:
+        rename_base(pending, base_name)
+        (pending / MANIFEST).unlink(missing_ok=True)  # of the folder as it was in the run
+
+
+def _as_named(base: str, digest: str) -> str:
+    """Whether a base by that name is the one of the run, as far as this machine can tell."""
+    try:
+        same = model_digest(resolve(base)) == digest
+    except ModelError:
+        return f"{base} is not on this machine: whether it is the base of the run was not looked at"
+    return f"{base} is the base of the run" if same else f"warning: {base} is not the base that the run tuned"
+
+
 # What is compared
 
 
@@ -135,7 +165,10 @@ def _reference(folder: Path) -> _Reference:
     tuned = load_tuned(folder, device="cpu", dtype="float32", quantize="none")
     conversations = _conversations(folder, tuned.template, tuned.base.tokenizer)
     logits = tuple(tuned.logits(ids) for ids in conversations)
-    return _Reference(tuned.base.path, tuned.base.licence, tuned.base.tokenizer, conversations, logits)
+    found = tuned.base
+    return _Reference(
+        found.path, found.public_name, found.digest, found.licence, found.tokenizer, conversations, logits
+    )
 
 
 def _conversations(folder: Path, template: Template, tokenizer: Any) -> tuple[tuple[int, ...], ...]:
@@ -228,7 +261,7 @@ def _card(summary: Mapping[str, Any], dtype: str) -> str:
     base, before, after = model["name"], arms["base"]["loss"], arms["federated"]["loss"]
     return f"""---
 library_name: transformers
-base_model: {json.dumps(base)}
+base_model: {json.dumps(hub_name(base))}
 tags: [lora, federated-learning, instruction-tuning, shepherd]
 ---
 

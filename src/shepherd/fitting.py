@@ -77,7 +77,7 @@ def prepare_personal(config: Config, method: Method) -> Personalization:
     return personal
 
 
-def check_window(config: Config, window: int | None) -> None:
+def check_length(config: Config, window: int | None) -> None:
     """Raise UsageError where rows may be longer than the model's window of positions, where it has one."""
     if window and config.data.max_length > window:
         raise UsageError(

@@ -67,9 +67,9 @@ def own_models(
             for client, model in sorted(models.items()):
                 own = folder / quote(client, safe=" ", errors="surrogatepass").replace(".", "%2E")
                 if client in mixed:
-                    save_mixture(own, mixed[client], base_name=config.model.base, conv1d=learner.conv1d)
+                    save_mixture(own, mixed[client], base_name=learner.base_name, conv1d=learner.conv1d)
                 else:
-                    save_adapter(own, whole_adapter(model), base_name=config.model.base, conv1d=learner.conv1d)
+                    save_adapter(own, whole_adapter(model), base_name=learner.base_name, conv1d=learner.conv1d)
     return OwnModels(models, mixed)
 
 
@@ -89,7 +89,7 @@ def _clusters(
     numbers, members = choose_clusters(learner, rows, state, config.run.seed), {}
     with store.commit_folder("clusters") as folder:
         for number, model in enumerate(state.clusters, start=1):
-            save_adapter(folder / str(number), model.adapter, base_name=config.model.base, conv1d=learner.conv1d)
+            save_adapter(folder / str(number), model.adapter, base_name=learner.base_name, conv1d=learner.conv1d)
             members[str(number)] = [client for client in sorted(numbers) if numbers[client] == number]
         (folder / "clients.json").write_text(json.dumps(members, indent=1) + "\n", encoding="ascii")
     for client in (client for client, number in numbers.items() if not number):

@@ -71,7 +71,8 @@ class Plan:
     """What stays the same over the rounds of a run.
 
     `work(client, round, first_row)` is a client's share, `rank(client)` the rank of its adapter, `gate()` a gate for
-    one round, `spool()` the place of its updates. `sizes` counts the rows that each client holds, `probed` those on
+    one round, `spool()` the place of its updates, `effective_steps(work, steps, round)` what FedNova divides by where a
+    client took so many of its steps. `sizes` counts the rows that each client holds, `probed` those on
     which it trains for a choice of slots before each round begins. clusters: how many are trained beside the global
     model.
     """
@@ -92,6 +93,7 @@ class Plan:
     sizes: Mapping[ClientId, int] = field(default_factory=dict)
     probed: Mapping[ClientId, int] = field(default_factory=dict)
     clusters: int = 0
+    effective_steps: Callable[[Work, int, int], float] = lambda work, steps, round_number: float(steps)
 
     @property
     def asked(self) -> int:

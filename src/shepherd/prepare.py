@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from shepherd.clients.arrival import virtual_seconds
-from shepherd.clients.schedule import learning_rates
+from shepherd.clients.schedule import effective_steps, learning_rates
 from shepherd.clients.slots import probe_work
 from shepherd.clients.training import LocalTraining, Site
 from shepherd.config import Config, TrainingTable
@@ -26,6 +26,7 @@ from shepherd.engines.local import LocalEngine
 from shepherd.errors import UsageError, plural
 from shepherd.fitting import (
     check_clients,
+    check_length,
     client_ranks,
     prepare_method,
     prepare_personal,
@@ -117,6 +118,31 @@ def prepare_rows(config: Config, tokenizer, tell: Callable[[str], None] | None =
     ), template  # fmt: skip
 
 
+def check_window(config: Config, shape: PretrainedConfig) -> None:
+    """Raise UsageError where rows may be longer than the model's window of positions."""
+    check_length(config, context_window(shape))
+    kind, first = _changing_rope(shape)
+    if first and config.data.max_length > first:
+        raise UsageError(
+            f"data.max_length = {config.data.max_length}: with a row of more than {first:,} tokens {config.model.base} "
+            f"turns the positions of all rows of a pass by other angles (rope_type = {kind!r}), so a row would depend "
+            "on the rows beside it",
+            hint=f"set data.max_length to at most {first}",
+        )
+
+
+def _changing_rope(shape: PretrainedConfig) -> tuple[str, int | None]:
+    """The kind of rotary positions that depend on the longest row of a pass, and the length from which they do."""
+    text = shape.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    for table in (rope, *(value for value in rope.values() if isinstance(value, Mapping))):
+        if table.get("rope_type") in ("dynamic", "longrope"):
+            original = table.get("original_max_position_embeddings")
+            original = original or getattr(text, "original_max_position_embeddings", None) or context_window(shape)
+            return str(table["rope_type"]), original
+    return "", None
+
+
 def context_window(shape: PretrainedConfig) -> int | None:
     """The most positions that the model was made for, or None where it does not say."""
     return getattr(shape.get_text_config(), "max_position_embeddings", None)
@@ -130,6 +156,7 @@ class Learner:
     make_lora: Callable[[], CohortLora]
     settings: LocalTraining
     adapter: Adapter
+    base_name: str
     conv1d: bool
 
     def site(self, data: Mapping[ClientId, Sequence[Tokens]]) -> Site:
@@ -150,11 +177,14 @@ def prepare_learner(config: Config, base: Base) -> Learner:
     def make_lora() -> CohortLora:
         return CohortLora(modules, dropout=lora.dropout, device=base.device)
 
+    packed = PackedModel(base.model)
+    packed.check_called(modules)
     return Learner(
-        packed=PackedModel(base.model),
+        packed=packed,
         make_lora=make_lora,
         settings=local_training(config, base.device, adapter.num_parameters),
         adapter=adapter,
+        base_name=base.public_name,
         conv1d=any(type(layer).__name__ == "Conv1D" for layer in modules.values()),
     )
 
@@ -280,7 +310,25 @@ def prepare_plan(config: Config, rows: Rows) -> Plan:
             c: _probed_rows(method, work(c, 1, 0), len(rows.clients[c])) for c in clients if ranks[c] < config.lora.r
         },
         gate=partial(Gate, Limits(norm=federation.max_update_norm)),
+        effective_steps=lambda work, steps, number: _effective_steps(config, method, work, steps, number),
     )
+
+
+def _effective_steps(config: Config, method: Method, work: Work, steps: int, round_number: int) -> float:
+    """FedNova's τ_k, in steps of the recipe's learning rate; all clients have that unit, whatever their first rate.
+
+    With rate_ratio ≠ 1 the proximal term shrinks A and B by unlike factors, and A's are taken where A moves. Adam, and
+    the proximal term on increments, have no a_k: there it is the sum of the rates.
+    """
+    training, objective = config.training, config.objective
+    given = work.learning_rates[:steps]
+    if training.optimizer != "sgd":
+        return effective_steps(given, training.learning_rate)
+    both = any("A" in moves for moves in method.pieces.train.of(round_number)[0])
+    ratio = 1.0 if both else rate_ratio(config)
+    mu = objective.proximal if objective.proximal_form == "factors" else 0.0
+    peak = ratio * training.learning_rate
+    return effective_steps([ratio * rate for rate in given], peak, training.momentum, mu)
 
 
 def _probed_rows(method: Method, work: Work, held: int) -> int:

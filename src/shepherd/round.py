@@ -99,16 +99,17 @@ def run_round(
         model, clusters, numbers, weights, seen = state.model, state.clusters, {}, {}, None
         if updates:
             weights = asked.weights(plan)
-            model = plan.method.combine(state.model, views, updates, weights)
+            steps = {u.client: plan.effective_steps(work[u.client], u.steps, number) for u in updates}
+            model = plan.method.combine(state.model, views, updates, weights, steps)
             if clusters:
                 numbers = {u.client: u.cluster for u in updates}
                 own = [replace(u, delta=cluster_part(u.delta)) for u in updates]
-                clusters = combine_clusters(plan.method, clusters, asked.clusters, own, numbers, weights)
+                clusters = combine_clusters(plan.method, clusters, asked.clusters, own, numbers, weights, steps)
             elif 0 < plan.clusters <= len(updates):
                 numbers = group(state.model, views, updates, plan.clusters)
                 begun = {c: (view,) * plan.clusters for c, view in views.items()}
                 same = [state.model] * plan.clusters
-                clusters = combine_clusters(plan.method, same, begun, updates, numbers, weights)
+                clusters = combine_clusters(plan.method, same, begun, updates, numbers, weights, steps)
             total = sum(weights.values())  # One, unless the selection has a fixed denominator.
             seen = diagnose(state.model, model, views, updates, {c: w / total for c, w in weights.items()})
         aggregated = time.perf_counter()

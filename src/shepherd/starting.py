@@ -62,7 +62,7 @@ def look_first(
     fetched by a run; `shepherd model pull` does that.
     """
     from shepherd.config import resolve
-    from shepherd.fitting import check_window, prepare_method, prepare_personal
+    from shepherd.fitting import check_length, prepare_method, prepare_personal
     from shepherd.model import fetch
     from shepherd.model.folder import stated_window
 
@@ -77,7 +77,7 @@ def look_first(
     else:
         fetch.look_at(base, config.model.revision)
     if not base.lower().endswith(".gguf"):
-        check_window(config, stated_window(fetch.resolve(base, config.model.revision)))
+        check_length(config, stated_window(fetch.resolve(base, config.model.revision)))
 
 
 def _look_at_clients(config: Config, tell: Callable[[str], None] | None) -> None:

@@ -116,14 +116,18 @@ def chat(
               help="The adapter alone, or a whole model with the adapter in its weights.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
               help="Precision of merged weights.")  # fmt: skip
+@click.option(
+    "--base", metavar="NAME", help="The base that adapter_config.json names: a hub id or a folder of another machine."
+)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
-def export(run: str, to: str, dtype: str, out: Path) -> None:
+def export(run: str, to: str, dtype: str, base: str | None, out: Path) -> None:
     """Write the adapter of RUN for other tools.
 
-    Prints the folder."""
+    An exported adapter names the folder or hub id of its base, by which other tools find it on this machine; --base
+    names another one. Prints the folder."""
     folder = find_run(run)
     output.announce_torch()
     from shepherd.export import export as write
 
-    write(folder, to, out, dtype=dtype)
+    write(folder, to, out, dtype=dtype, base=base)
     click.echo(str(out))

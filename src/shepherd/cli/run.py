@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from shepherd.experiment import Run
 
 
-LABELS = {"memory_bytes": "memory, about", "disk_bytes": "disk, about", "seconds": "time, about"}
+LABELS = {
+    "adapted_share": "adapted share of blocks",
+    "memory_bytes": "memory, about",
+    "disk_bytes": "disk, about",
+    "seconds": "time, about",
+}
 SAID_BESIDE = ("bytes_up_are", "bytes_down_are", "warnings", "details")
 
 
@@ -146,6 +151,8 @@ def _with_unit(key: str, value: Any) -> str:
         return " to ".join(dict.fromkeys(_with_unit(key, item) for item in value))
     if wording.number(value) is None:
         return str(value)
+    if key.endswith("share"):
+        return f"{100 * value:.{0 if value >= 0.1 else 1}f} %"
     if key == "learning_rates":
         return f"{value:g}"
     if "bytes" in key or key.endswith(("memory", "disk")):

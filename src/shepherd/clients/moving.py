@@ -18,7 +18,6 @@ from shepherd.clients.objectives import (
     Control,
     add_product_proximal,
     add_proximal,
-    effective_steps,
 )
 from shepherd.model.lora import Layout, Slot
 from shepherd.types import Adapter, Core, Objective, Tensors, View
@@ -94,7 +93,6 @@ class Moving:
         self.slot, self.view, self.settings, self.objective = slot, view, settings, objective or Objective()
         if view.core is not None and any("A" in moves for moves in view.trains):
             raise ValueError(f"with a core A is fixed, but the view trains {view.trains}")
-        self.steps = 0
         self.core = CoreMap(slot, view.core) if view.core is not None else None
         compared = view.slots is not None or self.objective.proximal or self.objective.scaffold
         self._start = slot.vector.clone() if compared else slot.vector
@@ -150,7 +148,6 @@ class Moving:
         if self.core is not None:
             self.core.push()
         self.slot.changed()
-        self.steps += 1
 
     def tensors(self) -> dict[str, np.ndarray]:
         """What a client has learned, by name: A and B, and the core where there is one; arrays of their own."""
@@ -177,11 +174,6 @@ class Moving:
                 kept |= {n: array for n, array in own.items() if self.view.travels(n.removeprefix(PRIVATE_CONTROL))}
                 travels |= change
         return self.view.owned(travels), kept
-
-    @property
-    def effective_steps(self) -> float:
-        """What FedNova divides by."""
-        return effective_steps(self.steps, self.settings.momentum if self.settings.optimizer == "sgd" else 0.0)
 
     def _travelling(self) -> list[Part]:
         """The server has control variates of what travels, and of nothing else."""

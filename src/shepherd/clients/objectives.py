@@ -88,12 +88,3 @@ class Control:
                 )
             full[name] = np.zeros(shape, np.float32) if array is None else array
         return torch.from_numpy(self.layout.pack(full)).to(self.start.device)
-
-
-def effective_steps(steps: int, momentum: float) -> float:
-    """‖a_k‖₁ of FedNova (2007.07481, §4): how often a first gradient counts; the number of steps without momentum."""
-    total, weight = 0.0, 0.0
-    for _ in range(steps):
-        weight = momentum * weight + 1.0
-        total += weight
-    return total

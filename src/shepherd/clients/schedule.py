@@ -1,8 +1,14 @@
-"""The learning rate of each local step: warm-up, then constant, linear or cosine, in a round or over all rounds."""
+"""The learning rate of each local step: warm-up, then constant, linear or cosine, in a round or over all rounds.
+
+And how far steps of such rates carry a client, for those that compare clients of unequal steps.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 
 def learning_rates(
@@ -30,6 +36,25 @@ def learning_rates(
         total, first = (steps * rounds, steps * round_index) if over == "run" else (steps, 0)
         position, warmup = range(first, first + steps), warmup_steps
     return tuple(_rate(peak, least, p, total, schedule, min(warmup, total)) for p in position)
+
+
+def effective_steps(rates: Sequence[float], peak: float, momentum: float = 0.0, proximal: float = 0.0) -> float:
+    """‖a_k‖₁ of FedNova (2007.07481, §4.2), where a client of SGD moves by −peak · Σ_i a_i g_i for its gradients g_i.
+
+    Σ η_i / peak under a schedule; Σ (1 − ρ^i) / (1 − ρ) with momentum ρ and Σ (1 − ημ)^i with the proximal term
+    (μ/2)‖θ − θ_t‖² at one rate η = peak. In general a_i is what a gradient of one in step i has become after the last
+    step of m ← ρm + g + μd, d ← d − η_i m: here the proximal gradient goes through the momentum as any other, which no
+    product of the two formulas gives. A weight decay and a clipped gradient are part of g_i.
+    """
+    rates = np.asarray(rates, np.float64)
+    if not momentum and not proximal:
+        return float(rates.sum() / peak)
+    velocity, distance = np.zeros(len(rates)), np.zeros(len(rates))  # of a gradient of one in each of the steps
+    for step, rate in enumerate(rates):
+        velocity = momentum * velocity + proximal * distance
+        velocity[step] += 1
+        distance = distance - rate * velocity
+    return float(np.abs(distance).sum() / peak)
 
 
 def _rate(peak: float, least: float, position: int, total: int, schedule: str, warmup: int) -> float:

@@ -331,11 +331,7 @@ def _update(
         num_examples=num_examples,
         num_tokens=int(metrics["targets"]),
         steps=int(metrics["steps"]),
-        metrics={
-            "loss": metrics["loss"],
-            "last_loss": metrics["last_loss"],
-            "effective_steps": moving.effective_steps,
-        },
+        metrics={"loss": metrics["loss"], "last_loss": metrics["last_loss"]},
         private={**before, **kept, **home_tensors(moving.view, moving.tensors())},
         slots=moving.view.slots if task.views[client].choice is not None else {},
     )

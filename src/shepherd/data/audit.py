@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shepherd.data.holdout import same_prompt
 from shepherd.data.sources import Dataset
-from shepherd.data.tokenize import Tokenized
 from shepherd.types import Example, Partition
+
+if TYPE_CHECKING:
+    from shepherd.data.tokenize import Tokenized
 
 KINDS = {
     "duplicates within a client": "the same instruction and answer, more than once in one client",

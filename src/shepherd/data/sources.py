@@ -137,7 +137,7 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | 
     if not examples:
         raise DataError(
             f"{rows.name}: none of the {len(fields)} rows can be used\n{refused.describe()}",
-            hint="every row needs an instruction and an answer",
+            hint="mend what the reasons name: every row needs an instruction and an answer, in text",
         )
     return Dataset(
         examples=tuple(_labelled(examples)),

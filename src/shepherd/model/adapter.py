@@ -65,7 +65,10 @@ def save_adapter(folder: Path, adapter: Adapter, *, base_name: str, conv1d: bool
 
 
 def adapter_files(adapter: Adapter, *, base_name: str, conv1d: bool = False) -> dict[str, bytes]:
-    """The files of a PEFT folder, {name: bytes}; equal adapters give equal bytes."""
+    """The files of a PEFT folder, {name: bytes}; equal adapters give equal bytes.
+
+    `base_name` is a folder or a hub id, which may end with `@revision` (`fetch.public_name`).
+    """
     tensors = {}
     for name, (A, B) in adapter.factors.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = np.asarray(A, np.float32)
@@ -73,7 +76,7 @@ def adapter_files(adapter: Adapter, *, base_name: str, conv1d: bool = False) -> 
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
+        **named_base(base_name),
         "r": adapter.r,
         "lora_alpha": adapter.alpha,
         "use_rslora": adapter.rslora,
@@ -87,6 +90,21 @@ def adapter_files(adapter: Adapter, *, base_name: str, conv1d: bool = False) -> 
         WEIGHTS: to_bytes(tensors, {"format": "pt", "base_digest": adapter.base_digest}),
         CONFIG: (json.dumps(config, indent=2) + "\n").encode("utf-8"),
     }
+
+
+def named_base(base_name: str) -> dict[str, str]:
+    """The entries of adapter_config.json by which PEFT finds the base."""
+    hub = re.fullmatch(r"([\w.-]+/[\w.-]+)@(.+)", base_name)
+    return {"base_model_name_or_path": hub[1], "revision": hub[2]} if hub else {"base_model_name_or_path": base_name}
+
+
+def rename_base(folder: Path, base_name: str) -> None:
+    """Make the adapter_config.json in `folder` name another base, or the same one by another name."""
+    path = folder / CONFIG
+    config = json.loads(read_small(path))
+    config.pop("revision", None)
+    config |= named_base(base_name)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def load_adapter(folder: Path) -> Adapter:

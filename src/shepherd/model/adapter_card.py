@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from shepherd.model.fetch import BUILTIN
 from shepherd.types import Adapter
 
 BUILT_FROM = {
@@ -12,6 +13,12 @@ BUILT_FROM = {
         "`shepherd model pull smollm2-135m` prints the folder to load it from"
     )
 }
+_ELSEWHERE = """
+The base is Shepherd's built-in {name}: the weights of [{hub_id}](https://huggingface.co/{hub_id}), dequantised from a
+Q4_1 GGUF file. `adapter_config.json` names the folder in which they lie on the machine of the run. On another machine,
+`shepherd model pull {name}` makes the same folder; {hub_id} itself also fits the adapter, but its weights are not
+rounded to Q4_1, so that the losses above are not exactly those that it has there.
+"""
 
 
 def adapter_card(
@@ -33,7 +40,7 @@ def adapter_card(
     rank_stabilised = ", rank-stabilised" if adapter.rslora else ""
     return f"""---
 library_name: peft
-base_model: {json.dumps(base)}
+base_model: {json.dumps(hub_name(base))}
 tags: [lora, federated-learning, instruction-tuning, shepherd]
 ---
 
@@ -51,11 +58,11 @@ tags: [lora, federated-learning, instruction-tuning, shepherd]
 | made with | Shepherd {version}, federated instruction tuning (Zhang et al., 2023) |
 
 ```python
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM
 
-model = PeftModel.from_pretrained(base_model, "path/to/this/folder")
+model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
 ```
-
+{elsewhere(base)}
 The licences of the base model and of the data apply to what is made with this adapter.
 """
 
@@ -63,6 +70,16 @@ The licences of the base model and of the data apply to what is made with this a
 def base_named(base: str) -> str:
     """What a card calls the base: where a built-in one comes from, else its name."""
     return BUILT_FROM.get(base) or plain(base)
+
+
+def hub_name(base: str) -> str:
+    """What hubs call the base: the model that a built-in one was made of, else its name."""
+    return BUILTIN[base].hub_id if base in BUILTIN else base
+
+
+def elsewhere(base: str) -> str:
+    """How to find a built-in base on another machine; nothing of other bases, whose names say it."""
+    return _ELSEWHERE.format(name=base, hub_id=BUILTIN[base].hub_id) if base in BUILTIN else ""
 
 
 def plain(text: str) -> str:

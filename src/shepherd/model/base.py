@@ -19,7 +19,7 @@ from shepherd.errors import ModelError, ResourceError, UsageError, did_you_mean,
 from shepherd.model.card import licence_of
 from shepherd.model.convert import quiet_transformers
 from shepherd.model.digest import model_digest, tokenizer_digest, weight_files
-from shepherd.model.fetch import BUILTIN, resolve
+from shepherd.model.fetch import BUILTIN, public_name, resolve
 from shepherd.model.folder import inspect_folder
 from shepherd.model.outline import AGAIN, first_line, judge, load_config
 from shepherd.model.threads import bfloat16_speedup
@@ -35,7 +35,8 @@ BFLOAT16_WORTH = 1.3
 class Base:
     """The frozen model that all clients share: no parameter needs a gradient, evaluation mode.
 
-    `digest` names the files it was loaded from (`digest.model_digest`), whatever `dtype` they were loaded in;
+    `public_name` is what other tools find it by. `digest` names the files it was loaded from (`digest.model_digest`),
+    whatever `dtype` they were loaded in;
     `tokenizer_digest` those that turn text into ids, some of which are no part of `digest`.
     """
 
@@ -48,6 +49,7 @@ class Base:
     dtype: torch.dtype
     licence: str
     path: Path
+    public_name: str
 
     @property
     def num_parameters(self) -> int:
@@ -82,6 +84,7 @@ def load_base(
         dtype=precision,
         licence=BUILTIN[base].licence if base in BUILTIN else licence_of(folder),
         path=folder,
+        public_name=public_name(base, revision, folder),
     )
 
 

@@ -113,6 +113,18 @@ def look_at(base: str, revision: str = "") -> None:
         inspect_folder(resolve(base, revision))
 
 
+def public_name(base: str, revision: str, folder: Path) -> str:
+    """What any tool finds by itself of a base that was loaded from `folder`: a hub id, with `@revision` if it has one,
+    or that folder. A built-in model is known to nobody else: its name stands for the folder that was made of it, and
+    for its hub id only where the weights came from there (docs/decisions/0012)."""
+    if base in BUILTIN:
+        made = folder.absolute() == _entry(BUILTIN[base].sha256).absolute()
+        return str(folder.absolute()) if made else BUILTIN[base].hub_id
+    if is_local(base):
+        return str(folder.absolute())
+    return f"{base}@{revision}" if revision else base
+
+
 def is_local(base: str) -> bool:
     """Whether `base` means a file or folder that is here. A built-in name means the built-in model all the same."""
     return base not in BUILTIN and Path(base).expanduser().exists()

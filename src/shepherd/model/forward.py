@@ -7,7 +7,7 @@ wrapped, not believed: a model that does not (recurrent layers, attention biases
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shepherd.errors import ModelError
+from shepherd.errors import ModelError, plural
 from shepherd.model import attention
 from shepherd.model.lora import NOBODY, Segment
 from shepherd.model.outline import OTHERS, check_packable
@@ -28,6 +28,7 @@ ROWS_MULTIPLE = 16
 
 See docs/decisions/0008.
 """
+ROUTED = "met by a part of the tokens (a mixture of experts), so a cohort cannot share it"
 HEAD_ROWS = 512  # rows of logits held at once when no gradient is needed
 
 
@@ -197,6 +198,34 @@ class PackedModel:
         return output.logits[0, :count]
 
     @torch.no_grad()
+    def check_called(self, layers: Mapping[str, nn.Module]) -> None:
+        """Raise ModelError for layers by name that a pass does not call, or calls with a part of its tokens.
+
+        An adapter beside the first kind would never learn, and nothing would show it; the second are routed.
+        """
+        seen: dict[str, int] = {}
+
+        def note(name: str) -> Callable:
+            return lambda _layer, inputs, _output: seen.update({name: inputs[0].numel() // inputs[0].shape[-1]})
+
+        batch = pack([Row(0, Tokens("", np.arange(7, dtype=np.int32) % self.vocabulary, np.ones(7, bool)))])
+        handles = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+        try:
+            with self.packing():
+                self.hidden(batch.to(self.device))
+        finally:
+            for handle in handles:
+                handle.remove()
+        unused = [name for name in layers if name not in seen]
+        routed = [name for name, tokens in seen.items() if tokens != 7]
+        for names, what in ((unused, "not used when text goes through the model"), (routed, ROUTED)):
+            if names:
+                raise ModelError(
+                    f"{type(self.model).__name__}: {plural(len(names), 'adapted layer')} {what}, e.g. {names[0]}",
+                    hint="name the layers to adapt in lora.targets, without these",
+                )
+
+    @torch.no_grad()
     def _check(self) -> None:
         """Two sequences packed must give the logits that each gives alone; and see whether the head is plain.
 
@@ -245,9 +274,11 @@ class PackedModel:
                 "it does not keep packed sequences apart (recurrent layers, positions that it counts itself, or "
                 "attention that does not go through transformers' attention interface), so a cohort cannot share a pass"
             )
-        if not masked <= attended:
+        text = self.model.config.get_text_config()
+        most = getattr(text, "max_position_embeddings", None) or float("inf")
+        if unknown := {window for window in masked - attended if window < most}:
             raise ModelError(
-                f"its mask has a window of {min(masked - attended)} tokens that its attention layers do not name, so a "
+                f"its mask has a window of {min(unknown)} tokens that its attention layers do not name, so a "
                 "packed pass would see further than the model does"
             )
         if isinstance(self.head, nn.Linear) and self.head.weight.is_floating_point():

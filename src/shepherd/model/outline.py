@@ -18,6 +18,7 @@ from shepherd.errors import ModelError, plural
 from shepherd.model.convert import quiet_transformers
 from shepherd.model.digest import read_json, weight_files
 from shepherd.model.folder import CAUSAL
+from shepherd.model.targets import blocks_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -81,11 +82,11 @@ def check_packable(model: PreTrainedModel) -> None:
 
     What a model really does is measured when it is wrapped (`forward.PackedModel`); this is what its classes say.
     """
-    name, decoder = type(model).__name__, model.get_decoder()
-    reason = ""
+    name, reason = type(model).__name__, ""
+    inside = blocks_of(model)[1].named_modules()
     if getattr(model, "_is_stateful", False):
         reason = "it has recurrent layers, whose state would run from one packed sequence into the next"
-    elif any(getattr(module, "is_causal", True) is False for module in (decoder or model).modules()):
+    elif any(getattr(m, "is_causal", True) is False and not re.search("cross|encoder", n) for n, m in inside):
         reason = "its attention sees both sides of a token, so it does not write from left to right"
     elif any(re.search(r"\bsinks?$", n) for n, _ in model.named_parameters()):
         reason = "attention sinks are not supported yet"

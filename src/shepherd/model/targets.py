@@ -27,11 +27,11 @@ def is_linear(module: nn.Module) -> bool:
 
 def linear_names(model: nn.Module) -> list[str]:
     """Full names of the linear layers inside the decoder's blocks, in model order; no embeddings, no output head."""
-    prefix, blocks = _blocks(model)
+    prefix, blocks = blocks_of(model)
     return [f"{prefix}.{name}" for name, module in blocks.named_modules() if is_linear(module)]
 
 
-def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of decoder blocks and its name: the longest list of modules that is in no other list.
 
     Experts are lists inside blocks, and a picture tower has blocks of its own, so the search starts at the decoder.
@@ -90,7 +90,7 @@ def _instead(model: nn.Module, target: str) -> str:
             f" but experts' matrices of that name ({found[0]}: {shape}): tokens are routed among them, one after the "
             "other of a whole pass, and no adapter of a client can sit on them"
         )
-    prefix, _ = _blocks(model)
+    prefix, _ = blocks_of(model)
     outside = [n for n, m in model.named_modules() if _means(target, n) and not f"{n}.".startswith(f"{prefix}.")]
     if outside and any(True for _ in model.get_submodule(outside[0]).parameters()):
         return f" in its blocks; {outside[0]} lies outside of them, where embeddings and heads stay as they are"
@@ -100,7 +100,7 @@ def _instead(model: nn.Module, target: str) -> str:
 
 def _routed(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The blocks' matrices that lie stacked in one parameter, as experts do, by full name with their shapes."""
-    prefix, blocks = _blocks(model)
+    prefix, blocks = blocks_of(model)
     return {
         f"{prefix}.{name}": tuple(parameter.shape)
         for name, parameter in blocks.named_parameters()
@@ -125,7 +125,7 @@ class Reach:
 
 def reach(model: nn.Module, targets: str | Sequence[str], names: Sequence[str]) -> Reach:
     """How much of the blocks the adapted layers `names` are; `model` may lie on the meta device."""
-    prefix, blocks = _blocks(model)
+    prefix, blocks = blocks_of(model)
     adapted, counts = set(names), {}
     total = reached = 0
     for name, parameter in blocks.named_parameters():

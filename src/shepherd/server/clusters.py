@@ -62,6 +62,7 @@ def combine_clusters(
     updates: Sequence[ClientUpdate],
     numbers: Mapping[ClientId, int],
     weights: Mapping[ClientId, float],
+    effective_steps: Mapping[ClientId, float] | None = None,
 ) -> tuple[GlobalModel, ...]:
     """The next model of each cluster from the clients with its number; one that nobody has stays as it is.
 
@@ -76,7 +77,7 @@ def combine_clusters(
         part = sum(weights[update.client] for update in own)
         if part > 0:
             shares = {update.client: weights[update.client] * (total / part) for update in own}
-            model = method.combine(model, {u.client: views[u.client][index] for u in own}, own, shares)
+            model = method.combine(model, {u.client: views[u.client][index] for u in own}, own, shares, effective_steps)
         models.append(model)
     return tuple(models)
 

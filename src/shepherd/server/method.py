@@ -107,9 +107,11 @@ class Method:
         views: Mapping[ClientId, View],
         updates: Sequence[ClientUpdate],
         weights: Mapping[ClientId, float],
+        effective_steps: Mapping[ClientId, float] | None = None,
     ) -> GlobalModel:
         """The next model, in the dtype of this one; sums run in float64, by client. What is at home stays as it is.
 
+        effective_steps: FedNova's τ_k, in any one unit; without them the number of local steps of each client.
         Raises ClientError for updates that are not what was asked for and where the next model or the server's memory
         would not be finite in its dtype, NumericalError where an SVD has no result.
         """
@@ -117,11 +119,13 @@ class Method:
         uploads = Uploads(model, views, updates, p.payload.transform)
         given = _weights(uploads, weights)
         shares = p.weigh.of(uploads, given)
+        local = effective_steps or {update.client: update.steps for update in uploads.updates}
+        steps = np.array([local[update.client] for update in uploads.updates], np.float64)
         server = ServerStep(self.optimizer, model.memory, next(iter(model.adapter.factors.values())).A.dtype)
         factors, remainder = dict(model.adapter.factors), dict(model.remainder)
         for module in uploads.modules:
             before = factors[module]
-            coefficients = self.optimizer.coefficients(shares(module), uploads.steps)
+            coefficients = self.optimizer.coefficients(shares(module), steps)
             merged = p.merge.of(uploads, module, coefficients, server)
             A, B, rest = p.split.of(merged, Place(module, uploads.round, server.memory))
             factors[module] = Factors(A.astype(before.A.dtype), B.astype(before.B.dtype))

@@ -65,7 +65,11 @@ def lora_a2(probe: int = 0) -> Method:
 
 @methods
 def la_lora() -> Method:
-    """B and A in turn, a local step each; both are averaged (LA-LoRA, ICLR 2026), without its noise filter."""
+    """B and A in turn, a local step each; both are averaged (LA-LoRA, ICLR 2026), without its noise filter.
+
+    The authors' code steps A first, with η_B = 2 η_A. Here B is first, because it begins as zero and A has no gradient
+    before it has moved; objective.rate_ratio = 2 is their ratio, and 1 is the default.
+    """
     return compose("la_lora", citation="ICLR 2026", train="by_step")
 
 
@@ -133,7 +137,11 @@ def florist(energy: float = 0.99) -> Method:
 
 @methods
 def hetlora() -> Method:
-    """Prefixes of mixed rank, padded with zeros, weighted by the norm of their increments (HetLoRA, 2401.06432)."""
+    """Prefixes of mixed rank, padded with zeros, weighted by the norm of their increments (HetLoRA, 2401.06432).
+
+    A client has one weight, by the norm √Σ ‖s·B_kA_k‖² over all modules that travel. To weigh each module by its own
+    norm, or to add the modules' norms up, are other readings of the paper.
+    """
     return compose("hetlora", citation="2401.06432", view="prefix", weigh="product_norm",
                    experimental="without the penalty on the last slots and the self-pruning of ranks, "
                                 "whose formulas were not verified")  # fmt: skip
@@ -148,15 +156,21 @@ def raflora() -> Method:
 
 @methods
 def fedilora() -> Method:
-    """Each slot of A and of B by those who own it (after FediLoRA, 2509.06984)."""
+    """Each slot of A and of B by those who own it (FediLoRA, 2509.06984), without its editing of layers.
+
+    The weights of a slot are those of the round among its owners, as in the authors' code.
+    """
     return compose("fedilora", citation="2509.06984", view="prefix", weigh="slot_owners",
-                   experimental="the owners' mean alone: the paper's exact weights and its editing of layers "
-                                "were not verified")  # fmt: skip
+                   experimental="without the editing of layers")  # fmt: skip
 
 
 @methods
 def fed_plora() -> Method:
-    """All slots frozen but r_k random ones, averaged over those who trained them (Fed-PLoRA, 2602.16936)."""
+    """All slots frozen but r_k random ones, averaged over those who trained them (Fed-PLoRA, 2602.16936).
+
+    The mean over a slot's owners is by the weights of the round (federation.weights); "uniform" is the plain mean, the
+    other reading of the paper.
+    """
     return compose("fed_plora", citation="2602.16936", view="fold", weigh="slot_owners")
 
 

@@ -24,9 +24,9 @@ State = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """init, step, and coefficients(shares float64[K, r], Uploads.steps float64[K]) -> shares, for linear steps.
+    """init, step, and coefficients(shares float64[K, r], effective steps float64[K]) -> shares, for linear steps.
 
-    on_increments: whether step also works on LowRank, with + and · alone.
+    on_increments: whether step also works on LowRank, with + and · alone. by_steps: whether coefficients look at steps.
     """
 
     init: Callable[[Any], State] = lambda delta: {}
@@ -51,8 +51,10 @@ def fedavg(learning_rate: float = 1.0) -> Optimizer:
 def fednova(learning_rate: float = 1.0) -> Optimizer:
     """Each client's change over its local steps τ_k, times their mean τ (FedNova, 2007.07481, eq. 5).
 
-    c_k = η · w_k · τ / τ_k with τ = Σ w_k τ_k / Σ w_k, so that equal τ_k are FedAvg whatever the weights sum to. With
-    momentum τ_k is ‖a_k‖₁, as the client counts it. Exact for SGD; a heuristic for Adam.
+    c_k = η · w_k · τ / τ_k with τ = Σ w_k τ_k / Σ w_k, so that equal τ_k are FedAvg whatever the weights sum to. τ_k is
+    the paper's ‖a_k‖₁, which the server takes from the rates of the client's steps, its momentum and the proximal term
+    (clients.schedule.effective_steps). Exact for SGD; for Adam Σ η_i / η, a heuristic. The authors' code differs with a
+    proximal term: its τ is the mean number of steps, and momentum beside it adds a second count.
     """
     _positive(learning_rate=learning_rate)
 

@@ -15,6 +15,9 @@ from shepherd.server.uploads import Local, Transform
 
 payloads = Registry("payload")
 
+SINGULAR = 1e-10
+"""Directions in which an overlap is at most this share of its largest say nothing about the rotation."""
+
 
 @dataclass(frozen=True)
 class Payload:
@@ -34,7 +37,8 @@ def rotate(strength: float = 0.5) -> Payload:
     """Rotate each client's slots towards the global factors; its increment stays the same (FedRot-LoRA, 2602.23638).
 
     The rotation R minimises ‖RᵀA_k − A‖ in even rounds and ‖B_kR − B‖ in odd ones, softened to the rotation nearest to
-    (1 − strength)·I + strength·R; the first round is left out, B is zero then. strength = 0 changes nothing.
+    (1 − strength)·I + strength·R; the first round is left out, B is zero then. strength = 0 changes nothing. Of several
+    such R it is the one nearest to I, so that a client that changed nothing is not turned.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be from 0 to 1, got {strength}")
@@ -52,8 +56,19 @@ def rotate(strength: float = 0.5) -> Payload:
 
 
 def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
-    """The rotation R (orthogonal, det = 1) with the largest tr(Rᵀ @ matrix) (Kabsch, 1976)."""
-    U, _, V = np.linalg.svd(matrix)
+    """The rotation R (orthogonal, det = 1) with the largest tr(Rᵀ @ matrix) (Kabsch, 1976).
+
+    Where the matrix is singular there are many, one for each orthogonal Q that maps what it maps to zero onto what it
+    does not reach; of those it is the one nearest to I, which has the largest tr(R).
+    """
+    U, S, V = np.linalg.svd(matrix)
+    free = int(np.count_nonzero(SINGULAR * S[0] >= S))  # all of them, where the matrix is zero
+    if free:
+        fixed = len(S) - free
+        # R = U diag(I, Q) V, so tr(R) = … + tr(Q V₂U₂): Q is the orthogonal matrix nearest to (V₂U₂)ᵀ.
+        P, _, W = np.linalg.svd((V[fixed:] @ U[:, fixed:]).T)
+        U = np.concatenate([U[:, :fixed], U[:, fixed:] @ P], axis=1)
+        V = np.concatenate([V[:fixed], W @ V[fixed:]])
     signs = np.ones(len(matrix))
     signs[-1] = np.sign(np.linalg.det(U @ V))
     return (U * signs) @ V

@@ -37,8 +37,8 @@ def keep(rank: int = 0, energy: float = 1.0) -> Remainder:
     """All of it, or its best part: of at most `rank`, or so much that the share `energy` of the merged ‖·‖² is kept."""
     if rank < 0:
         raise ValueError(f"rank must be at least 0, got {rank}")
-    if not 0 <= energy <= 1:
-        raise ValueError(f"energy must be from 0 to 1, got {energy}")
+    if not 0 < energy <= 1:
+        raise ValueError(f'energy must be above 0 and at most 1, got {energy}; to keep nothing is remainder "drop"')
 
     def of(rest: LowRank, squared_norm: float, module: str) -> LowRank:
         if not rank and energy == 1:

@@ -69,15 +69,6 @@ class Uploads:
         home = self.views[self.updates[0].client].home
         return [module for module in self.model.adapter.factors if module not in home]
 
-    @property
-    def steps(self) -> np.ndarray:
-        """float64[K]: how often each client's first gradient counted; its number of steps, more with momentum.
-
-        A client says so itself (metrics["effective_steps"]), so it is held to what its steps allow with some momentum
-        from 0 to 1: τ to τ(τ + 1)/2.
-        """
-        return np.array([_effective_steps(update) for update in self.updates], np.float64)
-
     def start(self, module: str) -> Local:
         """The global factors that the round started from."""
         return local_of(self.model.adapter, module)
@@ -105,11 +96,6 @@ class Uploads:
     def locals(self, module: str) -> tuple[Local, ...]:
         """The same, of all clients at once."""
         return tuple(self.each(module))
-
-
-def _effective_steps(update: ClientUpdate) -> float:
-    steps = update.steps
-    return min(max(update.metrics.get("effective_steps", steps), steps), steps * (steps + 1) / 2)
 
 
 def local_of(adapter: Adapter, module: str) -> Local:

@@ -302,8 +302,6 @@ def _metrics(metrics: Any, most: int) -> dict[str, float]:
     if not all(_is(value, *_FLOATS, *_INTEGERS) and _fits_float(value) for value in metrics.values()):
         raise WireError("fields", "a metric is not a number")
     plain = {name: float(value) for name, value in metrics.items()}
-    if plain.get("effective_steps", 1.0) <= 0:
-        raise WireError("count", "effective_steps is not above 0")
     if "loss" not in plain or not all(map(math.isfinite, plain.values())):
         what = "there is no loss" if "loss" not in plain else "a metric is not finite"
         raise WireError("non-finite", f"metrics: {what}")
