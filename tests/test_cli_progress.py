@@ -117,6 +117,7 @@ def test_between_trainings_the_table_shows_the_phase_and_no_stale_clients(table)
     table(step({"a": "training"}))
     table({"event": "phase", "phase": "generate", "arm": None, "detail": ""})
     assert screen(table)[0] == "demo  tiny  generate" and len(screen(table)) == 2
+    assert screen(table)[1].endswith("37 %"), "time left and speed are those of a training"
 
 
 def test_a_client_whose_name_is_markup_or_an_escape_is_shown_as_text(table):

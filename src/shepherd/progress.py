@@ -226,8 +226,9 @@ class LiveTable(Observer):
         from rich.text import Text
 
         step = self.step
-        left = f"{wording.duration(step['eta_seconds'])} left" if wording.number(step.get("eta_seconds")) else ""
-        speed = f"{_speed(step)} tokens/s" if step.get("tokens_per_second") else ""
+        eta = wording.number(step.get("eta_seconds")) if self.training else None
+        left = f"{wording.duration(eta)} left" if eta else ""
+        speed = f"{_speed(step)} tokens/s" if self.training and step.get("tokens_per_second") else ""
         name = wording.shorten(Path(self.run).name if self.run else "run", 32, middle=True)
         at = _place(step) if self.training else self.phase
         room = max(8, min(40, self.console.width - len(name) - len(at) - 6))
