@@ -131,7 +131,7 @@ def _arms_table(runs: list[dict | None]) -> str:
         "centralised": [run["centralised"] for run in runs],
     }
     others = ("base, not tuned", "clients alone, mean", "clients alone, best")
-    pairs = [*(("federated", other) for other in others), ("centralised", "federated")]
+    pairs = [*(("federated", other) for other in others), ("federated", "centralised")]
     lines = ["| held-out loss | seeds in order | mean ± standard error |", "|---|---|---|"]
     lines += [
         f"| {arm} | {', '.join(f'{v:.3f}' for v in values)} | {_spread(values)} |" for arm, values in arms.items()

@@ -113,7 +113,8 @@ def write_run(
             "per_category": per_category,
             "per_client": {name: {"loss": per_category[home[name]]["loss"]} for name in names},
             "generation": {
-                "exact_match": 0.0, "token_f1": 0.2 + gain / 2, "rouge_l": 0.18 + gain / 2, "rows": generate
+                "exact_match": 0.0, "token_f1": 0.2 + gain / 2, "rouge_l": 0.18 + gain / 2, "rows": generate,
+                "cut_off": generate // 2,
             } if generate else None,
         }  # fmt: skip
 
@@ -142,6 +143,12 @@ def write_run(
             fed = measured["federated"]["loss"]
             differences.append(_difference("federated", "local", fed - sum(local.values()) / len(local)))
             differences.append(_difference("federated", f"local:{best}", fed - local[best]))
+
+    own = {}
+    if {"federated", "local"} <= measured.keys():
+        for name in names:
+            ours, alone = (m["per_client"][name]["loss"] for m in (measured["federated"], measured["local"][name]))
+            own[name] = {key: v for key, v in _difference("", "", ours - alone).items() if key not in ("a", "b")}
 
     if "federated" in arms:
         lines = []
@@ -193,7 +200,7 @@ def write_run(
     (folder / "evaluation").mkdir(exist_ok=True)
     _write(folder / "evaluation" / "metrics.json", {
         "held_out_rows": 10 * len(categories), "held_out_tokens": 515 * len(categories),
-        "arms": measured, "curves": curves, "differences": differences,
+        "arms": measured, "curves": curves, "differences": differences, "own_rows": own,
         **({"personal": {n: {
             "base": level[home[n]], "local": level[home[n]] - 0.2, "global": level[home[n]] - 0.3,
             "personal": level[home[n]] - 0.3 + rng.gauss(-0.05, 0.06), "rows": 10,
@@ -209,6 +216,7 @@ def write_run(
                 file.write(json.dumps({
                     "id": f"rows:held-{i}", "category": category, "prompt": [{"role": "user", "content": prompt}],
                     "reference": reference, "answers": answers,
+                    "finish_reason": {a: "length" if a == "base" and i % 2 == 0 else "stop" for a in answers},
                 }) + "\n")  # fmt: skip
     total = sum(len(v) for v in rows.values())
     budget = {
@@ -234,6 +242,13 @@ def write_run(
             "name": "builtin:instructions", "digest": "5f1c" * 16, "licence": "CC0-1.0", "rows": total + 83,
             "train_rows": total, "held_out_rows": 80,
             "refused": {"empty response": [3, ["rows:17", "rows:90", "rows:91"]]}, "cut_rows": 2,
+            "audit": [
+                {
+                    "kind": "duplicates within a client", "count": 4,
+                    "groups": [["rows:1", "rows:2"], ["rows:3", "rows:5"]],
+                },
+                {"kind": "over-long rows", "count": 9, "groups": [["rows:8"], ["rows:9"]]},
+            ],
         },
         "clients": len(names), "rounds": rounds, "cohort": len(names), "peak_memory_bytes": 1_310_000_000,
         "command": "shepherd run recipes/demo.toml", "version": "0.1.0", "seed": seed,
@@ -252,7 +267,10 @@ def change(file: Path, edit: Any) -> None:
 
 
 def _difference(a: str, b: str, value: float) -> dict[str, Any]:
-    return {"a": a, "b": b, "difference": value, "ci95": [value - 0.045, value + 0.045], "p": 0.0004}
+    return {
+        "a": a, "b": b, "difference": value, "ci95": [value - 0.045, value + 0.045], "p": 0.0004, "stderr": 0.0226,
+        "rows": 80, "effective_rows": 61.5, "no_interval": None, "bootstrap95": [value - 0.044, value + 0.043],
+    }  # fmt: skip
 
 
 def _write(file: Path, value: Any) -> None:

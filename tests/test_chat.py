@@ -69,7 +69,7 @@ def by_hand(tuned, lora, *turns: str, system: str = "", **options) -> str:
     base, template = tuned.base, tuned.template
     prompt = encode_prompt(template, base.tokenizer, messages)
     options = SHORT | options
-    answer = generate(base.model, base.tokenizer, [prompt], lora=lora, stops=template.stops, **options)[0]
+    answer = generate(base.model, base.tokenizer, [prompt], lora=lora, stops=template.stops, **options)[0].text
     return readable(answer, finished=True)
 
 
@@ -121,8 +121,16 @@ def test_an_answer_ends_at_the_template_s_stop_even_where_that_is_not_the_end_to
         first = generate(base.model, tokenizer, [prompt], stops=template.stops, max_new_tokens=40)
     with speaking(base.model, [*words, stop]):
         endless = generate(base.model, tokenizer, [prompt], max_new_tokens=40)
-    assert first == ["an egg"]
-    assert endless[0].count("an egg") > 1
+    assert first == [("an egg", "stop")]
+    assert endless[0].text.count("an egg") > 1 and endless[0].finish_reason == "length"
+
+
+def test_an_answer_that_ends_with_the_last_token_allowed_is_not_cut_off(tuned):
+    base, end = tuned.base, tuned.base.tokenizer.eos_token_id
+    for allowed, reason in ((3, "stop"), (2, "length")):
+        with speaking(base.model, [10, 11, end]):
+            (answer,) = generate(base.model, base.tokenizer, [[5, 6]], max_new_tokens=allowed)
+        assert answer.finish_reason == reason
 
 
 def test_a_stop_that_is_no_token_is_refused(tuned):

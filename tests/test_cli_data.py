@@ -199,7 +199,7 @@ def test_what_a_run_leaves_out_of_its_data_is_in_its_warnings_its_summary_and_it
     events = [json.loads(line) for line in run.out.splitlines()]
     assert {changed, unread} <= {event["message"] for event in events if event["event"] == "warning"}
     data = events[-1]["summary"]["data"]
-    assert data["changed"] == {"turns after the last answer": 2} and data["notes"] == [unread]
+    assert data["changed"] == {"turns after the last answer": [2, ["a:6", "b:6"]]} and data["notes"] == [unread]
     report = Path("runs/own-data/report.html").read_text(encoding="utf-8")
     assert "turns after the last answer" in report and unread in report
 

@@ -248,7 +248,7 @@ def test_14_a_plan_that_does_not_fit_is_refused_with_its_numbers_and_what_is_sma
     from shepherd import experiment
 
     def refused(**needs: int) -> str:
-        monkeypatch.setattr(experiment, "plan", lambda config, tell: {"device": "cpu", **needs})
+        monkeypatch.setattr(experiment, "plan", lambda config, tell=None: {"device": "cpu", **needs})
         outcome = shell("check", "--data", data, "--model", model)
         assert outcome.status == 5 and "Traceback" not in outcome.err
         return outcome.err
@@ -325,3 +325,12 @@ def test_a_check_finds_the_weights_and_the_device_that_a_run_would_stumble_over(
     assert cut.status == 4 and f"{weights} cannot be read whole" in cut.err
     weights.write_bytes(b"")
     assert shell(command, "--model", model).status == 4
+
+
+def test_a_path_into_another_folder_is_not_answered_with_a_name_from_here(shell, tmp_path):
+    (tmp_path / "other").mkdir()
+    write("x.jsonl", ROWS)
+    for command in (["run", "other/demo.toml"], ["data", "inspect", "other/demo"], ["chat", "other/demo"]):
+        said = shell(*command)
+        assert said.status in (2, 3) and "Did you mean" not in said.err, said.err
+    assert "Did you mean 'demo'?" in shell("run", "demoo").err

@@ -184,6 +184,17 @@ def test_overrides_are_toml_or_text_and_lists_may_be_written_with_commas():
     assert config.parse_overrides(["data.columns.instruction=q"]) == {"data": {"columns": {"instruction": "q"}}}
 
 
+def test_a_template_typed_after_set_has_its_line_breaks_and_tabs():
+    def template(text):
+        return config.parse_overrides([f"data.template={text}"])["data"]["template"]
+
+    assert template(r"Q: {instruction}\nA:\t{response}") == "Q: {instruction}\nA:\t{response}"
+    assert template(r"{instruction} \\n \d") == r"{instruction} \n \d"
+    assert template(r'"Q: {instruction}\nA:"') == "Q: {instruction}\nA:"  # TOML says the same
+    assert template(r"'Q: {instruction}\nA:'") == r"Q: {instruction}\nA:"  # and here that nothing is escaped
+    assert config.parse_overrides([r"data.source=C:\new"]) == {"data": {"source": r"C:\new"}}
+
+
 def test_an_override_without_its_table_is_answered_with_the_full_key():
     with pytest.raises(UsageError, match="cannot read the setting 'rounds=3'") as caught:
         config.parse_overrides(["rounds=3"])

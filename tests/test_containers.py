@@ -67,6 +67,10 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, int], dict[str, int] | None]]
         {"train/north.jsonl": rows("n"), "train/south.jsonl": rows("s"), "test/north.jsonl": rows("nt", 1)},
         {"north": 3, "south": 3}, {"north": 1},
     ),
+    "parts of clients by the ends of their names": (
+        {"c1_train.json": rows("1"), "c1_test.json": rows("t", 1), "c2_train.json": rows("2")},
+        {"c1": 3, "c2": 3}, {"c1": 1},
+    ),
     "a name that begins like a part is a client": (
         {"test-hospital.jsonl": rows("t"), "train-hospital.jsonl": rows("u")},
         {"test-hospital": 3, "train-hospital": 3}, None,
@@ -299,8 +303,8 @@ def test_a_key_without_a_usable_row_and_names_that_look_alike_are_said(tmp_path)
     _, held_out, partition = divide_rows(config, data.examples, None)
     assert sorted(partition.labels.values()) == sorted({site.strip() for site in sites})
     assert list(remarks(config, data, data.examples, held_out, partition)) == [
-        "no row of 1 source can be used, so nothing of it is learned: West (1 row)",
-        "names of a source that look alike and are kept apart: 'North' = 'NОRTH' = 'north', 'north 2' = 'north–2'",
+        "no row of 1 site can be used, so nothing of it is learned: West (1 row)",
+        "names of a site that look alike and are kept apart: 'North' = 'NОRTH' = 'north', 'north 2' = 'north–2'",
     ]
 
 

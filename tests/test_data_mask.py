@@ -7,7 +7,7 @@ import pytest
 import tiny_tokenizers as tiny
 from shepherd.data.prompts import build_template
 from shepherd.data.tokenize import encode, pieces, tokenize
-from shepherd.errors import ModelError, UsageError
+from shepherd.errors import DataError, ModelError, UsageError
 from shepherd.types import Example, Message
 
 TOKENIZERS = {
@@ -139,17 +139,17 @@ def test_the_system_message_reaches_the_model_where_its_template_knows_none():
 
 
 def test_a_template_that_opens_the_answer_with_a_thought_has_the_thought_learned():
-    # The model is asked to write it, since generation starts before it.
+    # The model is asked to write it, since generation starts before it. An earlier answer is shown without the thought
+    # that it would have been generated with, so it is not learned.
     tokenizer = tiny.chatml(tiny.THINKING)
     _, turns = learned(tokenizer, MANY, build_template("chat", tokenizer))
-    texts = [tokenizer.decode(ids) for ids in turns]
-    assert texts[0] == "The Danube, naïvely — 你好 🐑.<|im_end|>"
-    assert texts[1].startswith("<think>\n\n</think>\n\nThe\n\n  Rhine")
+    (text,) = (tokenizer.decode(ids) for ids in turns)
+    assert text == "<think>\n\n</think>\n\nThe\n\n  Rhine\tand   the Loire<|im_end|>"
 
 
-def test_a_template_whose_beginning_changes_as_the_conversation_grows_is_a_model_error():
+def test_no_row_that_a_template_can_show_is_an_error_with_the_reason_and_another_template_for_a_hint():
     tokenizer = tiny.chatml(tiny.REWRITES)
-    with pytest.raises(ModelError, match="differently once it goes on") as error:
+    with pytest.raises(DataError, match="1 row: the chat template rewrites earlier turns \\(a:1\\)") as error:
         tokenize([ONE], tokenizer, build_template("chat", tokenizer), 100)
     assert "alpaca" in error.value.hint
 

@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ from shepherd.evaluation.losses import row_losses
 from shepherd.model.adapter import WEIGHTS, digest, load_adapter, save_adapter
 from shepherd.model.base import load_base, load_tokenizer
 from shepherd.prepare import prepare_learner, prepare_rows
-from shepherd.results import asked_rows
-from shepherd.types import Adapter, Factors
+from shepherd.results import asked_rows, generation_record
+from shepherd.types import Adapter, Example, Factors, Message
 from shepherd.updates import gate
 from tiny import tiny_model
 
@@ -240,6 +241,13 @@ def test_metrics_cover_every_arm_client_and_category_and_add_up(tiny_run):
     assert ("federated", f"local:{CATEGORIES[int(np.argmin(means))]}") in pairs, "the best of the clients alone"
     expected = metrics["arms"]["federated"]["loss"] - np.mean(means)
     assert pairs["federated", "local mean"]["difference"] == pytest.approx(expected)
+    for client, found in metrics["own_rows"].items():
+        federated, alone = (m["per_client"][client] for m in (everyone["federated"], everyone[f"local:{client}"]))
+        assert found["difference"] == pytest.approx(federated["loss"] - alone["loss"])
+        assert found["rows"] == alone["rows"] and found["no_interval"] is None
+    assert sorted(metrics["own_rows"]) == sorted(CATEGORIES)
+    compared = {(d["metric"], d["b"]) for d in metrics["generation_differences"]}
+    assert compared == {(m, b) for m in ("exact_match", "token_f1", "rouge_l") for b in ("base", "centralised")}
 
 
 def test_generations_answer_held_out_rows_under_every_arm(tiny_run):
@@ -250,6 +258,8 @@ def test_generations_answer_held_out_rows_under_every_arm(tiny_run):
         assert row["id"] in held_out and row["category"] in CATEGORIES and row["reference"]
         assert row["prompt"][-1]["role"] == "user" and row["prompt"][-1]["content"]
         assert {"base", "federated", "centralised"} <= set(row["answers"])
+        assert set(row["finish_reason"]) == set(row["answers"])
+        assert set(row["finish_reason"].values()) <= {"stop", "length"}
     assert len(set(rows[0]["answers"].values())) == 3, "arms that answer alike show nothing"
 
 
@@ -392,6 +402,42 @@ def test_for_a_row_that_cannot_be_answered_comes_the_next_of_its_category_and_fe
     beyond = ", 1 of them with evaluation.max_new_tokens = 3 beyond the 80 positions of the model"
     assert answered(4, window=80) == (["Row 0", "Row 3", "Row 5"], fewer.replace("5", "4").format(3) + cut + beyond)
     assert answered(0) == ([], "")
+
+
+def test_plain_texts_and_answers_that_are_not_to_be_learned_are_not_asked_for_and_counted(small_config):
+    settings = small_config("evaluation.generate=3")
+    tokenizer = load_tokenizer(Path(settings.model.base))
+    rows, template = prepare_rows(settings, tokenizer)
+    asked, told = Message("user", "Which sheep?"), Message("assistant", "All.")
+    rows = replace(rows, held_out=rows.held_out[:3])
+    made = [(asked, told), (Message("text", "Once upon a time."),), (asked, told, asked, replace(told, learned=False))]
+    rows = replace(
+        rows,
+        held_out=tuple(replace(row, cut=0) for row in rows.held_out),
+        examples={row.id: Example(row.id, messages) for row, messages in zip(rows.held_out, made, strict=True)},
+    )
+    examples, prompts, lost = asked_rows(settings, rows, template, tokenizer, 512)
+    assert [example.messages for example in examples] == [(asked, told)] and len(prompts) == 1
+    assert lost == (
+        "evaluation.generate = 3 asks for more answers than the 1 that are possible: 3 rows held out, 1 of them plain "
+        "text without a prompt, 1 of them with a last answer that is not to be learned"
+    )
+
+
+def test_a_record_of_an_answer_holds_all_that_its_prompt_was_made_of():
+    turns = (
+        Message("user", "Warm?"), Message("assistant", "", reasoning="Ask.", extra='{"tool_calls": []}'),
+        Message("tool", "3"), Message("assistant", "No."),
+    )  # fmt: skip
+    record = generation_record(Example("a:1", turns, context="In Oslo.", tools="[]"), {"base": "Yes."})
+    assert record["prompt"] == [
+        {"role": "user", "content": "Warm?\n\nIn Oslo."},
+        {"role": "assistant", "content": "", "reasoning": "Ask.", "extra": '{"tool_calls": []}'},
+        {"role": "tool", "content": "3"},
+    ]
+    assert record["tools"] == "[]" and record["reference"] == "No."
+    plain = generation_record(Example("a:1", (Message("user", "Q"), Message("assistant", "A"))), {})
+    assert plain["prompt"] == [{"role": "user", "content": "Q"}] and "tools" not in plain
 
 
 # Rows, steps and bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import types
 
@@ -12,6 +13,7 @@ import transformers
 
 from shepherd.errors import ModelError
 from shepherd.model.base import Base, load_base
+from shepherd.model.checkpointing import checkpointing
 from shepherd.model.forward import HEAD_ROWS, PackedModel, Row, cut, pack
 from shepherd.model.lora import NOBODY, CohortLora, Segment
 from shepherd.model.targets import pick_targets
@@ -371,6 +373,10 @@ FAMILIES = {
         kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
     ),
     "positions in some layers only": lambda: transformers.SmolLM3Config(**FAMILY, no_rope_layers=[1, 0]),
+    "a hybrid without recurrent layers": lambda: transformers.GraniteMoeHybridConfig(
+        **FAMILY, num_local_experts=0, num_experts_per_tok=0, layer_types=["attention"] * 2, mamba_n_heads=4,
+        mamba_d_head=8, shared_intermediate_size=24,
+    ),
     "a causal decoder of BERT's": lambda: transformers.BertConfig(
         **SMALL, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, is_decoder=True,
     ),
@@ -402,6 +408,52 @@ def test_of_other_families_the_losses_are_the_models_own_too(family):
     expected = np.concatenate([reference(model, row)[0] for row in rows])
     np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-4, atol=1e-4)
     assert sums.sum().item() == pytest.approx(expected.sum(), rel=1e-4)
+
+
+NOISY = {
+    # In train mode: layers that are left out, dropout in the layer itself, experts that are drawn, jitter of a router.
+    "OPT": lambda: transformers.OPTConfig(
+        **SMALL, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, ffn_dim=24, max_position_embeddings=128,
+        word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5, layerdrop=0.5,
+    ),
+    "BioGpt": lambda: transformers.BioGptConfig(
+        **SMALL, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24, layerdrop=0.5,
+        hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5, activation_dropout=0.5, max_position_embeddings=128,
+    ),
+    "Phimoe": lambda: transformers.PhimoeConfig(
+        **FAMILY, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.3, input_jitter_noise=0.3,
+        hidden_dropout=0.5,
+    ),
+    "Mixtral": lambda: transformers.MixtralConfig(
+        **FAMILY, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.9
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOISY)
+@pytest.mark.filterwarnings("ignore")
+def test_checkpointing_wakes_no_noise_of_the_frozen_base(kind, monkeypatch):
+    model = made(NOISY[kind]())
+    layer = pick_targets(model, "all-linear")[0]
+    lora = CohortLora({layer: model.get_submodule(layer)}).hold(
+        random_adapters({layer: model.get_submodule(layer)}, 1), trainable=True
+    )
+    packed, batch = PackedModel(model), pack(some_rows((23, 9), targets=1.0))
+    batch.input_ids.remainder_(99)
+    batch.labels.remainder_(99)
+    settings, found, calls = dict(vars(model.config)), [], []
+    own = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", lambda *a, **k: calls.append(1) or own(*a, **k))
+    for context in (contextlib.nullcontext(), checkpointing(model)):
+        lora.segments = batch.segments
+        lora.held[0].gradient.zero_()
+        with packed.packing(), lora.attached(), context:
+            sums = packed.loss_sums(batch)
+            sums.sum().backward()
+        found.append((sums.detach(), lora.held[0].gradient.clone()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+    assert calls or "_gradient_checkpointing_func" not in dir(model)
+    assert not any(module.training for module in model.modules()) and dict(vars(model.config)) == settings
 
 
 OWN_WAYS = {

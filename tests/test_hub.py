@@ -211,6 +211,7 @@ def test_rows_of_the_hub_come_with_their_split_and_the_licence_on_their_card(hub
     facts = json.loads(said.out)
     assert said.status == 0 and (facts["rows"], facts["licence"]) == (6, "cc-by-sa-3.0"), said.err
     assert "examples/s" not in said.err  # no progress bar where nobody looks
+    assert "not read: the split test (2 rows); --set data.held_out_source=hub:lab/rows@test" in facts["notes"][0]
     assert json.loads(inspect("hub:lab/rows@test").out)["rows"] == 2
     hub.down = True
     again = json.loads(inspect("hub:lab/rows").out)

@@ -1,8 +1,7 @@
-"""Losses that add up, differences with honest intervals, and how near an answer is to the reference."""
+"""Losses that add up, differences of losses, and the rows and scores of generated answers."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
-from shepherd.evaluation.text import metrics, score, words
+from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.evaluation.statistics import paired_difference
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.model.targets import pick_targets
-from shepherd.results import generation_scores, sample_rows
+from shepherd.results import generation_differences, generation_scores, sample_rows
 from shepherd.rng import stream
 from shepherd.types import Stat, Tokens
 from tiny import random_adapters
@@ -98,17 +97,12 @@ def test_one_row_has_no_standard_error_and_a_hopeless_loss_still_has_a_perplexit
 # Differences
 
 
-def test_a_difference_has_the_sign_of_a_minus_b_and_lies_in_its_interval():
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(1, 20, 50)
-    b = tokens * rng.normal(3, 0.5, 50)
-    a = b - tokens * rng.normal(0.2, 0.1, 50)
-    result = paired_difference(losses(a, tokens), losses(b, tokens), stream(0, "bootstrap"))
-    assert result["difference"] == pytest.approx((a.sum() - b.sum()) / tokens.sum())
-    low, high = result["ci95"]
-    assert low < result["difference"] < high < 0 and result["p"] <= 0.001
-    back = paired_difference(losses(b, tokens), losses(a, tokens), stream(0, "bootstrap"))
-    assert back["ci95"] == pytest.approx([-high, -low]) and back["p"] == result["p"]
+def test_a_difference_of_losses_is_per_token_and_has_the_sign_of_a_minus_b():
+    a, b = losses([1.0, 7.0], [1, 3]), losses([2.0, 1.0], [1, 3])
+    found = paired_difference(a, b)  # a − b = −1, 6 over 1, 3 tokens: 5 / 4
+    assert found["difference"] == 1.25 and found["rows"] == 2 and "bootstrap95" not in found
+    low, high = paired_difference(a, b, stream(0, "bootstrap"))["bootstrap95"]
+    assert (low, high) == (-1.0, 2.0)  # of one row alone: −1 / 1 and 6 / 3
 
 
 def test_pairing_finds_a_small_difference_that_the_spread_of_rows_would_hide():
@@ -117,34 +111,12 @@ def test_pairing_finds_a_small_difference_that_the_spread_of_rows_would_hide():
     b = tokens * rng.normal(3, 1.0, 40)  # the rows differ by 1, the arms by 0.05
     a = b - tokens * rng.normal(0.05, 0.02, 40)
     assert losses(b, tokens).stderr > 0.1
-    assert paired_difference(losses(a, tokens), losses(b, tokens), stream(0, "x"))["p"] < 0.01
+    assert paired_difference(losses(a, tokens), losses(b, tokens))["p"] < 0.01
 
 
-def test_equal_arms_have_no_difference_and_p_one():
-    a = losses([1.0, 7.0, 3.0], [1, 3, 2])
-    assert paired_difference(a, a, stream(0, "x")) == {"difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
-
-
-def test_p_is_never_zero_and_one_row_has_neither_interval_nor_p():
-    a, b = losses([0.0] * 9, [1] * 9), losses([9.0] * 9, [1] * 9)
-    assert 0 < paired_difference(a, b, stream(0, "x"))["p"] <= 0.001
-    alone = paired_difference(losses([1.0], [2]), losses([2.0], [2]), stream(0, "x"))
-    assert alone == {"difference": -0.5, "ci95": [None, None], "p": None}
-
-
-def test_without_a_difference_p_is_below_five_hundredths_in_about_five_of_a_hundred():
-    rng = np.random.default_rng(3)
-    small = covered = 0
-    trials = 800
-    for trial in range(trials):
-        tokens = rng.integers(1, 40, 80)
-        a, b = (tokens * (rng.normal(2.5, 0.5, 80)) for _ in "ab")
-        result = paired_difference(losses(a, tokens), losses(b, tokens), stream(trial, "null"), resamples=400)
-        small += result["p"] < 0.05
-        covered += result["ci95"][0] <= 0 <= result["ci95"][1]
-    # 5 % and 3 standard errors (0.8 %) each way, and the bootstrap's own excess of about 1 % at 80 rows
-    assert 0.025 < small / trials < 0.085
-    assert 0.915 < covered / trials < 0.975
+def test_losses_of_other_rows_are_refused():
+    with pytest.raises(ValueError, match="not of the same rows"):
+        paired_difference(losses([1.0, 7.0], [1, 3]), losses([1.0, 7.0], [3, 1]))
 
 
 # Measured on a model
@@ -189,78 +161,36 @@ def test_every_slot_meets_every_row_and_an_empty_one_is_the_base(measured):
         assert abs(slots[slot].stat.mean - base.stat.mean) > 1e-3
 
 
-# Text
+# Answers
 
 
-def test_words_are_lower_case_and_keep_letters_of_every_script():
-    assert words("Ça va? Don't  STOP—now_1 你好") == ["ça", "va", "don", "t", "stop", "now_1", "你好"]
+RECORDS = [
+    {
+        "reference": "the cat",
+        "answers": {"base": "dog", "federated": "The cat."},
+        "finish_reason": {"base": "length", "federated": "stop"},
+    },
+    {
+        "reference": "a b",
+        "answers": {"base": "a b", "federated": "b a"},
+        "finish_reason": {"base": "length", "federated": "length"},
+    },
+]
 
 
-@pytest.mark.parametrize(
-    "name, prediction, reference, expected",
-    [
-        ("exact_match", "The cat.", "the CAT", 1.0),
-        ("exact_match", "the cat sat", "the cat", 0.0),
-        ("exact_match", "cat the", "the cat", 0.0),
-        ("token_f1", "the cat sat", "the cat", 0.8),  # common 2, 2 · 2 / (3 + 2)
-        ("token_f1", "cat the", "the cat", 1.0),  # order is no matter
-        ("token_f1", "the the the", "the cat", 0.4),  # "the" counts once: 2 · 1 / (3 + 2)
-        ("token_f1", "the the cat", "the the dog", 2 / 3),  # and twice where both have it twice: 2 · 2 / (3 + 3)
-        ("token_f1", "dog", "the cat", 0.0),
-        ("rouge_l", "police kill the gunman", "police killed the gunman", 0.75),  # Lin (2004): LCS 3 of 4
-        ("rouge_l", "the gunman kill police", "police killed the gunman", 0.5),  # the same words, LCS 2
-        ("rouge_l", "gunman the killed police", "police killed the gunman", 0.25),
-        ("rouge_l", "a b c d e", "a x b y c", 0.6),  # a b c: 2 · 3 / 10
-        ("rouge_l", "a b", "a b c d", 2 / 3),  # 2 · 2 / 6
-        ("rouge_l", "", "a b", 0.0),
-        ("token_f1", "a", "", 0.0),
-    ],
-)
-def test_a_hand_worked_score(name, prediction, reference, expected):
-    assert metrics.build(name)(prediction, reference) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("name", list(metrics))
-def test_every_metric_is_one_for_equal_texts_symmetric_and_between_zero_and_one(name):
-    metric = metrics.build(name)
-    rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(list("abcd"), rng.integers(0, 7))) for _ in range(40)]
-    for a, b in itertools.pairwise(texts):
-        assert metric(a, a) == 1.0
-        assert metric(a, b) == metric(b, a)
-        assert 0.0 <= metric(a, b) <= 1.0
-    assert metrics.describe(name)
-
-
-def test_the_longest_common_subsequence_is_the_longest_there_is():
-    rouge = metrics.build("rouge_l")
-    rng = np.random.default_rng(5)
-    for _ in range(60):
-        a, b = (list(rng.choice(list("abc"), rng.integers(1, 7))) for _ in "ab")
-        common = {s for n in range(1, 7) for s in itertools.combinations(a, n)} & {
-            s for n in range(1, 7) for s in itertools.combinations(b, n)
-        }
-        longest = max(map(len, common), default=0)
-        assert rouge(" ".join(a), " ".join(b)) == pytest.approx(2 * longest / (len(a) + len(b)))
-
-
-def test_a_score_is_the_mean_of_every_metric_over_rows():
-    result = score(["the cat sat", "dog"], ["the cat", "dog"])
-    assert set(result) == {*metrics, "rows"}
-    assert (result["rows"], result["exact_match"]) == (2, 0.5) and result["token_f1"] == pytest.approx(0.9)
-    with pytest.raises(ValueError):
-        score(["a"], ["a", "b"])
-
-
-def test_every_arm_is_scored_by_its_own_answers_against_the_reference():
-    records = [
-        {"reference": "the cat", "answers": {"base": "dog", "federated": "The cat."}},
-        {"reference": "a b", "answers": {"base": "a b", "federated": "b a"}},
-    ]
-    scores = generation_scores(records)
+def test_every_arm_is_scored_by_its_own_answers_against_the_reference_and_those_cut_off_are_counted():
+    scores = generation_scores(RECORDS)
     assert list(scores) == ["base", "federated"]
-    assert scores["base"] == {"exact_match": 0.5, "token_f1": 0.5, "rouge_l": 0.5, "rows": 2}
-    assert scores["federated"] == {"exact_match": 0.5, "token_f1": 1.0, "rouge_l": 0.75, "rows": 2}
+    assert scores["base"] == {"exact_match": 0.5, "token_f1": 0.5, "rouge_l": 0.5, "rows": 2, "cut_off": 2}
+    assert scores["federated"] == {"exact_match": 0.5, "token_f1": 1.0, "rouge_l": 0.75, "rows": 2, "cut_off": 1}
+
+
+def test_answers_are_compared_row_by_row():
+    found = {entry["metric"]: entry for entry in generation_differences(RECORDS)}
+    assert {(entry["a"], entry["b"]) for entry in found.values()} == {("federated", "base")}
+    # ROUGE-L of federated 1, 0.5 and of base 0, 1: differences 1, −0.5, mean 0.25, s = 1.5 / √2, se = s / √2
+    assert found["rouge_l"]["difference"] == 0.25 and found["rouge_l"]["stderr"] == pytest.approx(0.75)
+    assert set(found) == {"exact_match", "token_f1", "rouge_l"} and generation_differences([]) == []
 
 
 def test_rows_to_answer_are_taken_in_turn_from_each_category_and_none_that_was_cut():

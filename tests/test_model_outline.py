@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from console import Shell
 from shepherd.errors import ModelError
-from shepherd.model.base import load_base
+from shepherd.model.base import load_base, load_tokenizer
 from shepherd.model.outline import check_packable, load_config, outline
 from tiny import tiny_model
 
@@ -107,6 +107,20 @@ def test_a_state_space_model_is_refused_before_it_is_loaded():
         check_packable(model)
 
 
+def test_attention_that_the_authors_had_installed_is_not_needed_here(folder):
+    edit(folder, _attn_implementation="flash_attention_2", attn_implementation="flash_attention_2")
+    assert load_config(folder)._attn_implementation is None and outline(folder)[1] == ()
+    assert load_base(str(folder), device="cpu", dtype="float32").model.config._attn_implementation == "sdpa"
+
+
+def test_a_tokenizer_that_brings_code_is_refused_by_that(folder):
+    path = folder / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": ["mine.Tokenizer", None]}, "tokenizer_class": "MineTokenizer"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    with pytest.raises(ModelError, match=r"its tokenizer needs code of its own .* never run"):
+        load_tokenizer(folder)
+
+
 # The same answer from every command
 
 
@@ -148,5 +162,5 @@ def test_a_mixture_of_experts_says_in_check_and_run_and_summary_what_all_linear_
     done = run(settings, events.append, tmp_path / "runs")
     assert note in [event["message"] for event in events if event["event"] == "warning"]
     assert done.summary["adapter"]["share_of_the_blocks"] == round(planned.adapted_share, 4)
-    assert note in done.summary["adapter"]["notes"]
+    assert note in done.summary["model"]["notes"]
     assert "11 %" in (done.path / "report.html").read_text(encoding="utf-8")

@@ -68,13 +68,14 @@ def test_what_was_left_out_is_counted_as_one_says_it():
     few, many = ({"empty answer": (n, ("x:1",))} for n in (1, 1200))
     told = [
         [*losses(Dataset((), "x", "dolly", "", refused=counts, changed=counts)),
-         *_losses_of_tokens(Tokenized((), counts, n, n, np.zeros(0)))]
+         *_losses_of_tokens(Tokenized((), counts, n, n, np.zeros(0), changed=counts))]
         for n, counts in ((1, few), (1200, many))
     ]  # fmt: skip
     assert told[0] == [
         "1 row refused: empty answer (first: x:1)",
         "1 row lost a part: empty answer (first: x:1)",
         "1 row refused: empty answer (first: x:1)",
+        "1 row changed: empty answer (first: x:1)",
         "1 row cut to data.max_length, 1 token in all",
     ]
     assert told[1] == [line.replace("1 row ", "1,200 rows ").replace("1 token ", "1,200 tokens ") for line in told[0]]

@@ -69,8 +69,40 @@ def test_one_seed_decides_nothing_and_other_seeds_or_rows_are_not_compared(tmp_p
     assert "−0.500 with the one seed in common" in one.verdict[1] and "decides nothing" in one.verdict[1]
     runs = [*seeds(tmp_path / "x", [2.0]), *seeds(tmp_path / "y", [2.5], overrides=("lora.r=16",))]
     change(runs[1] / "partition.json", lambda p: p["held_out"].pop())
-    assert "no seed in common that was measured on the same rows" in compare(runs).verdict[1]
+    told = compare(runs)
+    assert told.verdict[0] == "No setting is named the lowest."
+    assert "same held-out rows: seed-0, seed-0 (2)." in told.verdict[1] and "Lowest" not in told.to_text()
     assert compare(runs[:1]).verdict == ()
+
+
+def test_no_setting_wins_on_other_rows_or_by_seeds_that_the_others_lack():
+    a, b, c = {1: 2.0, 2: 2.2, 3: 1.0}, {1: 2.1, 2: 2.4}, {9: 0.5}
+    told = ranking([("a", a), ("b", b), ("c", c)])
+    # Over seeds 1 and 2: a (2.0 + 2.2) / 2 = 2.1, b 2.25; c was measured on other rows and leads nobody.
+    assert told[0] == "Among a, b: Lowest federated loss over 2 seeds that all of them have: a, 2.100 nats per token."
+    assert "not distinguishable from b: −0.150" in told[1]
+    assert told[2].endswith("on the same held-out rows: c.")
+    assert ranking([("a", {1: 2.0}), ("c", c)])[0] == "No setting is named the lowest."
+
+
+def test_the_same_lead_with_every_seed_has_no_interval():
+    told = ranking([("a", {1: 2.0, 2: 2.2}), ("b", {1: 2.1, 2: 2.3})])
+    assert (
+        told[1] == "Against b the difference is −0.100 with every seed (paired over 2 seeds), so there is no interval."
+    )
+
+
+def test_rows_are_the_same_by_their_contents_and_losses_only_over_the_same_tokens(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", overrides=("lora.r=16",))
+    change(b / "partition.json", lambda p: p.update(dataset_digest="0" * 64))  # other training rows
+    assert "Lowest" not in compare([a, b]).to_text()
+    for run in (a, b):
+        (run / "identity.json").write_text('{"held_out": "5f"}')
+    same = compare([a, b])
+    assert "Lowest" in same.to_text() and not any("held-out rows" in text for text in same.warnings)
+    change(b / "evaluation/metrics.json", lambda m: m.update(held_out_tokens=7))
+    cut = compare([a, b])
+    assert "Lowest" not in cut.to_text() and any("not on the same tokens" in text for text in cut.warnings)
 
 
 def test_a_lead_is_held_against_eight_settings_and_the_rest_are_counted():

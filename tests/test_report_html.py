@@ -320,7 +320,7 @@ def test_headings_over_columns_span_those_that_are_left(tmp_path):
         table = source[source.index("Loss of each client</caption>") :]
         over, columns = table.split("</tr>")[:2]
         spans = [int(span) for span in re.findall(r'colspan="(\d+)"', over)]
-        assert sum(spans) == columns.count("<th ") and spans[1:] == [4, 3]
+        assert sum(spans) == columns.count("<th ") and spans[1:] == [5, 3]
         assert ("Mostly" in columns) is (other is not run)
 
 
@@ -358,18 +358,95 @@ def test_who_reads_the_first_page_alone_learns_what_was_not_as_it_should_be(tmp_
     assert "No finite held-out loss was measured for: Centralised." in told
 
 
-def test_a_difference_of_losses_is_told_as_a_ratio_of_probabilities(tmp_path):
+def test_a_difference_of_losses_is_told_as_a_ratio_of_probabilities_with_its_interval_p_and_check(tmp_path):
     run = write_run(tmp_path / "run")
+    entry = {
+        "a": "base", "b": "federated", "difference": 0.6931, "ci95": [0.5, 0.9], "p": 2.4e-19, "stderr": 0.1,  # ln 2
+        "rows": 80, "effective_rows": 61.5, "bootstrap95": [0.49, 0.91],
+    }  # fmt: skip
+
+    change(run / "evaluation" / "metrics.json", lambda metrics: metrics.update(differences=[entry]))
+    text = page(run).text
+    assert "federated gives each right token 2.00 times the probability that base gives it" in text
+    assert "federated − base −0.693 −0.900 to −0.500 2.4e−19 −0.910 to −0.490 better" in text
+    assert "a ratio of sums over 80 held-out rows" in text and "79 degrees of freedom" in text and "as 62 equal" in text
+    assert "The bootstrap over rows disagrees" not in text
+    change(run / "evaluation" / "metrics.json", lambda m: m["differences"][0].update(bootstrap95=[-0.1, 0.9], p=0.0))
+    text = page(run).text
+    assert "The bootstrap over rows disagrees about 0 for federated − base" in text and "< 1e−300" in text
+
+
+def test_a_negative_difference_is_in_favour_of_federated_in_every_figure_and_table(tmp_path):
+    run = write_run(tmp_path / "run", clients=("ann", "bob"), categories=("a", "b"))
 
     def edit(metrics):
+        arms = metrics["arms"]
+        arms["federated"]["per_category"] = {c: {"loss": 2.0} for c in "ab"}
+        for client, loss in (("ann", 2.5), ("bob", 1.9)):
+            arms["local"][client]["per_category"] = {c: {"loss": loss} for c in "ab"}
         metrics["differences"] = [
-            {"a": "base", "b": "federated", "difference": 0.6931, "ci95": [0.5, 0.9], "p": 0.001}  # ln 2
+            {"a": "local mean", "b": "federated", "difference": 0.2, "ci95": [0.1, 0.3]},
+            {"a": "federated", "b": "local:ann", "difference": -0.5, "ci95": [-0.6, -0.4]},
         ]
 
     change(run / "evaluation" / "metrics.json", edit)
+    parsed = page(run)
+    assert "<title>ann, a: −0.50</title>" in parsed.source and "<title>bob, b: +0.10</title>" in parsed.source
+    assert "Blue, below 0: the federated model is better" in parsed.text
+    assert "federated − mean alone −0.200 −0.300 to −0.100" in parsed.text
+    assert "federated − ann alone −0.500 −0.600 to −0.400" in parsed.text
+    assert "alone minus" not in parsed.text and "alone − fed" not in parsed.text
+
+
+def test_answers_that_were_cut_off_are_marked_and_counted(tmp_path):
+    parsed = page(write_run(tmp_path / "demo"))
+    # Four samples; the base's first and third are cut off, by the field finish_reason of generations.jsonl.
+    assert parsed.source.count("[cut off]") == 2
+    assert parsed.source.index("The lighthouse on the northern cape</p>".replace("</p>", " <span")) > 0
+    scores = parsed.source[parsed.source.index("Scores of the generated answers") :]
+    assert '<th scope="col">Cut off</th>' in scores and "Base model" in scores
+    old = write_run(tmp_path / "old")
+    texts = (old / "evaluation/generations.jsonl").read_text().splitlines()
+    entries = [{k: v for k, v in json.loads(text).items() if k != "finish_reason"} for text in texts]
+    (old / "evaluation/generations.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    assert "[cut off]" not in page(old).source
+
+
+def test_first_places_and_first_ids_are_filled_or_gone(tmp_path):
+    run = write_run(tmp_path / "demo")
     text = page(run).text
-    assert "federated gives each right token 2.00 times the probability that base gives it" in text
-    assert "≤ 0.001" in text  # the least p that 2,000 resamples can give
+    assert "Reason Rows First places empty response 3 rows:17, rows:90, rows:91" in text
+    assert "duplicates within a client 4 rows:1 = rows:2; rows:3 = rows:5 " in text
+    assert "over-long rows 9 rows:8; rows:9; …" in text
+    change(run / "summary.json", lambda s: s["data"].update(refused={"empty response": 3}, audit={"over-long rows": 9}))
+    text = page(run).text
+    assert "empty response 3" in text and "over-long rows 9" in text
+    assert "First places" not in text and "First ids" not in text
+
+
+@pytest.mark.parametrize(
+    "counts, said",
+    [
+        ([[45, 0], [0, 45]], "Each client holds rows of one category, and no two the same."),
+        ([[45, 0], [12, 0]], "Each client holds rows of one category, some of them the same."),
+        ([[1, 1], [0, 1]], "No client holds more than one row of a category; there are 2 categories."),
+        ([[45, 3], [0, 45]], ""),
+    ],
+)
+def test_the_division_is_drawn_only_where_a_sentence_does_not_say_it(tmp_path, counts, said):
+    run = write_run(tmp_path / "run", clients=2, categories=("a", "b"))
+    change(run / "partition.json", lambda p: p["table"].update(counts=counts))
+    parsed = page(run)
+    check(parsed)
+    assert said in parsed.text and "Training rows by client and category" in parsed.text
+    assert ("Rows of each client in each category" in parsed.text) is (not said)
+
+
+def test_rows_of_one_category_are_neither_drawn_by_category_nor_compared_by_it(tmp_path):
+    parsed = page(write_run(tmp_path / "run", categories=("all",)))
+    assert "All rows are of one category (all)." in parsed.text
+    assert "Rows of each client in each category" not in parsed.text
+    assert "Loss federated minus loss alone" not in parsed.text
 
 
 def test_a_run_of_a_hundred_clients_is_shortened_and_says_by_how_much(tmp_path):

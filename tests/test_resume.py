@@ -9,16 +9,21 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from shepherd import experiment
 from shepherd.arms import load_arm
+from shepherd.config import load
 from shepherd.errors import DataError, UsageError
 from shepherd.state import load_state
 from shepherd.store import RunDirectory
+from shepherd.tuned import load_tuned
+from shepherd.types import Message
 from test_workers import checkpoint_digest
+from tiny import CHAT_TEMPLATE, tiny_model
 
 HERE = Path(__file__).parent
 RUN = (
@@ -317,6 +322,30 @@ def test_another_end_token_in_the_tokenizer_s_settings_is_refused(small_config, 
         experiment.resume(folder)
     (line,) = caught.value.message.splitlines()[1:]  # the base's digest does not know of it
     assert re.fullmatch(r"  tokenizer: [0-9a-f]{12} then, [0-9a-f]{12} now", line)
+
+
+def test_a_template_with_a_date_gives_the_same_tokens_when_a_run_goes_on_on_another_day(tmp_path, monkeypatch):
+    dated = "{{ '<|im_start|>system\\nToday: ' + strftime_now('%Y-%m-%d') + '<|im_end|>\\n' }}" + CHAT_TEMPLATE
+    base = tiny_model("llama", tmp_path, chat_template=dated)
+    few = ("evaluation.arms=base,federated", "evaluation.generate=1", "federation.rounds=2")
+    config = load(None, [f"model.base={base}", *RUN, *few])
+    whole = experiment.run(config, out_dir=tmp_path / "whole")
+    folder = stopped(config, tmp_path / "stopped", after_round(1))
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2031, 5, 6)
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Later)
+    run = experiment.resume(folder)
+    assert run.summary["adapter_sha256"] == whole.summary["adapter_sha256"]
+    assert run.summary["arms"] == whole.summary["arms"]
+    assert json.loads((folder / "identity.json").read_text())["day"] == "2025-01-01"
+    said = "the chat template writes the date: it is 01 Jan 2025 in every prompt"
+    assert said in run.summary["data"]["notes"] and said in (folder / "report.html").read_text(encoding="utf-8")
+    assert experiment.evaluate_run(folder)["federated"]["loss"] == whole.summary["arms"]["federated"]["loss"]
+    assert "2025-01-01" in load_tuned(folder).template.prompt([Message("user", "What day is it?")])
 
 
 PLUGIN = """

@@ -16,7 +16,7 @@ from shepherd.rng import stream
 from shepherd.round import run_round
 from shepherd.server.methods import build_method
 from shepherd.server.weights import population_weights
-from shepherd.types import Adapter, ClientUpdate, Factors, GlobalModel, Objective, ServerState, Work
+from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, GlobalModel, Objective, ServerState, Work
 
 RATE, STEPS = 0.2, 5
 
@@ -24,16 +24,19 @@ RATE, STEPS = 0.2, 5
 class Quadratics:
     """Clients that descend on ½(x − a_k)² with SCAFFOLD's correction (1910.06378, option II); x is B, and A is 1.
 
-    lost: the share of the updates that never arrive.
+    lost: the share of the updates that never arrive. breaks: the client and the round from which on it fails.
     """
 
-    def __init__(self, a: dict[str, float], sizes: dict[str, int], lost: float = 0.0) -> None:
-        self.a, self.sizes, self.lost = a, sizes, lost
+    def __init__(self, a: dict[str, float], sizes: dict[str, int], lost: float = 0.0, breaks=("", 0)) -> None:
+        self.a, self.sizes, self.lost, self.breaks = a, sizes, lost, breaks
 
     def train(self, task, private, observe):
         c = float(task.control["m.B"].item()) if task.control else 0.0
         for client in task.work:
             if stream(1, "lost", client, task.round).random() < self.lost:
+                continue
+            if client == self.breaks[0] and task.round >= self.breaks[1]:
+                yield ClientFailure(client, task.round, "error", "")
                 continue
             x = float(task.views[client].adapter.factors["m"].B.item())
             own = float(private[client]["control/m.B"].item()) if client in private else 0.0
@@ -49,7 +52,18 @@ class Quadratics:
             )  # fmt: skip
 
 
-def settled(a, sizes, rounds, weights="examples", selection="everyone", options=None, lost=0.0, most=1.0, cohort=0):
+def settled(
+    a,
+    sizes,
+    rounds,
+    weights="examples",
+    selection="everyone",
+    options=None,
+    lost=0.0,
+    most=1.0,
+    cohort=0,
+    breaks=("", 0),
+):
     """(x, c, Σ p_k c_k) after so many rounds."""
     a, sizes = (dict(zip("wxyz", values, strict=False)) for values in (a, sizes))
     population = population_weights(sizes, weights, most)
@@ -64,11 +78,11 @@ def settled(a, sizes, rounds, weights="examples", selection="everyone", options=
         work=lambda client, number, first: Work(client, first, STEPS, (RATE,) * STEPS),
         rank=lambda client: 1,
         objective=Objective(scaffold=True),
-        policy=Policy(on_too_few="skip", max_weight=most),
+        policy=Policy(on_too_few="skip", max_weight=most, quarantine_after=2),
         sizes=sizes,
     )
     begin = Adapter({"m": Factors(np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32))}, 1, 1.0)
-    state, engine = ServerState(0, GlobalModel(begin)), Quadratics(a, sizes, lost)
+    state, engine = ServerState(0, GlobalModel(begin)), Quadratics(a, sizes, lost, breaks)
     for _ in range(rounds):
         state, _ = run_round(state, plan, engine)
     kept = {client: own["control/m.B"].item() for client, own in state.clients.items()}
@@ -111,6 +125,13 @@ def test_part_of_the_clients_settle_there_too_however_they_are_drawn_and_what_is
     cohort = 2 if selection != "poisson" else 0
     x, c, mean = settled((0, 1, 2, 3), (1, 2, 3, 4), 150, "examples", selection, options, lost, cohort=cohort)
     assert x == pytest.approx(2.0, abs=1e-4) and c == pytest.approx(mean, abs=1e-5)
+
+
+def test_a_client_that_is_quarantined_takes_its_control_variate_with_it():
+    # a = 0, 1, 5 and n = 1, 2, 3; the third fails for good from round 4 on: 2 / 3 is the optimum of the others. With
+    # its last c_k left in c they settled where p_z (x_4 − 5) stands against them, at 2.96.
+    x, c, _ = settled((0, 1, 5), (1, 2, 3), 60, breaks=("y", 4))
+    assert x == pytest.approx(2 / 3, abs=1e-4) and abs(c) < 1e-4
 
 
 def test_the_weights_of_all_clients_are_those_of_a_round_of_all_of_them():

@@ -367,6 +367,15 @@ def test_fedsvd_never_leaves_the_row_space_of_its_first_a():
         np.testing.assert_allclose(cosines, 1.0, atol=1e-12)
 
 
+def test_fedsvd_keeps_its_row_space_where_a_module_has_fewer_rows_than_slots():
+    shapes = {"m": (40, 2)}  # B [2, 4] has rank 2: the two other rows of A were random ones in each round
+    first, last = begin(of("fedsvd"), shapes=shapes), after_rounds(of("fedsvd"), 3, shapes=shapes)
+    A = last.adapter.factors["m"].A
+    np.testing.assert_allclose(A @ A.T, np.eye(R), atol=1e-12)
+    cosines = np.linalg.svd(A @ first.adapter.factors["m"].A.T, compute_uv=False)
+    np.testing.assert_allclose(cosines, 1.0, atol=1e-12)
+
+
 def test_fedsvd_with_sgd_is_ffa_lora_with_an_orthonormal_a():
     targets = some_targets()
     _, by_svd = train(of("fedsvd"), targets, 8, 0.02, 3, begin(of("fedsvd")))

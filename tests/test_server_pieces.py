@@ -40,7 +40,7 @@ from shepherd.server.pieces import DEFAULTS, REGISTRIES, build_pieces
 from shepherd.server.remainders import accumulate
 from shepherd.server.splits import Place, splits
 from shepherd.server.traffic import SMOLLM2_QV, numbers, table
-from shepherd.server.uploads import Local
+from shepherd.server.uploads import Local, Uploads
 from shepherd.state import load_state, save_state
 from shepherd.types import Adapter, ClientUpdate, Factors, GlobalModel, ServerState
 
@@ -178,7 +178,6 @@ def test_ridge_without_strength_names_the_module_whose_a_is_singular():
 
 
 def shares_of(name: str, done):
-    from shepherd.server.uploads import Uploads
     from shepherd.server.weighing import weighings
 
     uploads = Uploads(done.before, done.views, done.updates)
@@ -354,6 +353,33 @@ def test_a_rotation_changes_no_increment_and_takes_a_random_gauge_away():
             after = transform(own, before, number)
             np.testing.assert_allclose(after.B @ after.A, own.B @ own.A, atol=1e-12)
             assert_far(after.A, own.A, 0.01)
+
+
+def test_the_deviation_of_a_round_is_that_of_the_factors_that_are_merged():
+    method = build_method("fedrot_lora", {"strength": 1.0})
+    done = a_round(method, after_rounds(method, 1), 2, size=0.02)
+    rng = np.random.default_rng(1)
+    turned = replace(done, updates=tuple(in_another_gauge(done.views[u.client], u, rng) for u in done.updates))
+    of = lambda *transform: diagnose(  # noqa: E731
+        turned.before, turned.after, turned.views, turned.updates, turned.weights, *transform
+    )
+    merged, plain = of(method.pieces.payload), of()
+    lost = [dense(turned.after, m) - law(turned, m) for m in SHAPES]
+    whole = [law(turned, m) for m in SHAPES]
+    norm = lambda parts: np.sqrt(sum(np.sum(part**2) for part in parts))  # noqa: E731
+    assert merged.deviation == pytest.approx(norm(lost) / norm(whole), rel=1e-9)
+    assert plain.deviation > 10 * merged.deviation and plain.cosine_mean == pytest.approx(merged.cosine_mean)
+
+
+def test_the_deviation_of_a_round_is_by_the_weights_of_the_method():
+    method = build_method("hetlora")
+    done = a_round(method, after_rounds(method, 1), 2)
+    shares = method.pieces.weigh.of(Uploads(done.before, done.views, done.updates), np.array([0.2, 0.5, 0.3]))("q")
+    own = dict(zip("abc", shares[:, 0], strict=True))
+    by_method = diagnose(done.before, done.after, done.views, done.updates, WEIGHTS, weigh=method.pieces.weigh)
+    by_hand = diagnose(done.before, done.after, done.views, done.updates, own)
+    by_round = diagnose(done.before, done.after, done.views, done.updates, WEIGHTS)
+    assert by_method == by_hand and by_method.deviation != by_round.deviation
 
 
 def turn(angle: float) -> np.ndarray:

@@ -90,7 +90,7 @@ class Voice:
             temperature=sampling.temperature,
             seed=derive(sampling.seed, "chat", turn),
             on_text=hear,
-        )[0]
+        )[0].text
 
 
 def chat(

@@ -89,12 +89,14 @@ class LoraTable(Table):
     rslora: bool = False
     """Rank-stabilised scale (Kalajdzievski, 2023)."""
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
-    """`all-linear` adapts every linear layer of the blocks; or a list of names such as ["q_proj", "v_proj"]."""
+    """`all-linear` adapts every linear layer of the blocks, which in a mixture of experts are not the experts: `check`
+    says which share of the weights that is; or a list of names such as ["q_proj", "v_proj"]."""
 
 
 class DataTable(Table):
     source: str = "builtin:instructions"
-    """A file, a folder with one file per client, `builtin:instructions`, `builtin:chatterbot`, or `hub:org/name`."""
+    """A file, a folder with a file or sub-folder per client, `builtin:instructions`, `builtin:chatterbot`, or
+    `hub:org/name`."""
     format: str = "auto"
     """auto, alpaca, dolly, prompt_completion, messages or sharegpt."""
     columns: Mapping[str, str] = Field(default_factory=dict)
@@ -106,20 +108,22 @@ class DataTable(Table):
     rows_per_category: int = Field(0, ge=0)
     """At most so many rows of each category, drawn by seed; 0 keeps all."""
     template: str = "auto"
-    """auto (the model's chat template, alpaca when it has none), chat, alpaca, or your own text with {instruction}."""
+    """auto (the model's chat template, alpaca when it has none), chat, alpaca, or your own text with {instruction}.
+    In a text typed after --set, \\n is a line break, \\t a tab and \\\\ a backslash."""
     max_length: int = Field(512, ge=16)
     """Longest sequence in tokens; longer ones lose context first, then prompt, never response before that."""
     held_out_per_category: int = Field(10, ge=0)
     """Rows of each category kept for evaluation (FedIT: 10), split off before partitioning."""
     held_out_source: str = ""
-    """A separate file of held-out rows; then none are split off."""
+    """A separate file of held-out rows; then none are split off, and a test part of the source is not read."""
 
 
 class PartitionTable(Table):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "by_key"
-    """by_key, iid, shards, dirichlet, power_law, linear, files, or `module:function`. Other keys are its options."""
+    """by_key, iid, shards, dirichlet, power_law, linear, files (each file a client, also one called test), or
+    `module:function`. Other keys are its options."""
     clients: int = Field(0, ge=0)
     """Number of clients; 0 lets the partitioner decide (by_key, files), which a run does unless you give a number."""
 
@@ -412,7 +416,9 @@ def find_recipe(recipe: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     here = [str(near) for near in path.parent.glob("*.toml")]
-    near = did_you_mean(str(recipe), [*recipes(), *here]) or did_you_mean(path.stem, recipes())
+    alone = path.name == str(recipe)  # a path into a folder means a file of that folder
+    near = did_you_mean(str(recipe), [*(recipes() if alone else ()), *here])
+    near = near or (did_you_mean(path.stem, recipes()) if alone else "")
     raise UsageError(
         f"recipe not found: {recipe}.{near}",
         hint=(f"a folder of rows is given with --data {recipe}; " if path.is_dir() else "")
@@ -567,6 +573,8 @@ def _override_value(key: str, text: str) -> Any:
         value = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         value = text
+        if key == "data.template":  # a shell has no way to type a line break that anyone would think of
+            value = re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}.get(found[1], found[0]), text)
     if field and field.annotation is str and not isinstance(value, str):
         return text
     if isinstance(value, str) and "tuple[" in kind and f"'{value}'" not in kind.partition("tuple[")[0]:

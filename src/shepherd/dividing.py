@@ -137,6 +137,10 @@ def remarks(
     usable: all rows that are divided or held out. held_out: those drawn from them, or None where they have a source.
     """
     key, few = natural_key(partition.settings), config.data.held_out_per_category
+    columns = config.data.columns
+    named = {"category": columns.get("category", "category"), "source": columns.get("source", "client")}
+    named["source"] = by_column(config.partition.name, config.partition.options)[1] or named["source"]
+    word = named[key]  # the user's own column
     found: dict[str, tuple[str, ...]] = {}
 
     def add(line: str, cases: Mapping[str, str]) -> None:
@@ -146,9 +150,9 @@ def remarks(
 
     short = {} if held_out is None else short_categories(usable, held_out, few, key)
     add(
-        f"fewer than data.held_out_per_category = {few} rows held out of {plural(len(short), key)}",
+        f"fewer than data.held_out_per_category = {few} rows held out of {plural(len(short), word)}",
         {
-            f"{name} {out} of {rows}": f"{key} {name!r}: {out} of {rows} rows are held out, {few} were asked for"
+            f"{name} {out} of {rows}": f"{word} {name!r}: {out} of {rows} rows are held out, {few} were asked for"
             for name, (out, rows) in short.items()
         },
     )
@@ -156,13 +160,13 @@ def remarks(
     for value in {getattr(e, key) for e in usable}:
         del gone[value]
     add(
-        f"no row of {plural(len(gone), key)} can be used, so nothing of it is learned",
-        {f"{name} ({plural(rows, 'row')})": f"{key} {name!r}: {plural(rows, 'row')}" for name, rows in gone.items()},
+        f"no row of {plural(len(gone), word)} can be used, so nothing of it is learned",
+        {f"{name} ({plural(rows, 'row')})": f"{word} {name!r}: {plural(rows, 'row')}" for name, rows in gone.items()},
     )
     for kind in dict.fromkeys((key, "category")):
         groups = look_alikes(sorted({getattr(e, kind) for e in usable}))
-        named = [" = ".join(map(repr, group)) for group in groups]
-        add(f"names of a {kind} that look alike and are kept apart", {name: f"{kind} {name}" for name in named})
+        same = [" = ".join(map(repr, group)) for group in groups]
+        add(f"names of a {named[kind]} that look alike and are kept apart", {s: f"{named[kind]} {s}" for s in same})
     return found
 
 

@@ -28,7 +28,8 @@ from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
 from shepherd.errors import ClientError, DataError, EvaluationError, ResourceError, UsageError
 from shepherd.estimate import Estimate, estimate, plan
-from shepherd.evaluation.losses import RowLosses, paired_difference, row_losses
+from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.evaluation.statistics import paired_difference
 from shepherd.fitting import has_own_models, local_names, prepare_method, prepare_personal, rate_ratio
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, held_out_digest, identity
@@ -423,7 +424,7 @@ class _Experiment:
                 max_new_tokens=self.config.evaluation.max_new_tokens,
             )
         records = [
-            results.generation_record(example, {arm: texts[i] for arm, texts in answers.items()})
+            results.generation_record(example, {arm: each[i] for arm, each in answers.items()})
             for i, example in enumerate(examples)
         ]
         self.store.write_lines("evaluation/generations.jsonl", records)
@@ -453,6 +454,8 @@ class _Experiment:
             "arms": measured,
             "curves": curves,
             "differences": results.differences(self.losses, local, self.config.run.seed),
+            "own_rows": results.own_rows(self.losses["federated"], local, rows),
+            "generation_differences": results.generation_differences(records),
         }
         if self.own_losses:
             metrics["personal"] = results.personal_metrics(self.own_losses, self.losses, local, rows, self.shares)
@@ -480,21 +483,23 @@ class _Experiment:
             "model": {
                 "name": base.name, "digest": base.digest, "parameters": base.num_parameters,
                 "dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device), "licence": base.licence,
+                **({"notes": list(self.expected.warnings)} if self.expected.warnings else {}),
             },
             "adapter_sha256": digest(adapter),
             "adapter": {
                 "r": adapter.r, "alpha": adapter.alpha, "parameters": adapter.num_parameters, "bytes": adapter.nbytes,
                 "targets": sorted({n.rsplit(".", 1)[-1] for n in adapter.factors}),
-                "share_of_the_blocks": round(self.expected.adapted_share, 4), "notes": list(self.expected.warnings),
+                "share_of_the_blocks": round(self.expected.adapted_share, 4),
             },
             "data": {
                 "name": rows.dataset.name, "digest": rows.dataset.digest, "licence": rows.dataset.licence,
                 "rows": len(rows.dataset.examples), "train_rows": sum(map(len, rows.clients.values())),
                 "held_out_rows": len(rows.held_out),
-                "refused": {**_counts(rows.dataset.refused), **_counts(rows.tokenized.refused)},
-                "changed": _counts(rows.dataset.changed), "notes": list(rows.notes),
+                "refused": {**results.reasons(rows.dataset.refused), **results.reasons(rows.tokenized.refused)},
+                "changed": {**results.reasons(rows.dataset.changed), **results.reasons(rows.tokenized.changed)},
+                "notes": list(rows.notes),
                 "cut_rows": rows.tokenized.cut_rows, "details": dict(rows.details),
-                "audit": {f.kind: f.count for f in rows.audit.findings},
+                "audit": results.audit_findings(rows.audit),
             },
             "clients": len(rows.clients), "labels": _other_labels(rows),
             "rounds": self.config.federation.rounds,
@@ -551,10 +556,6 @@ def _resumptions(run_dir: Path) -> dict[str, list[str]]:
 def _other_labels(rows: Rows) -> dict[str, str]:
     """The names, as the data write them, of the clients whose ids are not their names."""
     return {client: label for client, label in rows.partition.labels.items() if label != client}
-
-
-def _counts(refused: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, int]:
-    return {reason: count for reason, (count, _) in refused.items()}
 
 
 def _again(run_dir: Path) -> str:

@@ -8,6 +8,7 @@ of the run's own model.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import warnings
@@ -20,7 +21,8 @@ import torch
 
 from shepherd import __version__, output
 from shepherd.config import load as load_config
-from shepherd.data.prompts import Template
+from shepherd.data.formats import Refusal
+from shepherd.data.prompts import Rendered, Template
 from shepherd.data.tokenize import encode
 from shepherd.errors import DataError, EvaluationError, ModelError, ResourceError, UsageError, did_you_mean
 from shepherd.model.adapter import CONFIG, named_base, rename_base
@@ -176,15 +178,31 @@ def _conversations(folder: Path, template: Template, tokenizer: Any) -> tuple[tu
     path = folder / "evaluation" / "generations.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     try:
-        turns = [
-            [*(Message(m["role"], m["content"]) for m in record["prompt"]), Message("assistant", record["reference"])]
-            for record in map(json.loads, lines[:CONVERSATIONS])
-        ]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        answered = [_conversation(record) for record in map(json.loads, lines[:CONVERSATIONS])]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read: {error!r}", hint="run `shepherd run` again") from None
-    turns = turns or [[Message("user", question), Message("assistant", answer)] for question, answer in FIXED]
-    encoded = encode([template.render(messages) for messages in turns], tokenizer)
+    fixed = [([Message("user", question), Message("assistant", answer)], "") for question, answer in FIXED]
+    texts = [([Message("text", answer)], "") for _, answer in FIXED]  # no template refuses these
+    shown = next(filter(None, (_shown(conversations, template) for conversations in (answered, fixed, texts))))
+    encoded = encode(shown, tokenizer)
     return tuple(tuple(ids[:TOKENS].tolist()) for ids, _ in encoded)
+
+
+def _shown(conversations: Sequence[tuple[list[Message], str]], template: Template) -> list[Rendered]:
+    """Those of the conversations (messages, tools) that the template shows."""
+    rendered = []
+    for messages, tools in conversations:
+        with contextlib.suppress(Refusal):
+            rendered.append(template.render(messages, "", tools))
+    return rendered
+
+
+def _conversation(record: Mapping[str, Any]) -> tuple[list[Message], str]:
+    """(messages, tools) of a line of generations.jsonl, its reference for the answer."""
+    asked = [
+        Message(m["role"], m["content"], True, m.get("reasoning", ""), m.get("extra", "")) for m in record["prompt"]
+    ]
+    return [*asked, Message("assistant", record["reference"])], record.get("tools", "")
 
 
 @torch.no_grad()

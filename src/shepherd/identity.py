@@ -46,6 +46,7 @@ def identity(config: Config, base: Base, rows: Rows) -> dict[str, Any]:
         "data": rows.dataset.digest,
         "held_out": held_out_digest(rows),
         "partition": partition_digest(rows.partition),
+        **({"day": rows.day} if rows.day else {}),
         "trace": _trace_digest(config),
         "shepherd": __version__,
         "code": code_digest(),

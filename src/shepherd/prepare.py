@@ -53,7 +53,8 @@ class Rows:
     """The data of a run: who trains on what, and what is held out for everyone.
 
     notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for. details: a warning
-    that stands for several cases -> a sentence for each of them.
+    that stands for several cases -> a sentence for each of them. day: the day that the template writes into every
+    prompt, or "".
     """
 
     dataset: Dataset
@@ -66,6 +67,7 @@ class Rows:
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
     details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    day: str = ""
 
     def held_out_of(self, client: ClientId) -> list[int]:
         """Indices of the client's own held-out rows: of its categories, or of its sources where those divide."""
@@ -112,9 +114,10 @@ def prepare_rows(config: Config, tokenizer, tell: Callable[[str], None] | None =
         held_out=tuple(tokens[e.id] for e in held_out),
         tokenized=tokenized,
         audit=found,
-        warnings=(*details, *lost, *beside),
-        notes=(*filter(None, [dataset.unread]), *dataset.notes, *beside),
+        warnings=(*details, *lost, *beside, *template.notes),
+        notes=(*filter(None, [dataset.unread]), *dataset.notes, *beside, *template.notes),
         details=details,
+        day=template.day,
     ), template  # fmt: skip
 
 
@@ -338,8 +341,9 @@ def _probed_rows(method: Method, work: Work, held: int) -> int:
 
 
 def _losses_of_tokens(tokenized: Tokenized) -> Iterator[str]:
-    """What tokenising left out, a sentence for each reason."""
+    """What tokenising left out or changed, a sentence for each reason."""
     yield from sentences("refused", tokenized.refused)
+    yield from sentences("changed", tokenized.changed)
     if tokenized.cut_rows:
         cut, tokens = plural(tokenized.cut_rows, "row"), plural(tokenized.cut_tokens, "token")
         yield f"{cut} cut to data.max_length, {tokens} in all"

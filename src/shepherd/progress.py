@@ -17,7 +17,9 @@ the seconds that this client trained). A round begins with a row of each client 
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -292,7 +294,7 @@ _STYLE = {
 
 
 def print_result(run: Path, summary: Mapping[str, Any]) -> None:
-    """The arms side by side and the report's path on stdout, then the next commands on stderr."""
+    """The arms side by side, the headline and the report's path on stdout, then the next commands on stderr."""
     arms = summary.get("arms", {})
     base = wording.number((arms.get("base") or {}).get("loss"))
     rows: list[tuple[str, Any]] = [("base (not tuned)", base)] if arms.get("base") else []
@@ -319,6 +321,7 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
         ],
         right=(1, 2, 3, 4),
     )
+    print_headline(run)
     seconds = (summary.get("seconds") or {}).get("total")
     report = run / "report.html"
     click.echo()
@@ -328,6 +331,22 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
         click.echo(f"report   {report}")
     output.note(f"next     shepherd chat {shlex.quote(str(run))} --compare base")
     output.note(f"         shepherd compare {shlex.quote(str(run))} OTHER_RUN")
+
+
+def print_headline(run: Path) -> None:
+    """What the report says first, on stdout: a sentence for each comparison, and what to keep in mind with them."""
+    if not (run / "summary.json").is_file():
+        return
+    from shepherd.report.conduct import alerts
+    from shepherd.report.load import load_run
+    from shepherd.report.verdict import verdict
+
+    record = load_run(run)
+    width = min(100, shutil.get_terminal_size().columns)
+    click.echo()
+    for sentence in (*verdict(record), *alerts(record)):
+        text = output.clean(sentence).replace("\N{NO-BREAK SPACE}", " ")
+        click.echo(textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
 
 
 def _spent(budget: Mapping[str, Any], row: str) -> tuple[str, str]:

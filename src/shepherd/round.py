@@ -17,6 +17,7 @@ from shepherd.clients.reports import StepReport
 from shepherd.plan import Engine, Plan, Policy
 from shepherd.server.clusters import combine_clusters, group
 from shepherd.server.diagnostics import diagnose
+from shepherd.server.optimizer import control_without
 from shepherd.server.traffic import added_ranks, round_bytes
 from shepherd.tensors import cluster_part
 from shepherd.types import ClientId, ServerState
@@ -111,10 +112,15 @@ def run_round(
                 same = [state.model] * plan.clusters
                 clusters = combine_clusters(plan.method, same, begun, updates, numbers, weights, steps)
             total = sum(weights.values())  # One, unless the selection has a fixed denominator.
-            seen = diagnose(state.model, model, views, updates, {c: w / total for c, w in weights.items()})
+            shares = {c: w / total for c, w in weights.items()}
+            pieces = plan.method.pieces
+            seen = diagnose(state.model, model, views, updates, shares, pieces.payload, pieces.weigh)
         aggregated = time.perf_counter()
 
     strikes, quarantined = strikes_of(state, asked, plan.policy.quarantine_after)
+    for client in quarantined if plan.objective.scaffold else ():
+        share, own = plan.method.population.get(client, 0.0), state.clients.get(client, {})
+        model = replace(model, memory=control_without(model.memory, share, own))
     longest = max((w.learning_rates for w in work.values()), key=len, default=(0.0,))
     asked_ranks, counted_ranks = ([plan.rank(c) for c in some] for some in (views, (u.client for u in updates)))
     _, down = round_bytes(

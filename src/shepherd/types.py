@@ -20,6 +20,8 @@ Tensors = Mapping[str, np.ndarray]
 """Arrays by name. A factor of a module is `<module>.A` or `<module>.B`."""
 CONTROL, CLUSTER = ".control", "cluster/"
 """What travels beside an update: `<module>.A.control` of SCAFFOLD, `cluster/<module>.A` of the adapter of a cluster."""
+PRIVATE_CONTROL = "control/"
+"""Prefix of c_k in what a client keeps."""
 
 
 @dataclass(frozen=True, slots=True)

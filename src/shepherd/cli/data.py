@@ -15,6 +15,8 @@ from shepherd.cli.group import Commands
 from shepherd.cli.settings import Settings, complete_recipe, gather, looks_like_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from shepherd.config import Config, DataTable
@@ -70,9 +72,9 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     train, held_out, partition = _divided_if_possible(config, dataset, tokenized)
     found = audit(partition, train, held_out, tokenized, dataset)
     if as_json:
-        output.print_json(_as_json(dataset, tokenized, found, tokenizer, rows))
+        output.print_json(_as_json(dataset, tokenized, found, tokenizer, rows, template.notes))
         return
-    _print_counts(dataset, tokenized, config.data)
+    _print_counts(dataset, tokenized, config.data, template.notes)
     click.echo("\naudit")
     click.echo(output.clean("  " + found.describe().replace("\n", "\n  ")))
     _print_examples(dataset, tokenized, tokenizer, rows)
@@ -151,7 +153,7 @@ def _settings(argument: str, **flags: Any) -> Settings:
     recipe = looks_like_recipe(argument)
     if not recipe and is_path(argument) and not Path(argument).expanduser().exists():
         near = did_you_mean(argument, recipes())
-        if near:
+        if near and Path(argument).name == argument:  # a path into a folder means a file of that folder
             raise UsageError(
                 f"neither a recipe nor data that are here: {argument}.{near}", hint="shepherd list recipes"
             )
@@ -185,7 +187,7 @@ def _tokenizer(base: str, revision: str) -> Any:
     return load_tokenizer(folder)
 
 
-def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> None:
+def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable, notes: Sequence[str]) -> None:
     import numpy as np
 
     from shepherd.report.wording import plural
@@ -193,9 +195,12 @@ def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable) -> N
     examples = dataset.examples
     rows = plural(len(examples), "row")
     click.echo(f"{output.clean(dataset.name)}: {rows}, format {dataset.format}, licence {dataset.licence}")
-    for line in filter(None, (dataset.unread, *dataset.notes)):
+    for line in filter(None, (dataset.unread, *dataset.notes, *notes)):
         click.echo(f"  {output.clean(line)}")
-    for what, counts in (("refused", dataset.refused), ("changed", dataset.changed), ("refused", tokenized.refused)):
+    for what, counts in (
+        ("refused", dataset.refused), ("changed", dataset.changed),
+        ("refused", tokenized.refused), ("changed", tokenized.changed),
+    ):  # fmt: skip
         for reason, (count, ids) in counts.items():
             click.echo(
                 output.clean(f"  {what} {count:,}: {reason} ({', '.join(ids)}{', …' if count > len(ids) else ''})")
@@ -263,7 +268,9 @@ def _marked(parts: list[tuple[str, bool]], coloured: bool) -> str:
     return "".join(marked)
 
 
-def _as_json(dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any, rows: int) -> dict[str, Any]:
+def _as_json(
+    dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any, rows: int, notes: Sequence[str]
+) -> dict[str, Any]:
     from shepherd.data.tokenize import pieces
 
     def counted(counts: Any) -> dict[str, Any]:
@@ -277,9 +284,9 @@ def _as_json(dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any,
         "rows": len(dataset.examples),
         "categories": Counter(example.category for example in dataset.examples),
         "refused": counted(dataset.refused) | counted(tokenized.refused),
-        "changed": counted(dataset.changed),
+        "changed": counted(dataset.changed) | counted(tokenized.changed),
         "unread": dataset.unread,
-        "notes": dataset.notes,
+        "notes": [*dataset.notes, *notes],
         "tokens": sum(len(t.input_ids) for t in tokenized.tokens),
         "target_tokens": sum(t.targets for t in tokenized.tokens),
         "cut_rows": tokenized.cut_rows,

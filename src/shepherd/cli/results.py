@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,9 +45,18 @@ def evaluate(run: str, round_number: int | None, as_json: bool) -> None:
         ],
         right=range(1, 7),
     )  # fmt: skip
-    if difference := metrics.get("difference"):
-        low, high = difference["ci95"]
-        click.echo(f"\ndifference {signed(difference['difference'])}, 95 % interval {signed(low)} to {signed(high)}")
+    difference = metrics["difference"]
+    click.echo(f"\ndifference {signed(difference['difference'])}, {_interval(difference)}")
+
+
+def _interval(difference: Mapping[str, Any]) -> str:
+    from shepherd.report.wording import from_to
+
+    if difference["no_interval"]:
+        return f"no interval: {difference['no_interval']}"
+    low, high = difference["ci95"]
+    small = ", which includes 0: too small to tell" if low <= 0 <= high else ""
+    return f"95 % interval {from_to((low, high))}{small}"
 
 
 @click.command()

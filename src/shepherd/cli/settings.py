@@ -210,7 +210,8 @@ def find_run(argument: str) -> Path:
     for candidate in (Path(argument), Path("runs") / argument):
         if (candidate / "config.toml").is_file():
             return candidate
-    folders = {Path(argument).parent, Path("runs")}
+    alone = Path(argument).name == argument  # a path into a folder means a run of that folder
+    folders = {Path(), Path("runs")} if alone else {Path(argument).parent}
     runs = sorted(str(path.parent) for folder in folders if folder.is_dir() for path in folder.glob("*/config.toml"))
     near = did_you_mean(argument, [*runs, *(Path(run).name for run in runs)])
     what = "no config.toml in this folder, so it is no run" if Path(argument).is_dir() else "run not found"

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from shepherd.clients.objectives import (
-    PRIVATE_CONTROL,
     Control,
     add_product_proximal,
     add_proximal,
 )
 from shepherd.model.lora import Layout, Slot
-from shepherd.types import Adapter, Core, Objective, Tensors, View
+from shepherd.types import PRIVATE_CONTROL, Adapter, Core, Objective, Tensors, View
 
 if TYPE_CHECKING:
     from shepherd.clients.training import LocalTraining

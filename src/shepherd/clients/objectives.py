@@ -11,10 +11,7 @@ from torch import Tensor
 
 from shepherd.errors import ClientError
 from shepherd.model.lora import Layout
-from shepherd.types import Tensors
-
-PRIVATE_CONTROL = "control/"
-"""Prefix of c_k in what a client keeps."""
+from shepherd.types import PRIVATE_CONTROL, Tensors
 
 
 def add_proximal(gradient: Tensor, values: Tensor, start: Tensor, mu: float) -> None:
@@ -42,9 +39,10 @@ def add_product_proximal(gradient: Pair, values: Pair, start: Pair, mu: float, s
 class Control:
     """SCAFFOLD's correction of one client's vector of one part (1910.06378, algorithm 1, option II).
 
-    y ← y − η(c − c_k) after each step of the optimizer; at the end c_k⁺ = c_k − c + (x − y)/Ση. With an adaptive
-    optimizer (x − y)/Ση is a mean preconditioned step, and so are c and c_k. Without c, and in a client's first round,
-    they are zeros. Raises ClientError for control variates of another shape.
+    y ← y − η(c − c_k) after each step of the optimizer; at the end c_k⁺ = c_k − c + (x − y)/Ση. With momentum or an
+    adaptive optimizer (x − y)/Ση is a mean preconditioned step, and so are c and c_k: where clients take unequal
+    numbers of steps, their mean is then not zero at the optimum, as it is with plain SGD. Without c, and in a client's
+    first round, they are zeros. Raises ClientError for control variates of another shape.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -21,6 +21,7 @@ from shepherd.clients.moving import Moving
 from shepherd.clients.personal import Personalization, home_tensors, second_tensors, second_view, with_home
 from shepherd.clients.reports import Progress, StepReport
 from shepherd.clients.slots import best_slots, probe_work
+from shepherd.model.checkpointing import checkpointing
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive, stream
@@ -157,7 +158,8 @@ class Cohort:
         A client whose loss or gradient is not finite stops there, and is in `failures`.
         """
         courses = {w.client: self._course(w) for w in work}
-        with self.packed.packing(), self.lora.attached(), _checkpointing(self.packed.model, self.settings):
+        less_memory = checkpointing(self.packed.model) if self.settings.gradient_checkpointing else nullcontext()
+        with self.packed.packing(), self.lora.attached(), less_memory:
             for step in range(max(w.steps for w in work)):
                 active = {c: way for c, way in courses.items() if step < len(way.rates) and c not in self.failures}
                 if not active:
@@ -368,25 +370,3 @@ def _second_adapters(
         told = {**updates[name].metrics, "personal_loss": metrics[name]["loss"]}
         found[name] = replace(updates[name], private=kept, metrics=told)
     return found
-
-
-@contextmanager
-def _checkpointing(model: torch.nn.Module, settings: LocalTraining) -> Iterator[None]:
-    """Gradient checkpointing while training. It needs train mode; dropout layers of the frozen base stay off."""
-    if not settings.gradient_checkpointing:
-        yield
-        return
-    if hasattr(model, "activation_checkpointing_enable"):  # its name from transformers 5.2x on
-        enable, disable = model.activation_checkpointing_enable, model.activation_checkpointing_disable
-    else:
-        enable, disable = model.gradient_checkpointing_enable, model.gradient_checkpointing_disable
-    enable()  # both default to use_reentrant=False
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-            module.eval()
-    try:
-        yield
-    finally:
-        disable()
-        model.eval()

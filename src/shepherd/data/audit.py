@@ -1,6 +1,6 @@
 """What is wrong with divided data, as findings with ids: nothing is changed here, everything is said.
 
-Texts are compared without regard to case and white space.
+Texts are compared as `holdout.alike` does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shepherd.data.holdout import same_prompt
+from shepherd.data.holdout import alike, same_prompt
 from shepherd.data.sources import Dataset
 from shepherd.types import Example, Partition
 
@@ -105,7 +105,7 @@ class Audit:
     def describe(self, first: int = 3, ids: int = IDS) -> str:
         """One line per finding with the first groups and the first `ids` of each, or one that says there are none."""
         if not self.findings:
-            return f"{self.rows} rows, nothing found"
+            return f"{self.rows:,} rows, nothing found"
         lines = []
         for finding in self.findings:
             shown = "; ".join(
@@ -167,8 +167,7 @@ def audit(
 def same_row(example: Example) -> str:
     """`same_prompt` with the answer: equal for rows that teach the same."""
     last = example.messages[-1]
-    answer = " ".join(f"{last.reasoning}{last.content}{last.extra}".casefold().split())
-    return f"{same_prompt(example)}\nassistant:{answer}"
+    return f"{same_prompt(example)}\nassistant:{alike(f'{last.reasoning}{last.content}{last.extra}')}"
 
 
 def _alike(examples: Iterable[Example], key: Callable[[Example], str]) -> list[tuple[str, ...]]:

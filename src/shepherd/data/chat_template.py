@@ -23,7 +23,7 @@ from shepherd.data.rendering import (
     without_answer,
 )
 from shepherd.data.template_source import DAY, is_random, looked_for, pin_clock, reads_clock
-from shepherd.data.tool_calls import mapped, texts, with_objects
+from shepherd.data.tool_calls import mapped, texts, with_objects, with_texts
 from shepherd.errors import ModelError
 from shepherd.types import Message
 
@@ -60,9 +60,10 @@ class ChatTemplate:
         self._outline: Callable[[tuple[Message, ...], str, bool], Outline] = functools.lru_cache(SHAPES)(
             lambda messages, tools, generation: make_outline(messages, tools, generation, self._renderer)
         )
-        self._renderer = Renderer(self._apply, self._before, self._end_of)
+        self._renderer = Renderer(self._apply, self._before, self._end_of, self._closes)
         self._opener = self._own_end = ""
         self.shows_system = self._probe_system()
+        self._with_calls = with_objects if self._takes_objects() else with_texts
         self.notes = self._probe()
         self.end = self._own_end or tokenizer.eos_token
         self.stops = tuple(dict.fromkeys((self.end, tokenizer.eos_token)))
@@ -86,7 +87,7 @@ class ChatTemplate:
         # The outline says where a generated answer begins; for the last one the row itself says it too.
         if text[: places[learned[-1]][0]] != self._before(shown[: learned[-1]], tools):
             raise Refusal("the chat template rewrites earlier turns")
-        wanted = [turn for turn in learned if not outline.answers[turn].problem]
+        wanted = [turn for turn in learned if turn in places and not outline.answers[turn].problem]
         asked = max((turn for turn, m in enumerate(shown) if m.role == "user"), default=-1)
         context_span = _find_context(asked, context, spans, text)
         closed, moved = self._closed(outline, text, places)
@@ -135,7 +136,7 @@ class ChatTemplate:
         self, messages: Sequence[Message], context: str, tools: str
     ) -> tuple[list[Message], str, str, Protected, tuple[str, ...]]:
         """What the template is given, the context and the tools in it, what is hidden, and what was changed."""
-        fields = {turn: with_objects(json.loads(m.extra)) for turn, m in enumerate(messages) if m.extra}
+        fields = {turn: self._with_calls(json.loads(m.extra)) for turn, m in enumerate(messages) if m.extra}
         listed = json.loads(tools) if tools else []
         spelled = [*(m.content for m in messages), *(m.reasoning for m in messages if m.reasoning), context]
         protected = Protected(self._control, [*spelled, *texts([*fields.values(), listed])])
@@ -154,7 +155,7 @@ class ChatTemplate:
         shown, changed = _join_context(shown, context), ()
         if not self.shows_system and any(m.role == "system" for m in shown):
             shown = _system_into_user(shown)
-            changed = ("the chat template knows no system turn: its text begins the next user turn",)
+            changed = ("the chat template has no fixed place for a system turn: its text begins the next user turn",)
         return shown, context, tools, protected, changed
 
     def _before(self, messages: Sequence[Message], tools: str) -> str:
@@ -184,20 +185,46 @@ class ChatTemplate:
             raise Refusal(f"the chat template fails: {type(error).__name__}: {error}") from None
 
     def _end_of(self, tail: str) -> tuple[int, bool]:
-        """(characters of what follows an answer that belong to it, whether a control token closes it)."""
-        if not self._own_end:
-            return len(tail.rstrip()), False
-        if self._own_end in tail:
+        """(characters of what follows a last answer that belong to it, whether a control token closes it).
+
+        What follows a call of a tool may have an end of its own, and control tokens before it.
+        """
+        if self._own_end and self._own_end in tail:
             return tail.index(self._own_end) + len(self._own_end), True
-        ends = [(tail.index(token), -len(token)) for token in self._control if token in tail]
-        return (min(ends)[0] - min(ends)[1], True) if ends else (len(tail.rstrip()), False)
+        answer = tail.rstrip()
+        return len(answer), bool(self._own_end) and answer.endswith(self._control)
+
+    def _closes(self, text: str) -> bool:
+        """Whether a control token closes an earlier answer, by what follows it."""
+        return bool(self._own_end) and any(token in text for token in self._control)
 
     def _probe_system(self) -> bool:
-        user = Message("user", "shepherd-question")
+        """Whether a leading system turn is shown before the first user turn, in prompts and in what is learned.
+
+        Some templates refuse one, leave it out once there is an answer (Mistral 7B v0.3), or move it as turns are
+        added.
+        """
+        turns = [
+            Message("system", "shepherd-system"),
+            Message("user", "shepherd-1"),
+            Message("assistant", "shepherd-2"),
+        ]
         try:
-            return "shepherd-system" in self._apply([Message("system", "shepherd-system"), user], "", True)
+            asked = self._apply(turns[:2], "", True)
+            told = [self._apply(turns, "", False), self._apply([*turns, *turns[1:]], "", False)]
         except Refusal:
             return False
+        return all(0 <= text.find(turns[0].content) < text.find(turns[1].content) for text in (asked, *told))
+
+    def _takes_objects(self) -> bool:
+        """Whether the arguments of a call may be an object, as transformers has them: where not, they are a text."""
+        call = {"name": "shepherd-tool", "arguments": {"shepherd-key": "shepherd-value"}}
+        extra = json.dumps({"tool_calls": [{"id": "shepherd1", "type": "function", "function": call}]})
+        try:
+            self._apply([Message("user", "shepherd-question"), Message("assistant", "", extra=extra)], "", False)
+        except Refusal as refusal:
+            return "TypeError" not in str(refusal)
+        return True
 
     def _probe(self) -> tuple[str, ...]:
         """Find the control token with which the template closes an answer, and what it lacks before one; the notes."""
@@ -265,7 +292,7 @@ def _find_context(asked: int, context: str, spans: Sequence[tuple[int, Span]], t
 
 
 def _system_into_user(messages: Sequence[Message]) -> list[Message]:
-    """For templates that know no system turn: its text begins the next user turn."""
+    """For templates that have no place for a system turn: its text begins the next user turn."""
     out: list[Message] = []
     waiting: list[str] = []
     for message in messages:
@@ -277,5 +304,5 @@ def _system_into_user(messages: Sequence[Message]) -> list[Message]:
         else:
             out.append(message)
     if waiting:
-        raise Refusal("a system turn without a user turn after it, and the chat template knows no system turn")
+        raise Refusal("a system turn without a user turn after it, and the chat template has no place for it")
     return out

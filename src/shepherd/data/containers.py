@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from shepherd.data.builtins import Rows
 from shepherd.data.files import ACCEPTED, CONVERSIONS, PICKLES, SUFFIXES, read, stem_of, suffix_of, unreadable
-from shepherd.data.trees import Tree, kind_of, unsharded
+from shepherd.data.trees import PARTS, Tree, kind_of, unsharded
 from shepherd.data.waiting import Tell
 from shepherd.errors import DataError, plural
 
@@ -31,6 +31,8 @@ DEPTH = 2
 ALL_CLIENTS = "--set partition.name=files makes a client of each"
 _BOOKKEEPING = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """What `datasets` writes beside rows."""
+_ENDING = re.compile(rf"(.+?)[-_. ]({'|'.join(PARTS)})", re.IGNORECASE)
+"""A part of one client's rows: `client_1_train`."""
 _LOCAL = re.compile(r"local_training_\w+", re.IGNORECASE)
 """A client's file in the folder of the original Shepherd, beside global_training.json and global_test.json."""
 
@@ -159,6 +161,8 @@ def _batches(tree: Tree, at: Batch, parts: Parts, notes: list[str]) -> Iterator[
     if not tree.branches:
         yield replace(at, tree=tree)
         return
+    if parts != "clients" and not at.part and not at.client:
+        tree = _pairs(tree, notes)
     kinds = _kinds(tree, at, notes) if parts != "clients" and not at.part else {}
     only = next(iter(tree.branches.values()))
     if (
@@ -178,6 +182,26 @@ def _batches(tree: Tree, at: Batch, parts: Parts, notes: list[str]) -> Iterator[
         elif not tree.folder:  # the lists of an object are not joined
             below = replace(below, client=f"{at.client}/{name}")
         yield from _batches(branch, below, parts, notes)
+
+
+def _pairs(tree: Tree, notes: list[str]) -> Tree:
+    """`a_train` and `a_test` as the parts of a client `a`, where all names are such and each has a train."""
+    found = {name: _ENDING.fullmatch(name) for name in tree.branches}
+    if all(found.values()):
+        clients: dict[str, dict[str, Tree]] = {}
+        for name, match in found.items():
+            clients.setdefault(match[1], {})[match[2]] = tree.branches[name]
+        kinds = [set(map(kind_of, inner)) for inner in clients.values()]
+        if all("train" in some for some in kinds) and any(len(some) > 1 for some in kinds):
+            pairs = {name: Tree(branches=inner, place=tree.place, folder=True) for name, inner in clients.items()}
+            return replace(tree, branches=pairs)
+    lower = {name.casefold(): name for name in tree.branches}
+    if tests := [name for low, name in lower.items() if low[4:] and low[:4] == "test" and f"train{low[4:]}" in lower]:
+        notes.append(
+            f"{_few(tests)} is a client like the others, although there is a train of that name; if it is a test set, "
+            "call the files <client>_train and <client>_test, or put them into folders train and test"
+        )
+    return tree
 
 
 def _kinds(tree: Tree, at: Batch, notes: list[str]) -> Mapping[str, str]:

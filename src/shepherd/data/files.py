@@ -74,7 +74,10 @@ def find(source: str) -> Path:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     if folder != path.parent:
-        raise DataError(f"data not found: {path} (there is no folder {path.parent})", hint=f"nearest folder: {folder}")
+        there = (
+            f"of this path only {folder} is there" if folder != Path() else "it begins in the folder that you are in"
+        )
+        raise DataError(f"data not found: {path} (there is no folder {path.parent})", hint=there)
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() or suffix_of(p) in SUFFIXES)
     held = ", ".join(names[:8]) or "no data files"
     raise DataError(f"data not found: {path}.{did_you_mean(path.name, names)}", hint=f"{folder} holds: {held}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -63,7 +64,13 @@ def short_categories(
 
 
 def same_prompt(example: Example) -> str:
-    """What the example asks, without regard to case and white space: equal for rows that must not be parted."""
+    """What the example asks, as `alike` compares it: equal for rows that must not be parted."""
     asked = [m for m in example.messages if m.role == "text"] or example.messages[:-1]  # plain text asks nothing
     turns = [f"{m.role}:{m.content}{m.extra}" for m in asked]
-    return " ".join("\n".join([*turns, example.context, example.tools]).casefold().split())
+    return alike("\n".join([*turns, example.context, example.tools]))
+
+
+def alike(text: str) -> str:
+    """The text without regard to case, white space and how its accents are encoded (Unicode's form NFC)."""
+    folded = unicodedata.normalize("NFC", text).casefold()
+    return " ".join(unicodedata.normalize("NFC", folded).split())

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from shepherd import network
 from shepherd.data.builtins import Rows
-from shepherd.data.trees import shorten
-from shepherd.errors import DataError, NetworkError, missing_extra
+from shepherd.data.trees import kind_of, shorten
+from shepherd.errors import DataError, NetworkError, missing_extra, plural
 
 
-def hub(name: str) -> Rows:
+def hub(name: str, say_splits: bool = True) -> Rows:
     """`org/name[:config][@split]` through the package `datasets`; the split is `train` unless named.
 
-    Who writes `hub:` asks for the network, so it is open while the rows are fetched.
+    say_splits: a note names test and validation splits that lie beside train and are not read. Who writes `hub:` asks
+    for the network, so it is open while the rows are fetched.
     """
     if not name:
         raise DataError("hub: names no dataset", hint="write hub:ORG/NAME")
     with network.opened():
-        return _fetched(name)
+        return _fetched(name, say_splits)
 
 
-def _fetched(name: str) -> Rows:
+def _fetched(name: str, say_splits: bool) -> Rows:
     try:
         import datasets as hub_datasets
     except ImportError:
@@ -47,7 +50,18 @@ def _fetched(name: str) -> Rows:
         ) from error
     stem = path.rpartition("/")[2]
     rows = [(f"{stem}:{number}", dict(row)) for number, row in enumerate(data, 1)]
-    return Rows(f"hub:{name}", rows, data.info.license or _licence_on_card(path))
+    splits = getattr(data.info, "splits", None) or {}
+    notes = tuple(_other_splits(name, splits)) if say_splits and "@" not in name else ()
+    return Rows(f"hub:{name}", rows, data.info.license or _licence_on_card(path), notes)
+
+
+def _other_splits(name: str, splits: Mapping[str, Any]) -> Iterator[str]:
+    """A line on the splits for evaluation that a set has beside train: a test split is the one to take."""
+    kinds = {split: kind for split in splits if (kind := kind_of(split)) in ("test", "validation")}
+    if kinds:
+        best = min(kinds, key=lambda split: kinds[split] != "test")
+        named = ", ".join(f"{split} ({plural(splits[split].num_examples, 'row')})" for split in kinds)
+        yield f"not read: the split {named}; --set data.held_out_source=hub:{name}@{best} holds it out"
 
 
 def _licence_on_card(path: str) -> str:

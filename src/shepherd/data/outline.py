@@ -9,7 +9,6 @@ the marked conversation, so that the template treats it as it treats the real on
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,13 +64,15 @@ class Outline:
 class Renderer(NamedTuple):
     """What an outline asks of a template.
 
-    show(messages, tools, generation) is the text, before(messages, tools) what an answer to them starts from, and
-    end_of(tail) of what follows an answer: (characters that belong to it, whether an end token closes it).
+    show(messages, tools, generation) is the text, before(messages, tools) what an answer to them starts from.
+    end_of(tail) of what follows a last answer is (characters that belong to it, whether an end token closes it), and
+    closes(text) whether there is an end token in what follows an earlier one.
     """
 
     show: Callable[[Sequence[Message], str, bool], str]
     before: Callable[[Sequence[Message], str], str]
     end_of: Callable[[str], tuple[int, bool]]
+    closes: Callable[[str], bool]
 
 
 def sketch(messages: Sequence[Message], kept: re.Pattern[str] | None) -> tuple[tuple[Message, ...], list[Piece]]:
@@ -80,6 +81,8 @@ def sketch(messages: Sequence[Message], kept: re.Pattern[str] | None) -> tuple[t
 
     def marked(text: str, turn: int, escaped: bool = False) -> str:
         parts = kept.split(text) if kept else [text]
+        if not any(part.strip() for part in parts[::2]):
+            parts = [text]  # it is nothing but such words
         for at, part in enumerate(parts):
             core = part.strip()
             if core and at % 2 == 0:
@@ -112,7 +115,7 @@ def make_outline(messages: Sequence[Message], tools: str, generation: bool, rend
     occurring = [number for number in _marks(text) if number in owners]
     changed: dict[str, None] = {}
     problems = [_standing(turn, message, text, changed) for turn, message in enumerate(messages)]
-    _check_order(messages, [owners[number] for number in occurring])
+    _check_order([owners[number] for number in occurring])
     if tools:
         _check_tools(messages, tools, generation, text, renderer)
     answers = {}
@@ -121,8 +124,12 @@ def make_outline(messages: Sequence[Message], tools: str, generation: bool, rend
             answer, start = _answer(messages, turn, tools, generation, text, owners, renderer)
             answers[turn] = replace(answer, problem=problems[turn] or answer.problem)
             # White space before an answer may be the template's own, which looks the same.
-            if not answers[turn].problem and message.content not in text[start:]:
-                changed["the chat template trims white space around the answer"] = None
+            if (
+                not answers[turn].problem
+                and message.content not in text[start:]
+                and message.content.lstrip() in text[start:]
+            ):
+                changed["the chat template changes white space of the answer"] = None
     literals = re.split(f"[{''.join(map(_mark, owners))}]", text) if owners else [text]
     return Outline(tuple(literals), tuple(occurring), answers, tuple(changed))
 
@@ -150,7 +157,7 @@ def _standing(turn: int, message: Message, text: str, changed: dict[str, None]) 
     """What keeps an answer from being learned, or "". Raises Refusal where a text of the turn does not stand."""
     found, answer, name = _compare(message.content, text), message.role == "assistant", _NAMES[message.role]
     if found == "spaced":
-        changed[f"the chat template trims white space around {'the answer' if answer else 'a prompt'}"] = None
+        changed[f"the chat template changes white space of {'the answer' if answer else 'a prompt'}"] = None
     elif found == "gone":
         raise Refusal(
             f"the chat template leaves out {'a later system turn' if message.role == 'system' and turn else name}"
@@ -163,7 +170,7 @@ def _standing(turn: int, message: Message, text: str, changed: dict[str, None]) 
         raise Refusal("the chat template leaves out a tool call")
     found = _compare(message.reasoning, text)
     if found == "spaced":
-        changed["the chat template trims white space around the reasoning"] = None
+        changed["the chat template changes white space of the reasoning"] = None
     return "leaves out the reasoning of the answer" if found not in ("", "spaced") else ""
 
 
@@ -179,13 +186,12 @@ def _compare(value: str, text: str) -> str:
     return "changed" if there else "gone"
 
 
-def _check_order(messages: Sequence[Message], turns: Sequence[int]) -> None:
+def _check_order(turns: Sequence[int]) -> None:
     """`turns` are those of the marks as they occur; the first mark of each turn must come in the order of the turns."""
     latest = -1
     for turn in dict.fromkeys(turns):
         if turn < latest:
-            name = _NAMES[messages[turn].role]
-            raise Refusal(f"the chat template rewrites earlier turns: it moves {name} behind later ones")
+            raise Refusal("the chat template rewrites earlier turns: it changes their order")
         latest = turn
 
 
@@ -218,28 +224,29 @@ def _answer(
     own = [n for n, (_, owner) in enumerate(places) if owner == turn]
     begin, problem = places[own[0]][0], ""
     before = renderer.before(messages[:turn], tools)
-    shared = len(os.path.commonprefix([text, before]))
+    shared = _shared(text, before)
     between = any(shared <= at < begin for at, _ in places)
     if between or shared > begin:
         problem = "rewrites earlier turns"
     elif shared < len(before):
         problem = "rewrites earlier turns"
         if not _marks(before[shared:]):
-            problem = f"begins a generated answer with {before[shared:]!r}, and shows answers without it"
+            opened = before[_begin_of_token(before, shared) :]
+            problem = f"begins a generated answer with {opened!r}, and shows answers otherwise"
     start = min(shared, begin)
-    if turn == len(messages) - 1 and not generation:
-        alone = text
-    else:
-        alone = renderer.show(messages[: turn + 1], tools, False)
+    whole = turn == len(messages) - 1 and not generation
+    alone = text if whole else renderer.show(messages[: turn + 1], tools, False)
     stop = max((at for at, c in enumerate(alone) if owners.get(ord(c) - FIRST) == turn), default=-1) + 1
     tail, closed = renderer.end_of(alone[stop:])
+    last = own[-1]
+    if stop and text.startswith(alone[:stop]):
+        last = sum(at < stop for at, _ in places) - 1  # a later turn may name a call of this one again
     if not problem and (not stop or not text.startswith(alone[: stop + tail])):
-        problem = "shows an earlier answer otherwise than the last"
-    follows = text[places[own[-1]][0] + 1 : places[own[-1] + 1][0] if own[-1] + 1 < len(places) else len(text)]
+        problem = "writes an answer otherwise once the conversation goes on"
+    follows = text[places[last][0] + 1 : places[last + 1][0] if last + 1 < len(places) else len(text)]
     if not follows.startswith(alone[stop : stop + tail]):
-        tail, closed = renderer.end_of(follows)
-        tail = tail if closed else 0
-    return Answer(own[0], own[-1], begin - start, tail, closed, problem), start
+        tail, closed = 0, renderer.closes(follows)
+    return Answer(own[0], last, begin - start, tail, closed, problem), start
 
 
 def _forms(piece: Piece) -> Iterator[str]:
@@ -248,6 +255,17 @@ def _forms(piece: Piece) -> Iterator[str]:
         yield json.dumps(piece.text, ensure_ascii=False)[1:-1]
         yield json.dumps(piece.text)[1:-1]
         yield repr(piece.text)[1:-1]
+
+
+def _shared(a: str, b: str) -> int:
+    """How many characters two texts have in common from their beginning."""
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _begin_of_token(text: str, at: int) -> int:
+    """Where the token <…> that `at` stands in begins, or `at`."""
+    begin = text.rfind("<", 0, at + 1)
+    return at if begin < 0 or ">" in text[begin:at].removesuffix(">") else begin
 
 
 def _mark(number: int) -> str:

@@ -115,7 +115,10 @@ def by_key(key: Key = "category") -> Partitioner:
 
 @partitioners
 def files() -> Partitioner:
-    """One client per file of a folder, named after it; or per source, where rows name theirs."""
+    """One client per file of a folder, whatever its name; or per source, where rows name theirs.
+
+    With any other partitioner files called train and test are parts of the data (`containers`), and no clients.
+    """
     each = by_key("source")
 
     def partition(examples, clients, rng):

@@ -279,7 +279,7 @@ def _read(source: str, languages: tuple[str, ...], parts: Parts, tell: Tell | No
     if kind == "builtin":
         return datasets.build(name, {"languages": languages} if has_languages(source) else {})
     if kind == "hub":
-        return hub(name)
+        return hub(name, say_splits=parts == "held out")
     if not is_path(source):
         return datasets.build(source)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from itertools import pairwise
 
 import jinja2
 
@@ -44,7 +45,7 @@ def reads_clock(source: str) -> bool:
 def is_random(source: str) -> bool:
     """Whether the template draws: no two renderings would be the same, so no run could be repeated."""
     tokens = _lexed(source)
-    pairs = list(zip(tokens, tokens[1:], strict=False))
+    pairs = list(pairwise(tokens))
     return (("operator", "|"), ("name", "random")) in pairs or (("name", "lipsum"), ("operator", "(")) in pairs
 
 

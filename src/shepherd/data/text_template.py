@@ -45,7 +45,6 @@ class TextTemplate:
     before it, or to what a tool said, is another answer than the one that was given.
     """
 
-    notes: tuple[str, ...] = ()
     day = ""
 
     def __init__(
@@ -63,6 +62,11 @@ class TextTemplate:
         self._control = control_tokens(tokenizer)
         self._with_input, self._introduction = text, introduction
         self._without_input, self._introduction_without_input = without_input or (text, introduction)
+        self.notes = tuple(
+            f"data.template holds a backslash and the letter {mark[1]}, not a {what}: write it between double quotes"
+            for mark, what in {r"\n": "line break", r"\t": "tab"}.items()
+            if mark in text
+        )
         start = start_token(tokenizer)
         self._start = "" if start and text.startswith(start) else start
 

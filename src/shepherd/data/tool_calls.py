@@ -17,6 +17,12 @@ def with_objects(extra: Mapping[str, Any]) -> dict[str, Any]:
     return _mapped(extra, _with_object)
 
 
+def with_texts(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn's fields with the arguments of its calls as texts of JSON, for templates that only put them in (DeepSeek
+    V3)."""
+    return _mapped(extra, _with_text)
+
+
 def mapped_texts(extra: Mapping[str, Any], f: Callable[[str], str]) -> dict[str, Any]:
     """A turn's fields with `f` of every call's name, and of every text among its arguments."""
 
@@ -105,3 +111,9 @@ def _with_object(function: Mapping[str, Any]) -> Mapping[str, Any]:
         except (ValueError, RecursionError):
             return function
     return {**function, "arguments": arguments} if isinstance(arguments, Mapping) else function
+
+
+def _with_text(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    arguments = function.get("arguments")
+    text = json.dumps(arguments, ensure_ascii=False)
+    return {**function, "arguments": text} if isinstance(arguments, Mapping) else function

@@ -6,11 +6,12 @@ Every adapter of a cohort meets every row. A row's sums are independent of how p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from shepherd.evaluation.statistics import ratio
 from shepherd.model.forward import PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
 from shepherd.types import Stat, Tokens
@@ -35,12 +36,8 @@ class RowLosses:
 
     @property
     def stderr(self) -> float:
-        """Standard error of the loss over rows (ratio estimator, linearised)."""
-        n, tokens = len(self.nll), self.tokens.sum()
-        if n < 2 or not tokens:
-            return float("nan")
-        residual = self.nll - self.stat.mean * self.tokens
-        return float(np.sqrt(n / (n - 1) * np.square(residual).sum()) / tokens)
+        """Standard error of the loss over rows (linearised; NaN where there is none)."""
+        return ratio(self.nll, self.tokens).stderr
 
     def summary(self) -> dict[str, float]:
         """loss (nats per token), perplexity, token_accuracy, stderr, rows, tokens."""
@@ -101,26 +98,3 @@ def _sums(
             with lora.attached():
                 measure()
     return nll, hits
-
-
-def paired_difference(
-    a: RowLosses, b: RowLosses, rng: np.random.Generator, resamples: int = 2000
-) -> Mapping[str, object]:
-    """Loss of a − loss of b on the same rows, with a 95 % interval and p from a paired bootstrap over rows.
-
-    Resampling rows keeps the pairing (Koehn, 2004); p is two-sided, twice the smaller share beyond zero.
-    """
-    n = len(a.nll)
-    difference = a.stat.mean - b.stat.mean
-    if n < 2:
-        return {"difference": difference, "ci95": [None, None], "p": None}
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
-    tokens = counts @ a.tokens
-    draws = (counts @ (a.nll - b.nll)) / np.maximum(tokens, 1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    beyond = min((draws <= 0).mean(), (draws >= 0).mean())
-    return {
-        "difference": difference,
-        "ci95": [float(low), float(high)],
-        "p": float(min(1.0, 2 * max(beyond, 1 / resamples))),
-    }

@@ -1,13 +1,16 @@
-"""How near a generated answer is to the reference: exact match, token F1, ROUGE-L. All in [0, 1].
+"""How near a generated answer is to the reference: exact match, token F1, ROUGE-L. All in [0, 1], higher is nearer.
 
-Each metric is a function (prediction, reference) -> float with a name in the registry; the report shows its mean.
+Each metric is a function (prediction, reference) -> float with a name in the registry; the report shows its mean. What
+a word is, and how that differs from SQuAD's normalisation and from rouge-score, is in docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from shepherd.registry import Registry
 from shepherd.types import Stat
@@ -15,18 +18,36 @@ from shepherd.types import Stat
 Metric = Callable[[str, str], float]
 metrics = Registry("metric")
 
-_WORD = re.compile(r"\w+", re.UNICODE)
+# First words of the Unicode names of letters that are written without spaces between words. Names never change.
+_UNSPACED = (
+    "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HENTAIGANA", "HALFWIDTH KATAKANA", "BOPOMOFO",
+    "YI ", "NUSHU", "TANGUT", "KHITAN", "THAI", "LAO", "KHMER", "MYANMAR", "TAI ", "NEW TAI", "AHOM", "BALINESE",
+    "JAVANESE",
+)  # fmt: skip
+_WORD = re.compile("w[wm]*|[cm]m*")
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased runs of letters, digits and underscores."""
-    return _WORD.findall(text.lower())
+    """Case-folded words in Unicode's form NFC, with the marks that belong to their letters (the vowels of "कि", "का").
+
+    A word is a run of letters, digits, underscores and combining marks. Letters of scripts without spaces between
+    words (Chinese, Japanese, Thai, Lao, Khmer, Burmese …) and symbols (mathematical, currencies, emoji) are words one
+    by one, each with its marks. Punctuation and white space separate; invisible characters are as if not there.
+    """
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    seen = "".join(character for character in folded if _kind(character) != "i")
+    return [seen[slice(*found.span())] for found in _WORD.finditer("".join(map(_kind, seen)))]
 
 
 @metrics
 def exact_match() -> Metric:
     """1 when prediction and reference have the same words in the same order, else 0."""
-    return lambda prediction, reference: float(words(prediction) == words(reference))
+
+    def match(prediction: str, reference: str) -> float:
+        got, want = words(prediction), words(reference)
+        return float(got == want) if got or want else _without_words(prediction, reference)
+
+    return match
 
 
 @metrics
@@ -35,8 +56,9 @@ def token_f1() -> Metric:
 
     def f1(prediction: str, reference: str) -> float:
         got, want = words(prediction), words(reference)
-        common = sum((Counter(got) & Counter(want)).values())
-        return _harmonic(common, len(got), len(want))
+        if not got and not want:
+            return _without_words(prediction, reference)
+        return 2 * sum((Counter(got) & Counter(want)).values()) / (len(got) + len(want))
 
     return f1
 
@@ -47,7 +69,9 @@ def rouge_l() -> Metric:
 
     def rouge(prediction: str, reference: str) -> float:
         got, want = words(prediction), words(reference)
-        return _harmonic(_common_subsequence(got, want), len(got), len(want))
+        if not got and not want:
+            return _without_words(prediction, reference)
+        return 2 * _common_subsequence(got, want) / (len(got) + len(want))
 
     return rouge
 
@@ -62,10 +86,26 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     return {**means, "rows": len(predictions)}
 
 
-def _harmonic(common: int, got: int, want: int) -> float:
-    if got == want == 0:
-        return 1.0
-    return 2 * common / (got + want)
+@cache
+def _kind(character: str) -> str:
+    """w(ord), c (a word of its own), m(ark on what is before it), i(nvisible) or a space for what separates words."""
+    category = unicodedata.category(character)
+    if category == "Nd" or character == "_":
+        return "w"
+    if category[0] in "LN":
+        return "c" if unicodedata.name(character, "").startswith(_UNSPACED) else "w"
+    if category[0] == "M":
+        return "i" if unicodedata.name(character, "").startswith("VARIATION SELECTOR") else "m"
+    if category == "Cf":
+        return " " if character == "\N{ZERO WIDTH SPACE}" else "i"
+    # Of characters that this Python does not know (Cn) or nobody can (Co, Cs), each counts: none may vanish.
+    return "c" if category in ("Sm", "Sc", "So", "Cn", "Co", "Cs") else " "
+
+
+def _without_words(prediction: str, reference: str) -> float:
+    """1 for two texts without a word that are the same but for white space: "?!" is not "…"."""
+    got, want = (unicodedata.normalize("NFC", text).split() for text in (prediction, reference))
+    return float(got == want)
 
 
 def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

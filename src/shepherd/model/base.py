@@ -164,6 +164,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # Broken files surface as whatever the tokenizer's class stumbled over.
+        if "custom code" in str(error):
+            raise ModelError(
+                f"{folder}: its tokenizer needs code of its own (auto_map in its config), which is never run",
+                hint="where tokenizer.json holds the whole of it: remove auto_map and tokenizer_class from a copy",
+            ) from error
         raise ModelError(
             f"{folder}: its tokenizer cannot be loaded: {first_line(error)}", hint="copy the tokenizer files again"
         ) from error
@@ -198,6 +203,7 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype, quantize
         with quiet_transformers():
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
+                config=load_config(folder),
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,

@@ -348,6 +348,8 @@ def _hub_snapshot(hub_id: str, revision: str) -> Path:
         near = did_you_mean(hub_id, [*_folders_like(hub_id), *BUILTIN, *(entry.name for entry in _hub_models())])
         return _not_here(hub_id, "is neither a folder here nor a model in the cache", revision, near)
     folder = Path(found)
+    if (folder / "adapter_config.json").is_file():
+        return folder  # an adapter: whoever looks at it says so
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         return _not_here(hub_id, "is only partly in the cache", revision)
     return folder

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from shepherd.errors import ModelError, plural
 from shepherd.model import attention
+from shepherd.model.convert import quiet_transformers
 from shepherd.model.lora import NOBODY, Segment
 from shepherd.model.outline import OTHERS, check_packable
 from shepherd.types import Tokens
@@ -232,7 +233,7 @@ class PackedModel:
         The yardstick for rounding is what a leak would do: the second sequence's logits when it follows the first.
         A small leak (a convolution over the border, say) shows when other tokens in the first move the second.
         """
-        with _each_row_rounded_alone(self.model):
+        with _each_row_rounded_alone(self.model), quiet_transformers():
             try:
                 self._compare()
             except ModelError as error:
@@ -262,8 +263,9 @@ class PackedModel:
             moved = _distance(self._logits(replace(batch, input_ids=other))[6:], got[6:])
             hidden = self.hidden(batch)
         leak = _distance(joined, alone[6:])
-        # On a CPU a row's bits depend on that row alone; other kernels, and those of bfloat16, round in their own way.
-        same_bits, same_kernels = self.device.type == "cpu", got.dtype == torch.float32
+        # On a CPU a row's bits depend on that row alone; other kernels, and those of few bits, round in their own way.
+        same_bits = self.device.type == "cpu"
+        same_kernels = got.dtype == torch.float32 and not getattr(self.model, "is_quantized", False)
         if (
             got.shape != alone.shape
             or _distance(got, alone) > (0.05 if same_kernels else 0.5) * leak

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import GenerationConfig
@@ -12,6 +13,13 @@ from transformers.generation.streamers import BaseStreamer
 from shepherd.model.lora import CohortLora
 
 TOP_P = 0.95
+
+
+class Answer(NamedTuple):
+    """A generated text, and what ended it: an end token ("stop") or the largest number of tokens ("length")."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
 
 
 @torch.no_grad()
@@ -27,7 +35,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 8,
     on_text: Callable[[str], None] | None = None,
-) -> list[str]:
+) -> list[Answer]:
     """Answer each prompt: token ids that end where the response begins (`data.tokenize.encode_prompt`).
 
     `lora` is a cohort of one slot. An answer ends at the tokenizer's end token, at one of `stops` (a template's), or
@@ -40,7 +48,7 @@ def generate(
     ends = _stop_ids(tokenizer, stops)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     size = 1 if temperature > 0 or on_text is not None else batch_size
-    answers = [""] * len(prompts)
+    answers: dict[int, Answer] = {}
     sampling = _sampling(model, tokenizer, ends, max_new_tokens, temperature)
     with lora.attached() if lora is not None else nullcontext(), sampling:
         if lora is not None:
@@ -51,8 +59,9 @@ def generate(
             batch = [list(prompts[i]) for i in indices]
             rows = _continue(model, tokenizer, batch, seed + indices[0], streamer)
             for index, ids in zip(indices, rows, strict=True):
-                answers[index] = _text(tokenizer, ids, ends).strip()
-    return answers
+                reason = "length" if set(ends).isdisjoint(ids) else "stop"
+                answers[index] = Answer(_text(tokenizer, ids, ends).strip(), reason)
+    return [answers[index] for index in range(len(prompts))]
 
 
 def _continue(model, tokenizer, prompts: list[list[int]], seed: int, streamer: BaseStreamer | None) -> list[list[int]]:

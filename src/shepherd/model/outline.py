@@ -28,7 +28,7 @@ AGAIN = "copy or pull the model again"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Older libraries saved these, and nobody reads them any more.
-_FORMER_BUFFERS = (".inv_freq", ".attn.bias", ".masked_bias", ".position_ids")
+_FORMER_BUFFERS = (".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias", ".causal_mask", ".position_ids")
 
 
 def load_config(folder: Path) -> PretrainedConfig:
@@ -52,9 +52,12 @@ def load_config(folder: Path) -> PretrainedConfig:
             hint="take the text model of that family" if seen else CAUSAL,
         )
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # Validation of configs raises what the field's owner thought fit.
         raise ModelError(f"{folder / 'config.json'} does not describe a {kind} model: {error}") from error
+    # Attention is ours in a pass and transformers' choice outside of it, whatever the model's authors had installed.
+    found._attn_implementation = None
+    return found
 
 
 def outline(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
@@ -84,13 +87,17 @@ def check_packable(model: PreTrainedModel) -> None:
     """
     name, reason = type(model).__name__, ""
     inside = blocks_of(model)[1].named_modules()
-    if getattr(model, "_is_stateful", False):
+    text = model.config.get_text_config()
+    layers = set(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ["unknown"])
+    if getattr(model, "_is_stateful", False) and not all(
+        "attention" in layer and "linear" not in layer for layer in layers
+    ):
         reason = "it has recurrent layers, whose state would run from one packed sequence into the next"
     elif any(getattr(m, "is_causal", True) is False and not re.search("cross|encoder", n) for n, m in inside):
         reason = "its attention sees both sides of a token, so it does not write from left to right"
     elif any(re.search(r"\bsinks?$", n) for n, _ in model.named_parameters()):
         reason = "attention sinks are not supported yet"
-    elif chunk := getattr(model.config.get_text_config(), "attention_chunk_size", None):
+    elif chunk := getattr(text, "attention_chunk_size", None):
         reason = f"chunked attention (attention_chunk_size = {chunk}) is not supported yet"
     if reason:
         raise ModelError(f"{name}: {reason}", hint=OTHERS)
@@ -104,11 +111,7 @@ def judge(
     info: `output_loading_info` of from_pretrained; held: the names of all tensors in the files, read where not given.
     """
     held = set(_tensors(folder) if held is None else held)
-    skipped = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()  # left out of the report
-    missing = set(info["missing_keys"]) | {
-        name for name in _own_names(model) - held if any(re.search(pattern, name) for pattern in skipped)
-    }
-    refuse_missing(folder, model, missing, held)
+    refuse_missing(folder, model, info["missing_keys"], held)
     if mismatched := sorted(info["mismatched_keys"], key=str):
         name, found, wanted = mismatched[0] if isinstance(mismatched[0], tuple | list) else (mismatched[0], "?", "?")
         raise ModelError(

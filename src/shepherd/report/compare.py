@@ -50,7 +50,10 @@ DRAWN = len(charts.SERIES_STYLES)
 
 @dataclass(frozen=True)
 class Row:
-    """One run. `losses` by arm ("local" is the mean over clients); `gaps`: federated minus another arm."""
+    """One run. `losses` by arm ("local" is the mean over clients); `gaps`: federated minus another arm.
+
+    rows_digest and tokens: what it was measured on, the held-out rows and the number of their response tokens.
+    """
 
     name: str
     model: str
@@ -67,6 +70,7 @@ class Row:
     curve: tuple[tuple[float, float], ...]
     settings: Mapping[str, str]
     rows_digest: tuple[str, ...]
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -272,6 +276,11 @@ def compare(run_dirs: Sequence[str | Path]) -> Comparison:
             "The runs were not all measured on the same held-out rows: compare the differences inside a run rather "
             "than the losses of different runs."
         )
+    elif len({row.tokens for row in rows} - {None}) > 1:
+        warnings.append(
+            "The runs were measured on the same held-out rows, but not on the same tokens of them (cut or written "
+            "otherwise): their losses are not comparable."
+        )
     for row, record in zip(rows, records, strict=True):
         if row.state != "finished":
             warnings.append(f"{row.name} has not ended; its losses are those of the last evaluated round.")
@@ -305,8 +314,16 @@ def _row(record: RunRecord) -> Row:
         seconds=number((summary.get("seconds") or {}).get("total")),
         curve=tuple(curve),
         settings={f"{t}.{k}": _setting(v) for t, values in record.config.items() for k, v in values.items()},
-        rows_digest=(str(record.partition.get("dataset_digest")), *sorted(record.partition.get("held_out") or ())),
+        rows_digest=_rows_digest(record),
+        tokens=record.metrics.get("held_out_tokens"),
     )
+
+
+def _rows_digest(record: RunRecord) -> tuple[str, ...]:
+    """The same for runs that were measured on the same rows: by their contents, or by their ids in the same data."""
+    if digest := record.identity.get("held_out"):
+        return (digest,)
+    return (str(record.partition.get("dataset_digest")), *sorted(record.partition.get("held_out") or ()))
 
 
 def _grouped(rows: Sequence[Row]) -> tuple[tuple[Group, ...], list[str], tuple[str, ...]]:
@@ -340,7 +357,9 @@ def _grouped(rows: Sequence[Row]) -> tuple[tuple[Group, ...], list[str], tuple[s
             )
         )
         found = ((row, number(row.losses.get("federated"))) for row in counted if row.state == "finished")
-        losses.append({(row.seed, row.model, row.rows_digest): loss for row, loss in found if loss is not None})
+        losses.append(
+            {(row.seed, row.model, row.rows_digest, row.tokens): loss for row, loss in found if loss is not None}
+        )
     if len({tuple(sorted(group.seeds)) for group in groups}) > 1:
         warnings.append("Not all settings were run with the same seeds: their means are not over the same draws.")
     names = _distinct([group.name for group in groups])

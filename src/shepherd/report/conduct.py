@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shepherd.report import charts, findings
@@ -77,16 +77,6 @@ def division(record: RunRecord, limits: Limits) -> Section:
         how = ", ".join(f"{k} = {v}" for k, v in settings.items())
         if rule:
             text.append(f"The rows were divided by the partitioner {shorten(f'{rule} ({how})' if how else rule, 300)}.")
-        most = limits.drawn + 20
-        picture = charts.heat_map(
-            names[:most],
-            columns[: limits.columns],
-            [line[: limits.columns] for line in counts[:most]],
-            title="Rows of each client in each category",
-            description=f"{plural(len(names), 'client')} by {plural(len(columns), 'category')}.",
-            x_label="category",
-            y_label="client",
-        )
         shown = columns[: limits.columns]
         rows = [
             [c, *(count(v) for v in line[: len(shown)]), count(sum(line))]
@@ -104,14 +94,52 @@ def division(record: RunRecord, limits: Limits) -> Section:
             note=left_out(len(names), limits.rows, "client") + left_out(len(columns), limits.columns, "category"),
             folded=True,
         )
-        caption = (
-            "Training rows that each client holds."
-            + left_out(len(names), most, "client")
-            + left_out(len(columns), limits.columns, "category")
-        )
-        items.append(Figure(picture, caption, full))
+        if plain := _plain_division(names, columns, counts):
+            text.append(plain)
+            items.append(full)
+        else:
+            items.append(_drawn_division(names, columns, counts, limits, full))
     items += knowledge(record, limits)
     return Section("division", heading, text or ([] if items else ["No division of the rows is recorded."]), items)
+
+
+def _plain_division(names: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """What a sentence says as well as a picture of the rows of each client in each category; else nothing."""
+    if len(names) == 1:
+        return "One client holds all rows."
+    if len(columns) == 1:
+        return (
+            f"All rows are of one category ({shorten(columns[0], 60)})." if columns[0] else "The rows have no category."
+        )
+    held = [[column for column, rows in zip(columns, line, strict=True) if rows] for line in counts]
+    if all(len(categories) == 1 for categories in held):
+        each = [categories[0] for categories in held]
+        alone = "and no two the same" if len(set(each)) == len(each) else "some of them the same"
+        return f"Each client holds rows of one category, {alone}."
+    if max(map(max, counts)) == 1:
+        return f"No client holds more than one row of a category; there are {count(len(columns))} categories."
+    return ""
+
+
+def _drawn_division(
+    names: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]], limits: Limits, full: Table
+) -> Figure:
+    most = limits.drawn + 20
+    picture = charts.heat_map(
+        names[:most],
+        columns[: limits.columns],
+        [line[: limits.columns] for line in counts[:most]],
+        title="Rows of each client in each category",
+        description=f"{plural(len(names), 'client')} by {plural(len(columns), 'category')}.",
+        x_label="category",
+        y_label="client",
+    )
+    caption = (
+        "Training rows that each client holds."
+        + left_out(len(names), most, "client")
+        + left_out(len(columns), limits.columns, "category")
+    )
+    return Figure(picture, caption, full)
 
 
 def traffic(record: RunRecord, limits: Limits) -> Section:

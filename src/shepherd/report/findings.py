@@ -1,19 +1,19 @@
-"""What the numbers of a run say: arms, differences and the sentences of the headline. Pure functions of a RunRecord.
+"""The numbers of a run that its report speaks of: arms and differences. Pure functions of a RunRecord.
 
-Loss is in nats per response token on held-out rows; lower is better. A difference is a − b. "Better" and "worse"
-are said only when the 95 % interval leaves out 0.
+Loss is in nats per response token on held-out rows; lower is better. A difference is a − b, so that a negative one is
+in favour of a.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from shepherd.report.load import RunRecord
-from shepherd.report.wording import digits, number, percent, plural, shorten, signed
+from shepherd.report.wording import number, plural
 
 ARMS = ("base", "local", "federated", "centralised")
 INTERVAL = "95\N{NO-BREAK SPACE}% interval"
@@ -43,17 +43,30 @@ class Arm:
 
 @dataclass(frozen=True)
 class Difference:
-    """Loss of `a` minus loss of `b`, with its 95 % interval where one was computed."""
+    """Loss of `a` minus loss of `b`, with its 95 % interval where there is one, else with the reason for its absence.
+
+    rows, and the number of rows of equal length that weigh as much, are None where the run did not record them.
+    """
 
     a: str
     b: str
     value: float
     interval: tuple[float, float] | None = None
     p: float | None = None
+    reason: str = ""
+    bootstrap: tuple[float, float] | None = None
+    rows: int | None = None
+    effective_rows: float | None = None
 
     @property
     def distinguishable(self) -> bool:
-        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+        return self.interval is not None and not _holds_zero(self.interval)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether the bootstrap says otherwise than the interval about 0."""
+        known = self.interval is not None and self.bootstrap is not None
+        return known and _holds_zero(self.interval) != _holds_zero(self.bootstrap)
 
     @property
     def label(self) -> str:
@@ -136,23 +149,40 @@ def difference(record: RunRecord, a: str, b: str) -> Difference | None:
         if (given.a, given.b) == (a, b):
             return given
         if (given.a, given.b) == (b, a):
-            turned = given.interval and (-given.interval[1], -given.interval[0])
-            return Difference(a, b, -given.value, turned, given.p)
+            interval, bootstrap = (ends and (-ends[1], -ends[0]) for ends in (given.interval, given.bootstrap))
+            return replace(given, a=a, b=b, value=-given.value, interval=interval, bootstrap=bootstrap)
     left, right = _loss(record, a), _loss(record, b)
     return None if left is None or right is None else Difference(a, b, left - right)
 
 
 def differences(record: RunRecord) -> list[Difference]:
     """The differences that the run measured, as they stand in evaluation/metrics.json."""
-    found = []
-    for entry in record.metrics.get("differences") or ():
-        value = number(entry.get("difference"))
-        if value is None:
-            continue
-        ends = [number(end) for end in entry.get("ci95") or ()]
-        interval = (min(ends), max(ends)) if len(ends) == 2 and None not in ends else None
-        found.append(Difference(_arm_name(entry["a"]), _arm_name(entry["b"]), value, interval, number(entry.get("p"))))
-    return found
+    entries = record.metrics.get("differences") or ()
+    found = (_difference(_arm_name(entry["a"]), _arm_name(entry["b"]), entry) for entry in entries)
+    return [d for d in found if d]
+
+
+def own_rows(record: RunRecord) -> dict[str, Difference]:
+    """Federated − alone of each client that trained alone, on the held-out rows of the categories that it holds.
+
+    Without intervals in a run that did not record them.
+    """
+    given = record.metrics.get("own_rows")
+    if given is None:
+        federated = (measured(record).get("federated") or {}).get("per_client") or {}
+        alone = {client: (arm.get("per_client") or {}).get(client) or {} for client, arm in local_arms(record).items()}
+        gaps = {c: gap(number((federated.get(c) or {}).get("loss")), number(alone[c].get("loss"))) for c in alone}
+        return {c: Difference("federated", f"local:{c}", value) for c, value in gaps.items() if value is not None}
+    found = {client: _difference("federated", f"local:{client}", entry) for client, entry in sorted(given.items())}
+    return {client: d for client, d in found.items() if d}
+
+
+def generation_difference(record: RunRecord, metric: str, a: str, b: str) -> Difference | None:
+    """The difference of two arms in a text metric, where higher is better: above 0, a is nearer to the references."""
+    for entry in record.metrics.get("generation_differences") or ():
+        if (entry["metric"], entry["a"], entry["b"]) == (metric, a, b):
+            return _difference(a, b, entry)
+    return None
 
 
 def headline_differences(record: RunRecord) -> list[Difference]:
@@ -160,41 +190,6 @@ def headline_differences(record: RunRecord) -> list[Difference]:
     ends = best_and_worst_local(record)
     others = ["base", "local", *([f"local:{ends[0]}"] if ends and len(local_arms(record)) > 1 else []), "centralised"]
     return [d for other in others if (d := difference(record, "federated", other)) is not None]
-
-
-def verdict(record: RunRecord) -> list[str]:
-    """Sentences that the numbers allow, the most important first."""
-    losses = {arm.key: arm.loss for arm in arms(record)}
-    if record.state == "unfinished":
-        done, planned = len(record.rounds), record.setting("federation", "rounds", "?")
-        after = ", but not all that follows them" if done == planned else ""
-        text = f"This run has not ended: {done} of {planned} rounds are committed{after}."
-        if losses.get("federated") is not None:
-            text += f" The federated model's held-out loss was {digits(losses['federated'])} when last measured."
-        return [text, "shepherd resume goes on with a run that was stopped."]
-    if losses.get("federated") is None:
-        return ["The federated arm was not part of this run, so nothing is said about what federation brings."]
-    sentences = []
-    ends, alone = best_and_worst_local(record), len(local_arms(record))
-    if ends:
-        some = f"{trained_alone(record)} that trained alone" if some_alone(record) else ""
-        who = f"the {some or 'client that trained alone'}"
-        if alone > 1:
-            who = f"the mean of the {some or 'clients that trained alone'}"
-        sentences.append(_compare(difference(record, "federated", "local"), who))
-        if alone > 1:
-            which = f"the best of the {some}" if some else "the best client alone"
-            best = difference(record, "federated", f"local:{ends[0]}")
-            sentences.append(_compare(best, f"{which} ({shorten(ends[0], 60, middle=True)})"))
-    else:
-        sentences.append("No client was trained alone in this run, so it does not show whether federating pays.")
-    centralised = difference(record, "federated", "centralised")
-    if centralised:
-        sentences.append(_compare(centralised, "pooling all data (centralised)") + _kept(record))
-    base = difference(record, "federated", "base")
-    if base:
-        sentences.append(_compare(base, "the untuned base model"))
-    return sentences
 
 
 def mean_of(values: Any) -> float | None:
@@ -215,41 +210,26 @@ def rows_held(record: RunRecord) -> dict[str, dict[str, int]]:
     return {c: dict(zip(table.get("categories") or (), line, strict=False)) for c, line in lines}
 
 
-def _compare(d: Difference | None, other: str) -> str:
-    if d is None:
-        return f"Federated was not compared with {other}."
-    if d.interval is None:
-        word = "lower" if d.value < 0 else "higher"
-        return (
-            f"Federated has a {word} held-out loss than {other}, by {digits(abs(d.value))} nats per token; no interval "
-            "was computed, so this may be chance."
-        )
-    low, high = d.interval
-    if not d.distinguishable:
-        return (
-            f"Federated is not distinguishable from {other}: the difference of {signed(d.value)} nats per token has "
-            f"the {INTERVAL} {signed(low)} to {signed(high)}, which includes 0."
-        )
-    word = "better" if d.value < 0 else "worse"
-    near, far = sorted((abs(low), abs(high)))
-    sized = f"{digits(abs(d.value))} nats per token ({INTERVAL} {digits(near)} to {digits(far)})"
-    return f"Federated is {word} than {other}, by {sized}."
+def _difference(a: str, b: str, entry: Mapping[str, Any]) -> Difference | None:
+    """An entry of metrics.json; None where it holds no difference."""
+    value = number(entry.get("difference"))
+    if value is None:
+        return None
+    interval, bootstrap = (_ends(entry.get(key)) for key in ("ci95", "bootstrap95"))
+    rows = number(entry.get("rows"))
+    return Difference(
+        a, b, value, interval, number(entry.get("p")), str(entry.get("no_interval") or ""), bootstrap,
+        None if rows is None else int(rows), number(entry.get("effective_rows")),
+    )  # fmt: skip
 
 
-def _kept(record: RunRecord) -> str:
-    """How much of the gain of pooling is kept; said only when federated is distinguishable from base."""
-    base = difference(record, "federated", "base")
-    pooled = difference(record, "centralised", "base")
-    if (
-        not base
-        or not base.distinguishable
-        or base.value >= 0
-        or not pooled
-        or not pooled.distinguishable
-        or pooled.value >= 0
-    ):
-        return ""
-    return f" It reaches {percent(base.value / pooled.value, 0)} of the gain that pooling brings over the base model."
+def _ends(values: Any) -> tuple[float, float] | None:
+    ends = [number(end) for end in values or ()]
+    return (min(ends), max(ends)) if len(ends) == 2 and None not in ends else None
+
+
+def _holds_zero(interval: tuple[float, float]) -> bool:
+    return interval[0] <= 0 <= interval[1]
 
 
 def _loss(record: RunRecord, name: str) -> float | None:

@@ -14,9 +14,11 @@ from typing import Any
 from shepherd.errors import ResourceError
 from shepherd.report import conduct, findings, results
 from shepherd.report.diagnostics import diagnostics
+from shepherd.report.headline import headline
 from shepherd.report.load import RunRecord, load_run
-from shepherd.report.page import LARGEST, LEVELS, Limits, Section, Table, render, write_page
+from shepherd.report.page import LARGEST, LEVELS, Limits, Section, Table, render, without_empty, write_page
 from shepherd.report.personal import personal
+from shepherd.report.verdict import verdict
 from shepherd.report.wording import (
     ABSENT,
     clean,
@@ -80,11 +82,11 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
         "state": record.state,
         "facts": facts(record),
         "contents": contents,
-        "verdict": findings.verdict(record),
+        "verdict": verdict(record),
         "alerts": conduct.alerts(record),
         "cards": results.cards(record),
         "measure": results.measure(record),
-        "headline": results.headline(record, limits),
+        "headline": headline(record, limits),
         "before": before,
         **samples(record, limits),
         "after": after,
@@ -134,13 +136,19 @@ def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
     arms = [a for a in findings.arms(record) if a.generation]
     items: list[Table] = []
     if arms:
-        keys = [k for k in dict.fromkeys(k for a in arms for k in a.generation or {}) if k != "rows"]
+        counts = {"rows": "Rows", "cut_off": "Cut off"}
+        keys = [k for k in dict.fromkeys(k for a in arms for k in a.generation or {}) if k not in counts]
         names = {"exact_match": "Exact match", "token_f1": "Token F1", "rouge_l": "ROUGE-L"}
-        rows = [[a.name, *(percent(a.generation.get(k)) for k in keys), count(a.generation.get("rows"))] for a in arms]
-        note = "A few short answers: these scores are coarse; the losses above rest on all held-out rows."
-        items.append(
-            Table("Scores of the generated answers", ("Arm", *(names.get(k, k) for k in keys), "Rows"), rows, note=note)
+        rows = [
+            [a.name, *(percent(a.generation.get(k)) for k in keys), *(count(a.generation.get(k)) for k in counts)]
+            for a in arms
+        ]
+        note = "Higher is nearer to the reference. A few short answers: these scores are coarse; the losses above rest "
+        note += (
+            "on all held-out rows. Cut off: answers that did not end by themselves; their scores are of what there is."
         )
+        columns = ("Arm", *(names.get(k, k) for k in keys), *counts.values())
+        items.append(without_empty(Table("Scores of the generated answers", columns, rows, note=note)))
     shown = []
     for entry in record.generations[: limits.samples]:
         answers = dict(entry["answers"])
@@ -148,13 +156,16 @@ def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
             ("Before: base model", "base", answers.pop("base", None)),
             ("After: federated", "federated", answers.pop("federated", None)),
         ]
-        told = [{"name": n, "style": s, "text": _said(t)} for n, s, t in main if t is not None]
-        told.append({"name": "Reference", "style": "plain", "text": _said(entry.get("reference"))})
+        ended = entry.get("finish_reason") or {}
+        cut = {arm for arm, reason in ended.items() if reason == "length"}
+        told = [{"name": n, "style": s, "text": _said(t), "cut": s in cut} for n, s, t in main if t is not None]
+        told.append({"name": "Reference", "style": "plain", "text": _said(entry.get("reference")), "cut": False})
         others = [
             {
                 "name": "Centralised" if arm == "centralised" else arm.removeprefix("local:") + " alone",
                 "style": "centralised" if arm == "centralised" else "local",
                 "text": _said(text),
+                "cut": arm in cut,
             }
             for arm, text in list(answers.items())[:8]
         ]
@@ -170,7 +181,7 @@ def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
     if shown:
         text = "Held-out prompts, answered by the base model and by the federated one, beside the reference."
         if most := number(record.setting("evaluation", "max_new_tokens", None)):
-            text += f" An answer ends after {count(most)} tokens at the latest (evaluation.max_new_tokens)."
+            text += f" An answer is cut off after {count(most)} tokens (evaluation.max_new_tokens), and marked so."
         text += left_out(len(record.generations), limits.samples, "sample")
     else:
         text = "No answers have been generated yet."
@@ -224,10 +235,12 @@ def _reasons(title: str, counts: Mapping[str, Any], limits: Limits) -> Table:
     lines = []
     for reason, value in counts.items():
         many, where = value if isinstance(value, list) and len(value) == 2 else (value, [])
-        first = listing([shorten(str(w), 60) for w in where], 3) if isinstance(where, list) else ""
+        first = listing([shorten(str(w), 60) for w in where], 3) if isinstance(where, list) and where else ABSENT
         lines.append([reason, count(many), first])
     note = left_out(len(lines), limits.rows, "reason")
-    return Table(title, ("Reason", "Rows", "First places"), lines[: limits.rows], texts=(0, 2), note=note)
+    return without_empty(
+        Table(title, ("Reason", "Rows", "First places"), lines[: limits.rows], texts=(0, 2), note=note)
+    )
 
 
 def _cases(details: Mapping[str, Any], limits: Limits) -> Table:
@@ -241,17 +254,19 @@ def _cases(details: Mapping[str, Any], limits: Limits) -> Table:
 
 
 def _audit(audit: Any, limits: Limits) -> Table:
-    """Findings as a list of {kind, count, groups of ids}, or whatever mapping or list the run recorded."""
-    if isinstance(audit, Mapping):
-        audit = audit.get("findings", audit)
+    """Findings as a list of {kind, count, groups of the first ids}, or a mapping of kinds to counts."""
+    found = audit if isinstance(audit, list) else [{"kind": kind, "count": v} for kind, v in dict(audit).items()]
     lines = []
-    for key, value in audit.items() if isinstance(audit, Mapping) else enumerate(audit, 1):
-        if isinstance(value, Mapping) and "kind" in value:
-            lines.append([plainly(value["kind"]), count(value.get("count")), plainly(value.get("groups"))])
-        else:
-            lines.append([plainly(str(key).replace("_", " ")), plainly(value), ""])
+    for entry in (entry for entry in found if isinstance(entry, Mapping)):
+        groups = [group for group in entry.get("groups") or () if isinstance(group, list)]
+        ids = "; ".join(" = ".join(shorten(str(id), 40) for id in group) for group in groups)
+        more = "; …" if groups and sum(map(len, groups)) < (number(entry.get("count")) or 0) else ""
+        lines.append([plainly(entry.get("kind")), count(entry.get("count")), ids + more or ABSENT])
     note = left_out(len(lines), limits.rows, "finding")
-    return Table("Audit", ("Finding", "Rows", "First ids"), lines[: limits.rows], texts=(0, 2), note=note)
+    note += " Ids with = between them share the finding." if any(" = " in line[2] for line in lines) else ""
+    return without_empty(
+        Table("Audit", ("Finding", "Rows", "First ids"), lines[: limits.rows], texts=(0, 2), note=note)
+    )
 
 
 def privacy(record: RunRecord) -> Section:

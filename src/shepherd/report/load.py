@@ -32,12 +32,15 @@ _ARM = {
 }
 _ARMS = {"base?": _ARM, "federated?": _ARM, "centralised?": _ARM, "local?": {ANY_CLIENT: _ARM}}
 _CURVE = [[object]]
+_DIFFERENCE = {"a": CLIENT, "b": CLIENT, "ci95?": [object], "bootstrap95?": [object]}
 _METRICS = {
     "arms": _ARMS,
     "curves?": {"federated?": _CURVE, "centralised?": _CURVE, "local?": {ANY_CLIENT: _CURVE}},
     "personal?": {ANY_CLIENT: {"*": object}},
     "clusters?": {"*": [CLIENT]},
-    "differences?": [{"a": CLIENT, "b": CLIENT, "ci95?": [object]}],
+    "differences?": [_DIFFERENCE],
+    "own_rows?": {ANY_CLIENT: {"ci95?": [object]}},
+    "generation_differences?": [{"metric": str, **_DIFFERENCE}],
 }
 _SUMMARY = {
     "arms": {"local?": {ANY_CLIENT: object}, "*": object},
@@ -79,7 +82,11 @@ _PARTITION = {
     "settings?": {"*": object},
     "table?": {"clients": [CLIENT], "categories": [str], "counts": [[int]]},
 }
-_GENERATION = {"prompt": [{"role": str, "content": str}], "answers": {"*": (str, type(None))}}
+_GENERATION = {
+    "prompt": [{"role": str, "content": str}],
+    "answers": {"*": (str, type(None))},
+    "finish_reason?": {"*": str},
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ class RunRecord:
     partition: Mapping[str, Any] = field(default_factory=dict)
     generations: tuple[Mapping[str, Any], ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -153,6 +161,7 @@ def load_run(path: str | Path) -> RunRecord:
         partition=named(partition, _PARTITION),
         generations=_lines(path / "evaluation" / "generations.jsonl", _GENERATION, False, notes, torn=not finished),
         environment=_json(path / "env.json", {"*": object}, needed=False),
+        identity=_json(path / "identity.json", {"held_out?": str}, needed=False),
         notes=tuple(notes),
     )
 

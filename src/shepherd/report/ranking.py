@@ -6,51 +6,87 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
-from shepherd.report.wording import digits, plural, shorten, signed
+from shepherd.report.wording import digits, from_to, listing, plural, shorten, signed
 
-# Student's t: two-sided 5 % by degrees of freedom; between two entries the one before is taken, which is cautious.
-T95 = {
-    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 15: 2.131,
-    20: 2.086, 30: 2.042, 60: 2.000,
-}  # fmt: skip
+Losses = Mapping[tuple, float]
+"""{(seed, model, held-out rows): federated loss}: only losses with the same key are compared."""
 
 SHOWN = 8
 
 
-def ranking(settings: Sequence[tuple[str, Mapping[tuple, float]]]) -> list[str]:
+def ranking(settings: Sequence[tuple[str, Losses]]) -> list[str]:
     """Sentences that hold the settings with the lowest mean loss against each of the others.
 
-    Settings are (name, {(seed, model, held-out rows): federated loss}): only losses with the same key are compared,
-    the rest of a difference being one of seeds or rows.
+    Settings are (name, losses). A lowest one is named only among settings that were measured with the same model and
+    seeds on the same rows, by the mean over the keys that all of them have; others are listed as not compared.
     """
     known = [(name, losses) for name, losses in settings if losses]
     if len(known) < 2:
         return []
-    best, losses = min(known, key=lambda entry: fmean(entry[1].values()))
-    sentences = [
-        f"Lowest federated loss: {shorten(best, 60, middle=True)}, {digits(fmean(losses.values()))} nats per token."
-    ]
-    others = [(name, theirs) for name, theirs in known if name != best]
-    sentences += [_against(losses, shorten(name, 60, middle=True), theirs) for name, theirs in others[:SHOWN]]
+    classes = _comparable(known)
+    sentences = []
+    for some in (members for members in classes if len(members) > 1):
+        sentences += _lowest(some, "" if len(classes) == 1 else f"Among {listing([_named(n) for n, _ in some])}: ")
+    apart = [_named(members[0][0]) for members in classes if len(members) == 1]
+    if apart and len(classes) > 1:
+        sentences.append(
+            f"Not compared, as no other setting was measured with the same model and seed on the same held-out rows: "
+            f"{listing(apart)}."
+        )
+    if not any(len(members) > 1 for members in classes):
+        sentences.insert(0, "No setting is named the lowest.")
+    return sentences
+
+
+def _comparable(known: Sequence[tuple[str, Losses]]) -> list[list[tuple[str, Losses]]]:
+    """The settings in classes whose members all share at least one key, each in the first class that takes it."""
+    classes: list[tuple[set[tuple], list[tuple[str, Losses]]]] = []
+    for name, losses in known:
+        for keys, members in classes:
+            if keys & losses.keys():
+                keys.intersection_update(losses)
+                members.append((name, losses))
+                break
+        else:
+            classes.append((set(losses), [(name, losses)]))
+    return [members for _, members in classes]
+
+
+def _lowest(some: Sequence[tuple[str, Losses]], among: str) -> list[str]:
+    shared = set.intersection(*(set(losses) for _, losses in some))
+    mean, best = min((fmean(losses[key] for key in shared), at) for at, (_, losses) in enumerate(some))
+    name, ours = some[best]
+    over = ""
+    if any(set(losses) != shared for _, losses in some):
+        over = f" over {plural(len(shared), 'seed')} that all of them have"
+    sentences = [f"{among}Lowest federated loss{over}: {_named(name)}, {digits(mean)} nats per token."]
+    others = [entry for at, entry in enumerate(some) if at != best]
+    sentences += [_against(ours, _named(name), theirs) for name, theirs in others[:SHOWN]]
     if len(others) > SHOWN:
         sentences.append(f"The table alone has {plural(len(others) - SHOWN, 'further setting')}.")
     return sentences
 
 
-def _against(losses: Mapping[tuple, float], name: str, theirs: Mapping[tuple, float]) -> str:
+def _named(name: str) -> str:
+    return shorten(name, 60, middle=True)
+
+
+def _against(losses: Losses, name: str, theirs: Losses) -> str:
     gaps = [losses[key] - theirs[key] for key in losses if key in theirs]
-    if not gaps:
-        return f"Not compared with {name}: no seed in common that was measured on the same rows."
     mean = fmean(gaps)
     if len(gaps) == 1:
         return (
             f"Against {name} the difference is {signed(mean)} with the one seed in common; other seeds may turn it, "
             "so this decides nothing."
         )
-    degrees = len(gaps) - 1
-    half = T95[max(d for d in T95 if d <= degrees)] * stdev(gaps) / math.sqrt(len(gaps))
+    paired = f"paired over {plural(len(gaps), 'seed')}"
+    if max(gaps) - min(gaps) < 1e-12:
+        return f"Against {name} the difference is {signed(mean)} with every seed ({paired}), so there is no interval."
+    from scipy.special import stdtrit  # lazily: a report does not wait for it
+
+    half = float(stdtrit(len(gaps) - 1, 0.975)) * stdev(gaps) / math.sqrt(len(gaps))
     word = "better than" if mean + half < 0 else "worse than" if mean - half > 0 else "not distinguishable from"
     return (
-        f"It is {word} {name}: {signed(mean)}, 95\N{NO-BREAK SPACE}% interval {signed(mean - half)} to "
-        f"{signed(mean + half)} (paired over {plural(len(gaps), 'seed')}, Student's t)."
+        f"It is {word} {name}: {signed(mean)}, 95\N{NO-BREAK SPACE}% interval {from_to((mean - half, mean + half))} "
+        f"({paired}, Student's t)."
     )

@@ -15,6 +15,7 @@ from shepherd.report.wording import (
     ABSENT,
     count,
     digits,
+    from_to,
     left_out,
     listing,
     number,
@@ -81,73 +82,6 @@ def measure(record: RunRecord) -> str:
         over = f" {findings.trained_alone(record)}," if findings.some_alone(record) else " clients;"
         text += f" For the clients alone the figures are means over{over} their perplexity is exp(mean loss)."
     return text
-
-
-def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
-    """Federated against each other arm, with intervals, as a picture and a table."""
-    gaps = findings.headline_differences(record)
-    if not gaps:
-        return []
-    if any(d.interval for d in gaps):
-        note = (
-            "Intervals: paired bootstrap over held-out rows. They compare arms row by row and so leave out how hard a "
-            "row is for every arm, which the standard errors of single arms hold. p: how often the choice of rows "
-            "alone gives such a difference. Neither covers the spread between seeds; repeat the run with other seeds "
-            "and compare them for that. "
-            + (
-                "The best client is chosen by the same rows, which flatters it a little."
-                if any(":" in d.b for d in gaps)
-                else ""
-            )
-        )
-    else:
-        note = "No intervals were computed in this run."
-    extra = [d for d in findings.differences(record) if d not in gaps and d.a != d.b]
-    rows = [
-        [
-            d.label,
-            signed(d.value),
-            f"{signed(d.interval[0])} to {signed(d.interval[1])}" if d.interval else ABSENT,
-            _p_value(d.p),
-            "no interval"
-            if not d.interval
-            else ("better" if d.value < 0 else "worse")
-            if d.distinguishable
-            else "not distinguishable",
-        ]
-        for d in [*gaps, *extra][: limits.rows]
-    ]
-    picture = charts.dot_plot(
-        [_rival(d) for d in gaps],
-        [
-            Panel(
-                "",
-                [Dots("difference", "plain", [d.value for d in gaps], [d.interval for d in gaps])],
-                [_interval(d) for d in gaps],
-            )
-        ],
-        title="Held-out loss of federated minus that of each other arm",
-        description="Difference in held-out loss with 95 % intervals. "
-        + sentence([f"{d.label}: {_interval(d)}" for d in gaps]),
-        x_label="loss of federated minus loss of the other (left of 0: federated is better)",
-        zero=True,
-        legend=False,
-    )
-    table = Table(
-        "Differences in held-out loss, first minus second",
-        ("Difference", "Value", findings.INTERVAL, "p", "The first is"),
-        rows,
-        texts=(0, 4),
-        note=note + left_out(len(gaps) + len(extra), limits.rows, "difference"),
-    )
-    return [
-        Figure(
-            picture,
-            f"Held-out loss of federated minus that of each other arm. Bars: {findings.INTERVAL}; one that crosses 0 "
-            "decides nothing.",
-            table,
-        )
-    ]
 
 
 def rounds(record: RunRecord, limits: Limits) -> Section:
@@ -268,8 +202,10 @@ def clients(record: RunRecord, limits: Limits) -> Section:
                 "all": (number(base.get("loss")), number(mine.get("loss")), number(federated.get("loss"))),
             }
         )
+    told = findings.own_rows(record)
     for line in lines:
         line["gain_own"], line["gain_all"] = (gap(line[k][2], line[k][1]) for k in ("own", "all"))
+        line["interval"] = told[line["client"]].interval if line["client"] in told else None
     lines.sort(key=lambda line: (line["gain_own"] is None, line["gain_own"] or 0.0, line["client"]))
     text = []
     judged = [line for line in lines if line["gain_own"] is not None]
@@ -287,7 +223,8 @@ def clients(record: RunRecord, limits: Limits) -> Section:
                 else ""
             )
         )
-        text.append("These are single numbers without intervals: read small differences with care.")
+        if not any(line["interval"] for line in lines):
+            text.append("These are single numbers without intervals: read small differences with care.")
     failed = [f"{f.get('client')} ({f.get('detail')})" for f in record.summary.get("failed") or []]
     if failed:
         text.append(f"Trained alone and failed, so they are in no figure: {listing([shorten(f, 80) for f in failed])}.")
@@ -328,6 +265,7 @@ def clients(record: RunRecord, limits: Limits) -> Section:
             _mostly(line["client"], held.get(line["client"], {})),
             *(digits(v) for v in line["own"]),
             signed(line["gain_own"]),
+            from_to(line["interval"]),
             *(digits(v) for v in line["all"][1:]),
             signed(line["gain_all"]),
         ]
@@ -335,12 +273,25 @@ def clients(record: RunRecord, limits: Limits) -> Section:
     ]
     table = Table(
         "Loss of each client",
-        ("Client", "Rows", "Mostly", "Base", "Alone", "Federated", "Difference", "Alone", "Federated", "Difference"),
+        (
+            "Client",
+            "Rows",
+            "Mostly",
+            "Base",
+            "Alone",
+            "Federated",
+            "Difference",
+            findings.INTERVAL,
+            "Alone",
+            "Federated",
+            "Difference",
+        ),
         rows,
         texts=(0, 2),
-        groups=(("", 3), ("On its own categories", 4), ("On all held-out rows", 3)),
+        groups=(("", 3), ("On its own categories", 5), ("On all held-out rows", 3)),
         note="Own categories: those of which the client holds rows. Difference: federated minus alone; a negative one "
-        "is a gain." + left_out(len(lines), limits.rows, "client", "those that gain and lose most are shown"),
+        "is a gain. Interval: of the difference on its own categories, by Student's t over their held-out rows."
+        + left_out(len(lines), limits.rows, "client", "those that gain and lose most are shown"),
     )
     caption = "Each client, sorted by what federation brings it over training alone: gains first, losses last."
     if zero:
@@ -420,7 +371,7 @@ def categories(record: RunRecord, limits: Limits) -> Section:
 
 
 def knowledge(record: RunRecord, limits: Limits) -> list[Figure | Table]:
-    """Client × category: loss of the client alone minus loss of the federated model."""
+    """Client × category: loss of the federated model minus loss of the client alone."""
     alone = findings.local_arms(record)
     federated = (findings.measured(record).get("federated") or {}).get("per_category") or {}
     columns = sorted(federated)[: limits.columns]
@@ -428,35 +379,35 @@ def knowledge(record: RunRecord, limits: Limits) -> list[Figure | Table]:
     names = list(alone)[:most]
     values = [
         [
-            gap(number((alone[c].get("per_category") or {}).get(k, {}).get("loss")), number(federated[k].get("loss")))
+            gap(number(federated[k].get("loss")), number((alone[c].get("per_category") or {}).get(k, {}).get("loss")))
             for k in columns
         ]
         for c in names
     ]
-    if not any(v is not None for line in values for v in line):
+    if len(columns) < 2 or not any(v is not None for line in values for v in line):
         return []
     picture = charts.heat_map(
         names,
         columns,
         values,
-        title="Each client alone against the federated model, per category",
-        description="Loss of the client's own model minus loss of the federated model; positive cells are categories "
+        title="The federated model against each client alone, per category",
+        description="Loss of the federated model minus loss of the client's own model; negative cells are categories "
         "in which federation helps that client.",
         x_label="category",
         y_label="alone",
         write=lambda v: signed(v, 2),
         diverging=True,
-        ends=("alone is better", "federated is better"),
+        ends=("federated is better", "alone is better"),
     )
     table = Table(
-        "Loss alone minus loss federated, by client and category",
+        "Loss federated minus loss alone, by client and category",
         ("Trained alone", *columns),
         [[c, *(signed(v) for v in line)] for c, line in zip(names, values, strict=True)],
         folded=True,
     )
     caption = (
-        "Loss of each client's own model minus loss of the federated model on each category. Orange: the federated "
-        "model is better; blue: the client alone is."
+        "Loss of the federated model minus loss of each client's own model on each category. Blue, below 0: the "
+        "federated model is better; orange, above 0: the client alone is."
         + left_out(len(alone), most, "client")
         + left_out(len(federated), limits.columns, "category")
     )
@@ -484,22 +435,6 @@ def extremes(lines: Sequence[T], limit: int) -> tuple[list[T], int | None]:
         return list(lines), None
     head = (limit + 1) // 2
     return [*lines[:head], *lines[len(lines) - (limit - head) :]], head - 1
-
-
-def _rival(d: findings.Difference) -> str:
-    """What federated is held against, short: base, mean alone, best: client-a, centralised."""
-    if d.b.startswith("local:"):
-        return f"best: {d.b.removeprefix('local:')}"
-    return {"local": "mean alone"}.get(d.b, d.b)
-
-
-def _interval(d: findings.Difference) -> str:
-    ends = f" [{signed(d.interval[0])}, {signed(d.interval[1])}]" if d.interval else " (no interval)"
-    return signed(d.value) + ends
-
-
-def _p_value(p: float | None) -> str:
-    return ABSENT if p is None else "≤ 0.001" if p <= 0.001 else digits(p)
 
 
 def _rates(value: Any) -> str:

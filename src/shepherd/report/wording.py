@@ -114,6 +114,11 @@ def signed(value: Any, places: int = 3) -> str:
     return f"+{text}" if value is not None and value > 0 and text.strip("0.,") else text
 
 
+def from_to(interval: tuple[float, float] | None) -> str:
+    """The two ends of an interval of differences."""
+    return f"{signed(interval[0])} to {signed(interval[1])}" if interval else ABSENT
+
+
 def significant(value: Any, figures: int = 3) -> str:
     """`figures` significant figures without exponent up to a million: 13.5, 1,240, 0.0312."""
     value = number(value)

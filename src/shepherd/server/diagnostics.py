@@ -14,9 +14,12 @@ import numpy as np
 
 from shepherd.lowrank import DENSE_FROM, LowRank, stack
 from shepherd.server.merges import Merged, Term, padded
+from shepherd.server.payloads import Payload, plain
 from shepherd.server.uploads import Local, Uploads
+from shepherd.server.weighing import Weighing, given
 from shepherd.types import ClientId, ClientUpdate, GlobalModel, View
 
+PLAIN, GIVEN = plain(), given()
 PAIRS_OF = 32
 """Cosines are taken between the first so many clients by name: they cost the square of the number."""
 INDEPENDENT = 1e-2
@@ -33,7 +36,7 @@ GOLDEN = (5**0.5 - 1) / 2
 class Diagnostics:
     """Measured over `modules` of the modules that travelled.
 
-    deviation: ‖Σ w_k s_k B_kA_k − s·B̄Ā‖ / ‖Σ w_k s_k B_kA_k‖, what a mean of factors loses. cosine_mean, cosine_min:
+    deviation: ‖Σ c_k s_k B_kA_k − s·B̄Ā‖ / ‖Σ c_k s_k B_kA_k‖, what a mean of factors loses. cosine_mean, cosine_min:
     between the clients' changes X_k = E_k − E; None for one client. effective_rank: (Σσ)² / Σσ² of the mean product,
     energy_at_rank: the share of Σσ² in its first r; both are means over modules. subspace_move: ‖P − P'‖ / √(2r) of
     the row spaces of A before and after, from 0 to 1. increment_norm: ‖X_k‖.
@@ -55,18 +58,24 @@ def diagnose(
     views: Mapping[ClientId, View],
     updates: Sequence[ClientUpdate],
     weights: Mapping[ClientId, float],
+    payload: Payload = PLAIN,
+    weigh: Weighing = GIVEN,
 ) -> Diagnostics:
-    """Measure a round from its model before and after, and from what the clients sent. Weights sum to one."""
-    uploads = Uploads(before, views, updates)
+    """Measure a round from its model before and after, and from what the clients sent. Weights sum to one.
+
+    payload, weigh: the method's. A mean of factors loses what it loses of the factors that are merged, by the weights
+    that they are merged with.
+    """
+    uploads = Uploads(before, views, updates, payload.transform)
     clients = [update.client for update in uploads.updates]
-    shares = np.repeat(np.array([weights[c] for c in clients])[:, None], uploads.r, axis=1)
+    shares_of = weigh.of(uploads, np.array([weights[c] for c in clients]))
     pairs = min(len(clients), PAIRS_OF)
     squares, gram = np.zeros(len(clients)), np.zeros((pairs, pairs))
     lost = total = 0.0
     ranks, energies, moves = [], [], []
     modules = affordable(before, len(clients), uploads.modules)
     for module in modules:
-        start, each = uploads.start(module), uploads.each(module)
+        start, each, shares = uploads.start(module), uploads.each(module), shares_of(module)
         dense = _is_dense(before, module, len(clients))
         small, held = _compressed(start, tuple(islice(each, pairs if dense else None)))
         if dense:

@@ -16,6 +16,7 @@ import numpy as np
 from shepherd.errors import did_you_mean
 from shepherd.lowrank import LowRank
 from shepherd.registry import Registry
+from shepherd.types import PRIVATE_CONTROL
 
 optimizers = Registry("server optimizer")
 
@@ -231,6 +232,20 @@ def control_step(
         total = sum(p * change for p, change in zip(population, of_clients, strict=True))  # one client at a time
         before = memory.get(f"control.{name}")
         memory[f"control.{name}"] = (total if before is None else before + total).astype(np.float32)
+    return memory
+
+
+def control_without(memory: Mapping[str, np.ndarray], share: float, own: Mapping[str, np.ndarray]) -> dict:
+    """c without a client of weight p_k that is asked no more, c − p_k c_k; `own` is what it keeps, c_k among it.
+
+    Its last c_k would stay in c for good, and the others would settle where it says and not at their own optimum. The
+    server has seen every change of c_k, so it takes nothing from the client that it was not sent.
+    """
+    memory = dict(memory)
+    for name, array in own.items():
+        kept = f"control.{name.removeprefix(PRIVATE_CONTROL)}"
+        if name.startswith(PRIVATE_CONTROL) and kept in memory:
+            memory[kept] = (memory[kept].astype(np.float64) - share * array).astype(np.float32)
     return memory
 
 

@@ -183,8 +183,18 @@ def left(svd: SVD, scale: float, rank: int, rng: np.random.Generator) -> tuple[n
 
 
 def _gauge(A: np.ndarray, B: np.ndarray, scale: float, where: str) -> SVD:
-    """SVD of s·BA by thin QRs whatever its rank, so that V spans the rows of A also where B is rank-deficient."""
-    return LowRank(scale * B, A).svd(where, thin=True)
+    """SVD of s·BA by thin QRs whatever its rank, so that V spans the rows of A also where B is rank-deficient.
+
+    Where B has fewer rows than slots, V is filled up from the rows of A, with singular values of zero.
+    """
+    svd = LowRank(scale * B, A).svd(where, thin=True)
+    missing = min(A.shape) - len(svd.S)
+    if missing <= 0:
+        return svd
+    rows = np.linalg.qr(A.T)[0].T
+    others = np.linalg.svd(rows - (rows @ svd.V.T) @ svd.V)[2][:missing]
+    U, S = np.pad(svd.U, ((0, 0), (0, missing))), np.pad(svd.S, (0, missing))
+    return SVD(U, S, np.concatenate([svd.V, others]))
 
 
 def _not_null(S: np.ndarray) -> int:

@@ -34,6 +34,11 @@ Transform = Callable[[Local, Local, int], Local]
 """(local, start, round) -> the local factors as they are merged; see payloads.py."""
 
 
+def unchanged(local: Local, start: Local, round_number: int) -> Local:
+    """The factors as they were trained."""
+    return local
+
+
 class Uploads:
     """The updates of a round, sorted by client, beside the model and the views that they started from.
 
@@ -46,7 +51,7 @@ class Uploads:
         model: GlobalModel,
         views: Mapping[ClientId, View],
         updates: Sequence[ClientUpdate],
-        transform: Transform = lambda local, start, round_number: local,
+        transform: Transform = unchanged,
     ) -> None:
         # Float sums depend on order, arrival does not repeat: sort by client.
         self.model, self.transform = model, transform

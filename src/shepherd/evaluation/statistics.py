@@ -1,0 +1,121 @@
+"""Differences between two models on the same rows: an estimate, a 95 % interval and p, or the reason for their absence.
+
+The estimate is a ratio of sums, its standard error is linearised over rows, and interval and p come from one Student t.
+A bootstrap over rows stands beside the interval as a cross-check and decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from shepherd.evaluation.losses import RowLosses
+
+_ROUNDING = 16 * np.finfo(np.float64).eps
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Σ values / Σ weights over rows, and its linearised standard error (NaN below two rows or without weight).
+
+    rows: those with a weight above 0. effective_rows: (Σ w)² / Σ w² (Kish, 1965), which is `rows` for equal weights.
+    """
+
+    value: float
+    stderr: float
+    rows: int
+    effective_rows: float
+
+
+def ratio(values: np.ndarray, weights: np.ndarray) -> Ratio:
+    """The ratio of sums of float64[rows] by the delta method (Cochran, Sampling Techniques, 3rd ed., 1977, chapter 6).
+
+    se² = n / (n − 1) · Σ (v_i − R w_i)² / (Σ w)², with R = Σ v / Σ w: the standard error of a mean for equal weights.
+    """
+    rows, total = int(np.count_nonzero(weights)), float(weights.sum())
+    if not total:
+        return Ratio(float("nan"), float("nan"), rows, 0.0)
+    value = float(values.sum() / total)
+    effective = float(total**2 / np.square(weights, dtype=np.float64).sum())
+    if rows < 2:
+        return Ratio(value, float("nan"), rows, effective)
+    squares = np.square(values - value * weights).sum()
+    return Ratio(value, float(np.sqrt(rows / (rows - 1) * squares) / total), rows, effective)
+
+
+def paired_difference(a: RowLosses, b: RowLosses, rng: np.random.Generator | None = None) -> dict[str, Any]:
+    """Loss of a − loss of b on the same rows: `difference_of_sums` of their losses over the response tokens.
+
+    With `rng` there is also "bootstrap95". Raises ValueError when a and b are not of the same rows.
+    """
+    if not np.array_equal(a.tokens, b.tokens):
+        raise ValueError("the two losses are not of the same rows: their response tokens differ")
+    return difference_of_sums(a.nll, b.nll, a.tokens, rng)
+
+
+def difference_of_sums(
+    a: np.ndarray, b: np.ndarray, weights: np.ndarray, rng: np.random.Generator | None = None
+) -> dict[str, Any]:
+    """Σ (a − b) / Σ weights over rows, each float[rows], with a 95 % interval and p from Student's t.
+
+    difference ± t₀.₉₇₅(n − 1) · stderr, and the two-sided p of difference / stderr under the same t, without a floor.
+    Rows of weight 0 do not count. Keys: difference, ci95 [low, high], p, stderr, rows, effective_rows, no_interval;
+    with `rng` also bootstrap95. Where no interval exists ci95 is [None, None], p None and no_interval the reason:
+    fewer than two rows, no weight, a value that is not finite (then there is no difference either), or a difference
+    per weight that is the same on every row, which leaves no spread to judge it by.
+    """
+    a, b, weights = (np.asarray(part, np.float64)[np.asarray(weights) > 0] for part in (a, b, weights))
+    with np.errstate(invalid="ignore"):
+        between = a - b
+    found = ratio(between, weights)
+    reason = _no_interval(a, b, between, weights, found)
+    result: dict[str, Any] = {
+        "difference": found.value if np.isfinite(found.value) else None,
+        "ci95": [None, None],
+        "p": None,
+        "stderr": None if reason else found.stderr,
+        "rows": found.rows,
+        "effective_rows": found.effective_rows,
+        "no_interval": reason,
+    }
+    if reason is None:
+        from scipy.special import stdtr, stdtrit  # lazily: light commands do not wait for it
+
+        degrees = found.rows - 1
+        half = float(stdtrit(degrees, 0.975)) * found.stderr
+        result["ci95"] = [found.value - half, found.value + half]
+        result["p"] = 2 * float(stdtr(degrees, -abs(found.value) / found.stderr))
+    if rng is not None:
+        result["bootstrap95"] = [None, None] if reason else bootstrap_interval(between, weights, rng)
+    return result
+
+
+def bootstrap_interval(
+    values: np.ndarray, weights: np.ndarray, rng: np.random.Generator, resamples: int = 2000
+) -> list[float]:
+    """The 2.5 % and 97.5 % quantiles of Σ values / Σ weights over resampled rows (paired bootstrap; Koehn, 2004)."""
+    n, draws = len(values), np.empty(resamples)
+    step = max(1, 2**22 // n)  # so that memory does not grow with rows × resamples
+    for start in range(0, resamples, step):
+        part = draws[start : start + step]
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=len(part)).astype(np.float64)
+        part[:] = (counts @ values) / (counts @ weights)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return [float(low), float(high)]
+
+
+def _no_interval(a: np.ndarray, b: np.ndarray, between: np.ndarray, weights: np.ndarray, found: Ratio) -> str | None:
+    """Why there is no interval, or None where there is one."""
+    if not found.rows:
+        return "there is nothing to compare on"
+    if broken := int(np.count_nonzero(~(np.isfinite(between)))):
+        return f"{broken} of {found.rows} rows have no finite value"
+    if found.rows == 1:
+        return "a single row has no spread"
+    # What is left where every row agrees is rounding, of a − b and of the product.
+    if (np.abs(between - found.value * weights) <= _ROUNDING * np.maximum(np.abs(a), np.abs(b))).all():
+        return "the two are equal on every row" if found.value == 0 else "the difference is the same on every row"
+    return None

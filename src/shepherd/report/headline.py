@@ -1,0 +1,124 @@
+"""Federated against every other arm: a picture and a table of differences with their intervals. RunRecord -> items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shepherd.report import charts, findings
+from shepherd.report.charts import Dots, Panel
+from shepherd.report.load import RunRecord
+from shepherd.report.page import Figure, Limits, Table, without_empty
+from shepherd.report.wording import (
+    ABSENT,
+    count,
+    digits,
+    from_to,
+    left_out,
+    listing,
+    plural,
+    sentence,
+    signed,
+    significant,
+)
+
+
+def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
+    """Federated against each other arm, with intervals, as a picture and a table."""
+    gaps = findings.headline_differences(record)
+    if not gaps:
+        return []
+    pairs = {frozenset((d.a, d.b)) for d in gaps}
+    extra = [d for d in findings.differences(record) if d.a != d.b and {d.a, d.b} not in pairs]
+    shown = [*gaps, *extra]
+    rows = [
+        [
+            d.label,
+            signed(d.value),
+            from_to(d.interval),
+            _p_value(d.p),
+            from_to(d.bootstrap),
+            _judged(d),
+        ]
+        for d in shown[: limits.rows]
+    ]
+    picture = charts.dot_plot(
+        [_rival(d) for d in gaps],
+        [
+            Panel(
+                "",
+                [Dots("difference", "plain", [d.value for d in gaps], [d.interval for d in gaps])],
+                [_interval(d) for d in gaps],
+            )
+        ],
+        title="Held-out loss of federated minus that of each other arm",
+        description="Difference in held-out loss with 95 % intervals. "
+        + sentence([f"{d.label}: {_interval(d)}" for d in gaps]),
+        x_label="loss of federated minus loss of the other (left of 0: federated is better)",
+        zero=True,
+        legend=False,
+    )
+    table = Table(
+        "Differences in held-out loss, first minus second",
+        ("Difference", "Value", findings.INTERVAL, "p", "Bootstrap, as a check", "The first is"),
+        rows,
+        texts=(0, 5),
+        note=_how(shown) + left_out(len(shown), limits.rows, "difference"),
+    )
+    return [
+        Figure(
+            picture,
+            f"Held-out loss of federated minus that of each other arm: left of 0 federated is better. Bars: "
+            f"{findings.INTERVAL}; one that crosses 0 decides nothing.",
+            without_empty(table),
+        )
+    ]
+
+
+def _how(shown: Sequence[findings.Difference]) -> str:
+    """How the intervals of the differences were made, and what they leave out."""
+    if not any(d.interval for d in shown):
+        reasons = list(dict.fromkeys(d.reason for d in shown if d.reason))
+        return f"There are no intervals: {sentence(reasons)}" if reasons else "No intervals were computed in this run."
+    text = "A negative difference is in favour of the first."
+    sized = next((d for d in shown if d.interval and d.rows and d.effective_rows), None)
+    if sized:
+        text += (
+            f" Intervals and p: a ratio of sums over {plural(sized.rows, 'held-out row')}, its standard error "
+            f"linearised, Student's t with {plural(sized.rows - 1, 'degree')} of freedom. By their lengths these rows "
+            f"weigh as much as {count(round(sized.effective_rows))} equal ones; where that is few, an interval covers "
+            "less than 95\N{NO-BREAK SPACE}%."
+        )
+    text += (
+        " They compare arms row by row and so leave out how hard a row is for every arm, which the standard errors of "
+        "single arms hold. p: how often the choice of rows alone gives such a difference. Neither covers the spread "
+        "between seeds (repeat the run with other seeds and compare them for that), nor that several differences are "
+        "looked at."
+    )
+    if any(":" in d.b for d in shown):
+        text += " The best client is chosen by the same rows, which flatters it a little."
+    if doubted := [d.label for d in shown if d.doubted]:
+        text += f" The bootstrap over rows disagrees about 0 for {listing(doubted)}: take that as undecided."
+    return text
+
+
+def _judged(d: findings.Difference) -> str:
+    if not d.interval:
+        return "no interval"
+    return ("better" if d.value < 0 else "worse") if d.distinguishable else "too small to tell"
+
+
+def _rival(d: findings.Difference) -> str:
+    """What federated is held against, short: base, mean alone, best: client-a, centralised."""
+    if d.b.startswith("local:"):
+        return f"best: {d.b.removeprefix('local:')}"
+    return {"local": "mean alone"}.get(d.b, d.b)
+
+
+def _interval(d: findings.Difference) -> str:
+    ends = f" [{signed(d.interval[0])}, {signed(d.interval[1])}]" if d.interval else " (no interval)"
+    return signed(d.value) + ends
+
+
+def _p_value(p: float | None) -> str:
+    """p with two figures where three decimals would be none; below what a float64 holds, that bound."""
+    return ABSENT if p is None else digits(p) if p >= 0.01 else significant(p, 2) if p > 0 else "< 1e\N{MINUS SIGN}300"

@@ -1,0 +1,154 @@
+"""The sentences of the headline: RunRecord -> what its numbers allow to be said, the most important first.
+
+"Better" and "worse" are said only where the 95 % interval leaves out 0; the counts of clients say both.
+"""
+
+from __future__ import annotations
+
+from shepherd.report.findings import (
+    INTERVAL,
+    Difference,
+    arms,
+    best_and_worst_local,
+    difference,
+    generation_difference,
+    local_arms,
+    own_rows,
+    some_alone,
+    trained_alone,
+)
+from shepherd.report.load import RunRecord
+from shepherd.report.wording import digits, listing, number, percent, plural, shorten, signed
+
+NAMED = 3
+"""Clients that the headline names; the section Per client has all of them."""
+
+
+def verdict(record: RunRecord) -> list[str]:
+    """Sentences that the numbers allow, the most important first."""
+    losses = {arm.key: arm.loss for arm in arms(record)}
+    if record.state == "unfinished":
+        done, planned = len(record.rounds), record.setting("federation", "rounds", "?")
+        after = ", but not all that follows them" if done == planned else ""
+        text = f"This run has not ended: {done} of {planned} rounds are committed{after}."
+        if losses.get("federated") is not None:
+            text += f" The federated model's held-out loss was {digits(losses['federated'])} when last measured."
+        return [text, "shepherd resume goes on with a run that was stopped."]
+    if losses.get("federated") is None:
+        return ["The federated arm was not part of this run, so nothing is said about what federation brings."]
+    sentences = []
+    ends, alone = best_and_worst_local(record), len(local_arms(record))
+    if ends:
+        some = f"{trained_alone(record)} that trained alone" if some_alone(record) else ""
+        who = f"the {some or 'client that trained alone'}"
+        if alone > 1:
+            who = f"the mean of the {some or 'clients that trained alone'}"
+        sentences.append(_compare(difference(record, "federated", "local"), who))
+        sentences += _own_rows(record)
+        if alone > 1:
+            which = f"the best of the {some}" if some else "the best client alone"
+            best = difference(record, "federated", f"local:{ends[0]}")
+            sentences.append(_compare(best, f"{which} ({shorten(ends[0], 60, middle=True)})"))
+    else:
+        sentences.append("No client was trained alone in this run, so it does not show whether federating pays.")
+    centralised = difference(record, "federated", "centralised")
+    if centralised:
+        sentences.append(_compare(centralised, "pooling all data (centralised)") + _kept(record))
+    base = difference(record, "federated", "base")
+    if base:
+        sentences.append(_compare(base, "the untuned base model"))
+    return sentences + _answers(record)
+
+
+def _compare(d: Difference | None, other: str) -> str:
+    if d is None:
+        return f"Federated was not compared with {other}."
+    if d.interval is None:
+        without = f"no interval can be given, as {d.reason}" if d.reason else "no interval was computed"
+        if d.value == 0:
+            return f"Federated and {other} have the same held-out loss; {without}."
+        word = "lower" if d.value < 0 else "higher"
+        return (
+            f"Federated has a {word} held-out loss than {other}, by {digits(abs(d.value))} nats per token; {without}, "
+            "so this may be chance."
+        )
+    low, high = d.interval
+    if not d.distinguishable:
+        return (
+            f"The difference between federated and {other} is too small to tell: {signed(d.value)} nats per token, "
+            f"and the {INTERVAL} {signed(low)} to {signed(high)} includes 0."
+        )
+    word = "better" if d.value < 0 else "worse"
+    return (
+        f"Federated is {word} than {other}: {signed(d.value)} nats per token ({INTERVAL} {signed(low)} to "
+        f"{signed(high)})."
+    )
+
+
+def _own_rows(record: RunRecord) -> list[str]:
+    """How many clients do better and worse on their own rows than alone; nothing where that was not measured."""
+    own = own_rows(record)
+    if not own:
+        return []
+    better, worse = [c for c, d in own.items() if d.value < 0], [c for c, d in own.items() if d.value > 0]
+    equal = len(own) - len(better) - len(worse)
+    named = f" ({listing([shorten(c, 32, middle=True) for c in worse])})" if 0 < len(worse) <= NAMED else ""
+    who = plural(len(own), "client")
+    if some_alone(record):
+        who = f"the clients that trained alone ({trained_alone(record)})"
+    text = (
+        f"On their own rows (held-out, of the categories that they hold) {len(better) or 'none'} of {who} "
+        f"{_do(len(better))} better with the federated model than alone, and "
+        f"{len(worse) or 'none'} {_do(len(worse))} worse{named}"
+        + (f"; {equal} {_do(equal)} equally well" if equal else "")
+    )
+    clear = [d for d in own.values() if d.distinguishable]
+    if not any(d.interval for d in own.values()):
+        return [f"{text}; no intervals were computed for single clients."]
+    if not clear:
+        return [f"{text}; for each alone the difference is too small to tell."]
+    sure = f"{sum(d.value < 0 for d in clear)} better and {sum(d.value > 0 for d in clear)} worse"
+    rest = len(own) - len(clear)
+    return [
+        f"{text}. The {INTERVAL} leaves out 0 for {sure}"
+        + (f"; for the other {rest} the difference is too small to tell." if rest else ".")
+    ]
+
+
+def _do(count: int) -> str:
+    return "do" if count > 1 else "does"
+
+
+def _answers(record: RunRecord) -> list[str]:
+    """That the generated answers are further from the references than those of the base; nothing where they are not."""
+    found = {arm.key: arm.generation or {} for arm in arms(record)}
+    ours, theirs = (number(found.get(key, {}).get("rouge_l")) for key in ("federated", "base"))
+    if ours is None or theirs is None or ours >= theirs:
+        return []
+    rows = number(found["federated"].get("rows"))
+    text = (
+        f"Its generated answers are further from the references than those of the base model: ROUGE-L {percent(ours)} "
+        f"against {percent(theirs)}" + (f" over {plural(int(rows), 'row')}" if rows else "")
+    )
+    d = generation_difference(record, "rouge_l", "federated", "base")
+    if d is None or d.interval is None:
+        return [f"{text}, without an interval."]
+    low, high = d.interval
+    ends = f"{INTERVAL} of the difference {signed(100 * low, 1)} to {signed(100 * high, 1)} points"
+    return [f"{text} ({ends}{'' if d.distinguishable else ', which includes 0: too few answers to tell'})."]
+
+
+def _kept(record: RunRecord) -> str:
+    """How much of the gain of pooling is kept; said only when federated is distinguishable from base."""
+    base = difference(record, "federated", "base")
+    pooled = difference(record, "centralised", "base")
+    if (
+        not base
+        or not base.distinguishable
+        or base.value >= 0
+        or not pooled
+        or not pooled.distinguishable
+        or pooled.value >= 0
+    ):
+        return ""
+    return f" It reaches {percent(base.value / pooled.value, 0)} of the gain that pooling brings over the base model."
