@@ -21,6 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(VENV)/installed
 	$(BIN)/shepherd model pull smollm2-135m
 	$(BIN)/shepherd run demo $(if $(QUICK),--quick)
+	@echo "         . $(BIN)/activate    # puts shepherd on the path of this shell"
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -117,6 +117,7 @@ def test_between_trainings_the_table_shows_the_phase_and_no_stale_clients(table)
     table(step({"a": "training"}))
     table({"event": "phase", "phase": "generate", "arm": None, "detail": ""})
     assert screen(table)[0] == "demo  tiny  generate" and len(screen(table)) == 2
+    assert screen(table)[1].endswith("37 %"), "time left and speed are those of a training"
 
 
 def test_a_client_whose_name_is_markup_or_an_escape_is_shown_as_text(table):
@@ -176,7 +177,7 @@ def test_no_colour_and_no_terminal_mean_plain_lines(monkeypatch):
 def test_the_third_line_says_loss_upload_so_far_and_memory(table):
     table(START)
     table(step({"a": "training"}))
-    assert drawn(table)[2].startswith("memory ") and drawn(table)[2].endswith("MB")
+    assert drawn(table)[2].startswith("memory ") and drawn(table)[2].endswith(("MB", "GB"))
     table(ROUND)
     table({**ROUND, "round": 3, "held_out_loss": None})
     so_far = drawn(table)[2].split(" · ")
@@ -202,6 +203,8 @@ def test_a_narrow_terminal_breaks_no_line_of_the_table_and_no_word_above_it():
 
 
 def test_a_run_that_is_resumed_shows_at_once_how_far_it_is_and_the_rounds_before(table):
+    table({"event": "phase", "phase": "load model", "arm": None, "detail": ""})
+    assert len(drawn(table)) == 2, "no bar at 0 % while nobody knows yet"
     table({**START, "round": 2, "fraction": 0.61})
     table({**ROUND, "event": "committed", "round": 1, "held_out_loss": None})
     table({**ROUND, "event": "committed"})
@@ -211,8 +214,8 @@ def test_a_run_that_is_resumed_shows_at_once_how_far_it_is_and_the_rounds_before
     assert so_far.startswith("held-out loss 2.250 after round 2 · 2.00 kB sent by clients · ")
     written = plain(table.console.file.getvalue())
     assert "arms: base, federated; resumed after round 2" in written
-    assert "round 1/3, before, 2 clients, training loss 2.500, 1.00 kB up" in written
-    assert "round 2/3, before, 2 clients, training loss 2.500, held-out loss 2.250, 1.00 kB up" in written
+    assert "round 1/3 (before), 2 clients, training loss 2.500, 1.00 kB up" in written
+    assert "round 2/3 (before), 2 clients, training loss 2.500, held-out loss 2.250, 1.00 kB up" in written
     table(step({"a": "training"}, fraction=0.63))
     assert "63 %" in screen(table)[1]
 
@@ -230,4 +233,4 @@ def test_of_many_rounds_before_the_last_ones_are_shown(capsys):
         lines({**ROUND, "event": "committed", "round": number})
     start, *before = capsys.readouterr().err.splitlines()
     assert "resumed after round 195" in start
-    assert [line.split(",")[0] for line in before] == [f"round {number}/200" for number in range(191, 196)]
+    assert [line.split(" (before)")[0] for line in before] == [f"round {number}/200" for number in range(191, 196)]

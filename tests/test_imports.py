@@ -138,3 +138,41 @@ def test_light_commands_do_not_load_torch(arguments, tmp_path):
     done = python(code, *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+MISTAKES = {
+    "evaluation.arms must name base and federated": ("check", "--set", "evaluation.arms=local"),
+    "names 'open_qaa', which is not a client. Did you mean 'open_qa'?": (
+        "check", "--set", 'evaluation.local_clients=["open_qaa"]'),
+    "federation.clients_per_round = 9 is more than the 8 clients": ("run", "--set", "federation.clients_per_round=9"),
+    "federation.min_updates = 9 can never come from 8 clients": ("check", "--set", "federation.min_updates=9"),
+    "lora.ranks names 'open_qaa', which is no client": (
+        "check", "--set", "federation.method=flexlora", "--set", "lora.ranks={open_qaa=4}"),
+    "personalization.clusters = 9 begin with a client each, and a round asks 8": (
+        "check", "--set", "personalization.name=ifca", "--set", "personalization.clusters=9"),
+    "900 clients are more than the": ("check", "own-data", "--data", "builtin:instructions", "--set",
+                                      "partition.clients=900"),
+    "no run directory can be made in nowhere/runs": ("run", "--out", "nowhere/runs"),
+    "data.max_length = 5000 is more than the 512 positions": (
+        "check", "--model", "MODEL", "--set", "data.max_length=5000"),
+    "unknown model: 'nosuch'": ("run", "--model", "nosuch"),
+    "unknown model: 'neither'": ("data", "inspect", "builtin:instructions", "--model", "neither"),
+    "unknown model: 'nor'": ("data", "partition", "demo", "--tokenize", "--model", "nor"),
+    "no column 'ward'": ("data", "partition", "builtin:instructions", "--set", "partition.name=by_key", "--set",
+                         "partition.key=ward"),
+}  # fmt: skip
+
+
+def test_mistakes_in_settings_and_data_are_answered_before_torch_loads(tmp_path, model_folder):
+    """Of them some show only when the rows are divided, or when the folder of the model is looked at."""
+    (tmp_path / "nowhere").write_text("a file, not a folder")
+    lines = [[word.replace("MODEL", str(model_folder())) for word in line] for line in MISTAKES.values()]
+    code = (
+        f"import sys; from shepherd.__main__ import main; status = [main(line) for line in {lines!r}]; "
+        f"print(status, [m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = python(code, cwd=tmp_path)
+    assert [words for words in MISTAKES if words not in done.stderr] == [], done.stderr
+    assert done.stderr.count("error: ") == len(MISTAKES)
+    statuses, loaded = done.stdout.strip().split("] ")
+    assert 0 not in ast.literal_eval(statuses + "]") and loaded == "[]", done.stdout

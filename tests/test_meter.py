@@ -125,6 +125,12 @@ def test_a_chunk_that_is_trained_again_counts_once(meter):
     assert events[-1]["fraction"] == pytest.approx(4 * once)
 
 
+def test_more_tokens_than_planned_leave_no_time_rather_than_less_than_none(meter):
+    watch, events = meter
+    watch(1, {"a": Progress("training", 1, 2, 2.0, tokens=10**9, seconds=1.0)})
+    assert (events[-1]["fraction"], events[-1]["eta_seconds"]) == (1.0, 0.0)
+
+
 @pytest.fixture
 def passes(monkeypatch):
     """Counts of tokens that really went through the base: [trained on, only measured]."""

@@ -77,6 +77,15 @@ def prepare_personal(config: Config, method: Method) -> Personalization:
     return personal
 
 
+def check_length(config: Config, window: int | None) -> None:
+    """Raise UsageError where rows may be longer than the model's window of positions, where it has one."""
+    if window and config.data.max_length > window:
+        raise UsageError(
+            f"data.max_length = {config.data.max_length} is more than the {window} positions of {config.model.base}",
+            hint=f"set data.max_length to at most {window}",
+        )
+
+
 # Who takes part
 
 
@@ -99,7 +108,7 @@ def check_clients(config: Config, clients: tuple[ClientId, ...], labels: Mapping
                 hint=f"set personalization.clusters to at most {size}, or federation.clients_per_round higher",
             )
 
-    attempt(lambda: _check_arms(config.evaluation.arms))
+    attempt(lambda: check_arms(config))
     attempt(lambda: check_ranks(method, client_ranks(config.lora, clients, labels), config.lora.r))
     attempt(lambda: prepare_selection(config, method, clients))
     if not found:
@@ -109,10 +118,14 @@ def check_clients(config: Config, clients: tuple[ClientId, ...], labels: Mapping
         raise UsageError("\n".join(error.message for error in found), next((e.hint for e in found if e.hint), ""))
 
 
-def _check_arms(arms: Sequence[str]) -> None:
-    missing = [arm for arm in ("base", "federated") if arm not in arms]
+def check_arms(config: Config) -> None:
+    """Raise UsageError where the arms leave out what all are compared with."""
+    missing = [arm for arm in ("base", "federated") if arm not in config.evaluation.arms]
     if missing:
-        raise UsageError(f"evaluation.arms must name {' and '.join(missing)}: the others are compared with them")
+        raise UsageError(
+            f"evaluation.arms must name {' and '.join(missing)}: the others are compared with them",
+            hint=f"set evaluation.arms = {','.join([*missing, *config.evaluation.arms])}",
+        )
 
 
 def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, ...]) -> tuple[Selection, int]:

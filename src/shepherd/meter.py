@@ -113,11 +113,12 @@ class Meter:
         return min(1.0, (self.done + self.skipped) / sum(self.planned.values()))
 
     def _pace(self) -> dict[str, Any]:
-        planned, rate = sum(self.planned.values()), self.done / (time.perf_counter() - self.begin)
+        rate = self.done / (time.perf_counter() - self.begin)
+        left = max(0.0, sum(self.planned.values()) - self.done - self.skipped)  # the plan is about right, no more
         return {
             "tokens_per_second": rate,
             "fraction": self.fraction,
-            "eta_seconds": (planned - self.done - self.skipped) / rate if rate else None,
+            "eta_seconds": left / rate if rate else None,
         }
 
 

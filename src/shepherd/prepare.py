@@ -26,6 +26,7 @@ from shepherd.engines.local import LocalEngine
 from shepherd.errors import UsageError, plural
 from shepherd.fitting import (
     check_clients,
+    check_length,
     client_ranks,
     prepare_method,
     prepare_personal,
@@ -122,12 +123,7 @@ def prepare_rows(config: Config, tokenizer, tell: Callable[[str], None] | None =
 
 def check_window(config: Config, shape: PretrainedConfig) -> None:
     """Raise UsageError where rows may be longer than the model's window of positions."""
-    window = context_window(shape)
-    if window and config.data.max_length > window:
-        raise UsageError(
-            f"data.max_length = {config.data.max_length} is more than the {window} positions of {config.model.base}",
-            hint=f"set data.max_length to at most {window}",
-        )
+    check_length(config, context_window(shape))
     kind, first = _changing_rope(shape)
     if first and config.data.max_length > first:
         raise UsageError(

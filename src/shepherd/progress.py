@@ -140,7 +140,7 @@ def describe(event: Mapping[str, Any], started: Mapping[str, Any]) -> str:
         case "round" | "committed":
             losses = [loss for loss in (event.get("train_loss") or {}).values() if wording.number(loss) is not None]
             mean = sum(losses) / len(losses) if losses else None
-            before = ", before" if event["event"] == "committed" else ""
+            before = " (before)" if event["event"] == "committed" else ""
             parts = [f"round {event['round']}" + (f"/{rounds}" if rounds else "") + before]
             parts.append(f"{wording.plural(len(event['cohort']), 'client')}, training loss {wording.digits(mean)}")
             if event.get("held_out_loss") is not None:
@@ -228,8 +228,9 @@ class LiveTable(Observer):
         from rich.text import Text
 
         step = self.step
-        left = f"{wording.duration(step['eta_seconds'])} left" if wording.number(step.get("eta_seconds")) else ""
-        speed = f"{_speed(step)} tokens/s" if step.get("tokens_per_second") else ""
+        eta = wording.number(step.get("eta_seconds")) if self.training else None
+        left = f"{wording.duration(eta)} left" if eta else ""
+        speed = f"{_speed(step)} tokens/s" if self.training and step.get("tokens_per_second") else ""
         name = wording.shorten(Path(self.run).name if self.run else "run", 32, middle=True)
         at = _place(step) if self.training else self.phase
         room = max(8, min(40, self.console.width - len(name) - len(at) - 6))
@@ -242,7 +243,7 @@ class LiveTable(Observer):
         share = min(1.0, max(0.0, step.get("fraction") or 0.0))
         width = max(8, min(40, self.console.width - 46))
         bar.add_row(ProgressBar(total=1.0, completed=share, width=width), wording.percent(share, 0), left, speed)
-        parts = [title, bar, so_far]
+        parts = [title, bar, so_far] if self.started else [title, so_far]  # only then it is known what there is to do
         if self.training:
             parts.append(self._clients(self.clients, Table(box=None, padding=(0, 2, 0, 0), header_style="dim")))
         return Group(*parts)

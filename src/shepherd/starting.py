@@ -37,36 +37,69 @@ def run(config: Config, observer: Callable[[dict[str, Any]], None] | None = None
             hint='call it under `if __name__ == "__main__":`, or set run.workers = 0',
         )
     tell = observer or (lambda event: None)
-    look_first(config, lambda text: tell({"event": "phase", "phase": "fetch model", "arm": None, "detail": text}))
+
+    def fetching(text: str) -> None:
+        tell({"event": "phase", "phase": "fetch model", "arm": None, "detail": text})
+
+    look_first(config, fetching, out=out_dir)
     from shepherd import experiment
 
     return experiment.run(config, observer, out_dir)
 
 
-def look_first(config: Config, note: Callable[[str], None], tell: Callable[[str], None] | None = None) -> None:
-    """Find mistakes in names, what does not fit, in the data, and a missing model: PyTorch takes seconds to load.
+def look_first(
+    config: Config,
+    note: Callable[[str], None],
+    tell: Callable[[str], None] | None = None,
+    out: Path | None = None,
+) -> None:
+    """Find mistakes in the settings, in the data, and a missing model, without PyTorch, which takes seconds to load.
 
-    `tell` is called with lines about a long reading.
+    `tell` is called with lines about a long reading. `out` is where the run directory is made, config.run.out where
+    not given.
 
     A built-in model that is not here yet is fetched, once: it is pinned by its checksum. No other model is ever
     fetched by a run; `shepherd model pull` does that.
     """
     from shepherd.config import resolve
-    from shepherd.dividing import read_rows
-    from shepherd.fitting import prepare_method, prepare_personal
+    from shepherd.fitting import check_length, prepare_method, prepare_personal
     from shepherd.model import fetch
+    from shepherd.model.folder import stated_window
 
     resolve(config.model_dump(), (registry_problems,))
     prepare_personal(config, prepare_method(config))
-    for source in filter(None, (config.data.source, config.data.held_out_source)):
-        if not source.startswith("hub:"):
-            read_rows(config, source if source != config.data.source else "", tell)
+    check_place(out or Path(config.run.out))
+    _look_at_clients(config, tell)
     base = config.model.base
     if any(entry.name == base and entry.path is None for entry in fetch.list_models()):
         note(f"fetching {base} once; it stays in the cache (shepherd model list)")
         fetch.pull(base, progress=note)
     else:
         fetch.look_at(base, config.model.revision)
+    if not base.lower().endswith(".gguf"):
+        check_length(config, stated_window(fetch.resolve(base, config.model.revision)))
+
+
+def _look_at_clients(config: Config, tell: Callable[[str], None] | None) -> None:
+    """Read and divide the rows, and find what does not suit these clients.
+
+    Rows that a run refuses when it tokenises them are still there: who is no client now is none then. Sets of the hub
+    are left to the run, as their library takes seconds to load too.
+    """
+    from shepherd.dividing import divide_rows, read_held_out, read_rows
+    from shepherd.fitting import check_arms, check_clients
+
+    sources = [source for source in (config.data.source, config.data.held_out_source) if source]
+    if any(source.startswith("hub:") for source in sources):
+        check_arms(config)
+        for source in sources:
+            if not source.startswith("hub:"):
+                read_rows(config, source if source != config.data.source else "", tell)
+        return
+    dataset = read_rows(config, tell=tell)
+    apart = read_held_out(config, dataset)
+    _, _, partition = divide_rows(config, dataset.examples, None if apart is None else apart.examples)
+    check_clients(config, tuple(sorted(partition.clients)), partition.labels)
 
 
 def from_anywhere(config: Config) -> Config:
@@ -97,12 +130,7 @@ def fits_here(plan: Mapping[str, Any], out: Path, times: float = 1.0) -> None:
 
     from shepherd.report.wording import size
 
-    place = _existing(out)
-    if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise ResourceError(
-            f"no run directory can be made in {out}: {place} is no folder that may be written to",
-            hint="choose another place with --out",
-        )
+    place = check_place(out)
     memory, disk = available_memory(), psutil.disk_usage(str(place)).free
     if plan.get("device", "cpu") == "cpu" and plan.get("memory_bytes", 0) > times * memory:
         raise ResourceError(
@@ -115,6 +143,17 @@ def fits_here(plan: Mapping[str, Any], out: Path, times: float = 1.0) -> None:
             f"the run takes about {size(plan['disk_bytes'])} on the disk of {out}, {size(disk)} are free",
             hint="lower checkpoints.keep or lora.r, or choose another place with --out",
         )
+
+
+def check_place(out: Path) -> Path:
+    """The folder that is there, `out` or the nearest above it. Raises ResourceError where no run can be made in it."""
+    place = _existing(out)
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ResourceError(
+            f"no run directory can be made in {out}: {place} is no folder that may be written to",
+            hint="choose another place with --out",
+        )
+    return place
 
 
 def available_memory() -> int:

@@ -55,8 +55,10 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     SOURCE is whatever --data takes; a recipe brings its own source, template and lengths.
     """
     from shepherd.dividing import read_rows
+    from shepherd.model.fetch import look_at
 
     config = _settings(source, **flags).config
+    look_at(config.model.base, config.model.revision)
     tell = None if as_json else output.note
     dataset = read_rows(config, tell=tell)
     from shepherd.data.audit import audit
@@ -97,6 +99,9 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     config = _settings(recipe, **flags).config
     tell = None if as_json else output.note
     if tokenize:
+        from shepherd.model.fetch import look_at
+
+        look_at(config.model.base, config.model.revision)
         from shepherd.prepare import prepare_rows
 
         output.announce_torch()

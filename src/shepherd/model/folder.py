@@ -63,6 +63,14 @@ def inspect_folder(folder: Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def stated_window(folder: Path) -> int | None:
+    """The most positions that config.json says the model was made for, or None where it does not say."""
+    config = read_json(folder / "config.json")
+    table = text if isinstance(text := config.get("text_config"), Mapping) else config
+    windows = (table.get(key) for key in ("max_position_embeddings", "n_positions"))
+    return next((window for window in windows if isinstance(window, int) and window > 0), None)
+
+
 def _check_is_model(folder: Path) -> None:
     adapter = folder / "adapter_config.json"
     if (folder / "config.json").is_file():
