@@ -330,7 +330,7 @@ def test_a_check_finds_the_weights_and_the_device_that_a_run_would_stumble_over(
 def test_a_path_into_another_folder_is_not_answered_with_a_name_from_here(shell, tmp_path):
     (tmp_path / "other").mkdir()
     write("x.jsonl", ROWS)
-    for command in (["run", "other/demo.toml"], ["data", "inspect", "other/demo"], ["chat", "other/demo"]):
+    for command in (["run", "other/demo.toml"], ["data", "partition", "other/demo"], ["chat", "other/demo"]):
         said = shell(*command)
         assert said.status in (2, 3) and "Did you mean" not in said.err, said.err
     assert "Did you mean 'demo'?" in shell("run", "demoo").err

@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 
 from report_runs import write_run
-from shepherd import arms, progress
+from shepherd import progress
 from shepherd.cli import data as commands
 from shepherd.config import resolve
 from shepherd.data.names import look_alikes, safe_names
 from shepherd.data.partition import divide, load_partition, partition_document, save_partition
-from shepherd.prepare import client_ranks
+from shepherd.fitting import client_ranks, local_names
 from shepherd.report import load_run, write_report
 from shepherd.report.wording import cells, clean, isolated, shorten
 from shepherd.round import notes
@@ -122,7 +122,7 @@ def test_the_live_table_and_the_lines_show_names():
         console = Console(width=100, height=40, file=io.StringIO())
         console.print(live.render())
         assert ARABIC in console.file.getvalue() and "client-000" not in console.file.getvalue()
-    line = progress.describe(progress.named(lost, labels))
+    line = progress.describe(progress.named(lost, labels), start)
     assert f"rejected {isolated(ARABIC)} (x: y)" in line and "client-000" not in line
     beside = {"quarantined": ("client-000",), "round": 2, "skipped": False, "cohort": ()}
     record = SimpleNamespace(rejected=[{"client": "client-000", "code": "x"}], **beside)
@@ -134,4 +134,4 @@ def test_settings_may_name_a_client_by_its_name_or_its_id():
     for name in (ARABIC, "client-000"):
         config = resolve({"lora": {"ranks": {name: 2}, "r": 4}, "evaluation": {"local_clients": [name]}})
         assert client_ranks(config.lora, ["b", "client-000"], labels) == {"b": 4, "client-000": 2}
-        assert arms.local_names(config, ["b", "client-000"], labels) == ("client-000",)
+        assert local_names(config, ["b", "client-000"], labels) == ("client-000",)

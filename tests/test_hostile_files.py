@@ -351,17 +351,21 @@ NAMES = ("../../evil", "/etc/passwd", "..", ".hidden", "a/../b", "..\\evil", "a\
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_client_cannot_be_named_for_a_path(name, tmp_path, monkeypatch):
+    def safe(client: str) -> bool:
+        return client.replace("-", "").replace(".", "").isalnum() and client.isascii() and len(client) <= 64
+
     rows = [ROW | {"instruction": f"{ROW['instruction']} {i}", "category": name} for i in range(4)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     examples = load_examples(str(tmp_path / "rows.json")).examples
     (client,) = divide(examples, "by_key", {}, 0, 0).clients
-    assert client.replace("-", "").replace(".", "").isalnum() and len(client) <= 64, "named after a category, made safe"
+    assert safe(client), "named after a category, made safe"
     (tmp_path / "evil_dealer.py").write_text(
         f"def deal(): return lambda rows, n, rng: {{{name!r}: [r.id for r in rows]}}"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "evil_dealer", raising=False)
-    assert "client" in refused(lambda: divide(examples, "evil_dealer:deal", {}, 0, 0))
+    (client,) = divide(examples, "evil_dealer:deal", {}, 0, 0).clients
+    assert safe(client), "whatever a partitioner calls it"
     saved = {"clients": {name: ["rows:1"]}, "dataset_digest": "", "held_out": [], "settings": {}}
     (tmp_path / "partition.json").write_text(json.dumps(saved))
     assert "client" in refused(lambda: load_partition(tmp_path / "partition.json"))
