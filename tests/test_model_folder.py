@@ -137,6 +137,13 @@ def test_a_folder_of_gguf_files_or_of_the_authors_own_format_gets_its_answer(tmp
     assert refused(tmp_path)[1].endswith("m.Q4_K_M.gguf")
 
 
+def test_a_run_and_the_folder_above_a_model_are_no_models_and_say_what_to_do(folder, tmp_path):
+    assert refused(tmp_path)[1].endswith(f"model.base to {folder}")
+    (tmp_path / "identity.json").write_text("{}")
+    message, hint = refused(tmp_path)
+    assert "is a run, not a model" in message and "--to merged" in hint
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_git_lfs_pointer_is_no_file(folder, name):
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
