@@ -119,7 +119,9 @@ def test_a_body_without_a_head_and_code_that_is_not_run_are_notes(folder):
     assert "LlamaModel" in body and "auto_map" in code and "not run" in code
 
 
-@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "Gemma3ForConditionalGeneration"])
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "MyDiffusionForCausalLM", "GPT2LMHeadModel", "Gemma3ForConditionalGeneration"]
+)
 def test_a_model_that_continues_text_is_not_mistaken_for_another(folder, name):
     edit(folder, architectures=[name], num_labels=3)
     assert inspect_folder(folder) == ()

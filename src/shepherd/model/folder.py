@@ -181,6 +181,8 @@ def _check_head(folder: Path, config: Mapping[str, Any]) -> list[str]:
             hint=CAUSAL,
         )
     for name in names:
+        if name.endswith(("ForCausalLM", "LMHeadModel")):
+            continue
         for pattern, what in _OTHER_HEADS:
             if re.search(f"(?:{pattern})$", name):
                 origin = origin_of(folder, config)
