@@ -339,6 +339,31 @@ def test_a_round_that_was_kept_is_measured_too_and_an_adapter_that_is_gone_says_
     assert "did not get to its end" in told.err and f"shepherd resume '{run}'" in told.err
 
 
+@pytest.mark.parametrize(
+    "difference, said",
+    [
+        ({"difference": 0.1, "ci95": [0.05, 0.15]}, "difference +0.100, 95 % interval +0.050 to +0.150"),
+        (
+            {"difference": 0.1, "ci95": [-0.1, 0.3]},
+            "95 % interval −0.100 to +0.300, which includes 0: too small to tell",
+        ),
+        (
+            {"difference": 0.0, "ci95": [None, None], "no_interval": "equal on every row"},
+            "no interval: equal on every row",
+        ),
+    ],
+)
+def test_evaluate_says_when_a_difference_is_too_small_and_why_there_is_no_interval(
+    shell, monkeypatch, difference, said
+):
+    from shepherd import experiment
+
+    arm = {"rows": 2, "loss": 2.0, "token_accuracy": 0.5, "per_category": {}}
+    answer = {"base": arm, "federated": arm, "difference": {"no_interval": None, **difference}}
+    monkeypatch.setattr(experiment, "evaluate_run", lambda folder, number: answer)
+    assert shell("evaluate", write_run(Path("runs") / "x")).out.splitlines()[-1].endswith(said)
+
+
 def test_of_many_runs_the_last_are_named_and_the_rest_counted(shell):
     for number in range(17):
         write_run(Path("runs") / f"r{number:02}")

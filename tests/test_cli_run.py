@@ -10,9 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from console import Shell
+from report_runs import write_run
 from shepherd.cli.settings import QUICK
 from shepherd.config import Config, load, recipes
 from shepherd.progress import print_result
+from shepherd.report import load_run
+from shepherd.report.conduct import alerts
+from shepherd.report.verdict import verdict
 from tiny import tiny_model
 
 SUMMARY = {
@@ -154,6 +158,16 @@ def test_the_result_says_of_how_many_clients_the_mean_is_where_it_is_not_all(cli
     mean, best, worst = (line for line in capsys.readouterr().out.splitlines() if "alone, " in line)
     assert mean.split("  ")[0] == name and mean.split()[-2:] == ["48", "2,000"]
     assert best.split("  ")[0] == name.replace("mean", "best") and worst.split("  ")[0] == name.replace("mean", "worst")
+
+
+def test_the_result_has_the_headline_of_the_report_in_lines_of_the_terminal(capsys, tmp_path):
+    run = write_run(tmp_path / "demo")
+    print_result(run, SUMMARY)
+    out = capsys.readouterr().out
+    told = " ".join(out.split())
+    for sentence in (*verdict(load_run(run)), *alerts(load_run(run))):
+        assert " ".join(sentence.split()) in told, sentence
+    assert "on their own rows" in told.lower() and all(len(line) <= 80 for line in out.splitlines() if line[:2] == "- ")
 
 
 def test_json_is_one_strict_object_per_line_and_nothing_else_on_stdout(shell, started):

@@ -197,9 +197,10 @@ def test_a_conversation_that_a_template_begins_otherwise_as_it_grows_is_refused(
 
 def test_rows_that_were_changed_are_counted():
     tokenizer = known.family("llama 3")
-    rows = [Example(f"a:{i}", (user("Q"), answer(text))) for i, text in enumerate(["x", "  x", "y", "\ty"])]
+    rows = [Example(f"a:{i}", (user("Q"), answer(text))) for i, text in enumerate(["x", "  x", "y", "\ty", "\nz"])]
+    # A line break before an answer is trimmed, and stands all the same: at the end of the prompt.
     done = tokenize(rows, tokenizer, build_template("chat", tokenizer), 500)
-    assert done.changed == {"the chat template changes white space of the answer": (2, ("a:1", "a:3"))}
+    assert done.changed == {"the chat template changes white space of the answer": (3, ("a:1", "a:3", "a:4"))}
 
 
 @pytest.mark.parametrize(
@@ -228,6 +229,43 @@ def test_a_turn_that_is_not_shown_refuses_the_row_also_where_its_letters_stand_e
     # Every one of these letters stands in "user", "assistant" or "system" too.
     with pytest.raises(Refusal, match=reason):
         template.render([user("u"), answer("a"), system("s"), user("e"), answer("t")])
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "reason"),
+    [
+        (  # later system turns are collected at the beginning, as in DeepSeek's templates: no answer changes by it
+            "{% for m in messages %}{% if m.role == 'system' %}{{ '<|im_start|>' + m.content }}{% endif %}{% endfor %}"
+            + tiny.CHATML.replace("messages", "messages | rejectattr('role', 'equalto', 'system')"),
+            [user("Q"), answer("A"), system("S"), user("R"), answer("B")],
+            "rewrites earlier turns: it changes their order",
+        ),
+        (
+            tiny.CHATML + "{{ 'more' if messages[0].content | length > 3 }}",
+            [user("long"), answer("A")],
+            "changes the text of an answer",
+        ),
+        (
+            tiny.CHATML + "{{ '!' if add_generation_prompt and messages[0].content | length > 3 }}",
+            [user("long"), answer("A")],
+            "rewrites earlier turns",
+        ),
+        (
+            tiny.CHATML.replace("in messages", "in (messages[:-1] if add_generation_prompt else messages)"),
+            [user("P"), user("Q"), answer("A")],
+            "rewrites earlier turns",
+        ),
+    ],
+    ids=["order", "end", "prompt of this row", "prompt"],
+)
+def test_a_prompt_or_an_order_that_is_not_that_of_the_row_refuses_it(source, messages, reason):
+    with pytest.raises(Refusal, match=reason):
+        build_template("chat", tiny.chatml(source)).render(messages)
+
+
+def test_an_answer_of_nothing_but_a_word_that_the_template_looks_for_is_learned():
+    rendered = build_template("chat", known.family("qwen 3")).render([user("</think>"), answer("<tool_response>")])
+    assert [rendered.text[a:b] for a, b in rendered.spans] == ["<think>\n\n</think>\n\n<tool_response><|im_end|>"]
 
 
 def test_a_later_turn_that_is_moved_or_a_tool_that_is_not_shown_refuses_the_row():

@@ -158,6 +158,8 @@ MISTAKES = {
     "unknown model: 'nosuch'": ("run", "--model", "nosuch"),
     "unknown model: 'neither'": ("data", "inspect", "builtin:instructions", "--model", "neither"),
     "unknown model: 'nor'": ("data", "partition", "demo", "--tokenize", "--model", "nor"),
+    "data not found: nor-this.jsonl": ("data", "partition", "nor-this.jsonl", "--tokenize"),
+    "data not found: not-here.jsonl": ("data", "inspect", "not-here.jsonl"),
     "no column 'ward'": ("data", "partition", "builtin:instructions", "--set", "partition.name=by_key", "--set",
                          "partition.key=ward"),
 }  # fmt: skip

@@ -119,7 +119,9 @@ def test_a_body_without_a_head_and_code_that_is_not_run_are_notes(folder):
     assert "LlamaModel" in body and "auto_map" in code and "not run" in code
 
 
-@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "Gemma3ForConditionalGeneration"])
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "MyDiffusionForCausalLM", "GPT2LMHeadModel", "Gemma3ForConditionalGeneration"]
+)
 def test_a_model_that_continues_text_is_not_mistaken_for_another(folder, name):
     edit(folder, architectures=[name], num_labels=3)
     assert inspect_folder(folder) == ()
@@ -135,6 +137,13 @@ def test_a_folder_of_gguf_files_or_of_the_authors_own_format_gets_its_answer(tmp
     assert "authors' own format" in refused(tmp_path)[0]
     (tmp_path / "m.Q4_K_M.gguf").write_bytes(b"GGUF")
     assert refused(tmp_path)[1].endswith("m.Q4_K_M.gguf")
+
+
+def test_a_run_and_the_folder_above_a_model_are_no_models_and_say_what_to_do(folder, tmp_path):
+    assert refused(tmp_path)[1].endswith(f"model.base to {folder}")
+    (tmp_path / "identity.json").write_text("{}")
+    message, hint = refused(tmp_path)
+    assert "is a run, not a model" in message and "--to merged" in hint
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

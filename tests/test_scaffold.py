@@ -109,17 +109,26 @@ def test_a_cap_on_the_weight_of_one_client_holds_for_the_control_variates_too():
     assert x == pytest.approx(0.6, abs=1e-5)
 
 
+HALF = [
+    ("uniform", {}),
+    ("uniform", {"denominator": "all"}),
+    ("size_weighted", {}),  # draws a client twice, and its change counts once
+    ("poisson", {"q": 0.5}),
+    ("power_of_choice", {"candidates": 2}),
+]
+"""Selections that ask about half of four clients."""
+
+
+@pytest.mark.parametrize("selection, options", HALF)
+def test_c_is_the_mean_of_all_clients_variates_in_every_round_whoever_was_drawn_and_lost(selection, options):
+    cohort = 2 if selection != "poisson" else 0
+    for rounds in (2, 5, 9):
+        _, c, mean = settled((0, 1, 2, 3), (1, 2, 3, 4), rounds, "examples", selection, options, 0.3, cohort=cohort)
+        assert abs(c) > 0.01 and c == pytest.approx(mean, rel=1e-5)
+
+
 @pytest.mark.parametrize("lost", [0.0, 0.3])
-@pytest.mark.parametrize(
-    "selection, options",
-    [
-        ("uniform", {}),
-        ("uniform", {"denominator": "all"}),
-        ("size_weighted", {}),  # draws a client twice, and its change counts once
-        ("poisson", {"q": 0.5}),
-        ("power_of_choice", {"candidates": 2}),
-    ],
-)
+@pytest.mark.parametrize("selection, options", HALF)
 def test_part_of_the_clients_settle_there_too_however_they_are_drawn_and_what_is_lost(selection, options, lost):
     # a = 0, 1, 2, 3 and n = 1, 2, 3, 4: Σ n a / Σ n = 20 / 10. The mean of who is drawn alone is another in each round.
     cohort = 2 if selection != "poisson" else 0

@@ -11,12 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import test_scaffold as scaffold_laws
 import test_server_methods as laws
 import test_server_optimizer as optimizer_laws
 import test_server_pieces as piece_laws
 from federations import bfloat16
 from shepherd.lowrank import LowRank, stack
-from shepherd.server import merges, method, optimizer, remainders, splits, uploads, views, weighing
+from shepherd.server import merges, method, optimizer, payloads, remainders, splits, uploads, views, weighing
 from shepherd.server.merges import Merged
 from shepherd.server.schedules import Schedule, schedules
 from shepherd.server.splits import Halves
@@ -274,6 +275,51 @@ def second_moments_begin_at_zero(patch):
         return replace(made, init=lambda delta: {"m": np.zeros_like(delta), "v": np.zeros_like(delta)})
 
     patch.setitem(*replaced(optimizer.optimizers, "fedadam", change))
+
+
+@caught_by(optimizer_laws.test_fedadam_moves_a_coordinate_by_about_its_rate_when_the_change_stays_the_same)
+def second_moments_are_those_of_the_first(patch):
+    # OpenFedLLM and what is made from it: v of m² in place of Δ².
+    def change(made):
+        def step(state, delta):
+            m = 0.9 * state["m"] + 0.1 * delta
+            v = 0.99 * state["v"] + 0.01 * m**2
+            return {"m": m, "v": v}, m / (np.sqrt(v) + 1e-3)
+
+        return replace(made, step=step)
+
+    patch.setitem(*replaced(optimizer.optimizers, "fedadam", change))
+
+
+@caught_by(scaffold_laws.test_clients_of_unequal_weights_settle_at_the_optimum_of_their_weighted_mean)
+def control_variates_are_averaged_evenly_whatever_the_weights(patch):
+    before = method.control_step
+    patch.setattr(method, "control_step", lambda memory, changes, population: before(memory, changes, [0.5] * 2))
+
+
+@caught_by(scaffold_laws.test_c_is_the_mean_of_all_clients_variates_in_every_round_whoever_was_drawn_and_lost,
+           "uniform", {})  # fmt: skip
+def changes_of_control_variates_are_weighed_by_the_chance_to_be_drawn(patch):
+    before = method.control_step
+    patch.setattr(method, "control_step", lambda memory, changes, population: before(
+        memory, changes, [2 * p for p in population]))  # fmt: skip
+
+
+@caught_by(laws.test_frlora_loses_two_thousandths_of_what_was_learned_where_factors_are_rounded_to_bfloat16, "factor")
+def frlora_s_rest_is_a_difference_of_large_terms(patch):
+    def change(split):
+        def of(merged, place):
+            A, B, _ = split.of(merged, place)
+            return Halves(A, B, merged.total + LowRank(-merged.scale * B, A))
+
+        return replace(split, of=of)
+
+    patch.setitem(*replaced(splits.splits, "fixed", change))
+
+
+@caught_by(piece_laws.test_a_client_that_changed_nothing_turns_nothing_whatever_the_rank_of_the_factors, 1.0, 2)
+def any_of_the_best_rotations_is_taken(patch):
+    patch.setattr(payloads, "SINGULAR", -1.0)
 
 
 @caught_by(optimizer_laws.test_rolora_moves_the_moments_of_the_trained_factor_alone)

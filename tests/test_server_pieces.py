@@ -456,7 +456,7 @@ def test_of_the_best_rotations_of_a_singular_matrix_the_nearest_to_i_is_taken(ra
 
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_a_client_that_changed_nothing_turns_nothing_whatever_the_rank_of_the_factors(number, strength):
+def test_a_client_that_changed_nothing_turns_nothing_whatever_the_rank_of_the_factors(strength, number):
     # Four slots of rank 2, as after few steps: the overlap is singular, and its null space was turned at will.
     rng = np.random.default_rng(number)
     A, B = rng.normal(size=(4, 2)) @ rng.normal(size=(2, 12)), rng.normal(size=(9, 2)) @ rng.normal(size=(2, 4))

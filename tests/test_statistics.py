@@ -104,6 +104,16 @@ def test_where_there_is_no_interval_none_is_given_and_the_reason_is(between, wei
     json.dumps(found, allow_nan=False)
 
 
+def test_what_rounding_leaves_of_equal_differences_is_no_spread():
+    a, b = np.array([0.1 * 3, 0.2 * 3, 0.7 * 7]), np.array([0.2 * 3, 0.3 * 3, 0.8 * 7])
+    assert np.ptp((a - b) / [3, 3, 7]) > 0  # −0.1 on each row, but for the last bits
+    assert difference_of_sums(a, b, np.array([3, 3, 7]))["no_interval"] == "the difference is the same on every row"
+
+
+def test_a_row_without_weight_is_as_if_not_there():
+    assert difference([1.0, 2.0, 5.0], [1, 1, 0]) == difference([1.0, 2.0], [1, 1])
+
+
 def test_an_infinite_loss_on_both_sides_is_no_difference_of_zero():
     found = difference_of_sums([math.inf, 1.0], [math.inf, 2.0], [1, 1])
     assert found["difference"] is None and "1 of 2 rows" in found["no_interval"]

@@ -58,9 +58,9 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     from shepherd.model.fetch import look_at
 
     config = _settings(source, **flags).config
-    look_at(config.model.base, config.model.revision)
     tell = None if as_json else output.note
     dataset = read_rows(config, tell=tell)
+    look_at(config.model.base, config.model.revision)
     from shepherd.data.audit import audit
     from shepherd.data.prompts import build_template
     from shepherd.data.tokenize import tokenize
@@ -101,6 +101,8 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     if tokenize:
         from shepherd.model.fetch import look_at
 
+        if not config.data.source.startswith("hub:"):
+            read_rows(config, tell=tell)  # what is wrong with them is said before PyTorch loads
         look_at(config.model.base, config.model.revision)
         from shepherd.prepare import prepare_rows
 

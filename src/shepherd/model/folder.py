@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,16 @@ def _check_is_model(folder: Path) -> None:
             f"{folder} has no config.json: its params.json is of the authors' own format",
             hint="take the model in the format of transformers: config.json, model*.safetensors, tokenizer.json",
         )
+    if (folder / "identity.json").is_file():
+        raise ModelError(
+            f"{folder} is a run, not a model",
+            hint=f"a tuned model as a base: shepherd export {shlex.quote(str(folder))} --to merged --out NEW",
+        )
+    below = sorted(
+        path.parent for pattern in ("*/config.json", "snapshots/*/config.json") for path in folder.glob(pattern)
+    )
+    if below:
+        raise ModelError(f"{folder} is not a model: it has no config.json", hint=f"set model.base to {below[-1]}")
     raise ModelError(
         f"{folder} is not a model: it has no config.json",
         hint="model.base is the folder that holds config.json, *.safetensors and tokenizer.json",
@@ -178,6 +189,8 @@ def _check_head(folder: Path, config: Mapping[str, Any]) -> list[str]:
             hint=CAUSAL,
         )
     for name in names:
+        if name.endswith(("ForCausalLM", "LMHeadModel")):
+            continue
         for pattern, what in _OTHER_HEADS:
             if re.search(f"(?:{pattern})$", name):
                 origin = origin_of(folder, config)

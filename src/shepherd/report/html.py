@@ -219,8 +219,10 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
         if isinstance(counts, Mapping) and counts:
             items.append(_reasons(f"{what.capitalize()} rows", counts, limits))
             total = sum(number(v[0] if isinstance(v, list) and v else v) or 0 for v in counts.values())
-            did = "could not be used" if what == "refused" else "lost a part"
-            text[what != "refused" :] = [f"{plural(int(total), 'row')} {did}; the reasons are below."]
+            if what == "refused":
+                text = [f"{plural(int(total), 'row')} could not be used; the reasons are below."]
+            else:  # a row may be counted for several reasons
+                text.append("Some rows lost a part or were changed; how many, and why, is below.")
     notes = data.get("notes")
     text += [shorten(str(note), 300) for note in notes[: limits.rows]] if isinstance(notes, list) else []
     if isinstance(details := data.get("details"), Mapping) and details:
