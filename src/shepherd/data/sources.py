@@ -13,7 +13,7 @@ from typing import Any
 
 from shepherd import rng
 from shepherd.data.builtins import Rows, datasets
-from shepherd.data.columns import check_columns, no_format, rename, unread_sentence
+from shepherd.data.columns import check_columns, no_format, rename, replaced, unread_sentence
 from shepherd.data.containers import Parts, read_path
 from shepherd.data.files import find
 from shepherd.data.formats import Refusal, format_problem, formats_of, to_example
@@ -109,7 +109,9 @@ def _apart(rows: Rows, format: str, columns: Mapping[str, str], categories: Sequ
 
 def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | None = None) -> Dataset:
     """The rows that can be learned from, all of them."""
-    fields = [(id, rename(row, columns)) for id, row in rows.rows]
+    there = {name for _, row in rows.rows for name in row}
+    mapped = {ours: theirs for ours, theirs in columns.items() if theirs in there}  # others are fields of turns
+    fields = [(id, rename(row, mapped)) for id, row in rows.rows]
     formats = formats_of([row for _, row in fields], format)
     if not any(formats):
         raise no_format([row for _, row in rows.rows], format, columns, rows.name)
@@ -126,9 +128,12 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | 
         except Refusal as reason:
             refused.add(str(reason), id)
             continue
+        except RecursionError:
+            refused.add("nested too deeply", id)
+            continue
         examples.append(example)
         used[name] += 1
-        unread[0].update(notes.columns)
+        unread[0].update((*notes.columns, *replaced(rows.rows[number][1], mapped)))
         unread[1].update(notes.fields)
         for note in notes.changes:
             changed.add(note, id)

@@ -16,11 +16,17 @@ class Refusal(Exception):
     """Why a row cannot be learned from; its text is the reason that is counted, so it names no value of the row."""
 
 
-def missing(value: Any) -> bool:
-    """Whether `value` stands for nothing: null, NaN, an empty text, list or object. 0 and False are values."""
+def missing(value: Any, depth: int = 4) -> bool:
+    """Whether `value` stands for nothing: null, NaN, an empty text, list or object. 0 and False are values.
+
+    So does a list or an object of nothing else, to this depth: `datasets` writes a null struct as one of nulls.
+    """
     if isinstance(value, float):
         return math.isnan(value)
-    return value is None or (isinstance(value, (str, bytes, list, tuple, dict)) and not value)
+    if isinstance(value, (list, tuple, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return not value or (depth > 0 and all(missing(item, depth - 1) for item in items))
+    return value is None or (isinstance(value, (str, bytes)) and not value)
 
 
 def text(value: Any, what: str) -> str:
@@ -29,11 +35,15 @@ def text(value: Any, what: str) -> str:
         return ""
     if not isinstance(value, str):
         raise Refusal(f"{what} is not text but {type(value).__name__}")
+    return value if visible(_whole(value, what)) else ""
+
+
+def _whole(value: str, what: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
         raise Refusal(f"{what} holds half a character (a lone surrogate)") from None
-    return value if visible(value) else ""
+    return value
 
 
 def visible(text: str) -> bool:
@@ -56,7 +66,7 @@ def label(value: Any, what: str) -> str:
         raise Refusal(f"{what} is not one value")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    written = unicodedata.normalize("NFC", str(value)).strip()
+    written = unicodedata.normalize("NFC", _whole(str(value), what)).strip()
     return written if visible(written) else ""
 
 
