@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import pytest
@@ -155,6 +156,26 @@ def test_a_struct_of_nothing_but_null_is_a_null(tmp_path):
     assert list(losses(data)) == ["rows of 2 formats: 1 messages, 1 alpaca"]
 
 
+# Columns that another one stands for
+
+
+def test_a_column_that_the_users_column_replaces_is_named_and_never_stands_in_for_it(tmp_path):
+    rows = [{"prompt": ASK, "response": "draft", "final": final} for final in (SAY, None)]
+    data = read(tmp_path, *rows, {"prompt": ASK, "response": "draft"}, columns={"response": "final"})
+    assert [e.messages for e in data.examples] == [TURNS]
+    assert data.unread == "not read: the column response (1 row)"
+    assert sum(reasons(data).values()) == 2
+
+
+def test_the_column_source_of_files_that_are_clients_is_named(tmp_path):
+    for name in ("north", "south"):
+        row = PAIR | ({"source": "web"} if name == "south" else {})
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    data = load_examples(str(tmp_path))
+    assert [e.source for e in data.examples] == ["north", "south"]
+    assert data.notes == ("the column source (1 row) is not read: the source of a row is its client",)
+
+
 # Values that have no place in a text
 
 
@@ -181,3 +202,35 @@ def test_numbers_that_are_too_long_and_nested_junk_are_refusals(tmp_path):
 def test_a_part_of_a_turn_that_is_neither_text_nor_object_is_refused(tmp_path):
     row = {"messages": [{"role": "user", "content": [5, ASK]}, ANSWER]}
     assert reasons(read(tmp_path, PAIR, row)) == {"a turn with a part that is not text": 1}
+
+
+# Tables
+
+
+def test_a_delimiter_within_a_quoted_name_of_a_column_is_none(tmp_path):
+    (tmp_path / "c.csv").write_text('"instruction";"output, in short, or so"\nq;a\n')
+    data = load_examples(str(tmp_path / "c.csv"), columns={"response": "output, in short, or so"})
+    assert [m.content for m in data.examples[0].messages] == ["q", "a"]
+
+
+def test_the_index_that_pandas_writes_without_a_name_is_named_so(tmp_path):
+    (tmp_path / "c.csv").write_text(",instruction,output\n0,q,a\n1,q,b\n")
+    assert load_examples(str(tmp_path / "c.csv")).unread == "not read: the column (without a name) (2 rows)"
+
+
+def test_a_parquet_file_with_two_columns_of_one_name_or_with_no_text_is_answered(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "c.parquet"
+    table = pyarrow.Table.from_arrays([pyarrow.array([text]) for text in "qab"], ["instruction", "output", "output"])
+    parquet.write_table(table, path)
+    with pytest.raises(DataError, match="2 fields of one row are called 'output'"):
+        load_examples(str(path))
+    broken = pyarrow.array([b"\xff\xfe"], pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"instruction": ["q"], "output": broken}), path)
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        load_examples(str(path))
+    dated = [PAIR, PAIR | {"tools": [{"name": "rain", "since": datetime.date(2024, 1, 1)}]}]
+    parquet.write_table(pyarrow.Table.from_pylist(dated, pyarrow.Table.from_pylist(dated[1:]).schema), path)
+    data = load_examples(str(path))
+    assert reasons(data) == {"'tools' hold what JSON cannot: a date, bytes, NaN or half a character": 1}
