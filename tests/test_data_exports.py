@@ -234,3 +234,33 @@ def test_a_parquet_file_with_two_columns_of_one_name_or_with_no_text_is_answered
     parquet.write_table(pyarrow.Table.from_pylist(dated, pyarrow.Table.from_pylist(dated[1:]).schema), path)
     data = load_examples(str(path))
     assert reasons(data) == {"'tools' hold what JSON cannot: a date, bytes, NaN or half a character": 1}
+
+
+# Labels
+
+
+def test_a_category_that_is_no_single_value_is_named_and_refused_only_where_the_user_names_it(tmp_path):
+    row = PAIR | {"category": ["rivers", "towns"], "source": {"web": "x"}}
+    data = read(tmp_path, row)
+    assert data.examples[0].messages == TURNS and data.examples[0].category == "all"
+    assert data.unread == "not read: the columns category (1 row), source (1 row)"
+    data = read(tmp_path, PAIR, row, columns={"category": "category"})
+    assert reasons(data) == {"'category' is not one value": 1}
+
+
+def test_a_category_of_which_no_row_can_be_used_is_compared_as_a_label(tmp_path):
+    bad = {"instruction": ASK, "output": None}
+    rows = [PAIR | {"category": 1}, *(bad | {"category": value} for value in (1.0, "1 ", float("nan"), 0))]
+    assert read(tmp_path, *rows).unusable["category"] == {"0": 1}
+
+
+def test_nan_in_the_column_split_is_no_value(tmp_path):
+    rows = [PAIR | {"split": value} for value in ("train", "test", float("nan"), None)]
+    data = read(tmp_path, *rows)
+    assert data.notes[1] == "2 rows without a value in the column 'split' are not read"
+
+
+@pytest.mark.parametrize("value", [5, True])
+def test_a_system_prompt_that_is_no_text_is_named_in_the_reason(tmp_path, value):
+    data = read(tmp_path, PAIR, PAIR | {"system": value})
+    assert reasons(data) == {f"the system prompt is not text but {type(value).__name__}": 1}

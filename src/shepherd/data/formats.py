@@ -20,7 +20,7 @@ from shepherd.data.turns import (
     read_turns,
     turns_in,
 )
-from shepherd.data.values import Refusal, label, mark, missing, text
+from shepherd.data.values import NO_LABELS, Refusal, label, mark, missing, text
 from shepherd.errors import did_you_mean
 from shepherd.types import Example, Message
 
@@ -223,7 +223,7 @@ def to_example(
         if field not in fields:
             raise Refusal(f"no {field!r}")
     messages, context = form.read(row)
-    category, source = (label(row.take(field), repr(field)) for field in COMMON)
+    category, source = (_label(row, field) for field in COMMON)
     tools = "" if format == "text" else read_tools(given) if (given := row.take(*TOOLS)) is not None else ""
     if format == "text":
         if not messages[0].content:
@@ -232,6 +232,13 @@ def to_example(
         messages, context = _checked(_with_system(messages, row), context, row.notes)
     row.notes.columns = [row.names.get(column, column) for column in row.left]
     return Example(id, tuple(messages), category, source, context, tools), row.notes
+
+
+def _label(row: Row, field: str) -> str:
+    """A category or source. A list of them is none, and stays to be named, unless the user says that it is one."""
+    if field not in row.names and isinstance(row.left.get(field), NO_LABELS):
+        return ""
+    return label(row.take(field), repr(field))
 
 
 def _with_system(messages: list[Message], row: Row) -> list[Message]:

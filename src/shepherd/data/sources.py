@@ -21,6 +21,7 @@ from shepherd.data.hub import hub
 from shepherd.data.splits import by_split
 from shepherd.data.trees import shorten
 from shepherd.data.turns import TURN_FIELDS
+from shepherd.data.values import label
 from shepherd.data.waiting import Tell, Waiting
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
 from shepherd.types import Example, Message
@@ -161,8 +162,15 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | 
 def _unusable(fields: Sequence[tuple[str, Mapping[str, Any]]], examples: Sequence[Example], key: str) -> Counter[str]:
     """Values of a field of which no row became an example, with the number of their rows."""
     used, known = {e.id for e in examples}, {getattr(e, key) for e in examples}
-    values = Counter(str(row.get(key) or "").strip() for id, row in fields if id not in used)
+    values = Counter(_value(row.get(key)) for id, row in fields if id not in used)
     return Counter({value: count for value, count in values.items() if value and value not in known})
+
+
+def _value(value: Any) -> str:
+    try:
+        return label(value, "")
+    except Refusal:
+        return ""
 
 
 def _check_places(rows: Rows, used: Set[str], refused: Tally) -> None:

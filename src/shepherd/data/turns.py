@@ -242,7 +242,7 @@ def read_system(value: Any) -> str:
         if len(inner) != 1 or missing(value.get("parts", value.get("content", value.get("text")))):
             raise Refusal("a system prompt that is not text")
         value = inner[0]
-    return _content(value)[0].strip()
+    return (_content(value)[0] if isinstance(value, (list, tuple)) else text(value, "the system prompt")).strip()
 
 
 def _json(value: Any, what: str) -> str:

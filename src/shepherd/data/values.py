@@ -10,6 +10,8 @@ FALSE = ("false", "0", "0.0", "no", "n", "f", "off")
 TRUE = ("true", "1", "1.0", "yes", "y", "t", "on")
 BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 """Letters and marks by their Unicode category that draw nothing: joiners, fillers, the blank Braille pattern."""
+NO_LABELS = (list, tuple, dict, bytes)
+"""What is more than one value, or none to show."""
 
 
 class Refusal(Exception):
@@ -62,7 +64,7 @@ def label(value: Any, what: str) -> str:
     """A category or source as text: NFC, trimmed; "" where it is missing. 1, 1.0 and "1" are one label."""
     if missing(value):
         return ""
-    if isinstance(value, (list, tuple, dict, bytes)):
+    if isinstance(value, NO_LABELS):
         raise Refusal(f"{what} is not one value")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
