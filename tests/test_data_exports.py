@@ -107,9 +107,10 @@ def test_turns_in_the_cells_of_a_prompt_and_its_completion_are_turns_and_other_j
     ]  # fmt: skip
     data = read(tmp_path, *rows)
     assert [e.messages for e in data.examples] == [TURNS] * 2
-    listed = json.dumps([{"name": "Danube"}])
-    data = read(tmp_path, {"prompt": listed, "completion": json.dumps([ANSWER])})
-    assert [m.content for m in data.examples[0].messages] == [listed, json.dumps([ANSWER])]
+    for item in ({"name": "Danube"}, {"from": "Bern", "value": 3}, {"role": "user", "id": 7}):
+        listed = json.dumps([item])
+        data = read(tmp_path, {"prompt": listed, "completion": json.dumps([ANSWER])})
+        assert [m.content for m in data.examples[0].messages] == [listed, json.dumps([ANSWER])]
 
 
 # Calls of tools

@@ -31,6 +31,7 @@ MARKS = ("weight", "train", "training", "loss")
 REASONING = ("reasoning", "reasoning_content", "thinking")
 TURN_FIELDS = ("role", "content", "reasoning", "train")
 """What `--columns` can rename within a turn."""
+_SAID = {"content", "value", "tool_calls"}
 _LIST = re.compile(r"\s*\[\s*\{")
 
 
@@ -279,5 +280,10 @@ def turns_in(value: Any) -> Any:
     if not (isinstance(value, str) and _LIST.match(value)):
         return value
     found = _cell(value)
-    named = is_turns(found) and all({"role", "from"} & turn.keys() for turn in found if isinstance(turn, Mapping))
+    named = is_turns(found) and all(isinstance(turn, Mapping) and _speaks(turn) for turn in found)
     return found if named else value
+
+
+def _speaks(turn: Mapping[str, Any]) -> bool:
+    role = turn.get("role", turn.get("from"))
+    return isinstance(role, str) and role.strip().casefold() in ROLES and bool(_SAID & turn.keys())
