@@ -38,6 +38,16 @@ def test_an_answer_that_llama_factory_marks_as_not_wanted_is_refused(tmp_path):
     assert reasons(data) == {"'kto_tag' is false: an answer that is not wanted, in preference data": 2}
 
 
+def test_a_column_that_the_user_names_as_the_label_judges_in_any_spelling(tmp_path):
+    rows = [{"prompt": ASK, "completion": SAY, "good": value} for value in (1, 0, "yes", "no", -1)]
+    data = read(tmp_path, *rows, columns={"label": "good"})
+    assert [e.id for e in data.examples] == ["c:1", "c:3"] and not data.unread
+    assert reasons(data) == {
+        "'good' is false: an answer that is not wanted, in preference data": 2,
+        "'good' is neither true nor false": 1,
+    }
+
+
 def test_a_label_of_plain_text_is_a_class_and_no_judgement_of_an_answer(tmp_path):
     data = read(tmp_path, {"text": "Dull.", "label": False}, {"text": "Great!", "label": True})
     assert len(data) == 2 and data.unread == "not read: the column label (2 rows)"
@@ -155,6 +165,22 @@ def test_a_struct_of_nothing_but_null_is_a_null(tmp_path):
     )
     assert [e.messages for e in data.examples] == [TURNS] * 2
     assert list(losses(data)) == ["rows of 2 formats: 1 messages, 1 alpaca"]
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters", "args", "input"])
+def test_arguments_of_a_call_are_read_under_the_names_that_libraries_give_them(tmp_path, key):
+    call = {"id": 7, "name": "rain", "arguments": None, key: {"town": "Bern"}}
+    result = {"role": "tool", "tool_call_id": 7, "content": "1"}
+    data = read(tmp_path, {"messages": [USER, {"role": "assistant", "tool_calls": [call]}, result, ANSWER]})
+    made = json.loads(data.examples[0].messages[1].extra)["tool_calls"][0]
+    assert made["function"] == {"name": "rain", "arguments": {"town": "Bern"}}
+    assert made["id"] == json.loads(data.examples[0].messages[2].extra)["tool_call_id"] == "7"
+
+
+def test_a_call_whose_arguments_stand_elsewhere_is_refused_and_not_learned_without_them(tmp_path):
+    call = {"name": "rain", "kwargs": {"town": "Bern"}}
+    data = read(tmp_path, PAIR, {"messages": [USER, {"role": "assistant", "tool_calls": [call]}]})
+    assert reasons(data) == {"a turn that calls a tool with 'kwargs', not with 'arguments'": 1}
 
 
 # Columns that another one stands for

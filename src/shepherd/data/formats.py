@@ -214,7 +214,7 @@ def to_example(
     `names` (our field -> the user's) are the columns that the user named. `category` is "" where the row has none.
     """
     row = Row(fields, names or {})
-    if format != "text":  # nothing there is an answer, and a label is a class
+    if format != "text" or row.names.keys() & {*JUDGEMENTS}:  # no answer is judged there, and a label is a class
         _refuse_preferences(row)
     _refuse_other_media(row)
     _refuse_masked(row)
@@ -284,12 +284,19 @@ def _checked(messages: list[Message], context: str, notes: Notes) -> tuple[list[
 def _refuse_preferences(row: Row) -> None:
     """A KTO row whose label is false: its answer is the one that is not wanted. A true label is taken out, as read.
 
-    A label that is a number or a word is a class and no judgement, so it stays, and is named as not read.
+    A label that is a number or a word is a class and no judgement, so it stays, and is named as not read; but a column
+    that the user names is one, in any spelling.
     """
     for field in JUDGEMENTS:
         wanted = {"true": True, "false": False}.get(str(row.left.get(field)).strip().casefold())
+        name = row.names.get(field, field)
+        if field in row.names:
+            try:
+                wanted = mark(row.left.get(field))
+            except ValueError:
+                raise Refusal(f"{name!r} is neither true nor false") from None
         if wanted is False:
-            raise Refusal(f"{field!r} is false: an answer that is not wanted, in preference data")
+            raise Refusal(f"{name!r} is false: an answer that is not wanted, in preference data")
         if wanted:
             del row.left[field]
 

@@ -27,6 +27,9 @@ ROLES = {
 }  # fmt: skip
 CALLING = ("function_call", "tool_call", "tool_calls")
 """Roles of a turn whose text is a call of a tool, or a list of calls."""
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+"""Of a call: as OpenAI, xLAM, LangChain and Anthropic call them."""
+_BESIDE = ("name", "id", "type", "index", "strict", "description", "function")
 MARKS = ("weight", "train", "training", "loss")
 REASONING = ("reasoning", "reasoning_content", "thinking")
 TURN_FIELDS = ("role", "content", "reasoning", "train")
@@ -180,9 +183,10 @@ def _call(call: Any) -> dict[str, Any]:
     function = _parsed(call.get("function", call)) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise Refusal("a turn that calls a tool without a name")
-    arguments = function.get("arguments", function.get("parameters"))
-    if missing(arguments):
-        arguments = {}
+    arguments = next((function[key] for key in ARGUMENTS if not missing(function.get(key))), {})
+    beside = [key for key, value in function.items() if key not in (*ARGUMENTS, *_BESIDE) and not missing(value)]
+    if missing(arguments) and beside:
+        raise Refusal(f"a turn that calls a tool with {str(beside[0])[:40]!r}, not with 'arguments'")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -192,12 +196,13 @@ def _call(call: Any) -> dict[str, Any]:
         arguments = _full(arguments)
     arguments = {} if arguments is None else arguments
     found = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return {"id": call["id"], **found} if isinstance(call.get("id"), str) else found
+    return {"id": str(call["id"]), **found} if isinstance(call.get("id"), (str, int)) else found
 
 
 def _result(role: str, left: dict[str, Any]) -> dict[str, Any]:
     """What a template may show of a tool's result beside its text."""
-    return {key: left.pop(key) for key in ("name", "tool_call_id") if key in left} if role == "tool" else {}
+    given = {key: left.pop(key) for key in ("name", "tool_call_id") if key in left} if role == "tool" else {}
+    return {key: str(value) if isinstance(value, int) else value for key, value in given.items()}
 
 
 def _parsed(value: Any) -> Any:
