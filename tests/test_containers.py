@@ -316,3 +316,11 @@ def test_rows_without_a_key_are_counted_under_the_user_s_own_column_with_a_way_o
     with pytest.raises(DataError, match=f"2 of 6 rows have no value in the column '{column}'") as error:
         divide_rows(config, read_rows(config).examples, None)
     assert "x:5, x:6" in error.value.message and "'unknown'" in error.value.hint
+
+
+def test_a_folder_in_which_all_clients_lie_is_gone_down_into_and_said(tmp_path):
+    write(tmp_path, {"data/local_0.jsonl": rows("a", 2), "data/local_1.jsonl": rows("b", 2)})
+    data = load_examples(str(tmp_path))
+    assert {e.source for e in data.examples} == {"local_0", "local_1"}
+    assert data.notes == ("data/ is all that the folder holds, so each file or folder in it is a client",)
+    assert clients_of(tmp_path) == ("local_0", "local_1")

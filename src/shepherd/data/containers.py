@@ -165,10 +165,11 @@ def _batches(tree: Tree, at: Batch, parts: Parts, notes: list[str]) -> Iterator[
     if parts != "clients" and not at.part and not at.client:
         tree = _pairs(tree, notes)
     kinds = _kinds(tree, at, notes) if parts != "clients" and not at.part else {}
-    only = next(iter(tree.branches.values()))
-    if (
-        len(tree.branches) == 1 and only.folder and any(map(kind_of, only.branches))
-    ):  # data/train-00000-of-00002.parquet
+    (name, only), *more = tree.branches.items()
+    parted = only.folder and any(map(kind_of, only.branches))  # data/train-00000-of-00002.parquet
+    if not more and (parted or (only.folder and not at.client and len(only.branches) > 1 and parts != "clients")):
+        if not parted:  # one client is no federation
+            notes.append(f"{name}/ is all that the folder holds, so each file or folder in it is a client")
         yield from _batches(only, at, parts, notes)
         return
     for name, branch in tree.branches.items():
