@@ -98,8 +98,8 @@ class DataTable(Table):
     """A file, a folder with a file or sub-folder per client, `builtin:instructions`, `builtin:chatterbot`, or
     `hub:org/name`."""
     format: str = "auto"
-    """auto (told row by row), or that of every row: messages, sharegpt, alpaca, dolly, prompt_completion, text, or another
-    that docs/data.md lists."""
+    """auto (told row by row), or that of every row: messages, sharegpt, alpaca, dolly, prompt_completion, text, or
+    another that docs/data.md lists."""
     columns: Mapping[str, str] = Field(default_factory=dict)
     """Our field -> your column, e.g. {instruction = "question", response = "answer"}."""
     languages: tuple[str, ...] = ("english",)
