@@ -121,6 +121,9 @@ def test_partition_as_json_and_as_picture(shell):
 
 def test_partition_says_which_categories_are_too_small_to_hold_out_what_was_asked(shell):
     assert "blue 4 of 8" in shell("data", "partition", "x.jsonl", "--set", "data.held_out_per_category=5").err
+    shown = json.loads(shell("data", "partition", "x.jsonl", "--set", "data.held_out_per_category=5", "--json").out)
+    ((line, cases),) = shown["details"].items()
+    assert line in shown["left_out"] and "category 'blue': 4 of 8 rows are held out, 5 were asked for" in cases
 
 
 def test_the_demo_gives_each_of_its_eight_clients_one_kind_of_instruction(shell):

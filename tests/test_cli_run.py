@@ -81,6 +81,9 @@ def test_a_folder_of_data_makes_each_file_a_client_unless_a_partitioner_is_named
     assert "(a client for each file)" in shell("run", "--data", "clinics", "--set", "partition.name=files").err
     assert started[2].partition.model_dump() == {"name": "files", "clients": 0}
     assert "clinics divides its rows: 2 clients" in shell("run", "demo", "--data", "clinics").err
+    Path("mine.toml").write_text('[partition]\nname = "files"\n')
+    assert "clinics divides its rows: a client for each file" in shell("run", "mine.toml", "--data", "clinics").err
+    assert started[4].partition.name == "files"
 
 
 def test_by_key_makes_a_client_of_each_key_and_not_the_recipe_s_four(shell, started):

@@ -65,6 +65,7 @@ def test_a_part_of_a_split_key_is_never_taken_for_another_key():
 def test_an_id_depends_on_its_own_name_and_not_on_those_before_it():
     first = dict(zip(("A", "a", "á"), safe_names(("A", "a", "á")), strict=True))
     assert len({name.casefold() for name in first.values()}) == 3
+    assert len({name.casefold() for name in safe_names(("a", "A"))}) == 2
     again = dict(zip(("á", "A", "b", "a"), safe_names(("á", "A", "b", "a")), strict=True))
     assert again["á"] == first["á"] and {first["A"], first["a"]} >= {"A"} and again["b"] == "b"
 

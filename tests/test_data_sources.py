@@ -98,7 +98,10 @@ def test_a_folder_is_one_source_per_file_and_equal_stems_do_not_collide(tmp_path
         "north:1", "north:2", "south.csv:1", "south.jsonl:1", "south.jsonl:2",
     ]  # fmt: skip
     assert [e.source for e in data.examples] == ["north", "north", "south.csv", "south.jsonl", "south.jsonl"]
-    assert data.notes == ("not data, so not read: README.md",)
+    assert data.notes == (
+        "not data, so not read: README.md",
+        "the column source (4 rows) is not read: the source of a row is its client",
+    )
 
 
 def test_columns_map_other_names_and_pick_up_category_and_source(tmp_path):

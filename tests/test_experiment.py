@@ -31,6 +31,7 @@ from shepherd.estimate import plan
 from shepherd.evaluation.losses import row_losses
 from shepherd.model.adapter import WEIGHTS, digest, load_adapter, save_adapter
 from shepherd.model.base import load_base, load_tokenizer
+from shepherd.model.generate import Answer
 from shepherd.prepare import prepare_learner, prepare_rows
 from shepherd.results import asked_rows, generation_record
 from shepherd.types import Adapter, Example, Factors, Message
@@ -429,7 +430,7 @@ def test_a_record_of_an_answer_holds_all_that_its_prompt_was_made_of():
         Message("user", "Warm?"), Message("assistant", "", reasoning="Ask.", extra='{"tool_calls": []}'),
         Message("tool", "3"), Message("assistant", "No."),
     )  # fmt: skip
-    record = generation_record(Example("a:1", turns, context="In Oslo.", tools="[]"), {"base": "Yes."})
+    record = generation_record(Example("a:1", turns, context="In Oslo.", tools="[]"), {"base": Answer("Yes.", "stop")})
     assert record["prompt"] == [
         {"role": "user", "content": "Warm?\n\nIn Oslo."},
         {"role": "assistant", "content": "", "reasoning": "Ask.", "extra": '{"tool_calls": []}'},

@@ -72,6 +72,7 @@ def shell(capsys, monkeypatch, tmp_path) -> Shell:
     return Shell(capsys, monkeypatch)
 
 
+@pytest.mark.timeout(900)  # six runs and more, on whatever machine
 def test_every_block_of_the_readme_works_as_it_stands_after_the_ones_before(shell, monkeypatch):
     done = []
     for block in blocks():

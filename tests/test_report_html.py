@@ -531,3 +531,13 @@ def test_texts_have_a_contrast_of_at_least_4_5_and_marks_of_at_least_3(theme):
     for i in range(-4, 5):
         over = colours.get(f"in-d{i}", colours["in-dark" if abs(i) == 4 else "in-light"])
         assert contrast(over, colours[f"d{i}"]) >= 4.5, f"d{i}"
+
+
+def test_a_fold_of_the_report_has_every_case_of_a_warning_that_names_a_few(tmp_path):
+    run = write_run(tmp_path / "demo")
+    cases = [f"category 'c{i}': 1 of 3 rows are held out, 10 were asked for" for i in range(500)]
+    change(run / "summary.json", lambda summary: summary["data"].update(details={"fewer than 10: c0 and more": cases}))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert page.count("rows are held out, 10 were asked for") == 500
+    folded = page.index("<details", page.index('id="data"'))
+    assert folded < page.index("category &#39;c499&#39;: 1 of 3 rows")

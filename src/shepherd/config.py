@@ -125,7 +125,7 @@ class PartitionTable(Table):
     """by_key, iid, shards, dirichlet, power_law, linear, files (each file a client, also one called test), or
     `module:function`. Other keys are its options."""
     clients: int = Field(0, ge=0)
-    """Number of clients; 0 lets the partitioner decide (by_key, files), which a run does unless you give a number."""
+    """Number of clients; 0 lets the partitioner decide (by_key, files). Changing to one of these drops the recipe's."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def gather(
     layers = [(f"recipe {recipe}", read_recipe(recipe))] if recipe else []
     chosen = parse_overrides(overrides)
     named = _clients_of(data) if data is not None and "name" not in chosen.get("partition", {}) else ()
-    if named:
+    if named and merge(layers)[0].get("partition", {}).get("name") != "files":
         flags.append(("--data", {"partition": {"name": "by_key", "key": "source", "clients": 0}}))
     if quick:
         layer, note = _quick(merge([*layers, *flags])[0], chosen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shepherd.data.formats import ANSWERS, FIELDS, FORMATS, QUESTIONS
@@ -15,12 +15,23 @@ NAMED = 12
 
 
 def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under our field names. A column that was given another name is not there under its own."""
+    """The row under our field names. A column that was given another name is not there under its own, and one that has
+    the name which another was given is not there either (`replaced`), be it the only one that has a value."""
     if not columns:
         return dict(row)
-    taken = set(columns.values())
+    taken = {*columns, *columns.values()}
     kept = {name: value for name, value in row.items() if name not in taken}
     return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+
+
+def replaced(row: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[str]:
+    """The row's own columns with a value in the place of which `columns` puts another.
+
+    Not `source`: in a folder it holds the name of the file.
+    """
+    for ours in columns.keys() - set(columns.values()) - {"source"}:
+        if not missing(row.get(ours)):
+            yield ours
 
 
 def check_columns(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], where: str) -> None:
@@ -64,7 +75,7 @@ def no_format(rows: Sequence[Mapping[str, Any]], format: str, columns: Mapping[s
         accepted = f"  {format}: {', '.join(FORMATS[format].required)}"
     else:
         accepted = (
-            f"  {', '.join(name for name in ('messages', 'conversations', 'conversation'))}: a list of turns\n"
+            "  messages, conversations, conversation, contents: a list of turns\n"
             f"  a pair: one of {', '.join(QUESTIONS)}, and one of {', '.join(ANSWERS)} "
             "(dolly: instruction, response; alpaca: instruction, output);\n"
             "    or input and output, inputs and targets\n"
@@ -77,7 +88,7 @@ def no_format(rows: Sequence[Mapping[str, Any]], format: str, columns: Mapping[s
 
 
 def _chosen(first: Mapping[str, Any]) -> str:
-    whole = is_turns(first["chosen"]) and len(first["chosen"]) > 1
+    whole = isinstance(first["chosen"], (list, tuple)) and is_turns(first["chosen"]) and len(first["chosen"]) > 1
     if whole:
         return "--columns messages=chosen"
     asked = next((name for name in QUESTIONS if name in first), "")
@@ -111,6 +122,6 @@ def unread_sentence(columns: Mapping[str, int], fields: Mapping[str, int]) -> st
 def _named(noun: str, counts: Mapping[str, int]) -> str:
     if not counts:
         return ""
-    named = [f"{name} ({plural(rows, 'row')})" for name, rows in list(counts.items())[:NAMED]]
+    named = [f"{name or '(without a name)'} ({plural(rows, 'row')})" for name, rows in list(counts.items())[:NAMED]]
     rest = len(counts) - len(named)
     return f"the {noun}{'s' * (len(counts) > 1)} {', '.join(named)}" + (f" and {rest} more" if rest else "")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from shepherd.data.builtins import Rows
 from shepherd.data.files import ACCEPTED, CONVERSIONS, PICKLES, SUFFIXES, read, stem_of, suffix_of, unreadable
 from shepherd.data.trees import PARTS, Tree, kind_of, unsharded
+from shepherd.data.values import missing
 from shepherd.data.waiting import Tell
 from shepherd.errors import DataError, plural
 
@@ -257,9 +258,12 @@ def _few(names: Sequence[str] | Mapping[str, Any], most: int = 5) -> str:
 
 
 def _rows(name: str, batches: Sequence[Batch], notes: tuple[str, ...] = ()) -> Rows:
-    rows, places = [], []
+    rows, places, hidden = [], [], 0
     for batch in batches:
         source = {"source": batch.client} if batch.client else {}
+        hidden += sum(not missing(row.get("source")) for _, row in batch.tree.rows) if batch.client else 0
         rows += [(f"{batch.name}:{number}", row | source) for number, row in batch.tree.rows]
         places.append((batch.tree.place or batch.name, len(batch.tree.rows)))
+    if hidden:
+        notes = (*notes, f"the column source ({plural(hidden, 'row')}) is not read: the source of a row is its client")
     return Rows(name, rows, notes=notes, places=tuple(places))

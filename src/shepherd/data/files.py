@@ -189,7 +189,7 @@ def _bomb(path: Path, most: int) -> DataError:
 
 
 def _csv(path: Path, text: str) -> list[Numbered]:
-    header = text.split("\n", 1)[0]
+    header = re.sub('"[^"]*"', "", text.split("\n", 1)[0])
     delimiter = "\t" if suffix_of(path).startswith(".tsv") else max(",;\t|", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, begin = [], 1
@@ -233,13 +233,16 @@ def _parquet(path: Path) -> Iterator[Numbered]:
     try:
         most, size, number = _most(path), 0, 0
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise named_twice(str(path), names)
             for batch in file.iter_batches(batch_size=64):
                 for row in batch.to_pylist():
                     number, size = number + 1, size + _length(row)
                     if size > most:
                         raise _bomb(path, most)
                     yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last: no text, no date
         raise DataError(f"{path}: cannot be read as Parquet: {shorten(str(error))}") from None
 
 

@@ -10,18 +10,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shepherd.data.turns import REASONING, Notes, is_turns, read_history, read_tools, read_turns
-from shepherd.data.values import Refusal, label, mark, missing, text
+from shepherd.data.turns import (
+    REASONING,
+    Notes,
+    is_turns,
+    read_history,
+    read_system,
+    read_tools,
+    read_turns,
+    turns_in,
+)
+from shepherd.data.values import NO_LABELS, Refusal, label, mark, missing, text
 from shepherd.errors import did_you_mean
 from shepherd.types import Example, Message
 
 __all__ = ["FORMATS", "Format", "Notes", "Refusal", "format_of", "format_problem", "formats_of", "to_example"]
 
-SYSTEM = ("system", "system_prompt", "system_message")
+SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions")
 COMMON = ("category", "source")
 IMAGES = ("image", "images", "image_url", "image_urls", "video", "videos", "audio", "audios")
 ROW_MARKS = ("train", "weight", "loss")
+JUDGEMENTS = ("label", "kto_tag")
+"""Whether an answer is wanted (KTO): as TRL and as LLaMA-Factory call it."""
 _NO_INPUT = ("<noinput>", "noinput", "no input", "n/a", "nan", "none", "null")
 _BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
 
@@ -57,7 +68,9 @@ class Format:
 
 def _pair(asked: str, answered: str, contexts: Sequence[str]) -> Format:
     def read(row: Row) -> tuple[list[Message], str]:
-        prompt, answer = row.take(asked), row.take(answered)
+        prompt, answer = turns_in(row.take(asked)), row.take(answered)
+        if is_turns(prompt):
+            answer = turns_in(answer)
         if is_turns(prompt) or is_turns(answer):
             return _prompt_and_completion(row, prompt, answer, asked, answered)
         history = row.take("history")
@@ -101,6 +114,12 @@ def _conversation(field: str) -> Format:
         if field not in row.left:
             raise Refusal(f"no {field!r}")
         messages = read_turns(row.take(field), repr(field), row.notes, row.names)
+        if {"chosen", "rejected"} <= row.left.keys() and messages and messages[-1].role != "assistant":
+            mapped = row.names.get(field, field)
+            raise Refusal(
+                f"preference data: 'chosen' and 'rejected' answer the last turn (--columns prompt={mapped},"
+                "completion=chosen learns the chosen)"
+            )
         # A column beside the turns may hold anything; it is pasted in where the user says that it belongs there.
         return messages, row.text("context").strip() if "context" in row.names else ""
 
@@ -108,6 +127,8 @@ def _conversation(field: str) -> Format:
 
 
 def _plain(row: Row) -> tuple[list[Message], str]:
+    if "role" in row.left:
+        raise Refusal("one turn of a conversation, as it has a 'role': join the turns of each to a list 'messages'")
     return [Message("text", row.text("text").strip())], ""
 
 
@@ -134,11 +155,12 @@ FORMATS: dict[str, Format] = {
     "conversation": _conversation("conversation"),
     **{_NAMED.get((q, a), f"{q}_{a}"): _pair(q, a, _contexts(q, a)) for q, a in PAIRS},
     "text": Format(("text",), (), _plain),
+    "contents": _conversation("contents"),
 }
 
 FIELDS = tuple(dict.fromkeys((
     *(field for form in FORMATS.values() for field in form.required),
-    *("context", "input", "history", *COMMON, *SYSTEM, *TOOLS, *REASONING, *ROW_MARKS, "label"),
+    *("context", "input", "history", *COMMON, *SYSTEM, *TOOLS, *REASONING, *ROW_MARKS, *JUDGEMENTS),
 )))  # fmt: skip
 """What `--columns` can rename, besides the fields of a turn."""
 
@@ -192,7 +214,8 @@ def to_example(
     `names` (our field -> the user's) are the columns that the user named. `category` is "" where the row has none.
     """
     row = Row(fields, names or {})
-    _refuse_preferences(row)
+    if format != "text" or row.names.keys() & {*JUDGEMENTS}:  # no answer is judged there, and a label is a class
+        _refuse_preferences(row)
     _refuse_other_media(row)
     _refuse_masked(row)
     form = FORMATS[format]
@@ -200,7 +223,7 @@ def to_example(
         if field not in fields:
             raise Refusal(f"no {field!r}")
     messages, context = form.read(row)
-    category, source = (label(row.take(field), repr(field)) for field in COMMON)
+    category, source = (_label(row, field) for field in COMMON)
     tools = "" if format == "text" else read_tools(given) if (given := row.take(*TOOLS)) is not None else ""
     if format == "text":
         if not messages[0].content:
@@ -211,8 +234,16 @@ def to_example(
     return Example(id, tuple(messages), category, source, context, tools), row.notes
 
 
+def _label(row: Row, field: str) -> str:
+    """A category or source. A list of them is none, and stays to be named, unless the user says that it is one."""
+    if field not in row.names and isinstance(row.left.get(field), NO_LABELS):
+        return ""
+    return label(row.take(field), repr(field))
+
+
 def _with_system(messages: list[Message], row: Row) -> list[Message]:
-    system, own = row.text(*SYSTEM).strip(), {m.content for m in messages if m.role == "system"}
+    system = read_system(row.take(*SYSTEM))
+    own = {m.content for m in messages if m.role == "system" and m.content}
     if system and not own:
         return [Message("system", system), *messages]
     if own - {system} and system:
@@ -253,13 +284,21 @@ def _checked(messages: list[Message], context: str, notes: Notes) -> tuple[list[
 def _refuse_preferences(row: Row) -> None:
     """A KTO row whose label is false: its answer is the one that is not wanted. A true label is taken out, as read.
 
-    A label that is a number or a word is a class and no judgement, so it stays, and is named as not read.
+    A label that is a number or a word is a class and no judgement, so it stays, and is named as not read; but a column
+    that the user names is one, in any spelling.
     """
-    wanted = {"true": True, "false": False}.get(str(row.left.get("label")).strip().casefold())
-    if wanted is not None:
-        if not wanted:
-            raise Refusal("'label' is false: an answer that is not wanted, in preference data")
-        del row.left["label"]
+    for field in JUDGEMENTS:
+        wanted = {"true": True, "false": False}.get(str(row.left.get(field)).strip().casefold())
+        name = row.names.get(field, field)
+        if field in row.names:
+            try:
+                wanted = mark(row.left.get(field))
+            except ValueError:
+                raise Refusal(f"{name!r} is neither true nor false") from None
+        if wanted is False:
+            raise Refusal(f"{name!r} is false: an answer that is not wanted, in preference data")
+        if wanted:
+            del row.left[field]
 
 
 def _refuse_other_media(row: Row) -> None:

@@ -8,6 +8,7 @@ them. Any other object is one row.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from shepherd.errors import DataError
 
 LISTS = ("data", "rows", "examples", "instances")
 """Names of the list of rows in an object that holds other things too."""
+
+TURNS = ("messages", "conversations", "conversation", "contents")
+"""Names of a row's own list, which is no list of rows, whatever its objects are."""
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path, text: str) -> Tree:
@@ -45,7 +50,11 @@ def _container(path: Path, document: Any) -> Tree | None:
         return None
     if isinstance(users := document.get("user_data"), dict) and "users" in document:  # LEAF
         document = users
-    found = {str(key): tree for key, value in document.items() if (tree := _branch(path, value)) is not None}
+    found = {
+        str(key): tree
+        for key, value in document.items()
+        if key not in TURNS and (tree := _branch(path, value)) is not None
+    }
     listed = next((key for key in found if key.casefold() in LISTS), None)
     if listed is not None:  # what lies beside is a part or no rows
         found = {key: tree for key, tree in found.items() if key == listed or kind_of(key)}
@@ -78,7 +87,7 @@ def _branch(path: Path, value: Any) -> Tree | None:
 
 
 def _is_turn(item: Mapping[str, Any]) -> bool:
-    return bool({"role", "from"} & item.keys()) and bool({"content", "value", "tool_calls"} & item.keys())
+    return bool({"role", "from"} & item.keys()) and bool({"content", "value", "parts", "tool_calls"} & item.keys())
 
 
 def _table(document: Mapping[str, Any]) -> list[Numbered] | None:
@@ -120,7 +129,14 @@ def _loads(where: Path | str, text: str) -> Any:
         found = dict(pairs)
         if len(found) < len(pairs):  # Python keeps the last one, and says nothing
             raise named_twice(str(where), [name for name, _ in pairs])
+        if halves and (name := next((name for name in found if _half(name)), None)) is not None:
+            raise DataError(
+                f"{where}: the name of a field holds half a character (a lone surrogate): {name!r}",
+                hint="give it a whole name, or take it out",
+            )
         return found
+
+    halves = bool(_HALF.search(text))
 
     try:
         return json.loads(text, object_pairs_hook=unique)
@@ -130,6 +146,10 @@ def _loads(where: Path | str, text: str) -> Any:
         raise DataError(f"{where}: JSON that is nested too deeply") from None
     except ValueError as error:  # a whole number of thousands of digits
         raise DataError(f"{where}: JSON that cannot be read: {error}") from None
+
+
+def _half(name: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _malformed(path: Path, line_number: int, error: json.JSONDecodeError, line: str) -> DataError:

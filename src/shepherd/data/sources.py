@@ -13,7 +13,7 @@ from typing import Any
 
 from shepherd import rng
 from shepherd.data.builtins import Rows, datasets
-from shepherd.data.columns import check_columns, no_format, rename, unread_sentence
+from shepherd.data.columns import check_columns, no_format, rename, replaced, unread_sentence
 from shepherd.data.containers import Parts, read_path
 from shepherd.data.files import find
 from shepherd.data.formats import Refusal, format_problem, formats_of, to_example
@@ -21,6 +21,7 @@ from shepherd.data.hub import hub
 from shepherd.data.splits import by_split
 from shepherd.data.trees import shorten
 from shepherd.data.turns import TURN_FIELDS
+from shepherd.data.values import label
 from shepherd.data.waiting import Tell, Waiting
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
 from shepherd.types import Example, Message
@@ -109,7 +110,9 @@ def _apart(rows: Rows, format: str, columns: Mapping[str, str], categories: Sequ
 
 def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | None = None) -> Dataset:
     """The rows that can be learned from, all of them."""
-    fields = [(id, rename(row, columns)) for id, row in rows.rows]
+    there = {name for _, row in rows.rows for name in row}
+    mapped = {ours: theirs for ours, theirs in columns.items() if theirs in there}  # others are fields of turns
+    fields = [(id, rename(row, mapped)) for id, row in rows.rows]
     formats = formats_of([row for _, row in fields], format)
     if not any(formats):
         raise no_format([row for _, row in rows.rows], format, columns, rows.name)
@@ -126,9 +129,12 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | 
         except Refusal as reason:
             refused.add(str(reason), id)
             continue
+        except RecursionError:
+            refused.add("nested too deeply", id)
+            continue
         examples.append(example)
         used[name] += 1
-        unread[0].update(notes.columns)
+        unread[0].update((*notes.columns, *replaced(rows.rows[number][1], mapped)))
         unread[1].update(notes.fields)
         for note in notes.changes:
             changed.add(note, id)
@@ -156,8 +162,15 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | 
 def _unusable(fields: Sequence[tuple[str, Mapping[str, Any]]], examples: Sequence[Example], key: str) -> Counter[str]:
     """Values of a field of which no row became an example, with the number of their rows."""
     used, known = {e.id for e in examples}, {getattr(e, key) for e in examples}
-    values = Counter(str(row.get(key) or "").strip() for id, row in fields if id not in used)
+    values = Counter(_value(row.get(key)) for id, row in fields if id not in used)
     return Counter({value: count for value, count in values.items() if value and value not in known})
+
+
+def _value(value: Any) -> str:
+    try:
+        return label(value, "")
+    except Refusal:
+        return ""
 
 
 def _check_places(rows: Rows, used: Set[str], refused: Tally) -> None:

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 
 from shepherd.data.builtins import Rows
 from shepherd.data.trees import kind_of
+from shepherd.data.values import missing
 from shepherd.errors import plural
 
 COLUMN = "split"
@@ -22,7 +23,8 @@ def by_split(rows: Rows, parts: str, columns: Mapping[str, str]) -> Rows:
     """
     if parts == "clients" or rows.held_out is not None or COLUMN in columns or COLUMN in columns.values():
         return rows
-    values = [str(row.get(COLUMN) or "").strip() for _, row in rows.rows]
+    given = (row.get(COLUMN) for _, row in rows.rows)
+    values = ["" if missing(value) else str(value).strip() for value in given]
     kinds = {value: kind_of(value) for value in set(values)}
     known = set(kinds.values())
     if "train" not in known or not known & {"test", "validation"}:

@@ -10,8 +10,6 @@ import json
 from datetime import datetime
 from itertools import pairwise
 
-import jinja2
-
 DAY = datetime(2025, 1, 1)
 """The day that every prompt is written on. Runs record it, and are not comparable over another one."""
 
@@ -81,6 +79,8 @@ def _text(literal: str) -> str:
 
 def _lexed(source: str) -> list[tuple[str, str]]:
     """(kind, text) of each token but white space; [] for a source that is no template, which rendering will tell."""
+    import jinja2  # here: what divides data into clients needs no templates
+
     try:
         tokens = jinja2.Environment().lex(source)
         return [(kind, text) for _, kind, text in tokens if kind not in ("whitespace", "data")]

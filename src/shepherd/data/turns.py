@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,14 +20,22 @@ ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant",
-    "ai": "assistant", "bing": "assistant", "bard": "assistant", "function_call": "assistant",
+    "ai": "assistant", "bing": "assistant", "bard": "assistant", "chatbot": "assistant",
+    "function_call": "assistant", "tool_call": "assistant", "tool_calls": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_response": "tool",
     "ipython": "tool",
 }  # fmt: skip
-MARKS = ("weight", "train", "loss")
+CALLING = ("function_call", "tool_call", "tool_calls")
+"""Roles of a turn whose text is a call of a tool, or a list of calls."""
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+"""Of a call: as OpenAI, xLAM, LangChain and Anthropic call them."""
+_BESIDE = ("name", "id", "type", "index", "strict", "description", "function")
+MARKS = ("weight", "train", "training", "loss")
 REASONING = ("reasoning", "reasoning_content", "thinking")
 TURN_FIELDS = ("role", "content", "reasoning", "train")
 """What `--columns` can rename within a turn."""
+_SAID = {"content", "value", "tool_calls"}
+_LIST = re.compile(r"\s*\[\s*\{")
 
 
 @dataclass
@@ -58,13 +68,15 @@ def read_turns(
 
 
 def is_turns(value: Any) -> bool:
-    """Whether `value` is a list of turns, not a text: of objects, or an object of lists."""
+    """Whether `value` is a list of turns, not a text: of objects, or an object of lists, or one turn alone."""
     if isinstance(value, Mapping):
         return _transposed(value) is not None
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
 
 
 def _transposed(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    if isinstance(columns.get("role", columns.get("from")), str):
+        return [dict(columns)]
     given = {name: column for name, column in columns.items() if column is not None}
     if not given or not all(isinstance(column, (list, tuple)) for column in given.values()):
         return None
@@ -93,11 +105,11 @@ def _turn(turn: Any, notes: Notes, names: Mapping[str, str], learned: bool) -> M
             f"a turn with the role {given[:40]!r}, which is not system, user, assistant or tool"
             if given else "a turn without a role"
         )  # fmt: skip
-    content, thought = _content(take(names.get("content", "content"), "content", "value", "text"))
+    content, thought = _content(take(names.get("content", "content"), "content", "value", "text", "parts"))
     reasoning = text(take(names.get("reasoning", REASONING[0]), *REASONING), "the reasoning") if _is(role) else ""
-    extra = _calls(take("tool_calls"), take("function_call")) if _is(role) else _result(role, left)
-    if given.casefold() == "function_call":
-        extra, content = _calls([_parsed(content)], None), ""
+    extra = _calls(take("tool_calls", "function_call")) if _is(role) else _result(role, left)
+    if given.casefold() in CALLING:
+        extra, content = _calls(_parsed(content)), ""
     masked = _masked(left, role, names, notes)
     notes.fields += [key for key in left if key not in notes.fields]
     answer = _is(role)
@@ -106,7 +118,7 @@ def _turn(turn: Any, notes: Notes, names: Mapping[str, str], learned: bool) -> M
         content=content.rstrip() if answer else content.strip(),
         learned=(learned and not masked) if answer else True,
         reasoning=(reasoning or thought).strip() if answer else "",
-        extra=json.dumps(extra, ensure_ascii=False, sort_keys=True) if extra else "",
+        extra=_json(extra, "a turn whose calls of tools") if extra else "",
     )
 
 
@@ -122,7 +134,9 @@ def _content(value: Any) -> tuple[str, str]:
     for part in value:
         if isinstance(part, str):
             part = {"text": part}
-        given = {k: v for k, v in part.items() if not missing(v)} if isinstance(part, Mapping) else {}
+        if not isinstance(part, Mapping) and not missing(part):
+            raise Refusal("a turn with a part that is not text")
+        given = {k: v for k, v in part.items() if not missing(v)} if not missing(part) else {}
         key = "thinking" if given.get("type") == "thinking" else "text"
         beside = given.keys() - {key, "type", "signature", "index", "annotations", "cache_control"}
         if beside or not isinstance(given.get(key, ""), str) or given.get("type", "text") not in _TEXTS:
@@ -153,38 +167,42 @@ def _masked(left: dict[str, Any], role: str, names: Mapping[str, str], notes: No
     return masked
 
 
-def _calls(calls: Any, call: Any) -> dict[str, Any]:
-    """The calls of tools in an assistant's turn as OpenAI writes them, arguments as objects."""
-    if calls is None and call is not None:
-        calls = [call]
+def _calls(calls: Any) -> dict[str, Any]:
+    """The calls of tools in an assistant's turn, one or a list, as OpenAI writes them, arguments as objects."""
     if calls is None:
         return {}
-    if isinstance(calls, str):
-        calls = _parsed(calls)
+    calls = _parsed(calls)
+    if isinstance(calls, Mapping):
+        calls = [calls]
     if not isinstance(calls, (list, tuple)):
         raise Refusal("a turn whose calls of tools are not a list")
-    return {"tool_calls": [_call(_parsed(one)) for one in calls]}
+    return {"tool_calls": [_call(_parsed(one)) for one in calls if not missing(one)]}
 
 
 def _call(call: Any) -> dict[str, Any]:
     function = _parsed(call.get("function", call)) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise Refusal("a turn that calls a tool without a name")
-    arguments = function.get("arguments", function.get("parameters"))
+    arguments = next((function[key] for key in ARGUMENTS if not missing(function.get(key))), {})
+    beside = [key for key, value in function.items() if key not in (*ARGUMENTS, *_BESIDE) and not missing(value)]
+    if missing(arguments) and beside:
+        raise Refusal(f"a turn that calls a tool with {str(beside[0])[:40]!r}, not with 'arguments'")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise Refusal("a turn whose arguments for a tool are not JSON") from None
-    # A struct of Parquet holds every key that any call has, and null where this one has none.
-    arguments = {k: v for k, v in arguments.items() if v is not None} if isinstance(arguments, Mapping) else arguments
-    found = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
-    return {"id": call["id"], **found} if isinstance(call.get("id"), str) else found
+    else:  # A struct of Parquet holds every key that any call has, and null where this one has none.
+        arguments = _full(arguments)
+    arguments = {} if arguments is None else arguments
+    found = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return {"id": str(call["id"]), **found} if isinstance(call.get("id"), (str, int)) else found
 
 
 def _result(role: str, left: dict[str, Any]) -> dict[str, Any]:
     """What a template may show of a tool's result beside its text."""
-    return {key: left.pop(key) for key in ("name", "tool_call_id") if key in left} if role == "tool" else {}
+    given = {key: left.pop(key) for key in ("name", "tool_call_id") if key in left} if role == "tool" else {}
+    return {key: str(value) if isinstance(value, int) else value for key, value in given.items()}
 
 
 def _parsed(value: Any) -> Any:
@@ -192,7 +210,7 @@ def _parsed(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise Refusal("a turn that calls a tool in a way that is not JSON") from None
 
 
@@ -220,13 +238,33 @@ def read_tools(value: Any) -> str:
     if not isinstance(value, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in value):
         raise Refusal("'tools' is not a list of tools")
     tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in map(_full, value)]
-    return json.dumps(tools, ensure_ascii=False, sort_keys=True) if tools else ""
+    return _json(tools, "'tools'") if tools else ""
+
+
+def read_system(value: Any) -> str:
+    """A system prompt: a text, a list of parts (Bedrock, Anthropic), or an object that holds either (Gemini)."""
+    if isinstance(value, Mapping):
+        inner = [item for key, item in value.items() if key != "role" and not missing(item)]
+        if len(inner) != 1 or missing(value.get("parts", value.get("content", value.get("text")))):
+            raise Refusal("a system prompt that is not text")
+        value = inner[0]
+    return (_content(value)[0] if isinstance(value, (list, tuple)) else text(value, "the system prompt")).strip()
+
+
+def _json(value: Any, what: str) -> str:
+    """`value` as JSON. Raises Refusal for what JSON cannot hold, as a Parquet may: dates, bytes, infinities."""
+    try:
+        written = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        written.encode()
+    except (TypeError, ValueError):
+        raise Refusal(f"{what} hold what JSON cannot: a date, bytes, NaN or half a character") from None
+    return written
 
 
 def _full(value: Any) -> Any:
-    """`value` without the nulls that a Parquet struct fills in."""
+    """`value` without the nulls that a Parquet struct fills in, and that pandas writes as NaN."""
     if isinstance(value, Mapping):
-        return {k: _full(v) for k, v in value.items() if v is not None}
+        return {k: _full(v) for k, v in value.items() if v is not None and v == v}
     return [_full(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -234,7 +272,23 @@ def _cell(value: str) -> Any:
     """What a cell of a table holds: JSON, or Python's way of writing a list (pandas writes it so); None for neither."""
     for load in (json.loads, ast.literal_eval):
         try:
-            return load(value)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python warns of an escape such as \\d in what it reads
+                return load(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return None
+
+
+def turns_in(value: Any) -> Any:
+    """The turns that a cell of a table holds as text, where each says who speaks; any other value as it is."""
+    if not (isinstance(value, str) and _LIST.match(value)):
+        return value
+    found = _cell(value)
+    named = is_turns(found) and all(isinstance(turn, Mapping) and _speaks(turn) for turn in found)
+    return found if named else value
+
+
+def _speaks(turn: Mapping[str, Any]) -> bool:
+    role = turn.get("role", turn.get("from"))
+    return isinstance(role, str) and role.strip().casefold() in ROLES and bool(_SAID & turn.keys())

@@ -10,17 +10,25 @@ FALSE = ("false", "0", "0.0", "no", "n", "f", "off")
 TRUE = ("true", "1", "1.0", "yes", "y", "t", "on")
 BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 """Letters and marks by their Unicode category that draw nothing: joiners, fillers, the blank Braille pattern."""
+NO_LABELS = (list, tuple, dict, bytes)
+"""What is more than one value, or none to show."""
 
 
 class Refusal(Exception):
     """Why a row cannot be learned from; its text is the reason that is counted, so it names no value of the row."""
 
 
-def missing(value: Any) -> bool:
-    """Whether `value` stands for nothing: null, NaN, an empty text, list or object. 0 and False are values."""
+def missing(value: Any, depth: int = 4) -> bool:
+    """Whether `value` stands for nothing: null, NaN, an empty text, list or object. 0 and False are values.
+
+    So does a list or an object of nothing else, to this depth: `datasets` writes a null struct as one of nulls.
+    """
     if isinstance(value, float):
         return math.isnan(value)
-    return value is None or (isinstance(value, (str, bytes, list, tuple, dict)) and not value)
+    if isinstance(value, (list, tuple, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return not value or (depth > 0 and all(missing(item, depth - 1) for item in items))
+    return value is None or (isinstance(value, (str, bytes)) and not value)
 
 
 def text(value: Any, what: str) -> str:
@@ -29,11 +37,15 @@ def text(value: Any, what: str) -> str:
         return ""
     if not isinstance(value, str):
         raise Refusal(f"{what} is not text but {type(value).__name__}")
+    return value if visible(_whole(value, what)) else ""
+
+
+def _whole(value: str, what: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
         raise Refusal(f"{what} holds half a character (a lone surrogate)") from None
-    return value if visible(value) else ""
+    return value
 
 
 def visible(text: str) -> bool:
@@ -52,11 +64,11 @@ def label(value: Any, what: str) -> str:
     """A category or source as text: NFC, trimmed; "" where it is missing. 1, 1.0 and "1" are one label."""
     if missing(value):
         return ""
-    if isinstance(value, (list, tuple, dict, bytes)):
+    if isinstance(value, NO_LABELS):
         raise Refusal(f"{what} is not one value")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    written = unicodedata.normalize("NFC", str(value)).strip()
+    written = unicodedata.normalize("NFC", _whole(str(value), what)).strip()
     return written if visible(written) else ""
 
 

@@ -247,11 +247,12 @@ def _reasons(title: str, counts: Mapping[str, Any], limits: Limits) -> Table:
 
 def _cases(details: Mapping[str, Any], limits: Limits) -> Table:
     """Every case of the warnings that name a few: all of them, as long as the page has room."""
-    cases = [[shorten(str(case), 200)] for each in details.values() if isinstance(each, list) for case in each]
+    texts = [shorten(str(case), 200) for each in details.values() if isinstance(each, list) for case in each]
+    cases = [[count(number), text] for number, text in enumerate(texts, 1)]
     most = len(cases) if limits.rows >= Limits().rows else limits.rows
     note = left_out(len(cases), most, "case", "all are in summary.json")
     return Table(
-        "Every case of the warnings about categories and names", ("Case",), cases[:most], folded=True, note=note
+        "Every case of the warnings about categories and names", ("", "Case"), cases[:most], (0, 1), note, folded=True
     )
 
 
