@@ -108,7 +108,7 @@ def test_the_headline_counts_the_clients_that_do_better_and_worse_on_their_own_r
     sentence = own_rows(tmp_path / "c", a=(-0.3, 0.4), b=(0.3, 0.4))
     assert (
         "1 of 2 clients does better" in sentence
-        and "1 does worse (b); for each alone the difference is too" in sentence
+        and "1 does worse (b); for each by itself the difference is too" in sentence
     )
 
 

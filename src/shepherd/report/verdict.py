@@ -106,7 +106,7 @@ def _own_rows(record: RunRecord) -> list[str]:
     if not any(d.interval for d in own.values()):
         return [f"{text}; no intervals were computed for single clients."]
     if not clear:
-        return [f"{text}; for each alone the difference is too small to tell."]
+        return [f"{text}; for each by itself the difference is too small to tell."]
     sure = f"{sum(d.value < 0 for d in clear)} better and {sum(d.value > 0 for d in clear)} worse"
     rest = len(own) - len(clear)
     return [
