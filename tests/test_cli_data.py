@@ -51,7 +51,7 @@ def test_inspect_counts_format_categories_refused_rows_and_the_audit(shell, mode
 def test_inspect_as_json_is_complete(shell, model):
     seen = json.loads(shell("data", "inspect", "x.jsonl", "--model", model, "--json", "--rows", "1").out)
     assert seen["rows"] == 17 and seen["categories"] == {"red": 9, "blue": 8}
-    assert seen["refused"] == {"empty answer": {"rows": 1, "first": ["x:17"]}}
+    assert seen["refused"] == {"empty answer": {"rows": 1, "ids": ["x:17"]}}
     assert "".join(text for text, learned in seen["examples"][0]["pieces"] if learned) == "It is red.<|im_end|>"
 
 

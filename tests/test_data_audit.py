@@ -67,7 +67,7 @@ def test_cut_rows_and_rows_refused_while_reading_and_tokenising_are_counted(tmp_
     tokens = tokenize(data.examples, tokenizer, build_template("chat", tokenizer), 40)
     partition = divide(data.examples, "iid", {}, 1, 0)
     found = audit(partition, data.examples, (), tokens, data)
-    assert found["empty answers"].count == 4 and found["empty answers"].ids == ("c:2", "c:3", "c:4")
+    assert found["empty answers"].count == 4 and found["empty answers"].ids == ("c:2", "c:3", "c:4", "c:5")
     assert found["other refusals"].ids == ("c:7",)
     assert found["over-long rows"].ids == ("c:6",)
     assert [f.kind for f in found.findings] == [k for k in KINDS if found[k].count]

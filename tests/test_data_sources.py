@@ -154,7 +154,7 @@ def test_rows_that_cannot_be_used_are_refused_with_counts_per_reason(tmp_path):
     data = load_examples(str(path))
     assert [e.id for e in data.examples] == ["c:1"]
     assert data.refused == {
-        "empty answer": (4, ("c:2", "c:3", "c:13")),
+        "empty answer": (4, ("c:2", "c:3", "c:13", "c:14")),
         "nothing is asked, there are answers alone": (1, ("c:4",)),
         "no answer": (1, ("c:5",)),
         "a turn with the role 'judge', which is not system, user, assistant or tool": (1, ("c:6",)),

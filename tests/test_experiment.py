@@ -70,6 +70,7 @@ def test_a_run_leaves_every_file_that_was_promised_and_nothing_half_written(tiny
     promised = {
         "config.toml", "partition.json", "rounds.jsonl", "journal.jsonl", "env.json", "summary.json", "report.html",
         "evaluation/metrics.json", "evaluation/generations.jsonl", "evaluation/rows_seen.jsonl",
+        "evaluation/left_out.jsonl",
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md",
         "adapter/tokenizer.json", "adapter/tokenizer_config.json",
         "checkpoints/round-0001/adapter_config.json", "checkpoints/round-0001/adapter_model.safetensors",
@@ -77,6 +78,16 @@ def test_a_run_leaves_every_file_that_was_promised_and_nothing_half_written(tiny
     }  # fmt: skip
     assert promised <= found
     assert [name for name in found if Path(name).name.startswith(".")] == [".lock"]
+
+
+def test_all_rows_that_were_left_out_or_found_are_in_a_file_of_their_own(tiny_run):
+    lines = [json.loads(line) for line in (tiny_run.path / "evaluation/left_out.jsonl").read_text().splitlines()]
+    data = tiny_run.summary["data"]
+    counted = {(what, reason): rows for what in ("refused", "changed") for reason, (rows, _) in data[what].items()}
+    counted |= {("audit", finding["kind"]): finding["count"] for finding in data["audit"]}
+    listed = {(line["what"], line["reason"]): sum(map(len, line["groups"])) for line in lines}
+    assert listed.keys() == counted.keys()
+    assert all(listed[key] == counted[key] for key in counted if key[0] != "audit")
 
 
 def test_the_summary_has_every_key_of_its_schema_and_is_what_run_returned(tiny_run):

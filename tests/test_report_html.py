@@ -541,3 +541,17 @@ def test_a_fold_of_the_report_has_every_case_of_a_warning_that_names_a_few(tmp_p
     assert page.count("rows are held out, 10 were asked for") == 500
     folded = page.index("<details", page.index('id="data"'))
     assert folded < page.index("category &#39;c499&#39;: 1 of 3 rows")
+
+
+def test_a_fold_of_the_report_has_every_row_that_was_refused_changed_or_found(tmp_path):
+    run = write_run(tmp_path / "run")
+    ids = [f"x:{number}" for number in range(500)]
+    lines = [
+        {"what": "refused", "reason": "empty answer", "groups": [[id] for id in ids]},
+        {"what": "audit", "reason": "duplicates within a client", "groups": [["y:1", "y:2"], ["y:3", "y:4"]]},
+    ]
+    (run / "evaluation/left_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8")
+    at = page.index("Every row that was refused or changed")
+    assert page.rindex("<details", 0, at) > page.index('id="data"')
+    assert "; ".join(ids) in page and "y:1 = y:2; y:3 = y:4" in page

@@ -235,6 +235,7 @@ class _Experiment:
         metrics = self._metrics(rows, outcome, records, lines)
         seen = results.rows_seen(lines, rows, config.run.seed)
         self.store.write_lines(results.ROWS_SEEN, results.seen_by_id(seen, rows))
+        self.store.write_lines(results.LEFT_OUT, results.left_out(rows))
         summary = self._summary(base, learner, plan, rows, state, metrics, lines, check, outcome, seen)
         self.store.write_json("summary.json", summary)
         self.store.journal("finished")

@@ -27,6 +27,7 @@ from shepherd.rng import stream
 from shepherd.types import Example, Message, Tokens
 
 ROWS_SEEN = "evaluation/rows_seen.jsonl"
+LEFT_OUT = "evaluation/left_out.jsonl"
 FIRST = 5
 """Places and ids that summary.json names of each reason and finding; `shepherd data inspect --json` has more."""
 
@@ -279,6 +280,16 @@ def audit_findings(audit: Audit) -> list[dict[str, Any]]:
         {"kind": f.kind, "count": f.count, "groups": [list(group[:FIRST]) for group in f.groups[:FIRST]]}
         for f in audit.findings
     ]
+
+
+def left_out(rows: Rows) -> Iterator[dict[str, Any]]:
+    """The lines of left_out.jsonl: all rows that were refused or changed, and all groups that the audit found."""
+    for what in ("refused", "changed"):
+        for counted in (getattr(rows.dataset, what), getattr(rows.tokenized, what)):
+            for reason, (_, ids) in counted.items():
+                yield {"what": what, "reason": reason, "groups": [[id] for id in ids]}
+    for finding in rows.audit.findings:
+        yield {"what": "audit", "reason": finding.kind, "groups": [list(group) for group in finding.groups]}
 
 
 def brief(measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -192,6 +192,7 @@ def _tokenizer(base: str, revision: str) -> Any:
 def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable, notes: Sequence[str]) -> None:
     import numpy as np
 
+    from shepherd.data.sources import first_of
     from shepherd.report.wording import plural
 
     examples = dataset.examples
@@ -204,9 +205,7 @@ def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable, note
         ("refused", tokenized.refused), ("changed", tokenized.changed),
     ):  # fmt: skip
         for reason, (count, ids) in counts.items():
-            click.echo(
-                output.clean(f"  {what} {count:,}: {reason} ({', '.join(ids)}{', …' if count > len(ids) else ''})")
-            )
+            click.echo(output.clean(f"  {what} {count:,}: {reason} ({first_of(ids)})"))
     click.echo()
     sources = Counter(example.source for example in examples if example.source)
     categories = Counter(example.category for example in examples)
@@ -276,7 +275,7 @@ def _as_json(
     from shepherd.data.tokenize import pieces
 
     def counted(counts: Any) -> dict[str, Any]:
-        return {reason: {"rows": count, "first": ids} for reason, (count, ids) in counts.items()}
+        return {reason: {"rows": count, "ids": ids} for reason, (count, ids) in counts.items()}
 
     return {
         "name": dataset.name,
@@ -293,7 +292,7 @@ def _as_json(
         "target_tokens": sum(t.targets for t in tokenized.tokens),
         "cut_rows": tokenized.cut_rows,
         "cut_tokens": tokenized.cut_tokens,
-        "audit": [{"kind": f.kind, "rows": f.count, "groups": f.groups[:20]} for f in found.findings],
+        "audit": [{"kind": f.kind, "rows": f.count, "groups": f.groups} for f in found.findings],
         "examples": [
             {"id": e.id, "category": e.category, "pieces": pieces(row.input_ids, row.loss_mask, tokenizer)}
             for e in _spread(dataset, tokenized, rows)

@@ -32,7 +32,9 @@ ALL, NO_CATEGORY = "all", "(no category)"
 """The category of every row where none has one, and that of a row without where others have one."""
 
 Counts = Mapping[str, tuple[int, tuple[str, ...]]]
-"""Reason -> (how many rows, the ids of the first three)."""
+"""Reason -> (how many rows, their ids)."""
+IDS = 3
+"""Most ids of a reason that a line shows."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def _turn(message: Message) -> list[Any]:
 
 
 class Tally:
-    """Counts per reason with the first three ids, in the order in which the reasons came up."""
+    """Counts per reason with the ids, in the order in which the reasons came up."""
 
     def __init__(self) -> None:
         self._ids: dict[str, list[str]] = {}
@@ -243,7 +245,7 @@ class Tally:
 
     @property
     def counts(self) -> dict[str, tuple[int, tuple[str, ...]]]:
-        return {reason: (len(ids), tuple(ids[:3])) for reason, ids in self._ids.items()}
+        return {reason: (len(ids), tuple(ids)) for reason, ids in self._ids.items()}
 
     def describe(self) -> str:
         """One line per reason: `  3 rows: empty answer (clinic:1, clinic:4, clinic:9)`."""
@@ -254,9 +256,13 @@ def describe(counts: Counts) -> str:
     """`counts` in words, one line per reason."""
     lines = []
     for reason, (count, ids) in counts.items():
-        more = ", …" if count > len(ids) else ""
-        lines.append(f"  {plural(count, 'row')}: {reason} ({', '.join(ids)}{more})")
+        lines.append(f"  {plural(count, 'row')}: {reason} ({first_of(ids)})")
     return "\n".join(lines)
+
+
+def first_of(ids: Sequence[str]) -> str:
+    """The first few ids, and whether there are more: `clinic:1, clinic:4, clinic:9, …`."""
+    return ", ".join([*ids[:IDS], *(["…"] if len(ids) > IDS else [])])
 
 
 def losses(dataset: Dataset) -> Iterator[str]:
@@ -270,8 +276,8 @@ def losses(dataset: Dataset) -> Iterator[str]:
 
 def sentences(what: str, counts: Counts) -> Iterator[str]:
     """What happened to rows, for each reason: `3 rows refused: empty answer (first: clinic:1, clinic:4, clinic:9)`."""
-    for reason, (count, first) in counts.items():
-        yield f"{plural(count, 'row')} {what}: {reason} (first: {', '.join(first)})"
+    for reason, (count, ids) in counts.items():
+        yield f"{plural(count, 'row')} {what}: {reason} (first: {', '.join(ids[:IDS])})"
 
 
 def has_languages(source: str) -> bool:

@@ -7,7 +7,7 @@ this file the rest and the order. Long lists are shortened (`Limits`) and say ho
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from shepherd.report.wording import (
     significant,
     size,
 )
+
+IDS_TEXT = 20_000
+"""Most characters of ids in a cell."""
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -229,6 +232,8 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
         items.append(_cases(details, limits))
     if audit := data.get("audit"):
         items.append(_audit(audit, limits))
+    if record.left_out:
+        items.append(_left_out(record.left_out, limits))
     return Section("data", "Data", [*text, *record.notes], items)
 
 
@@ -254,6 +259,18 @@ def _cases(details: Mapping[str, Any], limits: Limits) -> Table:
     return Table(
         "Every case of the warnings about categories and names", ("", "Case"), cases[:most], (0, 1), note, folded=True
     )
+
+
+def _left_out(lines: Sequence[Mapping[str, Any]], limits: Limits) -> Table:
+    """Every row that was refused or changed, or that the audit found; = stands between ids that share a finding."""
+    rows = [
+        [line["what"], shorten(line["reason"], 200), shorten("; ".join(map(" = ".join, line["groups"])), IDS_TEXT)]
+        for line in lines
+    ]
+    note = left_out(len(rows), limits.rows, "reason")
+    note += " evaluation/left_out.jsonl has them for programs."
+    caption = "Every row that was refused or changed, or that the audit found"
+    return Table(caption, ("", "Reason", "Rows"), rows[: limits.rows], (0, 1, 2), note.strip(), folded=True)
 
 
 def _audit(audit: Any, limits: Limits) -> Table:

@@ -82,6 +82,7 @@ _PARTITION = {
     "settings?": {"*": object},
     "table?": {"clients": [CLIENT], "categories": [str], "counts": [[int]]},
 }
+_LEFT_OUT = {"what": str, "reason": str, "groups": [[str]]}
 _GENERATION = {
     "prompt": [{"role": str, "content": str}],
     "answers": {"*": (str, type(None))},
@@ -96,8 +97,9 @@ class RunRecord:
     `state` is "finished", or "unfinished" while there is no summary.json.
 
     config: the resolved settings by table; config_text: config.toml as written. rounds: one mapping per committed
-    round, in order. metrics, summary and partition are empty, rounds and generations are (), where the run has
-    none. `notes` says in sentences what was read only in part.
+    round, in order. left_out: the rows that were refused or changed, or found by the audit. metrics, summary and
+    partition are empty, rounds, generations and left_out are (), where the run has none. `notes` says in sentences
+    what was read only in part.
     """
 
     path: Path
@@ -109,6 +111,7 @@ class RunRecord:
     rounds: tuple[Mapping[str, Any], ...] = ()
     partition: Mapping[str, Any] = field(default_factory=dict)
     generations: tuple[Mapping[str, Any], ...] = ()
+    left_out: tuple[Mapping[str, Any], ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -160,6 +163,7 @@ def load_run(path: str | Path) -> RunRecord:
         ),
         partition=named(partition, _PARTITION),
         generations=_lines(path / "evaluation" / "generations.jsonl", _GENERATION, False, notes, torn=not finished),
+        left_out=_lines(path / "evaluation" / "left_out.jsonl", _LEFT_OUT, False, notes, torn=not finished),
         environment=_json(path / "env.json", {"*": object}, needed=False),
         identity=_json(path / "identity.json", {"held_out?": str}, needed=False),
         notes=tuple(notes),
