@@ -19,7 +19,8 @@ from shepherd.clients.training import LocalTraining, Site
 from shepherd.config import Config, TrainingTable
 from shepherd.data.audit import Audit, audit
 from shepherd.data.prompts import Template, build_template
-from shepherd.data.sources import Dataset, losses, sentences
+from shepherd.data.sources import Dataset, losses
+from shepherd.data.tally import sentences
 from shepherd.data.tokenize import Tokenized, tokenize
 from shepherd.dividing import divide_rows, natural_key, read_held_out, read_rows, remarks
 from shepherd.engines.local import LocalEngine

@@ -192,7 +192,7 @@ def _tokenizer(base: str, revision: str) -> Any:
 def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable, notes: Sequence[str]) -> None:
     import numpy as np
 
-    from shepherd.data.sources import first_of
+    from shepherd.data.tally import first_of
     from shepherd.report.wording import plural
 
     examples = dataset.examples

@@ -19,6 +19,7 @@ from shepherd.data.files import find
 from shepherd.data.formats import Refusal, format_problem, formats_of, to_example
 from shepherd.data.hub import hub
 from shepherd.data.splits import by_split
+from shepherd.data.tally import Counts, Tally, sentences
 from shepherd.data.trees import shorten
 from shepherd.data.turns import TURN_FIELDS
 from shepherd.data.values import label
@@ -30,11 +31,6 @@ _FUNCTION = re.compile(r"\w[\w.]+:[^\W\d]\w*")
 
 ALL, NO_CATEGORY = "all", "(no category)"
 """The category of every row where none has one, and that of a row without where others have one."""
-
-Counts = Mapping[str, tuple[int, tuple[str, ...]]]
-"""Reason -> (how many rows, their ids)."""
-IDS = 3
-"""Most ids of a reason that a line shows."""
 
 
 @dataclass(frozen=True)
@@ -228,43 +224,6 @@ def _turn(message: Message) -> list[Any]:
     return [message.role, message.content, *(beside if any(beside) else [])]
 
 
-class Tally:
-    """Counts per reason with the ids, in the order in which the reasons came up."""
-
-    def __init__(self) -> None:
-        self._ids: dict[str, list[str]] = {}
-
-    def add(self, reason: str, id: str) -> None:
-        self._ids.setdefault(reason, []).append(id)
-
-    def only(self, ids: Set[str]) -> Tally:
-        """The part of it that these rows make up."""
-        part = Tally()
-        part._ids = {reason: kept for reason, all in self._ids.items() if (kept := [id for id in all if id in ids])}
-        return part
-
-    @property
-    def counts(self) -> dict[str, tuple[int, tuple[str, ...]]]:
-        return {reason: (len(ids), tuple(ids)) for reason, ids in self._ids.items()}
-
-    def describe(self) -> str:
-        """One line per reason: `  3 rows: empty answer (clinic:1, clinic:4, clinic:9)`."""
-        return describe(self.counts)
-
-
-def describe(counts: Counts) -> str:
-    """`counts` in words, one line per reason."""
-    lines = []
-    for reason, (count, ids) in counts.items():
-        lines.append(f"  {plural(count, 'row')}: {reason} ({first_of(ids)})")
-    return "\n".join(lines)
-
-
-def first_of(ids: Sequence[str]) -> str:
-    """The first few ids, and whether there are more: `clinic:1, clinic:4, clinic:9, …`."""
-    return ", ".join([*ids[:IDS], *(["…"] if len(ids) > IDS else [])])
-
-
 def losses(dataset: Dataset) -> Iterator[str]:
     """What reading left out or changed, a sentence for each reason."""
     yield from sentences("refused", dataset.refused)
@@ -272,12 +231,6 @@ def losses(dataset: Dataset) -> Iterator[str]:
     if dataset.unread:
         yield dataset.unread
     yield from dataset.notes
-
-
-def sentences(what: str, counts: Counts) -> Iterator[str]:
-    """What happened to rows, for each reason: `3 rows refused: empty answer (first: clinic:1, clinic:4, clinic:9)`."""
-    for reason, (count, ids) in counts.items():
-        yield f"{plural(count, 'row')} {what}: {reason} (first: {', '.join(ids[:IDS])})"
 
 
 def has_languages(source: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from shepherd.data.formats import Refusal
 from shepherd.data.prompts import Rendered, Template
-from shepherd.data.sources import Counts, Tally, describe
+from shepherd.data.tally import Counts, Tally, describe
 from shepherd.data.waiting import LARGE, Tell, Waiting
 from shepherd.errors import DataError, ModelError, plural
 from shepherd.types import Example, Message, Tokens
