@@ -92,7 +92,7 @@ def test_partition_shows_each_client_with_its_rows_per_category(shell):
     head, blue, red, *_ = outcome.out.splitlines()
     assert head.split() == ["client", "rows", "blue", "red"]
     assert blue.split() == ["blue", "6", "6", "██", "·"] and red.split()[:2] == ["red", "7"]
-    assert "2 clients by by_key: 13 rows, 6 to 7 per client; 4 rows held out" in outcome.out
+    assert "2 clients (by_key): 13 rows, 6 to 7 per client; 4 rows held out" in outcome.out
 
 
 def test_many_categories_are_the_largest_and_the_others_under_names_that_differ(shell, tmp_path):

@@ -85,6 +85,13 @@ def test_no_setting_wins_on_other_rows_or_by_seeds_that_the_others_lack():
     assert ranking([("a", {1: 2.0}), ("c", c)])[0] == "No setting is named the lowest."
 
 
+def test_settings_of_one_loss_are_equal_and_none_of_them_is_the_lowest():
+    same = {(seed, "m", "rows"): 2.0 + seed / 10 for seed in (0, 1)}
+    assert ranking([("a", same), ("b", dict(same))]) == [
+        "The federated losses of a, b are equal, 2.050 nats per token."
+    ]
+
+
 def test_the_same_lead_with_every_seed_has_no_interval():
     told = ranking([("a", {1: 2.0, 2: 2.2}), ("b", {1: 2.1, 2: 2.3})])
     assert (
@@ -95,13 +102,14 @@ def test_the_same_lead_with_every_seed_has_no_interval():
 def test_rows_are_the_same_by_their_contents_and_losses_only_over_the_same_tokens(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", overrides=("lora.r=16",))
     change(b / "partition.json", lambda p: p.update(dataset_digest="0" * 64))  # other training rows
-    assert "Lowest" not in compare([a, b]).to_text()
+    assert not {"Lowest", "are equal"} & set(re.findall("Lowest|are equal", compare([a, b]).to_text()))
     for run in (a, b):
         (run / "identity.json").write_text('{"held_out": "5f"}')
     same = compare([a, b])
-    assert "Lowest" in same.to_text() and not any("held-out rows" in text for text in same.warnings)
+    assert "are equal" in same.to_text() and not any("held-out rows" in text for text in same.warnings)
     change(b / "evaluation/metrics.json", lambda m: m.update(held_out_tokens=7))
     cut = compare([a, b])
+    assert not cut.verdict or "are equal" not in cut.to_text()
     assert "Lowest" not in cut.to_text() and any("not on the same tokens" in text for text in cut.warnings)
 
 

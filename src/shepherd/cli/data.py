@@ -138,7 +138,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     _print_table(labels, categories, counts)
     sizes = counts.sum(axis=1)
     click.echo(
-        f"\n{plural(len(clients), 'client')} by {config.partition.name}: {sizes.sum():,} rows, {sizes.min():,} to "
+        f"\n{plural(len(clients), 'client')} ({config.partition.name}): {sizes.sum():,} rows, {sizes.min():,} to "
         f"{sizes.max():,} per client; {plural(len(held_out), 'row')} held out"
     )
     if refused is None:

@@ -54,8 +54,12 @@ def _comparable(known: Sequence[tuple[str, Losses]]) -> list[list[tuple[str, Los
 
 def _lowest(some: Sequence[tuple[str, Losses]], among: str) -> list[str]:
     shared = set.intersection(*(set(losses) for _, losses in some))
-    mean, best = min((fmean(losses[key] for key in shared), at) for at, (_, losses) in enumerate(some))
+    means = [fmean(losses[key] for key in shared) for _, losses in some]
+    mean, best = min((mean, at) for at, mean in enumerate(means))
     name, ours = some[best]
+    level = [_named(name) for (name, _), loss in zip(some, means, strict=True) if loss == mean]
+    if len(level) == len(some):
+        return [f"{among}The federated losses of {listing(level)} are equal, {digits(mean)} nats per token."]
     over = ""
     if any(set(losses) != shared for _, losses in some):
         over = f" over {plural(len(shared), 'seed')} that all of them have"
