@@ -167,7 +167,9 @@ def test_the_result_has_the_headline_of_the_report_in_lines_of_the_terminal(caps
     told = " ".join(out.split())
     for sentence in (*verdict(load_run(run)), *alerts(load_run(run))):
         assert " ".join(sentence.split()) in told, sentence
-    assert "on their own rows" in told.lower() and all(len(line) <= 80 for line in out.splitlines() if line[:2] == "- ")
+    assert "on their own held-out rows" in told.lower() and all(
+        len(line) <= 80 for line in out.splitlines() if line[:2] == "- "
+    )
 
 
 def test_json_is_one_strict_object_per_line_and_nothing_else_on_stdout(shell, started):

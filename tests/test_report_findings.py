@@ -92,7 +92,7 @@ def own_rows(tmp_path, **differences):
         c: {"difference": value, "ci95": [value - half, value + half]} for c, (value, half) in differences.items()
     }
     change(run / "evaluation/metrics.json", lambda m: m.update(own_rows=entries))
-    (sentence,) = (text for text in verdict(load_run(run)) if "own rows" in text)
+    (sentence,) = (text for text in verdict(load_run(run)) if "own held-out rows" in text)
     return sentence
 
 
@@ -116,7 +116,7 @@ def test_clients_are_counted_of_those_that_trained_alone_where_these_are_not_all
     run = write_run(tmp_path / "demo", clients=("a", "b", "c"))
     own = {"a": {"difference": -0.3, "ci95": [-0.4, -0.2]}, "b": {"difference": 0.1, "ci95": [-0.1, 0.3]}}
     change(run / "evaluation/metrics.json", lambda m: (m.update(own_rows=own), m["arms"]["local"].pop("c")))
-    (sentence,) = (text for text in verdict(load_run(run)) if "own rows" in text)
+    (sentence,) = (text for text in verdict(load_run(run)) if "own held-out rows" in text)
     assert "1 of the clients that trained alone (2 of 3 clients) does better" in sentence
     assert "1 does worse (b)" in sentence
 
@@ -128,7 +128,7 @@ def test_clients_are_counted_by_their_losses_where_a_run_has_no_intervals_of_the
     federated = record.metrics["arms"]["federated"]["per_client"]
     alone = record.metrics["arms"]["local"]
     better = sum(federated[c]["loss"] < alone[c]["per_client"][c]["loss"] for c in alone)
-    (sentence,) = (text for text in verdict(record) if "own rows" in text)
+    (sentence,) = (text for text in verdict(record) if "own held-out rows" in text)
     assert f"{better} of 8 clients" in sentence and "no intervals" in sentence
 
 

@@ -86,7 +86,8 @@ def _compare(d: Difference | None, other: str) -> str:
 
 
 def _own_rows(record: RunRecord) -> list[str]:
-    """How many clients do better and worse on their own rows than alone; nothing where that was not measured."""
+    """How many clients do better and worse than alone on the held-out rows of their categories, or of their sources where
+    those divide; nothing where that was not measured."""
     own = own_rows(record)
     if not own:
         return []
@@ -97,7 +98,7 @@ def _own_rows(record: RunRecord) -> list[str]:
     if some_alone(record):
         who = f"the clients that trained alone ({trained_alone(record)})"
     text = (
-        f"On their own rows (held-out, of the categories that they hold) {len(better) or 'none'} of {who} "
+        f"On their own held-out rows {len(better) or 'none'} of {who} "
         f"{_do(len(better))} better with the federated model than alone, and "
         f"{len(worse) or 'none'} {_do(len(worse))} worse{named}"
         + (f"; {equal} {_do(equal)} equally well" if equal else "")
