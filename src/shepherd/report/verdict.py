@@ -86,8 +86,10 @@ def _compare(d: Difference | None, other: str) -> str:
 
 
 def _own_rows(record: RunRecord) -> list[str]:
-    """How many clients do better and worse than alone on the held-out rows of their categories, or of their sources where
-    those divide; nothing where that was not measured."""
+    """How many clients do better and worse than alone on their own held-out rows; nothing where that was not measured.
+
+    Own are the rows of a client's categories, or of its sources where those divide.
+    """
     own = own_rows(record)
     if not own:
         return []
