@@ -180,7 +180,7 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
 
 
 def clients(record: RunRecord, limits: Limits) -> Section:
-    """Each client: base, alone and federated, on its own categories and on all held-out rows."""
+    """Each client: base, alone and federated, on its own held-out rows and on all of them."""
     heading = "Per client"
     arms = findings.measured(record)
     alone = findings.local_arms(record)
@@ -214,7 +214,7 @@ def clients(record: RunRecord, limits: Limits) -> Section:
         better_all = sum((line["gain_all"] or 0) < 0 for line in judged)
         losers = [line["client"] for line in judged if line["gain_own"] > 0]
         text.append(
-            "On the held-out rows of its own categories the federated model has a lower loss than the client's own "
+            "On its own held-out rows the federated model has a lower loss than the client's own "
             f"model for {better} of {plural(len(judged), 'client')}; on all held-out rows for {better_all} of "
             f"{len(judged)}."
             + (
@@ -243,13 +243,13 @@ def clients(record: RunRecord, limits: Limits) -> Section:
                 for i, name, style in ((1, "alone", "local"), (2, "federated", "federated"))
             ],
         )
-        for title, key in (("on its own categories", "own"), ("on all held-out rows", "all"))
+        for title, key in (("on its own held-out rows", "own"), ("on all held-out rows", "all"))
     ]
     picture = charts.dot_plot(
         [line["client"] for line in drawn],
         panels,
         title="Loss of each client, alone and federated" + (", against the base model" if zero else ""),
-        description=f"{plural(len(drawn), 'client')}, sorted by what federation brings on their own categories. "
+        description=f"{plural(len(drawn), 'client')}, sorted by what federation brings on their own held-out rows. "
         + " ".join(text[:1]),
         x_label=AGAINST_BASE if zero else "held-out loss (nats per token)",
         zero=zero,
@@ -288,9 +288,10 @@ def clients(record: RunRecord, limits: Limits) -> Section:
         ),
         rows,
         texts=(0, 2),
-        groups=(("", 3), ("On its own categories", 5), ("On all held-out rows", 3)),
-        note="Own categories: those of which the client holds rows. Difference: federated minus alone; a negative one "
-        "is a gain. Interval: of the difference on its own categories, by Student's t over their held-out rows."
+        groups=(("", 3), ("On its own held-out rows", 5), ("On all held-out rows", 3)),
+        note="Own rows: those of the categories that the client holds, or of its sources where these divide. "
+        "Difference: federated minus alone; a negative one is a gain. Interval: of the difference on its own rows, "
+        "by Student's t over them."
         + left_out(len(lines), limits.rows, "client", "those that gain and lose most are shown"),
     )
     caption = "Each client, sorted by what federation brings it over training alone: gains first, losses last."
