@@ -121,6 +121,17 @@ def test_every_column_and_turn_field_that_is_not_read_is_named_once_with_its_row
     assert many.unread.endswith("x11 (1 row) and 18 more")
 
 
+def test_a_column_that_repeats_the_category_or_the_source_is_read_with_it(tmp_path):
+    row = turns(ASK, SAY) | {"source": "english", "category": "food"}
+    data = read(tmp_path, row | {"language": "english", "topic": "food"}, row | {"language": "german"})
+    assert data.unread == "not read: the column language (1 row)"
+    assert list(losses(load_examples("builtin:chatterbot"))) == [
+        "1 row refused: 'messages' is not a list of turns (first: english-trivia:14)",
+        "43 rows lost a part: turns after the last answer (first: english-computers:1, english-computers:3, "
+        "english-computers:4)",
+    ]
+
+
 @pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
 def test_a_system_prompt_is_read_from_any_column_of_that_meaning(tmp_path, name):
     data = read(

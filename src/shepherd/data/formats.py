@@ -230,7 +230,9 @@ def to_example(
             raise Refusal("empty text")
     else:
         messages, context = _checked(_with_system(messages, row), context, row.notes)
-    row.notes.columns = [row.names.get(column, column) for column in row.left]
+    # What repeats a label, such as a language that is the source too, is read with it.
+    unread = (column for column, value in row.left.items() if value not in (category, source))
+    row.notes.columns = [row.names.get(column, column) for column in unread]
     return Example(id, tuple(messages), category, source, context, tools), row.notes
 
 
