@@ -552,6 +552,8 @@ def test_what_a_misfit_advises_is_a_registered_name():
         ("fedsvd", "fedavgm", 'server.optimizer "fedavgm" and split "regauge"'),
         ("fedmomentum", "fedyogi", 'server.optimizer "fedyogi" and merge "product"'),
         ("fedex_lora", "fedadagrad", 'server.optimizer "fedadagrad" and merge "product"'),
+        # Clients of 1 and 2 steps moved B once each; divided by 1 and 2 their changes of B weighed 2 : 1.
+        ("la_lora", "fednova", 'server.optimizer "fednova" and train "by_step"'),
     ],
 )
 def test_a_server_optimizer_whose_moments_would_lose_their_meaning_is_refused(name, optimizer, words):
