@@ -26,6 +26,7 @@ from shepherd.evaluation.text import metrics, score, words
         ("ที่นี่ ๒๕๖๗", ["ที่", "นี่", "๒๕๖๗"]),  # marks stay with their letter, digits together
         ("မြန်မာ", ["မြ", "န်", "မာ"]),
         ("x < 5, y > 5", ["x", "<", "5", "y", ">", "5"]),
+        ("x^2 −5", ["x", "^", "2", "−", "5"]),
         ("👍🏽 ❤\ufe0f", ["👍", "❤"]),  # without the colour of the skin and the wish for colour
         ("می\u200cخواهم co\u00adop a\u200bb", ["میخواهم", "coop", "a", "b"]),
         ("\U000323b0\ue000\ufffd", ["\U000323b0", "\ue000", "\ufffd"]),  # unknown to Unicode 14, private, broken
@@ -51,6 +52,7 @@ def test_an_answer_is_the_same_however_it_is_encoded_and_cased(name):
     metric = metrics.build(name)
     assert metric("U\u0308BER Stra\u00dfe", "\u00fcber STRASSE") == 1
     assert metric("? !", " ?\n! ") == 1 and metric("", "") == 1
+    assert metric("\u00ad", "") == metric("\u200b?", "?\ufe0f") == 1  # what nobody sees, also where there is no word
 
 
 def test_texts_without_spaces_are_scored_by_their_characters():
