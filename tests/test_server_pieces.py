@@ -437,6 +437,13 @@ def test_the_nearest_rotation_is_a_rotation_and_the_best_of_them():
             assert np.trace(Q.T @ M) <= np.trace(R_best.T @ M) + 1e-12
 
 
+def test_a_small_direction_of_the_overlap_still_says_how_it_turned():
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    M = np.zeros((4, 4))
+    M[:2, :2], M[2:, 2:] = np.eye(2), 1e-6 * turn
+    np.testing.assert_allclose(nearest_rotation(M)[2:, 2:], turn, atol=1e-9)
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_of_the_best_rotations_of_a_singular_matrix_the_nearest_to_i_is_taken(rank):
     rng = np.random.default_rng(rank)
