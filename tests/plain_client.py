@@ -90,7 +90,7 @@ def train_plainly(
         return torch.tensor(view.core.basis[name]) @ torch.block_diag(*values[f"{name}.core"])
 
     rows = walk(data, client, first, 2 * len(rates), seed)
-    losses, total_rate = [], dict.fromkeys(trained, 0.0)
+    losses, rates_of = [], {n: [] for n in trained}
     control, own = control or {}, own_control or {}
     c = {n: torch.tensor(control[n]) if n in control else torch.zeros_like(start[n]) for n in trained}
     c_k = {n: torch.tensor(own[n]) if n in own else torch.zeros_like(start[n]) for n in trained}
@@ -105,19 +105,25 @@ def train_plainly(
             norm = torch.cat([g.ravel() for g in gradients.values()]).norm()
             for n in moving:
                 values[n].grad = gradients[n] * min(1.0, max_grad_norm / float(norm))
+                if objective.scaffold and optimizer == "sgd":
+                    values[n].grad += allowed[n] * (c[n] - c_k[n])
                 own_rate = rate * (1.0 if n.endswith(".A") else objective.rate_ratio)
                 torches[n].param_groups[0]["lr"] = own_rate
                 torches[n].step()
                 with torch.no_grad():
                     if objective.scaffold:
-                        values[n] -= own_rate * (c[n] - c_k[n])
-                        total_rate[n] += own_rate
+                        if optimizer != "sgd":
+                            values[n] -= own_rate * (c[n] - c_k[n])
+                        rates_of[n].append(own_rate)
                     values[n].copy_(torch.where(allowed[n] > 0, values[n], start[n]))
             losses.append(loss.item())
     if view.core is not None:
         for name in view.core.values:
             values[f"{name}.B"] = B_of(name)
     arrays = {n: v.detach().numpy() for n, v in values.items()}
+    # A gradient of step i moves the client by η_i, and through the momentum by η_j ρ^(j − i) in each later step.
+    total_rate = {n: sum(r * momentum ** (j - i) for j, r in enumerate(own) for i in range(j + 1))
+                  for n, own in rates_of.items()}  # fmt: skip
     with torch.no_grad():
         new = {
             n: (c_k[n] - c[n] + (start[n] - values[n]) / total_rate[n] if total_rate[n] else c_k[n]).numpy()

@@ -255,6 +255,11 @@ def test_a_cluster_becomes_the_weighted_mean_of_those_who_chose_it_and_one_that_
     assert after[1] is clusters[1]
     nobody = combine_clusters(method, clusters, views, updates, numbers, {**weights, "a": 0.0, "c": 0.0})
     assert nobody[0] is clusters[0], "two of weight 0 are nobody"
+    # Clients a and c of cluster 1 with τ = 1 and 3: shares 1/4 and 3/4, mean 2.5, so 5/8 and 5/8 of the changes.
+    nova = build_method("fedit", None, "fednova")
+    steps = {"a": 1.0, "b": 1.0, "c": 3.0, "d": 1.0}
+    after = combine_clusters(nova, clusters, views, updates, numbers, weights, steps)
+    np.testing.assert_allclose(after[0].adapter.factors["q"].A, 1 + 5 / 8 * (0.5 + 3), rtol=1e-7)
 
 
 # The gate

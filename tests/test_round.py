@@ -87,6 +87,24 @@ def test_the_next_adapter_is_the_old_one_plus_the_mean_by_examples():
     assert record.bytes_up == record.bytes_down == 3 * 4 * 5
 
 
+def test_the_deviation_of_a_round_is_of_what_its_method_merges():
+    # One increment by factors that are turned against each other, which whole rotations take back.
+    start = Adapter({"q": Factors(np.eye(2, 3, dtype=np.float32), np.eye(2, dtype=np.float32))}, 2, 2.0)
+
+    def turned(task):
+        for client, c in (("a", 1.0), ("b", 0.6), ("c", 0.8)):
+            turn = np.float32([[c, -((1 - c * c) ** 0.5)], [(1 - c * c) ** 0.5, c]])
+            A, B = start.factors["q"]
+            yield update(client, task, 0.0, delta={"q.A": turn.T @ A - A, "q.B": B @ turn - B})
+
+    of = {}
+    for strength in (0.0, 1.0):
+        method = build_method("fedrot_lora", {"strength": strength})
+        state = ServerState(1, GlobalModel(start))
+        of[strength] = run_round(state, plan(method=method, rank=lambda client: 2), Answers(turned))[1].deviation
+    assert of[0.0] > 0.01 and of[1.0] < 1e-6
+
+
 def test_the_order_of_arrival_changes_no_bit():
     states = [
         run_round(begin(), plan(), Answers(lambda t, o=order: [all_three(t)[i] for i in o]))[0]

@@ -216,6 +216,9 @@ def test_one_claimed_loss_does_not_switch_oort_s_selection_off(claim):
 def test_losses_that_cannot_be_do_not_end_a_draw(losses):
     seen = {"rounds": dict.fromkeys(CLIENTS, 3), "losses": dict.fromkeys(CLIENTS, 1.0) | losses}
     assert len(build_selection("oort", {"cutoff": 0.0}).draw(pool(**seen), 5, stream(0, "s")).clients) == 5
+    utility = utility_of(pool(**seen), list(CLIENTS), 0.0, 0.0)
+    bonus = utility_of(pool(**seen | {"losses": dict.fromkeys(CLIENTS, 0.0)}), list(CLIENTS), 0.0, 0.0)
+    assert ((utility >= bonus) & (utility <= bonus + 1)).all()  # less than nothing is nothing
 
 
 def test_oort_s_utility_is_what_a_client_teaches_less_its_slowness_and_more_for_its_wait():

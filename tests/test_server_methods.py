@@ -566,6 +566,13 @@ def test_an_exported_frlora_adapter_holds_what_was_learned_alone_and_can_be_roun
         assert_near(rounded, learned, 0.006)
 
 
+def test_an_exported_frlora_adapter_that_has_learned_nothing_at_all_is_zero():
+    # s = 2: what the remainder takes away cancels to the last bit, and nothing is left of the sum. What was exported
+    # then were the principal factors, 0.98.
+    whole = whole_adapter(begin(of("frlora"), shapes={"o": (2, 2)}, r=1, dtype=np.float32, alpha=2.0))
+    assert whole.scale == 2 and not (whole.factors["o"].B @ whole.factors["o"].A).any()
+
+
 def test_frlora_with_more_slots_than_a_module_has_directions_is_refused_at_the_start():
     with pytest.raises(UsageError, match=r"q: base weights \[6, 64\] have no 8 principal directions") as refused:
         begin(of("frlora"), shapes={"o": (40, 40), "q": (64, 6)}, r=8)

@@ -437,6 +437,13 @@ def test_the_nearest_rotation_is_a_rotation_and_the_best_of_them():
             assert np.trace(Q.T @ M) <= np.trace(R_best.T @ M) + 1e-12
 
 
+def test_a_small_direction_of_the_overlap_still_says_how_it_turned():
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    M = np.zeros((4, 4))
+    M[:2, :2], M[2:, 2:] = np.eye(2), 1e-6 * turn
+    np.testing.assert_allclose(nearest_rotation(M)[2:, 2:], turn, atol=1e-9)
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_of_the_best_rotations_of_a_singular_matrix_the_nearest_to_i_is_taken(rank):
     rng = np.random.default_rng(rank)
@@ -552,6 +559,8 @@ def test_what_a_misfit_advises_is_a_registered_name():
         ("fedsvd", "fedavgm", 'server.optimizer "fedavgm" and split "regauge"'),
         ("fedmomentum", "fedyogi", 'server.optimizer "fedyogi" and merge "product"'),
         ("fedex_lora", "fedadagrad", 'server.optimizer "fedadagrad" and merge "product"'),
+        # Clients of 1 and 2 steps moved B once each; divided by 1 and 2 their changes of B weighed 2 : 1.
+        ("la_lora", "fednova", 'server.optimizer "fednova" and train "by_step"'),
     ],
 )
 def test_a_server_optimizer_whose_moments_would_lose_their_meaning_is_refused(name, optimizer, words):

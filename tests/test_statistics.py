@@ -110,6 +110,11 @@ def test_what_rounding_leaves_of_equal_differences_is_no_spread():
     assert difference_of_sums(a, b, np.array([3, 3, 7]))["no_interval"] == "the difference is the same on every row"
 
 
+def test_a_spread_of_a_billionth_is_a_spread():
+    found = difference_of_sums(np.array([1 + 1e-9, 1 + 2e-9, 1 + 3e-9]), np.ones(3), np.ones(3))
+    assert found["difference"] == pytest.approx(2e-9, rel=1e-6) and found["no_interval"] is None
+
+
 def test_a_row_without_weight_is_as_if_not_there():
     assert difference([1.0, 2.0, 5.0], [1, 1, 0]) == difference([1.0, 2.0], [1, 1])
 

@@ -24,8 +24,10 @@ from shepherd.evaluation.text import metrics, score, words
         ("東京タワーへ", ["東", "京", "タ", "ワ", "ー", "へ"]),
         ("GPT模型3号", ["gpt", "模", "型", "3", "号"]),
         ("ที่นี่ ๒๕๖๗", ["ที่", "นี่", "๒๕๖๗"]),  # marks stay with their letter, digits together
+        ("ລາວ", ["ລ", "າ", "ວ"]),
         ("မြန်မာ", ["မြ", "န်", "မာ"]),
         ("x < 5, y > 5", ["x", "<", "5", "y", ">", "5"]),
+        ("x^2 −5", ["x", "^", "2", "−", "5"]),
         ("👍🏽 ❤\ufe0f", ["👍", "❤"]),  # without the colour of the skin and the wish for colour
         ("می\u200cخواهم co\u00adop a\u200bb", ["میخواهم", "coop", "a", "b"]),
         ("\U000323b0\ue000\ufffd", ["\U000323b0", "\ue000", "\ufffd"]),  # unknown to Unicode 14, private, broken
@@ -50,7 +52,9 @@ def test_different_answers_are_never_the_same_for_want_of_words(name, one, other
 def test_an_answer_is_the_same_however_it_is_encoded_and_cased(name):
     metric = metrics.build(name)
     assert metric("U\u0308BER Stra\u00dfe", "\u00fcber STRASSE") == 1
+    assert metric("\u03b1\u0345\u0301", "\u1fb4") == 1  # folding makes a letter of the iota below
     assert metric("? !", " ?\n! ") == 1 and metric("", "") == 1
+    assert metric("\u00ad", "") == metric("\u200b?", "?\ufe0f") == 1  # what nobody sees, also where there is no word
 
 
 def test_texts_without_spaces_are_scored_by_their_characters():

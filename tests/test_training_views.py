@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from plain_client import train_plainly
+from shepherd.clients.moving import Moving
 from shepherd.clients.objectives import add_product_proximal, add_proximal
 from shepherd.clients.training import LocalTraining, Site, train
 from shepherd.errors import ClientError
 from shepherd.lowrank import LowRank
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.forward import PackedModel
-from shepherd.model.lora import CohortLora, features
+from shepherd.model.lora import CohortLora, Slot, features
 from shepherd.types import Adapter, ClientFailure, ClientUpdate, Core, Factors, Objective, TrainTask, View, Work
 from shepherd.updates.gate import Gate
 from tiny_training import base_model, distance, same_bytes, some_data, targets_of
@@ -332,12 +333,12 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("kind", sorted(VIEWS))
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_scaffold_corrects_every_step_and_renews_what_the_client_keeps(kind, optimizer):
+@pytest.mark.parametrize("optimizer, momentum", [*((name, 0.0) for name in OPTIMIZERS), ("sgd", 0.9)])
+def test_scaffold_corrects_every_step_and_renews_what_the_client_keeps(kind, optimizer, momentum):
     view, objective = VIEWS[kind], Objective(scaffold=True, rate_ratio=2.0)
     c, own = controls_of(view, 1), controls_of(view, 2)
     private = {"client-0": {f"control/{name}": array for name, array in own.items()}}
-    options = dict(objective=objective, optimizer=optimizer, control=c, rates=(0.02,) * 4)
+    options = dict(objective=objective, optimizer=optimizer, momentum=momentum, control=c, rates=(0.02,) * 4)
     update = updates_of([view], DATA, private=private, **options)["client-0"]
     expected, _, new = plainly(view, DATA, "client-0", own_control=own, **options)
     sent = view.tensors()
@@ -350,6 +351,33 @@ def test_scaffold_corrects_every_step_and_renews_what_the_client_keeps(kind, opt
         kept, before, right = (mine(view, name, whole) for whole in (kept, own[name], new[name]))
         np.testing.assert_allclose(before + update.delta[f"{name}.control"], kept, atol=1e-6)
         np.testing.assert_allclose(kept, right, atol=2e-3 * max(1e-9, np.abs(right).max(initial=0.0)))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_clients_of_sgd_with_unequal_steps_settle_at_the_optimum_of_their_mean(momentum):
+    # ½(x − a)² with a = 0, 1; x is B, and A is 1. With momentum they settled at 0.76: the correction did not go through
+    # it, and c_k was 1.45 and 4.1 times the gradient for 2 and 10 steps.
+    factors = {"m": Factors(np.ones((1, 1), np.float32), np.full((1, 1), 0.3, np.float32))}
+    settings = LocalTraining(optimizer="sgd", momentum=momentum, weight_decay=0.0, max_grad_norm=0.0)
+    c, kept = {}, [{}, {}]
+    for _ in range(200):
+        view = View(Adapter(factors, 1, 1.0), trains=("B",), sends="B")
+        deltas, changes = [], []
+        for k, (a, steps) in enumerate(((0.0, 2), (1.0, 10))):
+            slot = Slot(view.adapter, {"m": (1, 1)}, torch.device("cpu"), True)
+            moving = Moving(slot, view, settings, Objective(scaffold=True), c, kept[k])
+            x, gradient = slot.flat("B")
+            for step in range(steps):
+                moving.begin(step)
+                gradient.copy_(x - a)
+                moving.settle(1)
+                moving.step(0.02)
+            sent, kept[k] = moving.controls()
+            deltas.append(moving.delta()["m.B"])
+            changes.append(sent["m.B.control"])
+        c = {"m.B": c.get("m.B", 0.0) + np.float32(0.5) * sum(changes)}
+        factors = {"m": Factors(factors["m"].A, factors["m"].B + np.float32(0.5) * sum(deltas))}
+    assert factors["m"].B.item() == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_part_that_no_step_moved_keeps_its_control_variate():

@@ -217,7 +217,8 @@ class ObjectiveTable(Table):
     """Learning rate of B over that of A; 0 is the method's own (5 of lora_a2), or 1 where it has none."""
     scaffold: bool = False
     """Correct each local step by SCAFFOLD's control variates; doubles the bytes up. Wants clients that come back. The
-    mean of the variates is weighted as that of the clients, by federation.weights, "examples" or "uniform"."""
+    mean of the variates is weighted as that of the clients, by federation.weights, "examples" or "uniform". Exact for
+    training.optimizer = "sgd", a heuristic for Adam."""
 
 
 class PersonalizationTable(Table):

@@ -99,7 +99,8 @@ class Moving:
         self.parts = [self._core_part()] if self.core is not None else [self._factor(name) for name in "AB"]
         if self.objective.scaffold:
             for part in self._travelling():
-                part.control = Control(part.layout, part.start, control or {}, private or {}, part.mask)
+                momentum = settings.momentum if settings.optimizer == "sgd" else 0.0
+                part.control = Control(part.layout, part.start, control or {}, private or {}, part.mask, momentum)
         self.moving = self.parts
         self._optimizer = build_optimizer([part.values for part in self.parts], settings)
 
@@ -134,14 +135,19 @@ class Moving:
 
     def step(self, rate: float) -> None:
         """One optimizer step of the parts that move: A at this rate, B and a core at rate_ratio times it."""
+        sgd, corrected = self.settings.optimizer == "sgd", [part for part in self.moving if part.control is not None]
         for part, group in zip(self.parts, self._optimizer.param_groups, strict=True):
             group["lr"] = self._rate(part, rate)
+            if sgd and part in corrected:
+                part.control.correct(part.gradient)
             # Without a gradient torch's optimizers leave a vector and its state as they are, weight decay included.
             part.values.grad = part.gradient if part in self.moving else None
         self._optimizer.step()
+        for part in corrected:
+            if not sgd:
+                part.control.correct_values(part.values, self._rate(part, rate))
+            part.control.count(self._rate(part, rate))
         for part in self.moving:
-            if part.control is not None:
-                part.control.correct(part.values, self._rate(part, rate))
             if part.mask is not None:
                 part.values.copy_(torch.where(part.mask > 0, part.values, part.start))
         if self.core is not None:

@@ -39,25 +39,42 @@ def add_product_proximal(gradient: Pair, values: Pair, start: Pair, mu: float, s
 class Control:
     """SCAFFOLD's correction of one client's vector of one part (1910.06378, algorithm 1, option II).
 
-    y ← y − η(c − c_k) after each step of the optimizer; at the end c_k⁺ = c_k − c + (x − y)/Ση. With momentum or an
-    adaptive optimizer (x − y)/Ση is a mean preconditioned step, and so are c and c_k: where clients take unequal
-    numbers of steps, their mean is then not zero at the optimum, as it is with plain SGD. Without c, and in a client's
-    first round, they are zeros. Raises ClientError for control variates of another shape.
+    y ← y − η(g − c_k + c) in each step; at the end c_k⁺ = c_k − c + (x − y)/Ση. With momentum ρ the corrected gradient
+    goes through it as any other, and Ση counts a gradient as often as it moved the client: Σ_j η_j (1 − ρ^j)/(1 − ρ).
+    So c_k is a mean gradient, and clients of unequal steps settle where the mean of their gradients is zero. An
+    adaptive optimizer is corrected after its steps, by −η(c − c_k): there c_k is a mean preconditioned step, and where
+    the mean of such steps is zero is not the optimum, as it is not without SCAFFOLD. Without c, and in a client's first
+    round, they are zeros. Raises ClientError for control variates of another shape.
     """
 
     def __init__(
-        self, layout: Layout, start: Tensor, server: Tensors, private: Tensors, mask: Tensor | None = None
+        self,
+        layout: Layout,
+        start: Tensor,
+        server: Tensors,
+        private: Tensors,
+        mask: Tensor | None = None,
+        momentum: float = 0.0,
     ) -> None:
+        self.momentum, self._moves = momentum, 0.0
         self.layout, self.start, self.mask = layout, start, mask
         self.total_rate = 0.0
         self.c = self._load(server, "")
         self.own = self._load(private, PRIVATE_CONTROL)
         self.shift = self._masked(self.c - self.own)
 
-    def correct(self, values: Tensor, rate: float) -> None:
-        """Take the correction of one step at this rate from the values."""
+    def correct(self, gradient: Tensor) -> None:
+        """Add the correction to the gradient of a step of SGD."""
+        gradient.add_(self.shift)
+
+    def correct_values(self, values: Tensor, rate: float) -> None:
+        """Take the correction from the values, after a step of another optimizer at this rate."""
         values.sub_(self.shift, alpha=rate)
-        self.total_rate += rate
+
+    def count(self, rate: float) -> None:
+        """One step at this rate was taken, in which momentum moves the gradients of the steps before once more."""
+        self._moves = self.momentum * self._moves + 1.0
+        self.total_rate += rate * self._moves
 
     def finish(self, values: Tensor) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(what travels: Δc_k by "<name>.control"; what is kept: c_k⁺). A part that never moved keeps its c_k."""

@@ -35,7 +35,7 @@ def words(text: str) -> list[str]:
     by one, each with its marks. Punctuation and white space separate; invisible characters are as if not there.
     """
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    seen = "".join(character for character in folded if _kind(character) != "i")
+    seen = _seen(folded)
     return [seen[slice(*found.span())] for found in _WORD.finditer("".join(map(_kind, seen)))]
 
 
@@ -99,13 +99,19 @@ def _kind(character: str) -> str:
     if category == "Cf":
         return " " if character == "\N{ZERO WIDTH SPACE}" else "i"
     # Of characters that this Python does not know (Cn) or nobody can (Co, Cs), each counts: none may vanish.
-    return "c" if category in ("Sm", "Sc", "So", "Cn", "Co", "Cs") else " "
+    return "c" if category in ("Sm", "Sc", "So", "Cn", "Co", "Cs") or character == "^" else " "
 
 
 def _without_words(prediction: str, reference: str) -> float:
-    """1 for two texts without a word that are the same but for white space: "?!" is not "…"."""
-    got, want = (unicodedata.normalize("NFC", text).split() for text in (prediction, reference))
+    """1 for two texts without a word that are the same but for white space and what nobody sees: "?!" is not "…"."""
+    got, want = (_seen(unicodedata.normalize("NFC", text)).replace("\N{ZERO WIDTH SPACE}", " ").split()
+                 for text in (prediction, reference))  # fmt: skip
     return float(got == want)
+
+
+def _seen(text: str) -> str:
+    """The text without its invisible characters."""
+    return "".join(character for character in text if _kind(character) != "i")
 
 
 def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

@@ -181,6 +181,12 @@ def misfits(p: Pieces) -> Iterator[str]:
 
 def optimizer_misfits(p: Pieces, optimizer: Optimizer) -> Iterator[str]:
     """The same for [server] optimizer beside the pieces."""
+    if optimizer.by_steps and p.train.in_turn:
+        yield (
+            f'server.optimizer "{optimizer.name}" and train "{p.train.name}" do not fit: A and B take other numbers of '
+            f'a client\'s steps, one of them perhaps none, and its change is divided by one number; use "fedavg", or '
+            f'train "AB" or "by_round"'
+        )  # fmt: skip
     if optimizer.memoryless:
         return
     if p.merge.space == "increments" and not optimizer.on_increments:

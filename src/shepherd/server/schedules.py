@@ -27,6 +27,11 @@ class Schedule:
         """Whether only one factor moves in a round, so that the mean of factors is the mean of products."""
         return not self.home and all(part in ("A", "B", "core") for part in self.sends)
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether the local steps of a round move unlike parts."""
+        return len(set(self.of(1)[0])) > 1
+
 
 @schedules
 def AB() -> Schedule:

@@ -27,8 +27,8 @@ def whole_adapter(model: GlobalModel) -> Adapter:
         if one_sum:
             rest = LowRank(adapter.scale * B.astype(np.float64), A.astype(np.float64)) + rest
         rests[name] = rest.truncated(where=name)
-    extra = max(rest.q for rest in rests.values())
-    kept = 0 if one_sum and extra else adapter.r
+    kept = 0 if one_sum else adapter.r
+    extra = max(*(rest.q for rest in rests.values()), 0 if kept else 1)  # an adapter has a slot, if an empty one
     r = kept + extra
     factors = {}
     for name, (A, B) in adapter.factors.items():
