@@ -9,8 +9,9 @@ import pytest
 
 from shepherd import config
 from shepherd.clients.selection import build_selection
+from shepherd.config import load
 from shepherd.errors import UsageError
-from shepherd.fitting import prepare_method
+from shepherd.fitting import doubts, prepare_method
 from shepherd.plan import Plan, Policy
 from shepherd.rng import stream
 from shepherd.round import run_round
@@ -173,3 +174,14 @@ def test_methods_whose_slots_stay_what_they_are_take_control_variates(method):
     ranks = {"ranks": [4, 8]} if method in ("fed_plora", "ravan") else {}
     settings = {"federation": {"method": method}, "lora": {"r": 8, **ranks}, "objective": {"scaffold": True}}
     assert prepare_method(config.resolve(settings)).name == method
+
+
+def test_what_scaffold_does_not_promise_is_said_and_only_then():
+    def said(*settings):
+        return doubts(load("demo", settings))
+
+    assert said() == () and said("objective.scaffold=true", "training.optimizer=sgd") == ()
+    (adam,) = said("objective.scaffold=true")
+    assert "training.optimizer = 'adamw', which is a heuristic" in adam
+    (capped,) = said("objective.scaffold=true", "training.optimizer=sgd", "federation.max_weight=0.5")
+    assert "federation.max_weight = 0.5" in capped and "quarantined" in capped

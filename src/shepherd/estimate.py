@@ -16,7 +16,7 @@ import torch
 
 from shepherd.asking import pool_of
 from shepherd.config import Config
-from shepherd.fitting import has_own_models, local_names
+from shepherd.fitting import doubts, has_own_models, local_names
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import check_fit, check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype
@@ -94,7 +94,7 @@ def plan(config: Config, tell: Callable[[str], None] | None = None) -> Estimate:
     rows, template = prepare_rows(config, tokenizer, tell)
     *_, unanswered = asked_rows(config, rows, template, tokenizer, context_window(shape))
     found = estimate(config, folder, rows)
-    warnings = (*found.warnings, *rows.warnings, *filter(None, [unanswered]))
+    warnings = (*doubts(config), *found.warnings, *rows.warnings, *filter(None, [unanswered]))
     return replace(found, warnings=warnings, details=rows.details)
 
 

@@ -30,7 +30,7 @@ from shepherd.errors import ClientError, DataError, EvaluationError, ResourceErr
 from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.evaluation.statistics import paired_difference
-from shepherd.fitting import has_own_models, local_names, prepare_method, prepare_personal, rate_ratio
+from shepherd.fitting import doubts, has_own_models, local_names, prepare_method, prepare_personal, rate_ratio
 from shepherd.identity import FILE as IDENTITY
 from shepherd.identity import differences, held_out_digest, identity
 from shepherd.meter import Clock, Meter
@@ -192,7 +192,7 @@ class _Experiment:
         )
         for line in results.read_rounds(self.store.path):
             self.tell({"event": "committed", **line})
-        for warning in (*self.notes, *self.expected.warnings, *rows.warnings):
+        for warning in (*self.notes, *doubts(self.config), *self.expected.warnings, *rows.warnings):
             self._warn(warning)
 
         self.engine: Engine = LocalEngine(learner.site(rows.clients))

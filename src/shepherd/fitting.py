@@ -41,6 +41,24 @@ def prepare_method(config: Config) -> Method:
     return method
 
 
+def doubts(config: Config) -> tuple[str, ...]:
+    """Settings that work together, but not as their names promise: a sentence for each, for `check` and the run."""
+    if not config.objective.scaffold:
+        return ()
+    federation, found = config.federation, []
+    if config.training.optimizer != "sgd":
+        found.append(
+            f"objective.scaffold corrects the steps of training.optimizer = {config.training.optimizer!r}, which is a "
+            'heuristic: SCAFFOLD settles at the optimum with "sgd" (docs/methods.md)'
+        )
+    if federation.max_weight < 1 and federation.quarantine_after:
+        found.append(
+            f"objective.scaffold weighs by federation.max_weight = {federation.max_weight:g} over all clients; once "
+            "one is quarantined, the others keep these weights"
+        )
+    return tuple(found)
+
+
 def rate_ratio(config: Config) -> float:
     """η_B / η_A of local training: the recipe's, or the method's own where that is 0."""
     return config.objective.rate_ratio or prepare_method(config).rate_ratio
