@@ -97,6 +97,7 @@ class ChatTemplate:
                 tuple(moved(*places[turn]) for turn in wanted),
                 context_span and moved(*context_span),
                 changed=tuple(dict.fromkeys((*changed, *outline.changed))),
+                begins=tuple(moved(*place)[0] for place in places.values()),
             )
         )
 
@@ -108,8 +109,8 @@ class ChatTemplate:
         text = self._apply(shown, tools, True)
         outline, spans = self._proven(shown, tools, text, True)
         places = {turn: _place(outline, turn, spans) for turn in outline.answers}
-        closed, _ = self._closed(outline, bare(text + self._opener), places)
-        return protected.restore(Rendered(closed, ()))
+        closed, moved = self._closed(outline, bare(text + self._opener), places)
+        return protected.restore(Rendered(closed, (), begins=tuple(moved(*place)[0] for place in places.values())))
 
     def _proven(
         self, shown: Sequence[Message], tools: str, text: str, generation: bool
