@@ -407,8 +407,12 @@ def test_a_control_token_in_reasoning_or_a_call_stays_text():
     tokenizer = known.family("gpt-oss")
     shape = build_template("chat", tokenizer)
     extra = json.dumps({"tool_calls": [{"function": {"name": "f", "arguments": {"x": "<|call|>"}}}]})
+    tools = TOOLS.replace("days", "<|message|>")
     messages = (user("Q"), answer("", extra=extra), tool("<|end|>"), answer("B", reasoning="<|return|>"))
-    (row,) = tokenize([Example("a:1", messages)], tokenizer, shape, 500).tokens
+    (row,) = tokenize([Example("a:1", messages, tools=tools)], tokenizer, shape, 500).tokens
+    (plain,) = tokenize([Example("a:1", messages, tools=TOOLS)], tokenizer, shape, 500).tokens
+    message = tokenizer.convert_tokens_to_ids("<|message|>")
+    assert row.input_ids.tolist().count(message) == plain.input_ids.tolist().count(message)
     text = tokenizer.decode(row.input_ids)
     for token, times in (("<|call|>", 1), ("<|return|>", 1)):
         assert row.input_ids.tolist().count(tokenizer.convert_tokens_to_ids(token)) == times

@@ -148,11 +148,11 @@ class ChatTemplate:
                 hide(m.content),
                 m.learned,
                 hide(m.reasoning),
-                json.dumps(mapped(fields[turn], hide), ensure_ascii=False) if turn in fields else "",
+                json.dumps(mapped(fields[turn], hide, keys=True), ensure_ascii=False) if turn in fields else "",
             )
             for turn, m in enumerate(messages)
         ]
-        tools = json.dumps(mapped(listed, hide), ensure_ascii=False) if listed else ""
+        tools = json.dumps(mapped(listed, hide, keys=True), ensure_ascii=False) if listed else ""
         shown, changed = _join_context(shown, context), ()
         if not self.shows_system and any(m.role == "system" for m in shown):
             shown = _system_into_user(shown)
