@@ -321,6 +321,9 @@ def test_the_day_is_the_same_whenever_a_template_is_rendered(monkeypatch):
 def test_a_pinned_template_keeps_its_own_first_characters():
     dated = "\n {{ '<' + strftime_now('%Y') + '>' }}\n" + tiny.CHATML
     assert build_template("chat", tiny.chatml(dated)).prompt([user("Q")]).startswith("\n <2025>")
+    # White space before a statement at the beginning of a line is none of the prompt (lstrip_blocks).
+    dated = "  {% if true %}{{ '<' + strftime_now('%Y') + '>' }}{% endif %}\n" + tiny.CHATML
+    assert build_template("chat", tiny.chatml(dated)).prompt([user("Q")]).startswith("<2025><|im_start|>")
 
 
 def test_what_is_odd_about_a_template_is_said():
