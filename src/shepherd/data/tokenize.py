@@ -227,7 +227,7 @@ def cut(row: _Row, max_length: int, bos: int | None = None) -> tuple[_Row, tuple
     First the end of the context goes, then the start of the prompt (older turns; a start token stays), until the last
     response stands alone with one token before it. Only a response that is longer than that loses its end, and then
     the prompt keeps up to a quarter of the length, since an answer to nothing teaches nothing. An earlier response
-    that lost its beginning is no longer learned.
+    that lost its beginning, or all that stood before it, is no longer learned.
     """
     over = len(row.ids) - max_length
     if over <= 0:
@@ -253,6 +253,7 @@ def cut(row: _Row, max_length: int, bos: int | None = None) -> tuple[_Row, tuple
         kept[head : first_target - (room - head)] = False
         broken = np.intersect1d(row.turn[~kept], row.turn[kept])
         row = row.keep(kept)
+        broken = np.union1d(broken, row.turn[head : head + 1])
         row = replace(row, turn=np.where(np.isin(row.turn, broken), -1, row.turn))
     if len(row.ids) > max_length:
         parts.append("response")
