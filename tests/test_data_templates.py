@@ -263,6 +263,12 @@ def test_a_prompt_or_an_order_that_is_not_that_of_the_row_refuses_it(source, mes
         build_template("chat", tiny.chatml(source)).render(messages)
 
 
+def test_an_answer_that_a_template_shows_twice_refuses_the_row():
+    twice = tiny.CHATML.replace("m['content']", "m['content'] + (m['content'] if m['role'] == 'assistant' else '')")
+    with pytest.raises(Refusal, match="shows the text of an answer twice"):
+        build_template("chat", tiny.chatml(twice)).render([user("Q"), answer("A")])
+
+
 def test_an_answer_of_nothing_but_a_word_that_the_template_looks_for_is_learned():
     rendered = build_template("chat", known.family("qwen 3")).render([user("</think>"), answer("<tool_response>")])
     assert [rendered.text[a:b] for a, b in rendered.spans] == ["<think>\n\n</think>\n\n<tool_response><|im_end|>"]

@@ -169,6 +169,8 @@ def _standing(turn: int, message: Message, text: str, changed: dict[str, None]) 
         raise Refusal(f"the chat template changes the text of {name}")
     if CALLS in message.extra and not stand(message.extra, text):
         raise Refusal("the chat template leaves out a tool call")
+    if answer and any(text.count(_mark(number)) > 1 for number in _marks(message.content)):
+        return "shows the text of an answer twice"
     found = _compare(message.reasoning, text)
     if found == "spaced":
         changed["the chat template changes white space of the reasoning"] = None
