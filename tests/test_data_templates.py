@@ -263,6 +263,16 @@ def test_a_prompt_or_an_order_that_is_not_that_of_the_row_refuses_it(source, mes
         build_template("chat", tiny.chatml(source)).render(messages)
 
 
+def test_a_part_that_is_cut_out_of_a_masked_answer_is_counted_too():
+    messages = [user("Q"), answer("<think>T</think>A", learned=False), user("R"), answer("B")]
+    rendered = build_template("chat", known.family("deepseek r1, first")).render(messages)
+    assert rendered.changed == (
+        "an answer that is not to be learned is shown otherwise: the chat template cuts <think>…</think> out of the "
+        "answer",
+    )
+    assert build_template("chat", known.family("chatml")).render(messages).changed == ()
+
+
 def test_an_answer_that_a_template_shows_twice_refuses_the_row():
     twice = tiny.CHATML.replace("m['content']", "m['content'] + (m['content'] if m['role'] == 'assistant' else '')")
     with pytest.raises(Refusal, match="shows the text of an answer twice"):

@@ -83,6 +83,11 @@ class ChatTemplate:
                 raise Refusal(f"the chat template {problem}")
             if problem:
                 changed += (f"an earlier answer is shown and not learned: the chat template {problem}",)
+        changed += tuple(
+            f"an answer that is not to be learned is shown otherwise: the chat template {answer.problem}"
+            for turn, answer in outline.answers.items()
+            if answer.altered and turn not in learned
+        )
         places = {turn: _place(outline, turn, spans) for turn in outline.answers}
         # The outline says where a generated answer begins; for the last one the row itself says it too.
         if text[: places[learned[-1]][0]] != self._before(shown[: learned[-1]], tools):
