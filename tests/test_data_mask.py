@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import AddedToken
 
+import chat_templates as known
 import tiny_tokenizers as tiny
 from shepherd.data.prompts import build_template
-from shepherd.data.tokenize import encode, pieces, tokenize
+from shepherd.data.tokenize import encode, encode_prompt, pieces, tokenize
 from shepherd.errors import DataError, ModelError, UsageError
 from shepherd.types import Example, Message
 
@@ -87,6 +89,41 @@ def test_generation_starts_from_the_very_tokens_before_the_first_target(family, 
     start = max(i for i in range(1, len(tokens.loss_mask)) if tokens.loss_mask[i] and not tokens.loss_mask[i - 1])
     prompt = tokenizer(shape.prompt(example.messages, example.context), add_special_tokens=False).input_ids
     assert prompt == tokens.input_ids[:start].tolist()
+
+
+GLUED = ("Q: {instruction}\nA:{response}", "{instruction}\n\n{response}", "{instruction} :{response}")
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES, *GLUED])
+@pytest.mark.parametrize("family", TOKENIZERS)
+@pytest.mark.parametrize("first", [")", "    a", "a"])
+def test_every_answer_is_encoded_behind_the_tokens_that_it_is_generated_from(family, template, first):
+    # "byte-level, tokens of code" knows ":)", "\n\n" and a line break with its indentation as one token each.
+    tokenizer = TOKENIZERS[family]()
+    shape = build_template(template, tokenizer)
+    turns = (Message("user", "Q"), Message("assistant", first), Message("user", "R"), Message("assistant", ") a"))
+    for masked in (False, True):
+        shown = (turns[0], Message("assistant", first, learned=not masked), *turns[2:])
+        (row,) = tokenize([Example("a:1", shown)], tokenizer, shape, 500).tokens
+        begins = [i for i in range(1, len(row.input_ids)) if row.loss_mask[i] and not row.loss_mask[i - 1]]
+        for begin, asked in zip(reversed(begins), (shown[:3], shown[:1]), strict=False):
+            assert encode_prompt(shape, tokenizer, asked) == row.input_ids[:begin].tolist()
+        assert len(begins) == 2 - masked
+
+
+@pytest.mark.parametrize("made", [tiny.chatml, tiny.llama])
+def test_a_control_token_that_takes_white_space_takes_none_of_an_answer(made):
+    tokenizer = made(known.PHI_3)
+    greedy = [AddedToken(f"<|{role}|>", special=True, rstrip=True) for role in ("user", "assistant", "end")]
+    tokenizer.add_tokens(greedy, special_tokens=True)
+    shape = build_template("chat", tokenizer)
+    for answer in ("x", "    x", "\tx"):
+        example = Example("a:1", (Message("user", "Q"), Message("assistant", answer)))
+        tokens, ((*ids, end),) = learned(tokenizer, example, shape)
+        assert tokenizer.decode(ids) == answer
+        assert tokenizer.decode(end) == "<|end|>"
+        prompt = encode_prompt(shape, tokenizer, example.messages)
+        assert [*prompt, *ids, end] == tokens.input_ids.tolist()
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

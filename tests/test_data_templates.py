@@ -263,6 +263,22 @@ def test_a_prompt_or_an_order_that_is_not_that_of_the_row_refuses_it(source, mes
         build_template("chat", tiny.chatml(source)).render(messages)
 
 
+def test_a_part_that_is_cut_out_of_a_masked_answer_is_counted_too():
+    messages = [user("Q"), answer("<think>T</think>A", learned=False), user("R"), answer("B")]
+    rendered = build_template("chat", known.family("deepseek r1, first")).render(messages)
+    assert rendered.changed == (
+        "an answer that is not to be learned is shown otherwise: the chat template cuts <think>…</think> out of the "
+        "answer",
+    )
+    assert build_template("chat", known.family("chatml")).render(messages).changed == ()
+
+
+def test_an_answer_that_a_template_shows_twice_refuses_the_row():
+    twice = tiny.CHATML.replace("m['content']", "m['content'] + (m['content'] if m['role'] == 'assistant' else '')")
+    with pytest.raises(Refusal, match="shows the text of an answer twice"):
+        build_template("chat", tiny.chatml(twice)).render([user("Q"), answer("A")])
+
+
 def test_an_answer_of_nothing_but_a_word_that_the_template_looks_for_is_learned():
     rendered = build_template("chat", known.family("qwen 3")).render([user("</think>"), answer("<tool_response>")])
     assert [rendered.text[a:b] for a, b in rendered.spans] == ["<think>\n\n</think>\n\n<tool_response><|im_end|>"]
@@ -321,6 +337,9 @@ def test_the_day_is_the_same_whenever_a_template_is_rendered(monkeypatch):
 def test_a_pinned_template_keeps_its_own_first_characters():
     dated = "\n {{ '<' + strftime_now('%Y') + '>' }}\n" + tiny.CHATML
     assert build_template("chat", tiny.chatml(dated)).prompt([user("Q")]).startswith("\n <2025>")
+    # White space before a statement at the beginning of a line is none of the prompt (lstrip_blocks).
+    dated = "  {% if true %}{{ '<' + strftime_now('%Y') + '>' }}{% endif %}\n" + tiny.CHATML
+    assert build_template("chat", tiny.chatml(dated)).prompt([user("Q")]).startswith("<2025><|im_start|>")
 
 
 def test_what_is_odd_about_a_template_is_said():
@@ -407,8 +426,12 @@ def test_a_control_token_in_reasoning_or_a_call_stays_text():
     tokenizer = known.family("gpt-oss")
     shape = build_template("chat", tokenizer)
     extra = json.dumps({"tool_calls": [{"function": {"name": "f", "arguments": {"x": "<|call|>"}}}]})
+    tools = TOOLS.replace("days", "<|message|>")
     messages = (user("Q"), answer("", extra=extra), tool("<|end|>"), answer("B", reasoning="<|return|>"))
-    (row,) = tokenize([Example("a:1", messages)], tokenizer, shape, 500).tokens
+    (row,) = tokenize([Example("a:1", messages, tools=tools)], tokenizer, shape, 500).tokens
+    (plain,) = tokenize([Example("a:1", messages, tools=TOOLS)], tokenizer, shape, 500).tokens
+    message = tokenizer.convert_tokens_to_ids("<|message|>")
+    assert row.input_ids.tolist().count(message) == plain.input_ids.tolist().count(message)
     text = tokenizer.decode(row.input_ids)
     for token, times in (("<|call|>", 1), ("<|return|>", 1)):
         assert row.input_ids.tolist().count(tokenizer.convert_tokens_to_ids(token)) == times

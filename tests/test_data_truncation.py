@@ -77,6 +77,7 @@ def test_older_turns_go_before_newer_ones_and_an_answer_without_its_beginning_is
         if ends:  # whole answers only, the last ones
             whole = [f"{name} answer " * 6 for name in ("first", "second", "third")][3 - ends :]
             assert learned == "".join(w + "<|im_end|>" for w in whole)
+            assert ends == 1 or not tokens.loss_mask[:2].any(), "an answer to nothing but a start token"
     assert lost == {0, 1, 2, 3}
 
 
@@ -85,6 +86,20 @@ def test_a_start_token_survives_the_cut():
     row = example("Name three rivers of Europe " * 20, "the Danube")
     tokens = tokenize([row], tokenizer, build_template("chat", tokenizer), 30).tokens[0]
     assert len(tokens.input_ids) == 30 and tokens.input_ids[0] == tokenizer.bos_token_id
+
+
+def test_an_earlier_answer_that_only_a_start_token_is_left_before_is_not_learned():
+    tokenizer = tiny.llama()
+    shape = build_template("chat", tokenizer)
+    turns = [Message("user", "first"), Message("assistant", "second"), Message("user", "x"), Message("assistant", "y")]
+    full = tokenize([Example("a:1", tuple(turns))], tokenizer, shape, 1000).tokens[0]
+    begin = int(np.flatnonzero(full.loss_mask)[0])
+    for kept, learned in ((1, False), (2, True)):  # tokens before the first answer
+        tokens = tokenize([Example("a:1", tuple(turns))], tokenizer, shape, len(full.input_ids) - begin + kept).tokens[
+            0
+        ]
+        assert tokens.input_ids[0] == tokenizer.bos_token_id and tokens.input_ids[kept] == full.input_ids[begin]
+        assert tokens.loss_mask[kept] == learned and tokens.loss_mask[-1]
 
 
 @settings(max_examples=60, deadline=None)

@@ -59,7 +59,7 @@ def _byte_level(trim: bool, code: bool = False) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim)
     tokenizer.train_from_iterator(
-        [*TEXTS, *(["if a:\n    b\n        c\n"] * 20 if code else [])],
+        [*TEXTS, *(["if a:\n    b\n        c\n", "x:)\n\n"] * 20 if code else [])],
         trainers.BpeTrainer(
             vocab_size=500,
             special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],

@@ -83,6 +83,11 @@ class ChatTemplate:
                 raise Refusal(f"the chat template {problem}")
             if problem:
                 changed += (f"an earlier answer is shown and not learned: the chat template {problem}",)
+        changed += tuple(
+            f"an answer that is not to be learned is shown otherwise: the chat template {answer.problem}"
+            for turn, answer in outline.answers.items()
+            if answer.altered and turn not in learned
+        )
         places = {turn: _place(outline, turn, spans) for turn in outline.answers}
         # The outline says where a generated answer begins; for the last one the row itself says it too.
         if text[: places[learned[-1]][0]] != self._before(shown[: learned[-1]], tools):
@@ -97,6 +102,7 @@ class ChatTemplate:
                 tuple(moved(*places[turn]) for turn in wanted),
                 context_span and moved(*context_span),
                 changed=tuple(dict.fromkeys((*changed, *outline.changed))),
+                begins=tuple(moved(*place)[0] for place in places.values()),
             )
         )
 
@@ -108,8 +114,8 @@ class ChatTemplate:
         text = self._apply(shown, tools, True)
         outline, spans = self._proven(shown, tools, text, True)
         places = {turn: _place(outline, turn, spans) for turn in outline.answers}
-        closed, _ = self._closed(outline, bare(text + self._opener), places)
-        return protected.restore(Rendered(closed, ()))
+        closed, moved = self._closed(outline, bare(text + self._opener), places)
+        return protected.restore(Rendered(closed, (), begins=tuple(moved(*place)[0] for place in places.values())))
 
     def _proven(
         self, shown: Sequence[Message], tools: str, text: str, generation: bool
@@ -147,11 +153,11 @@ class ChatTemplate:
                 hide(m.content),
                 m.learned,
                 hide(m.reasoning),
-                json.dumps(mapped(fields[turn], hide), ensure_ascii=False) if turn in fields else "",
+                json.dumps(mapped(fields[turn], hide, keys=True), ensure_ascii=False) if turn in fields else "",
             )
             for turn, m in enumerate(messages)
         ]
-        tools = json.dumps(mapped(listed, hide), ensure_ascii=False) if listed else ""
+        tools = json.dumps(mapped(listed, hide, keys=True), ensure_ascii=False) if listed else ""
         shown, changed = _join_context(shown, context), ()
         if not self.shows_system and any(m.role == "system" for m in shown):
             shown = _system_into_user(shown)

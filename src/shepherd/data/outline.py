@@ -38,7 +38,8 @@ class Answer:
 
     first, last: its marks, counted as they occur. head: characters of the template between where generation starts and
     the first mark. tail: those after the last mark that belong to the answer, its end token included; where it is not
-    `closed` there is none. problem: why the turn cannot be learned, or "".
+    `closed` there is none. problem: why the turn cannot be learned, or ""; where it is `altered`, a part of it is not
+    shown, or not once.
     """
 
     first: int
@@ -47,6 +48,7 @@ class Answer:
     tail: int
     closed: bool
     problem: str = ""
+    altered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def make_outline(messages: Sequence[Message], tools: str, generation: bool, rend
     for turn, message in enumerate(messages):
         if message.role == "assistant" and any(owners[number] == turn for number in occurring):
             answer, start = _answer(messages, turn, tools, generation, text, owners, renderer)
-            answers[turn] = replace(answer, problem=problems[turn] or answer.problem)
+            answers[turn] = replace(answer, problem=problems[turn] or answer.problem, altered=bool(problems[turn]))
             # White space before an answer may be the template's own, which looks the same.
             if (
                 not answers[turn].problem
@@ -169,6 +171,8 @@ def _standing(turn: int, message: Message, text: str, changed: dict[str, None]) 
         raise Refusal(f"the chat template changes the text of {name}")
     if CALLS in message.extra and not stand(message.extra, text):
         raise Refusal("the chat template leaves out a tool call")
+    if answer and any(text.count(_mark(number)) > 1 for number in _marks(message.content)):
+        return "shows the text of an answer twice"
     found = _compare(message.reasoning, text)
     if found == "spaced":
         changed["the chat template changes white space of the reasoning"] = None

@@ -16,6 +16,7 @@ Span = tuple[int, int]
 class Rendered:
     """`text`, and in characters of it: the learned answers with their end tokens, the context, the breaks.
 
+    begins: where each answer begins that stands in it, learned or not.
     changed: what the template did to the row that its text does not show, a reason each, to be counted.
     """
 
@@ -24,6 +25,7 @@ class Rendered:
     context_span: Span | None = None
     breaks: tuple[int, ...] = ()
     changed: tuple[str, ...] = ()
+    begins: tuple[int, ...] = ()
 
 
 class Template(Protocol):
@@ -49,7 +51,7 @@ class Template(Protocol):
         """What generation starts from: all up to where the last response begins (an answer at the end is left out)."""
 
     def opening(self, messages: Sequence[Message], context: str = "", tools: str = "") -> Rendered:
-        """The same with its breaks, for `tokenize.encode_prompt`. Raises Refusal for a row of plain text."""
+        """The same with its breaks and begins, for `tokenize.encode_prompt`. Raises Refusal for a row of plain text."""
 
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:
@@ -134,6 +136,7 @@ class Protected:
             spans=tuple((move(a), move(b)) for a, b in rendered.spans),
             context_span=context and (move(context[0]), move(context[1])),
             breaks=tuple(breaks),
+            begins=tuple(map(move, rendered.begins)),
         )
 
 

@@ -30,7 +30,7 @@ def pin_clock(source: str) -> str:
     refused = "{{ raise_exception('it puts the format of a date together') }}"
     return (
         "{%- macro strftime_now(format) -%}{%- set days = " + known + " -%}{%- if format in days -%}"
-        "{{ days[format] }}{%- else -%}" + refused + "{%- endif -%}{%- endmacro +%}" + source
+        "{{ days[format] }}{%- else -%}" + refused + "{%- endif -%}{%- endmacro %}\n" + source
     )
 
 

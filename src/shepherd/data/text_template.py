@@ -90,6 +90,7 @@ class TextTemplate:
         opening = system or (self._introduction if context else self._introduction_without_input)
         text = self._start + (f"{opening}\n\n" if opening else "")
         spans: list[Span] = []
+        begins: list[int] = []
         context_span = None
         for number, (asked, answer) in enumerate(pairs):
             last = number == len(pairs) - 1
@@ -102,12 +103,13 @@ class TextTemplate:
                 break
             end = "" if tail.rstrip().endswith(self.end) else self.end
             start, text = len(bare(text)), text + answer.content + tail + end
+            begins.append(start)
             if answer.learned:
                 spans.append((start, len(text)))
             text += "" if last else "\n\n"
         if not spans and not generation:
             raise Refusal("no answer that is to be learned")
-        return protected.restore(Rendered(text, tuple(spans), context_span))
+        return protected.restore(Rendered(text, tuple(spans), context_span, begins=tuple(begins)))
 
     def _block(self, asked: str, context: str) -> tuple[str, str, int | None]:
         """The text before the response, the text after it, and where the context begins in the former."""

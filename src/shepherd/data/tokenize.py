@@ -146,27 +146,46 @@ def encode(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarra
 
 
 def encode_rows(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """As `encode`, with every response encoded as it would be generated: behind the tokens of its prompt.
+    """As `encode`, with every answer encoded as it would be generated: behind the tokens of its prompt.
 
-    The white space that an answer begins with, such as the indentation of code, would else share a token with the line
-    break before it, and that token cannot follow a prompt which has its line break already.
+    The beginning of an answer would else share a token with the end of its prompt (":" and ")", a line break and the
+    indentation of code), change how the prompt is cut ("\\n\\n" before a word is two tokens in GPT-2), or be swallowed
+    by the control token before it.
     """
     encoded = encode(rendered, tokenizer)
-    for number, one in enumerate(rendered):
-        joined = [
-            a
-            for a, _ in one.spans
-            if one.text[a : a + 2].isspace() and not _begins_afresh(one, a, encoded[number], tokenizer)
-        ]
-        if joined:
-            encoded[number] = encode([replace(one, breaks=tuple(sorted({*one.breaks, *joined})))], tokenizer)[0]
+    added = tokenizer.added_tokens_decoder
+    control = [id for id, token in added.items() if token.special]
+    greedy = tuple(token.content for token in added.values() if token.rstrip)
+    asked: list[tuple[int, int, int, Rendered]] = []  # row, where an answer begins, a token before it, what is between
+    joined: list[set[int]] = [set() for _ in rendered]
+    for number, (one, (ids, spans)) in enumerate(zip(rendered, encoded, strict=True)):
+        starts = np.flatnonzero(np.isin(ids, control))  # what follows a control token is encoded for itself
+        for a in {*one.begins, *(a for a, _ in one.spans)}:
+            if _is_swallowed(one.text, a, greedy):
+                joined[number].add(a)
+                continue
+            before = starts[spans[starts, 0] < a]
+            token, begin = (int(before[-1]), int(spans[before[-1], 0])) if len(before) else (0, 0)
+            breaks = tuple(b - begin for b in one.breaks if begin < b < a)
+            asked.append((number, a, token, Rendered(one.text[begin:a], (), breaks=breaks)))
+    ends = list(dict.fromkeys(end for *_, end in asked))
+    alone = dict(zip(ends, (ids for ids, _ in encode(ends, tokenizer)), strict=True))
+    for number, a, token, end in asked:
+        if not np.array_equal(alone[end], encoded[number][0][token : token + len(alone[end])]):
+            joined[number].add(a)
+    for number, (one, places) in enumerate(zip(rendered, joined, strict=True)):
+        if places:
+            encoded[number] = encode([replace(one, breaks=tuple(sorted({*one.breaks, *places})))], tokenizer)[0]
     return encoded
 
 
-def _begins_afresh(one: Rendered, at: int, encoded: tuple[np.ndarray, np.ndarray], tokenizer: Any) -> bool:
-    """Whether the tokens up to character `at` are those of that text alone. Offsets do not tell: some are trimmed."""
-    alone, _ = encode([Rendered(one.text[:at], (), breaks=tuple(b for b in one.breaks if b < at))], tokenizer)[0]
-    return np.array_equal(alone, encoded[0][: len(alone)])
+def _is_swallowed(text: str, at: int, greedy: tuple[str, ...]) -> bool:
+    """Whether a control token that takes the white space behind it (Phi-3's do) takes an answer's indentation.
+
+    One space may be the template's own, and is then nothing to learn.
+    """
+    spaced = text[at : at + 2].isspace() or text[at : at + 1] in ("\n", "\t")
+    return bool(greedy) and spaced and text[:at].rstrip().endswith(greedy)
 
 
 def encode_prompt(
@@ -176,7 +195,7 @@ def encode_prompt(
 
     Raises Refusal for messages that the template cannot show.
     """
-    return encode([template.opening(messages, context, tools)], tokenizer)[0][0].tolist()
+    return encode_rows([template.opening(messages, context, tools)], tokenizer)[0][0].tolist()
 
 
 def _mask(ids: np.ndarray, spans: np.ndarray, rendered: Rendered) -> _Row:
@@ -208,7 +227,7 @@ def cut(row: _Row, max_length: int, bos: int | None = None) -> tuple[_Row, tuple
     First the end of the context goes, then the start of the prompt (older turns; a start token stays), until the last
     response stands alone with one token before it. Only a response that is longer than that loses its end, and then
     the prompt keeps up to a quarter of the length, since an answer to nothing teaches nothing. An earlier response
-    that lost its beginning is no longer learned.
+    that lost its beginning, or all that stood before it, is no longer learned.
     """
     over = len(row.ids) - max_length
     if over <= 0:
@@ -234,6 +253,7 @@ def cut(row: _Row, max_length: int, bos: int | None = None) -> tuple[_Row, tuple
         kept[head : first_target - (room - head)] = False
         broken = np.intersect1d(row.turn[~kept], row.turn[kept])
         row = row.keep(kept)
+        broken = np.union1d(broken, row.turn[head : head + 1])
         row = replace(row, turn=np.where(np.isin(row.turn, broken), -1, row.turn))
     if len(row.ids) > max_length:
         parts.append("response")

@@ -33,12 +33,12 @@ def mapped_texts(extra: Mapping[str, Any], f: Callable[[str], str]) -> dict[str,
     return _mapped(extra, call)
 
 
-def mapped(value: Any, f: Callable[[str], str]) -> Any:
-    """JSON with `f` of every text in it that is not empty; keys stay."""
+def mapped(value: Any, f: Callable[[str], str], keys: bool = False) -> Any:
+    """JSON with `f` of every text in it that is not empty, and of the keys of objects where `keys`."""
     if isinstance(value, Mapping):
-        return {key: mapped(item, f) for key, item in value.items()}
+        return {f(key) if keys else key: mapped(item, f, keys) for key, item in value.items()}
     if isinstance(value, list):
-        return [mapped(item, f) for item in value]
+        return [mapped(item, f, keys) for item in value]
     return f(value) if isinstance(value, str) and value else value
 
 
