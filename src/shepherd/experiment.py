@@ -99,7 +99,7 @@ def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool
     if (folder / "summary.json").exists():
         summary = read_json(folder / "summary.json")
         if not (folder / "report.html").exists():
-            _report(folder)
+            _report(store)
         return Run(folder, summary)
     experiment = _Experiment(load_config(folder / "config.toml"), observer, folder)
     experiment.force = force
@@ -124,14 +124,11 @@ def _carry_out(experiment: _Experiment, open_store: Callable[[], RunDirectory]) 
         ) from error
 
 
-def _report(run_dir: Path) -> None:
+def _report(store: RunDirectory) -> None:
     from shepherd.report.html import write_report
 
-    try:
-        write_report(run_dir)
-    except OSError as error:
-        error.filename = error.filename or str(run_dir / "report.html")
-        raise
+    with store.explained("report.html"):
+        write_report(store.path)
 
 
 class _Experiment:
@@ -240,7 +237,7 @@ class _Experiment:
         self.store.write_json("summary.json", summary)
         self.store.journal("finished")
         with self._phase("report"):
-            _report(self.store.path)
+            _report(self.store)
         self.tell({"event": "end", "run": str(self.store.path), "summary": summary})
         return Run(self.store.path, summary)
 

@@ -184,6 +184,10 @@ class RunDirectory:
             found += sweep(self.disk, folder)
         return found
 
+    def explained(self, name: str) -> AbstractContextManager[None]:
+        """For a file that another writes into the run: what goes wrong with the disk becomes a ResourceError."""
+        return self._explained(self.path / name)
+
     @contextmanager
     def _explained(self, file: Path, verb: str = "written") -> Iterator[None]:
         """Turn a failing disk into a sentence: which file was not written (or read), what is intact, how to go on."""
