@@ -69,7 +69,7 @@ ROW_FAULTS: dict[str, Callable[[Example], bool]] = {
 class Finding:
     """One kind of fault: `groups` of ids of rows that share it (a group of one where a row stands for itself).
 
-    `count` is the number of rows; it is larger than the ids shown where only the first of them are known.
+    `count` is the number of rows; of rows that are trained on and held out it is that of the held-out ones.
     """
 
     kind: str
@@ -130,7 +130,8 @@ def audit(
     """
     owner = {id: client for client, ids in partition.clients.items() for id in ids}
     groups: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in KINDS}
-    for same in _alike(train, same_row):
+    taught = {e.id: same_row(e) for e in (*train, *held_out)}
+    for same in _alike(train, lambda example: taught[example.id]):
         in_client: dict[str, list[str]] = {}
         for id in same:
             in_client.setdefault(owner.get(id, ""), []).append(id)
@@ -139,11 +140,10 @@ def audit(
         groups["duplicates within a client"] += [tuple(ids) for ids in in_client.values() if len(ids) > 1]
 
     out = {e.id for e in held_out}
-    answers = {e.id: same_row(e) for e in [*train, *held_out]}
     for same in _alike([*train, *held_out], same_prompt):
         if 0 < sum(id in out for id in same) < len(same):
             groups["train and held-out overlap"].append(same)
-        if len({answers[id] for id in same}) > 1:
+        if len({taught[id] for id in same}) > 1:
             groups["conflicting answers"].append(same)
 
     for kind, faulty in ROW_FAULTS.items():

@@ -132,17 +132,14 @@ def _plain(row: Row) -> tuple[list[Message], str]:
     return [Message("text", row.text("text").strip())], ""
 
 
-_AFTER = {"output": ("input", "query", "context"), "": ("context", "input", "query")}
 QUESTIONS, ANSWERS = ("instruction", "prompt", "question", "query"), ("response", "output", "completion", "answer")
-
-
 PAIRS = (*((q, a) for q in QUESTIONS for a in ANSWERS), ("input", "output"), ("inputs", "targets"))
 
 
 def _contexts(asked: str, answered: str) -> tuple[str, ...]:
     """Where the passage of a pair may stand. A prompt is whole: nothing is pasted into it unasked."""
     if asked == "instruction":
-        return _AFTER.get(answered, _AFTER[""])
+        return ("input", "query", "context") if answered == "output" else ("context", "input", "query")
     return () if asked == "prompt" else ("context",)
 
 
