@@ -324,3 +324,15 @@ def test_a_folder_in_which_all_clients_lie_is_gone_down_into_and_said(tmp_path):
     assert {e.source for e in data.examples} == {"local_0", "local_1"}
     assert data.notes == ("data/ is all that the folder holds, so each file or folder in it is a client",)
     assert clients_of(tmp_path) == ("local_0", "local_1")
+
+
+def test_by_key_without_any_key_is_one_client_and_says_so(tmp_path):
+    write(tmp_path, {"x.jsonl": [{"instruction": f"Ask {i}", "output": f"Say {i}"} for i in range(8)]})
+    config = load("own-data", [f"data.source={tmp_path / 'x.jsonl'}", "partition.name=by_key"])
+    data = read_rows(config)
+    _, held_out, partition = divide_rows(config, data.examples, None)
+    assert len(partition.clients) == 1
+    said = list(remarks(config, data, data.examples, held_out, partition))
+    assert any("no row has a value in the column 'category', so by_key makes one client" in line for line in said)
+    iid = load("own-data", [f"data.source={tmp_path / 'x.jsonl'}"])
+    assert not any("by_key" in line for line in remarks(iid, data, data.examples, held_out, partition))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from shepherd.data.names import look_alikes
 from shepherd.data.partition import divide, hold_out, partitioners, short_categories
 from shepherd.data.partitioners import Key
-from shepherd.data.sources import NO_CATEGORY, Dataset, has_languages, load_examples
+from shepherd.data.sources import ALL, NO_CATEGORY, Dataset, has_languages, load_examples
 from shepherd.errors import DataError, UsageError, plural
 from shepherd.types import Example, Partition
 
@@ -148,6 +148,11 @@ def remarks(
             shown = list(cases)[:MOST] + ([f"and {len(cases) - MOST:,} more"] if len(cases) > MOST else [])
             found[f"{line}: {', '.join(shown)}"] = tuple(cases.values())
 
+    if config.partition.name == "by_key" and {getattr(e, key) for e in usable} == {ALL}:
+        found[
+            f"no row has a value in the column {word!r}, so by_key makes one client of all rows "
+            "(--set partition.key=<your column> divides by another)"
+        ] = ()
     short = {} if held_out is None else short_categories(usable, held_out, few, key)
     add(
         f"fewer than data.held_out_per_category = {few} rows held out of {plural(len(short), word)}",
