@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from shepherd import experiment
 from shepherd.errors import UsageError
 from shepherd.estimate import plan
+from shepherd.fitting import doubts
 from shepherd.server.methods import build_method, methods
 from shepherd.state import load_state
 
@@ -112,3 +114,12 @@ def test_rows_longer_than_the_models_window_are_refused_before_anything_is_train
 def test_a_local_client_that_does_not_exist_is_answered_with_the_nearest(small_config):
     with pytest.raises(UsageError, match="Did you mean 'open_qa'"):
         plan(small_config("evaluation.local_clients=opn_qa"))
+
+
+def test_settings_that_do_not_do_what_their_names_promise_are_said_by_check_and_by_the_run(small_config, tmp_path):
+    config = small_config("objective.scaffold=true", "federation.rounds=1", "evaluation.arms=base,federated")
+    (doubt,) = doubts(config)
+    assert doubt in plan(config).warnings and not set(doubts(small_config())) & set(plan(small_config()).warnings)
+    told = []
+    experiment.run(config, told.append, tmp_path)
+    assert doubt in [event["message"] for event in told if event["event"] == "warning"]
