@@ -42,7 +42,7 @@ def prepare_method(config: Config) -> Method:
 
 
 def doubts(config: Config) -> tuple[str, ...]:
-    """Settings that work together, but not as their names promise: a sentence for each, for `check` and the run."""
+    """Warnings about settings that are accepted together but lose the property that their names imply."""
     if not config.objective.scaffold:
         return ()
     federation, found = config.federation, []

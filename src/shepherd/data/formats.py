@@ -173,8 +173,9 @@ def format_problem(format: str) -> str:
 def format_of(row: Mapping[str, Any], among: Iterable[str]) -> tuple[str, bool]:
     """(the format of a row with our field names, whether all that it requires has a value); ("", False) for none.
 
-    A key without a value is an absent one, so `messages: null` beside alpaca's fields is alpaca. Where no format is
-    complete, the row is what most of its keys say, and reading it gives the reason why it cannot be used.
+    A key without a value counts as absent, so `messages: null` beside alpaca's fields is alpaca. Where no format is
+    complete, the one with the most required fields present is returned; reading the row then gives the reason for its
+    refusal.
     """
     nearest, most = "", -1
     for name in among:

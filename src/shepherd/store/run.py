@@ -185,7 +185,7 @@ class RunDirectory:
         return found
 
     def explained(self, name: str) -> AbstractContextManager[None]:
-        """For a file that another writes into the run: what goes wrong with the disk becomes a ResourceError."""
+        """A context for writing the run's file `name` by other means; disk failures are raised as ResourceError."""
         return self._explained(self.path / name)
 
     @contextmanager
