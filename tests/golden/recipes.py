@@ -16,7 +16,7 @@ BASE = Path(__file__).parent / "base"
 """A random model of two layers with its tokenizer, which `tiny_model("llama", …)` made once: 40,096 parameters."""
 SMALL = (
     "model.base=base", "model.dtype=float32", "model.device=cpu", "run.threads=1", "run.name=golden",
-    "data.rows_per_category=6", "data.held_out_per_category=2", "data.max_length=96",
+    "data.rows_per_category=6", "data.held_out_per_category=2", "data.max_length=192",
     "lora.r=4", "lora.alpha=8", "lora.targets=q_proj,v_proj", "federation.rounds=2",
     "training.local_steps=1", "training.batch_size=2", "training.learning_rate=1e-2",
     "training.tokens_per_pass=512", "training.clients_at_once=3",  # both are picked by free memory otherwise
