@@ -143,14 +143,27 @@ RECIPES: dict[str, Recipe] = {
 }  # fmt: skip
 
 
+class Stop(Exception):
+    """Stands for what ends a run in the middle."""
+
+
 def carry_out(name: str, work: Path) -> tuple[Path, list[dict[str, Any]]]:
     """Run a recipe in the folder `work`; return the run directory and the events that were told."""
     import shepherd
 
-    class Stop(Exception):
-        """What stands for a run that ends in the middle."""
+    events: list[dict[str, Any]] = []
+    run = begin(name, work, events)
+    if RECIPES[name].stop_after:
+        with inside(work):
+            shepherd.resume(run, observer=events.append)
+    return run, events
 
-    recipe, events = RECIPES[name], []
+
+def begin(name: str, work: Path, events: list[dict[str, Any]]) -> Path:
+    """The same to its end, or to where the recipe stops it."""
+    import shepherd
+
+    recipe = RECIPES[name]
 
     def observe(event: dict[str, Any]) -> None:
         events.append(event)
@@ -160,11 +173,9 @@ def carry_out(name: str, work: Path) -> tuple[Path, list[dict[str, Any]]]:
     with inside(work):
         lay_out(work, recipe.ill)
         config = shepherd.load_config(None, [*SMALL, *recipe.settings])
-        if not recipe.stop_after:
-            return shepherd.run(config, observe).path.absolute(), events
         with contextlib.suppress(Stop):
             shepherd.run(config, observe)
-        return shepherd.resume(Path("runs") / config.run.name, observer=events.append).path.absolute(), events
+    return work / config.run.out / config.run.name
 
 
 WARDS = ("ward-a", "ward-b", "ward-c")

@@ -1,4 +1,4 @@
-"""Write all goldens again: `python tests/golden/rewrite.py`, or with words that are in the names of those to write.
+"""Write all goldens again: `python tests/golden/rewrite.py`, or with parts of the names of those to write.
 
 It changes nothing where nothing changed. A commit that changes what a run computes, or what a person reads, holds the
 goldens alone and has its line in CHANGELOG.md; `git diff` of them is read like code. The run of `old_run` is not
@@ -11,30 +11,36 @@ import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from golden import runs
+from golden import runs, texts
 from golden.recipes import RECIPES
 from golden.record import fingerprint
 
 
 def main(words: list[str]) -> None:
     warnings.simplefilter("ignore")
-    wanted = {name for name in RECIPES if not words or any(word in name for word in words)}
-    kept = {runs.path_of(name).name for name in RECIPES} | {runs.FINGERPRINT.name}
-    runs.GOLDENS.mkdir(exist_ok=True)
-    for path in runs.GOLDENS.iterdir():
-        if path.name not in kept:
+    makers: dict[Path, Callable[[Path], str]] = {
+        **{runs.path_of(name): partial(runs.written, name) for name in RECIPES},
+        **{texts.GOLDENS / name: make for name, make in texts.TEXTS.items()},
+    }
+    for folder in (runs.GOLDENS, texts.GOLDENS):
+        folder.mkdir(exist_ok=True)
+        for path in set(folder.iterdir()) - makers.keys() - {runs.FINGERPRINT}:
             path.unlink()
             print(f"{path.name}: removed")
-    if len(wanted) == len(RECIPES):
+    if not words:
         _write(runs.FINGERPRINT, json.dumps(fingerprint(), indent=1) + "\n")
-    for name in RECIPES:
-        if name in wanted:
+    elif json.loads(runs.FINGERPRINT.read_text(encoding="utf-8")) != fingerprint():
+        sys.exit("the others were written on another machine or with other libraries: write all of them")
+    for path, make in makers.items():
+        if not words or any(word in path.name for word in words):
             with tempfile.TemporaryDirectory() as work:
-                _write(runs.path_of(name), runs.to_json(name, runs.now(name, Path(work).resolve())))
+                _write(path, make(Path(work).resolve()))
 
 
 def _write(path: Path, text: str) -> None:

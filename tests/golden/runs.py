@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from golden.recipes import RECIPES, carry_out
-from golden.record import EVENTS, entry_of, masked, told
+from golden.record import EVENTS, entry_of, fingerprint, masked, told
 
 GOLDENS = Path(__file__).parent / "recipes"
 FINGERPRINT = GOLDENS / "fingerprint.json"
@@ -18,11 +18,16 @@ def path_of(name: str) -> Path:
     return GOLDENS / (re.sub(r"[^a-z0-9_]+", "-", name) + ".json")
 
 
+def files_of(name: str, work: Path) -> dict[str, bytes]:
+    """Run a recipe in the folder `work` and return what it leaves, masked, and the events that it told."""
+    run, events = carry_out(name, work)
+    return masked(run, work) | {EVENTS: told(events)}
+
+
 def now(name: str, work: Path) -> dict[str, Any]:
     """Run a recipe in the folder `work` and return its entries {file: entry}."""
-    run, events = carry_out(name, work)
-    files = masked(run, work) | {EVENTS: told(events)}
-    return {file: entry_of(file, data, RECIPES[name].products) for file, data in files.items()}
+    products = RECIPES[name].products
+    return {file: entry_of(file, data, products) for file, data in files_of(name, work).items()}
 
 
 def to_json(name: str, entries: dict[str, Any]) -> str:
@@ -30,6 +35,16 @@ def to_json(name: str, entries: dict[str, Any]) -> str:
     lines = ",\n".join(f"  {json.dumps(file)}: {json.dumps(entry)}" for file, entry in entries.items())
     recipe = RECIPES[name]._asdict() | {"settings": list(RECIPES[name].settings)}
     return f'{{\n "recipe": {json.dumps({"name": name, **recipe})},\n "files": {{\n{lines}\n }}\n}}\n'
+
+
+def written(name: str, work: Path) -> str:
+    """The text of a golden as the recipe makes it now."""
+    return to_json(name, now(name, work))
+
+
+def same_machine() -> bool:
+    """Whether the goldens were written with this processor and these libraries, so that bytes can be compared."""
+    return json.loads(FINGERPRINT.read_text(encoding="utf-8")) == fingerprint()
 
 
 def kept(name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from golden import runs
 from golden.command import shepherd
 from golden.recipes import RECIPES
-from golden.record import fingerprint, problems
+from golden.record import problems
 
 AGAIN = "where the change is meant: python tests/golden/rewrite.py, and read the diff"
 
@@ -17,8 +17,8 @@ AGAIN = "where the change is meant: python tests/golden/rewrite.py, and read the
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_run_leaves_the_bytes_that_it_left_before(name, tmp_path):
     kept = runs.kept(name)
-    here = fingerprint() == json.loads(runs.FINGERPRINT.read_text(encoding="utf-8"))
-    found = problems(kept["files"], runs.now(name, tmp_path), None if here else RECIPES[name].tolerance)
+    tolerance = None if runs.same_machine() else RECIPES[name].tolerance
+    found = problems(kept["files"], runs.now(name, tmp_path), tolerance)
     assert not found, "\n".join([*found, f"the files are in {tmp_path}, masked in {tmp_path / 'masked'}", AGAIN])
 
 
