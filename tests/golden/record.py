@@ -221,9 +221,8 @@ def problems(kept: Mapping[str, Any], now: Mapping[str, Any], tolerance: float |
         then, here = kept[name], now[name]
         if tolerance is None:
             if then["sha256"] != here["sha256"]:
-                found.append(
-                    f"{name}: other bytes" + ("" if then == here | {"sha256": then["sha256"]} else ", numbers")
-                )
+                parts = {"shape": "other keys, texts or shapes", "numbers": "other numbers"}
+                found.append(", ".join([f"{name}: other bytes", *(w for k, w in parts.items() if then[k] != here[k])]))
         elif (then["shape"], then["count"]) != (here["shape"], here["count"]):
             found.append(f"{name}: other keys, texts or shapes")
         else:
