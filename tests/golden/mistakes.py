@@ -79,7 +79,8 @@ MISTAKES = (
     "check --model base --set model.quantize=4bit --set model.device=cpu",
     "run --model base --out clinic.jsonl/runs",
     # clients
-    "run --data clinic.jsonl --model base --set training.learning_rate=1e38 --set run.threads=1",
+    "run --data clinic.jsonl --model base --set training.learning_rate=1e38 --set run.threads=1"
+    " --set model.dtype=float32 --set training.tokens_per_pass=512 --set training.clients_at_once=3",
     # run directories
     "report frist",
     "report .",
