@@ -239,6 +239,7 @@ def problems(kept: Mapping[str, Any], now: Mapping[str, Any], tolerance: float |
 
 def fingerprint() -> dict[str, Any]:
     """What the bytes of a run depend on beside this code: processor, libraries, threads. All recipes use one thread."""
+    import scipy
     import torch
     import transformers
 
@@ -248,6 +249,7 @@ def fingerprint() -> dict[str, Any]:
         "kernels": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "scipy": scipy.__version__,
         "transformers": transformers.__version__,
         "threads": 1,
     }
