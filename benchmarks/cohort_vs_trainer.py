@@ -207,10 +207,10 @@ def _lines(path: str) -> list[str]:
 def _child(spec: dict) -> dict:
     import torch
 
-    from shepherd.config import load
     from shepherd.model.base import load_base
     from shepherd.model.threads import matmul_peak
     from shepherd.prepare import prepare_learner, prepare_rows, rates, share
+    from shepherd.recipe import load
     from shepherd.types import Work
 
     torch.set_num_threads(spec["threads"])

@@ -74,7 +74,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 @pytest.fixture(scope="session")
 def small_config(model_folder: Callable[[str], Path]) -> Callable[..., Any]:
     """small_config("lora.r=4", kind="gpt2", recipe=None) -> the config of a tiny run, with these overrides."""
-    from shepherd.config import load
+    from shepherd.recipe import load
 
     def config(*overrides: str, kind: str = "llama", recipe: str | None = None) -> Any:
         return load(recipe, [f"model.base={model_folder(kind)}", *SMALL_RUN, *overrides])

@@ -81,7 +81,7 @@ def main() -> None:
     import torch
 
     from shepherd import experiment
-    from shepherd.config import load
+    from shepherd.recipe import load
     from shepherd.report import html  # noqa: F401
 
     torch.set_num_threads(1)

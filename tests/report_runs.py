@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from shepherd import config as settings
+from shepherd import recipe
 
 CATEGORIES = (
     "brainstorming", "classification", "closed_qa", "creative_writing",
@@ -70,14 +70,14 @@ def write_run(
     rng = random.Random(seed)
     names = tuple(f"client-{i:03d}" for i in range(clients)) if isinstance(clients, int) else clients
     folder.mkdir(parents=True, exist_ok=True)
-    config = settings.load(
+    config = recipe.load(
         None,
         [
             f"run.seed={seed}", f"federation.rounds={rounds}", f"evaluation.every={every}",
             f"evaluation.generate={generate}", f"evaluation.arms={json.dumps(list(arms))}", *overrides,
         ],
     )  # fmt: skip
-    (folder / "config.toml").write_text(settings.to_toml(config), encoding="utf-8")
+    (folder / "config.toml").write_text(recipe.to_toml(config), encoding="utf-8")
 
     home = {name: categories[i % len(categories)] for i, name in enumerate(names)}
     counts = {

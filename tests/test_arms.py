@@ -7,10 +7,10 @@ import json
 import pytest
 
 from shepherd import arms, experiment
-from shepherd.config import load, to_toml
 from shepherd.errors import ClientError, UsageError
 from shepherd.estimate import plan
 from shepherd.prepare import rates
+from shepherd.recipe import load, to_toml
 from test_resume import after_round, stopped
 
 RUN = (

@@ -18,7 +18,7 @@ import pytest
 
 from console import Shell
 from report_runs import write_run
-from shepherd import __version__, config, progress
+from shepherd import __version__, config, progress, recipe
 from shepherd.cli import cli
 from shepherd.errors import EXIT_CODES
 
@@ -168,7 +168,7 @@ def test_list_shows_each_name_of_each_registry_with_its_options(shell):
 def test_config_show_prints_toml_that_runs_again_as_the_same_config(shell):
     outcome = shell("config", "show", "demo", "--set", "lora.r=4", "--origin")
     Path("again.toml").write_text(outcome.out)
-    assert config.load("again.toml") == config.load("demo", ["lora.r=4"])
+    assert recipe.load("again.toml") == recipe.load("demo", ["lora.r=4"])
     assert tomllib.loads(shell("config", "show").out)["lora"]["r"] == config.Config().lora.r
 
 
@@ -177,7 +177,7 @@ def test_config_show_says_where_each_value_comes_from(shell):
     origin = {entry["key"]: entry["origin"] for entry in json.loads(outcome.out)}
     assert origin["lora.r"] == "--set" and origin["run.seed"] == "--seed" and origin["federation.rounds"] == "--quick"
     assert origin["partition.key"] == "recipe demo" and origin["lora.alpha"] == "default"
-    assert set(config.keys()) <= set(origin), "every key is shown"
+    assert set(recipe.keys()) <= set(origin), "every key is shown"
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
@@ -294,7 +294,7 @@ def test_the_readme_names_the_commands_that_take_no_json():
 
 def test_the_readme_names_every_recipe_exit_status_and_only_commands_that_exist(shell):
     readme = (SOURCES.parent / "README.md").read_text(encoding="utf-8")
-    assert [name for name in config.recipes() if f"| `{name}` |" not in readme] == []
+    assert [name for name in recipe.recipes() if f"| `{name}` |" not in readme] == []
     assert [code for code in EXIT_CODES if code < 130 and f"\n| {code} | " not in readme] == []
     from shepherd.cli import cli
 

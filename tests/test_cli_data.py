@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 
 from console import Shell
-from shepherd.config import load, recipes
+from shepherd.recipe import load, recipes
 from tiny import CHAT_TEMPLATE, tiny_model
 
 ROWS = [

@@ -12,8 +12,9 @@ import pytest
 from console import Shell
 from report_runs import write_run
 from shepherd.cli.settings import QUICK
-from shepherd.config import Config, load, recipes
+from shepherd.config import Config
 from shepherd.progress import print_result
+from shepherd.recipe import load, recipes
 from shepherd.report import load_run
 from shepherd.report.conduct import alerts
 from shepherd.report.verdict import verdict

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from shepherd.config import load
 from shepherd.data import files
 from shepherd.data.containers import clients_of
 from shepherd.data.sources import Dataset, load_examples
 from shepherd.data.waiting import Waiting
 from shepherd.dividing import divide_rows, read_held_out, read_rows, remarks
 from shepherd.errors import DataError
+from shepherd.recipe import load
 
 
 def rows(name: str, count: int = 3, **more: Any) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ import transformers
 
 import shepherd
 from console import Shell
-from shepherd import arms, config, experiment
+from shepherd import arms, experiment, recipe
 from shepherd.clients import training
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import ClientError, EvaluationError, UsageError
@@ -319,7 +319,7 @@ def test_arms_do_not_disturb_each_other(tiny_run, run_small):
 
 def test_the_saved_config_runs_again_to_the_same_adapter_in_no_more_seconds_than_pass(tiny_run, tmp_path):
     begin = time.perf_counter()
-    again = experiment.run(config.load(tiny_run.path / "config.toml"), out_dir=tmp_path)
+    again = experiment.run(recipe.load(tiny_run.path / "config.toml"), out_dir=tmp_path)
     assert again.summary["seconds"]["total"] <= time.perf_counter() - begin
     assert again.summary["adapter_sha256"] == tiny_run.summary["adapter_sha256"]
 
@@ -339,7 +339,7 @@ def test_how_the_work_is_cut_changes_nothing_beyond_rounding(setting, tiny_run, 
 
 
 def test_the_command_line_and_the_function_give_the_same_adapter(tiny_run, small_config, capsys, monkeypatch, tmp_path):
-    (tmp_path / "small.toml").write_text(config.to_toml(small_config(f"run.out={tmp_path / 'out'}")), encoding="utf-8")
+    (tmp_path / "small.toml").write_text(recipe.to_toml(small_config(f"run.out={tmp_path / 'out'}")), encoding="utf-8")
     outcome = Shell(capsys, monkeypatch)("run", tmp_path / "small.toml", "--json")
     assert outcome.status == 0, outcome.err
     end = json.loads(outcome.out.splitlines()[-1])
@@ -720,10 +720,10 @@ def test_a_local_client_that_ends_with_a_loss_that_is_no_number_counts_as_failed
 # Recipes
 
 
-@pytest.mark.parametrize("name", sorted(config.recipes()))
+@pytest.mark.parametrize("name", sorted(recipe.recipes()))
 def test_every_packaged_recipe_runs_a_round_of_its_own_shape(name, model_folder, tmp_path):
-    recipe = tomllib.loads((config.RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
-    full = config.load(name)
+    tables = tomllib.loads((recipe.RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+    full = recipe.load(name)
     small = [
         f"model.base={model_folder('llama')}", "model.dtype=float32", "model.device=cpu", "run.threads=1",
         "data.held_out_per_category=1", "federation.rounds=1", "data.max_length=128",
@@ -739,8 +739,8 @@ def test_every_packaged_recipe_runs_a_round_of_its_own_shape(name, model_folder,
         small += ["partition.clients=6", "federation.clients_per_round=3"]
     if full.training.local_steps:
         small += ["training.local_steps=1"]
-    settings = config.load(name, small)
-    assert settings.partition.name == recipe["partition"]["name"]
+    settings = recipe.load(name, small)
+    assert settings.partition.name == tables["partition"]["name"]
     assert (settings.lora, settings.partition.options) == (full.lora, full.partition.options)
     run = experiment.run(settings, out_dir=tmp_path)
     assert run.path.name == name

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shepherd.config import to_toml
+from shepherd.recipe import to_toml
 
 HERE = Path(__file__).parent
 SETTINGS = (

@@ -50,7 +50,7 @@ def heard():
 
 def started(config, out: Path) -> subprocess.Popen:
     """A real `python -m shepherd run` of that config, in a session of its own."""
-    from shepherd.config import to_toml
+    from shepherd.recipe import to_toml
 
     recipe = out / "recipe.toml"
     recipe.write_text(to_toml(config))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, Phi3Config
 
-from shepherd import config
+from shepherd import config, recipe
 from shepherd.config import FederationTable, TrainingTable
 from shepherd.data.sources import Dataset, losses
 from shepherd.data.tokenize import Tokenized
@@ -82,7 +82,7 @@ def test_what_was_left_out_is_counted_as_one_says_it():
 
 
 def resolved(**tables: Any) -> config.Config:
-    return config.resolve(tables)
+    return recipe.resolve(tables)
 
 
 def of_a_client(settings: config.Config) -> list[Any]:

@@ -16,8 +16,8 @@ import pytest
 
 from shepherd import experiment
 from shepherd.arms import load_arm
-from shepherd.config import load
 from shepherd.errors import DataError, UsageError
+from shepherd.recipe import load
 from shepherd.state import load_state
 from shepherd.store import RunDirectory
 from shepherd.tuned import load_tuned

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shepherd import config
+from shepherd import recipe
 from shepherd.clients.selection import build_selection
-from shepherd.config import load
 from shepherd.errors import UsageError
 from shepherd.fitting import doubts, prepare_method
 from shepherd.plan import Plan, Policy
+from shepherd.recipe import load
 from shepherd.rng import stream
 from shepherd.round import run_round
 from shepherd.server.methods import build_method
@@ -164,7 +164,7 @@ def test_the_weights_of_all_clients_are_those_of_a_round_of_all_of_them():
 )
 def test_what_control_variates_do_not_fit_is_refused_with_what_would(settings, parts):
     with pytest.raises(UsageError) as refused:
-        prepare_method(config.resolve({**settings, "objective": {"scaffold": True}}))
+        prepare_method(recipe.resolve({**settings, "objective": {"scaffold": True}}))
     assert "objective.scaffold = true and " in refused.value.message and " do not fit" in refused.value.message
     assert all(part in refused.value.message for part in parts)
 
@@ -173,7 +173,7 @@ def test_what_control_variates_do_not_fit_is_refused_with_what_would(settings, p
 def test_methods_whose_slots_stay_what_they_are_take_control_variates(method):
     ranks = {"ranks": [4, 8]} if method in ("fed_plora", "ravan") else {}
     settings = {"federation": {"method": method}, "lora": {"r": 8, **ranks}, "objective": {"scaffold": True}}
-    assert prepare_method(config.resolve(settings)).name == method
+    assert prepare_method(recipe.resolve(settings)).name == method
 
 
 def test_what_scaffold_does_not_promise_is_said_and_only_then():

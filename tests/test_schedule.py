@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from shepherd.clients.schedule import effective_steps, learning_rates
-from shepherd.config import load
 from shepherd.errors import UsageError
+from shepherd.recipe import load
 
 
 def test_a_constant_rate_is_the_peak_at_every_step():

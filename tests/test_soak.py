@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from shepherd import experiment
-from shepherd.config import load
+from shepherd.recipe import load
 from tiny import tiny_model
 
 KEEP, MB = 3, 1e6

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shepherd import recipe
 from tiny import CHAT_TEMPLATE, tiny_model
 
 
@@ -20,7 +21,7 @@ def tiny_run(
 
     The model lies in `folder/kind`, the run in `folder/runs`; `changes` go into the model's config.
     """
-    from shepherd import config, experiment
+    from shepherd import experiment
 
     model = folder / kind
     if not model.exists():
@@ -35,4 +36,4 @@ def tiny_run(
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHEPHERD_CACHE", str(folder / "cache"))
-        return experiment.run(config.load(overrides=overrides)).path
+        return experiment.run(recipe.load(overrides=overrides)).path

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shepherd._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from shepherd.config import Config
-    from shepherd.config import load as load_config
     from shepherd.errors import ShepherdError
     from shepherd.experiment import Run, resume
+    from shepherd.recipe import load as load_config
     from shepherd.starting import run
 
-__version__ = "0.1.0"
+
 __all__ = ["Config", "Run", "ShepherdError", "load_config", "resume", "run"]
 
 _HOMES = {
     "Config": ("shepherd.config", "Config"),
-    "load_config": ("shepherd.config", "load"),
+    "load_config": ("shepherd.recipe", "load"),
     "ShepherdError": ("shepherd.errors", "ShepherdError"),
     "Run": ("shepherd.experiment", "Run"),
     "run": ("shepherd.starting", "run"),

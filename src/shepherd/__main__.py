@@ -96,7 +96,7 @@ def _help(error: click.UsageError) -> str:
 
 def _setting_hint(error: click.NoSuchOption) -> str:
     """For `--lora.r` or `--rounds`: how to set that key of the recipe. Empty when there is no such key."""
-    from shepherd.config import keys, keys_called
+    from shepherd.recipe import keys, keys_called
 
     name = error.option_name.lstrip("-").replace("-", "_")
     meant = [name] if name in keys() else keys_called(name)

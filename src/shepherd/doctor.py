@@ -77,7 +77,7 @@ def to_text(sections: tuple[Section, ...], coloured: bool = False) -> str:
 
 
 def _software() -> Section:
-    from shepherd import __version__
+    from shepherd._version import __version__
 
     version = ".".join(map(str, sys.version_info[:3]))
     lines = [Line("shepherd", __version__)]

@@ -20,9 +20,9 @@ import numpy as np
 import psutil
 import torch
 
-from shepherd import __version__, arms, results
-from shepherd.config import Config, to_toml
-from shepherd.config import load as load_config
+from shepherd import arms, results
+from shepherd._version import __version__
+from shepherd.config import Config
 from shepherd.data.partition import partition_document
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
@@ -54,6 +54,8 @@ from shepherd.prepare import (
     prepare_rows,
     worker_engine,
 )
+from shepherd.recipe import load as load_config
+from shepherd.recipe import to_toml
 from shepherd.rng import stream
 from shepherd.round import Engine, Plan, RoundRecord, notes, troubles
 from shepherd.server.whole import whole_adapter

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from shepherd import __version__, output
-from shepherd.config import load as load_config
+from shepherd import output
+from shepherd._version import __version__
 from shepherd.data.formats import Refusal
 from shepherd.data.prompts import Rendered, Template
 from shepherd.data.tokenize import encode
@@ -30,6 +30,7 @@ from shepherd.model.adapter_card import base_named, hub_name, plain
 from shepherd.model.convert import quiet_transformers
 from shepherd.model.digest import model_digest
 from shepherd.model.fetch import resolve
+from shepherd.recipe import load as load_config
 from shepherd.report.wording import plural, size
 from shepherd.store import MANIFEST, commit_folder, open_run, read_json
 from shepherd.tuned import adapter_folder, load_tuned

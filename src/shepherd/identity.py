@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from shepherd import __version__
+from shepherd._version import __version__
 from shepherd.config import Config
 from shepherd.data.partition import partition_digest
 from shepherd.data.sources import digest

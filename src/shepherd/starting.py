@@ -61,10 +61,10 @@ def look_first(
     A built-in model that is not here yet is fetched, once: it is pinned by its checksum. No other model is ever
     fetched by a run; `shepherd model pull` does that.
     """
-    from shepherd.config import resolve
     from shepherd.fitting import check_length, prepare_method, prepare_personal
     from shepherd.model import fetch
     from shepherd.model.folder import stated_window
+    from shepherd.recipe import resolve
 
     resolve(config.model_dump(), (registry_problems,))
     prepare_personal(config, prepare_method(config))

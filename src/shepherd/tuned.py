@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from shepherd.config import Config
-from shepherd.config import load as load_config
 from shepherd.data.prompts import Template, build_template
 from shepherd.errors import ModelError, UsageError
 from shepherd.model.adapter import load_adapter
@@ -19,6 +18,7 @@ from shepherd.model.base import Base, load_base
 from shepherd.model.lora import CohortLora
 from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
+from shepherd.recipe import load as load_config
 from shepherd.state import load_state
 from shepherd.store import MANIFEST, Rounds, check_sealed, checkpoint_name, open_run
 from shepherd.types import Adapter, GlobalModel

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import click
 
-from shepherd import __version__
+from shepherd._version import __version__
 from shepherd.cli.group import Commands
 from shepherd.errors import EXIT_CODES
 

@@ -100,7 +100,7 @@ def _print_methods() -> None:
 
 def _names(kind: str) -> list[dict]:
     if kind == "recipes":
-        from shepherd.config import recipes
+        from shepherd.recipe import recipes
 
         return [{"name": name, "about": about, "options": []} for name, about in recipes().items()]
     registry = getattr(importlib.import_module(KINDS[kind][0]), kind)
@@ -137,7 +137,7 @@ def config() -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
     """Print every key with its value and meaning, as TOML that `shepherd run` takes; without RECIPE, the defaults."""
-    from shepherd.config import keys, toml_value
+    from shepherd.recipe import keys, toml_value
 
     settings = gather(recipe, **flags, default_recipe=None)
     for line in settings.notes:

@@ -148,9 +148,9 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
 
 
 def _settings(argument: str, **flags: Any) -> Settings:
-    from shepherd.config import recipes
     from shepherd.data.sources import is_path
     from shepherd.errors import UsageError, did_you_mean
+    from shepherd.recipe import recipes
 
     recipe = looks_like_recipe(argument)
     if not recipe and is_path(argument) and not Path(argument).expanduser().exists():

@@ -67,7 +67,7 @@ def recipe_options(command: Callable) -> Callable:
 def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
     from click.shell_completion import CompletionItem
 
-    from shepherd.config import recipes
+    from shepherd.recipe import recipes
 
     found = [CompletionItem(name, help=about) for name, about in recipes().items() if name.startswith(incomplete)]
     return [*found, CompletionItem(incomplete, type="file")]
@@ -86,7 +86,7 @@ def gather(
     default_recipe: str | None = "demo",
 ) -> Settings:
     """The config that these flags mean. Without a recipe: `own-data` when --data is given, else `default_recipe`."""
-    from shepherd.config import merge, parse_overrides, read_recipe, resolve
+    from shepherd.recipe import merge, parse_overrides, read_recipe, resolve
 
     for flag, given in (("--data", data), ("--model", model), ("--out", out), ("--name", name)):
         if given == "":  # most often a variable of the shell that is not set; "" would mean the folder one is in
@@ -169,7 +169,7 @@ def _rate_ratio_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | 
 
 def _quick(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The layer of --quick on top of `settings`, and the line that says what it changed."""
-    from shepherd.config import keys
+    from shepherd.recipe import keys
 
     layer: dict[str, dict[str, int]] = {}
     changed = []
@@ -200,7 +200,7 @@ def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
 
 def looks_like_recipe(argument: str) -> bool:
     """Whether a SOURCE|RECIPE argument means a recipe: a TOML file or the name of a packaged recipe."""
-    from shepherd.config import recipes
+    from shepherd.recipe import recipes
 
     return argument.endswith(".toml") or (argument in recipes() and not Path(argument).exists())
 
@@ -230,7 +230,7 @@ def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 def _complete_key(ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
     from click.shell_completion import CompletionItem
 
-    from shepherd.config import keys
+    from shepherd.recipe import keys
 
     return [
         CompletionItem(f"{key}=", help=re.sub(r"\s+", " ", entry.description or ""))

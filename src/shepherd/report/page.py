@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from shepherd import __version__
+from shepherd._version import __version__
 from shepherd.report import wording
 
 LARGEST = 2_000_000  # bytes of one page

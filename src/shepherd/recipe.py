@@ -1,0 +1,326 @@
+"""Recipes: a TOML file and `key=value` overrides -> a checked Config. Everything wrong is said at once, with origin."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from shepherd.config import Config, FederationTable, PartitionTable, PersonalizationTable, SelectionTable, ServerTable
+from shepherd.errors import UsageError, did_you_mean, plural
+
+RECIPES = Path(__file__).parent / "recipes"
+"""The recipes that come with the package; `shepherd list recipes` shows them."""
+
+
+def load(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Read a recipe (the path of a TOML file or a packaged recipe's name) and apply `key=value` overrides.
+
+    Raises UsageError when there is no such recipe, and those of `resolve`.
+    """
+    layers = [] if recipe is None else [("recipe", read_recipe(recipe))]
+    settings, _ = merge([*layers, ("override", parse_overrides(overrides))])
+    return resolve(settings)
+
+
+def recipes() -> dict[str, str]:
+    """Packaged recipes: name -> the first comment line of the file, which says what it is for."""
+    return {
+        path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for path in sorted(RECIPES.glob("*.toml"))
+    }
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file of a recipe: a path when it ends in .toml or has a folder in it, else a packaged recipe's name.
+
+    Raises UsageError with the nearest name and the list of packaged recipes.
+    """
+    path = Path(recipe)
+    named = path.suffix != ".toml" and path.name == str(recipe)
+    for candidate in ([RECIPES / f"{recipe}.toml"] if named else []) + [path]:
+        if candidate.is_file():
+            return candidate
+    here = [str(near) for near in path.parent.glob("*.toml")]
+    alone = path.name == str(recipe)  # a path into a folder means a file of that folder
+    near = did_you_mean(str(recipe), [*(recipes() if alone else ()), *here])
+    near = near or (did_you_mean(path.stem, recipes()) if alone else "")
+    raise UsageError(
+        f"recipe not found: {recipe}.{near}",
+        hint=(f"a folder of rows is given with --data {recipe}; " if path.is_dir() else "")
+        + f"packaged recipes: {', '.join(recipes())} (shepherd list recipes); or give the path of a TOML file",
+    )
+
+
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
+    """The tables of a recipe as they are written, not validated. Raises UsageError when it is missing or not TOML."""
+    path = find_recipe(recipe)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        encoding = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        hint = encoding if path.suffix == ".toml" else f"a recipe is a TOML file; rows are given with --data {path}"
+        raise UsageError(f"{path} is not valid TOML: {error}", hint=hint) from None
+    except RecursionError:
+        raise UsageError(f"{path} is nested too deeply") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Lay (origin, settings) layers on each other, later ones win: the settings, and {dotted key: origin}.
+
+    A layer that names another partitioner, selection, method or server optimizer starts from its own defaults: options
+    that an earlier layer gave to the former one are dropped. The number of clients is kept for a partitioner that needs
+    one, and dropped for one that makes its clients of the data.
+    """
+    settings: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
+        for owner, choice, table, kept, default in _OPTIONS_OF:
+            former, chosen = settings.get(owner), layer.get(owner)
+            if not isinstance(chosen, Mapping) or not isinstance(former or {}, Mapping):
+                continue
+            before = (former or {}).get(choice, default)
+            after = chosen.get(choice, before)
+            if after != before and isinstance(settings.get(table), dict):
+                needed = {kept} - ({"clients"} if after in _CLIENTS_OF_THE_DATA else set())
+                for key in settings[table].keys() - needed:
+                    del settings[table][key], origins[f"{table}.{key}"]
+        for table, values in layer.items():
+            former = settings.get(table, {})
+            if not isinstance(values, Mapping) or not isinstance(former, dict):
+                settings[table], origins[table] = values, origin
+                continue
+            settings[table] = dict(former)
+            for key, value in values.items():
+                both = isinstance(value, Mapping) and isinstance(former.get(key), Mapping)
+                settings[table][key] = {**former[key], **value} if both else value
+                origins[f"{table}.{key}"] = origin
+    return settings, origins
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """`["lora.r=16", "lora.targets=q_proj,v_proj"]` as nested settings. Raises UsageError where it is not key=value."""
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = key.strip().split(".")
+        if not equals or len(parts) < 2 or not all(parts):
+            owners = keys_called(parts[0])
+            meant = f"{owners[0]}={text or 'VALUE'}" if len(parts) == 1 and owners else "lora.r=16"
+            raise UsageError(f"cannot read the setting {override!r}", hint=f"write table.key=value, e.g. --set {meant}")
+        table = settings
+        for part in parts[:-1]:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise UsageError(f"cannot set {key!r}: {part!r} is a value, not a table")
+        table[parts[-1]] = _override_value(key.strip(), text)
+    return settings
+
+
+def resolve(settings: Mapping[str, Any], checks: Iterable[Check] = ()) -> Config:
+    """Validate nested settings. Raises UsageError that lists every problem, each with its key and the nearest one."""
+    problems: list[str] = []
+    config = None
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        problems = _explain_all(error, settings)
+    problems += [problem for check in checks for problem in check(settings)]
+    if problems or config is None:
+        raise UsageError(
+            f"{plural(len(problems), 'problem')} in the settings:\n"
+            + "\n".join(f"  {problem}" for problem in problems),
+            hint="shepherd config show prints every key with its meaning",
+        )
+    return config
+
+
+def keys() -> dict[str, Any]:
+    """Every dotted key with its pydantic field (annotation, default, description), in the order of a run."""
+    return {
+        f"{table}.{name}": field
+        for table, outer in Config.model_fields.items()
+        for name, field in outer.annotation.model_fields.items()
+    }
+
+
+OTHER_NAMES = {
+    "lr": "training.learning_rate", "epochs": "training.local_epochs", "num_train_epochs": "training.local_epochs",
+    "per_device_train_batch_size": "training.batch_size", "max_steps": "training.local_steps",
+    "rank": "lora.r", "lora_r": "lora.r", "lora_alpha": "lora.alpha", "target_modules": "lora.targets",
+    "lora_dropout": "lora.dropout", "model_name_or_path": "model.base", "model_name": "model.base",
+    "load_in_4bit": "model.quantize", "load_in_8bit": "model.quantize", "dataset": "data.source",
+    "max_seq_length": "data.max_length", "max_seq_len": "data.max_length", "output_dir": "run.out",
+    "num_clients": "partition.clients", "num_rounds": "federation.rounds", "mu": "objective.proximal",
+}  # fmt: skip
+"""What other tools call a key -> the key."""
+
+
+def keys_called(name: str) -> list[str]:
+    """The keys of this name, in whatever table; or the one that other tools call so; or none."""
+    own = [key for key in keys() if key.split(".")[1] == name]
+    return own or ([OTHER_NAMES[name]] if name in OTHER_NAMES else [])
+
+
+def to_toml(config: Config) -> str:
+    """The resolved config as TOML that `load` reads back to an equal config."""
+    lines: list[str] = []
+    for table, values in config.model_dump().items():
+        lines.append(f"[{table}]")
+        lines += [f"{_toml_key(key)} = {toml_value(value)}" for key, value in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def toml_value(value: Any) -> str:
+    """A setting's value as TOML on one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(k)} = {toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+
+
+def _override_value(key: str, text: str) -> Any:
+    """The value of a `--set`: TOML, or plain text; text stays text where the key wants text, `a,b` is a list."""
+    field = keys().get(key)
+    kind = str(field.annotation) if field else ""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        value = text
+        if key == "data.template":  # a shell has no way to type a line break that anyone would think of
+            value = re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}.get(found[1], found[0]), text)
+    if field and field.annotation is str and not isinstance(value, str):
+        return text
+    if isinstance(value, str) and "tuple[" in kind and f"'{value}'" not in kind.partition("tuple[")[0]:
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _explain_all(error: ValidationError, settings: Mapping[str, Any]) -> list[str]:
+    """One sentence for each key with a problem; the branches of a union are joined by "or"."""
+    messages: dict[str, list[str]] = {}
+    given: dict[str, str] = {}
+    for problem in error.errors():
+        key, message = _explain(problem)
+        messages.setdefault(key, [])
+        if message not in messages[key]:
+            messages[key].append(message)
+        if problem["type"] not in ("value_error", "extra_forbidden", "model_type"):
+            value: Any = settings
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            given[key] = f", got {problem['input'] if value is None else value!r}"
+    return [
+        (f"{key}: " if key in given or key in keys() else "") + " or ".join(found) + given.get(key, "")
+        for key, found in messages.items()
+    ]
+
+
+def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
+    """(dotted key, what is wrong with it) of one pydantic error."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location[:2])
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return key, _unknown(location, problem["input"])
+    if kind == "model_type":
+        return key, f"[{key}] is a table: write [{key}] and its keys under it, got {problem['input']!r}"
+    if kind == "string_pattern_mismatch":
+        return key, _PATTERNS.get(key, f"must match {context['pattern']}")
+    wanted = _WANTED.get(kind)
+    context["example"] = "hospital-a = 4" if key == "lora.ranks" else 'instruction = "question"'
+    message = wanted.format(**context) if wanted else problem["msg"].removeprefix("Value error, ")
+    if kind == "literal_error" and isinstance(problem["input"], str):
+        near = did_you_mean(problem["input"], re.findall(r"'([^']*)'", context["expected"]))
+        message += near and f" ({near.strip()})"
+    return key, message
+
+
+_WANTED = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+    "too_short": "must name at least {min_length}",
+    "mapping_type": "must be a table such as {{{example}}}",
+    "dict_type": "must be a table such as {{{example}}}",
+    "literal_error": "must be {expected}",
+}
+
+
+_PATTERNS = {
+    "run.name": "must be 1 to 64 letters, digits, '.', '_' or '-', not beginning with '.' or '-'",
+    "model.device": "must be auto, cpu, mps, cuda or cuda:N",
+}
+
+
+def _unknown(location: list[str], value: Any) -> str:
+    """The sentence for a key or table that does not exist: the same key in another table first, then the nearest."""
+    known = list(keys())
+    elsewhere = keys_called(location[-1])
+    if len(location) == 1:
+        tables = list(Config.model_fields)
+        if not isinstance(value, Mapping):
+            near = f" Did you mean {elsewhere[0]!r}?" if elsewhere else _nearest_key(location[0], known)
+            return f"unknown key {location[0]!r} outside of the tables.{near}"
+        return f"unknown table [{location[0]}].{did_you_mean(location[0], tables)} Tables: {', '.join(tables)}"
+    key = ".".join(location)
+    if elsewhere:
+        return f"unknown key {key!r}. Did you mean {' or '.join(map(repr, elsewhere))}?"
+    if own := [k for k in known if k.startswith(f"{location[-1]}.")]:  # the name of a table of its own
+        return f"unknown key {key!r}. Did you mean {own[0]!r}?"
+    in_table = [k for k in known if k.startswith(f"{location[0]}.")]
+    return f"unknown key {key!r}.{_nearest_key(location[-1], in_table) or _nearest_key(location[-1], known)}"
+
+
+def _nearest_key(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'table.key'?` for the key whose last part is nearest to `name`, or an empty string."""
+    by_name = {key.split(".")[1]: key for key in known}
+    near = did_you_mean(name, by_name)
+    return f" Did you mean {by_name[near.split(chr(39))[1]]!r}?" if near else ""
+
+
+Check = Callable[[Mapping[str, Any]], list[str]]
+"""Further checks of `resolve`: merged settings -> problems, for what only a room can know (names in its registry)."""
+
+
+_OPTIONS_OF = (
+    ("partition", "name", "partition", "clients", PartitionTable().name),
+    ("selection", "name", "selection", "", SelectionTable().name),
+    ("federation", "method", "method", "", FederationTable().method),
+    ("server", "optimizer", "server", "", ServerTable().optimizer),
+    ("personalization", "name", "personalization", "", PersonalizationTable().name),
+)
+"""(table, its key that chooses by name, the table of the choice's options, a key there that is none, default)."""
+
+
+_CLIENTS_OF_THE_DATA = ("by_key", "files")
+"""Partitioners that know by themselves how many clients there are."""
