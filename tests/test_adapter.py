@@ -17,7 +17,8 @@ from shepherd.errors import ModelError
 from shepherd.lowrank import LowRank
 from shepherd.model.adapter import CONFIG, WEIGHTS, digest, fresh_adapter, load_adapter, save_adapter
 from shepherd.model.base import load_base
-from shepherd.model.lora import NOBODY, CohortLora, Segment, features
+from shepherd.model.lora import CohortLora
+from shepherd.model.slots import NOBODY, Segment, features
 from shepherd.model.targets import pick_targets
 from shepherd.types import Adapter, Factors, GlobalModel
 from tiny import KINDS

@@ -15,7 +15,8 @@ from shepherd.errors import ModelError
 from shepherd.model.base import Base, load_base
 from shepherd.model.checkpointing import checkpointing
 from shepherd.model.forward import HEAD_ROWS, PackedModel, Row, cut, pack
-from shepherd.model.lora import NOBODY, CohortLora, Segment
+from shepherd.model.lora import CohortLora
+from shepherd.model.slots import NOBODY, Segment
 from shepherd.model.targets import pick_targets
 from shepherd.types import Tokens
 from tiny import KINDS, random_adapters, tiny_model

@@ -13,7 +13,8 @@ from shepherd.model import attention
 from shepherd.model.adapter import fresh_adapter, load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel, Row, pack
-from shepherd.model.lora import CohortLora, features
+from shepherd.model.lora import CohortLora
+from shepherd.model.slots import features
 from shepherd.types import ClientFailure, Tokens, TrainTask, View, Work
 
 pytestmark = pytest.mark.gpu

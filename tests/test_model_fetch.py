@@ -20,8 +20,9 @@ import pytest
 
 from shepherd import network
 from shepherd.errors import ModelError, NetworkError, ResourceError
-from shepherd.model import convert, digest, fetch
-from shepherd.model.fetch import Packaged, list_models, pull, resolve
+from shepherd.model import catalogue, convert, digest, fetch
+from shepherd.model.catalogue import Packaged
+from shepherd.model.fetch import list_models, pull, resolve
 from tiny import CHAT_TEMPLATE, tiny_model
 from tiny_gguf import write_gguf
 
@@ -164,13 +165,13 @@ def test_resolving_never_downloads(toy):
 def test_a_builtin_model_pulled_from_the_hub_answers_to_its_name_until_its_package_is_here(toy, tmp_path):
     snapshot = hub_cache(tmp_path, {"config.json": "{}", "model.safetensors": "x"})
     assert resolve("toy") == snapshot
-    assert list_models()[0] == fetch.ModelEntry("toy", snapshot, 3, "mit", "hub")
+    assert list_models()[0] == catalogue.ModelEntry("toy", snapshot, 3, "mit", "hub")
     folder = pull("toy")
     assert resolve("toy") == folder == list_models()[0].path != snapshot
 
 
 def test_a_model_that_is_not_pulled_is_listed_without_a_path(toy):
-    assert list_models() == [fetch.ModelEntry("toy", None, 0, "mit", "toy==1.0")]
+    assert list_models() == [catalogue.ModelEntry("toy", None, 0, "mit", "toy==1.0")]
 
 
 @pytest.mark.parametrize(
@@ -629,7 +630,7 @@ def test_a_misspelt_hub_id_gets_the_nearest_model_in_the_cache(tmp_path, monkeyp
 
 
 def test_a_built_in_model_is_named_to_others_by_the_folder_made_of_it_or_by_the_hub_id_it_came_from(tmp_path):
-    packaged = fetch.BUILTIN["smollm2-135m"]
+    packaged = catalogue.BUILTIN["smollm2-135m"]
     made = fetch._entry(packaged.sha256)
     assert fetch.public_name("smollm2-135m", "", made) == str(made) and made.is_absolute()
     assert fetch.public_name("smollm2-135m", "", tmp_path / "snapshot") == packaged.hub_id

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import pytest
 
 from console import Shell
+from shepherd.model.catalogue import BUILTIN
 from shepherd.model.digest import write_manifest
-from shepherd.model.fetch import BUILTIN, list_models
+from shepherd.model.fetch import list_models
 from tiny import tiny_model
 
 README = Path(__file__).parents[1] / "README.md"

@@ -14,7 +14,7 @@ from console import Shell
 from shepherd import starting
 from shepherd.errors import ResourceError, ShepherdError
 from shepherd.estimate import plan
-from shepherd.model import fetch
+from shepherd.model import catalogue, fetch
 
 PYTHON = """
 import sys, shepherd
@@ -69,7 +69,7 @@ def test_a_program_that_its_workers_would_run_again_is_refused_in_the_first_of_t
 
 def test_a_built_in_model_that_is_not_here_is_fetched_by_python_too(monkeypatch, small_config):
     fetched, events = [], []
-    entry = fetch.ModelEntry("toy", None, 0, "mit", "toy==1.0")
+    entry = catalogue.ModelEntry("toy", None, 0, "mit", "toy==1.0")
     monkeypatch.setattr(fetch, "list_models", lambda: [entry])
     monkeypatch.setattr(fetch, "pull", lambda name, progress: fetched.append(name))
     with pytest.raises(ShepherdError, match="toy"):  # it is not really there

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shepherd.clients.training import LocalTraining, Site, train
-from shepherd.model import together
+from shepherd.model import fused as together
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.types import Adapter, ClientFailure, Factors, TrainTask, View, Work

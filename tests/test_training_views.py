@@ -17,7 +17,8 @@ from shepherd.errors import ClientError
 from shepherd.lowrank import LowRank
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.forward import PackedModel
-from shepherd.model.lora import CohortLora, Slot, features
+from shepherd.model.lora import CohortLora
+from shepherd.model.slots import Slot, features
 from shepherd.types import Adapter, ClientFailure, ClientUpdate, Core, Factors, Objective, TrainTask, View, Work
 from shepherd.updates.gate import Gate
 from tiny_training import base_model, distance, same_bytes, some_data, targets_of

@@ -115,7 +115,7 @@ def tiny_model(
 
 def random_adapters(modules: Any, count: int, r: int = 2) -> list[Any]:
     """Adapters of scale 1 for these layers, all different, with B away from zero."""
-    from shepherd.model.lora import features
+    from shepherd.model.slots import features
     from shepherd.types import Adapter, Factors
 
     adapters = []

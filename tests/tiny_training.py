@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.lora import features
+from shepherd.model.slots import features
 from shepherd.types import Tokens
 
 R, ALPHA, VOCABULARY = 4, 8.0, 97

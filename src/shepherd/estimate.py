@@ -22,8 +22,8 @@ from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import check_fit, check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype
 from shepherd.model.fetch import resolve
 from shepherd.model.folder import inspect_folder
-from shepherd.model.lora import features
 from shepherd.model.outline import check_packable, load_config, outline
+from shepherd.model.slots import features
 from shepherd.model.targets import pick_targets, reach
 from shepherd.model.threads import matmul_peak, use_threads
 from shepherd.plan import Plan

@@ -37,7 +37,8 @@ from shepherd.fitting import (
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
-from shepherd.model.lora import CohortLora, features
+from shepherd.model.lora import CohortLora
+from shepherd.model.slots import features
 from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.plan import Plan, Policy

@@ -14,7 +14,7 @@ def model() -> None:
 
 
 def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from shepherd.model.fetch import BUILTIN
+    from shepherd.model.catalogue import BUILTIN
 
     return [name for name in BUILTIN if name.startswith(incomplete)]
 

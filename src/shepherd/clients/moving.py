@@ -18,7 +18,7 @@ from shepherd.clients.objectives import (
     add_product_proximal,
     add_proximal,
 )
-from shepherd.model.lora import Layout, Slot
+from shepherd.model.slots import Layout, Slot
 from shepherd.types import PRIVATE_CONTROL, Adapter, Core, Objective, Tensors, View
 
 if TYPE_CHECKING:

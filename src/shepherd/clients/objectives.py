@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shepherd.errors import ClientError
-from shepherd.model.lora import Layout
+from shepherd.model.slots import Layout
 from shepherd.types import PRIVATE_CONTROL, Tensors
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from shepherd.data.formats import Refusal
-from shepherd.data.rendering import Span
+from shepherd.data.templates.rendering import Span
 from shepherd.data.tool_calls import CALLS, mapped_texts, names_in, stand
 from shepherd.types import Message
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from shepherd.data.chat_template import ChatTemplate
-from shepherd.data.rendering import Rendered, Template, model_name
-from shepherd.data.text_template import (
+from shepherd.data.templates.chat import ChatTemplate
+from shepherd.data.templates.rendering import Rendered, Template, model_name
+from shepherd.data.templates.text import (
     ALPACA,
     ALPACA_INTRODUCTION,
     ALPACA_INTRODUCTION_WITHOUT_INPUT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from shepherd.model.fetch import BUILTIN
+from shepherd.model.catalogue import BUILTIN
 from shepherd.types import Adapter
 
 BUILT_FROM = {

@@ -18,8 +18,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from shepherd.errors import ModelError
-from shepherd.model.card import base_of
 from shepherd.model.digest import read_json, tokenizer_files, weight_files
+from shepherd.model.licence import base_of
 
 CAUSAL = "choose one that continues text, such as a Llama, Qwen, Gemma, Mistral or Phi"
 

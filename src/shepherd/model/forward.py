@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from shepherd.errors import ModelError, plural
 from shepherd.model import attention
 from shepherd.model.convert import quiet_transformers
-from shepherd.model.lora import NOBODY, Segment
 from shepherd.model.outline import OTHERS, check_packable
+from shepherd.model.slots import NOBODY, Segment
 from shepherd.types import Tokens
 
 ROWS_MULTIPLE = 16

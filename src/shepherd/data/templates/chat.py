@@ -11,7 +11,7 @@ from typing import Any
 
 from shepherd.data.formats import Refusal
 from shepherd.data.outline import Outline, Renderer, fill, make_outline, sketch
-from shepherd.data.rendering import (
+from shepherd.data.templates.rendering import (
     Protected,
     Rendered,
     Span,
@@ -22,7 +22,7 @@ from shepherd.data.rendering import (
     plain,
     without_answer,
 )
-from shepherd.data.template_source import DAY, is_random, looked_for, pin_clock, reads_clock
+from shepherd.data.templates.source import DAY, is_random, looked_for, pin_clock, reads_clock
 from shepherd.data.tool_calls import mapped, texts, with_objects, with_texts
 from shepherd.errors import ModelError
 from shepherd.types import Message

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from shepherd.data.formats import Refusal
-from shepherd.data.rendering import (
+from shepherd.data.templates.rendering import (
     Protected,
     Rendered,
     Span,

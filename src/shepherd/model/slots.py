@@ -1,0 +1,182 @@
+"""Adapter slots: which tokens of a packed row meet which client's A and B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shepherd.errors import ModelError
+from shepherd.types import Adapter, Factors
+
+if TYPE_CHECKING:
+    pass
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shepherd.types import Tensors
+
+if TYPE_CHECKING:
+    pass
+
+
+NOBODY = -1
+"""The slot of tokens that only fill a pass up."""
+
+
+Sizes = Mapping[str, tuple[int, int]]
+"""(in, out) of every adapted layer, by module name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens [start, end) of a pass belong to client slot `slot`, or to NOBODY."""
+
+    slot: int
+    start: int
+    end: int
+
+
+def features(layer: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear layer: torch's Linear and its quantised kin, or the transposed Conv1D of GPT-2."""
+    if hasattr(layer, "in_features"):
+        return layer.in_features, layer.out_features
+    return tuple(layer.weight.shape)  # Conv1D keeps its weight as [in, out]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of one part, "<module>.<part>" by name, lie in a flat vector, module after module.
+
+    `shapes` by module are those of the tensors as they travel. A transposed part lies in the vector as its transposes:
+    B[out, r] as [r, out], because products with few columns are up to four times slower on a CPU than with few rows.
+    """
+
+    part: str
+    shapes: Mapping[str, tuple[int, ...]]
+    transposed: bool = False
+
+    @property
+    def size(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def pack(self, tensors: Tensors) -> np.ndarray:
+        """Tensors by name -> float32[size]. Raises ModelError for one that is missing or has another shape."""
+        parts = []
+        for name, shape in self.shapes.items():
+            key = f"{name}.{self.part}"
+            if key not in tensors or tensors[key].shape != shape:
+                found = f"is {list(tensors[key].shape)}" if key in tensors else "is missing"
+                raise ModelError(f"{key} {found}, expected {list(shape)}")
+            array = np.asarray(tensors[key], np.float32)
+            parts.append((array.T if self.transposed else array).ravel())
+        return np.concatenate(parts)
+
+    def unpack(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """float32[size] -> contiguous tensors by name: views of `vector`, or copies of a transposed part."""
+        return {
+            f"{name}.{self.part}": np.ascontiguousarray(matrix.T) if self.transposed else matrix
+            for name, matrix in self.split(vector).items()
+        }
+
+    def split(self, vector):
+        """float32[size] -> the matrices as they lie in the vector, by module: views."""
+        views, offset = {}, 0
+        for name, shape in self.shapes.items():
+            end = offset + int(np.prod(shape))
+            views[name] = vector[offset:end].reshape(shape[::-1] if self.transposed else shape)
+            offset = end
+        return views
+
+
+class Slot:
+    """One client's adapter in a cohort: `vector` float32[n], its `gradient`, and what a backward pass adds to it.
+
+    `moves` names the factors that the next backward pass is about, "AB", "A" or "B"; the others' gradient stays as it
+    is. Raises ModelError when the adapter's modules or shapes are not those of the layers.
+    """
+
+    def __init__(self, adapter: Adapter, sizes: Sizes, device: torch.device | str, trainable: bool) -> None:
+        _check(adapter, sizes)
+        self.r, self.scale, self.moves = adapter.r, adapter.scale, "AB"
+        self.layouts = {
+            "A": Layout("A", {name: (adapter.r, n_in) for name, (n_in, _) in sizes.items()}),
+            "B": Layout("B", {name: (n_out, adapter.r) for name, (_, n_out) in sizes.items()}, transposed=True),
+        }
+        self.device = device
+        self.vector = self.packed(adapter)
+        self.gradient = torch.zeros_like(self.vector) if trainable else None
+        self.gradients = self._matrices(self.gradient) if trainable else {}
+        self._factors = self._matrices(self.vector)
+        self._cast: dict[torch.dtype, Mapping[str, tuple[Tensor, Tensor]]] = {}
+        self.changed()
+
+    def packed(self, adapter: Adapter) -> Tensor:
+        """The vector of an adapter of this slot's modules and rank."""
+        tensors = tensors_of(adapter.factors)
+        return torch.from_numpy(np.concatenate([self.layouts[part].pack(tensors) for part in "AB"])).to(self.device)
+
+    def flat(self, part: str) -> tuple[Tensor, Tensor | None]:
+        """The vector of all A or of all B, and its gradient."""
+        first = self.layouts["A"].size
+        cut = slice(0, first) if part == "A" else slice(first, None)
+        return self.vector[cut], None if self.gradient is None else self.gradient[cut]
+
+    def factors(self, dtype: torch.dtype) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """(A[r, in], Bᵀ[r, out]) by module in the dtype of the products, cast once per change."""
+        if dtype not in self._cast:
+            self._cast[dtype] = self._matrices(self.vector.to(dtype))
+        return self._cast[dtype]
+
+    def changed(self) -> None:
+        """To be called after the vector was changed."""
+        self._cast = {torch.float32: self._factors}
+
+    def read(self) -> dict[str, Factors]:
+        """The factors, as float32 arrays of their own."""
+        tensors = self.tensors()
+        return {name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in self.layouts["A"].shapes}
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The factors by the names of `View.tensors`, as float32 arrays of their own."""
+        return {
+            name: array
+            for part, layout in self.layouts.items()
+            for name, array in layout.unpack(self.flat(part)[0].cpu().numpy().copy()).items()
+        }
+
+    def _matrices(self, vector: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        first = self.layouts["A"].size
+        A, B = self.layouts["A"].split(vector[:first]), self.layouts["B"].split(vector[first:])
+        return {name: (A[name], B[name]) for name in A}
+
+
+def tensors_of(factors: Mapping[str, Factors]) -> dict[str, np.ndarray]:
+    """Factors by module -> tensors by the names of `View.tensors`."""
+    return {f"{name}.{part}": getattr(pair, part) for name, pair in factors.items() for part in "AB"}
+
+
+def _owned(segments: Sequence[Segment]) -> Sequence[Segment]:
+    return segments[:-1] if segments[-1].slot == NOBODY else segments
+
+
+def _check(adapter: Adapter, sizes: Sizes) -> None:
+    if set(adapter.factors) != set(sizes):
+        missing, extra = sorted(set(sizes) - set(adapter.factors)), sorted(set(adapter.factors) - set(sizes))
+        raise ModelError(
+            f"the adapter's modules do not fit the model: {len(missing)} missing {missing[:3]}, "
+            f"{len(extra)} unknown {extra[:3]}",
+            hint="use the base model and lora.targets that the adapter was trained with",
+        )
+    for name, (n_in, n_out) in sizes.items():
+        A, B = adapter.factors[name]
+        if A.shape != (adapter.r, n_in) or B.shape != (n_out, adapter.r):
+            raise ModelError(
+                f"{name}: the adapter has A{list(A.shape)}, B{list(B.shape)}; "
+                f"expected A[{adapter.r}, {n_in}], B[{n_out}, {adapter.r}]",
+                hint="the rank and the base model must be those that the adapter was trained with",
+            )
