@@ -268,7 +268,7 @@ def _child(spec: dict) -> dict:
 
 
 def _walked(rows, work):
-    from shepherd.clients.training import walk
+    from shepherd.clients.row_order import walk
 
     return walk(rows, work.client, work.first_row, work.rows, seed=0)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from shepherd import experiment
-from shepherd.clients.selection import selections
+from shepherd.clients.pool import selections
 from shepherd.config import FederationTable
 from shepherd.engines.isolation import isolated
 from shepherd.engines.local import LocalEngine

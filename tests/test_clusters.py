@@ -14,9 +14,11 @@ from federations import SEED, begin, dense, local, random_update
 from forged import TASK, forged, update, values
 from plain_client import low_rank, mean_loss, train_plainly
 from shepherd import experiment
-from shepherd.clients.clusters import HOMELESS, cluster_losses, judged, pick, train_in_clusters
-from shepherd.clients.personal import personalizations
-from shepherd.clients.training import LocalTraining, Site, train, walk
+from shepherd.clients.personal.ifca import HOMELESS, cluster_losses, judged, pick, train_in_clusters
+from shepherd.clients.personal.methods import personalizations
+from shepherd.clients.row_order import walk
+from shepherd.clients.settings import LocalTraining
+from shepherd.clients.training import Site, train
 from shepherd.config import PersonalizationTable
 from shepherd.errors import UsageError
 from shepherd.estimate import plan as estimate
@@ -28,10 +30,11 @@ from shepherd.prepare import prepare_rows
 from shepherd.server.clusters import combine_clusters, group, medoids
 from shepherd.server.methods import build_method
 from shepherd.state import load_state
-from shepherd.tensors import cluster_part, view_part
 from shepherd.tuned import load_tuned
 from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, GlobalModel, TrainTask, View, Work
-from shepherd.updates.gate import Gate, Limits, update_norm
+from shepherd.updates.gate import Gate, Limits
+from shepherd.updates.rules import update_norm
+from shepherd.updates.tensors import cluster_part, view_part
 from shepherd.updates.wire import Envelope, Sealed, pack, unpack
 from test_resume import after_round, stopped
 from test_workers import checkpoint_digest

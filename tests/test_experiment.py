@@ -24,7 +24,7 @@ import transformers
 import shepherd
 from console import Shell
 from shepherd import arms, experiment, recipe
-from shepherd.clients import training
+from shepherd.clients import row_order, training
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import ClientError, EvaluationError, UsageError
 from shepherd.estimate import plan
@@ -457,7 +457,7 @@ def test_a_record_of_an_answer_holds_all_that_its_prompt_was_made_of():
 
 def test_a_clients_walk_goes_on_over_rounds_and_the_summary_says_how_often_rows_were_seen(run_small, monkeypatch):
     seen: dict[str, Counter] = {}
-    walk = training.walk
+    walk = row_order.walk
 
     def spy(tokens, client, *rest):
         rows = walk(tokens, client, *rest)

@@ -12,9 +12,13 @@ import torch.nn.functional as F
 
 from plain_client import low_rank, train_plainly
 from shepherd import experiment
-from shepherd.clients.feddpa import begun, beside
-from shepherd.clients.personal import personalizations
-from shepherd.clients.training import Cohort, LocalTraining, Site, train
+from shepherd.clients.cohort import Cohort
+from shepherd.clients.personal.feddpa import begun, beside
+from shepherd.clients.personal.joined import joined
+from shepherd.clients.personal.methods import personalizations
+from shepherd.clients.personal.mixture import Mixture, hidden_states, load_mixture, prompt_of, save_mixture
+from shepherd.clients.settings import LocalTraining
+from shepherd.clients.training import Site, train
 from shepherd.errors import ModelError, UsageError
 from shepherd.evaluation.losses import row_losses, row_losses_each
 from shepherd.mixtures import mixtures
@@ -22,9 +26,7 @@ from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
-from shepherd.model.joined import joined
 from shepherd.model.lora import CohortLora
-from shepherd.model.mixture import Mixture, hidden_states, load_mixture, prompt_of, save_mixture
 from shepherd.own_models import personal_models
 from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
 from shepherd.tuned import load_tuned

@@ -14,7 +14,8 @@ import safetensors.numpy
 from forged import ABSENT, BASE, CHOOSING, FIELDS, RUN, SHAPES, TASK, TOKENIZER, forged, update, values
 from shepherd.types import REASONS, ClientFailure, ClientUpdate, Objective
 from shepherd.updates import wire
-from shepherd.updates.gate import UNKNOWN, Gate, Limits, expected_shapes, update_norm
+from shepherd.updates.gate import UNKNOWN, Gate, Limits
+from shepherd.updates.rules import expected_shapes, update_norm
 from shepherd.updates.wire import Sealed
 
 

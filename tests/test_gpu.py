@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from shepherd.clients.training import LocalTraining, Site, train
+from shepherd.clients.settings import LocalTraining
+from shepherd.clients.training import Site, train
 from shepherd.model import attention
 from shepherd.model.adapter import fresh_adapter, load_adapter
 from shepherd.model.base import load_base

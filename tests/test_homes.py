@@ -11,8 +11,9 @@ import pytest
 from federations import BLOCKS, SEED, SHAPES, WEIGHTS, R, a_round, begin, fresh
 from plain_client import train_plainly
 from shepherd import experiment
-from shepherd.clients.personal import own_adapter
-from shepherd.clients.training import LocalTraining, Site, train
+from shepherd.clients.personal.methods import own_adapter
+from shepherd.clients.settings import LocalTraining
+from shepherd.clients.training import Site, train
 from shepherd.errors import ClientError, UsageError
 from shepherd.estimate import plan as planned
 from shepherd.model.adapter import load_adapter

@@ -13,8 +13,9 @@ import pytest
 from federations import SEED, SHAPES, WEIGHTS, R, a_round, assert_near, begin, dense_choice, in_dense_form, whole
 from plain_client import train_plainly
 from shepherd.cli.settings import gather
+from shepherd.clients.settings import LocalTraining
 from shepherd.clients.slots import best_slots, probe_work
-from shepherd.clients.training import LocalTraining, Site, train
+from shepherd.clients.training import Site, train
 from shepherd.errors import ClientError
 from shepherd.estimate import plan
 from shepherd.model.forward import PackedModel

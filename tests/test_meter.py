@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from shepherd.clients.personal import Cost
-from shepherd.clients.reports import Progress
+from shepherd.clients.personal.methods import Cost
+from shepherd.clients.progress import Progress
 from shepherd.estimate import plan
 from shepherd.meter import Clock, Meter
 from shepherd.model.base import load_tokenizer

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from plain_client import train_plainly
-from shepherd.clients.personal import own_adapter, personalizations, second_adapter
-from shepherd.clients.training import LocalTraining, Site, train
+from shepherd.clients.personal.methods import own_adapter, personalizations, second_adapter
+from shepherd.clients.settings import LocalTraining
+from shepherd.clients.training import Site, train
 from shepherd.errors import ClientError, UsageError
 from shepherd.evaluation.losses import row_losses
 from shepherd.lowrank import LowRank

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shepherd.clients.arrival import virtual_seconds
-from shepherd.clients.reports import Progress
-from shepherd.clients.selection import Draw, Pool, Selection, build_selection
+from shepherd.clients.pool import Draw, Pool, Selection
+from shepherd.clients.progress import Progress
+from shepherd.clients.selection import build_selection
+from shepherd.clients.virtual_clock import virtual_seconds
 from shepherd.errors import ClientError
 from shepherd.plan import Plan, Policy
 from shepherd.round import run_round

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shepherd import experiment, results
-from shepherd.clients import training
+from shepherd.clients import cohort
 from shepherd.rng import stream
 from test_resume import after_round, stopped
 
@@ -42,7 +42,7 @@ def recorded(path) -> list[dict]:
 def stepped(monkeypatch) -> dict[str, Counter]:
     """The rows of every optimizer step that is done, counted while they are trained on."""
     counts: dict[str, Counter] = {}
-    step = training.Cohort._step
+    step = cohort.Cohort._step
 
     def spy(self, active, number, *rest):
         step(self, active, number, *rest)
@@ -50,7 +50,7 @@ def stepped(monkeypatch) -> dict[str, Counter]:
             if client not in self.failures:
                 counts.setdefault(client, Counter()).update(row.id for _, row in way.batches[number])
 
-    monkeypatch.setattr(training.Cohort, "_step", spy)
+    monkeypatch.setattr(cohort.Cohort, "_step", spy)
     return counts
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from shepherd.clients.schedule import effective_steps, learning_rates
+from shepherd.clients.learning_rates import effective_steps, learning_rates
 from shepherd.errors import UsageError
 from shepherd.recipe import load
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shepherd.clients.selection import Draw, Pool, Selection, build_selection, cohort_size, misfits, selections
+from shepherd.clients.pool import Draw, Pool, Selection, selections
 from shepherd.clients.selection import _utility as utility_of
+from shepherd.clients.selection import build_selection, cohort_size, misfits
 from shepherd.errors import UsageError
 from shepherd.rng import stream
 

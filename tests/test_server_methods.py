@@ -31,7 +31,7 @@ from federations import (
     to_bfloat16,
     train,
 )
-from shepherd.clients.personal import personalizations
+from shepherd.clients.personal.methods import personalizations
 from shepherd.errors import ClientError, NumericalError, UsageError
 from shepherd.lowrank import LowRank
 from shepherd.recipe import keys

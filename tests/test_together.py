@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shepherd.clients.training import LocalTraining, Site, train
+from shepherd.clients.settings import LocalTraining
+from shepherd.clients.training import Site, train
 from shepherd.model import fused as together
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora

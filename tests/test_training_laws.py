@@ -14,7 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shepherd.clients.training import Cohort, LocalTraining, Site, train, walk
+from shepherd.clients.cohort import Cohort
+from shepherd.clients.row_order import walk
+from shepherd.clients.settings import LocalTraining
+from shepherd.clients.training import Site, train
 from shepherd.evaluation.losses import row_losses
 from shepherd.model import lora as lora_module
 from shepherd.model.adapter import save_adapter

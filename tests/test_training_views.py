@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from plain_client import train_plainly
-from shepherd.clients.moving import Moving
+from shepherd.clients.local_optimizer import Moving
 from shepherd.clients.objectives import add_product_proximal, add_proximal
-from shepherd.clients.training import LocalTraining, Site, train
+from shepherd.clients.settings import LocalTraining
+from shepherd.clients.training import Site, train
 from shepherd.errors import ClientError
 from shepherd.lowrank import LowRank
 from shepherd.model.adapter import fresh_adapter

@@ -16,7 +16,7 @@ import pytest
 
 from number_workers import CLIENTS, SECRET, a_task, answers, breaks, cannot, workers
 from shepherd import experiment
-from shepherd.clients.reports import Progress
+from shepherd.clients.progress import Progress
 from shepherd.engines.workers import _Garbled, _sealed, _step_report
 from shepherd.errors import ResourceError
 from shepherd.types import ClientFailure, ClientUpdate

@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from shepherd.clients.reports import StepReport
-from shepherd.clients.training import Cohort
+from shepherd.clients.cohort import Cohort
+from shepherd.clients.progress import StepReport
 from shepherd.config import Config
 from shepherd.errors import DataError, ModelError
 from shepherd.evaluation.losses import RowLosses
 from shepherd.model.adapter import load_adapter, save_adapter
+from shepherd.model.arrays import from_file, to_bytes
 from shepherd.model.lora import CohortLora
 from shepherd.prepare import Learner, Rows, peak_rate, rate_ratio, rates, share
 from shepherd.round import Engine, Plan, RoundRecord, run_round
 from shepherd.store import check_sealed
-from shepherd.tensors import from_file, to_bytes
 from shepherd.types import Adapter, ClientFailure, ClientId, Objective, ServerState, Tokens, View, Work
 
 Observe = Callable[[int, StepReport], None]

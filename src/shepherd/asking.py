@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shepherd.clients.reports import Progress, StepReport
-from shepherd.clients.selection import Draw, Pool
+from shepherd.clients.pool import Draw, Pool
+from shepherd.clients.progress import Progress, StepReport
 from shepherd.errors import ClientError
 from shepherd.plan import Engine, Plan
 from shepherd.rng import stream
@@ -18,7 +18,7 @@ from shepherd.server.aggregation import update_weights
 from shepherd.server.optimizer import control
 from shepherd.server.weights import capped
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, Memory, ServerState, TrainTask, View, Work
-from shepherd.updates.gate import update_norm
+from shepherd.updates.rules import update_norm
 from shepherd.updates.spool import Spool
 
 

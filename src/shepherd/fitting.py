@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from shepherd.clients.personal import Personalization, personalizations
-from shepherd.clients.selection import Selection, build_selection, cohort_size, misfits
+from shepherd.clients.personal.methods import Personalization, personalizations
+from shepherd.clients.pool import Selection
+from shepherd.clients.selection import build_selection, cohort_size, misfits
 from shepherd.config import Config, LoraTable
 from shepherd.errors import ShepherdError, UsageError, did_you_mean, plural
 from shepherd.server.clusters import check_clusters

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from shepherd.clients.personal import Cost
-from shepherd.clients.reports import Progress, StepReport
+from shepherd.clients.personal.methods import Cost
+from shepherd.clients.progress import Progress, StepReport
 from shepherd.config import Config
 from shepherd.prepare import Rows
 from shepherd.round import Plan

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shepherd.clients.personal.mixture import Mixture, hidden_states, prompt_of
 from shepherd.evaluation.losses import RowLosses, row_losses_each
-from shepherd.model.mixture import Mixture, hidden_states, prompt_of
 from shepherd.prepare import Learner, Rows
 from shepherd.rng import stream
 from shepherd.types import Adapter, ClientId

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
 from shepherd.arms import Observe
-from shepherd.clients.clusters import HOMELESS, cluster_losses, judged, pick
-from shepherd.clients.personal import own_adapters, tuned, tuned_from
-from shepherd.clients.training import Cohort
+from shepherd.clients.cohort import Cohort
+from shepherd.clients.personal.ifca import HOMELESS, cluster_losses, judged, pick
+from shepherd.clients.personal.methods import own_adapters, tuned, tuned_from
+from shepherd.clients.personal.mixture import Mixture, save_mixture
 from shepherd.config import Config
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.fitting import rate_ratio
 from shepherd.mixtures import mixed_losses, mixtures
 from shepherd.model.adapter import save_adapter
-from shepherd.model.mixture import Mixture, save_mixture
 from shepherd.prepare import Learner, Rows
 from shepherd.round import Plan
 from shepherd.server.whole import whole_adapter

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from shepherd.clients.reports import StepReport
-from shepherd.clients.selection import Selection
+from shepherd.clients.pool import Selection
+from shepherd.clients.progress import StepReport
 from shepherd.evaluation.losses import RowLosses
 from shepherd.server.method import Method
 from shepherd.types import (

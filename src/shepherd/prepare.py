@@ -12,10 +12,11 @@ import psutil
 import torch
 from transformers import PretrainedConfig
 
-from shepherd.clients.arrival import virtual_seconds
-from shepherd.clients.schedule import effective_steps, learning_rates
+from shepherd.clients.learning_rates import effective_steps, learning_rates
+from shepherd.clients.settings import LocalTraining
 from shepherd.clients.slots import probe_work
-from shepherd.clients.training import LocalTraining, Site
+from shepherd.clients.training import Site
+from shepherd.clients.virtual_clock import virtual_seconds
 from shepherd.config import Config, TrainingTable
 from shepherd.data.audit import Audit, audit
 from shepherd.data.prompts import Template, build_template

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shepherd.clients.training import times_walked
+from shepherd.clients.row_order import times_walked
 from shepherd.config import Config
 from shepherd.data.audit import Audit
 from shepherd.data.prompts import Template

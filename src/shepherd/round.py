@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from shepherd.asking import ask, remembered, shown, strikes_of
-from shepherd.clients.reports import StepReport
+from shepherd.clients.progress import StepReport
 from shepherd.plan import Engine, Plan, Policy
 from shepherd.server.clusters import combine_clusters, group
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.optimizer import control_without
 from shepherd.server.traffic import added_ranks, round_bytes
-from shepherd.tensors import cluster_part
 from shepherd.types import ClientId, ServerState
+from shepherd.updates.tensors import cluster_part
 
 __all__ = ["Engine", "Plan", "Policy", "RoundRecord", "notes", "run_round", "troubles"]
 

@@ -220,7 +220,7 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
 
 def _personal_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What is wrong with the personalization and its options; its fit to the method is said when a run is prepared."""
-    from shepherd.clients.personal import personalizations
+    from shepherd.clients.personal.methods import personalizations
     from shepherd.config import Config
 
     options = dict(tables.get("personalization", {}))

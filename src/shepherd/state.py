@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from shepherd.errors import ModelError
 from shepherd.lowrank import LowRank
 from shepherd.model.adapter import adapter_files, load_adapter
+from shepherd.model.arrays import from_file, to_bytes
 from shepherd.store import Disk
-from shepherd.tensors import from_file, to_bytes
 from shepherd.types import Adapter, Factors, GlobalModel, Memory, ServerState
 
 SCALARS, TENSORS, SCHEMA = "state.json", "state.safetensors", 1

@@ -27,7 +27,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "splits": ("shepherd.server.splits", "method.split"),
     "remainders": ("shepherd.server.remainders", "method.remainder"),
     "optimizers": ("shepherd.server.optimizer", "server.optimizer"),
-    "personalizations": ("shepherd.clients.personal", "personalization.name"),
+    "personalizations": ("shepherd.clients.personal.methods", "personalization.name"),
     "metrics": ("shepherd.evaluation.text", "measured on generated answers"),
 }
 """Registry -> (the module that holds it under that name, where its names are used)."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from shepherd.clients.reports import StepReport
+from shepherd.clients.progress import StepReport
 from shepherd.errors import ShepherdError
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, TrainTask
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from shepherd.clients.clusters import train_in_clusters
-from shepherd.clients.reports import StepReport
+from shepherd.clients.personal.ifca import train_in_clusters
+from shepherd.clients.progress import StepReport
 from shepherd.clients.training import Site, train
 from shepherd.engines.isolation import isolated
 from shepherd.evaluation.losses import RowLosses, row_losses

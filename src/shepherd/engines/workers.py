@@ -29,10 +29,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from shepherd.clients.reports import STATES, Progress, StepReport
+from shepherd.clients.progress import STATES, Progress, StepReport
 from shepherd.errors import ResourceError, ShepherdError
+from shepherd.model.arrays import to_bytes
 from shepherd.rng import derive
-from shepherd.tensors import to_bytes
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, GlobalModel, Tensors, Tokens, TrainTask
 from shepherd.updates.wire import Envelope, Sealed, pack
 

@@ -17,9 +17,9 @@ import numpy as np
 from safetensors import SafetensorError
 
 from shepherd.errors import ModelError
+from shepherd.model.arrays import from_file, to_bytes
 from shepherd.model.digest import read_small
 from shepherd.rng import stream
-from shepherd.tensors import from_file, to_bytes
 from shepherd.types import Adapter, Factors
 
 PREFIX = "base_model.model."

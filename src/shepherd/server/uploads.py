@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from shepherd.errors import ClientError
-from shepherd.tensors import shapes, view_part
 from shepherd.types import CONTROL, Adapter, ClientId, ClientUpdate, GlobalModel, View
+from shepherd.updates.tensors import shapes, view_part
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from shepherd.tensors import Laid, Place, to_raw
 from shepherd.types import ClientUpdate, Tensors
+from shepherd.updates.tensors import Laid, Place, to_raw
 
 
 class Scratch(Protocol):

@@ -22,7 +22,7 @@ from shepherd.model.slots import Layout, Slot
 from shepherd.types import PRIVATE_CONTROL, Adapter, Core, Objective, Tensors, View
 
 if TYPE_CHECKING:
-    from shepherd.clients.training import LocalTraining
+    from shepherd.clients.settings import LocalTraining
 
 
 @dataclass(eq=False)

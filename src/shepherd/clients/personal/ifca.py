@@ -14,8 +14,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from shepherd.clients.reports import Progress, StepReport
-from shepherd.clients.training import Cohort, Site, train, walk
+from shepherd.clients.cohort import Cohort
+from shepherd.clients.progress import Progress, StepReport
+from shepherd.clients.row_order import walk
+from shepherd.clients.training import Site, train
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
 from shepherd.types import CLUSTER, Adapter, ClientFailure, ClientId, ClientUpdate, Tensors, Tokens, TrainTask

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from shepherd.clients.personal.joined import joined
 from shepherd.errors import ModelError
 from shepherd.model.adapter import load_adapter, save_adapter
+from shepherd.model.arrays import from_file, to_bytes
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
-from shepherd.model.joined import joined
 from shepherd.model.lora import CohortLora
 from shepherd.model.slots import Slot
-from shepherd.tensors import from_file, to_bytes
 from shepherd.types import Adapter, Tokens
 
 FILE = "mixture.safetensors"

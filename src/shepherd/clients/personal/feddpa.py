@@ -1,6 +1,6 @@
 """FedDPA's local adapter in training (Yang et al., 2403.19211): where it begins, and the global one frozen beside it.
 
-What a client does with both adapters afterwards is in model/mixture.py.
+What a client does with both adapters afterwards is in clients/personal/mixture.py.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shepherd.clients.personal.joined import joined
 from shepherd.model.adapter import fresh_adapter
-from shepherd.model.joined import joined
 from shepherd.rng import derive
 from shepherd.types import Adapter, ClientId, View
 

@@ -22,9 +22,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from shepherd.clients.feddpa import Mix, begun, beside
+from shepherd.clients.personal.feddpa import Mix, begun, beside
+from shepherd.clients.personal.joined import last_slots
 from shepherd.errors import ClientError
-from shepherd.model.joined import last_slots
 from shepherd.registry import Registry
 from shepherd.types import Adapter, ClientId, Factors, Objective, Tensors, View
 
@@ -113,7 +113,7 @@ def feddpa(
     """A local adapter mixed with the global one for each input (FedDPA, Yang et al., 2403.19211; experimental).
 
     h = W0 x + (1 − λ) s B_g A_g x + λ s B_l A_l x, where λ is `weight` times the mean cosine of the input with
-    `samples` of the client's own training rows: see model/mixture.py.
+    `samples` of the client's own training rows: see clients/personal/mixture.py.
     variant "F": after the last round the local adapter starts from the global one and is tuned for `steps` (0: 10) at
     `learning_rate` (0: training.learning_rate). "T": it starts afresh and is trained in every round, on the rows of the
     round, with the global adapter that the round began with frozen beside it. share: the local adapter's weight a in

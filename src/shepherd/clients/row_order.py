@@ -1,0 +1,41 @@
+"""The order in which a client goes through its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shepherd.rng import stream
+from shepherd.types import (
+    ClientId,
+    Tokens,
+)
+
+
+def walk(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int, seed: int) -> list[Tokens]:
+    """Rows first … first + rows − 1 of a client's endless walk: pass after pass, each in an order of its own.
+
+    The walk goes on over rounds, so no client trains on the same first rows each round.
+    """
+    size = len(tokens)
+    orders: dict[int, np.ndarray] = {}
+    picked = []
+    for position in range(first, first + rows):
+        epoch, index = divmod(position, size)
+        if epoch not in orders:
+            orders[epoch] = _order(size, client, epoch, seed)
+        picked.append(tokens[orders[epoch][index]])
+    return picked
+
+
+def times_walked(size: int, client: ClientId, rows: int, seed: int) -> np.ndarray:
+    """int[size]: how often each of a client's rows is among the first `rows` of its walk."""
+    passes, rest = divmod(rows, size)
+    times = np.full(size, passes)
+    times[_order(size, client, passes, seed)[:rest]] += 1
+    return times
+
+
+def _order(size: int, client: ClientId, epoch: int, seed: int) -> np.ndarray:
+    return stream(seed, "shuffle", client, epoch).permutation(size)
