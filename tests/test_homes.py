@@ -23,8 +23,8 @@ from shepherd.model.lora import CohortLora
 from shepherd.own_models import personal_models
 from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
 from shepherd.server.diagnostics import diagnose
-from shepherd.server.homes import homes
 from shepherd.server.methods import build_method, methods
+from shepherd.server.pieces.local_modules import homes
 from shepherd.server.traffic import SMOLLM2_QV, numbers, round_bytes
 from shepherd.types import Factors, GlobalModel, Objective, ServerState, TrainTask, View, Work
 from shepherd.updates.gate import Gate

@@ -12,9 +12,9 @@ from shepherd.errors import ClientError
 from shepherd.plan import Plan
 from shepherd.round import run_round
 from shepherd.server import diagnostics
-from shepherd.server.aggregation import update_weights
 from shepherd.server.diagnostics import diagnose, subspace_move
 from shepherd.server.methods import build_method
+from shepherd.server.weights import update_weights
 from shepherd.types import (
     Adapter,
     ClientFailure,

@@ -35,10 +35,10 @@ from shepherd.clients.personal.methods import personalizations
 from shepherd.errors import ClientError, NumericalError, UsageError
 from shepherd.lowrank import LowRank
 from shepherd.recipe import keys
+from shepherd.server.merged_adapter import whole_adapter
 from shepherd.server.method import compose
 from shepherd.server.methods import build_method, check_ranks, methods
 from shepherd.server.uploads import Uploads
-from shepherd.server.whole import whole_adapter
 
 # Methods whose preset cuts by energy, here without the cut; and variants worth their own row.
 VARIANTS = {

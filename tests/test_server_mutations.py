@@ -17,10 +17,16 @@ import test_server_optimizer as optimizer_laws
 import test_server_pieces as piece_laws
 from federations import bfloat16
 from shepherd.lowrank import LowRank, stack
-from shepherd.server import merges, method, optimizer, payloads, remainders, splits, uploads, views, weighing
-from shepherd.server.merges import Merged
-from shepherd.server.schedules import Schedule, schedules
-from shepherd.server.splits import Halves
+from shepherd.server import method, optimizer, uploads
+from shepherd.server.pieces import merge as merges
+from shepherd.server.pieces import payload as payloads
+from shepherd.server.pieces import remainder as remainders
+from shepherd.server.pieces import split as splits
+from shepherd.server.pieces import view as views
+from shepherd.server.pieces import weighing
+from shepherd.server.pieces.merge import Merged
+from shepherd.server.pieces.schedule import Schedule, schedules
+from shepherd.server.pieces.split import Halves
 from shepherd.server.uploads import Uploads
 from shepherd.types import View
 

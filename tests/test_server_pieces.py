@@ -30,15 +30,15 @@ from federations import (
 )
 from shepherd.errors import NumericalError, UsageError
 from shepherd.lowrank import LowRank
+from shepherd.server.composition import DEFAULTS, REGISTRIES, build_pieces
 from shepherd.server.diagnostics import diagnose
-from shepherd.server.merges import Merged, Term
 from shepherd.server.method import compose
 from shepherd.server.methods import build_method, check_ranks, methods
 from shepherd.server.optimizer import optimizers
-from shepherd.server.payloads import nearest_rotation
-from shepherd.server.pieces import DEFAULTS, REGISTRIES, build_pieces
-from shepherd.server.remainders import accumulate
-from shepherd.server.splits import Place, splits
+from shepherd.server.pieces.merge import Merged, Term
+from shepherd.server.pieces.payload import nearest_rotation
+from shepherd.server.pieces.remainder import accumulate
+from shepherd.server.pieces.split import Place, splits
 from shepherd.server.traffic import SMOLLM2_QV, numbers, table
 from shepherd.server.uploads import Local, Uploads
 from shepherd.state import load_state, save_state
@@ -178,7 +178,7 @@ def test_ridge_without_strength_names_the_module_whose_a_is_singular():
 
 
 def shares_of(name: str, done):
-    from shepherd.server.weighing import weighings
+    from shepherd.server.pieces.weighing import weighings
 
     uploads = Uploads(done.before, done.views, done.updates)
     return weighings.build(name).of(uploads, np.array([done.weights[u.client] for u in uploads.updates]))("q")

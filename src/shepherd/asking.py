@@ -14,9 +14,8 @@ from shepherd.clients.progress import Progress, StepReport
 from shepherd.errors import ClientError
 from shepherd.plan import Engine, Plan
 from shepherd.rng import stream
-from shepherd.server.aggregation import update_weights
 from shepherd.server.optimizer import control
-from shepherd.server.weights import capped
+from shepherd.server.weights import capped, update_weights
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, Memory, ServerState, TrainTask, View, Work
 from shepherd.updates.rules import update_norm
 from shepherd.updates.spool import Spool

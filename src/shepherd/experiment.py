@@ -58,7 +58,7 @@ from shepherd.recipe import load as load_config
 from shepherd.recipe import to_toml
 from shepherd.rng import stream
 from shepherd.round import Engine, Plan, RoundRecord, notes, troubles
-from shepherd.server.whole import whole_adapter
+from shepherd.server.merged_adapter import whole_adapter
 from shepherd.starting import MARGIN, fits_here, from_anywhere
 from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_journal, read_json

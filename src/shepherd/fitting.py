@@ -16,9 +16,9 @@ from shepherd.clients.selection import build_selection, cohort_size, misfits
 from shepherd.config import Config, LoraTable
 from shepherd.errors import ShepherdError, UsageError, did_you_mean, plural
 from shepherd.server.clusters import check_clusters
+from shepherd.server.composition import control_misfits
 from shepherd.server.method import Method
 from shepherd.server.methods import build_method, check_ranks
-from shepherd.server.pieces import control_misfits
 from shepherd.types import ClientId
 
 

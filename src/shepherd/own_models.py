@@ -19,7 +19,7 @@ from shepherd.mixtures import mixed_losses, mixtures
 from shepherd.model.adapter import save_adapter
 from shepherd.prepare import Learner, Rows
 from shepherd.round import Plan
-from shepherd.server.whole import whole_adapter
+from shepherd.server.merged_adapter import whole_adapter
 from shepherd.store import RunDirectory
 from shepherd.types import ClientFailure, ClientId, GlobalModel, Objective, ServerState, Work
 

@@ -17,15 +17,15 @@ KINDS: dict[str, tuple[str, str]] = {
     "datasets": ("shepherd.data.builtins", "data.source = builtin:NAME"),
     "selections": ("shepherd.clients.selection", "selection.name"),
     "methods": ("shepherd.server.methods", "federation.method"),
-    "starts": ("shepherd.server.starts", "method.start"),
-    "views": ("shepherd.server.views", "method.view"),
-    "schedules": ("shepherd.server.schedules", "method.train"),
-    "homes": ("shepherd.server.homes", "method.home"),
-    "payloads": ("shepherd.server.payloads", "method.payload"),
-    "weighings": ("shepherd.server.weighing", "method.weigh"),
-    "merges": ("shepherd.server.merges", "method.merge"),
-    "splits": ("shepherd.server.splits", "method.split"),
-    "remainders": ("shepherd.server.remainders", "method.remainder"),
+    "starts": ("shepherd.server.pieces.start", "method.start"),
+    "views": ("shepherd.server.pieces.view", "method.view"),
+    "schedules": ("shepherd.server.pieces.schedule", "method.train"),
+    "homes": ("shepherd.server.pieces.local_modules", "method.home"),
+    "payloads": ("shepherd.server.pieces.payload", "method.payload"),
+    "weighings": ("shepherd.server.pieces.weighing", "method.weigh"),
+    "merges": ("shepherd.server.pieces.merge", "method.merge"),
+    "splits": ("shepherd.server.pieces.split", "method.split"),
+    "remainders": ("shepherd.server.pieces.remainder", "method.remainder"),
     "optimizers": ("shepherd.server.optimizer", "server.optimizer"),
     "personalizations": ("shepherd.clients.personal.methods", "personalization.name"),
     "metrics": ("shepherd.evaluation.text", "measured on generated answers"),
@@ -61,7 +61,7 @@ def list_names(kind: str | None, as_json: bool) -> None:
 def _print_methods() -> None:
     """The pieces and the price of each method, as a table."""
     from shepherd.report.wording import size
-    from shepherd.server.pieces import DEFAULTS
+    from shepherd.server.composition import DEFAULTS
     from shepherd.server.traffic import table
 
     rows = [

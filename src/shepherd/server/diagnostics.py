@@ -13,10 +13,10 @@ from itertools import islice
 import numpy as np
 
 from shepherd.lowrank import DENSE_FROM, LowRank, stack
-from shepherd.server.merges import Merged, Term, padded
-from shepherd.server.payloads import Payload, plain
+from shepherd.server.pieces.merge import Merged, Term, padded
+from shepherd.server.pieces.payload import Payload, plain
+from shepherd.server.pieces.weighing import Weighing, given
 from shepherd.server.uploads import Local, Uploads
-from shepherd.server.weighing import Weighing, given
 from shepherd.types import ClientId, ClientUpdate, GlobalModel, View
 
 PLAIN, GIVEN = plain(), given()

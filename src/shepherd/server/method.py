@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from shepherd.errors import ClientError, UsageError
+from shepherd.server.composition import Pieces, build_pieces, check_optimizer
 from shepherd.server.optimizer import Optimizer, ServerStep, control_step, fedavg
-from shepherd.server.pieces import Pieces, build_pieces, check_optimizer
-from shepherd.server.remainders import accumulate
-from shepherd.server.splits import Place
+from shepherd.server.pieces.remainder import accumulate
+from shepherd.server.pieces.split import Place
 from shepherd.server.uploads import Uploads
 from shepherd.types import Adapter, ClientId, ClientUpdate, Factors, GlobalModel, View
 

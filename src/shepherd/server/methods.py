@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from shepherd.errors import UsageError
 from shepherd.registry import Registry
+from shepherd.server.composition import DEFAULTS, REGISTRIES, name_and_options
 from shepherd.server.method import Method, compose
 from shepherd.server.optimizer import optimizers
-from shepherd.server.pieces import DEFAULTS, REGISTRIES, name_and_options
 
 methods = Registry("method")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shepherd.types import ClientId
+from shepherd.types import ClientId, ClientUpdate
 
 
 def capped(weights: Sequence[float], most: float) -> tuple[float, ...]:
@@ -40,3 +40,18 @@ def population_weights(sizes: Mapping[ClientId, int], by: str, most: float = 1.0
     total = sum(parts.values())
     shares = capped([part / total for part in parts.values()], most)
     return dict(zip(parts, shares, strict=True))
+
+
+def update_weights(updates: Sequence[ClientUpdate], by: str) -> tuple[float, ...]:
+    """Weights that sum to one: by "examples", by "tokens" (targets), or "uniform"."""
+    match by:
+        case "examples":
+            sizes = [float(update.num_examples) for update in updates]
+        case "tokens":
+            sizes = [float(update.num_tokens) for update in updates]
+        case "uniform":
+            sizes = [1.0] * len(updates)
+        case _:
+            raise ValueError(f"unknown weights: {by!r}. Known: examples, tokens, uniform")
+    total = sum(sizes)
+    return tuple(size / total for size in sizes)

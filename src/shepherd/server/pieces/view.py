@@ -16,7 +16,7 @@ from shepherd.errors import UsageError
 from shepherd.lowrank import LowRank
 from shepherd.registry import Registry
 from shepherd.rng import stream
-from shepherd.server.splits import balanced
+from shepherd.server.pieces.split import balanced
 from shepherd.types import Adapter, Choice, ClientId, Core, Factors, GlobalModel, View
 
 views = Registry("view")

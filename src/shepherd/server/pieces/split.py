@@ -15,7 +15,7 @@ from shepherd.errors import NumericalError
 from shepherd.lowrank import SVD, LowRank, orthonormal_rows
 from shepherd.registry import Registry
 from shepherd.rng import stream
-from shepherd.server.merges import Merged
+from shepherd.server.pieces.merge import Merged
 
 splits = Registry("split")
 

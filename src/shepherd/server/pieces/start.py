@@ -14,7 +14,7 @@ from shepherd.errors import UsageError
 from shepherd.lowrank import LowRank, orthonormal_rows
 from shepherd.registry import Registry
 from shepherd.rng import stream
-from shepherd.server.splits import balanced
+from shepherd.server.pieces.split import balanced
 from shepherd.server.uploads import expand_core
 from shepherd.types import Adapter, Factors, GlobalModel
 

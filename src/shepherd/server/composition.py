@@ -13,16 +13,16 @@ from typing import Any
 
 from shepherd.errors import UsageError, did_you_mean
 from shepherd.registry import Registry
-from shepherd.server.homes import Home, homes
-from shepherd.server.merges import Merge, merges
 from shepherd.server.optimizer import Optimizer
-from shepherd.server.payloads import Payload, payloads
-from shepherd.server.remainders import Remainder, remainders
-from shepherd.server.schedules import Schedule, schedules
-from shepherd.server.splits import Split, splits
-from shepherd.server.starts import Start, starts
-from shepherd.server.views import ViewOf, views
-from shepherd.server.weighing import Weighing, weighings
+from shepherd.server.pieces.local_modules import Home, homes
+from shepherd.server.pieces.merge import Merge, merges
+from shepherd.server.pieces.payload import Payload, payloads
+from shepherd.server.pieces.remainder import Remainder, remainders
+from shepherd.server.pieces.schedule import Schedule, schedules
+from shepherd.server.pieces.split import Split, splits
+from shepherd.server.pieces.start import Start, starts
+from shepherd.server.pieces.view import ViewOf, views
+from shepherd.server.pieces.weighing import Weighing, weighings
 
 REGISTRIES: dict[str, Registry] = {
     "start": starts,
