@@ -186,7 +186,7 @@ def _svd(spec: dict) -> dict:
 def _rounds(spec: dict) -> dict:
     """CPU seconds of combine, diagnose and making the state's bytes, round after round."""
     from shepherd.server.diagnostics import diagnose
-    from shepherd.state import state_files
+    from shepherd.store.state import state_files
     from shepherd.types import ClientUpdate, ServerState
 
     method, model = _start(spec["method"], SMOLLM2, spec["r"])

@@ -24,8 +24,8 @@ from kill_runs import ending
 def broken(run: Path) -> list[str]:
     """Visible files of a run directory that are not whole."""
     from shepherd.model.adapter import load_adapter
-    from shepherd.state import load_state
     from shepherd.store import Rounds
+    from shepherd.store.state import load_state
 
     found = [f"{name}: {reason}" for name, reason in Rounds(run / "checkpoints").check_all()[1]]
     for path in sorted(run.rglob("*")):

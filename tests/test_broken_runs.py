@@ -15,7 +15,7 @@ from shepherd import experiment
 from shepherd.errors import ModelError
 from shepherd.model.adapter import fresh_adapter, save_adapter
 from shepherd.store import RunDirectory
-from shepherd.store.rounds import _encode
+from shepherd.store.manifest import _encode
 from shepherd.tuned import whole
 
 BROKEN = {"missing": None, "empty": b"", "garbage": b"\xff\x00{", "list": b"[]", "folder": ...}

@@ -21,8 +21,9 @@ from shepherd.config import FederationTable
 from shepherd.engines.isolation import isolated
 from shepherd.engines.local import LocalEngine
 from shepherd.rng import stream
-from shepherd.round import Plan, Policy, RoundRecord, run_round
+from shepherd.round import Plan, Policy, run_round
 from shepherd.server.methods import build_method
+from shepherd.store.records import RoundRecord
 from shepherd.types import (
     Adapter,
     ClientFailure,

@@ -21,7 +21,7 @@ from shepherd.fitting import client_ranks, local_names
 from shepherd.recipe import resolve
 from shepherd.report import load_run, write_report
 from shepherd.report.wording import cells, clean, isolated, shorten
-from shepherd.round import notes
+from shepherd.store.records import notes
 from shepherd.types import Example, Message
 
 ARABIC, START, END = "مستشفى دمشق", "\N{FIRST STRONG ISOLATE}", "\N{POP DIRECTIONAL ISOLATE}"

@@ -29,7 +29,7 @@ from shepherd.model.lora import CohortLora
 from shepherd.prepare import prepare_rows
 from shepherd.server.clusters import combine_clusters, group, medoids
 from shepherd.server.methods import build_method
-from shepherd.state import load_state
+from shepherd.store.state import load_state
 from shepherd.tuned import load_tuned
 from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, GlobalModel, TrainTask, View, Work
 from shepherd.updates.gate import Gate, Limits

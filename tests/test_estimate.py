@@ -11,7 +11,7 @@ from shepherd.errors import UsageError
 from shepherd.estimate import plan
 from shepherd.fitting import doubts
 from shepherd.server.methods import build_method, methods
-from shepherd.state import load_state
+from shepherd.store.state import load_state
 
 
 def test_the_planned_bytes_are_those_that_the_run_counts(tiny_run):

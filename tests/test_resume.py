@@ -18,8 +18,8 @@ from shepherd import experiment
 from shepherd.arms import load_arm
 from shepherd.errors import DataError, UsageError
 from shepherd.recipe import load
-from shepherd.state import load_state
 from shepherd.store import RunDirectory
+from shepherd.store.state import load_state
 from shepherd.tuned import load_tuned
 from shepherd.types import Message
 from test_workers import checkpoint_digest

@@ -41,7 +41,7 @@ from shepherd.server.pieces.remainder import accumulate
 from shepherd.server.pieces.split import Place, splits
 from shepherd.server.traffic import SMOLLM2_QV, numbers, table
 from shepherd.server.uploads import Local, Uploads
-from shepherd.state import load_state, save_state
+from shepherd.store.state import load_state, save_state
 from shepherd.types import Adapter, ClientUpdate, Factors, GlobalModel, ServerState
 
 SPLITS = {name: {} for name in splits}

@@ -24,8 +24,8 @@ from shepherd.experiment import resume, run
 from shepherd.plan import Plan, Policy
 from shepherd.round import run_round
 from shepherd.server.methods import build_method, methods
-from shepherd.state import state_files
 from shepherd.store import Disk, RunDirectory
+from shepherd.store.state import state_files
 from shepherd.types import ClientUpdate, Objective, ServerState, Work
 from shepherd.updates.spool import Spool
 

@@ -17,8 +17,8 @@ from shepherd.lowrank import LowRank
 from shepherd.model.adapter import load_adapter
 from shepherd.model.arrays import from_file, to_bytes
 from shepherd.server.methods import build_method
-from shepherd.state import load_state, save_state, state_files
 from shepherd.store import Disk
+from shepherd.store.state import load_state, save_state, state_files
 from shepherd.types import Adapter, Factors, GlobalModel, Memory, ServerState
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "uint64", "bool")

@@ -28,8 +28,9 @@ from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.arrays import from_file, to_bytes
 from shepherd.model.lora import CohortLora
 from shepherd.prepare import Learner, Rows, peak_rate, rate_ratio, rates, share
-from shepherd.round import Engine, Plan, RoundRecord, run_round
+from shepherd.round import Engine, Plan, run_round
 from shepherd.store import check_sealed
+from shepherd.store.records import RoundRecord
 from shepherd.types import Adapter, ClientFailure, ClientId, Objective, ServerState, Tokens, View, Work
 
 Observe = Callable[[int, StepReport], None]

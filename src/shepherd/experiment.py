@@ -57,11 +57,12 @@ from shepherd.prepare import (
 from shepherd.recipe import load as load_config
 from shepherd.recipe import to_toml
 from shepherd.rng import stream
-from shepherd.round import Engine, Plan, RoundRecord, notes, troubles
+from shepherd.round import Engine, Plan
 from shepherd.server.merged_adapter import whole_adapter
 from shepherd.starting import MARGIN, fits_here, from_anywhere
-from shepherd.state import load_state, save_state
 from shepherd.store import RunDirectory, open_run, read_journal, read_json
+from shepherd.store.records import RoundRecord, notes, read_rounds, troubles
+from shepherd.store.state import load_state, save_state
 from shepherd.tuned import load_tuned
 from shepherd.types import GlobalModel, ServerState
 from shepherd.updates.spool import Spool
@@ -189,7 +190,7 @@ class _Experiment:
                 "fraction": self.meter.fraction,
             }
         )
-        for line in results.read_rounds(self.store.path):
+        for line in read_rounds(self.store.path):
             self.tell({"event": "committed", **line})
         for warning in (*self.notes, *doubts(self.config), *self.expected.warnings, *rows.warnings):
             self._warn(warning)
@@ -230,7 +231,7 @@ class _Experiment:
             check = self._save(base, learner, rows, state)
         with self._phase("generate"):
             records = self._generate(base, learner, rows, template, state, outcome)
-        lines = results.read_rounds(self.store.path)
+        lines = read_rounds(self.store.path)
         metrics = self._metrics(rows, outcome, records, lines)
         seen = results.rows_seen(lines, rows, config.run.seed)
         self.store.write_lines(results.ROWS_SEEN, results.seen_by_id(seen, rows))
@@ -282,7 +283,7 @@ class _Experiment:
         config, store = self.config, self.store
         measured = [
             (line["held_out_loss"], line["round"])
-            for line in results.read_rounds(store.path)
+            for line in read_rounds(store.path)
             if line["held_out_loss"] is not None
         ]
         losses = None

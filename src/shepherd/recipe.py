@@ -274,8 +274,6 @@ _WANTED = {
     "dict_type": "must be a table such as {{{example}}}",
     "literal_error": "must be {expected}",
 }
-
-
 _PATTERNS = {
     "run.name": "must be 1 to 64 letters, digits, '.', '_' or '-', not beginning with '.' or '-'",
     "model.device": "must be auto, cpu, mps, cuda or cuda:N",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from shepherd.config import Config
 from shepherd.data.audit import Audit
 from shepherd.data.prompts import Template
 from shepherd.data.tokenize import encode_prompt
-from shepherd.errors import DataError, plural
+from shepherd.errors import plural
 from shepherd.evaluation.losses import RowLosses
 from shepherd.evaluation.statistics import difference_of_sums, paired_difference
 from shepherd.evaluation.text import metrics, score
@@ -105,21 +103,6 @@ def own_rows(federated: RowLosses, locals_: Mapping[str, RowLosses], rows: Rows)
     """Federated − alone of each client that trained alone, on the held-out rows of the categories that it holds."""
     at = {client: np.array(rows.held_out_of(client), np.int64) for client in sorted(locals_)}
     return {client: paired_difference(federated.select(own), locals_[client].select(own)) for client, own in at.items()}
-
-
-def read_rounds(run_dir: Path) -> list[Mapping[str, Any]]:
-    """The committed rounds' lines of rounds.jsonl, in order. Raises DataError for a line that is none."""
-    path = run_dir / "rounds.jsonl"
-    lines = []
-    try:
-        for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
-            line = json.loads(text)
-            if not isinstance(line, dict) or not {"round", "held_out_loss"} <= line.keys():
-                raise ValueError(f"line {number} is not the record of a round")
-            lines.append(line)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint="restore it from a copy, or repeat the run") from None
-    return lines
 
 
 def sample_rows(held_out: Sequence[Tokens], count: int, usable: Callable[[int], bool]) -> list[int]:

@@ -8,9 +8,8 @@ Up to the gate the story is told in asking.py; the nouns are in plan.py and type
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, replace
 
 from shepherd.asking import ask, remembered, shown, strikes_of
 from shepherd.clients.progress import StepReport
@@ -19,67 +18,11 @@ from shepherd.server.clusters import combine_clusters, group
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.optimizer import control_without
 from shepherd.server.traffic import added_ranks, round_bytes
-from shepherd.types import ClientId, ServerState
+from shepherd.store.records import RoundRecord, notes, troubles
+from shepherd.types import ServerState
 from shepherd.updates.tensors import cluster_part
 
 __all__ = ["Engine", "Plan", "Policy", "RoundRecord", "notes", "run_round", "troubles"]
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """One line of rounds.jsonl. Sizes in bytes, times in seconds, losses in nats per target token.
-
-    cohort: all who were asked, in one draw or more. rejected: unusable answers, with client, code and detail. missing:
-    those who gave none. late: those whose answer came after the deadline, or after enough others. ignored: what a
-    client sent beside the answer that counted. quarantined: who is asked no more from now on. skipped: too few
-    answered, so the model is that of the round before. examples counts the rows that a client trained on,
-    unused_examples those of clients whose update did not count, as far as they told; they come up again in the walk.
-    learning_rate holds the rates of the first and the last local step of the client with the most steps. diagnostics:
-    see server/diagnostics.py; empty for a skipped round. clusters: which one each client is in, from 1.
-    """
-
-    round: int
-    cohort: tuple[ClientId, ...]
-    missing: tuple[ClientId, ...]
-    rejected: tuple[Mapping[str, str], ...]
-    weights: Mapping[ClientId, float]
-    train_loss: Mapping[ClientId, float]
-    steps: Mapping[ClientId, int]
-    examples: Mapping[ClientId, int]
-    tokens: Mapping[ClientId, int]
-    bytes_up: int
-    bytes_down: int
-    seconds: Mapping[str, float]
-    learning_rate: tuple[float, float]
-    deviation: float
-    update_norm: Mapping[ClientId, float]
-    diagnostics: Mapping[str, Any] = field(default_factory=dict)
-    late: tuple[ClientId, ...] = ()
-    ignored: tuple[Mapping[str, str], ...] = ()
-    quarantined: tuple[ClientId, ...] = ()
-    skipped: bool = False
-    clusters: Mapping[ClientId, int] = field(default_factory=dict)
-    unused_examples: Mapping[ClientId, int] = field(default_factory=dict)
-
-
-def troubles(record: RoundRecord) -> dict[str, Any]:
-    """What in a round did not go as it should, by the record's own names; nothing of it is empty or false."""
-    names = ("rejected", "missing", "late", "ignored", "quarantined", "skipped")
-    return {name: getattr(record, name) for name in names if getattr(record, name)}
-
-
-def notes(record: RoundRecord, label: Callable[[ClientId], str] = str) -> list[str]:
-    """What a person should hear of a round beside its line: who is asked no more, by name, and that it was skipped."""
-    codes = {entry["client"]: entry["code"] for entry in record.rejected}
-    lines = [
-        f"{label(c)} is quarantined, it is asked no more: {codes[c]} in round {record.round}"
-        for c in record.quarantined
-    ]
-    if record.skipped and not record.cohort:
-        lines.append(f"round {record.round} is skipped, nobody was drawn: the model stays as it is")
-    elif record.skipped:
-        lines.append(f"round {record.round} is skipped, too few clients gave a usable update: the model stays as it is")
-    return lines
 
 
 def run_round(

@@ -19,8 +19,8 @@ from shepherd.model.lora import CohortLora
 from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.recipe import load as load_config
-from shepherd.state import load_state
 from shepherd.store import MANIFEST, Rounds, check_sealed, checkpoint_name, open_run
+from shepherd.store.state import load_state
 from shepherd.types import Adapter, GlobalModel
 
 

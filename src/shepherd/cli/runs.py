@@ -34,7 +34,7 @@ def ls(out: Path, as_json: bool) -> None:
     import dataclasses
 
     from shepherd.report.wording import digits, plural, size
-    from shepherd.runs import Entry, list_runs
+    from shepherd.store.listing import Entry, list_runs
 
     def loss(entry: Entry, arm: str) -> str:
         some = f" (of {plural(entry.alone, 'client')})" if arm == "local" and entry.alone else ""
@@ -71,7 +71,7 @@ def du(names: tuple[str, ...], out: Path, as_json: bool) -> None:
 
     `unused` is what killed processes left and what a recovery put aside."""
     from shepherd.report.wording import size
-    from shepherd.runs import list_runs, usage
+    from shepherd.store.listing import list_runs, usage
 
     folders = [find_run(name) for name in names] or [entry.path for entry in list_runs(out)]
     parts = {folder: usage(folder) for folder in folders}
@@ -96,7 +96,7 @@ def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
 
     Asks first. A run that is being written is refused."""
     from shepherd.report.wording import plural, size
-    from shepherd.runs import delete, entry
+    from shepherd.store.listing import delete, entry
 
     entries = [entry(folder) for folder in dict.fromkeys(map(find_run, names))]
     for found in entries:

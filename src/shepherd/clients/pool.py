@@ -12,8 +12,6 @@ from shepherd.registry import Registry
 from shepherd.types import ClientId
 
 selections = Registry("selection")
-
-
 WEIGHTS = ("examples", "tokens", "uniform")
 
 

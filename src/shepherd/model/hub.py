@@ -12,14 +12,8 @@ from shepherd.model.catalogue import BUILTIN, ModelEntry, Packaged
 from shepherd.model.licence import licence_of
 
 Progress = Callable[[str], None]
-
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*"]
-
-
 _HUB_SKIPPED = ["*/*"]
 
 

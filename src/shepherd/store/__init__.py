@@ -8,7 +8,8 @@ keeps the second writer out; everything is written through `disk.py`, so that te
 from shepherd.store.disk import Disk
 from shepherd.store.lines import Journal, read_journal
 from shepherd.store.lock import Writer, writer_of
-from shepherd.store.rounds import MANIFEST, Checkpoint, Found, Rejected, Rounds, check_sealed, checkpoint_name
+from shepherd.store.manifest import MANIFEST, check_sealed
+from shepherd.store.rounds import Checkpoint, Found, Rejected, Rounds, checkpoint_name
 from shepherd.store.run import Recovered, RunDirectory, commit_folder, open_run, read_json
 
 __all__ = [

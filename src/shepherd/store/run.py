@@ -23,7 +23,8 @@ from shepherd.errors import DataError, ResourceError, ShepherdError, UsageError,
 from shepherd.store import lines
 from shepherd.store.disk import DISK, TEMPORARY, Disk, discard, make_folders, remove_tree, sweep, temporary, write_whole
 from shepherd.store.lock import locked
-from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name, seal_folder
+from shepherd.store.manifest import seal_folder
+from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name
 from shepherd.store.scratch import Scratch
 
 ROUNDS, JOURNAL = "rounds.jsonl", "journal.jsonl"

@@ -26,11 +26,7 @@ LARGEST = 1e15
 
 
 _INTEGERS = (int, *(np.dtype(code).type for code in "bBhHiIlLqQ"))
-
-
 _FLOATS = (float, np.float16, np.float32, np.float64)
-
-
 _METRIC = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
