@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from shepherd.evaluation.answers import generation_differences, generation_scores, sample_rows
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.evaluation.statistics import paired_difference
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.model.targets import pick_targets
-from shepherd.results import generation_differences, generation_scores, sample_rows
 from shepherd.rng import stream
 from shepherd.types import Stat, Tokens
 from tiny import random_adapters

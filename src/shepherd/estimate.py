@@ -16,6 +16,7 @@ import torch
 
 from shepherd.asking import pool_of
 from shepherd.config import Config
+from shepherd.evaluation.answers import asked_rows
 from shepherd.fitting import doubts, has_own_models, local_names
 from shepherd.meter import training_tokens
 from shepherd.model.adapter import fresh_adapter
@@ -36,7 +37,6 @@ from shepherd.prepare import (
     prepare_plan,
     prepare_rows,
 )
-from shepherd.results import asked_rows
 from shepherd.rng import stream
 from shepherd.server.traffic import bounds, round_bytes
 from shepherd.types import Adapter, ClientId, GlobalModel, ServerState, Work

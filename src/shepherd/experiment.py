@@ -28,6 +28,7 @@ from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
 from shepherd.errors import ClientError, DataError, EvaluationError, ResourceError, UsageError
 from shepherd.estimate import Estimate, estimate, plan
+from shepherd.evaluation.answers import asked_rows, generation_differences, generation_record, generation_scores
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.evaluation.statistics import paired_difference
 from shepherd.fitting import doubts, has_own_models, local_names, prepare_method, prepare_personal, rate_ratio
@@ -405,7 +406,7 @@ class _Experiment:
 
     def _generate(self, base, learner, rows, template, state, outcome) -> list[dict[str, Any]]:
         window = context_window(base.model.config)
-        examples, prompts, self.unanswered = results.asked_rows(self.config, rows, template, base.tokenizer, window)
+        examples, prompts, self.unanswered = asked_rows(self.config, rows, template, base.tokenizer, window)
         if self.unanswered:
             self._warn(self.unanswered)
         if not prompts:
@@ -425,7 +426,7 @@ class _Experiment:
                 max_new_tokens=self.config.evaluation.max_new_tokens,
             )
         records = [
-            results.generation_record(example, {arm: each[i] for arm, each in answers.items()})
+            generation_record(example, {arm: each[i] for arm, each in answers.items()})
             for i, example in enumerate(examples)
         ]
         self.store.write_lines("evaluation/generations.jsonl", records)
@@ -436,7 +437,7 @@ class _Experiment:
     ) -> dict[str, Any]:
         local = outcome["local"].losses if "local" in outcome else {}
         measured = {name: results.arm_metrics(losses, rows) for name, losses in self.losses.items()}
-        for name, scores in results.generation_scores(records).items():
+        for name, scores in generation_scores(records).items():
             measured[name]["generation"] = scores
         if local:
             measured["local"] = {client: results.arm_metrics(losses, rows) for client, losses in local.items()}
@@ -456,7 +457,7 @@ class _Experiment:
             "curves": curves,
             "differences": results.differences(self.losses, local, self.config.run.seed),
             "own_rows": results.own_rows(self.losses["federated"], local, rows),
-            "generation_differences": results.generation_differences(records),
+            "generation_differences": generation_differences(records),
         }
         if self.own_losses:
             metrics["personal"] = results.personal_metrics(self.own_losses, self.losses, local, rows, self.shares)

@@ -1,0 +1,128 @@
+"""Generated answers to held-out prompts, and their scores."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice, zip_longest
+from typing import Any
+
+import numpy as np
+
+from shepherd.config import Config
+from shepherd.data.prompts import Template
+from shepherd.data.tokenize import encode_prompt
+from shepherd.errors import plural
+from shepherd.evaluation.statistics import difference_of_sums
+from shepherd.evaluation.text import metrics, score
+from shepherd.model.generate import Answer
+from shepherd.prepare import Rows
+from shepherd.types import Example, Message, Tokens
+
+FIRST = 5
+"""Places and ids that summary.json names of each reason and finding; `shepherd data inspect --json` has more."""
+
+
+def sample_rows(held_out: Sequence[Tokens], count: int, usable: Callable[[int], bool]) -> list[int]:
+    """Indices of `count` held-out rows, taken in turn from each category; for one that is not usable comes the next
+    of its category. Fewer where no more are usable."""
+    by_category: dict[str, list[int]] = {}
+    for index, row in enumerate(held_out):
+        by_category.setdefault(row.category, []).append(index)
+    turns = zip_longest(*(filter(usable, indices) for indices in by_category.values()))
+    return sorted(islice((index for turn in turns for index in turn if index is not None), count))
+
+
+def asked_rows(
+    config: Config, rows: Rows, template: Template, tokenizer: Any, window: int | None
+) -> tuple[list[Example], list[list[int]], str]:
+    """(rows that are answered by generation, their prompts, why they are fewer than were asked for: a sentence, or
+    nothing). Rows that were cut are not asked: nothing as long was trained on. Nor are plain texts, which have no
+    prompt, and rows whose last answer is not to be learned, which nothing is to be like."""
+    table, prompts = config.evaluation, {}
+    unasked = Counter(why for row in rows.held_out if (why := _unasked(row, rows.examples[row.id], config)))
+
+    def example(index: int) -> Example:
+        return rows.examples[rows.held_out[index].id]
+
+    def usable(index: int) -> bool:
+        if _unasked(rows.held_out[index], example(index), config):
+            return False
+        row = example(index)
+        prompts[index] = encode_prompt(template, tokenizer, row.messages, row.context, row.tools)
+        return len(prompts[index]) + table.max_new_tokens <= (window or math.inf)
+
+    picked = sample_rows(rows.held_out, table.generate, usable)
+    lost = ""
+    if len(picked) < table.generate:
+        too_long = f"with evaluation.max_new_tokens = {table.max_new_tokens} beyond the {window} positions of the model"
+        lost = (
+            f"evaluation.generate = {table.generate} asks for more answers than the {len(picked)} that are possible: "
+            f"{plural(len(rows.held_out), 'row')} held out"
+        )
+        reasons = {**unasked, too_long: len(prompts) - len(picked)}
+        lost += "".join(f", {count} of them {why}" for why, count in reasons.items() if count)
+    return [example(index) for index in picked], [prompts[index] for index in picked], lost
+
+
+def _unasked(row: Tokens, example: Example, config: Config) -> str:
+    """Why a held-out row is not answered by generation, or ""."""
+    last = example.messages[-1]
+    if last.role != "assistant":
+        return "plain text without a prompt"
+    if not last.learned:
+        return "with a last answer that is not to be learned"
+    return f"cut to data.max_length = {config.data.max_length}" if row.cut else ""
+
+
+def generation_record(example: Example, answers: Mapping[str, Answer]) -> dict[str, Any]:
+    """One line of generations.jsonl. finish_reason "length": cut off at evaluation.max_new_tokens."""
+    messages = [_turn(m) for m in example.messages[:-1]]
+    asked = next((turn for turn in reversed(messages) if turn["role"] == "user"), None)
+    if example.context and asked:
+        asked["content"] += f"\n\n{example.context}"
+    return {
+        "id": example.id,
+        "category": example.category,
+        "prompt": messages,
+        **({"tools": example.tools} if example.tools else {}),
+        "reference": example.messages[-1].content,
+        "answers": {arm: answer.text for arm, answer in answers.items()},
+        "finish_reason": {arm: answer.finish_reason for arm, answer in answers.items()},
+    }
+
+
+def _turn(message: Message) -> dict[str, str]:
+    """A turn of generations.jsonl, with the fields that only some turns have where they have them."""
+    more = {"reasoning": message.reasoning, "extra": message.extra}
+    return {"role": message.role, "content": message.content, **{key: text for key, text in more.items() if text}}
+
+
+def generation_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Exact match, token F1 and ROUGE-L of each arm that answered; `cut_off`: answers that ended for their length."""
+    arms = {arm for record in records for arm in record["answers"]}
+    return {
+        arm: {
+            **score([record["answers"][arm] for record in records], [record["reference"] for record in records]),
+            "cut_off": sum(record["finish_reason"][arm] == "length" for record in records),
+        }
+        for arm in sorted(arms)
+    }
+
+
+def generation_differences(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Federated − each other arm in the mean of every text metric over the same rows: above 0, federated is nearer."""
+    found = []
+    for name in metrics if records else ():
+        metric = metrics.build(name)
+        scores = {
+            arm: np.array([metric(record["answers"][arm], record["reference"]) for record in records])
+            for arm in records[0]["answers"]
+        }
+        ours = scores.pop("federated")
+        found += [
+            {"metric": name, "a": "federated", "b": arm, **difference_of_sums(ours, theirs, np.ones(len(records)))}
+            for arm, theirs in scores.items()
+        ]
+    return found
