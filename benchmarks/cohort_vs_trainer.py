@@ -207,9 +207,11 @@ def _lines(path: str) -> list[str]:
 def _child(spec: dict) -> dict:
     import torch
 
+    from shepherd.experiment.plan import rates, share
+    from shepherd.experiment.rows import prepare_rows
+    from shepherd.experiment.trainer import prepare_learner
     from shepherd.model.base import load_base
     from shepherd.model.threads import matmul_peak
-    from shepherd.prepare import prepare_learner, prepare_rows, rates, share
     from shepherd.recipe import load
     from shepherd.types import Work
 

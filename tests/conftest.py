@@ -85,7 +85,7 @@ def small_config(model_folder: Callable[[str], Path]) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def run_small(tmp_path_factory: pytest.TempPathFactory, small_config: Callable[..., Any]) -> Callable[..., TinyRun]:
     """run_small("lora.r=4", …) -> a finished run of `small_config(…)` in a folder of its own."""
-    from shepherd.experiment import run
+    from shepherd.experiment.run import run
 
     def finish(*overrides: str, **options: Any) -> TinyRun:
         config, events = small_config(*overrides, **options), []

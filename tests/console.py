@@ -29,7 +29,7 @@ class Shell:
         self._capsys, self._monkeypatch = capsys, monkeypatch
 
     def __call__(self, *arguments: Any) -> Outcome:
-        from shepherd.__main__ import main
+        from shepherd.cli.main import main
 
         for name, value in ENVIRONMENT.items():
             self._monkeypatch.setenv(name, value)  # what the entry would set, and would leave set

@@ -57,8 +57,8 @@ def command(arguments: list[str], log: Path, limit: int = 0) -> int:
         os.dup2(talk, 2)
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        from shepherd import experiment
-        from shepherd.__main__ import main
+        from shepherd.cli.main import main
+        from shepherd.experiment import run as experiment
 
         experiment.MARGIN = float("inf")  # what fills the disk comes after the run has looked at it
 
@@ -80,7 +80,7 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     import torch
 
-    from shepherd import experiment
+    from shepherd.experiment import run as experiment
     from shepherd.recipe import load
     from shepherd.report import html  # noqa: F401
 

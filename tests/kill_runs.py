@@ -74,7 +74,7 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     import torch
 
-    from shepherd import experiment
+    from shepherd.experiment import run as experiment
     from shepherd.recipe import load
     from shepherd.report import html  # noqa: F401
 

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from shepherd import arms, experiment
 from shepherd.errors import ClientError, UsageError
-from shepherd.estimate import plan
-from shepherd.prepare import rates
+from shepherd.experiment import baselines as arms
+from shepherd.experiment import run as experiment
+from shepherd.experiment.estimate import plan
+from shepherd.experiment.plan import rates
 from shepherd.recipe import load, to_toml
 from test_resume import after_round, stopped
 

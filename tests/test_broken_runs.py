@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from console import Shell
-from shepherd import experiment
 from shepherd.errors import ModelError
+from shepherd.experiment import run as experiment
 from shepherd.model.adapter import fresh_adapter, save_adapter
+from shepherd.serving.tuned import whole
 from shepherd.store import RunDirectory
 from shepherd.store.manifest import _encode
-from shepherd.tuned import whole
 
 BROKEN = {"missing": None, "empty": b"", "garbage": b"\xff\x00{", "list": b"[]", "folder": ...}
 READS = (("evaluate", "partition.json"), ("evaluate", "identity.json"), ("resume", "summary.json"))

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shepherd import experiment
 from shepherd.clients.pool import selections
 from shepherd.config import FederationTable
 from shepherd.engines.isolation import isolated
 from shepherd.engines.local import LocalEngine
+from shepherd.experiment import run as experiment
 from shepherd.rng import stream
 from shepherd.round import Plan, Policy, run_round
 from shepherd.server.methods import build_method

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 import tiny_tokenizers
 from console import Shell
-from shepherd import output
-from shepherd.chat import chat, readable
+from shepherd.cli import output
 from shepherd.data.prompts import build_template
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import ModelError, UsageError
 from shepherd.model.base import load_base
 from shepherd.model.generate import generate
-from shepherd.tuned import load_tuned
+from shepherd.serving.chat import chat, readable
+from shepherd.serving.tuned import load_tuned
 from shepherd.types import Message
 from tiny import tiny_model, tiny_tokenizer
 from tiny_run import tiny_run
@@ -220,7 +220,7 @@ def test_what_was_shown_of_a_growing_text_stays_and_holds_no_control(text):
 def test_a_model_cannot_drive_the_terminal(run, monkeypatch):
     evil = "\x1b[2J\x1b]0;owned\x07red\x1b[31m\x08\u202e"
     loaded = load_tuned(run)
-    monkeypatch.setattr("shepherd.chat.load_tuned", lambda *_, **__: loaded)
+    monkeypatch.setattr("shepherd.serving.chat.load_tuned", lambda *_, **__: loaded)
     tokenizer = loaded.base.tokenizer
     ids = [*tokenizer(evil, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     with speaking(loaded.base.model, ids):
@@ -366,7 +366,7 @@ def test_ctrl_c_stops_an_answer_but_not_the_conversation(run, tuned, monkeypatch
         return generate(*arguments, **options)
 
     monkeypatch.setattr("builtins.input", ask)
-    monkeypatch.setattr("shepherd.chat.generate", interrupted)
+    monkeypatch.setattr("shepherd.serving.chat.generate", interrupted)
     stdout = Terminal()
     chat(run, stdin=Terminal(), stdout=stdout, **SHORT)
     # The second Hello is answered as a first one: what was stopped is not in the prompt.

@@ -18,8 +18,8 @@ import pytest
 
 from console import Shell
 from report_runs import write_run
-from shepherd import __version__, config, progress, recipe
-from shepherd.cli import cli
+from shepherd import __version__, config, recipe
+from shepherd.cli.commands import cli, progress
 from shepherd.errors import EXIT_CODES
 
 SOURCES = Path(__file__).parents[1] / "src"
@@ -241,7 +241,7 @@ def test_the_doctor_says_versions_processor_memory_cache_and_models(shell):
 
 
 def test_the_doctor_warns_of_spinning_threads(shell, monkeypatch):
-    from shepherd import doctor
+    from shepherd.cli import doctor
 
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     lines = [line for section in doctor.examine() for line in section.lines if line.name == "OMP_WAIT_POLICY"]
@@ -253,7 +253,7 @@ def test_the_doctor_warns_of_spinning_threads(shell, monkeypatch):
     [(4, "4, all usable cores, or 1 where the probe of a run finds that faster"), (1, "1, the only usable core")],
 )
 def test_the_doctor_says_how_many_threads_a_run_would_use_and_why(shell, monkeypatch, cores, told):
-    from shepherd import doctor
+    from shepherd.cli import doctor
     from shepherd.model import threads
 
     monkeypatch.setattr(threads, "available_cores", lambda: cores)
@@ -269,7 +269,7 @@ def test_the_doctor_says_how_many_threads_a_run_would_use_and_why(shell, monkeyp
 
 
 def test_the_doctor_ends_with_status_5_where_no_run_can_work(shell, monkeypatch):
-    from shepherd import doctor
+    from shepherd.cli import doctor
 
     monkeypatch.setattr(doctor, "CORE", ("no-such-package",))
     monkeypatch.setattr(doctor, "_requirements", lambda extra="": [])
@@ -296,7 +296,7 @@ def test_the_readme_names_every_recipe_exit_status_and_only_commands_that_exist(
     readme = (SOURCES.parent / "README.md").read_text(encoding="utf-8")
     assert [name for name in recipe.recipes() if f"| `{name}` |" not in readme] == []
     assert [code for code in EXIT_CODES if code < 130 and f"\n| {code} | " not in readme] == []
-    from shepherd.cli import cli
+    from shepherd.cli.commands import cli
 
     lines = [line.split("#")[0].split() for line in readme.splitlines() if line.startswith("shepherd ")]
     assert {line[1] for line in lines} <= set(cli.commands) and len(lines) > 10
@@ -356,7 +356,7 @@ def test_a_round_that_was_kept_is_measured_too_and_an_adapter_that_is_gone_says_
 def test_evaluate_says_when_a_difference_is_too_small_and_why_there_is_no_interval(
     shell, monkeypatch, difference, said
 ):
-    from shepherd import experiment
+    from shepherd.experiment import run as experiment
 
     arm = {"rows": 2, "loss": 2.0, "token_accuracy": 0.5, "per_category": {}}
     answer = {"base": arm, "federated": arm, "difference": {"no_interval": None, **difference}}

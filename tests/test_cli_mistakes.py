@@ -245,7 +245,7 @@ def test_check_finds_a_weight_that_the_files_of_the_model_lack(shell, tmp_path):
 
 
 def test_14_a_plan_that_does_not_fit_is_refused_with_its_numbers_and_what_is_smaller(shell, model, monkeypatch):
-    from shepherd import experiment
+    from shepherd.experiment import run as experiment
 
     def refused(**needs: int) -> str:
         monkeypatch.setattr(experiment, "plan", lambda config, tell=None: {"device": "cpu", **needs})

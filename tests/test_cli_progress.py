@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from shepherd import progress
+from shepherd.cli import progress
 
 START = {
     "event": "start", "run": "runs/demo", "config": {}, "model": "tiny", "clients": ["a", "b"], "rounds": 3,

@@ -11,9 +11,9 @@ import pytest
 
 from console import Shell
 from report_runs import write_run
+from shepherd.cli.progress import print_result
 from shepherd.cli.settings import QUICK
 from shepherd.config import Config
-from shepherd.progress import print_result
 from shepherd.recipe import load, recipes
 from shepherd.report import load_run
 from shepherd.report.conduct import alerts
@@ -40,7 +40,8 @@ def shell(capsys, monkeypatch, tmp_path) -> Shell:
 @pytest.fixture
 def started(monkeypatch) -> list[Config]:
     """Configs that reach `experiment.run`, which here only tells three events and ends."""
-    from shepherd import experiment, starting
+    from shepherd.experiment import checks as starting
+    from shepherd.experiment import run as experiment
 
     configs: list[Config] = []
 
@@ -180,8 +181,8 @@ def test_json_is_one_strict_object_per_line_and_nothing_else_on_stdout(shell, st
 
 
 def test_a_failure_under_json_is_the_last_line_and_still_an_exit_status(shell, started, monkeypatch):
-    from shepherd import experiment
     from shepherd.errors import ClientError
+    from shepherd.experiment import run as experiment
 
     def fail(config, observer=None, out_dir=None):
         raise ClientError("round 2: 0 usable updates", hint="lower it")
@@ -204,7 +205,7 @@ def test_a_failure_under_json_is_the_last_line_and_still_an_exit_status(shell, s
 def test_under_json_a_run_that_ends_early_says_so_in_its_last_line(
     shell, started, monkeypatch, failure, status, message
 ):
-    from shepherd import experiment
+    from shepherd.experiment import run as experiment
 
     def fail(config, observer=None, out_dir=None):
         observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
@@ -227,7 +228,7 @@ def test_under_json_a_mistake_in_the_command_or_recipe_is_one_line_of_json(shell
 
 
 def test_an_interrupted_run_says_how_to_go_on(shell, started, monkeypatch):
-    from shepherd import experiment
+    from shepherd.experiment import run as experiment
 
     def interrupt(config, observer=None, out_dir=None):
         observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
@@ -239,7 +240,8 @@ def test_an_interrupted_run_says_how_to_go_on(shell, started, monkeypatch):
 
 
 def test_check_prints_the_plan_with_units_and_as_json(shell, monkeypatch):
-    from shepherd import experiment, starting
+    from shepherd.experiment import checks as starting
+    from shepherd.experiment import run as experiment
 
     plan = {"clients": 8, "bytes_up": 7_372_800, "seconds": 61.0, "memory_bytes": 2e9, "tokens": {"federated": 1200}}
     monkeypatch.setattr(experiment, "plan", lambda config, tell=None: plan, raising=False)

@@ -13,7 +13,6 @@ import torch
 from federations import SEED, begin, dense, local, random_update
 from forged import TASK, forged, update, values
 from plain_client import low_rank, mean_loss, train_plainly
-from shepherd import experiment
 from shepherd.clients.personal.ifca import HOMELESS, cluster_losses, judged, pick, train_in_clusters
 from shepherd.clients.personal.methods import personalizations
 from shepherd.clients.row_order import walk
@@ -21,16 +20,17 @@ from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import Site, train
 from shepherd.config import PersonalizationTable
 from shepherd.errors import UsageError
-from shepherd.estimate import plan as estimate
 from shepherd.evaluation.losses import row_losses
+from shepherd.experiment import run as experiment
+from shepherd.experiment.estimate import plan as estimate
+from shepherd.experiment.rows import prepare_rows
 from shepherd.model.adapter import load_adapter
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.prepare import prepare_rows
 from shepherd.server.clusters import combine_clusters, group, medoids
 from shepherd.server.methods import build_method
+from shepherd.serving.tuned import load_tuned
 from shepherd.store.state import load_state
-from shepherd.tuned import load_tuned
 from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, GlobalModel, TrainTask, View, Work
 from shepherd.updates.gate import Gate, Limits
 from shepherd.updates.rules import update_norm

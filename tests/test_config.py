@@ -263,7 +263,7 @@ def test_a_method_its_pieces_and_the_server_s_optimizer_are_read_and_written_bac
     loaded = recipe.resolve(settings)
     assert loaded.method.options == settings["method"] and loaded.server.options == {"momentum": 0.5}
     assert recipe.resolve(tomllib.loads(recipe.to_toml(loaded))) == loaded
-    from shepherd.fitting import prepare_method
+    from shepherd.experiment.method import prepare_method
 
     method = prepare_method(loaded)
     assert (method.pieces.remainder.energy, method.pieces.view.name, method.optimizer.name) == (
@@ -317,7 +317,7 @@ def test_a_cap_on_weights_that_a_method_does_not_look_at_is_refused(nothing_is_f
 
 
 def test_ranks_are_dealt_over_the_clients_by_name_or_given_by_name():
-    from shepherd.fitting import client_ranks
+    from shepherd.experiment.method import client_ranks
 
     def ranks(value):
         return client_ranks(recipe.resolve({"lora": {"ranks": value}}).lora, ["a", "b", "c"])

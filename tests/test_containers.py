@@ -15,8 +15,8 @@ from shepherd.data import files
 from shepherd.data.containers import clients_of
 from shepherd.data.sources import Dataset, load_examples
 from shepherd.data.waiting import Waiting
-from shepherd.dividing import divide_rows, read_held_out, read_rows, remarks
 from shepherd.errors import DataError
+from shepherd.experiment.division import divide_rows, read_held_out, read_rows, remarks
 from shepherd.recipe import load
 
 

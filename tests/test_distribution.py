@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shepherd import doctor
+from shepherd.cli import doctor
 from shepherd.errors import missing_extra
 
 ROOT = Path(__file__).parents[1]

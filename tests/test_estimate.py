@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from shepherd import experiment
 from shepherd.errors import UsageError
-from shepherd.estimate import plan
-from shepherd.fitting import doubts
+from shepherd.experiment import run as experiment
+from shepherd.experiment.estimate import plan
+from shepherd.experiment.method import doubts
 from shepherd.server.methods import build_method, methods
 from shepherd.store.state import load_state
 

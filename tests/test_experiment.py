@@ -23,17 +23,20 @@ import transformers
 
 import shepherd
 from console import Shell
-from shepherd import arms, experiment, recipe
+from shepherd import recipe
 from shepherd.clients import row_order, training
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import ClientError, EvaluationError, UsageError
-from shepherd.estimate import plan
 from shepherd.evaluation.answers import asked_rows, generation_record
 from shepherd.evaluation.losses import row_losses
+from shepherd.experiment import baselines as arms
+from shepherd.experiment import run as experiment
+from shepherd.experiment.estimate import plan
+from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.trainer import prepare_learner
 from shepherd.model.adapter import WEIGHTS, digest, load_adapter, save_adapter
 from shepherd.model.base import load_base, load_tokenizer
 from shepherd.model.generate import Answer
-from shepherd.prepare import prepare_learner, prepare_rows
 from shepherd.types import Adapter, Example, Factors, Message
 from shepherd.updates import gate
 from tiny import tiny_model

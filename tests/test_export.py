@@ -12,9 +12,9 @@ import pytest
 
 from console import Shell
 from shepherd.errors import DataError, EvaluationError, ModelError, ResourceError, UsageError
-from shepherd.export import _card, export
+from shepherd.serving.export import _card, export
+from shepherd.serving.tuned import load_tuned
 from shepherd.store import read_json
-from shepherd.tuned import load_tuned
 from tiny import CHAT_TEMPLATE, tiny_model
 from tiny_run import tiny_run
 
@@ -168,9 +168,9 @@ def test_merged_weights_can_be_rounded_and_the_rounding_is_told_apart_from_error
 
 @pytest.mark.parametrize("to", ["peft", "merged"])
 def test_an_export_that_gives_other_logits_fails_and_leaves_nothing(to, run, tmp_path, monkeypatch):
-    import shepherd.export
+    import shepherd.serving.export
 
-    load_model = shepherd.export._load
+    load_model = shepherd.serving.export._load
 
     def worn(folder):  # a file that lost something on its way
         model = load_model(folder)
@@ -178,7 +178,7 @@ def test_an_export_that_gives_other_logits_fails_and_leaves_nothing(to, run, tmp
             model.get_output_embeddings().weight.data[7] += 0.01
         return model
 
-    monkeypatch.setattr("shepherd.export._load", worn)
+    monkeypatch.setattr("shepherd.serving.export._load", worn)
     with pytest.raises(EvaluationError, match="other logits than the run's model") as caught:
         export(run, to, tmp_path / "there" / "out")
     assert caught.value.exit_code == 8
@@ -186,7 +186,7 @@ def test_an_export_that_gives_other_logits_fails_and_leaves_nothing(to, run, tmp
 
 
 def test_logits_that_are_not_numbers_fail_too(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("shepherd.export._largest", lambda a, b: float("nan"))
+    monkeypatch.setattr("shepherd.serving.export._largest", lambda a, b: float("nan"))
     with pytest.raises(EvaluationError):
         export(run, "peft", tmp_path / "out")
 

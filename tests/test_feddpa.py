@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from plain_client import low_rank, train_plainly
-from shepherd import experiment
 from shepherd.clients.cohort import Cohort
 from shepherd.clients.personal.feddpa import begun, beside
 from shepherd.clients.personal.joined import joined
@@ -21,15 +20,17 @@ from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import Site, train
 from shepherd.errors import ModelError, UsageError
 from shepherd.evaluation.losses import row_losses, row_losses_each
-from shepherd.mixtures import mixtures
+from shepherd.experiment import run as experiment
+from shepherd.experiment.personal_models import mixtures, personal_models
+from shepherd.experiment.plan import prepare_plan
+from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.trainer import prepare_learner
 from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
-from shepherd.own_models import personal_models
-from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
-from shepherd.tuned import load_tuned
+from shepherd.serving.tuned import load_tuned
 from shepherd.types import Adapter, Factors, GlobalModel, ServerState, TrainTask, View, Work
 from tiny_training import ALPHA, adapter_for, base_model, distance, same_bytes, some_data, targets_of
 

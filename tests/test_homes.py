@@ -10,18 +10,20 @@ import pytest
 
 from federations import BLOCKS, SEED, SHAPES, WEIGHTS, R, a_round, begin, fresh
 from plain_client import train_plainly
-from shepherd import experiment
 from shepherd.clients.personal.methods import own_adapter
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import Site, train
 from shepherd.errors import ClientError, UsageError
-from shepherd.estimate import plan as planned
+from shepherd.experiment import run as experiment
+from shepherd.experiment.estimate import plan as planned
+from shepherd.experiment.personal_models import personal_models
+from shepherd.experiment.plan import prepare_plan
+from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.trainer import prepare_learner
 from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.own_models import personal_models
-from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.methods import build_method, methods
 from shepherd.server.pieces.local_modules import homes

@@ -25,9 +25,9 @@ from forged import TASK
 from shepherd.data.partition import divide, load_partition
 from shepherd.data.sources import load_examples
 from shepherd.errors import ShepherdError
+from shepherd.experiment.rows import prepare_rows
 from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
-from shepherd.prepare import prepare_rows
 from shepherd.types import ClientFailure
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Sealed

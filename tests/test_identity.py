@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shepherd.config import Config
-from shepherd.identity import identity
+from shepherd.experiment.identity import identity
 from shepherd.types import Partition
 
 

@@ -104,10 +104,21 @@ def test_dir_shows_the_public_names_and_loads_neither_torch_nor_the_rest():
 
 @pytest.mark.parametrize(
     "module",
-    ["shepherd", "shepherd.cli", "shepherd.config", "shepherd.fitting", "shepherd.output", "shepherd.progress",
-     "shepherd.doctor", "shepherd.report", "shepherd.data.partition", "shepherd.data.sources", "shepherd.model.fetch",
-     "shepherd.store"],
-)  # fmt: skip
+    [
+        "shepherd",
+        "shepherd.cli",
+        "shepherd.config",
+        "shepherd.experiment.method",
+        "shepherd.cli.output",
+        "shepherd.cli.progress",
+        "shepherd.cli.doctor",
+        "shepherd.report",
+        "shepherd.data.partition",
+        "shepherd.data.sources",
+        "shepherd.model.fetch",
+        "shepherd.store",
+    ],
+)
 def test_light_modules_do_not_load_torch(module):
     code = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"
     done = python(code)
@@ -132,7 +143,7 @@ LIGHT = {
 def test_light_commands_do_not_load_torch(arguments, tmp_path):
     forbidden = (*HEAVY, *LIGHT[arguments])
     code = (
-        "import sys; from shepherd.__main__ import main; status = main(sys.argv[1:]); "
+        "import sys; from shepherd.cli.main import main; status = main(sys.argv[1:]); "
         f"print([m for m in {forbidden} if m in sys.modules], file=sys.stderr); sys.exit(status)"
     )
     done = python(code, *arguments, cwd=tmp_path)
@@ -170,7 +181,7 @@ def test_mistakes_in_settings_and_data_are_answered_before_torch_loads(tmp_path,
     (tmp_path / "nowhere").write_text("a file, not a folder")
     lines = [[word.replace("MODEL", str(model_folder())) for word in line] for line in MISTAKES.values()]
     code = (
-        f"import sys; from shepherd.__main__ import main; status = [main(line) for line in {lines!r}]; "
+        f"import sys; from shepherd.cli.main import main; status = [main(line) for line in {lines!r}]; "
         f"print(status, [m for m in {HEAVY} if m in sys.modules])"
     )
     done = python(code, cwd=tmp_path)

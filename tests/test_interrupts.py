@@ -15,8 +15,9 @@ import pytest
 
 from console import Shell
 from number_workers import numbers
-from shepherd import experiment, interrupts
+from shepherd.cli import interrupts
 from shepherd.engines.workers import Workers
+from shepherd.experiment import run as experiment
 from shepherd.updates.wire import Sealed
 from test_workers import CLIENTS, a_task
 
@@ -136,7 +137,7 @@ class Finalised:
 @posix
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_that_a_finaliser_swallowed_is_raised_at_the_next_event():
-    from shepherd.progress import PlainLines
+    from shepherd.cli.progress import PlainLines
 
     watch, event = PlainLines(), {"event": "phase", "phase": "train", "arm": None, "detail": ""}
     with interrupts.handled(last=False):

@@ -13,9 +13,11 @@ from shepherd.clients.training import train
 from shepherd.engines.isolation import isolated
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import ModelError
+from shepherd.experiment.plan import prepare_plan
+from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.trainer import prepare_learner
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
-from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
 from shepherd.types import ClientFailure, ClientUpdate, TrainTask, View, Work
 
 NAMES = tuple("abcdef")

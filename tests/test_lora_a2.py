@@ -17,7 +17,7 @@ from shepherd.clients.settings import LocalTraining
 from shepherd.clients.slots import best_slots, probe_work
 from shepherd.clients.training import Site, train
 from shepherd.errors import ClientError
-from shepherd.estimate import plan
+from shepherd.experiment.estimate import plan
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.server.diagnostics import diagnose

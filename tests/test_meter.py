@@ -9,11 +9,12 @@ import torch
 
 from shepherd.clients.personal.methods import Cost
 from shepherd.clients.progress import Progress
-from shepherd.estimate import plan
-from shepherd.meter import Clock, Meter
+from shepherd.experiment.estimate import plan
+from shepherd.experiment.plan import prepare_plan
+from shepherd.experiment.progress import Clock, Meter
+from shepherd.experiment.rows import prepare_rows
 from shepherd.model.base import load_tokenizer
 from shepherd.model.forward import NOBODY, PackedModel
-from shepherd.prepare import prepare_plan, prepare_rows
 from shepherd.types import ClientFailure
 
 ROUNDS = ("evaluation.arms=base,federated", "evaluation.generate=0", "training.local_steps=2", "federation.rounds=1")
@@ -185,7 +186,7 @@ def test_what_was_planned_is_what_goes_through_the_model_and_what_the_progress_e
 
 def test_what_is_timed_within_something_else_counts_only_there(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("shepherd.meter.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("shepherd.experiment.progress.time.perf_counter", lambda: now[0])
     clock = Clock()
     now[0] = 1.0
     with clock.on("federated"):

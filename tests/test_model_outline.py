@@ -140,8 +140,8 @@ def test_check_run_and_data_inspect_give_one_answer(folder, tmp_path, capsys, mo
 def test_a_mixture_of_experts_says_in_check_and_run_and_summary_what_all_linear_reaches(tmp_path, small_config):
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    from shepherd.estimate import plan
-    from shepherd.experiment import run
+    from shepherd.experiment.estimate import plan
+    from shepherd.experiment.run import run
     from tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()

@@ -15,14 +15,16 @@ from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import Site, train
 from shepherd.errors import ClientError, UsageError
 from shepherd.evaluation.losses import row_losses
+from shepherd.experiment.personal_models import personal_models
+from shepherd.experiment.plan import prepare_plan
+from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.trainer import prepare_learner
 from shepherd.lowrank import LowRank
 from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.own_models import personal_models
-from shepherd.prepare import prepare_learner, prepare_plan, prepare_rows
-from shepherd.tuned import load_tuned
+from shepherd.serving.tuned import load_tuned
 from shepherd.types import Factors, GlobalModel, Objective, ServerState, TrainTask, View, Work
 from tiny_training import adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
@@ -314,7 +316,7 @@ def test_options_that_make_no_sense_are_refused_with_what_would(name, options, w
 def test_ditto_beside_a_method_that_leaves_nothing_to_be_pulled_to_is_refused_before_anything_is_loaded(
     method, small_config, tmp_path
 ):
-    from shepherd.experiment import run
+    from shepherd.experiment.run import run
 
     config = small_config("personalization.name=ditto", f"federation.method={method}", "model.base=/nowhere")
     with pytest.raises(UsageError, match=f'"ditto" and federation.method = "{method}" do not fit'):

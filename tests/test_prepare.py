@@ -15,17 +15,10 @@ from shepherd.config import FederationTable, TrainingTable
 from shepherd.data.sources import Dataset, losses
 from shepherd.data.tokenize import Tokenized
 from shepherd.errors import UsageError
+from shepherd.experiment.plan import prepare_plan, rates, share
+from shepherd.experiment.rows import _losses_of_tokens, prepare_rows
+from shepherd.experiment.trainer import check_window, local_training, prepare_learner
 from shepherd.model.base import load_base
-from shepherd.prepare import (
-    _losses_of_tokens,
-    check_window,
-    local_training,
-    prepare_learner,
-    prepare_plan,
-    prepare_rows,
-    rates,
-    share,
-)
 
 # A value of each key that is not its default, and the keys without which it may not be set.
 TRAINING = {

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import shepherd.clients.training as training
-from shepherd.__main__ import main
+from shepherd.cli.main import main
 from shepherd.rng import stream
 
 WARDS = tuple(f"ward-{letter}" for letter in "abcdefgh")

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from shepherd import experiment
-from shepherd.arms import load_arm
 from shepherd.errors import DataError, UsageError
+from shepherd.experiment import run as experiment
+from shepherd.experiment.arms import load_arm
 from shepherd.recipe import load
+from shepherd.serving.tuned import load_tuned
 from shepherd.store import RunDirectory
 from shepherd.store.state import load_state
-from shepherd.tuned import load_tuned
 from shepherd.types import Message
 from test_workers import checkpoint_digest
 from tiny import CHAT_TEMPLATE, tiny_model
@@ -295,7 +295,7 @@ def test_a_changed_line_of_a_round_is_refused_and_forced_only_with_a_note(config
 
 def test_other_code_is_refused(config, tmp_path, monkeypatch):
     folder = stopped(config, tmp_path, after_round(1))
-    monkeypatch.setattr("shepherd.identity.code_digest", lambda: "0" * 64)
+    monkeypatch.setattr("shepherd.experiment.identity.code_digest", lambda: "0" * 64)
     with pytest.raises(UsageError, match=r"code: .* then, 000000000000 now"):
         experiment.resume(folder)
 

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from shepherd import experiment, results
 from shepherd.clients import cohort
+from shepherd.experiment import rows_seen
+from shepherd.experiment import run as experiment
 from shepherd.rng import stream
 from test_resume import after_round, stopped
 
@@ -99,14 +100,14 @@ def test_the_walk_goes_on_after_work_that_counted_and_begins_again_after_work_th
     rows = SimpleNamespace(
         clients={c: [SimpleNamespace(id=f"row {i}") for i in range(n)] for c, n in (("b", 1), ("a", 3))}
     )
-    seen = results.rows_seen(lines, rows, 7)
+    seen = rows_seen.rows_seen(lines, rows, 7)
     expected = Counter([*walk[0:2], *walk[2:6], *walk[2:7], *walk[7:8]])
     assert dict(zip(ids, seen["a"].tolist(), strict=True)) == expected and seen["b"].tolist() == [2]
 
 
 def test_the_file_names_each_row_but_those_of_the_largest_group():
     rows = SimpleNamespace(clients={"a": [SimpleNamespace(id=name) for name in "pqrstu"]})
-    seen = results.seen_by_id({"a": np.array([2, 1, 2, 0, 2, 1])}, rows)
+    seen = rows_seen.seen_by_id({"a": np.array([2, 1, 2, 0, 2, 1])}, rows)
     assert list(seen) == [{"client": "a", "rows": 6, "otherwise": 2, "seen": {"0": ["s"], "1": ["q", "u"]}}]
 
 

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from shepherd import experiment
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import ClientError
+from shepherd.experiment import run as experiment
 from shepherd.model.digest import tokenizer_digest
 from shepherd.types import ClientUpdate
 from shepherd.updates.wire import Envelope, Sealed, pack

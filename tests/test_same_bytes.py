@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shepherd import experiment
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
+from shepherd.experiment import run as experiment
 from shepherd.rng import stream
 from test_workers import checkpoint_digest
 

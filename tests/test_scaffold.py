@@ -10,7 +10,7 @@ import pytest
 from shepherd import recipe
 from shepherd.clients.selection import build_selection
 from shepherd.errors import UsageError
-from shepherd.fitting import doubts, prepare_method
+from shepherd.experiment.method import doubts, prepare_method
 from shepherd.plan import Plan, Policy
 from shepherd.recipe import load
 from shepherd.rng import stream

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from shepherd import experiment
+from shepherd.experiment import run as experiment
 from shepherd.recipe import load
 from tiny import tiny_model
 

@@ -20,7 +20,7 @@ from broken_disks import QuickDisk
 from kill_runs import ending
 from shepherd.clients.selection import build_selection
 from shepherd.errors import ResourceError
-from shepherd.experiment import resume, run
+from shepherd.experiment.run import resume, run
 from shepherd.plan import Plan, Policy
 from shepherd.round import run_round
 from shepherd.server.methods import build_method, methods

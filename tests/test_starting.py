@@ -11,9 +11,10 @@ import pytest
 
 import shepherd
 from console import Shell
-from shepherd import starting
 from shepherd.errors import ResourceError, ShepherdError
-from shepherd.estimate import plan
+from shepherd.experiment import capacity
+from shepherd.experiment import checks as starting
+from shepherd.experiment.estimate import plan
 from shepherd.model import catalogue, fetch
 
 PYTHON = """
@@ -89,7 +90,7 @@ def needed(small_config):
 def test_a_run_that_clearly_does_not_fit_is_refused_before_the_model_loads_and_one_that_may_fit_is_not(
     monkeypatch, small_config, needed, tmp_path
 ):
-    from shepherd import experiment
+    from shepherd.experiment import run as experiment
 
     class Loaded(Exception): ...
 
@@ -106,24 +107,24 @@ def test_a_run_that_clearly_does_not_fit_is_refused_before_the_model_loads_and_o
     with pytest.raises(Loaded):
         experiment.run(small_config(), out_dir=tmp_path / "runs")
     with pytest.raises(ResourceError):  # a plan is stricter than a run
-        starting.fits_here({"memory_bytes": needed.memory_bytes}, tmp_path)
+        capacity.fits_here({"memory_bytes": needed.memory_bytes}, tmp_path)
 
 
 def test_what_a_run_took_is_less_than_the_margin_allows_it(tiny_run):
-    assert plan(tiny_run.config).memory_bytes < starting.MARGIN * tiny_run.summary["peak_memory_bytes"]
+    assert plan(tiny_run.config).memory_bytes < capacity.MARGIN * tiny_run.summary["peak_memory_bytes"]
 
 
 def test_a_disk_that_is_far_too_small_is_refused_with_its_folder(monkeypatch, tmp_path):
     free = namedtuple("usage", "free")
     monkeypatch.setattr("psutil.disk_usage", lambda path: free(100))
-    starting.fits_here({"disk_bytes": 200}, tmp_path / "not" / "yet", starting.MARGIN)
+    capacity.fits_here({"disk_bytes": 200}, tmp_path / "not" / "yet", capacity.MARGIN)
     with pytest.raises(ResourceError, match=r"on the disk of .*yet, 100 B are free"):
-        starting.fits_here({"disk_bytes": 201}, tmp_path / "not" / "yet", starting.MARGIN)
+        capacity.fits_here({"disk_bytes": 201}, tmp_path / "not" / "yet", capacity.MARGIN)
 
 
 def test_memory_on_a_gpu_is_not_held_against_the_machines(monkeypatch, tmp_path):
     monkeypatch.setattr(starting, "available_memory", lambda: 1)
-    starting.fits_here({"memory_bytes": 10**12, "device": "cuda:0"}, tmp_path)
+    capacity.fits_here({"memory_bytes": 10**12, "device": "cuda:0"}, tmp_path)
 
 
 def container(folder: Path, version: int, limit: str) -> Path:
@@ -140,7 +141,7 @@ def container(folder: Path, version: int, limit: str) -> Path:
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_containers_limit_leaves_what_is_not_used_and_what_can_be_dropped(tmp_path, monkeypatch, version):
     monkeypatch.setattr(starting, "_CGROUP", container(tmp_path, version, "1000"))
-    assert starting.available_memory() == 1000 - 700 + 200
+    assert capacity.available_memory() == 1000 - 700 + 200
 
 
 @pytest.mark.timeout(20)  # it went up for ever
@@ -148,12 +149,12 @@ def test_a_drive_that_is_not_there_is_no_place_for_a_run(monkeypatch):
     with monkeypatch.context() as windows, pytest.raises(ResourceError, match="no run directory can be made") as caught:
         windows.setattr(Path, "exists", lambda path: False)
         windows.setattr(Path, "is_dir", lambda path: False)
-        starting.fits_here({}, Path("/away/runs"))
+        capacity.fits_here({}, Path("/away/runs"))
     assert "--out" in caught.value.hint
 
 
 def test_without_a_limit_memory_is_the_machines(tmp_path, monkeypatch):
     monkeypatch.setattr(starting, "_CGROUP", container(tmp_path / "max", 2, "max"))
-    assert starting.available_memory() > 10**8
+    assert capacity.available_memory() > 10**8
     monkeypatch.setattr(starting, "_CGROUP", tmp_path)
-    assert starting.available_memory() > 10**8
+    assert capacity.available_memory() > 10**8

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from number_workers import CLIENTS, SECRET, a_task, answers, breaks, cannot, workers
-from shepherd import experiment
 from shepherd.clients.progress import Progress
 from shepherd.engines.workers import _Garbled, _sealed, _step_report
 from shepherd.errors import ResourceError
+from shepherd.experiment import run as experiment
 from shepherd.types import ClientFailure, ClientUpdate
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Sealed

@@ -21,7 +21,7 @@ def tiny_run(
 
     The model lies in `folder/kind`, the run in `folder/runs`; `changes` go into the model's config.
     """
-    from shepherd import experiment
+    from shepherd.experiment import run as experiment
 
     model = folder / kind
     if not model.exists():

@@ -16,9 +16,9 @@ from shepherd._version import __version__ as __version__
 if TYPE_CHECKING:
     from shepherd.config import Config
     from shepherd.errors import ShepherdError
-    from shepherd.experiment import Run, resume
+    from shepherd.experiment.checks import run
+    from shepherd.experiment.run import Run, resume
     from shepherd.recipe import load as load_config
-    from shepherd.starting import run
 
 
 __all__ = ["Config", "Run", "ShepherdError", "load_config", "resume", "run"]
@@ -27,9 +27,9 @@ _HOMES = {
     "Config": ("shepherd.config", "Config"),
     "load_config": ("shepherd.recipe", "load"),
     "ShepherdError": ("shepherd.errors", "ShepherdError"),
-    "Run": ("shepherd.experiment", "Run"),
-    "run": ("shepherd.starting", "run"),
-    "resume": ("shepherd.experiment", "resume"),
+    "Run": ("shepherd.experiment.run", "Run"),
+    "run": ("shepherd.experiment.checks", "run"),
+    "resume": ("shepherd.experiment.run", "resume"),
 }
 
 

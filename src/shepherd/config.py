@@ -2,7 +2,7 @@
 
     config = load("demo", overrides=["federation.rounds=5"])        # a packaged recipe by name, or the path of a file
 
-One table per room, in the order of a run. Config stops at `experiment.py`: rooms take plain arguments. The resolved
+One table per room, in the order of a run. Config stops at `experiment/run.py`: rooms take plain arguments. The resolved
 config is saved in the run directory and can be run again as it is. Settings come in layers (defaults, recipe, flags);
 `merge` lays them on each other and remembers where each value came from.
 """

@@ -7,7 +7,7 @@ import textwrap
 
 import click
 
-from shepherd import output
+from shepherd.cli import output
 from shepherd.cli.group import Commands
 from shepherd.cli.settings import complete_recipe, gather, recipe_options
 from shepherd.errors import UsageError, did_you_mean
@@ -184,7 +184,7 @@ def doctor(full: bool, as_json: bool) -> None:
     """Look at this machine and at the installation.
 
     Versions, processor, memory, disk, cache, models, extras. Exit status 5 where no run can work."""
-    from shepherd import doctor
+    from shepherd.cli import doctor
     from shepherd.errors import ResourceError
 
     if full:
@@ -208,6 +208,6 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from shepherd.cli import cli
+    from shepherd.cli.commands import cli
 
     click.echo(get_completion_class(shell)(cli, {}, "shepherd", "_SHEPHERD_COMPLETE").source())

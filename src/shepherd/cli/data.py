@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shepherd import output
+from shepherd.cli import output
 from shepherd.cli.group import Commands
 from shepherd.cli.settings import Settings, complete_recipe, gather, looks_like_recipe
 
@@ -54,7 +54,7 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
 
     SOURCE is whatever --data takes; a recipe brings its own source, template and lengths.
     """
-    from shepherd.dividing import read_rows
+    from shepherd.experiment.division import read_rows
     from shepherd.model.fetch import look_at
 
     config = _settings(source, **flags).config
@@ -93,7 +93,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     """
     from shepherd.data.partition import table
     from shepherd.data.sources import losses
-    from shepherd.dividing import divide_rows, read_held_out, read_rows, remarks
+    from shepherd.experiment.division import divide_rows, read_held_out, read_rows, remarks
     from shepherd.report.wording import plural
 
     config = _settings(recipe, **flags).config
@@ -104,7 +104,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         if not config.data.source.startswith("hub:"):
             read_rows(config, tell=tell)  # what is wrong with them is said before PyTorch loads
         look_at(config.model.base, config.model.revision)
-        from shepherd.prepare import prepare_rows
+        from shepherd.experiment.rows import prepare_rows
 
         output.announce_torch()
         rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision), tell)
@@ -167,8 +167,8 @@ def _settings(argument: str, **flags: Any) -> Settings:
 
 def _divided_if_possible(config: Config, dataset: Dataset, tokenized: Tokenized) -> tuple[tuple, tuple, Partition]:
     """(train, held out, partition) as a run would have them; rows that cannot be divided are one client."""
-    from shepherd.dividing import divide_rows, read_held_out
     from shepherd.errors import DataError
+    from shepherd.experiment.division import divide_rows, read_held_out
     from shepherd.types import Partition
 
     usable = tuple(example for example in dataset.examples if example.id in tokenized.by_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from shepherd import output
+from shepherd.cli import output
 from shepherd.cli.group import Commands
 
 

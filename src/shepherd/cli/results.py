@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shepherd import output
+from shepherd.cli import output
 from shepherd.cli.settings import complete_run, find_run
 
 
@@ -24,7 +24,7 @@ def evaluate(run: str, round_number: int | None, as_json: bool) -> None:
     From the files on disk, on the held-out rows of the run."""
     folder = find_run(run)
     output.announce_torch()
-    from shepherd import experiment
+    from shepherd.experiment import run as experiment
 
     metrics = experiment.evaluate_run(folder, round_number)
     if as_json:
@@ -107,7 +107,7 @@ def chat(
     folder = find_run(run)
     compared = str(find_run(other)) if other not in (None, "base") else other
     output.announce_torch()
-    from shepherd.chat import chat as talk
+    from shepherd.serving.chat import chat as talk
 
     talk(
         folder,
@@ -138,7 +138,7 @@ def export(run: str, to: str, dtype: str, base: str | None, out: Path) -> None:
     names another one. Prints the folder."""
     folder = find_run(run)
     output.announce_torch()
-    from shepherd.export import export as write
+    from shepherd.serving.export import export as write
 
     write(folder, to, out, dtype=dtype, base=base)
     click.echo(str(out))

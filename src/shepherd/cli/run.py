@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shepherd import interrupts, output, starting
+from shepherd.cli import interrupts, output
 from shepherd.cli.settings import complete_recipe, complete_run, find_run, gather, recipe_options
 from shepherd.errors import UsageError
+from shepherd.experiment import capacity
+from shepherd.experiment import checks as starting
 from shepherd.store import open_run
 
 if TYPE_CHECKING:
-    from shepherd.experiment import Run
+    from shepherd.experiment.run import Run
 
 
 LABELS = {
@@ -42,7 +44,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
     RECIPE is a TOML file or the name of a packaged recipe (`shepherd list recipes`); without one it is the demo, or
     own-data when --data is given. The run directory holds everything that comes out; its path is printed at the end.
     """
-    from shepherd import progress
+    from shepherd.cli import progress
 
     if stopped is not None:
         if recipe or any(value is not None and value is not False and value != () for value in flags.values()):
@@ -58,7 +60,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
     with observer:
         starting.look_first(settings.config, output.note, None if as_json else output.note)
         output.announce_torch()
-        from shepherd import experiment
+        from shepherd.experiment import run as experiment
 
         result = _carry_out(partial(experiment.run, settings.config), observer)
     if not as_json:
@@ -76,7 +78,7 @@ def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
     It ends with the same bytes as if it had never stopped. Where settings, data, base, tokenizer, code or machine
     are not those that it was started with, it says what differs and does nothing.
     """
-    from shepherd import progress
+    from shepherd.cli import progress
 
     run_dir = open_run(find_run(run), "identity.json")
     if (run_dir / "summary.json").exists():
@@ -84,7 +86,7 @@ def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
     observer = progress.observer(as_json=as_json, plain=plain)
     with observer:
         output.announce_torch()
-        from shepherd import experiment
+        from shepherd.experiment import run as experiment
 
         result = _carry_out(partial(experiment.resume, run_dir, force=force), observer)
     if not as_json:
@@ -120,7 +122,7 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     tell = None if as_json else output.note
     starting.look_first(settings.config, output.note, tell)
     output.announce_torch()
-    from shepherd import experiment
+    from shepherd.experiment import run as experiment
 
     plan = experiment.plan(settings.config, tell)
     values = dataclasses.asdict(plan) if dataclasses.is_dataclass(plan) else dict(plan)
@@ -133,7 +135,7 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
         )
     for line in values.get("warnings", ()):
         output.note(f"warning: {line}")
-    starting.fits_here(values, Path(settings.config.run.out))
+    capacity.fits_here(values, Path(settings.config.run.out))
     output.note("the settings are fine; nothing was trained")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from shepherd import output
+from shepherd.cli import output
 from shepherd.cli.group import Commands
 from shepherd.cli.settings import complete_run, find_run
 from shepherd.errors import UsageError

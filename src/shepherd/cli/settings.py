@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shepherd.errors import ShepherdError, UsageError, did_you_mean
-from shepherd.starting import registry_problems
+from shepherd.experiment.checks import registry_problems
 
 if TYPE_CHECKING:
     from shepherd.config import Config

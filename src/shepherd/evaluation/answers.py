@@ -16,8 +16,8 @@ from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import plural
 from shepherd.evaluation.statistics import difference_of_sums
 from shepherd.evaluation.text import metrics, score
+from shepherd.experiment.rows import Rows
 from shepherd.model.generate import Answer
-from shepherd.prepare import Rows
 from shepherd.types import Example, Message, Tokens
 
 FIRST = 5

@@ -13,7 +13,7 @@ import numpy as np
 from shepherd.clients.personal.methods import Cost
 from shepherd.clients.progress import Progress, StepReport
 from shepherd.config import Config
-from shepherd.prepare import Rows
+from shepherd.experiment.rows import Rows
 from shepherd.round import Plan
 from shepherd.types import ClientId
 

@@ -17,8 +17,11 @@ import torch
 from shepherd.asking import pool_of
 from shepherd.config import Config
 from shepherd.evaluation.answers import asked_rows
-from shepherd.fitting import doubts, has_own_models, local_names
-from shepherd.meter import training_tokens
+from shepherd.experiment.method import doubts, has_own_models, local_names
+from shepherd.experiment.plan import peak_rate, prepare_plan
+from shepherd.experiment.progress import training_tokens
+from shepherd.experiment.rows import Rows, prepare_rows
+from shepherd.experiment.trainer import check_window, context_window, local_training
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import check_fit, check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype
 from shepherd.model.fetch import resolve
@@ -28,15 +31,6 @@ from shepherd.model.slots import features
 from shepherd.model.targets import pick_targets, reach
 from shepherd.model.threads import matmul_peak, use_threads
 from shepherd.plan import Plan
-from shepherd.prepare import (
-    Rows,
-    check_window,
-    context_window,
-    local_training,
-    peak_rate,
-    prepare_plan,
-    prepare_rows,
-)
 from shepherd.rng import stream
 from shepherd.server.traffic import bounds, round_bytes
 from shepherd.types import Adapter, ClientId, GlobalModel, ServerState, Work

@@ -59,7 +59,7 @@ def to_text(sections: tuple[Section, ...], coloured: bool = False) -> str:
     """Sections as aligned lines; what is not ok is marked and followed by its hint."""
     import click
 
-    from shepherd.output import clean
+    from shepherd.cli.output import clean
 
     marks = {"ok": " ", "note": "!", "bad": "✗"}
     colours = {"note": "yellow", "bad": "red"}

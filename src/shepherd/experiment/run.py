@@ -20,21 +20,31 @@ import numpy as np
 import psutil
 import torch
 
-from shepherd import arms, results
 from shepherd._version import __version__
 from shepherd.config import Config
 from shepherd.data.partition import partition_document
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
 from shepherd.errors import ClientError, DataError, EvaluationError, ResourceError, UsageError
-from shepherd.estimate import Estimate, estimate, plan
 from shepherd.evaluation.answers import asked_rows, generation_differences, generation_record, generation_scores
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.evaluation.statistics import paired_difference
-from shepherd.fitting import doubts, has_own_models, local_names, prepare_method, prepare_personal, rate_ratio
-from shepherd.identity import FILE as IDENTITY
-from shepherd.identity import differences, held_out_digest, identity
-from shepherd.meter import Clock, Meter
+from shepherd.experiment import summary as results
+from shepherd.experiment.arms import POOLED, Arm, load_arm, save_arm
+from shepherd.experiment.baselines import centralised_arm, local_arm
+from shepherd.experiment.capacity import MARGIN, fits_here
+from shepherd.experiment.checks import from_anywhere
+from shepherd.experiment.estimate import Estimate, estimate, plan
+from shepherd.experiment.federated import federated_budget, federated_rounds
+from shepherd.experiment.identity import FILE as IDENTITY
+from shepherd.experiment.identity import differences, held_out_digest, identity
+from shepherd.experiment.method import doubts, has_own_models, local_names, prepare_method, prepare_personal, rate_ratio
+from shepherd.experiment.personal_models import OwnModels, own_models
+from shepherd.experiment.plan import peak_rate, prepare_plan
+from shepherd.experiment.progress import Clock, Meter
+from shepherd.experiment.rows import Rows, prepare_rows
+from shepherd.experiment.rows_seen import LEFT_OUT, ROWS_SEEN, left_out, rows_seen, seen_by_id, times_seen
+from shepherd.experiment.trainer import Learner, base_weights, context_window, prepare_learner, worker_engine
 from shepherd.model.adapter import digest, load_adapter, save_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.model.base import Base, check_folder, load_base, load_tokenizer
@@ -43,28 +53,15 @@ from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
 from shepherd.model.threads import use_threads
-from shepherd.own_models import OwnModels, own_models
-from shepherd.prepare import (
-    Learner,
-    Rows,
-    base_weights,
-    context_window,
-    peak_rate,
-    prepare_learner,
-    prepare_plan,
-    prepare_rows,
-    worker_engine,
-)
 from shepherd.recipe import load as load_config
 from shepherd.recipe import to_toml
 from shepherd.rng import stream
 from shepherd.round import Engine, Plan
 from shepherd.server.merged_adapter import whole_adapter
-from shepherd.starting import MARGIN, fits_here, from_anywhere
+from shepherd.serving.tuned import load_tuned
 from shepherd.store import RunDirectory, open_run, read_journal, read_json
 from shepherd.store.records import RoundRecord, notes, read_rounds, troubles
 from shepherd.store.state import load_state, save_state
-from shepherd.tuned import load_tuned
 from shepherd.types import GlobalModel, ServerState
 from shepherd.updates.spool import Spool
 
@@ -210,14 +207,14 @@ class _Experiment:
         with self._phase("evaluate", "base"):
             self.losses["base"] = self._evaluate("base", None, rows, 0)
         state = self._federated(learner, plan, rows, state)
-        outcome: dict[str, arms.Arm] = {}
+        outcome: dict[str, Arm] = {}
         if "local" in config.evaluation.arms:
             measure = partial(self._measure, learner, rows)
-            train = partial(arms.local_arm, config, learner, rows, names, self.meter.steps("local"), measure)
+            train = partial(local_arm, config, learner, rows, names, self.meter.steps("local"), measure)
             outcome["local"] = self._arm("local", train, learner)
         if "centralised" in config.evaluation.arms:
             outcome["centralised"] = self._arm("centralised", partial(self._centralised, learner, plan, rows), learner)
-            self.losses["centralised"] = outcome["centralised"].losses[arms.POOLED]
+            self.losses["centralised"] = outcome["centralised"].losses[POOLED]
         for arm in outcome.values():
             for failure in arm.failures:
                 self._warn(f"{rows.partition.label(failure.client)}: {failure.code}: {failure.detail}")
@@ -234,9 +231,9 @@ class _Experiment:
             records = self._generate(base, learner, rows, template, state, outcome)
         lines = read_rounds(self.store.path)
         metrics = self._metrics(rows, outcome, records, lines)
-        seen = results.rows_seen(lines, rows, config.run.seed)
-        self.store.write_lines(results.ROWS_SEEN, results.seen_by_id(seen, rows))
-        self.store.write_lines(results.LEFT_OUT, results.left_out(rows))
+        seen = rows_seen(lines, rows, config.run.seed)
+        self.store.write_lines(ROWS_SEEN, seen_by_id(seen, rows))
+        self.store.write_lines(LEFT_OUT, left_out(rows))
         summary = self._summary(base, learner, plan, rows, state, metrics, lines, check, outcome, seen)
         self.store.write_json("summary.json", summary)
         self.store.journal("finished")
@@ -289,7 +286,7 @@ class _Experiment:
         ]
         losses = None
         with self._phase("train", "federated"):
-            rounds = arms.federated_rounds(
+            rounds = federated_rounds(
                 state, plan, self.engine, config.federation.rounds, self.meter.steps("federated")
             )  # fmt: skip
             for state, record in self._witnessed(rounds):
@@ -332,14 +329,14 @@ class _Experiment:
             self.store.journal("stopped", reason=error.message.splitlines())
             raise
 
-    def _arm(self, name: str, train: Callable[[], arms.Arm], learner: Learner) -> arms.Arm:
+    def _arm(self, name: str, train: Callable[[], Arm], learner: Learner) -> Arm:
         """A baseline, trained; or read back where an earlier process had finished it."""
         if self._trained(name).is_dir():
-            return arms.load_arm(self._trained(name))
+            return load_arm(self._trained(name))
         with self._phase("train", name):
             arm = train()
         with self.store.commit_folder(f"arms/{name}") as pending:
-            arms.save_arm(pending, arm, base_name=learner.base_name, conv1d=learner.conv1d)
+            save_arm(pending, arm, base_name=learner.base_name, conv1d=learner.conv1d)
         self.store.journal("trained", arm=name)
         return arm
 
@@ -347,10 +344,10 @@ class _Experiment:
         """Where a baseline lies once it is trained."""
         return self.store.path / "arms" / arm
 
-    def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> arms.Arm:
+    def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> Arm:
         measure = partial(self._measure, learner, rows)
         observe = self.meter.steps("centralised")
-        arm = arms.centralised_arm(self.config, learner, rows, plan.cohort_size, observe, measure)
+        arm = centralised_arm(self.config, learner, rows, plan.cohort_size, observe, measure)
         if arm.failures:
             key = "evaluation.centralised_" if "centralised" in self.config.evaluation.own_rates else "training."
             raise ClientError(f"the centralised arm failed: {arm.failures[0].detail}", hint=f"lower {key}learning_rate")
@@ -413,7 +410,7 @@ class _Experiment:
             return []
         models = {"base": None, "federated": state.model}
         if "centralised" in outcome:
-            models["centralised"] = GlobalModel(outcome["centralised"].adapters[arms.POOLED])
+            models["centralised"] = GlobalModel(outcome["centralised"].adapters[POOLED])
         answers = {}
         for name, model in models.items():
             lora = learner.make_lora().load(model) if model is not None else None
@@ -433,7 +430,7 @@ class _Experiment:
         return records
 
     def _metrics(
-        self, rows: Rows, outcome: Mapping[str, arms.Arm], records: list, lines: Sequence[Mapping[str, Any]]
+        self, rows: Rows, outcome: Mapping[str, Arm], records: list, lines: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         local = outcome["local"].losses if "local" in outcome else {}
         measured = {name: results.arm_metrics(losses, rows) for name, losses in self.losses.items()}
@@ -447,7 +444,7 @@ class _Experiment:
         ]
         curves: dict[str, Any] = {"federated": start + measured_rounds}
         if "centralised" in outcome:
-            curves["centralised"] = start + outcome["centralised"].curves[arms.POOLED]
+            curves["centralised"] = start + outcome["centralised"].curves[POOLED]
         if local:
             curves["local"] = {client: start + curve for client, curve in outcome["local"].curves.items()}
         metrics = {
@@ -476,7 +473,7 @@ class _Experiment:
         return {
             "arms": brief,
             "budget": {
-                "federated": dataclasses.asdict(arms.federated_budget(lines, plan.cohort_size, peak_rate(self.config))),
+                "federated": dataclasses.asdict(federated_budget(lines, plan.cohort_size, peak_rate(self.config))),
                 **{name: dataclasses.asdict(arm.budget) for name, arm in outcome.items()},
             },
             "bytes_up": sum(line["bytes_up"] for line in lines),
@@ -512,8 +509,8 @@ class _Experiment:
             "version": __version__,
             "seed": self.config.run.seed,
             "reload_check": check,
-            "trained_rows": results.times_seen(seen),
-            "rows_seen": results.ROWS_SEEN,
+            "trained_rows": times_seen(seen),
+            "rows_seen": ROWS_SEEN,
             **_resumptions(self.store.path),
             "unanswered": self.unanswered,
         }  # fmt: skip

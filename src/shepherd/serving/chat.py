@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from shepherd import output
+from shepherd.cli import output
 from shepherd.data.formats import Refusal
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import did_you_mean
 from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive
-from shepherd.tuned import Tuned, load_tuned
+from shepherd.serving.tuned import Tuned, load_tuned
 from shepherd.types import Message
 
 COMMANDS = ("/help", "/quit", "/reset", "/system")

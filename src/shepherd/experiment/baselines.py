@@ -10,117 +10,18 @@ The baselines keep their optimizer over the rounds: that is how anyone would tra
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from safetensors import SafetensorError
 
 from shepherd.clients.cohort import Cohort
-from shepherd.clients.progress import StepReport
 from shepherd.config import Config
-from shepherd.errors import DataError, ModelError
-from shepherd.evaluation.losses import RowLosses
-from shepherd.model.adapter import load_adapter, save_adapter
-from shepherd.model.arrays import from_file, to_bytes
-from shepherd.model.lora import CohortLora
-from shepherd.prepare import Learner, Rows, peak_rate, rate_ratio, rates, share
-from shepherd.round import Engine, Plan, run_round
-from shepherd.store import check_sealed
-from shepherd.store.records import RoundRecord
-from shepherd.types import Adapter, ClientFailure, ClientId, Objective, ServerState, Tokens, View, Work
-
-Observe = Callable[[int, StepReport], None]
-Measure = Callable[[CohortLora], list[RowLosses]]
-"""The adapters that are laid in -> the losses of each on all held-out rows."""
-POOLED = "pooled"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What an arm spent, clients that failed left out. `optimizer_steps` is of all its clients together.
-
-    `optimizer_steps_per_client` counts steps in sequence: those of a client that takes part in every round.
-    `learning_rate` is the peak of its schedule.
-    """
-
-    optimizer_steps: int
-    optimizer_steps_per_client: float
-    rows: int
-    target_tokens: int
-    learning_rate: float
-
-
-@dataclass
-class Arm:
-    """An arm's outcome: adapters by client (or under the arm's name), their held-out losses, the curves, the budget."""
-
-    adapters: dict[str, Adapter]
-    losses: dict[str, RowLosses]
-    curves: dict[str, list[tuple[int, float]]]
-    budget: Budget
-    failures: tuple[ClientFailure, ...] = ()
-
-
-def federated_rounds(
-    state: ServerState, plan: Plan, engine: Engine, rounds: int, observe: Observe
-) -> Iterator[tuple[ServerState, RoundRecord]]:
-    """The rounds after `state`, one by one."""
-    while state.round < rounds:
-        number = state.round + 1
-        state, record = run_round(state, plan, engine, lambda report, n=number: observe(n, report))
-        yield state, record
-
-
-def federated_budget(lines: Sequence[Mapping[str, Any]], cohort_size: int, learning_rate: float) -> Budget:
-    """What the federated arm spent, from the lines of rounds.jsonl."""
-    steps, rows, tokens = (sum(sum(line[key].values()) for line in lines) for key in ("steps", "examples", "tokens"))
-    return Budget(steps, steps / cohort_size, rows, tokens, learning_rate)
-
-
-def save_arm(folder: Path, arm: Arm, *, base_name: str, conv1d: bool = False) -> None:
-    """Write a finished baseline: losses, curves, budget, failures; and the adapter where there is one, not many."""
-    arrays = {
-        f"{number}/{part}": getattr(losses, part)
-        for number, losses in enumerate(arm.losses.values())
-        for part in ("nll", "tokens", "hits")
-    }
-    (folder / "losses.safetensors").write_bytes(to_bytes(arrays))
-    rest = {
-        "names": list(arm.losses),
-        "curves": arm.curves,
-        "budget": asdict(arm.budget),
-        "failures": [asdict(failure) for failure in arm.failures],
-    }
-    (folder / "arm.json").write_text(json.dumps(rest, ensure_ascii=True) + "\n", encoding="utf-8")
-    if set(arm.adapters) == {POOLED}:
-        save_adapter(folder, arm.adapters[POOLED], base_name=base_name, conv1d=conv1d)
-
-
-def load_arm(folder: Path) -> Arm:
-    """A baseline as `save_arm` wrote it; of many clients' adapters none were kept. Raises DataError for damage."""
-    try:
-        check_sealed(folder)
-        rest = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
-        arrays, _ = from_file(folder / "losses.safetensors")
-        return Arm(
-            adapters={POOLED: load_adapter(folder)} if rest["names"] == [POOLED] else {},
-            losses={
-                name: RowLosses(*(arrays[f"{number}/{part}"] for part in ("nll", "tokens", "hits")))
-                for number, name in enumerate(rest["names"])
-            },
-            curves={name: [(number, loss) for number, loss in curve] for name, curve in rest["curves"].items()},
-            budget=Budget(**rest["budget"]),
-            failures=tuple(ClientFailure(**failure) for failure in rest["failures"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, ModelError) as error:
-        raise DataError(
-            f"the arm that was trained before the run stopped, {folder}, is damaged: {error}",
-            hint="delete that folder: shepherd resume trains the arm again",
-        ) from None
+from shepherd.experiment.arms import POOLED, Arm, Budget, Measure, Observe
+from shepherd.experiment.plan import peak_rate, rate_ratio, rates, share
+from shepherd.experiment.rows import Rows
+from shepherd.experiment.trainer import Learner
+from shepherd.types import Adapter, ClientFailure, ClientId, Objective, Tokens, View, Work
 
 
 def local_arm(

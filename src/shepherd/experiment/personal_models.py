@@ -7,21 +7,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
-from shepherd.arms import Observe
 from shepherd.clients.cohort import Cohort
 from shepherd.clients.personal.ifca import HOMELESS, cluster_losses, judged, pick
 from shepherd.clients.personal.methods import own_adapters, tuned, tuned_from
-from shepherd.clients.personal.mixture import Mixture, save_mixture
+from shepherd.clients.personal.mixture import Mixture, hidden_states, prompt_of, save_mixture
 from shepherd.config import Config
-from shepherd.evaluation.losses import RowLosses, row_losses
-from shepherd.fitting import rate_ratio
-from shepherd.mixtures import mixed_losses, mixtures
+from shepherd.evaluation.losses import RowLosses, row_losses, row_losses_each
+from shepherd.experiment.arms import Observe
+from shepherd.experiment.method import rate_ratio
+from shepherd.experiment.rows import Rows
+from shepherd.experiment.trainer import Learner
 from shepherd.model.adapter import save_adapter
-from shepherd.prepare import Learner, Rows
+from shepherd.rng import stream
 from shepherd.round import Plan
 from shepherd.server.merged_adapter import whole_adapter
 from shepherd.store import RunDirectory
-from shepherd.types import ClientFailure, ClientId, GlobalModel, Objective, ServerState, Work
+from shepherd.types import Adapter, ClientFailure, ClientId, GlobalModel, Objective, ServerState, Work
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def personal_models(
 
     Kept ones come from what the clients keep; with `finetune` each client tunes the one that it keeps, or else the
     global model, on its own rows, going on in its walk over them. Of `feddpa` these are the local adapters alone:
-    mixtures.py has the rest.
+    `mixtures` below has the rest.
     """
     personal, model = learner.settings.personal, state.model
     views = {c: plan.method.view(model, c, plan.rank(c), state.round + 1, plan.seed) for c in state.clients}
@@ -169,3 +170,33 @@ def own_losses(learner: Learner, rows: Rows, models: Mapping[ClientId, GlobalMod
             lora = learner.make_lora().load(model)
             (found[client],) = row_losses(learner.packed, own, lora, learner.settings.tokens_measured)
     return found
+
+
+def mixtures(
+    learner: Learner, rows: Rows, shared: Adapter, locals_: Mapping[ClientId, Adapter], seed: int
+) -> dict[ClientId, Mixture]:
+    """Each client's two adapters with the hidden states of some of its own training rows, drawn once and for all."""
+    mix, found = learner.settings.personal.mix, {}
+    for client, local in sorted(locals_.items()):
+        own = rows.clients[client]
+        drawn = sorted(stream(seed, "anchors", client).permutation(len(own))[: mix.samples])
+        prompts = [prompt_of(own[i]) for i in drawn]
+        anchors = hidden_states(learner.packed, learner.make_lora(), local, prompts, learner.settings.tokens_measured)
+        found[client] = Mixture(shared, local, anchors, mix.weight)
+    return found
+
+
+def mixed_losses(
+    learner: Learner, rows: Rows, models: Mapping[ClientId, Mixture]
+) -> tuple[dict[ClientId, RowLosses], dict[ClientId, float]]:
+    """Each mixed model on its client's own held-out rows, and its mean λ there; a client without any is left out."""
+    losses, shares, most = {}, {}, learner.settings.tokens_measured
+    for client, mixture in sorted(models.items()):
+        own = [rows.held_out[i] for i in rows.held_out_of(client)]
+        if own:
+            lora = learner.make_lora()
+            measured = mixture.measure(learner.packed, lora, [prompt_of(row) for row in own], most)
+            lora = mixture.hold(lora, measured)
+            losses[client] = row_losses_each(learner.packed, own, lora, most)
+            shares[client] = float(measured.mean())
+    return losses, shares

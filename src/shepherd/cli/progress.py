@@ -28,7 +28,7 @@ from typing import Any
 
 import click
 
-from shepherd import interrupts, output
+from shepherd.cli import interrupts, output
 from shepherd.report import wording
 
 REFRESH_PER_SECOND = 3

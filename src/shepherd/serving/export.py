@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from shepherd import output
 from shepherd._version import __version__
+from shepherd.cli import output
 from shepherd.data.formats import Refusal
 from shepherd.data.prompts import Rendered, Template
 from shepherd.data.tokenize import encode
@@ -32,8 +32,8 @@ from shepherd.model.digest import model_digest
 from shepherd.model.fetch import resolve
 from shepherd.recipe import load as load_config
 from shepherd.report.wording import plural, size
+from shepherd.serving.tuned import adapter_folder, load_tuned
 from shepherd.store import MANIFEST, commit_folder, open_run, read_json
-from shepherd.tuned import adapter_folder, load_tuned
 from shepherd.types import Message
 
 FORMS = ("peft", "merged")

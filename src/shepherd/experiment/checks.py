@@ -9,26 +9,20 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shepherd.errors import ResourceError, ShepherdError, UsageError, did_you_mean
+from shepherd.errors import ShepherdError, UsageError, did_you_mean
+from shepherd.experiment.capacity import check_place
 
 if TYPE_CHECKING:
     from shepherd.config import Config
-    from shepherd.experiment import Run
-
-MARGIN = 2.0
-"""A run is refused when it would take so many times what is free. Estimates of memory were measured at 0.94 (the demo)
-to 1.7 (a tiny model, where nearly all is Python itself) of what a run then took, so at 2 no run is refused that works.
-"""
-_CGROUP = Path("/sys/fs/cgroup")
+    from shepherd.experiment.run import Run
 
 
 def run(config: Config, observer: Callable[[dict[str, Any]], None] | None = None, out_dir: Path | None = None) -> Run:
-    """Look first, then carry out the run: see shepherd.experiment.run. A built-in model is fetched once."""
+    """Look first, then carry out the run: see shepherd.experiment.run.run. A built-in model is fetched once."""
     # A worker begins by importing the program's file; multiprocessing has no public name for that time.
     if config.run.workers and getattr(multiprocessing.current_process(), "_inheriting", False):
         raise UsageError(
@@ -42,7 +36,7 @@ def run(config: Config, observer: Callable[[dict[str, Any]], None] | None = None
         tell({"event": "phase", "phase": "fetch model", "arm": None, "detail": text})
 
     look_first(config, fetching, out=out_dir)
-    from shepherd import experiment
+    from shepherd.experiment import run as experiment
 
     return experiment.run(config, observer, out_dir)
 
@@ -61,7 +55,7 @@ def look_first(
     A built-in model that is not here yet is fetched, once: it is pinned by its checksum. No other model is ever
     fetched by a run; `shepherd model pull` does that.
     """
-    from shepherd.fitting import check_length, prepare_method, prepare_personal
+    from shepherd.experiment.method import check_length, prepare_method, prepare_personal
     from shepherd.model import fetch
     from shepherd.model.folder import stated_window
     from shepherd.recipe import resolve
@@ -86,8 +80,8 @@ def _look_at_clients(config: Config, tell: Callable[[str], None] | None) -> None
     Rows that a run refuses when it tokenises them are still there: who is no client now is none then. Sets of the hub
     are left to the run, as their library takes seconds to load too.
     """
-    from shepherd.dividing import divide_rows, read_held_out, read_rows
-    from shepherd.fitting import check_arms, check_clients
+    from shepherd.experiment.division import divide_rows, read_held_out, read_rows
+    from shepherd.experiment.method import check_arms, check_clients
 
     sources = [source for source in (config.data.source, config.data.held_out_source) if source]
     if any(source.startswith("hub:") for source in sources):
@@ -124,67 +118,6 @@ def from_anywhere(config: Config) -> Config:
 # Memory and disk
 
 
-def fits_here(plan: Mapping[str, Any], out: Path, times: float = 1.0) -> None:
-    """Raise ResourceError when the plan needs more than `times` the memory or disk that is free."""
-    import psutil
-
-    from shepherd.report.wording import size
-
-    place = check_place(out)
-    memory, disk = available_memory(), psutil.disk_usage(str(place)).free
-    if plan.get("device", "cpu") == "cpu" and plan.get("memory_bytes", 0) > times * memory:
-        raise ResourceError(
-            f"the run takes about {size(plan['memory_bytes'])} of memory, {size(memory)} are free",
-            hint="shepherd check RECIPE --quick; or lower training.tokens_per_pass and training.clients_at_once, "
-            "set training.gradient_checkpointing = true, or take a smaller model.base",
-        )
-    if plan.get("disk_bytes", 0) > times * disk:
-        raise ResourceError(
-            f"the run takes about {size(plan['disk_bytes'])} on the disk of {out}, {size(disk)} are free",
-            hint="lower checkpoints.keep or lora.r, or choose another place with --out",
-        )
-
-
-def check_place(out: Path) -> Path:
-    """The folder that is there, `out` or the nearest above it. Raises ResourceError where no run can be made in it."""
-    place = _existing(out)
-    if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise ResourceError(
-            f"no run directory can be made in {out}: {place} is no folder that may be written to",
-            hint="choose another place with --out",
-        )
-    return place
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: what is free, swap too, within the limit of its container."""
-    import psutil
-
-    free = psutil.virtual_memory().available + psutil.swap_memory().free
-    return min(free, _container_memory(_CGROUP))
-
-
-def _container_memory(cgroup: Path) -> int | float:
-    """What a container's limit leaves (version 2 or 1), pages of files that it can drop included; inf without one."""
-    two = (cgroup / "memory.max").is_file()
-    names = ("memory.max", "memory.current", "memory.stat", "inactive_file") if two else (
-        "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"
-    )  # fmt: skip
-    try:
-        limit, used, stat = ((cgroup / name).read_text() for name in names[:3])
-        droppable = dict(line.split() for line in stat.splitlines()).get(names[3], 0)
-        return max(0, int(limit) - int(used) + int(droppable))
-    except (OSError, ValueError):  # no container, or "max"
-        return float("inf")
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:  # a drive of Windows need not be there
-        folder = folder.parent
-    return folder
-
-
 # Names in registries
 
 
@@ -194,7 +127,7 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
     from shepherd.data.formats import format_problem
     from shepherd.data.partition import partitioners
     from shepherd.data.prompts import template_problem
-    from shepherd.dividing import by_column
+    from shepherd.experiment.division import by_column
 
     tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
     partition = dict(tables.get("partition", {}))

@@ -1,0 +1,94 @@
+"""An arm: one way to train that the report compares with the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from shepherd.clients.progress import StepReport
+from shepherd.errors import DataError, ModelError
+from shepherd.evaluation.losses import RowLosses
+from shepherd.model.adapter import load_adapter, save_adapter
+from shepherd.model.arrays import from_file, to_bytes
+from shepherd.model.lora import CohortLora
+from shepherd.store import check_sealed
+from shepherd.types import Adapter, ClientFailure
+
+Observe = Callable[[int, StepReport], None]
+Measure = Callable[[CohortLora], list[RowLosses]]
+"""The adapters that are laid in -> the losses of each on all held-out rows."""
+
+
+POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an arm spent, clients that failed left out. `optimizer_steps` is of all its clients together.
+
+    `optimizer_steps_per_client` counts steps in sequence: those of a client that takes part in every round.
+    `learning_rate` is the peak of its schedule.
+    """
+
+    optimizer_steps: int
+    optimizer_steps_per_client: float
+    rows: int
+    target_tokens: int
+    learning_rate: float
+
+
+@dataclass
+class Arm:
+    """An arm's outcome: adapters by client (or under the arm's name), their held-out losses, the curves, the budget."""
+
+    adapters: dict[str, Adapter]
+    losses: dict[str, RowLosses]
+    curves: dict[str, list[tuple[int, float]]]
+    budget: Budget
+    failures: tuple[ClientFailure, ...] = ()
+
+
+def save_arm(folder: Path, arm: Arm, *, base_name: str, conv1d: bool = False) -> None:
+    """Write a finished baseline: losses, curves, budget, failures; and the adapter where there is one, not many."""
+    arrays = {
+        f"{number}/{part}": getattr(losses, part)
+        for number, losses in enumerate(arm.losses.values())
+        for part in ("nll", "tokens", "hits")
+    }
+    (folder / "losses.safetensors").write_bytes(to_bytes(arrays))
+    rest = {
+        "names": list(arm.losses),
+        "curves": arm.curves,
+        "budget": asdict(arm.budget),
+        "failures": [asdict(failure) for failure in arm.failures],
+    }
+    (folder / "arm.json").write_text(json.dumps(rest, ensure_ascii=True) + "\n", encoding="utf-8")
+    if set(arm.adapters) == {POOLED}:
+        save_adapter(folder, arm.adapters[POOLED], base_name=base_name, conv1d=conv1d)
+
+
+def load_arm(folder: Path) -> Arm:
+    """A baseline as `save_arm` wrote it; of many clients' adapters none were kept. Raises DataError for damage."""
+    try:
+        check_sealed(folder)
+        rest = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
+        arrays, _ = from_file(folder / "losses.safetensors")
+        return Arm(
+            adapters={POOLED: load_adapter(folder)} if rest["names"] == [POOLED] else {},
+            losses={
+                name: RowLosses(*(arrays[f"{number}/{part}"] for part in ("nll", "tokens", "hits")))
+                for number, name in enumerate(rest["names"])
+            },
+            curves={name: [(number, loss) for number, loss in curve] for name, curve in rest["curves"].items()},
+            budget=Budget(**rest["budget"]),
+            failures=tuple(ClientFailure(**failure) for failure in rest["failures"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, ModelError) as error:
+        raise DataError(
+            f"the arm that was trained before the run stopped, {folder}, is damaged: {error}",
+            hint="delete that folder: shepherd resume trains the arm again",
+        ) from None

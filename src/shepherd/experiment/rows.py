@@ -1,0 +1,98 @@
+"""The rows of a run: read, tokenized, held out and divided over the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from shepherd.config import Config
+from shepherd.data.audit import Audit, audit
+from shepherd.data.prompts import Template, build_template
+from shepherd.data.sources import Dataset, losses
+from shepherd.data.tally import sentences
+from shepherd.data.tokenize import Tokenized, tokenize
+from shepherd.errors import plural
+from shepherd.experiment.division import divide_rows, natural_key, read_held_out, read_rows, remarks
+from shepherd.types import ClientId, Example, Partition, Tokens
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The data of a run: who trains on what, and what is held out for everyone.
+
+    notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for. details: a warning
+    that stands for several cases -> a sentence for each of them. day: the day that the template writes into every
+    prompt, or "".
+    """
+
+    dataset: Dataset
+    examples: Mapping[str, Example]
+    partition: Partition
+    clients: Mapping[ClientId, tuple[Tokens, ...]]
+    held_out: tuple[Tokens, ...]
+    tokenized: Tokenized
+    audit: Audit
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    day: str = ""
+
+    def held_out_of(self, client: ClientId) -> list[int]:
+        """Indices of the client's own held-out rows: of its categories, or of its sources where those divide."""
+        key = natural_key(self.partition.settings)
+        own = {getattr(row, key) for row in self.clients[client]}
+        return [i for i, row in enumerate(self.held_out) if getattr(row, key) in own]
+
+
+def prepare_rows(config: Config, tokenizer, tell: Callable[[str], None] | None = None) -> tuple[Rows, Template]:
+    """Read, tokenise, hold out, divide and audit the data; `tell` is called with lines about what takes long.
+
+    Raises DataError for data that cannot be used."""
+    data = config.data
+    dataset = read_rows(config, tell=tell)
+    template = build_template(data.template, tokenizer)
+    tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length, tell)
+    usable = [e for e in dataset.examples if e.id in tokenized.by_id]
+    tokens = dict(tokenized.by_id)
+    lost, beside = [*losses(dataset), *_losses_of_tokens(tokenized)], []
+    extra, apart = read_held_out(config, dataset), None
+    if extra is not None:
+        kept = tokenize(extra.examples, tokenizer, template, data.max_length)
+        tokens |= kept.by_id
+        apart = [e for e in extra.examples if e.id in kept.by_id]
+        where = data.held_out_source or "held-out rows"
+        beside = [f"{where}: {note}" for note in (*losses(extra), *_losses_of_tokens(kept))]
+    train, held_out, partition = divide_rows(config, usable, apart)
+    details = remarks(config, dataset, usable, held_out if extra is None else None, partition)
+    examples = {e.id: e for e in (*train, *held_out)}
+    found = audit(partition, train, held_out, tokenized, dataset)
+    if overlap := found["train and held-out overlap"].count:
+        lost.append(
+            f"{overlap} of {len(held_out)} held-out rows ask what is also trained on: their loss flatters the model"
+        )
+    if line := found.summary(
+        beside=("train and held-out overlap", "empty answers", "other refusals", "over-long rows")
+    ):
+        lost.append(f"{line} (shepherd data inspect names them)")
+    return Rows(
+        dataset=dataset,
+        examples=examples,
+        partition=partition,
+        clients={c: tuple(tokens[i] for i in ids) for c, ids in partition.clients.items()},
+        held_out=tuple(tokens[e.id] for e in held_out),
+        tokenized=tokenized,
+        audit=found,
+        warnings=(*details, *lost, *beside, *template.notes),
+        notes=(*filter(None, [dataset.unread]), *dataset.notes, *beside, *template.notes),
+        details=details,
+        day=template.day,
+    ), template  # fmt: skip
+
+
+def _losses_of_tokens(tokenized: Tokenized) -> Iterator[str]:
+    """What tokenising left out or changed, a sentence for each reason."""
+    yield from sentences("refused", tokenized.refused)
+    yield from sentences("changed", tokenized.changed)
+    if tokenized.cut_rows:
+        cut, tokens = plural(tokenized.cut_rows, "row"), plural(tokenized.cut_tokens, "token")
+        yield f"{cut} cut to data.max_length, {tokens} in all"

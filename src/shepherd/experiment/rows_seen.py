@@ -1,0 +1,68 @@
+"""Which rows a run trained on, how often, and which it left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shepherd.clients.row_order import times_walked
+from shepherd.experiment.rows import Rows
+
+ROWS_SEEN = "evaluation/rows_seen.jsonl"
+LEFT_OUT = "evaluation/left_out.jsonl"
+
+
+def rows_seen(lines: Sequence[Mapping[str, Any]], rows: Rows, seed: int) -> dict[str, np.ndarray]:
+    """int[rows] of each client: how often the rounds trained on each row, by the lines of rounds.jsonl.
+
+    A row is seen when a local step is done with it, whether or not the update counts in the end. Where a round trains
+    more than one adapter on its rows that is once, and probes of slots and tuning after the last round are left out.
+    """
+    at = dict.fromkeys(sorted(rows.clients), 0)
+
+    def walked(client: str, count: int) -> np.ndarray:
+        return times_walked(len(rows.clients[client]), client, count, seed)
+
+    seen = {client: walked(client, 0) for client in at}
+    for line in lines:
+        for client, count in line.get("unused_examples", {}).items():  # its walk does not go on
+            seen[client] += walked(client, at[client] + count) - walked(client, at[client])
+        for client, count in line["examples"].items():
+            at[client] += count
+    return {client: times + walked(client, at[client]) for client, times in seen.items()}
+
+
+def times_seen(seen: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Per client: its rows, and how many of them were seen how often."""
+    counts = {client: Counter(sorted(times.tolist())) for client, times in seen.items()}
+    return {
+        client: {"rows": n.total(), "seen": {str(times): rows for times, rows in n.items()}}
+        for client, n in counts.items()
+    }
+
+
+def seen_by_id(seen: Mapping[str, np.ndarray], rows: Rows) -> Iterator[dict[str, Any]]:
+    """The lines of rows_seen.jsonl: of each client the ids by how often they were seen, but for the largest group.
+
+    `otherwise` is how often the rows that are not named were seen.
+    """
+    for client, times in seen.items():
+        usual = Counter(times.tolist()).most_common(1)[0][0]
+        named: dict[str, list[str]] = {str(n): [] for n in sorted(set(times.tolist()) - {usual})}
+        for row, n in zip(rows.clients[client], times.tolist(), strict=True):
+            if n != usual:
+                named[str(n)].append(row.id)
+        yield {"client": client, "rows": len(times), "otherwise": usual, "seen": named}
+
+
+def left_out(rows: Rows) -> Iterator[dict[str, Any]]:
+    """The lines of left_out.jsonl: all rows that were refused or changed, and all groups that the audit found."""
+    for what in ("refused", "changed"):
+        for counted in (getattr(rows.dataset, what), getattr(rows.tokenized, what)):
+            for reason, (_, ids) in counted.items():
+                yield {"what": what, "reason": reason, "groups": [[id] for id in ids]}
+    for finding in rows.audit.findings:
+        yield {"what": "audit", "reason": finding.kind, "groups": [list(group) for group in finding.groups]}
