@@ -19,7 +19,8 @@ import pytest
 from console import Shell
 from report_runs import write_run
 from shepherd import __version__, config, recipe
-from shepherd.cli.commands import cli, progress
+from shepherd.cli import progress
+from shepherd.cli.commands import cli
 from shepherd.errors import EXIT_CODES
 
 SOURCES = Path(__file__).parents[1] / "src"

@@ -11,6 +11,7 @@ import pytest
 from rich.cells import cell_len
 
 from console import Shell
+from shepherd.cli import data_tables
 from shepherd.recipe import load, recipes
 from tiny import CHAT_TEMPLATE, tiny_model
 
@@ -268,7 +269,6 @@ def test_the_laptop_recipe_makes_twelve_clients_of_some_rows_and_holds_out_as_ma
 
 
 def test_the_table_of_a_partition_fits_a_narrow_terminal_and_names_every_category(capsys, monkeypatch):
-    from shepherd.cli import data
 
     names = [f"a category of a long name, {i}" for i in range(8)]
     counts = np.arange(16).reshape(2, 8) * 60
@@ -276,7 +276,7 @@ def test_the_table_of_a_partition_fits_a_narrow_terminal_and_names_every_categor
     monkeypatch.setenv("COLUMNS", "80")
     for terminal in (True, False):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
-        data._print_table(["hospital-north", "hospital-south"], names, counts)
+        data_tables._print_table(["hospital-north", "hospital-south"], names, counts)
         lines[terminal] = capsys.readouterr().out
     assert max(map(len, lines[True].splitlines())) <= 80 < max(map(len, lines[False].splitlines()))
     assert all(f"{i + 1}\N{NO-BREAK SPACE}{name}" in " ".join(lines[True].split("\n")) for i, name in enumerate(names))
@@ -284,11 +284,10 @@ def test_the_table_of_a_partition_fits_a_narrow_terminal_and_names_every_categor
 
 
 def test_names_in_wide_letters_count_twice_where_the_table_of_a_partition_has_to_fit(capsys, monkeypatch):
-    from shepherd.cli import data
 
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     names = [f"{number}病院の分類名前" for number in "123456"]  # 8 characters in 15 columns
-    data._print_table(["north", "south"], names, np.ones((2, 6), int))
+    data_tables._print_table(["north", "south"], names, np.ones((2, 6), int))
     out = capsys.readouterr().out
     assert max(map(cell_len, out.splitlines())) <= 80 and "分類名前" in out

@@ -16,8 +16,8 @@ from shepherd.cli.settings import QUICK
 from shepherd.config import Config
 from shepherd.recipe import load, recipes
 from shepherd.report import load_run
-from shepherd.report.conduct import alerts
-from shepherd.report.verdict import verdict
+from shepherd.report.sections.participation import alerts
+from shepherd.report.sections.verdict import verdict
 from tiny import tiny_model
 
 SUMMARY = {

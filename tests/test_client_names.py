@@ -13,8 +13,7 @@ import pytest
 from rich.console import Console
 
 from report_runs import write_run
-from shepherd.cli import data as commands
-from shepherd.cli import progress
+from shepherd.cli import data_tables, progress
 from shepherd.data.names import look_alikes, safe_names
 from shepherd.data.partition import divide, load_partition, partition_document, save_partition
 from shepherd.experiment.method import client_ranks, local_names
@@ -102,7 +101,7 @@ def test_a_name_from_right_to_left_does_not_reorder_what_stands_beside_it(capsys
     assert shorten(ARABIC * 9, 12, middle=True).count(START) == 1
     assert clean(f"a{START}b\nc{END}d") == "ab\ncd", "what is not closed on its line would reorder the next"
     assert clean("\u202eevil\u2067") == "evil"
-    commands._print_table([ARABIC, LONG], ["x"], np.array([[3], [4]]))
+    data_tables._print_table([ARABIC, LONG], ["x"], np.array([[3], [4]]))
     head, first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{START}{ARABIC}{END}") and "…" in second
     shown = [sum(map(cells, line.split("█")[0].split("▓")[0])) for line in (first, second)]

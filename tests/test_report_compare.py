@@ -10,8 +10,8 @@ from rich.cells import cell_len
 
 from report_runs import Page, change, write_run
 from shepherd.errors import DataError
-from shepherd.report import compare
-from shepherd.report.ranking import ranking
+from shepherd.report.comparison import page as compare
+from shepherd.report.comparison.ranking import ranking
 from test_report_html import HOSTILE, check
 
 

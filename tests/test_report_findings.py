@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from report_runs import change, write_run
-from shepherd.report import compare, findings, load_run
-from shepherd.report.conduct import alerts
-from shepherd.report.results import cards, measure
-from shepherd.report.verdict import verdict
+from shepherd.report import findings, load_run
+from shepherd.report.comparison import page as compare
+from shepherd.report.sections.losses import cards, measure
+from shepherd.report.sections.participation import alerts
+from shepherd.report.sections.verdict import verdict
 
 
 def record_with(tmp_path, *entries, losses=None, **options):

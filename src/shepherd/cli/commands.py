@@ -27,11 +27,12 @@ def cli(debug: bool) -> None:
 
 
 def _add_commands() -> None:
-    from shepherd.cli import about, data, model, results, run, runs
+    from shepherd.cli import about, config, data, model, results, run, runs
+    from shepherd.cli.list import list_names
 
     for command in (
         run.run, run.check, run.resume, data.data, model.model, results.evaluate, results.report, results.compare,
-        results.chat, results.export, runs.runs, about.list_names, about.config, about.doctor, about.completion,
+        results.chat, results.export, runs.runs, list_names, config.config, about.doctor, about.completion,
     ):  # fmt: skip
         cli.add_command(command)
 

@@ -337,9 +337,9 @@ def print_headline(run: Path) -> None:
     """What the report says first, on stdout: a sentence for each comparison, and what to keep in mind with them."""
     if not (run / "summary.json").is_file():
         return
-    from shepherd.report.conduct import alerts
     from shepherd.report.load import load_run
-    from shepherd.report.verdict import verdict
+    from shepherd.report.sections.participation import alerts
+    from shepherd.report.sections.verdict import verdict
 
     record = load_run(run)
     width = min(100, shutil.get_terminal_size().columns)

@@ -7,7 +7,7 @@ Reads JSON and TOML only: no torch, no numpy. `load.py` reads a run, `findings.p
 
 from __future__ import annotations
 
-from shepherd.report.compare import Comparison, compare
+from shepherd.report.comparison.page import Comparison, compare
 from shepherd.report.html import write_report
 from shepherd.report.load import RunRecord, load_run
 

@@ -15,7 +15,7 @@ from shepherd.report.charts import Dots, Panel
 from shepherd.report.findings import gap
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Figure, Limits, Section, Table, without_empty
-from shepherd.report.results import AGAINST_BASE, extremes
+from shepherd.report.sections.losses import AGAINST_BASE, extremes
 from shepherd.report.wording import ABSENT, count, digits, left_out, listing, number, plural, shorten, signed
 
 MODELS = {"base": "base", "local": "alone", "global": "global", "personal": "personal"}

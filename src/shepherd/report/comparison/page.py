@@ -6,19 +6,17 @@ deviation s). Losses of runs that were measured on different rows or with differ
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from shepherd.errors import DataError
 from shepherd.report import charts, findings
 from shepherd.report.charts import Dots, Line, Panel
-from shepherd.report.load import RunRecord, load_run
+from shepherd.report.comparison.groups import DRAWN, Group, Row, _distinct, _gap, _grouped, _mean, _row
+from shepherd.report.load import load_run
 from shepherd.report.page import Figure, Section, Table, render, write_page
-from shepherd.report.ranking import ranking
 from shepherd.report.wording import (
     ABSENT,
     cells,
@@ -26,8 +24,6 @@ from shepherd.report.wording import (
     count,
     digits,
     duration,
-    listing,
-    number,
     padded,
     plural,
     shorten,
@@ -35,57 +31,7 @@ from shepherd.report.wording import (
     size,
 )
 
-# Settings in which runs of one group may differ: where and how fast a run went, not what it computed.
-ASIDE = (
-    "run.name",
-    "run.out",
-    "run.seed",
-    "run.threads",
-    "training.clients_at_once",
-    "training.tokens_per_pass",
-)
 ARMS = {"base": "Base", "local": "Mean alone", "federated": "Federated", "centralised": "Centralised"}
-DRAWN = len(charts.SERIES_STYLES)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run. `losses` by arm ("local" is the mean over clients); `gaps`: federated minus another arm.
-
-    rows_digest and tokens: what it was measured on, the held-out rows and the number of their response tokens.
-    """
-
-    name: str
-    model: str
-    method: str
-    seed: int
-    clients: int | None
-    rounds: int
-    state: str
-    losses: Mapping[str, float | None]
-    gaps: Mapping[str, findings.Difference]
-    bytes_up: float | None
-    bytes_down: float | None
-    seconds: float | None
-    curve: tuple[tuple[float, float], ...]
-    settings: Mapping[str, str]
-    rows_digest: tuple[str, ...]
-    tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in the seed only: (mean, standard error or None) of the loss of each arm and of each gap.
-
-    `curve`: the mean federated loss at the rounds that all of them measured.
-    """
-
-    name: str
-    runs: tuple[str, ...]
-    seeds: tuple[int, ...]
-    losses: Mapping[str, tuple[float, float | None]]
-    gaps: Mapping[str, tuple[float, float | None]]
-    curve: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -288,125 +234,6 @@ def compare(run_dirs: Sequence[str | Path]) -> Comparison:
             warnings.append(f"{row.name}: mean alone is that of {findings.trained_alone(record)}.")
         warnings += [f"{row.name}: {note}" for note in record.notes]
     return Comparison(rows, groups, differing, tuple(warnings), verdict)
-
-
-def _row(record: RunRecord) -> Row:
-    summary = record.summary
-    rivals = {rival: findings.difference(record, "federated", rival) for rival in ("base", "local", "centralised")}
-    given = (record.metrics.get("curves") or {}).get("federated")
-    points = given or [(line["round"], line.get("held_out_loss")) for line in record.rounds]
-    curve = [(float(x), y) for x, raw in points if (y := number(raw)) is not None]
-    sent = {k: number(summary.get(k)) for k in ("bytes_up", "bytes_down")}
-    if not summary:
-        sent = {k: sum(number(line.get(k)) or 0 for line in record.rounds) for k in sent}
-    return Row(
-        name=record.name,
-        model=str((summary.get("model") or {}).get("name") or record.setting("model", "base", ABSENT)),
-        method=str(record.setting("federation", "method", ABSENT)),
-        seed=record.seed,
-        clients=summary.get("clients") or len(record.partition.get("clients") or ()) or None,
-        rounds=len(record.rounds),
-        state=record.state,
-        losses={arm.key: arm.loss for arm in findings.arms(record)},
-        gaps={rival: gap for rival, gap in rivals.items() if gap},
-        bytes_up=sent["bytes_up"],
-        bytes_down=sent["bytes_down"],
-        seconds=number((summary.get("seconds") or {}).get("total")),
-        curve=tuple(curve),
-        settings={f"{t}.{k}": _setting(v) for t, values in record.config.items() for k, v in values.items()},
-        rows_digest=_rows_digest(record),
-        tokens=record.metrics.get("held_out_tokens"),
-    )
-
-
-def _rows_digest(record: RunRecord) -> tuple[str, ...]:
-    """The same for runs that were measured on the same rows: by their contents, or by their ids in the same data."""
-    if digest := record.identity.get("held_out"):
-        return (digest,)
-    return (str(record.partition.get("dataset_digest")), *sorted(record.partition.get("held_out") or ()))
-
-
-def _grouped(rows: Sequence[Row]) -> tuple[tuple[Group, ...], list[str], tuple[str, ...]]:
-    """Rows with the same settings but the seed, what had to be said about them, and who leads."""
-    by_settings: dict[tuple, list[Row]] = {}
-    for row in rows:
-        key = (row.model, row.state, *sorted((k, v) for k, v in row.settings.items() if k not in ASIDE))
-        by_settings.setdefault(key, []).append(row)
-    groups, warnings, losses = [], [], []
-    for members in by_settings.values():
-        first: dict[int, Row] = {}
-        for row in members:
-            if row.seed in first:
-                warnings.append(
-                    f"{row.name} has the settings and the seed of {first[row.seed].name}: it is not counted again "
-                    "in the mean."
-                )
-            first.setdefault(row.seed, row)
-        counted = list(first.values())
-        name = (
-            counted[0].name if len(counted) == 1 else f"{counted[0].name} and {plural(len(counted) - 1, 'more seed')}"
-        )
-        groups.append(
-            Group(
-                name,
-                tuple(row.name for row in members),
-                tuple(first),
-                _over_seeds([row.losses for row in counted]),
-                _over_seeds([{k: gap.value for k, gap in row.gaps.items()} for row in counted]),
-                _mean_curve([row.curve for row in counted]),
-            )
-        )
-        found = ((row, number(row.losses.get("federated"))) for row in counted if row.state == "finished")
-        losses.append(
-            {(row.seed, row.model, row.rows_digest, row.tokens): loss for row, loss in found if loss is not None}
-        )
-    if len({tuple(sorted(group.seeds)) for group in groups}) > 1:
-        warnings.append("Not all settings were run with the same seeds: their means are not over the same draws.")
-    names = _distinct([group.name for group in groups])
-    return tuple(groups), warnings, tuple(ranking(list(zip(names, losses, strict=True))))
-
-
-def _mean_curve(curves: Sequence[tuple[tuple[float, float], ...]]) -> tuple[tuple[float, float], ...]:
-    known = [dict(curve) for curve in curves]
-    return tuple((x, fmean(curve[x] for curve in known)) for x in sorted(set.intersection(*map(set, known))))
-
-
-def _over_seeds(values: Sequence[Mapping[str, float | None]]) -> dict[str, tuple[float, float | None]]:
-    """Mean and standard error by key; a key is averaged only when every seed has it."""
-    found = {}
-    for key in values[0]:
-        known = [v for each in values if (v := number(each.get(key))) is not None]
-        if len(known) == len(values):
-            found[key] = (fmean(known), stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None)
-    return found
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, list):
-        return listing([_setting(v) for v in value], 20)
-    if isinstance(value, dict):
-        return listing([f"{k} = {_setting(v)}" for k, v in value.items()], 20)
-    return str(value).lower() if isinstance(value, bool) else clean(str(value))
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a number where one occurs again."""
-    seen: dict[str, int] = {}
-    found = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return found
-
-
-def _gap(d: findings.Difference | None) -> str:
-    return ABSENT if d is None else signed(d.value) + ("*" if d.distinguishable else "")
-
-
-def _mean(value: tuple[float, float | None] | None, write: Any = digits) -> str:
-    if value is None:
-        return ABSENT
-    return write(value[0]) + (f" ± {digits(value[1])}" if value[1] is not None else "")
 
 
 def _plain_table(table: Table, room: int | None = None) -> str:

@@ -1,0 +1,65 @@
+"""`shepherd config`: a recipe as it will run, and where each value comes from."""
+
+from __future__ import annotations
+
+import textwrap
+
+import click
+
+from shepherd.cli import output
+from shepherd.cli.group import Commands
+from shepherd.cli.settings import complete_recipe, gather, recipe_options
+
+
+@click.group(cls=Commands)
+def config() -> None:
+    """Every setting and its meaning."""
+
+
+@config.command()
+@click.argument("recipe", required=False, shell_complete=complete_recipe)
+@recipe_options
+@click.option(
+    "--origin", is_flag=True, help="Say for each value whether it is a default or which recipe or flag set it."
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
+    """Print every key with its value and meaning, as TOML that `shepherd run` takes; without RECIPE, the defaults."""
+    from shepherd.recipe import keys, toml_value
+
+    settings = gather(recipe, **flags, default_recipe=None)
+    for line in settings.notes:
+        output.note(line)
+    values = settings.config.model_dump()
+    known = keys()
+    run = settings.config
+    owners = {
+        "partition": run.partition.name,
+        "selection": run.selection.name,
+        "method": run.federation.method,
+        "server": run.server.optimizer,
+    }
+    entries = [
+        {
+            "key": f"{table}.{name}",
+            "value": value,
+            "origin": settings.origins.get(f"{table}.{name}", "default"),
+            "meaning": " ".join((known[f"{table}.{name}"].description or "").split())
+            if f"{table}.{name}" in known
+            else f"option of {owners.get(table, table)}",
+        }
+        for table, row in values.items()
+        for name, value in row.items()
+    ]
+    if as_json:
+        output.print_json(entries)
+        return
+    for table in values:
+        click.echo(f"[{table}]")
+        for entry in entries:
+            owner, _, name = entry["key"].partition(".")
+            if owner == table:
+                for line in textwrap.wrap(entry["meaning"], 110):
+                    click.echo(f"# {line}")
+                click.echo(f"{name} = {toml_value(entry['value'])}" + (f"  # {entry['origin']}" if origin else ""))
+        click.echo()

@@ -1,0 +1,128 @@
+"""Facts of a run: settings, versions, commands, privacy."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from shepherd.report.load import RunRecord
+from shepherd.report.page import Section, Table
+from shepherd.report.wording import (
+    ABSENT,
+    clean,
+    count,
+    digits,
+    number,
+    plainly,
+    plural,
+    shorten,
+    significant,
+    size,
+)
+
+
+def forced(record: RunRecord) -> Section:
+    """That the run was resumed although something differed, and what."""
+    text = (
+        "This run was resumed with --force although it was started with something else, or its own lines were changed. "
+        "Its numbers are not those of an unbroken run."
+    )
+    lines = [shorten(str(line), 300) for line in record.summary["forced"]]
+    return Section("forced", "Resumed with differences", [text, *lines])
+
+
+def facts(record: RunRecord) -> list[str]:
+    summary = record.summary
+    model = summary.get("model", {}).get("name") or record.setting("model", "base", "")
+    clients = summary.get("clients") or len(record.partition.get("clients", {})) or None
+    done = len(record.rounds)
+    planned = record.setting("federation", "rounds", done)
+    rounds = plural(planned, "round") if done in (planned, 0) else f"{done} of {plural(planned, 'round')}"
+    data = summary.get("data", {}).get("name") or record.setting("data", "source", "")
+    found = [
+        _without_folder(str(model)),
+        _without_folder(str(data)),
+        plural(int(clients), "client") if number(clients) else "",
+        rounds,
+        f"method {record.setting('federation', 'method', record.setting('federation', 'aggregation', ABSENT))}",
+        f"server {record.setting('server', 'optimizer', 'fedavg')}",
+        f"selection {record.setting('selection', 'name', record.setting('federation', 'selection', ABSENT))}",
+        f"seed {record.seed}",
+    ]
+    return [shorten(fact, 60) for fact in found if fact]
+
+
+def _without_folder(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def privacy(record: RunRecord) -> Section:
+    """What leaves a client, said plainly."""
+    adapter = record.summary.get("adapter") or {}
+    how = (
+        f" ({count(adapter['parameters'])} numbers, {size(adapter.get('bytes'))})"
+        if number(adapter.get("parameters"))
+        else ""
+    )
+    rows = [
+        [
+            "Leaves a client in each round",
+            f"its update of the LoRA adapter{how}; the numbers of its rows, tokens and steps; its training loss and "
+            "the norm of its update",
+        ],
+        ["Stays with a client", "its instructions and responses"],
+        ["Differential privacy", "none"],
+        ["Secure aggregation", "none: the server sees each client's update"],
+    ]
+    text = [
+        "An update can tell something about the rows it was trained on. In this run nothing hides or blurs it.",
+        "This run simulated its clients in one process, which held all rows. The table says what would leave a client "
+        "if the same run were carried out between real ones. The comparison arms (each client alone, centralised) and "
+        "the samples on this page use rows directly; a page made from private rows is itself private.",
+    ]
+    return Section("privacy", "Privacy", text, [Table("What leaves a client", ("", ""), rows, texts=(0, 1))])
+
+
+def commands(record: RunRecord) -> list[tuple[str, str]]:
+    """How to repeat the run. A report is sent around: only a path below the folder it was started in is shown."""
+    where, path = "the folder that holds this run's folder", Path(clean(record.name)) / "config.toml"
+    words = clean(str(record.summary.get("command") or ""))
+    try:
+        *start, given = shlex.split(words)
+    except ValueError:
+        start, given = [], ""
+    told = Path(given)
+    if (
+        start == ["shepherd", "run"]
+        and told.parts[-2:] == path.parts
+        and not (told.is_absolute() or ".." in told.parts)
+    ):
+        where, path = "the folder that the run was started in", told
+    return [(f"Repeat with exactly these settings, from {where}:", shlex.join(["shepherd", "run", str(path)]))]
+
+
+def versions(record: RunRecord) -> list[Table]:
+    """Model, adapter and versions, with the check that the saved adapter gives the reported loss."""
+    summary = record.summary
+    rows = [[f"model {k}", plainly(v)] for k, v in (summary.get("model") or {}).items()]
+    rows += [[f"adapter {k}", plainly(v)] for k, v in (summary.get("adapter") or {}).items()]
+    if summary.get("adapter_sha256"):
+        rows.append(["adapter sha256", str(summary["adapter_sha256"])])
+    if check := summary.get("reload_check"):
+        rows.append(
+            [
+                "adapter loaded again from disk",
+                f"loss {digits(check.get('loss'), 6)}, difference {significant(check.get('difference'))}",
+            ]
+        )
+    if summary.get("version"):
+        rows.append(["shepherd", str(summary["version"])])
+    rows += [[str(k), plainly(v)] for k, v in record.environment.items()]
+    if not rows:
+        return []
+    return [Table("Model, adapter and versions", ("", ""), rows[:200], texts=(0, 1))]
+
+
+def _said(text: Any) -> str:
+    return text if isinstance(text, str) and text.strip() else "(nothing)"
