@@ -1,0 +1,83 @@
+"""Faults planted in the text of the gate: for each, the test that stands beside it has to fail."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+import pytest
+import test_gate as gates
+from planted import notice, texts_that_are_not_there_once
+
+from shepherd.updates import gate, rules
+
+fault = partial(partial, gates.test_an_update_with_a_fault_becomes_a_failure_that_names_it, from_="memory")
+message = partial(partial, gates.test_a_message_with_a_fault_becomes_a_failure_that_names_it)
+memory = partial(partial, gates.test_tensors_in_memory_are_plain_float32_arrays)
+choice = partial(partial, gates.test_a_choice_with_a_fault_is_refused_by_name, from_="memory")
+first = gates.test_the_first_usable_update_of_a_client_wins_and_a_refused_one_takes_no_place
+bound = gates.test_a_control_variate_changes_by_no_more_than_its_delta_over_its_rates_and_the_server_s
+GATE: list[tuple[str, str, Any]] = [
+    ("if not _asked(answer.client, task):", "if False:",
+     gates.test_a_client_that_was_not_asked_is_uninvited_whatever_it_sends),
+    ("if (task.round, client) in self._seen:", "if False:", first),
+    ("        self._seen.add((task.round, client))\n        return passed", "        return passed", first),
+    ("        except Exception:\n", "        except ValueError:\n", partial(
+        gates.test_hostile_answers_are_refused_without_an_exception_and_without_their_words, index=8)),
+    ("if len(sealed.data) > limit:", "if len(sealed.data) > limit + 1:",
+     gates.test_a_message_larger_than_its_view_can_need_is_not_read),
+    ('if header.fields["client"] != sealed.client:', "if False:", message(fault="another client")),
+    ("if envelope.run != self.run:", "if False:", message(fault="another run")),
+    ("if envelope.base != adapter.base_digest:", "if envelope.base and envelope.base != adapter.base_digest:",
+     message(fault="no base")),
+    ("if self.tokenizer and envelope.tokenizer != self.tokenizer:", "if False:", message(fault="another tokenizer")),
+    ("if envelope.rank != adapter.r:", "if envelope.rank < adapter.r:", message(fault="another rank")),
+    ("<= 1e-9 * adapter.scale:", "<= 1e-6 * adapter.scale:", message(fault="another scale")),
+    ("if not _NONCE.fullmatch(envelope.nonce):", "if not _NONCE.match(envelope.nonce + 'x'):",
+     message(fault="an empty nonce")),
+    ("if number != task.round:", "if number > task.round:", fault(fault="an earlier round")),
+    ("if number != task.round:", "if number < task.round:", fault(fault="a later round")),
+    ("if not 1 <= value <= limit:", "if not 0 <= value <= limit:", fault(fault="no examples")),
+    ("task.work[update.client].steps,", "task.work[update.client].steps + 1,",
+     fault(fault="a step more than was asked for")),
+    ("_INTEGERS = (int,", "_INTEGERS = (bool, int,", fault(fault="a bool for a count")),
+    ('if "loss" not in plain or not all(map(math.isfinite, plain.values())):', 'if "loss" not in plain:', partial(
+        gates.test_an_update_without_finite_metrics_is_refused, metrics={"loss": float("nan")})),
+    ("if len(metrics) > most:", "if False:", fault(fault="too many metrics")),
+    ("if theirs.keys() != ours.keys():", "if not theirs.keys() <= ours.keys():", fault(fault="a tensor too few")),
+    ("if theirs.keys() != ours.keys():", "if not theirs.keys() >= ours.keys():", fault(fault="a tensor too many")),
+    ("if theirs[name] != shape:", "if len(theirs[name]) != len(shape):", fault(fault="another rank")),
+    ("if update.delta[name].dtype != np.float32:", "if update.delta[name].dtype.itemsize != 4:",
+     memory(fault="integers")),
+    ("if not square <= LARGEST**2:", "if square > LARGEST**2:", fault(fault="NaN")),
+    ("LARGEST = 1e15", "LARGEST = 1e16", fault(fault="a norm beyond float32's squares")),
+    ("if not _is(array, np.ndarray):", "if not isinstance(array, np.ndarray):", memory(fault="a masked array")),
+    ('if array.dtype.kind not in "biuf":', "if False:", memory(fault="objects")),
+    ("norm > self.limits.norm:", "norm > self.limits.norm + 1e-8:",
+     gates.test_the_norm_is_over_all_factors_in_float64_and_has_a_limit),
+    ("values = array.astype(np.float64).ravel()", "values = array.ravel()",
+     gates.test_the_norm_is_over_all_factors_in_float64_and_has_a_limit),
+    ('total *= 1.0 if part == "A" else task.objective.rate_ratio', "total *= 1.0", bound),
+    ("/ total + before)", "/ total)", bound),
+    ("most = 1.02 *", "most = 1.05 *", bound),
+    ("if list(update.delta) != list(shapes):", "if False:",
+     gates.test_scaffold_sends_a_control_variate_with_each_tensor),
+    ("view = _answered(task.views[update.client], update.slots)", "view = task.views[update.client]",
+     choice(fault="a slot more than the budget")),
+    ("reverse=True)[: view.choice.budget]", "reverse=False)[: view.choice.budget]",
+     gates.test_the_largest_message_of_a_choice_is_that_of_the_dearest_slots),
+    ("len(failure.detail) <= 200 and failure.detail.isprintable()", "len(failure.detail) <= 200",
+     gates.test_a_failure_keeps_no_detail_that_is_not_a_short_line),
+]  # fmt: skip
+FAULTS = [(gate if text in inspect.getsource(gate) else rules, text, *rest) for text, *rest in GATE]
+
+
+def test_every_fault_has_one_place_in_the_source_of_today():
+    assert texts_that_are_not_there_once(FAULTS) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[1][:60].strip())
+def test_a_planted_fault_is_noticed(fault, monkeypatch, tmp_path):
+    notice(fault, monkeypatch, tmp_path, {})
