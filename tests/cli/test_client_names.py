@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from report_runs import write_run
 from rich.console import Console
 
+from report_runs import write_run
 from shepherd.cli import data_tables, progress
 from shepherd.data.names import look_alikes, safe_names
 from shepherd.data.partition import divide, load_partition, partition_document, save_partition

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import click
 import pytest
+
 from console import Shell
 from report_runs import write_run
-
 from shepherd import __version__, config, recipe
 from shepherd.cli import progress
 from shepherd.cli.commands import cli

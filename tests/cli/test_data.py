@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from console import Shell
 from rich.cells import cell_len
-from tiny import CHAT_TEMPLATE, tiny_model
 
+from console import Shell
 from shepherd.cli import data_tables
 from shepherd.recipe import load, recipes
+from tiny import CHAT_TEMPLATE, tiny_model
 
 ROWS = [
     {"instruction": f"Name colour {i}.", "response": f"It is {c}.", "category": c}

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from console import Shell
 from number_workers import CLIENTS, a_task, numbers
-
 from shepherd.cli import interrupts
 from shepherd.engines.workers import Workers
 from shepherd.experiment import run as experiment

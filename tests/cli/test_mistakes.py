@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from console import Outcome, Shell
 from tiny import tiny_model, tiny_tokenizer
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from console import Shell
 from report_runs import write_run
-from tiny import tiny_model
-
 from shepherd.cli.progress import print_result
 from shepherd.cli.settings import QUICK
 from shepherd.config import Config
@@ -19,6 +18,7 @@ from shepherd.recipe import load, recipes
 from shepherd.report import load_run
 from shepherd.report.sections.participation import alerts
 from shepherd.report.sections.verdict import verdict
+from tiny import tiny_model
 
 SUMMARY = {
     "arms": {

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+
 from broken_disks import QuickDisk
 from console import Shell
 from report_runs import change, write_run
-
 from shepherd.store import RunDirectory
 
 

@@ -9,12 +9,10 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+
 from federations import SEED, begin, dense, local, random_update
 from forged import TASK, forged, update, values
 from plain_client import low_rank, mean_loss, train_plainly
-from stopped_runs import after_round, checkpoint_digest, stopped
-from tiny_training import adapter_for, base_model, distance, some_data, targets_of
-
 from shepherd.clients.personal.ifca import HOMELESS, cluster_losses, judged, pick, train_in_clusters
 from shepherd.clients.personal.methods import personalizations
 from shepherd.clients.row_order import walk
@@ -38,6 +36,8 @@ from shepherd.updates.gate import Gate, Limits
 from shepherd.updates.rules import update_norm
 from shepherd.updates.tensors import cluster_part, view_part
 from shepherd.updates.wire import Envelope, Sealed, pack, unpack
+from stopped_runs import after_round, checkpoint_digest, stopped
+from tiny_training import adapter_for, base_model, distance, some_data, targets_of
 
 IFCA = ("personalization.name=ifca", "evaluation.arms=base,federated", "evaluation.generate=0")
 RATES = (3e-3, 2e-3, 1e-3)

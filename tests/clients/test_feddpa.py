@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from plain_client import low_rank, train_plainly
-from tiny_training import ALPHA, adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
+from plain_client import low_rank, train_plainly
 from shepherd.clients.cohort import Cohort
 from shepherd.clients.personal.feddpa import begun, beside
 from shepherd.clients.personal.joined import joined
@@ -33,6 +32,7 @@ from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
 from shepherd.serving.tuned import load_tuned
 from shepherd.types import Adapter, Factors, GlobalModel, ServerState, TrainTask, View, Work
+from tiny_training import ALPHA, adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
 RATES = (3e-3, 2e-3, 1e-3)
 DATA = some_data()

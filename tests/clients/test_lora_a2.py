@@ -9,11 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_training_views import DATA, MODULES, adapter_of
+
 from federations import SEED, SHAPES, WEIGHTS, R, a_round, assert_near, begin, dense_choice, in_dense_form, whole
 from plain_client import train_plainly
-from test_training_views import DATA, MODULES, adapter_of
-from tiny_training import base_model, distance, same_bytes, targets_of
-
 from shepherd.cli.settings import gather
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.slots import best_slots, probe_work
@@ -28,6 +27,7 @@ from shepherd.server.traffic import round_bytes
 from shepherd.types import Adapter, Choice, ClientFailure, ClientUpdate, Factors, Objective, TrainTask, View, Work
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Envelope, Sealed, pack
+from tiny_training import base_model, distance, same_bytes, targets_of
 
 RATES = (0.3, 0.2, 0.1)  # of SGD: large, so that slots differ by far more than rounding
 BUDGET = 7  # of 4 slots in each of 6 modules

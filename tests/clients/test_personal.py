@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from plain_client import train_plainly
-from tiny_training import adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
+from plain_client import train_plainly
 from shepherd.clients.personal.methods import own_adapter, personalizations, second_adapter
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import Site, train
@@ -27,6 +26,7 @@ from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.serving.tuned import load_tuned
 from shepherd.types import Factors, GlobalModel, Objective, ServerState, TrainTask, View, Work
+from tiny_training import adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
 RATES = (3e-3, 2e-3, 1e-3)
 MODULES = targets_of(base_model())

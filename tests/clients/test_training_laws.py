@@ -13,15 +13,6 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_training import (
-    BASES,
-    VOCABULARY,
-    adapter_for,
-    base_model,
-    distance,
-    some_data,
-    targets_of,
-)
 
 from shepherd.clients.cohort import Cohort
 from shepherd.clients.row_order import walk
@@ -33,6 +24,15 @@ from shepherd.model.adapter import save_adapter
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.types import ClientFailure, ClientUpdate, TrainTask, View, Work
+from tiny_training import (
+    BASES,
+    VOCABULARY,
+    adapter_for,
+    base_model,
+    distance,
+    some_data,
+    targets_of,
+)
 
 RATES = (3e-3, 2e-3, 1e-3)
 

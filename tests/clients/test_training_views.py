@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from plain_client import train_plainly
-from tiny_training import base_model, distance, same_bytes, some_data, targets_of
 
+from plain_client import train_plainly
 from shepherd.clients.local_optimizer import Moving
 from shepherd.clients.objectives import add_product_proximal, add_proximal
 from shepherd.clients.settings import LocalTraining
@@ -23,6 +22,7 @@ from shepherd.model.lora import CohortLora
 from shepherd.model.slots import Slot, features
 from shepherd.types import Adapter, ClientFailure, ClientUpdate, Core, Factors, Objective, TrainTask, View, Work
 from shepherd.updates.gate import Gate
+from tiny_training import base_model, distance, same_bytes, some_data, targets_of
 
 RATES = (3e-3, 2e-3, 1e-3)
 ROUNDING = 1e-5  # as in test_training_laws.py; the most that was seen here is 2e-6, AdamW included

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny_tokenizers as tiny
 
+import tiny_tokenizers as tiny
 from shepherd.data.audit import KINDS, audit
 from shepherd.data.partition import divide, hold_out
 from shepherd.data.prompts import build_template

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import tiny_tokenizers as tiny
 
+import tiny_tokenizers as tiny
 from shepherd.data.audit import audit
 from shepherd.data.partition import divide, hold_out, short_categories, table
 from shepherd.data.prompts import build_template

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forged import TASK
 from safetensors.numpy import save_file
 
+from forged import TASK
 from shepherd.data.partition import divide, load_partition
 from shepherd.data.sources import load_examples
 from shepherd.errors import ShepherdError

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fake_hub import FakeHub
 
 from conftest import SMALL_RUN
+from fake_hub import FakeHub
 
 pytestmark = pytest.mark.timeout(180)
 SOURCES = Path(__file__).parents[2] / "src"

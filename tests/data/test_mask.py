@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import chat_templates as known
 import pytest
-import tiny_tokenizers as tiny
 from tokenizers import AddedToken
 
+import chat_templates as known
+import tiny_tokenizers as tiny
 from shepherd.data.prompts import build_template
 from shepherd.data.tokenize import encode, encode_prompt, pieces, tokenize
 from shepherd.errors import DataError, ModelError, UsageError

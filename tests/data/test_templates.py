@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-import chat_templates as known
 import pytest
-import tiny_tokenizers as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import chat_templates as known
+import tiny_tokenizers as tiny
 from shepherd.data.formats import Refusal
 from shepherd.data.outline import NO_REASONING
 from shepherd.data.prompts import build_template

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny_tokenizers as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny_tokenizers as tiny
 from shepherd.data.prompts import build_template
 from shepherd.data.tokenize import tokenize
 from shepherd.errors import DataError

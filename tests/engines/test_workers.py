@@ -11,9 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from number_workers import CLIENTS, SECRET, a_task, answers, breaks, cannot, workers
-from stopped_runs import checkpoint_digest
 
+from number_workers import CLIENTS, SECRET, a_task, answers, breaks, cannot, workers
 from shepherd.clients.progress import Progress
 from shepherd.engines.workers import _Garbled, _sealed, _step_report
 from shepherd.errors import ResourceError
@@ -21,6 +20,7 @@ from shepherd.experiment import run as experiment
 from shepherd.types import ClientFailure, ClientUpdate
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Sealed
+from stopped_runs import checkpoint_digest
 
 
 def test_clients_live_in_the_worker_of_their_name_and_keep_what_is_private():

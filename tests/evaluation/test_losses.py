@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import random_adapters
 
 from shepherd.evaluation.answers import generation_differences, generation_scores, sample_rows
 from shepherd.evaluation.losses import RowLosses, row_losses
@@ -21,6 +20,7 @@ from shepherd.model.lora import CohortLora
 from shepherd.model.targets import pick_targets
 from shepherd.rng import stream
 from shepherd.types import Stat, Tokens
+from tiny import random_adapters
 
 
 def losses(nll, tokens, hits=None) -> RowLosses:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from stopped_runs import after_round, stopped
 
 from shepherd.errors import ClientError, UsageError
 from shepherd.experiment import baselines as arms
@@ -13,6 +12,7 @@ from shepherd.experiment import run as experiment
 from shepherd.experiment.estimate import plan
 from shepherd.experiment.plan import rates
 from shepherd.recipe import load, to_toml
+from stopped_runs import after_round, stopped
 
 RUN = (
     "evaluation.local_clients=2", "evaluation.generate=0", "federation.rounds=3", "training.local_steps=2",

@@ -8,9 +8,9 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from console import Shell
 
 import shepherd
+from console import Shell
 from shepherd.errors import ResourceError, ShepherdError
 from shepherd.experiment import capacity
 from shepherd.experiment import checks as starting

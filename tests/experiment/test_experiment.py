@@ -20,10 +20,9 @@ import peft
 import pytest
 import torch
 import transformers
-from console import Shell
-from tiny import tiny_model
 
 import shepherd
+from console import Shell
 from shepherd import recipe
 from shepherd.clients import row_order, training
 from shepherd.data.tokenize import encode_prompt
@@ -40,6 +39,7 @@ from shepherd.model.base import load_base, load_tokenizer
 from shepherd.model.generate import Answer
 from shepherd.types import Adapter, Example, Factors, Message
 from shepherd.updates import gate
+from tiny import tiny_model
 
 CATEGORIES = [
     "brainstorming", "classification", "closed_qa", "creative_writing", "general_qa", "information_extraction",

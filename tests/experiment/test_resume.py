@@ -13,8 +13,6 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from stopped_runs import Stop, after_round, checkpoint_digest, stop_at, stopped
-from tiny import CHAT_TEMPLATE, tiny_model
 
 from shepherd.errors import DataError, UsageError
 from shepherd.experiment import run as experiment
@@ -24,6 +22,8 @@ from shepherd.serving.tuned import load_tuned
 from shepherd.store import RunDirectory
 from shepherd.store.state import load_state
 from shepherd.types import Message
+from stopped_runs import Stop, after_round, checkpoint_digest, stop_at, stopped
+from tiny import CHAT_TEMPLATE, tiny_model
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 RUN = (

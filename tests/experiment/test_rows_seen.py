@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from stopped_runs import after_round, stopped
 
 from shepherd.clients import cohort
 from shepherd.experiment import rows_seen
 from shepherd.experiment import run as experiment
 from shepherd.rng import stream
+from stopped_runs import after_round, stopped
 
 ROUNDS = ("evaluation.arms=base,federated", "evaluation.generate=0", "federation.rounds=4")
 FEW = ("federation.clients_per_round=3", "federation.over_select=1")

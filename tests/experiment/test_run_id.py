@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from stopped_runs import Stop, after_round, stop_at, stopped
 
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import ClientError
@@ -14,6 +13,7 @@ from shepherd.experiment import run as experiment
 from shepherd.model.digest import tokenizer_digest
 from shepherd.types import ClientUpdate
 from shepherd.updates.wire import Envelope, Sealed, pack
+from stopped_runs import Stop, after_round, stop_at, stopped
 
 JUST_ROUNDS = ("federation.rounds=2", "evaluation.arms=base,federated", "evaluation.generate=0")
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from console import Shell
-from tiny import tiny_model
 
+from console import Shell
 from shepherd.model.catalogue import BUILTIN
 from shepherd.model.digest import write_manifest
 from shepherd.model.fetch import list_models
+from tiny import tiny_model
 
 README = Path(__file__).parents[2] / "README.md"
 EXCEPT = ("make ", "pip install ")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import tiny_tokenizers as tiny
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
+
+import tiny_tokenizers as tiny
 
 LLAMA_3 = (  # a date in every prompt: the caller's, or the day's; texts are trimmed
     "{{ bos_token }}{% if not date_string is defined %}{% if strftime_now is defined %}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+
 from tiny import CHAT_TEMPLATE, SPECIAL
 
 

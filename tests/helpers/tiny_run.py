@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import CHAT_TEMPLATE, tiny_model
 
 from shepherd import recipe
+from tiny import CHAT_TEMPLATE, tiny_model
 
 
 def tiny_run(

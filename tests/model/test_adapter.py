@@ -12,7 +12,6 @@ import peft
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from tiny import KINDS
 
 from shepherd.errors import ModelError
 from shepherd.lowrank import LowRank
@@ -22,6 +21,7 @@ from shepherd.model.lora import CohortLora
 from shepherd.model.slots import NOBODY, Segment, features
 from shepherd.model.targets import pick_targets
 from shepherd.types import Adapter, Factors, GlobalModel
+from tiny import KINDS
 
 SIZES = {"h.0.attn": (5, 7), "h.1.attn": (5, 7), "h.1.mlp": (4, 3)}
 

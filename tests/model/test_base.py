@@ -9,7 +9,6 @@ import shutil
 import pytest
 import torch
 import transformers
-from tiny import KINDS, tiny_model, tiny_tokenizer
 from torch import nn
 
 from shepherd.errors import ModelError, ResourceError, UsageError
@@ -18,6 +17,7 @@ from shepherd.model.base import load_base, pick_device, pick_dtype
 from shepherd.model.digest import model_digest
 from shepherd.model.outline import outline
 from shepherd.model.targets import is_linear, linear_names, pick_targets
+from tiny import KINDS, tiny_model, tiny_tokenizer
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 SPLIT = ["q_proj", "k_proj", "v_proj", "o_proj", *MLP]

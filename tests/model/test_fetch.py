@@ -17,14 +17,14 @@ import huggingface_hub
 import huggingface_hub.constants
 import huggingface_hub.errors
 import pytest
-from tiny import CHAT_TEMPLATE, tiny_model
-from tiny_gguf import write_gguf
 
 from shepherd import network
 from shepherd.errors import ModelError, NetworkError, ResourceError
 from shepherd.model import catalogue, convert, digest, fetch
 from shepherd.model.catalogue import Packaged
 from shepherd.model.fetch import list_models, pull, resolve
+from tiny import CHAT_TEMPLATE, tiny_model
+from tiny_gguf import write_gguf
 
 MEMBER = "toy/toy.gguf"
 CONTENT = b"GGUF, or nearly"

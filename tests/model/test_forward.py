@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import KINDS, random_adapters, tiny_model
 
 from shepherd.errors import ModelError
 from shepherd.model.base import Base, load_base
@@ -20,6 +19,7 @@ from shepherd.model.lora import CohortLora
 from shepherd.model.slots import NOBODY, Segment
 from shepherd.model.targets import pick_targets
 from shepherd.types import Tokens
+from tiny import KINDS, random_adapters, tiny_model
 
 LENGTHS = (23, 2, 9, 17, 40)  # the windows of gemma2, gemma3 and mistral here are 8 tokens
 FUSED_HEADS = sorted(set(KINDS) - {"gemma2"})  # gemma2 caps its logits, so its head is more than a product

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_training import adapter_for, base_model, distance, some_data, targets_of
 
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import Site, train
@@ -14,6 +13,7 @@ from shepherd.model import fused as together
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.types import Adapter, ClientFailure, Factors, TrainTask, View, Work
+from tiny_training import adapter_for, base_model, distance, some_data, targets_of
 
 RATES = (3e-3, 2e-3)
 

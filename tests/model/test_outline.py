@@ -8,13 +8,13 @@ import shutil
 
 import pytest
 import torch
-from console import Shell
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model
 
+from console import Shell
 from shepherd.errors import ModelError
 from shepherd.model.base import load_base, load_tokenizer
 from shepherd.model.outline import check_packable, load_config, outline
+from tiny import tiny_model
 
 
 @pytest.fixture
@@ -138,11 +138,11 @@ def test_check_run_and_data_inspect_give_one_answer(folder, tmp_path, capsys, mo
 
 
 def test_a_mixture_of_experts_says_in_check_and_run_and_summary_what_all_linear_reaches(tmp_path, small_config):
-    from tiny import tiny_tokenizer
     from transformers import MixtralConfig, MixtralForCausalLM
 
     from shepherd.experiment.estimate import plan
     from shepherd.experiment.run import run
+    from tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     config = MixtralConfig(

@@ -6,11 +6,11 @@ import math
 import re
 
 import pytest
-from report_runs import HOSTILE, Page, change, check, write_run
 from rich.cells import cell_len
 
+from report_runs import HOSTILE, Page, change, check, write_run
 from shepherd.errors import DataError
-from shepherd.report.comparison import page as compare
+from shepherd.report.comparison.page import compare
 from shepherd.report.comparison.ranking import ranking
 
 

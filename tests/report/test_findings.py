@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from report_runs import change, write_run
 
+from report_runs import change, write_run
 from shepherd.report import findings, load_run
-from shepherd.report.comparison import page as compare
+from shepherd.report.comparison.page import compare
 from shepherd.report.sections.losses import cards, measure
 from shepherd.report.sections.participation import alerts
 from shepherd.report.sections.verdict import verdict

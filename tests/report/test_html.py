@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_runs import ARMS, CATEGORIES, HOSTILE, Page, change, check, write_run
 
 import shepherd.report
+from report_runs import ARMS, CATEGORIES, HOSTILE, Page, change, check, write_run
 from shepherd.config import Config
 from shepherd.errors import DataError
 from shepherd.report import write_report

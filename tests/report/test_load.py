@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from report_runs import change, write_run
 
+from report_runs import change, write_run
 from shepherd.errors import DataError
 from shepherd.report import load_run
 

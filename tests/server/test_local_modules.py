@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from federations import BLOCKS, SEED, SHAPES, WEIGHTS, R, a_round, begin, fresh
 from plain_client import train_plainly
-from tiny_training import adapter_for, base_model, distance, same_bytes, some_data, targets_of
-
 from shepherd.clients.personal.methods import own_adapter
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import Site, train
@@ -32,6 +31,7 @@ from shepherd.server.traffic import SMOLLM2_QV, numbers, round_bytes
 from shepherd.types import Factors, GlobalModel, Objective, ServerState, TrainTask, View, Work
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Envelope, Sealed, pack
+from tiny_training import adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
 TWELVE = tuple(f"model.layers.{n}.{name}" for n in range(12) for name in ("self_attn.q_proj", "mlp.down_proj"))
 

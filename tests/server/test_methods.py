@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from federations import (
     ALPHA,
     SEED,
@@ -28,9 +31,6 @@ from federations import (
     to_bfloat16,
     train,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from shepherd.clients.personal.methods import personalizations
 from shepherd.errors import ClientError, NumericalError, UsageError
 from shepherd.lowrank import LowRank

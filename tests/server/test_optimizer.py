@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from federations import SHAPES, WEIGHTS, a_round, after_rounds, assert_near, begin, dense, law
 from safetensors.numpy import load_file, save_file
 
+from federations import SHAPES, WEIGHTS, a_round, after_rounds, assert_near, begin, dense, law
 from shepherd.errors import UsageError
 from shepherd.server.methods import build_method, methods
 from shepherd.server.optimizer import control, control_step, optimizers

@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from federations import (
     ALPHA,
     SEED,
@@ -25,9 +28,6 @@ from federations import (
     shapes_for,
     whole,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from shepherd.errors import NumericalError, UsageError
 from shepherd.lowrank import LowRank
 from shepherd.server.composition import DEFAULTS, REGISTRIES, build_pieces

@@ -14,8 +14,8 @@ import test_methods as laws
 import test_optimizer as optimizer_laws
 import test_pieces as piece_laws
 import test_scaffold as scaffold_laws
-from federations import bfloat16
 
+from federations import bfloat16
 from shepherd.lowrank import LowRank, stack
 from shepherd.server import method, optimizer, uploads
 from shepherd.server.pieces import merge as merges

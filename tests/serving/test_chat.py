@@ -10,13 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import tiny_tokenizers
-from console import Shell
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_model, tiny_tokenizer
-from tiny_run import tiny_run
 
+import tiny_tokenizers
+from console import Shell
 from shepherd.cli import output
 from shepherd.data.prompts import build_template
 from shepherd.data.tokenize import encode_prompt
@@ -26,6 +24,8 @@ from shepherd.model.generate import generate
 from shepherd.serving.chat import chat, readable
 from shepherd.serving.tuned import load_tuned
 from shepherd.types import Message
+from tiny import tiny_model, tiny_tokenizer
+from tiny_run import tiny_run
 
 SHORT = {"max_new_tokens": 8}
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from console import Shell
-from tiny import CHAT_TEMPLATE, tiny_model
-from tiny_run import tiny_run
 
+from console import Shell
 from shepherd.errors import DataError, EvaluationError, ModelError, ResourceError, UsageError
 from shepherd.serving.export import _card, export
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import read_json
+from tiny import CHAT_TEMPLATE, tiny_model
+from tiny_run import tiny_run
 
 IDS = (5, 17, 40, 8, 99, 3)
 

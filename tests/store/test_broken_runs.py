@@ -9,8 +9,8 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from console import Shell
 
+from console import Shell
 from shepherd.errors import ModelError
 from shepherd.experiment import run as experiment
 from shepherd.model.adapter import fresh_adapter, save_adapter

@@ -6,10 +6,10 @@ import errno
 import json
 
 import pytest
-from broken_disks import FailingDisk, QuickDisk
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broken_disks import FailingDisk, QuickDisk
 from shepherd.store import RunDirectory, read_journal
 from shepherd.store.lines import Growing, append, cut_to, journal_line, line_of, mark, mend_journal
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from broken_disks import FailingDisk, QuickDisk, RecordingDisk, crash_trees, lay_out, read_tree
 
+from broken_disks import FailingDisk, QuickDisk, RecordingDisk, crash_trees, lay_out, read_tree
 from shepherd.errors import ResourceError
 from shepherd.store import Disk, RunDirectory, read_journal
 

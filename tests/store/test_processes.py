@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from broken_disks import QuickDisk
 
+from broken_disks import QuickDisk
 from shepherd.errors import UsageError
 from shepherd.store import RunDirectory, read_journal, writer_of
 

@@ -8,8 +8,8 @@ import os
 import shutil
 
 import pytest
-from broken_disks import QuickDisk
 
+from broken_disks import QuickDisk
 from shepherd.store import Rounds, RunDirectory
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "state.json")

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from federations import SHAPES, R, a_round, begin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from federations import SHAPES, R, a_round, begin
 from shepherd.errors import ModelError
 from shepherd.lowrank import LowRank
 from shepherd.model.adapter import load_adapter

@@ -13,9 +13,9 @@ import test_lines as of_lines
 import test_power as power
 import test_rounds as of_rounds
 import test_store as runs
+
 from broken_disks import QuickDisk
 from planted import notice, texts_that_are_not_there_once
-
 from shepherd.store import Rounds, RunDirectory, disk, lines, rounds, run
 from shepherd.store.lines import append, journal_line
 

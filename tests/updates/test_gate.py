@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from forged import ABSENT, BASE, CHOOSING, FIELDS, RUN, SHAPES, TASK, TOKENIZER, forged, update, values
 
+from forged import ABSENT, BASE, CHOOSING, FIELDS, RUN, SHAPES, TASK, TOKENIZER, forged, update, values
 from shepherd.types import REASONS, ClientFailure, ClientUpdate, Objective
 from shepherd.updates import wire
 from shepherd.updates.gate import UNKNOWN, Gate, Limits

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forged import ABSENT, FIELDS, RUN, SHAPES, TASK, TOKENIZER, forged, sealed_header, update, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forged import ABSENT, FIELDS, RUN, SHAPES, TASK, TOKENIZER, forged, sealed_header, update, values
 from shepherd.rng import stream
 from shepherd.types import REASONS, ClientFailure, ClientUpdate
 from shepherd.updates.gate import Gate, Limits

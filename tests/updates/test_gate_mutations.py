@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import test_gate as gates
-from planted import notice, texts_that_are_not_there_once
 
+from planted import notice, texts_that_are_not_there_once
 from shepherd.updates import gate, rules
 
 fault = partial(partial, gates.test_an_update_with_a_fault_becomes_a_failure_that_names_it, from_="memory")

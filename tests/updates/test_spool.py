@@ -12,12 +12,12 @@ import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import federations
 import numpy as np
 import pytest
+
+import federations
 from broken_disks import QuickDisk
 from kill_runs import ending
-
 from shepherd.clients.selection import build_selection
 from shepherd.errors import ResourceError
 from shepherd.experiment.run import resume, run

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from forged import FIELDS, forged, update, values
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from forged import FIELDS, forged, update, values
 from shepherd.types import ClientUpdate
 from shepherd.updates.wire import Envelope, WireError, pack, unpack
 

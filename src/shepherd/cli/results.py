@@ -76,7 +76,7 @@ def compare(runs: tuple[str, ...], html: Path | None, as_json: bool) -> None:
     """Put runs side by side.
 
     Losses with their differences, and the settings that are not the same."""
-    from shepherd.report.comparison import page as put_side_by_side
+    from shepherd.report.comparison.page import compare as put_side_by_side
 
     comparison = put_side_by_side([find_run(run) for run in runs])
     if html is not None:
