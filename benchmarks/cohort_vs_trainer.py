@@ -209,7 +209,7 @@ def _child(spec: dict) -> dict:
 
     from shepherd.experiment.plan import rates, share
     from shepherd.experiment.rows import prepare_rows
-    from shepherd.experiment.trainer import prepare_learner
+    from shepherd.experiment.trainer import prepare_trainer
     from shepherd.model.base import load_base
     from shepherd.model.threads import matmul_peak
     from shepherd.recipe import load
@@ -234,7 +234,7 @@ def _child(spec: dict) -> dict:
     for client, own in data.items():
         count, steps = share(len(own), config.training)
         work[client] = Work(client, 0, count, rates(config, steps, 1))
-    learner = prepare_learner(config, base)
+    learner = prepare_trainer(config, base)
     train = _trainer_side(base, learner, data, autocast) if kind == "trainer" else _cohort_side(learner, data)
 
     memory = _Memory(base.device)
@@ -278,7 +278,7 @@ def _walked(rows, work):
 def _cohort_side(learner, data):
     """work -> ({client: losses}, tokens computed): all clients in one batch."""
     from shepherd.clients.training import train
-    from shepherd.types import TrainTask, View
+    from shepherd.types import ClientModel, TrainTask
 
     def run(work):
         losses = {client: [] for client in work}
@@ -288,7 +288,7 @@ def _cohort_side(learner, data):
                 if progress.step > len(losses[client]):
                     losses[client].append(progress.loss)
 
-        task = TrainTask(1, {client: View(learner.adapter) for client in work}, 0, work)
+        task = TrainTask(1, {client: ClientModel(learner.adapter) for client in work}, 0, work)
         for _ in train(task, {}, learner.site(data), observe):
             pass
         return losses, sum(len(row.input_ids) for c, w in work.items() for row in _walked(data[c], w))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, TrainTask, View, Work
+from shepherd.types import Adapter, ClientFailure, ClientModel, ClientUpdate, Factors, TrainTask, Work
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Envelope, Sealed, pack
 
@@ -28,7 +28,7 @@ def setting(sizes: dict[str, tuple[int, int]], r: int) -> tuple[TrainTask, Clien
     pairs = {
         name: Factors(np.zeros((r, n), np.float32), np.zeros((m, r), np.float32)) for name, (n, m) in sizes.items()
     }
-    view = View(Adapter(pairs, r, 2.0 * r))
+    view = ClientModel(Adapter(pairs, r, 2.0 * r))
     task = TrainTask(1, {"a": view}, 0, {"a": Work("a", 0, 4, (0.1,))})
     delta = {name: rng.standard_normal(array.shape, np.float32) for name, array in view.tensors().items()}
     return task, ClientUpdate("a", 1, delta, 4, 100, 1, {"loss": 2.0})

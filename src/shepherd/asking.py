@@ -16,7 +16,16 @@ from shepherd.plan import Engine, Plan
 from shepherd.rng import stream
 from shepherd.server.optimizer import control
 from shepherd.server.weights import capped, update_weights
-from shepherd.types import ClientFailure, ClientId, ClientUpdate, Memory, ServerState, TrainTask, View, Work
+from shepherd.types import (
+    ClientFailure,
+    ClientHistory,
+    ClientId,
+    ClientModel,
+    ClientUpdate,
+    ServerState,
+    TrainTask,
+    Work,
+)
 from shepherd.updates.rules import update_norm
 from shepherd.updates.spool import Spool
 
@@ -31,8 +40,8 @@ class Asked:
     """
 
     work: dict[ClientId, Work] = field(default_factory=dict)
-    views: dict[ClientId, View] = field(default_factory=dict)
-    clusters: dict[ClientId, tuple[View, ...]] = field(default_factory=dict)
+    views: dict[ClientId, ClientModel] = field(default_factory=dict)
+    clusters: dict[ClientId, tuple[ClientModel, ...]] = field(default_factory=dict)
     usable: dict[ClientId, ClientUpdate] = field(default_factory=dict)
     bad: list[ClientFailure] = field(default_factory=list)
     norms: dict[ClientId, float] = field(default_factory=dict)
@@ -215,17 +224,17 @@ def pool_of(clients: Sequence[ClientId], state: ServerState, plan: Plan) -> Pool
     )
 
 
-def remembered(state: ServerState, asked: Asked, number: int) -> dict[ClientId, Memory]:
+def remembered(state: ServerState, asked: Asked, number: int) -> dict[ClientId, ClientHistory]:
     """The server's memory of clients after a round; what a client did not tell this time stays as it was."""
     history = dict(state.history)
     for client in sorted(asked.work):
-        before = history.get(client, Memory(number))
+        before = history.get(client, ClientHistory(number))
         loss, seconds = before.loss, before.seconds
         if client in asked.usable:
             loss = asked.usable[client].metrics.get("loss", loss)
         if client in asked.usable or client in asked.late:
             seconds = asked.seconds[client]
-        history[client] = Memory(number, loss, seconds)
+        history[client] = ClientHistory(number, loss, seconds)
     return history
 
 

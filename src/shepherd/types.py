@@ -165,7 +165,7 @@ class Core:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class SlotChoice:
     """That a client picks the rank slots that it moves itself, by a probe of its own training with all of them.
 
     budget: the most slots, over all modules together. steps: those of the probe; 0 is one pass over the client's rows,
@@ -177,7 +177,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class View:
+class ClientModel:
     """What one client starts a round from, which parts of it may move, and which of those travel back.
 
     Local step i moves `trains[i % len(trains)]`: "AB", "A" or "B". `sends` is "AB", "A", "B" or "core". `slots` holds
@@ -191,7 +191,7 @@ class View:
     sends: str = "AB"
     slots: Tensors | None = None
     core: Core | None = None
-    choice: Choice | None = None
+    choice: SlotChoice | None = None
     home: frozenset[str] = frozenset()
 
     def tensors(self) -> dict[str, np.ndarray]:
@@ -222,7 +222,7 @@ class View:
         np.moveaxis(whole, axis, 0)[may] = np.moveaxis(owned, axis, 0)
         return whole
 
-    def chosen(self, slots: Tensors) -> View:
+    def chosen(self, slots: Tensors) -> ClientModel:
         """The view with the slots that a client chose; without a choice, itself.
 
         Raises ValueError, in words of our own, where they are not bool[r] for each module, more than the budget, or
@@ -295,13 +295,13 @@ class TrainTask:
     """
 
     round: int
-    views: Mapping[ClientId, View]
+    views: Mapping[ClientId, ClientModel]
     seed: int
     work: Mapping[ClientId, Work]
     remainder: Mapping[str, LowRank] = field(default_factory=dict)
     objective: Objective = Objective()
     control: Tensors = field(default_factory=dict)
-    clusters: Mapping[ClientId, tuple[View, ...]] = field(default_factory=dict)
+    clusters: Mapping[ClientId, tuple[ClientModel, ...]] = field(default_factory=dict)
 
     def part(self, clients: Iterable[ClientId]) -> TrainTask:
         """The same task for some of its clients."""
@@ -353,7 +353,7 @@ class GlobalModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class ClientHistory:
     """What the server knows of a client from the last round in which it was asked.
 
     loss: mean training loss of its last answer, nats per target token; seconds: how long that took. None: it never
@@ -380,7 +380,7 @@ class ServerState:
     clients: Mapping[ClientId, Tensors] = field(default_factory=dict)
     strikes: Mapping[ClientId, int] = field(default_factory=dict)
     quarantined: tuple[ClientId, ...] = ()
-    history: Mapping[ClientId, Memory] = field(default_factory=dict)
+    history: Mapping[ClientId, ClientHistory] = field(default_factory=dict)
     clusters: tuple[GlobalModel, ...] = ()
 
 

@@ -69,7 +69,7 @@ def test_an_error_shows_its_traceback_only_with_debug(shell, monkeypatch):
 
 
 def test_a_failure_of_our_own_is_one_line_and_says_how_to_see_more(shell, monkeypatch):
-    monkeypatch.setattr(config, "recipes", lambda: 1 / 0)
+    monkeypatch.setattr(recipe, "recipes", lambda: 1 / 0)
     outcome = shell("list", "recipes")
     assert outcome.status == 1 and "Traceback" not in outcome.err
     assert outcome.err.startswith("error: unexpected ZeroDivisionError: division by zero\nhint: run again with --debug")
@@ -79,7 +79,7 @@ def test_ctrl_c_ends_with_130(shell, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(config, "recipes", interrupt)
+    monkeypatch.setattr(recipe, "recipes", interrupt)
     outcome = shell("list", "recipes")
     assert (outcome.status, outcome.err.strip()) == (130, "error: interrupted")
 
@@ -94,7 +94,7 @@ def test_sigterm_ends_with_143_and_runs_the_cleaning_up(shell, monkeypatch):
         finally:
             cleaned.append(True)
 
-    monkeypatch.setattr(config, "recipes", terminated)
+    monkeypatch.setattr(recipe, "recipes", terminated)
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         assert shell("list", "recipes").status == 143

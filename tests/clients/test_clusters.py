@@ -15,9 +15,9 @@ from forged import TASK, forged, update, values
 from plain_client import low_rank, mean_loss, train_plainly
 from shepherd.clients.personal.ifca import HOMELESS, cluster_losses, judged, pick, train_in_clusters
 from shepherd.clients.personal.methods import personalizations
-from shepherd.clients.row_order import walk
+from shepherd.clients.row_order import next_rows
 from shepherd.clients.settings import LocalTraining
-from shepherd.clients.training import Site, train
+from shepherd.clients.training import TrainingHost, train
 from shepherd.config import PersonalizationTable
 from shepherd.errors import UsageError
 from shepherd.evaluation.losses import row_losses
@@ -31,7 +31,7 @@ from shepherd.server.clusters import combine_clusters, group, medoids
 from shepherd.server.methods import build_method
 from shepherd.serving.tuned import load_tuned
 from shepherd.store.state import load_state
-from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, GlobalModel, TrainTask, View, Work
+from shepherd.types import Adapter, ClientFailure, ClientModel, ClientUpdate, Factors, GlobalModel, TrainTask, Work
 from shepherd.updates.gate import Gate, Limits
 from shepherd.updates.rules import update_norm
 from shepherd.updates.tensors import cluster_part, view_part
@@ -67,14 +67,14 @@ def losses_of(clients=tuple(DATA), adapters=ADAPTERS, tokens_per_pass=1024, data
 def one_round(clusters, clients=tuple(DATA), at_once=16, first_row=0, **options):
     """The answers of a round by client; `clusters` holds the adapters of each client's clusters."""
     model = base_model()
-    views = dict.fromkeys(clients, View(adapter_for(MODULES)))
+    views = dict.fromkeys(clients, ClientModel(adapter_for(MODULES)))
     work = {client: Work(client, first_row, 2 * len(RATES), RATES) for client in clients}
-    task = TrainTask(1, views, 7, work, clusters={c: tuple(map(View, clusters[c])) for c in clients})
+    task = TrainTask(1, views, 7, work, clusters={c: tuple(map(ClientModel, clusters[c])) for c in clients})
     settings = LocalTraining(
         weight_decay=0.5, clients_at_once=at_once, personal=personalizations.build("ifca", options)
     )
     modules = targets_of(model)
-    site = Site(PackedModel(model), lambda: CohortLora(modules), settings, DATA)
+    site = TrainingHost(PackedModel(model), lambda: CohortLora(modules), settings, DATA)
     return {answer.client: answer for answer in train_in_clusters(task, {}, site)}
 
 
@@ -137,7 +137,7 @@ def test_a_client_sends_the_same_bytes_whoever_trains_beside_it():
 def test_a_client_trains_the_adapter_that_it_chose_as_autograd_would():
     answer = one_round(dict.fromkeys(DATA, ADAPTERS))["client-0"]
     model = base_model()
-    start = View(ADAPTERS[answer.cluster - 1])
+    start = ClientModel(ADAPTERS[answer.cluster - 1])
     after, losses, _ = train_plainly(model, targets_of(model), start, DATA["client-0"], "client-0", RATES)
     expected = {name: after[name] - before for name, before in start.tensors().items()}
     assert distance(cluster_part(answer.delta), expected) < 1e-5
@@ -145,10 +145,12 @@ def test_a_client_trains_the_adapter_that_it_chose_as_autograd_would():
 
 
 def test_the_global_update_does_not_notice_the_clusters():
-    task = TrainTask(1, dict.fromkeys(DATA, View(adapter_for(MODULES))), 7, {c: Work(c, 0, 6, RATES) for c in DATA})
+    task = TrainTask(
+        1, dict.fromkeys(DATA, ClientModel(adapter_for(MODULES))), 7, {c: Work(c, 0, 6, RATES) for c in DATA}
+    )
     model = base_model()
     modules = targets_of(model)
-    site = Site(PackedModel(model), lambda: CohortLora(modules), LocalTraining(weight_decay=0.5), DATA)
+    site = TrainingHost(PackedModel(model), lambda: CohortLora(modules), LocalTraining(weight_decay=0.5), DATA)
     plain = train(task, {}, site)
     beside = one_round(dict.fromkeys(DATA, ADAPTERS))
     for answer in plain:
@@ -169,14 +171,14 @@ def test_a_broken_adapter_is_chosen_by_nobody_and_without_another_the_client_fai
 def test_a_client_judges_by_the_rows_of_the_round_and_by_no_more_than_it_may_or_has():
     rows = DATA["client-0"]
     ids = lambda some: [row.id for row in some]  # noqa: E731
-    assert ids(judged(rows, "c", 4, 4, 0, 7)) == ids(walk(rows, "c", 4, 4, 7))
-    assert ids(judged(rows, "c", 4, 4, 3, 7)) == ids(walk(rows, "c", 4, 3, 7))
+    assert ids(judged(rows, "c", 4, 4, 0, 7)) == ids(next_rows(rows, "c", 4, 4, 7))
+    assert ids(judged(rows, "c", 4, 4, 3, 7)) == ids(next_rows(rows, "c", 4, 3, 7))
     assert sorted(ids(judged(rows, "c", 0, 18, 0, 7))) == sorted(ids(rows))
     picks = {}
     for first_row in range(4):
         for client, answer in one_round(dict.fromkeys(DATA, ADAPTERS), first_row=first_row, rows=1).items():
             model = base_model()
-            (first,) = walk(DATA[client], client, first_row, 1, 7)
+            (first,) = next_rows(DATA[client], client, first_row, 1, 7)
             losses = cluster_losses(
                 {client: ADAPTERS}, {client: [first]}, PackedModel(model), CohortLora(targets_of(model)), 99
             )
@@ -226,8 +228,10 @@ def test_clients_are_grouped_by_the_cosines_of_dense_increments_whatever_their_r
 
 def test_clients_that_did_not_move_are_in_some_group():
     model = begin(build_method("fedit"))
-    views = dict.fromkeys("abc", View(model.adapter))
-    still = [ClientUpdate(c, 1, {n: 0 * t for n, t in View(model.adapter).tensors().items()}, 1, 1, 1) for c in "abc"]
+    views = dict.fromkeys("abc", ClientModel(model.adapter))
+    still = [
+        ClientUpdate(c, 1, {n: 0 * t for n, t in ClientModel(model.adapter).tensors().items()}, 1, 1, 1) for c in "abc"
+    ]
     assert set(group(model, views, still, 2).values()) == {1, 2}
 
 
@@ -243,7 +247,7 @@ def test_a_cluster_becomes_the_weighted_mean_of_those_who_chose_it_and_one_that_
     clusters = tuple(GlobalModel(numbers_of(value)) for value in (1.0, 5.0, 9.0))
     changes = {"a": 0.5, "b": -1.0, "c": 3.0, "d": 2.0}
     numbers, weights = {"a": 1, "b": 3, "c": 1, "d": 3}, {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}
-    views = {c: tuple(View(model.adapter) for model in clusters) for c in changes}
+    views = {c: tuple(ClientModel(model.adapter) for model in clusters) for c in changes}
     shape = {"q.A": (1, 3), "q.B": (2, 1)}
     updates = [
         ClientUpdate(c, 1, {n: np.full(s, change, np.float32) for n, s in shape.items()}, 1, 1, 1)

@@ -17,21 +17,21 @@ from shepherd.clients.personal.joined import joined
 from shepherd.clients.personal.methods import personalizations
 from shepherd.clients.personal.mixture import Mixture, hidden_states, load_mixture, prompt_of, save_mixture
 from shepherd.clients.settings import LocalTraining
-from shepherd.clients.training import Site, train
+from shepherd.clients.training import TrainingHost, train
 from shepherd.errors import ModelError, UsageError
 from shepherd.evaluation.losses import row_losses, row_losses_each
 from shepherd.experiment import run as experiment
 from shepherd.experiment.personal_models import mixtures, personal_models
 from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.trainer import prepare_learner
+from shepherd.experiment.trainer import prepare_trainer
 from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
 from shepherd.serving.tuned import load_tuned
-from shepherd.types import Adapter, Factors, GlobalModel, ServerState, TrainTask, View, Work
+from shepherd.types import Adapter, ClientModel, Factors, GlobalModel, ServerState, TrainTask, Work
 from tiny_training import ALPHA, adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
 RATES = (3e-3, 2e-3, 1e-3)
@@ -194,7 +194,7 @@ def one_round(views, private=None, data=DATA, **settings):
     work = {client: Work(client, 0, 2 * len(RATES), RATES) for client in views}
     task = TrainTask(1, views, 7, work)
     local = LocalTraining(weight_decay=0.5, **settings)
-    found = train(task, private or {}, Site(PackedModel(model), lambda: CohortLora(modules), local, data))
+    found = train(task, private or {}, TrainingHost(PackedModel(model), lambda: CohortLora(modules), local, data))
     return {update.client: update for update in found}
 
 
@@ -207,13 +207,13 @@ def test_in_T_the_local_adapter_is_trained_at_weight_a_on_a_base_that_holds_the_
     optimizer,
 ):
     update = one_round(
-        {"client-0": View(SHARED)}, {"client-0": kept(LOCAL)}, optimizer=optimizer,
+        {"client-0": ClientModel(SHARED)}, {"client-0": kept(LOCAL)}, optimizer=optimizer,
         personal=feddpa(variant="T", share=0.3),
     )["client-0"]  # fmt: skip
     model = base_model()
     modules = targets_of(model)
     put_into_base(modules, [(SHARED, 0.7)])
-    weighted = View(replace(LOCAL, alpha=0.3 * LOCAL.alpha))
+    weighted = ClientModel(replace(LOCAL, alpha=0.3 * LOCAL.alpha))
     after, losses, _ = train_plainly(model, modules, weighted, DATA["client-0"], "client-0", RATES, optimizer=optimizer)
     begin = weighted.tensors()
     expected = {name: after[name] - begin[name] for name in begin}
@@ -234,19 +234,21 @@ def test_the_frozen_half_keeps_its_bits_and_the_local_half_moves():
 
 
 def test_the_message_is_that_of_the_method_alone_and_the_local_adapter_stays():
-    views = dict.fromkeys(DATA, View(SHARED))
+    views = dict.fromkeys(DATA, ClientModel(SHARED))
     plain, both = one_round(views), one_round(views, personal=feddpa(variant="T"), clients_at_once=2)
     for client in DATA:
         assert same_bytes(plain[client].delta, both[client].delta)
-        assert set(both[client].delta) == set(View(SHARED).tensors())
-        assert set(both[client].private) == {f"personal/{name}" for name in View(SHARED).tensors()}
+        assert set(both[client].delta) == set(ClientModel(SHARED).tensors())
+        assert set(both[client].private) == {f"personal/{name}" for name in ClientModel(SHARED).tensors()}
 
 
 def test_the_local_adapter_of_a_client_does_not_depend_on_who_trains_beside_it():
     personal = feddpa(variant="T")
-    all_ = one_round(dict.fromkeys(DATA, View(SHARED)), personal=personal)
+    all_ = one_round(dict.fromkeys(DATA, ClientModel(SHARED)), personal=personal)
     for client in DATA:
-        assert same_bytes(all_[client].private, one_round({client: View(SHARED)}, personal=personal)[client].private)
+        assert same_bytes(
+            all_[client].private, one_round({client: ClientModel(SHARED)}, personal=personal)[client].private
+        )
 
 
 def test_in_T_the_local_adapter_begins_as_one_that_changes_nothing_and_goes_on_from_what_was_kept():
@@ -255,7 +257,7 @@ def test_in_T_the_local_adapter_begins_as_one_that_changes_nothing_and_goes_on_f
         assert not B.any() and A.any() and A.shape == SHARED.factors[name].A.shape
         assert (A != second.factors[name].A).any() and (A != SHARED.factors[name].A).any()
     assert first.scale == SHARED.scale
-    personal, view = feddpa(variant="T"), {"client-0": View(SHARED)}
+    personal, view = feddpa(variant="T"), {"client-0": ClientModel(SHARED)}
     fresh = one_round(view, personal=personal)["client-0"].private
     given = one_round(view, {"client-0": kept(begun(SHARED, 7, "client-0"))}, personal=personal)["client-0"].private
     again = one_round(view, {"client-0": fresh}, personal=personal)["client-0"].private
@@ -263,7 +265,7 @@ def test_in_T_the_local_adapter_begins_as_one_that_changes_nothing_and_goes_on_f
 
 
 def test_a_variant_does_not_train_where_it_should_not():
-    assert one_round({"client-0": View(SHARED)}, personal=feddpa(variant="F"))["client-0"].private == {}
+    assert one_round({"client-0": ClientModel(SHARED)}, personal=feddpa(variant="F"))["client-0"].private == {}
 
 
 @pytest.fixture
@@ -272,7 +274,7 @@ def prepared(small_config):
         config = small_config("training.optimizer=sgd", "training.learning_rate=0.1", *settings)
         base = load_base(config.model.base, device="cpu", dtype="float32")
         rows, _ = prepare_rows(config, base.tokenizer)
-        learner, plan = prepare_learner(config, base), prepare_plan(config, rows)
+        learner, plan = prepare_trainer(config, base), prepare_plan(config, rows)
         shared = replace(another(learner.adapter, learner.adapter.r, learner.adapter.alpha))
         state = ServerState(1, GlobalModel(shared), cursors=dict.fromkeys(rows.clients, 3))
         return config, base, rows, learner, plan, state
@@ -287,7 +289,9 @@ def test_in_F_the_local_adapter_starts_from_the_global_one_and_is_tuned_alone(pr
         found[name], failures = personal_models(config, learner, plan, rows, state)
         assert sorted(found[name]) == sorted(rows.clients) and not failures
     for client, model in found["feddpa"].items():
-        assert same_bytes(View(model.adapter).tensors(), View(found["finetune"][client].adapter).tensors())
+        assert same_bytes(
+            ClientModel(model.adapter).tensors(), ClientModel(found["finetune"][client].adapter).tensors()
+        )
 
 
 def test_in_F_with_a_share_the_local_adapter_is_tuned_on_a_base_that_holds_the_global_one_at_the_rest(prepared):
@@ -299,14 +303,14 @@ def test_in_F_with_a_share_the_local_adapter_is_tuned_on_a_base_that_holds_the_g
     modules = {name: base.model.get_submodule(name) for name in shared.factors}
     put_into_base(modules, [(shared, 0.6)])
     for client in sorted(rows.clients)[:2]:
-        view = View(replace(shared, alpha=0.4 * shared.alpha))
+        view = ClientModel(replace(shared, alpha=0.4 * shared.alpha))
         after, _, _ = train_plainly(
             base.model, modules, view, rows.clients[client], client, (0.1,) * 3, optimizer="sgd",
             weight_decay=config.training.weight_decay, max_grad_norm=config.training.max_grad_norm,
             momentum=config.training.momentum, seed=config.run.seed, first=3,
         )  # fmt: skip
         begin = view.tensors()
-        got = View(found[client].adapter).tensors()
+        got = ClientModel(found[client].adapter).tensors()
         expected = {name: after[name] - begin[name] for name in begin}
         assert distance({n: got[n] - begin[n] for n in begin}, expected) < 1e-3
         assert found[client].adapter.scale == shared.scale

@@ -16,7 +16,7 @@ from plain_client import train_plainly
 from shepherd.cli.settings import gather
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.slots import best_slots, probe_work
-from shepherd.clients.training import Site, train
+from shepherd.clients.training import TrainingHost, train
 from shepherd.errors import ClientError
 from shepherd.experiment.estimate import plan
 from shepherd.model.forward import PackedModel
@@ -24,7 +24,17 @@ from shepherd.model.lora import CohortLora
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.methods import build_method
 from shepherd.server.traffic import round_bytes
-from shepherd.types import Adapter, Choice, ClientFailure, ClientUpdate, Factors, Objective, TrainTask, View, Work
+from shepherd.types import (
+    Adapter,
+    ClientFailure,
+    ClientModel,
+    ClientUpdate,
+    Factors,
+    Objective,
+    SlotChoice,
+    TrainTask,
+    Work,
+)
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Envelope, Sealed, pack
 from tiny_training import base_model, distance, same_bytes, targets_of
@@ -34,9 +44,9 @@ BUDGET = 7  # of 4 slots in each of 6 modules
 PART = {1: "B", 2: "A"}
 
 
-def choosing(part: str, budget: int = BUDGET, steps: int = 0) -> View:
+def choosing(part: str, budget: int = BUDGET, steps: int = 0) -> ClientModel:
     sends = part if part in ("A", "B") else "AB"
-    return View(adapter_of(MODULES), (part,), sends, choice=Choice(budget, steps))
+    return ClientModel(adapter_of(MODULES), (part,), sends, choice=SlotChoice(budget, steps))
 
 
 def task_of(views, rates=RATES, objective=None) -> TrainTask:
@@ -50,7 +60,7 @@ def answers_of(task, data=DATA, private=None, observe=lambda report: None, **set
     make = lambda: CohortLora(targets_of(model))  # noqa: E731
     return {
         answer.client: answer
-        for answer in train(task, private or {}, Site(PackedModel(model), make, local, data), observe)
+        for answer in train(task, private or {}, TrainingHost(PackedModel(model), make, local, data), observe)
     }
 
 
@@ -104,7 +114,7 @@ def test_another_number_of_steps_can_pick_other_slots_and_another_budget_picks_n
     ],
 )
 def test_a_probe_is_an_epoch_and_no_longer_than_the_round_unless_its_steps_are_given(work, steps, held, rows, rates):
-    assert probe_work(Work("a", 4, *work), Choice(1, steps), held) == Work("a", 4, rows, rates)
+    assert probe_work(Work("a", 4, *work), SlotChoice(1, steps), held) == Work("a", 4, rows, rates)
 
 
 def test_scores_are_norms_of_dense_changes_and_ties_go_to_the_first():
@@ -114,7 +124,7 @@ def test_scores_are_norms_of_dense_changes_and_ties_go_to_the_first():
         delta = {f"{m}.{p}": rng.normal(size=getattr(start.factors[m], p).shape) for m in "yx" for p in parts}
         learned = {f"{m}.{p}": getattr(start.factors[m], p) + delta.get(f"{m}.{p}", 0.0) for m in "yx" for p in "AB"}
         for budget in range(9):
-            got, expected = best_slots(start, learned, budget), dense_choice(View(start), delta, budget)
+            got, expected = best_slots(start, learned, budget), dense_choice(ClientModel(start), delta, budget)
             assert all(np.array_equal(got[m], expected[m]) for m in "yx")
     still = {f"{m}.{p}": getattr(start.factors[m], p) for m in "yx" for p in "AB"}
     assert [list(may) for may in best_slots(start, still, 5).values()] == [[True] * 4, [True, False, False, False]]
@@ -123,10 +133,10 @@ def test_scores_are_norms_of_dense_changes_and_ties_go_to_the_first():
 # In a cohort
 
 
-def mixed_views() -> dict[str, View]:
+def mixed_views() -> dict[str, ClientModel]:
     return {
         "client-0": choosing("B", 3),
-        "client-1": View(adapter_of(MODULES), ("B",), "B"),
+        "client-1": ClientModel(adapter_of(MODULES), ("B",), "B"),
         "client-2": choosing("B", 9),
     }
 

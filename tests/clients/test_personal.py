@@ -12,20 +12,20 @@ import torch
 from plain_client import train_plainly
 from shepherd.clients.personal.methods import own_adapter, personalizations, second_adapter
 from shepherd.clients.settings import LocalTraining
-from shepherd.clients.training import Site, train
+from shepherd.clients.training import TrainingHost, train
 from shepherd.errors import ClientError, UsageError
 from shepherd.evaluation.losses import row_losses
 from shepherd.experiment.personal_models import personal_models
 from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.trainer import prepare_learner
+from shepherd.experiment.trainer import prepare_trainer
 from shepherd.lowrank import LowRank
 from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.serving.tuned import load_tuned
-from shepherd.types import Factors, GlobalModel, Objective, ServerState, TrainTask, View, Work
+from shepherd.types import ClientModel, Factors, GlobalModel, Objective, ServerState, TrainTask, Work
 from tiny_training import adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
 RATES = (3e-3, 2e-3, 1e-3)
@@ -40,7 +40,7 @@ def one_round(views, private=None, first=0, objective=None, control=None, **sett
     work = {client: Work(client, first, 2 * len(RATES), RATES) for client in views}
     task = TrainTask(1, views, 7, work, {}, objective or Objective(), control or {})
     local = LocalTraining(weight_decay=0.5, **settings)
-    found = train(task, private or {}, Site(PackedModel(model), lambda: CohortLora(modules), local, DATA))
+    found = train(task, private or {}, TrainingHost(PackedModel(model), lambda: CohortLora(modules), local, DATA))
     return {update.client: update for update in found}
 
 
@@ -57,8 +57,8 @@ def moved(adapter, update):
 
 
 def test_a_part_that_does_not_travel_is_in_force_again_in_the_clients_next_round():
-    view = View(ADAPTER, sends="A")
-    both = one_round({"client-0": View(ADAPTER)})["client-0"]
+    view = ClientModel(ADAPTER, sends="A")
+    both = one_round({"client-0": ClientModel(ADAPTER)})["client-0"]
     home = one_round({"client-0": view})["client-0"]
     assert {name.rsplit(".", 1)[1] for name in home.delta} == {"A"}
     assert {name.split("/")[0] for name in home.private} == {"home"}
@@ -66,7 +66,9 @@ def test_a_part_that_does_not_travel_is_in_force_again_in_the_clients_next_round
     after = moved(ADAPTER, both)  # the server has one client: it takes its A over and knows no B
     served = replace(ADAPTER, factors={n: Factors(after.factors[n].A, ADAPTER.factors[n].B) for n in ADAPTER.factors})
     again = one_round({"client-0": replace(view, adapter=served)}, {"client-0": home.private}, first=6)["client-0"]
-    whole = one_round({"client-0": View(own_adapter(replace(view, adapter=served), home.private))}, first=6)["client-0"]
+    whole = one_round({"client-0": ClientModel(own_adapter(replace(view, adapter=served), home.private))}, first=6)[
+        "client-0"
+    ]
     assert again.metrics == whole.metrics
     assert same_bytes(again.delta, {n: d for n, d in whole.delta.items() if n.endswith(".A")})
     for name, pair in after.factors.items():
@@ -74,7 +76,7 @@ def test_a_part_that_does_not_travel_is_in_force_again_in_the_clients_next_round
 
 
 def test_what_does_not_travel_has_no_control_variate_and_the_client_keeps_both():
-    view, objective = View(ADAPTER, sends="A"), Objective(scaffold=True)
+    view, objective = ClientModel(ADAPTER, sends="A"), Objective(scaffold=True)
     c = {f"{name}.A": np.full(pair.A.shape, 0.1, np.float32) for name, pair in ADAPTER.factors.items()}
     update = one_round({"client-0": view}, objective=objective, control=c)["client-0"]
     assert {name.split(".", 1)[0].split("/")[0] for name in update.private} == {"control", "home"}
@@ -85,16 +87,20 @@ def test_what_does_not_travel_has_no_control_variate_and_the_client_keeps_both()
 def test_a_part_at_home_of_another_rank_is_refused_with_the_module():
     home = {f"home/{name}.B": pair.B[:, :2] for name, pair in ADAPTER.factors.items()}
     with pytest.raises(ClientError, match=r"the client keeps .*\.B\[24, 2\], its view has \[24, 4\]"):
-        one_round({"client-0": View(ADAPTER, sends="A")}, {"client-0": home})
+        one_round({"client-0": ClientModel(ADAPTER, sends="A")}, {"client-0": home})
 
 
 def test_a_view_that_moves_only_what_travels_keeps_nothing():
-    for view in (View(ADAPTER), View(ADAPTER, trains=("B",), sends="B"), View(ADAPTER, trains=("B", "A"))):
+    for view in (
+        ClientModel(ADAPTER),
+        ClientModel(ADAPTER, trains=("B",), sends="B"),
+        ClientModel(ADAPTER, trains=("B", "A")),
+    ):
         assert one_round({"client-0": view})["client-0"].private == {}
 
 
 def test_what_a_round_does_not_touch_a_client_keeps_from_the_round_before():
-    views = {part: View(ADAPTER, trains=(part,), sends=part) for part in "BA"}  # RoLoRA's rounds
+    views = {part: ClientModel(ADAPTER, trains=(part,), sends=part) for part in "BA"}  # RoLoRA's rounds
     objective = Objective(scaffold=True)
     first = one_round({"client-0": views["B"]}, objective=objective)["client-0"].private
     second = one_round({"client-0": views["A"]}, {"client-0": first}, objective=objective)["client-0"].private
@@ -118,11 +124,11 @@ def test_the_second_adapter_is_pulled_towards_the_global_one_by_autograds_gradie
     private = {"client-0": {f"personal/{n}.{p}": getattr(pair, p) for n, pair in own.items() for p in "AB"}}
     personal = ditto(strength=2.0, form=form)
     update = one_round(
-        {"client-0": View(ADAPTER)}, private, personal=personal, optimizer=optimizer,
+        {"client-0": ClientModel(ADAPTER)}, private, personal=personal, optimizer=optimizer,
         objective=Objective(rate_ratio=ratio),
     )["client-0"]  # fmt: skip
     model = base_model()
-    start = View(replace(ADAPTER, factors=own))
+    start = ClientModel(replace(ADAPTER, factors=own))
     after, losses, _ = train_plainly(
         model, targets_of(model), start, DATA["client-0"], "client-0", RATES,
         optimizer=optimizer, objective=replace(personal.pull, rate_ratio=ratio), anchor=ADAPTER,
@@ -134,7 +140,7 @@ def test_the_second_adapter_is_pulled_towards_the_global_one_by_autograds_gradie
 
 
 def test_the_global_update_does_not_notice_a_second_adapter():
-    views = dict.fromkeys(DATA, View(ADAPTER))
+    views = dict.fromkeys(DATA, ClientModel(ADAPTER))
     plain, beside = one_round(views), one_round(views, personal=ditto(), clients_at_once=2)
     for client in DATA:
         assert same_bytes(plain[client].delta, beside[client].delta)
@@ -142,7 +148,7 @@ def test_the_global_update_does_not_notice_a_second_adapter():
 
 
 def test_without_a_pull_the_second_adapter_is_the_client_alone_over_the_rounds():
-    view = View(ADAPTER)
+    view = ClientModel(ADAPTER)
     first = one_round({"client-0": view}, personal=ditto(strength=0.0))["client-0"]
     other = replace(
         view, adapter=replace(ADAPTER, factors={n: Factors(A * 0, B) for n, (A, B) in ADAPTER.factors.items()})
@@ -150,7 +156,7 @@ def test_without_a_pull_the_second_adapter_is_the_client_alone_over_the_rounds()
     second = one_round({"client-0": other}, {"client-0": first.private}, first=6, personal=ditto(strength=0.0))[
         "client-0"
     ]
-    alone = one_round({"client-0": View(second_adapter(view, first.private))}, first=6)["client-0"]
+    alone = one_round({"client-0": ClientModel(second_adapter(view, first.private))}, first=6)["client-0"]
     expected = moved(second_adapter(view, first.private), alone)
     for name, pair in second_adapter(view, second.private).factors.items():
         np.testing.assert_allclose(pair.A, expected.factors[name].A, atol=1e-7)
@@ -161,19 +167,19 @@ def test_a_strong_pull_keeps_the_second_adapter_near_the_global_one():
     ways = {}
     for strength in (0.0, 200.0):
         options = dict(optimizer="sgd", max_grad_norm=0.0, personal=ditto(strength=strength))
-        update = one_round({"client-0": View(ADAPTER)}, **options)["client-0"]
-        own = second_adapter(View(ADAPTER), update.private)
+        update = one_round({"client-0": ClientModel(ADAPTER)}, **options)["client-0"]
+        own = second_adapter(ClientModel(ADAPTER), update.private)
         ways[strength] = sum(np.abs(pair.B - ADAPTER.factors[n].B).sum() for n, pair in own.factors.items())
     assert ways[200.0] < 0.8 * ways[0.0]
 
 
 def test_a_second_adapter_whose_loss_is_not_finite_costs_its_client_the_round_and_nobody_else():
     broken = {f"personal/{n}.{p}": getattr(pair, p) * np.nan for n, pair in ADAPTER.factors.items() for p in "AB"}
-    found = one_round(dict.fromkeys(DATA, View(ADAPTER)), {"client-1": broken}, personal=ditto())
+    found = one_round(dict.fromkeys(DATA, ClientModel(ADAPTER)), {"client-1": broken}, personal=ditto())
     assert (found["client-1"].code, found["client-1"].detail) == (
         "non-finite", "of its second adapter the loss became nan in local step 1",
     )  # fmt: skip
-    healthy = one_round(dict.fromkeys(DATA, View(ADAPTER)), personal=ditto())
+    healthy = one_round(dict.fromkeys(DATA, ClientModel(ADAPTER)), personal=ditto())
     for client in ("client-0", "client-2"):
         assert same_bytes(found[client].private, healthy[client].private)
 
@@ -234,7 +240,7 @@ def test_tuning_afterwards_begins_from_adapter_and_remainder_together(small_conf
     config = small_config("personalization.name=finetune", "training.optimizer=sgd", "training.learning_rate=0.1")
     base = load_base(config.model.base, device="cpu", dtype="float32")
     rows, _ = prepare_rows(config, base.tokenizer)
-    learner, plan = prepare_learner(config, base), prepare_plan(config, rows)
+    learner, plan = prepare_trainer(config, base), prepare_plan(config, rows)
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.normal(0, 0.1, shape).astype(np.float32)  # noqa: E731
     remainder = {n: LowRank(draw(len(B), 2), draw(2, A.shape[1])) for n, (A, B) in learner.adapter.factors.items()}
@@ -266,7 +272,7 @@ def test_tuning_afterwards_goes_at_the_rate_that_personalization_sets_and_the_ra
         config = small_config(*usual, f"{key}={value}")
         base = base or load_base(config.model.base, device="cpu", dtype="float32")
         rows, _ = prepare_rows(config, base.tokenizer)
-        learner, plan = prepare_learner(config, base), prepare_plan(config, rows)
+        learner, plan = prepare_trainer(config, base), prepare_plan(config, rows)
         found, _ = personal_models(config, learner, plan, rows, ServerState(1, GlobalModel(learner.adapter)))
         moved.append({(c, n): pair.B for c, m in found.items() for n, pair in m.adapter.factors.items()})
     assert distance({k: 4 * B for k, B in moved[0].items()}, moved[1]) < 1e-5

@@ -10,7 +10,7 @@ import pytest
 
 from shepherd.clients.pool import Draw, Pool, Selection, selections
 from shepherd.clients.selection import _utility as utility_of
-from shepherd.clients.selection import build_selection, cohort_size, misfits
+from shepherd.clients.selection import build_selection, cohort_size, conflicts
 from shepherd.errors import UsageError
 from shepherd.rng import stream
 
@@ -438,12 +438,12 @@ BAD = [
 
 @pytest.mark.parametrize("name, options, settings", GOOD)
 def test_what_fits_is_let_through(name, options, settings):
-    assert misfits(build_selection(name, options), **settings) == []
+    assert conflicts(build_selection(name, options), **settings) == []
 
 
 @pytest.mark.parametrize("name, options, settings, part", BAD)
 def test_what_does_not_fit_is_refused_with_both_names_and_what_would(name, options, settings, part):
-    (problem,) = misfits(build_selection(name, options), **settings)
+    (problem,) = conflicts(build_selection(name, options), **settings)
     assert f'selection.name = "{name}"' in problem and part in problem and " do not fit: " in problem
 
 

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from shepherd.clients.cohort import Cohort
 from shepherd.clients.row_order import walk
 from shepherd.clients.settings import LocalTraining
-from shepherd.clients.training import Site, train
+from shepherd.clients.training import TrainingHost, train
 from shepherd.evaluation.losses import row_losses
 from shepherd.model import lora as lora_module
 from shepherd.model.adapter import save_adapter
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.types import ClientFailure, ClientUpdate, TrainTask, View, Work
+from shepherd.types import ClientFailure, ClientModel, ClientUpdate, TrainTask, Work
 from tiny_training import (
     BASES,
     VOCABULARY,
@@ -46,8 +46,8 @@ def cohort_updates(
     work = {c: Work(c, (first or {}).get(c, 0), 2 * len(rates), tuple(rates)) for c in (order or sorted(data))}
     local = LocalTraining(dropout=lora_dropout, **{"weight_decay": 0.5, "max_grad_norm": 1.0, **settings})
     make = lambda: CohortLora(modules, dropout=lora_dropout)  # noqa: E731
-    task = TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work)
-    results = train(task, {}, Site(PackedModel(model), make, local, data))
+    task = TrainTask(1, dict.fromkeys(work, ClientModel(adapter)), 7, work)
+    results = train(task, {}, TrainingHost(PackedModel(model), make, local, data))
     return {result.client: result for result in results}
 
 
@@ -176,9 +176,9 @@ def train_once(data, dropout: float) -> tuple[float, float]:
     losses = []
     for rows in (1, 2):
         work = {"client-0": Work("client-0", 0, rows, (0.0,))}
-        task = TrainTask(1, {"client-0": View(adapter_for(modules))}, 7, work)
+        task = TrainTask(1, {"client-0": ClientModel(adapter_for(modules))}, 7, work)
         make = lambda: CohortLora(modules, dropout=dropout)  # noqa: E731
-        (update,) = train(task, {}, Site(PackedModel(model), make, LocalTraining(dropout=dropout), data))
+        (update,) = train(task, {}, TrainingHost(PackedModel(model), make, LocalTraining(dropout=dropout), data))
         losses.append(update.metrics["loss"])
     return tuple(losses)
 
@@ -187,7 +187,7 @@ def test_what_is_measured_after_training_is_measured_without_dropout():
     model, data = base_model(), some_data(2)
     modules = targets_of(model)
     packed, lora = PackedModel(model), CohortLora(modules, dropout=0.5)
-    views = dict.fromkeys(data, View(adapter_for(modules)))
+    views = dict.fromkeys(data, ClientModel(adapter_for(modules)))
     cohort = Cohort(packed, lora, LocalTraining(dropout=0.5), views, data, 7)
     cohort.run([Work(client, 0, 4, (0.1, 0.1)) for client in data], 1, lambda report: None)
     learned = [replace(views[c].adapter, factors=lora.read(slot)) for slot, c in enumerate(data)]
@@ -271,8 +271,8 @@ def test_clients_with_fewer_steps_leave_early_and_keep_their_result():
     make = lambda: CohortLora(modules)  # noqa: E731
     work = {"client-0": Work("client-0", 0, 2, RATES[:1]), "client-1": Work("client-1", 0, 6, RATES)}
     settings = LocalTraining(weight_decay=0.5)
-    task = TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work)
-    mixed = {u.client: u for u in train(task, {}, Site(PackedModel(model), make, settings, data))}
+    task = TrainTask(1, dict.fromkeys(work, ClientModel(adapter)), 7, work)
+    mixed = {u.client: u for u in train(task, {}, TrainingHost(PackedModel(model), make, settings, data))}
     assert (mixed["client-0"].steps, mixed["client-1"].steps) == (1, 3)
     assert_same_update(mixed["client-0"], cohort_updates(data, rates=RATES[:1])["client-0"])
     assert_same_update(mixed["client-1"], cohort_updates(data)["client-1"])
@@ -283,8 +283,10 @@ def test_rows_that_do_not_fill_their_steps_evenly_are_all_trained_on_and_a_clien
     modules = targets_of(model)
     for rows in (4, 5, 6):
         steps: list[int] = []
-        task = TrainTask(1, {"client-0": View(adapter_for(modules))}, 7, {"client-0": Work("client-0", 0, rows, RATES)})
-        site = Site(PackedModel(model), lambda: CohortLora(modules), LocalTraining(), data)
+        task = TrainTask(
+            1, {"client-0": ClientModel(adapter_for(modules))}, 7, {"client-0": Work("client-0", 0, rows, RATES)}
+        )
+        site = TrainingHost(PackedModel(model), lambda: CohortLora(modules), LocalTraining(), data)
         (update,) = train(task, {}, site, lambda told, steps=steps: steps.append(told["client-0"].targets))
         walked = [row.targets for row in walk(data["client-0"], "client-0", 0, rows, 7)]
         ends = {4: (1, 2, 4), 5: (1, 3, 5), 6: (2, 4, 6)}[rows]  # as even as can be

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from plain_client import train_plainly
-from shepherd.clients.local_optimizer import Moving
+from shepherd.clients.local_optimizer import LocalOptimizer
 from shepherd.clients.objectives import add_product_proximal, add_proximal
 from shepherd.clients.settings import LocalTraining
-from shepherd.clients.training import Site, train
+from shepherd.clients.training import TrainingHost, train
 from shepherd.errors import ClientError
 from shepherd.lowrank import LowRank
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.model.slots import Slot, features
-from shepherd.types import Adapter, ClientFailure, ClientUpdate, Core, Factors, Objective, TrainTask, View, Work
+from shepherd.types import Adapter, ClientFailure, ClientModel, ClientUpdate, Core, Factors, Objective, TrainTask, Work
 from shepherd.updates.gate import Gate
 from tiny_training import base_model, distance, same_bytes, some_data, targets_of
 
@@ -47,7 +47,7 @@ def updates_of(
     work = {client: Work(client, 0, 2 * len(rates), tuple(rates)) for client in named}
     local = LocalTraining(**{"weight_decay": 0.5, **settings})
     task = TrainTask(1, named, 7, work, remainder or {}, objective or Objective(), control or {})
-    results = train(task, private or {}, Site(PackedModel(model), lambda: CohortLora(modules), local, data))
+    results = train(task, private or {}, TrainingHost(PackedModel(model), lambda: CohortLora(modules), local, data))
     return {update.client: update for update in results}
 
 
@@ -85,7 +85,7 @@ DATA = some_data()
 
 
 def test_a_cohort_of_mixed_ranks_and_scales_gives_each_client_the_bytes_that_it_gets_alone():
-    views = [View(adapter_of(MODULES, r, alpha)) for r, alpha in ((1, 8.0), (6, 8.0), (3, 1.0))]
+    views = [ClientModel(adapter_of(MODULES, r, alpha)) for r, alpha in ((1, 8.0), (6, 8.0), (3, 1.0))]
     together = updates_of(views, DATA)
     for client, view in zip(DATA, views, strict=True):
         alone = updates_of({client: view}, DATA)[client]
@@ -103,8 +103,8 @@ def test_rank_slots_of_zeros_stay_exactly_zero_under_adamw_with_weight_decay():
         {n: Factors(np.pad(A, ((0, 3), (0, 0))), np.pad(B, ((0, 0), (0, 3)))) for n, (A, B) in small.factors.items()},
         5, 10.0,
     )  # fmt: skip
-    wide = updates_of([View(padded)], DATA)["client-0"].delta
-    narrow = updates_of([View(small)], DATA)["client-0"].delta
+    wide = updates_of([ClientModel(padded)], DATA)["client-0"].delta
+    narrow = updates_of([ClientModel(small)], DATA)["client-0"].delta
     for name, delta in wide.items():
         own, rest = (delta[:2], delta[2:]) if name.endswith(".A") else (delta[:, :2], delta[:, 2:])
         assert not rest.any()
@@ -117,7 +117,7 @@ def test_rank_slots_of_zeros_stay_exactly_zero_under_adamw_with_weight_decay():
 @pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"optimizer": "sgd", "momentum": 0.9}], ids=str)
 @pytest.mark.parametrize("frozen, trained", ["AB", "BA"])
 def test_a_factor_that_is_not_trained_keeps_every_bit_and_the_other_learns_as_alone(frozen, trained, settings):
-    view = View(adapter_of(MODULES), trains=(trained,), sends="AB")
+    view = ClientModel(adapter_of(MODULES), trains=(trained,), sends="AB")
     update = updates_of([view], DATA, **settings)["client-0"]
     assert not any(delta.any() for name, delta in update.delta.items() if name.endswith(f".{frozen}"))
     expected, losses, _ = plainly(view, DATA, "client-0", **settings)
@@ -131,7 +131,7 @@ def test_a_factor_that_is_not_trained_keeps_every_bit_and_the_other_learns_as_al
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_factors_that_take_turns_do_what_plain_optimizers_do_in_turns(trains, optimizer):
     momentum = 0.9 if optimizer == "sgd" else 0.0  # which a resting factor must not feel
-    view, rates = View(adapter_of(MODULES), trains=trains), (3e-3,) * 5
+    view, rates = ClientModel(adapter_of(MODULES), trains=trains), (3e-3,) * 5
     update = updates_of([view], DATA, rates=rates, optimizer=optimizer, momentum=momentum)["client-0"]
     expected, _, _ = plainly(view, DATA, "client-0", rates=rates, optimizer=optimizer, momentum=momentum)
     assert distance(update.delta, expected) < ROUNDING
@@ -139,7 +139,7 @@ def test_factors_that_take_turns_do_what_plain_optimizers_do_in_turns(trains, op
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_b_moves_at_rate_ratio_times_the_rate_of_a(optimizer):
-    view, objective = View(adapter_of(MODULES)), Objective(rate_ratio=5.0)
+    view, objective = ClientModel(adapter_of(MODULES)), Objective(rate_ratio=5.0)
     update = updates_of([view], DATA, optimizer=optimizer, objective=objective)["client-0"]
     expected, _, _ = plainly(view, DATA, "client-0", optimizer=optimizer, objective=objective)
     assert distance(update.delta, expected) < ROUNDING
@@ -149,7 +149,7 @@ def test_b_moves_at_rate_ratio_times_the_rate_of_a(optimizer):
 
 @pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"betas": (0.5, 0.8)}], ids=str)
 def test_adam_and_the_betas_are_those_of_torch(settings):
-    view, rates = View(adapter_of(MODULES)), (3e-3,) * 4
+    view, rates = ClientModel(adapter_of(MODULES)), (3e-3,) * 4
     update = updates_of([view], DATA, rates=rates, **settings)["client-0"]
     expected, _, _ = plainly(view, DATA, "client-0", rates=rates, **settings)
     assert distance(update.delta, expected) < ROUNDING
@@ -170,7 +170,7 @@ def some_slots(r=4, seed=0):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_masked_rank_slots_keep_every_bit_and_do_not_count_in_the_norm(optimizer, trains):
     slots = some_slots()
-    view = View(adapter_of(MODULES), trains=trains, slots=slots)
+    view = ClientModel(adapter_of(MODULES), trains=trains, slots=slots)
     update = updates_of([view], DATA, optimizer=optimizer, max_grad_norm=0.05)["client-0"]
     for name, delta in update.delta.items():
         module, part = name.rsplit(".", 1)
@@ -183,10 +183,10 @@ def test_masked_rank_slots_keep_every_bit_and_do_not_count_in_the_norm(optimizer
 def test_masked_slots_are_a_smaller_adapter_beside_a_frozen_remainder():
     # Fed-PLoRA's fold: s Σ b_i a_i over all slots = s Σ over the moving ones + what lies frozen.
     adapter, moving = adapter_of(MODULES, 4, 8.0), np.array([True, False, True, False])
-    masked = updates_of([View(adapter, slots=dict.fromkeys(MODULES, moving))], DATA, optimizer="sgd")["client-0"]
+    masked = updates_of([ClientModel(adapter, slots=dict.fromkeys(MODULES, moving))], DATA, optimizer="sgd")["client-0"]
     small = Adapter({n: Factors(A[moving], B[:, moving]) for n, (A, B) in adapter.factors.items()}, 2, 4.0)
     rest = {n: LowRank(2.0 * B[:, ~moving], A[~moving]) for n, (A, B) in adapter.factors.items()}
-    folded = updates_of([View(small)], DATA, remainder=rest, optimizer="sgd")["client-0"]
+    folded = updates_of([ClientModel(small)], DATA, remainder=rest, optimizer="sgd")["client-0"]
     for name, delta in folded.delta.items():
         np.testing.assert_allclose(masked.delta[name], delta, atol=1e-6)
     assert masked.metrics["loss"] == pytest.approx(folded.metrics["loss"], rel=1e-5)
@@ -206,7 +206,7 @@ def test_training_beside_a_remainder_is_training_on_a_base_that_it_is_merged_int
     for name, module in targets_of(merged).items():
         if name in remainder:
             module.weight += torch.from_numpy(remainder[name].L @ remainder[name].R)
-    views = [View(adapter_of(MODULES, r)) for r in (4, 2)]
+    views = [ClientModel(adapter_of(MODULES, r)) for r in (4, 2)]
     beside = updates_of(views, DATA, remainder=remainder, optimizer="sgd")
     inside = updates_of(views, DATA, model=merged, optimizer="sgd")
     without = updates_of(views, DATA, optimizer="sgd")
@@ -219,7 +219,7 @@ def test_training_beside_a_remainder_is_training_on_a_base_that_it_is_merged_int
 # Cores
 
 
-def core_view(heads: int, r: int = 4, **changes) -> View:
+def core_view(heads: int, r: int = 4, **changes) -> ClientModel:
     rng = np.random.default_rng(heads)
     draw = lambda *shape: rng.normal(0, 0.3, shape).astype(np.float32)  # noqa: E731
     adapter = adapter_of(MODULES, r)
@@ -230,7 +230,7 @@ def core_view(heads: int, r: int = 4, **changes) -> View:
         for name, (A, _) in adapter.factors.items()
     }
     changed = replace(adapter, factors=factors)
-    return View(changed, **{"trains": ("B",), "sends": "core", "core": Core(basis, values), **changes})
+    return ClientModel(changed, **{"trains": ("B",), "sends": "core", "core": Core(basis, values), **changes})
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
@@ -273,7 +273,7 @@ PROXIMAL = [
 @pytest.mark.parametrize("objective", PROXIMAL, ids=lambda o: f"{o.proximal_form}-{o.rate_ratio:g}")
 @pytest.mark.parametrize("trains", [("AB",), ("B",), ("B", "A")], ids="-".join)
 def test_the_proximal_gradient_is_that_of_autograd(objective, trains):
-    view, rates = View(adapter_of(MODULES), trains=trains), (0.1,) * 4
+    view, rates = ClientModel(adapter_of(MODULES), trains=trains), (0.1,) * 4
     options = dict(rates=rates, objective=objective, optimizer="sgd", max_grad_norm=0.3)
     update = updates_of([view], DATA, **options)["client-0"]
     expected, losses, _ = plainly(view, DATA, "client-0", **options)
@@ -285,7 +285,7 @@ def test_the_proximal_gradient_is_that_of_autograd(objective, trains):
 
 @pytest.mark.parametrize("objective", PROXIMAL[:2], ids=lambda o: o.proximal_form)
 def test_a_core_and_masked_slots_feel_the_proximal_term_too(objective):
-    for view in (core_view(2), View(adapter_of(MODULES), slots=some_slots())):
+    for view in (core_view(2), ClientModel(adapter_of(MODULES), slots=some_slots())):
         options = dict(rates=(0.1,) * 3, objective=objective, optimizer="sgd")
         update = updates_of([view], DATA, **options)["client-0"]
         expected, _, _ = plainly(view, DATA, "client-0", **options)
@@ -319,18 +319,18 @@ def test_a_rotation_of_the_factors_is_no_distance_for_the_product_form_and_one_f
 # SCAFFOLD
 
 
-def controls_of(view: View, seed: int) -> dict[str, np.ndarray]:
+def controls_of(view: ClientModel, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     everything = replace(view, slots=None).tensors()
     return {name: rng.normal(0, 0.05, t.shape).astype(np.float32) for name, t in everything.items()}
 
 
 VIEWS = {
-    "AB": View(adapter_of(MODULES)),
-    "B": View(adapter_of(MODULES), trains=("B",), sends="B"),
-    "B-A": View(adapter_of(MODULES), trains=("B", "A")),
+    "AB": ClientModel(adapter_of(MODULES)),
+    "B": ClientModel(adapter_of(MODULES), trains=("B",), sends="B"),
+    "B-A": ClientModel(adapter_of(MODULES), trains=("B", "A")),
     "core": core_view(2),
-    "slots": View(adapter_of(MODULES), slots=some_slots()),
+    "slots": ClientModel(adapter_of(MODULES), slots=some_slots()),
 }
 
 
@@ -363,11 +363,11 @@ def test_clients_of_sgd_with_unequal_steps_settle_at_the_optimum_of_their_mean(m
     settings = LocalTraining(optimizer="sgd", momentum=momentum, weight_decay=0.0, max_grad_norm=0.0)
     c, kept = {}, [{}, {}]
     for _ in range(200):
-        view = View(Adapter(factors, 1, 1.0), trains=("B",), sends="B")
+        view = ClientModel(Adapter(factors, 1, 1.0), trains=("B",), sends="B")
         deltas, changes = [], []
         for k, (a, steps) in enumerate(((0.0, 2), (1.0, 10))):
             slot = Slot(view.adapter, {"m": (1, 1)}, torch.device("cpu"), True)
-            moving = Moving(slot, view, settings, Objective(scaffold=True), c, kept[k])
+            moving = LocalOptimizer(slot, view, settings, Objective(scaffold=True), c, kept[k])
             x, gradient = slot.flat("B")
             for step in range(steps):
                 moving.begin(step)
@@ -410,7 +410,7 @@ def test_the_control_variates_of_an_honest_client_pass_the_gate(kind, steps):
 
 def test_two_rounds_of_scaffold_with_one_client_are_two_rounds_of_fedavg():
     # c = c_k with one client, so no step is corrected; but the variates are renewed.
-    view, objective = View(adapter_of(MODULES)), Objective(scaffold=True)
+    view, objective = ClientModel(adapter_of(MODULES)), Objective(scaffold=True)
     one = {"client-0": DATA["client-0"]}
     first = updates_of([view], one, objective=objective)["client-0"]
     c = {name.removesuffix(".control"): d for name, d in first.delta.items() if name.endswith(".control")}
@@ -422,8 +422,8 @@ def test_two_rounds_of_scaffold_with_one_client_are_two_rounds_of_fedavg():
 
 
 def test_control_variates_of_another_rank_are_refused_with_the_tensor():
-    view = View(adapter_of(MODULES, 4))
-    c = controls_of(View(adapter_of(MODULES, 2)), 0)
+    view = ClientModel(adapter_of(MODULES, 4))
+    c = controls_of(ClientModel(adapter_of(MODULES, 2)), 0)
     with pytest.raises(ClientError, match=r"q_proj\.A is \[2, 24\], the client trains \[4, 24\]"):
         updates_of([view], DATA, objective=Objective(scaffold=True), control=c)
 
@@ -445,7 +445,7 @@ def test_without_mu_and_without_control_variates_the_bits_are_those_of_fedavg(ki
 
 
 def test_a_task_leaves_views_and_control_variates_as_they_were():
-    view = View(adapter_of(MODULES), slots=some_slots())
+    view = ClientModel(adapter_of(MODULES), slots=some_slots())
     before = copy.deepcopy(view)
     updates_of([view], DATA, objective=PROXIMAL[1])
     assert same_bytes(view.tensors(), before.tensors())

@@ -15,10 +15,10 @@ from shepherd.engines.local import LocalEngine
 from shepherd.errors import ModelError
 from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.trainer import prepare_learner
+from shepherd.experiment.trainer import prepare_trainer
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
-from shepherd.types import ClientFailure, ClientUpdate, TrainTask, View, Work
+from shepherd.types import ClientFailure, ClientModel, ClientUpdate, TrainTask, Work
 
 NAMES = tuple("abcdef")
 TASK = TrainTask(2, dict.fromkeys(NAMES), 0, {c: Work(c, 0, 1, (0.1,)) for c in NAMES})
@@ -134,9 +134,9 @@ def setting(small_config):
     config = small_config("training.clients_at_once=3", "training.local_steps=2")
     base = load_base(config.model.base, device="cpu", dtype="float32")
     rows, _ = prepare_rows(config, base.tokenizer)
-    learner, plan = prepare_learner(config, base), prepare_plan(config, rows)
+    learner, plan = prepare_trainer(config, base), prepare_plan(config, rows)
     work = {client: plan.work(client, 1, 0) for client in plan.clients}
-    task = TrainTask(1, dict.fromkeys(work, View(learner.adapter)), 0, work)
+    task = TrainTask(1, dict.fromkeys(work, ClientModel(learner.adapter)), 0, work)
     return LocalEngine(learner.site(rows.clients)), task
 
 

@@ -13,7 +13,6 @@ import shepherd
 from console import Shell
 from shepherd.errors import ResourceError, ShepherdError
 from shepherd.experiment import capacity
-from shepherd.experiment import checks as starting
 from shepherd.experiment.estimate import plan
 from shepherd.model import catalogue, fetch
 
@@ -98,12 +97,12 @@ def test_a_run_that_clearly_does_not_fit_is_refused_before_the_model_loads_and_o
         raise Loaded
 
     monkeypatch.setattr(experiment, "load_base", load)
-    monkeypatch.setattr(starting, "available_memory", lambda: needed.memory_bytes // 2 - 1)
+    monkeypatch.setattr(capacity, "available_memory", lambda: needed.memory_bytes // 2 - 1)
     with pytest.raises(ResourceError, match=r"of memory, .* are free") as caught:
         experiment.run(small_config(), out_dir=tmp_path / "runs")
     assert caught.value.exit_code == 5 and "training.tokens_per_pass" in caught.value.hint
     assert not (tmp_path / "runs").exists()
-    monkeypatch.setattr(starting, "available_memory", lambda: needed.memory_bytes // 2 + 1)
+    monkeypatch.setattr(capacity, "available_memory", lambda: needed.memory_bytes // 2 + 1)
     with pytest.raises(Loaded):
         experiment.run(small_config(), out_dir=tmp_path / "runs")
     with pytest.raises(ResourceError):  # a plan is stricter than a run
@@ -123,7 +122,7 @@ def test_a_disk_that_is_far_too_small_is_refused_with_its_folder(monkeypatch, tm
 
 
 def test_memory_on_a_gpu_is_not_held_against_the_machines(monkeypatch, tmp_path):
-    monkeypatch.setattr(starting, "available_memory", lambda: 1)
+    monkeypatch.setattr(capacity, "available_memory", lambda: 1)
     capacity.fits_here({"memory_bytes": 10**12, "device": "cuda:0"}, tmp_path)
 
 
@@ -140,7 +139,7 @@ def container(folder: Path, version: int, limit: str) -> Path:
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_containers_limit_leaves_what_is_not_used_and_what_can_be_dropped(tmp_path, monkeypatch, version):
-    monkeypatch.setattr(starting, "_CGROUP", container(tmp_path, version, "1000"))
+    monkeypatch.setattr(capacity, "_CGROUP", container(tmp_path, version, "1000"))
     assert capacity.available_memory() == 1000 - 700 + 200
 
 
@@ -154,7 +153,7 @@ def test_a_drive_that_is_not_there_is_no_place_for_a_run(monkeypatch):
 
 
 def test_without_a_limit_memory_is_the_machines(tmp_path, monkeypatch):
-    monkeypatch.setattr(starting, "_CGROUP", container(tmp_path / "max", 2, "max"))
+    monkeypatch.setattr(capacity, "_CGROUP", container(tmp_path / "max", 2, "max"))
     assert capacity.available_memory() > 10**8
-    monkeypatch.setattr(starting, "_CGROUP", tmp_path)
+    monkeypatch.setattr(capacity, "_CGROUP", tmp_path)
     assert capacity.available_memory() > 10**8

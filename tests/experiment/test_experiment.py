@@ -24,7 +24,7 @@ import transformers
 import shepherd
 from console import Shell
 from shepherd import recipe
-from shepherd.clients import row_order, training
+from shepherd.clients import cohort, row_order
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import ClientError, EvaluationError, UsageError
 from shepherd.evaluation.answers import asked_rows, generation_record
@@ -33,7 +33,7 @@ from shepherd.experiment import baselines as arms
 from shepherd.experiment import run as experiment
 from shepherd.experiment.estimate import plan
 from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.trainer import prepare_learner
+from shepherd.experiment.trainer import prepare_trainer
 from shepherd.model.adapter import WEIGHTS, digest, load_adapter, save_adapter
 from shepherd.model.base import load_base, load_tokenizer
 from shepherd.model.generate import Answer
@@ -460,14 +460,14 @@ def test_a_record_of_an_answer_holds_all_that_its_prompt_was_made_of():
 
 def test_a_clients_walk_goes_on_over_rounds_and_the_summary_says_how_often_rows_were_seen(run_small, monkeypatch):
     seen: dict[str, Counter] = {}
-    walk = row_order.walk
+    drawn = row_order.next_rows
 
     def spy(tokens, client, *rest):
-        rows = walk(tokens, client, *rest)
+        rows = drawn(tokens, client, *rest)
         seen.setdefault(client, Counter()).update(row.id for row in rows)
         return rows
 
-    monkeypatch.setattr(training, "walk", spy)
+    monkeypatch.setattr(cohort, "next_rows", spy)
     run = run_small(*JUST_ROUNDS, "federation.rounds=3")  # three rounds of two of each client's four rows
     for client in CATEGORIES:
         counts = Counter(seen[client].values())
@@ -713,7 +713,7 @@ def test_a_local_client_that_ends_with_a_loss_that_is_no_number_counts_as_failed
     settings = small_config("training.learning_rate=1e30", "federation.rounds=1")
     base = load_base(settings.model.base, device="cpu", dtype="float32")
     rows, _ = prepare_rows(settings, base.tokenizer)
-    learner = prepare_learner(settings, base)
+    learner = prepare_trainer(settings, base)
     measure = lambda lora: row_losses(learner.packed, rows.held_out, lora)  # noqa: E731
     arm = arms.local_arm(settings, learner, rows, ("closed_qa", "open_qa"), lambda number, report: None, measure)
     assert [(f.client, f.code) for f in arm.failures] == [("closed_qa", "non-finite"), ("open_qa", "non-finite")]

@@ -17,7 +17,7 @@ from shepherd.data.tokenize import Tokenized
 from shepherd.errors import UsageError
 from shepherd.experiment.plan import prepare_plan, rates, share
 from shepherd.experiment.rows import _losses_of_tokens, prepare_rows
-from shepherd.experiment.trainer import check_window, local_training, prepare_learner
+from shepherd.experiment.trainer import check_window, local_training, prepare_trainer
 from shepherd.model.base import load_base
 
 # A value of each key that is not its default, and the keys without which it may not be set.
@@ -101,11 +101,11 @@ def test_lora_settings_reach_the_adapter_and_its_dropout(small_config):
         "lora.r=4", "lora.alpha=6", "lora.rslora=true", "lora.dropout=0.25", "lora.targets=q_proj", "run.seed=3"
     )
     base = load_base(settings.model.base, device="cpu", dtype="float32")
-    learner = prepare_learner(settings, base)
+    learner = prepare_trainer(settings, base)
     assert (learner.adapter.r, learner.adapter.alpha, learner.adapter.scale) == (4, 6.0, 3.0)  # 6 / √4
     assert {name.rsplit(".", 1)[1] for name in learner.adapter.factors} == {"q_proj"}
     assert learner.make_lora().dropout == learner.settings.dropout == 0.25
-    other = prepare_learner(small_config("lora.r=4", "lora.targets=q_proj", "run.seed=4"), base)
+    other = prepare_trainer(small_config("lora.r=4", "lora.targets=q_proj", "run.seed=4"), base)
     assert any((pair.A != other.adapter.factors[name].A).any() for name, pair in learner.adapter.factors.items())
 
 

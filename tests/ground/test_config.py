@@ -163,12 +163,12 @@ def test_rows_in_the_place_of_a_recipe_are_answered_with_the_flag_for_them(tmp_p
 
 
 def test_a_recipe_may_begin_with_a_byte_order_mark_and_is_told_when_it_is_not_utf_8(tmp_path):
-    recipe = tmp_path / "x.toml"
-    recipe.write_text("[lora]\nr = 5\n", encoding="utf-8-sig")  # as Notepad saves it
-    assert recipe.load(recipe).lora.r == 5
-    recipe.write_text("[lora]\nr = 5\n", encoding="utf-16")  # as PowerShell's > does
+    file = tmp_path / "x.toml"
+    file.write_text("[lora]\nr = 5\n", encoding="utf-8-sig")  # as Notepad saves it
+    assert recipe.load(file).lora.r == 5
+    file.write_text("[lora]\nr = 5\n", encoding="utf-16")  # as PowerShell's > does
     with pytest.raises(UsageError) as caught:
-        recipe.load(recipe)
+        recipe.load(file)
     assert caught.value.hint == "save it as UTF-8"
 
 

@@ -21,10 +21,10 @@ from shepherd.server.weights import capped
 from shepherd.types import (
     Adapter,
     ClientFailure,
+    ClientHistory,
     ClientUpdate,
     Factors,
     GlobalModel,
-    Memory,
     Objective,
     ServerState,
     TrainTask,
@@ -546,13 +546,21 @@ def test_a_selection_sees_those_that_may_be_asked_and_what_they_last_said():
     )
     state, _ = run_round(begin(quarantined=("d",)), looking, failing("c"))
     assert pools[0] == Pool(1, ("a", "b", "c"), {"a": 1, "b": 2, "c": 3}, {"a": 1 / 6, "b": 2 / 6, "c": 3 / 6})
-    assert state.history == {"a": Memory(1, 1.0, 1.0), "b": Memory(1, None, 9.0), "c": Memory(1, None, None)}
+    assert state.history == {
+        "a": ClientHistory(1, 1.0, 1.0),
+        "b": ClientHistory(1, None, 9.0),
+        "c": ClientHistory(1, None, None),
+    }
     state, _ = run_round(state, replace(looking, weights="uniform", select=Selection(look)), failing("a"))
     assert pools[1] == Pool(
         2, ("a", "b", "c"), {"a": 1, "b": 2, "c": 3}, dict.fromkeys("abc", 1 / 3),
         rounds=dict.fromkeys("abc", 1), losses={"a": 1.0}, seconds={"a": 1.0, "b": 9.0},
     )  # fmt: skip
-    assert state.history == {"a": Memory(2, 1.0, 1.0), "b": Memory(2, None, 18.0), "c": Memory(2, 1.0, 4.0)}
+    assert state.history == {
+        "a": ClientHistory(2, 1.0, 1.0),
+        "b": ClientHistory(2, None, 18.0),
+        "c": ClientHistory(2, 1.0, 4.0),
+    }
     run_round(state, replace(looking, weights="tokens"), asked([]))
     assert pools[2].shares == {} and pools[2].losses == {"a": 1.0, "c": 1.0}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shepherd.server.method import Method
-from shepherd.types import Adapter, ClientUpdate, Factors, GlobalModel, View
+from shepherd.types import Adapter, ClientModel, ClientUpdate, Factors, GlobalModel
 
 SHAPES = {"o": (40, 40), "q": (64, 56)}  # module: (in, out); a square one, where a transposed matrix passes unseen
 BLOCKS = {f"layers.{n}.{name}": size for n, (name, size) in enumerate(SHAPES.items())}  # for methods that ask
@@ -41,7 +41,7 @@ def begin(method: Method, shapes=None, r=R, dtype=np.float64, alpha=ALPHA) -> Gl
     return method.start(fresh(shapes, r, dtype, alpha=alpha), SEED, base)
 
 
-def random_update(view: View, client: str, round_number: int, rng, size=0.3, steps=1) -> ClientUpdate:
+def random_update(view: ClientModel, client: str, round_number: int, rng, size=0.3, steps=1) -> ClientUpdate:
     """A change of about `size` in all that may move; slots that the client is to choose are drawn."""
     slots = {}
     if view.choice is not None:
@@ -56,7 +56,7 @@ def random_update(view: View, client: str, round_number: int, rng, size=0.3, ste
     return ClientUpdate(client, round_number, delta, 1, 1, steps, {"loss": 1.0}, slots=slots)
 
 
-def whole(view: View, update: ClientUpdate, name: str) -> np.ndarray:
+def whole(view: ClientModel, update: ClientUpdate, name: str) -> np.ndarray:
     """What an update says of the tensor `name`, slot by slot: zeros where the client did not own it."""
     module, part = name.removesuffix(".control").rsplit(".", 1)
     slots = update.slots or view.slots
@@ -96,7 +96,7 @@ class Round:
 
     method: Method
     before: GlobalModel
-    views: Mapping[str, View]
+    views: Mapping[str, ClientModel]
     updates: tuple[ClientUpdate, ...]
     weights: Mapping[str, float]
 
@@ -139,7 +139,7 @@ def dense(model: GlobalModel, module: str) -> np.ndarray:
     return model.adapter.scale * B @ A + (rest.astype(np.float64).dense() if rest is not None else 0.0)
 
 
-def local(model: GlobalModel, view: View, update: ClientUpdate | None, module: str) -> np.ndarray:
+def local(model: GlobalModel, view: ClientModel, update: ClientUpdate | None, module: str) -> np.ndarray:
     """A client's effective increment, E_k, after its update (or, with None, as it began)."""
     A, B = (factor.astype(np.float64) for factor in view.adapter.factors[module])
     if view.core is not None:
@@ -186,7 +186,7 @@ def bfloat16(value: np.ndarray) -> np.ndarray:
     return rounded.view(np.float32).astype(value.dtype)
 
 
-def in_another_gauge(view: View, update: ClientUpdate, rng) -> ClientUpdate:
+def in_another_gauge(view: ClientModel, update: ClientUpdate, rng) -> ClientUpdate:
     """The same increment by other factors: B_kQ and QᵀA_k with a random rotation Q."""
     delta = dict(update.delta)
     for module, (A, B) in view.adapter.factors.items():
@@ -199,7 +199,7 @@ def in_another_gauge(view: View, update: ClientUpdate, rng) -> ClientUpdate:
 
 def descend(
     model: GlobalModel,
-    view: View,
+    view: ClientModel,
     client: str,
     round_number: int,
     gradient: Callable[[str, np.ndarray], np.ndarray],
@@ -240,7 +240,7 @@ def descend(
     return ClientUpdate(client, round_number, delta, 1, 1, steps, {"loss": 1.0})
 
 
-def dense_choice(view: View, delta: Mapping[str, np.ndarray], budget: int) -> dict[str, np.ndarray]:
+def dense_choice(view: ClientModel, delta: Mapping[str, np.ndarray], budget: int) -> dict[str, np.ndarray]:
     """LoRA-A²'s choice after a probe of this whole delta, by dense matrices of each slot and plain sorting."""
     scores = []
     for place, (module, (A, B)) in enumerate(view.adapter.factors.items()):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shepherd.types import Adapter, Choice, ClientUpdate, Factors, TrainTask, View, Work
+from shepherd.types import Adapter, ClientModel, ClientUpdate, Factors, SlotChoice, TrainTask, Work
 
 BASE, TOKENIZER, RUN = "b" * 64, "t" * 64, "demo"
 SHAPES = {"q.A": (2, 5), "q.B": (7, 2), "v.A": (2, 4), "v.B": (3, 2)}
@@ -29,9 +29,9 @@ def adapter() -> Adapter:
 
 
 TASK = TrainTask(
-    3, dict.fromkeys("ab", View(adapter())), 0, {"a": Work("a", 0, 8, (0.1, 0.1)), "b": Work("b", 0, 4, (0.1,))}
+    3, dict.fromkeys("ab", ClientModel(adapter())), 0, {"a": Work("a", 0, 8, (0.1, 0.1)), "b": Work("b", 0, 4, (0.1,))}
 )
-CHOOSING = replace(TASK, views=dict.fromkeys("ab", View(adapter(), ("B",), "B", choice=Choice(3))))
+CHOOSING = replace(TASK, views=dict.fromkeys("ab", ClientModel(adapter(), ("B",), "B", choice=SlotChoice(3))))
 """The same where each client sends B, of three of the four slots that it picks itself."""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from shepherd.engines.workers import Workers
 from shepherd.errors import ModelError
-from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, TrainTask, View, Work
+from shepherd.types import Adapter, ClientFailure, ClientModel, ClientUpdate, Factors, TrainTask, Work
 from shepherd.updates.gate import Gate
 
 SECRET = "planted-8472"
@@ -63,7 +63,7 @@ def breaks(data):
 
 def a_task(number: int = 1, clients=CLIENTS) -> TrainTask:
     pair = Factors(np.zeros((1, 3), np.float32), np.zeros((2, 1), np.float32))
-    view = View(Adapter({"q": pair}, 1, 1.0, base_digest="base"))
+    view = ClientModel(Adapter({"q": pair}, 1, 1.0, base_digest="base"))
     return TrainTask(number, dict.fromkeys(clients, view), 0, {c: Work(c, 0, 5, (0.1,)) for c in clients})
 
 

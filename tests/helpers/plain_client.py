@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from shepherd.clients.row_order import walk
-from shepherd.types import Objective, View
+from shepherd.clients.row_order import next_rows
+from shepherd.types import ClientModel, Objective
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
@@ -51,7 +51,7 @@ def mean_loss(model, rows) -> torch.Tensor:
 def train_plainly(
     model,
     modules,
-    view: View,
+    view: ClientModel,
     data,
     client: str,
     rates,
@@ -89,7 +89,7 @@ def train_plainly(
             return values[f"{name}.B"]
         return torch.tensor(view.core.basis[name]) @ torch.block_diag(*values[f"{name}.core"])
 
-    rows = walk(data, client, first, 2 * len(rates), seed)
+    rows = next_rows(data, client, first, 2 * len(rates), seed)
     losses, rates_of = [], {n: [] for n in trained}
     control, own = control or {}, own_control or {}
     c = {n: torch.tensor(control[n]) if n in control else torch.zeros_like(start[n]) for n in trained}

@@ -21,6 +21,7 @@ import pytest
 from shepherd import network
 from shepherd.errors import ModelError, NetworkError, ResourceError
 from shepherd.model import catalogue, convert, digest, fetch
+from shepherd.model import hub as hub_module
 from shepherd.model.catalogue import Packaged
 from shepherd.model.fetch import list_models, pull, resolve
 from tiny import CHAT_TEMPLATE, tiny_model
@@ -628,7 +629,7 @@ def test_a_misspelt_path_that_could_be_a_hub_id_gets_both_readings_and_the_neare
 
 def test_a_misspelt_hub_id_gets_the_nearest_model_in_the_cache(tmp_path, monkeypatch):
     here = SimpleNamespace(name="lab/sheep-1b")
-    monkeypatch.setattr(fetch, "_hub_models", lambda: [here])
+    monkeypatch.setattr(hub_module, "_hub_models", lambda: [here])
     with pytest.raises(ModelError, match="Did you mean 'lab/sheep-1b'"):
         resolve("lab/shep-1b")
 

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from shepherd.clients.settings import LocalTraining
-from shepherd.clients.training import Site, train
+from shepherd.clients.training import TrainingHost, train
 from shepherd.model import fused as together
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.types import Adapter, ClientFailure, Factors, TrainTask, View, Work
+from shepherd.types import Adapter, ClientFailure, ClientModel, Factors, TrainTask, Work
 from tiny_training import adapter_for, base_model, distance, some_data, targets_of
 
 RATES = (3e-3, 2e-3)
 
 
-def updates(views: dict[str, View] | None = None, *, shared: bool, dropout: float = 0.0, **settings) -> dict:
+def updates(views: dict[str, ClientModel] | None = None, *, shared: bool, dropout: float = 0.0, **settings) -> dict:
     model, data = base_model(), some_data()
     modules = targets_of(model)
-    views = views or dict.fromkeys(data, View(adapter_for(modules)))
+    views = views or dict.fromkeys(data, ClientModel(adapter_for(modules)))
     work = {client: Work(client, 0, 4, RATES) for client in data}
 
     def make_lora() -> CohortLora:
@@ -30,7 +30,7 @@ def updates(views: dict[str, View] | None = None, *, shared: bool, dropout: floa
         return lora
 
     local = LocalTraining(optimizer="sgd", dropout=dropout, **settings)
-    answers = train(TrainTask(1, views, 7, work), {}, Site(PackedModel(model), make_lora, local, data))
+    answers = train(TrainTask(1, views, 7, work), {}, TrainingHost(PackedModel(model), make_lora, local, data))
     return {answer.client: answer for answer in answers}
 
 
@@ -53,9 +53,9 @@ def test_shared_products_teach_each_client_what_its_own_products_teach_it(settin
 
 def test_ranks_scales_and_frozen_factors_of_each_client_are_kept():
     views = {
-        "client-0": View(of_rank(1, 4.0)),
-        "client-1": View(of_rank(4), trains=("B",), sends="B"),
-        "client-2": View(of_rank(3, 0.5), trains=("A", "B")),
+        "client-0": ClientModel(of_rank(1, 4.0)),
+        "client-1": ClientModel(of_rank(4), trains=("B",), sends="B"),
+        "client-2": ClientModel(of_rank(3, 0.5), trains=("A", "B")),
     }
     own, shared = updates(views, shared=False), updates(views, shared=True)
     for client in own:
@@ -68,7 +68,7 @@ def test_a_client_that_diverges_reaches_nobody(poison):
     good = adapter_for(targets_of(base_model()))
     bad = replace(good, factors={n: Factors(A, np.full_like(B, poison)) for n, (A, B) in good.factors.items()})
     healthy = updates(shared=False)
-    answers = updates({**dict.fromkeys(healthy, View(good)), "client-1": View(bad)}, shared=True)
+    answers = updates({**dict.fromkeys(healthy, ClientModel(good)), "client-1": ClientModel(bad)}, shared=True)
     assert isinstance(answers["client-1"], ClientFailure) and answers["client-1"].code == "non-finite"
     for client in ("client-0", "client-2"):
         assert distance(answers[client].delta, healthy[client].delta) < 1e-5

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from shepherd.clients.settings import LocalTraining
-from shepherd.clients.training import Site, train
+from shepherd.clients.training import TrainingHost, train
 from shepherd.model import attention
 from shepherd.model.adapter import fresh_adapter, load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel, Row, pack
 from shepherd.model.lora import CohortLora
 from shepherd.model.slots import features
-from shepherd.types import ClientFailure, Tokens, TrainTask, View, Work
+from shepherd.types import ClientFailure, ClientModel, Tokens, TrainTask, Work
 
 pytestmark = pytest.mark.gpu
 NAMES = ("q_proj", "v_proj", "down_proj")
@@ -41,10 +41,10 @@ def updates(folder, device: str, data, dtype: str = "float32", quantize: str = "
     for pair in adapter.factors.values():
         pair.B[:] = np.random.default_rng(9).normal(0, 0.05, pair.B.shape)
     work = {client: Work(client, 0, 4, (0.1, 0.05)) for client in data}
-    task = TrainTask(1, dict.fromkeys(work, View(adapter)), 7, work)
+    task = TrainTask(1, dict.fromkeys(work, ClientModel(adapter)), 7, work)
     settings = LocalTraining(optimizer="sgd", dropout=dropout, tokens_per_pass=256)
     make = lambda: CohortLora(modules, dropout=dropout, device=base.device)  # noqa: E731
-    return {u.client: u for u in train(task, {}, Site(PackedModel(base.model), make, settings, data))}
+    return {u.client: u for u in train(task, {}, TrainingHost(PackedModel(base.model), make, settings, data))}
 
 
 def distance(a, b) -> float:
@@ -98,12 +98,12 @@ def test_a_client_that_diverges_on_a_gpu_leaves_the_others_untouched(model_folde
     for pair in broken.factors.values():
         pair.B[:] = np.nan
     work = {client: Work(client, 0, 4, (0.1, 0.05)) for client in data}
-    views = {client: View(broken if client == "client-1" else adapter) for client in data}
+    views = {client: ClientModel(broken if client == "client-1" else adapter) for client in data}
     make = lambda: CohortLora(modules, device="cuda")  # noqa: E731
     settings = LocalTraining(optimizer="sgd", tokens_per_pass=256)
     answers = {
         a.client: a
-        for a in train(TrainTask(1, views, 7, work), {}, Site(PackedModel(base.model), make, settings, data))
+        for a in train(TrainTask(1, views, 7, work), {}, TrainingHost(PackedModel(base.model), make, settings, data))
     }
     assert isinstance(answers["client-1"], ClientFailure) and answers["client-1"].code == "non-finite"
     for client in ("client-0", "client-2"):

@@ -12,14 +12,14 @@ from federations import BLOCKS, SEED, SHAPES, WEIGHTS, R, a_round, begin, fresh
 from plain_client import train_plainly
 from shepherd.clients.personal.methods import own_adapter
 from shepherd.clients.settings import LocalTraining
-from shepherd.clients.training import Site, train
+from shepherd.clients.training import TrainingHost, train
 from shepherd.errors import ClientError, UsageError
 from shepherd.experiment import run as experiment
 from shepherd.experiment.estimate import plan as planned
 from shepherd.experiment.personal_models import personal_models
 from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.trainer import prepare_learner
+from shepherd.experiment.trainer import prepare_trainer
 from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
@@ -28,7 +28,7 @@ from shepherd.server.diagnostics import diagnose
 from shepherd.server.methods import build_method, methods
 from shepherd.server.pieces.local_modules import homes
 from shepherd.server.traffic import SMOLLM2_QV, numbers, round_bytes
-from shepherd.types import Factors, GlobalModel, Objective, ServerState, TrainTask, View, Work
+from shepherd.types import ClientModel, Factors, GlobalModel, Objective, ServerState, TrainTask, Work
 from shepherd.updates.gate import Gate
 from shepherd.updates.wire import Envelope, Sealed, pack
 from tiny_training import adapter_for, base_model, distance, same_bytes, some_data, targets_of
@@ -211,7 +211,7 @@ DATA = some_data()
 ADAPTER = adapter_for(MODULES)
 LAST = frozenset(name for name in MODULES if ".1." in name)
 BELOW = MODULES.keys() - LAST
-VIEW = View(ADAPTER, home=LAST)
+VIEW = ClientModel(ADAPTER, home=LAST)
 
 
 def task_of(views, number=1, first=0, objective=None, c=None) -> TrainTask:
@@ -225,14 +225,15 @@ def one_round(view, private=None, **settings):
     task = task_of({"client-0": view}, **settings)
     lora = lambda: CohortLora(targets_of(model))  # noqa: E731
     kept = {"client-0": private or {}}
-    (update,) = train(task, kept, Site(PackedModel(model), lora, LocalTraining(weight_decay=0.5), DATA))
+    (update,) = train(task, kept, TrainingHost(PackedModel(model), lora, LocalTraining(weight_decay=0.5), DATA))
     return update
 
 
 def plainly(adapter, first=0, **options):
     model = base_model()
-    return train_plainly(model, targets_of(model), View(adapter), DATA["client-0"], "client-0", RATES, first=first,
-                         **options)  # fmt: skip
+    return train_plainly(
+        model, targets_of(model), ClientModel(adapter), DATA["client-0"], "client-0", RATES, first=first, **options
+    )
 
 
 def adapter_of(tensors):
@@ -268,11 +269,11 @@ def test_nothing_of_the_modules_at_home_is_in_a_message_and_the_gate_lets_none_i
 
 
 def test_a_round_moves_the_modules_at_home_as_if_they_travelled():
-    update, whole = one_round(VIEW), one_round(View(ADAPTER))
+    update, whole = one_round(VIEW), one_round(ClientModel(ADAPTER))
     assert same_bytes(update.delta, parts(whole.delta, BELOW)) and update.metrics == whole.metrics
     after, _, _ = plainly(ADAPTER)
     assert distance(parts(update.private, LAST, "home/"), parts(after, LAST)) < 1e-5
-    assert one_round(View(ADAPTER)).private == {}
+    assert one_round(ClientModel(ADAPTER)).private == {}
 
 
 @pytest.mark.parametrize("scaffold", [False, True])
@@ -305,7 +306,7 @@ def test_a_factor_that_a_round_does_not_move_stays_the_clients_own():
         assert kept.tobytes() == before.tobytes() != ADAPTER.factors[name].B.tobytes()
         assert second.private[f"home/{name}.A"].tobytes() != ADAPTER.factors[name].A.tobytes()
     own = own_adapter(even, first.private)
-    alone = one_round(View(own, trains=("A",), sends="A"), number=2, first=6)
+    alone = one_round(ClientModel(own, trains=("A",), sends="A"), number=2, first=6)
     assert same_bytes(second.delta, {n: d for n, d in alone.delta.items() if n.rsplit(".", 1)[0] in BELOW})
 
 
@@ -384,7 +385,7 @@ def test_tuning_afterwards_goes_on_from_the_clients_own_blocks(small_config):
     )  # fmt: skip
     base = load_base(config.model.base, device="cpu", dtype="float32")
     rows, _ = prepare_rows(config, base.tokenizer)
-    learner, plan = prepare_learner(config, base), prepare_plan(config, rows)
+    learner, plan = prepare_trainer(config, base), prepare_plan(config, rows)
     one, *others = sorted(rows.clients)
     start = learner.adapter.factors
     kept = {f"home/{n}.{p}": np.full_like(getattr(start[n], p), 0.01) for n in start if ".1." in n for p in "AB"}

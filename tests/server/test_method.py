@@ -18,12 +18,12 @@ from shepherd.server.weights import update_weights
 from shepherd.types import (
     Adapter,
     ClientFailure,
+    ClientModel,
     ClientUpdate,
     Factors,
     GlobalModel,
     Objective,
     ServerState,
-    View,
     Work,
 )
 
@@ -91,7 +91,7 @@ def flat(**values) -> dict[str, np.ndarray]:
 
 def combined(name: str, updates, weights, start: Adapter | None = None) -> GlobalModel:
     start = start or Adapter({"m": Factors(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32))}, 1, 1.0)
-    views = {u.client: View(start) for u in updates}
+    views = {u.client: ClientModel(start) for u in updates}
     return build_method(name).combine(GlobalModel(start), views, updates, dict(zip("abc", weights, strict=False)))
 
 
@@ -129,7 +129,7 @@ def form(request, monkeypatch) -> str:
 
 
 def seen(start: Adapter, updates, weights, after: Adapter | None = None):
-    views = {u.client: View(start) for u in updates}
+    views = {u.client: ClientModel(start) for u in updates}
     return diagnose(GlobalModel(start), GlobalModel(after or start), views, updates, weights)
 
 

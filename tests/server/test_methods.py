@@ -35,7 +35,7 @@ from shepherd.clients.personal.methods import personalizations
 from shepherd.errors import ClientError, NumericalError, UsageError
 from shepherd.lowrank import LowRank
 from shepherd.recipe import keys
-from shepherd.server.merged_adapter import whole_adapter
+from shepherd.server.merged_adapter import merged_adapter
 from shepherd.server.method import compose
 from shepherd.server.methods import build_method, check_ranks, methods
 from shepherd.server.uploads import Uploads
@@ -558,7 +558,7 @@ def test_what_frlora_takes_away_from_the_base_stays_apart_from_what_it_learned_f
 def test_an_exported_frlora_adapter_holds_what_was_learned_alone_and_can_be_rounded():
     start = begin(of("frlora"), dtype=np.float32)
     done = a_round(of("frlora"), start, 1, size=0.02)
-    whole = whole_adapter(done.after)
+    whole = merged_adapter(done.after)
     for module, (A, B) in whole.factors.items():
         learned = dense(done.after, module)
         assert_near(whole.scale * B.astype(np.float64) @ A, learned, 1e-5)
@@ -569,7 +569,7 @@ def test_an_exported_frlora_adapter_holds_what_was_learned_alone_and_can_be_roun
 def test_an_exported_frlora_adapter_that_has_learned_nothing_at_all_is_zero():
     # s = 2: what the remainder takes away cancels to the last bit, and nothing is left of the sum. What was exported
     # then were the principal factors, 0.98.
-    whole = whole_adapter(begin(of("frlora"), shapes={"o": (2, 2)}, r=1, dtype=np.float32, alpha=2.0))
+    whole = merged_adapter(begin(of("frlora"), shapes={"o": (2, 2)}, r=1, dtype=np.float32, alpha=2.0))
     assert whole.scale == 2 and not (whole.factors["o"].B @ whole.factors["o"].A).any()
 
 
@@ -611,7 +611,7 @@ def test_a_model_with_its_remainder_is_one_adapter_of_higher_rank(name):
     for rslora in (False, True):
         model = after_rounds(of(name), 3, dtype=np.float32)
         model = replace(model, adapter=replace(model.adapter, rslora=rslora))
-        whole = whole_adapter(model)
+        whole = merged_adapter(model)
         for module, (A, B) in whole.factors.items():
             assert_near(whole.scale * B.astype(np.float64) @ A, dense(model, module), 1e-6)
             assert A.dtype == B.dtype == np.float32 and len(A) == B.shape[1] == whole.r

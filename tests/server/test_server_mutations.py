@@ -28,7 +28,7 @@ from shepherd.server.pieces.merge import Merged
 from shepherd.server.pieces.schedule import Schedule, schedules
 from shepherd.server.pieces.split import Halves
 from shepherd.server.uploads import Uploads
-from shepherd.types import View
+from shepherd.types import ClientModel
 
 FAULTS = {}
 exactness = laws.test_an_exact_method_moves_the_increment_by_the_weighted_mean_of_the_clients_changes
@@ -218,14 +218,14 @@ def the_slots_that_a_client_does_not_train_are_left_out_instead_of_frozen(patch)
 
 @caught_by(laws.test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale, "lora_a2", "own")
 def owned_slots_are_put_into_the_first_ones(patch):
-    def packed(self, name, owned, before=View.expanded):
+    def packed(self, name, owned, before=ClientModel.expanded):
         if self.slots is None:
             return owned
         module = name.removesuffix(".control").rsplit(".", 1)[0]
         first = np.sort(self.slots[module])[::-1]
         return before(replace(self, slots={**self.slots, module: first}), name, owned)
 
-    patch.setattr(View, "expanded", packed)
+    patch.setattr(ClientModel, "expanded", packed)
 
 
 @caught_by(laws.test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale, "lora_a2", "own")

@@ -19,7 +19,7 @@ from shepherd.model.arrays import from_file, to_bytes
 from shepherd.server.methods import build_method
 from shepherd.store import Disk
 from shepherd.store.state import load_state, save_state, state_files
-from shepherd.types import Adapter, Factors, GlobalModel, Memory, ServerState
+from shepherd.types import Adapter, ClientHistory, Factors, GlobalModel, ServerState
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "uint64", "bool")
 ARRAY = st.sampled_from(DTYPES).flatmap(lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=0, min_side=0)))
@@ -27,7 +27,7 @@ NAMES = st.text(max_size=8) | st.sampled_from(
     ["", "a/b", "a", "b/c", "..", "%2F", "A.B", "é\u2028", "\ud800", "__metadata__"]
 )
 FINITE = st.none() | st.floats(allow_nan=False, allow_infinity=False)
-MEMORIES = st.builds(Memory, st.integers(0, 10**6), FINITE, FINITE)
+MEMORIES = st.builds(ClientHistory, st.integers(0, 10**6), FINITE, FINITE)
 MODULES = st.lists(st.sampled_from(["h.1.mlp", "h.0.attn", "h.10.attn", "lm_head"]), unique=True, min_size=1)
 
 
@@ -145,7 +145,7 @@ def test_a_bit_of_any_array_or_count_changes_the_files():
     files = state_files(state, base_name="b")
     changes = [
         replace(state, round=8), replace(state, cursors={"a": 4}), replace(state, strikes={}),
-        replace(state, history={"a": Memory(1, 2.5)}),
+        replace(state, history={"a": ClientHistory(1, 2.5)}),
         replace(state, quarantined=()), replace(state, clients={**state.clients, "d": {}}),
         replace(state, clients={**state.clients, "a": {**state.clients["a"], "x": np.full((), 0.0)}}),
         replace(state, model=replace(state.model, memory={"h.0.A.momentum": np.arange(2.0, dtype=np.float32)})),

@@ -17,6 +17,7 @@ import test_store as runs
 from broken_disks import QuickDisk
 from planted import notice, texts_that_are_not_there_once
 from shepherd.store import Rounds, RunDirectory, disk, lines, rounds, run
+from shepherd.store import manifest as manifests
 from shepherd.store.lines import append, journal_line
 
 
@@ -56,20 +57,21 @@ FAULTS = [
     (lines, 'if hashlib.sha256(data[:size]).hexdigest() != there["sha256"]:', "if False:", marks),
     (lines, "stream.seek(self._bytes)", "stream.seek(0)",
      of_lines.test_a_mark_reads_each_byte_once_and_is_that_of_the_whole_file),
-    (rounds, 'if _digest(folder / name) != entry["sha256"]:', "if False:",
+    (manifests, 'if _digest(folder / name) != entry["sha256"]:', "if False:",
      partial(flip, number=3, name="state.json")),
-    (rounds, f"{WHOLE}\n        known", "whole = True\n        known", of_rounds.test_every_bit_of_a_manifest_counts),
-    (rounds, f"{WHOLE}\n        files", "whole = True\n        files", sealed),
-    (rounds, "found = os.lstat(file)", "found = os.stat(file)",
+    (manifests, f"{WHOLE}\n        known", "whole = True\n        known",
+     of_rounds.test_every_bit_of_a_manifest_counts),
+    (manifests, f"{WHOLE}\n        files", "whole = True\n        files", sealed),
+    (manifests, "found = os.lstat(file)", "found = os.stat(file)",
      of_rounds.test_links_and_pipes_are_not_followed_even_to_the_right_bytes),
     (rounds, "if found not in files and found != MANIFEST and", "if False and",
      of_rounds.test_files_that_nobody_committed_reject_a_round_but_not_what_a_desktop_leaves),
     (rounds, 'if manifest["round"] != number:', "if False:", partial(manifest, change={"round": 2})),
     (rounds, 'not in ("", manifest["prev"])', "is None",
      of_rounds.test_a_round_that_follows_another_history_is_rejected_while_its_predecessor_is_kept),
-    (rounds, "name == MANIFEST:\n                raise _Damage", "False:\n                raise _Damage", partial(
+    (manifests, "name == MANIFEST:\n                raise _Damage", "False:\n                raise _Damage", partial(
         of_rounds.test_a_manifest_that_names_a_path_is_rejected_however_well_it_was_made, name="MANIFEST.json")),
-    (rounds, "if not _FILE_NAME.fullmatch(name) or name == MANIFEST:\n                raise _Damage",
+    (manifests, "if not _FILE_NAME.fullmatch(name) or name == MANIFEST:\n                raise _Damage",
      "if name == MANIFEST:\n                raise _Damage", partial(
          of_rounds.test_a_manifest_that_names_a_path_is_rejected_however_well_it_was_made, name="../x")),
     (rounds, "numbers[: -max(2, last)]", "numbers[: -max(1, last)]", partial(kept, keep=1, best=1, left=[1, 4, 5])),

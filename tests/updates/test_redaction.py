@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import shepherd.clients.training as training
 from shepherd.cli.main import main
+from shepherd.clients import cohort
 from shepherd.rng import stream
 
 WARDS = tuple(f"ward-{letter}" for letter in "abcdefgh")
@@ -57,13 +57,13 @@ def planted(tmp_path: Path) -> tuple[Path, Path, dict[str, list[str]]]:
 @pytest.fixture
 def failing(planted, monkeypatch) -> set[str]:
     """Six of eight clients fail, each in another way, with a text that quotes their rows."""
-    held_by, walk = planted[2], training.walk
+    held_by, drawn = planted[2], cohort.next_rows
     kinds = (ValueError, KeyError, RuntimeError, UnicodeDecodeError, MemoryError, OSError)
     kind_of = dict(zip(WARDS[1:7], kinds, strict=True))
 
     def raising(tokens, client, *arguments):
         if client not in kind_of:
-            return walk(tokens, client, *arguments)
+            return drawn(tokens, client, *arguments)
         text = " ".join(held_by[client])
         if kind_of[client] is UnicodeDecodeError:
             raise UnicodeDecodeError("utf-8", text.encode(), 0, 1, text)
@@ -71,7 +71,7 @@ def failing(planted, monkeypatch) -> set[str]:
             raise OSError(2, text, f"/{text}")
         raise kind_of[client](text, text.encode().hex()) from ValueError(base64.b64encode(text.encode()))
 
-    monkeypatch.setattr(training, "walk", raising)
+    monkeypatch.setattr(cohort, "next_rows", raising)
     return set(kind_of)
 
 

@@ -12,9 +12,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from shepherd.clients.local_optimizer import Moving
+from shepherd.clients.local_optimizer import LocalOptimizer
 from shepherd.clients.progress import Progress, StepReport
-from shepherd.clients.row_order import walk
+from shepherd.clients.row_order import next_rows
 from shepherd.clients.settings import LocalTraining
 from shepherd.model.checkpointing import checkpointing
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
@@ -24,20 +24,20 @@ from shepherd.types import (
     Adapter,
     ClientFailure,
     ClientId,
+    ClientModel,
     Objective,
     Tensors,
     Tokens,
-    View,
     Work,
 )
 
 
 @dataclass
-class Course:
+class LocalProgress:
     """One client's way through a round: its slot, its rows step by step, its rates, and what came of it so far."""
 
     slot: int
-    batches: list[list[tuple[int, Tokens]]]  # per step: (place in the walk, row)
+    batches: list[list[tuple[int, Tokens]]]  # per step: (place in the next_rows, row)
     rates: tuple[float, ...]
     losses: list[float] = field(default_factory=list)
     targets: int = 0
@@ -61,7 +61,7 @@ class Cohort:
     packed: PackedModel
     lora: CohortLora
     settings: LocalTraining
-    views: Mapping[ClientId, View]
+    views: Mapping[ClientId, ClientModel]
     data: Mapping[ClientId, Sequence[Tokens]]
     seed: int
     objective: Objective = field(default_factory=Objective)
@@ -77,7 +77,7 @@ class Cohort:
         self.clients = tuple(self.views)
         self.lora.hold([view.adapter for view in self.views.values()], trainable=True)
         self.moving = {
-            client: Moving(
+            client: LocalOptimizer(
                 slot, view, self.settings, self.objective, self.control, self.private.get(client),
                 self.anchors.get(client),
             )
@@ -108,14 +108,14 @@ class Cohort:
                 observe(self.told)
         return {c: way.metrics() for c, way in courses.items() if c not in self.failures}
 
-    def _course(self, work: Work) -> Course:
-        rows = walk(self.data[work.client], work.client, work.first_row, work.rows, self.seed)
+    def _course(self, work: Work) -> LocalProgress:
+        rows = next_rows(self.data[work.client], work.client, work.first_row, work.rows, self.seed)
         numbered = list(enumerate(rows, start=work.first_row))
         ends = [work.rows_of(step) for step in range(work.steps + 1)]
         batches = [numbered[start:end] for start, end in pairwise(ends)]
-        return Course(self.clients.index(work.client), batches, work.learning_rates)
+        return LocalProgress(self.clients.index(work.client), batches, work.learning_rates)
 
-    def _progress(self, client: ClientId, way: Course) -> Progress:
+    def _progress(self, client: ClientId, way: LocalProgress) -> Progress:
         before = self.before.get(client, Progress())
         step, steps = before.step + len(way.losses), self.trainings * len(way.rates)
         state = "failed" if client in self.failures else "done" if step == steps else "training"
@@ -123,7 +123,7 @@ class Cohort:
         spent = before.targets + way.targets, before.tokens + way.tokens, before.seconds + way.seconds
         return Progress(state, step, steps, loss, *spent)
 
-    def _step(self, active: Mapping[ClientId, Course], step: int, round_number: int) -> None:
+    def _step(self, active: Mapping[ClientId, LocalProgress], step: int, round_number: int) -> None:
         """One optimizer step of every active client."""
         ways = sorted(active.items(), key=lambda item: item[1].slot)
         counts = {way.slot: sum(row.targets for _, row in way.batches[step]) for _, way in ways}
@@ -151,7 +151,7 @@ class Cohort:
             self.moving[client].step(way.rates[step])
 
     def _gradients(
-        self, ways: Sequence[tuple[ClientId, Course]], rows: Sequence[Row], counts: Mapping[int, int], step: int
+        self, ways: Sequence[tuple[ClientId, LocalProgress]], rows: Sequence[Row], counts: Mapping[int, int], step: int
     ) -> tuple[dict[int, float], list[float]]:
         """Each slot's summed loss, and the norm of each client's gradient, which is then in place."""
         for client, _ in ways:

@@ -19,7 +19,7 @@ from shepherd.clients.objectives import (
     add_proximal,
 )
 from shepherd.model.slots import Layout, Slot
-from shepherd.types import PRIVATE_CONTROL, Adapter, Core, Objective, Tensors, View
+from shepherd.types import PRIVATE_CONTROL, Adapter, ClientModel, Core, Objective, Tensors
 
 if TYPE_CHECKING:
     from shepherd.clients.settings import LocalTraining
@@ -73,7 +73,7 @@ class CoreMap:
             torch.bmm(self._bases[name], grad_B.transpose(1, 2), out=self._gradients[name])
 
 
-class Moving:
+class LocalOptimizer:
     """One client's parts and their optimizer. Each step: `begin`, a backward pass, `settle`, `clip`, `step`.
 
     The proximal term pulls towards `anchor`, an adapter of the same rank, or towards the view itself.
@@ -82,7 +82,7 @@ class Moving:
     def __init__(
         self,
         slot: Slot,
-        view: View,
+        view: ClientModel,
         settings: LocalTraining,
         objective: Objective | None = None,
         control: Tensors | None = None,

@@ -13,10 +13,10 @@ from shepherd.types import (
 )
 
 
-def walk(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int, seed: int) -> list[Tokens]:
-    """Rows first … first + rows − 1 of a client's endless walk: pass after pass, each in an order of its own.
+def next_rows(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int, seed: int) -> list[Tokens]:
+    """Rows first … first + rows − 1 of a client's endless stream of rows: pass after pass, each shuffled anew.
 
-    The walk goes on over rounds, so no client trains on the same first rows each round.
+    The stream goes on over rounds, so no client trains on the same first rows each round.
     """
     size = len(tokens)
     orders: dict[int, np.ndarray] = {}
@@ -29,8 +29,8 @@ def walk(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int, seed
     return picked
 
 
-def times_walked(size: int, client: ClientId, rows: int, seed: int) -> np.ndarray:
-    """int[size]: how often each of a client's rows is among the first `rows` of its walk."""
+def times_drawn(size: int, client: ClientId, rows: int, seed: int) -> np.ndarray:
+    """int[size]: how often each of a client's rows is among the first `rows` of its stream."""
     passes, rest = divmod(rows, size)
     times = np.full(size, passes)
     times[_order(size, client, passes, seed)[:rest]] += 1

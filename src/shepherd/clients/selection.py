@@ -212,7 +212,7 @@ def build_selection(name: str, options: Mapping[str, Any] | None = None) -> Sele
     return replace(selection, name=name)
 
 
-def misfits(
+def conflicts(
     selection: Selection,
     *,
     weights: str = "examples",

@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from shepherd.types import Adapter, Choice, Tensors, Work
+from shepherd.types import Adapter, SlotChoice, Tensors, Work
 
 
-def probe_work(work: Work, choice: Choice, held: int) -> Work:
+def probe_work(work: Work, choice: SlotChoice, held: int) -> Work:
     """The work of a client's probe: the first steps of the round's own rows and rates, for a client of `held` rows.
 
     Where it has more steps than the round, its walk over the rows goes on and the last rate stays.

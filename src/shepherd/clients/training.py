@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shepherd.clients.cohort import Cohort
-from shepherd.clients.local_optimizer import Moving
+from shepherd.clients.local_optimizer import LocalOptimizer
 from shepherd.clients.personal.methods import home_tensors, second_tensors, second_view, with_home
 from shepherd.clients.progress import Progress, StepReport
 from shepherd.clients.settings import LocalTraining
@@ -21,17 +21,17 @@ from shepherd.model.lora import CohortLora
 from shepherd.types import (
     ClientFailure,
     ClientId,
+    ClientModel,
     ClientUpdate,
     Objective,
     Tensors,
     Tokens,
     TrainTask,
-    View,
 )
 
 
 @dataclass(frozen=True)
-class Site:
+class TrainingHost:
     """Where clients are trained: the frozen base, how to make an empty cohort on its layers, the settings, the rows."""
 
     packed: PackedModel
@@ -43,7 +43,7 @@ class Site:
 def train(
     task: TrainTask,
     private: Mapping[ClientId, Tensors],
-    site: Site,
+    site: TrainingHost,
     observe: Callable[[StepReport], None] = lambda report: None,
 ) -> Iterator[ClientUpdate | ClientFailure]:
     """Train the task's clients, `clients_at_once` together; yields one update or failure per client, sorted by name."""
@@ -77,13 +77,13 @@ def train(
 
 def _probed(
     task: TrainTask,
-    views: Mapping[ClientId, View],
+    views: Mapping[ClientId, ClientModel],
     private: Mapping[ClientId, Tensors],
-    site: Site,
+    site: TrainingHost,
     lora: CohortLora,
     trainings: int,
     observe: Callable[[StepReport], None],
-) -> tuple[dict[ClientId, View], dict[ClientId, ClientUpdate | ClientFailure], dict[ClientId, Progress]]:
+) -> tuple[dict[ClientId, ClientModel], dict[ClientId, ClientUpdate | ClientFailure], dict[ClientId, Progress]]:
     """(the views with every choice of slots made, the clients that failed on the way, what was told of all).
 
     A probe is the round's own training with all slots; nothing of it but the choice is kept.
@@ -116,7 +116,7 @@ def _probed(
 def _update(
     task: TrainTask,
     client: ClientId,
-    moving: Moving,
+    moving: LocalOptimizer,
     metrics: Mapping[str, float],
     num_examples: int,
     before: Tensors,
@@ -138,7 +138,7 @@ def _update(
 def _second_adapters(
     task: TrainTask,
     private: Mapping[ClientId, Tensors],
-    site: Site,
+    site: TrainingHost,
     lora: CohortLora,
     answers: Mapping[ClientId, ClientUpdate | ClientFailure],
     told: Mapping[ClientId, Progress],

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from shepherd.clients.personal.ifca import train_in_clusters
 from shepherd.clients.progress import StepReport
-from shepherd.clients.training import Site, train
+from shepherd.clients.training import TrainingHost, train
 from shepherd.engines.isolation import isolated
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, GlobalModel, Tensors, Tokens, TrainTask
@@ -16,7 +16,7 @@ from shepherd.types import ClientFailure, ClientId, ClientUpdate, GlobalModel, T
 class LocalEngine:
     """All clients in this process, as one cohort on one base. What one client raises costs that client only."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: TrainingHost) -> None:
         self.site = site
 
     def train(

@@ -16,7 +16,7 @@ from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import plural
 from shepherd.evaluation.statistics import difference_of_sums
 from shepherd.evaluation.text import metrics, score
-from shepherd.experiment.rows import Rows
+from shepherd.experiment.rows import FederatedData
 from shepherd.model.generate import Answer
 from shepherd.types import Example, Message, Tokens
 
@@ -35,7 +35,7 @@ def sample_rows(held_out: Sequence[Tokens], count: int, usable: Callable[[int], 
 
 
 def asked_rows(
-    config: Config, rows: Rows, template: Template, tokenizer: Any, window: int | None
+    config: Config, rows: FederatedData, template: Template, tokenizer: Any, window: int | None
 ) -> tuple[list[Example], list[list[int]], str]:
     """(rows that are answered by generation, their prompts, why they are fewer than were asked for: a sentence, or
     nothing). Rows that were cut are not asked: nothing as long was trained on. Nor are plain texts, which have no

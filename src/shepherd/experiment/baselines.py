@@ -19,13 +19,13 @@ from shepherd.clients.cohort import Cohort
 from shepherd.config import Config
 from shepherd.experiment.arms import POOLED, Arm, Budget, Measure, Observe
 from shepherd.experiment.plan import peak_rate, rate_ratio, rates, share
-from shepherd.experiment.rows import Rows
-from shepherd.experiment.trainer import Learner
-from shepherd.types import Adapter, ClientFailure, ClientId, Objective, Tokens, View, Work
+from shepherd.experiment.rows import FederatedData
+from shepherd.experiment.trainer import Trainer
+from shepherd.types import Adapter, ClientFailure, ClientId, ClientModel, Objective, Tokens, Work
 
 
 def local_arm(
-    config: Config, learner: Learner, rows: Rows, names: Sequence[ClientId], observe: Observe, measure: Measure
+    config: Config, learner: Trainer, rows: FederatedData, names: Sequence[ClientId], observe: Observe, measure: Measure
 ) -> Arm:
     """Every named client alone, trained side by side in cohorts."""
     arm = Arm({}, {}, {}, Budget(0, 0.0, 0, 0, peak_rate(config, "local")))
@@ -40,7 +40,7 @@ def local_arm(
 
 
 def centralised_arm(
-    config: Config, learner: Learner, rows: Rows, cohort: int, observe: Observe, measure: Measure
+    config: Config, learner: Trainer, rows: FederatedData, cohort: int, observe: Observe, measure: Measure
 ) -> Arm:
     """All rows at one place, with the rows of a cohort of `cohort` average clients per round."""
     shares = [share(len(held), config.training) for held in rows.clients.values()]
@@ -52,7 +52,7 @@ def centralised_arm(
 
 def _train_alone(
     config: Config,
-    learner: Learner,
+    learner: Trainer,
     arm: str,
     data: Mapping[ClientId, Sequence[Tokens]],
     shares: Mapping[ClientId, tuple[int, int]],
@@ -61,7 +61,7 @@ def _train_alone(
 ) -> Arm:
     clients = tuple(data)
     lora = learner.make_lora()
-    views = dict.fromkeys(clients, View(learner.adapter))
+    views = dict.fromkeys(clients, ClientModel(learner.adapter))
     # Of the objective only the rate of B holds: alone there is nobody to be pulled towards, or corrected by.
     objective = Objective(rate_ratio=rate_ratio(config))
     cohort = Cohort(learner.packed, lora, learner.settings, views, data, config.run.seed, objective)

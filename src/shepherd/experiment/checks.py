@@ -171,7 +171,7 @@ def _selection_problems(tables: Mapping[str, Mapping[str, Any]], own_weighing: s
     """What is wrong with the selection and its options, and with its fit to [federation] and the method's weighing."""
     from pydantic import ValidationError
 
-    from shepherd.clients.selection import build_selection, misfits
+    from shepherd.clients.selection import build_selection, conflicts
     from shepherd.config import Config, FederationTable
 
     options = dict(tables.get("selection", {}))
@@ -186,8 +186,8 @@ def _selection_problems(tables: Mapping[str, Mapping[str, Any]], own_weighing: s
         federation = FederationTable.model_validate(tables.get("federation", {}))
     except ValidationError:
         return []
-    names = inspect.signature(misfits).parameters.keys() & FederationTable.model_fields.keys()
-    return misfits(selection, own_weighing=own_weighing, **{key: getattr(federation, key) for key in names})
+    names = inspect.signature(conflicts).parameters.keys() & FederationTable.model_fields.keys()
+    return conflicts(selection, own_weighing=own_weighing, **{key: getattr(federation, key) for key in names})
 
 
 def _problem(key: str, error: ShepherdError) -> str:

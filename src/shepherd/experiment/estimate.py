@@ -20,7 +20,7 @@ from shepherd.evaluation.answers import asked_rows
 from shepherd.experiment.method import doubts, has_own_models, local_names
 from shepherd.experiment.plan import peak_rate, prepare_plan
 from shepherd.experiment.progress import training_tokens
-from shepherd.experiment.rows import Rows, prepare_rows
+from shepherd.experiment.rows import FederatedData, prepare_rows
 from shepherd.experiment.trainer import check_window, context_window, local_training
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import check_fit, check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype
@@ -92,7 +92,7 @@ def plan(config: Config, tell: Callable[[str], None] | None = None) -> Estimate:
     return replace(found, warnings=warnings, details=rows.details)
 
 
-def estimate(config: Config, folder: Path, rows: Rows, *, timed: bool = True) -> Estimate:
+def estimate(config: Config, folder: Path, rows: FederatedData, *, timed: bool = True) -> Estimate:
     """The same of rows that are prepared. Not timed it measures nothing, and says 0 seconds.
 
     Its warnings are about the model alone.
@@ -198,7 +198,7 @@ def _cohort(plan: Plan, state: ServerState) -> tuple[tuple[ClientId, ...], list[
     return draw.clients, sent, merged if sum(map(draw.times, sent)) >= plan.min_updates else []
 
 
-def _judged(rows: Rows, plan: Plan, work: Mapping[ClientId, Work], most: int, rounds: int) -> float:
+def _judged(rows: FederatedData, plan: Plan, work: Mapping[ClientId, Work], most: int, rounds: int) -> float:
     """Tokens of the rows by which clients choose one cluster: in so many rounds those asked, and all in the end."""
     length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
     at_last = {c: min(len(held), most or len(held)) for c, held in rows.clients.items()}

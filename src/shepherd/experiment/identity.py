@@ -21,7 +21,7 @@ from shepherd._version import __version__
 from shepherd.config import Config
 from shepherd.data.partition import partition_digest
 from shepherd.data.sources import digest
-from shepherd.experiment.rows import Rows
+from shepherd.experiment.rows import FederatedData
 from shepherd.model.base import Base
 
 FILE = "identity.json"
@@ -32,7 +32,7 @@ _FREE = {
 """What may differ when a run goes on: its id, which is its own, and settings that move no number."""
 
 
-def identity(config: Config, base: Base, rows: Rows) -> dict[str, Any]:
+def identity(config: Config, base: Base, rows: FederatedData) -> dict[str, Any]:
     """All that the numbers of a run depend on: settings, digests, versions, threads, device and processor."""
     import numpy
     import peft
@@ -70,7 +70,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def held_out_digest(rows: Rows) -> str:
+def held_out_digest(rows: FederatedData) -> str:
     """sha256 over the contents of the rows that every arm is measured on."""
     return digest(rows.examples[row.id] for row in rows.held_out)
 

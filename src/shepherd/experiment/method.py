@@ -12,7 +12,7 @@ import numpy as np
 
 from shepherd.clients.personal.methods import Personalization, personalizations
 from shepherd.clients.pool import Selection
-from shepherd.clients.selection import build_selection, cohort_size, misfits
+from shepherd.clients.selection import build_selection, cohort_size, conflicts
 from shepherd.config import Config, LoraTable
 from shepherd.errors import ShepherdError, UsageError, did_you_mean, plural
 from shepherd.server.clusters import check_clusters
@@ -151,7 +151,7 @@ def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, .
     """Who is asked, and how many a round asks (on average). Raises UsageError for misfits, all at once."""
     federation = config.federation
     selection = build_selection(config.selection.name, config.selection.options)
-    problems = misfits(
+    problems = conflicts(
         selection,
         weights=federation.weights,
         clients_per_round=federation.clients_per_round,

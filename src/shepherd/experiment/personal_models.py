@@ -15,12 +15,12 @@ from shepherd.config import Config
 from shepherd.evaluation.losses import RowLosses, row_losses, row_losses_each
 from shepherd.experiment.arms import Observe
 from shepherd.experiment.method import rate_ratio
-from shepherd.experiment.rows import Rows
-from shepherd.experiment.trainer import Learner
+from shepherd.experiment.rows import FederatedData
+from shepherd.experiment.trainer import Trainer
 from shepherd.model.adapter import save_adapter
 from shepherd.rng import stream
 from shepherd.round import Plan
-from shepherd.server.merged_adapter import whole_adapter
+from shepherd.server.merged_adapter import merged_adapter
 from shepherd.store import RunDirectory
 from shepherd.types import Adapter, ClientFailure, ClientId, GlobalModel, Objective, ServerState, Work
 
@@ -36,7 +36,7 @@ class OwnModels:
     mixtures: Mapping[ClientId, Mixture] = field(default_factory=dict)
     members: Mapping[str, list[ClientId]] = field(default_factory=dict)
 
-    def losses(self, learner: Learner, rows: Rows) -> tuple[dict[ClientId, RowLosses], dict[ClientId, float]]:
+    def losses(self, learner: Trainer, rows: FederatedData) -> tuple[dict[ClientId, RowLosses], dict[ClientId, float]]:
         """Each on its client's own held-out rows, and a mixture's mean λ there; a client without any is left out."""
         if self.mixtures:
             return mixed_losses(learner, rows, self.mixtures)
@@ -45,9 +45,9 @@ class OwnModels:
 
 def own_models(
     config: Config,
-    learner: Learner,
+    learner: Trainer,
     plan: Plan,
-    rows: Rows,
+    rows: FederatedData,
     state: ServerState,
     store: RunDirectory,
     observe: Observe,
@@ -70,15 +70,15 @@ def own_models(
                 if client in mixed:
                     save_mixture(own, mixed[client], base_name=learner.base_name, conv1d=learner.conv1d)
                 else:
-                    save_adapter(own, whole_adapter(model), base_name=learner.base_name, conv1d=learner.conv1d)
+                    save_adapter(own, merged_adapter(model), base_name=learner.base_name, conv1d=learner.conv1d)
     return OwnModels(models, mixed)
 
 
 def _clusters(
     config: Config,
-    learner: Learner,
+    learner: Trainer,
     plan: Plan,
-    rows: Rows,
+    rows: FederatedData,
     state: ServerState,
     store: RunDirectory,
     warn: Callable[[str], None],
@@ -101,9 +101,9 @@ def _clusters(
 
 def personal_models(
     config: Config,
-    learner: Learner,
+    learner: Trainer,
     plan: Plan,
-    rows: Rows,
+    rows: FederatedData,
     state: ServerState,
     observe: Observe = lambda number, report: None,
 ) -> tuple[dict[ClientId, GlobalModel], tuple[ClientFailure, ...]]:
@@ -141,7 +141,7 @@ def personal_models(
     return found, tuple(failures.values())
 
 
-def choose_clusters(learner: Learner, rows: Rows, state: ServerState, seed: int) -> dict[ClientId, int]:
+def choose_clusters(learner: Trainer, rows: FederatedData, state: ServerState, seed: int) -> dict[ClientId, int]:
     """The cluster of every client after the last round, by its own training rows, also of those that never took part.
 
     From 1; 0 where none has a finite loss.
@@ -161,7 +161,9 @@ def choose_clusters(learner: Learner, rows: Rows, state: ServerState, seed: int)
     return numbers
 
 
-def own_losses(learner: Learner, rows: Rows, models: Mapping[ClientId, GlobalModel]) -> dict[ClientId, RowLosses]:
+def own_losses(
+    learner: Trainer, rows: FederatedData, models: Mapping[ClientId, GlobalModel]
+) -> dict[ClientId, RowLosses]:
     """Each model on its client's own held-out rows; a client without any is left out."""
     found = {}
     for client, model in sorted(models.items()):
@@ -173,7 +175,7 @@ def own_losses(learner: Learner, rows: Rows, models: Mapping[ClientId, GlobalMod
 
 
 def mixtures(
-    learner: Learner, rows: Rows, shared: Adapter, locals_: Mapping[ClientId, Adapter], seed: int
+    learner: Trainer, rows: FederatedData, shared: Adapter, locals_: Mapping[ClientId, Adapter], seed: int
 ) -> dict[ClientId, Mixture]:
     """Each client's two adapters with the hidden states of some of its own training rows, drawn once and for all."""
     mix, found = learner.settings.personal.mix, {}
@@ -187,7 +189,7 @@ def mixtures(
 
 
 def mixed_losses(
-    learner: Learner, rows: Rows, models: Mapping[ClientId, Mixture]
+    learner: Trainer, rows: FederatedData, models: Mapping[ClientId, Mixture]
 ) -> tuple[dict[ClientId, RowLosses], dict[ClientId, float]]:
     """Each mixed model on its client's own held-out rows, and its mean λ there; a client without any is left out."""
     losses, shares, most = {}, {}, learner.settings.tokens_measured

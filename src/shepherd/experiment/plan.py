@@ -18,11 +18,11 @@ from shepherd.experiment.method import (
     prepare_selection,
     rate_ratio,
 )
-from shepherd.experiment.rows import Rows
+from shepherd.experiment.rows import FederatedData
 from shepherd.plan import Plan, Policy
 from shepherd.server.method import Method
 from shepherd.server.weights import population_weights
-from shepherd.types import Choice, ClientId, Objective, Work
+from shepherd.types import ClientId, Objective, SlotChoice, Work
 from shepherd.updates.gate import Gate, Limits
 
 TOKENS_PER_PASS = {"cpu": 512, "mps": 4096, "cuda": 16384}
@@ -58,7 +58,7 @@ def rates(config: Config, steps: int, round_number: int, arm: str = "federated")
     )
 
 
-def prepare_plan(config: Config, rows: Rows) -> Plan:
+def prepare_plan(config: Config, rows: FederatedData) -> Plan:
     """What stays the same over the rounds; the gate still lacks the run's id and the tokenizer's digest.
 
     Raises the UsageError of `check_clients`.
@@ -125,4 +125,4 @@ def _effective_steps(config: Config, method: Method, work: Work, steps: int, rou
 def _probed_rows(method: Method, work: Work, held: int) -> int:
     """Rows of the probe of a client that has to choose its slots, in a round of this work."""
     steps = method.pieces.view.probe
-    return 0 if steps is None else probe_work(work, Choice(0, steps), held).rows
+    return 0 if steps is None else probe_work(work, SlotChoice(0, steps), held).rows

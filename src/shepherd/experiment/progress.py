@@ -13,12 +13,14 @@ import numpy as np
 from shepherd.clients.personal.methods import Cost
 from shepherd.clients.progress import Progress, StepReport
 from shepherd.config import Config
-from shepherd.experiment.rows import Rows
+from shepherd.experiment.rows import FederatedData
 from shepherd.round import Plan
 from shepherd.types import ClientId
 
 
-def training_tokens(config: Config, rows: Rows, plan: Plan, local: Sequence[ClientId], cost: Cost) -> dict[str, float]:
+def training_tokens(
+    config: Config, rows: FederatedData, plan: Plan, local: Sequence[ClientId], cost: Cost
+) -> dict[str, float]:
     """About how many tokens each arm trains on, probes included. The arms alone pay no more for personal models."""
     length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
     once = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
@@ -72,7 +74,7 @@ class Meter:
         self,
         tell: Callable[[dict[str, Any]], None],
         config: Config,
-        rows: Rows,
+        rows: FederatedData,
         plan: Plan,
         local: Sequence[ClientId],
         cost: Cost,

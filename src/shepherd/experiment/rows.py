@@ -17,7 +17,7 @@ from shepherd.types import ClientId, Example, Partition, Tokens
 
 
 @dataclass(frozen=True)
-class Rows:
+class FederatedData:
     """The data of a run: who trains on what, and what is held out for everyone.
 
     notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for. details: a warning
@@ -44,7 +44,9 @@ class Rows:
         return [i for i, row in enumerate(self.held_out) if getattr(row, key) in own]
 
 
-def prepare_rows(config: Config, tokenizer, tell: Callable[[str], None] | None = None) -> tuple[Rows, Template]:
+def prepare_rows(
+    config: Config, tokenizer, tell: Callable[[str], None] | None = None
+) -> tuple[FederatedData, Template]:
     """Read, tokenise, hold out, divide and audit the data; `tell` is called with lines about what takes long.
 
     Raises DataError for data that cannot be used."""
@@ -74,7 +76,7 @@ def prepare_rows(config: Config, tokenizer, tell: Callable[[str], None] | None =
         beside=("train and held-out overlap", "empty answers", "other refusals", "over-long rows")
     ):
         lost.append(f"{line} (shepherd data inspect names them)")
-    return Rows(
+    return FederatedData(
         dataset=dataset,
         examples=examples,
         partition=partition,

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from shepherd.clients.row_order import times_walked
-from shepherd.experiment.rows import Rows
+from shepherd.clients.row_order import times_drawn
+from shepherd.experiment.rows import FederatedData
 
 ROWS_SEEN = "evaluation/rows_seen.jsonl"
 LEFT_OUT = "evaluation/left_out.jsonl"
 
 
-def rows_seen(lines: Sequence[Mapping[str, Any]], rows: Rows, seed: int) -> dict[str, np.ndarray]:
+def rows_seen(lines: Sequence[Mapping[str, Any]], rows: FederatedData, seed: int) -> dict[str, np.ndarray]:
     """int[rows] of each client: how often the rounds trained on each row, by the lines of rounds.jsonl.
 
     A row is seen when a local step is done with it, whether or not the update counts in the end. Where a round trains
@@ -24,7 +24,7 @@ def rows_seen(lines: Sequence[Mapping[str, Any]], rows: Rows, seed: int) -> dict
     at = dict.fromkeys(sorted(rows.clients), 0)
 
     def walked(client: str, count: int) -> np.ndarray:
-        return times_walked(len(rows.clients[client]), client, count, seed)
+        return times_drawn(len(rows.clients[client]), client, count, seed)
 
     seen = {client: walked(client, 0) for client in at}
     for line in lines:
@@ -44,7 +44,7 @@ def times_seen(seen: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     }
 
 
-def seen_by_id(seen: Mapping[str, np.ndarray], rows: Rows) -> Iterator[dict[str, Any]]:
+def seen_by_id(seen: Mapping[str, np.ndarray], rows: FederatedData) -> Iterator[dict[str, Any]]:
     """The lines of rows_seen.jsonl: of each client the ids by how often they were seen, but for the largest group.
 
     `otherwise` is how often the rows that are not named were seen.
@@ -58,7 +58,7 @@ def seen_by_id(seen: Mapping[str, np.ndarray], rows: Rows) -> Iterator[dict[str,
         yield {"client": client, "rows": len(times), "otherwise": usual, "seen": named}
 
 
-def left_out(rows: Rows) -> Iterator[dict[str, Any]]:
+def left_out(rows: FederatedData) -> Iterator[dict[str, Any]]:
     """The lines of left_out.jsonl: all rows that were refused or changed, and all groups that the audit found."""
     for what in ("refused", "changed"):
         for counted in (getattr(rows.dataset, what), getattr(rows.tokenized, what)):

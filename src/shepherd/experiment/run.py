@@ -42,9 +42,9 @@ from shepherd.experiment.method import doubts, has_own_models, local_names, prep
 from shepherd.experiment.personal_models import OwnModels, own_models
 from shepherd.experiment.plan import peak_rate, prepare_plan
 from shepherd.experiment.progress import Clock, Meter
-from shepherd.experiment.rows import Rows, prepare_rows
+from shepherd.experiment.rows import FederatedData, prepare_rows
 from shepherd.experiment.rows_seen import LEFT_OUT, ROWS_SEEN, left_out, rows_seen, seen_by_id, times_seen
-from shepherd.experiment.trainer import Learner, base_weights, context_window, prepare_learner, worker_engine
+from shepherd.experiment.trainer import Trainer, base_weights, context_window, prepare_trainer, worker_engine
 from shepherd.model.adapter import digest, load_adapter, save_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.model.base import Base, check_folder, load_base, load_tokenizer
@@ -57,7 +57,7 @@ from shepherd.recipe import load as load_config
 from shepherd.recipe import to_toml
 from shepherd.rng import stream
 from shepherd.round import Engine, Plan
-from shepherd.server.merged_adapter import whole_adapter
+from shepherd.server.merged_adapter import merged_adapter
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import RunDirectory, open_run, read_journal, read_json
 from shepherd.store.records import RoundRecord, notes, read_rounds, troubles
@@ -156,7 +156,7 @@ class _Experiment:
         with self._phase("load model"):
             base = load_base(**config.model.model_dump())
         with self._phase("prepare model"):
-            learner = prepare_learner(config, base)
+            learner = prepare_trainer(config, base)
             plan = prepare_plan(config, rows)
             weights = base_weights(base, list(learner.adapter.factors)) if plan.method.needs_base else None
             start = ServerState(0, plan.method.start(learner.adapter, config.run.seed, weights))
@@ -242,7 +242,7 @@ class _Experiment:
         self.tell({"event": "end", "run": str(self.store.path), "summary": summary})
         return Run(self.store.path, summary)
 
-    def _begin_or_go_on(self, base: Base, learner: Learner, rows: Rows, start: ServerState) -> ServerState:
+    def _begin_or_go_on(self, base: Base, learner: Trainer, rows: FederatedData, start: ServerState) -> ServerState:
         """Write what the run is made with and its id, or check and read them; the state to go on from."""
         config = _resolved(self.config, base, learner)
         now = identity(config, base, rows)
@@ -276,7 +276,7 @@ class _Experiment:
         self.store.journal("resumed", round=state.round, found=self.notes, forced=forced)
         return state
 
-    def _federated(self, learner: Learner, plan: Plan, rows: Rows, state: ServerState) -> ServerState:
+    def _federated(self, learner: Trainer, plan: Plan, rows: FederatedData, state: ServerState) -> ServerState:
         """The rounds after `state`: each is committed with its line in rounds.jsonl before the next one begins."""
         config, store = self.config, self.store
         measured = [
@@ -329,7 +329,7 @@ class _Experiment:
             self.store.journal("stopped", reason=error.message.splitlines())
             raise
 
-    def _arm(self, name: str, train: Callable[[], Arm], learner: Learner) -> Arm:
+    def _arm(self, name: str, train: Callable[[], Arm], learner: Trainer) -> Arm:
         """A baseline, trained; or read back where an earlier process had finished it."""
         if self._trained(name).is_dir():
             return load_arm(self._trained(name))
@@ -344,7 +344,7 @@ class _Experiment:
         """Where a baseline lies once it is trained."""
         return self.store.path / "arms" / arm
 
-    def _centralised(self, learner: Learner, plan: Plan, rows: Rows) -> Arm:
+    def _centralised(self, learner: Trainer, plan: Plan, rows: FederatedData) -> Arm:
         measure = partial(self._measure, learner, rows)
         observe = self.meter.steps("centralised")
         arm = centralised_arm(self.config, learner, rows, plan.cohort_size, observe, measure)
@@ -353,7 +353,7 @@ class _Experiment:
             raise ClientError(f"the centralised arm failed: {arm.failures[0].detail}", hint=f"lower {key}learning_rate")
         return arm
 
-    def _evaluate(self, arm: str, state: ServerState | None, rows: Rows, number: int) -> RowLosses:
+    def _evaluate(self, arm: str, state: ServerState | None, rows: FederatedData, number: int) -> RowLosses:
         with self.clock.on("evaluate"):
             losses = self.engine.evaluate(state.model if state else None, rows.held_out)
         if not np.isfinite(losses.stat.mean):
@@ -364,14 +364,14 @@ class _Experiment:
         self.tell({"event": "evaluation", "arm": arm, "round": number, "loss": losses.stat.mean})
         return losses
 
-    def _measure(self, learner: Learner, rows: Rows, lora: CohortLora) -> list[RowLosses]:
+    def _measure(self, learner: Trainer, rows: FederatedData, lora: CohortLora) -> list[RowLosses]:
         with self.clock.on("evaluate"):
             return row_losses(learner.packed, rows.held_out, lora, learner.settings.tokens_measured)
 
-    def _save(self, base: Base, learner: Learner, rows: Rows, state: ServerState) -> dict[str, float]:
+    def _save(self, base: Base, learner: Trainer, rows: FederatedData, state: ServerState) -> dict[str, float]:
         """Write the final adapter, then read it back and measure it again."""
         reported = self.losses["federated"].stat.mean
-        whole = whole_adapter(state.model)
+        whole = merged_adapter(state.model)
         with self.store.commit_folder("adapter") as folder:
             save_adapter(folder, whole, base_name=learner.base_name, conv1d=learner.conv1d)
             base.tokenizer.save_pretrained(folder)
@@ -430,7 +430,7 @@ class _Experiment:
         return records
 
     def _metrics(
-        self, rows: Rows, outcome: Mapping[str, Arm], records: list, lines: Sequence[Mapping[str, Any]]
+        self, rows: FederatedData, outcome: Mapping[str, Arm], records: list, lines: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         local = outcome["local"].losses if "local" in outcome else {}
         measured = {name: results.arm_metrics(losses, rows) for name, losses in self.losses.items()}
@@ -469,7 +469,7 @@ class _Experiment:
         brief = {name: results.brief(m) for name, m in measured.items()}
         if local is not None:
             brief["local"] = {client: results.brief(m) for client, m in local.items()}
-        adapter = whole_adapter(state.model)
+        adapter = merged_adapter(state.model)
         return {
             "arms": brief,
             "budget": {
@@ -528,7 +528,7 @@ class _Experiment:
             yield
 
 
-def _resolved(config: Config, base: Base, learner: Learner) -> Config:
+def _resolved(config: Config, base: Base, learner: Trainer) -> Config:
     """The config with what was measured, picked by memory or left to the method written down, so that it repeats."""
     settings = learner.settings
     picked = {"tokens_per_pass": settings.tokens_per_pass, "clients_at_once": settings.clients_at_once}
@@ -552,7 +552,7 @@ def _resumptions(run_dir: Path) -> dict[str, list[str]]:
     }
 
 
-def _other_labels(rows: Rows) -> dict[str, str]:
+def _other_labels(rows: FederatedData) -> dict[str, str]:
     """The names, as the data write them, of the clients whose ids are not their names."""
     return {client: label for client, label in rows.partition.labels.items() if label != client}
 

@@ -12,11 +12,11 @@ from shepherd.data.audit import Audit
 from shepherd.evaluation.answers import FIRST
 from shepherd.evaluation.losses import RowLosses
 from shepherd.evaluation.statistics import paired_difference
-from shepherd.experiment.rows import Rows
+from shepherd.experiment.rows import FederatedData
 from shepherd.rng import stream
 
 
-def arm_metrics(losses: RowLosses, rows: Rows) -> dict[str, Any]:
+def arm_metrics(losses: RowLosses, rows: FederatedData) -> dict[str, Any]:
     """An arm's entry in metrics.json: over all held-out rows, per category, and per client's own categories."""
     categories = np.array([row.category for row in rows.held_out])
     return {
@@ -37,7 +37,7 @@ def personal_metrics(
     own: Mapping[str, RowLosses],
     arms: Mapping[str, RowLosses],
     local: Mapping[str, RowLosses],
-    rows: Rows,
+    rows: FederatedData,
     shares: Mapping[str, float],
 ) -> dict[str, Any]:
     """Each client's losses on its own held-out rows under the base, its local, the global and its personal model.
@@ -85,7 +85,7 @@ def differences(arms: Mapping[str, RowLosses], locals_: Mapping[str, RowLosses],
     ]
 
 
-def own_rows(federated: RowLosses, locals_: Mapping[str, RowLosses], rows: Rows) -> dict[str, dict[str, Any]]:
+def own_rows(federated: RowLosses, locals_: Mapping[str, RowLosses], rows: FederatedData) -> dict[str, dict[str, Any]]:
     """Federated − alone of each client that trained alone, on the held-out rows of the categories that it holds."""
     at = {client: np.array(rows.held_out_of(client), np.int64) for client in sorted(locals_)}
     return {client: paired_difference(federated.select(own), locals_[client].select(own)) for client, own in at.items()}

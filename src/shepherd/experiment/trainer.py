@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig
 
 from shepherd.clients.settings import LocalTraining
-from shepherd.clients.training import Site
+from shepherd.clients.training import TrainingHost
 from shepherd.config import Config
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import UsageError
@@ -62,7 +62,7 @@ def context_window(shape: PretrainedConfig) -> int | None:
 
 
 @dataclass(frozen=True)
-class Learner:
+class Trainer:
     """The frozen base as a cohort's engine needs it, and the adapter that changes nothing yet."""
 
     packed: PackedModel
@@ -72,12 +72,12 @@ class Learner:
     base_name: str
     conv1d: bool
 
-    def site(self, data: Mapping[ClientId, Sequence[Tokens]]) -> Site:
+    def site(self, data: Mapping[ClientId, Sequence[Tokens]]) -> TrainingHost:
         """Where the clients with these rows are trained."""
-        return Site(self.packed, self.make_lora, self.settings, data)
+        return TrainingHost(self.packed, self.make_lora, self.settings, data)
 
 
-def prepare_learner(config: Config, base: Base) -> Learner:
+def prepare_trainer(config: Config, base: Base) -> Trainer:
     """Wrap the base for packed passes and lay out the adapters."""
     names = pick_targets(base.model, config.lora.targets)
     modules = {name: base.model.get_submodule(name) for name in names}
@@ -92,7 +92,7 @@ def prepare_learner(config: Config, base: Base) -> Learner:
 
     packed = PackedModel(base.model)
     packed.check_called(modules)
-    return Learner(
+    return Trainer(
         packed=packed,
         make_lora=make_lora,
         settings=local_training(config, base.device, adapter.num_parameters),
@@ -111,7 +111,7 @@ def worker_engine(
     """
     use_threads(threads)
     base = load_base(**config.model.model_dump())
-    learner = prepare_learner(config, base)
+    learner = prepare_trainer(config, base)
     return LocalEngine(learner.site(data)), base.digest, base.tokenizer_digest
 
 

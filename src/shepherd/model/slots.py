@@ -142,7 +142,7 @@ class Slot:
         return {name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in self.layouts["A"].shapes}
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The factors by the names of `View.tensors`, as float32 arrays of their own."""
+        """The factors by the names of `ClientModel.tensors`, as float32 arrays of their own."""
         return {
             name: array
             for part, layout in self.layouts.items()
@@ -156,7 +156,7 @@ class Slot:
 
 
 def tensors_of(factors: Mapping[str, Factors]) -> dict[str, np.ndarray]:
-    """Factors by module -> tensors by the names of `View.tensors`."""
+    """Factors by module -> tensors by the names of `ClientModel.tensors`."""
     return {f"{name}.{part}": getattr(pair, part) for name, pair in factors.items() for part in "AB"}
 
 

@@ -17,11 +17,11 @@ from shepherd.errors import UsageError
 from shepherd.server.diagnostics import affordable, change, gram_of
 from shepherd.server.method import Method
 from shepherd.server.uploads import Uploads
-from shepherd.types import ClientId, ClientUpdate, GlobalModel, View
+from shepherd.types import ClientId, ClientModel, ClientUpdate, GlobalModel
 
 
 def group(
-    model: GlobalModel, views: Mapping[ClientId, View], updates: Sequence[ClientUpdate], count: int
+    model: GlobalModel, views: Mapping[ClientId, ClientModel], updates: Sequence[ClientUpdate], count: int
 ) -> dict[ClientId, int]:
     """The group of each client, 1 … count, by the cosines between the changes of their increments.
 
@@ -58,7 +58,7 @@ def medoids(apart: np.ndarray, count: int) -> np.ndarray:
 def combine_clusters(
     method: Method,
     clusters: Sequence[GlobalModel],
-    views: Mapping[ClientId, Sequence[View]],
+    views: Mapping[ClientId, Sequence[ClientModel]],
     updates: Sequence[ClientUpdate],
     numbers: Mapping[ClientId, int],
     weights: Mapping[ClientId, float],

@@ -21,7 +21,7 @@ from shepherd.server.pieces.remainder import Remainder, remainders
 from shepherd.server.pieces.schedule import Schedule, schedules
 from shepherd.server.pieces.split import Split, splits
 from shepherd.server.pieces.start import Start, starts
-from shepherd.server.pieces.view import ViewOf, views
+from shepherd.server.pieces.view import ViewRule, views
 from shepherd.server.pieces.weighing import Weighing, weighings
 
 REGISTRIES: dict[str, Registry] = {
@@ -54,7 +54,7 @@ class Pieces:
     """One of each; every piece knows its name."""
 
     start: Start
-    view: ViewOf
+    view: ViewRule
     train: Schedule
     home: Home
     payload: Payload
@@ -100,7 +100,7 @@ def build_pieces(specs: Mapping[str, Any]) -> Pieces:
     if problems:
         raise UsageError("\n".join(problems))
     pieces = Pieces(**made)
-    _raise_misfits(misfits(pieces))
+    _raise_misfits(conflicts(pieces))
     return pieces
 
 
@@ -118,7 +118,7 @@ def check_optimizer(pieces: Pieces, optimizer: Optimizer) -> None:
     _raise_misfits(optimizer_misfits(pieces, optimizer))
 
 
-def misfits(p: Pieces) -> Iterator[str]:
+def conflicts(p: Pieces) -> Iterator[str]:
     """Every pair of pieces that makes no sense together: which two, why, and what would fit."""
 
     def pair(one: str, other: str, why: str, instead: str) -> str:

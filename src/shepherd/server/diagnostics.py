@@ -17,7 +17,7 @@ from shepherd.server.pieces.merge import Merged, Term, padded
 from shepherd.server.pieces.payload import Payload, plain
 from shepherd.server.pieces.weighing import Weighing, given
 from shepherd.server.uploads import Local, Uploads
-from shepherd.types import ClientId, ClientUpdate, GlobalModel, View
+from shepherd.types import ClientId, ClientModel, ClientUpdate, GlobalModel
 
 PLAIN, GIVEN = plain(), given()
 PAIRS_OF = 32
@@ -55,7 +55,7 @@ class Diagnostics:
 def diagnose(
     before: GlobalModel,
     after: GlobalModel,
-    views: Mapping[ClientId, View],
+    views: Mapping[ClientId, ClientModel],
     updates: Sequence[ClientUpdate],
     weights: Mapping[ClientId, float],
     payload: Payload = PLAIN,

@@ -10,7 +10,7 @@ from shepherd.lowrank import LowRank
 from shepherd.types import Adapter, Factors, GlobalModel
 
 
-def whole_adapter(model: GlobalModel) -> Adapter:
+def merged_adapter(model: GlobalModel) -> Adapter:
     """One adapter with the effective increment remainder + scale · B @ A of every module, at the same scale.
 
     Its rank is r plus the largest numerical rank of a remainder; slots that a module does not need are zero. A model

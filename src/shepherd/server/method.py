@@ -17,7 +17,7 @@ from shepherd.server.optimizer import Optimizer, ServerStep, control_step, fedav
 from shepherd.server.pieces.remainder import accumulate
 from shepherd.server.pieces.split import Place
 from shepherd.server.uploads import Uploads
-from shepherd.types import Adapter, ClientId, ClientUpdate, Factors, GlobalModel, View
+from shepherd.types import Adapter, ClientId, ClientModel, ClientUpdate, Factors, GlobalModel
 
 FEDAVG = replace(fedavg(), name="fedavg")
 
@@ -81,7 +81,7 @@ class Method:
         """Of these modules, in the order of the model, those that stay with the clients."""
         return self.pieces.home.of(tuple(modules))
 
-    def view(self, model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+    def view(self, model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         """What a client of this rank starts round `round_number` (from 1) from."""
         trains, sends = self.pieces.train.of(round_number)
         view = self.pieces.view.make(model, client, rank, round_number, seed)
@@ -89,9 +89,9 @@ class Method:
 
     def views(
         self, model: GlobalModel, ranks: Mapping[ClientId, int], round_number: int, seed: int
-    ) -> dict[ClientId, View]:
+    ) -> dict[ClientId, ClientModel]:
         """The views of these clients. Where nothing but the rank matters, clients of one rank share theirs."""
-        made: dict[int | ClientId, View] = {}
+        made: dict[int | ClientId, ClientModel] = {}
         views = {}
         for client, rank in ranks.items():
             key = rank if self.pieces.view.by_rank else client
@@ -104,7 +104,7 @@ class Method:
     def combine(
         self,
         model: GlobalModel,
-        views: Mapping[ClientId, View],
+        views: Mapping[ClientId, ClientModel],
         updates: Sequence[ClientUpdate],
         weights: Mapping[ClientId, float],
         effective_steps: Mapping[ClientId, float] | None = None,

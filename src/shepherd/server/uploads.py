@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shepherd.errors import ClientError
-from shepherd.types import CONTROL, Adapter, ClientId, ClientUpdate, GlobalModel, View
+from shepherd.types import CONTROL, Adapter, ClientId, ClientModel, ClientUpdate, GlobalModel
 from shepherd.updates.tensors import shapes, view_part
 
 
@@ -49,7 +49,7 @@ class Uploads:
     def __init__(
         self,
         model: GlobalModel,
-        views: Mapping[ClientId, View],
+        views: Mapping[ClientId, ClientModel],
         updates: Sequence[ClientUpdate],
         transform: Transform = unchanged,
     ) -> None:
@@ -108,7 +108,7 @@ def local_of(adapter: Adapter, module: str) -> Local:
     return Local(A.astype(np.float64), B.astype(np.float64), adapter.scale, np.ones(adapter.r, bool))
 
 
-def _local(view: View, update: ClientUpdate, module: str) -> Local:
+def _local(view: ClientModel, update: ClientUpdate, module: str) -> Local:
     start = local_of(view.adapter, module)
     moved = start.moved if view.slots is None else np.asarray(view.slots[module], bool)
     if view.core is not None:
@@ -122,7 +122,7 @@ def _local(view: View, update: ClientUpdate, module: str) -> Local:
     return Local(A, B, start.scale, moved, view.sends)
 
 
-def _change(view: View, update: ClientUpdate, name: str) -> np.ndarray:
+def _change(view: ClientModel, update: ClientUpdate, name: str) -> np.ndarray:
     return view.expanded(name, update.delta[name]).astype(np.float64)
 
 
@@ -133,7 +133,7 @@ def expand_core(basis: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.einsum("ohi,hij->ohj", blocks, values.astype(np.float64)).reshape(len(basis), heads * size)
 
 
-def _answered(view: View, update: ClientUpdate) -> View:
+def _answered(view: ClientModel, update: ClientUpdate) -> ClientModel:
     """The view as the client answered it, its slots filled in. Raises ClientError where the update does not fit."""
     try:
         view = view.chosen(update.slots)

@@ -25,7 +25,7 @@ from shepherd.lowrank import LowRank
 from shepherd.model.adapter import adapter_files, load_adapter
 from shepherd.model.arrays import from_file, to_bytes
 from shepherd.store import Disk
-from shepherd.types import Adapter, Factors, GlobalModel, Memory, ServerState
+from shepherd.types import Adapter, ClientHistory, Factors, GlobalModel, ServerState
 
 SCALARS, TENSORS, SCHEMA = "state.json", "state.safetensors", 1
 
@@ -116,7 +116,7 @@ def load_state(folder: Path) -> ServerState:
             clients=clients,
             strikes=scalars["strikes"],
             quarantined=tuple(scalars["quarantined"]),
-            history={client: Memory(**memory) for client, memory in scalars["history"].items()},
+            history={client: ClientHistory(**memory) for client, memory in scalars["history"].items()},
             clusters=tuple(clusters),
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -13,10 +13,10 @@ from shepherd.types import (
     CLUSTER,
     CONTROL,
     ClientId,
+    ClientModel,
     ClientUpdate,
     Tensors,
     TrainTask,
-    View,
 )
 from shepherd.updates.tensors import view_part
 from shepherd.updates.wire import WireError
@@ -30,7 +30,7 @@ _FLOATS = (float, np.float16, np.float32, np.float64)
 _METRIC = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
-def expected_shapes(view: View, task: TrainTask, client: ClientId) -> dict[str, tuple[int, ...]]:
+def expected_shapes(view: ClientModel, task: TrainTask, client: ClientId) -> dict[str, tuple[int, ...]]:
     """What a client of this view sends, {tensor: shape}, all float32.
 
     Beside its view come SCAFFOLD's control variates and the adapter of its cluster; those of all clusters have a shape.
@@ -43,7 +43,7 @@ def expected_shapes(view: View, task: TrainTask, client: ClientId) -> dict[str, 
     return shapes
 
 
-def _answered(view: View, slots: Tensors) -> View:
+def _answered(view: ClientModel, slots: Tensors) -> ClientModel:
     """The view with the client's own choice of slots, where it was to make one."""
     try:
         return view.chosen(slots)

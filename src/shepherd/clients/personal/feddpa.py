@@ -12,7 +12,7 @@ import numpy as np
 from shepherd.clients.personal.joined import joined
 from shepherd.model.adapter import fresh_adapter
 from shepherd.rng import derive
-from shepherd.types import Adapter, ClientId, View
+from shepherd.types import Adapter, ClientId, ClientModel
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ def begun(shared: Adapter, seed: int, client: ClientId) -> Adapter:
     return fresh_adapter(sizes, shared.r, shared.alpha, own, rslora=shared.rslora, base_digest=shared.base_digest)
 
 
-def beside(shared: Adapter, local: Adapter, share: float) -> View:
+def beside(shared: Adapter, local: Adapter, share: float) -> ClientModel:
     """share · local + (1 − share) · shared, of which the slots of `local`, the last ones, may move."""
     if share == 1:
-        return View(local)
+        return ClientModel(local)
     both = joined(shared, local, (1 - share, share))
     moves = np.arange(both.r) >= shared.r
-    return View(both, slots=dict.fromkeys(both.factors, moves))
+    return ClientModel(both, slots=dict.fromkeys(both.factors, moves))

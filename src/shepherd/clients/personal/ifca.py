@@ -16,8 +16,8 @@ import torch
 
 from shepherd.clients.cohort import Cohort
 from shepherd.clients.progress import Progress, StepReport
-from shepherd.clients.row_order import walk
-from shepherd.clients.training import Site, train
+from shepherd.clients.row_order import next_rows
+from shepherd.clients.training import TrainingHost, train
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
 from shepherd.model.lora import CohortLora
 from shepherd.types import CLUSTER, Adapter, ClientFailure, ClientId, ClientUpdate, Tensors, Tokens, TrainTask
@@ -58,17 +58,17 @@ def pick(losses: np.ndarray) -> int:
 
 
 def judged(rows: Sequence[Tokens], client: ClientId, first: int, count: int, most: int, seed: int) -> list[Tokens]:
-    """The rows by which a client judges: the first of `count` rows of its walk, no more than it has nor than `most`.
+    """The rows by which a client judges: the first of its next `count` rows, no more than it has nor than `most`.
 
     most: 0 sets no limit.
     """
-    return walk(rows, client, first, min(count, len(rows), most or count), seed)
+    return next_rows(rows, client, first, min(count, len(rows), most or count), seed)
 
 
 def train_in_clusters(
     task: TrainTask,
     private: Mapping[ClientId, Tensors],
-    site: Site,
+    site: TrainingHost,
     observe: Callable[[StepReport], None] = lambda report: None,
 ) -> Iterator[ClientUpdate | ClientFailure]:
     """What `train` yields; each update with that of the adapter of the cluster that the client chose.

@@ -26,7 +26,7 @@ from shepherd.clients.personal.feddpa import Mix, begun, beside
 from shepherd.clients.personal.joined import last_slots
 from shepherd.errors import ClientError
 from shepherd.registry import Registry
-from shepherd.types import Adapter, ClientId, Factors, Objective, Tensors, View
+from shepherd.types import Adapter, ClientId, ClientModel, Factors, Objective, Tensors
 
 HOME = "home/"
 """Prefix of parts at home: `home/<module>.A`, `home/<module>.B`."""
@@ -153,7 +153,7 @@ def ifca(clusters: int = 2, rows: int = 0) -> Personalization:
     return Personalization("ifca", clusters=clusters, rows=rows)
 
 
-def at_home(view: View) -> list[tuple[str, str]]:
+def at_home(view: ClientModel) -> list[tuple[str, str]]:
     """(module, part) of all that stays with the client: parts that the view lets move but not travel, modules at home.
 
     Of those modules both parts, also in a round that moves one of them.
@@ -164,7 +164,7 @@ def at_home(view: View) -> list[tuple[str, str]]:
     return [(name, part) for name in view.adapter.factors for part in ("AB" if name in view.home else kept)]
 
 
-def with_home(view: View, private: Tensors) -> View:
+def with_home(view: ClientModel, private: Tensors) -> ClientModel:
     """The view with the client's own parts in place of the server's. Raises ClientError for parts of another shape."""
     factors, home = dict(view.adapter.factors), at_home(view)
     for module, part in home:
@@ -180,32 +180,34 @@ def with_home(view: View, private: Tensors) -> View:
     return replace(view, adapter=replace(view.adapter, factors=factors)) if home else view
 
 
-def home_tensors(view: View, learned: Tensors) -> dict[str, np.ndarray]:
+def home_tensors(view: ClientModel, learned: Tensors) -> dict[str, np.ndarray]:
     """What stays at home of what a client has learned: all A and B, by name."""
     return {f"{HOME}{module}.{part}": learned[f"{module}.{part}"] for module, part in at_home(view)}
 
 
-def second_adapter(view: View, private: Tensors) -> Adapter:
+def second_adapter(view: ClientModel, private: Tensors) -> Adapter:
     """The client's second adapter; the view's own before its first round, and where the ranks differ."""
     return _kept(view, private) or view.adapter
 
 
-def second_view(personal: Personalization, view: View, private: Tensors, seed: int, client: ClientId) -> View:
+def second_view(
+    personal: Personalization, view: ClientModel, private: Tensors, seed: int, client: ClientId
+) -> ClientModel:
     """What a client trains its second adapter from, and what lies frozen beside it."""
     if personal.mix is None:
-        return View(second_adapter(view, private))
+        return ClientModel(second_adapter(view, private))
     local = _kept(view, private) or begun(view.adapter, seed, client)
     return beside(view.adapter, local, personal.mix.share)
 
 
-def second_tensors(view: View, learned: Tensors) -> dict[str, np.ndarray]:
+def second_tensors(view: ClientModel, learned: Tensors) -> dict[str, np.ndarray]:
     """The second adapter in what was learned from a `second_view`, by the names under which the client keeps it."""
     return {f"{PERSONAL}{name}": array for name, array in last_slots(learned, view.adapter.r).items()}
 
 
-def tuned_from(personal: Personalization, adapter: Adapter) -> View:
+def tuned_from(personal: Personalization, adapter: Adapter) -> ClientModel:
     """What a client tunes after the last round: this adapter, or with FedDPA a copy of it beside itself."""
-    return View(adapter) if personal.mix is None else beside(adapter, adapter, personal.mix.share)
+    return ClientModel(adapter) if personal.mix is None else beside(adapter, adapter, personal.mix.share)
 
 
 def tuned(adapter: Adapter, learned: Tensors) -> Adapter:
@@ -214,7 +216,7 @@ def tuned(adapter: Adapter, learned: Tensors) -> Adapter:
     return replace(adapter, factors={name: Factors(own[f"{name}.A"], own[f"{name}.B"]) for name in adapter.factors})
 
 
-def own_adapter(view: View, private: Tensors) -> Adapter | None:
+def own_adapter(view: ClientModel, private: Tensors) -> Adapter | None:
     """A client's model of its own, beside the remainder of the global one: from its view and what it keeps, or None."""
     if any(name.startswith(PERSONAL) for name in private):
         return second_adapter(view, private)
@@ -223,7 +225,7 @@ def own_adapter(view: View, private: Tensors) -> Adapter | None:
     return None
 
 
-def _kept(view: View, private: Tensors) -> Adapter | None:
+def _kept(view: ClientModel, private: Tensors) -> Adapter | None:
     factors = {}
     for module, pair in view.adapter.factors.items():
         own = [private.get(f"{PERSONAL}{module}.{part}") for part in "AB"]
@@ -233,7 +235,7 @@ def _kept(view: View, private: Tensors) -> Adapter | None:
     return replace(view.adapter, factors=factors)
 
 
-def own_adapters(views: Mapping[ClientId, View], kept: Mapping[ClientId, Tensors]) -> dict[ClientId, Adapter]:
+def own_adapters(views: Mapping[ClientId, ClientModel], kept: Mapping[ClientId, Tensors]) -> dict[ClientId, Adapter]:
     """The models of all clients that have one."""
     found = {client: own_adapter(view, kept.get(client, {})) for client, view in views.items()}
     return {client: adapter for client, adapter in found.items() if adapter is not None}

@@ -17,7 +17,7 @@ from shepherd.lowrank import LowRank
 from shepherd.registry import Registry
 from shepherd.rng import stream
 from shepherd.server.pieces.split import balanced
-from shepherd.types import Adapter, Choice, ClientId, Core, Factors, GlobalModel, View
+from shepherd.types import Adapter, ClientId, ClientModel, Core, Factors, GlobalModel, SlotChoice
 
 views = Registry("view")
 
@@ -26,7 +26,7 @@ Scale = Literal["common", "own"]
 
 
 @dataclass(frozen=True)
-class ViewOf:
+class ViewRule:
     """make(model, client, rank, round, seed) -> View.
 
     all_slots: clients hold all slots, and their rank says how many they may move. probe: a client of a lower rank
@@ -34,7 +34,7 @@ class ViewOf:
     one rank begin from the same.
     """
 
-    make: Callable[[GlobalModel, ClientId, int, int, int], View]
+    make: Callable[[GlobalModel, ClientId, int, int, int], ClientModel]
     mixed_ranks: bool = True
     gauge: Literal["shared", "own"] = "shared"
     all_slots: bool = False
@@ -46,36 +46,36 @@ class ViewOf:
 
 
 @views
-def identity() -> ViewOf:
+def identity() -> ViewRule:
     """The global adapter; every client has its rank."""
 
-    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         if rank != model.adapter.r:
             raise UsageError(
                 f"{client} has rank {rank}, the global adapter {model.adapter.r}, and this method gives all the same",
                 hint='leave lora.ranks out, or choose a view of mixed ranks: "prefix", "svd", "fold" or "fresh"',
             )
-        return View(model.adapter)
+        return ClientModel(model.adapter)
 
-    return ViewOf(make, mixed_ranks=False, by_rank=True)
+    return ViewRule(make, mixed_ranks=False, by_rank=True)
 
 
 @views
-def prefix(scale: Scale = "common") -> ViewOf:
+def prefix(scale: Scale = "common") -> ViewRule:
     """The first r_k slots (HetLoRA, 2401.06432); lossy for r_k < r."""
 
-    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         _check_rank(model.adapter, client, rank)
-        return View(_of_rank(model.adapter, rank, scale, _first(model.adapter, rank)))
+        return ClientModel(_of_rank(model.adapter, rank, scale, _first(model.adapter, rank)))
 
-    return ViewOf(make, by_rank=True)
+    return ViewRule(make, by_rank=True)
 
 
 @views
-def svd(scale: Scale = "common") -> ViewOf:
+def svd(scale: Scale = "common") -> ViewRule:
     """The best approximation of rank r_k, balanced; lossy for r_k < r, and in a gauge of its own."""
 
-    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         adapter = model.adapter
         _check_rank(adapter, client, rank)
         factors = {}
@@ -87,27 +87,27 @@ def svd(scale: Scale = "common") -> ViewOf:
             rng = stream(seed, "view", client, round_number, name)
             A_k, B_k, _ = balanced(increment.svd(name), adapter.scale, rank, rng)
             factors[name] = Factors(A_k.astype(A.dtype), B_k.astype(B.dtype))
-        return View(_of_rank(adapter, rank, scale, factors))
+        return ClientModel(_of_rank(adapter, rank, scale, factors))
 
-    return ViewOf(make, gauge="own")
+    return ViewRule(make, gauge="own")
 
 
 @views
-def fold() -> ViewOf:
+def fold() -> ViewRule:
     """All slots, of which r_k random ones may move (Fed-PLoRA, 2602.16936); exact."""
 
-    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         _check_rank(model.adapter, client, rank)
         chosen = stream(seed, "slots", client, round_number).permutation(model.adapter.r)[:rank]
         moves = np.zeros(model.adapter.r, bool)
         moves[chosen] = True
-        return View(model.adapter, slots=dict.fromkeys(model.adapter.factors, moves))
+        return ClientModel(model.adapter, slots=dict.fromkeys(model.adapter.factors, moves))
 
-    return ViewOf(make, all_slots=True)
+    return ViewRule(make, all_slots=True)
 
 
 @views
-def probe(steps: int = 0) -> ViewOf:
+def probe(steps: int = 0) -> ViewRule:
     """All slots, of which a client moves the r_k · modules that its probe moved most (LoRA-A², 2410.22815); exact.
 
     steps: local steps of the probe, the round's own with all slots; 0 is one pass over the client's rows (the paper's
@@ -117,42 +117,42 @@ def probe(steps: int = 0) -> ViewOf:
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}")
 
-    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         _check_rank(model.adapter, client, rank)
         if rank == model.adapter.r:
-            return View(model.adapter)
-        return View(model.adapter, choice=Choice(rank * len(model.adapter.factors), steps))
+            return ClientModel(model.adapter)
+        return ClientModel(model.adapter, choice=SlotChoice(rank * len(model.adapter.factors), steps))
 
-    return ViewOf(make, all_slots=True, probe=steps)
+    return ViewRule(make, all_slots=True, probe=steps)
 
 
 @views
-def fresh(scale: Scale = "common") -> ViewOf:
+def fresh(scale: Scale = "common") -> ViewRule:
     """A new adapter of rank r_k that changes nothing: all that was learned lies in the remainder (FLoRA); exact."""
 
-    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         _check_rank(model.adapter, client, rank)
         if any(pair.B.any() for pair in model.adapter.factors.values()):
             raise UsageError(
                 'view "fresh" begins with B = 0, but the global adapter holds an increment that would be lost',
                 hint='use it with split "reinit"',
             )
-        return View(_of_rank(model.adapter, rank, scale, _first(model.adapter, rank)))
+        return ClientModel(_of_rank(model.adapter, rank, scale, _first(model.adapter, rank)))
 
-    return ViewOf(make, gauge="own", needs_zero_B=True, by_rank=True)
+    return ViewRule(make, gauge="own", needs_zero_B=True, by_rank=True)
 
 
 @views
-def heads() -> ViewOf:
+def heads() -> ViewRule:
     """The cores; a client of rank r_k < r moves r_k · heads / r of them, drawn anew each round (Ravan)."""
 
-    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> View:
+    def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         adapter, memory = model.adapter, model.memory
         _check_rank(adapter, client, rank)
         names = list(adapter.factors)
         core = Core({n: memory[f"{n}.basis"] for n in names}, {n: memory[f"{n}.core"] for n in names})
         if rank == adapter.r:
-            return View(adapter, core=core)
+            return ClientModel(adapter, core=core)
         count, size, _ = memory[f"{names[0]}.core"].shape
         if rank % size:
             raise UsageError(
@@ -162,9 +162,9 @@ def heads() -> ViewOf:
         chosen = stream(seed, "heads", client, round_number).permutation(count)[: rank // size]
         moves = np.zeros((count, size), bool)
         moves[chosen] = True
-        return View(adapter, core=core, slots=dict.fromkeys(names, moves.reshape(-1)))
+        return ClientModel(adapter, core=core, slots=dict.fromkeys(names, moves.reshape(-1)))
 
-    return ViewOf(make, all_slots=True, of_cores=True)
+    return ViewRule(make, all_slots=True, of_cores=True)
 
 
 def _check_rank(adapter: Adapter, client: ClientId, rank: int) -> None:
