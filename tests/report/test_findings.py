@@ -7,8 +7,8 @@ import pytest
 from report_runs import change, write_run
 from shepherd.report import findings, load_run
 from shepherd.report.comparison.page import compare
-from shepherd.report.sections.losses import cards, measure
-from shepherd.report.sections.participation import alerts
+from shepherd.report.sections.alerts import alerts
+from shepherd.report.sections.cards import cards, measure
 from shepherd.report.sections.verdict import verdict
 
 

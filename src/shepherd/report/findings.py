@@ -12,17 +12,11 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from shepherd.report.arms import ARMS
 from shepherd.report.load import RunRecord
 from shepherd.report.wording import number, plural
 
-ARMS = ("base", "local", "federated", "centralised")
 INTERVAL = "95\N{NO-BREAK SPACE}% interval"
-ARM_NAMES = {
-    "base": "Base model",
-    "local": "Each client alone",
-    "federated": "Federated",
-    "centralised": "Centralised",
-}
 
 
 @dataclass(frozen=True)
@@ -37,8 +31,8 @@ class Arm:
     generation: Mapping[str, float] | None = None
 
     @property
-    def name(self) -> str:
-        return ARM_NAMES[self.key]
+    def title(self) -> str:
+        return ARMS[self.key].title
 
 
 @dataclass(frozen=True)
@@ -65,8 +59,9 @@ class Difference:
     @property
     def doubted(self) -> bool:
         """Whether the bootstrap says otherwise than the interval about 0."""
-        known = self.interval is not None and self.bootstrap is not None
-        return known and _holds_zero(self.interval) != _holds_zero(self.bootstrap)
+        if self.interval is None or self.bootstrap is None:
+            return False
+        return _holds_zero(self.interval) != _holds_zero(self.bootstrap)
 
     @property
     def label(self) -> str:
@@ -94,11 +89,11 @@ def local_arms(record: RunRecord) -> dict[str, Mapping[str, Any]]:
 def arms(record: RunRecord) -> list[Arm]:
     """The arms that this run has, in the order base, local, federated, centralised."""
     found = []
-    for key in ARMS:
+    for key, names in ARMS.items():
         value = measured(record).get(key)
         if not value:
             continue
-        if key == "local":
+        if names.per_client:
             each = list(value.values())
             loss = mean_of(v.get("loss") for v in each)
             found.append(Arm(key, loss, _exp(loss), mean_of(v.get("token_accuracy") for v in each)))
@@ -224,8 +219,8 @@ def _difference(a: str, b: str, entry: Mapping[str, Any]) -> Difference | None:
 
 
 def _ends(values: Any) -> tuple[float, float] | None:
-    ends = [number(end) for end in values or ()]
-    return (min(ends), max(ends)) if len(ends) == 2 and None not in ends else None
+    ends = [end for value in values or () if (end := number(value)) is not None]
+    return (min(ends), max(ends)) if len(ends) == len(values or ()) == 2 else None
 
 
 def _holds_zero(interval: tuple[float, float]) -> bool:
@@ -239,11 +234,13 @@ def _loss(record: RunRecord, name: str) -> float | None:
 
 
 def _arm_name(name: str) -> str:
-    return "local" if name in ("local", "local mean", "local_mean", "mean local") else name
+    return "local" if name == "local mean" else name
 
 
 def _plain(name: str) -> str:
-    return "mean alone" if name == "local" else f"{name.removeprefix('local:')} alone" if ":" in name else name
+    if name in ARMS:
+        return ARMS[name].label
+    return f"{name.removeprefix('local:')} alone" if ":" in name else name
 
 
 def _exp(loss: float | None) -> float | None:

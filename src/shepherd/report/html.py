@@ -12,21 +12,24 @@ from typing import Any
 from shepherd.errors import ResourceError
 from shepherd.report.load import RunRecord, load_run
 from shepherd.report.page import LARGEST, LEVELS, Limits, render, write_page
-from shepherd.report.sections.budget import budget, time, traffic
+from shepherd.report.sections.alerts import alerts, resumptions
+from shepherd.report.sections.budget import budget
+from shepherd.report.sections.cards import cards, measure
+from shepherd.report.sections.categories import categories
 from shepherd.report.sections.clients import clients
 from shepherd.report.sections.data_notes import data_notes
 from shepherd.report.sections.diagnostics import diagnostics
 from shepherd.report.sections.facts import commands, facts, forced, privacy, versions
 from shepherd.report.sections.headline import headline
-from shepherd.report.sections.losses import cards, categories, measure, rounds
-from shepherd.report.sections.participation import alerts, participation, resumptions
+from shepherd.report.sections.participation import participation
 from shepherd.report.sections.partition import division
 from shepherd.report.sections.personal import personal
+from shepherd.report.sections.rounds import rounds
 from shepherd.report.sections.samples import samples
+from shepherd.report.sections.time import time
+from shepherd.report.sections.traffic import traffic
 from shepherd.report.sections.verdict import verdict
-from shepherd.report.wording import (
-    size,
-)
+from shepherd.report.wording import size
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -46,7 +49,7 @@ def write_report(run_dir: str | Path) -> Path:
 def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
     """All that the template prints."""
     before = [
-        budget(record, limits),
+        budget(record),
         rounds(record, limits),
         clients(record, limits),
         *([own] if (own := personal(record, limits)) else []),

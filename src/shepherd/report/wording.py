@@ -14,6 +14,8 @@ from shepherd.errors import plural
 
 ABSENT = "n/a"
 MINUS = "\N{MINUS SIGN}"
+AGAINST_BASE = "loss minus that of the base model"
+HELD_OUT_LOSS = "held-out loss (nats per token)"
 
 # Terminal sequences: CSI (colours, cursor), OSC (titles, links; ended by BEL or ST), and two-character escapes.
 _TERMINAL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -~]?|\x9b[0-?]*[ -/]*[@-~]")

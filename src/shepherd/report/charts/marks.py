@@ -44,6 +44,14 @@ def thin(items: Sequence[T], limit: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / (limit - 1))] for i in range(limit)]
 
 
+def extremes(items: Sequence[T], limit: int) -> tuple[list[T], int | None]:
+    """The first and the last of the items, `limit` together, and the position after which some are left out."""
+    if len(items) <= limit:
+        return list(items), None
+    head = (limit + 1) // 2
+    return [*items[:head], *items[len(items) - (limit - head) :]], head - 1
+
+
 def nice_ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
     """Round numbers (1, 2, 2.5 or 5 times a power of ten) from `low` to `high`; whole numbers when `whole`."""
     if not high > low:

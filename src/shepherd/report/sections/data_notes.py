@@ -7,7 +7,6 @@ from typing import Any
 
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Limits, Section, Table, without_empty
-from shepherd.report.sections.samples import IDS_TEXT
 from shepherd.report.wording import (
     ABSENT,
     count,
@@ -18,6 +17,9 @@ from shepherd.report.wording import (
     plural,
     shorten,
 )
+
+IDS_TEXT = 20_000
+"""Most characters of ids in a cell."""
 
 
 def data_notes(record: RunRecord, limits: Limits) -> Section:
@@ -104,7 +106,7 @@ def _audit(audit: Any, limits: Limits) -> Table:
     lines = []
     for entry in (entry for entry in found if isinstance(entry, Mapping)):
         groups = [group for group in entry.get("groups") or () if isinstance(group, list)]
-        ids = "; ".join(" = ".join(shorten(str(id), 40) for id in group) for group in groups)
+        ids = "; ".join(" = ".join(shorten(str(row), 40) for row in group) for group in groups)
         more = "; …" if groups and sum(map(len, groups)) < (number(entry.get("count")) or 0) else ""
         lines.append([plainly(entry.get("kind")), count(entry.get("count")), ids + more or ABSENT])
     note = left_out(len(lines), limits.rows, "finding")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Section, Table
@@ -35,7 +34,7 @@ def forced(record: RunRecord) -> Section:
 def facts(record: RunRecord) -> list[str]:
     summary = record.summary
     model = summary.get("model", {}).get("name") or record.setting("model", "base", "")
-    clients = summary.get("clients") or len(record.partition.get("clients", {})) or None
+    clients = number(summary.get("clients")) or len(record.partition.get("clients", {}))
     done = len(record.rounds)
     planned = record.setting("federation", "rounds", done)
     rounds = plural(planned, "round") if done in (planned, 0) else f"{done} of {plural(planned, 'round')}"
@@ -43,7 +42,7 @@ def facts(record: RunRecord) -> list[str]:
     found = [
         _without_folder(str(model)),
         _without_folder(str(data)),
-        plural(int(clients), "client") if number(clients) else "",
+        plural(int(clients), "client") if clients else "",
         rounds,
         f"method {record.setting('federation', 'method', record.setting('federation', 'aggregation', ABSENT))}",
         f"server {record.setting('server', 'optimizer', 'fedavg')}",
@@ -92,13 +91,10 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
         *start, given = shlex.split(words)
     except ValueError:
         start, given = [], ""
-    told = Path(given)
-    if (
-        start == ["shepherd", "run"]
-        and told.parts[-2:] == path.parts
-        and not (told.is_absolute() or ".." in told.parts)
-    ):
-        where, path = "the folder that the run was started in", told
+    config = Path(given)
+    inside = not (config.is_absolute() or ".." in config.parts)
+    if start == ["shepherd", "run"] and config.parts[-2:] == path.parts and inside:
+        where, path = "the folder that the run was started in", config
     return [(f"Repeat with exactly these settings, from {where}:", shlex.join(["shepherd", "run", str(path)]))]
 
 
@@ -122,7 +118,3 @@ def versions(record: RunRecord) -> list[Table]:
     if not rows:
         return []
     return [Table("Model, adapter and versions", ("", ""), rows[:200], texts=(0, 1))]
-
-
-def _said(text: Any) -> str:
-    return text if isinstance(text, str) and text.strip() else "(nothing)"

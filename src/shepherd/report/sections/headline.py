@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shepherd.report import charts, findings
+from shepherd.report.arms import ARMS
 from shepherd.report.charts import Dots, Panel
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Figure, Limits, Table, without_empty
@@ -80,12 +81,13 @@ def _how(shown: Sequence[findings.Difference]) -> str:
         reasons = list(dict.fromkeys(d.reason for d in shown if d.reason))
         return f"There are no intervals: {sentence(reasons)}" if reasons else "No intervals were computed in this run."
     text = "A negative difference is in favour of the first."
-    sized = next((d for d in shown if d.interval and d.rows and d.effective_rows), None)
-    if sized:
+    sizes = ((d.rows, d.effective_rows) for d in shown if d.interval)
+    rows, effective = next((size for size in sizes if all(size)), (None, None))
+    if rows and effective:
         text += (
-            f" Intervals and p: a ratio of sums over {plural(sized.rows, 'held-out row')}, its standard error "
-            f"linearised, Student's t with {plural(sized.rows - 1, 'degree')} of freedom. By their lengths these rows "
-            f"weigh as much as {count(round(sized.effective_rows))} equal ones; where that is few, an interval covers "
+            f" Intervals and p: a ratio of sums over {plural(rows, 'held-out row')}, its standard error "
+            f"linearised, Student's t with {plural(rows - 1, 'degree')} of freedom. By their lengths these rows "
+            f"weigh as much as {count(round(effective))} equal ones; where that is few, an interval covers "
             "less than 95\N{NO-BREAK SPACE}%."
         )
     text += (
@@ -111,7 +113,7 @@ def _rival(d: findings.Difference) -> str:
     """What federated is held against, short: base, mean alone, best: client-a, centralised."""
     if d.b.startswith("local:"):
         return f"best: {d.b.removeprefix('local:')}"
-    return {"local": "mean alone"}.get(d.b, d.b)
+    return ARMS[d.b].label if d.b in ARMS else d.b
 
 
 def _interval(d: findings.Difference) -> str:

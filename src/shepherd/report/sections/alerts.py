@@ -1,0 +1,42 @@
+"""Warnings of a report: what the first page says about failures, and what a resumption found damaged."""
+
+from __future__ import annotations
+
+from shepherd.report import findings
+from shepherd.report.load import RunRecord
+from shepherd.report.page import Limits, Section
+from shepherd.report.sections.attendance import attendance
+from shepherd.report.wording import left_out, listing, plural, shorten
+
+
+def alerts(record: RunRecord) -> list[str]:
+    """What a reader of the headline alone should know: what went wrong, and the section that has more about it."""
+    found = []
+    if record.summary.get("forced"):
+        found.append("The run was resumed with --force although something differed: see Resumed with differences.")
+    if skipped := sum(bool(line.get("skipped")) for line in record.rounds):
+        found.append(f"{plural(skipped, 'round')} of {len(record.rounds)} left the model as it was: see Who took part.")
+    seen = attendance(record)
+    if lost := seen.lost.total():
+        found.append(f"{plural(lost, 'update')} of {seen.drawn.total():,} did not count: see Who took part.")
+    if failed := record.summary.get("failed"):
+        found.append(
+            f"Training alone failed for {plural(len(failed), 'client')}, left out of all means: see Per client."
+        )
+    if findings.some_alone(record):
+        found.append(f"The mean and the best of the clients alone are those of {findings.trained_alone(record)}.")
+    broken = [arm.title for arm in findings.arms(record) if arm.loss is None]
+    if broken:
+        found.append(f"No finite held-out loss was measured for: {listing(broken)}.")
+    return found
+
+
+def resumptions(record: RunRecord, limits: Limits) -> Section | None:
+    """What was found damaged or unfinished each time that the run was resumed; None where nothing was."""
+    found = record.summary.get("found")
+    if not isinstance(found, list) or not found:
+        return None
+    text = "This was found when the run was resumed. A round that was passed over was trained again."
+    lines = [shorten(str(line), 300) for line in found[: limits.rows]]
+    rest = left_out(len(found), limits.rows, "line").strip()
+    return Section("resumed", "Found when resumed", [text, *lines, *([rest] if rest else [])])
