@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 from shepherd.report.wording import digits, from_to, listing, plural, shorten, signed
 
-Losses = Mapping[tuple, float]
+Losses = Mapping[tuple[Any, ...], float]
 """{(seed, model, held-out rows): federated loss}: only losses with the same key are compared."""
 
 SHOWN = 8
@@ -40,7 +41,7 @@ def ranking(settings: Sequence[tuple[str, Losses]]) -> list[str]:
 
 def _comparable(known: Sequence[tuple[str, Losses]]) -> list[list[tuple[str, Losses]]]:
     """The settings in classes whose members all share at least one key, each in the first class that takes it."""
-    classes: list[tuple[set[tuple], list[tuple[str, Losses]]]] = []
+    classes: list[tuple[set[tuple[Any, ...]], list[tuple[str, Losses]]]] = []
     for name, losses in known:
         for keys, members in classes:
             if keys & losses.keys():
