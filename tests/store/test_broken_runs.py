@@ -16,7 +16,7 @@ from shepherd.experiment import run as experiment
 from shepherd.model.adapter import fresh_adapter, save_adapter
 from shepherd.serving.tuned import whole
 from shepherd.store import RunDirectory
-from shepherd.store.manifest import _encode
+from shepherd.store.manifest import encode
 
 BROKEN = {"missing": None, "empty": b"", "garbage": b"\xff\x00{", "list": b"[]", "folder": ...}
 READS = (("evaluate", "partition.json"), ("evaluate", "identity.json"), ("resume", "summary.json"))
@@ -188,9 +188,7 @@ def test_an_adapter_without_a_manifest_is_used_as_it_is(name, command):
     assert outcome.status == 0, outcome.err
 
 
-@pytest.mark.parametrize(
-    "manifest", [b"", b"[]", b"{}", *(_encode(m) for m in ({}, {"files": 3}, {"files": {"a": 3}}))]
-)
+@pytest.mark.parametrize("manifest", [b"", b"[]", b"{}", *(encode(m) for m in ({}, {"files": 3}, {"files": {"a": 3}}))])
 def test_a_manifest_that_is_none_is_named(manifest, command):
     (command.adapter / "MANIFEST.json").write_bytes(manifest)
     outcome = command("chat")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -230,42 +230,44 @@ def _named(value: Any, shape: Any, labels: Mapping[str, str]) -> Any:
         return value
     if isinstance(shape, list):
         return [_named(item, shape[0], labels) for item in value]
-    known = {key.rstrip("?"): inner for key, inner in shape.items()}
+    known = _known(shape)
     named = {}
     for key, item in value.items():
-        client = key not in known and ANY_CLIENT in known
-        inner = known.get(key, known.get(ANY_CLIENT, known.get("*", object)))
+        client = key not in known and ANY_CLIENT in shape
+        inner, _ = known.get(key, _other(shape))
         named[labels.get(key, key) if client else key] = _named(item, inner, labels)
     return named
 
 
+def _known(shape: Mapping[str, Any]) -> dict[str, tuple[Any, bool]]:
+    """{key that a table names: (its shape, whether it may be null)}."""
+    return {key.rstrip("?"): (inner, key.endswith("?")) for key, inner in shape.items() if key not in ("*", ANY_CLIENT)}
+
+
+def _other(shape: Mapping[str, Any]) -> tuple[Any, bool]:
+    """The shape of a key that a table does not name."""
+    return shape.get(ANY_CLIENT, shape.get("*", object)), False
+
+
+_KINDS = {list: "a list", dict: "a table", str: "a text", int: "a whole number"}
+
+
 def _check(value: Any, shape: Any, file: Path, place: str = "") -> None:
     """Raise DataError where `value` does not have `shape`, naming the place as `a.b.0`."""
-    if isinstance(shape, list):
-        kind: Any = Sequence
-        wrong = not isinstance(value, list)
-    elif isinstance(shape, dict):
-        kind, wrong = Mapping, not isinstance(value, dict)
-    else:
-        kind = str if isinstance(shape, Client) else shape
-        wrong = not isinstance(value, kind)
-    if wrong:
-        wanted = {Sequence: "a list", Mapping: "a table", str: "a text", int: "a whole number"}.get(
-            kind, "another type"
-        )
-        where = f" at {place}" if place else ""
+    kind: Any = str if isinstance(shape, Client) else type(shape) if isinstance(shape, (list, dict)) else shape
+    where = f" at {place}" if place else ""
+    if not isinstance(value, kind):
+        wanted = "another type" if isinstance(kind, tuple) else _KINDS.get(kind, "another type")
         raise DataError(f"{file}{where}: expected {wanted}, found {type(value).__name__}", hint=_AGAIN)
     if isinstance(shape, list):
         for position, item in enumerate(value):
             _check(item, shape[0], file, f"{place}.{position}".lstrip("."))
     elif isinstance(shape, dict):
-        known = {
-            key.rstrip("?"): (inner, key.endswith("?")) for key, inner in shape.items() if key not in ("*", ANY_CLIENT)
-        }
+        known = _known(shape)
         for key, (_, optional) in known.items():
             if key not in value and not optional:
-                raise DataError(f"{file}{' at ' + place if place else ''}: the key {key!r} is missing", hint=_AGAIN)
+                raise DataError(f"{file}{where}: the key {key!r} is missing", hint=_AGAIN)
         for key, item in value.items():
-            inner, optional = known.get(key, (shape.get(ANY_CLIENT, shape.get("*", object)), False))
+            inner, optional = known.get(key, _other(shape))
             if not (item is None and optional):
                 _check(item, inner, file, f"{place}.{key}".lstrip("."))

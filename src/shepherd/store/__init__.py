@@ -6,11 +6,12 @@ keeps the second writer out; everything is written through `disk.py`, so that te
 """
 
 from shepherd.store.disk import Disk
+from shepherd.store.folders import commit_folder
 from shepherd.store.lines import Journal, read_journal
 from shepherd.store.lock import Writer, writer_of
 from shepherd.store.manifest import MANIFEST, check_sealed
 from shepherd.store.rounds import Checkpoint, Found, Rejected, Rounds, checkpoint_name
-from shepherd.store.run import Recovered, RunDirectory, commit_folder, open_run, read_json
+from shepherd.store.run import Recovered, RunDirectory, open_run, read_json
 
 __all__ = [
     "MANIFEST", "Checkpoint", "Disk", "Found", "Journal", "Recovered", "Rejected", "Rounds", "RunDirectory", "Writer",

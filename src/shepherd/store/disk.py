@@ -14,8 +14,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 TEMPORARY = ".tmp-"
 """What begins so is unfinished work of a process: nobody reads it, and the next writer sweeps it away."""
@@ -45,7 +45,10 @@ class Disk:
     def sync(self, file: Path) -> None:
         """Return when the bytes of `file` are on the medium."""
         # Windows flushes only what is open for writing; elsewhere a read-only file must not be refused.
-        handle = os.open(file, os.O_RDWR | os.O_BINARY if sys.platform == "win32" else os.O_RDONLY)
+        flags = os.O_RDONLY
+        if sys.platform == "win32":
+            flags = os.O_RDWR | os.O_BINARY
+        handle = os.open(file, flags)
         try:
             with _naming(file):
                 _flush(handle)
@@ -84,14 +87,14 @@ class Disk:
     def remove_folder(self, folder: Path) -> None:
         os.rmdir(folder)
 
-    def scratch(self, folder: Path) -> BinaryIO:
+    def scratch(self, folder: Path) -> FileIO:
         """A file without a name, readable by its owner alone: it is gone when it is closed, or when the process ends.
 
         Where the system knows no such files it has a temporary name for an instant.
         """
         return tempfile.TemporaryFile(buffering=0, dir=folder, prefix=TEMPORARY)
 
-    def add(self, scratch: BinaryIO, data: memoryview) -> None:
+    def add(self, scratch: FileIO, data: memoryview) -> None:
         """Add to the end of a scratch file. Nothing makes it durable: nobody reads it after this process."""
         scratch.seek(0, os.SEEK_END)
         _write_all(scratch, data)
@@ -100,7 +103,7 @@ class Disk:
 DISK = Disk()
 
 
-def _write_all(stream, data: bytes | memoryview) -> None:
+def _write_all(stream: FileIO, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[stream.write(rest) :]

@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 
 from shepherd.store.disk import DISK, Disk, discard, make_folders, remove_tree, sweep, temporary
 from shepherd.store.manifest import (
-    _FILE_NAME,
-    _LITTER,
+    FILE_NAME,
+    LITTER,
     MANIFEST,
     SCHEMA,
-    _check_file,
-    _Damage,
-    _encode,
-    _entry,
-    _manifest,
-    _plain_file,
+    Damage,
+    check_file,
+    encode,
+    entry_of,
+    plain_file,
+    read_manifest,
 )
 
 ASIDE = "rejected-"
@@ -104,11 +104,11 @@ class Rounds:
     def newest(self) -> Found:
         """The newest round that is valid in every byte. Symbolic links, foreign files, names that lead elsewhere,
         wrong sizes and hashes and a broken chain reject a round; the reason says which file it was."""
-        rejected = []
+        rejected: list[Rejected] = []
         for name in self._names():
             try:
                 return Found(self.verify(name), tuple(rejected))
-            except _Damage as damage:
+            except Damage as damage:
                 rejected.append(Rejected(name, str(damage)))
         return Found(None, tuple(rejected))
 
@@ -118,7 +118,7 @@ class Rounds:
         for name in self._names():
             try:
                 valid.append(self.verify(name))
-            except _Damage as damage:
+            except Damage as damage:
                 rejected.append(Rejected(name, str(damage)))
         return tuple(valid), tuple(rejected)
 
@@ -127,30 +127,30 @@ class Rounds:
         try:
             return self._verify(name)
         except OSError as error:
-            raise _Damage(f"{Path(error.filename or name).name} cannot be read: {error.strerror}") from None
+            raise Damage(f"{Path(error.filename or name).name} cannot be read: {error.strerror}") from None
 
     def _verify(self, name: str) -> Checkpoint:
         number, folder = _number(name), self.folder / name
         if number is None:
-            raise _Damage("is not named like a round")
-        manifest, digest = _manifest(folder)
+            raise Damage("is not named like a round")
+        manifest, digest = read_manifest(folder)
         if manifest["round"] != number:
-            raise _Damage(f"{MANIFEST} belongs to round {manifest['round']}")
+            raise Damage(f"{MANIFEST} belongs to round {manifest['round']}")
         files, before = manifest["files"], manifest["after"]
         for found in sorted(os.listdir(folder)):
-            if found not in files and found != MANIFEST and not _LITTER.fullmatch(found):
-                raise _Damage(f"{found} is not in the manifest")
+            if found not in files and found != MANIFEST and not LITTER.fullmatch(found):
+                raise Damage(f"{found} is not in the manifest")
         for file, entry in files.items():
-            _check_file(folder, file, entry)
+            check_file(folder, file, entry)
         if before and self._digest_of(before) not in ("", manifest["prev"]):
-            raise _Damage(f"does not follow the {checkpoint_name(before)} that lies beside it")
+            raise Damage(f"does not follow the {checkpoint_name(before)} that lies beside it")
         return Checkpoint(number, folder, digest, {k: v["sha256"] for k, v in files.items()}, manifest["facts"])
 
     def _digest_of(self, number: int) -> str:
         """The digest of a round's manifest, "" when it is gone or damaged: that is its own affair, not its heir's."""
         try:
-            return _manifest(self.folder / checkpoint_name(number))[1]
-        except (_Damage, OSError):
+            return read_manifest(self.folder / checkpoint_name(number))[1]
+        except (Damage, OSError):
             return ""
 
     def numbers(self) -> tuple[int, ...]:
@@ -186,21 +186,23 @@ class Rounds:
         names = [name for name in os.listdir(self.folder) if name.startswith("round-")] if self.folder.is_dir() else []
         return sorted(names, key=lambda name: (_number(name) or -1, name), reverse=True)
 
-    def _seal(self, folder: Path, number: int, facts: Callable[[], Mapping[str, Any]] | Mapping | None) -> None:
+    def _seal(
+        self, folder: Path, number: int, facts: Callable[[], Mapping[str, Any]] | Mapping[str, Any] | None
+    ) -> None:
         """Sync the files, write the manifest that names them, sync both."""
         files = {}
         for name in sorted(os.listdir(folder)):
-            if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+            if not FILE_NAME.fullmatch(name) or name == MANIFEST:
                 raise ValueError(f"a file of a round cannot be called {name!r}")
-            _plain_file(folder / name)
+            plain_file(folder / name)
             self.disk.sync(folder / name)
-            files[name] = _entry(folder / name)
+            files[name] = entry_of(folder / name)
         if not files:
             raise ValueError(f"round {number} has no files")
         before, prev = self._predecessor()
         said = facts() if callable(facts) else facts or {}
         manifest = {"schema": SCHEMA, "round": number, "files": files, "after": before, "prev": prev, "facts": said}
-        self.disk.write(folder / MANIFEST, _encode(manifest))
+        self.disk.write(folder / MANIFEST, encode(manifest))
         self.disk.sync(folder / MANIFEST)
         self.disk.sync_folder(folder)
 

@@ -7,9 +7,7 @@ runs/<name>/config.toml, identity.json, partition.json, rounds.jsonl, journal.js
 
 from __future__ import annotations
 
-import errno
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,14 +19,15 @@ from typing import Any
 
 from shepherd.errors import DataError, ResourceError, ShepherdError, UsageError, did_you_mean
 from shepherd.store import lines
-from shepherd.store.disk import DISK, TEMPORARY, Disk, discard, make_folders, remove_tree, sweep, temporary, write_whole
+from shepherd.store.disk import DISK, TEMPORARY, Disk, discard, make_folders, sweep, write_whole
+from shepherd.store.failures import REASONS, error_number
+from shepherd.store.folders import FORMER, commit_folder, restore
 from shepherd.store.lock import locked
 from shepherd.store.manifest import seal_folder
 from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name
 from shepherd.store.scratch import Scratch
 
 ROUNDS, JOURNAL = "rounds.jsonl", "journal.jsonl"
-_FORMER = ".old-"
 
 
 @dataclass(frozen=True)
@@ -178,10 +177,10 @@ class RunDirectory:
 
     def _sweep(self) -> list[str]:
         """Remove unfinished work; a folder that was being replaced gets its former content back."""
-        found = []
+        found: list[str] = []
         for folder in (self.path, *sorted(path for path in self.path.iterdir() if path.is_dir())):
-            for former in sorted(folder.glob(f"{_FORMER}*")):
-                _restore(self.disk, folder / former.name.removeprefix(_FORMER))
+            for former in sorted(folder.glob(f"{FORMER}*")):
+                restore(self.disk, folder / former.name.removeprefix(FORMER))
             found += sweep(self.disk, folder)
         return found
 
@@ -191,14 +190,14 @@ class RunDirectory:
 
     @contextmanager
     def _explained(self, file: Path, verb: str = "written") -> Iterator[None]:
-        """Turn a failing disk into a sentence: which file was not written (or read), what is intact, how to go on."""
+        """Raise a ResourceError for a failing disk: the file not written (or read), what is intact, how to go on."""
         try:
             yield
         except ShepherdError:
             raise
         except Exception as error:
-            number = error.errno if isinstance(error, OSError) else _native_error(error)
-            if number in _REASONS:
+            number = error_number(error)
+            if number is not None and number in REASONS:
                 raise self._failure(number, Path(getattr(error, "filename", None) or file), verb) from error
             if number is not None and not self.path.is_dir():
                 raise ResourceError(
@@ -208,73 +207,11 @@ class RunDirectory:
             raise
 
     def _failure(self, number: int, file: Path, verb: str) -> ResourceError:
-        reason, mend = _REASONS[number]
+        reason, mend = REASONS[number]
         committed = self.rounds.numbers()
         intact = f"rounds up to {committed[-1]} are committed and intact" if committed else "no round was committed yet"
         again = f"then: shepherd resume {self.path}" if committed else "then run it again, or elsewhere with --out"
         return ResourceError(f"{reason}: {file} was not {verb}; {intact}", hint=f"{mend}, {again}")
-
-
-_REASONS = {
-    errno.ENOSPC: ("no space left on the disk", "free some space"),
-    errno.EDQUOT: ("the disk quota is used up", "free some space"),
-    errno.EFBIG: ("a file may not grow further", "raise the limit on file sizes (ulimit -f) or take another disk"),
-    errno.EIO: ("the disk reports an input/output error", "check the disk (dmesg), copy the run to another if need be"),
-    errno.EROFS: ("the file system is read-only", "make it writable"),
-    errno.ESTALE: ("the network disk is gone", "bring it back"),
-    errno.EISDIR: ("a folder is where a file belongs", "move it away"),
-    errno.EACCES: ("permission denied", "give yourself the right to write there"),
-}
-
-
-def _native_error(error: Exception) -> int | None:
-    """The errno in the text of an exception from native code, such as a tokenizer's on a full disk."""
-    match = re.search(r"\(os error (\d+)\)", str(error))
-    return int(match[1]) if match else None
-
-
-@contextmanager
-def commit_folder(target: Path, disk: Disk = DISK) -> Iterator[Path]:
-    """A folder that is filled under another name and stands at `target` when the block ends, everything in it on the
-    medium; what was there before goes only then. After an error the former folder or the new one is there, whole."""
-    pending, former = temporary(target), target.with_name(f"{_FORMER}{target.name}")
-    make_folders(disk, target.parent)
-    remove_tree(disk, pending)
-    disk.make_folder(pending)
-    try:
-        yield pending
-        _sync_tree(disk, pending)
-        _restore(disk, target)
-        if target.exists():
-            disk.rename(target, former)
-            disk.sync_folder(target.parent)
-        disk.rename(pending, target)
-        disk.sync_folder(target.parent)
-    except BaseException:
-        with suppress(OSError):
-            _restore(disk, target)
-        with suppress(OSError):
-            remove_tree(disk, pending)
-        raise
-    remove_tree(disk, former)
-
-
-def _restore(disk: Disk, target: Path) -> None:
-    """End a replacement that was cut off: the former folder comes back where there is no new one, or goes."""
-    former = target.with_name(f"{_FORMER}{target.name}")
-    if former.is_dir() and not target.exists():
-        disk.rename(former, target)
-        disk.sync_folder(target.parent)
-    remove_tree(disk, former)
-
-
-def _sync_tree(disk: Disk, folder: Path) -> None:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            _sync_tree(disk, path)
-        elif path.is_file():
-            disk.sync(path)
-    disk.sync_folder(folder)
 
 
 def open_run(path: str | Path, needs: str = "config.toml") -> Path:

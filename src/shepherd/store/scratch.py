@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import BinaryIO
+from io import FileIO
 
 from shepherd.store.disk import Disk
 
@@ -17,7 +17,7 @@ class Scratch:
     explained("written") and explained("read") turn a failing disk into a sentence.
     """
 
-    def __init__(self, disk: Disk, file: BinaryIO, explained: Callable[[str], AbstractContextManager[None]]) -> None:
+    def __init__(self, disk: Disk, file: FileIO, explained: Callable[[str], AbstractContextManager[None]]) -> None:
         self.disk, self.file, self.explained = disk, file, explained
 
     def append(self, data: memoryview) -> None:

@@ -145,13 +145,11 @@ def _model(
 ) -> GlobalModel:
     """The model with what `_beside_adapter` put under these keys, which is taken out of `tensors`."""
     memory = {name: tensors.pop(_key(*where, "memory", name)) for name in order["memory"]}
-    remainder = {
-        module: LowRank(
-            *(tensors.pop(_key(*where, "remainder", module, part)) for part in "LR"),
-            apart=adapter.r if f"{module}.A0" in memory else 0,  # starts.principal takes these factors away first
-        )
-        for module in order["remainder"]
-    }
+    remainder = {}
+    for module in order["remainder"]:
+        L, R = (tensors.pop(_key(*where, "remainder", module, part)) for part in "LR")
+        # starts.principal takes these factors away first
+        remainder[module] = LowRank(L, R, apart=adapter.r if f"{module}.A0" in memory else 0)
     return GlobalModel(adapter, remainder, memory)
 
 
