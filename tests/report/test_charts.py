@@ -87,8 +87,8 @@ def stack():
 def grid():
     return charts.status_grid(
         [HOSTILE, "b"],
-        ["1", "2"],
-        [["trained", "missing"], ["rejected", "late"]],
+        ["1", "2", "3"],
+        [["trained", "failed", "lost"], ["rejected", "late", "idle"]],
         title="T",
         description="D",
         x_label="round",

@@ -55,7 +55,7 @@ def test_the_figures_of_the_run_are_on_the_page(tmp_path):
     assert "22.1 MB" in text  # 8 clients × 3 rounds × 921,600 bytes
     # bfloat16: 2 bytes × 134,515,008 parameters / 921,600 bytes of an adapter = 291.9 times
     assert "269 MB" in text and "292 times as much" in text
-    assert "NaN in 3 of 240 modules" in text and "no update came back" in text
+    assert "NaN in 3 of 240 modules" in text and "no reply" in text
     assert "shepherd run demo/config.toml" in text
     assert "Differential privacy none" in text and "Secure aggregation none" in text
     assert "lighthouse" in text and "transformers" in text and "empty response" in text
@@ -162,7 +162,7 @@ def test_hostile_names_and_texts_are_shown_as_text(tmp_path):
     assert "[31m" not in parsed.text
 
 
-def test_late_ignored_and_quarantined_clients_and_skipped_rounds_are_told(tmp_path):
+def test_late_ignored_and_quarantined_clients_and_skipped_rounds_are_named(tmp_path):
     run = write_run(tmp_path / "demo", rounds=3)
     lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     first, second = lines[0]["cohort"][:2]
@@ -172,8 +172,8 @@ def test_late_ignored_and_quarantined_clients_and_skipped_rounds_are_told(tmp_pa
     (run / "rounds.jsonl").write_text("\n".join(map(json.dumps, lines)))
     parsed = page(run)
     check(parsed)
-    for text in ("1 late", "after the deadline or enough others", "duplicate", "asked no more from here on",
-                 "so the model stayed as it was, in round 3."):  # fmt: skip
+    for text in ("1 late", "after the deadline, or after enough others", "duplicate", "not sampled from here on",
+                 "so the model stayed as it was in round 3."):  # fmt: skip
         assert text in parsed.text, text
 
 
@@ -255,11 +255,11 @@ def test_personal_models_say_who_gains_and_who_loses(tmp_path):
         write_report(run)
 
 
-def test_a_client_that_is_drawn_once_is_drawn_1_time(tmp_path):
-    assert "each client was drawn 1 time in 1 round." in page(write_run(tmp_path / "demo", rounds=1)).text
+def test_a_client_that_is_sampled_once_is_sampled_1_time(tmp_path):
+    assert "each client was sampled 1 time in 1 round." in page(write_run(tmp_path / "demo", rounds=1)).text
 
 
-def test_participation_counts_draws_codes_and_rounds_in_which_nobody_was_drawn(tmp_path):
+def test_participation_counts_samplings_codes_and_rounds_without_a_cohort(tmp_path):
     run = write_run(tmp_path / "demo", rounds=3, overrides=("selection.name=poisson",))
     lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     lines[2] |= {"cohort": [], "skipped": True, "weights": {}, "diagnostics": {}}
@@ -269,9 +269,9 @@ def test_participation_counts_draws_codes_and_rounds_in_which_nobody_was_drawn(t
     parsed = page(run)
     check(parsed)
     for text in (
-        "With the selection poisson each client was drawn 1 to 2 times in 3 rounds.",
-        "Unusable answers by code",
-        "Nobody was drawn, so the model stayed as it was, in round 3.",
+        "With the selection poisson each client was sampled 1 to 2 times in 3 rounds.",
+        "Updates that did not count, by code",
+        "No client was sampled, so the model stayed as it was in round 3.",
         "non-finite rejected 2 1 client-001",
     ):
         assert text in parsed.text, text

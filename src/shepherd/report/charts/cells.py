@@ -78,7 +78,15 @@ def heat_map(
     return marks.svg(round(bottom + 40), title, description, body)
 
 
-STATES = {"trained": "trained", "rejected": "rejected", "missing": "missing", "late": "late", "idle": "not drawn"}
+STATES = {
+    "trained": "trained",
+    "failed": "failed",
+    "lost": "lost",
+    "late": "late",
+    "rejected": "rejected",
+    "idle": "not sampled",
+}
+"""A client in a round and its name in the legend; each has its own shape."""
 
 
 def status_grid(
@@ -125,7 +133,8 @@ def _state(state: str, x: float, y: float, r: float = 6.5) -> str:
     cross = f"M{left} {above}L{right} {below}M{left} {below}L{right} {above}"
     return {
         "rejected": f'<path class="stroke c-centralised" d="{cross}"/>',
-        "missing": f'<circle class="stroke c-base" cx="{across}" cy="{down}" r="{marks.short(r - 1)}"/>',
+        "failed": f'<path class="stroke c-centralised" d="M{left} {above}H{right}V{below}H{left}ZL{right} {below}"/>',
+        "lost": f'<circle class="stroke c-base" cx="{across}" cy="{down}" r="{marks.short(r - 1)}"/>',
         "late": f'<path class="stroke c-base" d="M{left} {below}L{right} {below}L{across} {above}Z"/>',
         "idle": f'<circle class="idle" cx="{across}" cy="{down}" r="1.6"/>',
     }[state]

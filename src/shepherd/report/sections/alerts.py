@@ -17,8 +17,8 @@ def alerts(record: RunRecord) -> list[str]:
     if skipped := sum(bool(line.get("skipped")) for line in record.rounds):
         found.append(f"{plural(skipped, 'round')} of {len(record.rounds)} left the model as it was: see Who took part.")
     seen = attendance(record)
-    if lost := seen.lost.total():
-        found.append(f"{plural(lost, 'update')} of {seen.drawn.total():,} did not count: see Who took part.")
+    if lost := seen.troubles.total():
+        found.append(f"{plural(lost, 'update')} of {seen.sampled.total():,} did not count: see Who took part.")
     if failed := record.summary.get("failed"):
         found.append(
             f"Training alone failed for {plural(len(failed), 'client')}, left out of all means: see Per client."

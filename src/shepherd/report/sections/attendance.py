@@ -9,11 +9,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from shepherd.report.load import RunRecord
+from shepherd.report.outcomes import TROUBLES, entry_outcome, outcomes_of
 from shepherd.report.wording import ABSENT
-
-OUTCOMES = ("trained", "missing", "late", "rejected")
-"""What becomes of a client in a round of its cohort."""
-TROUBLES = frozenset(OUTCOMES[1:])
 
 
 class Incident(NamedTuple):
@@ -21,7 +18,7 @@ class Incident(NamedTuple):
 
     round: int
     client: str
-    state: str
+    outcome: str
     reason: str
     detail: str = ""
     coded: bool = False
@@ -30,10 +27,10 @@ class Incident(NamedTuple):
 
 @dataclass(frozen=True)
 class Attendance:
-    """Outcomes by client and round, how often each client was drawn, and every incident in order."""
+    """Outcomes by client and round, how often each client was sampled, and every incident in order."""
 
     outcomes: Mapping[str, Mapping[int, str]]
-    drawn: Counter[str]
+    sampled: Counter[str]
     incidents: Sequence[Incident]
 
     @cached_property
@@ -41,10 +38,10 @@ class Attendance:
         return sorted(self.outcomes)
 
     @cached_property
-    def lost(self) -> Counter[str]:
+    def troubles(self) -> Counter[str]:
         """Updates that did not count, by outcome."""
-        states = (state for rounds in self.outcomes.values() for state in rounds.values())
-        return Counter(state for state in states if state in TROUBLES)
+        found = (outcome for rounds in self.outcomes.values() for outcome in rounds.values())
+        return Counter(outcome for outcome in found if outcome in TROUBLES)
 
 
 def attendance(record: RunRecord) -> Attendance:
@@ -55,33 +52,28 @@ def attendance(record: RunRecord) -> Attendance:
         incidents += _incidents(line)
         for client, outcome in outcomes_of(line).items():
             outcomes.setdefault(client, {})[line["round"]] = outcome
-    drawn = Counter(client for line in record.rounds for client in line["cohort"])
-    return Attendance(outcomes, drawn, incidents)
-
-
-def outcomes_of(line: Mapping[str, Any]) -> dict[str, str]:
-    """The outcome of each client of a round."""
-    found = dict.fromkeys(line["cohort"], "trained")
-    found |= dict.fromkeys(line.get("late") or (), "late")
-    found |= dict.fromkeys(line.get("missing") or (), "missing")
-    return found | {entry["client"]: "rejected" for entry in line.get("rejected") or ()}
+    sampled = Counter(client for line in record.rounds for client in line["cohort"])
+    return Attendance(outcomes, sampled, incidents)
 
 
 def _incidents(line: Mapping[str, Any]) -> list[Incident]:
     number = line["round"]
 
-    def coded(entry: Mapping[str, Any], state: str) -> Incident:
+    def coded(entry: Mapping[str, Any], outcome: str) -> Incident:
         code, detail = str(entry.get("code") or ABSENT), str(entry.get("detail") or "")
-        return Incident(number, entry["client"], state, code, detail, coded=True)
+        return Incident(number, entry["client"], outcome, code, detail, coded=True)
 
     rejected = sorted(line.get("rejected") or (), key=lambda entry: entry["client"])
     return [
-        *(coded(entry, "rejected") for entry in rejected),
-        *(Incident(number, c, "missing", "no update came back") for c in sorted(line.get("missing") or ())),
-        *(Incident(number, c, "late", "after the deadline or enough others") for c in sorted(line.get("late") or ())),
+        *(coded(entry, entry_outcome(entry)) for entry in rejected),
+        *(Incident(number, c, "lost", "no reply") for c in sorted(line.get("missing") or ())),
+        *(
+            Incident(number, c, "late", "after the deadline, or after enough others")
+            for c in sorted(line.get("late") or ())
+        ),
         *(coded(entry, "ignored") for entry in line.get("ignored") or ()),
         *(
-            Incident(number, c, "quarantined", "asked no more from here on")
+            Incident(number, c, "quarantined", "not sampled from here on")
             for c in sorted(line.get("quarantined") or ())
         ),
     ]

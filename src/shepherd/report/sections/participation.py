@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from shepherd.report import charts
 from shepherd.report.load import RunRecord
+from shepherd.report.outcomes import OUTCOMES, TROUBLES
 from shepherd.report.page import Figure, Limits, Section, Table
-from shepherd.report.sections.attendance import OUTCOMES, TROUBLES, Attendance, attendance
+from shepherd.report.sections.attendance import Attendance, attendance
 from shepherd.report.wording import ABSENT, count, left_out, listing, number, plural, shorten
 
 ROUNDS_DRAWN = 60
@@ -24,7 +25,7 @@ def participation(record: RunRecord, limits: Limits) -> Section:
     seen = attendance(record)
     caption = (
         "One mark per client and round."
-        + left_out(len(seen.clients), limits.drawn, "client", "those with missing, late or rejected updates come first")
+        + left_out(len(seen.clients), limits.drawn, "client", "those with updates that did not count come first")
         + left_out(len(record.rounds), ROUNDS_DRAWN, "round")
     )
     items: list[Figure | Table] = [Figure(_picture(record, seen, limits), caption, _per_client(record, seen, limits))]
@@ -34,8 +35,8 @@ def participation(record: RunRecord, limits: Limits) -> Section:
         items.append(
             Table(
                 "Updates that did not count",
-                ("Round", "Client", "State", "Reason", "Detail"),
-                [[f"{i.round}", i.client, i.state, i.reason, i.detail] for i in seen.incidents[: limits.rows]],
+                ("Round", "Client", "Outcome", "Reason", "Detail"),
+                [[f"{i.round}", i.client, i.outcome, i.reason, i.detail] for i in seen.incidents[: limits.rows]],
                 texts=(0, 1, 2, 3, 4),
                 note=left_out(len(seen.incidents), limits.rows, "update"),
             )
@@ -44,27 +45,25 @@ def participation(record: RunRecord, limits: Limits) -> Section:
 
 
 def _text(record: RunRecord, seen: Attendance) -> list[str]:
-    lost = seen.lost
-    text = ["Every drawn client trained and returned a usable update."]
-    if lost:
-        text = [
-            f"{plural(lost.total(), 'update')} did not count: {lost['missing']} missing, {lost['late']} late, "
-            f"{lost['rejected']} rejected."
-        ]
-    draws = [seen.drawn[client] for client in seen.clients]
+    troubles = seen.troubles
+    text = ["Every sampled client trained and returned a usable update."]
+    if troubles:
+        counts = listing([f"{troubles[outcome]} {outcome}" for outcome in OUTCOMES if outcome in TROUBLES])
+        text = [f"{plural(troubles.total(), 'update')} did not count: {counts}."]
+    draws = [seen.sampled[client] for client in seen.clients]
     least, most = min(draws, default=0), max(draws, default=0)
     how = record.setting("selection", "name", record.setting("federation", "selection", "uniform"))
     often = plural(most, "time") if least == most else f"{least} to {most} times"
     rounds = plural(len(record.rounds), "round")
-    text.append(f"With the selection {shorten(str(how), 60)} each client was drawn {often} in {rounds}.")
+    text.append(f"With the selection {shorten(str(how), 60)} each client was sampled {often} in {rounds}.")
     skipped = [line for line in record.rounds if line.get("skipped")]
     for why, numbers in (
         ("Too few clients gave a usable update", [f"{line['round']}" for line in skipped if line["cohort"]]),
-        ("Nobody was drawn", [f"{line['round']}" for line in skipped if not line["cohort"]]),
+        ("No client was sampled", [f"{line['round']}" for line in skipped if not line["cohort"]]),
     ):
         if numbers:
             when = f"{'round' if len(numbers) == 1 else 'rounds'} {listing(numbers)}"
-            text.append(f"{why}, so the model stayed as it was, in {when}.")
+            text.append(f"{why}, so the model stayed as it was in {when}.")
     if where := record.summary.get("rows_seen"):
         text.append(
             f"How often each row was trained on, by its id, is in {shorten(where, 60)} of the run directory, whether "
@@ -75,7 +74,7 @@ def _text(record: RunRecord, seen: Attendance) -> list[str]:
 
 def _picture(record: RunRecord, seen: Attendance, limits: Limits) -> Markup:
     rounds = charts.thin([line["round"] for line in record.rounds], ROUNDS_DRAWN)
-    # Those with trouble first: they are what a reader looks for.
+    # Clients with trouble first: a reader looks for them.
     calm = {c for c in seen.clients if not TROUBLES & set(seen.outcomes[c].values())}
     drawn = sorted(sorted(seen.clients, key=lambda c: (c in calm, c))[: limits.drawn])
     return charts.status_grid(
@@ -84,13 +83,13 @@ def _picture(record: RunRecord, seen: Attendance, limits: Limits) -> Markup:
         [[seen.outcomes[c].get(r, "idle") for r in rounds] for c in drawn],
         title="Participation by client and round",
         description=f"{plural(len(seen.clients), 'client')}, {plural(len(record.rounds), 'round')}, "
-        f"{plural(seen.lost.total(), 'update')} missing, late or rejected.",
+        f"{plural(seen.troubles.total(), 'update')} that did not count.",
         x_label="round",
     )
 
 
 def _per_client(record: RunRecord, seen: Attendance, limits: Limits) -> Table:
-    """How often each client was drawn and what became of that, and how much it trained on."""
+    """How often each client was sampled, its outcomes, and how much it trained on."""
     trained = record.summary.get("trained_rows") or {}
     sizes = ("steps", "examples", "tokens")
     rows = []
@@ -100,38 +99,42 @@ def _per_client(record: RunRecord, seen: Attendance, limits: Limits) -> Table:
         rows.append(
             [
                 client,
-                count(seen.drawn[client]),
+                count(seen.sampled[client]),
                 *(count(outcomes.count(outcome)) for outcome in OUTCOMES),
                 *map(count, sums),
                 _times_seen(trained.get(client)),
             ]
         )
-    return Table(
-        "Participation of each client",
-        (
-            "Client", "Drawn", *map(str.capitalize, OUTCOMES), "Steps", "Rows walked", "Tokens",
-            "Rows seen, by how often",
-        ),
-        rows,
-        texts=(0, 9),
-        note=left_out(len(seen.clients), limits.rows, "client"),
-    )  # fmt: skip
+    columns = (
+        "Client",
+        "Sampled",
+        *map(str.capitalize, OUTCOMES),
+        "Steps",
+        "Rows trained on",
+        "Tokens",
+        "Rows by times seen",
+    )
+    note = left_out(len(seen.clients), limits.rows, "client")
+    return Table("Participation of each client", columns, rows, texts=(0, len(columns) - 1), note=note)
 
 
 def _codes(seen: Attendance) -> Table:
-    """Replies that could not be used, by their code."""
+    """Updates that did not count, by code."""
     clients: dict[tuple[str, str], list[str]] = {}
     for incident in seen.incidents:
         if incident.coded:
-            clients.setdefault((incident.state, incident.reason), []).append(incident.client)
+            clients.setdefault((incident.outcome, incident.reason), []).append(incident.client)
     rows = [
-        [code, state, count(len(who)), count(len(set(who))), listing([shorten(c, 24) for c in sorted(set(who))], 5)]
-        for (state, code), who in sorted(clients.items(), key=lambda item: (-len(item[1]), item[0]))
+        [code, outcome, count(len(who)), count(len(set(who))), listing([shorten(c, 24) for c in sorted(set(who))], 5)]
+        for (outcome, code), who in sorted(clients.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
     return Table(
-        "Unusable answers by code", ("Code", "State", "Answers", "Clients", "Who"), rows, texts=(0, 1, 4),
-        note="Ignored: sent beside an answer that counted.",
-    )  # fmt: skip
+        "Updates that did not count, by code",
+        ("Code", "Outcome", "Times", "Clients", "Names"),
+        rows,
+        texts=(0, 1, 4),
+        note="Ignored: sent besides the update that counted.",
+    )
 
 
 def _times_seen(trained: Mapping[str, Any] | None) -> str:
