@@ -65,11 +65,11 @@ def test_a_lead_that_holds_over_seeds_is_told_from_one_that_does_not(tmp_path):
 
 def test_one_seed_decides_nothing_and_other_seeds_or_rows_are_not_compared(tmp_path):
     one = rivals(tmp_path / "one", [2.0], [2.5])
-    assert "−0.500 with the one seed in common" in one.verdict[1] and "decides nothing" in one.verdict[1]
+    assert "−0.500 with the one seed in common" in one.verdict[1] and "inconclusive" in one.verdict[1]
     runs = [*seeds(tmp_path / "x", [2.0]), *seeds(tmp_path / "y", [2.5], overrides=("lora.r=16",))]
     change(runs[1] / "partition.json", lambda p: p["held_out"].pop())
     told = compare(runs)
-    assert told.verdict[0] == "No setting is named the lowest."
+    assert told.verdict[0] == "No setting can be ranked the lowest."
     assert "same held-out rows: seed-0, seed-0 (2)." in told.verdict[1] and "Lowest" not in told.to_text()
     assert compare(runs[:1]).verdict == ()
 
@@ -78,10 +78,10 @@ def test_no_setting_wins_on_other_rows_or_by_seeds_that_the_others_lack():
     a, b, c = {1: 2.0, 2: 2.2, 3: 1.0}, {1: 2.1, 2: 2.4}, {9: 0.5}
     told = ranking([("a", a), ("b", b), ("c", c)])
     # Over seeds 1 and 2: a (2.0 + 2.2) / 2 = 2.1, b 2.25; c was measured on other rows and leads nobody.
-    assert told[0] == "Among a, b: Lowest federated loss over 2 seeds that all of them have: a, 2.100 nats per token."
+    assert told[0] == "Among a, b: Lowest federated loss over 2 shared seeds: a, 2.100 nats per token."
     assert "not distinguishable from b: −0.150" in told[1]
     assert told[2].endswith("on the same held-out rows: c.")
-    assert ranking([("a", {1: 2.0}), ("c", c)])[0] == "No setting is named the lowest."
+    assert ranking([("a", {1: 2.0}), ("c", c)])[0] == "No setting can be ranked the lowest."
 
 
 def test_settings_of_one_loss_are_equal_and_none_of_them_is_the_lowest():
@@ -115,7 +115,7 @@ def test_rows_are_the_same_by_their_contents_and_losses_only_over_the_same_token
 def test_a_lead_is_held_against_eight_settings_and_the_rest_are_counted():
     told = ranking([(f"settings {n}", {("seed 0",): float(n)}) for n in range(10)])
     assert len(told) == 1 + 8 + 1 and told[0].startswith("Lowest federated loss: settings 0")
-    assert told[-1] == "The table alone has 1 further setting."
+    assert told[-1] == "The table lists 1 further setting."
 
 
 def test_an_unfinished_run_leads_nobody(tmp_path):
@@ -154,7 +154,7 @@ def test_an_unfinished_run_is_compared_as_far_as_it_is_and_never_averaged_with_f
     comparison = compare([a, b])
     assert len(comparison.groups) == 2
     assert comparison.rows[1].losses["federated"] is not None
-    assert any("b has not ended" in text for text in comparison.warnings)
+    assert any("b is unfinished" in text for text in comparison.warnings)
     assert "unfinished" in comparison.to_text()
 
 

@@ -103,13 +103,13 @@ def test_the_headline_counts_the_clients_that_do_better_and_worse_on_their_own_r
         "2 of 5 clients do better with the federated model than alone, and 2 do worse (c, d); 1 does equally"
         in sentence
     )
-    assert "leaves out 0 for 1 better and 1 worse; for the other 3 the difference is too small to tell." in sentence
+    assert "excludes 0 for 1 better and 1 worse; for the other 3 the difference is too small to tell." in sentence
     sentence = own_rows(tmp_path / "b", a=(-0.3, 0.1), b=(-0.3, 0.2))
-    assert "2 of 2 clients do better" in sentence and sentence.endswith("leaves out 0 for 2 better and 0 worse.")
+    assert "2 of 2 clients do better" in sentence and sentence.endswith("excludes 0 for 2 better and 0 worse.")
     sentence = own_rows(tmp_path / "c", a=(-0.3, 0.4), b=(0.3, 0.4))
     assert (
         "1 of 2 clients does better" in sentence
-        and "1 does worse (b); for each by itself the difference is too" in sentence
+        and "1 does worse (b); for every single client the difference is too" in sentence
     )
 
 
@@ -188,14 +188,12 @@ def test_no_share_of_the_gain_is_given_when_federated_is_not_distinguishable_fro
 
 def test_without_local_arms_the_report_does_not_say_that_federating_pays(tmp_path):
     record = load_run(write_run(tmp_path / "demo", arms=("base", "federated")))
-    assert "does not show whether federating pays" in verdict(record)[0]
+    assert "does not show whether federation pays" in verdict(record)[0]
 
 
 def test_without_a_federated_arm_nothing_is_said_about_federation(tmp_path):
     record = load_run(write_run(tmp_path / "demo", arms=("base", "local")))
-    assert verdict(record) == [
-        "The federated arm was not part of this run, so nothing is said about what federation brings."
-    ]
+    assert verdict(record) == ["This run has no federated arm, so it does not show what federation gains."]
 
 
 def test_one_client_alone_is_neither_a_mean_nor_the_best_of_several(tmp_path):
@@ -208,10 +206,10 @@ def test_one_client_alone_is_neither_a_mean_nor_the_best_of_several(tmp_path):
 def test_an_unfinished_run_says_how_far_it_is(tmp_path):
     record = load_run(write_run(tmp_path / "demo", finished=False))
     sentence, hint = verdict(record)
-    assert "2 of 3 rounds" in sentence and "follows" not in sentence and "better" not in sentence
+    assert "2 of 3 rounds" in sentence and "missing" not in sentence and "better" not in sentence
     assert "shepherd resume" in hint
     done = load_run(write_run(tmp_path / "done", finished=False, overrides=("federation.rounds=2",)))
-    assert "2 of 2 rounds are committed, but not all that follows them" in verdict(done)[0]
+    assert "2 of 2 rounds are committed, but the steps after the last round are missing" in verdict(done)[0]
 
 
 def test_the_local_arm_is_the_mean_over_clients_and_its_perplexity_the_exponential_of_that_mean(tmp_path):
@@ -230,4 +228,4 @@ def test_where_not_all_clients_trained_alone_every_comparison_with_them_says_of_
     assert len(told) == min(alone, 2) and all(f"the {of} that trained alone" in sentence for sentence in told)
     assert any(of in card["extra"] for card in cards(record)) and of in measure(record)
     assert any(of in line for line in alerts(record))
-    assert f"mean alone is that of {of}" in compare([record.path]).to_text()
+    assert f"the mean alone is over {of}" in compare([record.path]).to_text()

@@ -73,7 +73,7 @@ def test_clients_are_sorted_by_gain_and_those_who_lose_are_named(tmp_path):
     change(run / "evaluation/metrics.json", edit)
     parsed = page(run)
     # federated − alone: bert 2.1 − 2.5 = −0.4, cleo −0.1, anna +0.1
-    assert "for 2 of 3 clients" in parsed.text and "Better off alone on their own rows: anna." in parsed.text
+    assert "for 2 of 3 clients" in parsed.text and "Better alone on their own rows: anna." in parsed.text
     section = parsed.source.split('id="clients"')[1]
     table = section[section.index("<tbody>") :]
     assert table.index("bert") < table.index("cleo") < table.index("anna")
@@ -173,7 +173,7 @@ def test_late_ignored_and_quarantined_clients_and_skipped_rounds_are_named(tmp_p
     parsed = page(run)
     check(parsed)
     for text in ("1 late", "after the deadline, or after enough others", "duplicate", "not sampled from here on",
-                 "so the model stayed as it was in round 3."):  # fmt: skip
+                 "so the model is unchanged in round 3."):  # fmt: skip
         assert text in parsed.text, text
 
 
@@ -185,9 +185,9 @@ def test_the_diagnostics_of_each_round_are_drawn_and_a_skipped_round_leaves_a_ga
     (run / "rounds.jsonl").write_text("\n".join(map(json.dumps, lines)))
     parsed = page(run)
     check(parsed)
-    for text in ("Inside the rounds", "Effective rank", "Rounds that were skipped leave a gap: 2.", "over 60 modules"):
+    for text in ("Diagnostics", "Effective rank", "Skipped rounds leave a gap: 2.", "over 60 modules"):
         assert text in parsed.text, text
-    assert "<desc>lost ends at 0.120</desc>" in parsed.source.replace(".</desc>", "</desc>")
+    assert "<desc>deviation ends at 0.120</desc>" in parsed.source.replace(".</desc>", "</desc>")
     gap = parsed.source.split("<title>Deviation per round</title>")[1].split("</svg>")[0]
     assert gap.count("<circle") == 4 and gap.count("<polyline") == 2, (
         "three rounds and the mark of the name; two pieces"
@@ -203,7 +203,7 @@ def test_a_run_from_before_the_diagnostics_shows_what_it_has(tmp_path):
     parsed = page(run)
     check(parsed)
     assert "method fedit" in parsed.text and "selection uniform" in parsed.text and "Personal models" not in parsed.text
-    assert "Size of the changes" in parsed.text and "Effective rank" not in parsed.text
+    assert "Norm of the increments" in parsed.text and "Effective rank" not in parsed.text
     lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     bare = [{"round": line["round"], "cohort": line["cohort"]} for line in lines]
     (run / "rounds.jsonl").write_text("\n".join(map(json.dumps, bare)))
@@ -271,7 +271,7 @@ def test_participation_counts_samplings_codes_and_rounds_without_a_cohort(tmp_pa
     for text in (
         "With the selection poisson each client was sampled 1 to 2 times in 3 rounds.",
         "Updates that did not count, by code",
-        "No client was sampled, so the model stayed as it was in round 3.",
+        "No client was sampled, so the model is unchanged in round 3.",
         "non-finite rejected 2 1 client-001",
     ):
         assert text in parsed.text, text
@@ -287,7 +287,7 @@ def test_headings_over_columns_span_those_that_are_left(tmp_path):
         over, columns = table.split("</tr>")[:2]
         spans = [int(span) for span in re.findall(r'colspan="(\d+)"', over)]
         assert sum(spans) == columns.count("<th ") and spans[1:] == [5, 3]
-        assert ("Mostly" in columns) is (other is not run)
+        assert ("Main category" in columns) is (other is not run)
 
 
 def test_clients_and_categories_are_drawn_against_the_base_on_the_same_rows(tmp_path):
@@ -333,9 +333,13 @@ def test_a_difference_of_losses_is_told_as_a_ratio_of_probabilities_with_its_int
 
     change(run / "evaluation" / "metrics.json", lambda metrics: metrics.update(differences=[entry]))
     text = page(run).text
-    assert "federated gives each right token 2.00 times the probability that base gives it" in text
+    assert "the federated model assigns 2.00 times the base model's probability to each correct token" in text
     assert "federated − base −0.693 −0.900 to −0.500 2.4e−19 −0.910 to −0.490 better" in text
-    assert "a ratio of sums over 80 held-out rows" in text and "79 degrees of freedom" in text and "as 62 equal" in text
+    assert (
+        "a ratio of sums over 80 held-out rows" in text
+        and "79 degrees of freedom" in text
+        and "effective number is 62;" in text
+    )
     assert "The bootstrap over rows disagrees" not in text
     change(run / "evaluation" / "metrics.json", lambda m: m["differences"][0].update(bootstrap95=[-0.1, 0.9], p=0.0))
     text = page(run).text
@@ -393,8 +397,8 @@ def test_first_places_and_first_ids_are_filled_or_gone(tmp_path):
 @pytest.mark.parametrize(
     "counts, said",
     [
-        ([[45, 0], [0, 45]], "Each client holds rows of one category, and no two the same."),
-        ([[45, 0], [12, 0]], "Each client holds rows of one category, some of them the same."),
+        ([[45, 0], [0, 45]], "Each client holds rows of one category; no two clients share one."),
+        ([[45, 0], [12, 0]], "Each client holds rows of one category; some clients share one."),
         ([[1, 1], [0, 1]], "No client holds more than one row of a category; there are 2 categories."),
         ([[45, 3], [0, 45]], ""),
     ],
@@ -418,7 +422,7 @@ def test_rows_of_one_category_are_neither_drawn_by_category_nor_compared_by_it(t
 def test_a_run_of_a_hundred_clients_is_shortened_and_says_by_how_much(tmp_path):
     parsed = page(write_run(tmp_path / "demo", clients=100, rounds=20))
     check(parsed)
-    assert "60 clients between these are left out of the picture" in parsed.text
+    assert "60 clients in between are not drawn" in parsed.text
     assert "40 clients of 100 left out" in parsed.text
 
 
@@ -518,6 +522,6 @@ def test_a_fold_of_the_report_has_every_row_that_was_refused_changed_or_found(tm
     ]
     (run / "evaluation/left_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     page = write_report(run).read_text(encoding="utf-8")
-    at = page.index("Every row that was refused or changed")
+    at = page.index("All rows that were refused, changed")
     assert page.rindex("<details", 0, at) > page.index('id="data"')
     assert "; ".join(ids) in page and "y:1 = y:2; y:3 = y:4" in page

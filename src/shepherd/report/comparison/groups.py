@@ -128,13 +128,12 @@ def grouped(rows: Sequence[Row]) -> tuple[tuple[Group, ...], list[str]]:
         for row in members:
             if row.seed in first:
                 warnings.append(
-                    f"{row.name} has the settings and the seed of {first[row.seed].name}: it is not counted again "
-                    "in the mean."
+                    f"{row.name} has the settings and the seed of {first[row.seed].name}: the mean excludes it."
                 )
             first.setdefault(row.seed, row)
         groups.append(_group(members, first))
     if len({tuple(sorted(group.seeds)) for group in groups}) > 1:
-        warnings.append("Not all settings were run with the same seeds: their means are not over the same draws.")
+        warnings.append("Not all settings were run with the same seeds: their means are over different seeds.")
     return tuple(groups), warnings
 
 

@@ -104,18 +104,18 @@ def _warnings(rows: Sequence[Row], records: Sequence[RunRecord]) -> list[str]:
         )
     if len({row.rows_digest for row in rows}) > 1:
         warnings.append(
-            "The runs were not all measured on the same held-out rows: compare the differences inside a run rather "
-            "than the losses of different runs."
+            "The runs were not all measured on the same held-out rows: compare differences within a run, not losses "
+            "of different runs."
         )
     elif len({row.tokens for row in rows} - {None}) > 1:
         warnings.append(
-            "The runs were measured on the same held-out rows, but not on the same tokens of them (cut or written "
-            "otherwise): their losses are not comparable."
+            "The runs were measured on the same held-out rows, but not on the same tokens of them (truncated or "
+            "templated differently): their losses are not comparable."
         )
     for row, record in zip(rows, records, strict=True):
         if row.state != "finished":
-            warnings.append(f"{row.name} has not ended; its losses are those of the last evaluated round.")
+            warnings.append(f"{row.name} is unfinished; its losses are those of the last evaluated round.")
         if findings.some_alone(record):
-            warnings.append(f"{row.name}: mean alone is that of {findings.trained_alone(record)}.")
+            warnings.append(f"{row.name}: the mean alone is over {findings.trained_alone(record)}.")
         warnings += [f"{row.name}: {note}" for note in record.notes]
     return warnings

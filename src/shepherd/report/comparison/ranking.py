@@ -35,7 +35,7 @@ def ranking(settings: Sequence[tuple[str, Losses]]) -> list[str]:
             f"{listing(apart)}."
         )
     if not any(len(members) > 1 for members in classes):
-        sentences.insert(0, "No setting is named the lowest.")
+        sentences.insert(0, "No setting can be ranked the lowest.")
     return sentences
 
 
@@ -63,12 +63,12 @@ def _lowest(some: Sequence[tuple[str, Losses]], among: str) -> list[str]:
         return [f"{among}The federated losses of {listing(level)} are equal, {digits(mean)} nats per token."]
     over = ""
     if any(set(losses) != shared for _, losses in some):
-        over = f" over {plural(len(shared), 'seed')} that all of them have"
+        over = f" over {plural(len(shared), 'shared seed')}"
     sentences = [f"{among}Lowest federated loss{over}: {_named(name)}, {digits(mean)} nats per token."]
     others = [entry for at, entry in enumerate(some) if at != best]
     sentences += [_against(ours, _named(name), theirs) for name, theirs in others[:SHOWN]]
     if len(others) > SHOWN:
-        sentences.append(f"The table alone has {plural(len(others) - SHOWN, 'further setting')}.")
+        sentences.append(f"The table lists {plural(len(others) - SHOWN, 'further setting')}.")
     return sentences
 
 
@@ -81,8 +81,8 @@ def _against(losses: Losses, name: str, theirs: Losses) -> str:
     mean = fmean(gaps)
     if len(gaps) == 1:
         return (
-            f"Against {name} the difference is {signed(mean)} with the one seed in common; other seeds may turn it, "
-            "so this decides nothing."
+            f"Against {name} the difference is {signed(mean)} with the one seed in common; other seeds may reverse "
+            "it, so this is inconclusive."
         )
     paired = f"paired over {plural(len(gaps), 'seed')}"
     if max(gaps) - min(gaps) < 1e-12:

@@ -56,7 +56,7 @@ def losses_table(names: Sequence[str], rows: Sequence[Row]) -> Table:
             for name, row in zip(names, rows, strict=True)
         ],
         note="Nats per response token. vs: federated minus that arm; * marks a 95 % interval over held-out rows "
-        "that leaves out 0.",
+        "that excludes 0.",
     )
 
 

@@ -15,16 +15,16 @@ def alerts(record: RunRecord) -> list[str]:
     if record.summary.get("forced"):
         found.append("The run was resumed with --force although something differed: see Resumed with differences.")
     if skipped := sum(bool(line.get("skipped")) for line in record.rounds):
-        found.append(f"{plural(skipped, 'round')} of {len(record.rounds)} left the model as it was: see Who took part.")
+        found.append(f"{plural(skipped, 'round')} of {len(record.rounds)} left the model unchanged: see Participation.")
     seen = attendance(record)
     if lost := seen.troubles.total():
-        found.append(f"{plural(lost, 'update')} of {seen.sampled.total():,} did not count: see Who took part.")
+        found.append(f"{plural(lost, 'update')} of {seen.sampled.total():,} did not count: see Participation.")
     if failed := record.summary.get("failed"):
         found.append(
-            f"Training alone failed for {plural(len(failed), 'client')}, left out of all means: see Per client."
+            f"Training alone failed for {plural(len(failed), 'client')}, which no mean includes: see Per client."
         )
     if findings.some_alone(record):
-        found.append(f"The mean and the best of the clients alone are those of {findings.trained_alone(record)}.")
+        found.append(f"The mean and the best client alone are taken over {findings.trained_alone(record)}.")
     broken = [arm.title for arm in findings.arms(record) if arm.loss is None]
     if broken:
         found.append(f"No finite held-out loss was measured for: {listing(broken)}.")
@@ -36,7 +36,7 @@ def resumptions(record: RunRecord, limits: Limits) -> Section | None:
     found = record.summary.get("found")
     if not isinstance(found, list) or not found:
         return None
-    text = "This was found when the run was resumed. A round that was passed over was trained again."
+    text = "Damage found when the run was resumed. Discarded rounds were trained again."
     lines = [shorten(str(line), 300) for line in found[: limits.rows]]
     rest = left_out(len(found), limits.rows, "line").strip()
     return Section("resumed", "Found when resumed", [text, *lines, *([rest] if rest else [])])

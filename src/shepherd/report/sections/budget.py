@@ -25,13 +25,13 @@ def budget(record: RunRecord) -> Section:
     given = record.summary.get("budget") or {}
     if not given:
         return Section("budget", heading, ["No budget is recorded for this run yet."])
-    text = "What each arm used. Steps in sequence: those of one client that takes part in every round."
+    text = "What each arm used. Steps in sequence: the steps of one client that takes part in every round."
     steps = [number(v.get("optimizer_steps_per_client")) for v in given.values()]
     sequence = [value for value in steps if value is not None]
     if len(sequence) == len(steps) and max(sequence) - min(sequence) > 0.01 * max(sequence):
-        text += " They are not equal here: read the losses above with that in mind."
+        text += " They differ between arms, which the losses above do not correct for."
     if len({number(v.get("learning_rate")) for v in given.values()} - {None}) > 1:
-        text += " Their learning rates differ: an arm was given one of its own ([evaluation])."
+        text += " Their learning rates differ, because [evaluation] sets one for an arm."
     keys = [key for key in SPENT if any(key in v for v in given.values())]
     keys += sorted({key for v in given.values() for key in v} - SPENT.keys())
     order = [arm for arm in ARMS if arm in given] + sorted(given.keys() - ARMS.keys())

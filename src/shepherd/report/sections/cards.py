@@ -52,11 +52,11 @@ def measure(record: RunRecord) -> str:
     gain = findings.difference(record, "federated", "base")
     if gain and abs(gain.value) < 20:
         text += (
-            f" The difference of {digits(abs(gain.value))} between federated and base means that federated gives "
-            f"each right token {significant(math.exp(-gain.value))} times the probability that base gives it, on "
-            "(geometric) average."
+            f" The difference of {digits(abs(gain.value))} between federated and base means that the federated model "
+            f"assigns {significant(math.exp(-gain.value))} times the base model's probability to each correct token, "
+            "in the geometric mean."
         )
     if findings.local_arms(record):
-        over = f" {findings.trained_alone(record)}," if findings.some_alone(record) else " clients;"
-        text += f" For the clients alone the figures are means over{over} their perplexity is exp(mean loss)."
+        over = findings.trained_alone(record) if findings.some_alone(record) else "clients"
+        text += f" The figures of the clients alone are means over {over}; their perplexity is exp(mean loss)."
     return text

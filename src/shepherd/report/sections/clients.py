@@ -89,7 +89,7 @@ def clients(record: RunRecord, limits: Limits) -> Section:
         return Section("clients", heading, ["No losses per client were measured."])
     text = _text(record, lines)
     zero = any(losses[BASE] is not None for line in lines for losses in (line.own, line.all))
-    caption = "Each client, sorted by what federation brings it over training alone: gains first, losses last."
+    caption = "Loss of each client, sorted by federated minus alone on its own held-out rows: the largest gain first."
     if zero:
         caption += " The dotted line is the base model on the same rows; further left is better."
     picture = _picture(lines, limits, zero, text[:1])
@@ -104,25 +104,24 @@ def _text(record: RunRecord, lines: Sequence[ClientLosses]) -> list[str]:
         better_all = sum((line.gain_all or 0) < 0 for line, _ in known)
         losers = [line.client for line, gain in known if gain > 0]
         text.append(
-            "On its own held-out rows the federated model has a lower loss than the client's own "
-            f"model for {better} of {plural(len(known), 'client')}; on all held-out rows for {better_all} of "
-            f"{len(known)}."
+            "On a client's own held-out rows, the federated model has a lower loss than the client's local model for "
+            f"{better} of {plural(len(known), 'client')}; on all held-out rows, for {better_all} of {len(known)}."
             + (
-                f" Better off alone on their own rows: {listing([shorten(c, 32, middle=True) for c in losers])}."
+                f" Better alone on their own rows: {listing([shorten(c, 32, middle=True) for c in losers])}."
                 if losers
                 else ""
             )
         )
         if not any(line.interval for line in lines):
-            text.append("These are single numbers without intervals: read small differences with care.")
+            text.append("These values have no intervals: interpret small differences with care.")
     failed = [f"{f.get('client')} ({f.get('detail')})" for f in record.summary.get("failed") or []]
     if failed:
-        text.append(f"Trained alone and failed, so they are in no figure: {listing([shorten(f, 80) for f in failed])}.")
+        text.append(
+            f"Training alone failed, so these clients are in no figure: {listing([shorten(f, 80) for f in failed])}."
+        )
     alone = findings.local_arms(record)
     if alone and len(alone) < len(lines):
-        text.append(
-            f"{len(alone)} of {plural(len(lines), 'client')} trained alone; the others have no loss of their own."
-        )
+        text.append(f"{len(alone)} of {plural(len(lines), 'client')} trained alone; the others have no local model.")
     return text
 
 
@@ -143,12 +142,12 @@ def _picture(lines: Sequence[ClientLosses], limits: Limits, zero: bool, text: Se
         [line.client for line in drawn],
         panels,
         title="Loss of each client, alone and federated" + (", against the base model" if zero else ""),
-        description=f"{plural(len(drawn), 'client')}, sorted by what federation brings on their own held-out rows. "
+        description=f"{plural(len(drawn), 'client')}, sorted by federated minus alone on their own held-out rows. "
         + " ".join(text),
         x_label=AGAINST_BASE if zero else HELD_OUT_LOSS,
         zero=zero,
         gap_after=cut,
-        gap_text=f"… {plural(len(lines) - len(drawn), 'client')} between these are left out of the picture",
+        gap_text=f"… {plural(len(lines) - len(drawn), 'client')} in between are not drawn",
     )
 
 
@@ -171,14 +170,14 @@ def _table(record: RunRecord, lines: Sequence[ClientLosses], limits: Limits) -> 
     compared = ("Alone", "Federated", "Difference")
     table = Table(
         "Loss of each client",
-        ("Client", "Rows", "Mostly", "Base", *compared, findings.INTERVAL, *compared),
+        ("Client", "Rows", "Main category", "Base", *compared, findings.INTERVAL, *compared),
         rows,
         texts=(0, 2),
         groups=(("", 3), ("On its own held-out rows", 5), ("On all held-out rows", 3)),
-        note="Own rows: those of the categories that the client holds, or of its sources where these divide. "
-        "Difference: federated minus alone; a negative one is a gain. Interval: of the difference on its own rows, "
-        "by Student's t over them."
-        + left_out(len(lines), limits.rows, "client", "those that gain and lose most are shown"),
+        note="Own rows: the held-out rows of the client's categories, or of its sources where the partition is by "
+        "source. Difference: federated minus alone; a negative one is a gain. Interval: of the difference on the "
+        "client's own rows, by Student's t over them."
+        + left_out(len(lines), limits.rows, "client", "the largest gains and losses are shown"),
     )
     return without_empty(table)
 

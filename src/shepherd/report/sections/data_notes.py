@@ -26,7 +26,7 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
     """Where the rows came from, which were refused or cut, and what the audit found."""
     data = record.summary.get("data") or {}
     if not data:
-        return Section("data", "Data", ["The run has not yet recorded what it read."])
+        return Section("data", "Data", ["The run has not recorded its data yet."])
     labels = {
         "name": "Source",
         "licence": "Licence",
@@ -52,7 +52,7 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
             if what == "refused":
                 text = [f"{plural(int(total), 'row')} could not be used; the reasons are below."]
             else:  # a row may be counted for several reasons
-                text.append("Some rows lost a part or were changed; how many, and why, is below.")
+                text.append("Some rows were shortened or changed; the reasons are below.")
     notes = data.get("notes")
     text += [shorten(str(note), 300) for note in notes[: limits.rows]] if isinstance(notes, list) else []
     if isinstance(details := data.get("details"), Mapping) and details:
@@ -84,7 +84,7 @@ def _cases(details: Mapping[str, Any], limits: Limits) -> Table:
     most = len(cases) if limits.rows >= Limits().rows else limits.rows
     note = left_out(len(cases), most, "case", "all are in summary.json")
     return Table(
-        "Every case of the warnings about categories and names", ("", "Case"), cases[:most], (0, 1), note, folded=True
+        "All cases of the warnings about categories and names", ("", "Case"), cases[:most], (0, 1), note, folded=True
     )
 
 
@@ -95,8 +95,8 @@ def _left_out(lines: Sequence[Mapping[str, Any]], limits: Limits) -> Table:
         for line in lines
     ]
     note = left_out(len(rows), limits.rows, "reason")
-    note += " evaluation/left_out.jsonl has them for programs."
-    caption = "Every row that was refused or changed, or that the audit found"
+    note += " evaluation/left_out.jsonl has the same as JSON."
+    caption = "All rows that were refused, changed or found by the audit"
     return Table(caption, ("", "Reason", "Rows"), rows[: limits.rows], (0, 1, 2), note.strip(), folded=True)
 
 

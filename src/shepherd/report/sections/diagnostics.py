@@ -47,61 +47,60 @@ CHARTS = (
     Chart(
         "Deviation",
         "‖Σ wBA − (Σ wB)(Σ wA)‖ / ‖Σ wBA‖",
-        "What a mean of A and a mean of B would lose of the mean of their products: at 0 nothing. Methods that "
-        "keep the product do not lose it; for them it says how far clients disagree.",
-        [("lost", "federated", _diagnostic("deviation"))],
+        "Relative error of averaging A and B separately instead of their products BA; 0 is exact. Methods that "
+        "average products do not make this error; for them it measures how far clients disagree.",
+        [("deviation", "federated", _diagnostic("deviation"))],
     ),
     Chart(
         "Agreement of clients",
-        "cosine of two clients' changes",
-        "Between what two clients changed: 1 is the same direction, 0 has nothing in common, below 0 one undoes "
-        "what the other does. Falling lines are clients that drift apart. It takes two clients.",
-        [("mean", "s1", _diagnostic("cosine_mean")), ("least", "s2", _diagnostic("cosine_min"))],
+        "cosine of two clients' increments",
+        "Cosine similarity of two clients' increments: 1 is the same direction, 0 orthogonal, below 0 opposing. "
+        "Falling lines indicate client drift. It needs two clients.",
+        [("mean", "s1", _diagnostic("cosine_mean")), ("min", "s2", _diagnostic("cosine_min"))],
     ),
     Chart(
         "Effective rank",
         "(Σσ)² / Σσ²",
-        "How many directions the mean increment of a module uses, of the r that the adapter has (dashed). Near r "
-        "or above, a higher rank may help; far below, a lower one would do.",
+        "Number of directions that the mean increment of a module uses, against the adapter's r (dashed). Near r "
+        "or above, a higher rank may help; far below, a lower one would suffice.",
         [("used", "federated", _diagnostic("effective_rank"))],
         to_rank=True,
     ),
     Chart(
         "Energy at rank r",
         "share of Σσ²",
-        "How much of the mean increment fits into rank r: at 1 all of it. What is missing is lost where the method "
-        "truncates, and kept beside the adapter where it has a remainder.",
+        "Share of the mean increment's energy in its first r directions; 1 is all of it. Methods that truncate lose "
+        "the rest; methods with a remainder keep it outside the adapter.",
         [("kept", "federated", _diagnostic("energy_at_rank"))],
     ),
     Chart(
-        "Move of the subspace",
+        "Subspace movement",
         "0 same, 1 orthogonal",
-        "How far the directions that A reads turned in this round. A line that sinks is a federation that settles; "
-        "0 throughout is an A that is frozen.",
-        [("move", "federated", _diagnostic("subspace_move"))],
+        "Rotation of the row space of A in a round. A falling line indicates convergence; 0 throughout is a frozen A.",
+        [("movement", "federated", _diagnostic("subspace_move"))],
     ),
     Chart(
-        "Size of the changes",
-        "norm of a client's change",
-        "How much clients changed the model. One far above the others pulls the mean its way; "
-        "federation.max_weight and federation.max_update_norm bound that.",
-        [("most", "s2", _of_norms(max)), ("mean", "s1", _of_norms(fmean)), ("least", "s3", _of_norms(min))],
+        "Norm of the increments",
+        "norm of a client's increment",
+        "Norm of the clients' increments. A client far above the others dominates the mean; federation.max_weight and "
+        "federation.max_update_norm bound its influence.",
+        [("max", "s2", _of_norms(max)), ("mean", "s1", _of_norms(fmean)), ("min", "s3", _of_norms(min))],
     ),
 )
 
 
 def diagnostics(record: RunRecord, limits: Limits) -> Section:
     """How far clients agreed, what the merge lost, how the adapter moved: a chart each, and how to read it."""
-    heading = "Inside the rounds"
+    heading = "Diagnostics"
     if not record.rounds:
-        return Section("diagnostics", heading, ["No round was federated."])
+        return Section("diagnostics", heading, ["No federated round was run."])
     figures = [figure for chart in CHARTS if (figure := _figure(chart, record))]
     if not figures:
         return Section("diagnostics", heading, ["No diagnostics were recorded for the rounds of this run."])
-    text = ["What clients changed and what became of it, as the server measured it in each round."]
+    text = ["The clients' increments and the aggregated one in each round, as measured by the server."]
     skipped = [f"{line['round']}" for line in record.rounds if line.get("skipped")]
     if skipped:
-        text.append(f"Rounds that were skipped leave a gap: {listing(skipped)}.")
+        text.append(f"Skipped rounds leave a gap: {listing(skipped)}.")
     counts = (number((line.get("diagnostics") or {}).get("modules")) for line in record.rounds)
     modules = sorted({int(count) for count in counts if count})
     if modules:
@@ -142,10 +141,10 @@ def _numbers(lines: Sequence[RoundLine], limits: Limits) -> Table:
         norms = _norms(line)
         ends = (min(norms), fmean(norms), max(norms)) if norms else (None,) * 3
         rows.append([f"{line['round']}", *(significant(_measured(line, key)) for key in keys), *map(significant, ends)])
-    names = ("Deviation", "Cosine, mean", "Cosine, least", "Effective rank", "Energy at r", "Subspace move")
+    names = ("Deviation", "Cosine, mean", "Cosine, min", "Effective rank", "Energy at r", "Subspace movement")
     table = Table(
         "Diagnostics of each round",
-        ("Round", *names, "Norm, least", "Norm, mean", "Norm, most"),
+        ("Round", *names, "Norm, min", "Norm, mean", "Norm, max"),
         rows,
         note=left_out(len(lines), limits.rows, "round", "evenly spaced ones are shown"),
         folded=True,

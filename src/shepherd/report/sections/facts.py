@@ -24,8 +24,8 @@ from shepherd.report.wording import (
 def forced(record: RunRecord) -> Section:
     """That the run was resumed although something differed, and what."""
     text = (
-        "This run was resumed with --force although it was started with something else, or its own lines were changed. "
-        "Its numbers are not those of an unbroken run."
+        "This run was resumed with --force although its inputs or its recorded rounds had changed. Its results are not "
+        "those of an uninterrupted run."
     )
     lines = [shorten(str(line), 300) for line in record.summary["forced"]]
     return Section("forced", "Resumed with differences", [text, *lines])
@@ -67,7 +67,7 @@ def privacy(record: RunRecord) -> Section:
     rows = [
         [
             "Leaves a client in each round",
-            f"its update of the LoRA adapter{how}; the numbers of its rows, tokens and steps; its training loss and "
+            f"its update of the LoRA adapter{how}; its counts of rows, tokens and steps; its training loss and "
             "the norm of its update",
         ],
         ["Stays with a client", "its instructions and responses"],
@@ -75,9 +75,10 @@ def privacy(record: RunRecord) -> Section:
         ["Secure aggregation", "none: the server sees each client's update"],
     ]
     text = [
-        "An update can tell something about the rows it was trained on. In this run nothing hides or blurs it.",
-        "This run simulated its clients in one process, which held all rows. The table says what would leave a client "
-        "if the same run were carried out between real ones. The comparison arms (each client alone, centralised) and "
+        "An update can reveal information about its training rows. This run neither adds noise to updates nor hides "
+        "them from the server.",
+        "This run simulated its clients in one process that held all rows. The table lists what would leave a client "
+        "in a deployment of the same run. The comparison arms (each client alone, centralised) and "
         "the samples on this page use rows directly; a page made from private rows is itself private.",
     ]
     return Section("privacy", "Privacy", text, [Table("What leaves a client", ("", ""), rows, texts=(0, 1))])

@@ -60,7 +60,7 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
     )
     table = Table(
         "Differences in held-out loss, first minus second",
-        ("Difference", "Value", findings.INTERVAL, "p", "Bootstrap, as a check", "The first is"),
+        ("Difference", "Value", findings.INTERVAL, "p", "Bootstrap, as a check", "First arm"),
         rows,
         texts=(0, 5),
         note=_how(shown) + left_out(len(shown), limits.rows, "difference"),
@@ -69,7 +69,7 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
         Figure(
             picture,
             f"Held-out loss of federated minus that of each other arm: left of 0 federated is better. Bars: "
-            f"{findings.INTERVAL}; one that crosses 0 decides nothing.",
+            f"{findings.INTERVAL}; one that includes 0 is inconclusive.",
             without_empty(table),
         )
     ]
@@ -80,26 +80,26 @@ def _how(shown: Sequence[findings.Difference]) -> str:
     if not any(d.interval for d in shown):
         reasons = list(dict.fromkeys(d.reason for d in shown if d.reason))
         return f"There are no intervals: {sentence(reasons)}" if reasons else "No intervals were computed in this run."
-    text = "A negative difference is in favour of the first."
+    text = "A negative difference favours the first arm."
     sizes = ((d.rows, d.effective_rows) for d in shown if d.interval)
     rows, effective = next((size for size in sizes if all(size)), (None, None))
     if rows and effective:
         text += (
-            f" Intervals and p: a ratio of sums over {plural(rows, 'held-out row')}, its standard error "
-            f"linearised, Student's t with {plural(rows - 1, 'degree')} of freedom. By their lengths these rows "
-            f"weigh as much as {count(round(effective))} equal ones; where that is few, an interval covers "
-            "less than 95\N{NO-BREAK SPACE}%."
+            f" Intervals and p: a ratio of sums over {plural(rows, 'held-out row')} with linearised standard error "
+            f"and Student's t with {plural(rows - 1, 'degree')} of freedom. The rows differ in length, so their "
+            f"effective number is {count(round(effective))}; where that is small, an interval covers less than "
+            "95\N{NO-BREAK SPACE}%."
         )
     text += (
-        " They compare arms row by row and so leave out how hard a row is for every arm, which the standard errors of "
-        "single arms hold. p: how often the choice of rows alone gives such a difference. Neither covers the spread "
-        "between seeds (repeat the run with other seeds and compare them for that), nor that several differences are "
-        "looked at."
+        " Arms are paired by row, which removes the difficulty of a row that all arms share; the standard errors of "
+        "single arms include it. p: how often the choice of rows alone gives a difference this large. Neither covers "
+        "the variance between seeds (repeat the run with other seeds and compare them), nor is there a correction for "
+        "multiple comparisons."
     )
     if any(":" in d.b for d in shown):
-        text += " The best client is chosen by the same rows, which flatters it a little."
+        text += " The best client is chosen on the same rows, which favours it slightly."
     if doubted := [d.label for d in shown if d.doubted]:
-        text += f" The bootstrap over rows disagrees about 0 for {listing(doubted)}: take that as undecided."
+        text += f" The bootstrap over rows disagrees about 0 for {listing(doubted)}: treat that as undecided."
     return text
 
 

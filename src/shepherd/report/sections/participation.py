@@ -19,9 +19,9 @@ ROUNDS_DRAWN = 60
 
 def participation(record: RunRecord, limits: Limits) -> Section:
     """Clients of each round, the updates that did not count and why, and how often rows were trained on."""
-    heading = "Who took part"
+    heading = "Participation"
     if not record.rounds:
-        return Section("participation", heading, ["No round was federated."])
+        return Section("participation", heading, ["No federated round was run."])
     seen = attendance(record)
     caption = (
         "One mark per client and round."
@@ -63,7 +63,7 @@ def _text(record: RunRecord, seen: Attendance) -> list[str]:
     ):
         if numbers:
             when = f"{'round' if len(numbers) == 1 else 'rounds'} {listing(numbers)}"
-            text.append(f"{why}, so the model stayed as it was in {when}.")
+            text.append(f"{why}, so the model is unchanged in {when}.")
     if where := record.summary.get("rows_seen"):
         text.append(
             f"How often each row was trained on, by its id, is in {shorten(where, 60)} of the run directory, whether "

@@ -38,7 +38,7 @@ def division(record: RunRecord, limits: Limits) -> Section:
         else:
             items.append(_drawn_division(names, columns, counts, limits, full))
     items += knowledge(record, limits)
-    return Section("division", heading, text or ([] if items else ["No division of the rows is recorded."]), items)
+    return Section("division", heading, text or ([] if items else ["No partition of the rows is recorded."]), items)
 
 
 def _rule(record: RunRecord) -> list[str]:
@@ -47,7 +47,7 @@ def _rule(record: RunRecord) -> list[str]:
     name = settings.pop("name", "")
     how = ", ".join(f"{k} = {v}" for k, v in settings.items())
     rule = f"{name} ({how})" if how else name
-    return [f"The rows were divided by the partitioner {shorten(rule, 300)}."] if name else []
+    return [f"The rows were partitioned with {shorten(rule, 300)}."] if name else []
 
 
 def _full_division(
@@ -79,8 +79,8 @@ def _plain_division(names: Sequence[str], columns: Sequence[str], counts: Sequen
     held = [[column for column, rows in zip(columns, line, strict=True) if rows] for line in counts]
     if all(len(categories) == 1 for categories in held):
         each = [categories[0] for categories in held]
-        alone = "and no two the same" if len(set(each)) == len(each) else "some of them the same"
-        return f"Each client holds rows of one category, {alone}."
+        shared = "no two clients share one" if len(set(each)) == len(each) else "some clients share one"
+        return f"Each client holds rows of one category; {shared}."
     if max(map(max, counts)) == 1:
         return f"No client holds more than one row of a category; there are {count(len(columns))} categories."
     return ""

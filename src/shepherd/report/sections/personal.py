@@ -84,7 +84,7 @@ def personal(record: RunRecord, limits: Limits) -> Section | None:
     clusters: Mapping[str, list[str]] = record.metrics.get("clusters") or {}
     text = _text(lines, clusters)
     zero = any(line.losses["base"] is not None for line in lines)
-    caption = "Each client, sorted by what its personal model brings over the global one: gains first, losses last."
+    caption = "Loss of each client, sorted by personal minus global: the largest gain first."
     if zero:
         caption += " The dotted line is the base model on the same rows; further left is better."
     figure = Figure(_picture(lines, limits, zero, text[:1]), caption, _table(lines, clusters, limits))
@@ -104,14 +104,12 @@ def _text(lines: Sequence[PersonalLosses], clusters: Mapping[str, list[str]]) ->
             + (f" It is worse for {listing([shorten(c, 32, middle=True) for c in worse])}." if worse else "")
         )
     if clusters:
-        sizes = [f"{shorten(name, 32)} has {plural(len(members), 'client')}" for name, members in clusters.items()]
+        sizes = [f"{len(members)} in {shorten(name, 32)}" for name, members in clusters.items()]
         text.append(
-            "The personal model of a client is that of its cluster, which it chose by its training rows. "
-            f"Of the clusters, {listing(sizes, 16)}."
+            "The personal model of a client is the model of its cluster, chosen by the loss on its training rows. "
+            f"Clients by cluster: {listing(sizes, 16)}."
         )
-    text.append(
-        "Each client is measured on its own held-out rows, which may be few: these are numbers without intervals."
-    )
+    text.append("Each client is measured on its own held-out rows, which may be few; these values have no intervals.")
     return text
 
 
@@ -130,7 +128,7 @@ def _picture(lines: Sequence[PersonalLosses], limits: Limits, zero: bool, text: 
         x_label=AGAINST_BASE if zero else "loss on its own held-out rows (nats per token)",
         zero=zero,
         gap_after=cut,
-        gap_text=f"… {plural(len(lines) - len(drawn), 'client')} between these are left out of the picture",
+        gap_text=f"… {plural(len(lines) - len(drawn), 'client')} in between are not drawn",
     )
 
 
@@ -156,7 +154,7 @@ def _table(lines: Sequence[PersonalLosses], clusters: Mapping[str, list[str]], l
         ],
         note="A negative difference is a gain."
         + (" λ is the share of the local adapter in a model that mixes." if mixes else "")
-        + left_out(len(lines), limits.rows, "client", "those that gain and lose most are shown"),
+        + left_out(len(lines), limits.rows, "client", "the largest gains and losses are shown"),
     )
     return without_empty(table)
 

@@ -68,7 +68,7 @@ def rounds(record: RunRecord, limits: Limits) -> Section:
     if not measured.rounds:
         text = ["No held-out loss was measured over the rounds."]
     elif every == 0:
-        text = ["The held-out loss was measured at the end only."]
+        text = ["The held-out loss was measured only at the end."]
     elif every != 1:
         text = [f"The held-out loss was measured every {every} rounds."]
     ends = measured.rounds or [0, max([line["round"] for line in record.rounds], default=1)]
@@ -135,7 +135,7 @@ def _table(record: RunRecord, measured: Curves, limits: Limits) -> Table:
         ),
         rows,
         note=left_out(len(every_round), limits.rows, "round", "evenly spaced ones are shown")
-        + " Deviation: ‖Σ wBA − (Σ wB)(Σ wA)‖ / ‖Σ wBA‖, what averaging A and B apart loses.",
+        + " Deviation: ‖Σ wBA − (Σ wB)(Σ wA)‖ / ‖Σ wBA‖, the error of averaging A and B separately.",
     )
     return without_empty(table)
 

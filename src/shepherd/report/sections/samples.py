@@ -20,9 +20,9 @@ def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
     scored = [(arm.title, arm.generation) for arm in findings.arms(record) if arm.generation]
     shown = [_sample(entry) for entry in record.generations[: limits.samples]]
     if shown:
-        text = "Held-out prompts, answered by the base model and by the federated one, beside the reference."
+        text = "Held-out prompts with the answers of the base model and the federated model, and the reference."
         if most := number(record.setting("evaluation", "max_new_tokens", None)):
-            text += f" An answer is cut off after {count(most)} tokens (evaluation.max_new_tokens), and marked so."
+            text += f" Answers are cut off after {count(most)} tokens (evaluation.max_new_tokens) and marked."
         text += left_out(len(record.generations), limits.samples, "sample")
     else:
         text = "No answers have been generated yet."
@@ -43,8 +43,9 @@ def _scores(scored: Sequence[tuple[str, Mapping[str, float]]]) -> Table:
         for title, scores in scored
     ]
     note = (
-        "Higher is nearer to the reference. A few short answers: these scores are coarse; the losses above rest on all "
-        "held-out rows. Cut off: answers that did not end by themselves; their scores are of what there is."
+        "Higher is closer to the reference. These scores are coarse, because they rest on a few short answers; the "
+        "losses above rest on all held-out rows. Cut off: answers that reached the limit on tokens; they are scored as "
+        "they are."
     )
     columns = ("Arm", *(names.get(k, k) for k in keys), *counts.values())
     return without_empty(Table("Scores of the generated answers", columns, rows, note=note))
@@ -79,4 +80,4 @@ def _sample(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _or_nothing(text: Any) -> str:
-    return text if isinstance(text, str) and text.strip() else "(nothing)"
+    return text if isinstance(text, str) and text.strip() else "(empty)"

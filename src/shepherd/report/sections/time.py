@@ -41,7 +41,7 @@ def time(record: RunRecord, limits: Limits) -> Section:
         if total and total - spent > 0.005 * total:
             other += total - spent
         elif total and spent > 1.005 * total:
-            text.append(f"Some phases lie inside others: together they make {duration(spent)}.")
+            text.append(f"Some phases are nested in others: their sum is {duration(spent)}.")
         parts += [("other", other)] if other else []
         items.append(_by_phase(parts, spent if total is None else total))
     if peak := number(record.summary.get("peak_memory_bytes")):

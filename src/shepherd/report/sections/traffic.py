@@ -18,14 +18,14 @@ def traffic(record: RunRecord, limits: Limits) -> Section:
     """Bytes up and down, against sending the whole model."""
     heading = "Communication"
     if not record.rounds:
-        return Section("traffic", heading, ["No round was federated, so nothing would have been sent."])
+        return Section("traffic", heading, ["No federated round was run, so nothing was sent."])
     up, down = (
         record.summary.get(key) or sum(number(line.get(key)) or 0 for line in record.rounds)
         for key in ("bytes_up", "bytes_down")
     )
     text = [f"Up from the clients: {size(up)}. Down to the clients: {size(down)}. Together: {size(up + down)}."]
     text += _against_whole_model(record, up + down)
-    caption = "Bytes sent up and down in each round, as they would go over a network."
+    caption = "Bytes sent up and down in each round, as they would be sent over a network."
     figure = Figure(_picture(record, text[0]), caption, _table(record, up, down, limits))
     return Section("traffic", heading, text, [figure])
 
@@ -41,7 +41,7 @@ def _against_whole_model(record: RunRecord, sent: float) -> list[str]:
     return [
         f"One adapter is {size(adapter)}; the whole model in {dtype} is {size(whole)}, "
         f"{significant(whole / adapter)} times as much. "
-        f"Sending the whole model as often would have taken {size(sent * whole / adapter)}."
+        f"Sending the whole model instead would have taken {size(sent * whole / adapter)}."
     ]
 
 

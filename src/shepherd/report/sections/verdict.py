@@ -29,13 +29,13 @@ def verdict(record: RunRecord) -> list[str]:
     losses = {arm.key: arm.loss for arm in arms(record)}
     if record.state == "unfinished":
         done, planned = len(record.rounds), record.setting("federation", "rounds", "?")
-        after = ", but not all that follows them" if done == planned else ""
-        text = f"This run has not ended: {done} of {planned} rounds are committed{after}."
+        after = ", but the steps after the last round are missing" if done == planned else ""
+        text = f"This run is unfinished: {done} of {planned} rounds are committed{after}."
         if losses.get("federated") is not None:
-            text += f" The federated model's held-out loss was {digits(losses['federated'])} when last measured."
-        return [text, "shepherd resume goes on with a run that was stopped."]
+            text += f" The last measured held-out loss of the federated model is {digits(losses['federated'])}."
+        return [text, "shepherd resume continues a stopped run."]
     if losses.get("federated") is None:
-        return ["The federated arm was not part of this run, so nothing is said about what federation brings."]
+        return ["This run has no federated arm, so it does not show what federation gains."]
     sentences = []
     ends, alone = best_and_worst_local(record), len(local_arms(record))
     if ends:
@@ -50,7 +50,7 @@ def verdict(record: RunRecord) -> list[str]:
             best = difference(record, "federated", f"local:{ends[0]}")
             sentences.append(_compare(best, f"{which} ({shorten(ends[0], 60, middle=True)})"))
     else:
-        sentences.append("No client was trained alone in this run, so it does not show whether federating pays.")
+        sentences.append("No client was trained alone in this run, so it does not show whether federation pays.")
     centralised = difference(record, "federated", "centralised")
     if centralised:
         sentences.append(_compare(centralised, "pooling all data (centralised)") + _kept(record))
@@ -109,11 +109,11 @@ def _own_rows(record: RunRecord) -> list[str]:
     if not any(d.interval for d in own.values()):
         return [f"{text}; no intervals were computed for single clients."]
     if not clear:
-        return [f"{text}; for each by itself the difference is too small to tell."]
+        return [f"{text}; for every single client the difference is too small to tell."]
     sure = f"{sum(d.value < 0 for d in clear)} better and {sum(d.value > 0 for d in clear)} worse"
     rest = len(own) - len(clear)
     return [
-        f"{text}. The {INTERVAL} leaves out 0 for {sure}"
+        f"{text}. The {INTERVAL} excludes 0 for {sure}"
         + (f"; for the other {rest} the difference is too small to tell." if rest else ".")
     ]
 
@@ -130,8 +130,8 @@ def _answers(record: RunRecord) -> list[str]:
         return []
     rows = number(found["federated"].get("rows"))
     text = (
-        f"Its generated answers are further from the references than those of the base model: ROUGE-L {percent(ours)} "
-        f"against {percent(theirs)}" + (f" over {plural(int(rows), 'row')}" if rows else "")
+        "The generated answers of federated are further from the references than those of base: ROUGE-L "
+        f"{percent(ours)} against {percent(theirs)}" + (f" over {plural(int(rows), 'row')}" if rows else "")
     )
     d = generation_difference(record, "rouge_l", "federated", "base")
     if d is None or d.interval is None:
@@ -154,4 +154,4 @@ def _kept(record: RunRecord) -> str:
         or pooled.value >= 0
     ):
         return ""
-    return f" It reaches {percent(base.value / pooled.value, 0)} of the gain that pooling brings over the base model."
+    return f" It reaches {percent(base.value / pooled.value, 0)} of the gain of pooling over the base model."
