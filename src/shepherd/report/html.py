@@ -1,7 +1,7 @@
-"""`write_report(run_dir)`: one HTML file that says what a run did and brought, offline, without scripts.
+"""The report of a run: one HTML file with its settings, results and events, offline, without scripts.
 
-Every section is a function RunRecord -> Section in `sections/`; this file has the order. Long lists are shortened
-(`Limits`) and say how many entries are left out.
+Every section is a function RunRecord -> Section in `sections/`; this file has their order. Long lists are shortened
+(`Limits`), with the number of entries left out.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from shepherd.report.wording import size
 def write_report(run_dir: str | Path) -> Path:
     """Write `report.html` into the run directory and return its path.
 
-    Raises DataError when a file of the run is missing or broken. A run that has not ended is reported as far as
-    it is.
+    Raises DataError when a file of the run is missing or broken. The report of an unfinished run covers its committed
+    rounds.
     """
     record = load_run(run_dir)
     for limits in LEVELS:
@@ -47,7 +47,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
-    """All that the template prints."""
+    """The variables of the template."""
     before = [
         budget(record),
         rounds(record, limits),

@@ -1,7 +1,7 @@
-"""A run directory, read and checked: `load_run(path) -> RunRecord`.
+"""Reader of run directories: `load_run(path) -> RunRecord`, checked against the shapes that a run writes.
 
-The shapes are those that the rest of the package writes. What is missing or broken is a DataError that names the
-file; a run that has not ended (no summary.json) is read as far as it is.
+A missing or broken file is a DataError that names it. Of an unfinished run (no summary.json) the committed rounds are
+read.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from shepherd.report.arms import ARMS
 
 # Shapes: a type or types, a mapping of known keys ("*" is any other key), or a list with the shape of its items.
 # A key ending in "?" may be null. Absent keys are allowed; numbers are checked where they are used. A client's id is
-# a `Client`, and "@" any key that is one: the report shows its label in its place.
+# a `Client`, and "@" any key that is one: reports show the client's label instead.
 
 
 class Client(str):
-    """Marks a text of a shape that is a client's id, or "local:" and one."""
+    """Mark of a text in a shape that is a client's id, or "local:" and an id."""
 
 
 CLIENT, ANY_CLIENT = Client("client"), "@"
@@ -94,14 +94,14 @@ _GENERATION = {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that a run directory says, clients by their labels.
+    """The contents of a run directory, clients by their labels.
 
     `state` is "finished", or "unfinished" while there is no summary.json.
 
     config: the resolved settings by table; config_text: config.toml as written. rounds: one mapping per committed
-    round, in order. left_out: the rows that were refused or changed, or found by the audit. metrics, summary and
-    partition are empty, rounds, generations and left_out are (), where the run has none. `notes` says in sentences
-    what was read only in part.
+    round, in order. left_out: rows that were refused, changed, or found by the audit. metrics, summary and partition
+    are empty, rounds, generations and left_out are (), where the run has none. notes: sentences about files that were
+    read only in part.
     """
 
     path: Path
@@ -132,7 +132,7 @@ class RunRecord:
 
 
 def load_run(path: str | Path) -> RunRecord:
-    """Read the run directory `path`. Raises DataError that names the missing or broken file and says what to do."""
+    """Read the run directory `path`. Raises DataError that names the missing or broken file, with a hint."""
     path = Path(path).resolve()
     if not path.is_dir():
         kind = "is a file" if path.exists() else "does not exist"
@@ -198,7 +198,7 @@ def _json(file: Path, shape: Any, needed: bool) -> dict[str, Any]:
 
 
 def _lines(file: Path, shape: Any, needed: bool, notes: list[str], torn: bool) -> tuple[dict[str, Any], ...]:
-    """JSON lines. A last line without its newline that does not parse is still being written when `torn` is allowed."""
+    """Read JSON lines. With `torn`, a last line that does not parse is being written: it is left out, with a note."""
     if not needed and not file.exists():
         return ()
     text = _read(file, f"the run has ended but this file is gone; {_AGAIN}")

@@ -1,8 +1,8 @@
-"""Pictures as inline SVG: plain values in, `Markup` out. No scripts, no fonts, no colours of their own.
+"""Charts as inline SVG: plain values in, `Markup` out, without scripts, fonts or fixed colours.
 
-Colours, light and dark, are CSS classes of templates/style.css; every series also has its own marker, so that no
-picture rests on colour alone. Texts are cleaned, shortened to the room there is, and kept whole in a <title>.
-A value that is None or not finite leaves a gap.
+Colours, light and dark, are CSS classes of templates/style.css; every series also has a marker, so that no chart
+relies on colour alone. Texts are cleaned, shortened to the available width, and kept in full in a <title>.
+A value that is None or not finite leaves a gap. Add a chart as a function in a file here, built from `marks.py`.
 """
 
 from __future__ import annotations

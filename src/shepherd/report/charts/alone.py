@@ -1,4 +1,4 @@
-"""A picture as a file of its own: with its style, and without CSS variables, which few programs but browsers know."""
+"""Standalone SVG files: with their style, and without CSS variables, which few programs but browsers support."""
 
 from __future__ import annotations
 

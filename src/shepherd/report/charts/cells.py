@@ -1,4 +1,4 @@
-"""Tables of cells: how much of what each client holds, and who was there in which round."""
+"""Charts of cells: heat maps of clients and categories, and the status of clients by round."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def heat_map(
     diverging: bool = False,
     ends: tuple[str, str] = ("", ""),
 ) -> Markup:
-    """A table of coloured cells with their values where they fit.
+    """A table of coloured cells, with their values where they fit.
 
     Sequential: zero to the largest value, by square roots, so that one large cell does not make all others pale.
-    `diverging`: the same distance on both sides of zero; `ends` says what the two sides mean.
+    `diverging`: a symmetric scale around zero; `ends` are the meanings of its two sides.
     """
     known = [abs(v) for line in values for value in line if (v := number(value)) is not None]
     if not known or not rows or not columns:
@@ -98,7 +98,7 @@ def status_grid(
     description: str,
     x_label: str,
 ) -> Markup:
-    """Who was where: one mark per row and column; a state is a key of STATES and has its own shape."""
+    """One mark per client (row) and round (column); a state is a key of STATES and has its own shape."""
     if not rows or not columns:
         return marks.empty(title, description)
     pitch = 24 if len(rows) <= 30 else 16

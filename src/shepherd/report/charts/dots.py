@@ -1,4 +1,4 @@
-"""Rows of markers with intervals, on one scale."""
+"""Dot plots: rows of markers with intervals on one scale."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _row(frame: _Frame, panel: Panel, i: int, label: str, offset: float, reach: 
 
 
 def _apart(places: Sequence[float | None], reach: float) -> list[float]:
-    """How far to move each marker of a row up or down, at most `reach`, so that none hides another."""
+    """Vertical offsets of a row's markers, at most `reach`, so that none hides another."""
     order = sorted((place, i) for i, place in enumerate(places) if place is not None)
     groups: list[list[int]] = []
     for j, (place, i) in enumerate(order):

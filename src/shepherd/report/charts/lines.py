@@ -1,4 +1,4 @@
-"""Lines over rounds, named at their right ends."""
+"""Line charts over rounds, with names at the right ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shepherd.report.wording import digits, number
 
 @dataclass(frozen=True)
 class Line:
-    """A line through (x, y or None) points; `dashed` for a level that does not move."""
+    """A line through (x, y or None) points; `dashed` for a constant level."""
 
     name: str
     style: str
@@ -45,7 +45,7 @@ def line_chart(
     width: int = WIDTH,
     write: Callable[[float], str] = digits,
 ) -> Markup:
-    """Lines over whole-numbered x (rounds), named at their right ends, over an optional band; `width` or HALF of it."""
+    """Lines over rounds (whole-numbered x), named at their right ends, on an optional band; `width`: WIDTH or HALF."""
     lines = [Line(s.name, s.style, thin(s.points, DRAWN), s.dashed) for s in lines]
     ys = [y for s in lines for _, value in s.points if (y := number(value)) is not None]
     if band:
@@ -159,7 +159,7 @@ def _names(frame: _Frame, lines: Sequence[Line], write: Callable[[float], str]) 
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The places moved apart to at least `gap`, in their order, kept inside low..high as far as there is room."""
+    """The places, in their order, moved apart by at least `gap` within low..high, or evenly where there is no room."""
     order = sorted(range(len(places)), key=lambda i: (places[i], i))
     if len(order) > 1:
         gap = min(gap, (high - low) / (len(order) - 1))

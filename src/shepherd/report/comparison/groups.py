@@ -41,7 +41,7 @@ ASIDE = frozenset(
 class Row:
     """One run. `losses` by arm ("local" is the mean over clients); `gaps`: federated minus another arm.
 
-    rows_digest and tokens: what it was measured on, the held-out rows and the number of their response tokens.
+    rows_digest and tokens: identity of the held-out rows, and the number of their response tokens.
     """
 
     name: str
@@ -110,7 +110,7 @@ def row_of(record: RunRecord) -> Row:
 
 
 def _rows_digest(record: RunRecord) -> tuple[str, ...]:
-    """The same for runs that were measured on the same rows: by their contents, or by their ids in the same data."""
+    """Identity of the held-out rows: by their contents, or by their ids in the same data."""
     if digest := record.identity.get("held_out"):
         return (digest,)
     return (str(record.partition.get("dataset_digest")), *sorted(record.partition.get("held_out") or ()))
@@ -159,7 +159,7 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def _over_seeds(values: Sequence[Mapping[str, float | None]]) -> dict[str, Estimate]:
-    """Mean and standard error by key; a key is averaged only when every seed has it."""
+    """Mean and standard error by key, for keys that every seed has."""
     found: dict[str, Estimate] = {}
     for key in values[0]:
         known = [v for each in values if (v := number(each.get(key))) is not None]

@@ -1,7 +1,7 @@
-"""`compare(run_dirs)`: several runs side by side, as text and as a page with pictures.
+"""Comparison of runs: `compare(run_dirs)` as text and as a page with figures.
 
 Runs that differ in nothing but the seed are one group: mean ± standard error over seeds (s / √n with the sample
-deviation s). Losses of runs that were measured on different rows or with different models are shown, with a warning.
+deviation s). Losses that were measured on different rows or with different models carry a warning.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOT_COMPARED = {"run.name", "run.out", "run.threads"}
 class Comparison:
     """Runs side by side. `differing`: setting -> its value in each run, for settings that are not the same in all.
 
-    `verdict`: which settings lead, and whether by more than the spread over seeds.
+    `verdict`: the leading settings, and whether they lead by more than the variance over seeds.
     """
 
     rows: tuple[Row, ...]
@@ -78,7 +78,7 @@ class Comparison:
 
 
 def compare(run_dirs: Sequence[str | Path]) -> Comparison:
-    """Read the runs and put them side by side, in the order given.
+    """Compare runs, in the order given.
 
     Raises DataError when there is no run, or one of them cannot be read.
     """
@@ -96,7 +96,7 @@ def compare(run_dirs: Sequence[str | Path]) -> Comparison:
 
 
 def _warnings(rows: Sequence[Row], records: Sequence[RunRecord]) -> list[str]:
-    """What makes losses of these runs hard to compare, and what was read in part."""
+    """Reasons why losses of these runs are hard to compare, and files that were read in part."""
     warnings = []
     if len({row.model for row in rows}) > 1:
         warnings.append(

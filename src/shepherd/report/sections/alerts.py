@@ -1,4 +1,4 @@
-"""Warnings of a report: what the first page says about failures, and what a resumption found damaged."""
+"""Warnings of a report: caveats of the first page, and damage found when the run was resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shepherd.report.wording import left_out, listing, plural, shorten
 
 
 def alerts(record: RunRecord) -> list[str]:
-    """What a reader of the headline alone should know: what went wrong, and the section that has more about it."""
+    """Caveats for a reader of the headline alone: what went wrong, and the section with the details."""
     found = []
     if record.summary.get("forced"):
         found.append("The run was resumed with --force although something differed: see Resumed with differences.")
@@ -32,7 +32,7 @@ def alerts(record: RunRecord) -> list[str]:
 
 
 def resumptions(record: RunRecord, limits: Limits) -> Section | None:
-    """What was found damaged or unfinished each time that the run was resumed; None where nothing was."""
+    """Damage and unfinished work found when the run was resumed; None without any."""
     found = record.summary.get("found")
     if not isinstance(found, list) or not found:
         return None

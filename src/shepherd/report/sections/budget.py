@@ -7,7 +7,7 @@ from typing import Any
 from shepherd.report.arms import ARMS
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Section, Table
-from shepherd.report.wording import number, plainly
+from shepherd.report.wording import number, plain
 
 SPENT = {
     "optimizer_steps_per_client": "Steps in sequence",
@@ -43,4 +43,4 @@ def budget(record: RunRecord) -> Section:
 
 
 def _amount(key: str, value: Any) -> str:
-    return f"{value:g}" if key == "learning_rate" and number(value) is not None else plainly(value)
+    return f"{value:g}" if key == "learning_rate" and number(value) is not None else plain(value)

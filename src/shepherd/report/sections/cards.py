@@ -1,4 +1,4 @@
-"""The cards of the headline, one per arm, and what their numbers mean."""
+"""Cards of the headline, one per arm, and the meaning of their numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shepherd.report.wording import count, digits, number, shorten, significant
 
 
 def cards(record: RunRecord) -> list[dict[str, Any]]:
-    """One card per arm; the local one names its best and worst client."""
+    """One card per arm; the local card names its best and worst client."""
     found = []
     ends = findings.best_and_worst_local(record)
     alone = findings.local_arms(record)
@@ -43,6 +43,7 @@ def cards(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def measure(record: RunRecord) -> str:
+    """The unit of the losses, and the federated gain as a ratio of probabilities."""
     if not findings.arms(record):
         return ""
     rows, tokens = record.metrics.get("held_out_rows"), record.metrics.get("held_out_tokens")

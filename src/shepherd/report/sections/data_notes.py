@@ -1,4 +1,4 @@
-"""The section on the data: refused, changed, left out, audited."""
+"""Data of a run: sources, refused and changed rows, the audit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shepherd.report.wording import (
     left_out,
     listing,
     number,
-    plainly,
+    plain,
     plural,
     shorten,
 )
@@ -23,7 +23,7 @@ IDS_TEXT = 20_000
 
 
 def data_notes(record: RunRecord, limits: Limits) -> Section:
-    """Where the rows came from, which were refused or cut, and what the audit found."""
+    """Sources of the rows, refused and changed rows, and findings of the audit."""
     data = record.summary.get("data") or {}
     if not data:
         return Section("data", "Data", ["The run has not recorded its data yet."])
@@ -37,9 +37,9 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
         "cut_rows": "Rows cut to the maximum length",
         "cut_tokens": "Tokens cut",
     }
-    rows = [[label, plainly(data[key])] for key, label in labels.items() if key in data]
+    rows = [[label, plain(data[key])] for key, label in labels.items() if key in data]
     rows += [
-        [key.replace("_", " "), plainly(v)]
+        [key.replace("_", " "), plain(v)]
         for key, v in data.items()
         if key not in labels and key not in ("refused", "changed", "notes", "audit", "details")
     ]
@@ -65,7 +65,7 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
 
 
 def _reasons(title: str, counts: Mapping[str, Any], limits: Limits) -> Table:
-    """Reasons with how many rows each, and the first places where those are recorded."""
+    """Reasons, their numbers of rows, and the first places of these rows."""
     lines = []
     for reason, value in counts.items():
         many, where = value if isinstance(value, list) and len(value) == 2 else (value, [])
@@ -78,7 +78,7 @@ def _reasons(title: str, counts: Mapping[str, Any], limits: Limits) -> Table:
 
 
 def _cases(details: Mapping[str, Any], limits: Limits) -> Table:
-    """Every case of the warnings that name a few: all of them, as long as the page has room."""
+    """All cases of warnings that name a few of them, as far as the page has room."""
     texts = [shorten(str(case), 200) for each in details.values() if isinstance(each, list) for case in each]
     cases = [[count(number), text] for number, text in enumerate(texts, 1)]
     most = len(cases) if limits.rows >= Limits().rows else limits.rows
@@ -89,7 +89,7 @@ def _cases(details: Mapping[str, Any], limits: Limits) -> Table:
 
 
 def _left_out(lines: Sequence[Mapping[str, Any]], limits: Limits) -> Table:
-    """Every row that was refused or changed, or that the audit found; = stands between ids that share a finding."""
+    """All rows that were refused, changed or found by the audit, with = between ids that share a finding."""
     rows = [
         [line["what"], shorten(line["reason"], 200), shorten("; ".join(map(" = ".join, line["groups"])), IDS_TEXT)]
         for line in lines
@@ -101,14 +101,14 @@ def _left_out(lines: Sequence[Mapping[str, Any]], limits: Limits) -> Table:
 
 
 def _audit(audit: Any, limits: Limits) -> Table:
-    """Findings as a list of {kind, count, groups of the first ids}, or a mapping of kinds to counts."""
+    """Findings of the audit: a list of {kind, count, groups of the first ids}, or a mapping of kinds to counts."""
     found = audit if isinstance(audit, list) else [{"kind": kind, "count": v} for kind, v in dict(audit).items()]
     lines = []
     for entry in (entry for entry in found if isinstance(entry, Mapping)):
         groups = [group for group in entry.get("groups") or () if isinstance(group, list)]
         ids = "; ".join(" = ".join(shorten(str(row), 40) for row in group) for group in groups)
         more = "; …" if groups and sum(map(len, groups)) < (number(entry.get("count")) or 0) else ""
-        lines.append([plainly(entry.get("kind")), count(entry.get("count")), ids + more or ABSENT])
+        lines.append([plain(entry.get("kind")), count(entry.get("count")), ids + more or ABSENT])
     note = left_out(len(lines), limits.rows, "finding")
     note += " Ids with = between them share the finding." if any(" = " in line[2] for line in lines) else ""
     return without_empty(

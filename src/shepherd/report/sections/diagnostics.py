@@ -1,6 +1,6 @@
 """Diagnostics of the rounds in the space of increments, as small charts.
 
-The numbers are those of server/diagnostics.py in rounds.jsonl; a run without them shows what it has.
+The numbers are those of server/diagnostics.py in rounds.jsonl; runs without them have fewer charts.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ CHARTS = (
 
 
 def diagnostics(record: RunRecord, limits: Limits) -> Section:
-    """How far clients agreed, what the merge lost, how the adapter moved: a chart each, and how to read it."""
+    """Agreement of clients, error of the merge, movement of the adapter: a chart each, with a reading aid."""
     heading = "Diagnostics"
     if not record.rounds:
         return Section("diagnostics", heading, ["No federated round was run."])
@@ -109,7 +109,7 @@ def diagnostics(record: RunRecord, limits: Limits) -> Section:
 
 
 def _figure(chart: Chart, record: RunRecord) -> Figure | None:
-    """The chart of a run; None where nothing of it was measured."""
+    """The chart of a run; None without measurements."""
     lines = [
         Line(name, style, [(line["round"], value(line)) for line in record.rounds])
         for name, style, value in chart.lines
@@ -153,13 +153,13 @@ def _numbers(lines: Sequence[RoundLine], limits: Limits) -> Table:
 
 
 def _measured(line: RoundLine, key: str) -> float | None:
-    """A diagnostic of a round; nothing for a round that was skipped. Older runs have the deviation alone."""
+    """A diagnostic of a round; None for a skipped round. Older runs have only the deviation."""
     if line.get("skipped"):
         return None
     return number((line.get("diagnostics") or line).get(key))
 
 
 def _norms(line: RoundLine) -> list[float]:
-    """‖X_k‖ of the clients of a round; in older runs the norm of what they sent."""
+    """‖X_k‖ of the clients of a round; in older runs the norms of their updates."""
     given = (line.get("diagnostics") or {}).get("increment_norm") or line.get("update_norm") or {}
     return [value for raw in given.values() if (value := number(raw)) is not None]

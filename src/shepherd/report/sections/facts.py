@@ -13,7 +13,7 @@ from shepherd.report.wording import (
     count,
     digits,
     number,
-    plainly,
+    plain,
     plural,
     shorten,
     significant,
@@ -22,7 +22,7 @@ from shepherd.report.wording import (
 
 
 def forced(record: RunRecord) -> Section:
-    """That the run was resumed although something differed, and what."""
+    """Notice that the run was resumed although something differed, with the differences."""
     text = (
         "This run was resumed with --force although its inputs or its recorded rounds had changed. Its results are not "
         "those of an uninterrupted run."
@@ -32,6 +32,7 @@ def forced(record: RunRecord) -> Section:
 
 
 def facts(record: RunRecord) -> list[str]:
+    """Model, data, clients, rounds, method, server optimizer, selection and seed, for the head of the page."""
     summary = record.summary
     model = summary.get("model", {}).get("name") or record.setting("model", "base", "")
     clients = number(summary.get("clients")) or len(record.partition.get("clients", {}))
@@ -57,7 +58,7 @@ def _without_folder(name: str) -> str:
 
 
 def privacy(record: RunRecord) -> Section:
-    """What leaves a client, said plainly."""
+    """Data that leave a client, and protections in use."""
     adapter = record.summary.get("adapter") or {}
     how = (
         f" ({count(adapter['parameters'])} numbers, {size(adapter.get('bytes'))})"
@@ -85,7 +86,7 @@ def privacy(record: RunRecord) -> Section:
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:
-    """How to repeat the run. A report is sent around: only a path below the folder it was started in is shown."""
+    """The command that repeats the run. Reports are passed on: only a path below the folder of the start is shown."""
     where, path = "the folder that holds this run's folder", Path(clean(record.name)) / "config.toml"
     words = clean(str(record.summary.get("command") or ""))
     try:
@@ -100,10 +101,10 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def versions(record: RunRecord) -> list[Table]:
-    """Model, adapter and versions, with the check that the saved adapter gives the reported loss."""
+    """Model, adapter and library versions, and the loss of the saved adapter, loaded again."""
     summary = record.summary
-    rows = [[f"model {k}", plainly(v)] for k, v in (summary.get("model") or {}).items()]
-    rows += [[f"adapter {k}", plainly(v)] for k, v in (summary.get("adapter") or {}).items()]
+    rows = [[f"model {k}", plain(v)] for k, v in (summary.get("model") or {}).items()]
+    rows += [[f"adapter {k}", plain(v)] for k, v in (summary.get("adapter") or {}).items()]
     if summary.get("adapter_sha256"):
         rows.append(["adapter sha256", str(summary["adapter_sha256"])])
     if check := summary.get("reload_check"):
@@ -115,7 +116,7 @@ def versions(record: RunRecord) -> list[Table]:
         )
     if summary.get("version"):
         rows.append(["shepherd", str(summary["version"])])
-    rows += [[str(k), plainly(v)] for k, v in record.environment.items()]
+    rows += [[str(k), plain(v)] for k, v in record.environment.items()]
     if not rows:
         return []
     return [Table("Model, adapter and versions", ("", ""), rows[:200], texts=(0, 1))]

@@ -1,4 +1,4 @@
-"""Federated against every other arm: a picture and a table of differences with their intervals. RunRecord -> items."""
+"""Headline of a report: differences between federated and every other arm, with intervals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shepherd.report.wording import (
 
 
 def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
-    """Federated against each other arm, with intervals, as a picture and a table."""
+    """A figure and a table of federated against each other arm, with intervals."""
     gaps = findings.headline_differences(record)
     if not gaps:
         return []
@@ -38,7 +38,7 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
             from_to(d.interval),
             _p_value(d.p),
             from_to(d.bootstrap),
-            _judged(d),
+            _verdict(d),
         ]
         for d in shown[: limits.rows]
     ]
@@ -76,7 +76,7 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
 
 
 def _how(shown: Sequence[findings.Difference]) -> str:
-    """How the intervals of the differences were made, and what they leave out."""
+    """The method of the intervals, and what they do not cover."""
     if not any(d.interval for d in shown):
         reasons = list(dict.fromkeys(d.reason for d in shown if d.reason))
         return f"There are no intervals: {sentence(reasons)}" if reasons else "No intervals were computed in this run."
@@ -103,14 +103,14 @@ def _how(shown: Sequence[findings.Difference]) -> str:
     return text
 
 
-def _judged(d: findings.Difference) -> str:
+def _verdict(d: findings.Difference) -> str:
     if not d.interval:
         return "no interval"
     return ("better" if d.value < 0 else "worse") if d.distinguishable else "too small to tell"
 
 
 def _rival(d: findings.Difference) -> str:
-    """What federated is held against, short: base, mean alone, best: client-a, centralised."""
+    """A short name of the arm compared with: base, mean alone, best: client-a, centralised."""
     if d.b.startswith("local:"):
         return f"best: {d.b.removeprefix('local:')}"
     return ARMS[d.b].label if d.b in ARMS else d.b
@@ -122,5 +122,5 @@ def _interval(d: findings.Difference) -> str:
 
 
 def _p_value(p: float | None) -> str:
-    """p with two figures where three decimals would be none; below what a float64 holds, that bound."""
+    """p with two significant figures below 0.01; a bound where float64 underflows."""
     return ABSENT if p is None else digits(p) if p >= 0.01 else significant(p, 2) if p > 0 else "< 1e\N{MINUS SIGN}300"

@@ -18,7 +18,7 @@ ROUNDS_DRAWN = 60
 
 
 def participation(record: RunRecord, limits: Limits) -> Section:
-    """Clients of each round, the updates that did not count and why, and how often rows were trained on."""
+    """Participation by round and client, updates that did not count with reasons, and times that rows were seen."""
     heading = "Participation"
     if not record.rounds:
         return Section("participation", heading, ["No federated round was run."])
@@ -89,7 +89,7 @@ def _picture(record: RunRecord, seen: Attendance, limits: Limits) -> Markup:
 
 
 def _per_client(record: RunRecord, seen: Attendance, limits: Limits) -> Table:
-    """How often each client was sampled, its outcomes, and how much it trained on."""
+    """Rounds, outcomes, steps, rows and tokens of each client."""
     trained = record.summary.get("trained_rows") or {}
     sizes = ("steps", "examples", "tokens")
     rows = []
@@ -110,7 +110,7 @@ def _per_client(record: RunRecord, seen: Attendance, limits: Limits) -> Table:
         "Sampled",
         *map(str.capitalize, OUTCOMES),
         "Steps",
-        "Rows trained on",
+        "Rows",
         "Tokens",
         "Rows by times seen",
     )

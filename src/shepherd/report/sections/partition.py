@@ -19,7 +19,7 @@ from shepherd.report.wording import (
 
 
 def division(record: RunRecord, limits: Limits) -> Section:
-    """Rows of each client by category, and the categories in which federation helps it."""
+    """Training rows by client and category, and federated − alone per category."""
     heading = "Clients and categories"
     table = record.partition.get("table") or {}
     names, columns, counts = table.get("clients") or [], table.get("categories") or [], table.get("counts") or []

@@ -26,7 +26,7 @@ PHASES = {
 }
 STYLES = ("s4", "s5", "s6", "s1", "s2", "s3")
 THIN = 0.02
-"""The least share of a part that is drawn by itself; the table has each."""
+"""Smallest share with a part in the picture; the table has all."""
 
 
 def time(record: RunRecord, limits: Limits) -> Section:

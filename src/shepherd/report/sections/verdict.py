@@ -1,6 +1,6 @@
-"""The sentences of the headline: RunRecord -> what its numbers allow to be said, the most important first.
+"""Verdict of a run: sentences about federated against the other arms, the most important first.
 
-"Better" and "worse" are said only where the 95 % interval leaves out 0; the counts of clients say both.
+"Better" and "worse" need a 95 % interval that excludes 0; counts of clients on their own rows do not.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from shepherd.report.load import RunRecord
 from shepherd.report.wording import digits, listing, number, percent, plural, shorten, signed
 
 NAMED = 3
-"""Clients that the headline names; the section Per client has all of them."""
+"""Most clients that the headline names; the section Per client has all."""
 
 
 def verdict(record: RunRecord) -> list[str]:
-    """Sentences that the numbers allow, the most important first."""
+    """Sentences supported by the numbers, the most important first."""
     losses = {arm.key: arm.loss for arm in arms(record)}
     if record.state == "unfinished":
         done, planned = len(record.rounds), record.setting("federation", "rounds", "?")
@@ -86,9 +86,9 @@ def _compare(d: Difference | None, other: str) -> str:
 
 
 def _own_rows(record: RunRecord) -> list[str]:
-    """How many clients do better and worse than alone on their own held-out rows; nothing where that was not measured.
+    """Counts of clients that do better and worse than alone on their own held-out rows; empty without measurements.
 
-    Own are the rows of a client's categories, or of its sources where those divide.
+    Own rows are those of a client's categories, or of its sources where the partition is by source.
     """
     own = own_rows(record)
     if not own:
@@ -123,7 +123,7 @@ def _do(count: int) -> str:
 
 
 def _answers(record: RunRecord) -> list[str]:
-    """That the generated answers are further from the references than those of the base; nothing where they are not."""
+    """A caveat where the generated answers are further from the references than those of the base; else empty."""
     found = {arm.key: arm.generation or {} for arm in arms(record)}
     ours, theirs = (number(found.get(key, {}).get("rouge_l")) for key in ("federated", "base"))
     if ours is None or theirs is None or ours >= theirs:
@@ -142,7 +142,7 @@ def _answers(record: RunRecord) -> list[str]:
 
 
 def _kept(record: RunRecord) -> str:
-    """How much of the gain of pooling is kept; said only when federated is distinguishable from base."""
+    """The share of the gain of pooling; empty unless federated and centralised are distinguishable from base."""
     base = difference(record, "federated", "base")
     pooled = difference(record, "centralised", "base")
     if (
