@@ -170,7 +170,7 @@ def test_a_manifest_that_is_something_else_is_rejected(data, rounds):
 def test_a_round_that_follows_another_history_is_rejected_while_its_predecessor_is_kept(rounds):
     second = rounds.folder / "round-0002"
     rewrite(second, facts={"loss": 0.0})  # whole in itself, but not the one that round 3 was committed after
-    assert newest(rounds) == (2, [("round-0003", "does not follow the round-0002 that lies beside it")])
+    assert newest(rounds) == (2, [("round-0003", "does not follow the present round-0002")])
     (second / "MANIFEST.json").write_text("damaged")
     assert newest(rounds) == (3, []), "the damage of a predecessor is its own"
     shutil.rmtree(second)

@@ -41,7 +41,7 @@ sealed = runs.test_a_flipped_bit_a_lost_byte_and_a_lost_file_of_a_committed_fold
 manifest = of_rounds.test_a_manifest_with_other_things_in_it_is_rejected_and_crashes_nothing
 WHOLE = 'whole = encode({key: value for key, value in manifest.items() if key != "sha256"}) == data'
 FAULTS = [
-    (disk, "        disk.sync(beside)\n", "", no_cut_loses_a_round),
+    (disk, "        disk.sync(pending)\n", "", no_cut_loses_a_round),
     (disk, "name.startswith(TEMPORARY)", "True", of_rounds.test_what_killed_processes_left_is_swept_and_only_that),
     (lines, "        disk.sync(file)\n        if new", "        if new", no_cut_loses_a_round),
     (lines, "    if not new and end != file.stat().st_size:", "    if False:",

@@ -1,8 +1,9 @@
-"""The run directory: the interface between commands. In: bytes, rows, folders. Out: files that appear whole or not
-at all, and rounds that are committed or absent, whatever is cut off, full or broken.
+"""The store: run directories on disk, the interface between commands.
 
-`run.py` is the directory; `rounds.py` commits and verifies rounds; `lines.py` holds journal and metrics; `lock.py`
-keeps the second writer out; everything is written through `disk.py`, so that tests can break any operation.
+In: bytes, rows, folders. Out: files that appear atomically, and rounds that are committed or absent after any crash,
+power cut or full disk. `run.py` is the directory, `rounds.py` commits and verifies checkpoints, `lines.py` appends to
+journal and metrics, `lock.py` admits one writer, `state.py` saves a server state, `records.py` a round.
+Add a file of a run with a method of `RunDirectory`; write through `disk.py`, so that tests can break every operation.
 """
 
 from shepherd.store.disk import Disk

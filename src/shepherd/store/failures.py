@@ -1,4 +1,4 @@
-"""Failures of the disk that a person can mend: what happened, and what to do."""
+"""Failures of the disk that a person can repair: the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REASONS: Mapping[int, tuple[str, str]] = {
     errno.EISDIR: ("a folder is where a file belongs", "move it away"),
     errno.EACCES: ("permission denied", "give yourself the right to write there"),
 }
-"""{errno: (what happened, how to mend it)}."""
+"""{errno: (reason, remedy)}."""
 
 
 def error_number(error: Exception) -> int | None:

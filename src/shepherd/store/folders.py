@@ -14,8 +14,8 @@ FORMER = ".old-"
 
 @contextmanager
 def commit_folder(target: Path, disk: Disk = DISK) -> Iterator[Path]:
-    """A folder that is filled under another name and stands at `target` when the block ends, everything in it on the
-    medium; what was there before goes only then. After an error the former folder or the new one is there, whole."""
+    """A folder that is filled under a hidden name and replaces `target` when the block ends, with all of it on the
+    medium. After an error, `target` is the former folder or the new one, complete."""
     pending, former = temporary(target), target.with_name(f"{FORMER}{target.name}")
     make_folders(disk, target.parent)
     remove_tree(disk, pending)
@@ -39,7 +39,7 @@ def commit_folder(target: Path, disk: Disk = DISK) -> Iterator[Path]:
 
 
 def restore(disk: Disk, target: Path) -> None:
-    """End a replacement that was cut off: the former folder comes back where there is no new one, or goes."""
+    """Finish an interrupted replacement: the former folder comes back where there is no new one, or is deleted."""
     former = target.with_name(f"{FORMER}{target.name}")
     if former.is_dir() and not target.exists():
         disk.rename(former, target)
@@ -48,6 +48,7 @@ def restore(disk: Disk, target: Path) -> None:
 
 
 def sync_tree(disk: Disk, folder: Path) -> None:
+    """Sync all files and folders below `folder`."""
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
             sync_tree(disk, path)

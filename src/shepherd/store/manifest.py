@@ -1,4 +1,4 @@
-"""The manifest of a folder: every file by name, size and sha256; what is not exactly so is damage, by name."""
+"""Manifests: the files of a folder by name, size and sha256; any deviation is damage, with the name of the file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from shepherd.store.disk import Disk
 MANIFEST, SCHEMA = "MANIFEST.json", 1
 _LARGEST_MANIFEST = 16 << 20
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\._.*")  # left by desktops that only showed the folder
+LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\._.*")  # left by desktops that displayed the folder
 
 
 def seal_folder(disk: Disk, folder: Path) -> None:
-    """Write the manifest of a folder that is no round: every file below it, with its sha256 and size."""
+    """Write the manifest of a folder other than a round: all files below it, with sha256 and size."""
     files = {
         path.relative_to(folder).as_posix(): entry_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -28,7 +28,7 @@ def seal_folder(disk: Disk, folder: Path) -> None:
 
 
 def check_sealed(folder: Path) -> None:
-    """Read every file that the manifest of `seal_folder` names. Raises ValueError that names the first damaged one."""
+    """Verify a folder sealed by `seal_folder`. Raises ValueError that names the first damaged file."""
     if plain_file(folder / MANIFEST).st_size > _LARGEST_MANIFEST:
         raise Damage(f"{MANIFEST} is too large")
     data = (folder / MANIFEST).read_bytes()
@@ -47,11 +47,11 @@ def check_sealed(folder: Path) -> None:
 
 
 class Damage(ValueError):
-    """What is wrong with one round."""
+    """The reason why a round or a sealed folder is not valid."""
 
 
 def encode(manifest: Mapping[str, Any]) -> bytes:
-    """The one way to write a manifest; it ends with the sha256 of all that stands before it."""
+    """The bytes of a manifest, which ends with the sha256 of everything before it."""
     return _json({**manifest, "sha256": hashlib.sha256(_json(manifest)).hexdigest()})
 
 
@@ -60,7 +60,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
-    """A folder's manifest, checked in itself, and its sha256."""
+    """Read a round's manifest, checked in itself, and its sha256."""
     mode = os.lstat(folder).st_mode
     if not stat.S_ISDIR(mode):
         raise Damage("is a symbolic link" if stat.S_ISLNK(mode) else "is not a folder")
@@ -95,6 +95,7 @@ def _is_count(value: object) -> bool:
 
 
 def plain_file(file: Path, name: str = "") -> os.stat_result:
+    """The status of a regular file. Raises Damage for links, folders, devices and missing files."""
     name = name or file.name
     try:
         found = os.lstat(file)
@@ -106,11 +107,12 @@ def plain_file(file: Path, name: str = "") -> os.stat_result:
 
 
 def entry_of(file: Path) -> dict[str, Any]:
-    """A file's entry in a manifest."""
+    """The entry of a file in a manifest."""
     return {"sha256": _digest(file), "bytes": file.stat().st_size}
 
 
 def check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Raise Damage where the file is not the one of its entry."""
     size = plain_file(folder / name, name).st_size
     if size != entry["bytes"]:
         raise Damage(f"{name} has {size} bytes, not {entry['bytes']}")
