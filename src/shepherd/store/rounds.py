@@ -146,7 +146,7 @@ class Rounds:
         return Checkpoint(number, folder, digest, {k: v["sha256"] for k, v in files.items()}, manifest["facts"])
 
     def _digest_of(self, number: int) -> str:
-        """The digest of a round's manifest; "" where that is missing or damaged, which does not affect its successor."""
+        """The digest of a round's manifest; "" where that is missing or damaged, which spares its successor."""
         try:
             return read_manifest(self.folder / checkpoint_name(number))[1]
         except (Damage, OSError):
