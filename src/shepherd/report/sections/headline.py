@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from shepherd.report import charts, findings
 from shepherd.report.arms import ARMS
 from shepherd.report.charts import Dots, Panel
@@ -42,7 +44,25 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
         ]
         for d in shown[: limits.rows]
     ]
-    picture = charts.dot_plot(
+    table = Table(
+        "Differences in held-out loss, first minus second",
+        ("Difference", "Value", findings.INTERVAL, "p", "Bootstrap, as a check", "First arm"),
+        rows,
+        texts=(0, 5),
+        note=_how(shown) + left_out(len(shown), limits.rows, "difference"),
+    )
+    return [
+        Figure(
+            _picture(gaps),
+            f"Held-out loss of federated minus that of each other arm: left of 0 federated is better. Bars: "
+            f"{findings.INTERVAL}; one that includes 0 is inconclusive.",
+            without_empty(table),
+        )
+    ]
+
+
+def _picture(gaps: Sequence[findings.Difference]) -> Markup:
+    return charts.dot_plot(
         [_rival(d) for d in gaps],
         [
             Panel(
@@ -58,21 +78,6 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
         zero=True,
         legend=False,
     )
-    table = Table(
-        "Differences in held-out loss, first minus second",
-        ("Difference", "Value", findings.INTERVAL, "p", "Bootstrap, as a check", "First arm"),
-        rows,
-        texts=(0, 5),
-        note=_how(shown) + left_out(len(shown), limits.rows, "difference"),
-    )
-    return [
-        Figure(
-            picture,
-            f"Held-out loss of federated minus that of each other arm: left of 0 federated is better. Bars: "
-            f"{findings.INTERVAL}; one that includes 0 is inconclusive.",
-            without_empty(table),
-        )
-    ]
 
 
 def _how(shown: Sequence[findings.Difference]) -> str:
