@@ -85,6 +85,14 @@ def test_personal_models_say_who_gains_and_who_loses(tmp_path):
         write_report(run)
 
 
+@pytest.mark.parametrize("arms", [("base",), ("centralised", "local"), ("base", "federated")])
+def test_categories_have_their_rows_and_tokens_whichever_arm_was_measured(tmp_path, arms):
+    text = page(write_run(tmp_path / "run", arms=arms, categories=("a", "b"))).text
+    table = text[text.index("Loss and token accuracy of each category") :]
+    assert table.split()[7:10] == ["Category", "Rows", "Tokens"]
+    assert " a 10 515 " in table
+
+
 def test_headings_over_columns_span_those_that_are_left(tmp_path):
     names = ("brainstorming", "open_qa")  # clients named after all they hold: the column of what they hold goes
     run = write_run(tmp_path / "run", clients=names, categories=names)

@@ -73,7 +73,7 @@ def _picture(shown: Sequence[str], losses: Losses, zero: bool) -> Markup:
 
 
 def _table(known: Sequence[str], losses: Losses, single: Mapping[str, Mapping[str, Any]], limits: Limits) -> Table:
-    sized = single["federated"]
+    sized = next((table for table in single.values() if table), {})
     federated, alone = losses.get("federated", {}), losses.get("local", {})
     rows = [
         [
