@@ -17,7 +17,7 @@ from shepherd.config import Config
 from shepherd.experiment import estimate
 from shepherd.recipe import load, recipes
 from shepherd.report import load_run
-from shepherd.report.sections.participation import alerts
+from shepherd.report.sections.alerts import alerts
 from shepherd.report.sections.verdict import verdict
 from tiny import tiny_model
 
