@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -362,3 +363,36 @@ class Config(Table):
                     f"training.min_learning_rate = {least:g} is more than evaluation.{arm}_learning_rate = {rate:g}"
                 )
         return self
+
+
+def keys() -> dict[str, FieldInfo]:
+    """Every dotted key with its field (annotation, default, description), in the order of a run."""
+    return {
+        f"{table}.{name}": field
+        for table, outer in Config.model_fields.items()
+        for name, field in _table_class(outer).model_fields.items()
+    }
+
+
+def _table_class(field: FieldInfo) -> type[Table]:
+    table = field.annotation
+    assert isinstance(table, type) and issubclass(table, Table)
+    return table
+
+
+OTHER_NAMES = {
+    "lr": "training.learning_rate", "epochs": "training.local_epochs", "num_train_epochs": "training.local_epochs",
+    "per_device_train_batch_size": "training.batch_size", "max_steps": "training.local_steps",
+    "rank": "lora.r", "lora_r": "lora.r", "lora_alpha": "lora.alpha", "target_modules": "lora.targets",
+    "lora_dropout": "lora.dropout", "model_name_or_path": "model.base", "model_name": "model.base",
+    "load_in_4bit": "model.quantize", "load_in_8bit": "model.quantize", "dataset": "data.source",
+    "max_seq_length": "data.max_length", "max_seq_len": "data.max_length", "output_dir": "run.out",
+    "num_clients": "partition.clients", "num_rounds": "federation.rounds", "mu": "objective.proximal",
+}  # fmt: skip
+"""What other tools call a key -> the key."""
+
+
+def keys_called(name: str) -> list[str]:
+    """The keys of this name, in whatever table; or the one that other tools call so; or none."""
+    own = [key for key in keys() if key.split(".")[1] == name]
+    return own or ([OTHER_NAMES[name]] if name in OTHER_NAMES else [])

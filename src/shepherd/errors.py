@@ -75,7 +75,7 @@ class NumericalError(ShepherdError):
 EXIT_CODES: dict[int, str] = {
     0: "all well",
     1: "unexpected failure: a bug of ours (run again with --debug and report it)",
-    **{kind.exit_code: kind.__doc__.split(" (exit")[0] for kind in ShepherdError.__subclasses__()},
+    **{kind.exit_code: (kind.__doc__ or "").split(" (exit")[0] for kind in ShepherdError.__subclasses__()},
     130: "Interrupted (Ctrl-C)",
     143: "Terminated (SIGTERM)",
 }

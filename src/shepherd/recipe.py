@@ -11,11 +11,27 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shepherd.config import Config, FederationTable, PartitionTable, PersonalizationTable, SelectionTable, ServerTable
+from shepherd.config import Config, keys, keys_called
 from shepherd.errors import UsageError, did_you_mean, plural
 
 RECIPES = Path(__file__).parent / "recipes"
 """The recipes that come with the package; `shepherd list recipes` shows them."""
+
+Check = Callable[[Mapping[str, Any]], list[str]]
+"""Further checks of `resolve`: merged settings -> problems, for what only a room can know (names in its registry)."""
+
+_DEFAULTS = Config()
+_OPTIONS_OF = (
+    ("partition", "name", "partition", "clients", _DEFAULTS.partition.name),
+    ("selection", "name", "selection", "", _DEFAULTS.selection.name),
+    ("federation", "method", "method", "", _DEFAULTS.federation.method),
+    ("server", "optimizer", "server", "", _DEFAULTS.server.optimizer),
+    ("personalization", "name", "personalization", "", _DEFAULTS.personalization.name),
+)
+"""(table, its key that chooses by name, the table of the choice's options, a key there that is none, default)."""
+
+_CLIENTS_OF_THE_DATA = ("by_key", "files")
+"""Partitioners that know by themselves how many clients there are."""
 
 
 def load(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -140,33 +156,6 @@ def resolve(settings: Mapping[str, Any], checks: Iterable[Check] = ()) -> Config
             hint="shepherd config show prints every key with its meaning",
         )
     return config
-
-
-def keys() -> dict[str, Any]:
-    """Every dotted key with its pydantic field (annotation, default, description), in the order of a run."""
-    return {
-        f"{table}.{name}": field
-        for table, outer in Config.model_fields.items()
-        for name, field in outer.annotation.model_fields.items()
-    }
-
-
-OTHER_NAMES = {
-    "lr": "training.learning_rate", "epochs": "training.local_epochs", "num_train_epochs": "training.local_epochs",
-    "per_device_train_batch_size": "training.batch_size", "max_steps": "training.local_steps",
-    "rank": "lora.r", "lora_r": "lora.r", "lora_alpha": "lora.alpha", "target_modules": "lora.targets",
-    "lora_dropout": "lora.dropout", "model_name_or_path": "model.base", "model_name": "model.base",
-    "load_in_4bit": "model.quantize", "load_in_8bit": "model.quantize", "dataset": "data.source",
-    "max_seq_length": "data.max_length", "max_seq_len": "data.max_length", "output_dir": "run.out",
-    "num_clients": "partition.clients", "num_rounds": "federation.rounds", "mu": "objective.proximal",
-}  # fmt: skip
-"""What other tools call a key -> the key."""
-
-
-def keys_called(name: str) -> list[str]:
-    """The keys of this name, in whatever table; or the one that other tools call so; or none."""
-    own = [key for key in keys() if key.split(".")[1] == name]
-    return own or ([OTHER_NAMES[name]] if name in OTHER_NAMES else [])
 
 
 def to_toml(config: Config) -> str:
@@ -304,21 +293,3 @@ def _nearest_key(name: str, known: Iterable[str]) -> str:
     by_name = {key.split(".")[1]: key for key in known}
     near = did_you_mean(name, by_name)
     return f" Did you mean {by_name[near.split(chr(39))[1]]!r}?" if near else ""
-
-
-Check = Callable[[Mapping[str, Any]], list[str]]
-"""Further checks of `resolve`: merged settings -> problems, for what only a room can know (names in its registry)."""
-
-
-_OPTIONS_OF = (
-    ("partition", "name", "partition", "clients", PartitionTable().name),
-    ("selection", "name", "selection", "", SelectionTable().name),
-    ("federation", "method", "method", "", FederationTable().method),
-    ("server", "optimizer", "server", "", ServerTable().optimizer),
-    ("personalization", "name", "personalization", "", PersonalizationTable().name),
-)
-"""(table, its key that chooses by name, the table of the choice's options, a key there that is none, default)."""
-
-
-_CLIENTS_OF_THE_DATA = ("by_key", "files")
-"""Partitioners that know by themselves how many clients there are."""

@@ -19,8 +19,8 @@ import pytest
 from console import Shell
 from report_runs import write_run
 from shepherd import __version__, config, recipe
-from shepherd.cli import progress
 from shepherd.cli.commands import cli
+from shepherd.cli.outcome import print_result
 from shepherd.errors import EXIT_CODES
 
 SOURCES = Path(__file__).parents[2] / "src"
@@ -178,7 +178,7 @@ def test_config_show_says_where_each_value_comes_from(shell):
     origin = {entry["key"]: entry["origin"] for entry in json.loads(outcome.out)}
     assert origin["lora.r"] == "--set" and origin["run.seed"] == "--seed" and origin["federation.rounds"] == "--quick"
     assert origin["partition.key"] == "recipe demo" and origin["lora.alpha"] == "default"
-    assert set(recipe.keys()) <= set(origin), "every key is shown"
+    assert set(config.keys()) <= set(origin), "every key is shown"
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
@@ -373,5 +373,5 @@ def test_of_many_runs_the_last_are_named_and_the_rest_counted(shell):
 
 
 def test_what_to_type_next_can_be_copied_also_where_the_path_has_spaces(capsys):
-    progress.print_result(Path("my runs/demo"), {})
+    print_result(Path("my runs/demo"), {})
     assert "shepherd chat 'my runs/demo' --compare base" in capsys.readouterr().err

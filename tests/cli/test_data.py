@@ -276,7 +276,7 @@ def test_the_table_of_a_partition_fits_a_narrow_terminal_and_names_every_categor
     monkeypatch.setenv("COLUMNS", "80")
     for terminal in (True, False):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
-        data_tables._print_table(["hospital-north", "hospital-south"], names, counts)
+        data_tables.print_partition(["hospital-north", "hospital-south"], names, counts)
         lines[terminal] = capsys.readouterr().out
     assert max(map(len, lines[True].splitlines())) <= 80 < max(map(len, lines[False].splitlines()))
     assert all(f"{i + 1}\N{NO-BREAK SPACE}{name}" in " ".join(lines[True].split("\n")) for i, name in enumerate(names))
@@ -288,6 +288,6 @@ def test_names_in_wide_letters_count_twice_where_the_table_of_a_partition_has_to
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     names = [f"{number}病院の分類名前" for number in "123456"]  # 8 characters in 15 columns
-    data_tables._print_table(["north", "south"], names, np.ones((2, 6), int))
+    data_tables.print_partition(["north", "south"], names, np.ones((2, 6), int))
     out = capsys.readouterr().out
     assert max(map(cell_len, out.splitlines())) <= 80 and "分類名前" in out

@@ -11,7 +11,7 @@ import pytest
 
 from console import Shell
 from report_runs import write_run
-from shepherd.cli.progress import print_result
+from shepherd.cli.outcome import print_result
 from shepherd.cli.settings import QUICK
 from shepherd.config import Config
 from shepherd.recipe import load, recipes

@@ -38,5 +38,6 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    cli = click.get_current_context().find_root().command
-    click.echo(get_completion_class(shell)(cli, {}, "shepherd", "_SHEPHERD_COMPLETE").source())
+    cli, script = click.get_current_context().find_root().command, get_completion_class(shell)
+    assert script is not None
+    click.echo(script(cli, {}, "shepherd", "_SHEPHERD_COMPLETE").source())

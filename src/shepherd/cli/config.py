@@ -25,7 +25,8 @@ def config() -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
     """Print every key with its value and meaning, as TOML that `shepherd run` takes; without RECIPE, the defaults."""
-    from shepherd.recipe import keys, toml_value
+    from shepherd.config import keys
+    from shepherd.recipe import toml_value
 
     settings = gather(recipe, **flags, default_recipe=None)
     for line in settings.notes:

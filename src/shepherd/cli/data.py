@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shepherd.cli import output
-from shepherd.cli.data_tables import _as_json, _print_counts, _print_examples, _print_table, _svg
+from shepherd.cli.data_tables import dataset_entry, partition_svg, print_counts, print_examples, print_partition
 from shepherd.cli.group import Commands
 from shepherd.cli.settings import Settings, complete_recipe, gather, looks_like_recipe
 
@@ -49,8 +49,8 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     from shepherd.model.fetch import look_at
 
     config = _settings(source, **flags).config
-    tell = None if as_json else output.note
-    dataset = read_rows(config, tell=tell)
+    note = None if as_json else output.note
+    dataset = read_rows(config, tell=note)
     look_at(config.model.base, config.model.revision)
     from shepherd.data.audit import audit
     from shepherd.data.prompts import build_template
@@ -59,16 +59,16 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     output.announce_torch()
     tokenizer = _tokenizer(config.model.base, config.model.revision)
     template = build_template(config.data.template, tokenizer)
-    tokenized = tokenize(dataset.examples, tokenizer, template, config.data.max_length, tell)
+    tokenized = tokenize(dataset.examples, tokenizer, template, config.data.max_length, note)
     train, held_out, partition = _divided_if_possible(config, dataset, tokenized)
     found = audit(partition, train, held_out, tokenized, dataset)
     if as_json:
-        output.print_json(_as_json(dataset, tokenized, found, tokenizer, rows, template.notes))
+        output.print_json(dataset_entry(dataset, tokenized, found, tokenizer, rows, template.notes))
         return
-    _print_counts(dataset, tokenized, config.data, template.notes)
+    print_counts(dataset, tokenized, config.data, template.notes)
     click.echo("\naudit")
     click.echo(output.clean("  " + found.describe().replace("\n", "\n  ")))
-    _print_examples(dataset, tokenized, tokenizer, rows)
+    print_examples(dataset, tokenized, tokenizer, rows)
 
 
 @data.command()
@@ -88,23 +88,23 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     from shepherd.report.wording import plural
 
     config = _settings(recipe, **flags).config
-    tell = None if as_json else output.note
+    note = None if as_json else output.note
     if tokenize:
         from shepherd.model.fetch import look_at
 
         if not config.data.source.startswith("hub:"):
-            read_rows(config, tell=tell)  # what is wrong with them is said before PyTorch loads
+            read_rows(config, tell=note)  # what is wrong with them is said before PyTorch loads
         look_at(config.model.base, config.model.revision)
         from shepherd.experiment.rows import prepare_rows
 
         output.announce_torch()
-        rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision), tell)
+        rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision), note)
         dataset, divided, lost, details = rows.dataset, rows.partition, rows.warnings, rows.details
-        train = [example for id, example in rows.examples.items() if id not in divided.held_out]
-        held_out = [rows.examples[id] for id in divided.held_out]
+        train = tuple(example for name, example in rows.examples.items() if name not in divided.held_out)
+        held_out = tuple(rows.examples[name] for name in divided.held_out)
         refused = len(dataset.examples) - len(rows.tokenized.by_id)
     else:
-        dataset, refused = read_rows(config, tell=tell), None
+        dataset, refused = read_rows(config, tell=note), None
         extra = read_held_out(config, dataset)
         train, held_out, divided = divide_rows(config, dataset.examples, extra.examples if extra is not None else None)
         where = config.data.held_out_source or "held-out rows"
@@ -117,7 +117,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     labels = [divided.label(client) for client in clients]
     if svg is not None:
         svg.parent.mkdir(parents=True, exist_ok=True)
-        svg.write_text(_svg(labels, categories, counts, config.partition.name), encoding="utf-8")
+        svg.write_text(partition_svg(labels, categories, counts, config.partition.name), encoding="utf-8")
         output.note(f"drawn to {svg}")
     if as_json:
         output.print_json({
@@ -126,7 +126,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
             "counts": counts, "refused_when_tokenized": refused, "left_out": lost, "details": details,
         })  # fmt: skip
         return
-    _print_table(labels, categories, counts)
+    print_partition(labels, categories, counts)
     sizes = counts.sum(axis=1)
     click.echo(
         f"\n{plural(len(clients), 'client')} ({config.partition.name}): {sizes.sum():,} rows, {sizes.min():,} to "

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.errors import DISTRIBUTION, install_line
+from shepherd.experiment.capacity import nearest_existing
 
 PYTHON = (3, 11)
 LEAST_MEMORY = 2 * 10**9
@@ -161,7 +162,7 @@ def _machine() -> Section:
     little = memory.available < LEAST_MEMORY
     hint = f"the demo takes up to {size(LEAST_MEMORY)}; close something, or shepherd run --quick" if little else ""
     lines.append(Line("memory", text, "note" if little else "ok", hint))
-    disk = shutil.disk_usage(_nearest_existing(Path.cwd()))
+    disk = shutil.disk_usage(nearest_existing(Path.cwd()))
     little = disk.free < LEAST_DISK
     hint = f"a run and the model take about {size(LEAST_DISK)}" if little else ""
     lines.append(Line("disk here", f"{size(disk.free)} free of {size(disk.total)}", "note" if little else "ok", hint))
@@ -229,17 +230,10 @@ def _environment() -> Section:
 
 def _writable(name: str, folder: Path, hint: str) -> Line:
     """Whether `folder`, or the one it would be made in, may be written to. Makes nothing."""
-    place = _nearest_existing(folder)
+    place = nearest_existing(folder)
     if place.is_dir() and os.access(place, os.W_OK):
         return Line(name, f"{folder} (can be written)")
     return Line(name, f"{folder} cannot be written", "bad", hint)
-
-
-def _nearest_existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
 
 
 def _models() -> Section:

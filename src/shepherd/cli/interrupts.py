@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_asked: list[int] = []  # the signals of this command that have come and not yet ended it
+_received: list[int] = []  # signals that came during this command and have not ended it yet
 
 
 @contextmanager
@@ -30,21 +30,21 @@ def handled(*, last: bool) -> Iterator[None]:
     for number in SIGNALS:
         if number != signal.SIGINT or former[number] is signal.default_int_handler:
             signal.signal(number, _raise)
-    _asked.clear()
+    _received.clear()
     try:
         yield
     finally:
         if last:
             no_more()
         else:
-            _asked.clear()
+            _received.clear()
             for number, handler in former.items():
                 signal.signal(number, handler)
 
 
 def no_more() -> None:
     """The command is ending: signals are ignored from here on, what is left to do is short."""
-    _asked.clear()
+    _received.clear()
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -52,12 +52,12 @@ def no_more() -> None:
 
 def check() -> None:
     """Raise for a signal that came and was lost: Python drops what is raised within a finaliser."""
-    if _asked:
-        _raise(_asked[0], None)
+    if _received:
+        _raise(_received[0], None)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
-    _asked.append(number)
+def _raise(number: int, _: FrameType | None) -> None:
+    _received.append(number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[str, str]] = {
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def list_names(kind: str | None, as_json: bool) -> None:
     """List all that has a name in TOML, with its options."""
-    if kind not in (None, "recipes", *KINDS):
+    if kind is not None and kind not in ("recipes", *KINDS):
         near = did_you_mean(kind, ["recipes", *KINDS])
         raise UsageError(f"unknown kind: {kind!r}.{near}", hint=f"kinds: recipes, {', '.join(KINDS)}")
     found = {name: _names(name) for name in ([kind] if kind else ["recipes", *KINDS])}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: that of this process, which then ends) and return its exit status."""
-    whole = arguments is None
+    is_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("SHEPHERD_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream := getattr(sys, name), "reconfigure"):  # a narrow console encoding must not end a run
             stream.reconfigure(errors="replace")
     try:
-        with interrupts.handled(last=whole), _log_of_clients_errors() if debug else contextlib.nullcontext():
+        with interrupts.handled(last=is_process), _log_of_clients_errors() if debug else contextlib.nullcontext():
             from shepherd.model.threads import prepare_environment
 
             prepare_environment()
@@ -96,7 +96,7 @@ def _help(error: click.UsageError) -> str:
 
 def _setting_hint(error: click.NoSuchOption) -> str:
     """For `--lora.r` or `--rounds`: how to set that key of the recipe. Empty when there is no such key."""
-    from shepherd.recipe import keys, keys_called
+    from shepherd.config import keys, keys_called
 
     name = error.option_name.lstrip("-").replace("-", "_")
     meant = [name] if name in keys() else keys_called(name)

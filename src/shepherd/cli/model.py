@@ -13,7 +13,7 @@ def model() -> None:
     """Fetch base models and list those that are here."""
 
 
-def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def _names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     from shepherd.model.catalogue import BUILTIN
 
     return [name for name in BUILTIN if name.startswith(incomplete)]

@@ -16,10 +16,7 @@ the seconds that this client trained). A round begins with a row of each client 
 
 from __future__ import annotations
 
-import shlex
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -134,7 +131,9 @@ def describe(event: Mapping[str, Any], started: Mapping[str, Any]) -> str:
         case "step":
             left = wording.duration(event.get("eta_seconds"))
             speed = wording.count(round(event.get("tokens_per_second") or 0))
-            return f"{_place(event)}: {wording.percent(event.get('fraction'), 0)} done, {speed} tokens/s, {left} left"
+            return (
+                f"{_position(event)}: {wording.percent(event.get('fraction'), 0)} done, {speed} tokens/s, {left} left"
+            )
         case "committed" if event["round"] <= started.get("round", 0) - FORMER_ROUNDS_SHOWN:
             return ""
         case "round" | "committed":
@@ -232,7 +231,7 @@ class LiveTable(Observer):
         left = f"{wording.duration(eta)} left" if eta else ""
         speed = f"{_speed(step)} tokens/s" if self.training and step.get("tokens_per_second") else ""
         name = wording.shorten(Path(self.run).name if self.run else "run", 32, middle=True)
-        at = _place(step) if self.training else self.phase
+        at = _position(step) if self.training else self.phase
         room = max(8, min(40, self.console.width - len(name) - len(at) - 6))
         model = wording.shorten(str(self.started.get("model", "")), room, middle=True)
         title = Text.assemble((name, "bold"), "  ", model, "  ", (at, "cyan"))
@@ -280,7 +279,7 @@ def _speed(row: Mapping[str, Any]) -> str:
     return wording.count(round(row["tokens_per_second"])) if row.get("tokens_per_second") else ""
 
 
-def _place(event: Mapping[str, Any]) -> str:
+def _position(event: Mapping[str, Any]) -> str:
     """Where the run is: "federated, round 2/8"; personal models are tuned after the last one."""
     arm = event["arm"]
     return "personal models" if arm == "personal" else f"{arm}, round {event['round']}/{event['rounds']}"
@@ -291,65 +290,3 @@ _STYLE = {
     "failed": "bold red", "rejected": "bold red", "late": "yellow", "training": "cyan", "waiting": "dim",
     "done": "green",
 }  # fmt: skip
-
-
-def print_result(run: Path, summary: Mapping[str, Any]) -> None:
-    """The arms side by side, the headline and the report's path on stdout, then the next commands on stderr."""
-    arms = summary.get("arms", {})
-    base = wording.number((arms.get("base") or {}).get("loss"))
-    rows: list[tuple[str, Any]] = [("base (not tuned)", base)] if arms.get("base") else []
-    local = [wording.number(arm.get("loss")) for arm in (arms.get("local") or {}).values()]
-    local = [loss for loss in local if loss is not None]
-    if local:
-        clients = summary.get("clients")
-        some = f" of {len(local)} of {clients}" if isinstance(clients, int) and len(local) < clients else ""
-        ends = {"best": min(local), "mean": sum(local) / len(local), "worst": max(local)}
-        which = ("mean", "best", "worst") if len(local) > 1 else ("mean",)
-        rows += [(f"clients alone, {name}{some}", ends[name]) for name in which]
-    rows += [(name, arms[name].get("loss")) for name in ("federated", "centralised") if arms.get(name)]
-    budget = summary.get("budget") or {}
-    output.print_table(
-        ("arm", "held-out loss", "against base", "steps", "learned tokens"),
-        [
-            (
-                name,
-                wording.digits(loss),
-                "" if base is None or name.startswith("base") or loss is None else wording.signed(loss - base),
-                *_spent(budget, name),
-            )
-            for name, loss in rows
-        ],
-        right=(1, 2, 3, 4),
-    )
-    print_headline(run)
-    seconds = (summary.get("seconds") or {}).get("total")
-    report = run / "report.html"
-    click.echo()
-    sent = wording.size(summary.get("bytes_up"))
-    click.echo(f"run      {run}  ({wording.duration(seconds)}, {sent} sent by clients)")
-    if report.is_file():
-        click.echo(f"report   {report}")
-    output.note(f"next     shepherd chat {shlex.quote(str(run))} --compare base")
-    output.note(f"         shepherd compare {shlex.quote(str(run))} OTHER_RUN")
-
-
-def print_headline(run: Path) -> None:
-    """What the report says first, on stdout: a sentence for each comparison, and what to keep in mind with them."""
-    if not (run / "summary.json").is_file():
-        return
-    from shepherd.report.load import load_run
-    from shepherd.report.sections.participation import alerts
-    from shepherd.report.sections.verdict import verdict
-
-    record = load_run(run)
-    width = min(100, shutil.get_terminal_size().columns)
-    click.echo()
-    for sentence in (*verdict(record), *alerts(record)):
-        text = output.clean(sentence).replace("\N{NO-BREAK SPACE}", " ")
-        click.echo(textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
-
-
-def _spent(budget: Mapping[str, Any], row: str) -> tuple[str, str]:
-    """(optimizer steps, learned tokens) of a row's arm; the clients alone say theirs once, together."""
-    spent = budget.get("local" if row.startswith("clients alone, mean") else row) or {}
-    return tuple(wording.count(spent[key]) if key in spent else "" for key in ("optimizer_steps", "target_tokens"))

@@ -44,7 +44,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
     RECIPE is a TOML file or the name of a packaged recipe (`shepherd list recipes`); without one it is the demo, or
     own-data when --data is given. The run directory holds everything that comes out; its path is printed at the end.
     """
-    from shepherd.cli import progress
+    from shepherd.cli import outcome, progress
 
     if stopped is not None:
         if recipe or any(value is not None and value is not False and value != () for value in flags.values()):
@@ -64,7 +64,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
 
         result = _carry_out(partial(experiment.run, settings.config), observer)
     if not as_json:
-        progress.print_result(Path(result.path), result.summary)
+        outcome.print_result(Path(result.path), result.summary)
 
 
 @click.command()
@@ -78,7 +78,7 @@ def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
     It ends with the same bytes as if it had never stopped. Where settings, data, base, tokenizer, code or machine
     are not those that it was started with, it says what differs and does nothing.
     """
-    from shepherd.cli import progress
+    from shepherd.cli import outcome, progress
 
     run_dir = open_run(find_run(run), "identity.json")
     if (run_dir / "summary.json").exists():
@@ -90,7 +90,7 @@ def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
 
         result = _carry_out(partial(experiment.resume, run_dir, force=force), observer)
     if not as_json:
-        progress.print_result(Path(result.path), result.summary)
+        outcome.print_result(Path(result.path), result.summary)
 
 
 def _carry_out(start: Callable[..., Run], observer: Any) -> Run:
@@ -119,12 +119,12 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     settings = gather(recipe, **flags)
     for line in settings.notes:
         output.note(line)
-    tell = None if as_json else output.note
-    starting.look_first(settings.config, output.note, tell)
+    note = None if as_json else output.note
+    starting.look_first(settings.config, output.note, note)
     output.announce_torch()
     from shepherd.experiment import run as experiment
 
-    plan = experiment.plan(settings.config, tell)
+    plan = experiment.plan(settings.config, note)
     values = dataclasses.asdict(plan) if dataclasses.is_dataclass(plan) else dict(plan)
     if as_json:
         output.print_json(values)

@@ -64,7 +64,7 @@ def recipe_options(command: Callable) -> Callable:
     return command
 
 
-def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
+def complete_recipe(_: click.Context, __: click.Parameter, incomplete: str) -> list:
     from click.shell_completion import CompletionItem
 
     from shepherd.recipe import recipes
@@ -117,14 +117,13 @@ def gather(
         notes.append(note)
     layers += [*flags, ("--set", chosen)]
     settings, origins = merge(layers)
-    own = _rate_ratio_of(settings)
-    if own is not None:
-        settings, origins = merge([own, *layers])
+    if (ratio := _rate_ratio_of(settings)) is not None:
+        settings, origins = merge([ratio, *layers])
     config = resolve(settings, (registry_problems,))
-    if own_data:
-        notes.insert(0, f"no recipe given: --data uses the recipe own-data ({_division(config, data, named)})")
-    elif named:
-        notes.insert(0, f"{data} divides its rows: {_division(config, data, named)}")
+    if data is not None and (own_data or named):
+        division = _division(config, data, named)
+        no_recipe = f"no recipe given: --data uses the recipe own-data ({division})"
+        notes.insert(0, no_recipe if own_data else f"{data} divides its rows: {division}")
     return Settings(config, origins, tuple(notes))
 
 
@@ -169,7 +168,7 @@ def _rate_ratio_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | 
 
 def _quick(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The layer of --quick on top of `settings`, and the line that says what it changed."""
-    from shepherd.recipe import keys
+    from shepherd.config import keys
 
     layer: dict[str, dict[str, int]] = {}
     changed = []
@@ -220,17 +219,17 @@ def find_run(argument: str) -> Path:
     raise UsageError(f"{what}: {argument}{near and f'.{near}'}", hint=known)
 
 
-def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def complete_run(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     found = sorted(str(path.parent) for path in Path("runs").glob("*/config.toml"))
     return [run for run in found if run.startswith(incomplete)] or [
         Path(run).name for run in found if Path(run).name.startswith(incomplete)
     ]
 
 
-def _complete_key(ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
+def _complete_key(_: click.Context, __: click.Parameter, incomplete: str) -> list:
     from click.shell_completion import CompletionItem
 
-    from shepherd.recipe import keys
+    from shepherd.config import keys
 
     return [
         CompletionItem(f"{key}=", help=re.sub(r"\s+", " ", entry.description or ""))
