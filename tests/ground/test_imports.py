@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "state": GROUND | {"model", "store"},
     "data": GROUND,
     "model": GROUND,
-    **{room: GROUND | DATA_AND_MODEL for room in ROOMS},
+    **dict.fromkeys(ROOMS, GROUND | DATA_AND_MODEL),
     "plan": MIDDLE,
     "asking": MIDDLE | {"plan"},
     "round": MIDDLE | {"plan", "asking"},

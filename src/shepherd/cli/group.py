@@ -10,7 +10,7 @@ from shepherd.errors import UsageError, did_you_mean
 class Commands(click.Group):
     """Commands in the order in which they were added."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _: click.Context) -> list[str]:
         return list(self.commands)
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
