@@ -72,7 +72,9 @@ def test_a_failure_of_our_own_is_one_line_and_says_how_to_see_more(shell, monkey
     monkeypatch.setattr(recipe, "recipes", lambda: 1 / 0)
     outcome = shell("list", "recipes")
     assert outcome.status == 1 and "Traceback" not in outcome.err
-    assert outcome.err.startswith("error: unexpected ZeroDivisionError: division by zero\nhint: run again with --debug")
+    assert outcome.err.startswith(
+        "error: unexpected ZeroDivisionError: division by zero\nhint: this is a bug in Shepherd: run again with --debug"
+    )
 
 
 def test_ctrl_c_ends_with_130(shell, monkeypatch):
@@ -141,7 +143,7 @@ def test_a_picture_that_cannot_be_written_is_answered_with_its_place_and_status_
     Path("file").touch()
     write_run(Path("runs/a"))
     outcome = shell("compare", "a", "--html", f"{folder}/page.html")
-    assert outcome.status == 5 and f"error: {folder}/" in outcome.err and "bug of ours" not in outcome.err
+    assert outcome.status == 5 and f"error: {folder}/" in outcome.err and "bug in Shepherd" not in outcome.err
 
 
 def test_list_shows_each_name_of_each_registry_with_its_options(shell):
@@ -209,7 +211,7 @@ def test_a_run_is_found_by_path_and_by_name_and_a_misspelt_one_is_answered_with_
     assert shell("report", "first").status == 0
     outcome = shell("report", "frist")
     assert outcome.status == 2 and "run not found: frist. Did you mean 'first'?" in outcome.err
-    assert "error: no config.toml in this folder, so it is no run: .\n" in shell("report", ".").err
+    assert "error: not a run directory (no config.toml): .\n" in shell("report", ".").err
 
 
 def test_compare_puts_runs_side_by_side_as_text_page_and_json(shell):

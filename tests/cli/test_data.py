@@ -65,7 +65,7 @@ def test_a_row_cannot_drive_the_terminal_it_is_shown_in(shell, model, tmp_path):
 
 def test_data_that_cannot_be_divided_is_inspected_all_the_same(shell, model):
     outcome = shell("data", "inspect", "x.jsonl", "--model", model, "--set", "partition.clients=99")
-    assert outcome.status == 0 and "not divided over clients: 99 clients" in outcome.err
+    assert outcome.status == 0 and "not partitioned over clients: 99 clients" in outcome.err
 
 
 def test_one_row_is_too_few_to_hold_any_out(shell, tmp_path):
@@ -76,7 +76,7 @@ def test_one_row_is_too_few_to_hold_any_out(shell, tmp_path):
 
 def test_a_misspelt_recipe_is_told_from_data_that_are_not_here(shell):
     outcome = shell("data", "partition", "demmo")
-    assert outcome.status == 2 and "neither a recipe nor data that are here: demmo. Did you mean 'demo'?" in outcome.err
+    assert outcome.status == 2 and "neither a recipe nor a data file: demmo. Did you mean 'demo'?" in outcome.err
     assert shell("data", "partition", "y.jsonl").status == 3
 
 

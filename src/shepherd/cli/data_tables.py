@@ -1,4 +1,4 @@
-"""Tables and pictures of `shepherd data`."""
+"""Tables and figures of `shepherd data`."""
 
 from __future__ import annotations
 

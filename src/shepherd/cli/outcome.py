@@ -16,7 +16,7 @@ from shepherd.report import wording
 
 
 def print_result(run: Path, summary: Mapping[str, Any]) -> None:
-    """The arms side by side, the headline and the report's path on stdout, then the next commands on stderr."""
+    """Print arms, headline and report path on stdout, then suggested commands on stderr."""
     arms = summary.get("arms", {})
     base = wording.number((arms.get("base") or {}).get("loss"))
     rows: list[tuple[str, Any]] = [("base (not tuned)", base)] if arms.get("base") else []
@@ -24,10 +24,10 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
     local = [loss for loss in measured if loss is not None]
     if local:
         clients = summary.get("clients")
-        some = f" of {len(local)} of {clients}" if isinstance(clients, int) and len(local) < clients else ""
+        share = f" of {len(local)} of {clients}" if isinstance(clients, int) and len(local) < clients else ""
         ends = {"best": min(local), "mean": sum(local) / len(local), "worst": max(local)}
         which = ("mean", "best", "worst") if len(local) > 1 else ("mean",)
-        rows += [(f"clients alone, {name}{some}", ends[name]) for name in which]
+        rows += [(f"clients alone, {name}{share}", ends[name]) for name in which]
     rows += [(name, arms[name].get("loss")) for name in ("federated", "centralised") if arms.get(name)]
     budget = summary.get("budget") or {}
     output.print_table(
@@ -56,7 +56,7 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
 
 
 def print_headline(run: Path) -> None:
-    """What the report says first, on stdout: a sentence for each comparison, and what to keep in mind with them."""
+    """Print the report's headline: a sentence per comparison, and its caveats."""
     if not (run / "summary.json").is_file():
         return
     from shepherd.report.load import load_run
@@ -72,7 +72,7 @@ def print_headline(run: Path) -> None:
 
 
 def _spent(budget: Mapping[str, Any], row: str) -> tuple[str, str]:
-    """(optimizer steps, learned tokens) of a row's arm; the clients alone say theirs once, together."""
+    """(optimizer steps, target tokens) of a row's arm; the local arm shows its total once."""
     spent = budget.get("local" if row.startswith("clients alone, mean") else row) or {}
     steps, tokens = (wording.count(spent[key]) if key in spent else "" for key in ("optimizer_steps", "target_tokens"))
     return steps, tokens

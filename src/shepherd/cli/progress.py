@@ -1,17 +1,17 @@
-"""What a person, or a program, sees of a run while it goes: events in, a live table, plain lines or JSON lines out.
+"""Progress of a run: events in; a live table, plain lines or JSON lines out.
 
     with observer() as watch:
         experiment.run(config, observer=watch)
 
 An observer is called with plain dicts (key "event"): start, committed, phase, clients, step, round, evaluation,
-warning, end. The table and the lines go to stderr, JSON goes to stdout. Nothing here changes what a run does.
+warning, end. Table and lines go to stderr, JSON goes to stdout. Observers do not change the run.
 
-"start" has the round after which a run is resumed, and the fraction of its training that is done; a "committed" for
-each round until then follows, with the keys of "round".
+"start" has the round after which a run is resumed, and the fraction of its training that is done; a "committed" with
+the keys of "round" follows for each earlier round.
 
-"clients" and "step" hold rows of the clients of whom there is news: state (waiting, training, done, failed, rejected,
-late), step of steps, loss, tokens (learned), seen_tokens and tokens_per_second (all that went through the base, over
-the seconds that this client trained). A round begins with a row of each client that is asked.
+"clients" and "step" hold rows of the clients with news: state (waiting, training, done, failed, rejected, late), step
+of steps, loss, tokens (targets), seen_tokens and tokens_per_second (all tokens through the base, per second of this
+client's training). A round begins with one row for each client of the cohort.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from shepherd.report import wording
 REFRESH_PER_SECOND = 3
 CLIENTS_SHOWN = 16
 NARROW = 60
-"""Columns of a terminal below which the clients' names need the room of their speeds."""
+"""Terminals with fewer columns show the clients' names in place of their speeds."""
 SECONDS_BETWEEN_LINES = 30
 FORMER_ROUNDS_SHOWN = 5
-"""Of a run that is resumed: the last rounds that were committed before."""
+"""Most recent committed rounds shown of a resumed run."""
 
 
 def observer(as_json: bool = False, plain: bool = False) -> Observer:
-    """JSON lines when asked for; a live table where stderr is a terminal with colours; plain lines elsewhere."""
+    """JSON lines on request; a live table if stderr is a colour terminal; plain lines otherwise."""
     if as_json:
         return JsonLines()
     return PlainLines() if plain or not output.colours(sys.stderr) else LiveTable()
 
 
 class Observer:
-    """A callable that takes the events of one run, and a context that ends its display."""
+    """A receiver of the events of one run, and a context that ends its display."""
 
     run: str | None = None
     """The run directory, once the run has started."""
     labels: Mapping[str, str] = MappingProxyType({})
-    """Names of the clients whose ids are not their names, once the run has started."""
+    """Names of clients that differ from their ids, once the run has started."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         self.run, self.labels = event.get("run", self.run), event.get("labels", self.labels)
@@ -61,7 +61,7 @@ class Observer:
         raise NotImplementedError
 
     def close(self) -> None:
-        """End the display; called twice it does nothing."""
+        """End the display; a second call has no effect."""
 
     def __enter__(self) -> Observer:
         return self
@@ -71,14 +71,14 @@ class Observer:
 
 
 class JsonLines(Observer):
-    """One JSON object per line on stdout. The command line adds a failure as the last: {"event": "error", …}."""
+    """One JSON object per line on stdout; a failure adds {"event": "error", …} as the last."""
 
     def show(self, event: Mapping[str, Any]) -> None:
         click.echo(output.to_json(event))
 
 
 class PlainLines(Observer):
-    """A line per phase, round, evaluation and warning on stderr, and one in half a minute within a long round."""
+    """One line per phase, round, evaluation and warning on stderr, and every 30 s within a long round."""
 
     def __init__(self) -> None:
         self.started: Mapping[str, Any] = {}
@@ -99,7 +99,7 @@ class PlainLines(Observer):
 
 
 def named(event: Mapping[str, Any], labels: Mapping[str, str]) -> Mapping[str, Any]:
-    """The event with the clients' names in place of their ids."""
+    """Replace client ids by names in an event."""
     if not labels:
         return event
 
@@ -116,7 +116,7 @@ def named(event: Mapping[str, Any], labels: Mapping[str, str]) -> Mapping[str, A
 
 
 def describe(event: Mapping[str, Any], started: Mapping[str, Any]) -> str:
-    """One event of the run that `started` began as one line; empty for those that are not worth one."""
+    """Describe an event in one line; empty for events without one. started: the run's "start" event."""
     arm, rounds = event.get("arm") or "", started.get("rounds", 0)
     match event["event"]:
         case "start":
@@ -198,7 +198,7 @@ class LiveTable(Observer):
                 self.phase += f": {event['detail']}" if event.get("detail") else ""
                 self.training = False
             case "clients" | "step":
-                # A federated round has a cohort of its own; who trains alone stays over the rounds.
+                # Cohorts change with federated rounds; clients of the local arm stay.
                 at = event["arm"], event["round"] if event["arm"] == "federated" else None
                 self.clients = {**(self.clients if at == self.at else {}), **event["clients"]}
                 self.step, self.at, self.training = {**self.step, **event}, at, True
@@ -220,7 +220,7 @@ class LiveTable(Observer):
         self.live.stop()
 
     def render(self) -> Any:
-        """The header, the bar and the rows as they are now."""
+        """The current header, progress bar and client rows."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -242,7 +242,7 @@ class LiveTable(Observer):
         share = min(1.0, max(0.0, step.get("fraction") or 0.0))
         width = max(8, min(40, self.console.width - 46))
         bar.add_row(ProgressBar(total=1.0, completed=share, width=width), wording.percent(share, 0), left, speed)
-        parts = [title, bar, so_far] if self.started else [title, so_far]  # only then it is known what there is to do
+        parts = [title, bar, so_far] if self.started else [title, so_far]  # the amount of work is known from then on
         if self.training:
             parts.append(self._clients(self.clients, Table(box=None, padding=(0, 2, 0, 0), header_style="dim")))
         return Group(*parts)
@@ -280,7 +280,7 @@ def _speed(row: Mapping[str, Any]) -> str:
 
 
 def _position(event: Mapping[str, Any]) -> str:
-    """Where the run is: "federated, round 2/8"; personal models are tuned after the last one."""
+    """The position in the run, e.g. "federated, round 2/8"."""
     arm = event["arm"]
     return "personal models" if arm == "personal" else f"{arm}, round {event['round']}/{event['rounds']}"
 
