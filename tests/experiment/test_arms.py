@@ -114,10 +114,10 @@ def test_in_the_baselines_too_b_moves_at_rate_ratio_times_the_arms_own_rate(run_
     ("overrides", "message"),
     [
         (["local_learning_rate=0.1", "arms=base,federated,centralised"],
-         "evaluation.local_learning_rate = 0.1 would change nothing: evaluation.arms does not name local"),
+         "evaluation.local_learning_rate = 0.1 would have no effect: evaluation.arms does not include local"),
         (["local_learning_rate=0.1", "centralised_learning_rate=0.2", "arms=base,federated"],
-         "0.1 and evaluation.centralised_learning_rate = 0.2 would change nothing: evaluation.arms does not name local "
-         "and centralised"),
+         "0.1 and evaluation.centralised_learning_rate = 0.2 would have no effect: evaluation.arms does not include "
+         "local and centralised"),
         (["local_learning_rate=-1"], "evaluation.local_learning_rate: must be at least 0.0, got -1"),
         (["centralised_learning_rate=fast"], "evaluation.centralised_learning_rate: must be a number, got 'fast'"),
         (["centralised_learning_rate=nan"], "evaluation.centralised_learning_rate: must be a finite number"),

@@ -60,7 +60,8 @@ def _container_memory(cgroup: Path) -> int | float:
         return float("inf")
 
 
-def _existing(folder: Path) -> Path:
+def nearest_existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
     folder = folder.absolute()
     while not folder.exists() and folder != folder.parent:  # a drive of Windows need not be there
         folder = folder.parent
@@ -69,7 +70,7 @@ def _existing(folder: Path) -> Path:
 
 def check_place(out: Path) -> Path:
     """The folder that is there, `out` or the nearest above it. Raises ResourceError where no run can be made in it."""
-    place = _existing(out)
+    place = nearest_existing(out)
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise ResourceError(
             f"no run directory can be made in {out}: {place} is no folder that may be written to",
