@@ -40,16 +40,11 @@ MAY_IMPORT = {
     "data": GROUND,
     "model": GROUND,
     **{room: GROUND | DATA_AND_MODEL for room in ROOMS},
-    "plan": MIDDLE,
-    "asking": MIDDLE | {"plan"},
-    "round": MIDDLE | {"plan", "asking"},
+    "round": MIDDLE,
     "engines": MIDDLE,
     "report": BOTTOM,
-    **{part: MIDDLE | {"plan", "asking", "round", "engines", "report"} | RUN for part in RUN},
-    **{
-        part: MIDDLE | {"plan", "asking", "round", "engines", "report"} | RUN | COMMANDS | {"interrupts"}
-        for part in COMMANDS
-    },
+    **{part: MIDDLE | {"round", "engines", "report"} | RUN for part in RUN},
+    **{part: MIDDLE | {"round", "engines", "report"} | RUN | COMMANDS | {"interrupts"} for part in COMMANDS},
 }
 HEAVY = ("torch", "transformers", "peft", "datasets")
 
@@ -117,6 +112,7 @@ def test_dir_shows_the_public_names_and_loads_neither_torch_nor_the_rest():
         "shepherd.data.sources",
         "shepherd.model.fetch",
         "shepherd.store",
+        "shepherd.round",
     ],
 )
 def test_light_modules_do_not_load_torch(module):

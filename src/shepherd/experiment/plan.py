@@ -19,7 +19,7 @@ from shepherd.experiment.method import (
     rate_ratio,
 )
 from shepherd.experiment.rows import FederatedData
-from shepherd.plan import Plan, Policy
+from shepherd.round import Plan, Policy
 from shepherd.server.method import Method
 from shepherd.server.weights import population_weights
 from shepherd.types import ClientId, Objective, SlotChoice, Work
