@@ -141,7 +141,7 @@ def setting(small_config):
 
 def trained(engine: LocalEngine, task: TrainTask, **changes) -> dict[str, ClientUpdate | ClientFailure]:
     again = LocalEngine(replace(engine.site, settings=replace(engine.site.settings, **changes)))
-    return {answer.client: answer for answer in again.train(task, {})}
+    return {answer.client: answer for answer in again.train(task)}
 
 
 def assert_close(ours: ClientUpdate, theirs: ClientUpdate) -> None:
@@ -154,7 +154,7 @@ def assert_close(ours: ClientUpdate, theirs: ClientUpdate) -> None:
 def test_isolation_changes_no_bit_while_all_goes_well(setting):
     engine, task = setting
     plain = list(train(task, {}, engine.site))
-    for ours, theirs in zip(engine.train(task, {}), plain, strict=True):
+    for ours, theirs in zip(engine.train(task), plain, strict=True):
         assert ours.delta.keys() == theirs.delta.keys()
         assert all(ours.delta[name].tobytes() == theirs.delta[name].tobytes() for name in ours.delta)
         assert replace(ours, delta={}) == replace(theirs, delta={})

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shepherd.asking import pool_of
+from shepherd.clients.history import pool_of
 from shepherd.config import Config
 from shepherd.evaluation.answers import Generation
 from shepherd.experiment.checks import Checked
@@ -32,8 +32,8 @@ from shepherd.model.outline import check_packable, load_config, outline
 from shepherd.model.slots import features
 from shepherd.model.targets import pick_targets, reach
 from shepherd.model.threads import matmul_peak, use_threads
-from shepherd.plan import Plan
 from shepherd.rng import stream
+from shepherd.round import Plan
 from shepherd.server.traffic import bounds, round_bytes
 from shepherd.types import Adapter, ClientId, GlobalModel, ServerState, Work
 
@@ -198,7 +198,7 @@ def _traffic(plan: Plan, adapter: Adapter, count: int) -> tuple[int, int, str, s
 def _cohort(plan: Plan, state: ServerState) -> tuple[tuple[ClientId, ...], list[ClientId], list[ClientId]]:
     """(asked, sent, merged): who is asked in the round after `state`, who answers before the deadline, who counts."""
     number, policy = state.round + 1, plan.policy
-    pool = pool_of(plan.clients, state, plan)
+    pool = pool_of(plan.clients, number, state.history, plan.sizes, plan.weights)
     size = min(len(plan.clients), policy.ask(plan.cohort_size))
     draw = plan.select.draw(pool, size, stream(plan.seed, "select", number))
     seconds = {c: policy.clock(plan.work(c, number, 0), number) for c in draw.clients}

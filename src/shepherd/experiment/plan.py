@@ -12,7 +12,7 @@ from shepherd.config import Config
 from shepherd.experiment.method import Composition, check_clients, client_ranks, prepare_selection
 from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.schedule import Schedule
-from shepherd.plan import Plan, Policy
+from shepherd.round import Plan, Policy
 from shepherd.server.method import Method
 from shepherd.server.weights import population_weights
 from shepherd.types import ClientId, Objective, SlotChoice, Work
