@@ -1,4 +1,4 @@
-"""`shepherd run`: flags -> config, what is told, what is printed; once for real on a tiny model."""
+"""`shepherd run`: flags -> config, notes, output; once for real on a tiny model."""
 
 from __future__ import annotations
 
@@ -108,9 +108,9 @@ def test_quick_makes_a_run_smaller_and_says_what_it_changed(shell, started):
     full, quick = load("laptop"), started[0]
     assert quick.federation.rounds == QUICK["federation.rounds"] < full.federation.rounds
     assert f"federation.rounds = {QUICK['federation.rounds']} (was {full.federation.rounds})" in outcome.err
-    told = outcome.err.split("--quick sets ")[1].split("\n")[0]
+    printed = outcome.err.split("--quick sets ")[1].split("\n")[0]
     changed = {key for key in QUICK if _value(full, key) != _value(quick, key)}
-    assert {part.split(" = ")[0] for part in told.split(", ")} == changed
+    assert {part.split(" = ")[0] for part in printed.split(", ")} == changed
     assert full.model_dump() != quick.model_dump() and quick.lora == full.lora
 
 
@@ -164,10 +164,10 @@ def test_the_result_has_the_headline_of_the_report_in_lines_of_the_terminal(caps
     run = write_run(tmp_path / "demo")
     print_result(run, SUMMARY)
     out = capsys.readouterr().out
-    told = " ".join(out.split())
+    printed = " ".join(out.split())
     for sentence in (*verdict(load_run(run)), *alerts(load_run(run))):
-        assert " ".join(sentence.split()) in told, sentence
-    assert "on their own held-out rows" in told.lower() and all(
+        assert " ".join(sentence.split()) in printed, sentence
+    assert "on their own held-out rows" in printed.lower() and all(
         len(line) <= 80 for line in out.splitlines() if line[:2] == "- "
     )
 
@@ -220,9 +220,9 @@ def test_under_json_a_run_that_ends_early_says_so_in_its_last_line(
 def test_under_json_a_mistake_in_the_command_or_recipe_is_one_line_of_json(shell, wrong):
     outcome = shell("run", "--json", *wrong)
     (line,) = outcome.out.splitlines()
-    told = json.loads(line)
-    assert outcome.status == told["exit_status"] == 2 and told["event"] == "error"
-    assert f"error: {told['message']}" in outcome.err
+    printed = json.loads(line)
+    assert outcome.status == printed["exit_status"] == 2 and printed["event"] == "error"
+    assert f"error: {printed['message']}" in outcome.err
 
 
 def test_an_interrupted_run_says_how_to_go_on(shell, started, monkeypatch):
