@@ -22,6 +22,7 @@ from shepherd import __version__, config, recipe
 from shepherd.cli.commands import cli
 from shepherd.cli.outcome import print_result
 from shepherd.errors import EXIT_CODES
+from shepherd.experiment import remeasure
 
 SOURCES = Path(__file__).parents[2] / "src"
 
@@ -359,11 +360,10 @@ def test_a_round_that_was_kept_is_measured_too_and_an_adapter_that_is_gone_says_
 def test_evaluate_says_when_a_difference_is_too_small_and_why_there_is_no_interval(
     shell, monkeypatch, difference, said
 ):
-    from shepherd.experiment import run as experiment
 
     arm = {"rows": 2, "loss": 2.0, "token_accuracy": 0.5, "per_category": {}}
     answer = {"base": arm, "federated": arm, "difference": {"no_interval": None, **difference}}
-    monkeypatch.setattr(experiment, "evaluate_run", lambda folder, number: answer)
+    monkeypatch.setattr(remeasure, "evaluate_run", lambda folder, number: answer)
     assert shell("evaluate", write_run(Path("runs") / "x")).out.splitlines()[-1].endswith(said)
 
 

@@ -14,9 +14,10 @@ from report_runs import write_run
 from shepherd.cli.outcome import print_result
 from shepherd.cli.settings import QUICK
 from shepherd.config import Config
+from shepherd.experiment import estimate
 from shepherd.recipe import load, recipes
 from shepherd.report import load_run
-from shepherd.report.sections.participation import alerts
+from shepherd.report.sections.alerts import alerts
 from shepherd.report.sections.verdict import verdict
 from tiny import tiny_model
 
@@ -239,10 +240,9 @@ def test_an_interrupted_run_says_how_to_go_on(shell, started, monkeypatch):
 
 def test_check_prints_the_plan_with_units_and_as_json(shell, monkeypatch):
     from shepherd.experiment import checks as starting
-    from shepherd.experiment import run as experiment
 
     plan = {"clients": 8, "bytes_up": 7_372_800, "seconds": 61.0, "memory_bytes": 2e9, "tokens": {"federated": 1200}}
-    monkeypatch.setattr(experiment, "plan", lambda config, tell=None: plan, raising=False)
+    monkeypatch.setattr(estimate, "plan", lambda config, tell=None, checked=None: plan)
     monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: None)
     text = shell("check", "demo").out
     assert "7.37 MB" in text and "1 min 01 s" in text and "2.00 GB" in text and "federated 1,200" in text

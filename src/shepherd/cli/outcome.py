@@ -60,7 +60,7 @@ def print_headline(run: Path) -> None:
     if not (run / "summary.json").is_file():
         return
     from shepherd.report.load import load_run
-    from shepherd.report.sections.participation import alerts
+    from shepherd.report.sections.alerts import alerts
     from shepherd.report.sections.verdict import verdict
 
     record = load_run(run)

@@ -27,6 +27,7 @@ import click
 
 from shepherd.cli import interrupts, output
 from shepherd.report import wording
+from shepherd.report.outcomes import entry_outcome
 
 REFRESH_PER_SECOND = 3
 CLIENTS_SHOWN = 16
@@ -146,10 +147,10 @@ def describe(event: Mapping[str, Any], started: Mapping[str, Any]) -> str:
                 parts.append(f"held-out loss {wording.digits(event['held_out_loss'])}")
             parts.append(f"{wording.size(event.get('bytes_up'))} up")
             parts.append(wording.duration(sum((event.get("seconds") or {}).values())))
-            for rejected in event.get("rejected") or ():
-                parts.append(f"rejected {rejected['client']} ({rejected['code']}: {rejected['detail']})")
+            for entry in event.get("rejected") or ():
+                parts.append(f"{entry_outcome(entry)} {entry['client']} ({entry['code']}: {entry['detail']})")
             if event.get("missing"):
-                parts.append(f"missing {wording.listing(list(event['missing']))}")
+                parts.append(f"lost {wording.listing(list(event['missing']))}")
             if event.get("late"):
                 parts.append(f"late {wording.listing(list(event['late']))}")
             return ", ".join(parts)
@@ -285,8 +286,8 @@ def _position(event: Mapping[str, Any]) -> str:
     return "personal models" if arm == "personal" else f"{arm}, round {event['round']}/{event['rounds']}"
 
 
-_ORDER = {"failed": 0, "rejected": 0, "late": 1, "training": 2, "waiting": 3, "done": 4}
+_ORDER = {"failed": 0, "lost": 0, "rejected": 0, "late": 1, "training": 2, "waiting": 3, "done": 4}
 _STYLE = {
-    "failed": "bold red", "rejected": "bold red", "late": "yellow", "training": "cyan", "waiting": "dim",
-    "done": "green",
+    "failed": "bold red", "lost": "bold red", "rejected": "bold red", "late": "yellow", "training": "cyan",
+    "waiting": "dim", "done": "green",
 }  # fmt: skip

@@ -24,9 +24,9 @@ def evaluate(run: str, round_number: int | None, as_json: bool) -> None:
     Reads adapter and held-out rows from disk."""
     folder = find_run(run)
     output.announce_torch()
-    from shepherd.experiment import run as experiment
+    from shepherd.experiment.remeasure import evaluate_run
 
-    metrics = experiment.evaluate_run(folder, round_number)
+    metrics = evaluate_run(folder, round_number)
     if as_json:
         output.print_json(metrics)
         return

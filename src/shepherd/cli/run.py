@@ -14,12 +14,12 @@ import click
 from shepherd.cli import interrupts, output
 from shepherd.cli.settings import complete_recipe, complete_run, find_run, gather, recipe_options
 from shepherd.errors import UsageError
-from shepherd.experiment import capacity
-from shepherd.experiment import checks as starting
+from shepherd.experiment import capacity, checks
+from shepherd.experiment import run as experiment
 from shepherd.store import open_run
 
 if TYPE_CHECKING:
-    from shepherd.experiment.run import Run
+    from shepherd.experiment.pipeline import Run
 
 
 LABELS = {
@@ -58,11 +58,9 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
         output.note(line)
     observer = progress.observer(as_json=as_json, plain=plain)
     with observer:
-        starting.look_first(settings.config, output.note, None if as_json else output.note)
+        checked = checks.look_first(settings.config, output.note, None if as_json else output.note)
         output.announce_torch()
-        from shepherd.experiment import run as experiment
-
-        result = _carry_out(partial(experiment.run, settings.config), observer)
+        result = _carry_out(partial(experiment.run, settings.config, checked=checked), observer)
     if not as_json:
         outcome.print_result(Path(result.path), result.summary)
 
@@ -86,8 +84,6 @@ def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
     observer = progress.observer(as_json=as_json, plain=plain)
     with observer:
         output.announce_torch()
-        from shepherd.experiment import run as experiment
-
         result = _carry_out(partial(experiment.resume, run_dir, force=force), observer)
     if not as_json:
         outcome.print_result(Path(result.path), result.summary)
@@ -120,12 +116,13 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     settings = gather(recipe, **flags)
     for line in settings.notes:
         output.note(line)
-    note = None if as_json else output.note
-    starting.look_first(settings.config, output.note, note)
+    tell = None if as_json else output.note
+    tell = None if as_json else output.note
+    checked = checks.look_first(settings.config, output.note, tell)
     output.announce_torch()
-    from shepherd.experiment import run as experiment
+    from shepherd.experiment.estimate import plan as estimated
 
-    plan = experiment.plan(settings.config, note)
+    plan = estimated(settings.config, tell, checked)
     values = dataclasses.asdict(plan) if dataclasses.is_dataclass(plan) else dict(plan)
     if as_json:
         output.print_json(values)

@@ -5,23 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shepherd.errors import ResourceError
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 MARGIN = 2.0
 """A run is refused when it would take so many times what is free. Estimates of memory were measured at 0.94 (the demo)
 to 1.7 (a tiny model, where nearly all is Python itself) of what a run then took, so at 2 no run is refused that works.
 """
-
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -47,7 +38,7 @@ def fits_here(plan: Mapping[str, Any], out: Path, times: float = 1.0) -> None:
         )
 
 
-def available_memory() -> int:
+def available_memory() -> float:
     """Bytes that this process may still take: what is free, swap too, within the limit of its container."""
     import psutil
 
