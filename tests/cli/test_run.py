@@ -46,7 +46,7 @@ def started(monkeypatch) -> list[Config]:
 
     configs: list[Config] = []
 
-    def finish(config, observer=None, out_dir=None):
+    def finish(config, observer=None, out_dir=None, checked=None):
         configs.append(config)
         observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
         observer({"event": "evaluation", "arm": "base", "round": 0, "loss": float("nan")})
@@ -183,7 +183,7 @@ def test_a_failure_under_json_is_the_last_line_and_still_an_exit_status(shell, s
     from shepherd.errors import ClientError
     from shepherd.experiment import run as experiment
 
-    def fail(config, observer=None, out_dir=None):
+    def fail(config, observer=None, out_dir=None, checked=None):
         raise ClientError("round 2: 0 usable updates", hint="lower it")
 
     monkeypatch.setattr(experiment, "run", fail)
@@ -206,7 +206,7 @@ def test_under_json_a_run_that_ends_early_says_so_in_its_last_line(
 ):
     from shepherd.experiment import run as experiment
 
-    def fail(config, observer=None, out_dir=None):
+    def fail(config, observer=None, out_dir=None, checked=None):
         observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
         raise failure
 
@@ -229,7 +229,7 @@ def test_under_json_a_mistake_in_the_command_or_recipe_is_one_line_of_json(shell
 def test_an_interrupted_run_says_how_to_go_on(shell, started, monkeypatch):
     from shepherd.experiment import run as experiment
 
-    def interrupt(config, observer=None, out_dir=None):
+    def interrupt(config, observer=None, out_dir=None, checked=None):
         observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
         raise KeyboardInterrupt
 
