@@ -13,6 +13,7 @@ import pytest
 from console import Shell
 from shepherd.errors import ModelError
 from shepherd.experiment import run as experiment
+from shepherd.experiment.remeasure import evaluate_run
 from shepherd.model.adapter import fresh_adapter, save_adapter
 from shepherd.serving.tuned import whole
 from shepherd.store import RunDirectory
@@ -100,7 +101,7 @@ def measured(small_config, tmp_path):
     ids=["another answer", "a row less", "a row more"],
 )
 def test_held_out_rows_that_changed_since_the_run_are_not_measured(change, measured, tmp_path, capsys, monkeypatch):
-    loss = experiment.evaluate_run(measured.path)["federated"]["loss"]
+    loss = evaluate_run(measured.path)["federated"]["loss"]
     assert loss == pytest.approx(measured.summary["arms"]["federated"]["loss"], rel=1e-6)
     file = tmp_path / "held.jsonl"
     lines = file.read_text().splitlines()
