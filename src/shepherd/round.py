@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from shepherd.clients.history import pool_of, quarantined_by, remembered, strikes_of
 from shepherd.clients.pool import Selection
-from shepherd.clients.progress import Progress, StepReport
+from shepherd.clients.progress import Observe, Progress, StepReport, ignore
 from shepherd.errors import ClientError
 from shepherd.rng import stream
 from shepherd.server.clusters import combine_clusters, group
@@ -49,12 +49,6 @@ if TYPE_CHECKING:  # evaluation loads torch, and a server that only aggregates d
     from shepherd.evaluation.losses import RowLosses
 
 __all__ = ["Engine", "Plan", "Policy", "RoundRecord", "notes", "run_round", "troubles"]
-
-Observe = Callable[[StepReport], None]
-
-
-def ignore(report: StepReport) -> None:
-    """Observe nothing."""
 
 
 class Engine(Protocol):
