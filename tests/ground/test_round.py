@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +31,7 @@ from shepherd.types import (
     TrainTask,
     Work,
 )
+from shepherd.updates.replies import Late
 
 CLIENTS = ("a", "b", "c")
 
@@ -140,11 +142,11 @@ def test_an_answer_of_somebody_who_was_not_asked_does_not_count():
 
 
 def test_too_few_usable_updates_end_the_run_with_every_reason():
-    failures = lambda task: [ClientFailure("a", 1, "non-finite", "the loss became nan in local step 2")]  # noqa: E731
+    failures = lambda task: [ClientFailure("a", 1, "diverged", "the loss became nan in local step 2")]  # noqa: E731
     with pytest.raises(ClientError) as caught:
         run_round(begin(), plan(), Answers(failures))
     assert "round 1: 0 usable updates, 1 needed" in caught.value.message
-    assert "a: non-finite: the loss became nan in local step 2" in caught.value.message
+    assert "a: diverged: the loss became nan in local step 2" in caught.value.message
     assert "learning_rate" in caught.value.hint and caught.value.exit_code == 6
     with pytest.raises(ClientError, match="3 usable updates, 4 needed"):
         run_round(begin(), plan(min_updates=4), Answers(all_three))
@@ -576,3 +578,78 @@ def test_another_client_changes_neither_the_seed_nor_the_share_nor_the_time_of_t
     for few, more in zip(tasks_of(3), tasks_of(4), strict=True):
         assert few.seed == more.seed and few.round == more.round
         assert {c: more.work[c] for c in few.work} == few.work
+
+
+# Engines in real time
+
+
+class RealTime(NumberEngine):
+    """Clients reply in this order, each an update or Late, until it is enough; `seen` notes what the round asks for."""
+
+    def __init__(self, *order: str, late: tuple[str, ...] = ()) -> None:
+        self.order, self.late = order, late
+        self.seen: list = []
+        self.restored: list = []
+
+    def restore(self, private):
+        self.restored.append(private)
+
+    def train(self, task, deadline, enough, observe):
+        self.seen.append(deadline)
+        for client in self.order:
+            stopped = enough()
+            self.seen.append(stopped)
+            yield Late(client, task.round) if stopped or client in self.late else update(client, task, 1.0)
+
+
+def test_without_a_clock_the_engine_keeps_the_deadline_and_says_who_is_late():
+    reports: list = []
+    engine = RealTime("a", "b", "c", late=("b",))
+    before = begin(cursors={"b": 7}, strikes={"b": 1})
+    state, record = run_round(before, plan(policy=Policy(deadline=30.0)), engine, reports.append)
+    assert engine.seen[0] == 30.0 and record.late == ("b",) and record.missing == record.rejected == ()
+    assert set(record.weights) == {"a", "c"} and state.cursors == {"a": 1, "b": 7, "c": 5}
+    assert state.strikes == {} and record.unused_examples == {}
+    assert {"b": "late"} in reports and {"b": "done"} not in reports
+
+
+def test_without_a_clock_the_engine_may_stop_when_enough_have_replied():
+    engine = RealTime("c", "a", "b")
+    _, record = run_round(begin(), plan(cohort_size=2, policy=Policy(over_select=0.5)), engine)
+    assert engine.seen == [math.inf, False, False, True], "two were wanted"
+    assert set(record.weights) == {"a", "c"} and record.late == ("b",) and record.bytes_up == 2 * 20
+    whole = RealTime("c", "a", "b")
+    run_round(begin(), plan(), whole)
+    assert whole.seen == [math.inf, False, False, False], "without over-selection all are waited for"
+
+
+def test_with_a_virtual_clock_no_engine_is_stopped():
+    engine = RealTime("c", "a", "b")
+    clock = lambda work, number: {"a": 1.0, "b": 2.0, "c": 3.0}[work.client]  # noqa: E731
+    policy = Policy(over_select=2.0, deadline=9.0, clock=clock)
+    _, record = run_round(begin(), plan(cohort_size=1, policy=policy), engine)
+    assert engine.seen == [math.inf, False, False, False] and set(record.weights) == {"a"}
+
+
+def test_an_update_in_hand_counts_though_the_engine_gave_its_client_up():
+    def answer(task):
+        return [Late("a", task.round), *all_three(task)]
+
+    _, record = run_round(begin(), plan(), Answers(answer))
+    assert record.late == () and set(record.weights) == set(CLIENTS)
+
+
+def test_each_round_starts_from_the_private_state_that_was_committed():
+    private = {"a": {"memory": np.ones(2, np.float32)}}
+    engine = RealTime("a", "b", "c")
+    run_round(begin(clients=private), plan(), engine)
+    assert engine.restored == [private]
+
+
+def test_what_an_engine_raises_ends_the_round():
+    def broken(task):
+        yield update("a", task, 1.0)
+        raise OSError("the connection is gone")
+
+    with pytest.raises(OSError, match="connection"):
+        run_round(begin(), plan(policy=Policy(on_too_few="skip")), Answers(broken))

@@ -14,25 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from shepherd.clients.progress import StepReport
+from shepherd.clients.progress import Observe, StepReport, ignore
 from shepherd.errors import ShepherdError
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, TrainTask
 
 SMALLER = 4
 """A client that ran out of memory alone is tried once more, with passes of a fourth of the tokens."""
-Observe = Callable[[StepReport], None]
 Train = Callable[[TrainTask, int, Observe], Iterable[ClientUpdate | ClientFailure]]
 """(task, divisor of the tokens per pass, observe) -> a reply for every client of the task."""
 _log = logging.getLogger(__name__)
-
-
-def ignore(report: StepReport) -> None:
-    """Observe nothing."""
-
-
-def never() -> bool:
-    """No number of replies is enough: wait for all."""
-    return False
 
 
 def isolated(

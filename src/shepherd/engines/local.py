@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from shepherd.clients.facts import facts_of
 from shepherd.clients.personal.ifca import train_in_clusters
+from shepherd.clients.progress import Observe, ignore
 from shepherd.clients.training import TrainingHost, train
-from shepherd.engines.isolation import Observe, ignore, isolated, never
+from shepherd.engines.isolation import isolated
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.types import (
     ClientFailure,
@@ -43,7 +44,7 @@ class LocalEngine:
         self,
         task: TrainTask,
         deadline: float = math.inf,
-        enough: Callable[[], bool] = never,
+        enough: Callable[[], bool] = lambda: False,
         observe: Observe = ignore,
     ) -> Iterable[ClientUpdate | ClientFailure]:
         """An update or a failure for every client of the task, sorted by name."""

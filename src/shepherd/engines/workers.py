@@ -24,7 +24,7 @@ from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING
 
 from shepherd.clients.facts import facts_of
-from shepherd.clients.progress import StepReport
+from shepherd.clients.progress import Observe, ignore
 from shepherd.engines.messages import Garbled, Said, read_message
 from shepherd.engines.worker_process import Build, Data, Order, work_for
 from shepherd.errors import ShepherdError
@@ -35,7 +35,6 @@ if TYPE_CHECKING:  # torch is for the engine that `build` makes: a worker begins
     from shepherd.engines.local import LocalEngine
     from shepherd.evaluation.losses import RowLosses
 
-Observe = Callable[[StepReport], None]
 _log = logging.getLogger(__name__)
 
 
@@ -74,7 +73,7 @@ class Workers:
         task: TrainTask,
         deadline: float = math.inf,
         enough: Callable[[], bool] = lambda: False,
-        observe: Observe = lambda report: None,
+        observe: Observe = ignore,
     ) -> Iterator[Sealed | ClientFailure]:
         """Messages and failures in order of arrival. Raises ResourceError when a worker cannot be made at all."""
         del deadline, enough  # simulated clients arrive by the plan's virtual clock, not in this machine's time

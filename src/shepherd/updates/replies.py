@@ -6,6 +6,7 @@ replies.counted                     # the updates that the next model is made of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -139,10 +140,11 @@ class Replies:
         arrived = sorted((o for o in outcomes if isinstance(o, Admitted)), key=lambda o: self.seconds[o.update.client])
         admitted = {o.update.client: o.update for o in arrived}
         late = {o.client for o in outcomes if isinstance(o, Late)} - admitted.keys()
-        for client in admitted if wanted is not None else ():
-            if wanted <= 0:
+        left = math.inf if wanted is None else wanted
+        for client in admitted:
+            if left <= 0:
                 late.add(client)
-            wanted -= self.times[client]
+            left -= self.times[client]
         return replace(
             self,
             admitted=admitted,

@@ -1,0 +1,188 @@
+"""The promises of `round.Engine`, for every engine of simulated clients: the bits of plain training, whatever happens.
+
+A new engine joins with a line in ENGINES.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shepherd.clients.facts import facts_of, rows_digest
+from shepherd.clients.training import TrainingHost, train
+from shepherd.engines.local import LocalEngine
+from shepherd.engines.workers import Workers
+from shepherd.evaluation.losses import row_losses
+from shepherd.experiment.plan import prepare_plan
+from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.trainer import prepare_trainer, worker_engine
+from shepherd.model.base import load_base
+from shepherd.round import Engine, Replies, sample_cohort, task_of
+from shepherd.types import ClientFailure, ClientUpdate, GlobalModel, ServerState, Tensors, TrainTask
+from shepherd.updates.gate import Gate
+
+BAD = "zz-bad"
+"""A client whose rows cannot be trained on: a token is beyond the vocabulary."""
+
+
+@dataclass
+class Setting:
+    """The tiny model, its clients and a task for all of them but BAD. held_out: rows that the server holds."""
+
+    config: Any
+    site: TrainingHost
+    state: ServerState
+    task: TrainTask
+    held_out: list
+    tokenizer: str
+
+    def plain(self, private: Mapping[str, Tensors]) -> dict[str, ClientUpdate]:
+        """The updates of the good clients without any engine."""
+        return {update.client: update for update in train(self.task, private, self.site)}
+
+
+ENGINES: dict[str, Callable[[Setting], Any]] = {
+    "local": lambda setting: LocalEngine(setting.site),
+    "one worker": lambda setting: Workers(
+        1, partial(worker_engine, setting.config, 1), setting.site.data, LocalEngine(setting.site)
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def setting(small_config) -> Setting:
+    config = small_config(
+        "training.clients_at_once=3", "training.local_steps=2", "objective.scaffold=true", "run.threads=1",
+        "training.tokens_per_pass=512",
+    )  # fmt: skip
+    base = load_base(**config.model.model_dump())
+    rows, _ = prepare_rows(config, base.tokenizer)
+    trainer, plan = prepare_trainer(config, base), prepare_plan(config, rows)
+    state = ServerState(0, plan.method.start(trainer.adapter, config.run.seed, None))
+    cohort = sample_cohort(state, plan, Replies(), len(plan.clients))
+    first = rows.clients[min(rows.clients)]
+    spoilt = [replace(row, input_ids=np.full_like(row.input_ids, 10**6)) for row in first]
+    site = trainer.site({**rows.clients, BAD: spoilt})
+    return Setting(config, site, state, task_of(state, plan, cohort), list(rows.held_out), base.tokenizer_digest)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request, setting) -> Iterator[Engine]:
+    with ExitStack() as stack:
+        made = ENGINES[request.param](setting)
+        yield stack.enter_context(made) if hasattr(made, "__enter__") else made
+
+
+def replies(engine: Engine, setting: Setting, task: TrainTask, *rest: Any) -> dict[str, ClientUpdate | ClientFailure]:
+    """What passes the gate, one reply for each client of the task."""
+    gate = Gate(tokenizer=setting.tokenizer)
+    given = [gate.admit(reply, task) for reply in engine.train(task, *rest)]
+    assert sorted(reply.client for reply in given) == sorted(task.work)
+    return {reply.client: reply for reply in given}
+
+
+def assert_same_bits(ours: Mapping[str, Any], theirs: Mapping[str, ClientUpdate]) -> None:
+    assert ours.keys() == theirs.keys()
+    for client, update in theirs.items():
+        assert isinstance(ours[client], ClientUpdate), ours[client]
+        assert list(ours[client].private) == list(update.private), "the gate orders the delta, nobody the private state"
+        for mine, its in ((ours[client].delta, update.delta), (ours[client].private, update.private)):
+            assert mine.keys() == its.keys()
+            assert all(mine[name].tobytes() == its[name].tobytes() for name in its)
+        assert replace(ours[client], delta={}, private={}) == replace(update, delta={}, private={})
+
+
+def test_an_engine_has_the_methods_of_the_protocol_with_their_arguments(engine):
+    for name, promised in inspect.getmembers(Engine, inspect.isfunction):
+        if not name.startswith("_"):
+            ours = inspect.signature(getattr(type(engine), name)).parameters
+            assert list(ours) == list(inspect.signature(promised).parameters), name
+
+
+def test_it_describes_each_client_by_its_rows_and_their_digest(engine, setting):
+    facts = engine.describe()
+    assert list(facts) == sorted(setting.site.data)
+    assert {client: fact.rows for client, fact in facts.items()} == {c: len(r) for c, r in setting.site.data.items()}
+    assert facts == facts_of(setting.site.data)
+
+
+def test_it_gives_the_bits_of_plain_training_whatever_the_deadline(engine, setting):
+    expected = setting.plain({})
+    assert_same_bits(replies(engine, setting, setting.task, math.inf, lambda: False, lambda report: None), expected)
+    assert_same_bits(replies(engine, setting, setting.task, 0.0, lambda: True, lambda report: None), expected)
+
+
+def test_it_reports_the_steps_of_every_client(engine, setting):
+    seen: dict[str, int] = {}
+    observe = lambda report: seen.update({c: news.step for c, news in report.items()})  # noqa: E731
+    replies(engine, setting, setting.task, math.inf, lambda: False, observe)
+    assert seen == {client: work.steps for client, work in setting.task.work.items()}
+
+
+def test_clients_go_on_from_the_private_state_that_was_restored_and_not_from_what_did_not_count(engine, setting):
+    engine.restore({})
+    fresh = replies(engine, setting, setting.task)
+    assert all(update.private for update in fresh.values()), "control variates"
+    assert_same_bits(replies(engine, setting, setting.task), fresh)
+    kept = {client: update.private for client, update in fresh.items()}
+    engine.restore(kept)
+    second = replies(engine, setting, setting.task)
+    assert_same_bits(second, setting.plain(kept))
+    assert any(second[c].delta[n].tobytes() != fresh[c].delta[n].tobytes() for c in fresh for n in fresh[c].delta)
+    some = {min(kept): kept[min(kept)]}
+    engine.restore(some)
+    assert_same_bits(replies(engine, setting, setting.task), setting.plain(some))
+    engine.restore({})
+    assert_same_bits(replies(engine, setting, setting.task), fresh)
+
+
+def test_a_failure_stays_with_its_client_and_none_of_its_text_leaves(engine, setting):
+    engine.restore({})
+    task, good = setting.task, min(setting.task.work)
+    both = replace(
+        task.part([good]),
+        views={good: task.views[good], BAD: task.views[good]},
+        work={good: task.work[good], BAD: replace(task.work[good], client=BAD)},
+    )
+    given = replies(engine, setting, both)
+    assert given[BAD] == ClientFailure(BAD, task.round, "error:IndexError", "raised while training")
+    alone = {update.client: update for update in train(task.part([good]), {}, setting.site)}
+    assert_same_bits({good: given[good]}, alone)
+
+
+def test_it_measures_clients_on_their_rows_and_the_servers_rows_alike(engine, setting):
+    cohort = sorted(setting.task.work)[1:3]
+    lora = setting.site.make_lora().load(setting.state.model)
+    for model, slots in ((None, None), (setting.state.model, lora)):
+        measure = partial(row_losses, setting.site.packed, lora=slots, tokens_per_pass=1024)
+        stats = engine.measure(model, cohort)
+        assert stats == {client: measure(setting.site.data[client])[0].stat for client in cohort}
+        assert all(np.isfinite(stat.mean) and stat.weight > 0 for stat in stats.values())
+        ours, theirs = engine.evaluate(model, setting.held_out), measure(setting.held_out)[0]
+        assert ours.nll.tobytes() == theirs.nll.tobytes() and ours.hits.tobytes() == theirs.hits.tobytes()
+
+
+def test_measures_are_of_the_model_that_is_handed_in(engine, setting):
+    factors = {name: pair._replace(B=pair.B + 0.5) for name, pair in setting.state.model.adapter.factors.items()}
+    moved = GlobalModel(replace(setting.state.model.adapter, factors=factors))
+    client = min(setting.task.work)
+    assert engine.measure(moved, [client]) != engine.measure(None, [client])
+
+
+def test_the_digest_of_rows_depends_on_each_token_each_target_and_the_order(setting):
+    rows = list(setting.site.data[min(setting.task.work)])
+    first = rows[0]
+    longer = replace(first, input_ids=first.input_ids + 1)
+    other_targets = replace(first, loss_mask=~first.loss_mask)
+    cut = replace(first, input_ids=first.input_ids[:-1], loss_mask=first.loss_mask[:-1])
+    variants = [rows, rows[::-1], rows[1:], *([changed, *rows[1:]] for changed in (longer, other_targets, cut))]
+    assert len({rows_digest(variant) for variant in variants}) == len(variants)
+    assert rows_digest(rows) == rows_digest([replace(row, id="x", category="y") for row in rows])
