@@ -9,10 +9,13 @@ The scale alpha / r of an adapter is inside. dtype is that of the factors; ask f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from shepherd.errors import NumericalError
 
@@ -61,7 +64,7 @@ class LowRank:
             raise ValueError(f"L{list(self.L.shape)} and R{list(self.R.shape)} have no product")
 
     @classmethod
-    def zero(cls, n_out: int, n_in: int, dtype: type = np.float64) -> LowRank:
+    def zero(cls, n_out: int, n_in: int, dtype: DTypeLike = np.float64) -> LowRank:
         return cls(np.zeros((n_out, 0), dtype), np.zeros((0, n_in), dtype))
 
     @classmethod
@@ -97,7 +100,7 @@ class LowRank:
 
     __rmul__ = __mul__
 
-    def astype(self, dtype: type) -> LowRank:
+    def astype(self, dtype: DTypeLike) -> LowRank:
         return LowRank(self.L.astype(dtype), self.R.astype(dtype), apart=self.apart)
 
     def parts(self) -> tuple[LowRank, LowRank]:
@@ -121,9 +124,8 @@ class LowRank:
         if self.known:
             return self.known.S
         if self.q >= DENSE_FROM * min(self.shape):
-            return _small_svd(self.dense(), where, vectors=False)
-        core = np.linalg.qr(self.L, mode="r") @ np.linalg.qr(self.R.T, mode="r").T
-        return _small_svd(core, where, vectors=False)
+            return _singular_values(self.dense(), where)
+        return _singular_values(triangle(self.L) @ triangle(self.R.T).T, where)
 
     def svd(self, where: str = "", thin: bool = False) -> SVD:
         """The singular value decomposition with min(q, out, in) triples; the largest |Uᵢⱼ| of each column is positive.
@@ -213,9 +215,26 @@ def check_finite(matrix: LowRank, where: str) -> None:
         )
 
 
-def _small_svd(matrix: np.ndarray, where: str, vectors: bool = True):
+def triangle(columns: np.ndarray) -> np.ndarray:
+    """R[min(n, c), c] of the QR decomposition of columns [n, c], without forming Q."""
+    return np.asarray(np.linalg.qr(columns, mode="r"))
+
+
+def _small_svd(matrix: np.ndarray, where: str) -> SVD:
+    with _named_errors(matrix, where):
+        return SVD(*np.linalg.svd(matrix, full_matrices=False))
+
+
+def _singular_values(matrix: np.ndarray, where: str) -> np.ndarray:
+    with _named_errors(matrix, where):
+        return np.linalg.svd(matrix, full_matrices=False, compute_uv=False)
+
+
+@contextmanager
+def _named_errors(matrix: np.ndarray, where: str) -> Iterator[None]:
+    """Turn numpy's LinAlgError into a NumericalError that names `where`."""
     try:
-        return np.linalg.svd(matrix, full_matrices=False, compute_uv=vectors)
+        yield
     except np.linalg.LinAlgError as error:
         raise NumericalError(
             f"{where or 'an increment'}: no singular value decomposition of {list(matrix.shape)} was found: {error}",

@@ -208,14 +208,14 @@ class ClientModel:
         whole = {name: tensor for name, tensor in whole.items() if self.travels(name)}
         if self.slots is None:
             return whole
-        places = {name: self._place(name) for name in whole}
+        places = {name: self._place(name, self.slots) for name in whole}
         return {name: np.compress(may, whole[name], axis) for name, (may, axis) in places.items()}
 
     def expanded(self, name: str, owned: np.ndarray) -> np.ndarray:
         """What `owned` made of the tensor `name`, whole again: zeros in the slots that may not move."""
         if self.slots is None:
             return owned
-        may, axis = self._place(name)
+        may, axis = self._place(name, self.slots)
         shape = list(owned.shape)
         shape[axis] = len(may)
         whole = np.zeros(shape, owned.dtype)
@@ -255,10 +255,10 @@ class ClientModel:
             f"{name}.{part}": getattr(pair, part) for name, pair in self.adapter.factors.items() for part in self.sends
         }
 
-    def _place(self, name: str) -> tuple[np.ndarray, int]:
+    def _place(self, name: str, slots: Tensors) -> tuple[np.ndarray, int]:
         """(which entries along an axis may move, the axis) of the tensor `name`."""
         module, part = _module_and_part(name)
-        may = np.asarray(self.slots[module], bool)
+        may = np.asarray(slots[module], bool)
         if self.core is None:
             return may, 1 if part == "B" else 0
         by_head = may.reshape(len(self.core.values[module]), -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from shepherd.clients.local_optimizer import LocalOptimizer
-from shepherd.clients.progress import Progress, StepReport
+from shepherd.clients.progress import ObserveTraining, Progress
 from shepherd.clients.row_order import next_rows
 from shepherd.clients.settings import LocalTraining
 from shepherd.model.checkpointing import checkpointing
@@ -85,7 +85,7 @@ class Cohort:
         }  # fmt: skip
 
     def run(
-        self, work: Sequence[Work], round_number: int, observe: Callable[[StepReport], None]
+        self, work: Sequence[Work], round_number: int, observe: ObserveTraining
     ) -> dict[ClientId, dict[str, float]]:
         """Train every client of `work`; returns the metrics of each that did not fail.
 

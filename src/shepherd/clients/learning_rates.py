@@ -30,6 +30,7 @@ def learning_rates(
     the same for all steps of a round (with cosine as in OpenFedLLM, 2402.06954). Linear and cosine reach `least` after
     the last position; during the warm-up the rate rises linearly to the peak.
     """
+    position: Sequence[int]
     if over == "rounds":
         position, total, warmup = [round_index] * steps, rounds, warmup_rounds
     else:
@@ -46,11 +47,11 @@ def effective_steps(rates: Sequence[float], peak: float, momentum: float = 0.0, 
     step of m ← ρm + g + μd, d ← d − η_i m: here the proximal gradient goes through the momentum as any other, which no
     product of the two formulas gives. A weight decay and a clipped gradient are part of g_i.
     """
-    rates = np.asarray(rates, np.float64)
+    eta = np.asarray(rates, np.float64)
     if not momentum and not proximal:
-        return float(rates.sum() / peak)
-    velocity, distance = np.zeros(len(rates)), np.zeros(len(rates))  # of a gradient of one in each of the steps
-    for step, rate in enumerate(rates):
+        return float(eta.sum() / peak)
+    velocity, distance = np.zeros(len(eta)), np.zeros(len(eta))  # of a unit gradient in each step
+    for step, rate in enumerate(eta):
         velocity = momentum * velocity + proximal * distance
         velocity[step] += 1
         distance = distance - rate * velocity

@@ -13,11 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shepherd.clients.objectives import (
-    Control,
-    add_product_proximal,
-    add_proximal,
-)
+from shepherd.clients.objectives import Control, add_product_proximal, add_proximal
 from shepherd.model.slots import Layout, Slot
 from shepherd.types import PRIVATE_CONTROL, Adapter, ClientModel, Core, Objective, Tensors
 
@@ -89,14 +85,17 @@ class LocalOptimizer:
         private: Tensors | None = None,
         anchor: Adapter | None = None,
     ) -> None:
+        if slot.gradient is None:
+            raise ValueError("the slot has no gradient: its adapter was not held to be trained")
         self.slot, self.view, self.settings, self.objective = slot, view, settings, objective or Objective()
+        self._gradient = slot.gradient
         if view.core is not None and any("A" in moves for moves in view.trains):
             raise ValueError(f"with a core A is fixed, but the view trains {view.trains}")
         self.core = CoreMap(slot, view.core) if view.core is not None else None
         compared = view.slots is not None or self.objective.proximal or self.objective.scaffold
         self._start = slot.vector.clone() if compared else slot.vector
         self._anchor = self._start if anchor is None else slot.packed(anchor)
-        self.parts = [self._core_part()] if self.core is not None else [self._factor(name) for name in "AB"]
+        self.parts = [self._core_part(self.core)] if self.core is not None else [self._factor(name) for name in "AB"]
         if self.objective.scaffold:
             for part in self._travelling():
                 momentum = settings.momentum if settings.optimizer == "sgd" else 0.0
@@ -109,11 +108,11 @@ class LocalOptimizer:
         moves = self.view.trains[step % len(self.view.trains)]
         self.moving = self.parts if self.core is not None else [part for part in self.parts if part.name in moves]
         self.slot.moves = moves
-        self.slot.gradient.zero_()
+        self._gradient.zero_()
 
     def settle(self, targets: int) -> Tensor:
         """From the gradient of a loss summed over so many targets to that of the objective; returns its norm."""
-        self.slot.gradient.mul_(1.0 / targets)
+        self._gradient.mul_(1.0 / targets)
         mu, form = self.objective.proximal, self.objective.proximal_form
         if mu and form == "product":
             self._add_product_proximal(mu)
@@ -124,7 +123,7 @@ class LocalOptimizer:
                 add_proximal(part.gradient, part.values, part.anchor, mu)
             if part.mask is not None:
                 part.gradient.mul_(part.mask)
-        return torch.linalg.vector_norm(self.slot.gradient if self.core is None else self.core.gradient)
+        return torch.linalg.vector_norm(self._gradient if self.core is None else self.core.gradient)
 
     def clip(self, norm: float) -> None:
         """Scale the gradient of this norm down to `max_grad_norm` where it is longer."""
@@ -135,18 +134,20 @@ class LocalOptimizer:
 
     def step(self, rate: float) -> None:
         """One optimizer step of the parts that move: A at this rate, B and a core at rate_ratio times it."""
-        sgd, corrected = self.settings.optimizer == "sgd", [part for part in self.moving if part.control is not None]
+        sgd = self.settings.optimizer == "sgd"
+        corrected = [(part, part.control) for part in self.moving if part.control is not None]
+        if sgd:
+            for part, control in corrected:
+                control.correct(part.gradient)
         for part, group in zip(self.parts, self._optimizer.param_groups, strict=True):
             group["lr"] = self._rate(part, rate)
-            if sgd and part in corrected:
-                part.control.correct(part.gradient)
             # Without a gradient torch's optimizers leave a vector and its state as they are, weight decay included.
             part.values.grad = part.gradient if part in self.moving else None
         self._optimizer.step()
-        for part in corrected:
+        for part, control in corrected:
             if not sgd:
-                part.control.correct_values(part.values, self._rate(part, rate))
-            part.control.count(self._rate(part, rate))
+                control.correct_values(part.values, self._rate(part, rate))
+            control.count(self._rate(part, rate))
         for part in self.moving:
             if part.mask is not None:
                 part.values.copy_(torch.where(part.mask > 0, part.values, part.start))
@@ -172,7 +173,8 @@ class LocalOptimizer:
 
         What is kept has all slots. Modules at home have none, so nothing corrects them.
         """
-        travels, kept = {}, {}
+        travels: dict[str, np.ndarray] = {}
+        kept: dict[str, np.ndarray] = {}
         for part in self.parts:
             if part.control is not None:
                 change, own = part.control.finish(part.values)
@@ -192,37 +194,36 @@ class LocalOptimizer:
         cut = layouts["A"].size
         A_t, B_t = layouts["A"].split(self._anchor[:cut]), layouts["B"].split(self._anchor[cut:])
         for name, values in self.slot.factors(torch.float32).items():
-            add_product_proximal(
-                self.slot.gradients[name], values, (A_t[name], B_t[name]), mu, self.slot.scale
-            )  # fmt: skip
+            add_product_proximal(self.slot.gradients[name], values, (A_t[name], B_t[name]), mu, self.slot.scale)
         for part in self.parts:
             if part not in self.moving:
                 part.gradient.zero_()
 
     def _factor(self, name: str) -> Part:
-        values, gradient = self.slot.flat(name)
+        values, _ = self.slot.flat(name)
         cut = self.slot.layouts["A"].size
-        start, anchor = (v[:cut] if name == "A" else v[cut:] for v in (self._start, self._anchor))
+        vectors = self._gradient, self._start, self._anchor
+        gradient, start, anchor = (vector[:cut] if name == "A" else vector[cut:] for vector in vectors)
         mask = None
         if self.view.slots is not None:
             mask = torch.ones_like(values)
             for module, rows in self.slot.layouts[name].split(mask).items():
-                rows[~self._may_move(module)] = 0.0
+                rows[~self._may_move(self.view.slots[module])] = 0.0
         return Part(name, self.slot.layouts[name], values, gradient, start, anchor, mask)
 
-    def _core_part(self) -> Part:
-        core, mask = self.core, None
+    def _core_part(self, core: CoreMap) -> Part:
+        mask = None
         if self.view.slots is not None:
             mask = torch.zeros_like(core.values)
             for module, matrices in core.layout.split(mask).items():
-                may = self._may_move(module).view(matrices.shape[:2])
+                may = self._may_move(self.view.slots[module]).view(matrices.shape[:2])
                 matrices.copy_(may[:, :, None] & may[:, None, :])
         start = core.values.clone()
         return Part("core", core.layout, core.values, core.gradient, start, start, mask)
 
-    def _may_move(self, module: str) -> Tensor:
-        """bool[r]: the rank slots of a module that may move."""
-        return torch.from_numpy(np.asarray(self.view.slots[module], bool)).to(self.slot.vector.device)
+    def _may_move(self, slots: np.ndarray) -> Tensor:
+        """bool[r] on the device: the rank slots of a module that may move."""
+        return torch.from_numpy(np.asarray(slots, bool)).to(self.slot.vector.device)
 
 
 def build_optimizer(vectors: list[Tensor], settings: LocalTraining) -> torch.optim.Optimizer:

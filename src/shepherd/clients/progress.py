@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from shepherd.types import ClientId
@@ -30,3 +30,5 @@ class Progress(NamedTuple):
 
 StepReport = Mapping[ClientId, Progress | str]
 """News of some clients: how far each is, or only its new state."""
+ObserveTraining = Callable[[Mapping[ClientId, Progress]], None]
+"""A function that local training calls after each step, with the progress of all its clients."""

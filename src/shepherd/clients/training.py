@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from shepherd.clients.cohort import Cohort
 from shepherd.clients.local_optimizer import LocalOptimizer
 from shepherd.clients.personal.methods import home_tensors, second_tensors, second_view, with_home
-from shepherd.clients.progress import Progress, StepReport
+from shepherd.clients.progress import ObserveTraining, Progress
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.slots import best_slots, probe_work
 from shepherd.model.forward import PackedModel
@@ -44,7 +44,7 @@ def train(
     task: TrainTask,
     private: Mapping[ClientId, Tensors],
     site: TrainingHost,
-    observe: Callable[[StepReport], None] = lambda report: None,
+    observe: ObserveTraining = lambda report: None,
 ) -> Iterator[ClientUpdate | ClientFailure]:
     """Train the task's clients, `clients_at_once` together; yields one update or failure per client, sorted by name."""
     names, settings = sorted(task.work), site.settings
@@ -82,13 +82,14 @@ def _probed(
     site: TrainingHost,
     lora: CohortLora,
     trainings: int,
-    observe: Callable[[StepReport], None],
+    observe: ObserveTraining,
 ) -> tuple[dict[ClientId, ClientModel], dict[ClientId, ClientUpdate | ClientFailure], dict[ClientId, Progress]]:
     """(the views with every choice of slots made, the clients that failed on the way, what was told of all).
 
     A probe is the round's own training with all slots; nothing of it but the choice is kept.
     """
-    free = {name: replace(view, choice=None) for name, view in views.items() if view.choice is not None}
+    choices = {name: view.choice for name, view in views.items() if view.choice is not None}
+    free = {name: replace(views[name], choice=None) for name in choices}
     cohort = Cohort(
         site.packed, lora, site.settings, free, site.data, task.seed, task.objective, task.control, private
     )  # fmt: skip
@@ -100,11 +101,9 @@ def _probed(
             told[name] = row._replace(state=state, step=0, steps=trainings * task.work[name].steps, targets=0)
         observe(dict(told))
 
-    work = [probe_work(task.work[name], views[name].choice, len(site.data[name])) for name in free]
+    work = [probe_work(task.work[name], choices[name], len(site.data[name])) for name in free]
     made = {
-        name: views[name].chosen(
-            best_slots(free[name].adapter, cohort.moving[name].tensors(), views[name].choice.budget)
-        )
+        name: views[name].chosen(best_slots(free[name].adapter, cohort.moving[name].tensors(), choices[name].budget))
         for name in cohort.run(work, task.round, report)
     }
     failures: dict[ClientId, ClientUpdate | ClientFailure] = {
@@ -131,7 +130,7 @@ def _update(
         steps=int(metrics["steps"]),
         metrics={"loss": metrics["loss"], "last_loss": metrics["last_loss"]},
         private={**before, **kept, **home_tensors(moving.view, moving.tensors())},
-        slots=moving.view.slots if task.views[client].choice is not None else {},
+        slots=(moving.view.slots or {}) if task.views[client].choice is not None else {},
     )
 
 
@@ -142,7 +141,7 @@ def _second_adapters(
     lora: CohortLora,
     answers: Mapping[ClientId, ClientUpdate | ClientFailure],
     told: Mapping[ClientId, Progress],
-    observe: Callable[[StepReport], None],
+    observe: ObserveTraining,
 ) -> dict[ClientId, ClientUpdate | ClientFailure]:
     """The clients of these updates train their second adapters on the rows of the round, and keep them."""
     updates = {name: answer for name, answer in answers.items() if isinstance(answer, ClientUpdate)}
@@ -163,6 +162,6 @@ def _second_adapters(
     }
     for name in metrics:
         kept = {**updates[name].private, **second_tensors(task.views[name], cohort.moving[name].tensors())}
-        told = {**updates[name].metrics, "personal_loss": metrics[name]["loss"]}
-        found[name] = replace(updates[name], private=kept, metrics=told)
+        measured = {**updates[name].metrics, "personal_loss": metrics[name]["loss"]}
+        found[name] = replace(updates[name], private=kept, metrics=measured)
     return found

@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 
-from shepherd.lowrank import DENSE_FROM, LowRank, stack
+from shepherd.lowrank import DENSE_FROM, LowRank, stack, triangle
 from shepherd.server.pieces.merge import Merged, Term, padded
 from shepherd.server.pieces.payload import Payload, plain
 from shepherd.server.pieces.weighing import Weighing, given
@@ -182,8 +182,8 @@ def _triangle(columns: np.ndarray) -> np.ndarray:
     try:
         R = np.linalg.cholesky(gram).T
     except np.linalg.LinAlgError:
-        return np.linalg.qr(columns, mode="r")
-    return R * lengths if R.diagonal().min() > INDEPENDENT else np.linalg.qr(columns, mode="r")
+        return triangle(columns)
+    return R * lengths if R.diagonal().min() > INDEPENDENT else triangle(columns)
 
 
 def gram_of(changes: Sequence[LowRank]) -> np.ndarray:
@@ -206,7 +206,8 @@ def _cosines(gram: np.ndarray) -> np.ndarray:
 
 def affordable(model: GlobalModel, clients: int, names: Sequence[str]) -> list[str]:
     """Of these modules some, spread evenly, that cost no more than OPERATIONS together; one at least."""
-    chosen, spent = [], 0.0
+    chosen: list[int] = []
+    spent = 0.0
     for index in sorted(range(len(names)), key=lambda index: index * GOLDEN % 1):
         spent += _cost(model, names[index], clients)
         if chosen and spent > OPERATIONS:

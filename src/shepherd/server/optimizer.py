@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from shepherd.errors import did_you_mean
 from shepherd.lowrank import LowRank
@@ -125,7 +126,9 @@ def torch(name: str, learning_rate: float = 1e-3, **options: Any) -> Optimizer:
     import torch  # not above: the server is numpy, and who names none of torch's optimizers need not wait for it
 
     _positive(learning_rate=learning_rate)
-    kinds = {n: k for n, k in vars(torch.optim).items() if isinstance(k, type) and issubclass(k, torch.optim.Optimizer)}
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        n: k for n, k in vars(torch.optim).items() if isinstance(k, type) and issubclass(k, torch.optim.Optimizer)
+    }
     del kinds["Optimizer"]
     if name not in kinds:
         raise ValueError(f"torch.optim has no {name!r}.{did_you_mean(name, kinds)} It has: {', '.join(sorted(kinds))}")
@@ -185,7 +188,7 @@ def _adaptive(learning_rate: float, momentum: float, tau: float, second: Callabl
 class ServerStep:
     """An optimizer with its states, for the length of one combine; `memory` is what comes out of it."""
 
-    def __init__(self, optimizer: Optimizer, memory: Mapping[str, np.ndarray], dtype: type = np.float32) -> None:
+    def __init__(self, optimizer: Optimizer, memory: Mapping[str, np.ndarray], dtype: DTypeLike = np.float32) -> None:
         self.optimizer, self.memory, self.dtype = optimizer, dict(memory), dtype
 
     @property
@@ -202,8 +205,8 @@ class ServerStep:
             elif stored in self.memory:
                 value = self.memory[stored]
             state[key] = None if value is None else value.astype(np.float64)
-        state, move = self.optimizer.step(state, delta)
-        for key, value in state.items():
+        after, move = self.optimizer.step(state, delta)
+        for key, value in after.items():
             stored = f"server.{name}.{key}"
             if isinstance(value, LowRank):
                 kept = value.astype(self.dtype)
@@ -229,7 +232,8 @@ def control_step(
     """
     memory = dict(memory)
     for name, of_clients in changes.items():
-        total = sum(p * change for p, change in zip(population, of_clients, strict=True))  # one client at a time
+        terms = (p * change for p, change in zip(population, of_clients, strict=True))  # one client at a time
+        total = sum(terms, start=np.zeros(()))
         before = memory.get(f"control.{name}")
         memory[f"control.{name}"] = (total if before is None else before + total).astype(np.float32)
     return memory

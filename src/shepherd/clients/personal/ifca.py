@@ -8,14 +8,14 @@ A client judges by its own rows. What it finds does not depend on who is judged 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from shepherd.clients.cohort import Cohort
-from shepherd.clients.progress import Progress, StepReport
+from shepherd.clients.progress import ObserveTraining, Progress
 from shepherd.clients.row_order import next_rows
 from shepherd.clients.training import TrainingHost, train
 from shepherd.model.forward import ROWS_MULTIPLE, PackedModel, Row, cut, pack
@@ -69,7 +69,7 @@ def train_in_clusters(
     task: TrainTask,
     private: Mapping[ClientId, Tensors],
     site: TrainingHost,
-    observe: Callable[[StepReport], None] = lambda report: None,
+    observe: ObserveTraining = lambda report: None,
 ) -> Iterator[ClientUpdate | ClientFailure]:
     """What `train` yields; each update with that of the adapter of the cluster that the client chose.
 
@@ -83,7 +83,8 @@ def train_in_clusters(
         observe(report)
 
     found = {answer.client: answer for answer in train(task, private, site, watch)}
-    names = sorted(name for name, answer in found.items() if isinstance(answer, ClientUpdate))
+    updates = {name: answer for name, answer in found.items() if isinstance(answer, ClientUpdate)}
+    names = sorted(updates)
     lora = site.make_lora()
     for start in range(0, len(names), settings.clients_at_once):
         chunk = names[start : start + settings.clients_at_once]
@@ -107,9 +108,8 @@ def train_in_clusters(
         for name, failure in cohort.failures.items():
             found[name] = replace(failure, detail=f"of its cluster's adapter {failure.detail}")
         for name in metrics:
+            update = updates[name]
             delta = {f"{CLUSTER}{key}": change for key, change in cohort.moving[name].delta().items()}
-            measured = {**found[name].metrics, "cluster_loss": metrics[name]["loss"]}
-            found[name] = replace(
-                found[name], delta={**found[name].delta, **delta}, metrics=measured, cluster=picks[name]
-            )
+            measured = {**update.metrics, "cluster_loss": metrics[name]["loss"]}
+            found[name] = replace(update, delta={**update.delta, **delta}, metrics=measured, cluster=picks[name])
     yield from (found[name] for name in sorted(found))

@@ -228,10 +228,10 @@ def own_adapter(view: ClientModel, private: Tensors) -> Adapter | None:
 def _kept(view: ClientModel, private: Tensors) -> Adapter | None:
     factors = {}
     for module, pair in view.adapter.factors.items():
-        own = [private.get(f"{PERSONAL}{module}.{part}") for part in "AB"]
-        if any(a is None or a.shape != b.shape for a, b in zip(own, pair, strict=True)):
+        A, B = (private.get(f"{PERSONAL}{module}.{part}") for part in "AB")
+        if A is None or B is None or (A.shape, B.shape) != (pair.A.shape, pair.B.shape):
             return None
-        factors[module] = Factors(*own)
+        factors[module] = Factors(A, B)
     return replace(view.adapter, factors=factors)
 
 

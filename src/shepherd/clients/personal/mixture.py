@@ -9,7 +9,7 @@ its local adapter with one file more, `mixture.safetensors`: anchors float32[n, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,30 +111,39 @@ def load_mixture(folder: Path, shared: Adapter) -> Mixture:
     return Mixture(shared, local, anchors, weight)
 
 
-class _GatedSlot:
-    """A slot whose first r rank slots count 1 − λ, the others λ. For inference: it has no gradient."""
+class _GatedSlot(Slot):
+    """A slot whose first r rank slots count 1 − λ, the others λ. For inference: it has no gradient.
 
-    gradient = None
+    It shares the vector of the slot that it gates, so that one λ for each row costs no memory.
+    """
 
     def __init__(self, slot: Slot, r: int, share: float) -> None:
-        self.slot, self.r, self.scale = slot, slot.r, slot.scale
-        self.gate = torch.tensor([1.0 - share] * r + [share] * (slot.r - r), device=slot.device)[:, None]
+        vars(self).update(vars(slot))
+        self._slot = slot
+        self._gate = torch.tensor([1.0 - share] * r + [share] * (slot.r - r), device=slot.device)[:, None]
 
-    def factors(self, dtype: torch.dtype) -> _Gated:
-        return _Gated(self, dtype)
+    def factors(self, dtype: torch.dtype) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+        return _GatedFactors(self._slot, self._gate, dtype)
 
 
 @dataclass(frozen=True)
-class _Gated:
-    """As `Slot.factors`, (A, gate · Bᵀ) by module, made when asked for: a copy for each row would be many."""
+class _GatedFactors(Mapping):
+    """`Slot.factors` with gate · Bᵀ in place of Bᵀ, computed on access: a copy for each row would be many."""
 
-    of: _GatedSlot
+    slot: Slot
+    gate: torch.Tensor
     dtype: torch.dtype
 
     def __getitem__(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
-        A = self.of.slot.factors(self.dtype)[module][0]
-        B = self.of.slot.factors(torch.float32)[module][1]  # λ is not rounded to bfloat16 before the product
-        return A, (self.of.gate * B).to(self.dtype)
+        A = self.slot.factors(self.dtype)[module][0]
+        B = self.slot.factors(torch.float32)[module][1]  # λ is not rounded to bfloat16 before the product
+        return A, (self.gate * B).to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.slot.factors(self.dtype))
+
+    def __len__(self) -> int:
+        return len(self.slot.factors(self.dtype))
 
 
 def _ended(ids: np.ndarray) -> Tokens:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from numpy.typing import DTypeLike
+
 from shepherd.lowrank import LowRank, check_finite
 from shepherd.registry import Registry
 
@@ -48,7 +50,7 @@ def keep(rank: int = 0, energy: float = 1.0) -> Remainder:
     return Remainder(of, keeps=True, lossless=rank == 0 and energy == 1, rank=rank, energy=energy)
 
 
-def accumulate(before: LowRank | None, more: LowRank | None, dtype: type, module: str) -> LowRank | None:
+def accumulate(before: LowRank | None, more: LowRank | None, dtype: DTypeLike, module: str) -> LowRank | None:
     """before + more, exact; as a dense matrix beside an identity where it would outgrow the dense matrix's rank. What
     `before` holds apart stays so.
 

@@ -61,7 +61,8 @@ def principal() -> Start:
     """
 
     def make(adapter: Adapter, seed: int, base: Mapping[str, np.ndarray] | None) -> GlobalModel:
-        missing = sorted(set(adapter.factors) - set(base or {}))
+        weights = base or {}
+        missing = sorted(set(adapter.factors) - set(weights))
         if missing:
             raise UsageError(
                 f"a start from principal directions needs the base weights, and those of {missing[0]} are not there",
@@ -69,7 +70,7 @@ def principal() -> Start:
             )
         factors, remainder, memory = {}, {}, _seed(seed)
         for name, (A, B) in adapter.factors.items():
-            weight = np.asarray(base[name], np.float64)
+            weight = np.asarray(weights[name], np.float64)
             if weight.shape != (len(B), A.shape[1]):
                 raise UsageError(f"{name}: base weights {list(weight.shape)}, expected {[len(B), A.shape[1]]}")
             if adapter.r > min(weight.shape):
