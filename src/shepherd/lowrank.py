@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 from shepherd.errors import NumericalError
 
 DENSE_FROM = 0.6
-"""From q ≥ 0.6 · min(out, in) on, the SVD of the dense product is the faster one."""
+"""The share of min(out, in) from which on the SVD of the dense product is the faster one."""
 
 
 class SVD(NamedTuple):
@@ -31,14 +31,14 @@ class SVD(NamedTuple):
     V: np.ndarray
 
     def lowrank(self, start: int = 0, stop: int | None = None) -> LowRank:
-        """The part of the singular triples start … stop − 1. √S is on both sides, so that both scale alike."""
+        """The part of singular triples start … stop − 1, with √S in both factors."""
         U, S, V = self.U[:, start:stop], self.S[start:stop], self.V[start:stop]
         root = np.sqrt(S)
         return LowRank(U * root, root[:, None] * V, SVD(U, S, V))
 
     @property
     def rank(self) -> int:
-        """The number of singular values that rounding cannot explain."""
+        """The numerical rank: singular values above the rounding error of the largest."""
         if not self.S.size:
             return 0
         resolution = np.finfo(self.S.dtype).eps * max(len(self.U), self.V.shape[1])
@@ -49,9 +49,9 @@ class SVD(NamedTuple):
 class LowRank:
     """The matrix L @ R with L [out, q] and R [q, in]. q may be 0, which is the zero matrix.
 
-    known: its decomposition, where L and R came out of one; nothing is decomposed twice. apart: how many of the first
-    columns are a large term that something beside this increment cancels. It is never added to the others in one
-    matrix, where rounding to a half precision would take of the others what it takes of the large term.
+    known: its decomposition, where L and R came out of one; nothing is decomposed twice. apart: the number of leading
+    columns that form a large term which another increment cancels. It is never summed with the others in one matrix,
+    where rounding to half precision would cost them as much as it costs the large term.
     """
 
     L: np.ndarray
@@ -69,7 +69,7 @@ class LowRank:
 
     @classmethod
     def beside_identity(cls, matrix: np.ndarray) -> LowRank:
-        """A dense matrix as it is: q = min(out, in), and sums of such need no decomposition."""
+        """A dense matrix times an identity: q = min(out, in), and sums of such need no decomposition."""
         n_out, n_in = matrix.shape
         if n_in <= n_out:
             return cls(matrix, np.eye(n_in, dtype=matrix.dtype))
@@ -81,7 +81,7 @@ class LowRank:
 
     @property
     def q(self) -> int:
-        """Columns of L: an upper bound of the rank, and what the increment costs to store."""
+        """Columns of L: an upper bound of the rank and a measure of the storage."""
         return self.L.shape[1]
 
     @property
@@ -179,7 +179,7 @@ class LowRank:
         return self.R if _is_identity(self.L) else self.L @ self.R
 
     def filled(self) -> LowRank:
-        """The same matrix, dense, beside an identity."""
+        """The same matrix as a dense matrix times an identity."""
         return LowRank.beside_identity(self.dense())
 
 

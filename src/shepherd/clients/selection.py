@@ -1,7 +1,7 @@
-"""Who takes part in a round: (pool, size, rng) -> the cohort, and the weights that keep its mean honest.
+"""Client selection: (pool, size, rng) -> a cohort, with the weights that keep its mean unbiased where that is possible.
 
-`[selection]` chooses by name; docs/selection.md says when which. A selection sees a `Pool` and nothing else, so it
-is a pure function: the same state and seed draw the same cohort.
+`[selection]` names the rule; docs/selection.md compares them. A rule depends on the `Pool` alone, so it is a pure
+function: the same state and seed draw the same cohort.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Federated LoRA methods by name: which pieces each consists of. A new one is a function of a few lines.
+"""Federated LoRA methods by name, each a composition of pieces. A new one is a function of a few lines.
 
     @methods
     def my_method(rank: int = 16) -> Method:
         \"\"\"What it does, in one line.\"\"\"
         return compose("my_method", merge="product", split="mean", remainder={"name": "keep", "rank": rank})
 
-Marked experimental: what rests on a secondary source, or leaves out a part that needs the client's data.
+Experimental: methods after a secondary source, or without a part that needs the client's data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OTHER_NAMES = {
     "ifca": 'IFCA is personalization.name = "ifca"',
     "feddpa": 'FedDPA is personalization.name = "feddpa"',
 }
-"""What a name means that others give to a method and we to something else."""
+"""Names of methods in the literature that are other settings here."""
 
 
 @methods
@@ -228,7 +228,7 @@ def build_method(
     optimizer: str = "fedavg",
     optimizer_options: Mapping[str, Any] | None = None,
 ) -> Method:
-    """A method from a recipe: its name, the table [method] of pieces and options, and the server's optimizer.
+    """The method of a recipe, from its name, the table [method] of pieces and options, and the server optimizer.
 
     Keys of the table that name a piece replace that piece; the others are options of the method. Raises UsageError.
     """
@@ -251,7 +251,7 @@ def build_method(
 
 
 def _with_name(method: Method, kind: str, spec: Any) -> Any:
-    """A table of options without a name means the method's own piece: remainder = {rank = 4}."""
+    """The piece of a table without a name, which is the method's own: remainder = {rank = 4}."""
     if not isinstance(spec, Mapping) or "name" in spec:
         return spec
     name, options = name_and_options(kind, method.specs.get(kind, DEFAULTS[kind]))
@@ -259,7 +259,7 @@ def _with_name(method: Method, kind: str, spec: Any) -> Any:
 
 
 def check_ranks(method: Method, ranks: Mapping[str, int] | Sequence[int], r: int) -> None:
-    """Raise UsageError where clients' ranks are not those that the method can take."""
+    """Raise UsageError for client ranks that the method does not support."""
     values = list(ranks.values() if isinstance(ranks, Mapping) else ranks)
     if any(rank > r for rank in values):
         raise UsageError(f"lora.ranks has {max(values)}, more than lora.r = {r}", hint=f"set lora.r = {max(values)}")

@@ -1,4 +1,4 @@
-"""The server's step on the pseudo-gradient Δ = Σ c_k (X_k − X), in the linear space in which the clients were merged.
+"""Server optimizers: a step on the pseudo-gradient Δ = Σ c_k (X_k − X), in the linear space of the merge.
 
 An optimizer is two functions: init(Δ) -> state, and step(state, Δ) -> (state, move). Its moments live in
 GlobalModel.memory by name, one state for each tensor, and only tensors that were trained move their state.
@@ -123,7 +123,7 @@ def torch(name: str, learning_rate: float = 1e-3, **options: Any) -> Optimizer:
     options: its own, as torch names them, and its defaults but for weight_decay = 0: the server steps on changes, so
     what depends on the weights themselves is refused. SGD with learning_rate = 1 is FedAvg.
     """
-    import torch  # not above: the server is numpy, and who names none of torch's optimizers need not wait for it
+    import torch  # imported here, because the server otherwise needs numpy alone
 
     _positive(learning_rate=learning_rate)
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -186,7 +186,7 @@ def _adaptive(learning_rate: float, momentum: float, tau: float, second: Callabl
 
 
 class ServerStep:
-    """An optimizer with its states, for the length of one combine; `memory` is what comes out of it."""
+    """An optimizer with its states during one `combine`; `memory` holds the updated states."""
 
     def __init__(self, optimizer: Optimizer, memory: Mapping[str, np.ndarray], dtype: DTypeLike = np.float32) -> None:
         self.optimizer, self.memory, self.dtype = optimizer, dict(memory), dtype
@@ -196,7 +196,7 @@ class ServerStep:
         return self.optimizer.memoryless
 
     def step(self, name: str, delta: Any) -> Any:
-        """The move of the tensor (or, for a product merge, the module) `name`."""
+        """The server's step for the tensor (or, for a product merge, the module) `name`."""
         state = dict(self.optimizer.init(delta))
         for key, value in state.items():
             stored = f"server.{name}.{key}"
@@ -240,10 +240,10 @@ def control_step(
 
 
 def control_without(memory: Mapping[str, np.ndarray], share: float, own: Mapping[str, np.ndarray]) -> dict:
-    """c without a client of weight p_k that is asked no more, c − p_k c_k; `own` is what it keeps, c_k among it.
+    """c without a quarantined client of weight p_k, c − p_k c_k; `own` holds its private tensors, c_k among them.
 
-    Its last c_k would stay in c for good, and the others would settle where it says and not at their own optimum. The
-    server has seen every change of c_k, so it takes nothing from the client that it was not sent.
+    Its last c_k would otherwise remain in c and bias the optimum of the others. The server has received every change of
+    c_k, so this reveals nothing new about the client.
     """
     memory = dict(memory)
     for name, array in own.items():
@@ -254,7 +254,7 @@ def control_without(memory: Mapping[str, np.ndarray], share: float, own: Mapping
 
 
 def control(memory: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """SCAFFOLD's c by tensor, as a task takes it; empty before the first round."""
+    """SCAFFOLD's c by tensor, for a `TrainTask`; empty before the first round."""
     return {key.removeprefix("control."): value for key, value in memory.items() if key.startswith("control.")}
 
 

@@ -1,10 +1,10 @@
-"""A client's model that mixes two adapters by the input (FedDPA, 2403.19211): computed, written and read.
+"""FedDPA's mixture of two adapters weighted by the input (2403.19211): inference, saving and loading.
 
     h = W0 x + (1 − λ) · s B_g A_g x + λ · s B_l A_l x        λ = w · mean over anchors of cos(e(x), anchor)
 
 One λ for a whole sequence, from its prompt alone: e(x) is the last hidden state of the prompt's last token under the
-local adapter. The anchors are the e of some of the client's own training rows. On disk a mixture is the PEFT folder of
-its local adapter with one file more, `mixture.safetensors`: anchors float32[n, hidden], weight float64.
+local adapter. The anchors are the e of some of the client's training rows. On disk a mixture is the PEFT folder of
+its local adapter with one more file, `mixture.safetensors`: anchors float32[n, hidden], weight float64.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ FILE = "mixture.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """anchors float32[n, hidden]; weight is w, the λ of an input that looks like the client's own."""
+    """A global and a local adapter with their gate.
+
+    anchors: float32[n, hidden]. weight: w, the λ of an input whose state is that of the anchors.
+    """
 
     shared: Adapter
     local: Adapter
@@ -49,14 +52,14 @@ class Mixture:
         return self.shares(hidden_states(packed, lora, self.local, prompts, tokens_per_pass))
 
     def hold(self, lora: CohortLora, shares: Sequence[float]) -> CohortLora:
-        """One slot for each λ, to evaluate or to generate; the factors are there once."""
+        """One slot for each λ, to evaluate or to generate; all share one copy of the factors."""
         (slot,) = lora.hold([joined(self.shared, self.local)]).held
         lora.held = [_GatedSlot(slot, self.shared.r, float(share)) for share in shares]
         return lora
 
 
 def prompt_of(row: Tokens) -> np.ndarray:
-    """The token ids before the first that is a target: what a model sees of a row before it answers."""
+    """The token ids before the first target: the prompt of a row."""
     return row.input_ids[: int(np.flatnonzero(row.loss_mask[1:])[0]) + 1]
 
 
@@ -65,7 +68,7 @@ def hidden_states(
 ) -> np.ndarray:
     """The base's last hidden state of each prompt's last token under `local` alone, float32[prompts, hidden].
 
-    A prompt's state does not depend on the others (on a CPU to the last bit): each has a slot of its own.
+    A prompt's state does not depend on the others (on a CPU to the last bit): each has its slot.
     """
     lora.hold([local])
     lora.held = lora.held * len(prompts)
@@ -80,7 +83,7 @@ def hidden_states(
 
 
 def save_mixture(folder: Path, mixture: Mixture, *, base_name: str, conv1d: bool = False) -> None:
-    """Write the local adapter, the anchors and the weight; the global adapter is the run's own and lies elsewhere."""
+    """Write the local adapter, the anchors and the weight; the global adapter is the run's and lies elsewhere."""
     save_adapter(folder, mixture.local, base_name=base_name, conv1d=conv1d)
     arrays = {"anchors": mixture.anchors, "weight": np.array(mixture.weight)}
     (folder / FILE).write_bytes(to_bytes(arrays))
