@@ -85,12 +85,11 @@ def check_clusters(method: Method, scaffold: bool) -> None:
     """Raise UsageError, with a compatible choice, where clusters cannot have models of this method."""
     p = method.pieces
     reasons = {
-        "its adapter begins anew, or elsewhere, each round, so no cluster would keep one": p.split.resets
-        or p.view.name == "fresh",
+        "its adapter is reset in each round, so no cluster would keep one": p.split.resets or p.view.name == "fresh",
         "what does not fit into its adapter lies beside the base, which all clusters share": p.remainder.keeps
         or p.start.name == "principal",
         "its clients train a core, and clusters choose between adapters": p.start.heads > 0,
-        "its clients keep parts of their own already": p.personal,
+        "its clients keep local parts already": p.personal,
         "its clients choose their slots for the global adapter alone": p.view.probe is not None,
     }
     found = [f'federation.method = "{method.name}" do not fit: {reason}' for reason, holds in reasons.items() if holds]

@@ -140,7 +140,7 @@ def conflicts(p: Pieces) -> Iterator[str]:
         if p.payload.needs_both:
             yield pair("payload", "merge", "it turns A, which is fixed", 'use payload "plain"')
         if p.home.keeps:
-            yield pair("home", "merge", "what a client keeps is an A and a B of its own, and a core stands for B",
+            yield pair("home", "merge", "a client keeps both A and B of its local modules, and a core stands for B",
                        'use home "nothing"')  # fmt: skip
         return
     factors = p.merge.space == "factors"
@@ -162,7 +162,7 @@ def conflicts(p: Pieces) -> Iterator[str]:
     if p.remainder.keeps and factors and not p.split.resets:
         yield pair("remainder", "merge", "the means of factors leave no rest", 'use merge "product"')
     if p.payload.needs_both and p.train.one_factor:
-        yield pair("payload", "train", "turning one factor turns the other, which does not travel", 'use train "AB"')
+        yield pair("payload", "train", "turning one factor turns the other, which is not sent", 'use train "AB"')
     if p.payload.needs_both and p.view.name != "identity":
         yield pair("payload", "view", "it turns slots into each other, which clients of few slots lack",
                    'use view "identity"')  # fmt: skip
@@ -171,8 +171,8 @@ def conflicts(p: Pieces) -> Iterator[str]:
         yield pair("train", kind, "a factor that stays with the clients belongs to the global slots as they are",
                    'use view "identity", merge "factor" and split "mean"')  # fmt: skip
     if p.home.keeps and p.view.probe is not None:
-        yield pair("home", "view", "a client tells which slots of all modules it moved, and nothing of those at home "
-                   "may travel", 'use view "fold" or "identity"')  # fmt: skip
+        yield pair("home", "view", "a client reports its slots of all modules, and nothing of the local modules "
+                   "may be sent", 'use view "fold" or "identity"')  # fmt: skip
     only_A = not p.train.local and "A" in p.train.sends and ("B" not in p.train.sends or p.split.empties)
     if only_A and not p.start.needs_base:
         other = "split" if p.split.empties else "start"

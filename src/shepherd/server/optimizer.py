@@ -70,7 +70,7 @@ def fednova(learning_rate: float = 1.0) -> Optimizer:
 
 @optimizers
 def fedavgm(learning_rate: float = 1.0, momentum: float = 0.9, rank: int = 0) -> Optimizer:
-    """v ← β·v + Δ, θ + η·v (FedAvgM, Hsu et al., 1909.06335); for a product merge v is an increment of its own.
+    """v ← β·v + Δ, θ + η·v (FedAvgM, Hsu et al., 1909.06335); for a product merge v is an increment.
 
     rank bounds the increment that v is (0: no bound); it has no meaning for factors.
     """

@@ -76,7 +76,7 @@ class Personalization:
 
 @personalizations
 def none() -> Personalization:
-    """No model of their own, but for parts that the method leaves with the clients."""
+    """No personal models, except for local parts of the method."""
     return Personalization()
 
 
@@ -93,7 +93,7 @@ def finetune(steps: int = 10, learning_rate: float = 0.0) -> Personalization:
 
 @personalizations
 def ditto(strength: float = 0.1, form: Literal["factors", "product"] = "factors") -> Personalization:
-    """A second adapter in each client, trained beside and pulled towards the global one (Ditto, Li et al., 2012.04221).
+    """A second adapter in each client, trained with and pulled towards the global one (Ditto, Li et al., 2012.04221).
 
     v ← v − η(∇F(v) + λ(v − θ_t)) on the rows that the client trains on anyway, so a round costs twice. strength is λ:
     0 trains alone, a large one stays at the global adapter. form "product" pulls the increments s·BA instead, which do
@@ -178,7 +178,7 @@ def with_local_parts(view: ClientModel, private: Tensors) -> ClientModel:
         if own.shape != expected:
             raise ClientError(
                 f"the client keeps {module}.{part}{list(own.shape)}, its view has {list(expected)}",
-                hint="a part at home needs the same rank in every round: set lora.ranks, or another method",
+                hint="a local part needs the same rank in every round: set lora.ranks, or another method",
             )
         factors[module] = factors[module]._replace(**{part: own})
     return replace(view, adapter=replace(view.adapter, factors=factors)) if parts else view

@@ -31,13 +31,13 @@ class LocalModules:
 
 @homes
 def nothing() -> LocalModules:
-    """Every module travels."""
+    """Every module is sent."""
     return LocalModules(lambda modules: frozenset(), keeps=False)
 
 
 @homes
 def last_blocks(blocks: int = 1) -> LocalModules:
-    """The modules of the last blocks of the model (after FedPer, 1912.00818); 0 keeps nothing at home.
+    """The modules of the last blocks of the model (after FedPer, 1912.00818); 0 keeps none local.
 
     Counted are the blocks that have adapters. A block's number is the first part of a module's name that is a number.
     """

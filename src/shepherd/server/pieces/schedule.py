@@ -64,7 +64,7 @@ def by_round() -> Schedule:
 
 @schedules
 def by_step() -> Schedule:
-    """B and A in turn, a local step each (LA-LoRA); both travel."""
+    """B and A in turn, a local step each (LA-LoRA); both are sent."""
     return Schedule(lambda round_number: (("B", "A"), "AB"), ("AB",))
 
 
@@ -76,5 +76,5 @@ def core() -> Schedule:
 
 @schedules
 def share_A() -> Schedule:
-    """Both factors; A travels, every client keeps a B of its own (FedSA-LoRA)."""
+    """Both factors; A is sent, B stays local to each client (FedSA-LoRA)."""
     return Schedule(lambda round_number: (("AB",), "A"), ("A",), local="B")

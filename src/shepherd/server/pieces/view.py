@@ -73,7 +73,7 @@ def prefix(scale: Scale = "common") -> ViewRule:
 
 @views
 def svd(scale: Scale = "common") -> ViewRule:
-    """The best approximation of rank r_k, balanced; lossy for r_k < r, and in a gauge of its own."""
+    """The best approximation of rank r_k, balanced; lossy for r_k < r, and in a separate gauge."""
 
     def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         adapter = model.adapter

@@ -46,7 +46,7 @@ def given() -> Weighing:
 
 @weighings
 def product_norm() -> Weighing:
-    """In proportion to ‖s·B_kA_k‖ over what travels, whatever the weights of the round (HetLoRA, 2401.06432)."""
+    """In proportion to ‖s·B_kA_k‖ over the modules sent, whatever the weights of the round (HetLoRA, 2401.06432)."""
 
     def of(uploads: Uploads, weights: np.ndarray) -> Shares:
         squares = np.zeros(len(weights))
