@@ -1,6 +1,6 @@
 # make demo          install into .venv, fetch the base model once, run the demo federation, print where the report is
 # make demo QUICK=1  the same with shepherd run --quick
-# make test          install with the test extra, then lint, format check and the default tests
+# make test          install with the test extra, then lint, format check, types and the default tests
 # make clean         remove .venv and build leftovers (runs/ and the model cache stay)
 #
 # Needs Python >= 3.11 with venv, and make. PYTHON=/path/to/python picks another interpreter, PIP_ARGS= goes to pip.
@@ -26,6 +26,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 $(BIN)/python:
@@ -43,4 +44,4 @@ $(VENV)/installed-test: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -207,8 +207,9 @@ def _lines(path: str) -> list[str]:
 def _child(spec: dict) -> dict:
     import torch
 
-    from shepherd.experiment.plan import rates, share
+    from shepherd.experiment.method import compose
     from shepherd.experiment.rows import prepare_rows
+    from shepherd.experiment.schedule import prepare_schedule
     from shepherd.experiment.trainer import prepare_trainer
     from shepherd.model.base import load_base
     from shepherd.model.threads import matmul_peak
@@ -232,9 +233,9 @@ def _child(spec: dict) -> dict:
     data = {c: rows.clients[c] for c in sorted(rows.clients)[: spec["clients"]]}
     work = {}
     for client, own in data.items():
-        count, steps = share(len(own), config.training)
-        work[client] = Work(client, 0, count, rates(config, steps, 1))
-    learner = prepare_trainer(config, base)
+        count, steps = prepare_schedule(config).share(len(own))
+        work[client] = Work(client, 0, count, prepare_schedule(config).rates(steps, 1))
+    learner = prepare_trainer(config, compose(config), base)
     train = _trainer_side(base, learner, data, autocast) if kind == "trainer" else _cohort_side(learner, data)
 
     memory = _Memory(base.device)
@@ -289,7 +290,7 @@ def _cohort_side(learner, data):
                     losses[client].append(progress.loss)
 
         task = TrainTask(1, {client: ClientModel(learner.adapter) for client in work}, 0, work)
-        for _ in train(task, {}, learner.site(data), observe):
+        for _ in train(task, {}, learner.host(data), observe):
             pass
         return losses, sum(len(row.input_ids) for c, w in work.items() for row in _walked(data[c], w))
 

@@ -225,7 +225,7 @@ def _held(spec: dict) -> dict:
 
     from shepherd import round as round_of
     from shepherd.clients.selection import build_selection
-    from shepherd.plan import Plan
+    from shepherd.round import Plan
     from shepherd.store import RunDirectory
     from shepherd.types import ClientUpdate, Objective, ServerState, Work
     from shepherd.updates.spool import Spool
@@ -235,7 +235,10 @@ def _held(spec: dict) -> dict:
     peaks: dict[str, int] = {}
 
     class Numbers:
-        def train(self, task, private, observe):
+        def restore(self, private):
+            pass
+
+        def train(self, task, deadline, enough, observe):
             for k, client in enumerate(sorted(task.views)):
                 yield ClientUpdate(client, task.round, _delta(task.views[client], k), 1, 10, 1, {"loss": 2.0})
 

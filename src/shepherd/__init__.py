@@ -16,8 +16,8 @@ from shepherd._version import __version__ as __version__
 if TYPE_CHECKING:
     from shepherd.config import Config
     from shepherd.errors import ShepherdError
-    from shepherd.experiment.checks import run
-    from shepherd.experiment.run import Run, resume
+    from shepherd.experiment.pipeline import Run
+    from shepherd.experiment.run import resume, run
     from shepherd.recipe import load as load_config
 
 
@@ -27,8 +27,8 @@ _HOMES = {
     "Config": ("shepherd.config", "Config"),
     "load_config": ("shepherd.recipe", "load"),
     "ShepherdError": ("shepherd.errors", "ShepherdError"),
-    "Run": ("shepherd.experiment.run", "Run"),
-    "run": ("shepherd.experiment.checks", "run"),
+    "Run": ("shepherd.experiment.pipeline", "Run"),
+    "run": ("shepherd.experiment.run", "run"),
     "resume": ("shepherd.experiment.run", "resume"),
 }
 

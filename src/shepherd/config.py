@@ -1,10 +1,9 @@
-"""TOML -> typed config: every error at once, each with the nearest known key.
+"""Typed settings of a run: one frozen table per room, in the order of a run.
 
-    config = load("demo", overrides=["federation.rounds=5"])        # a packaged recipe by name, or the path of a file
+    Config(federation={"rounds": 5}).federation.rounds        # recipe.load reads a TOML file, or a recipe by name
 
-One table per room, in the order of a run. Config stops at `experiment/run.py`: rooms take plain arguments. The resolved
-config is saved in the run directory and can be run again as it is. Settings come in layers (defaults, recipe, flags);
-`merge` lays them on each other and remembers where each value came from.
+A docstring under a field is its help text. Config stops at `experiment/`: rooms take plain arguments. The resolved
+config is saved in the run directory and can be run again as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -20,7 +20,7 @@ Rank = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Table(BaseModel):
-    """A table of the recipe: frozen, unknown keys refused, a docstring under each field is its help text."""
+    """A frozen table of the recipe that refuses unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False, allow_inf_nan=False
@@ -28,7 +28,7 @@ class Table(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, about: ValidationInfo) -> Any:
+    def _refuse_booleans_as_numbers(cls, value: Any, about: ValidationInfo) -> Any:
         field = cls.model_fields.get(about.field_name or "")
         if isinstance(value, bool) and field is not None and field.annotation in (int, float):
             raise PydanticCustomError("int_type" if field.annotation is int else "float_type", "a number")
@@ -45,10 +45,10 @@ class RunTable(Table):
     threads: int = Field(0, ge=0, le=1024)
     """CPU threads; 0 measures and picks."""
     workers: int = Field(0, ge=0, le=256)
-    """Processes that train clients, each with the base in its own memory and its share of the threads; 0 trains in
-    this process."""
+    """Worker processes that train clients, each with a copy of the base and a share of the threads; 0 trains in this
+    process."""
     patience: float = Field(600.0, gt=0)
-    """Seconds without a sign of life after which a worker process is given up."""
+    """Seconds of silence after which a worker process counts as lost."""
 
 
 class ModelTable(Table):
@@ -68,7 +68,7 @@ class LoraTable(Table):
     r: int = Field(8, ge=1, le=1024)
     """Rank of the global adapter, and of every client that `ranks` does not name."""
     ranks: tuple[Rank, ...] | Mapping[str, Rank] = ()
-    """Lower ranks: a list that is dealt over the clients by name, or {client = rank}; empty is `r` for all."""
+    """Lower ranks: a list assigned in turn to the clients sorted by name, or {client = rank}; empty: `r` for all."""
     alpha: float = Field(16.0, gt=0, le=1e6)
     """Scale: alpha / r, or alpha / sqrt(r) with rslora."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -76,8 +76,8 @@ class LoraTable(Table):
     rslora: bool = False
     """Rank-stabilised scale (Kalajdzievski, 2023)."""
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
-    """`all-linear` adapts every linear layer of the blocks, which in a mixture of experts are not the experts: `check`
-    says which share of the weights that is; or a list of names such as ["q_proj", "v_proj"]."""
+    """`all-linear` adapts every linear layer of the blocks, except the experts of a mixture of experts (`check` reports
+    the adapted share of the weights); or a list of names such as ["q_proj", "v_proj"]."""
 
 
 class DataTable(Table):
@@ -85,35 +85,36 @@ class DataTable(Table):
     """A file, a folder with a file or sub-folder per client, `builtin:instructions`, `builtin:chatterbot`, or
     `hub:org/name`."""
     format: str = "auto"
-    """auto (told row by row), or that of every row: messages, sharegpt, alpaca, dolly, prompt_completion, text, or
-    another that docs/data.md lists."""
+    """auto (detected row by row), or one format for all rows: messages, sharegpt, alpaca, dolly, prompt_completion,
+    text, or another that docs/data.md lists."""
     columns: Mapping[str, str] = Field(default_factory=dict)
-    """Our field -> your column, e.g. {instruction = "question", response = "answer"}."""
+    """Field -> column of your data, e.g. {instruction = "question", response = "answer"}."""
     languages: tuple[str, ...] = ("english",)
     """Languages of `builtin:chatterbot`."""
     categories: tuple[str, ...] = ()
     """Keep only these categories; empty keeps all."""
     rows_per_category: int = Field(0, ge=0)
-    """At most so many rows of each category, drawn by seed; 0 keeps all."""
+    """Maximum number of rows per category, drawn by seed; 0 keeps all."""
     template: str = "auto"
-    """auto (the model's chat template, alpaca when it has none), chat, alpaca, or your own text with {instruction}.
+    """auto (the model's chat template, or alpaca if it has none), chat, alpaca, or a template text with {instruction}.
     In a text typed after --set, \\n is a line break, \\t a tab and \\\\ a backslash."""
     max_length: int = Field(512, ge=16)
-    """Longest sequence in tokens; longer ones lose context first, then prompt, never response before that."""
+    """Maximum sequence length in tokens; truncation takes context first, then prompt, and response last."""
     held_out_per_category: int = Field(10, ge=0)
-    """Rows of each category kept for evaluation (FedIT: 10), split off before partitioning."""
+    """Rows per category held out for evaluation (FedIT: 10), split off before partitioning."""
     held_out_source: str = ""
-    """A separate file of held-out rows; then none are split off, and a test part of the source is not read."""
+    """A separate file of held-out rows; no others are then split off, and a test part of the source is ignored."""
 
 
 class PartitionTable(Table):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "by_key"
-    """by_key, iid, shards, dirichlet, power_law, linear, files (each file a client, also one called test), or
+    """by_key, iid, shards, dirichlet, power_law, linear, files (each file is a client, even one called test), or
     `module:function`. Other keys are its options."""
     clients: int = Field(0, ge=0)
-    """Number of clients; 0 lets the partitioner decide (by_key, files). Changing to one of these drops the recipe's."""
+    """Number of clients; 0 lets the partitioner decide (by_key, files). Switching to one of these drops the
+    recipe's."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -124,34 +125,37 @@ class FederationTable(Table):
     rounds: int = Field(3, ge=1)
     """Communication rounds."""
     clients_per_round: int = Field(0, ge=0)
-    """Size of the cohort; 0 uses `fraction`."""
+    """Cohort size; 0 uses `fraction`."""
     fraction: float = Field(1.0, gt=0, le=1)
-    """Share of the clients in each round, used when clients_per_round is 0."""
+    """Fraction of the clients sampled in each round, used when clients_per_round is 0."""
     method: str = "fedit"
-    """What clients start from and how their updates become the next model; `shepherd list methods` shows all."""
+    """Federated LoRA method: what clients start from and how their updates are aggregated; see `shepherd list
+    methods`."""
     weights: Literal["examples", "tokens", "uniform"] = "examples"
-    """What an update is weighted by: rows that the client holds (FedAvg), target tokens of this round, or nothing."""
+    """Aggregation weights: the client's number of rows (FedAvg), its target tokens in this round, or uniform."""
     max_weight: float = Field(1.0, gt=0, le=1)
-    """No client weighs more than this share of a round, whatever it says of its size; 1 sets no limit."""
+    """Maximum aggregation weight of one client, whatever size it reports; 1 sets no limit."""
     max_update_norm: float = Field(1e4, ge=0)
-    """An update whose L2 norm is larger is rejected; 0 sets no limit. Out of honest reach by default: all values of an
-    adapter of 100 million would have to move by 1."""
+    """Reject updates with a larger L2 norm; 0 sets no limit. The default is beyond honest training: all values of an
+    adapter of 100 million parameters would have to move by 1."""
     min_updates: int = Field(1, ge=1)
-    """Fewer usable updates are too few for a round."""
+    """Minimum number of usable updates per round; `on_too_few` decides what happens below it."""
     on_too_few: Literal["stop", "skip", "wait"] = "stop"
-    """`stop`: the run ends (exit status 6). `skip`: the round leaves the model as it is. `wait`: clients that were not
-    asked yet are drawn into the same round, up to `retries` times; then the run ends."""
+    """`stop`: end the run (exit status 6). `skip`: leave the global model unchanged. `wait`: sample further clients
+    into the same round, up to `retries` times, then end the run."""
     retries: int = Field(3, ge=1)
-    """Most further draws of one round with on_too_few = "wait"."""
+    """Maximum number of further draws per round with on_too_few = "wait"."""
     over_select: float = Field(0.0, ge=0, le=10)
-    """Ask this share of clients more than the cohort needs; the first to answer count, the others are late."""
+    """Sample this fraction of clients beyond the cohort size; the first updates to arrive count, the rest are late
+    (over-selection, Bonawitz et al., 2019)."""
     deadline: float = Field(0.0, ge=0)
-    """Seconds for an answer, by the simulation's virtual clock (one per local step for the median client); 0: none."""
+    """Deadline for updates, in seconds of the simulation's virtual clock (one per local step of the median client); 0
+    sets none."""
     quarantine_after: int = Field(3, ge=0)
-    """A client with so many unusable answers in a row is asked no more; 0 never."""
+    """Quarantine a client after this many consecutive unusable updates; 0 disables."""
     updates_in_memory_mib: int = Field(256, ge=0)
-    """Memory for the updates of a round, in MiB; those beyond lie in a nameless file in the run directory until the
-    round is over. Results do not depend on it."""
+    """Memory for the updates of a round, in MiB; the rest spill to an unnamed temporary file in the run directory.
+    Results do not depend on it."""
 
     @model_validator(mode="after")
     def _enough_clients(self) -> FederationTable:
@@ -165,8 +169,8 @@ class SelectionTable(Table):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "uniform"
-    """uniform, size_weighted, poisson, everyone, power_of_choice, oort, availability, or `module:function`. Other keys
-    are its options; `shepherd list selections` shows them."""
+    """Client selection: uniform, size_weighted, poisson, everyone, power_of_choice, oort, availability, or
+    `module:function`. Other keys are its options; see `shepherd list selections`."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -174,7 +178,7 @@ class SelectionTable(Table):
 
 
 class MethodTable(Table):
-    """Options of federation.method, and pieces that replace its own, e.g. split = "svd_balanced"."""
+    """Options of federation.method, and pieces that replace the method's, e.g. split = "svd_balanced"."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
@@ -187,7 +191,7 @@ class ServerTable(Table):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     optimizer: str = "fedavg"
-    """The server's step: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, fednova, or torch with the name of one of
+    """Server optimizer: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, fednova, or torch with `name` set to one of
     torch.optim. Other keys are its options."""
 
     @property
@@ -197,23 +201,25 @@ class ServerTable(Table):
 
 class ObjectiveTable(Table):
     proximal: float = Field(0.0, ge=0)
-    """mu of FedProx: the penalty (mu/2)·‖θ − θ_t‖² that keeps clients near the global model; 0 is none."""
+    """mu of FedProx: weight of the penalty (mu/2)·‖θ − θ_t‖² towards the global model; 0 turns it off."""
     proximal_form: Literal["factors", "product"] = "factors"
-    """What it measures: the factors A and B, or the increment s·BA, which does not depend on how it is factored."""
+    """What the penalty measures: the factors A and B, or the increment s·BA, which is invariant to the
+    factorisation."""
     rate_ratio: float = Field(0.0, ge=0)
-    """Learning rate of B over that of A; 0 is the method's own (5 of lora_a2), or 1 where it has none."""
+    """Learning rate of B divided by that of A (LoRA+, Hayou et al., 2024); 0 uses the method's default: 5 for lora_a2,
+    otherwise 1."""
     scaffold: bool = False
-    """Correct each local step by SCAFFOLD's control variates; doubles the bytes up. Wants clients that come back. The
-    mean of the variates is weighted as that of the clients, by federation.weights, "examples" or "uniform". Exact for
-    training.optimizer = "sgd", a heuristic for Adam."""
+    """Correct local steps by SCAFFOLD's control variates; doubles the upload and needs clients that return. The
+    variates are averaged by federation.weights ("examples" or "uniform"). Exact for training.optimizer = "sgd", a
+    heuristic for Adam."""
 
 
 class PersonalizationTable(Table):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "none"
-    """A model of each client's own: none, finetune, ditto, feddpa, ifca, or `module:function`. Other keys are its
-    options. FedSA-LoRA and FedPer are methods: federation.method = "fedsa_lora", "fedper_lora"."""
+    """Personal models: none, finetune, ditto, feddpa, ifca, or `module:function`. Other keys are its options.
+    FedSA-LoRA and FedPer are methods: federation.method = "fedsa_lora", "fedper_lora"."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -224,15 +230,15 @@ class TrainingTable(Table):
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of the local optimizer."""
     min_learning_rate: float = Field(0.0, ge=0)
-    """Where a linear or cosine schedule ends; it never goes below."""
+    """Final value and lower bound of a linear or cosine schedule."""
     batch_size: int = Field(4, ge=1)
-    """Rows of one client in one optimizer step."""
+    """Rows per optimizer step of one client."""
     local_steps: int = Field(0, ge=0)
-    """Optimizer steps of each client in a round; 0 uses local_epochs."""
+    """Optimizer steps of each client per round; 0 uses local_epochs."""
     local_epochs: float = Field(1.0, gt=0)
-    """Passes over the client's rows in a round, used when local_steps is 0."""
+    """Passes over the client's rows per round, used when local_steps is 0."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    """Local optimizer of torch.optim; its state is fresh in each round."""
+    """Local optimizer of torch.optim; its state is reset in every round."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (adamw), or L2 (adam, sgd)."""
     momentum: float = Field(0.0, ge=0, lt=1)
@@ -240,12 +246,12 @@ class TrainingTable(Table):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Betas of adamw and adam."""
     max_grad_norm: float = Field(1.0, ge=0)
-    """Each client's gradient is clipped to this norm; 0 turns clipping off."""
+    """Clip each client's gradient to this norm; 0 turns clipping off."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape of the learning rate after the warm-up."""
+    """Learning-rate schedule after the warm-up."""
     schedule_over: Literal["run", "round", "rounds"] = "run"
-    """`run`: one schedule over the steps of all rounds. `round`: it starts anew in each round. `rounds`: one rate for
-    all steps of a round, the schedule over rounds."""
+    """`run`: one schedule over the steps of all rounds. `round`: restart in every round. `rounds`: constant within a
+    round, scheduled over rounds."""
     warmup_steps: int = Field(0, ge=0)
     """Linear warm-up at the start of the schedule, in optimizer steps."""
     warmup_rounds: int = Field(0, ge=0)
@@ -253,13 +259,14 @@ class TrainingTable(Table):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     tokens_per_pass: int = Field(0, ge=0)
-    """Most tokens in one pass through the base; a step is cut into passes. 0 picks by memory. Results depend on
-    it by rounding alone."""
+    """Maximum number of tokens per pass through the base; a step is cut into passes. 0 picks by memory. Results depend
+    on it by rounding only."""
     clients_at_once: int = Field(0, ge=0)
-    """Clients trained together; 0 picks by memory. On a CPU results do not depend on it, on a GPU by rounding alone."""
+    """Clients trained together in one batch; 0 picks by memory. On a CPU results do not depend on it, on a GPU by
+    rounding only."""
 
     @model_validator(mode="after")
-    def _optimizer_knows(self) -> TrainingTable:
+    def _optimizer_takes_its_options(self) -> TrainingTable:
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f'training.momentum needs training.optimizer = "sgd", got "{self.optimizer}"')
         if self.optimizer == "sgd" and self.betas != type(self).model_fields["betas"].default:
@@ -267,7 +274,7 @@ class TrainingTable(Table):
         return self
 
     @model_validator(mode="after")
-    def _schedule_holds(self) -> TrainingTable:
+    def _schedule_is_consistent(self) -> TrainingTable:
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"training.min_learning_rate = {self.min_learning_rate:g} is more than training.learning_rate = "
@@ -278,7 +285,7 @@ class TrainingTable(Table):
         if self.schedule_over == "rounds" and self.warmup_steps:
             raise ValueError(
                 'training.warmup_steps does not fit training.schedule_over = "rounds", where the rate is constant '
-                "inside a round: set training.warmup_rounds"
+                "within a round: set training.warmup_rounds"
             )
         if self.schedule_over != "rounds" and self.warmup_rounds:
             raise ValueError(
@@ -292,45 +299,47 @@ class EvaluationTable(Table):
     arms: tuple[Literal["base", "federated", "local", "centralised"], ...] = (
         "base", "federated", "local", "centralised",
     )  # fmt: skip
-    """What is trained and compared at equal budget."""
+    """Arms to train and compare at equal budget: the untuned base, the federated model, each client alone, all data
+    pooled."""
     local_clients: Literal["all"] | Annotated[int, Field(ge=1, strict=True)] | tuple[str, ...] = "all"
-    """Clients of the local arm: all, so many, or these."""
+    """Clients of the local arm: all, a number, or a list of names."""
     local_learning_rate: float = Field(0.0, ge=0)
-    """Peak learning rate of the clients alone, on training.schedule like the others; 0 is training.learning_rate."""
+    """Peak learning rate of the local arm, on training.schedule like the others; 0 uses training.learning_rate."""
     centralised_learning_rate: float = Field(0.0, ge=0)
-    """Peak learning rate of the centralised arm, on the same schedule; 0 is training.learning_rate."""
+    """Peak learning rate of the centralised arm, on the same schedule; 0 uses training.learning_rate."""
     every: int = Field(1, ge=0)
-    """Evaluate every arm on the held-out rows after every n rounds; 0 only at the end."""
+    """Evaluate every arm on the held-out rows after every n rounds; 0 evaluates only at the end."""
     generate: int = Field(8, ge=0)
-    """Held-out rows answered by generation before and after (exact match, token F1, ROUGE-L); 0 turns it off."""
+    """Held-out rows answered by generation, before and after tuning (exact match, token F1, ROUGE-L); 0 turns it
+    off."""
     max_new_tokens: int = Field(48, ge=1)
-    """Longest generated answer in tokens."""
+    """Maximum length of a generated answer in tokens."""
 
     @model_validator(mode="after")
-    def _rates_are_of_arms(self) -> EvaluationTable:
+    def _rates_belong_to_arms(self) -> EvaluationTable:
         lost = {arm: rate for arm, rate in self.own_rates.items() if arm not in self.arms}
         if lost:
             keys = " and ".join(f"evaluation.{arm}_learning_rate = {rate:g}" for arm, rate in lost.items())
             raise ValueError(
-                f"{keys} would change nothing: evaluation.arms does not name {' and '.join(lost)}. Name it there, or "
-                "leave the rate at 0"
+                f"{keys} would have no effect: evaluation.arms does not include {' and '.join(lost)}. Add it, or leave "
+                "the rate at 0"
             )
         return self
 
     @property
     def own_rates(self) -> dict[str, float]:
-        """The rates that are set, by arm."""
+        """Learning rates set for single arms, by arm."""
         rates = {"local": self.local_learning_rate, "centralised": self.centralised_learning_rate}
         return {arm: rate for arm, rate in rates.items() if rate}
 
 
 class CheckpointTable(Table):
     keep: int = Field(2, ge=1)
-    """Checkpoints kept: the last so many rounds, at least two, and the best."""
+    """Checkpoints to keep: the last n rounds (at least two) and the best round."""
 
 
 class Config(Table):
-    """A whole run."""
+    """All settings of a run."""
 
     run: RunTable = RunTable()
     model: ModelTable = ModelTable()
@@ -348,7 +357,7 @@ class Config(Table):
     checkpoints: CheckpointTable = CheckpointTable()
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Config:
+    def _tables_agree(self) -> Config:
         clients, cohort = self.partition.clients, self.federation.clients_per_round
         if clients and cohort > clients:
             raise ValueError(f"federation.clients_per_round = {cohort} is more than partition.clients = {clients}")
@@ -362,3 +371,36 @@ class Config(Table):
                     f"training.min_learning_rate = {least:g} is more than evaluation.{arm}_learning_rate = {rate:g}"
                 )
         return self
+
+
+def keys() -> dict[str, FieldInfo]:
+    """Every dotted key with its field (annotation, default, description), in the order of a run."""
+    return {
+        f"{table}.{name}": field
+        for table, outer in Config.model_fields.items()
+        for name, field in _table_class(outer).model_fields.items()
+    }
+
+
+def _table_class(field: FieldInfo) -> type[Table]:
+    table = field.annotation
+    assert isinstance(table, type) and issubclass(table, Table)
+    return table
+
+
+OTHER_NAMES = {
+    "lr": "training.learning_rate", "epochs": "training.local_epochs", "num_train_epochs": "training.local_epochs",
+    "per_device_train_batch_size": "training.batch_size", "max_steps": "training.local_steps",
+    "rank": "lora.r", "lora_r": "lora.r", "lora_alpha": "lora.alpha", "target_modules": "lora.targets",
+    "lora_dropout": "lora.dropout", "model_name_or_path": "model.base", "model_name": "model.base",
+    "load_in_4bit": "model.quantize", "load_in_8bit": "model.quantize", "dataset": "data.source",
+    "max_seq_length": "data.max_length", "max_seq_len": "data.max_length", "output_dir": "run.out",
+    "num_clients": "partition.clients", "num_rounds": "federation.rounds", "mu": "objective.proximal",
+}  # fmt: skip
+"""Name of a setting in other tools -> our key."""
+
+
+def keys_called(name: str) -> list[str]:
+    """The keys of this name in any table; else the key that other tools give this name; else none."""
+    own = [key for key in keys() if key.split(".")[1] == name]
+    return own or ([OTHER_NAMES[name]] if name in OTHER_NAMES else [])

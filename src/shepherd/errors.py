@@ -1,4 +1,4 @@
-"""What a person did not expect, said so that they can mend it: message, hint, exit status.
+"""Errors for users: message, hint, exit status.
 
 Every error that a user can cause is a `ShepherdError`. The command line prints its message, then `hint: …`, and
 exits with `exit_code`; the traceback shows only with `--debug`.
@@ -10,11 +10,11 @@ import difflib
 from collections.abc import Iterable
 
 DISTRIBUTION = "shepherd-fedit"
-"""The name to install. The package index has another project under the name of the import package, `shepherd`."""
+"""Name of the distribution. The package index has another project under the import name, `shepherd`."""
 
 
 class ShepherdError(Exception):
-    """A failure that can be explained: what, where and why in `message`, how to mend it in `hint`."""
+    """An error with an explanation: what, where and why in `message`, how to fix it in `hint`."""
 
     exit_code = 1
 
@@ -25,57 +25,57 @@ class ShepherdError(Exception):
 
 
 class UsageError(ShepherdError):
-    """A command, recipe or setting that cannot be carried out (exit status 2)."""
+    """Invalid command, recipe or setting (exit status 2)."""
 
     exit_code = 2
 
 
 class DataError(ShepherdError):
-    """Rows that cannot be read, tokenised or divided over clients (exit status 3)."""
+    """Data that cannot be read, tokenised or partitioned (exit status 3)."""
 
     exit_code = 3
 
 
 class ModelError(ShepherdError):
-    """A base model, tokenizer or adapter that is missing, broken or does not fit (exit status 4)."""
+    """Base model, tokenizer or adapter missing, broken or incompatible (exit status 4)."""
 
     exit_code = 4
 
 
 class ResourceError(ShepherdError):
-    """Not enough memory, disk or hardware, or a place that cannot be read or written (exit status 5)."""
+    """Not enough memory, disk or hardware, or a path that cannot be read or written (exit status 5)."""
 
     exit_code = 5
 
 
 class ClientError(ShepherdError):
-    """Clients failed, so that too few updates were left to go on (exit status 6)."""
+    """Too few usable updates from the clients (exit status 6)."""
 
     exit_code = 6
 
 
 class NetworkError(ShepherdError):
-    """Something that had to come over the network did not (exit status 7)."""
+    """Network failure (exit status 7)."""
 
     exit_code = 7
 
 
 class EvaluationError(ShepherdError):
-    """A result that could not be measured, or that does not hold when measured again (exit status 8)."""
+    """Result that cannot be measured, or cannot be reproduced (exit status 8)."""
 
     exit_code = 8
 
 
 class NumericalError(ShepherdError):
-    """Numbers that left the range in which a result means anything: not finite, or singular (exit status 9)."""
+    """Non-finite or singular values where a result was to be computed (exit status 9)."""
 
     exit_code = 9
 
 
 EXIT_CODES: dict[int, str] = {
-    0: "all well",
-    1: "unexpected failure: a bug of ours (run again with --debug and report it)",
-    **{kind.exit_code: kind.__doc__.split(" (exit")[0] for kind in ShepherdError.__subclasses__()},
+    0: "Success",
+    1: "Unexpected failure: a bug in Shepherd (run again with --debug and report it)",
+    **{kind.exit_code: (kind.__doc__ or "").split(" (exit")[0] for kind in ShepherdError.__subclasses__()},
     130: "Interrupted (Ctrl-C)",
     143: "Terminated (SIGTERM)",
 }
@@ -88,7 +88,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def plural(how_many: int, noun: str) -> str:
-    """1 client, 2 clients, 0 categories."""
+    """A count with its noun: 1 client, 2 clients, 0 categories."""
     many = noun if how_many == 1 else noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     return f"{how_many:,} {many}"
 

@@ -1,7 +1,7 @@
-"""The hub is closed in this process unless a command asks for it, or the user decided otherwise.
+"""Offline by default: hub libraries may use the network only inside `opened`, unless the user decided otherwise.
 
 close_by_default()          # at the start of the process, before the hub's libraries load
-with opened():              # what was asked to download does so in here
+with opened():              # downloads happen in here
     ...
 """
 
@@ -25,13 +25,13 @@ def close_by_default() -> None:
 
 
 def offline_by_default() -> bool:
-    """Whether the hub is off because `close_by_default` said so, not because the user did."""
+    """Whether the hub was turned off by `close_by_default`, not by the user."""
     return _ours
 
 
 @contextmanager
 def opened() -> Iterator[None]:
-    """Let the hub's libraries use the network inside, if it was us who closed it. A user's own setting stands."""
+    """Let the hub's libraries use the network inside the block, unless the user turned it off."""
     if not _ours:
         yield
         return
@@ -43,10 +43,10 @@ def opened() -> Iterator[None]:
 
 
 def _set(offline: bool) -> None:
-    """In the environment, which the libraries read when they load, and in those that are loaded already."""
+    """Set the switch in the environment, for libraries yet to load, and in those already loaded."""
     os.environ[_SWITCH] = "1" if offline else "0"
     readers = ["huggingface_hub.constants"]
-    if "HF_DATASETS_OFFLINE" not in os.environ:  # the user's word for `datasets` alone
+    if "HF_DATASETS_OFFLINE" not in os.environ:  # the user's setting for `datasets` alone
         readers.append("datasets.config")
     for name in readers:
         if name in sys.modules:

@@ -1,7 +1,14 @@
-"""Recipes: a TOML file and `key=value` overrides -> a checked Config. Everything wrong is said at once, with origin."""
+"""Recipes: a TOML file and `key=value` overrides -> a checked Config.
+
+    config = load("demo", overrides=["federation.rounds=5"])        # a packaged recipe by name, or the path of a file
+
+Settings come in layers (defaults, recipe, flags): `merge` combines them and keeps the origin of each value, `resolve`
+reports every mistake at once, each with the nearest known key.
+"""
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import tomllib
@@ -11,11 +18,27 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shepherd.config import Config, FederationTable, PartitionTable, PersonalizationTable, SelectionTable, ServerTable
+from shepherd.config import Config, keys, keys_called
 from shepherd.errors import UsageError, did_you_mean, plural
 
 RECIPES = Path(__file__).parent / "recipes"
 """The recipes that come with the package; `shepherd list recipes` shows them."""
+
+Check = Callable[[Mapping[str, Any]], list[str]]
+"""Further checks of `resolve`: merged settings -> problems that only a room can find (names in its registry)."""
+
+_DEFAULTS = Config()
+_OPTIONS_OF = (
+    ("partition", "name", "partition", "clients", _DEFAULTS.partition.name),
+    ("selection", "name", "selection", "", _DEFAULTS.selection.name),
+    ("federation", "method", "method", "", _DEFAULTS.federation.method),
+    ("server", "optimizer", "server", "", _DEFAULTS.server.optimizer),
+    ("personalization", "name", "personalization", "", _DEFAULTS.personalization.name),
+)
+"""(table, its key that selects by name, the table of options, a key there that is not an option, the default)."""
+
+_CLIENTS_OF_THE_DATA = ("by_key", "files")
+"""Partitioners that determine the number of clients from the data."""
 
 
 def load(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -29,7 +52,7 @@ def load(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> Con
 
 
 def recipes() -> dict[str, str]:
-    """Packaged recipes: name -> the first comment line of the file, which says what it is for."""
+    """Packaged recipes: name -> the first comment line of the file, its purpose."""
     return {
         path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         for path in sorted(RECIPES.glob("*.toml"))
@@ -46,25 +69,24 @@ def find_recipe(recipe: str | Path) -> Path:
     for candidate in ([RECIPES / f"{recipe}.toml"] if named else []) + [path]:
         if candidate.is_file():
             return candidate
-    here = [str(near) for near in path.parent.glob("*.toml")]
-    alone = path.name == str(recipe)  # a path into a folder means a file of that folder
-    near = did_you_mean(str(recipe), [*(recipes() if alone else ()), *here])
+    alone = path.name == str(recipe)  # a path into a folder can only mean a file of that folder
+    near = did_you_mean(str(recipe), [*(recipes() if alone else ()), *map(str, path.parent.glob("*.toml"))])
     near = near or (did_you_mean(path.stem, recipes()) if alone else "")
     raise UsageError(
         f"recipe not found: {recipe}.{near}",
-        hint=(f"a folder of rows is given with --data {recipe}; " if path.is_dir() else "")
-        + f"packaged recipes: {', '.join(recipes())} (shepherd list recipes); or give the path of a TOML file",
+        hint=(f"pass a folder of rows with --data {recipe}; " if path.is_dir() else "")
+        + f"packaged recipes: {', '.join(recipes())} (shepherd list recipes); or pass the path of a TOML file",
     )
 
 
 def read_recipe(recipe: str | Path) -> dict[str, Any]:
-    """The tables of a recipe as they are written, not validated. Raises UsageError when it is missing or not TOML."""
+    """Read the tables of a recipe without validation. Raises UsageError when it is missing or not TOML."""
     path = find_recipe(recipe)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         encoding = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        hint = encoding if path.suffix == ".toml" else f"a recipe is a TOML file; rows are given with --data {path}"
+        hint = encoding if path.suffix == ".toml" else f"a recipe is a TOML file; pass rows with --data {path}"
         raise UsageError(f"{path} is not valid TOML: {error}", hint=hint) from None
     except RecursionError:
         raise UsageError(f"{path} is nested too deeply") from None
@@ -73,11 +95,11 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
 
 
 def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Lay (origin, settings) layers on each other, later ones win: the settings, and {dotted key: origin}.
+    """Merge (origin, settings) layers, later ones win: the settings, and {dotted key: origin}.
 
-    A layer that names another partitioner, selection, method or server optimizer starts from its own defaults: options
-    that an earlier layer gave to the former one are dropped. The number of clients is kept for a partitioner that needs
-    one, and dropped for one that makes its clients of the data.
+    A layer that selects another partitioner, selection, method or server optimizer starts from its defaults: options
+    that an earlier layer set for the previous one are dropped. The number of clients is kept for a partitioner that
+    needs one, and dropped for one that determines it from the data.
     """
     settings: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -106,7 +128,7 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, An
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """`["lora.r=16", "lora.targets=q_proj,v_proj"]` as nested settings. Raises UsageError where it is not key=value."""
+    """Parse `["lora.r=16", "lora.targets=q_proj,v_proj"]` to nested settings. Raises UsageError if not key=value."""
     settings: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -125,7 +147,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def resolve(settings: Mapping[str, Any], checks: Iterable[Check] = ()) -> Config:
-    """Validate nested settings. Raises UsageError that lists every problem, each with its key and the nearest one."""
+    """Validate nested settings. Raises a UsageError that lists every problem with its key and the nearest one."""
     problems: list[str] = []
     config = None
     try:
@@ -142,40 +164,11 @@ def resolve(settings: Mapping[str, Any], checks: Iterable[Check] = ()) -> Config
     return config
 
 
-def keys() -> dict[str, Any]:
-    """Every dotted key with its pydantic field (annotation, default, description), in the order of a run."""
-    return {
-        f"{table}.{name}": field
-        for table, outer in Config.model_fields.items()
-        for name, field in outer.annotation.model_fields.items()
-    }
-
-
-OTHER_NAMES = {
-    "lr": "training.learning_rate", "epochs": "training.local_epochs", "num_train_epochs": "training.local_epochs",
-    "per_device_train_batch_size": "training.batch_size", "max_steps": "training.local_steps",
-    "rank": "lora.r", "lora_r": "lora.r", "lora_alpha": "lora.alpha", "target_modules": "lora.targets",
-    "lora_dropout": "lora.dropout", "model_name_or_path": "model.base", "model_name": "model.base",
-    "load_in_4bit": "model.quantize", "load_in_8bit": "model.quantize", "dataset": "data.source",
-    "max_seq_length": "data.max_length", "max_seq_len": "data.max_length", "output_dir": "run.out",
-    "num_clients": "partition.clients", "num_rounds": "federation.rounds", "mu": "objective.proximal",
-}  # fmt: skip
-"""What other tools call a key -> the key."""
-
-
-def keys_called(name: str) -> list[str]:
-    """The keys of this name, in whatever table; or the one that other tools call so; or none."""
-    own = [key for key in keys() if key.split(".")[1] == name]
-    return own or ([OTHER_NAMES[name]] if name in OTHER_NAMES else [])
-
-
 def to_toml(config: Config) -> str:
-    """The resolved config as TOML that `load` reads back to an equal config."""
+    """Write a config as TOML that `load` reads back to an equal config."""
     lines: list[str] = []
     for table, values in config.model_dump().items():
-        lines.append(f"[{table}]")
-        lines += [f"{_toml_key(key)} = {toml_value(value)}" for key, value in values.items()]
-        lines.append("")
+        lines += [f"[{table}]", *(f"{_toml_key(key)} = {toml_value(value)}" for key, value in values.items()), ""]
     return "\n".join(lines)
 
 
@@ -197,14 +190,14 @@ def _toml_key(key: str) -> str:
 
 
 def _override_value(key: str, text: str) -> Any:
-    """The value of a `--set`: TOML, or plain text; text stays text where the key wants text, `a,b` is a list."""
+    """Parse the value of a `--set`: TOML, or plain text; text stays text where the key takes text, `a,b` is a list."""
     field = keys().get(key)
     kind = str(field.annotation) if field else ""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         value = text
-        if key == "data.template":  # a shell has no way to type a line break that anyone would think of
+        if key == "data.template":  # line breaks are hard to type in a shell
             value = re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}.get(found[1], found[0]), text)
     if field and field.annotation is str and not isinstance(value, str):
         return text
@@ -214,7 +207,7 @@ def _override_value(key: str, text: str) -> Any:
 
 
 def _explain_all(error: ValidationError, settings: Mapping[str, Any]) -> list[str]:
-    """One sentence for each key with a problem; the branches of a union are joined by "or"."""
+    """One sentence per key with a problem; the branches of a union are joined by "or"."""
     messages: dict[str, list[str]] = {}
     given: dict[str, str] = {}
     for problem in error.errors():
@@ -234,7 +227,7 @@ def _explain_all(error: ValidationError, settings: Mapping[str, Any]) -> list[st
 
 
 def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
-    """(dotted key, what is wrong with it) of one pydantic error."""
+    """(dotted key, problem) of one pydantic error."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location[:2])
     kind, context = problem["type"], problem.get("ctx", {})
@@ -281,11 +274,11 @@ _PATTERNS = {
 
 
 def _unknown(location: list[str], value: Any) -> str:
-    """The sentence for a key or table that does not exist: the same key in another table first, then the nearest."""
+    """Describe an unknown key or table: suggest the same key in another table first, then the nearest."""
     known = list(keys())
     elsewhere = keys_called(location[-1])
+    tables = list(Config.model_fields)
     if len(location) == 1:
-        tables = list(Config.model_fields)
         if not isinstance(value, Mapping):
             near = f" Did you mean {elsewhere[0]!r}?" if elsewhere else _nearest_key(location[0], known)
             return f"unknown key {location[0]!r} outside of the tables.{near}"
@@ -293,7 +286,7 @@ def _unknown(location: list[str], value: Any) -> str:
     key = ".".join(location)
     if elsewhere:
         return f"unknown key {key!r}. Did you mean {' or '.join(map(repr, elsewhere))}?"
-    if own := [k for k in known if k.startswith(f"{location[-1]}.")]:  # the name of a table of its own
+    if own := [k for k in known if k.startswith(f"{location[-1]}.")]:  # the name of another table
         return f"unknown key {key!r}. Did you mean {own[0]!r}?"
     in_table = [k for k in known if k.startswith(f"{location[0]}.")]
     return f"unknown key {key!r}.{_nearest_key(location[-1], in_table) or _nearest_key(location[-1], known)}"
@@ -302,23 +295,5 @@ def _unknown(location: list[str], value: Any) -> str:
 def _nearest_key(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'table.key'?` for the key whose last part is nearest to `name`, or an empty string."""
     by_name = {key.split(".")[1]: key for key in known}
-    near = did_you_mean(name, by_name)
-    return f" Did you mean {by_name[near.split(chr(39))[1]]!r}?" if near else ""
-
-
-Check = Callable[[Mapping[str, Any]], list[str]]
-"""Further checks of `resolve`: merged settings -> problems, for what only a room can know (names in its registry)."""
-
-
-_OPTIONS_OF = (
-    ("partition", "name", "partition", "clients", PartitionTable().name),
-    ("selection", "name", "selection", "", SelectionTable().name),
-    ("federation", "method", "method", "", FederationTable().method),
-    ("server", "optimizer", "server", "", ServerTable().optimizer),
-    ("personalization", "name", "personalization", "", PersonalizationTable().name),
-)
-"""(table, its key that chooses by name, the table of the choice's options, a key there that is none, default)."""
-
-
-_CLIENTS_OF_THE_DATA = ("by_key", "files")
-"""Partitioners that know by themselves how many clients there are."""
+    near = difflib.get_close_matches(name, by_name, n=1)
+    return f" Did you mean {by_name[near[0]]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""Name -> factory. One decorator gives a function a name in TOML, a line in `shepherd list` and its table of promises.
+"""Registries of named factories. One decorator adds a name in TOML, a line in `shepherd list` and table tests.
 
     partitioners = Registry("partitioner")
 
@@ -56,10 +56,10 @@ class Registry:
             module, _, attribute = name.partition(":")
             try:
                 factory = getattr(importlib.import_module(module), attribute)
-            except Exception as error:  # the module is the user's own: anything can be wrong in it
+            except Exception as error:  # user code can raise anything
                 raise UsageError(f"{self.kind} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
             if not callable(factory):
-                raise UsageError(f"{self.kind} {name!r} is no function but {factory!r}")
+                raise UsageError(f"{self.kind} {name!r} is not callable: {factory!r}")
             return factory
         known = ", ".join(self)
         raise UsageError(f"unknown {self.kind}: {name!r}.{did_you_mean(name, self)} Known: {known}")
@@ -85,7 +85,7 @@ class Registry:
         problems = []
         for key, value in options.items():
             try:
-                options[key] = _fitting(value, parameters[key].annotation if key in parameters else Any)
+                options[key] = _converted(value, parameters[key].annotation if key in parameters else Any)
             except ValueError as error:
                 problems.append(f"{key} must be {error}, got {value!r}")
         if problems:
@@ -96,8 +96,8 @@ class Registry:
             raise UsageError(f"{self.kind} {name!r}: {error}") from error
 
 
-def _fitting(value: Any, annotation: Any) -> Any:
-    """`value` as `annotation` wants it: unchanged, an int as a float, a list as a tuple. ValueError: what is wanted."""
+def _converted(value: Any, annotation: Any) -> Any:
+    """Convert `value` to `annotation`: an int to a float, a list to a tuple. ValueError names the expected type."""
     if annotation in (Any, inspect.Parameter.empty) or isinstance(annotation, str):
         return value
     from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -110,15 +110,15 @@ def _fitting(value: Any, annotation: Any) -> Any:
         return accepts(value, strict=True)
     except ValidationError:
         pass
-    if isinstance(value, list):  # TOML knows no tuples
+    if isinstance(value, list):  # TOML has no tuples
         try:
             return accepts(tuple(value), strict=True)
         except ValidationError:
             pass
-    raise ValueError(_wanted(annotation))
+    raise ValueError(_expected(annotation))
 
 
-def _wanted(annotation: Any) -> str:
+def _expected(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " or ".join(map(repr, get_args(annotation)))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -1,99 +1,361 @@
 """ONE ROUND of federated tuning, in order. Read this first.
 
-select a cohort -> give each client its view of the model -> train locally -> gate -> combine -> next global model
+    sample a cohort -> TrainTask -> engine.train -> gate -> aggregate -> next state, and the round's record
 
-Up to the gate the story is told in asking.py; the nouns are in plan.py and types.py.
+First the nouns: what stays the same over the rounds (Plan, Policy) and who runs the clients (Engine). Shapes and units
+stand in types.py.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
-from shepherd.asking import ask, remembered, shown, strikes_of
-from shepherd.clients.progress import StepReport
-from shepherd.plan import Engine, Plan, Policy
+from shepherd.clients.history import pool_of, quarantined_by, remembered, strikes_of
+from shepherd.clients.pool import Selection
+from shepherd.clients.progress import Progress, StepReport
+from shepherd.errors import ClientError
+from shepherd.rng import stream
 from shepherd.server.clusters import combine_clusters, group
 from shepherd.server.diagnostics import diagnose
-from shepherd.server.optimizer import control_without
+from shepherd.server.method import Method
+from shepherd.server.optimizer import control, control_without
 from shepherd.server.traffic import added_ranks, round_bytes
+from shepherd.server.weights import round_weights
 from shepherd.store.records import RoundRecord, notes, troubles
-from shepherd.types import ServerState
+from shepherd.types import (
+    ClientFailure,
+    ClientId,
+    GlobalModel,
+    Objective,
+    ServerState,
+    SiteFacts,
+    Stat,
+    Tensors,
+    Tokens,
+    TrainTask,
+    Work,
+)
+from shepherd.updates.gate import Gate
+from shepherd.updates.replies import Admitted, Late, Outcome, Replies, Reply, failure_entry
+from shepherd.updates.rules import update_norm
+from shepherd.updates.spool import Spool
 from shepherd.updates.tensors import cluster_part
+
+if TYPE_CHECKING:  # evaluation loads torch, and a server that only aggregates does without
+    from shepherd.evaluation.losses import RowLosses
 
 __all__ = ["Engine", "Plan", "Policy", "RoundRecord", "notes", "run_round", "troubles"]
 
+Observe = Callable[[StepReport], None]
+
+
+def ignore(report: StepReport) -> None:
+    """Observe nothing."""
+
+
+class Engine(Protocol):
+    """Who runs the clients. The algorithm does not know whether they are in this process or in another country.
+
+    An engine keeps the private state of its clients (control variates, local modules). Client c goes on from the state
+    that it had at row `task.work[c].first_row` of its row order; that row moves on when an update of c counts, and only
+    then. So what a client kept of an update that was lost, late or rejected has no effect, and a site that keeps its
+    states by that row goes back to the right one by itself.
+    """
+
+    def describe(self) -> Mapping[ClientId, SiteFacts]:
+        """What a plan may know of each client: how many rows it trains on, and their digest."""
+        ...
+
+    def restore(self, private: Mapping[ClientId, Tensors]) -> None:
+        """Put back the private state of simulated clients as it was committed; before each round, so after a restart
+        too. Sites have theirs, and none of it is here."""
+        ...
+
+    def train(self, task: TrainTask, deadline: float, enough: Callable[[], bool], observe: Observe) -> Iterable[Reply]:
+        """A reply for every client of the task, as they come: an update, in memory or as it travelled, a failure, or
+        that it is late.
+
+        An engine in real time stops after `deadline` seconds (inf: never), or when `enough()` is true, which may change
+        with each reply that was taken; all clients that it still waits for are late. Simulated clients arrive by the
+        plan's virtual clock: their engine yields all, with a deadline of inf and never enough.
+
+        Whatever a client raises must end here: an exception of `train` is the engine's, ends the run, and nothing of
+        the round is committed.
+        """
+        ...
+
+    def measure(self, model: GlobalModel | None, cohort: Iterable[ClientId]) -> Mapping[ClientId, Stat]:
+        """Each client's loss on the rows that it holds, in nats per target token, under a model or the bare base."""
+        ...
+
+    def evaluate(self, model: GlobalModel | None, rows: Sequence[Tokens]) -> RowLosses:
+        """The losses of rows that the server holds, under a model or the bare base."""
+        ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What becomes of a round when clients fail, are late, or are too few. See `[federation]` for the meanings.
+
+    `clock(work, round)` gives the seconds until a client replies; without one, clients arrive in the order in which the
+    engine yields them, and the engine keeps the deadline.
+    """
+
+    on_too_few: str = "stop"
+    retries: int = 3
+    over_select: float = 0.0
+    deadline: float = 0.0
+    quarantine_after: int = 0
+    max_weight: float = 1.0
+    clock: Callable[[Work, int], float] | None = None
+
+    def ask(self, wanted: int) -> int:
+        """Clients to sample so that `wanted` reply: (1 + over_select) · wanted, rounded up."""
+        return math.ceil(round((1 + self.over_select) * wanted, 9))
+
+    @property
+    def draws(self) -> int:
+        """The most cohorts that are sampled in one round."""
+        return 1 + (self.retries if self.on_too_few == "wait" else 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays the same over the rounds of a run.
+
+    `work(client, round, first_row)` is a client's share, `rank(client)` the rank of its adapter, `gate()` a gate for
+    one round, `spool()` the place of its updates, `effective_steps(work, steps, round)` FedNova's divisor for a client
+    that took `steps` of its steps. `sizes` counts the rows that each client holds, `probed` those on which it trains
+    before each round for a choice of slots. clusters: how many are trained beside the global model.
+    """
+
+    seed: int
+    clients: tuple[ClientId, ...]
+    cohort_size: int
+    select: Selection
+    method: Method
+    weights: str
+    min_updates: int
+    work: Callable[[ClientId, int, int], Work]
+    rank: Callable[[ClientId], int]
+    objective: Objective
+    policy: Policy = Policy()
+    gate: Callable[[], Gate] = Gate
+    spool: Callable[[], Spool] = Spool
+    sizes: Mapping[ClientId, int] = field(default_factory=dict)
+    probed: Mapping[ClientId, int] = field(default_factory=dict)
+    clusters: int = 0
+    effective_steps: Callable[[Work, int, int], float] = lambda work, steps, round_number: float(steps)
+
+    @property
+    def asked(self) -> int:
+        """Clients sampled in a round, over-selection included."""
+        return min(len(self.clients), self.policy.ask(self.cohort_size))
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The next model, and how it came about: weights and clusters (from 1) of the updates that counted, diagnostics."""
+
+    model: GlobalModel
+    clusters: tuple[GlobalModel, ...]
+    weights: Mapping[ClientId, float] = field(default_factory=dict)
+    cluster_of: Mapping[ClientId, int] = field(default_factory=dict)
+    deviation: float = 0.0
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+
+
+# The round
+
 
 def run_round(
-    state: ServerState, plan: Plan, engine: Engine, observe: Callable[[StepReport], None] = lambda report: None
+    state: ServerState, plan: Plan, engine: Engine, observe: Observe = ignore
 ) -> tuple[ServerState, RoundRecord]:
-    """Run the round after `state`. Beside what each client keeps, its memory does not grow with their number
+    """Run the round after `state`. Beside each client's private state, its memory does not grow with their number
     (docs/decisions/0010).
 
     Raises ClientError when fewer than `min_updates` clients gave a usable update, unless the policy skips the round.
     """
-    number = state.round + 1
     begin = time.perf_counter()
+    engine.restore(state.clients)
     with plan.spool() as spool:
-        asked = ask(state, plan, engine, spool, observe)
-        work, views, updates = asked.work, asked.views, asked.counted
+        replies = gather_replies(state, plan, engine, spool, observe)
         trained = time.perf_counter()
-
-        model, clusters, numbers, weights, seen = state.model, state.clusters, {}, {}, None
-        if updates:
-            weights = asked.weights(plan)
-            steps = {u.client: plan.effective_steps(work[u.client], u.steps, number) for u in updates}
-            model = plan.method.combine(state.model, views, updates, weights, steps)
-            if clusters:
-                numbers = {u.client: u.cluster for u in updates}
-                own = [replace(u, delta=cluster_part(u.delta)) for u in updates]
-                clusters = combine_clusters(plan.method, clusters, asked.clusters, own, numbers, weights, steps)
-            elif 0 < plan.clusters <= len(updates):
-                numbers = group(state.model, views, updates, plan.clusters)
-                begun = {c: (view,) * plan.clusters for c, view in views.items()}
-                same = [state.model] * plan.clusters
-                clusters = combine_clusters(plan.method, same, begun, updates, numbers, weights, steps)
-            total = sum(weights.values())  # One, unless the selection has a fixed denominator.
-            shares = {c: w / total for c, w in weights.items()}
-            pieces = plan.method.pieces
-            seen = diagnose(state.model, model, views, updates, shares, pieces.payload, pieces.weigh)
+        result = aggregate(state, plan, replies)
         aggregated = time.perf_counter()
+    after = next_state(state, plan, replies, result)
+    seconds = {"train": trained - begin, "aggregate": aggregated - trained}
+    return after, record(state, after, plan, replies, result, seconds)
 
-    strikes, quarantined = strikes_of(state, asked, plan.policy.quarantine_after)
-    for client in quarantined if plan.objective.scaffold else ():
-        share, own = plan.method.population.get(client, 0.0), state.clients.get(client, {})
-        model = replace(model, memory=control_without(model.memory, share, own))
-    longest = max((w.learning_rates for w in work.values()), key=len, default=(0.0,))
-    asked_ranks, counted_ranks = ([plan.rank(c) for c in some] for some in (views, (u.client for u in updates)))
-    _, down = round_bytes(
-        plan.method, state.model.adapter, number, asked_ranks, counted_ranks, plan.objective.scaffold,
-        len(state.clusters), added_ranks(state.model.remainder, model.remainder),
-    )  # fmt: skip
-    record = RoundRecord(
-        round=number,
-        cohort=tuple(sorted(work)),
-        missing=asked.missing,
-        rejected=tuple(map(shown, asked.failures)),
-        weights=weights,
-        train_loss={u.client: u.metrics["loss"] for u in updates},
-        steps={u.client: u.steps for u in updates},
-        examples={u.client: work[u.client].rows for u in updates},
-        tokens={u.client: u.num_tokens for u in updates},
-        bytes_up=asked.bytes_up,
-        bytes_down=down,
-        seconds={"train": trained - begin, "aggregate": aggregated - trained},
-        learning_rate=(longest[0], longest[-1]),
-        deviation=seen.deviation if seen else 0.0,
-        update_norm={u.client: asked.norms[u.client] for u in updates},
-        diagnostics=asdict(seen) if seen else {},
-        late=tuple(sorted(asked.late)),
-        ignored=tuple(map(shown, asked.ignored)),
-        quarantined=quarantined,
-        skipped=asked.skipped,
-        clusters=numbers,
-        unused_examples=asked.unused,
+
+def gather_replies(state: ServerState, plan: Plan, engine: Engine, spool: Spool, observe: Observe) -> Replies:
+    """Sample a cohort and train it, with `wait` further ones, until enough have replied. `spool` keeps their updates.
+
+    Raises ClientError when fewer than `min_updates` gave a usable update, unless the policy skips the round or the
+    selection drew nobody.
+    """
+    replies = Replies()
+    for _ in range(plan.policy.draws):
+        wanted = plan.cohort_size - replies.usable
+        cohort = sample_cohort(state, plan, replies, wanted)
+        if cohort is not None:
+            task = task_of(state, plan, cohort)
+            replies = replies.joined(train_cohort(cohort, task, wanted, plan, engine, spool, observe))
+        if replies.usable >= plan.min_updates:
+            return replies
+    nobody_drawn = replies.draws and not replies.work
+    if plan.policy.on_too_few != "skip" and not nobody_drawn:
+        raise ClientError(_too_few(replies, state, plan), hint=_advice(replies.failures))
+    return replace(replies, skipped=True)
+
+
+def sample_cohort(state: ServerState, plan: Plan, so_far: Replies, wanted: int) -> Replies | None:
+    """Sample clients that are neither in quarantine nor in the round already, more than wanted with over-selection.
+
+    The result has no replies yet; `late` are those whose virtual seconds exceed the deadline. None: nobody is left.
+    """
+    number, policy = state.round + 1, plan.policy
+    free = [c for c in plan.clients if c not in so_far.work and c not in state.quarantined]
+    size = min(len(free), policy.ask(wanted))
+    if not size:
+        return None
+    pool = pool_of(free, number, state.history, plan.sizes, plan.weights)
+    again = [so_far.draws] if so_far.draws else []
+    draw = plan.select.draw(pool, size, stream(plan.seed, "select", number, *again))
+    work = {client: plan.work(client, number, state.cursors.get(client, 0)) for client in draw.clients}
+    ranks = {client: plan.rank(client) for client in draw.clients}
+    views, *clusters = (plan.method.views(m, ranks, number, plan.seed) for m in (state.model, *state.clusters))
+    seconds = {client: policy.clock(work[client], number) if policy.clock else 0.0 for client in draw.clients}
+    return Replies(
+        work=work,
+        views=views,
+        cluster_views={c: tuple(of[c] for of in clusters) for c in draw.clients if clusters},
+        times={client: draw.times(client) for client in draw.clients},
+        seconds=seconds,
+        draws=1,
+        shares=draw.weights or {},
+        late=frozenset(c for c in draw.clients if policy.deadline and seconds[c] > policy.deadline),
     )
+
+
+def task_of(state: ServerState, plan: Plan, cohort: Replies) -> TrainTask:
+    """The round's work for a cohort. Who is known to be late is not simulated: its update would be thrown away."""
+    sent = [client for client in cohort.work if client not in cohort.late]
+    whole = TrainTask(
+        state.round + 1,
+        cohort.views,
+        plan.seed,
+        cohort.work,
+        state.model.remainder,
+        plan.objective,
+        control(state.model.memory) if plan.objective.scaffold else {},
+        cohort.cluster_views,
+    )
+    return whole.part(sent)
+
+
+def train_cohort(
+    cohort: Replies, task: TrainTask, wanted: int, plan: Plan, engine: Engine, spool: Spool, observe: Observe
+) -> Replies:
+    """Train a cohort and let its updates through the gate: the cohort with its replies.
+
+    With over-selection the first `wanted` draws in order of arrival count.
+    """
+    policy, gate = plan.policy, plan.gate()
+    first = wanted if policy.over_select else None
+    steps: dict[ClientId, int] = {}
+    outcomes: list[Outcome] = []
+
+    def enough() -> bool:
+        arrived = sum(cohort.times[o.update.client] for o in outcomes if isinstance(o, Admitted))
+        return policy.clock is None and first is not None and arrived >= first
+
+    def watch(report: StepReport) -> None:
+        steps.update((client, news.step) for client, news in report.items() if isinstance(news, Progress))
+        observe(report)
+
+    observe({client: "late" if client in cohort.late else "waiting" for client in cohort.work})
+    deadline = policy.deadline if policy.deadline and policy.clock is None else math.inf
+    for reply in engine.train(task, deadline, enough, watch) if task.work else ():
+        outcomes.append(admit(reply, task, gate, spool, observe))
+        del reply  # an update need not stay in memory while the engine makes the next
+    received = cohort.received(outcomes, steps, first)
+    for client in (c for c in received.admitted if c in received.late):
+        observe({client: "late"})
+    return received
+
+
+def admit(reply: Reply, task: TrainTask, gate: Gate, spool: Spool, observe: Observe) -> Outcome:
+    """Check a reply and spool its update. The first usable reply of a client counts."""
+    if isinstance(reply, Late):
+        observe({reply.client: "late"})
+        return reply
+    passed = gate.admit(reply, task)
+    if not isinstance(passed, ClientFailure):
+        observe({passed.client: "done"})
+        return Admitted(spool.keep(passed), passed.nbytes, update_norm(passed))
+    if passed.client in task.work and passed.code != "duplicate":
+        observe({passed.client: "failed" if isinstance(reply, ClientFailure) else "rejected"})
+    return passed
+
+
+def aggregate(state: ServerState, plan: Plan, replies: Replies) -> Aggregate:
+    """The next model from the updates that count, and those of the clusters; the model as it was where none counts."""
+    updates, views, method = replies.counted, replies.views, plan.method
+    if not updates:
+        return Aggregate(state.model, state.clusters)
+    weights = round_weights(
+        updates,
+        plan.weights,
+        plan.policy.max_weight,
+        times=replies.times if plan.select.weighs else None,
+        shares=replies.shares if plan.select.fixed else None,
+    )
+    steps = {u.client: plan.effective_steps(replies.work[u.client], u.steps, state.round + 1) for u in updates}
+    model = method.combine(state.model, views, updates, weights, steps)
+    clusters, cluster_of = _aggregate_clusters(state, plan, replies, weights, steps)
+    total = sum(weights.values())  # One, unless the selection has a fixed denominator.
+    shares = {c: w / total for c, w in weights.items()}
+    seen = diagnose(state.model, model, views, updates, shares, method.pieces.payload, method.pieces.weigh)
+    return Aggregate(model, clusters, weights, cluster_of, seen.deviation, asdict(seen))
+
+
+def _aggregate_clusters(
+    state: ServerState,
+    plan: Plan,
+    replies: Replies,
+    weights: Mapping[ClientId, float],
+    steps: Mapping[ClientId, float],
+) -> tuple[tuple[GlobalModel, ...], Mapping[ClientId, int]]:
+    """(the next model of each cluster, the cluster of each client). They start when a round has an update for each."""
+    updates, method = replies.counted, plan.method
+    if state.clusters:
+        cluster_of = {u.client: u.cluster for u in updates}
+        parts = [replace(u, delta=cluster_part(u.delta)) for u in updates]
+        views, before = replies.cluster_views, state.clusters
+        return combine_clusters(method, before, views, parts, cluster_of, weights, steps), cluster_of
+    if not 0 < plan.clusters <= len(updates):
+        return state.clusters, {}
+    cluster_of = group(state.model, replies.views, updates, plan.clusters)
+    views = {c: (view,) * plan.clusters for c, view in replies.views.items()}
+    before = (state.model,) * plan.clusters
+    return combine_clusters(method, before, views, updates, cluster_of, weights, steps), cluster_of
+
+
+def next_state(state: ServerState, plan: Plan, replies: Replies, result: Aggregate) -> ServerState:
+    """The state after a round. Only counted updates move their clients on, in rows and in private state."""
+    number, updates, work = state.round + 1, replies.counted, replies.work
+    strikes = strikes_of(state.strikes, replies.replied, {f.client for f in replies.failures} & work.keys())
+    reached = quarantined_by(strikes, plan.policy.quarantine_after, state.quarantined)
+    model = result.model
+    for client in reached if plan.objective.scaffold else ():
+        share, private = plan.method.population.get(client, 0.0), state.clients.get(client, {})
+        model = replace(model, memory=control_without(model.memory, share, private))
+    replied = {client: replies.seconds[client] for client in replies.replied}
     return replace(
         state,
         round=number,
@@ -101,7 +363,72 @@ def run_round(
         cursors={**state.cursors, **{u.client: work[u.client].first_row + work[u.client].rows for u in updates}},
         clients={**state.clients, **{u.client: u.private for u in updates if u.private}},
         strikes=strikes,
-        quarantined=tuple(sorted({*state.quarantined, *quarantined})),
-        history=remembered(state, asked, number),
-        clusters=clusters,
-    ), record
+        quarantined=tuple(sorted({*state.quarantined, *reached})),
+        history=remembered(state.history, number, work, replies.admitted, replied),
+        clusters=result.clusters,
+    )
+
+
+def record(
+    state: ServerState,
+    after: ServerState,
+    plan: Plan,
+    replies: Replies,
+    result: Aggregate,
+    seconds: Mapping[str, float],
+) -> RoundRecord:
+    """The round between two states as one line of rounds.jsonl."""
+    updates, work = replies.counted, replies.work
+    longest = max((w.learning_rates for w in work.values()), key=len, default=(0.0,))
+    sampled_ranks, counted_ranks = ([plan.rank(c) for c in some] for some in (work, (u.client for u in updates)))
+    _, bytes_down = round_bytes(
+        plan.method, state.model.adapter, after.round, sampled_ranks, counted_ranks, plan.objective.scaffold,
+        len(state.clusters), added_ranks(state.model.remainder, after.model.remainder),
+    )  # fmt: skip
+    return RoundRecord(
+        round=after.round,
+        cohort=tuple(sorted(work)),
+        missing=replies.missing,
+        rejected=tuple(map(failure_entry, replies.failures)),
+        weights=result.weights,
+        train_loss={u.client: u.metrics["loss"] for u in updates},
+        steps={u.client: u.steps for u in updates},
+        examples={u.client: work[u.client].rows for u in updates},
+        tokens={u.client: u.num_tokens for u in updates},
+        bytes_up=replies.bytes_up,
+        bytes_down=bytes_down,
+        seconds=seconds,
+        learning_rate=(longest[0], longest[-1]),
+        deviation=result.deviation,
+        update_norm={u.client: replies.norms[u.client] for u in updates},
+        diagnostics=result.diagnostics,
+        late=tuple(sorted(replies.late)),
+        ignored=tuple(map(failure_entry, replies.ignored)),
+        quarantined=tuple(c for c in after.quarantined if c not in state.quarantined),
+        skipped=replies.skipped,
+        clusters=result.cluster_of,
+        unused_examples=replies.unused,
+    )
+
+
+# A round that too few clients completed
+
+
+def _too_few(replies: Replies, state: ServerState, plan: Plan) -> str:
+    lines = [f"round {state.round + 1}: {replies.usable} usable updates, {plan.min_updates} needed"]
+    lines += [f"  {f.client}: {f.code}: {f.detail}" for f in replies.failures]
+    lines += [f"  {client}: late: the deadline is {plan.policy.deadline:g} s" for client in sorted(replies.late)]
+    lines += [f"  {client}: quarantined" for client in state.quarantined]
+    return "\n".join(lines)
+
+
+def _advice(failures: Sequence[ClientFailure]) -> str:
+    codes = {f.code.partition(":")[0] for f in failures}
+    known = {
+        "non-finite": 'lower training.learning_rate, or set model.dtype = "float32"',
+        "out-of-memory": "lower training.clients_at_once or training.tokens_per_pass",
+        "error": "the text of a client's error stays with the client: --debug shows it",
+    }
+    return "; ".join(advice for code, advice in known.items() if code in codes) or (
+        'set federation.on_too_few to "skip" or "wait" to go on without them' if codes else ""
+    )

@@ -388,6 +388,17 @@ class ServerState:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteFacts:
+    """What a client announces before a plan is made: how many rows it trains on, and sha256 over them in their order.
+
+    Which rows a round takes follows from their number and order, so both must stay the same within a run.
+    """
+
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClientFailure:
     """A client without a usable update: a code of REASONS, and a detail that holds no text of the client."""
 

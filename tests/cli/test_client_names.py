@@ -101,7 +101,7 @@ def test_a_name_from_right_to_left_does_not_reorder_what_stands_beside_it(capsys
     assert shorten(ARABIC * 9, 12, middle=True).count(START) == 1
     assert clean(f"a{START}b\nc{END}d") == "ab\ncd", "what is not closed on its line would reorder the next"
     assert clean("\u202eevil\u2067") == "evil"
-    data_tables._print_table([ARABIC, LONG], ["x"], np.array([[3], [4]]))
+    data_tables.print_partition([ARABIC, LONG], ["x"], np.array([[3], [4]]))
     head, first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{START}{ARABIC}{END}") and "…" in second
     shown = [sum(map(cells, line.split("█")[0].split("▓")[0])) for line in (first, second)]

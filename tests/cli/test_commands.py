@@ -19,9 +19,10 @@ import pytest
 from console import Shell
 from report_runs import write_run
 from shepherd import __version__, config, recipe
-from shepherd.cli import progress
 from shepherd.cli.commands import cli
+from shepherd.cli.outcome import print_result
 from shepherd.errors import EXIT_CODES
+from shepherd.experiment import remeasure
 
 SOURCES = Path(__file__).parents[2] / "src"
 
@@ -72,7 +73,9 @@ def test_a_failure_of_our_own_is_one_line_and_says_how_to_see_more(shell, monkey
     monkeypatch.setattr(recipe, "recipes", lambda: 1 / 0)
     outcome = shell("list", "recipes")
     assert outcome.status == 1 and "Traceback" not in outcome.err
-    assert outcome.err.startswith("error: unexpected ZeroDivisionError: division by zero\nhint: run again with --debug")
+    assert outcome.err.startswith(
+        "error: unexpected ZeroDivisionError: division by zero\nhint: this is a bug in Shepherd: run again with --debug"
+    )
 
 
 def test_ctrl_c_ends_with_130(shell, monkeypatch):
@@ -141,7 +144,7 @@ def test_a_picture_that_cannot_be_written_is_answered_with_its_place_and_status_
     Path("file").touch()
     write_run(Path("runs/a"))
     outcome = shell("compare", "a", "--html", f"{folder}/page.html")
-    assert outcome.status == 5 and f"error: {folder}/" in outcome.err and "bug of ours" not in outcome.err
+    assert outcome.status == 5 and f"error: {folder}/" in outcome.err and "bug in Shepherd" not in outcome.err
 
 
 def test_list_shows_each_name_of_each_registry_with_its_options(shell):
@@ -178,7 +181,7 @@ def test_config_show_says_where_each_value_comes_from(shell):
     origin = {entry["key"]: entry["origin"] for entry in json.loads(outcome.out)}
     assert origin["lora.r"] == "--set" and origin["run.seed"] == "--seed" and origin["federation.rounds"] == "--quick"
     assert origin["partition.key"] == "recipe demo" and origin["lora.alpha"] == "default"
-    assert set(recipe.keys()) <= set(origin), "every key is shown"
+    assert set(config.keys()) <= set(origin), "every key is shown"
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
@@ -209,7 +212,7 @@ def test_a_run_is_found_by_path_and_by_name_and_a_misspelt_one_is_answered_with_
     assert shell("report", "first").status == 0
     outcome = shell("report", "frist")
     assert outcome.status == 2 and "run not found: frist. Did you mean 'first'?" in outcome.err
-    assert "error: no config.toml in this folder, so it is no run: .\n" in shell("report", ".").err
+    assert "error: not a run directory (no config.toml): .\n" in shell("report", ".").err
 
 
 def test_compare_puts_runs_side_by_side_as_text_page_and_json(shell):
@@ -357,11 +360,10 @@ def test_a_round_that_was_kept_is_measured_too_and_an_adapter_that_is_gone_says_
 def test_evaluate_says_when_a_difference_is_too_small_and_why_there_is_no_interval(
     shell, monkeypatch, difference, said
 ):
-    from shepherd.experiment import run as experiment
 
     arm = {"rows": 2, "loss": 2.0, "token_accuracy": 0.5, "per_category": {}}
     answer = {"base": arm, "federated": arm, "difference": {"no_interval": None, **difference}}
-    monkeypatch.setattr(experiment, "evaluate_run", lambda folder, number: answer)
+    monkeypatch.setattr(remeasure, "evaluate_run", lambda folder, number: answer)
     assert shell("evaluate", write_run(Path("runs") / "x")).out.splitlines()[-1].endswith(said)
 
 
@@ -373,5 +375,5 @@ def test_of_many_runs_the_last_are_named_and_the_rest_counted(shell):
 
 
 def test_what_to_type_next_can_be_copied_also_where_the_path_has_spaces(capsys):
-    progress.print_result(Path("my runs/demo"), {})
+    print_result(Path("my runs/demo"), {})
     assert "shepherd chat 'my runs/demo' --compare base" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_a_row_cannot_drive_the_terminal_it_is_shown_in(shell, model, tmp_path):
 
 def test_data_that_cannot_be_divided_is_inspected_all_the_same(shell, model):
     outcome = shell("data", "inspect", "x.jsonl", "--model", model, "--set", "partition.clients=99")
-    assert outcome.status == 0 and "not divided over clients: 99 clients" in outcome.err
+    assert outcome.status == 0 and "not partitioned over clients: 99 clients" in outcome.err
 
 
 def test_one_row_is_too_few_to_hold_any_out(shell, tmp_path):
@@ -76,7 +76,7 @@ def test_one_row_is_too_few_to_hold_any_out(shell, tmp_path):
 
 def test_a_misspelt_recipe_is_told_from_data_that_are_not_here(shell):
     outcome = shell("data", "partition", "demmo")
-    assert outcome.status == 2 and "neither a recipe nor data that are here: demmo. Did you mean 'demo'?" in outcome.err
+    assert outcome.status == 2 and "neither a recipe nor a data file: demmo. Did you mean 'demo'?" in outcome.err
     assert shell("data", "partition", "y.jsonl").status == 3
 
 
@@ -276,7 +276,7 @@ def test_the_table_of_a_partition_fits_a_narrow_terminal_and_names_every_categor
     monkeypatch.setenv("COLUMNS", "80")
     for terminal in (True, False):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
-        data_tables._print_table(["hospital-north", "hospital-south"], names, counts)
+        data_tables.print_partition(["hospital-north", "hospital-south"], names, counts)
         lines[terminal] = capsys.readouterr().out
     assert max(map(len, lines[True].splitlines())) <= 80 < max(map(len, lines[False].splitlines()))
     assert all(f"{i + 1}\N{NO-BREAK SPACE}{name}" in " ".join(lines[True].split("\n")) for i, name in enumerate(names))
@@ -288,6 +288,6 @@ def test_names_in_wide_letters_count_twice_where_the_table_of_a_partition_has_to
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     names = [f"{number}病院の分類名前" for number in "123456"]  # 8 characters in 15 columns
-    data_tables._print_table(["north", "south"], names, np.ones((2, 6), int))
+    data_tables.print_partition(["north", "south"], names, np.ones((2, 6), int))
     out = capsys.readouterr().out
     assert max(map(cell_len, out.splitlines())) <= 80 and "分類名前" in out

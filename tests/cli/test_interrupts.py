@@ -97,7 +97,7 @@ def test_a_signal_ends_a_run_within_ten_seconds_and_it_goes_on_to_the_same_bytes
     assert took < SECONDS_TO_END
     assert "Traceback" not in said and "Exception ignored" not in said, said
     assert said.splitlines()[-1] == ("error: interrupted" if status == 130 else "error: terminated")
-    (path,) = re.findall(r"^stopped; to go on from the last committed round: shepherd resume (.+)$", said, re.M)
+    (path,) = re.findall(r"^stopped; to resume from the last committed round: shepherd resume (.+)$", said, re.M)
     assert path == str(run)
     if number == signal.SIGTERM:  # one signal leaves nothing behind; of many, one may strike the sweeping up itself
         assert [name for name in names(run) if ".tmp-" in name or name == ".writer.json"] == []
@@ -118,10 +118,10 @@ def test_a_signal_ends_a_run_within_ten_seconds_and_it_goes_on_to_the_same_bytes
 @posix
 def test_a_worker_process_that_is_only_beginning_does_not_meet_ctrl_c(capfd):
     with heard(), Workers(1, numbers, {client: ["fine"] for client in CLIENTS}, here=None) as engine:
-        (place,) = engine._places
-        place._start()
-        os.kill(place.process.pid, signal.SIGINT)
-        answers = list(engine.train(a_task(), {}))
+        (worker,) = engine._workers
+        worker.start()
+        os.kill(worker.process.pid, signal.SIGINT)
+        answers = list(engine.train(a_task()))
     assert [type(answer) for answer in answers] == [Sealed] * len(CLIENTS), answers
     assert capfd.readouterr().err == ""
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -138,7 +138,7 @@ def test_rounds_and_warnings_stay_on_the_screen_above_the_table(table):
 
 def test_a_rejected_update_is_told_with_client_and_reason():
     assert "rejected b (non-finite: 3 values)" in progress.describe(ROUND, START)
-    assert "missing a" in progress.describe({**ROUND, "missing": ["a"]}, START)
+    assert "lost a" in progress.describe({**ROUND, "missing": ["a"]}, START)
     assert "late a" in progress.describe({**ROUND, "late": ["a"]}, START)
 
 

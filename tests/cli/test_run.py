@@ -11,12 +11,13 @@ import pytest
 
 from console import Shell
 from report_runs import write_run
-from shepherd.cli.progress import print_result
+from shepherd.cli.outcome import print_result
 from shepherd.cli.settings import QUICK
 from shepherd.config import Config
+from shepherd.experiment import estimate
 from shepherd.recipe import load, recipes
 from shepherd.report import load_run
-from shepherd.report.sections.participation import alerts
+from shepherd.report.sections.alerts import alerts
 from shepherd.report.sections.verdict import verdict
 from tiny import tiny_model
 
@@ -73,27 +74,25 @@ def test_a_folder_of_data_makes_each_file_a_client_unless_a_partitioner_is_named
     Path("clinics").mkdir()
     for name in ("north", "south"):
         Path(f"clinics/{name}.jsonl").write_text("{}\n")
-    said = (
-        "no recipe given: --data uses the recipe own-data (2 clients, one for each file or sub-folder: north, south)\n"
-    )
+    said = "no recipe given: --data uses the recipe own-data (2 clients, one per file or sub-folder: north, south)\n"
     assert shell("run", "--data", "clinics").err.startswith(said)
     assert started[0].partition.model_dump() == {"name": "by_key", "clients": 0, "key": "source"}
     assert "(4 clients, equal shares)" in shell("run", "--data", "clinics", "--set", "partition.name=iid").err
     assert (started[1].partition.name, started[1].partition.clients) == ("iid", 4)
-    assert "(a client for each file)" in shell("run", "--data", "clinics", "--set", "partition.name=files").err
+    assert "(one client per file)" in shell("run", "--data", "clinics", "--set", "partition.name=files").err
     assert started[2].partition.model_dump() == {"name": "files", "clients": 0}
-    assert "clinics divides its rows: 2 clients" in shell("run", "demo", "--data", "clinics").err
+    assert "clinics names its clients: 2 clients" in shell("run", "demo", "--data", "clinics").err
     Path("mine.toml").write_text('[partition]\nname = "files"\n')
-    assert "clinics divides its rows: a client for each file" in shell("run", "mine.toml", "--data", "clinics").err
+    assert "clinics names its clients: one client per file" in shell("run", "mine.toml", "--data", "clinics").err
     assert started[4].partition.name == "files"
 
 
 def test_by_key_makes_a_client_of_each_key_and_not_the_recipe_s_four(shell, started):
     by_key = ["--set", "partition.name=by_key"]
-    assert "(a client for each category)" in shell("run", "--data", "my.jsonl", *by_key).err
+    assert "(one client per category)" in shell("run", "--data", "my.jsonl", *by_key).err
     assert started[0].partition.clients == 0
     outcome = shell("run", "--data", "my.jsonl", *by_key, "--set", "partition.clients=6", "--set", "partition.key=user")
-    assert "(a client for each value of the column user, split or joined to 6 clients)" in outcome.err
+    assert "(one client per value of the column user, split or merged into 6 clients)" in outcome.err
     assert started[1].partition.clients == 6
     assert "(4 clients by dirichlet)" in shell("run", "--data", "my.jsonl", "--set", "partition.name=dirichlet").err
     assert started[2].partition.clients == 4
@@ -241,10 +240,9 @@ def test_an_interrupted_run_says_how_to_go_on(shell, started, monkeypatch):
 
 def test_check_prints_the_plan_with_units_and_as_json(shell, monkeypatch):
     from shepherd.experiment import checks as starting
-    from shepherd.experiment import run as experiment
 
     plan = {"clients": 8, "bytes_up": 7_372_800, "seconds": 61.0, "memory_bytes": 2e9, "tokens": {"federated": 1200}}
-    monkeypatch.setattr(experiment, "plan", lambda config, tell=None: plan, raising=False)
+    monkeypatch.setattr(estimate, "plan", lambda config, tell=None, checked=None: plan)
     monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: None)
     text = shell("check", "demo").out
     assert "7.37 MB" in text and "1 min 01 s" in text and "2.00 GB" in text and "federated 1,200" in text
@@ -280,12 +278,14 @@ def test_a_run_of_own_rows_on_a_tiny_model_can_be_reported_talked_to_exported_an
 
 def test_run_resume_is_resume_and_takes_no_settings_beside_it(shell, tiny_run):
     outcome = shell("run", "--resume", str(tiny_run.path))
-    assert outcome.status == 0 and "is finished; nothing is left to do" in outcome.err
+    assert outcome.status == 0 and "is already finished; nothing to resume" in outcome.err
     Path("runs").mkdir()
     Path("runs/by-name").symlink_to(tiny_run.path)
-    assert "is finished; nothing is left to do" in shell("resume", "by-name").err, "as every command that takes a run"
+    assert "is already finished; nothing to resume" in shell("resume", "by-name").err, (
+        "as every command that takes a run"
+    )
     assert "Did you mean 'by-name'?" in shell("resume", "by-nmae").err
     for more in (("demo",), ("--seed", "0"), ("--set", "lora.r=4")):
         refused = shell("run", "--resume", str(tiny_run.path), *more)
-        assert refused.status == 2 and "goes on with its own settings" in refused.err
+        assert refused.status == 2 and "a resumed run keeps its settings" in refused.err
         assert f"shepherd resume {tiny_run.path}" in refused.err

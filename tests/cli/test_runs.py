@@ -47,7 +47,7 @@ def test_runs_are_listed_with_state_rounds_losses_size_and_date(shell, runs):
     assert done.split()[:5] == ["done", "finished", "3/3", f"{summary['base']['loss']:.3f}",
                                 f"{summary['federated']['loss']:.3f}"]  # fmt: skip
     assert stopped.split()[:3] == ["stopped", "interrupted", "1/3"] and "kB" in stopped
-    assert outcome.err == "go on with an interrupted one: shepherd resume runs/stopped\n"
+    assert outcome.err == "resume an interrupted run: shepherd resume runs/stopped\n"
     found = {entry["name"]: entry for entry in json.loads(shell("runs", "ls", "--json").out)}
     local = [arm["loss"] for arm in summary["local"].values()]
     assert found["done"]["losses"]["local"] == pytest.approx(sum(local) / len(local))

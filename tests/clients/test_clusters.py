@@ -458,8 +458,8 @@ def test_a_round_with_too_few_updates_begins_no_cluster_and_the_run_says_so(run_
 
     whole = LocalEngine.train
 
-    def one_alone(self, task, private, observe):
-        answers = list(whole(self, task, private, observe))
+    def one_alone(self, task, *rest):
+        answers = list(whole(self, task, *rest))
         return [answers[0], *(ClientFailure(a.client, task.round, "lost", "") for a in answers[1:])]
 
     monkeypatch.setattr(LocalEngine, "train", one_alone)

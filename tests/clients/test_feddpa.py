@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from plain_client import low_rank, train_plainly
+from prepared import plan_of, trainer_of
 from shepherd.clients.cohort import Cohort
 from shepherd.clients.personal.feddpa import beside_shared, initial_local
 from shepherd.clients.personal.joined import joined
@@ -22,9 +23,8 @@ from shepherd.errors import ModelError, UsageError
 from shepherd.evaluation.losses import row_losses, row_losses_each
 from shepherd.experiment import run as experiment
 from shepherd.experiment.personal_models import mixtures, personal_models
-from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.trainer import prepare_trainer
+from shepherd.experiment.schedule import prepare_schedule
 from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
@@ -276,7 +276,7 @@ def prepared(small_config):
         config = small_config("training.optimizer=sgd", "training.learning_rate=0.1", *settings)
         base = load_base(config.model.base, device="cpu", dtype="float32")
         rows, _ = prepare_rows(config, base.tokenizer)
-        learner, plan = prepare_trainer(config, base), prepare_plan(config, rows)
+        learner, plan = trainer_of(config, base), plan_of(config, rows)
         shared = replace(another(learner.adapter, learner.adapter.r, learner.adapter.alpha))
         state = ServerState(1, GlobalModel(shared), cursors=dict.fromkeys(rows.clients, 3))
         return config, base, rows, learner, plan, state
@@ -288,7 +288,7 @@ def test_in_F_the_local_adapter_starts_from_the_global_one_and_is_tuned_alone(pr
     found = {}
     for name in ("feddpa", "finetune"):
         config, _, rows, learner, plan, state = prepared(f"personalization.name={name}", "personalization.steps=3")
-        found[name], failures = personal_models(config, learner, plan, rows, state)
+        found[name], failures = personal_models(learner, plan, rows, state, prepare_schedule(config))
         assert sorted(found[name]) == sorted(rows.clients) and not failures
     for client, model in found["feddpa"].items():
         assert same_bytes(
@@ -300,7 +300,7 @@ def test_in_F_with_a_share_the_local_adapter_is_tuned_on_a_base_that_holds_the_g
     config, base, rows, learner, plan, state = prepared(
         "personalization.name=feddpa", "personalization.steps=3", "personalization.share=0.4"
     )
-    found, _ = personal_models(config, learner, plan, rows, state)
+    found, _ = personal_models(learner, plan, rows, state, prepare_schedule(config))
     shared = state.model.adapter
     modules = {name: base.model.get_submodule(name) for name in shared.factors}
     put_into_base(modules, [(shared, 0.6)])

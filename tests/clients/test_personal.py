@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from plain_client import train_plainly
+from prepared import plan_of, trainer_of
 from shepherd.clients.personal.methods import own_adapter, personalizations, second_adapter
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import TrainingHost, train
 from shepherd.errors import ClientError, UsageError
 from shepherd.evaluation.losses import row_losses
 from shepherd.experiment.personal_models import personal_models
-from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.trainer import prepare_trainer
+from shepherd.experiment.schedule import prepare_schedule
 from shepherd.lowrank import LowRank
 from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
@@ -240,17 +240,19 @@ def test_tuning_afterwards_begins_from_adapter_and_remainder_together(small_conf
     config = small_config("personalization.name=finetune", "training.optimizer=sgd", "training.learning_rate=0.1")
     base = load_base(config.model.base, device="cpu", dtype="float32")
     rows, _ = prepare_rows(config, base.tokenizer)
-    learner, plan = prepare_trainer(config, base), prepare_plan(config, rows)
+    learner, plan = trainer_of(config, base), plan_of(config, rows)
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.normal(0, 0.1, shape).astype(np.float32)  # noqa: E731
     remainder = {n: LowRank(draw(len(B), 2), draw(2, A.shape[1])) for n, (A, B) in learner.adapter.factors.items()}
     beside = ServerState(1, GlobalModel(learner.adapter, remainder))
-    found, failures = personal_models(config, learner, plan, rows, beside)
+    found, failures = personal_models(learner, plan, rows, beside, prepare_schedule(config))
     assert sorted(found) == sorted(rows.clients) and not failures
     assert all(model.remainder is remainder for model in found.values())
     for name, term in remainder.items():
         base.model.get_submodule(name).weight.data += torch.from_numpy(term.dense())
-    inside, _ = personal_models(config, learner, plan, rows, ServerState(1, GlobalModel(learner.adapter)))
+    inside, _ = personal_models(
+        learner, plan, rows, ServerState(1, GlobalModel(learner.adapter)), prepare_schedule(config)
+    )
     for client, model in found.items():
         ours, theirs = (
             {n: pair.B for n, pair in m.adapter.factors.items()} for m in (model, inside[client])
@@ -272,8 +274,10 @@ def test_tuning_afterwards_goes_at_the_rate_that_personalization_sets_and_the_ra
         config = small_config(*usual, f"{key}={value}")
         base = base or load_base(config.model.base, device="cpu", dtype="float32")
         rows, _ = prepare_rows(config, base.tokenizer)
-        learner, plan = prepare_trainer(config, base), prepare_plan(config, rows)
-        found, _ = personal_models(config, learner, plan, rows, ServerState(1, GlobalModel(learner.adapter)))
+        learner, plan = trainer_of(config, base), plan_of(config, rows)
+        found, _ = personal_models(
+            learner, plan, rows, ServerState(1, GlobalModel(learner.adapter)), prepare_schedule(config)
+        )
         moved.append({(c, n): pair.B for c, m in found.items() for n, pair in m.adapter.factors.items()})
     assert distance({k: 4 * B for k, B in moved[0].items()}, moved[1]) < 1e-5
 

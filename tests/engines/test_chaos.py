@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from number_engine import NumberEngine
 from shepherd.clients.pool import selections
 from shepherd.config import FederationTable
 from shepherd.engines.isolation import isolated
@@ -118,13 +119,13 @@ def good_update(task: TrainTask, client: str) -> ClientUpdate:
 
 
 @dataclass
-class Chaos:
+class Chaos(NumberEngine):
     """An engine of numbers whose clients do wrong. `asked` notes who was asked in which round."""
 
     seed: int
     asked: list[TrainTask] = field(default_factory=list)
 
-    def train(self, task: TrainTask, private: Any, observe: Any) -> list[Any]:
+    def train(self, task: TrainTask, deadline: float, enough: Any, observe: Any) -> list[Any]:
         self.asked.append(task)
 
         def some(part: TrainTask, divisor: int, observe: Any) -> Iterator[Any]:
@@ -185,12 +186,12 @@ def expected_model(before: ServerState, updates: list[ClientUpdate]) -> dict[str
 
 
 @dataclass
-class Only:
+class Only(NumberEngine):
     """An engine that yields these updates and nothing else."""
 
     updates: list[ClientUpdate]
 
-    def train(self, task: TrainTask, private: Any, observe: Any) -> list[ClientUpdate]:
+    def train(self, task: TrainTask, deadline: float, enough: Any, observe: Any) -> list[ClientUpdate]:
         return self.updates
 
 
@@ -303,8 +304,8 @@ def test_a_run_of_the_tiny_model_goes_through_chaos_to_its_report(small_config, 
     planted: dict[tuple[int, str], str] = {}
     train = LocalEngine.train
 
-    def chaotic(self, task, private, observe):
-        for answer in train(self, task, private, observe):
+    def chaotic(self, task, *rest):
+        for answer in train(self, task, *rest):
             rng = stream(7, "tiny chaos", answer.client, task.round)
             if rng.random() < 0.4:
                 kind = sorted(CHAOTIC)[int(rng.integers(len(CHAOTIC)))]

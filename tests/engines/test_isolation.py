@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from prepared import plan_of, trainer_of
 from shepherd.clients.training import train
 from shepherd.engines.isolation import isolated
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import ModelError
-from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.trainer import prepare_trainer
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
 from shepherd.types import ClientFailure, ClientModel, ClientUpdate, TrainTask, Work
@@ -134,15 +133,15 @@ def setting(small_config):
     config = small_config("training.clients_at_once=3", "training.local_steps=2")
     base = load_base(config.model.base, device="cpu", dtype="float32")
     rows, _ = prepare_rows(config, base.tokenizer)
-    learner, plan = prepare_trainer(config, base), prepare_plan(config, rows)
+    learner, plan = trainer_of(config, base), plan_of(config, rows)
     work = {client: plan.work(client, 1, 0) for client in plan.clients}
     task = TrainTask(1, dict.fromkeys(work, ClientModel(learner.adapter)), 0, work)
-    return LocalEngine(learner.site(rows.clients)), task
+    return LocalEngine(learner.host(rows.clients)), task
 
 
 def trained(engine: LocalEngine, task: TrainTask, **changes) -> dict[str, ClientUpdate | ClientFailure]:
     again = LocalEngine(replace(engine.site, settings=replace(engine.site.settings, **changes)))
-    return {answer.client: answer for answer in again.train(task, {})}
+    return {answer.client: answer for answer in again.train(task)}
 
 
 def assert_close(ours: ClientUpdate, theirs: ClientUpdate) -> None:
@@ -155,7 +154,7 @@ def assert_close(ours: ClientUpdate, theirs: ClientUpdate) -> None:
 def test_isolation_changes_no_bit_while_all_goes_well(setting):
     engine, task = setting
     plain = list(train(task, {}, engine.site))
-    for ours, theirs in zip(engine.train(task, {}), plain, strict=True):
+    for ours, theirs in zip(engine.train(task), plain, strict=True):
         assert ours.delta.keys() == theirs.delta.keys()
         assert all(ours.delta[name].tobytes() == theirs.delta[name].tobytes() for name in ours.delta)
         assert replace(ours, delta={}) == replace(theirs, delta={})
@@ -194,7 +193,7 @@ def test_a_client_that_needs_smaller_passes_gets_them(setting, monkeypatch):
 def test_scaffold_s_mean_is_over_all_clients_of_the_run_and_not_over_the_cohort(small_config):
     config = small_config("federation.clients_per_round=2")
     rows, _ = prepare_rows(config, load_base(config.model.base, device="cpu", dtype="float32").tokenizer)
-    plan = prepare_plan(config, rows)
+    plan = plan_of(config, rows)
     assert plan.cohort_size == 2 < len(plan.clients)
     total = sum(plan.sizes.values())
     assert plan.method.population == {client: size / total for client, size in plan.sizes.items()}
@@ -219,4 +218,4 @@ def test_the_server_counts_the_steps_that_fednova_divides_by(small_config, setti
     config = small_config("training.learning_rate=0.1", "server.optimizer=fednova", *settings)
     rows, _ = prepare_rows(config, load_base(config.model.base, device="cpu", dtype="float32").tokenizer)
     work = Work("client", 0, 4, (0.1,) * 4)
-    assert prepare_plan(config, rows).effective_steps(work, 2, 1) == pytest.approx(expected)
+    assert plan_of(config, rows).effective_steps(work, 2, 1) == pytest.approx(expected)

@@ -14,7 +14,7 @@ import pytest
 
 from number_workers import CLIENTS, SECRET, a_task, answers, breaks, cannot, workers
 from shepherd.clients.progress import Progress
-from shepherd.engines.workers import _Garbled, _sealed, _step_report
+from shepherd.engines.messages import Garbled, read_step, read_update
 from shepherd.errors import ResourceError
 from shepherd.experiment import run as experiment
 from shepherd.types import ClientFailure, ClientUpdate
@@ -47,8 +47,8 @@ def test_a_worker_that_ends_costs_what_it_still_owed_and_is_replaced(tmp_path):
         assert {c for c, a in second.items() if isinstance(a, ClientFailure)} == {"d"}
         assert int(second["b"].private["pid"][0]) == int(first["b"].private["pid"][0]), "the other worker lived on"
         assert int(second["a"].private["pid"][0]) != int(first["a"].private["pid"][0])
-        engine._places[1].process.kill()  # between rounds
-        engine._places[1].process.join()
+        engine._workers[1].process.kill()  # between rounds
+        engine._workers[1].process.join()
         assert {c for c, a in answers(engine, a_task(3)).items() if isinstance(a, ClientFailure)} == {"d"}
 
 
@@ -82,7 +82,7 @@ def test_no_worker_outlives_the_process_that_started_it():
         "if __name__ == '__main__':\n"
         "    engine = t.workers()\n"
         "    t.answers(engine, t.a_task())\n"
-        "    print(*[place.process.pid for place in engine._places], flush=True)\n"
+        "    print(*[worker.process.pid for worker in engine._workers], flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
     path = os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parents[2] / "src")])
@@ -103,10 +103,10 @@ def test_what_the_observer_raises_is_no_workers_end():
         raise OSError(28, "No space left on device")
 
     engine = workers(count=1)
-    (place,) = engine._places
-    place.here, place.owes = Pipe(b'step\n{"clients": {"a": ["done", 2, 2, 1.5, 7, 9, 0.5]}}'), {"a"}
+    (worker,) = engine._workers
+    worker.pipe, worker.owes = Pipe(b'step\n{"clients": {"a": ["done", 2, 2, 1.5, 7, 9, 0.5]}}'), {"a"}
     with pytest.raises(OSError, match="No space"):
-        list(engine._take(place, a_task(), full))
+        list(engine._replies_of(worker, 1, full))
 
 
 class Pipe:
@@ -140,25 +140,25 @@ GARBLED = [
 @pytest.mark.parametrize("message", GARBLED)
 def test_a_worker_that_talks_nonsense_is_lost_and_nothing_of_it_is_unpickled(message):
     engine = workers(count=1)
-    (place,) = engine._places
-    place.here, place.owes = Pipe(message), {"a", "b"}
-    said = [answer for answer in engine._take(place, a_task(), lambda report: None)]
-    assert [(f.client, f.code) for f in said] == [("a", "lost"), ("b", "lost")] and place.owes is None
+    (worker,) = engine._workers
+    worker.pipe, worker.owes = Pipe(message), {"a", "b"}
+    said = [answer for answer in engine._replies_of(worker, 1, lambda report: None)]
+    assert [(f.client, f.code) for f in said] == [("a", "lost"), ("b", "lost")] and worker.owes is None
 
 
 def test_a_message_that_is_no_update_is_the_gates_business():
-    sealed = _sealed(b'{"client": "a", "bytes": 3, "private": []}\nxyz')
+    sealed = read_update(b'{"client": "a", "bytes": 3, "private": []}\nxyz')
     assert sealed == Sealed("a", b"xyz")
     assert Gate(run="demo").admit(sealed, a_task()).code == "format"
 
 
 def test_a_report_of_a_worker_is_read_as_it_was_meant():
     said = b'{"clients": {"a": ["training", 1, 2, null, 7, 9, 0.5], "b": ["done", 2, 2, 1.5, 7, 9, 0.5]}}'
-    report = _step_report(said)
+    report = read_step(said)
     assert report["b"] == Progress("done", 2, 2, 1.5, targets=7, tokens=9, seconds=0.5)
     assert report["a"].state == "training" and math.isnan(report["a"].loss)
-    with pytest.raises(_Garbled):
-        _step_report(b"{")
+    with pytest.raises(Garbled):
+        read_step(b"{")
 
 
 # With the tiny model

@@ -10,7 +10,7 @@ from shepherd.errors import ClientError, UsageError
 from shepherd.experiment import baselines as arms
 from shepherd.experiment import run as experiment
 from shepherd.experiment.estimate import plan
-from shepherd.experiment.plan import rates
+from shepherd.experiment.schedule import prepare_schedule
 from shepherd.recipe import load, to_toml
 from stopped_runs import after_round, stopped
 
@@ -79,7 +79,7 @@ def test_every_schedule_and_warm_up_acts_on_the_arms_own_rate(schedule):
     for arm, rate in {"federated": 5e-4, "local": 0.002, "centralised": 0.004}.items():
         whole = load(None, [*schedule, f"training.learning_rate={rate}"])
         for number in (1, 2, 3):
-            assert rates(own, 4, number, arm) == rates(whole, 4, number)
+            assert prepare_schedule(own).rates(4, number, arm) == prepare_schedule(whole).rates(4, number)
 
 
 def test_the_baselines_train_at_the_rates_of_the_schedule(run_small, monkeypatch):
@@ -114,10 +114,10 @@ def test_in_the_baselines_too_b_moves_at_rate_ratio_times_the_arms_own_rate(run_
     ("overrides", "message"),
     [
         (["local_learning_rate=0.1", "arms=base,federated,centralised"],
-         "evaluation.local_learning_rate = 0.1 would change nothing: evaluation.arms does not name local"),
+         "evaluation.local_learning_rate = 0.1 would have no effect: evaluation.arms does not include local"),
         (["local_learning_rate=0.1", "centralised_learning_rate=0.2", "arms=base,federated"],
-         "0.1 and evaluation.centralised_learning_rate = 0.2 would change nothing: evaluation.arms does not name local "
-         "and centralised"),
+         "0.1 and evaluation.centralised_learning_rate = 0.2 would have no effect: evaluation.arms does not include "
+         "local and centralised"),
         (["local_learning_rate=-1"], "evaluation.local_learning_rate: must be at least 0.0, got -1"),
         (["centralised_learning_rate=fast"], "evaluation.centralised_learning_rate: must be a number, got 'fast'"),
         (["centralised_learning_rate=nan"], "evaluation.centralised_learning_rate: must be a finite number"),

@@ -12,7 +12,7 @@ import pytest
 import shepherd
 from console import Shell
 from shepherd.errors import ResourceError, ShepherdError
-from shepherd.experiment import capacity
+from shepherd.experiment import capacity, inputs
 from shepherd.experiment.estimate import plan
 from shepherd.model import catalogue, fetch
 
@@ -96,7 +96,7 @@ def test_a_run_that_clearly_does_not_fit_is_refused_before_the_model_loads_and_o
     def load(**settings):
         raise Loaded
 
-    monkeypatch.setattr(experiment, "load_base", load)
+    monkeypatch.setattr(inputs, "load_base", load)
     monkeypatch.setattr(capacity, "available_memory", lambda: needed.memory_bytes // 2 - 1)
     with pytest.raises(ResourceError, match=r"of memory, .* are free") as caught:
         experiment.run(small_config(), out_dir=tmp_path / "runs")

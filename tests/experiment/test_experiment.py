@@ -23,17 +23,20 @@ import transformers
 
 import shepherd
 from console import Shell
+from prepared import trainer_of
 from shepherd import recipe
 from shepherd.clients import cohort, row_order
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import ClientError, EvaluationError, UsageError
-from shepherd.evaluation.answers import asked_rows, generation_record
+from shepherd.evaluation.answers import Generation, generation_record
 from shepherd.evaluation.losses import row_losses
-from shepherd.experiment import baselines as arms
+from shepherd.experiment import outputs
 from shepherd.experiment import run as experiment
+from shepherd.experiment.baselines import Alone, local_arm
 from shepherd.experiment.estimate import plan
+from shepherd.experiment.remeasure import evaluate_run
 from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.trainer import prepare_trainer
+from shepherd.experiment.schedule import prepare_schedule
 from shepherd.model.adapter import WEIGHTS, digest, load_adapter, save_adapter
 from shepherd.model.base import load_base, load_tokenizer
 from shepherd.model.generate import Answer
@@ -120,7 +123,7 @@ def test_the_saved_adapter_is_the_one_that_was_measured_and_hashed(tiny_run):
     assert digest(final) == tiny_run.summary["adapter_sha256"]
     assert digest(load_adapter(tiny_run.path / "checkpoints/round-0002")) == digest(final)
     assert final.base_digest == tiny_run.summary["model"]["digest"]
-    measured = experiment.evaluate_run(tiny_run.path)
+    measured = evaluate_run(tiny_run.path)
     assert measured["federated"]["loss"] == pytest.approx(tiny_run.summary["arms"]["federated"]["loss"], rel=1e-6)
     assert abs(tiny_run.summary["reload_check"]["difference"]) < 1e-6
 
@@ -388,6 +391,12 @@ def test_prompts_that_do_not_fit_into_the_window_are_counted_in_check_run_and_re
     assert not any("answers" in warning for warning in plan(small_config(*settings)).warnings)
 
 
+def prompts_of(config, data, template, tokenizer, window):
+    table = config.evaluation
+    generation = Generation(table.generate, table.max_new_tokens, config.data.max_length)
+    return generation.prompts(data.held_out, data.examples, template, tokenizer, window)
+
+
 def test_for_a_row_that_cannot_be_answered_comes_the_next_of_its_category_and_fewer_are_said(small_config, tmp_path):
     long = "many words " * 60
     held = [("short", "a"), (long, "a"), ("rose " * 30, "a"), ("brief", "b"), (long, "b"), ("terse", "b"), (long, "c")]
@@ -402,7 +411,7 @@ def test_for_a_row_that_cannot_be_answered_comes_the_next_of_its_category_and_fe
         tokenizer = load_tokenizer(Path(settings.model.base))
         rows, template = prepare_rows(settings, tokenizer)
         assert [row.cut > 0 for row in rows.held_out] == [len(text) > 200 for text, _ in held], "3 of 7 are cut"
-        examples, prompts, lost = asked_rows(settings, rows, template, tokenizer, window)
+        examples, prompts, lost = prompts_of(settings, rows, template, tokenizer, window)
         assert len(prompts) == len(examples)
         return [example.messages[0].content.split(":")[0] for example in examples], lost
 
@@ -431,7 +440,7 @@ def test_plain_texts_and_answers_that_are_not_to_be_learned_are_not_asked_for_an
         held_out=tuple(replace(row, cut=0) for row in rows.held_out),
         examples={row.id: Example(row.id, messages) for row, messages in zip(rows.held_out, made, strict=True)},
     )
-    examples, prompts, lost = asked_rows(settings, rows, template, tokenizer, 512)
+    examples, prompts, lost = prompts_of(settings, rows, template, tokenizer, 512)
     assert [example.messages for example in examples] == [(asked, told)] and len(prompts) == 1
     assert lost == (
         "evaluation.generate = 3 asks for more answers than the 1 that are possible: 3 rows held out, 1 of them plain "
@@ -628,7 +637,7 @@ def test_a_run_whose_adapter_on_disk_is_not_the_one_in_memory_fails(small_config
         factors = {n: Factors(A, B + 0.05) for n, (A, B) in adapter.factors.items()}
         save_adapter(folder, Adapter(factors, adapter.r, adapter.alpha, False, adapter.base_digest), **options)
 
-    monkeypatch.setattr(experiment, "save_adapter", tampered)
+    monkeypatch.setattr(outputs, "write_adapter", tampered)
     with pytest.raises(EvaluationError) as caught:
         experiment.run(small_config(*JUST_ROUNDS), out_dir=tmp_path)
     assert caught.value.exit_code == 8
@@ -640,7 +649,7 @@ def test_a_run_whose_adapter_lost_its_scale_on_disk_fails(small_config, tmp_path
     def tampered(folder, adapter, **options):
         save_adapter(folder, Adapter(adapter.factors, adapter.r, 9 * adapter.alpha), **options)
 
-    monkeypatch.setattr(experiment, "save_adapter", tampered)
+    monkeypatch.setattr(outputs, "write_adapter", tampered)
     with pytest.raises(EvaluationError, match="the adapter on disk has held-out loss"):
         experiment.run(small_config(*JUST_ROUNDS), out_dir=tmp_path)
 
@@ -713,9 +722,10 @@ def test_a_local_client_that_ends_with_a_loss_that_is_no_number_counts_as_failed
     settings = small_config("training.learning_rate=1e30", "federation.rounds=1")
     base = load_base(settings.model.base, device="cpu", dtype="float32")
     rows, _ = prepare_rows(settings, base.tokenizer)
-    learner = prepare_trainer(settings, base)
+    learner = trainer_of(settings, base)
     measure = lambda lora: row_losses(learner.packed, rows.held_out, lora)  # noqa: E731
-    arm = arms.local_arm(settings, learner, rows, ("closed_qa", "open_qa"), lambda number, report: None, measure)
+    alone = Alone(learner, rows, prepare_schedule(settings), 1.0, settings.run.seed, measure)
+    arm = local_arm(alone, ("closed_qa", "open_qa"), lambda number, report: None)
     assert [(f.client, f.code) for f in arm.failures] == [("closed_qa", "non-finite"), ("open_qa", "non-finite")]
     assert arm.losses == arm.adapters == arm.curves == {}
 

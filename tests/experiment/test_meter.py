@@ -7,12 +7,13 @@ from collections import Counter
 import pytest
 import torch
 
+from prepared import plan_of
 from shepherd.clients.personal.methods import Cost
 from shepherd.clients.progress import Progress
 from shepherd.experiment.estimate import plan
-from shepherd.experiment.plan import prepare_plan
-from shepherd.experiment.progress import Clock, Meter
+from shepherd.experiment.progress import Clock, Meter, training_tokens
 from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.schedule import prepare_schedule
 from shepherd.model.base import load_tokenizer
 from shepherd.model.forward import NOBODY, PackedModel
 from shepherd.types import ClientFailure
@@ -85,8 +86,8 @@ def test_an_update_that_the_gate_refuses_is_rejected_and_a_client_that_fails_has
 
     train = LocalEngine.train
 
-    def spoiled(self, task, private, observe):
-        for answer in train(self, task, private, observe):
+    def spoiled(self, task, *rest):
+        for answer in train(self, task, *rest):
             if answer.client == "brainstorming":
                 answer.delta[next(iter(answer.delta))][0, 0] = float("nan")
             if answer.client == "open_qa":
@@ -111,7 +112,9 @@ def meter(small_config):
     config = small_config(*ROUNDS)
     rows, _ = prepare_rows(config, load_tokenizer(config.model.base))
     events: list = []
-    return Meter(events.append, config, rows, prepare_plan(config, rows), (), Cost()).steps("federated"), events
+    schedule, arms = prepare_schedule(config), config.evaluation.arms
+    planned = training_tokens(schedule, arms, rows, plan_of(config, rows), (), Cost())
+    return Meter(events.append, planned, schedule.rounds).steps("federated"), events
 
 
 def test_a_chunk_that_is_trained_again_counts_once(meter):

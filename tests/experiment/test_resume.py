@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from shepherd.errors import DataError, UsageError
+from shepherd.experiment import federated
 from shepherd.experiment import run as experiment
 from shepherd.experiment.arms import load_arm
+from shepherd.experiment.remeasure import evaluate_run
 from shepherd.recipe import load
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import RunDirectory
@@ -323,7 +325,7 @@ def test_a_template_with_a_date_gives_the_same_tokens_when_a_run_goes_on_on_anot
     assert json.loads((folder / "identity.json").read_text())["day"] == "2025-01-01"
     said = "the chat template writes the date: it is 01 Jan 2025 in every prompt"
     assert said in run.summary["data"]["notes"] and said in (folder / "report.html").read_text(encoding="utf-8")
-    assert experiment.evaluate_run(folder)["federated"]["loss"] == whole.summary["arms"]["federated"]["loss"]
+    assert evaluate_run(folder)["federated"]["loss"] == whole.summary["arms"]["federated"]["loss"]
     assert "2025-01-01" in load_tuned(folder).template.prompt([Message("user", "What day is it?")])
 
 
@@ -390,13 +392,13 @@ def test_every_key_and_every_setting_is_held_to_but_those_that_move_no_number(co
 
 def test_the_best_round_before_a_stop_is_kept_to_the_end(small_config, tmp_path, monkeypatch):
     config = small_config("federation.rounds=5", "checkpoints.keep=2", "evaluation.arms=base,federated")
-    measure = experiment._Experiment._evaluate
+    measure = federated.evaluate
 
-    def first_is_best(self, arm, state, rows, number):
-        losses = measure(self, arm, state, rows, number)
+    def first_is_best(arm, model, number, *rest):
+        losses = measure(arm, model, number, *rest)
         return dataclasses.replace(losses, nll=losses.nll / 2) if number == 1 else losses
 
-    monkeypatch.setattr(experiment._Experiment, "_evaluate", first_is_best)
+    monkeypatch.setattr(federated, "evaluate", first_is_best)
     folder = experiment.resume(stopped(config, tmp_path, after_round(3))).path
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert kept == ["round-0001", "round-0004", "round-0005"]
@@ -437,5 +439,5 @@ def test_a_run_made_with_relative_paths_goes_on_and_is_measured_from_anywhere(
     assert experiment.resume(folder).summary["adapter_sha256"] == whole.summary["adapter_sha256"]
     for file in ("adapter/adapter_config.json", "adapter/README.md", "config.toml"):
         assert (folder / file).read_bytes() == (tmp_path / "whole" / "tiny" / file).read_bytes()
-    again = experiment.evaluate_run(folder)["federated"]["loss"]
+    again = evaluate_run(folder)["federated"]["loss"]
     assert again == pytest.approx(whole.summary["arms"]["federated"]["loss"], abs=1e-4)

@@ -10,14 +10,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, Phi3Config
 
+from prepared import plan_of, trainer_of
 from shepherd import config, recipe
 from shepherd.config import FederationTable, TrainingTable
 from shepherd.data.sources import Dataset, losses
 from shepherd.data.tokenize import Tokenized
 from shepherd.errors import UsageError
-from shepherd.experiment.plan import prepare_plan, rates, share
+from shepherd.experiment.method import compose
 from shepherd.experiment.rows import _losses_of_tokens, prepare_rows
-from shepherd.experiment.trainer import check_window, local_training, prepare_trainer
+from shepherd.experiment.schedule import prepare_schedule
+from shepherd.experiment.trainer import check_window, local_training
 from shepherd.model.base import load_base
 
 # A value of each key that is not its default, and the keys without which it may not be set.
@@ -80,9 +82,11 @@ def resolved(**tables: Any) -> config.Config:
 
 def of_a_client(settings: config.Config) -> list[Any]:
     """What a client with ten rows does: how, on how much, at which rates in each round."""
-    count, steps = share(10, settings.training)
+    schedule = prepare_schedule(settings)
+    count, steps = schedule.share(10)
     return [
-        local_training(settings, torch.device("cpu"), 1000), count, steps, [rates(settings, 4, n) for n in (1, 2, 3)]
+        local_training(settings, compose(settings).personal, torch.device("cpu"), 1000), count, steps,
+        [schedule.rates(4, n) for n in (1, 2, 3)],
     ]  # fmt: skip
 
 
@@ -101,11 +105,11 @@ def test_lora_settings_reach_the_adapter_and_its_dropout(small_config):
         "lora.r=4", "lora.alpha=6", "lora.rslora=true", "lora.dropout=0.25", "lora.targets=q_proj", "run.seed=3"
     )
     base = load_base(settings.model.base, device="cpu", dtype="float32")
-    learner = prepare_trainer(settings, base)
+    learner = trainer_of(settings, base)
     assert (learner.adapter.r, learner.adapter.alpha, learner.adapter.scale) == (4, 6.0, 3.0)  # 6 / √4
     assert {name.rsplit(".", 1)[1] for name in learner.adapter.factors} == {"q_proj"}
     assert learner.make_lora().dropout == learner.settings.dropout == 0.25
-    other = prepare_trainer(small_config("lora.r=4", "lora.targets=q_proj", "run.seed=4"), base)
+    other = trainer_of(small_config("lora.r=4", "lora.targets=q_proj", "run.seed=4"), base)
     assert any((pair.A != other.adapter.factors[name].A).any() for name, pair in learner.adapter.factors.items())
 
 
@@ -115,7 +119,7 @@ def test_a_schedule_goes_on_from_round_to_round():
         "learning_rate": 8.0, "min_learning_rate": 4.0, "schedule": "linear", "warmup_steps": 2, "local_steps": 2
     }  # fmt: skip
     settings = resolved(training=training, federation={"rounds": 3})
-    assert [rates(settings, 2, n) for n in (1, 2, 3)] == [(4.0, 8.0), (8.0, 7.0), (6.0, 5.0)]
+    assert [prepare_schedule(settings).rates(2, n) for n in (1, 2, 3)] == [(4.0, 8.0), (8.0, 7.0), (6.0, 5.0)]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,7 @@ def test_a_schedule_goes_on_from_round_to_round():
     ],
 )
 def test_a_clients_rows_and_steps_in_a_round(rows, training, expected):
-    assert share(rows, resolved(training=training).training) == expected
+    assert prepare_schedule(resolved(training=training)).share(rows) == expected
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +150,7 @@ def test_every_key_of_federation_changes_the_plan(key, rows):
     value, others = FEDERATION[key]
 
     def planned(table: dict[str, Any]) -> list[Any]:
-        plan = prepare_plan(resolved(federation=table, training={"local_steps": 1}), rows)
+        plan = plan_of(resolved(federation=table, training={"local_steps": 1}), rows)
         return [
             plan.weights, plan.min_updates, plan.cohort_size, plan.asked, replace(plan.policy, clock=None),
             plan.method.name, plan.gate().limits, plan.seed,
@@ -160,7 +164,7 @@ def test_every_key_of_federation_changes_the_plan(key, rows):
 
 def test_the_plan_takes_the_runs_seed_and_every_clients_own_share(rows, small_config):
     settings = small_config("run.seed=5", "training.local_steps=0", "training.local_epochs=1")
-    plan = prepare_plan(settings, rows)
+    plan = plan_of(settings, rows)
     assert plan.seed == 5 and plan.sizes == {client: len(held) for client, held in rows.clients.items()}
     work = plan.work("open_qa", 2, 7)
     assert (work.client, work.first_row, work.rows, work.steps) == ("open_qa", 7, 4, 2)

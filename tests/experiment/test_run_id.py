@@ -28,8 +28,8 @@ def sealing(monkeypatch, model_folder):
     train, ours = LocalEngine.train, tokenizer_digest(model_folder())
 
     def seal(run, tokenizer=ours):
-        def sealed(self, task, private, observe):
-            for answer in train(self, task, private, observe):
+        def sealed(self, task, *rest):
+            for answer in train(self, task, *rest):
                 assert isinstance(answer, ClientUpdate)
                 adapter = task.views[answer.client].adapter
                 says = Envelope(run, f"n-{task.round}", adapter.base_digest, tokenizer, adapter.r, adapter.scale)

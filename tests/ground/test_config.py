@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from shepherd import recipe
+from shepherd import config, recipe
 from shepherd.errors import UsageError
 
 
@@ -61,10 +61,10 @@ def test_a_key_that_stands_in_the_wrong_table_is_named_with_its_own_table():
     ]
 
 
-@pytest.mark.parametrize("name", recipe.OTHER_NAMES)
+@pytest.mark.parametrize("name", config.OTHER_NAMES)
 def test_the_name_that_other_tools_have_for_a_key_is_answered_with_ours(name):
-    ours = recipe.OTHER_NAMES[name]
-    assert recipe.keys()[ours].description
+    ours = config.OTHER_NAMES[name]
+    assert config.keys()[ours].description
     assert problems({"training": {name: 1}}) == [f"unknown key 'training.{name}'. Did you mean {ours!r}?"]
     with pytest.raises(UsageError) as caught:
         recipe.parse_overrides([f"{name}=1"])
@@ -236,7 +236,7 @@ def test_the_resolved_config_survives_toml_with_odd_keys_and_texts():
 
 
 def test_every_key_has_a_meaning_to_print():
-    assert [key for key, field in recipe.keys().items() if not field.description] == []
+    assert [key for key, field in config.keys().items() if not field.description] == []
 
 
 def test_a_number_of_local_clients_below_one_is_refused():

@@ -181,5 +181,5 @@ def test_a_module_that_fails_while_it_is_imported_is_a_usage_error(flavours, tmp
     for module, said in (("broken_flavours", "SyntaxError"), ("failing_flavours", "ZeroDivisionError")):
         with pytest.raises(UsageError, match=f"{module}:lemon' cannot be imported: {said}"):
             flavours.build(f"{module}:lemon")
-    with pytest.raises(UsageError, match="'math:pi' is no function"):
+    with pytest.raises(UsageError, match="'math:pi' is not callable"):
         flavours.build("math:pi")

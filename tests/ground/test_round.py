@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from number_engine import NumberEngine
 from shepherd.clients.pool import Draw, Pool, Selection
 from shepherd.clients.progress import Progress
 from shepherd.clients.selection import build_selection
 from shepherd.clients.virtual_clock import virtual_seconds
 from shepherd.errors import ClientError
-from shepherd.plan import Plan, Policy
-from shepherd.round import run_round
+from shepherd.round import Plan, Policy, run_round
 from shepherd.server.methods import build_method
 from shepherd.server.weights import capped
 from shepherd.types import (
@@ -64,13 +64,13 @@ def update(client: str, task: TrainTask, value: float, **changes) -> ClientUpdat
     return replace(ClientUpdate(client, task.round, delta, rows, 10 * rows, 2, {"loss": 1.0}), **changes)
 
 
-class Answers:
+class Answers(NumberEngine):
     """An engine that gives what `answer(task)` returns."""
 
     def __init__(self, answer) -> None:
         self.answer = answer
 
-    def train(self, task, private, observe):
+    def train(self, task, deadline, enough, observe):
         return self.answer(task)
 
 
@@ -247,11 +247,11 @@ def test_rows_of_work_that_does_not_count_are_in_the_record():
 def test_of_a_client_that_failed_the_rows_of_the_steps_that_it_told_of_are_in_the_record(told, rows):
     # c has 5 rows in two steps: 5 · 1 // 2 = 2 in the first. A third step is of a second adapter, on the same rows.
     class Told(Answers):
-        def train(self, task, private, observe):
+        def train(self, task, deadline, enough, observe):
             for step in told:
                 observe({"c": Progress("training", step, 4)})
             observe({"c": "failed"})
-            return super().train(task, private, observe)
+            return super().train(task, deadline, enough, observe)
 
     skips = plan(min_updates=3, policy=Policy(on_too_few="skip"))
     state, record = run_round(begin(), skips, Told(failing("c").answer))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from number_engine import NumberEngine
 from shepherd.engines.workers import Workers
 from shepherd.errors import ModelError
 from shepherd.types import Adapter, ClientFailure, ClientModel, ClientUpdate, Factors, TrainTask, Work
@@ -21,11 +22,11 @@ SECRET = "planted-8472"
 CLIENTS = ("a", "b", "c", "d", "e")
 
 
-class Numbers:
+class Numbers(NumberEngine):
     def __init__(self, data) -> None:
         self.data = data
 
-    def train(self, task, private, observe):
+    def train(self, task, observe):
         for client in sorted(task.work):
             match self.data[client][0]:
                 case "exit":
@@ -45,7 +46,7 @@ class Numbers:
                     yield ClientFailure(client, task.round, "non-finite", "the loss became nan in local step 1")
                     continue
             delta = {name: np.ones_like(array) for name, array in task.views[client].tensors().items()}
-            kept = {"pid": np.array([os.getpid()]), "before": private.get(client, {}).get("pid", np.array([-1]))}
+            kept = {"pid": np.array([os.getpid()]), "before": self.private.get(client, {}).get("pid", np.array([-1]))}
             yield ClientUpdate(client, task.round, delta, 5, 10, 1, {"loss": 1.0}, private=kept)
 
 
@@ -74,6 +75,7 @@ def workers(build=numbers, count: int = 2, patience: float = 60.0, **rows) -> Wo
 
 def answers(engine: Workers, task: TrainTask, private=None) -> dict[str, ClientUpdate | ClientFailure]:
     gate = Gate(run="demo", tokenizer="tokenizer")
-    admitted = [gate.admit(answer, task) for answer in engine.train(task, private or {})]
+    engine.restore(private or {})
+    admitted = [gate.admit(answer, task) for answer in engine.train(task)]
     assert len({a.client for a in admitted}) == len(admitted)
     return {a.client: a for a in admitted}

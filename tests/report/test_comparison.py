@@ -58,19 +58,22 @@ def test_a_lead_that_holds_over_seeds_is_told_from_one_that_does_not(tmp_path):
     assert "better than seed-0 and 2 more seeds (2): −0.200, 95\xa0% interval −0.225 to −0.175" in steady.verdict[1]
     # differences −0.1, −0.2, −0.3: the same mean, s = 0.1, so ± 0.248
     loose = rivals(tmp_path / "loose", [2.00, 2.10, 2.20], [2.10, 2.30, 2.50])
-    assert "not distinguishable from" in loose.verdict[1] and "−0.448 to +0.048" in loose.verdict[1]
+    assert "not distinguishable from" in loose.verdict[1]
+    assert "−0.448 to +0.048" in loose.verdict[1]
     assert loose.verdict[1] in loose.to_text()
     assert loose.verdict[1] in Page(loose.write_html(tmp_path / "c.html")).text.replace(" %", "\xa0%")
 
 
 def test_one_seed_decides_nothing_and_other_seeds_or_rows_are_not_compared(tmp_path):
     one = rivals(tmp_path / "one", [2.0], [2.5])
-    assert "−0.500 with the one seed in common" in one.verdict[1] and "decides nothing" in one.verdict[1]
+    assert "−0.500 with the one seed in common" in one.verdict[1]
+    assert "inconclusive" in one.verdict[1]
     runs = [*seeds(tmp_path / "x", [2.0]), *seeds(tmp_path / "y", [2.5], overrides=("lora.r=16",))]
     change(runs[1] / "partition.json", lambda p: p["held_out"].pop())
     told = compare(runs)
-    assert told.verdict[0] == "No setting is named the lowest."
-    assert "same held-out rows: seed-0, seed-0 (2)." in told.verdict[1] and "Lowest" not in told.to_text()
+    assert told.verdict[0] == "No setting can be ranked the lowest."
+    assert "same held-out rows: seed-0, seed-0 (2)." in told.verdict[1]
+    assert "Lowest" not in told.to_text()
     assert compare(runs[:1]).verdict == ()
 
 
@@ -78,10 +81,10 @@ def test_no_setting_wins_on_other_rows_or_by_seeds_that_the_others_lack():
     a, b, c = {1: 2.0, 2: 2.2, 3: 1.0}, {1: 2.1, 2: 2.4}, {9: 0.5}
     told = ranking([("a", a), ("b", b), ("c", c)])
     # Over seeds 1 and 2: a (2.0 + 2.2) / 2 = 2.1, b 2.25; c was measured on other rows and leads nobody.
-    assert told[0] == "Among a, b: Lowest federated loss over 2 seeds that all of them have: a, 2.100 nats per token."
+    assert told[0] == "Among a, b: Lowest federated loss over 2 shared seeds: a, 2.100 nats per token."
     assert "not distinguishable from b: −0.150" in told[1]
     assert told[2].endswith("on the same held-out rows: c.")
-    assert ranking([("a", {1: 2.0}), ("c", c)])[0] == "No setting is named the lowest."
+    assert ranking([("a", {1: 2.0}), ("c", c)])[0] == "No setting can be ranked the lowest."
 
 
 def test_settings_of_one_loss_are_equal_and_none_of_them_is_the_lowest():
@@ -105,17 +108,20 @@ def test_rows_are_the_same_by_their_contents_and_losses_only_over_the_same_token
     for run in (a, b):
         (run / "identity.json").write_text('{"held_out": "5f"}')
     same = compare([a, b])
-    assert "are equal" in same.to_text() and not any("held-out rows" in text for text in same.warnings)
+    assert "are equal" in same.to_text()
+    assert not any("held-out rows" in text for text in same.warnings)
     change(b / "evaluation/metrics.json", lambda m: m.update(held_out_tokens=7))
     cut = compare([a, b])
     assert not cut.verdict or "are equal" not in cut.to_text()
-    assert "Lowest" not in cut.to_text() and any("not on the same tokens" in text for text in cut.warnings)
+    assert "Lowest" not in cut.to_text()
+    assert any("not on the same tokens" in text for text in cut.warnings)
 
 
 def test_a_lead_is_held_against_eight_settings_and_the_rest_are_counted():
     told = ranking([(f"settings {n}", {("seed 0",): float(n)}) for n in range(10)])
-    assert len(told) == 1 + 8 + 1 and told[0].startswith("Lowest federated loss: settings 0")
-    assert told[-1] == "The table alone has 1 further setting."
+    assert len(told) == 1 + 8 + 1
+    assert told[0].startswith("Lowest federated loss: settings 0")
+    assert told[-1] == "The table lists 1 further setting."
 
 
 def test_an_unfinished_run_leads_nobody(tmp_path):
@@ -128,7 +134,8 @@ def test_settings_with_several_seeds_are_drawn_as_their_mean(tmp_path):
     one, other = (dict(row.curve) for row in comparison.rows[:2])
     assert dict(comparison.groups[0].curve) == pytest.approx({x: (one[x] + other[x]) / 2 for x in one})
     text = Page(comparison.write_html(tmp_path / "c.html")).text
-    assert "mean over seeds" in text and "seed-0 and 1 more seed (2)" in text
+    assert "mean over seeds" in text
+    assert "seed-0 and 1 more seed (2)" in text
     named = re.findall(r"<title>(seed[^<]*), round 0: ", (tmp_path / "c.html").read_text(encoding="utf-8"))
     assert named == ["seed-0 and 1 more seed", "seed-0 and 1 more seed (2)"]
 
@@ -137,7 +144,8 @@ def test_a_seed_that_occurs_twice_is_counted_once_and_that_is_said(tmp_path):
     runs = [write_run(tmp_path / name) for name in ("first", "again")]
     comparison = compare(runs)
     (group,) = comparison.groups
-    assert group.seeds == (0,) and group.losses["federated"][1] is None
+    assert group.seeds == (0,)
+    assert group.losses["federated"][1] is None
     assert any("again has the settings and the seed of first" in text for text in comparison.warnings)
 
 
@@ -154,7 +162,7 @@ def test_an_unfinished_run_is_compared_as_far_as_it_is_and_never_averaged_with_f
     comparison = compare([a, b])
     assert len(comparison.groups) == 2
     assert comparison.rows[1].losses["federated"] is not None
-    assert any("b has not ended" in text for text in comparison.warnings)
+    assert any("b is unfinished" in text for text in comparison.warnings)
     assert "unfinished" in comparison.to_text()
 
 
@@ -163,7 +171,8 @@ def test_the_text_has_one_line_per_run_and_no_escape_codes(tmp_path):
     text = compare(runs).to_text()
     assert "\x1b" not in text
     lines = text.splitlines()
-    assert sum(line.startswith("a ") for line in lines) == 3 and "data.source" in text
+    assert sum(line.startswith("a ") for line in lines) == 3
+    assert "data.source" in text
     for arm in ("Base", "Mean alone", "Federated", "Centralised", "22.1 MB", "55.4 s"):
         assert arm in text
 
@@ -172,7 +181,8 @@ def test_the_columns_of_the_text_stand_under_each_other_in_every_script(tmp_path
     runs = [write_run(tmp_path / name) for name in ("医院-東京", "mu\u0308nchen", "x" * 200)]
     block = compare(runs).to_text().split("\n\n")[3].splitlines()  # the losses of each run
     assert len({cell_len(line) for line in block[1:5]}) == 1  # rich measures as a terminal does
-    assert len(block[-2]) <= 120 and "…" in block[-2]
+    assert len(block[-2]) <= 120
+    assert "…" in block[-2]
 
 
 def test_the_star_stands_only_where_the_interval_leaves_out_zero(tmp_path):
@@ -190,7 +200,8 @@ def test_the_page_of_a_comparison_is_whole_and_escapes_what_it_shows(tmp_path):
         change(run / "summary.json", lambda s: s["model"].update(name=HOSTILE[0]))
     parsed = Page(compare(runs).write_html(tmp_path / "compare.html"))
     check(parsed)
-    assert "<b onclick=x>" in parsed.text and HOSTILE[0] in parsed.text
+    assert "<b onclick=x>" in parsed.text
+    assert HOSTILE[0] in parsed.text
     assert len(parsed.having("svg")) == 2
 
 

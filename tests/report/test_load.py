@@ -26,7 +26,8 @@ def test_a_run_without_summary_is_unfinished_and_still_read(tmp_path):
     record = load_run(write_run(tmp_path / "demo", finished=False))
     assert record.state == "unfinished"
     assert len(record.rounds) == 2
-    assert record.metrics == {} and record.generations == ()
+    assert record.metrics == {}
+    assert record.generations == ()
 
 
 def test_a_folder_that_does_not_exist_is_a_data_error_that_says_what_to_give(tmp_path):
@@ -47,7 +48,8 @@ def test_each_file_that_a_finished_run_must_have_is_named_when_it_is_missing(tmp
     (run / name).unlink()
     with pytest.raises(DataError, match=name.split("/")[-1]) as caught:
         load_run(run)
-    assert "missing" in caught.value.message and caught.value.hint
+    assert "missing" in caught.value.message
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ def shuffled(monkeypatch) -> list[list[str]]:
     orders: list[list[str]] = []
 
     def permuting(train):
-        def permuted(self, task, private, observe):
-            answers = list(train(self, task, private, observe))
+        def permuted(self, task, *rest, **named):
+            answers = list(train(self, task, *rest, **named))
             order = stream(5, "arrival", task.round).permutation(len(answers))
             orders.append([answers[i].client for i in order])
             yield from (answers[i] for i in order)

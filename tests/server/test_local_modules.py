@@ -10,16 +10,17 @@ import pytest
 
 from federations import BLOCKS, SEED, SHAPES, WEIGHTS, R, a_round, begin, fresh
 from plain_client import train_plainly
+from prepared import plan_of, trainer_of
 from shepherd.clients.personal.methods import own_adapter
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import TrainingHost, train
 from shepherd.errors import ClientError, UsageError
+from shepherd.experiment import inputs
 from shepherd.experiment import run as experiment
 from shepherd.experiment.estimate import plan as planned
 from shepherd.experiment.personal_models import personal_models
-from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.trainer import prepare_trainer
+from shepherd.experiment.schedule import prepare_schedule
 from shepherd.model.adapter import load_adapter
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
@@ -385,12 +386,12 @@ def test_tuning_afterwards_goes_on_from_the_clients_own_blocks(small_config):
     )  # fmt: skip
     base = load_base(config.model.base, device="cpu", dtype="float32")
     rows, _ = prepare_rows(config, base.tokenizer)
-    learner, plan = prepare_trainer(config, base), prepare_plan(config, rows)
+    learner, plan = trainer_of(config, base), plan_of(config, rows)
     one, *others = sorted(rows.clients)
     start = learner.adapter.factors
     kept = {f"home/{n}.{p}": np.full_like(getattr(start[n], p), 0.01) for n in start if ".1." in n for p in "AB"}
     state = ServerState(1, GlobalModel(learner.adapter), clients={one: kept})
-    found, failures = personal_models(config, learner, plan, rows, state)
+    found, failures = personal_models(learner, plan, rows, state, prepare_schedule(config))
     assert not failures and sorted(found) == [one, *others]
     for client, model in found.items():
         for name, (A, B) in model.adapter.factors.items():
@@ -402,7 +403,7 @@ def test_tuning_afterwards_goes_on_from_the_clients_own_blocks(small_config):
 def test_a_home_that_the_model_has_no_room_for_is_refused_before_its_weights_are_loaded(
     small_config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(experiment, "load_base", lambda **_: pytest.fail("the weights were loaded"))
+    monkeypatch.setattr(inputs, "load_base", lambda **_: pytest.fail("the weights were loaded"))
     config = small_config(*SMALL, "method.blocks=2")
     for attempt in (planned, lambda config: experiment.run(config, out_dir=tmp_path)):
         with pytest.raises(UsageError, match=r"the last 2 blocks .* the adapter lies in 2: nothing would travel"):

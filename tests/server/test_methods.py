@@ -32,9 +32,9 @@ from federations import (
     train,
 )
 from shepherd.clients.personal.methods import personalizations
+from shepherd.config import keys
 from shepherd.errors import ClientError, NumericalError, UsageError
 from shepherd.lowrank import LowRank
-from shepherd.recipe import keys
 from shepherd.server.merged_adapter import merged_adapter
 from shepherd.server.method import compose
 from shepherd.server.methods import build_method, check_ranks, methods

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from number_engine import NumberEngine
 from shepherd import recipe
 from shepherd.clients.selection import build_selection
 from shepherd.errors import UsageError
 from shepherd.experiment.method import doubts, prepare_method
-from shepherd.plan import Plan, Policy
 from shepherd.recipe import load
 from shepherd.rng import stream
-from shepherd.round import run_round
+from shepherd.round import Plan, Policy, run_round
 from shepherd.server.methods import build_method
 from shepherd.server.weights import population_weights
 from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, GlobalModel, Objective, ServerState, Work
@@ -22,7 +22,7 @@ from shepherd.types import Adapter, ClientFailure, ClientUpdate, Factors, Global
 RATE, STEPS = 0.2, 5
 
 
-class Quadratics:
+class Quadratics(NumberEngine):
     """Clients that descend on ½(x − a_k)² with SCAFFOLD's correction (1910.06378, option II); x is B, and A is 1.
 
     lost: the share of the updates that never arrive. breaks: the client and the round from which on it fails.
@@ -31,7 +31,7 @@ class Quadratics:
     def __init__(self, a: dict[str, float], sizes: dict[str, int], lost: float = 0.0, breaks=("", 0)) -> None:
         self.a, self.sizes, self.lost, self.breaks = a, sizes, lost, breaks
 
-    def train(self, task, private, observe):
+    def train(self, task, deadline, enough, observe):
         c = float(task.control["m.B"].item()) if task.control else 0.0
         for client in task.work:
             if stream(1, "lost", client, task.round).random() < self.lost:
@@ -40,7 +40,7 @@ class Quadratics:
                 yield ClientFailure(client, task.round, "error", "")
                 continue
             x = float(task.views[client].adapter.factors["m"].B.item())
-            own = float(private[client]["control/m.B"].item()) if client in private else 0.0
+            own = float(self.private[client]["control/m.B"].item()) if client in self.private else 0.0
             y = x
             for _ in range(STEPS):
                 y -= RATE * ((y - self.a[client]) - own + c)

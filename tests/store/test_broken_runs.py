@@ -13,10 +13,11 @@ import pytest
 from console import Shell
 from shepherd.errors import ModelError
 from shepherd.experiment import run as experiment
+from shepherd.experiment.remeasure import evaluate_run
 from shepherd.model.adapter import fresh_adapter, save_adapter
 from shepherd.serving.tuned import whole
 from shepherd.store import RunDirectory
-from shepherd.store.manifest import _encode
+from shepherd.store.manifest import encode
 
 BROKEN = {"missing": None, "empty": b"", "garbage": b"\xff\x00{", "list": b"[]", "folder": ...}
 READS = (("evaluate", "partition.json"), ("evaluate", "identity.json"), ("resume", "summary.json"))
@@ -51,14 +52,17 @@ def broken(tiny_run, tmp_path):
 def test_a_command_names_the_file_of_a_run_that_it_cannot_read(reads, how, broken, capsys, monkeypatch):
     command, file = reads
     outcome = Shell(capsys, monkeypatch)(command, broken(file, how))
-    assert outcome.status == 3 and file in outcome.err and "hint: restore" in outcome.err
+    assert outcome.status == 3
+    assert file in outcome.err
+    assert "hint: restore" in outcome.err
 
 
 def test_a_partition_without_a_digest_is_not_the_run_s_data(broken, capsys, monkeypatch):
     folder = broken("partition.json", "empty")
     (folder / "partition.json").write_text("{}")
     outcome = Shell(capsys, monkeypatch)("evaluate", folder)
-    assert outcome.status == 8 and "then unknown" in outcome.err
+    assert outcome.status == 8
+    assert "then unknown" in outcome.err
 
 
 @pytest.mark.parametrize(("name", "how"), list(product(STOPPED, BROKEN)))
@@ -73,7 +77,8 @@ def test_a_stopped_run_with_a_broken_file_says_which_it_is(name, how, broken, ca
 def test_a_journal_that_is_a_folder_does_not_keep_the_other_runs_from_the_list(broken, capsys, monkeypatch):
     folder = broken("journal.jsonl", "folder")
     outcome = Shell(capsys, monkeypatch)("runs", "ls", "--out", folder.parent)
-    assert outcome.status == 0 and "finished" in outcome.out
+    assert outcome.status == 0
+    assert "finished" in outcome.out
 
 
 @pytest.fixture
@@ -96,13 +101,14 @@ def measured(small_config, tmp_path):
     ids=["another answer", "a row less", "a row more"],
 )
 def test_held_out_rows_that_changed_since_the_run_are_not_measured(change, measured, tmp_path, capsys, monkeypatch):
-    loss = experiment.evaluate_run(measured.path)["federated"]["loss"]
+    loss = evaluate_run(measured.path)["federated"]["loss"]
     assert loss == pytest.approx(measured.summary["arms"]["federated"]["loss"], rel=1e-6)
     file = tmp_path / "held.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join(change(lines)) + "\n")
     outcome = Shell(capsys, monkeypatch)("evaluate", measured.path)
-    assert outcome.status == 8 and not outcome.out
+    assert outcome.status == 8
+    assert not outcome.out
     assert "the held-out rows are not those of the run: digest" in outcome.err
     assert f"hint: give back what {file} held" in outcome.err
 
@@ -115,14 +121,16 @@ def test_a_held_out_row_that_changed_places_with_one_that_was_trained_on_is_not_
     rows.write_text("".join([two, *others]))
     held.write_text("".join([one, *rest]))
     outcome = Shell(capsys, monkeypatch)("evaluate", measured.path)
-    assert outcome.status == 8 and "the held-out rows are not those of the run" in outcome.err
+    assert outcome.status == 8
+    assert "the held-out rows are not those of the run" in outcome.err
 
 
 def test_another_training_row_is_not_the_data_of_the_run(measured, tmp_path, capsys, monkeypatch):
     file = tmp_path / "rows.jsonl"
     file.write_text(file.read_text().replace('"response": "7"', '"response": "seven"'))
     outcome = Shell(capsys, monkeypatch)("evaluate", measured.path)
-    assert outcome.status == 8 and "the data are not those of the run: digest" in outcome.err
+    assert outcome.status == 8
+    assert "the data are not those of the run: digest" in outcome.err
     assert f"hint: give back what {file} held" in outcome.err
 
 
@@ -133,7 +141,8 @@ def test_rows_are_not_measured_with_another_end_token(small_config, model_folder
     file = base / "tokenizer_config.json"
     file.write_text(file.read_text().replace('"eos_token": "<|im_end|>"', '"eos_token": "<|endoftext|>"'))
     outcome = Shell(capsys, monkeypatch)("evaluate", run.path)
-    assert outcome.status == 8 and "the tokenizer is not that of the run: digest" in outcome.err
+    assert outcome.status == 8
+    assert "the tokenizer is not that of the run: digest" in outcome.err
     assert f"hint: give back what {base} held" in outcome.err
 
 
@@ -143,7 +152,8 @@ def test_another_choice_of_held_out_rows_from_the_same_data_is_not_measured(tiny
     assert "held_out_per_category = 2" in config
     (folder / "config.toml").write_text(config.replace("held_out_per_category = 2", "held_out_per_category = 1"))
     outcome = Shell(capsys, monkeypatch)("evaluate", folder)
-    assert outcome.status == 8 and "the held-out rows are not those" in outcome.err
+    assert outcome.status == 8
+    assert "the held-out rows are not those" in outcome.err
 
 
 COMMANDS = {"evaluate": (), "chat": (), "export": ("--to", "peft", "--out", "out")}
@@ -168,8 +178,11 @@ def test_a_flipped_bit_a_lost_byte_or_a_lost_file_of_the_adapter_is_an_error_tha
     data = weights.read_bytes()
     weights.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])  # of a weight: still a whole adapter
     flipped = command(name)
-    assert flipped.status == 4 and "adapter is damaged: adapter_model.safetensors is not what was" in flipped.err
-    assert "hint: restore it from a copy" in flipped.err and "--round: 1, 2" in flipped.err and not flipped.out
+    assert flipped.status == 4
+    assert "adapter is damaged: adapter_model.safetensors is not what was" in flipped.err
+    assert "hint: restore it from a copy" in flipped.err
+    assert "--round: 1, 2" in flipped.err
+    assert not flipped.out
     weights.write_bytes(data[:-4])
     assert f"adapter_model.safetensors has {len(data) - 4} bytes, not {len(data)}" in command(name).err
     weights.write_bytes(data)
@@ -188,13 +201,12 @@ def test_an_adapter_without_a_manifest_is_used_as_it_is(name, command):
     assert outcome.status == 0, outcome.err
 
 
-@pytest.mark.parametrize(
-    "manifest", [b"", b"[]", b"{}", *(_encode(m) for m in ({}, {"files": 3}, {"files": {"a": 3}}))]
-)
+@pytest.mark.parametrize("manifest", [b"", b"[]", b"{}", *(encode(m) for m in ({}, {"files": 3}, {"files": {"a": 3}}))])
 def test_a_manifest_that_is_none_is_named(manifest, command):
     (command.adapter / "MANIFEST.json").write_bytes(manifest)
     outcome = command("chat")
-    assert outcome.status == 4 and "adapter is damaged: MANIFEST.json is not what was written" in outcome.err
+    assert outcome.status == 4
+    assert "adapter is damaged: MANIFEST.json is not what was written" in outcome.err
 
 
 def test_a_model_of_a_client_with_a_flipped_bit_is_named_with_its_client(tmp_path):

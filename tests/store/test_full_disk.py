@@ -66,15 +66,18 @@ def test_a_full_disk_ends_a_run_with_a_sentence_and_with_space_it_ends_with_the_
         if run["status"] == 0:
             assert run["size"] > 100_000
             continue
-        assert run["status"] == 5 and "\nhint: " in said, (run["size"], run["status"], said)
+        assert run["status"] == 5, (run["size"], said)
+        assert "\nhint: " in said, (run["size"], said)
         assert any(f"error: {reason}" in said for reason in SAID[how]), said
         assert "Traceback" not in said + run["then"]
         assert run["broken"] == [], run["size"]
         unfinished = [name for name in run["left"] if any(part in name for part in (".tmp-", ".new", ".part", ".old-"))]
-        assert unfinished == [] and "report.html" not in run["left"]
+        assert unfinished == []
+        assert "report.html" not in run["left"]
         if "identity.json" in run["left"]:
             assert "shepherd resume " in said
-        assert run["again"] == 0 and run["report"], run["then"]
+        assert run["again"] == 0, run["then"]
+        assert run["report"], run["then"]
         assert run["ending"] == result["whole"], run["size"]
         places.add(said.split("error: ")[1].split(" was not written")[0].rsplit("/", 1)[-1])
     print(json.dumps([(run["size"], run["status"], run["said"].split("error: ")[-1][:160]) for run in result["runs"]]))

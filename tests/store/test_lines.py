@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -32,14 +33,18 @@ def journal(tmp_path):
 def test_a_journal_line_is_plain_json_with_one_more_key(journal):
     for number, line in enumerate(journal.read_text().splitlines()):
         row = json.loads(line)
-        assert row.keys() == {"what", "round", "crc"} and row["round"] == number and len(row["crc"]) == 8
+        assert row.keys() == {"what", "round", "crc"}
+        assert row["round"] == number
+        assert len(row["crc"]) == 8
 
 
 @given(st.dictionaries(TEXT, st.integers() | TEXT | st.lists(TEXT, max_size=2), max_size=4))
 def test_every_row_comes_back_without_its_checksum(tmp_path_factory, row):
     file = tmp_path_factory.getbasetemp() / "any.jsonl"
     file.write_bytes(journal_line(row) * 2)
-    assert read_journal(file).rows == (row, row) and not read_journal(file).damaged and not read_journal(file).torn
+    assert read_journal(file).rows == (row, row)
+    assert not read_journal(file).damaged
+    assert not read_journal(file).torn
 
 
 def test_each_flipped_bit_in_the_middle_is_reported_with_the_number_of_its_line(journal):
@@ -53,7 +58,8 @@ def test_each_flipped_bit_in_the_middle_is_reported_with_the_number_of_its_line(
                 continue  # two damaged lines
             journal.write_bytes(flipped)
             found = read_journal(journal)
-            assert [number for number, _ in found.damaged] == [3] and not found.torn
+            assert [number for number, _ in found.damaged] == [3]
+            assert not found.torn
             assert [row["round"] for row in found.rows] == [0, 1, 3, 4]
 
 
@@ -82,14 +88,15 @@ def test_a_journal_that_is_not_there_is_empty(tmp_path):
 def test_an_append_that_fails_leaves_the_lines_that_were_there(journal):
     before = journal.read_bytes()
     for at in range(2):
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught:
             append(FailingDisk(at, errno.EIO, lasting=False), journal, journal_line({"round": 9}))
-        assert caught.value.filename == str(journal) and journal.read_bytes() == before
+        assert caught.value.filename == str(journal)
+        assert journal.read_bytes() == before
 
 
 def test_half_a_line_that_could_not_be_taken_back_is_cut_off_by_the_next_append(journal):
     before = journal.read_bytes()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         append(FailingDisk(0, errno.EIO), journal, journal_line({"round": 9}))
     assert len(journal.read_bytes()) > len(before)
     append(QuickDisk(), journal, journal_line({"round": 5}))
@@ -107,12 +114,16 @@ def test_the_end_of_the_lines_is_found_however_long_the_torn_one_is(length, tmp_
 
 def test_lines_after_a_mark_are_cut_away_and_what_is_wrong_with_the_others_is_said(tmp_path):
     file = tmp_path / "rounds.jsonl"
-    assert mark(file)["bytes"] == 0 and cut_to(QuickDisk(), file, mark(file)) == "" and not file.exists()
+    assert mark(file)["bytes"] == 0
+    assert cut_to(QuickDisk(), file, mark(file)) == ""
+    assert not file.exists()
     append(QuickDisk(), file, line_of({"round": 1}))
     there = mark(file)
     append(QuickDisk(), file, line_of({"round": 2}))
-    assert cut_to(QuickDisk(), file, there) == "" and file.read_bytes() == b'{"round": 1}\n'
-    assert cut_to(QuickDisk(), file, there) == "" and mark(file) == there
+    assert cut_to(QuickDisk(), file, there) == ""
+    assert file.read_bytes() == b'{"round": 1}\n'
+    assert cut_to(QuickDisk(), file, there) == ""
+    assert mark(file) == there
     file.write_bytes(b'{"round": 3}\n')
     assert cut_to(QuickDisk(), file, there) == "rounds.jsonl was changed after it was written"
     file.unlink()
@@ -125,7 +136,8 @@ def test_a_line_is_one_line_whatever_is_in_it(row):
         line = line_of(row)
     except UnicodeEncodeError:  # half a character has no UTF-8
         return
-    assert line.count(b"\n") == 1 and json.loads(line) == row
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == row
 
 
 def test_a_mark_reads_each_byte_once_and_is_that_of_the_whole_file(tmp_path):
@@ -135,10 +147,10 @@ def test_a_mark_reads_each_byte_once_and_is_that_of_the_whole_file(tmp_path):
         with run.commit_round(number, {"round": number}) as folder:
             (folder / "weights").write_bytes(b"w")
             if fail:
-                raise ValueError
+                raise ValueError("of the caller")
 
     commit(1)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="of the caller"):
         commit(2, fail=True)
     for number in (2, 3):
         commit(number)
@@ -147,7 +159,8 @@ def test_a_mark_reads_each_byte_once_and_is_that_of_the_whole_file(tmp_path):
     growing = Growing(file)
     first = growing.mark()
     file.write_bytes(b"x" * file.stat().st_size + b"\n")  # what was read is not read again
-    assert growing.mark()["bytes"] == first["bytes"] + 1 and growing.mark() != mark(file)
+    assert growing.mark()["bytes"] == first["bytes"] + 1
+    assert growing.mark() != mark(file)
 
 
 def test_a_round_that_cannot_be_made_visible_leaves_no_bytes_in_the_marks_after_it(tmp_path, monkeypatch):
@@ -158,7 +171,7 @@ def test_a_round_that_cannot_be_made_visible_leaves_no_bytes_in_the_marks_after_
             (folder / "weights").write_bytes(b"w")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.disk, "rename", lambda source, target: 1 / 0)
+        patch.setattr(run.disk, "rename", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             commit("of the first attempt")
     commit("")

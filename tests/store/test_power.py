@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ def commit(run: RunDirectory, number: int) -> None:
             run.disk.write(folder / name, data)
 
 
-def short_run(disk, out: Path, promise=lambda what: None) -> None:
+def short_run(disk, out: Path, promise=lambda _: None) -> None:
     """Three rounds, of which the last two and the first (as the best) are kept, then what comes at a run's end.
 
     `promise` is told what was written when the call that wrote it has returned.
@@ -225,7 +226,8 @@ def test_a_disk_that_fails_at_any_operation_is_named_and_costs_no_acknowledged_r
         if not (path / "config.toml").exists():
             assert "run directory" in said.message or "config.toml" in said.message
             continue
-        assert str(path) in said.message and said.exit_code == 5
+        assert str(path) in said.message
+        assert said.exit_code == 5
         visible = RunDirectory(path).rounds.check_all()
         assert visible[1] == (), "something half-made is visible"
         newest = max((checkpoint.round for checkpoint in visible[0]), default=0)
@@ -251,15 +253,17 @@ def test_a_round_that_may_be_gone_after_a_power_cut_is_not_shown_either(tmp_path
     commit(run, 1)
     with pytest.raises(ResourceError, match=r"input/output error: .*checkpoints was not written; rounds up to 1 are"):
         commit(run, 2)
-    assert sorted(p.name for p in run.rounds.folder.iterdir()) == ["round-0001"] and rounds_in(run.path) == [1]
+    assert sorted(p.name for p in run.rounds.folder.iterdir()) == ["round-0001"]
+    assert rounds_in(run.path) == [1]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants the device that is always full")
 def test_a_real_full_device_is_named():
     for write in (Disk().write, Disk().append):
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
             write(Path("/dev/full"), b"x")
-        assert caught.value.errno == errno.ENOSPC and caught.value.filename == "/dev/full"
+        assert caught.value.errno == errno.ENOSPC
+        assert caught.value.filename == "/dev/full"
 
 
 def test_after_a_full_disk_the_same_process_can_commit_the_round_when_there_is_space_again(tmp_path):
@@ -274,7 +278,8 @@ def test_after_a_full_disk_the_same_process_can_commit_the_round_when_there_is_s
         assert rounds_in(run.path) == [1]
     disk.heal()
     commit(run, 2)
-    assert run.rounds.newest().checkpoint.round == 2 and rounds_in(run.path) == [1, 2]
+    assert run.rounds.newest().checkpoint.round == 2
+    assert rounds_in(run.path) == [1, 2]
 
 
 def test_a_full_disk_under_code_that_does_not_know_the_store_is_explained_too(tmp_path):
@@ -289,7 +294,8 @@ def test_a_full_disk_under_code_that_does_not_know_the_store_is_explained_too(tm
         raise ZeroDivisionError
     with pytest.raises(FileNotFoundError), run.commit_round(2, {"round": 2}) as folder:
         (folder / "missing").read_bytes()
-    assert sorted(p.name for p in run.rounds.folder.iterdir()) == ["round-0001"] and rounds_in(run.path) == [1]
+    assert sorted(p.name for p in run.rounds.folder.iterdir()) == ["round-0001"]
+    assert rounds_in(run.path) == [1]
 
 
 def test_a_run_directory_that_was_deleted_under_the_run_is_said_to_be_gone(tmp_path):

@@ -47,12 +47,16 @@ def rewrite(folder, **changes) -> None:
 
 def test_a_round_is_visible_only_when_its_block_has_ended(tmp_path):
     rounds = Rounds(tmp_path / "checkpoints", QuickDisk())
-    assert rounds.newest() == (None, ()) and rounds.numbers() == ()
+    assert rounds.newest() == (None, ())
+    assert rounds.numbers() == ()
     with rounds.commit(1) as folder:
         (folder / "a").write_text("1")
-        assert newest(rounds) == (0, []) and folder.parent == rounds.folder
+        assert newest(rounds) == (0, [])
+        assert folder.parent == rounds.folder
     found = rounds.newest().checkpoint
-    assert found.round == 1 and found.folder == rounds.folder / "round-0001" and found.facts == {}
+    assert found.round == 1
+    assert found.folder == rounds.folder / "round-0001"
+    assert found.facts == {}
     assert found.files == {"a": hashlib.sha256(b"1").hexdigest()}
 
 
@@ -60,12 +64,14 @@ def test_the_manifest_names_every_file_and_the_manifest_before_it(rounds):
     manifests = [(rounds.folder / f"round-000{n}" / "MANIFEST.json").read_bytes() for n in (1, 2, 3)]
     parsed = [json.loads(data) for data in manifests]
     assert [m["prev"] for m in parsed] == ["", *(hashlib.sha256(data).hexdigest() for data in manifests[:2])]
-    assert [m["round"] for m in parsed] == [1, 2, 3] and {m["schema"] for m in parsed} == {1}
+    assert [m["round"] for m in parsed] == [1, 2, 3]
+    assert {m["schema"] for m in parsed} == {1}
     data = (rounds.folder / "round-0002" / "state.json").read_bytes()
     assert parsed[1]["files"]["state.json"] == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     assert sorted(parsed[1]["files"]) == sorted(FILES)
     found = rounds.newest().checkpoint
-    assert found.digest == hashlib.sha256(manifests[2]).hexdigest() and found.facts == {"loss": 1 / 3}
+    assert found.digest == hashlib.sha256(manifests[2]).hexdigest()
+    assert found.facts == {"loss": 1 / 3}
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -80,7 +86,8 @@ def test_a_flipped_bit_in_any_file_rejects_that_round_by_name_and_no_other(numbe
         file.write_bytes(flipped)
         valid, rejected = rounds.check_all()
         assert [one.round for one in valid] == [n for n in (3, 2, 1) if n != number], position
-        assert [one.name for one in rejected] == [f"round-000{number}"] and name in rejected[0].reason
+        assert [one.name for one in rejected] == [f"round-000{number}"]
+        assert name in rejected[0].reason
         assert newest(rounds)[0] == (2 if number == 3 else 3)
     file.write_bytes(data)
     assert newest(rounds) == (3, [])
@@ -103,7 +110,8 @@ def test_a_file_that_is_shorter_longer_or_gone_rejects_its_round(name, rounds):
     for changed in (b"", data[:1], data[: len(data) // 2], data[:-1], data + b"\n"):
         file.write_bytes(changed)
         number, ((rejected, reason),) = newest(rounds)
-        assert (number, rejected) == (2, "round-0003") and name in reason
+        assert (number, rejected) == (2, "round-0003")
+        assert name in reason
     file.unlink()
     assert newest(rounds) == (2, [("round-0003", f"{name} is missing")])
 
@@ -144,7 +152,8 @@ def test_a_manifest_that_names_a_path_is_rejected_however_well_it_was_made(name,
     entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     rewrite(folder, files=manifest["files"] | {name: entry})
     number, ((rejected, reason),) = newest(rounds)
-    assert (number, rejected) == (2, "round-0003") and "names a file that no round has" in reason
+    assert (number, rejected) == (2, "round-0003")
+    assert "names a file that no round has" in reason
 
 
 @pytest.mark.parametrize("change", [{"round": 2}, {"round": "3"}, {"round": True}, {"files": []}, {"files": {"a": 1}},
@@ -153,7 +162,8 @@ def test_a_manifest_that_names_a_path_is_rejected_however_well_it_was_made(name,
 def test_a_manifest_with_other_things_in_it_is_rejected_and_crashes_nothing(change, rounds):
     rewrite(rounds.folder / "round-0003", **change)
     number, ((rejected, reason),) = newest(rounds)
-    assert (number, rejected) == (2, "round-0003") and "MANIFEST.json" in reason
+    assert (number, rejected) == (2, "round-0003")
+    assert "MANIFEST.json" in reason
 
 
 def test_a_manifest_of_a_later_version_says_so(rounds):
@@ -170,7 +180,7 @@ def test_a_manifest_that_is_something_else_is_rejected(data, rounds):
 def test_a_round_that_follows_another_history_is_rejected_while_its_predecessor_is_kept(rounds):
     second = rounds.folder / "round-0002"
     rewrite(second, facts={"loss": 0.0})  # whole in itself, but not the one that round 3 was committed after
-    assert newest(rounds) == (2, [("round-0003", "does not follow the round-0002 that lies beside it")])
+    assert newest(rounds) == (2, [("round-0003", "does not follow the present round-0002")])
     (second / "MANIFEST.json").write_text("damaged")
     assert newest(rounds) == (3, []), "the damage of a predecessor is its own"
     shutil.rmtree(second)
@@ -183,14 +193,16 @@ def test_the_chain_goes_on_over_rounds_that_were_deleted_or_damaged(rounds):
     rounds.rewind(2)
     add(rounds, 3)
     add(rounds, 4)
-    assert [one.round for one in rounds.check_all()[0]] == [4, 3, 2] and rounds.check_all()[1] == ()
+    assert [one.round for one in rounds.check_all()[0]] == [4, 3, 2]
+    assert rounds.check_all()[1] == ()
 
 
 def test_beyond_ten_thousand_rounds_the_newest_is_still_the_one_with_the_largest_number(tmp_path):
     rounds = Rounds(tmp_path / "checkpoints", QuickDisk())
     for number in (9_998, 9_999, 10_000, 10_001):
         add(rounds, number)
-    assert newest(rounds) == (10_001, []) and rounds.rewind(9_999)[0] == "rejected-round-10001"
+    assert newest(rounds) == (10_001, [])
+    assert rounds.rewind(9_999)[0] == "rejected-round-10001"
     assert newest(rounds) == (9_999, [])
 
 
@@ -198,7 +210,8 @@ def test_when_every_round_is_damaged_each_is_named_and_none_is_loaded(rounds):
     for number in (1, 2, 3):
         (rounds.folder / f"round-000{number}" / "state.json").unlink()
     number, rejected = newest(rounds)
-    assert number == 0 and [name for name, _ in rejected] == ["round-0003", "round-0002", "round-0001"]
+    assert number == 0
+    assert [name for name, _ in rejected] == ["round-0003", "round-0002", "round-0001"]
 
 
 @pytest.mark.parametrize("name", ["round-7", "round-00007", "round-abc", "round-0009 copy", "round-"])
@@ -239,11 +252,13 @@ def test_rewinding_puts_later_rounds_aside_and_deletes_none(rounds):
     (rounds.folder / "round-0003" / "state.json").unlink()
     (rounds.folder / "round-0009 copy").mkdir()
     assert sorted(rounds.rewind(2)) == ["rejected-round-0003", "rejected-round-0009 copy"]
-    assert newest(rounds) == (2, []) and (rounds.folder / "rejected-round-0003" / "MANIFEST.json").exists()
+    assert newest(rounds) == (2, [])
+    assert (rounds.folder / "rejected-round-0003" / "MANIFEST.json").exists()
     add(rounds, 3)
     assert rounds.rewind(2) == ("rejected-round-0003",)
     assert (rounds.folder / "rejected-round-0003" / "state.json").exists(), "the last one is kept"
-    assert rounds.rewind(2) == () and rounds.rewind(0) == ("rejected-round-0002", "rejected-round-0001")
+    assert rounds.rewind(2) == ()
+    assert rounds.rewind(0) == ("rejected-round-0002", "rejected-round-0001")
     assert newest(rounds) == (0, [])
 
 
@@ -269,14 +284,16 @@ def test_recovery_cuts_the_lines_of_rounds_that_are_not_there_and_names_what_it_
     with open(run.path / "journal.jsonl", "ab") as file:
         file.write(b'{"what": "comm')
     recovered = run.recover()
-    assert recovered.checkpoint.round == 2 and recovered.checkpoint.facts["loss"] == 0.5
+    assert recovered.checkpoint.round == 2
+    assert recovered.checkpoint.facts["loss"] == 0.5
     assert [one.name for one in recovered.rejected] == ["round-0003"]
     assert recovered.notes == (
         "journal.jsonl: an unfinished last line of 14 bytes was cut off",
         "rejected-round-0003 was put aside",
     )
     assert (run.path / "rounds.jsonl").read_text() == '{"round": 1}\n{"round": 2}\n'
-    assert run.recover().notes == () and run.recover().lines == ""
+    assert run.recover().notes == ()
+    assert run.recover().lines == ""
     (run.path / "rounds.jsonl").write_text('{"round": 1}\n{"round": 7}\n')
     assert run.recover().lines == "rounds.jsonl was changed after it was written"
     (run.path / "rounds.jsonl").write_text('{"round": 1}\n')

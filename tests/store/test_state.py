@@ -161,8 +161,8 @@ def test_values_that_would_not_come_back_are_refused():
     wide = {"h.0": Factors(np.ones((1, 2)), np.zeros((3, 1)))}
     with pytest.raises(ValueError, match=r"float32, but not those of h\.0"):
         state_files(replace(state, model=replace(state.model, adapter=Adapter(wide, 1, 2.0))), base_name="b")
+    other = replace(state.model.adapter, factors=wide)
     with pytest.raises(ValueError, match=r"float32, but not those of h\.0"):
-        other = replace(state.model.adapter, factors=wide)
         state_files(replace(state, clusters=(GlobalModel(other),)), base_name="b")
     with pytest.raises(ValueError, match="a cluster has another rank, scale or base"):
         state_files(replace(state, clusters=(GlobalModel(replace(state.model.adapter, alpha=3.0)),)), base_name="b")
@@ -195,7 +195,8 @@ def test_what_is_missing_or_too_much_in_the_files_is_named(tmp_path):
         assert f"no {name}" in damaged(name, None)
         damaged(name, b"")
         damaged(name, files[name][: len(files[name]) // 2])
-    assert "schema" in damaged("state.json", b"[]") and "schema" in damaged("state.json", b'{"schema": 2}')
+    assert "schema" in damaged("state.json", b"[]")
+    assert "schema" in damaged("state.json", b'{"schema": 2}')
     for key in scalars:
         damaged("state.json", without(key))
     assert "clients/b/x" in damaged("state.json", without("order", "clients", "b"))

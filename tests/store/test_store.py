@@ -42,7 +42,8 @@ def test_a_place_that_cannot_hold_runs_is_named(tmp_path):
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(ResourceError) as caught:
             RunDirectory.create(out, "demo")
-        assert str(out) in caught.value.message and "--out" in caught.value.hint
+        assert str(out) in caught.value.message
+        assert "--out" in caught.value.hint
         assert caught.value.exit_code == 5
 
 
@@ -54,7 +55,8 @@ def test_text_and_json_come_back_as_they_were_written(run):
     assert read_json(run.path / "a.json") == value
     assert "Käse" in (run.path / "a.json").read_text(encoding="utf-8")
     run.write_json("a.json", {})
-    assert read_json(run.path / "a.json") == {} and files(run) == ["a.json", "evaluation/deep/notes.txt"]
+    assert read_json(run.path / "a.json") == {}
+    assert files(run) == ["a.json", "evaluation/deep/notes.txt"]
 
 
 def test_lines_are_one_json_object_each_and_appending_keeps_those_before(run):
@@ -71,7 +73,7 @@ def test_numbers_that_are_no_json_are_refused_and_leave_what_was_there(run, valu
         lambda: run.write_json("a.json", {"loss": value}),
         lambda: run.append("rows.jsonl", {"loss": value}),
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="Out of range float values"):
             write()
     assert read_json(run.path / "a.json") == {"ok": 1}
     assert lines(run, "rows.jsonl") == [{"ok": 1}]
@@ -88,7 +90,8 @@ def test_a_write_that_is_cut_off_leaves_the_old_file_whole(moment, run, monkeypa
         patch.setattr(type(run.disk), moment, power_cut)
         with pytest.raises(OSError, match="power cut"):
             run.write_text("a.txt", "new and longer")
-    assert (run.path / "a.txt").read_text() == "old" and files(run) == ["a.txt"]
+    assert (run.path / "a.txt").read_text() == "old"
+    assert files(run) == ["a.txt"]
 
 
 def test_the_journal_tells_what_happened_in_order(run):
@@ -137,7 +140,8 @@ def test_a_folder_whose_block_fails_leaves_no_trace_and_the_old_one_stays(run):
     with pytest.raises(RuntimeError, match="mine"), run.commit_folder("adapter") as folder:
         (folder / "a").write_text("new")
         raise RuntimeError("mine")
-    assert files(run) == ["adapter/MANIFEST.json", "adapter/a"] and (run.path / "adapter/a").read_text() == "old"
+    assert files(run) == ["adapter/MANIFEST.json", "adapter/a"]
+    assert (run.path / "adapter/a").read_text() == "old"
     assert [p.name for p in run.path.iterdir()] == ["adapter"]
 
 
@@ -168,7 +172,7 @@ def test_a_folder_whose_replacement_was_killed_half_way_comes_back(run):
 
 
 @pytest.mark.parametrize(
-    "rounds, keep, best, left",
+    ("rounds", "keep", "best", "left"),
     [
         (5, 2, 5, [4, 5]),
         (5, 2, 2, [2, 4, 5]),
@@ -204,4 +208,5 @@ def test_opening_a_run_gives_its_folder_or_says_what_is_wrong(run):
     assert f"shepherd resume {run.path}" in caught.value.hint
     with pytest.raises(UsageError) as caught:
         open_run(run.path.with_name("demmo"))
-    assert "Did you mean 'demo'?" in caught.value.message and caught.value.hint
+    assert "Did you mean 'demo'?" in caught.value.message
+    assert caught.value.hint

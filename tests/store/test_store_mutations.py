@@ -16,7 +16,7 @@ import test_store as runs
 
 from broken_disks import QuickDisk
 from planted import notice, texts_that_are_not_there_once
-from shepherd.store import Rounds, RunDirectory, disk, lines, rounds, run
+from shepherd.store import Rounds, RunDirectory, disk, folders, lines, rounds, run
 from shepherd.store import manifest as manifests
 from shepherd.store.lines import append, journal_line
 
@@ -27,7 +27,11 @@ def no_cut_loses_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def strict(path, promised, losses):
         judge(path, promised, losses)
-        assert not (losses.lost or losses.corrupt or losses.broken_lines or losses.lost_files or losses.unequal_ends)
+        assert not (losses.lost)
+        assert not (losses.corrupt)
+        assert not (losses.broken_lines)
+        assert not (losses.lost_files)
+        assert not (losses.unequal_ends)
 
     monkeypatch.setattr(power, "judge", strict)
     power.cut_power_everywhere(tmp_path)
@@ -39,9 +43,9 @@ marks = of_lines.test_lines_after_a_mark_are_cut_away_and_what_is_wrong_with_the
 kept = partial(runs.test_the_last_checkpoints_and_the_best_are_kept, rounds=5)
 sealed = runs.test_a_flipped_bit_a_lost_byte_and_a_lost_file_of_a_committed_folder_are_named
 manifest = of_rounds.test_a_manifest_with_other_things_in_it_is_rejected_and_crashes_nothing
-WHOLE = 'whole = _encode({key: value for key, value in manifest.items() if key != "sha256"}) == data'
+WHOLE = 'whole = encode({key: value for key, value in manifest.items() if key != "sha256"}) == data'
 FAULTS = [
-    (disk, "        disk.sync(beside)\n", "", no_cut_loses_a_round),
+    (disk, "        disk.sync(pending)\n", "", no_cut_loses_a_round),
     (disk, "name.startswith(TEMPORARY)", "True", of_rounds.test_what_killed_processes_left_is_swept_and_only_that),
     (lines, "        disk.sync(file)\n        if new", "        if new", no_cut_loses_a_round),
     (lines, "    if not new and end != file.stat().st_size:", "    if False:",
@@ -69,10 +73,10 @@ FAULTS = [
     (rounds, 'if manifest["round"] != number:', "if False:", partial(manifest, change={"round": 2})),
     (rounds, 'not in ("", manifest["prev"])', "is None",
      of_rounds.test_a_round_that_follows_another_history_is_rejected_while_its_predecessor_is_kept),
-    (manifests, "name == MANIFEST:\n                raise _Damage", "False:\n                raise _Damage", partial(
+    (manifests, "name == MANIFEST:\n                raise Damage", "False:\n                raise Damage", partial(
         of_rounds.test_a_manifest_that_names_a_path_is_rejected_however_well_it_was_made, name="MANIFEST.json")),
-    (manifests, "if not _FILE_NAME.fullmatch(name) or name == MANIFEST:\n                raise _Damage",
-     "if name == MANIFEST:\n                raise _Damage", partial(
+    (manifests, "if not FILE_NAME.fullmatch(name) or name == MANIFEST:\n                raise Damage",
+     "if name == MANIFEST:\n                raise Damage", partial(
          of_rounds.test_a_manifest_that_names_a_path_is_rejected_however_well_it_was_made, name="../x")),
     (rounds, "numbers[: -max(2, last)]", "numbers[: -max(1, last)]", partial(kept, keep=1, best=1, left=[1, 4, 5])),
     (rounds, "if number != best:", "if True:", partial(kept, keep=2, best=2, left=[2, 4, 5])),
@@ -82,10 +86,10 @@ FAULTS = [
     (rounds, "            self.disk.sync(folder / name)\n", "", no_cut_loses_a_round),
     (rounds, "                self.disk.rename(target, pending)\n                raise", "                raise",
      power.test_a_round_that_may_be_gone_after_a_power_cut_is_not_shown_either),
-    (run, "        _sync_tree(disk, pending)\n", "", no_cut_loses_a_round),
-    (run, "        _restore(disk, target)\n        if target", "        if target",
+    (folders, "        sync_tree(disk, pending)\n", "", no_cut_loses_a_round),
+    (folders, "        restore(disk, target)\n        if target", "        if target",
      runs.test_committing_again_replaces_the_folder_and_what_a_killed_process_left_beside_it),
-    (run, "                _restore(self.disk, folder / former.name.removeprefix(_FORMER))\n", "                pass\n",
+    (run, "                restore(self.disk, folder / former.name.removeprefix(FORMER))\n", "                pass\n",
      runs.test_a_folder_whose_replacement_was_killed_half_way_comes_back),
     (run, "                        self.disk.cut(metrics, before)\n", "                        pass\n",
      of_lines.test_a_round_that_cannot_be_made_visible_leaves_no_bytes_in_the_marks_after_it),

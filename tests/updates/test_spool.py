@@ -18,11 +18,11 @@ import pytest
 import federations
 from broken_disks import QuickDisk
 from kill_runs import ending
+from number_engine import NumberEngine
 from shepherd.clients.selection import build_selection
 from shepherd.errors import ResourceError
 from shepherd.experiment.run import resume, run
-from shepherd.plan import Plan, Policy
-from shepherd.round import run_round
+from shepherd.round import Plan, Policy, run_round
 from shepherd.server.methods import build_method, methods
 from shepherd.store import Disk, RunDirectory
 from shepherd.store.state import state_files
@@ -30,13 +30,13 @@ from shepherd.types import ClientUpdate, Objective, ServerState, Work
 from shepherd.updates.spool import Spool
 
 
-class Numbers:
+class Numbers(NumberEngine):
     """An engine whose clients answer with random numbers, one after another."""
 
     def __init__(self, size: float = 0.3) -> None:
         self.size = size
 
-    def train(self, task, private, observe):
+    def train(self, task, deadline, enough, observe):
         for number, client in enumerate(sorted(task.views), start=1):
             rng = np.random.default_rng([task.round, number])
             update = federations.random_update(

@@ -1,4 +1,4 @@
-"""What there is and how things stand: names, settings, this machine, completion for the shell."""
+"""Commands about the installation: the doctor, and completion for the shell."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from shepherd.cli import output
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="Load PyTorch too: threads and precision by measurement, CUDA.")
-@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.option("--full", is_flag=True, help="Also load PyTorch: measure threads and precision, look for CUDA.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(full: bool, as_json: bool) -> None:
-    """Look at this machine and at the installation.
+    """Check this machine and the installation.
 
-    Versions, processor, memory, disk, cache, models, extras. Exit status 5 where no run can work."""
+    Versions, processor, memory, disk, cache, models, extras. Exit status 5 if no run can work."""
     from shepherd.cli import doctor
     from shepherd.errors import ResourceError
 
@@ -38,5 +38,6 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    cli = click.get_current_context().find_root().command
-    click.echo(get_completion_class(shell)(cli, {}, "shepherd", "_SHEPHERD_COMPLETE").source())
+    cli, script = click.get_current_context().find_root().command, get_completion_class(shell)
+    assert script is not None
+    click.echo(script(cli, {}, "shepherd", "_SHEPHERD_COMPLETE").source())

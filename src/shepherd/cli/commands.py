@@ -15,14 +15,14 @@ def _exit_codes() -> str:
 
 @click.group(cls=Commands, epilog=_exit_codes(), context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="shepherd")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error; also SHEPHERD_DEBUG=1.")
+@click.option("--debug", is_flag=True, help="Print the traceback of an error; also SHEPHERD_DEBUG=1.")
 def cli(debug: bool) -> None:
-    """Federated instruction tuning: many clients tune one language model, their instructions stay where they are.
+    """Federated instruction tuning: many clients tune one language model without sharing their instructions.
 
     \b
-    shepherd run                       the demo: a real model, fetched once, in two to three minutes
+    shepherd run                       the demo: a real model, downloaded once, in two to three minutes
     shepherd run --data my.jsonl       your own instructions
-    shepherd chat runs/demo            talk to what was tuned
+    shepherd chat runs/demo            chat with the tuned model
     """
 
 

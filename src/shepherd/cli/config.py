@@ -1,4 +1,4 @@
-"""`shepherd config`: a recipe as it will run, and where each value comes from."""
+"""`shepherd config`: the resolved settings and the origin of each value."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from shepherd.cli.settings import complete_recipe, gather, recipe_options
 
 @click.group(cls=Commands)
 def config() -> None:
-    """Every setting and its meaning."""
+    """Show every setting and its meaning."""
 
 
 @config.command()
 @click.argument("recipe", required=False, shell_complete=complete_recipe)
 @recipe_options
-@click.option(
-    "--origin", is_flag=True, help="Say for each value whether it is a default or which recipe or flag set it."
-)
-@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.option("--origin", is_flag=True, help="Mark each value as a default, or with the recipe or flag that set it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
-    """Print every key with its value and meaning, as TOML that `shepherd run` takes; without RECIPE, the defaults."""
-    from shepherd.recipe import keys, toml_value
+    """Print every key with its value and meaning, as TOML for `shepherd run`; without RECIPE, the defaults."""
+    from shepherd.config import keys
+    from shepherd.recipe import toml_value
 
     settings = gather(recipe, **flags, default_recipe=None)
     for line in settings.notes:
@@ -59,7 +58,7 @@ def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
         for entry in entries:
             owner, _, name = entry["key"].partition(".")
             if owner == table:
-                for line in textwrap.wrap(entry["meaning"], 110):
+                for line in textwrap.wrap(entry["meaning"], 110, break_on_hyphens=False):
                     click.echo(f"# {line}")
                 click.echo(f"{name} = {toml_value(entry['value'])}" + (f"  # {entry['origin']}" if origin else ""))
         click.echo()

@@ -1,4 +1,4 @@
-"""`shepherd data`: look at what would be trained on, and at who would hold it, before anything is trained."""
+"""`shepherd data`: inspect training rows and their partition over clients before a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shepherd.cli import output
-from shepherd.cli.data_tables import _as_json, _print_counts, _print_examples, _print_table, _svg
+from shepherd.cli.data_tables import dataset_entry, partition_svg, print_counts, print_examples, print_partition
 from shepherd.cli.group import Commands
 from shepherd.cli.settings import Settings, complete_recipe, gather, looks_like_recipe
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @click.group(cls=Commands)
 def data() -> None:
-    """Look at instructions and at who holds them."""
+    """Inspect instructions and their partition over clients."""
 
 
 def _data_options(command):
     for option in reversed((
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set any key of the recipe."),
-        click.option("--columns", multiple=True, metavar="FIELD=COLUMN", help="Which column holds which field."),
-        click.option("--model", metavar="BASE", help="Whose tokenizer and chat template."),
+        click.option("--columns", multiple=True, metavar="FIELD=COLUMN", help="Map fields to columns of the data."),
+        click.option("--model", metavar="BASE", help="Base whose tokenizer and chat template are used."),
         click.option("--seed", type=int, help="Root of every random stream."),
-        click.option("--json", "as_json", is_flag=True, help="JSON on stdout."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     )):  # fmt: skip
         command = option(command)
     return command
@@ -38,19 +38,21 @@ def _data_options(command):
 
 @data.command()
 @click.argument("source", metavar="SOURCE|RECIPE", shell_complete=complete_recipe)
-@click.option("--rows", default=2, show_default=True, type=click.IntRange(min=0), help="Tokenised examples to print.")
+@click.option(
+    "--rows", default=2, show_default=True, type=click.IntRange(min=0), help="Number of tokenised examples to print."
+)
 @_data_options
 def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
-    """Print examples as the model will see them, with what is learned marked, and count what is wrong with the rest.
+    """Print tokenised examples with their targets marked, and audit the data.
 
-    SOURCE is whatever --data takes; a recipe brings its own source, template and lengths.
+    SOURCE is anything that --data takes; a RECIPE sets source, template and lengths.
     """
     from shepherd.experiment.division import read_rows
     from shepherd.model.fetch import look_at
 
     config = _settings(source, **flags).config
-    tell = None if as_json else output.note
-    dataset = read_rows(config, tell=tell)
+    note = None if as_json else output.note
+    dataset = read_rows(config, tell=note)
     look_at(config.model.base, config.model.revision)
     from shepherd.data.audit import audit
     from shepherd.data.prompts import build_template
@@ -59,28 +61,30 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
     output.announce_torch()
     tokenizer = _tokenizer(config.model.base, config.model.revision)
     template = build_template(config.data.template, tokenizer)
-    tokenized = tokenize(dataset.examples, tokenizer, template, config.data.max_length, tell)
+    tokenized = tokenize(dataset.examples, tokenizer, template, config.data.max_length, note)
     train, held_out, partition = _divided_if_possible(config, dataset, tokenized)
     found = audit(partition, train, held_out, tokenized, dataset)
     if as_json:
-        output.print_json(_as_json(dataset, tokenized, found, tokenizer, rows, template.notes))
+        output.print_json(dataset_entry(dataset, tokenized, found, tokenizer, rows, template.notes))
         return
-    _print_counts(dataset, tokenized, config.data, template.notes)
+    print_counts(dataset, tokenized, config.data, template.notes)
     click.echo("\naudit")
     click.echo(output.clean("  " + found.describe().replace("\n", "\n  ")))
-    _print_examples(dataset, tokenized, tokenizer, rows)
+    print_examples(dataset, tokenized, tokenizer, rows)
 
 
 @data.command()
 @click.argument("recipe", default="demo", metavar="RECIPE|SOURCE", shell_complete=complete_recipe)
-@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the table to FILE.")
-@click.option("--tokenize", is_flag=True, help="Leave out the rows that a run would refuse; loads the tokenizer.")
+@click.option(
+    "--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also draw the table to FILE."
+)
+@click.option("--tokenize", is_flag=True, help="Leave out rows that a run would refuse; loads the tokenizer.")
 @_data_options
 def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **flags: Any) -> None:
-    """Show how many rows of each category every client would hold.
+    """Print the number of rows per client and category.
 
-    Rows that turn out to be of no use when they are tokenised, such as those whose answer does not fit into
-    data.max_length, are counted too; with --tokenize it is exactly the partition of a run.
+    Rows that tokenisation refuses, such as those whose answer exceeds data.max_length, are counted as well; --tokenize
+    gives the exact partition of a run.
     """
     from shepherd.data.partition import table
     from shepherd.data.sources import losses
@@ -88,23 +92,23 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     from shepherd.report.wording import plural
 
     config = _settings(recipe, **flags).config
-    tell = None if as_json else output.note
+    note = None if as_json else output.note
     if tokenize:
         from shepherd.model.fetch import look_at
 
         if not config.data.source.startswith("hub:"):
-            read_rows(config, tell=tell)  # what is wrong with them is said before PyTorch loads
+            read_rows(config, tell=note)  # mistakes in them are reported before PyTorch loads
         look_at(config.model.base, config.model.revision)
         from shepherd.experiment.rows import prepare_rows
 
         output.announce_torch()
-        rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision), tell)
+        rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision), note)
         dataset, divided, lost, details = rows.dataset, rows.partition, rows.warnings, rows.details
-        train = [example for id, example in rows.examples.items() if id not in divided.held_out]
-        held_out = [rows.examples[id] for id in divided.held_out]
+        train = tuple(example for name, example in rows.examples.items() if name not in divided.held_out)
+        held_out = tuple(rows.examples[name] for name in divided.held_out)
         refused = len(dataset.examples) - len(rows.tokenized.by_id)
     else:
-        dataset, refused = read_rows(config, tell=tell), None
+        dataset, refused = read_rows(config, tell=note), None
         extra = read_held_out(config, dataset)
         train, held_out, divided = divide_rows(config, dataset.examples, extra.examples if extra is not None else None)
         where = config.data.held_out_source or "held-out rows"
@@ -117,8 +121,8 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     labels = [divided.label(client) for client in clients]
     if svg is not None:
         svg.parent.mkdir(parents=True, exist_ok=True)
-        svg.write_text(_svg(labels, categories, counts, config.partition.name), encoding="utf-8")
-        output.note(f"drawn to {svg}")
+        svg.write_text(partition_svg(labels, categories, counts, config.partition.name), encoding="utf-8")
+        output.note(f"written to {svg}")
     if as_json:
         output.print_json({
             "partition": dict(divided.settings), "dataset": dataset.name, "dataset_digest": divided.dataset_digest,
@@ -126,7 +130,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
             "counts": counts, "refused_when_tokenized": refused, "left_out": lost, "details": details,
         })  # fmt: skip
         return
-    _print_table(labels, categories, counts)
+    print_partition(labels, categories, counts)
     sizes = counts.sum(axis=1)
     click.echo(
         f"\n{plural(len(clients), 'client')} ({config.partition.name}): {sizes.sum():,} rows, {sizes.min():,} to "
@@ -147,9 +151,7 @@ def _settings(argument: str, **flags: Any) -> Settings:
     if not recipe and is_path(argument) and not Path(argument).expanduser().exists():
         near = did_you_mean(argument, recipes())
         if near and Path(argument).name == argument:  # a path into a folder means a file of that folder
-            raise UsageError(
-                f"neither a recipe nor data that are here: {argument}.{near}", hint="shepherd list recipes"
-            )
+            raise UsageError(f"neither a recipe nor a data file: {argument}.{near}", hint="shepherd list recipes")
     settings = gather(argument, **flags) if recipe else gather(None, data=argument, **flags)
     for line in settings.notes if recipe else settings.notes[1:]:
         output.note(line)
@@ -157,7 +159,7 @@ def _settings(argument: str, **flags: Any) -> Settings:
 
 
 def _divided_if_possible(config: Config, dataset: Dataset, tokenized: Tokenized) -> tuple[tuple, tuple, Partition]:
-    """(train, held out, partition) as a run would have them; rows that cannot be divided are one client."""
+    """(train, held out, partition) as in a run; rows that cannot be partitioned form one client."""
     from shepherd.errors import DataError
     from shepherd.experiment.division import divide_rows, read_held_out
     from shepherd.types import Partition
@@ -167,7 +169,7 @@ def _divided_if_possible(config: Config, dataset: Dataset, tokenized: Tokenized)
     try:
         return divide_rows(config, usable, extra.examples if extra is not None else None)
     except DataError as error:
-        output.note(f"not divided over clients: {error.message}")
+        output.note(f"not partitioned over clients: {error.message}")
         return usable, (), Partition({"all": tuple(example.id for example in usable)}, dataset.digest)
 
 

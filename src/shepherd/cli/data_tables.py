@@ -1,4 +1,4 @@
-"""Tables and pictures of `shepherd data`."""
+"""Tables and figures of `shepherd data`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHADES = " ░▒▓█"
 MOST_COLUMNS = 24
 
 
-def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable, notes: Sequence[str]) -> None:
+def print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable, notes: Sequence[str]) -> None:
     import numpy as np
 
     from shepherd.data.tally import first_of
@@ -64,7 +64,7 @@ def _print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable, note
         click.echo(f"{plural(tokenized.escaped, 'row')} with a control token spelled out, encoded as ordinary text")
 
 
-def _print_examples(dataset: Dataset, tokenized: Tokenized, tokenizer: Any, rows: int) -> None:
+def print_examples(dataset: Dataset, tokenized: Tokenized, tokenizer: Any, rows: int) -> None:
     from shepherd.data.tokenize import pieces
 
     coloured = output.colours()
@@ -73,7 +73,7 @@ def _print_examples(dataset: Dataset, tokenized: Tokenized, tokenizer: Any, rows
         row = tokenized.by_id[example.id]
         title = f"{example.id}, {example.category}: {len(row.input_ids)} tokens, {row.targets} {legend}"
         click.echo(f"\n── {output.clean(title) if not coloured else title}" + (f", {row.cut} cut" if row.cut else ""))
-        click.echo(_marked(pieces(row.input_ids, row.loss_mask, tokenizer), coloured))
+        click.echo(_marked(pieces(row.input_ids.tolist(), row.loss_mask.tolist(), tokenizer), coloured))
 
 
 def _spread(dataset: Dataset, tokenized: Tokenized, rows: int) -> list:
@@ -105,7 +105,7 @@ def _marked(parts: list[tuple[str, bool]], coloured: bool) -> str:
     return "".join(marked)
 
 
-def _as_json(
+def dataset_entry(
     dataset: Dataset, tokenized: Tokenized, found: Any, tokenizer: Any, rows: int, notes: Sequence[str]
 ) -> dict[str, Any]:
     from shepherd.data.tokenize import pieces
@@ -130,14 +130,18 @@ def _as_json(
         "cut_tokens": tokenized.cut_tokens,
         "audit": [{"kind": f.kind, "rows": f.count, "groups": f.groups} for f in found.findings],
         "examples": [
-            {"id": e.id, "category": e.category, "pieces": pieces(row.input_ids, row.loss_mask, tokenizer)}
+            {
+                "id": e.id,
+                "category": e.category,
+                "pieces": pieces(row.input_ids.tolist(), row.loss_mask.tolist(), tokenizer),
+            }
             for e in _spread(dataset, tokenized, rows)
             for row in [tokenized.by_id[e.id]]
         ],
     }
 
 
-def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) -> None:
+def print_partition(clients: list[str], categories: list[str], counts: np.ndarray) -> None:
     """The client × category table, each cell with a shade for its share of the largest one.
 
     Where a terminal is too narrow for the names of the categories, numbers stand for them.
@@ -178,7 +182,7 @@ def _print_table(clients: list[str], categories: list[str], counts: np.ndarray) 
         click.echo("\n" + "\n".join(lines))
 
 
-def _svg(clients: list[str], categories: list[str], counts: np.ndarray, name: str) -> str:
+def partition_svg(clients: list[str], categories: list[str], counts: np.ndarray, name: str) -> str:
     from shepherd.report.charts import heat_map, standalone
 
     drawn = heat_map(

@@ -1,9 +1,9 @@
-"""This machine, looked at: what is installed, what it can do, what stands in a run's way. No torch unless `full`.
+"""Diagnosis of this machine: software, hardware, environment, models. Loads torch only if `full`.
 
     for section in examine():
         for line in section.lines: print(section.name, line.name, line.value, line.state)
 
-A line's state is "ok", "note" (worth knowing), or "bad" (no run can work); those that are not ok carry a hint.
+A line's state is "ok", "note" (worth knowing) or "bad" (no run can work); the latter two carry a hint.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.errors import DISTRIBUTION, install_line
+from shepherd.experiment.capacity import nearest_existing
 
 PYTHON = (3, 11)
 LEAST_MEMORY = 2 * 10**9
 LEAST_DISK = 2 * 10**9
 CORE = ("torch", "transformers", "peft", "tokenizers", "safetensors", "gguf", "numpy", "pydantic", "click", "rich")
-"""Looked for where the package's own metadata is not installed and so cannot say what it needs."""
+"""Fallback list of requirements, for when the package's metadata is not installed."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def examine(full: bool = False) -> tuple[Section, ...]:
 
 
 def to_text(sections: tuple[Section, ...], coloured: bool = False) -> str:
-    """Sections as aligned lines; what is not ok is marked and followed by its hint."""
+    """Sections as aligned lines; those that are not ok are marked and followed by their hint."""
     import click
 
     from shepherd.cli.output import clean
@@ -113,7 +114,7 @@ def _requirements(extra: str = "") -> list[str]:
 
 
 def _clashes() -> list[Line]:
-    """Sets of packages that are known not to work together."""
+    """Combinations of packages that are known to conflict."""
     lines = []
     if other := _version("shepherd"):
         lines.append(
@@ -149,7 +150,7 @@ def _machine() -> Section:
     lines = [
         Line("system", f"{platform.system()} {platform.release()}, {platform.machine()}"),
         Line("processor", model),
-        Line("instructions", ", ".join(fast) or "none of avx2, avx512, amx known"),
+        Line("instructions", ", ".join(fast) or "none of avx2, avx512, amx"),
         Line(
             "bfloat16", "in hardware" if {"avx512_bf16", "amx_bf16"} & flags else "not in hardware: float32 is faster"
         ),
@@ -159,25 +160,25 @@ def _machine() -> Section:
     memory = psutil.virtual_memory()
     text = f"{size(memory.available)} free of {size(memory.total)}"
     little = memory.available < LEAST_MEMORY
-    hint = f"the demo takes up to {size(LEAST_MEMORY)}; close something, or shepherd run --quick" if little else ""
+    hint = f"the demo needs up to {size(LEAST_MEMORY)}; close other programs, or shepherd run --quick" if little else ""
     lines.append(Line("memory", text, "note" if little else "ok", hint))
-    disk = shutil.disk_usage(_nearest_existing(Path.cwd()))
+    disk = shutil.disk_usage(nearest_existing(Path.cwd()))
     little = disk.free < LEAST_DISK
-    hint = f"a run and the model take about {size(LEAST_DISK)}" if little else ""
+    hint = f"a run and the model need about {size(LEAST_DISK)}" if little else ""
     lines.append(Line("disk here", f"{size(disk.free)} free of {size(disk.total)}", "note" if little else "ok", hint))
     lines.append(_gpu())
     return Section("machine", tuple(lines))
 
 
 def _threads(cores: int) -> str:
-    """How many a run uses where run.threads is 0. Its probe needs torch: only `full` makes it."""
+    """Number of threads of a run with run.threads = 0. The probe needs torch, so only `full` runs it."""
     if cores == 1:
         return "1, the only usable core (run.threads sets another number)"
     return f"{cores}, all usable cores, or 1 where the probe of a run finds that faster (run.threads sets a number)"
 
 
 def _processor() -> tuple[str, set[str]]:
-    """(name, flags) of the CPU; no flags where the system does not tell."""
+    """(name, flags) of the CPU; no flags where the system reports none."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -198,7 +199,7 @@ def _gpu() -> Line:
         return Line("gpu", f"nvidia-smi does not answer ({type(error).__name__})", "note", "runs use the CPU")
     if found.returncode or not found.stdout.strip():
         return Line(
-            "gpu", "nvidia-smi finds none", "note", (found.stderr or found.stdout).strip()[:200] or "no GPU here"
+            "gpu", "nvidia-smi finds no GPU", "note", (found.stderr or found.stdout).strip()[:200] or "no GPU here"
         )
     return Line("gpu", "; ".join(found.stdout.strip().splitlines()))
 
@@ -217,29 +218,22 @@ def _environment() -> Section:
     hint = "" if spins else "set GOMP_SPINCOUNT=10000 before torch loads: a thread that sleeps at once wakes late"
     lines.append(Line("GOMP_SPINCOUNT", spins or "not set", "ok" if spins else "note", hint))
     if count := os.environ.get("OMP_NUM_THREADS"):
-        lines.append(Line("OMP_NUM_THREADS", count, "note", f"a run does not follow it: set run.threads = {count}"))
+        lines.append(Line("OMP_NUM_THREADS", count, "note", f"ignored by runs: set run.threads = {count}"))
     for name in ("CUDA_VISIBLE_DEVICES", "HF_HOME", "NO_COLOR"):
         if name in os.environ:
             lines.append(Line(name, os.environ[name]))
     root = cache_root()
-    lines.append(_writable("cache", root, "set SHEPHERD_CACHE to a folder that you may write to"))
-    lines.append(_writable("runs", Path("runs"), "run from a folder that you may write to, or use --out"))
+    lines.append(_writable("cache", root, "set SHEPHERD_CACHE to a writable folder"))
+    lines.append(_writable("runs", Path("runs"), "run from a writable folder, or use --out"))
     return Section("environment", tuple(lines))
 
 
 def _writable(name: str, folder: Path, hint: str) -> Line:
-    """Whether `folder`, or the one it would be made in, may be written to. Makes nothing."""
-    place = _nearest_existing(folder)
+    """Whether `folder`, or its nearest existing parent, is writable. Creates nothing."""
+    place = nearest_existing(folder)
     if place.is_dir() and os.access(place, os.W_OK):
-        return Line(name, f"{folder} (can be written)")
-    return Line(name, f"{folder} cannot be written", "bad", hint)
-
-
-def _nearest_existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
+        return Line(name, f"{folder} (writable)")
+    return Line(name, f"{folder} is not writable", "bad", hint)
 
 
 def _models() -> Section:
@@ -249,7 +243,7 @@ def _models() -> Section:
     lines = [
         Line(entry.name, f"{size(entry.bytes)}, {entry.path}")
         if entry.path
-        else Line(entry.name, "not here yet", "note", f"shepherd model pull {entry.name}")
+        else Line(entry.name, "not downloaded", "note", f"shepherd model pull {entry.name}")
         for entry in list_models()
     ]
     return Section("models", tuple(lines))
@@ -260,7 +254,7 @@ def _extras() -> Section:
     try:
         metadata = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        return Section("extras", (Line("shepherd", "runs from its sources, not installed", "note", "pip install ."),))
+        return Section("extras", (Line("shepherd", "running from source, not installed", "note", "pip install ."),))
     lines = []
     for extra in metadata.get_all("Provides-Extra") or []:
         names = [re.split(r"[<>=!~;\[ ]", r, maxsplit=1)[0] for r in _requirements(extra)]
@@ -298,7 +292,7 @@ def _torch() -> Section:
         else Line("cuda", "not available"),
     ]
     if not cuda and shutil.which("nvidia-smi"):
-        lines[-1] = Line("cuda", "there is a GPU, but this torch cannot use it", "note", "install torch with CUDA")
+        lines[-1] = Line("cuda", "a GPU is present, but this torch cannot use it", "note", "install torch with CUDA")
     return Section("torch", tuple(lines))
 
 

@@ -1,4 +1,4 @@
-"""A group of commands that answers a typing error with the nearest command."""
+"""A group of commands that suggests the nearest command on a typing error."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from shepherd.errors import UsageError, did_you_mean
 
 
 class Commands(click.Group):
-    """Commands in the order in which they were added."""
+    """Commands in the order of addition."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _: click.Context) -> list[str]:
         return list(self.commands)
 
     def resolve_command(self, ctx: click.Context, args: list[str]):

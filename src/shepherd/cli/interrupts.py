@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM end a command in order: the first unwinds it, one that comes while it is ending changes nothing.
+"""Orderly ends on Ctrl-C and SIGTERM: the first signal unwinds the command, later ones are ignored.
 
-Both raise where the program stands, as KeyboardInterrupt and SystemExit(143); whatever that cuts off was either
-committed before or is swept away by the next writer, so no place needs to be protected from them.
+Both raise at the current line, as KeyboardInterrupt and SystemExit(143). Whatever they interrupt was either committed
+before or is cleaned up by the next writer, so no section needs protection.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_asked: list[int] = []  # the signals of this command that have come and not yet ended it
+_received: list[int] = []  # signals that came during this command and have not ended it yet
 
 
 @contextmanager
 def handled(*, last: bool) -> Iterator[None]:
-    """Within the block the two signals raise; afterwards they do what they did before.
+    """Raise on the two signals within the block; restore their handlers afterwards.
 
-    With `last` nothing follows but the end of the process, and they stay without effect: a Ctrl-C must not strike the
-    interpreter while it shuts down. A process that was started to ignore Ctrl-C (nohup, `&` in a script) ignores it.
+    With `last` only the end of the process follows, and signals stay ignored: a Ctrl-C must not interrupt the shutdown
+    of the interpreter. A process that was started to ignore Ctrl-C (nohup, `&` in a script) ignores it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -30,34 +30,34 @@ def handled(*, last: bool) -> Iterator[None]:
     for number in SIGNALS:
         if number != signal.SIGINT or former[number] is signal.default_int_handler:
             signal.signal(number, _raise)
-    _asked.clear()
+    _received.clear()
     try:
         yield
     finally:
         if last:
             no_more()
         else:
-            _asked.clear()
+            _received.clear()
             for number, handler in former.items():
                 signal.signal(number, handler)
 
 
 def no_more() -> None:
-    """The command is ending: signals are ignored from here on, what is left to do is short."""
-    _asked.clear()
+    """Ignore signals from here on: the command is ending, and the rest is short."""
+    _received.clear()
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
 def check() -> None:
-    """Raise for a signal that came and was lost: Python drops what is raised within a finaliser."""
-    if _asked:
-        _raise(_asked[0], None)
+    """Raise again for a signal that was lost: Python drops exceptions raised within a finaliser."""
+    if _received:
+        _raise(_received[0], None)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
-    _asked.append(number)
+def _raise(number: int, _: FrameType | None) -> None:
+    _received.append(number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

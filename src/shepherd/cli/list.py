@@ -1,4 +1,4 @@
-"""`shepherd list`: what the registries hold."""
+"""`shepherd list`: the contents of the registries."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ KINDS: dict[str, tuple[str, str]] = {
 
 @click.command("list")
 @click.argument("kind", required=False, shell_complete=lambda *_: ["recipes", *KINDS])
-@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_names(kind: str | None, as_json: bool) -> None:
-    """List all that has a name in TOML, with its options."""
-    if kind not in (None, "recipes", *KINDS):
+    """List everything that has a name in TOML, with its options."""
+    if kind is not None and kind not in ("recipes", *KINDS):
         near = did_you_mean(kind, ["recipes", *KINDS])
         raise UsageError(f"unknown kind: {kind!r}.{near}", hint=f"kinds: recipes, {', '.join(KINDS)}")
     found = {name: _names(name) for name in ([kind] if kind else ["recipes", *KINDS])}
@@ -57,7 +57,7 @@ def list_names(kind: str | None, as_json: bool) -> None:
 
 
 def _print_methods() -> None:
-    """The pieces and the price of each method, as a table."""
+    """The table of methods: pieces, bytes per client and round, properties."""
     from shepherd.report.wording import size
     from shepherd.server.composition import DEFAULTS
     from shepherd.server.traffic import table
@@ -65,7 +65,7 @@ def _print_methods() -> None:
     rows = [
         (
             row["name"],
-            " ".join(f"{kind}={row[kind]}" for kind, usual in DEFAULTS.items() if row[kind] != usual) or "the usual",
+            " ".join(f"{kind}={row[kind]}" for kind, usual in DEFAULTS.items() if row[kind] != usual) or "none",
             size(row["bytes_up"]),
             size(row["bytes_down"]),
             row["exact"],
@@ -77,7 +77,7 @@ def _print_methods() -> None:
     ]
     header = (
         "method",
-        "pieces, where they are not FedIT's",
+        "pieces other than FedIT's",
         "up",
         "down",
         "exact",
@@ -87,13 +87,9 @@ def _print_methods() -> None:
     )
     click.echo("\nper client and round: r = 8 on q and v of SmolLM2-135M, 10 clients, float32")
     output.print_table(header, rows, right=(2, 3))
-    click.echo(
-        "exact: the next model is the weighted mean of the clients' models; sums only: fit for secure aggregation;"
-    )
-    click.echo(
-        "dense: where ranks are mixed, only if every upload holds all slots, with zeros in those that a client lacks"
-    )
-    click.echo("* experimental: shepherd list methods --json says why")
+    click.echo("exact: the next model is the weighted mean of the clients' models; sums only: fits secure aggregation;")
+    click.echo("dense: with mixed ranks, only if every upload holds all slots, with zeros where the client trains none")
+    click.echo("* experimental, for the reasons in shepherd list methods --json")
 
 
 def _names(kind: str) -> list[dict]:

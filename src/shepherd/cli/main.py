@@ -1,7 +1,8 @@
-"""The console entry: what happens around a command. Errors become two lines on stderr and an exit status.
+"""The console entry: environment, signals and errors around one command.
 
-stdout is data, stderr is talk. Exit statuses are listed in `errors.EXIT_CODES`; `--debug`, or SHEPHERD_DEBUG=1, adds
-the traceback. The environment for torch is prepared here, before any command can load it.
+Errors become two lines on stderr and an exit status. stdout is data, stderr is talk. Exit statuses are listed in
+`errors.EXIT_CODES`; `--debug`, or SHEPHERD_DEBUG=1, adds the traceback. The environment for torch is prepared here,
+before any command can load it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: that of this process, which then ends) and return its exit status."""
-    whole = arguments is None
+    is_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("SHEPHERD_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
@@ -34,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream := getattr(sys, name), "reconfigure"):  # a narrow console encoding must not end a run
             stream.reconfigure(errors="replace")
     try:
-        with interrupts.handled(last=whole), _log_of_clients_errors() if debug else contextlib.nullcontext():
+        with interrupts.handled(last=is_process), _log_of_clients_errors() if debug else contextlib.nullcontext():
             from shepherd.model.threads import prepare_environment
 
             prepare_environment()
             return _run(arguments, debug)
-    except KeyboardInterrupt:  # before there was anything to stop, or again while the first one was being said
+    except KeyboardInterrupt:  # before the command began, or again while the first one was being reported
         return 128 + signal.SIGINT
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -62,7 +63,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     except click.NoSuchOption as error:
         return fail(error.format_message(), _setting_hint(error) or _help(error), 2)
     except click.UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # the message of this one is the help of a group
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help of a group
             print(error.format_message(), file=sys.stderr)
             return 2
         return fail(error.format_message(), _help(error), 2)
@@ -78,15 +79,15 @@ def _run(arguments: list[str], debug: bool) -> int:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         return fail("terminated", "", status) if status == 128 + signal.SIGTERM else status
     except BrokenPipeError:
-        # The reader of our output went away (`shepherd list | head`): nothing is left to say, and to nobody.
+        # The reader of our output has closed it (`shepherd list | head`).
         _give_up(sys.stdout)
         return 1
     except OSError as error:
         place = error.filename or "a file, or the output of this command,"
-        hint = "look whether the place is there, may be written to and has room; --debug shows where it happened"
+        hint = "check that it exists, is writable and has free space; --debug prints the traceback"
         return fail(f"{place} cannot be read or written: {error.strerror or error}", "" if debug else hint, 5)
     except Exception as error:
-        hint = "" if debug else "run again with --debug for the traceback, and report it: this is a bug of ours"
+        hint = "" if debug else "this is a bug in Shepherd: run again with --debug and report the traceback"
         return fail(f"unexpected {type(error).__name__}: {error}", hint, 1)
 
 
@@ -95,16 +96,16 @@ def _help(error: click.UsageError) -> str:
 
 
 def _setting_hint(error: click.NoSuchOption) -> str:
-    """For `--lora.r` or `--rounds`: how to set that key of the recipe. Empty when there is no such key."""
-    from shepherd.recipe import keys, keys_called
+    """The --set that corresponds to an option such as `--lora.r` or `--rounds`. Empty when there is no such key."""
+    from shepherd.config import keys, keys_called
 
     name = error.option_name.lstrip("-").replace("-", "_")
     meant = [name] if name in keys() else keys_called(name)
-    return f"settings are given with --set {meant[0]}=VALUE" if meant else ""
+    return f"set it with --set {meant[0]}=VALUE" if meant else ""
 
 
 def _fail(message: str, hint: str, status: int, debug: bool, as_json: bool) -> int:
-    """Say it on stderr, and for `run --json` also as the last event on stdout."""
+    """Print an error on stderr, and for `run --json` also as the last event on stdout."""
     if debug:
         traceback.print_exc()
     lines = [(sys.stderr, f"error: {message}"), *([(sys.stderr, f"hint: {hint}")] if hint else [])]
@@ -120,13 +121,13 @@ def _fail(message: str, hint: str, status: int, debug: bool, as_json: bool) -> i
 
 
 def _give_up(stream: TextIO) -> None:
-    """Nothing more can be written there: what Python still holds for it must not fail a second time, at exit."""
+    """Redirect a closed stream to the null device, so that its buffer does not fail a second time at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
 def _log_of_clients_errors() -> Iterator[None]:
-    """Write to stderr what clients of this process raised. Their texts may quote rows, so only `--debug` shows them."""
+    """Log the exceptions of clients in this process to stderr. They may quote rows, so only `--debug` shows them."""
     import logging
 
     log, handler = logging.getLogger("shepherd"), logging.StreamHandler()

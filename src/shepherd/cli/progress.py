@@ -1,25 +1,22 @@
-"""What a person, or a program, sees of a run while it goes: events in, a live table, plain lines or JSON lines out.
+"""Progress of a run: events in; a live table, plain lines or JSON lines out.
 
     with observer() as watch:
         experiment.run(config, observer=watch)
 
 An observer is called with plain dicts (key "event"): start, committed, phase, clients, step, round, evaluation,
-warning, end. The table and the lines go to stderr, JSON goes to stdout. Nothing here changes what a run does.
+warning, end. Table and lines go to stderr, JSON goes to stdout. Observers do not change the run.
 
-"start" has the round after which a run is resumed, and the fraction of its training that is done; a "committed" for
-each round until then follows, with the keys of "round".
+"start" has the round after which a run is resumed, and the fraction of its training that is done; a "committed" with
+the keys of "round" follows for each earlier round.
 
-"clients" and "step" hold rows of the clients of whom there is news: state (waiting, training, done, failed, rejected,
-late), step of steps, loss, tokens (learned), seen_tokens and tokens_per_second (all that went through the base, over
-the seconds that this client trained). A round begins with a row of each client that is asked.
+"clients" and "step" hold rows of the clients with news: state (waiting, training, done, failed, rejected, late), step
+of steps, loss, tokens (targets), seen_tokens and tokens_per_second (all tokens through the base, per second of this
+client's training). A round begins with one row for each client of the cohort.
 """
 
 from __future__ import annotations
 
-import shlex
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,30 +27,31 @@ import click
 
 from shepherd.cli import interrupts, output
 from shepherd.report import wording
+from shepherd.report.outcomes import entry_outcome
 
 REFRESH_PER_SECOND = 3
 CLIENTS_SHOWN = 16
 NARROW = 60
-"""Columns of a terminal below which the clients' names need the room of their speeds."""
+"""Terminals with fewer columns show the clients' names in place of their speeds."""
 SECONDS_BETWEEN_LINES = 30
 FORMER_ROUNDS_SHOWN = 5
-"""Of a run that is resumed: the last rounds that were committed before."""
+"""Most recent committed rounds shown of a resumed run."""
 
 
 def observer(as_json: bool = False, plain: bool = False) -> Observer:
-    """JSON lines when asked for; a live table where stderr is a terminal with colours; plain lines elsewhere."""
+    """JSON lines on request; a live table if stderr is a colour terminal; plain lines otherwise."""
     if as_json:
         return JsonLines()
     return PlainLines() if plain or not output.colours(sys.stderr) else LiveTable()
 
 
 class Observer:
-    """A callable that takes the events of one run, and a context that ends its display."""
+    """A receiver of the events of one run, and a context that ends its display."""
 
     run: str | None = None
     """The run directory, once the run has started."""
     labels: Mapping[str, str] = MappingProxyType({})
-    """Names of the clients whose ids are not their names, once the run has started."""
+    """Names of clients that differ from their ids, once the run has started."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         self.run, self.labels = event.get("run", self.run), event.get("labels", self.labels)
@@ -64,7 +62,7 @@ class Observer:
         raise NotImplementedError
 
     def close(self) -> None:
-        """End the display; called twice it does nothing."""
+        """End the display; a second call has no effect."""
 
     def __enter__(self) -> Observer:
         return self
@@ -74,14 +72,14 @@ class Observer:
 
 
 class JsonLines(Observer):
-    """One JSON object per line on stdout. The command line adds a failure as the last: {"event": "error", …}."""
+    """One JSON object per line on stdout; a failure adds {"event": "error", …} as the last."""
 
     def show(self, event: Mapping[str, Any]) -> None:
         click.echo(output.to_json(event))
 
 
 class PlainLines(Observer):
-    """A line per phase, round, evaluation and warning on stderr, and one in half a minute within a long round."""
+    """One line per phase, round, evaluation and warning on stderr, and every 30 s within a long round."""
 
     def __init__(self) -> None:
         self.started: Mapping[str, Any] = {}
@@ -102,7 +100,7 @@ class PlainLines(Observer):
 
 
 def named(event: Mapping[str, Any], labels: Mapping[str, str]) -> Mapping[str, Any]:
-    """The event with the clients' names in place of their ids."""
+    """Replace client ids by names in an event."""
     if not labels:
         return event
 
@@ -119,7 +117,7 @@ def named(event: Mapping[str, Any], labels: Mapping[str, str]) -> Mapping[str, A
 
 
 def describe(event: Mapping[str, Any], started: Mapping[str, Any]) -> str:
-    """One event of the run that `started` began as one line; empty for those that are not worth one."""
+    """Describe an event in one line; empty for events without one. started: the run's "start" event."""
     arm, rounds = event.get("arm") or "", started.get("rounds", 0)
     match event["event"]:
         case "start":
@@ -134,7 +132,9 @@ def describe(event: Mapping[str, Any], started: Mapping[str, Any]) -> str:
         case "step":
             left = wording.duration(event.get("eta_seconds"))
             speed = wording.count(round(event.get("tokens_per_second") or 0))
-            return f"{_place(event)}: {wording.percent(event.get('fraction'), 0)} done, {speed} tokens/s, {left} left"
+            return (
+                f"{_position(event)}: {wording.percent(event.get('fraction'), 0)} done, {speed} tokens/s, {left} left"
+            )
         case "committed" if event["round"] <= started.get("round", 0) - FORMER_ROUNDS_SHOWN:
             return ""
         case "round" | "committed":
@@ -147,10 +147,10 @@ def describe(event: Mapping[str, Any], started: Mapping[str, Any]) -> str:
                 parts.append(f"held-out loss {wording.digits(event['held_out_loss'])}")
             parts.append(f"{wording.size(event.get('bytes_up'))} up")
             parts.append(wording.duration(sum((event.get("seconds") or {}).values())))
-            for rejected in event.get("rejected") or ():
-                parts.append(f"rejected {rejected['client']} ({rejected['code']}: {rejected['detail']})")
+            for entry in event.get("rejected") or ():
+                parts.append(f"{entry_outcome(entry)} {entry['client']} ({entry['code']}: {entry['detail']})")
             if event.get("missing"):
-                parts.append(f"missing {wording.listing(list(event['missing']))}")
+                parts.append(f"lost {wording.listing(list(event['missing']))}")
             if event.get("late"):
                 parts.append(f"late {wording.listing(list(event['late']))}")
             return ", ".join(parts)
@@ -199,7 +199,7 @@ class LiveTable(Observer):
                 self.phase += f": {event['detail']}" if event.get("detail") else ""
                 self.training = False
             case "clients" | "step":
-                # A federated round has a cohort of its own; who trains alone stays over the rounds.
+                # Cohorts change with federated rounds; clients of the local arm stay.
                 at = event["arm"], event["round"] if event["arm"] == "federated" else None
                 self.clients = {**(self.clients if at == self.at else {}), **event["clients"]}
                 self.step, self.at, self.training = {**self.step, **event}, at, True
@@ -221,7 +221,7 @@ class LiveTable(Observer):
         self.live.stop()
 
     def render(self) -> Any:
-        """The header, the bar and the rows as they are now."""
+        """The current header, progress bar and client rows."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -232,7 +232,7 @@ class LiveTable(Observer):
         left = f"{wording.duration(eta)} left" if eta else ""
         speed = f"{_speed(step)} tokens/s" if self.training and step.get("tokens_per_second") else ""
         name = wording.shorten(Path(self.run).name if self.run else "run", 32, middle=True)
-        at = _place(step) if self.training else self.phase
+        at = _position(step) if self.training else self.phase
         room = max(8, min(40, self.console.width - len(name) - len(at) - 6))
         model = wording.shorten(str(self.started.get("model", "")), room, middle=True)
         title = Text.assemble((name, "bold"), "  ", model, "  ", (at, "cyan"))
@@ -243,7 +243,7 @@ class LiveTable(Observer):
         share = min(1.0, max(0.0, step.get("fraction") or 0.0))
         width = max(8, min(40, self.console.width - 46))
         bar.add_row(ProgressBar(total=1.0, completed=share, width=width), wording.percent(share, 0), left, speed)
-        parts = [title, bar, so_far] if self.started else [title, so_far]  # only then it is known what there is to do
+        parts = [title, bar, so_far] if self.started else [title, so_far]  # the amount of work is known from then on
         if self.training:
             parts.append(self._clients(self.clients, Table(box=None, padding=(0, 2, 0, 0), header_style="dim")))
         return Group(*parts)
@@ -280,76 +280,14 @@ def _speed(row: Mapping[str, Any]) -> str:
     return wording.count(round(row["tokens_per_second"])) if row.get("tokens_per_second") else ""
 
 
-def _place(event: Mapping[str, Any]) -> str:
-    """Where the run is: "federated, round 2/8"; personal models are tuned after the last one."""
+def _position(event: Mapping[str, Any]) -> str:
+    """The position in the run, e.g. "federated, round 2/8"."""
     arm = event["arm"]
     return "personal models" if arm == "personal" else f"{arm}, round {event['round']}/{event['rounds']}"
 
 
-_ORDER = {"failed": 0, "rejected": 0, "late": 1, "training": 2, "waiting": 3, "done": 4}
+_ORDER = {"failed": 0, "lost": 0, "rejected": 0, "late": 1, "training": 2, "waiting": 3, "done": 4}
 _STYLE = {
-    "failed": "bold red", "rejected": "bold red", "late": "yellow", "training": "cyan", "waiting": "dim",
-    "done": "green",
+    "failed": "bold red", "lost": "bold red", "rejected": "bold red", "late": "yellow", "training": "cyan",
+    "waiting": "dim", "done": "green",
 }  # fmt: skip
-
-
-def print_result(run: Path, summary: Mapping[str, Any]) -> None:
-    """The arms side by side, the headline and the report's path on stdout, then the next commands on stderr."""
-    arms = summary.get("arms", {})
-    base = wording.number((arms.get("base") or {}).get("loss"))
-    rows: list[tuple[str, Any]] = [("base (not tuned)", base)] if arms.get("base") else []
-    local = [wording.number(arm.get("loss")) for arm in (arms.get("local") or {}).values()]
-    local = [loss for loss in local if loss is not None]
-    if local:
-        clients = summary.get("clients")
-        some = f" of {len(local)} of {clients}" if isinstance(clients, int) and len(local) < clients else ""
-        ends = {"best": min(local), "mean": sum(local) / len(local), "worst": max(local)}
-        which = ("mean", "best", "worst") if len(local) > 1 else ("mean",)
-        rows += [(f"clients alone, {name}{some}", ends[name]) for name in which]
-    rows += [(name, arms[name].get("loss")) for name in ("federated", "centralised") if arms.get(name)]
-    budget = summary.get("budget") or {}
-    output.print_table(
-        ("arm", "held-out loss", "against base", "steps", "learned tokens"),
-        [
-            (
-                name,
-                wording.digits(loss),
-                "" if base is None or name.startswith("base") or loss is None else wording.signed(loss - base),
-                *_spent(budget, name),
-            )
-            for name, loss in rows
-        ],
-        right=(1, 2, 3, 4),
-    )
-    print_headline(run)
-    seconds = (summary.get("seconds") or {}).get("total")
-    report = run / "report.html"
-    click.echo()
-    sent = wording.size(summary.get("bytes_up"))
-    click.echo(f"run      {run}  ({wording.duration(seconds)}, {sent} sent by clients)")
-    if report.is_file():
-        click.echo(f"report   {report}")
-    output.note(f"next     shepherd chat {shlex.quote(str(run))} --compare base")
-    output.note(f"         shepherd compare {shlex.quote(str(run))} OTHER_RUN")
-
-
-def print_headline(run: Path) -> None:
-    """What the report says first, on stdout: a sentence for each comparison, and what to keep in mind with them."""
-    if not (run / "summary.json").is_file():
-        return
-    from shepherd.report.load import load_run
-    from shepherd.report.sections.participation import alerts
-    from shepherd.report.sections.verdict import verdict
-
-    record = load_run(run)
-    width = min(100, shutil.get_terminal_size().columns)
-    click.echo()
-    for sentence in (*verdict(record), *alerts(record)):
-        text = output.clean(sentence).replace("\N{NO-BREAK SPACE}", " ")
-        click.echo(textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
-
-
-def _spent(budget: Mapping[str, Any], row: str) -> tuple[str, str]:
-    """(optimizer steps, learned tokens) of a row's arm; the clients alone say theirs once, together."""
-    spent = budget.get("local" if row.startswith("clients alone, mean") else row) or {}
-    return tuple(wording.count(spent[key]) if key in spent else "" for key in ("optimizer_steps", "target_tokens"))

@@ -1,4 +1,4 @@
-"""What one does with a finished run: measure it again, read it, compare it, talk to it, take it elsewhere."""
+"""Commands on finished runs: evaluate, report, compare, chat, export."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from shepherd.cli.settings import complete_run, find_run
 
 @click.command()
 @click.argument("run", shell_complete=complete_run)
-@click.option("--round", "round_number", type=click.IntRange(min=1), help="The adapter of this round's checkpoint.")
-@click.option("--json", "as_json", is_flag=True, help="The metrics as JSON on stdout.")
+@click.option("--round", "round_number", type=click.IntRange(min=1), help="Use the checkpoint of this round.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
 def evaluate(run: str, round_number: int | None, as_json: bool) -> None:
-    """Measure the adapter of RUN again.
+    """Evaluate the adapter of RUN again.
 
-    From the files on disk, on the held-out rows of the run."""
+    Reads adapter and held-out rows from disk."""
     folder = find_run(run)
     output.announce_torch()
-    from shepherd.experiment import run as experiment
+    from shepherd.experiment.remeasure import evaluate_run
 
-    metrics = experiment.evaluate_run(folder, round_number)
+    metrics = evaluate_run(folder, round_number)
     if as_json:
         output.print_json(metrics)
         return
@@ -62,7 +62,7 @@ def _interval(difference: Mapping[str, Any]) -> str:
 @click.command()
 @click.argument("run", shell_complete=complete_run)
 def report(run: str) -> None:
-    """Write report.html of RUN again and print its path."""
+    """Rewrite report.html of RUN and print its path."""
     from shepherd.report import write_report
 
     click.echo(str(write_report(find_run(run))))
@@ -70,15 +70,17 @@ def report(run: str) -> None:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…", shell_complete=complete_run)
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Tables and pictures.")
-@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write tables and figures to FILE."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(runs: tuple[str, ...], html: Path | None, as_json: bool) -> None:
-    """Put runs side by side.
+    """Compare runs side by side.
 
-    Losses with their differences, and the settings that are not the same."""
-    from shepherd.report.comparison.page import compare as put_side_by_side
+    Prints losses with their differences, and the settings that differ."""
+    from shepherd.report.comparison.page import compare as compare_runs
 
-    comparison = put_side_by_side([find_run(run) for run in runs])
+    comparison = compare_runs([find_run(run) for run in runs])
     if html is not None:
         output.note(f"written to {comparison.write_html(html)}")
     if as_json:
@@ -89,17 +91,21 @@ def compare(runs: tuple[str, ...], html: Path | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("run", shell_complete=complete_run)
-@click.option("--compare", "other", metavar="base|RUN", help="Answer with this one too, from the same seed.")
+@click.option("--compare", "other", metavar="base|RUN", help="Answer with this model too, from the same seed.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of every answer.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
-@click.option("--round", "round_number", type=click.IntRange(min=1), help="The adapter of this round's checkpoint.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy decoding."
+)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Maximum length of an answer."
+)
+@click.option("--round", "round_number", type=click.IntRange(min=1), help="Use the checkpoint of this round.")
 def chat(
     run: str, other: str | None, seed: int, temperature: float, max_new_tokens: int, round_number: int | None
 ) -> None:
-    """Talk to what RUN has tuned.
+    """Chat with the tuned model of RUN.
 
-    Several turns; /reset starts afresh, /quit or the end of the input ends. From a script:
+    Keeps the conversation; /reset starts a new one, /quit or end of input ends it. In a script:
 
     \b
     printf 'Hello\\n' | shepherd chat runs/demo
@@ -124,18 +130,19 @@ def chat(
 @click.command()
 @click.argument("run", shell_complete=complete_run)
 @click.option("--to", type=click.Choice(["peft", "merged"]), default="peft", show_default=True,
-              help="The adapter alone, or a whole model with the adapter in its weights.")  # fmt: skip
+              help="The adapter alone, or the model with the adapter merged into its weights.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
               help="Precision of merged weights.")  # fmt: skip
 @click.option(
-    "--base", metavar="NAME", help="The base that adapter_config.json names: a hub id or a folder of another machine."
+    "--base", metavar="NAME", help="Base to record in adapter_config.json: a hub id or a folder of another machine."
 )
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="Folder to write.")  # fmt: skip
 def export(run: str, to: str, dtype: str, base: str | None, out: Path) -> None:
-    """Write the adapter of RUN for other tools.
+    """Export the adapter of RUN for other tools.
 
-    An exported adapter names the folder or hub id of its base, by which other tools find it on this machine; --base
-    names another one. Prints the folder."""
+    An exported adapter records the folder or hub id of its base, where other tools on this machine find it; --base
+    records another. Prints the folder."""
     folder = find_run(run)
     output.announce_torch()
     from shepherd.serving.export import export as write

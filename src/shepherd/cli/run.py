@@ -14,12 +14,12 @@ import click
 from shepherd.cli import interrupts, output
 from shepherd.cli.settings import complete_recipe, complete_run, find_run, gather, recipe_options
 from shepherd.errors import UsageError
-from shepherd.experiment import capacity
-from shepherd.experiment import checks as starting
+from shepherd.experiment import capacity, checks
+from shepherd.experiment import run as experiment
 from shepherd.store import open_run
 
 if TYPE_CHECKING:
-    from shepherd.experiment.run import Run
+    from shepherd.experiment.pipeline import Run
 
 
 LABELS = {
@@ -28,29 +28,29 @@ LABELS = {
     "disk_bytes": "disk, about",
     "seconds": "time, about",
 }
-SAID_BESIDE = ("bytes_up_are", "bytes_down_are", "warnings", "details")
+PRINTED_ELSEWHERE = ("bytes_up_are", "bytes_down_are", "warnings", "details")
 
 
 @click.command()
 @click.argument("recipe", required=False, shell_complete=complete_recipe)
 @recipe_options
-@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
-@click.option("--plain", is_flag=True, help="Lines instead of the live table, also on a terminal.")
-@click.option("--resume", "stopped", metavar="RUN", shell_complete=complete_run, help="As shepherd resume RUN.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
+@click.option("--plain", is_flag=True, help="Print plain lines instead of the live table.")
+@click.option("--resume", "stopped", metavar="RUN", shell_complete=complete_run, help="Same as shepherd resume RUN.")
 @click.pass_context
 def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stopped: str | None, **flags: Any) -> None:
-    """Tune, evaluate and report: the whole of RECIPE.
+    """Run RECIPE: train, evaluate and report.
 
-    RECIPE is a TOML file or the name of a packaged recipe (`shepherd list recipes`); without one it is the demo, or
-    own-data when --data is given. The run directory holds everything that comes out; its path is printed at the end.
+    RECIPE is a TOML file or the name of a packaged recipe (`shepherd list recipes`); the default is demo, or own-data
+    with --data. All results are written to the run directory, whose path is printed at the end.
     """
-    from shepherd.cli import progress
+    from shepherd.cli import outcome, progress
 
     if stopped is not None:
         if recipe or any(value is not None and value is not False and value != () for value in flags.values()):
             raise UsageError(
-                "a run goes on with its own settings: --resume takes no recipe and no other settings",
-                hint=f"shepherd resume {shlex.quote(stopped)}; to run with others, leave --resume out",
+                "a resumed run keeps its settings: --resume takes no recipe and no other settings",
+                hint=f"shepherd resume {shlex.quote(stopped)}; for a run with other settings, leave --resume out",
             )
         return ctx.invoke(resume, run=stopped, force=False, as_json=as_json, plain=plain)
     settings = gather(recipe, **flags)
@@ -58,43 +58,39 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
         output.note(line)
     observer = progress.observer(as_json=as_json, plain=plain)
     with observer:
-        starting.look_first(settings.config, output.note, None if as_json else output.note)
+        checked = checks.look_first(settings.config, output.note, None if as_json else output.note)
         output.announce_torch()
-        from shepherd.experiment import run as experiment
-
-        result = _carry_out(partial(experiment.run, settings.config), observer)
+        result = _carry_out(partial(experiment.run, settings.config, checked=checked), observer)
     if not as_json:
-        progress.print_result(Path(result.path), result.summary)
+        outcome.print_result(Path(result.path), result.summary)
 
 
 @click.command()
 @click.argument("run", shell_complete=complete_run)
-@click.option("--force", is_flag=True, help="Go on although something differs; the report says so.")
-@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
-@click.option("--plain", is_flag=True, help="Lines instead of the live table, also on a terminal.")
+@click.option("--force", is_flag=True, help="Resume despite differences; the report records them.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
+@click.option("--plain", is_flag=True, help="Print plain lines instead of the live table.")
 def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
-    """Go on with a run that was stopped, from its last committed round.
+    """Resume a stopped run from its last committed round.
 
-    It ends with the same bytes as if it had never stopped. Where settings, data, base, tokenizer, code or machine
-    are not those that it was started with, it says what differs and does nothing.
+    The result is identical, byte for byte, to that of an uninterrupted run. If settings, data, base, tokenizer, code
+    or machine have changed since the start, the differences are listed and nothing is run.
     """
-    from shepherd.cli import progress
+    from shepherd.cli import outcome, progress
 
     run_dir = open_run(find_run(run), "identity.json")
     if (run_dir / "summary.json").exists():
-        output.note(f"{run_dir} is finished; nothing is left to do")
+        output.note(f"{run_dir} is already finished; nothing to resume")
     observer = progress.observer(as_json=as_json, plain=plain)
     with observer:
         output.announce_torch()
-        from shepherd.experiment import run as experiment
-
         result = _carry_out(partial(experiment.resume, run_dir, force=force), observer)
     if not as_json:
-        progress.print_result(Path(result.path), result.summary)
+        outcome.print_result(Path(result.path), result.summary)
 
 
 def _carry_out(start: Callable[..., Run], observer: Any) -> Run:
-    """Run it; whatever stops it, the last line says how to go on."""
+    """Start the run; if it stops early, print the command that resumes it."""
     try:
         return start(observer=observer)
     except BaseException:
@@ -102,7 +98,7 @@ def _carry_out(start: Callable[..., Run], observer: Any) -> Run:
         observer.close()
         if observer.run is not None:
             output.note(
-                f"stopped; to go on from the last committed round: shepherd resume {shlex.quote(str(observer.run))}"
+                f"stopped; to resume from the last committed round: shepherd resume {shlex.quote(str(observer.run))}"
             )
         raise
 
@@ -110,33 +106,39 @@ def _carry_out(start: Callable[..., Run], observer: Any) -> Run:
 @click.command()
 @click.argument("recipe", required=False, shell_complete=complete_recipe)
 @recipe_options
-@click.option("--json", "as_json", is_flag=True, help="The plan as JSON on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
-    """Every mistake in RECIPE at once, then what it would take.
+    """Validate RECIPE and estimate its cost.
 
-    Reads the data and divides it, but loads no weights and trains nothing: memory, time, bytes up and down, disk.
+    Reports every mistake at once, then memory, time, traffic and disk. Reads and partitions the data, but loads no
+    weights and trains nothing.
     """
     settings = gather(recipe, **flags)
     for line in settings.notes:
         output.note(line)
     tell = None if as_json else output.note
-    starting.look_first(settings.config, output.note, tell)
+    tell = None if as_json else output.note
+    checked = checks.look_first(settings.config, output.note, tell)
     output.announce_torch()
-    from shepherd.experiment import run as experiment
+    from shepherd.experiment.estimate import plan as estimated
 
-    plan = experiment.plan(settings.config, tell)
+    plan = estimated(settings.config, tell, checked)
     values = dataclasses.asdict(plan) if dataclasses.is_dataclass(plan) else dict(plan)
     if as_json:
         output.print_json(values)
     else:
         output.print_table(
             ("plan", ""),
-            [(_label(key, values), _with_unit(key, value)) for key, value in values.items() if key not in SAID_BESIDE],
+            [
+                (_label(key, values), _with_unit(key, value))
+                for key, value in values.items()
+                if key not in PRINTED_ELSEWHERE
+            ],
         )
     for line in values.get("warnings", ()):
         output.note(f"warning: {line}")
     capacity.fits_here(values, Path(settings.config.run.out))
-    output.note("the settings are fine; nothing was trained")
+    output.note("the settings are valid; nothing was trained")
 
 
 def _label(key: str, values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`shepherd runs`: the runs on this machine, what they weigh, and their end."""
+"""`shepherd runs`: list, measure and delete run directories."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from shepherd.errors import UsageError
 ARMS = ("base", "federated", "local", "centralised")
 out_option = click.option("--out", default="runs", show_default=True, type=click.Path(file_okay=False, path_type=Path),
                           metavar="DIR", help="Folder that holds the runs.")  # fmt: skip
-json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(cls=Commands)
 def runs() -> None:
-    """List runs, weigh them, delete them."""
+    """List, measure and delete runs."""
 
 
 @runs.command()
@@ -57,9 +57,9 @@ def ls(out: Path, as_json: bool) -> None:
             right=range(2, 4 + len(arms)),
         )  # fmt: skip
     else:
-        output.note(f"no runs in {out}; shepherd run makes one")
+        output.note(f"no runs in {out}; start one with shepherd run")
     if stopped := [entry for entry in entries if entry.state == "interrupted"]:
-        output.note(f"go on with an interrupted one: shepherd resume {stopped[-1].path}")
+        output.note(f"resume an interrupted run: shepherd resume {stopped[-1].path}")
 
 
 @runs.command()
@@ -67,9 +67,9 @@ def ls(out: Path, as_json: bool) -> None:
 @out_option
 @json_option
 def du(names: tuple[str, ...], out: Path, as_json: bool) -> None:
-    """Sizes of the parts of each RUN (default: all).
+    """Print the disk usage of each RUN by part (default: all runs).
 
-    `unused` is what killed processes left and what a recovery put aside."""
+    `unused`: leftovers of killed processes, and files set aside by a recovery."""
     from shepherd.report.wording import size
     from shepherd.store.listing import list_runs, usage
 
@@ -84,17 +84,17 @@ def du(names: tuple[str, ...], out: Path, as_json: bool) -> None:
             rows.append(("all", *(size(sum(sizes[part] for sizes in parts.values())) for part in columns)))
         output.print_table(("run", *columns), rows, right=range(1, 1 + len(columns)))
     else:
-        output.note(f"no runs in {out}; shepherd run makes one")
+        output.note(f"no runs in {out}; start one with shepherd run")
 
 
 @runs.command()
 @click.argument("names", nargs=-1, required=True, metavar="RUN…", shell_complete=complete_run)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Delete each RUN with all that is in it.
+    """Delete each RUN with all its files.
 
-    Asks first. A run that is being written is refused."""
+    Asks for confirmation. A run that is being written is not deleted."""
     from shepherd.report.wording import plural, size
     from shepherd.store.listing import delete, entry
 
@@ -122,4 +122,4 @@ def _sure(question: str) -> bool:
     except click.Abort:
         if sys.stdin.isatty():
             raise
-        raise UsageError("nobody is there to say yes; nothing was deleted", hint="say it with --yes") from None
+        raise UsageError("no terminal to confirm on; nothing was deleted", hint="confirm with --yes") from None

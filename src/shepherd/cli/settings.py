@@ -1,7 +1,7 @@
 """Flags of a command -> a config: recipe, then --quick, then flags, then --set; the last one wins.
 
-Names that live in a registry (partitioner, selection, method, server optimizer) are checked with everything else, so
-that one call shows all that is wrong.
+Names in a registry (partitioner, selection, method, server optimizer) are checked with everything else, so that one
+call reports every mistake.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ QUICK: dict[str, int] = {
     "evaluation.generate": 2,
     "evaluation.max_new_tokens": 24,
 }
-"""--quick: the most that each of these may be. A setting that is smaller already, or given by a flag, stays.
+"""--quick: upper bounds of these settings. A smaller value, or one given by a flag, stays.
 
-Which clients are trained alone is none of them: beside two of eight, the federation can look worse than it is.
+evaluation.local_clients is not among them: against two of eight clients, the federation can look worse than it is.
 """
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A resolved config, where each value came from ({key: origin}; defaults are absent), and what to tell the user."""
+    """A resolved config, the origin of each value ({key: origin}; defaults are absent), and notes for the user."""
 
     config: Config
     origins: Mapping[str, str]
@@ -49,22 +49,22 @@ def recipe_options(command: Callable) -> Callable:
     """The flags of every command that takes a recipe."""
     for option in reversed((
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", shell_complete=_complete_key,
-                     help="Set any key, e.g. --set lora.r=16; repeat for more. See shepherd config show."),
+                     help="Set any key, e.g. --set lora.r=16; repeatable. See shepherd config show."),
         click.option("--data", metavar="SOURCE",
                      help="File, folder with a file per client, builtin:NAME, hub:ORG/NAME."),
         click.option("--columns", multiple=True, metavar="FIELD=COLUMN",
-                     help="Which column holds which field, e.g. instruction=question,response=answer."),
+                     help="Map fields to columns, e.g. instruction=question,response=answer."),
         click.option("--model", metavar="BASE", help="Built-in name, folder, GGUF file or hub id."),
         click.option("--out", type=click.Path(file_okay=False), metavar="DIR", help="Folder that holds the runs."),
         click.option("--name", help="Name of the run."),
         click.option("--seed", type=int, help="Root of every random stream."),
-        click.option("--quick", is_flag=True, help="A small version of the recipe; prints what it changed."),
+        click.option("--quick", is_flag=True, help="Shrink the recipe for a quick trial; prints the changes."),
     )):  # fmt: skip
         command = option(command)
     return command
 
 
-def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
+def complete_recipe(_: click.Context, __: click.Parameter, incomplete: str) -> list:
     from click.shell_completion import CompletionItem
 
     from shepherd.recipe import recipes
@@ -85,11 +85,11 @@ def gather(
     quick: bool = False,
     default_recipe: str | None = "demo",
 ) -> Settings:
-    """The config that these flags mean. Without a recipe: `own-data` when --data is given, else `default_recipe`."""
+    """Resolve flags to a config. Without a recipe: `own-data` when --data is given, else `default_recipe`."""
     from shepherd.recipe import merge, parse_overrides, read_recipe, resolve
 
     for flag, given in (("--data", data), ("--model", model), ("--out", out), ("--name", name)):
-        if given == "":  # most often a variable of the shell that is not set; "" would mean the folder one is in
+        if given == "":  # most often an unset variable of the shell; "" would mean the current folder
             raise UsageError(f"{flag} is empty", hint=f"give {flag} a value, or leave it out")
     own_data = recipe is None and data is not None
     recipe = "own-data" if own_data else recipe or default_recipe
@@ -117,19 +117,18 @@ def gather(
         notes.append(note)
     layers += [*flags, ("--set", chosen)]
     settings, origins = merge(layers)
-    own = _rate_ratio_of(settings)
-    if own is not None:
-        settings, origins = merge([own, *layers])
+    if (ratio := _rate_ratio_of(settings)) is not None:
+        settings, origins = merge([ratio, *layers])
     config = resolve(settings, (registry_problems,))
-    if own_data:
-        notes.insert(0, f"no recipe given: --data uses the recipe own-data ({_division(config, data, named)})")
-    elif named:
-        notes.insert(0, f"{data} divides its rows: {_division(config, data, named)}")
+    if data is not None and (own_data or named):
+        division = _division(config, data, named)
+        no_recipe = f"no recipe given: --data uses the recipe own-data ({division})"
+        notes.insert(0, no_recipe if own_data else f"{data} names its clients: {division}")
     return Settings(config, origins, tuple(notes))
 
 
 def _clients_of(data: str) -> tuple[str, ...]:
-    """The clients that a file or folder names by its files, sub-folders or lists; () where there are none."""
+    """Clients named by the files, sub-folders or lists of a file or folder; () where there are none."""
     from shepherd.data.containers import clients_of
     from shepherd.data.sources import is_path
 
@@ -138,20 +137,20 @@ def _clients_of(data: str) -> tuple[str, ...]:
 
 
 def _division(config: Config, data: str, named: Sequence[str]) -> str:
-    """How the config divides the rows over clients, in words. named: the clients that `data` names."""
+    """A phrase for the partition of a config. named: the clients that `data` names."""
     from shepherd.report.wording import listing
 
     how, key = config.partition, config.partition.options.get("key", "category")
-    some = f"{how.clients} clients" if how.clients != 1 else "1 client"
+    number = f"{how.clients} clients" if how.clients != 1 else "1 client"
     if how.name == "files":
-        return "a client for each file"
+        return "one client per file"
     if how.name != "by_key":
-        return f"{some}, equal shares" if how.name == "iid" else f"{some} by {how.name}"
+        return f"{number}, equal shares" if how.name == "iid" else f"{number} by {how.name}"
     if not how.clients and named and key == "source":
         each = "file or sub-folder" if Path(data).expanduser().is_dir() else "list"
-        return f"{len(named)} clients, one for each {each}: {listing(list(named), 5)}"
-    each = f"each {key}" if key in ("category", "source") else f"each value of the column {key}"
-    return f"a client for {each}" + (f", split or joined to {some}" if how.clients else "")
+        return f"{len(named)} clients, one per {each}: {listing(list(named), 5)}"
+    each = key if key in ("category", "source") else f"value of the column {key}"
+    return f"one client per {each}" + (f", split or merged into {number}" if how.clients else "")
 
 
 def _rate_ratio_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -163,13 +162,13 @@ def _rate_ratio_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | 
     try:
         ratio = build_method(name, tables.get("method")).rate_ratio if isinstance(name, str) else 1.0
     except ShepherdError:
-        return None  # the checks say so
+        return None  # reported by the checks
     return (f"method {name}", {"objective": {"rate_ratio": ratio}}) if ratio != 1.0 else None
 
 
 def _quick(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """The layer of --quick on top of `settings`, and the line that says what it changed."""
-    from shepherd.recipe import keys
+    """The layer of --quick on top of `settings`, and a line that lists its changes."""
+    from shepherd.config import keys
 
     layer: dict[str, dict[str, int]] = {}
     changed = []
@@ -184,7 +183,7 @@ def _quick(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[dict
         if current == "whole epochs" or (isinstance(current, int) and current > most):
             layer.setdefault(table, {})[name] = most
             changed.append(f"{key} = {most} (was {current})")
-    return layer, "--quick sets " + (", ".join(changed) or "nothing: the recipe is that small already")
+    return layer, "--quick sets " + (", ".join(changed) or "nothing: the recipe is already that small")
 
 
 def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -199,14 +198,14 @@ def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 def looks_like_recipe(argument: str) -> bool:
-    """Whether a SOURCE|RECIPE argument means a recipe: a TOML file or the name of a packaged recipe."""
+    """Whether a SOURCE|RECIPE argument is a recipe: a TOML file or the name of a packaged recipe."""
     from shepherd.recipe import recipes
 
     return argument.endswith(".toml") or (argument in recipes() and not Path(argument).exists())
 
 
 def find_run(argument: str) -> Path:
-    """The run directory that `argument` means: a path, or a name under runs/. Raises UsageError with the nearest."""
+    """Find a run directory by path, or by name under runs/. Raises UsageError with the nearest name."""
     for candidate in (Path(argument), Path("runs") / argument):
         if (candidate / "config.toml").is_file():
             return candidate
@@ -214,23 +213,23 @@ def find_run(argument: str) -> Path:
     folders = {Path(), Path("runs")} if alone else {Path(argument).parent}
     runs = sorted(str(path.parent) for folder in folders if folder.is_dir() for path in folder.glob("*/config.toml"))
     near = did_you_mean(argument, [*runs, *(Path(run).name for run in runs)])
-    what = "no config.toml in this folder, so it is no run" if Path(argument).is_dir() else "run not found"
+    what = "not a run directory (no config.toml)" if Path(argument).is_dir() else "run not found"
     shown = ", ".join(runs) if len(runs) <= 8 else f"…, {', '.join(runs[-8:])} ({len(runs)} in all)"
-    known = f"runs here: {shown}" if runs else "shepherd run makes one"
+    known = f"runs here: {shown}" if runs else "start one with shepherd run"
     raise UsageError(f"{what}: {argument}{near and f'.{near}'}", hint=known)
 
 
-def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def complete_run(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     found = sorted(str(path.parent) for path in Path("runs").glob("*/config.toml"))
     return [run for run in found if run.startswith(incomplete)] or [
         Path(run).name for run in found if Path(run).name.startswith(incomplete)
     ]
 
 
-def _complete_key(ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
+def _complete_key(_: click.Context, __: click.Parameter, incomplete: str) -> list:
     from click.shell_completion import CompletionItem
 
-    from shepherd.recipe import keys
+    from shepherd.config import keys
 
     return [
         CompletionItem(f"{key}=", help=re.sub(r"\s+", " ", entry.description or ""))

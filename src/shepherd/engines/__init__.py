@@ -1,5 +1,6 @@
-"""Who runs the clients, behind one protocol (`round.Engine`): in this process, or in worker processes.
+"""Who runs the clients, behind one protocol (`round.Engine`): this process, or worker processes.
 
-In: a `TrainTask`. Out: one update or failure for each client, in any order. All engines give the same bits.
-To add one, write a class with the methods of `round.Engine`.
+In: a `TrainTask`. Out: a reply for each client, in any order: an update, a failure, or that it was late. All engines
+give the same bits. To add one, write a class with the methods of `round.Engine` and a line in the table of
+tests/engines/test_protocol.py.
 """

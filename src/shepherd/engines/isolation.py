@@ -1,4 +1,4 @@
-"""One client's trouble stays with that client: exceptions and memory, where many clients train as one batch.
+"""Failure isolation: exceptions and memory exhaustion cost one client, though many train as one batch.
 
 A chunk of clients that raises is trained again one by one, so that the others' work is not lost. The class of an
 exception travels, its text does not: it may quote the client's rows. It is logged at debug level, in the process that
@@ -22,17 +22,26 @@ SMALLER = 4
 """A client that ran out of memory alone is tried once more, with passes of a fourth of the tokens."""
 Observe = Callable[[StepReport], None]
 Train = Callable[[TrainTask, int, Observe], Iterable[ClientUpdate | ClientFailure]]
-"""(task, divisor of the tokens per pass, observe) -> an answer of every client of the task."""
+"""(task, divisor of the tokens per pass, observe) -> a reply for every client of the task."""
 _log = logging.getLogger(__name__)
 
 
-def isolated(
-    task: TrainTask, at_once: int, train: Train, observe: Observe = lambda report: None
-) -> Iterator[ClientUpdate | ClientFailure]:
-    """The answers of all clients of the task, sorted by name, `at_once` trained together while all goes well.
+def ignore(report: StepReport) -> None:
+    """Observe nothing."""
 
-    A ShepherdError that every client meets is about the run, not about them, and is raised at the end; so is what
-    `observe` raises, at once.
+
+def never() -> bool:
+    """No number of replies is enough: wait for all."""
+    return False
+
+
+def isolated(
+    task: TrainTask, at_once: int, train: Train, observe: Observe = ignore
+) -> Iterator[ClientUpdate | ClientFailure]:
+    """The replies of all clients of the task, sorted by name, `at_once` trained together while all goes well.
+
+    A ShepherdError that every client meets is about the run, not about them, and is raised at the end; what `observe`
+    raises is raised at once.
     """
     names = sorted(task.work)
     errors: list[Exception] = []
@@ -46,15 +55,15 @@ def isolated(
     try:
         for start in range(0, len(names), at_once):
             chunk = names[start : start + at_once]
-            answers = _together(task.part(chunk), train, watched) if len(chunk) > 1 else None
-            if answers is not None:
-                yield from answers
-                del answers  # they need not lie beside those of the next chunk
+            replies = _together(task.part(chunk), train, watched) if len(chunk) > 1 else None
+            if replies is not None:
+                yield from replies
+                del replies  # they need not stay in memory while the next chunk is trained
                 continue
             for client in chunk:
-                answers, error = _alone(task.part([client]), train, watched)
+                replies, error = _alone(task.part([client]), train, watched)
                 errors += [error] if error else []
-                yield from answers
+                yield from replies
     except _ObserverFailed as failed:
         raise failed.__cause__ or failed from None
     if len(errors) == len(names) and all(isinstance(error, ShepherdError) for error in errors):
@@ -62,7 +71,7 @@ def isolated(
 
 
 def failure_of(error: Exception, client: ClientId, round_number: int) -> ClientFailure:
-    """What of an exception may leave the client: that memory ran out, or the name of its class."""
+    """The part of an exception that may leave the client: that memory ran out, or the name of its class."""
     if out_of_memory(error):
         return ClientFailure(client, round_number, "out-of-memory", "even with smaller passes")
     name = re.sub(r"[^A-Za-z0-9_]", "", type(error).__name__)[:64]
@@ -70,26 +79,26 @@ def failure_of(error: Exception, client: ClientId, round_number: int) -> ClientF
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Torch raises a class of its own on a GPU; on a CPU a RuntimeError that only its text tells apart."""
+    """Whether memory ran out: torch has a class for it on a GPU; on a CPU only the text of a RuntimeError shows it."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "not enough memory" in str(error))
     )
 
 
 class _ObserverFailed(Exception):
-    """Who looks on has raised: that is no client's doing."""
+    """The observer raised, which is no client's failure."""
 
 
 def _together(task: TrainTask, train: Train, observe: Observe) -> list[ClientUpdate | ClientFailure] | None:
-    """All answers, or None when anything was raised: whose doing it was shows when each is alone."""
+    """All replies, or None when anything was raised: which client caused it shows when each is alone."""
     try:
         return list(train(task, 1, observe))
     except _ObserverFailed:
         raise
     except Exception as error:
         _log.debug("round %d: %s in a chunk of %d clients", task.round, type(error).__name__, len(task.work))
-        hungry = out_of_memory(error)
-    if hungry:
+        exhausted = out_of_memory(error)
+    if exhausted:
         _release()
     return None
 
@@ -97,7 +106,7 @@ def _together(task: TrainTask, train: Train, observe: Observe) -> list[ClientUpd
 def _alone(
     task: TrainTask, train: Train, observe: Observe
 ) -> tuple[list[ClientUpdate | ClientFailure], Exception | None]:
-    """The answer of one client, and the exception that took its place, if one did."""
+    """The reply of one client, and the exception that it stands for, if there was one."""
     (client,) = task.work
     for divisor in (1, SMALLER):
         try:
@@ -114,7 +123,7 @@ def _alone(
 
 
 def _release() -> None:
-    """Give back what a failed pass held. Its frames are gone by now, cycles of its young objects may not be."""
+    """Free what a failed pass held. Its frames are gone by now, cycles of its young objects may not be."""
     gc.collect(1)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

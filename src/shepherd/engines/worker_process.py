@@ -1,20 +1,19 @@
-"""A worker process: the loop that trains clients and answers over a pipe."""
+"""A worker process: the loop that trains clients and replies over a pipe."""
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from shepherd.clients.progress import StepReport
+from shepherd.engines.messages import message, step_message, update_message
 from shepherd.errors import ShepherdError
-from shepherd.model.arrays import to_bytes
 from shepherd.rng import derive
-from shepherd.types import ClientFailure, ClientId, ClientUpdate, Tokens, TrainTask
+from shepherd.types import ClientFailure, ClientId, ClientUpdate, Tensors, Tokens, TrainTask
 from shepherd.updates.wire import Envelope, pack
 
 if TYPE_CHECKING:  # torch is for the engine that `build` makes: a worker begins quickly, and without it where it may
@@ -27,13 +26,15 @@ Build = Callable[[Data], "tuple[LocalEngine, str, str]"]
 
 Runs in the worker; must be picklable.
 """
+Order = tuple[TrainTask, Mapping[ClientId, Tensors], str]
+"""What a worker is sent for a round: its part of the task, its clients' private state, the id of the run."""
 
 
 _log = logging.getLogger(__name__)
 
 
-def _worker(pipe: Any, build: Build, data: Data) -> None:
-    """Build the engine, then train whatever comes until the pipe closes. No text of an exception leaves it."""
+def work_for(pipe: Connection, build: Build, data: Data) -> None:
+    """Build the engine, then train each task that arrives, until the pipe closes. No text of an exception leaves it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that can say what is saved
     try:
         try:
@@ -43,39 +44,34 @@ def _worker(pipe: Any, build: Build, data: Data) -> None:
             words = (error.message, error.hint) if isinstance(error, ShepherdError) else ("", "")
             _log.debug("a worker could not begin", exc_info=not ours)
             pipe.recv()
-            _say(pipe, "cannot", error=type(error).__name__, message=words[0], hint=words[1])
+            pipe.send_bytes(message("cannot", error=type(error).__name__, message=words[0], hint=words[1]))
             return
         while True:
-            _serve(pipe, engine, digests, *pipe.recv())
+            _train(pipe, engine, digests, pipe.recv())
     except (EOFError, OSError):
-        pass  # nobody is there any more
+        pass  # the other end is gone
     except BaseException as error:
         _log.debug("a worker ends: %s", type(error).__name__, exc_info=True)
         os._exit(1)  # without the traceback that multiprocessing would print: it may quote a client's rows
 
 
-def _serve(pipe: Any, engine: LocalEngine, digests: Sequence[str], task: TrainTask, private: Any, run: str) -> None:
-    for answer in engine.train(task, private, lambda report: _say_step(pipe, report)):
-        if isinstance(answer, ClientFailure):
-            _say(pipe, "failure", client=answer.client, code=answer.code, detail=answer.detail)
+def _train(pipe: Connection, engine: LocalEngine, digests: Sequence[str], order: Order) -> None:
+    task, private, run = order
+
+    def observe(report: StepReport) -> None:
+        pipe.send_bytes(step_message(report))
+
+    engine.restore(private)
+    for reply in engine.train(task, observe=observe):
+        if isinstance(reply, ClientFailure):
+            pipe.send_bytes(message("failure", client=reply.client, code=reply.code, detail=reply.detail))
         else:
-            _say_update(pipe, answer, task, digests, run)
-    _say(pipe, "done")
+            pipe.send_bytes(update_message(reply, _sealed(reply, task, digests, run)))
+    pipe.send_bytes(message("done"))
 
 
-def _say(pipe: Any, kind: str, **fields: Any) -> None:
-    pipe.send_bytes(f"{kind}\n{json.dumps(fields)}".encode())
-
-
-def _say_step(pipe: Any, report: StepReport) -> None:
-    rows = {c: p._replace(loss=p.loss if math.isfinite(p.loss) else None) for c, p in report.items()}
-    _say(pipe, "step", clients=rows)
-
-
-def _say_update(pipe: Any, update: ClientUpdate, task: TrainTask, digests: Sequence[str], run: str) -> None:
+def _sealed(update: ClientUpdate, task: TrainTask, digests: Sequence[str], run: str) -> bytes:
     adapter = task.views[update.client].adapter
     nonce = f"{derive(task.seed, 'nonce', update.client, task.round):016x}"
-    message = pack(update, Envelope(run, nonce, *digests, adapter.r, adapter.scale))
-    head = json.dumps({"client": update.client, "bytes": len(message), "private": list(update.private)})
-    kept = to_bytes(update.private) if update.private else b""
-    pipe.send_bytes(b"update\n" + head.encode() + b"\n" + message + kept)
+    base, tokenizer = digests
+    return pack(update, Envelope(run, nonce, base, tokenizer, adapter.r, adapter.scale))

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
 
-from shepherd.config import Config
 from shepherd.data.prompts import Template
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import plural
 from shepherd.evaluation.statistics import difference_of_sums
 from shepherd.evaluation.text import metrics, score
-from shepherd.experiment.rows import FederatedData
 from shepherd.model.generate import Answer
 from shepherd.types import Example, Message, Tokens
 
@@ -34,46 +33,58 @@ def sample_rows(held_out: Sequence[Tokens], count: int, usable: Callable[[int], 
     return sorted(islice((index for turn in turns for index in turn if index is not None), count))
 
 
-def asked_rows(
-    config: Config, rows: FederatedData, template: Template, tokenizer: Any, window: int | None
-) -> tuple[list[Example], list[list[int]], str]:
-    """(rows that are answered by generation, their prompts, why they are fewer than were asked for: a sentence, or
-    nothing). Rows that were cut are not asked: nothing as long was trained on. Nor are plain texts, which have no
-    prompt, and rows whose last answer is not to be learned, which nothing is to be like."""
-    table, prompts = config.evaluation, {}
-    unasked = Counter(why for row in rows.held_out if (why := _unasked(row, rows.examples[row.id], config)))
+@dataclass(frozen=True)
+class Generation:
+    """What is asked for: the number of rows, tokens of an answer, and tokens of a training row (data.max_length)."""
 
-    def example(index: int) -> Example:
-        return rows.examples[rows.held_out[index].id]
+    rows: int
+    max_new_tokens: int
+    max_length: int
 
-    def usable(index: int) -> bool:
-        if _unasked(rows.held_out[index], example(index), config):
-            return False
-        row = example(index)
-        prompts[index] = encode_prompt(template, tokenizer, row.messages, row.context, row.tools)
-        return len(prompts[index]) + table.max_new_tokens <= (window or math.inf)
+    def prompts(
+        self,
+        held_out: Sequence[Tokens],
+        examples: Mapping[str, Example],
+        template: Template,
+        tokenizer: Any,
+        window: int | None,
+    ) -> tuple[list[Example], list[list[int]], str]:
+        """(rows that are answered by generation, the ids of their prompts, why they are fewer than were asked for: a
+        sentence, or "").
 
-    picked = sample_rows(rows.held_out, table.generate, usable)
-    lost = ""
-    if len(picked) < table.generate:
-        too_long = f"with evaluation.max_new_tokens = {table.max_new_tokens} beyond the {window} positions of the model"
-        lost = (
-            f"evaluation.generate = {table.generate} asks for more answers than the {len(picked)} that are possible: "
-            f"{plural(len(rows.held_out), 'row')} held out"
-        )
-        reasons = {**unasked, too_long: len(prompts) - len(picked)}
-        lost += "".join(f", {count} of them {why}" for why, count in reasons.items() if count)
-    return [example(index) for index in picked], [prompts[index] for index in picked], lost
+        Rows that were cut are left out: nothing as long was trained on. So are plain texts, which have no prompt, and
+        rows whose last answer is not to be learned. window: the positions of the model, where it has a limit.
+        """
+        reasons = {row.id: self._why_not(row, examples[row.id]) for row in held_out}
+        prompts: dict[int, list[int]] = {}
 
+        def usable(index: int) -> bool:
+            if reasons[held_out[index].id]:
+                return False
+            example = examples[held_out[index].id]
+            prompts[index] = encode_prompt(template, tokenizer, example.messages, example.context, example.tools)
+            return len(prompts[index]) + self.max_new_tokens <= (window or math.inf)
 
-def _unasked(row: Tokens, example: Example, config: Config) -> str:
-    """Why a held-out row is not answered by generation, or ""."""
-    last = example.messages[-1]
-    if last.role != "assistant":
-        return "plain text without a prompt"
-    if not last.learned:
-        return "with a last answer that is not to be learned"
-    return f"cut to data.max_length = {config.data.max_length}" if row.cut else ""
+        picked = sample_rows(held_out, self.rows, usable)
+        missing = ""
+        if len(picked) < self.rows:
+            long = f"with evaluation.max_new_tokens = {self.max_new_tokens} beyond the {window} positions of the model"
+            missing = (
+                f"evaluation.generate = {self.rows} asks for more answers than the {len(picked)} that are possible: "
+                f"{plural(len(held_out), 'row')} held out"
+            )
+            counts = {**Counter(filter(None, reasons.values())), long: len(prompts) - len(picked)}
+            missing += "".join(f", {count} of them {why}" for why, count in counts.items() if count)
+        return [examples[held_out[i].id] for i in picked], [prompts[i] for i in picked], missing
+
+    def _why_not(self, row: Tokens, example: Example) -> str:
+        """Why a held-out row is not answered by generation, or ""."""
+        last = example.messages[-1]
+        if last.role != "assistant":
+            return "plain text without a prompt"
+        if not last.learned:
+            return "with a last answer that is not to be learned"
+        return f"cut to data.max_length = {self.max_length}" if row.cut else ""
 
 
 def generation_record(example: Example, answers: Mapping[str, Answer]) -> dict[str, Any]:

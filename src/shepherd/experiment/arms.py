@@ -1,4 +1,4 @@
-"""An arm: one way to train that the report compares with the others."""
+"""A trained baseline: adapters, losses, curves and budget, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Budget:
 
 
 @dataclass
-class Arm:
+class TrainedArm:
     """An arm's outcome: adapters by client (or under the arm's name), their held-out losses, the curves, the budget."""
 
     adapters: dict[str, Adapter]
@@ -52,7 +52,7 @@ class Arm:
     failures: tuple[ClientFailure, ...] = ()
 
 
-def save_arm(folder: Path, arm: Arm, *, base_name: str, conv1d: bool = False) -> None:
+def save_arm(folder: Path, arm: TrainedArm, *, base_name: str, conv1d: bool = False) -> None:
     """Write a finished baseline: losses, curves, budget, failures; and the adapter where there is one, not many."""
     arrays = {
         f"{number}/{part}": getattr(losses, part)
@@ -71,13 +71,13 @@ def save_arm(folder: Path, arm: Arm, *, base_name: str, conv1d: bool = False) ->
         save_adapter(folder, arm.adapters[POOLED], base_name=base_name, conv1d=conv1d)
 
 
-def load_arm(folder: Path) -> Arm:
+def load_arm(folder: Path) -> TrainedArm:
     """A baseline as `save_arm` wrote it; of many clients' adapters none were kept. Raises DataError for damage."""
     try:
         check_sealed(folder)
         rest = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
         arrays, _ = from_file(folder / "losses.safetensors")
-        return Arm(
+        return TrainedArm(
             adapters={POOLED: load_adapter(folder)} if rest["names"] == [POOLED] else {},
             losses={
                 name: RowLosses(*(arrays[f"{number}/{part}"] for part in ("nll", "tokens", "hits")))

@@ -5,23 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shepherd.errors import ResourceError
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 MARGIN = 2.0
 """A run is refused when it would take so many times what is free. Estimates of memory were measured at 0.94 (the demo)
 to 1.7 (a tiny model, where nearly all is Python itself) of what a run then took, so at 2 no run is refused that works.
 """
-
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -47,7 +38,7 @@ def fits_here(plan: Mapping[str, Any], out: Path, times: float = 1.0) -> None:
         )
 
 
-def available_memory() -> int:
+def available_memory() -> float:
     """Bytes that this process may still take: what is free, swap too, within the limit of its container."""
     import psutil
 
@@ -69,7 +60,8 @@ def _container_memory(cgroup: Path) -> int | float:
         return float("inf")
 
 
-def _existing(folder: Path) -> Path:
+def nearest_existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
     folder = folder.absolute()
     while not folder.exists() and folder != folder.parent:  # a drive of Windows need not be there
         folder = folder.parent
@@ -78,7 +70,7 @@ def _existing(folder: Path) -> Path:
 
 def check_place(out: Path) -> Path:
     """The folder that is there, `out` or the nearest above it. Raises ResourceError where no run can be made in it."""
-    place = _existing(out)
+    place = nearest_existing(out)
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise ResourceError(
             f"no run directory can be made in {out}: {place} is no folder that may be written to",

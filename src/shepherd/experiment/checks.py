@@ -2,7 +2,6 @@
 
 look_first(config, note)    # names in registries, the data, the model: raises what a person can mend
 from_anywhere(config)       # its local paths made absolute: a run's config.toml can be used from any folder
-fits_here(plan, folder)     # memory and disk: raises ResourceError
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,24 @@ from shepherd.experiment.capacity import check_place
 
 if TYPE_CHECKING:
     from shepherd.config import Config
-    from shepherd.experiment.run import Run
+    from shepherd.experiment.division import Sources
+    from shepherd.experiment.method import Composition
 
 
-def run(config: Config, observer: Callable[[dict[str, Any]], None] | None = None, out_dir: Path | None = None) -> Run:
-    """Look first, then carry out the run: see shepherd.experiment.run.run. A built-in model is fetched once."""
+@dataclass(frozen=True)
+class Checked:
+    """A recipe without a known mistake, with what the checks had to build: handed on, so that nothing is built twice.
+
+    config: with absolute paths. sources: None for sets of the hub, which are read later.
+    """
+
+    config: Config
+    composition: Composition
+    sources: Sources | None
+
+
+def check_workers(config: Config) -> None:
+    """Raise UsageError where a worker imports a program that starts a run at its top level."""
     # A worker begins by importing the program's file; multiprocessing has no public name for that time.
     if config.run.workers and getattr(multiprocessing.current_process(), "_inheriting", False):
         raise UsageError(
@@ -30,15 +43,6 @@ def run(config: Config, observer: Callable[[dict[str, Any]], None] | None = None
             "its workers imports: it would run again in every one",
             hint='call it under `if __name__ == "__main__":`, or set run.workers = 0',
         )
-    tell = observer or (lambda event: None)
-
-    def fetching(text: str) -> None:
-        tell({"event": "phase", "phase": "fetch model", "arm": None, "detail": text})
-
-    look_first(config, fetching, out=out_dir)
-    from shepherd.experiment import run as experiment
-
-    return experiment.run(config, observer, out_dir)
 
 
 def look_first(
@@ -46,7 +50,7 @@ def look_first(
     note: Callable[[str], None],
     tell: Callable[[str], None] | None = None,
     out: Path | None = None,
-) -> None:
+) -> Checked:
     """Find mistakes in the settings, in the data, and a missing model, without PyTorch, which takes seconds to load.
 
     `tell` is called with lines about a long reading. `out` is where the run directory is made, config.run.out where
@@ -55,15 +59,15 @@ def look_first(
     A built-in model that is not here yet is fetched, once: it is pinned by its checksum. No other model is ever
     fetched by a run; `shepherd model pull` does that.
     """
-    from shepherd.experiment.method import check_length, prepare_method, prepare_personal
+    from shepherd.experiment.method import check_length, compose
     from shepherd.model import fetch
     from shepherd.model.folder import stated_window
     from shepherd.recipe import resolve
 
     resolve(config.model_dump(), (registry_problems,))
-    prepare_personal(config, prepare_method(config))
+    composition = compose(config)
     check_place(out or Path(config.run.out))
-    _look_at_clients(config, tell)
+    sources = _look_at_clients(config, composition, tell)
     base = config.model.base
     if any(entry.name == base and entry.path is None for entry in fetch.list_models()):
         note(f"fetching {base} once; it stays in the cache (shepherd model list)")
@@ -72,28 +76,30 @@ def look_first(
         fetch.look_at(base, config.model.revision)
     if not base.lower().endswith(".gguf"):
         check_length(config, stated_window(fetch.resolve(base, config.model.revision)))
+    return Checked(from_anywhere(config), composition, sources)
 
 
-def _look_at_clients(config: Config, tell: Callable[[str], None] | None) -> None:
+def _look_at_clients(config: Config, composition: Composition, tell: Callable[[str], None] | None) -> Sources | None:
     """Read and divide the rows, and find what does not suit these clients.
 
     Rows that a run refuses when it tokenises them are still there: who is no client now is none then. Sets of the hub
     are left to the run, as their library takes seconds to load too.
     """
-    from shepherd.experiment.division import divide_rows, read_held_out, read_rows
+    from shepherd.experiment.division import divide_rows, read_rows, read_sources
     from shepherd.experiment.method import check_arms, check_clients
 
-    sources = [source for source in (config.data.source, config.data.held_out_source) if source]
-    if any(source.startswith("hub:") for source in sources):
+    given = [source for source in (config.data.source, config.data.held_out_source) if source]
+    if any(source.startswith("hub:") for source in given):
         check_arms(config)
-        for source in sources:
+        for source in given:
             if not source.startswith("hub:"):
                 read_rows(config, source if source != config.data.source else "", tell)
-        return
-    dataset = read_rows(config, tell=tell)
-    apart = read_held_out(config, dataset)
-    _, _, partition = divide_rows(config, dataset.examples, None if apart is None else apart.examples)
-    check_clients(config, tuple(sorted(partition.clients)), partition.labels)
+        return None
+    sources = read_sources(config, tell)
+    apart = sources.held_out
+    _, _, partition = divide_rows(config, sources.dataset.examples, None if apart is None else apart.examples)
+    check_clients(config, composition, tuple(sorted(partition.clients)), partition.labels)
+    return sources
 
 
 def from_anywhere(config: Config) -> Config:
@@ -113,9 +119,6 @@ def from_anywhere(config: Config) -> Config:
     if selection.name == "availability" and isinstance(trace, str):
         selection = selection.model_copy(update={"trace": str(Path(trace).absolute())})
     return config.model_copy(update={"model": model, "data": data, "selection": selection})
-
-
-# Memory and disk
 
 
 # Names in registries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from shepherd.data.names import look_alikes
@@ -49,6 +49,20 @@ def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | No
         parts=_parts(config, source),
         tell=tell,
     )
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a recipe's sources hold, before tokenization. held_out: rows with a source apart, or None."""
+
+    dataset: Dataset
+    held_out: Dataset | None
+
+
+def read_sources(config: Config, tell: Callable[[str], None] | None = None) -> Sources:
+    """All rows of the recipe, read once for a run. Raises DataError for data that cannot be used."""
+    dataset = read_rows(config, tell=tell)
+    return Sources(dataset, read_held_out(config, dataset))
 
 
 def _parts(config: Config, source: str) -> Parts:

@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shepherd.asking import pool_of
+from shepherd.clients.history import pool_of
 from shepherd.config import Config
-from shepherd.evaluation.answers import asked_rows
-from shepherd.experiment.method import doubts, has_own_models, local_names
-from shepherd.experiment.plan import peak_rate, prepare_plan
+from shepherd.evaluation.answers import Generation
+from shepherd.experiment.checks import Checked
+from shepherd.experiment.method import Composition, compose, doubts, local_names
+from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.progress import training_tokens
 from shepherd.experiment.rows import FederatedData, prepare_rows
+from shepherd.experiment.schedule import Schedule, prepare_schedule
 from shepherd.experiment.trainer import check_window, context_window, local_training
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import check_fit, check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype
@@ -30,8 +32,8 @@ from shepherd.model.outline import check_packable, load_config, outline
 from shepherd.model.slots import features
 from shepherd.model.targets import pick_targets, reach
 from shepherd.model.threads import matmul_peak, use_threads
-from shepherd.plan import Plan
 from shepherd.rng import stream
+from shepherd.round import Plan
 from shepherd.server.traffic import bounds, round_bytes
 from shepherd.types import Adapter, ClientId, GlobalModel, ServerState, Work
 
@@ -74,10 +76,11 @@ class Estimate:
     details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def plan(config: Config, tell: Callable[[str], None] | None = None) -> Estimate:
+def plan(config: Config, tell: Callable[[str], None] | None = None, checked: Checked | None = None) -> Estimate:
     """Sizes, bytes, memory, disk and time of a run of `config`; `tell` is called with lines about what takes long.
 
-    Raises what the run would raise for bad input."""
+    checked: what the checks before it have built already. Raises what the run would raise for bad input."""
+    composition, sources = (checked.composition, checked.sources) if checked else (compose(config), None)
     use_threads(config.run.threads)
     check_quantize(config.model.quantize, pick_device(config.model.device))
     folder = resolve(config.model.base, config.model.revision)
@@ -85,22 +88,32 @@ def plan(config: Config, tell: Callable[[str], None] | None = None) -> Estimate:
     tokenizer = load_tokenizer(folder)
     shape = load_config(folder)
     check_fit(folder, shape.get_text_config().vocab_size, tokenizer)
-    rows, template = prepare_rows(config, tokenizer, tell)
-    *_, unanswered = asked_rows(config, rows, template, tokenizer, context_window(shape))
-    found = estimate(config, folder, rows)
+    rows, template = prepare_rows(config, tokenizer, tell, sources)
+    generation = Generation(config.evaluation.generate, config.evaluation.max_new_tokens, config.data.max_length)
+    *_, unanswered = generation.prompts(rows.held_out, rows.examples, template, tokenizer, context_window(shape))
+    schedule = prepare_schedule(config)
+    found = estimate(config, composition, folder, rows, schedule, prepare_plan(config, composition, rows, schedule))
     warnings = (*doubts(config), *found.warnings, *rows.warnings, *filter(None, [unanswered]))
     return replace(found, warnings=warnings, details=rows.details)
 
 
-def estimate(config: Config, folder: Path, rows: FederatedData, *, timed: bool = True) -> Estimate:
-    """The same of rows that are prepared. Not timed it measures nothing, and says 0 seconds.
+def estimate(
+    config: Config,
+    composition: Composition,
+    folder: Path,
+    rows: FederatedData,
+    schedule: Schedule,
+    rounds: Plan,
+    *,
+    timed: bool = True,
+) -> Estimate:
+    """The same of rows and a plan that are prepared. Not timed it measures nothing, and says 0 seconds.
 
     Its warnings are about the model alone.
     """
     device = pick_device(config.model.device)
     dtype = pick_dtype(config.model.dtype, device)
     names = local_names(config, tuple(rows.clients), rows.partition.labels)
-    rounds = prepare_plan(config, rows)
     model, unread = outline(folder)
     shape = model.config
     check_window(config, shape)
@@ -109,15 +122,15 @@ def estimate(config: Config, folder: Path, rows: FederatedData, *, timed: bool =
     adapted = reach(model, config.lora.targets, targets)
     sizes = {name: features(model.get_submodule(name)) for name in targets}
     adapter = fresh_adapter(sizes, config.lora.r, config.lora.alpha, config.run.seed, rslora=config.lora.rslora)
-    settings = local_training(config, device, adapter.num_parameters)
+    settings = local_training(config, composition.personal, device, adapter.num_parameters)
     work = {c: rounds.work(c, 1, 0) for c in rows.clients}
 
     count, personal = config.federation.rounds, settings.personal
-    tokens = training_tokens(config, rows, rounds, names, personal.cost)
+    tokens = training_tokens(schedule, config.evaluation.arms, rows, rounds, names, personal.cost)
     trained = sum(tokens.values())
     held_out = sum(len(t.input_ids) for t in rows.held_out)
     tokens["evaluation"] = held_out * _evaluations(config, len(names))
-    if has_own_models(personal, rounds.method):  # each on the client's own held-out rows
+    if composition.personal_models:  # each on the client's own held-out rows
         tokens["evaluation"] += sum(len(rows.held_out[i].input_ids) for c in rows.clients for i in rows.held_out_of(c))
     later = count - 1 if rounds.clusters else 0  # rounds in which there are clusters already
     if rounds.clusters:
@@ -146,7 +159,7 @@ def estimate(config: Config, folder: Path, rows: FederatedData, *, timed: bool =
         rounds=count,
         rows_per_client=_least_and_most([len(held) for held in rows.clients.values()]),
         steps_per_round=_least_and_most([w.steps for w in work.values()]),
-        learning_rates={arm: peak_rate(config, arm) for arm in config.evaluation.arms if arm != "base"},
+        learning_rates={arm: schedule.peak(arm) for arm in config.evaluation.arms if arm != "base"},
         tokens={arm: round(count) for arm, count in tokens.items()},
         bytes_up=up,
         bytes_up_are=up_are,
@@ -185,7 +198,7 @@ def _traffic(plan: Plan, adapter: Adapter, count: int) -> tuple[int, int, str, s
 def _cohort(plan: Plan, state: ServerState) -> tuple[tuple[ClientId, ...], list[ClientId], list[ClientId]]:
     """(asked, sent, merged): who is asked in the round after `state`, who answers before the deadline, who counts."""
     number, policy = state.round + 1, plan.policy
-    pool = pool_of(plan.clients, state, plan)
+    pool = pool_of(plan.clients, number, state.history, plan.sizes, plan.weights)
     size = min(len(plan.clients), policy.ask(plan.cohort_size))
     draw = plan.select.draw(pool, size, stream(plan.seed, "select", number))
     seconds = {c: policy.clock(plan.work(c, number, 0), number) for c in draw.clients}

@@ -1,27 +1,135 @@
-"""The federated arm: rounds after a state."""
+"""The federated arm: rounds after a state, each measured where the recipe says and committed before the next one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from shepherd.experiment.arms import Budget, Observe
+import numpy as np
+
+from shepherd.clients.progress import StepReport
+from shepherd.errors import ClientError, EvaluationError
+from shepherd.evaluation.losses import RowLosses
+from shepherd.experiment.arms import Budget
+from shepherd.experiment.inputs import Inputs
+from shepherd.experiment.session import Session
+from shepherd.experiment.summary import arm_metrics
+from shepherd.model.adapter import digest
 from shepherd.round import Engine, Plan, run_round
-from shepherd.store.records import RoundRecord
-from shepherd.types import ServerState
+from shepherd.store import RunDirectory
+from shepherd.store.records import RoundRecord, notes, read_rounds, troubles
+from shepherd.store.state import save_state
+from shepherd.types import GlobalModel, ServerState
+
+
+@dataclass(frozen=True)
+class Federated:
+    """The federated arm after its last round: the server's state and the held-out losses of its model."""
+
+    state: ServerState
+    losses: RowLosses
+
+
+def train_federated(state: ServerState, plan: Plan, engine: Engine, inputs: Inputs, session: Session) -> Federated:
+    """The rounds after `state`. A committed round has its line in rounds.jsonl before the next one begins.
+
+    Raises ClientError when too few clients gave a usable update, EvaluationError for a loss that is not finite.
+    """
+    reporter, store, schedule = session.reporter, session.store, inputs.schedule
+    measured = [(line["held_out_loss"], line["round"]) for line in read_rounds(store.path)]
+    losses = None
+    with reporter.phase("train", "federated"):
+        rounds = federated_rounds(state, plan, engine, schedule.rounds, session.meter.steps("federated"))
+        for state, record in _journalled(rounds, store):
+            begin = time.perf_counter()
+            losses = None
+            if schedule.measured_after(state.round):
+                losses = evaluate("federated", state.model, state.round, engine, inputs, session)
+            line = _line(record, losses, inputs, time.perf_counter() - begin)
+            measured.append((line["held_out_loss"], state.round))
+            _commit(state, line, _best(measured), inputs, store)
+            reporter.emit({"event": "round", **line})
+            reporter.warn(*notes(record, inputs.data.partition.label))
+    # The last round is always measured; without one to run, everything was committed before.
+    return Federated(state, losses or evaluate("federated", state.model, state.round, engine, inputs, session))
 
 
 def federated_rounds(
-    state: ServerState, plan: Plan, engine: Engine, rounds: int, observe: Observe
+    state: ServerState, plan: Plan, engine: Engine, rounds: int, observe: Callable[[int, StepReport], None]
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """The rounds after `state`, one by one."""
     while state.round < rounds:
         number = state.round + 1
-        state, record = run_round(state, plan, engine, lambda report, n=number: observe(n, report))
+        state, record = run_round(state, plan, engine, partial(observe, number))
         yield state, record
+
+
+def evaluate(
+    arm: str, model: GlobalModel | None, number: int, engine: Engine, inputs: Inputs, session: Session
+) -> RowLosses:
+    """The held-out losses of a model, None for the bare base. Raises EvaluationError where they are not finite."""
+    with session.reporter.clock.on("evaluate"):
+        losses = engine.evaluate(model, inputs.data.held_out)
+    if not np.isfinite(losses.stat.mean):
+        raise EvaluationError(
+            f"round {number}: the held-out loss of the {arm} arm is {losses.stat.mean}",
+            hint='lower training.learning_rate, or set model.dtype = "float32"',
+        )
+    session.reporter.emit({"event": "evaluation", "arm": arm, "round": number, "loss": losses.stat.mean})
+    return losses
+
+
+def evaluate_base(engine: Engine, inputs: Inputs, session: Session) -> RowLosses:
+    """The held-out losses of the bare base, with which every arm is compared."""
+    with session.reporter.phase("evaluate", "base"):
+        return evaluate("base", None, 0, engine, inputs, session)
 
 
 def federated_budget(lines: Sequence[Mapping[str, Any]], cohort_size: int, learning_rate: float) -> Budget:
     """What the federated arm spent, from the lines of rounds.jsonl."""
     steps, rows, tokens = (sum(sum(line[key].values()) for line in lines) for key in ("steps", "examples", "tokens"))
     return Budget(steps, steps / cohort_size, rows, tokens, learning_rate)
+
+
+def _journalled(
+    rounds: Iterator[tuple[ServerState, RoundRecord]], store: RunDirectory
+) -> Iterator[tuple[ServerState, RoundRecord]]:
+    """The same rounds, with a line in the journal for updates that did not count and for a round that failed."""
+    try:
+        for state, record in rounds:
+            if trouble := troubles(record):
+                store.journal("did not count", round=record.round, **trouble)
+            yield state, record
+    except ClientError as error:
+        store.journal("stopped", reason=error.message.splitlines())
+        raise
+
+
+def _line(record: RoundRecord, losses: RowLosses | None, inputs: Inputs, seconds: float) -> dict[str, Any]:
+    """The line of a round in rounds.jsonl, with what was measured after it."""
+    line = asdict(record)
+    line["held_out_loss"] = losses.stat.mean if losses else None
+    parts = arm_metrics(losses, inputs.data) if losses else {}
+    for part in ("per_category", "per_client"):
+        line[f"held_out_{part}"] = {k: v["loss"] for k, v in parts[part].items()} if losses else None
+    line["seconds"]["evaluate"] = seconds
+    return line
+
+
+def _best(measured: Sequence[tuple[float | None, int]]) -> int:
+    """The round with the least held-out loss; 0 where none was measured."""
+    return min(((loss, number) for loss, number in measured if loss is not None), default=(0.0, 0))[1]
+
+
+def _commit(state: ServerState, line: dict[str, Any], best: int, inputs: Inputs, store: RunDirectory) -> None:
+    """Commit a round: state and line together, or not at all. Of the checkpoints the newest and the best are kept."""
+    trainer = inputs.trainer
+    begin = time.perf_counter()
+    with store.commit_round(state.round, line) as folder:
+        save_state(folder, state, base_name=trainer.base_name, conv1d=trainer.conv1d, disk=store.disk)
+        line["seconds"]["commit"] = time.perf_counter() - begin
+    store.prune_checkpoints(inputs.checkpoints_kept, best)
+    store.journal("committed", round=state.round, adapter=digest(state.model.adapter))

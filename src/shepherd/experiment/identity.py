@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-import shepherd
+from shepherd import _version
 from shepherd._version import __version__
 from shepherd.config import Config
 from shepherd.data.partition import partition_digest
@@ -78,7 +78,7 @@ def held_out_digest(rows: FederatedData) -> str:
 @functools.cache
 def code_digest() -> str:
     """sha256 over the sources of this package, names and contents: a version alone does not tell two builds apart."""
-    root = Path(shepherd.__file__).parent
+    root = Path(_version.__file__).parent
     total = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

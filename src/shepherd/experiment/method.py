@@ -1,12 +1,12 @@
-"""Config -> what it names: method, personal models, who takes part; or why they do not fit. Loads no torch, no model.
+"""The method, the personalization and the cohort of a recipe, or why they conflict. Loads no torch and no model.
 
-`check_clients` is for those clients that the rows are divided over; the other functions need no data.
+`compose` builds them once for a run. `check_clients` needs the clients that the rows are divided over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,14 +60,24 @@ def doubts(config: Config) -> tuple[str, ...]:
     return tuple(found)
 
 
-def rate_ratio(config: Config) -> float:
-    """η_B / η_A of local training: the recipe's, or the method's own where that is 0."""
-    return config.objective.rate_ratio or prepare_method(config).rate_ratio
+@dataclass(frozen=True)
+class Composition:
+    """What a recipe composes: the method with its server optimizer, the personalization, and η_B / η_A of training."""
+
+    method: Method
+    personal: Personalization
+    rate_ratio: float
+
+    @property
+    def personal_models(self) -> bool:
+        """Whether clients end with personal models: by the personalization, or by the method's local modules."""
+        return self.personal.name != "none" or self.method.pieces.personal
 
 
-def has_own_models(personal: Personalization, method: Method) -> bool:
-    """Whether clients end with models of their own: by the personalization, or by parts that the method leaves them."""
-    return personal.name != "none" or method.pieces.personal
+def compose(config: Config) -> Composition:
+    """The parts of a recipe, built once for a run. Raises UsageError for unknown names and for conflicts."""
+    method = prepare_method(config)
+    return Composition(method, prepare_personal(config, method), config.objective.rate_ratio or method.rate_ratio)
 
 
 def prepare_personal(config: Config, method: Method) -> Personalization:
@@ -108,9 +118,11 @@ def check_length(config: Config, window: int | None) -> None:
 # Who takes part
 
 
-def check_clients(config: Config, clients: tuple[ClientId, ...], labels: Mapping[ClientId, str]) -> None:
-    """Raise UsageError, for all misfits at once, where the settings do not suit these clients, sorted by id."""
-    method = prepare_method(config)
+def check_clients(
+    config: Config, composition: Composition, clients: tuple[ClientId, ...], labels: Mapping[ClientId, str]
+) -> None:
+    """Raise UsageError, for all conflicts at once, where the settings do not suit these clients, sorted by id."""
+    method = composition.method
     found: list[ShepherdError] = []
 
     def attempt(step: Callable[[], object]) -> None:
@@ -120,7 +132,7 @@ def check_clients(config: Config, clients: tuple[ClientId, ...], labels: Mapping
             found.append(error)
 
     def clusters() -> None:
-        wanted, size = prepare_personal(config, method).clusters, prepare_selection(config, method, clients)[1]
+        wanted, size = composition.personal.clusters, prepare_selection(config, method, clients)[1]
         if wanted > size:
             raise UsageError(
                 f"personalization.clusters = {wanted} begin with a client each, and a round asks {size}",

@@ -1,9 +1,9 @@
-"""Models of clients' own: made or chosen after the last round, measured on each client's own rows, left as files."""
+"""Personal models: made or chosen after the last round, written, and measured on each client's own rows."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
@@ -11,100 +11,98 @@ from shepherd.clients.cohort import Cohort
 from shepherd.clients.personal.ifca import HOMELESS, cluster_losses, judged, pick
 from shepherd.clients.personal.methods import own_adapters, tuned, tuned_from
 from shepherd.clients.personal.mixture import Mixture, hidden_states, prompt_of, save_mixture
-from shepherd.config import Config
 from shepherd.evaluation.losses import RowLosses, row_losses, row_losses_each
 from shepherd.experiment.arms import Observe
-from shepherd.experiment.method import rate_ratio
+from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.rows import FederatedData
+from shepherd.experiment.schedule import Schedule
+from shepherd.experiment.session import Session
 from shepherd.experiment.trainer import Trainer
 from shepherd.model.adapter import save_adapter
 from shepherd.rng import stream
 from shepherd.round import Plan
 from shepherd.server.merged_adapter import merged_adapter
-from shepherd.store import RunDirectory
 from shepherd.types import Adapter, ClientFailure, ClientId, GlobalModel, Objective, ServerState, Work
 
 
 @dataclass(frozen=True)
-class OwnModels:
-    """Who has a model of its own; empty where a run makes none. members: the clients of each cluster.
+class PersonalModels:
+    """Which clients have a personal model; empty where a run makes none.
 
-    mixtures: those clients' that weigh two adapters for each input, of which `models` has the local one.
+    mixtures: those of clients that weigh two adapters for each input, of which `models` has the local one. members:
+    the clients of each cluster. losses: each model on its client's own held-out rows; a client without any is left
+    out. shares: a mixture's mean λ there.
     """
 
     models: Mapping[ClientId, GlobalModel] = field(default_factory=dict)
     mixtures: Mapping[ClientId, Mixture] = field(default_factory=dict)
     members: Mapping[str, list[ClientId]] = field(default_factory=dict)
-
-    def losses(self, learner: Trainer, rows: FederatedData) -> tuple[dict[ClientId, RowLosses], dict[ClientId, float]]:
-        """Each on its client's own held-out rows, and a mixture's mean λ there; a client without any is left out."""
-        if self.mixtures:
-            return mixed_losses(learner, rows, self.mixtures)
-        return own_losses(learner, rows, self.models), {}
+    losses: Mapping[ClientId, RowLosses] = field(default_factory=dict)
+    shares: Mapping[ClientId, float] = field(default_factory=dict)
 
 
-def own_models(
-    config: Config,
-    learner: Trainer,
-    plan: Plan,
-    rows: FederatedData,
-    state: ServerState,
-    store: RunDirectory,
-    observe: Observe,
-    warn: Callable[[str], None],
-) -> OwnModels:
-    """Make or choose the models of clients' own, and write them under personal/ or clusters/ of the run."""
-    if plan.clusters:
-        return _clusters(config, learner, plan, rows, state, store, warn)
-    models, failures = personal_models(config, learner, plan, rows, state, observe)
+def train_personal(inputs: Inputs, state: ServerState, session: Session) -> tuple[PersonalModels, list[str]]:
+    """Make or choose the clients' personal models, write them under personal/ or clusters/, and measure them.
+
+    Also a warning for each client that ends without one.
+    """
+    if not inputs.composition.personal_models:
+        return PersonalModels(), []
+    trainer, data = inputs.trainer, inputs.data
+    with session.reporter.phase("personal models"):
+        own, notes = (_clusters if inputs.plan.clusters else _tuned)(inputs, state, session)
+        with session.reporter.clock.on("evaluate"):
+            if own.mixtures:
+                losses, shares = mixed_losses(trainer, data, own.mixtures)
+            else:
+                losses, shares = own_losses(trainer, data, own.models), {}
+    return replace(own, losses=losses, shares=shares), notes
+
+
+def _tuned(inputs: Inputs, state: ServerState, session: Session) -> tuple[PersonalModels, list[str]]:
+    """Each client's model is an adapter, or a mixture of two, under personal/."""
+    trainer, data = inputs.trainer, inputs.data
+    observe = session.meter.steps("personal")
+    models, failures = personal_models(trainer, inputs.plan, data, state, inputs.schedule, observe)
     mixed: dict[ClientId, Mixture] = {}
-    if learner.settings.personal.mix is not None:
-        locals_ = {client: model.adapter for client, model in models.items()}
-        mixed = mixtures(learner, rows, state.model.adapter, locals_, config.run.seed)
-    for failure in failures:
-        warn(f"{rows.partition.label(failure.client)}: {failure.code}: {failure.detail}")
+    if trainer.settings.personal.mix is not None:
+        local = {client: model.adapter for client, model in models.items()}
+        mixed = mixtures(trainer, data, state.model.adapter, local, inputs.seed)
     if models:
-        with store.commit_folder("personal") as folder:
+        with session.store.commit_folder("personal") as folder:
             for client, model in sorted(models.items()):
                 own = folder / quote(client, safe=" ", errors="surrogatepass").replace(".", "%2E")
                 if client in mixed:
-                    save_mixture(own, mixed[client], base_name=learner.base_name, conv1d=learner.conv1d)
+                    save_mixture(own, mixed[client], base_name=trainer.base_name, conv1d=trainer.conv1d)
                 else:
-                    save_adapter(own, merged_adapter(model), base_name=learner.base_name, conv1d=learner.conv1d)
-    return OwnModels(models, mixed)
+                    save_adapter(own, merged_adapter(model), base_name=trainer.base_name, conv1d=trainer.conv1d)
+    notes = [f"{data.partition.label(f.client)}: {f.code}: {f.detail}" for f in failures]
+    return PersonalModels(models, mixed), notes
 
 
-def _clusters(
-    config: Config,
-    learner: Trainer,
-    plan: Plan,
-    rows: FederatedData,
-    state: ServerState,
-    store: RunDirectory,
-    warn: Callable[[str], None],
-) -> OwnModels:
-    """Each cluster's model is an adapter under clusters/, beside who is in which."""
+def _clusters(inputs: Inputs, state: ServerState, session: Session) -> tuple[PersonalModels, list[str]]:
+    """Each cluster's model is an adapter under clusters/, with the list of its clients."""
+    trainer, data = inputs.trainer, inputs.data
     if not state.clusters:
-        warn(f"no round had {plan.clusters} usable updates, so no cluster was begun")
-        return OwnModels()
-    numbers, members = choose_clusters(learner, rows, state, config.run.seed), {}
-    with store.commit_folder("clusters") as folder:
+        return PersonalModels(), [f"no round had {inputs.plan.clusters} usable updates, so no cluster was begun"]
+    numbers = choose_clusters(trainer, data, state, inputs.seed)
+    members: dict[str, list[ClientId]] = {}
+    with session.store.commit_folder("clusters") as folder:
         for number, model in enumerate(state.clusters, start=1):
-            save_adapter(folder / str(number), model.adapter, base_name=learner.base_name, conv1d=learner.conv1d)
+            save_adapter(folder / str(number), model.adapter, base_name=trainer.base_name, conv1d=trainer.conv1d)
             members[str(number)] = [client for client in sorted(numbers) if numbers[client] == number]
         (folder / "clients.json").write_text(json.dumps(members, indent=1) + "\n", encoding="ascii")
-    for client in (client for client, number in numbers.items() if not number):
-        warn(f"{rows.partition.label(client)}: {HOMELESS}")
+    notes = [f"{data.partition.label(client)}: {HOMELESS}" for client, number in numbers.items() if not number]
     models = {client: state.clusters[number - 1] for client, number in numbers.items() if number}
-    return OwnModels(models, members=members)
+    return PersonalModels(models, members=members), notes
 
 
 def personal_models(
-    config: Config,
-    learner: Trainer,
+    trainer: Trainer,
     plan: Plan,
-    rows: FederatedData,
+    data: FederatedData,
     state: ServerState,
+    schedule: Schedule,
     observe: Observe = lambda number, report: None,
 ) -> tuple[dict[ClientId, GlobalModel], tuple[ClientFailure, ...]]:
     """The models of clients' own after the last round, and the clients whose tuning failed; none where none was asked.
@@ -113,22 +111,22 @@ def personal_models(
     global model, on its own rows, going on in its walk over them. Of `feddpa` these are the local adapters alone:
     `mixtures` below has the rest.
     """
-    personal, model = learner.settings.personal, state.model
+    personal, model = trainer.settings.personal, state.model
     views = {c: plan.method.view(model, c, plan.rank(c), state.round + 1, plan.seed) for c in state.clients}
     kept = own_adapters(views, state.clients)
     if not personal.steps:
         return {client: replace(model, adapter=adapter) for client, adapter in kept.items()}, ()
-    names, at_once = sorted(rows.clients), learner.settings.clients_at_once
-    lora = learner.make_lora().lay(model.remainder)
-    objective, found, failures = Objective(rate_ratio=rate_ratio(config)), {}, {}
+    names, at_once = sorted(data.clients), trainer.settings.clients_at_once
+    lora = trainer.make_lora().lay(model.remainder)
+    objective, found, failures = Objective(rate_ratio=plan.objective.rate_ratio), {}, {}
     observe(state.round, dict.fromkeys(names, "waiting"))
     for start in range(0, len(names), at_once):
         begins = {c: kept.get(c, model.adapter) for c in names[start : start + at_once]}
         views = {client: tuned_from(personal, adapter) for client, adapter in begins.items()}
-        cohort = Cohort(learner.packed, lora, learner.settings, views, rows.clients, config.run.seed, objective)
-        rate = personal.learning_rate or config.training.learning_rate
+        cohort = Cohort(trainer.packed, lora, trainer.settings, views, data.clients, plan.seed, objective)
+        rate = personal.learning_rate or schedule.learning_rate
         work = [
-            Work(c, state.cursors.get(c, 0), personal.steps * min(config.training.batch_size, len(rows.clients[c])),
+            Work(c, state.cursors.get(c, 0), personal.steps * min(schedule.batch_size, len(data.clients[c])),
                  (rate,) * personal.steps)
             for c in views
         ]  # fmt: skip
@@ -141,64 +139,64 @@ def personal_models(
     return found, tuple(failures.values())
 
 
-def choose_clusters(learner: Trainer, rows: FederatedData, state: ServerState, seed: int) -> dict[ClientId, int]:
+def choose_clusters(trainer: Trainer, data: FederatedData, state: ServerState, seed: int) -> dict[ClientId, int]:
     """The cluster of every client after the last round, by its own training rows, also of those that never took part.
 
     From 1; 0 where none has a finite loss.
     """
     adapters = [model.adapter for model in state.clusters]
-    names, at_once = sorted(rows.clients), learner.settings.clients_at_once
-    lora, numbers = learner.make_lora(), {}
+    names, at_once = sorted(data.clients), trainer.settings.clients_at_once
+    lora, numbers = trainer.make_lora(), {}
     for start in range(0, len(names), at_once):
         chunk = names[start : start + at_once]
         own = {
-            c: judged(rows.clients[c], c, 0, len(rows.clients[c]), learner.settings.personal.rows, seed) for c in chunk
+            c: judged(data.clients[c], c, 0, len(data.clients[c]), trainer.settings.personal.rows, seed) for c in chunk
         }
         losses = cluster_losses(
-            dict.fromkeys(chunk, adapters), own, learner.packed, lora, learner.settings.tokens_per_pass
+            dict.fromkeys(chunk, adapters), own, trainer.packed, lora, trainer.settings.tokens_per_pass
         )
         numbers |= {client: pick(losses[client]) for client in chunk}
     return numbers
 
 
 def own_losses(
-    learner: Trainer, rows: FederatedData, models: Mapping[ClientId, GlobalModel]
+    trainer: Trainer, data: FederatedData, models: Mapping[ClientId, GlobalModel]
 ) -> dict[ClientId, RowLosses]:
     """Each model on its client's own held-out rows; a client without any is left out."""
     found = {}
     for client, model in sorted(models.items()):
-        own = [rows.held_out[i] for i in rows.held_out_of(client)]
+        own = [data.held_out[i] for i in data.held_out_of(client)]
         if own:
-            lora = learner.make_lora().load(model)
-            (found[client],) = row_losses(learner.packed, own, lora, learner.settings.tokens_measured)
+            lora = trainer.make_lora().load(model)
+            (found[client],) = row_losses(trainer.packed, own, lora, trainer.settings.tokens_measured)
     return found
 
 
 def mixtures(
-    learner: Trainer, rows: FederatedData, shared: Adapter, locals_: Mapping[ClientId, Adapter], seed: int
+    trainer: Trainer, data: FederatedData, shared: Adapter, locals_: Mapping[ClientId, Adapter], seed: int
 ) -> dict[ClientId, Mixture]:
     """Each client's two adapters with the hidden states of some of its own training rows, drawn once and for all."""
-    mix, found = learner.settings.personal.mix, {}
+    mix, found = trainer.settings.personal.mix, {}
     for client, local in sorted(locals_.items()):
-        own = rows.clients[client]
+        own = data.clients[client]
         drawn = sorted(stream(seed, "anchors", client).permutation(len(own))[: mix.samples])
         prompts = [prompt_of(own[i]) for i in drawn]
-        anchors = hidden_states(learner.packed, learner.make_lora(), local, prompts, learner.settings.tokens_measured)
+        anchors = hidden_states(trainer.packed, trainer.make_lora(), local, prompts, trainer.settings.tokens_measured)
         found[client] = Mixture(shared, local, anchors, mix.weight)
     return found
 
 
 def mixed_losses(
-    learner: Trainer, rows: FederatedData, models: Mapping[ClientId, Mixture]
+    trainer: Trainer, data: FederatedData, models: Mapping[ClientId, Mixture]
 ) -> tuple[dict[ClientId, RowLosses], dict[ClientId, float]]:
     """Each mixed model on its client's own held-out rows, and its mean λ there; a client without any is left out."""
-    losses, shares, most = {}, {}, learner.settings.tokens_measured
+    losses, shares, most = {}, {}, trainer.settings.tokens_measured
     for client, mixture in sorted(models.items()):
-        own = [rows.held_out[i] for i in rows.held_out_of(client)]
+        own = [data.held_out[i] for i in data.held_out_of(client)]
         if own:
-            lora = learner.make_lora()
-            measured = mixture.measure(learner.packed, lora, [prompt_of(row) for row in own], most)
+            lora = trainer.make_lora()
+            measured = mixture.measure(trainer.packed, lora, [prompt_of(row) for row in own], most)
             lora = mixture.hold(lora, measured)
-            losses[client] = row_losses_each(learner.packed, own, lora, most)
+            losses[client] = row_losses_each(trainer.packed, own, lora, most)
             shares[client] = float(measured.mean())
     return losses, shares

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,26 +12,56 @@ import numpy as np
 
 from shepherd.clients.personal.methods import Cost
 from shepherd.clients.progress import Progress, StepReport
-from shepherd.config import Config
 from shepherd.experiment.rows import FederatedData
+from shepherd.experiment.schedule import Schedule
 from shepherd.round import Plan
 from shepherd.types import ClientId
 
+Emit = Callable[[dict[str, Any]], None]
+"""Where the events of a run go."""
+
+
+class Reporter:
+    """Phases, warnings and seconds of a run, as its events tell them."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.emit, self.clock = emit, Clock()
+
+    @contextmanager
+    def phase(self, name: str, arm: str | None = None) -> Iterator[None]:
+        """Announce a phase and charge its seconds to it; training is charged to its arm."""
+        self.emit({"event": "phase", "phase": name, "arm": arm, "detail": ""})
+        with self.clock.on(arm if name == "train" and arm else name):
+            yield
+
+    def detail(self, phase: str, text: str) -> None:
+        """A line about what takes long within a phase."""
+        self.emit({"event": "phase", "phase": phase, "arm": None, "detail": text})
+
+    def warn(self, *messages: str) -> None:
+        for message in messages:
+            self.emit({"event": "warning", "message": message})
+
 
 def training_tokens(
-    config: Config, rows: FederatedData, plan: Plan, local: Sequence[ClientId], cost: Cost
+    schedule: Schedule,
+    arms: Sequence[str],
+    rows: FederatedData,
+    plan: Plan,
+    local: Sequence[ClientId],
+    cost: Cost,
 ) -> dict[str, float]:
     """About how many tokens each arm trains on, probes included. The arms alone pay no more for personal models."""
     length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
     once = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
-    rounds, batch = config.federation.rounds, config.training.batch_size
+    rounds, batch = schedule.rounds, schedule.batch_size
     cohort = rounds * plan.asked * float(np.mean(list(once.values())))
     probes = rounds * plan.asked * float(np.mean([plan.probed.get(c, 0) * length[c] for c in once]))
     begun = cohort / rounds if plan.clusters else 0.0  # in the first round there are no clusters to train
     tokens = {"federated": cohort * cost.trainings - begun + probes}
-    if "local" in config.evaluation.arms:
+    if "local" in arms:
         tokens["local"] = rounds * sum(once[c] for c in local)
-    if "centralised" in config.evaluation.arms:
+    if "centralised" in arms:
         tokens["centralised"] = cohort
     if cost.steps:
         tokens["personal"] = cost.steps * sum(min(batch, len(held)) * length[c] for c, held in rows.clients.items())
@@ -70,17 +100,9 @@ class Clock:
 class Meter:
     """What a run has done of what it has to do. `skip` says what was done before this process began."""
 
-    def __init__(
-        self,
-        tell: Callable[[dict[str, Any]], None],
-        config: Config,
-        rows: FederatedData,
-        plan: Plan,
-        local: Sequence[ClientId],
-        cost: Cost,
-    ) -> None:
-        self.tell, self.rounds = tell, config.federation.rounds
-        self.planned = training_tokens(config, rows, plan, local, cost)
+    def __init__(self, emit: Emit, planned: Mapping[str, float], rounds: int) -> None:
+        """planned: about how many tokens each arm trains on (`training_tokens`)."""
+        self.emit, self.planned, self.rounds = emit, planned, rounds
         self.skipped = self.done = 0.0
         self.begin = time.perf_counter()
 
@@ -105,7 +127,7 @@ class Meter:
                 "event": "step" if stepped else "clients", "arm": arm, "round": number, "rounds": self.rounds,
                 "clients": {client: _row(rows[client][1]) for client in report},
             }  # fmt: skip
-            self.tell(event | self._pace() if stepped else event)
+            self.emit(event | self._pace() if stepped else event)
 
         return observe
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from shepherd.config import Config
 from shepherd.data.audit import Audit, audit
@@ -12,7 +13,7 @@ from shepherd.data.sources import Dataset, losses
 from shepherd.data.tally import sentences
 from shepherd.data.tokenize import Tokenized, tokenize
 from shepherd.errors import plural
-from shepherd.experiment.division import divide_rows, natural_key, read_held_out, read_rows, remarks
+from shepherd.experiment.division import Sources, divide_rows, natural_key, read_sources, remarks
 from shepherd.types import ClientId, Example, Partition, Tokens
 
 
@@ -37,6 +38,11 @@ class FederatedData:
     details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     day: str = ""
 
+    @property
+    def other_labels(self) -> dict[str, str]:
+        """The names, as the data write them, of the clients whose ids are not their names."""
+        return {client: label for client, label in self.partition.labels.items() if label != client}
+
     def held_out_of(self, client: ClientId) -> list[int]:
         """Indices of the client's own held-out rows: of its categories, or of its sources where those divide."""
         key = natural_key(self.partition.settings)
@@ -45,19 +51,22 @@ class FederatedData:
 
 
 def prepare_rows(
-    config: Config, tokenizer, tell: Callable[[str], None] | None = None
+    config: Config, tokenizer: Any, tell: Callable[[str], None] | None = None, sources: Sources | None = None
 ) -> tuple[FederatedData, Template]:
-    """Read, tokenise, hold out, divide and audit the data; `tell` is called with lines about what takes long.
+    """Tokenize, hold out, divide and audit the rows of `sources`, which are read where they were not read before.
+
+    `tell` is called with lines about what takes long.
 
     Raises DataError for data that cannot be used."""
     data = config.data
-    dataset = read_rows(config, tell=tell)
+    sources = sources or read_sources(config, tell)
+    dataset, extra = sources.dataset, sources.held_out
     template = build_template(data.template, tokenizer)
     tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length, tell)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
     tokens = dict(tokenized.by_id)
     lost, beside = [*losses(dataset), *_losses_of_tokens(tokenized)], []
-    extra, apart = read_held_out(config, dataset), None
+    apart = None
     if extra is not None:
         kept = tokenize(extra.examples, tokenizer, template, data.max_length)
         tokens |= kept.by_id

@@ -10,17 +10,13 @@ import psutil
 import torch
 from transformers import PretrainedConfig
 
+from shepherd.clients.personal.methods import Personalization
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import TrainingHost
 from shepherd.config import Config
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import UsageError
-from shepherd.experiment.method import (
-    check_length,
-    prepare_method,
-    prepare_personal,
-)
-from shepherd.experiment.plan import TOKENS_PER_PASS
+from shepherd.experiment.method import Composition, check_length, compose
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
@@ -29,6 +25,8 @@ from shepherd.model.slots import features
 from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.types import Adapter, ClientId, Tokens
+
+TOKENS_PER_PASS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 
 
 def check_window(config: Config, shape: PretrainedConfig) -> None:
@@ -72,12 +70,12 @@ class Trainer:
     base_name: str
     conv1d: bool
 
-    def site(self, data: Mapping[ClientId, Sequence[Tokens]]) -> TrainingHost:
-        """Where the clients with these rows are trained."""
+    def host(self, data: Mapping[ClientId, Sequence[Tokens]]) -> TrainingHost:
+        """The host on which the clients with these rows are trained."""
         return TrainingHost(self.packed, self.make_lora, self.settings, data)
 
 
-def prepare_trainer(config: Config, base: Base) -> Trainer:
+def prepare_trainer(config: Config, composition: Composition, base: Base) -> Trainer:
     """Wrap the base for packed passes and lay out the adapters."""
     names = pick_targets(base.model, config.lora.targets)
     modules = {name: base.model.get_submodule(name) for name in names}
@@ -95,7 +93,7 @@ def prepare_trainer(config: Config, base: Base) -> Trainer:
     return Trainer(
         packed=packed,
         make_lora=make_lora,
-        settings=local_training(config, base.device, adapter.num_parameters),
+        settings=local_training(config, composition.personal, base.device, adapter.num_parameters),
         adapter=adapter,
         base_name=base.public_name,
         conv1d=any(type(layer).__name__ == "Conv1D" for layer in modules.values()),
@@ -111,11 +109,11 @@ def worker_engine(
     """
     use_threads(threads)
     base = load_base(**config.model.model_dump())
-    learner = prepare_trainer(config, base)
-    return LocalEngine(learner.site(data)), base.digest, base.tokenizer_digest
+    trainer = prepare_trainer(config, compose(config), base)
+    return LocalEngine(trainer.host(data)), base.digest, base.tokenizer_digest
 
 
-def local_training(config: Config, device: torch.device, parameters: int) -> LocalTraining:
+def local_training(config: Config, personal: Personalization, device: torch.device, parameters: int) -> LocalTraining:
     """The clients' settings; where the recipe says 0, tokens per pass by device and clients at once by memory."""
     t = config.training
     # All memory, not what is free now: the cut changes the last bits, and those must repeat on the same machine.
@@ -131,7 +129,7 @@ def local_training(config: Config, device: torch.device, parameters: int) -> Loc
         gradient_checkpointing=t.gradient_checkpointing,
         tokens_per_pass=t.tokens_per_pass or TOKENS_PER_PASS[device.type],
         clients_at_once=t.clients_at_once or fit,
-        personal=prepare_personal(config, prepare_method(config)),
+        personal=personal,
     )
 
 
@@ -140,11 +138,12 @@ def base_weights(base: Base, names: Sequence[str]) -> dict[str, np.ndarray]:
     found = {}
     for name in names:
         layer = base.model.get_submodule(name)
-        if not layer.weight.is_floating_point():
+        kept = layer.get_parameter("weight")
+        if not kept.is_floating_point():
             raise UsageError(
                 f"the method begins from the base's weights, and those of {name} are quantised",
                 hint='set model.quantize = "none"',
             )
-        weight = layer.weight.detach().float().cpu().numpy()
+        weight = kept.detach().float().cpu().numpy()
         found[name] = weight.T if type(layer).__name__ == "Conv1D" else weight
     return found

@@ -1,8 +1,9 @@
-"""Run directories in; one HTML page about a run, or a comparison of several, out.
+"""The report room: run directories in; one HTML page about a run, or a comparison of several, out.
 
-Reads JSON and TOML only: no torch, no numpy. `load.py` reads a run, `findings.py` says what the numbers mean,
-`charts/` draws, `html.py` and `compare.py` write. A new section is a function RunRecord -> Section and its place in
-`html.view`. Everything that came from data, a model or a person is cleaned and escaped in page.py.
+It reads JSON and TOML only: no torch, no numpy. `load.py` reads a run, `findings.py` and `outcomes.py` compute what its
+numbers and events mean, `sections/` and `comparison/` turn that into text, tables and figures, `charts/` draws, and
+`page.py` cleans and escapes everything that came from data, a model or a person.
+Add a section as a function RunRecord -> Section in sections/, with its place in `html.view`; add an arm in `arms.py`.
 """
 
 from __future__ import annotations

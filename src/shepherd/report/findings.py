@@ -1,7 +1,6 @@
-"""The numbers of a run that its report speaks of: arms and differences. Pure functions of a RunRecord.
+"""Arms and differences of a run: pure functions of a RunRecord.
 
-Loss is in nats per response token on held-out rows; lower is better. A difference is a − b, so that a negative one is
-in favour of a.
+Loss is in nats per response token on held-out rows; lower is better. A difference is a − b: a negative one favours a.
 """
 
 from __future__ import annotations
@@ -12,17 +11,11 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from shepherd.report.arms import ARMS
 from shepherd.report.load import RunRecord
 from shepherd.report.wording import number, plural
 
-ARMS = ("base", "local", "federated", "centralised")
 INTERVAL = "95\N{NO-BREAK SPACE}% interval"
-ARM_NAMES = {
-    "base": "Base model",
-    "local": "Each client alone",
-    "federated": "Federated",
-    "centralised": "Centralised",
-}
 
 
 @dataclass(frozen=True)
@@ -37,15 +30,15 @@ class Arm:
     generation: Mapping[str, float] | None = None
 
     @property
-    def name(self) -> str:
-        return ARM_NAMES[self.key]
+    def title(self) -> str:
+        return ARMS[self.key].title
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Loss of `a` minus loss of `b`, with its 95 % interval where there is one, else with the reason for its absence.
+    """Loss of `a` minus loss of `b`, with its 95 % interval, or the reason for its absence.
 
-    rows, and the number of rows of equal length that weigh as much, are None where the run did not record them.
+    rows, and their effective number given unequal lengths, are None where the run did not record them.
     """
 
     a: str
@@ -64,9 +57,10 @@ class Difference:
 
     @property
     def doubted(self) -> bool:
-        """Whether the bootstrap says otherwise than the interval about 0."""
-        known = self.interval is not None and self.bootstrap is not None
-        return known and _holds_zero(self.interval) != _holds_zero(self.bootstrap)
+        """Whether interval and bootstrap disagree about including 0."""
+        if self.interval is None or self.bootstrap is None:
+            return False
+        return _holds_zero(self.interval) != _holds_zero(self.bootstrap)
 
     @property
     def label(self) -> str:
@@ -74,7 +68,7 @@ class Difference:
 
 
 def measured(record: RunRecord) -> Mapping[str, Any]:
-    """The arms as measured at the end; of a run that has not ended, the federated loss of the last evaluated round."""
+    """The arms as measured at the end; of an unfinished run, the federated loss of the last evaluated round."""
     arms = record.metrics.get("arms") or record.summary.get("arms") or {}
     if arms or not record.rounds:
         return arms
@@ -87,18 +81,18 @@ def measured(record: RunRecord) -> Mapping[str, Any]:
 
 
 def local_arms(record: RunRecord) -> dict[str, Mapping[str, Any]]:
-    """The clients that trained alone, by name, sorted."""
+    """The arms of clients that trained alone, by name, sorted."""
     return dict(sorted((measured(record).get("local") or {}).items()))
 
 
 def arms(record: RunRecord) -> list[Arm]:
-    """The arms that this run has, in the order base, local, federated, centralised."""
+    """The arms of a run, in the order of ARMS."""
     found = []
-    for key in ARMS:
+    for key, names in ARMS.items():
         value = measured(record).get(key)
         if not value:
             continue
-        if key == "local":
+        if names.per_client:
             each = list(value.values())
             loss = mean_of(v.get("loss") for v in each)
             found.append(Arm(key, loss, _exp(loss), mean_of(v.get("token_accuracy") for v in each)))
@@ -119,19 +113,19 @@ def arms(record: RunRecord) -> list[Arm]:
 
 
 def trained_alone(record: RunRecord) -> str:
-    """How many clients trained alone: "8 clients", or "3 of 100 clients" where that is not all of them."""
+    """The number of clients that trained alone: "8 clients", or "3 of 100 clients" where that is not all."""
     alone = len(local_arms(record))
     clients = int(number(record.summary.get("clients")) or len(record.partition.get("clients") or ()))
     return f"{alone:,} of {plural(clients, 'client')}" if alone < clients else plural(alone, "client")
 
 
 def some_alone(record: RunRecord) -> bool:
-    """Whether some clients trained alone, and not all: their mean and their best are not those of all clients."""
+    """Whether only some clients trained alone: their mean and best are not those of all clients."""
     return bool(local_arms(record)) and " of " in trained_alone(record)
 
 
 def best_and_worst_local(record: RunRecord) -> tuple[str, str] | None:
-    """The clients that alone reach the lowest and the highest loss on all held-out rows."""
+    """The clients whose local models have the lowest and the highest loss on all held-out rows."""
     losses = {c: loss for c, v in local_arms(record).items() if (loss := number(v.get("loss"))) is not None}
     if not losses:
         return None
@@ -142,8 +136,8 @@ def best_and_worst_local(record: RunRecord) -> tuple[str, str] | None:
 def difference(record: RunRecord, a: str, b: str) -> Difference | None:
     """Loss of a − b; arms are "base", "federated", "centralised", "local" (mean over clients) and "local:<client>".
 
-    Taken from the measured differences, with the sign turned when they hold b − a. Without an entry it is the
-    difference of the two losses, without an interval.
+    From the measured differences, negated where they hold b − a; else the difference of the two losses, without an
+    interval.
     """
     for given in differences(record):
         if (given.a, given.b) == (a, b):
@@ -156,16 +150,16 @@ def difference(record: RunRecord, a: str, b: str) -> Difference | None:
 
 
 def differences(record: RunRecord) -> list[Difference]:
-    """The differences that the run measured, as they stand in evaluation/metrics.json."""
+    """The measured differences of evaluation/metrics.json."""
     entries = record.metrics.get("differences") or ()
     found = (_difference(_arm_name(entry["a"]), _arm_name(entry["b"]), entry) for entry in entries)
     return [d for d in found if d]
 
 
 def own_rows(record: RunRecord) -> dict[str, Difference]:
-    """Federated − alone of each client that trained alone, on the held-out rows of the categories that it holds.
+    """Federated − alone of each client that trained alone, on the held-out rows of its categories.
 
-    Without intervals in a run that did not record them.
+    Without intervals where the run did not record them.
     """
     given = record.metrics.get("own_rows")
     if given is None:
@@ -178,7 +172,7 @@ def own_rows(record: RunRecord) -> dict[str, Difference]:
 
 
 def generation_difference(record: RunRecord, metric: str, a: str, b: str) -> Difference | None:
-    """The difference of two arms in a text metric, where higher is better: above 0, a is nearer to the references."""
+    """The difference of two arms in a text metric, where higher is better: above 0, a is closer to the references."""
     for entry in record.metrics.get("generation_differences") or ():
         if (entry["metric"], entry["a"], entry["b"]) == (metric, a, b):
             return _difference(a, b, entry)
@@ -186,32 +180,32 @@ def generation_difference(record: RunRecord, metric: str, a: str, b: str) -> Dif
 
 
 def headline_differences(record: RunRecord) -> list[Difference]:
-    """Federated against base, mean client alone, best client alone and centralised, as far as the run has them."""
+    """Federated against base, mean alone, best client alone and centralised, where the run has them."""
     ends = best_and_worst_local(record)
     others = ["base", "local", *([f"local:{ends[0]}"] if ends and len(local_arms(record)) > 1 else []), "centralised"]
     return [d for other in others if (d := difference(record, "federated", other)) is not None]
 
 
 def mean_of(values: Any) -> float | None:
-    """The mean of the values that are numbers, or None when none is."""
+    """The mean of the values that are numbers; None without any."""
     known = [v for value in values if (v := number(value)) is not None]
     return fmean(known) if known else None
 
 
 def gap(a: float | None, b: float | None) -> float | None:
-    """a − b, or None when one of them is missing."""
+    """a − b; None where either is missing."""
     return None if a is None or b is None else a - b
 
 
 def rows_held(record: RunRecord) -> dict[str, dict[str, int]]:
-    """Training rows by client and category, as the partition table says."""
+    """Training rows by client and category, from the partition table."""
     table = record.partition.get("table") or {}
     lines = zip(table.get("clients") or (), table.get("counts") or (), strict=False)
     return {c: dict(zip(table.get("categories") or (), line, strict=False)) for c, line in lines}
 
 
 def _difference(a: str, b: str, entry: Mapping[str, Any]) -> Difference | None:
-    """An entry of metrics.json; None where it holds no difference."""
+    """The difference of an entry of metrics.json; None where it holds none."""
     value = number(entry.get("difference"))
     if value is None:
         return None
@@ -224,8 +218,8 @@ def _difference(a: str, b: str, entry: Mapping[str, Any]) -> Difference | None:
 
 
 def _ends(values: Any) -> tuple[float, float] | None:
-    ends = [number(end) for end in values or ()]
-    return (min(ends), max(ends)) if len(ends) == 2 and None not in ends else None
+    ends = [end for value in values or () if (end := number(value)) is not None]
+    return (min(ends), max(ends)) if len(ends) == len(values or ()) == 2 else None
 
 
 def _holds_zero(interval: tuple[float, float]) -> bool:
@@ -239,11 +233,13 @@ def _loss(record: RunRecord, name: str) -> float | None:
 
 
 def _arm_name(name: str) -> str:
-    return "local" if name in ("local", "local mean", "local_mean", "mean local") else name
+    return "local" if name == "local mean" else name
 
 
 def _plain(name: str) -> str:
-    return "mean alone" if name == "local" else f"{name.removeprefix('local:')} alone" if ":" in name else name
+    if name in ARMS:
+        return ARMS[name].label
+    return f"{name.removeprefix('local:')} alone" if ":" in name else name
 
 
 def _exp(loss: float | None) -> float | None:

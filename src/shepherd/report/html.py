@@ -1,7 +1,7 @@
-"""`write_report(run_dir)`: one HTML file that says what a run did and brought, offline, without scripts.
+"""The report of a run: one HTML file with its settings, results and events, offline, without scripts.
 
-Every section is a function RunRecord -> Section in `sections/`; this file has the order. Long lists are shortened
-(`Limits`) and say how many entries are left out.
+Every section is a function RunRecord -> Section in `sections/`; this file has their order. Long lists are shortened
+(`Limits`), with the number of entries left out.
 """
 
 from __future__ import annotations
@@ -12,28 +12,31 @@ from typing import Any
 from shepherd.errors import ResourceError
 from shepherd.report.load import RunRecord, load_run
 from shepherd.report.page import LARGEST, LEVELS, Limits, render, write_page
-from shepherd.report.sections.budget import budget, time, traffic
+from shepherd.report.sections.alerts import alerts, resumptions
+from shepherd.report.sections.budget import budget
+from shepherd.report.sections.cards import cards, measure
+from shepherd.report.sections.categories import categories
 from shepherd.report.sections.clients import clients
 from shepherd.report.sections.data_notes import data_notes
 from shepherd.report.sections.diagnostics import diagnostics
 from shepherd.report.sections.facts import commands, facts, forced, privacy, versions
 from shepherd.report.sections.headline import headline
-from shepherd.report.sections.losses import cards, categories, measure, rounds
-from shepherd.report.sections.participation import alerts, participation, resumptions
+from shepherd.report.sections.participation import participation
 from shepherd.report.sections.partition import division
 from shepherd.report.sections.personal import personal
+from shepherd.report.sections.rounds import rounds
 from shepherd.report.sections.samples import samples
+from shepherd.report.sections.time import time
+from shepherd.report.sections.traffic import traffic
 from shepherd.report.sections.verdict import verdict
-from shepherd.report.wording import (
-    size,
-)
+from shepherd.report.wording import size
 
 
 def write_report(run_dir: str | Path) -> Path:
     """Write `report.html` into the run directory and return its path.
 
-    Raises DataError when a file of the run is missing or broken. A run that has not ended is reported as far as
-    it is.
+    Raises DataError when a file of the run is missing or broken. The report of an unfinished run covers its committed
+    rounds.
     """
     record = load_run(run_dir)
     for limits in LEVELS:
@@ -44,9 +47,9 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
-    """All that the template prints."""
+    """The variables of the template."""
     before = [
-        budget(record, limits),
+        budget(record),
         rounds(record, limits),
         clients(record, limits),
         *([own] if (own := personal(record, limits)) else []),

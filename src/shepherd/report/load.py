@@ -1,27 +1,28 @@
-"""A run directory, read and checked: `load_run(path) -> RunRecord`.
+"""Reader of run directories: `load_run(path) -> RunRecord`, checked against the shapes that a run writes.
 
-The shapes are those that the rest of the package writes. What is missing or broken is a DataError that names the
-file; a run that has not ended (no summary.json) is read as far as it is.
+A missing or broken file is a DataError that names it. Of an unfinished run (no summary.json) the committed rounds are
+read.
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import DataError
+from shepherd.report.arms import ARMS
 
 # Shapes: a type or types, a mapping of known keys ("*" is any other key), or a list with the shape of its items.
 # A key ending in "?" may be null. Absent keys are allowed; numbers are checked where they are used. A client's id is
-# a `Client`, and "@" any key that is one: the report shows its label in its place.
+# a `Client`, and "@" any key that is one: reports show the client's label instead.
 
 
 class Client(str):
-    """Marks a text of a shape that is a client's id, or "local:" and one."""
+    """Mark of a text in a shape that is a client's id, or "local:" and an id."""
 
 
 CLIENT, ANY_CLIENT = Client("client"), "@"
@@ -30,12 +31,13 @@ _ARM = {
     "per_client?": {ANY_CLIENT: {"*": object}},
     "generation?": {"*": object},
 }
-_ARMS = {"base?": _ARM, "federated?": _ARM, "centralised?": _ARM, "local?": {ANY_CLIENT: _ARM}}
+_ARMS = {f"{arm}?": {ANY_CLIENT: _ARM} if names.per_client else _ARM for arm, names in ARMS.items()}
 _CURVE = [[object]]
+_CURVES = {f"{arm}?": {ANY_CLIENT: _CURVE} if names.per_client else _CURVE for arm, names in ARMS.items()}
 _DIFFERENCE = {"a": CLIENT, "b": CLIENT, "ci95?": [object], "bootstrap95?": [object]}
 _METRICS = {
     "arms": _ARMS,
-    "curves?": {"federated?": _CURVE, "centralised?": _CURVE, "local?": {ANY_CLIENT: _CURVE}},
+    "curves?": _CURVES,
     "personal?": {ANY_CLIENT: {"*": object}},
     "clusters?": {"*": [CLIENT]},
     "differences?": [_DIFFERENCE],
@@ -92,14 +94,14 @@ _GENERATION = {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that a run directory says, clients by their labels.
+    """The contents of a run directory, clients by their labels.
 
     `state` is "finished", or "unfinished" while there is no summary.json.
 
     config: the resolved settings by table; config_text: config.toml as written. rounds: one mapping per committed
-    round, in order. left_out: the rows that were refused or changed, or found by the audit. metrics, summary and
-    partition are empty, rounds, generations and left_out are (), where the run has none. `notes` says in sentences
-    what was read only in part.
+    round, in order. left_out: rows that were refused, changed, or found by the audit. metrics, summary and partition
+    are empty, rounds, generations and left_out are (), where the run has none. notes: sentences about files that were
+    read only in part.
     """
 
     path: Path
@@ -130,7 +132,7 @@ class RunRecord:
 
 
 def load_run(path: str | Path) -> RunRecord:
-    """Read the run directory `path`. Raises DataError that names the missing or broken file and says what to do."""
+    """Read the run directory `path`. Raises DataError that names the missing or broken file, with a hint."""
     path = Path(path).resolve()
     if not path.is_dir():
         kind = "is a file" if path.exists() else "does not exist"
@@ -196,7 +198,7 @@ def _json(file: Path, shape: Any, needed: bool) -> dict[str, Any]:
 
 
 def _lines(file: Path, shape: Any, needed: bool, notes: list[str], torn: bool) -> tuple[dict[str, Any], ...]:
-    """JSON lines. A last line without its newline that does not parse is still being written when `torn` is allowed."""
+    """Read JSON lines. With `torn`, a last line that does not parse is being written: it is left out, with a note."""
     if not needed and not file.exists():
         return ()
     text = _read(file, f"the run has ended but this file is gone; {_AGAIN}")
@@ -228,42 +230,44 @@ def _named(value: Any, shape: Any, labels: Mapping[str, str]) -> Any:
         return value
     if isinstance(shape, list):
         return [_named(item, shape[0], labels) for item in value]
-    known = {key.rstrip("?"): inner for key, inner in shape.items()}
+    known = _known(shape)
     named = {}
     for key, item in value.items():
-        client = key not in known and ANY_CLIENT in known
-        inner = known.get(key, known.get(ANY_CLIENT, known.get("*", object)))
+        client = key not in known and ANY_CLIENT in shape
+        inner, _ = known.get(key, _other(shape))
         named[labels.get(key, key) if client else key] = _named(item, inner, labels)
     return named
 
 
+def _known(shape: Mapping[str, Any]) -> dict[str, tuple[Any, bool]]:
+    """{key that a table names: (its shape, whether it may be null)}."""
+    return {key.rstrip("?"): (inner, key.endswith("?")) for key, inner in shape.items() if key not in ("*", ANY_CLIENT)}
+
+
+def _other(shape: Mapping[str, Any]) -> tuple[Any, bool]:
+    """The shape of a key that a table does not name."""
+    return shape.get(ANY_CLIENT, shape.get("*", object)), False
+
+
+_KINDS = {list: "a list", dict: "a table", str: "a text", int: "a whole number"}
+
+
 def _check(value: Any, shape: Any, file: Path, place: str = "") -> None:
     """Raise DataError where `value` does not have `shape`, naming the place as `a.b.0`."""
-    if isinstance(shape, list):
-        kind: Any = Sequence
-        wrong = not isinstance(value, list)
-    elif isinstance(shape, dict):
-        kind, wrong = Mapping, not isinstance(value, dict)
-    else:
-        kind = str if isinstance(shape, Client) else shape
-        wrong = not isinstance(value, kind)
-    if wrong:
-        wanted = {Sequence: "a list", Mapping: "a table", str: "a text", int: "a whole number"}.get(
-            kind, "another type"
-        )
-        where = f" at {place}" if place else ""
+    kind: Any = str if isinstance(shape, Client) else type(shape) if isinstance(shape, (list, dict)) else shape
+    where = f" at {place}" if place else ""
+    if not isinstance(value, kind):
+        wanted = "another type" if isinstance(kind, tuple) else _KINDS.get(kind, "another type")
         raise DataError(f"{file}{where}: expected {wanted}, found {type(value).__name__}", hint=_AGAIN)
     if isinstance(shape, list):
         for position, item in enumerate(value):
             _check(item, shape[0], file, f"{place}.{position}".lstrip("."))
     elif isinstance(shape, dict):
-        known = {
-            key.rstrip("?"): (inner, key.endswith("?")) for key, inner in shape.items() if key not in ("*", ANY_CLIENT)
-        }
+        known = _known(shape)
         for key, (_, optional) in known.items():
             if key not in value and not optional:
-                raise DataError(f"{file}{' at ' + place if place else ''}: the key {key!r} is missing", hint=_AGAIN)
+                raise DataError(f"{file}{where}: the key {key!r} is missing", hint=_AGAIN)
         for key, item in value.items():
-            inner, optional = known.get(key, (shape.get(ANY_CLIENT, shape.get("*", object)), False))
+            inner, optional = known.get(key, _other(shape))
             if not (item is None and optional):
                 _check(item, inner, file, f"{place}.{key}".lstrip("."))

@@ -21,7 +21,7 @@ LARGEST = 2_000_000  # bytes of one page
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a large run one page shows: table rows, picture rows, columns, samples, characters of a text."""
+    """The size limits of one page: table rows, picture rows, columns, samples, characters of a text."""
 
     rows: int = 120
     drawn: int = 40
@@ -30,13 +30,13 @@ class Limits:
     text: int = 1500
 
 
-# The first that gives a page under 2 MB is taken.
+# The first with a page under 2 MB is used.
 LEVELS = (Limits(), Limits(rows=50, drawn=30, columns=24, samples=6, text=500), Limits(20, 20, 12, 3, 200))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of ready-made cells. Columns in `texts` are set left, all others are numbers and set right."""
+    """A table of formatted cells. Columns in `texts` are aligned left; all others are numbers, aligned right."""
 
     caption: str
     columns: Sequence[str]
@@ -54,7 +54,7 @@ class Figure:
     picture: Markup
     caption: str
     table: Table | None = None
-    half: bool = False  # two stand beside each other where there is room
+    half: bool = False  # two share a row where there is room
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Section:
 
 
 def without_empty(table: Table) -> Table:
-    """The table without the columns, the first apart, that hold nothing but n/a."""
+    """The table without columns of nothing but n/a; the first column stays."""
     keep = [i for i in range(len(table.columns)) if i == 0 or any(row[i] != wording.ABSENT for row in table.rows)]
     over = [text for text, span in table.groups for _ in range(span)]
-    groups = [(text, len(list(some))) for text, some in groupby(over[i] for i in keep)] if over else []
+    groups = [(text, len(list(columns))) for text, columns in groupby(over[i] for i in keep)] if over else []
     return replace(
         table,
         groups=groups,
@@ -87,7 +87,7 @@ def render(template: str, **view: Any) -> str:
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write the page whole or not at all."""
+    """Write the page atomically."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8")
@@ -119,7 +119,7 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """What every `{{ … }}` passes through before it is escaped."""
+    """A value of `{{ … }}` before it is escaped: cleaned, n/a for None."""
     if value is None:
         return wording.ABSENT
     return wording.clean(value) if type(value) is str else value

@@ -1,4 +1,4 @@
-"""How texts and numbers are written on a page: cleaned, shortened, with as many digits as mean something."""
+"""Texts and numbers on a page: cleaned, shortened, with the digits that are significant."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from shepherd.errors import plural
 
 ABSENT = "n/a"
 MINUS = "\N{MINUS SIGN}"
+AGAINST_BASE = "loss minus that of the base model"
+HELD_OUT_LOSS = "held-out loss (nats per token)"
 
 # Terminal sequences: CSI (colours, cursor), OSC (titles, links; ended by BEL or ST), and two-character escapes.
 _TERMINAL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -~]?|\x9b[0-?]*[ -/]*[@-~]")
@@ -27,14 +29,14 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 def clean(text: str) -> str:
     """`text` without terminal escapes, control characters and direction overrides; lone surrogates become U+FFFD.
 
-    Of the marks of direction, pairs that keep what they enclose apart from the text around it stay (`isolated`)."""
+    Of the direction marks, only balanced isolates stay (`isolated`)."""
     text = _TERMINAL.sub("", text.replace("\r\n", "\n"))
     text = _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub("", text))
     return _paired(text) if _ISOLATE in text or _END in text else text
 
 
 def _paired(text: str) -> str:
-    """`text` without isolates that are not closed on their line, and ends that close none."""
+    """`text` without isolates that are not closed on their line, and without ends that close none."""
     kept = list(text)
     opened: list[int] = []
     for position, character in enumerate([*text, "\n"]):
@@ -52,36 +54,34 @@ def _paired(text: str) -> str:
 
 
 def isolated(text: str) -> str:
-    """A name on one line that may stand in any text: one that runs from right to left is kept apart from what follows
-    it, which it would reorder otherwise."""
+    """A name on one line, safe in any text: a right-to-left name is isolated, as it would reorder what follows."""
     text = _PAIRS.sub("", text)
     backwards = any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text)
     return f"{_ISOLATE}{text}{_END}" if backwards else text
 
 
 def clip(text: str, limit: int) -> str:
-    """The first `limit` characters, saying how many are left out."""
+    """The first `limit` characters, and how many are left out."""
     if len(text) <= limit:
         return text
     return f"{text[:limit]} … ({len(text) - limit:,} more characters in the run directory)"
 
 
 def cells(character: str) -> int:
-    """Columns that a character takes in a terminal: two in wide scripts, none for a mark on the letter before and for
-    one that is not shown."""
+    """Columns of a character in a terminal: two in wide scripts, none for combining marks and invisible characters."""
     if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def padded(text: str, width: int, right: bool = False) -> str:
-    """The text with spaces up to `width` columns of a terminal, after it or, set to the `right`, before it."""
+    """The text padded to `width` columns of a terminal, aligned left or `right`."""
     space = " " * (width - sum(map(cells, text)))
     return space + text if right else text + space
 
 
 def shorten(label: str, width: float, measure: Callable[[str], float] = cells, *, middle: bool = False) -> str:
-    """One line at most `width` wide, in terms of `measure`, and a … where it is cut: at the end or in the `middle`."""
+    """One line of at most `width`, in units of `measure`, with a … where it is cut: at the end or in the `middle`."""
     label = _PAIRS.sub("", " ".join(clean(label).split()))
     sizes = [measure(character) for character in label]
     if sum(sizes) <= width + 1:
@@ -92,14 +92,14 @@ def shorten(label: str, width: float, measure: Callable[[str], float] = cells, *
 
 
 def number(value: Any) -> float | None:
-    """`value` as a finite float, or None for everything that is not one (None, NaN, infinities, texts, booleans)."""
+    """`value` as a finite float; None for anything else (None, NaN, infinities, texts, booleans)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def digits(value: Any, places: int = 3) -> str:
-    """A loss: three decimals, a true minus sign, n/a when there is none."""
+    """A loss: three decimals, a true minus sign, n/a without a value."""
     value = number(value)
     if value is None:
         return ABSENT
@@ -115,7 +115,7 @@ def signed(value: Any, places: int = 3) -> str:
 
 
 def from_to(interval: tuple[float, float] | None) -> str:
-    """The two ends of an interval of differences."""
+    """An interval of differences: `−0.185 to −0.130`."""
     return f"{signed(interval[0])} to {signed(interval[1])}" if interval else ABSENT
 
 
@@ -187,22 +187,22 @@ def listing(names: list[str], limit: int = 8) -> str:
 
 
 def left_out(total: int, limit: int, noun: str, which: str = "") -> str:
-    """` 12 clients of 100 left out; which ones.`, or nothing when all fit."""
+    """` 12 clients of 100 left out; which ones.`, or nothing where all fit."""
     if total <= limit:
         return ""
     return f" {plural(total - limit, noun)} of {total:,} left out{'; ' + which if which else ''}."
 
 
-def plainly(value: Any) -> str:
-    """Any value from a run directory as a short text."""
+def plain(value: Any) -> str:
+    """A short text for any value of a run directory."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if number(value) is not None:
         return count(value) if float(value).is_integer() else significant(value, 4)
     if isinstance(value, Mapping):
-        return listing([f"{k}: {plainly(v)}" for k, v in value.items()], 20)
+        return listing([f"{k}: {plain(v)}" for k, v in value.items()], 20)
     if isinstance(value, (list, tuple)):
-        return listing([plainly(v) for v in value], 20)
+        return listing([plain(v) for v in value], 20)
     return ABSENT if value is None else shorten(str(value), 400)
 
 

@@ -55,3 +55,26 @@ def update_weights(updates: Sequence[ClientUpdate], by: str) -> tuple[float, ...
             raise ValueError(f"unknown weights: {by!r}. Known: examples, tokens, uniform")
     total = sum(sizes)
     return tuple(size / total for size in sizes)
+
+
+def round_weights(
+    updates: Sequence[ClientUpdate],
+    by: str,
+    most: float = 1.0,
+    *,
+    times: Mapping[ClientId, int] | None = None,
+    shares: Mapping[ClientId, float] | None = None,
+) -> dict[ClientId, float]:
+    """The weight of each update of a round: by "examples", "tokens" or "uniform", none above `most`.
+
+    A selection may decide in place of `by`: times, how often it drew each client, weighs them in proportion; shares,
+    of a selection with a fixed denominator, hold as they are. All but those sum to one over the updates.
+    """
+    if shares is not None:
+        return {u.client: shares[u.client] for u in updates}
+    if times is not None:
+        total = sum(times[u.client] for u in updates)
+        weights = tuple(times[u.client] / total for u in updates)
+    else:
+        weights = update_weights(updates, by)
+    return {u.client: w for u, w in zip(updates, capped(weights, most), strict=True)}

@@ -1,7 +1,7 @@
-"""The one way to the disk: every operation that changes a file or a folder, and what is composed of them.
+"""Disk operations: every change of a file or a folder goes through here, alone or composed.
 
-A write is durable only after `sync` of the file *and* `sync_folder` of the folder that names it; until then a power
-cut may leave nothing, half, or all of it. An OSError that leaves here names the file.
+A write is durable only after `sync` of the file *and* `sync_folder` of its folder; until then a power cut may leave
+nothing, half, or all of it. An OSError raised here names the file.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 TEMPORARY = ".tmp-"
-"""What begins so is unfinished work of a process: nobody reads it, and the next writer sweeps it away."""
+"""The prefix of unfinished work of a process: nothing reads it, and the next writer deletes it."""
 
-_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # some network file systems; there is nothing to do there
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # some network file systems do not support it
 
 
 class Disk:
-    """Single operations on the file system, none of them durable by itself. Tests replace it to break them."""
+    """Single operations on the file system, none durable by itself. Tests replace it to make them fail."""
 
     def make_folder(self, folder: Path) -> None:
         os.mkdir(folder)
 
     def write(self, file: Path, data: bytes) -> None:
-        """Make `file`, or empty it, and fill it."""
+        """Create or truncate `file`, and fill it."""
         with _naming(file), open(file, "wb", buffering=0) as stream:
             _write_all(stream, data)
 
@@ -44,8 +44,11 @@ class Disk:
 
     def sync(self, file: Path) -> None:
         """Return when the bytes of `file` are on the medium."""
-        # Windows flushes only what is open for writing; elsewhere a read-only file must not be refused.
-        handle = os.open(file, os.O_RDWR | os.O_BINARY if sys.platform == "win32" else os.O_RDONLY)
+        # Windows flushes only files that are open for writing; elsewhere a read-only file must work too.
+        flags = os.O_RDONLY
+        if sys.platform == "win32":
+            flags = os.O_RDWR | os.O_BINARY
+        handle = os.open(file, flags)
         try:
             with _naming(file):
                 _flush(handle)
@@ -53,7 +56,7 @@ class Disk:
             os.close(handle)
 
     def sync_folder(self, folder: Path) -> None:
-        """Return when the names in `folder` are on the medium. Windows has no such call: its journal has to do."""
+        """Return when the names in `folder` are on the medium. Windows has no such call and relies on its journal."""
         if sys.platform == "win32":
             return
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -67,13 +70,13 @@ class Disk:
             os.close(handle)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give `source` the name `target`; a file of that name is replaced, a folder must be gone."""
+        """Rename `source` to `target`, which is replaced if it is a file; it must not be a folder."""
         for attempt in range(5):
             try:
                 os.replace(source, target)
                 return
             except PermissionError:
-                # Windows: a virus scanner holds what was just written for a moment.
+                # Windows: a virus scanner may hold a new file for a moment.
                 if sys.platform != "win32" or attempt == 4:
                     raise
                 time.sleep(0.1)
@@ -84,15 +87,15 @@ class Disk:
     def remove_folder(self, folder: Path) -> None:
         os.rmdir(folder)
 
-    def scratch(self, folder: Path) -> BinaryIO:
-        """A file without a name, readable by its owner alone: it is gone when it is closed, or when the process ends.
+    def scratch(self, folder: Path) -> FileIO:
+        """An anonymous file, readable only by its owner, that is gone when it is closed or the process ends.
 
-        Where the system knows no such files it has a temporary name for an instant.
+        On systems without anonymous files it has a temporary name for an instant.
         """
         return tempfile.TemporaryFile(buffering=0, dir=folder, prefix=TEMPORARY)
 
-    def add(self, scratch: BinaryIO, data: memoryview) -> None:
-        """Add to the end of a scratch file. Nothing makes it durable: nobody reads it after this process."""
+    def add(self, scratch: FileIO, data: memoryview) -> None:
+        """Append to a scratch file. It is not made durable: nothing reads it after this process."""
         scratch.seek(0, os.SEEK_END)
         _write_all(scratch, data)
 
@@ -100,14 +103,14 @@ class Disk:
 DISK = Disk()
 
 
-def _write_all(stream, data: bytes | memoryview) -> None:
+def _write_all(stream: FileIO, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[stream.write(rest) :]
 
 
 def _flush(handle: int) -> None:
-    """fsync; on macOS that leaves the bytes in the drive's cache, and only F_FULLFSYNC empties it."""
+    """fsync; on macOS it leaves the bytes in the drive's cache, which only F_FULLFSYNC flushes."""
     if sys.platform == "darwin":
         import fcntl
 
@@ -119,7 +122,7 @@ def _flush(handle: int) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of open files do not say which file it was."""
+    """Add the file name to errors of open files, which lack it."""
     try:
         yield
     except OSError as error:
@@ -128,11 +131,11 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
-# What is composed of them
+# Composed operations
 
 
 def make_folders(disk: Disk, folder: Path) -> None:
-    """Make `folder` and the folders above it, durably; those that exist already are left as they are."""
+    """Create `folder` and its parents durably, where they do not exist."""
     if folder.is_dir():
         return
     make_folders(disk, folder.parent)
@@ -144,26 +147,26 @@ def make_folders(disk: Disk, folder: Path) -> None:
 
 
 def write_whole(disk: Disk, target: Path, data: bytes) -> None:
-    """Make or replace `target`, durably: whoever reads it, at any time, finds the old bytes or the new ones."""
-    beside = temporary(target)
+    """Create or replace `target` atomically and durably: a reader finds the old bytes or the new ones."""
+    pending = temporary(target)
     try:
-        disk.write(beside, data)
-        disk.sync(beside)
-        disk.rename(beside, target)
+        disk.write(pending, data)
+        disk.sync(pending)
+        disk.rename(pending, target)
     except BaseException:
         with suppress(OSError):
-            disk.remove(beside)
+            disk.remove(pending)
         raise
     disk.sync_folder(target.parent)
 
 
 def temporary(target: Path) -> Path:
-    """The hidden name beside `target` under which this process prepares it."""
+    """The hidden name in the same folder under which this process prepares `target`."""
     return target.with_name(f"{TEMPORARY}{target.name}-{os.getpid()}")
 
 
 def remove_tree(disk: Disk, path: Path) -> None:
-    """Delete a file or a folder with all that is in it. Links are deleted, never followed."""
+    """Delete a file, or a folder with its contents. Links are deleted, never followed."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -177,18 +180,18 @@ def remove_tree(disk: Disk, path: Path) -> None:
 
 
 def discard(disk: Disk, path: Path) -> None:
-    """Delete a folder so that its name goes first: a power cut leaves the whole folder or something to sweep."""
+    """Delete a folder, its name first: a power cut leaves the whole folder or unfinished work to sweep."""
     if not os.path.lexists(path):
         return
-    beside = temporary(path)
-    remove_tree(disk, beside)
-    disk.rename(path, beside)
+    pending = temporary(path)
+    remove_tree(disk, pending)
+    disk.rename(path, pending)
     disk.sync_folder(path.parent)
-    remove_tree(disk, beside)
+    remove_tree(disk, pending)
 
 
 def sweep(disk: Disk, folder: Path) -> tuple[str, ...]:
-    """Delete the unfinished work of former processes in `folder`; its names."""
+    """Delete the unfinished work of former processes in `folder`; return its names."""
     if not folder.is_dir():
         return ()
     found = sorted(name for name in os.listdir(folder) if name.startswith(TEMPORARY))

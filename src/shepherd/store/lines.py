@@ -1,7 +1,7 @@
 """JSON lines that survive a power cut: rounds.jsonl and, with a checksum in each line, journal.jsonl.
 
-A journal line ends in `"crc": "…"`, the CRC-32 of the same line without that key, so that any JSON reader can read it
-and a flipped bit is seen. A line is on the medium when `append` returns; an append that fails leaves no trace.
+A journal line ends in `"crc": "…"`, the CRC-32 of the line without that key: any JSON reader can read it, and a
+flipped bit is detected. A line is on the medium when `append` returns; a failed append leaves no trace.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _SUFFIX = len('"crc": "00000000"}')
 
 @dataclass(frozen=True)
 class Journal:
-    """What a journal says: its rows without the checksums, the damaged lines {number, from 1: reason}, and how many
-    bytes of an unfinished last line were found after them."""
+    """A journal: its rows without checksums, its damaged lines as (number from 1, reason), and the bytes of an
+    unfinished last line."""
 
     rows: tuple[Mapping[str, Any], ...] = ()
     damaged: tuple[tuple[int, str], ...] = ()
@@ -44,11 +44,11 @@ def journal_line(row: Mapping[str, Any]) -> bytes:
 
 
 def append(disk: Disk, file: Path, line: bytes) -> None:
-    """Add a line, durably. When it fails the file is cut back to the lines it had."""
+    """Append a line durably. After a failure the file is truncated to its former lines."""
     new = not file.exists()
     end = 0 if new else _end(file)
     if not new and end != file.stat().st_size:
-        disk.cut(file, end)  # an earlier append failed, and so did cutting it back
+        disk.cut(file, end)  # an earlier append failed, and so did its truncation
     try:
         disk.append(file, line)
         disk.sync(file)
@@ -61,12 +61,12 @@ def append(disk: Disk, file: Path, line: bytes) -> None:
 
 
 def read_journal(file: Path) -> Journal:
-    """Read a journal; a missing one is empty. Nothing is changed."""
+    """Read a journal without changing it; a missing one is empty."""
     return _read(file)[0]
 
 
 def mend_journal(disk: Disk, file: Path) -> Journal:
-    """Read a journal and cut away an unfinished last line, so that the next append stands on a line of its own."""
+    """Read a journal and truncate an unfinished last line, so that the next append begins a line."""
     journal, size = _read(file)
     if journal.torn:
         disk.cut(file, size)
@@ -75,14 +75,14 @@ def mend_journal(disk: Disk, file: Path) -> Journal:
 
 
 def mark(file: Path) -> dict[str, Any]:
-    """How far a file of lines has come: {"bytes", "sha256"} of all there is."""
+    """The extent of a file of lines: {"bytes", "sha256"} of its contents."""
     return Growing(file).mark()
 
 
 class Growing:
-    """A file that only grows at its end, whose every byte is read once, however often its `mark` is asked for.
+    """A file that only grows at its end; repeated calls of `mark` read every byte once.
 
-    Whoever cuts the file makes another of these.
+    A truncated file needs a new `Growing`.
     """
 
     def __init__(self, file: Path) -> None:
@@ -99,7 +99,7 @@ class Growing:
 
 
 def cut_to(disk: Disk, file: Path, there: Mapping[str, Any]) -> str:
-    """Cut away what was added after `there`, a `mark` of this file. What is wrong with the rest, or ""."""
+    """Truncate the file to `there`, one of its marks. Returns what is wrong with the rest, or ""."""
     data = file.read_bytes() if file.exists() else b""
     size = there["bytes"]
     if len(data) > size:
@@ -123,7 +123,7 @@ def _read(file: Path) -> tuple[Journal, int]:
         except ValueError as error:
             damaged.append((number, str(error)))
     if not rest and damaged and damaged[-1][0] == len(lines):
-        # Only the last append can be torn, and a sector of zeros may lie before the newline that made it.
+        # Only the last append can be torn, and a sector of zeros may precede its newline.
         damaged.pop()
         rest = lines[-1] + b"\n"
     return Journal(tuple(rows), tuple(damaged), len(rest)), len(data) - len(rest)
@@ -140,7 +140,7 @@ def _checked(line: bytes) -> Mapping[str, Any]:
 
 
 def _end(file: Path) -> int:
-    """Where the last finished line ends."""
+    """The end of the last finished line."""
     with open(file, "rb") as stream:
         end = stream.seek(0, 2)
         while end:

@@ -1,4 +1,4 @@
-"""The runs in a folder: what state each is in, how far it came, what it weighs. Reads little and trusts nothing."""
+"""Runs in a folder: state, progress, losses and size of each. Reads little and tolerates broken files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ PARTS = ("checkpoints", "adapter", "evaluation", "report.html")
 class Entry:
     """One run.
 
-    state: "running" while a process writes to it, "finished" with a summary, else "interrupted". rounds: committed,
-    planned: of how many (None when its config.toml cannot be read). losses by arm, in nats per target token; "local"
-    is the mean over the clients that trained alone; alone: how many those are, where they are not all. started in
-    unix seconds.
+    state: "running" while a process writes to it, "finished" with a summary, else "interrupted". rounds: committed
+    ones, of `planned` (None when config.toml cannot be read). losses by arm, in nats per target token; "local" is the
+    mean over the clients that trained alone; alone: their number, where they are not all. started: unix seconds.
     """
 
     name: str
@@ -46,7 +45,7 @@ def list_runs(folder: Path) -> list[Entry]:
 
 
 def entry(path: Path) -> Entry:
-    """What there is to say about the run directory `path`."""
+    """The entry of the run directory `path`."""
     writer, committed = writer_of(path), Rounds(path / "checkpoints").numbers()
     finished = (path / "summary.json").exists()
     losses, alone = _losses(path / "summary.json")
@@ -65,7 +64,7 @@ def entry(path: Path) -> Entry:
 
 
 def usage(path: Path) -> dict[str, int]:
-    """Bytes by part of a run: what a run always has, its unfinished or rejected folders, and the rest."""
+    """Bytes by part of a run: its regular parts, unfinished or rejected folders, and the rest."""
     path = path.resolve()
     parts = {part: size_of(path / part) for part in PARTS}
     unused = [found for pattern in (".tmp-*", ".old-*", "rejected-*") for found in path.glob(f"**/{pattern}")]
@@ -76,9 +75,9 @@ def usage(path: Path) -> dict[str, int]:
 
 
 def delete(path: Path) -> int:
-    """Delete a run and say how many bytes that freed.
+    """Delete a run; returns the bytes freed.
 
-    Raises UsageError while a process writes to it, and for folders that only look like a run: a project has a
+    Raises UsageError while a process writes to it, and for folders that only look like a run: projects may have a
     config.toml too.
     """
     if not (path / "journal.jsonl").is_file() and not (path / "partition.json").is_file():
@@ -94,12 +93,12 @@ def delete(path: Path) -> int:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file or of all files in a folder, 0 when it is not there; links count as nothing, none is followed."""
+    """Bytes of a file or of all files in a folder, 0 where it does not exist; links count as 0 and are not followed."""
     try:
         found = os.lstat(path)
         if stat.S_ISDIR(found.st_mode):
             return sum(size_of(Path(inner.path)) for inner in os.scandir(path))
-    except OSError:  # a running process deletes what it no longer needs
+    except OSError:  # a running process may delete files meanwhile
         return 0
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
@@ -121,7 +120,7 @@ def _planned(path: Path) -> int | None:
 
 
 def _losses(summary: Path) -> tuple[dict[str, float], int | None]:
-    """The loss of each arm, and how many clients "local" is the mean of where those are not all."""
+    """The loss of each arm, and the number of clients in the mean "local", where that is not all."""
     try:
         read: Any = json.loads(summary.read_text(encoding="utf-8"))
         arms = read["arms"]

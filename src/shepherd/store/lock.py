@@ -1,7 +1,6 @@
-"""One writer per run directory: a lock of the operating system on `.lock`, which dies with the process that holds it.
+"""One writer per run directory: an operating system's lock on `.lock`, released when its process ends.
 
-Who holds it stands beside it in `.writer.json`, for people; only the lock counts, a file that a killed process left
-behind does not.
+`.writer.json` names the holder for people; only the lock counts, so a file left by a killed process does no harm.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ LOCK, WRITER = ".lock", ".writer.json"
 
 @dataclass(frozen=True)
 class Writer:
-    """The process that writes to a run: its id, its machine, and since when (unix seconds). pid 0: it did not say."""
+    """The process that writes to a run: its id, its machine, its start (unix seconds). pid 0: unknown."""
 
     pid: int = 0
     host: str = ""
@@ -38,19 +37,19 @@ class Writer:
 
 @contextmanager
 def locked(folder: Path, patience: float = 1.0, disk: Disk = DISK) -> Iterator[None]:
-    """Be the only writer of `folder` within the block.
+    """Hold the only write lock of `folder` within the block.
 
-    Raises UsageError, naming the other writer, when there is one for `patience` seconds: those that only look, like
-    `writer_of`, hold the lock for an instant. ResourceError where the file system knows no locks.
+    Raises UsageError, which names the other writer, after `patience` seconds: readers such as `writer_of` hold the
+    lock only for an instant. Raises ResourceError where the file system has no locks.
     """
-    import filelock  # it loads asyncio; commands that only read do without
+    import filelock  # it loads asyncio, which commands that only read do not need
 
     lock = filelock.FileLock(folder / LOCK, timeout=patience)
     try:
         lock.acquire(poll_interval=0.02)
     except filelock.Timeout:
         raise UsageError(
-            f"{folder} is being written by {_said(folder)}",
+            f"{folder} is being written by {_holder(folder)}",
             hint="wait until it has ended, or stop it; `shepherd runs ls` shows what is running",
         ) from None
     except (NotImplementedError, OSError) as error:
@@ -59,7 +58,7 @@ def locked(folder: Path, patience: float = 1.0, disk: Disk = DISK) -> Iterator[N
             hint="choose a place on a local disk where you may write, with --out",
         ) from None
     try:
-        with suppress(OSError):  # a full disk must not keep a run from being continued; the lock is what counts
+        with suppress(OSError):  # a full disk must not prevent a resumption; only the lock counts
             _sign(disk, folder)
         yield
     finally:
@@ -69,7 +68,7 @@ def locked(folder: Path, patience: float = 1.0, disk: Disk = DISK) -> Iterator[N
 
 
 def writer_of(folder: Path) -> Writer | None:
-    """Who writes to the run directory `folder` now, or None."""
+    """The present writer of the run directory `folder`, or None."""
     if not (folder / LOCK).exists():
         return None
     import filelock
@@ -78,18 +77,18 @@ def writer_of(folder: Path) -> Writer | None:
         with filelock.FileLock(folder / LOCK, timeout=0):
             return None
     except filelock.Timeout:
-        return _said(folder)
+        return _holder(folder)
     except (NotImplementedError, OSError):
-        return None  # a place where nobody can write has no writer
+        return None  # a folder that cannot be written has no writer
 
 
 def _sign(disk: Disk, folder: Path) -> None:
-    beside = temporary(folder / WRITER)
-    disk.write(beside, json.dumps(asdict(Writer(os.getpid(), socket.gethostname(), time.time()))).encode())
-    disk.rename(beside, folder / WRITER)
+    pending = temporary(folder / WRITER)
+    disk.write(pending, json.dumps(asdict(Writer(os.getpid(), socket.gethostname(), time.time()))).encode())
+    disk.rename(pending, folder / WRITER)
 
 
-def _said(folder: Path) -> Writer:
+def _holder(folder: Path) -> Writer:
     try:
         return Writer(**json.loads((folder / WRITER).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""The run directory: its files appear whole or not at all, its rounds are committed or absent.
+"""The run directory: its files appear atomically, its rounds are committed or absent.
 
 runs/<name>/config.toml, identity.json, partition.json, rounds.jsonl, journal.jsonl, env.json, summary.json,
             report.html, checkpoints/round-0001/, adapter/, arms/{local, centralised}/, personal/, clusters/,
@@ -7,9 +7,7 @@ runs/<name>/config.toml, identity.json, partition.json, rounds.jsonl, journal.js
 
 from __future__ import annotations
 
-import errno
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,21 +19,25 @@ from typing import Any
 
 from shepherd.errors import DataError, ResourceError, ShepherdError, UsageError, did_you_mean
 from shepherd.store import lines
-from shepherd.store.disk import DISK, TEMPORARY, Disk, discard, make_folders, remove_tree, sweep, temporary, write_whole
+from shepherd.store.disk import DISK, TEMPORARY, Disk, discard, make_folders, sweep, write_whole
+from shepherd.store.failures import REASONS, error_number
+from shepherd.store.folders import FORMER, commit_folder, restore
 from shepherd.store.lock import locked
 from shepherd.store.manifest import seal_folder
 from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name
 from shepherd.store.scratch import Scratch
 
 ROUNDS, JOURNAL = "rounds.jsonl", "journal.jsonl"
-_FORMER = ".old-"
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """Where a run can go on: the newest valid round (None: from the start), the rounds that were rejected on the way
-    to it, in sentences what else was found damaged and mended, and what is wrong with rounds.jsonl up to that round,
-    or "": that cannot be mended."""
+    """The point from which a run can continue.
+
+    checkpoint: the newest valid round (None: the start). rejected: newer rounds that are not valid. notes: other damage
+    that was found and repaired, in sentences. lines: what is wrong with rounds.jsonl up to that round, which cannot be
+    repaired, or "".
+    """
 
     checkpoint: Checkpoint | None
     rejected: tuple[Rejected, ...]
@@ -44,10 +46,10 @@ class Recovered:
 
 
 class RunDirectory:
-    """A run's folder, and the only code that writes to it.
+    """A run's folder; no other code writes to it.
 
-    Everything that is written here is on the medium when the call returns, or else a ResourceError says which file
-    it was, what remains intact and how to go on.
+    Everything written here is on the medium when the call returns; otherwise a ResourceError names the file, what
+    remains intact, and how to continue.
     """
 
     def __init__(self, path: Path, disk: Disk = DISK) -> None:
@@ -57,7 +59,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, out: Path, name: str, disk: Disk = DISK) -> RunDirectory:
-        """Make `out/name`, or `out/name-2`, `-3` … when that exists already; nothing is overwritten."""
+        """Create `out/name`, or `out/name-2`, `-3` … where it exists; nothing is overwritten."""
         try:
             make_folders(disk, out)
             for number in range(1, 10_000):
@@ -75,7 +77,7 @@ class RunDirectory:
         raise ResourceError(f"{out} holds too many runs called {name}", hint="choose another run.name")
 
     def lock(self) -> AbstractContextManager[None]:
-        """Be the only writer within the block. Raises UsageError that names the other one."""
+        """Hold the only write lock within the block. Raises UsageError that names another writer."""
         return locked(self.path, disk=self.disk)
 
     def delete(self) -> None:
@@ -84,11 +86,11 @@ class RunDirectory:
             with self.lock():
                 if sys.platform != "win32":
                     discard(self.disk, self.path)
-            if sys.platform == "win32":  # where nothing is deleted in which a file is open
+            if sys.platform == "win32":  # where a folder with an open file cannot be deleted
                 discard(self.disk, self.path)
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a file whole or not at all."""
+        """Write a file atomically."""
         target = self.path / name
         with self._explained(target):
             make_folders(self.disk, target.parent)
@@ -107,25 +109,25 @@ class RunDirectory:
             lines.append(self.disk, self.path / name, lines.line_of(row))
 
     def journal(self, what: str, **details: Any) -> None:
-        """What happened, in order: {"at": unix seconds, "what": …, …, "crc": …}."""
+        """Append an event to the journal: {"at": unix seconds, "what": …, …, "crc": …}."""
         with self._explained(self.path / JOURNAL):
             row = {"at": round(time.time(), 3), "what": what, **details}
             lines.append(self.disk, self.path / JOURNAL, lines.journal_line(row))
 
     @contextmanager
     def commit_folder(self, name: str) -> Iterator[Path]:
-        """A folder that is filled under another name and appears, with its manifest, when the `with` block ends without
-        an error."""
+        """A folder that is filled under a hidden name and appears, with its manifest, when the block ends without an
+        error."""
         with self._explained(self.path / name), commit_folder(self.path / name, self.disk) as folder:
             yield folder
             seal_folder(self.disk, folder)
 
     @contextmanager
     def commit_round(self, number: int, line: Mapping[str, Any], **facts: Any) -> Iterator[Path]:
-        """A folder to fill with all that round `number` has to remember; committed when the block ends.
+        """A folder to fill with the state after round `number`; committed when the block ends.
 
         `line` is its line in rounds.jsonl, read when the block ends and written just before the round becomes
-        visible; the manifest knows how far the file had come then. After an error neither is there.
+        visible; the manifest holds the extent of that file. After an error neither exists.
         """
         metrics = self.path / ROUNDS
         before = metrics.stat().st_size if metrics.exists() else 0
@@ -146,21 +148,21 @@ class RunDirectory:
                 raise
 
     def scratch(self) -> Scratch:
-        """A file without a name for this process alone; a ResourceError says when it cannot be made, filled or read."""
+        """An anonymous file of this process; a ResourceError says when it cannot be created, written or read."""
         explained = partial(self._explained, self.path / f"{TEMPORARY}updates")
         with explained("written"):
             return Scratch(self.disk, self.disk.scratch(self.path), explained)
 
     def prune_checkpoints(self, keep: int, best: int) -> None:
-        """Delete all but the last `keep` checkpoints, at least two, and that of round `best`."""
+        """Delete all but the last `keep` checkpoints (at least two) and that of round `best`."""
         with self._explained(self.rounds.folder):
             self.rounds.keep(keep, best)
 
     def recover(self) -> Recovered:
-        """Bring the directory back to its newest valid round; the caller holds the lock. May be repeated.
+        """Return the directory to its newest valid round; the caller holds the lock. May be repeated.
 
-        Unfinished work of former processes is swept away, the journal's torn last line cut off, the rounds that were
-        rejected are put aside (not deleted), and rounds.jsonl ends with the line of the round that is returned.
+        Unfinished work of former processes is deleted, a torn last line of the journal truncated, rejected rounds are
+        put aside (not deleted), and rounds.jsonl ends with the line of the returned round.
         """
         with self._explained(self.path):
             notes = [f"unfinished {name} was removed" for name in self._sweep()]
@@ -177,11 +179,11 @@ class RunDirectory:
             return Recovered(checkpoint, rejected, tuple(notes), wrong)
 
     def _sweep(self) -> list[str]:
-        """Remove unfinished work; a folder that was being replaced gets its former content back."""
-        found = []
+        """Delete unfinished work; a folder that was being replaced gets its former content back."""
+        found: list[str] = []
         for folder in (self.path, *sorted(path for path in self.path.iterdir() if path.is_dir())):
-            for former in sorted(folder.glob(f"{_FORMER}*")):
-                _restore(self.disk, folder / former.name.removeprefix(_FORMER))
+            for former in sorted(folder.glob(f"{FORMER}*")):
+                restore(self.disk, folder / former.name.removeprefix(FORMER))
             found += sweep(self.disk, folder)
         return found
 
@@ -191,14 +193,14 @@ class RunDirectory:
 
     @contextmanager
     def _explained(self, file: Path, verb: str = "written") -> Iterator[None]:
-        """Turn a failing disk into a sentence: which file was not written (or read), what is intact, how to go on."""
+        """Raise a ResourceError for a failing disk: the file not written (or read), what is intact, how to go on."""
         try:
             yield
         except ShepherdError:
             raise
         except Exception as error:
-            number = error.errno if isinstance(error, OSError) else _native_error(error)
-            if number in _REASONS:
+            number = error_number(error)
+            if number is not None and number in REASONS:
                 raise self._failure(number, Path(getattr(error, "filename", None) or file), verb) from error
             if number is not None and not self.path.is_dir():
                 raise ResourceError(
@@ -208,73 +210,11 @@ class RunDirectory:
             raise
 
     def _failure(self, number: int, file: Path, verb: str) -> ResourceError:
-        reason, mend = _REASONS[number]
+        reason, mend = REASONS[number]
         committed = self.rounds.numbers()
         intact = f"rounds up to {committed[-1]} are committed and intact" if committed else "no round was committed yet"
         again = f"then: shepherd resume {self.path}" if committed else "then run it again, or elsewhere with --out"
         return ResourceError(f"{reason}: {file} was not {verb}; {intact}", hint=f"{mend}, {again}")
-
-
-_REASONS = {
-    errno.ENOSPC: ("no space left on the disk", "free some space"),
-    errno.EDQUOT: ("the disk quota is used up", "free some space"),
-    errno.EFBIG: ("a file may not grow further", "raise the limit on file sizes (ulimit -f) or take another disk"),
-    errno.EIO: ("the disk reports an input/output error", "check the disk (dmesg), copy the run to another if need be"),
-    errno.EROFS: ("the file system is read-only", "make it writable"),
-    errno.ESTALE: ("the network disk is gone", "bring it back"),
-    errno.EISDIR: ("a folder is where a file belongs", "move it away"),
-    errno.EACCES: ("permission denied", "give yourself the right to write there"),
-}
-
-
-def _native_error(error: Exception) -> int | None:
-    """The errno in the text of an exception from native code, such as a tokenizer's on a full disk."""
-    match = re.search(r"\(os error (\d+)\)", str(error))
-    return int(match[1]) if match else None
-
-
-@contextmanager
-def commit_folder(target: Path, disk: Disk = DISK) -> Iterator[Path]:
-    """A folder that is filled under another name and stands at `target` when the block ends, everything in it on the
-    medium; what was there before goes only then. After an error the former folder or the new one is there, whole."""
-    pending, former = temporary(target), target.with_name(f"{_FORMER}{target.name}")
-    make_folders(disk, target.parent)
-    remove_tree(disk, pending)
-    disk.make_folder(pending)
-    try:
-        yield pending
-        _sync_tree(disk, pending)
-        _restore(disk, target)
-        if target.exists():
-            disk.rename(target, former)
-            disk.sync_folder(target.parent)
-        disk.rename(pending, target)
-        disk.sync_folder(target.parent)
-    except BaseException:
-        with suppress(OSError):
-            _restore(disk, target)
-        with suppress(OSError):
-            remove_tree(disk, pending)
-        raise
-    remove_tree(disk, former)
-
-
-def _restore(disk: Disk, target: Path) -> None:
-    """End a replacement that was cut off: the former folder comes back where there is no new one, or goes."""
-    former = target.with_name(f"{_FORMER}{target.name}")
-    if former.is_dir() and not target.exists():
-        disk.rename(former, target)
-        disk.sync_folder(target.parent)
-    remove_tree(disk, former)
-
-
-def _sync_tree(disk: Disk, folder: Path) -> None:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            _sync_tree(disk, path)
-        elif path.is_file():
-            disk.sync(path)
-    disk.sync_folder(folder)
 
 
 def open_run(path: str | Path, needs: str = "config.toml") -> Path:
@@ -284,13 +224,13 @@ def open_run(path: str | Path, needs: str = "config.toml") -> Path:
         near = did_you_mean(folder.name, [p.name for p in folder.parent.glob("*") if p.is_dir()])
         raise UsageError(f"no run directory at {folder}.{near}", hint="give the folder that `shepherd run` printed")
     if not (folder / needs).exists():
-        hint = f"shepherd resume {folder} goes on with a run that was stopped" if needs != "identity.json" else ""
+        hint = f"shepherd resume {folder} continues a stopped run" if needs != "identity.json" else ""
         raise UsageError(f"{folder} has no {needs}: it is not a run directory, or the run did not get that far", hint)
     return folder
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """The table in a JSON file. Raises DataError, which names the file, where it is missing or no such table."""
+    """Read a JSON object from a file. Raises DataError, which names the file, where it is missing or broken."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

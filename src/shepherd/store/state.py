@@ -1,12 +1,12 @@
-"""The state of a federation as four files, and back: what a committed round holds.
+"""Server states on disk: the four files of a committed round.
 
     adapter_config.json, adapter_model.safetensors   the global adapter, a PEFT folder that any tool can load
     state.safetensors                                remainder/<module>/L, memory/<name>, clients/<client>/<name>,
                                                      clusters/<number>/… of the model of each cluster
     state.json                                       round, cursors, strikes, quarantined, history, order of names
 
-Every array comes back with its dtype, shape and bits, and every mapping of arrays in its order, because sums over
-tensors depend on it; clients are sorted by name. Equal states give equal bytes.
+Arrays keep their dtype, shape and bits, and mappings of arrays their order, because sums over tensors depend on it;
+clients are sorted by name. Equal states give equal bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def state_files(state: ServerState, *, base_name: str, conv1d: bool = False) -> 
     """The four files of a state, {name: bytes}. `base_name` and `conv1d` are for PEFT, as in `save_adapter`.
 
     Raises ValueError for factors that are not float32, for arrays of objects, texts or complex numbers, and for
-    clusters whose adapters have another rank, scale or base.
+    clusters whose adapters differ from the global one in rank, scale or base.
     """
     model = state.model
     for adapter in (model.adapter, *(cluster.adapter for cluster in state.clusters)):
@@ -53,10 +53,10 @@ def state_files(state: ServerState, *, base_name: str, conv1d: bool = False) -> 
         if replace(adapter, factors={}) != replace(model.adapter, factors={}):
             raise ValueError("the adapter of a cluster has another rank, scale or base than the global one")
     clients = dict(sorted(state.clients.items()))
-    tensors = _beside_adapter(model)
+    tensors = _other_tensors(model)
     for number, cluster in enumerate(state.clusters, start=1):
         where = ("clusters", str(number))
-        tensors |= _beside_adapter(cluster, *where)
+        tensors |= _other_tensors(cluster, *where)
         for module, pair in cluster.adapter.factors.items():
             tensors |= {_key(*where, "adapter", module, part): getattr(pair, part) for part in "AB"}
     for client, private in clients.items():
@@ -76,13 +76,13 @@ def state_files(state: ServerState, *, base_name: str, conv1d: bool = False) -> 
     }
     return adapter_files(model.adapter, base_name=base_name, conv1d=conv1d) | {
         TENSORS: to_bytes(tensors),
-        # ASCII: a name may hold what UTF-8 cannot, such as half a surrogate pair.
+        # ASCII: a name may hold characters outside UTF-8, such as half a surrogate pair.
         SCALARS: (json.dumps(scalars, indent=1, ensure_ascii=True) + "\n").encode("ascii"),
     }
 
 
 def load_state(folder: Path) -> ServerState:
-    """Read what `save_state` wrote. Raises ModelError that names the file and what is wrong with it."""
+    """Read the state that `save_state` wrote. Raises ModelError that names the file and the damage."""
     folder = Path(folder)
     try:
         scalars = json.loads((folder / SCALARS).read_text(encoding="ascii"))
@@ -104,11 +104,11 @@ def load_state(folder: Path) -> ServerState:
         clusters = []
         for number, names in enumerate(order["clusters"], start=1):
             where = ("clusters", str(number))
-            own = {
+            cluster_factors = {
                 name: Factors(*(tensors.pop(_key(*where, "adapter", name, part)) for part in "AB"))
                 for name in names["adapter"]
             }
-            clusters.append(_model(tensors, names, replace(adapter, factors=own), *where))
+            clusters.append(_model(tensors, names, replace(adapter, factors=cluster_factors), *where))
         state = ServerState(
             round=scalars["round"],
             model=_model(tensors, order, replace(adapter, factors=factors)),
@@ -128,8 +128,8 @@ def load_state(folder: Path) -> ServerState:
     return state
 
 
-def _beside_adapter(model: GlobalModel, *where: str) -> dict[str, np.ndarray]:
-    """A model's tensors but for its adapter's, by keys that begin with `where`."""
+def _other_tensors(model: GlobalModel, *where: str) -> dict[str, np.ndarray]:
+    """A model's tensors except those of its adapter, by keys that begin with `where`."""
     tensors = {_key(*where, "memory", name): array for name, array in model.memory.items()}
     for module, increment in model.remainder.items():
         tensors |= {_key(*where, "remainder", module, part): getattr(increment, part) for part in "LR"}
@@ -143,20 +143,18 @@ def _order(model: GlobalModel) -> dict[str, list[str]]:
 def _model(
     tensors: dict[str, np.ndarray], order: Mapping[str, list[str]], adapter: Adapter, *where: str
 ) -> GlobalModel:
-    """The model with what `_beside_adapter` put under these keys, which is taken out of `tensors`."""
+    """The model of tensors under the keys of `_other_tensors`, which are removed from `tensors`."""
     memory = {name: tensors.pop(_key(*where, "memory", name)) for name in order["memory"]}
-    remainder = {
-        module: LowRank(
-            *(tensors.pop(_key(*where, "remainder", module, part)) for part in "LR"),
-            apart=adapter.r if f"{module}.A0" in memory else 0,  # starts.principal takes these factors away first
-        )
-        for module in order["remainder"]
-    }
+    remainder = {}
+    for module in order["remainder"]:
+        L, R = (tensors.pop(_key(*where, "remainder", module, part)) for part in "LR")
+        # starts.principal takes these factors away first
+        remainder[module] = LowRank(L, R, apart=adapter.r if f"{module}.A0" in memory else 0)
     return GlobalModel(adapter, remainder, memory)
 
 
 def _key(*parts: str) -> str:
-    """Parts with any characters as one name: "/" stands between them, and in none."""
+    """Parts of any characters as one name, separated by "/", which is escaped within a part."""
     return "/".join(quote(part, safe=" ", errors="surrogatepass") for part in parts)
 
 

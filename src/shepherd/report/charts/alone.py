@@ -1,4 +1,4 @@
-"""A picture as a file of its own: with its style, and without CSS variables, which few programs but browsers know."""
+"""Standalone SVG files: with their style, and without CSS variables, which few programs but browsers support."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def standalone(picture: Markup) -> str:
     values = dict(re.findall(r"(--[\w-]+): ([^;]+);", css[: css.index("@media")]))
     rules = re.findall(r"\.(?:chart|cell|h\d|d-?\d)\b[^{}]*\{[^}]*\}", css)
     plain = re.sub(r"var\((--[\w-]+)\)", lambda found: values.get(found[1], "none"), "\n".join(rules))
-    height = re.search(r'viewBox="0 0 \d+ (\d+)"', picture)[1]
+    height = re.findall(r'viewBox="0 0 \d+ (\d+)"', picture)[0]
     paper = f'<path fill="{values["--paper"]}" d="M0 0h{WIDTH}v{height}h-{WIDTH}z"/>'
     whole = str(picture).replace(" xmlns=", f' width="{WIDTH}" height="{height}" xmlns=', 1)
     return whole.replace("</desc>", f"</desc><style>{plain}</style>{paper}", 1)

@@ -1,4 +1,4 @@
-"""Bars from zero: side by side over rounds, or one that is cut into parts."""
+"""Bar charts from zero: grouped by round, or one stacked bar."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def bar_chart(
 def stacked_bar(
     parts: Sequence[tuple[str, str, float | None]], *, title: str, description: str, write: Callable[[float], str]
 ) -> Markup:
-    """One bar cut into (name, style, value) parts, with a legend that names each part and its value."""
+    """One bar of (name, style, value) parts, with a legend of names and values."""
     known = [(name, style, value) for name, style, raw in parts if (value := number(raw)) is not None and value > 0]
     total = sum(value for *_, value in known)
     if not total:
@@ -71,17 +71,17 @@ def stacked_bar(
     body, start = [], 0.0
     for i, (name, style, value) in enumerate(known):
         width = WIDTH * value / total
-        said = f"{name}: {write(value)}, {100 * value / total:.0f}\N{NO-BREAK SPACE}%"
-        body.append(marks.box(start, 2, max(0.8, width - 2), 34, f"fill c-{style}", said))
+        label = f"{name}: {write(value)}, {100 * value / total:.0f}\N{NO-BREAK SPACE}%"
+        body.append(marks.box(start, 2, max(0.8, width - 2), 34, f"fill c-{style}", label))
         start += width
         at, line = i % 2 * WIDTH / 2, 66 + i // 2 * 24
         body.append(marks.box(at, line - 10, 11, 11, f"fill c-{style}"))
-        body.append(marks.text(at + 18, line, said, "name", room=WIDTH / 2 - 24))
+        body.append(marks.text(at + 18, line, label, "name", room=WIDTH / 2 - 24))
     last = 66 + (len(known) - 1) // 2 * 24
     body.append(marks.text(0, last + 28, "Width of a part: its share of the time", "label"))
     return marks.svg(last + 40, title, description, body)
 
 
 def _round(text: str) -> str:
-    """A tick's text without idle zeros: 6.00 MB is 6 MB."""
+    """A tick's text without trailing zeros: 6.00 MB is 6 MB."""
     return re.sub(r"\.(\d*?)0+(?=\D|$)", lambda found: f".{found[1]}" if found[1] else "", text)

@@ -1,4 +1,4 @@
-"""Tables of cells: how much of what each client holds, and who was there in which round."""
+"""Charts of cells: heat maps of clients and categories, and the status of clients by round."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def heat_map(
     diverging: bool = False,
     ends: tuple[str, str] = ("", ""),
 ) -> Markup:
-    """A table of coloured cells with their values where they fit.
+    """A table of coloured cells, with their values where they fit.
 
     Sequential: zero to the largest value, by square roots, so that one large cell does not make all others pale.
-    `diverging`: the same distance on both sides of zero; `ends` says what the two sides mean.
+    `diverging`: a symmetric scale around zero; `ends` are the meanings of its two sides.
     """
     known = [abs(v) for line in values for value in line if (v := number(value)) is not None]
     if not known or not rows or not columns:
@@ -41,13 +41,7 @@ def heat_map(
     top = longest * 0.64 + 18 if tilted else 28
     bottom = top + pitch * len(rows)
     body = [marks.text(LABELS - 14, top - 9, f"{y_label} ↓ · {x_label} →", "label", "end")]
-    for j, column in enumerate(columns):
-        middle = LABELS + cell * (j + 0.5)
-        if tilted:
-            turned = f' transform="rotate(-40 {marks.short(middle - 2)} {marks.short(top - 8)})"'
-            body.append(marks.text(middle - 2, top - 8, column, "tick", room=26 * marks.CHARACTER, extra=turned))
-        else:
-            body.append(marks.text(middle, top - 9, column, "tick", "middle", room=cell))
+    body += _columns(columns, cell, top, tilted)
     name, room = "name" if pitch > 15 else "small", LABELS - 18
     for i, row in enumerate(rows):
         above = top + pitch * i
@@ -57,28 +51,52 @@ def heat_map(
             shade = "none" if value is None else _shade(value / most, diverging)
             text = "n/a" if value is None else write(value)
             left, round_corner = LABELS + cell * j, ' rx="2"'
-            cut = marks.box(
-                left + 1, above + 1, max(1, cell - 2), pitch - 2, "", f"{row}, {column}: {text}", round_corner
-            )
+            tip = f"{row}, {column}: {text}"
+            cut = marks.box(left + 1, above + 1, max(1, cell - 2), pitch - 2, "", tip, round_corner)
             if pitch > 15 and cell >= marks.extent(text) + 4:
                 kind = "in" if value or diverging else "in idle"
                 cut += marks.text(left + cell / 2, above + pitch / 2 + 4.5, text, kind, "middle")
             body.append(f'<g class="cell {shade}">{cut}</g>')
-    shades = [f"d{i}" for i in range(-4, 5)] if diverging else [f"h{i}" for i in range(9)]
-    for i, shade in enumerate(shades):
-        body.append(f'<g class="cell {shade}">{marks.box(LABELS + 22 * i, bottom + 16, 22, 12)}</g>')
-    scale = (
-        (write(-most), ends[0], write(most), ends[1])
-        if diverging
-        else ("0", "", write(most), "(shades by square root)")
-    )
-    low, high = f"{scale[1]} {scale[0]}".strip(), f"{scale[2]} {scale[3]}".strip()
-    body.append(marks.text(LABELS - 8, bottom + 26, low, "tick", "end", room=LABELS))
-    body.append(marks.text(LABELS + 22 * len(shades) + 8, bottom + 26, high, "tick"))
+    low = f"{ends[0]} {write(-most)}" if diverging else "0"
+    high = f"{write(most)} {ends[1] if diverging else '(shades by square root)'}"
+    body += _scale(bottom, low.strip(), high.strip(), diverging)
     return marks.svg(round(bottom + 40), title, description, body)
 
 
-STATES = {"trained": "trained", "rejected": "rejected", "missing": "missing", "late": "late", "idle": "not drawn"}
+def _columns(columns: Sequence[str], cell: float, top: float, tilted: bool) -> list[str]:
+    """The headings of the columns of a heat map."""
+    body = []
+    for j, column in enumerate(columns):
+        middle = LABELS + cell * (j + 0.5)
+        if tilted:
+            turned = f' transform="rotate(-40 {marks.short(middle - 2)} {marks.short(top - 8)})"'
+            body.append(marks.text(middle - 2, top - 8, column, "tick", room=26 * marks.CHARACTER, extra=turned))
+        else:
+            body.append(marks.text(middle, top - 9, column, "tick", "middle", room=cell))
+    return body
+
+
+def _scale(bottom: float, low: str, high: str, diverging: bool) -> list[str]:
+    """The shades of a heat map below it, with the meaning of both ends."""
+    shades = [f"d{i}" for i in range(-4, 5)] if diverging else [f"h{i}" for i in range(9)]
+    body = [
+        f'<g class="cell {shade}">{marks.box(LABELS + 22 * i, bottom + 16, 22, 12)}</g>'
+        for i, shade in enumerate(shades)
+    ]
+    body.append(marks.text(LABELS - 8, bottom + 26, low, "tick", "end", room=LABELS))
+    body.append(marks.text(LABELS + 22 * len(shades) + 8, bottom + 26, high, "tick"))
+    return body
+
+
+STATES = {
+    "trained": "trained",
+    "failed": "failed",
+    "lost": "lost",
+    "late": "late",
+    "rejected": "rejected",
+    "idle": "not sampled",
+}
+"""A client in a round and its name in the legend; each has its own shape."""
 
 
 def status_grid(
@@ -90,7 +108,7 @@ def status_grid(
     description: str,
     x_label: str,
 ) -> Markup:
-    """Who was where: one mark per row and column; a state is a key of STATES and has its own shape."""
+    """One mark per client (row) and round (column); a state is a key of STATES and has its own shape."""
     if not rows or not columns:
         return marks.empty(title, description)
     pitch = 24 if len(rows) <= 30 else 16
@@ -125,7 +143,8 @@ def _state(state: str, x: float, y: float, r: float = 6.5) -> str:
     cross = f"M{left} {above}L{right} {below}M{left} {below}L{right} {above}"
     return {
         "rejected": f'<path class="stroke c-centralised" d="{cross}"/>',
-        "missing": f'<circle class="stroke c-base" cx="{across}" cy="{down}" r="{marks.short(r - 1)}"/>',
+        "failed": f'<path class="stroke c-centralised" d="M{left} {above}H{right}V{below}H{left}ZL{right} {below}"/>',
+        "lost": f'<circle class="stroke c-base" cx="{across}" cy="{down}" r="{marks.short(r - 1)}"/>',
         "late": f'<path class="stroke c-base" d="M{left} {below}L{right} {below}L{across} {above}Z"/>',
         "idle": f'<circle class="idle" cx="{across}" cy="{down}" r="1.6"/>',
     }[state]

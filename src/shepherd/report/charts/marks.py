@@ -1,4 +1,4 @@
-"""What all pictures are made of: texts, rules, markers, legends, scales and ticks. Sizes are in pixels of 960."""
+"""Elements of all charts: texts, rules, markers, legends, scales and ticks. Sizes are in pixels of a width of 960."""
 
 from __future__ import annotations
 
@@ -38,10 +38,18 @@ SERIES_STYLES = ("s1", "s2", "s3", "s4", "s5", "s6", "s7")
 
 
 def thin(items: Sequence[T], limit: int) -> list[T]:
-    """At most `limit` of the items, evenly spaced, the first and the last among them."""
+    """At most `limit` evenly spaced items, including the first and the last."""
     if len(items) <= limit:
         return list(items)
     return [items[round(i * (len(items) - 1) / (limit - 1))] for i in range(limit)]
+
+
+def extremes(items: Sequence[T], limit: int) -> tuple[list[T], int | None]:
+    """The first and last items, `limit` in total, and the position after which some are left out."""
+    if len(items) <= limit:
+        return list(items), None
+    head = (limit + 1) // 2
+    return [*items[:head], *items[len(items) - (limit - head) :]], head - 1
 
 
 def nice_ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
@@ -83,7 +91,7 @@ def short(value: float) -> str:
 def text(
     x: float, y: float, text: str, kind: str, anchor: str = "start", room: float | None = None, extra: str = ""
 ) -> str:
-    """`kind` and `anchor` are CSS classes of ours; `room` is the width in pixels that the text may take.
+    """A text element; `kind` and `anchor` are CSS classes of style.css, `room` is the available width in pixels.
 
     Names of clients often differ at their ends: a text that does not fit is cut in its middle.
     """
@@ -94,7 +102,7 @@ def text(
 
 
 def extent(text: str) -> float:
-    """About how many pixels a text takes, rather too many than too few: fonts differ."""
+    """An upper estimate of a text's width in pixels: fonts differ."""
     return CHARACTER * sum(map(_units, text))
 
 
@@ -111,7 +119,7 @@ def rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def box(x: float, y: float, width: float, height: float, kind: str = "", tip: str = "", extra: str = "") -> str:
-    """A rectangle; `tip` is what it says when pointed at."""
+    """A rectangle; `tip` is its tooltip."""
     named = f' class="{kind}"' if kind else ""
     end = f"><title>{safe(tip)}</title></rect>" if tip else "/>"
     size = f'width="{short(width)}" height="{short(height)}"'

@@ -1,34 +1,47 @@
-"""Runs that differ in the seed alone are one group; a group is one row of the comparison."""
+"""Groups of runs that differ in the seed alone: means and standard errors over seeds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from shepherd.report import charts, findings
-from shepherd.report.comparison.ranking import ranking
+from shepherd.report import findings
+from shepherd.report.arms import RIVALS
+from shepherd.report.comparison.ranking import Losses
 from shepherd.report.load import RunRecord
 from shepherd.report.wording import (
     ABSENT,
     clean,
-    digits,
     listing,
     number,
     plural,
-    signed,
 )
 
-DRAWN = len(charts.SERIES_STYLES)
+Estimate = tuple[float, float | None]
+"""A mean over seeds and its standard error; None for one seed."""
+Curve = tuple[tuple[float, float], ...]
+"""(round, held-out loss) in order."""
+ASIDE = frozenset(
+    {
+        "run.name",
+        "run.out",
+        "run.seed",
+        "run.threads",
+        "training.clients_at_once",
+        "training.tokens_per_pass",
+    }
+)
+"""Settings in which runs of one group may differ: where and how fast a run went, not what it computed."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One run. `losses` by arm ("local" is the mean over clients); `gaps`: federated minus another arm.
 
-    rows_digest and tokens: what it was measured on, the held-out rows and the number of their response tokens.
+    rows_digest and tokens: identity of the held-out rows, and the number of their response tokens.
     """
 
     name: str
@@ -43,7 +56,7 @@ class Row:
     bytes_up: float | None
     bytes_down: float | None
     seconds: float | None
-    curve: tuple[tuple[float, float], ...]
+    curve: Curve
     settings: Mapping[str, str]
     rows_digest: tuple[str, ...]
     tokens: int | None = None
@@ -53,20 +66,23 @@ class Row:
 class Group:
     """Runs that differ in the seed only: (mean, standard error or None) of the loss of each arm and of each gap.
 
-    `curve`: the mean federated loss at the rounds that all of them measured.
+    curve: the mean federated loss at the rounds that all of them measured. ranked: the federated loss of each finished
+    run, by what makes losses comparable.
     """
 
     name: str
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
-    losses: Mapping[str, tuple[float, float | None]]
-    gaps: Mapping[str, tuple[float, float | None]]
-    curve: tuple[tuple[float, float], ...]
+    losses: Mapping[str, Estimate]
+    gaps: Mapping[str, Estimate]
+    curve: Curve
+    ranked: Losses = field(default_factory=dict)
 
 
-def _row(record: RunRecord) -> Row:
+def row_of(record: RunRecord) -> Row:
+    """The row of a run in a comparison."""
     summary = record.summary
-    rivals = {rival: findings.difference(record, "federated", rival) for rival in ("base", "local", "centralised")}
+    rivals = {rival: findings.difference(record, "federated", rival) for rival in RIVALS}
     given = (record.metrics.get("curves") or {}).get("federated")
     points = given or [(line["round"], line.get("held_out_loss")) for line in record.rounds]
     curve = [(float(x), y) for x, raw in points if (y := number(raw)) is not None]
@@ -94,60 +110,57 @@ def _row(record: RunRecord) -> Row:
 
 
 def _rows_digest(record: RunRecord) -> tuple[str, ...]:
-    """The same for runs that were measured on the same rows: by their contents, or by their ids in the same data."""
+    """Identity of the held-out rows: by their contents, or by their ids in the same data."""
     if digest := record.identity.get("held_out"):
         return (digest,)
     return (str(record.partition.get("dataset_digest")), *sorted(record.partition.get("held_out") or ()))
 
 
-def _grouped(rows: Sequence[Row]) -> tuple[tuple[Group, ...], list[str], tuple[str, ...]]:
-    """Rows with the same settings but the seed, what had to be said about them, and who leads."""
-    by_settings: dict[tuple, list[Row]] = {}
+def grouped(rows: Sequence[Row]) -> tuple[tuple[Group, ...], list[str]]:
+    """Groups of rows with the same settings but the seed, and warnings about their seeds."""
+    by_settings: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         key = (row.model, row.state, *sorted((k, v) for k, v in row.settings.items() if k not in ASIDE))
         by_settings.setdefault(key, []).append(row)
-    groups, warnings, losses = [], [], []
+    groups, warnings = [], []
     for members in by_settings.values():
         first: dict[int, Row] = {}
         for row in members:
             if row.seed in first:
                 warnings.append(
-                    f"{row.name} has the settings and the seed of {first[row.seed].name}: it is not counted again "
-                    "in the mean."
+                    f"{row.name} has the settings and the seed of {first[row.seed].name}: the mean excludes it."
                 )
             first.setdefault(row.seed, row)
-        counted = list(first.values())
-        name = (
-            counted[0].name if len(counted) == 1 else f"{counted[0].name} and {plural(len(counted) - 1, 'more seed')}"
-        )
-        groups.append(
-            Group(
-                name,
-                tuple(row.name for row in members),
-                tuple(first),
-                _over_seeds([row.losses for row in counted]),
-                _over_seeds([{k: gap.value for k, gap in row.gaps.items()} for row in counted]),
-                _mean_curve([row.curve for row in counted]),
-            )
-        )
-        found = ((row, number(row.losses.get("federated"))) for row in counted if row.state == "finished")
-        losses.append(
-            {(row.seed, row.model, row.rows_digest, row.tokens): loss for row, loss in found if loss is not None}
-        )
+        groups.append(_group(members, first))
     if len({tuple(sorted(group.seeds)) for group in groups}) > 1:
-        warnings.append("Not all settings were run with the same seeds: their means are not over the same draws.")
-    names = _distinct([group.name for group in groups])
-    return tuple(groups), warnings, tuple(ranking(list(zip(names, losses, strict=True))))
+        warnings.append("Not all settings were run with the same seeds: their means are over different seeds.")
+    return tuple(groups), warnings
 
 
-def _mean_curve(curves: Sequence[tuple[tuple[float, float], ...]]) -> tuple[tuple[float, float], ...]:
+def _group(members: Sequence[Row], by_seed: Mapping[int, Row]) -> Group:
+    """The group of these runs, whose means are over one run per seed."""
+    counted = list(by_seed.values())
+    more = f" and {plural(len(counted) - 1, 'more seed')}" if len(counted) > 1 else ""
+    finished = ((row, number(row.losses.get("federated"))) for row in counted if row.state == "finished")
+    return Group(
+        counted[0].name + more,
+        tuple(row.name for row in members),
+        tuple(by_seed),
+        _over_seeds([row.losses for row in counted]),
+        _over_seeds([{k: gap.value for k, gap in row.gaps.items()} for row in counted]),
+        _mean_curve([row.curve for row in counted]),
+        {(row.seed, row.model, row.rows_digest, row.tokens): loss for row, loss in finished if loss is not None},
+    )
+
+
+def _mean_curve(curves: Sequence[Curve]) -> Curve:
     known = [dict(curve) for curve in curves]
     return tuple((x, fmean(curve[x] for curve in known)) for x in sorted(set.intersection(*map(set, known))))
 
 
-def _over_seeds(values: Sequence[Mapping[str, float | None]]) -> dict[str, tuple[float, float | None]]:
-    """Mean and standard error by key; a key is averaged only when every seed has it."""
-    found = {}
+def _over_seeds(values: Sequence[Mapping[str, float | None]]) -> dict[str, Estimate]:
+    """Mean and standard error by key, for keys that every seed has."""
+    found: dict[str, Estimate] = {}
     for key in values[0]:
         known = [v for each in values if (v := number(each.get(key))) is not None]
         if len(known) == len(values):
@@ -163,7 +176,7 @@ def _setting(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else clean(str(value))
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
+def distinct(names: Sequence[str]) -> list[str]:
     """The names, with a number where one occurs again."""
     seen: dict[str, int] = {}
     found = []
@@ -171,24 +184,3 @@ def _distinct(names: Sequence[str]) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return found
-
-
-def _gap(d: findings.Difference | None) -> str:
-    return ABSENT if d is None else signed(d.value) + ("*" if d.distinguishable else "")
-
-
-def _mean(value: tuple[float, float | None] | None, write: Any = digits) -> str:
-    if value is None:
-        return ABSENT
-    return write(value[0]) + (f" ± {digits(value[1])}" if value[1] is not None else "")
-
-
-# Settings in which runs of one group may differ: where and how fast a run went, not what it computed.
-ASIDE = (
-    "run.name",
-    "run.out",
-    "run.seed",
-    "run.threads",
-    "training.clients_at_once",
-    "training.tokens_per_pass",
-)

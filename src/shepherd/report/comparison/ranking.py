@@ -1,32 +1,34 @@
-"""Which settings reach the lowest federated loss, and whether their lead goes beyond the spread over seeds."""
+"""Ranking of settings by federated loss, with paired tests over seeds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 from shepherd.report.wording import digits, from_to, listing, plural, shorten, signed
 
-Losses = Mapping[tuple, float]
+Losses = Mapping[tuple[Any, ...], float]
 """{(seed, model, held-out rows): federated loss}: only losses with the same key are compared."""
 
 SHOWN = 8
 
 
 def ranking(settings: Sequence[tuple[str, Losses]]) -> list[str]:
-    """Sentences that hold the settings with the lowest mean loss against each of the others.
+    """Sentences that compare the settings with the lowest mean loss to each of the others.
 
-    Settings are (name, losses). A lowest one is named only among settings that were measured with the same model and
-    seeds on the same rows, by the mean over the keys that all of them have; others are listed as not compared.
+    Settings are (name, losses). The lowest is taken among settings that were measured with the same model and seeds on
+    the same rows, by the mean over their shared keys; others are listed as not compared.
     """
     known = [(name, losses) for name, losses in settings if losses]
     if len(known) < 2:
         return []
     classes = _comparable(known)
     sentences = []
-    for some in (members for members in classes if len(members) > 1):
-        sentences += _lowest(some, "" if len(classes) == 1 else f"Among {listing([_named(n) for n, _ in some])}: ")
+    for comparable in (members for members in classes if len(members) > 1):
+        names = listing([_named(name) for name, _ in comparable])
+        sentences += _lowest(comparable, "" if len(classes) == 1 else f"Among {names}: ")
     apart = [_named(members[0][0]) for members in classes if len(members) == 1]
     if apart and len(classes) > 1:
         sentences.append(
@@ -34,13 +36,13 @@ def ranking(settings: Sequence[tuple[str, Losses]]) -> list[str]:
             f"{listing(apart)}."
         )
     if not any(len(members) > 1 for members in classes):
-        sentences.insert(0, "No setting is named the lowest.")
+        sentences.insert(0, "No setting can be ranked the lowest.")
     return sentences
 
 
 def _comparable(known: Sequence[tuple[str, Losses]]) -> list[list[tuple[str, Losses]]]:
-    """The settings in classes whose members all share at least one key, each in the first class that takes it."""
-    classes: list[tuple[set[tuple], list[tuple[str, Losses]]]] = []
+    """Classes of settings whose members all share at least one key; a setting joins the first class that fits."""
+    classes: list[tuple[set[tuple[Any, ...]], list[tuple[str, Losses]]]] = []
     for name, losses in known:
         for keys, members in classes:
             if keys & losses.keys():
@@ -52,22 +54,22 @@ def _comparable(known: Sequence[tuple[str, Losses]]) -> list[list[tuple[str, Los
     return [members for _, members in classes]
 
 
-def _lowest(some: Sequence[tuple[str, Losses]], among: str) -> list[str]:
-    shared = set.intersection(*(set(losses) for _, losses in some))
-    means = [fmean(losses[key] for key in shared) for _, losses in some]
+def _lowest(settings: Sequence[tuple[str, Losses]], among: str) -> list[str]:
+    shared = set.intersection(*(set(losses) for _, losses in settings))
+    means = [fmean(losses[key] for key in shared) for _, losses in settings]
     mean, best = min((mean, at) for at, mean in enumerate(means))
-    name, ours = some[best]
-    level = [_named(name) for (name, _), loss in zip(some, means, strict=True) if loss == mean]
-    if len(level) == len(some):
+    name, ours = settings[best]
+    level = [_named(name) for (name, _), loss in zip(settings, means, strict=True) if loss == mean]
+    if len(level) == len(settings):
         return [f"{among}The federated losses of {listing(level)} are equal, {digits(mean)} nats per token."]
     over = ""
-    if any(set(losses) != shared for _, losses in some):
-        over = f" over {plural(len(shared), 'seed')} that all of them have"
+    if any(set(losses) != shared for _, losses in settings):
+        over = f" over {plural(len(shared), 'shared seed')}"
     sentences = [f"{among}Lowest federated loss{over}: {_named(name)}, {digits(mean)} nats per token."]
-    others = [entry for at, entry in enumerate(some) if at != best]
+    others = [entry for at, entry in enumerate(settings) if at != best]
     sentences += [_against(ours, _named(name), theirs) for name, theirs in others[:SHOWN]]
     if len(others) > SHOWN:
-        sentences.append(f"The table alone has {plural(len(others) - SHOWN, 'further setting')}.")
+        sentences.append(f"The table lists {plural(len(others) - SHOWN, 'further setting')}.")
     return sentences
 
 
@@ -80,8 +82,8 @@ def _against(losses: Losses, name: str, theirs: Losses) -> str:
     mean = fmean(gaps)
     if len(gaps) == 1:
         return (
-            f"Against {name} the difference is {signed(mean)} with the one seed in common; other seeds may turn it, "
-            "so this decides nothing."
+            f"Against {name} the difference is {signed(mean)} with the one seed in common; other seeds may reverse "
+            "it, so this is inconclusive."
         )
     paired = f"paired over {plural(len(gaps), 'seed')}"
     if max(gaps) - min(gaps) < 1e-12:

@@ -1,4 +1,4 @@
-"""The section on the data: refused, changed, left out, audited."""
+"""Data of a run: sources, refused and changed rows, the audit."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from typing import Any
 
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Limits, Section, Table, without_empty
-from shepherd.report.sections.samples import IDS_TEXT
 from shepherd.report.wording import (
     ABSENT,
     count,
     left_out,
     listing,
     number,
-    plainly,
+    plain,
     plural,
     shorten,
 )
 
+IDS_TEXT = 20_000
+"""Most characters of ids in a cell."""
+
 
 def data_notes(record: RunRecord, limits: Limits) -> Section:
-    """Where the rows came from, which were refused or cut, and what the audit found."""
+    """Sources of the rows, refused and changed rows, and findings of the audit."""
     data = record.summary.get("data") or {}
     if not data:
-        return Section("data", "Data", ["The run has not yet recorded what it read."])
+        return Section("data", "Data", ["The run has not recorded its data yet."])
     labels = {
         "name": "Source",
         "licence": "Licence",
@@ -35,9 +37,9 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
         "cut_rows": "Rows cut to the maximum length",
         "cut_tokens": "Tokens cut",
     }
-    rows = [[label, plainly(data[key])] for key, label in labels.items() if key in data]
+    rows = [[label, plain(data[key])] for key, label in labels.items() if key in data]
     rows += [
-        [key.replace("_", " "), plainly(v)]
+        [key.replace("_", " "), plain(v)]
         for key, v in data.items()
         if key not in labels and key not in ("refused", "changed", "notes", "audit", "details")
     ]
@@ -50,7 +52,7 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
             if what == "refused":
                 text = [f"{plural(int(total), 'row')} could not be used; the reasons are below."]
             else:  # a row may be counted for several reasons
-                text.append("Some rows lost a part or were changed; how many, and why, is below.")
+                text.append("Some rows were shortened or changed; the reasons are below.")
     notes = data.get("notes")
     text += [shorten(str(note), 300) for note in notes[: limits.rows]] if isinstance(notes, list) else []
     if isinstance(details := data.get("details"), Mapping) and details:
@@ -63,7 +65,7 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
 
 
 def _reasons(title: str, counts: Mapping[str, Any], limits: Limits) -> Table:
-    """Reasons with how many rows each, and the first places where those are recorded."""
+    """Reasons, their numbers of rows, and the first places of these rows."""
     lines = []
     for reason, value in counts.items():
         many, where = value if isinstance(value, list) and len(value) == 2 else (value, [])
@@ -76,37 +78,37 @@ def _reasons(title: str, counts: Mapping[str, Any], limits: Limits) -> Table:
 
 
 def _cases(details: Mapping[str, Any], limits: Limits) -> Table:
-    """Every case of the warnings that name a few: all of them, as long as the page has room."""
+    """All cases of warnings that name a few of them, as far as the page has room."""
     texts = [shorten(str(case), 200) for each in details.values() if isinstance(each, list) for case in each]
     cases = [[count(number), text] for number, text in enumerate(texts, 1)]
     most = len(cases) if limits.rows >= Limits().rows else limits.rows
     note = left_out(len(cases), most, "case", "all are in summary.json")
     return Table(
-        "Every case of the warnings about categories and names", ("", "Case"), cases[:most], (0, 1), note, folded=True
+        "All cases of the warnings about categories and names", ("", "Case"), cases[:most], (0, 1), note, folded=True
     )
 
 
 def _left_out(lines: Sequence[Mapping[str, Any]], limits: Limits) -> Table:
-    """Every row that was refused or changed, or that the audit found; = stands between ids that share a finding."""
+    """All rows that were refused, changed or found by the audit, with = between ids that share a finding."""
     rows = [
         [line["what"], shorten(line["reason"], 200), shorten("; ".join(map(" = ".join, line["groups"])), IDS_TEXT)]
         for line in lines
     ]
     note = left_out(len(rows), limits.rows, "reason")
-    note += " evaluation/left_out.jsonl has them for programs."
-    caption = "Every row that was refused or changed, or that the audit found"
+    note += " evaluation/left_out.jsonl has the same as JSON."
+    caption = "All rows that were refused, changed or found by the audit"
     return Table(caption, ("", "Reason", "Rows"), rows[: limits.rows], (0, 1, 2), note.strip(), folded=True)
 
 
 def _audit(audit: Any, limits: Limits) -> Table:
-    """Findings as a list of {kind, count, groups of the first ids}, or a mapping of kinds to counts."""
+    """Findings of the audit: a list of {kind, count, groups of the first ids}, or a mapping of kinds to counts."""
     found = audit if isinstance(audit, list) else [{"kind": kind, "count": v} for kind, v in dict(audit).items()]
     lines = []
     for entry in (entry for entry in found if isinstance(entry, Mapping)):
         groups = [group for group in entry.get("groups") or () if isinstance(group, list)]
-        ids = "; ".join(" = ".join(shorten(str(id), 40) for id in group) for group in groups)
+        ids = "; ".join(" = ".join(shorten(str(row), 40) for row in group) for group in groups)
         more = "; …" if groups and sum(map(len, groups)) < (number(entry.get("count")) or 0) else ""
-        lines.append([plainly(entry.get("kind")), count(entry.get("count")), ids + more or ABSENT])
+        lines.append([plain(entry.get("kind")), count(entry.get("count")), ids + more or ABSENT])
     note = left_out(len(lines), limits.rows, "finding")
     note += " Ids with = between them share the finding." if any(" = " in line[2] for line in lines) else ""
     return without_empty(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Section, Table
@@ -14,7 +13,7 @@ from shepherd.report.wording import (
     count,
     digits,
     number,
-    plainly,
+    plain,
     plural,
     shorten,
     significant,
@@ -23,19 +22,20 @@ from shepherd.report.wording import (
 
 
 def forced(record: RunRecord) -> Section:
-    """That the run was resumed although something differed, and what."""
+    """Notice that the run was resumed although something differed, with the differences."""
     text = (
-        "This run was resumed with --force although it was started with something else, or its own lines were changed. "
-        "Its numbers are not those of an unbroken run."
+        "This run was resumed with --force although its inputs or its recorded rounds had changed. Its results are not "
+        "those of an uninterrupted run."
     )
     lines = [shorten(str(line), 300) for line in record.summary["forced"]]
     return Section("forced", "Resumed with differences", [text, *lines])
 
 
 def facts(record: RunRecord) -> list[str]:
+    """Model, data, clients, rounds, method, server optimizer, selection and seed, for the head of the page."""
     summary = record.summary
     model = summary.get("model", {}).get("name") or record.setting("model", "base", "")
-    clients = summary.get("clients") or len(record.partition.get("clients", {})) or None
+    clients = number(summary.get("clients")) or len(record.partition.get("clients", {}))
     done = len(record.rounds)
     planned = record.setting("federation", "rounds", done)
     rounds = plural(planned, "round") if done in (planned, 0) else f"{done} of {plural(planned, 'round')}"
@@ -43,7 +43,7 @@ def facts(record: RunRecord) -> list[str]:
     found = [
         _without_folder(str(model)),
         _without_folder(str(data)),
-        plural(int(clients), "client") if number(clients) else "",
+        plural(int(clients), "client") if clients else "",
         rounds,
         f"method {record.setting('federation', 'method', record.setting('federation', 'aggregation', ABSENT))}",
         f"server {record.setting('server', 'optimizer', 'fedavg')}",
@@ -58,7 +58,7 @@ def _without_folder(name: str) -> str:
 
 
 def privacy(record: RunRecord) -> Section:
-    """What leaves a client, said plainly."""
+    """Data that leave a client, and protections in use."""
     adapter = record.summary.get("adapter") or {}
     how = (
         f" ({count(adapter['parameters'])} numbers, {size(adapter.get('bytes'))})"
@@ -68,7 +68,7 @@ def privacy(record: RunRecord) -> Section:
     rows = [
         [
             "Leaves a client in each round",
-            f"its update of the LoRA adapter{how}; the numbers of its rows, tokens and steps; its training loss and "
+            f"its update of the LoRA adapter{how}; its counts of rows, tokens and steps; its training loss and "
             "the norm of its update",
         ],
         ["Stays with a client", "its instructions and responses"],
@@ -76,37 +76,35 @@ def privacy(record: RunRecord) -> Section:
         ["Secure aggregation", "none: the server sees each client's update"],
     ]
     text = [
-        "An update can tell something about the rows it was trained on. In this run nothing hides or blurs it.",
-        "This run simulated its clients in one process, which held all rows. The table says what would leave a client "
-        "if the same run were carried out between real ones. The comparison arms (each client alone, centralised) and "
+        "An update can reveal information about its training rows. This run neither adds noise to updates nor hides "
+        "them from the server.",
+        "This run simulated its clients in one process that held all rows. The table lists what would leave a client "
+        "in a deployment of the same run. The comparison arms (each client alone, centralised) and "
         "the samples on this page use rows directly; a page made from private rows is itself private.",
     ]
     return Section("privacy", "Privacy", text, [Table("What leaves a client", ("", ""), rows, texts=(0, 1))])
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:
-    """How to repeat the run. A report is sent around: only a path below the folder it was started in is shown."""
+    """The command that repeats the run. Reports are passed on: only a path below the folder of the start is shown."""
     where, path = "the folder that holds this run's folder", Path(clean(record.name)) / "config.toml"
     words = clean(str(record.summary.get("command") or ""))
     try:
         *start, given = shlex.split(words)
     except ValueError:
         start, given = [], ""
-    told = Path(given)
-    if (
-        start == ["shepherd", "run"]
-        and told.parts[-2:] == path.parts
-        and not (told.is_absolute() or ".." in told.parts)
-    ):
-        where, path = "the folder that the run was started in", told
+    config = Path(given)
+    inside = not (config.is_absolute() or ".." in config.parts)
+    if start == ["shepherd", "run"] and config.parts[-2:] == path.parts and inside:
+        where, path = "the folder that the run was started in", config
     return [(f"Repeat with exactly these settings, from {where}:", shlex.join(["shepherd", "run", str(path)]))]
 
 
 def versions(record: RunRecord) -> list[Table]:
-    """Model, adapter and versions, with the check that the saved adapter gives the reported loss."""
+    """Model, adapter and library versions, and the loss of the saved adapter, loaded again."""
     summary = record.summary
-    rows = [[f"model {k}", plainly(v)] for k, v in (summary.get("model") or {}).items()]
-    rows += [[f"adapter {k}", plainly(v)] for k, v in (summary.get("adapter") or {}).items()]
+    rows = [[f"model {k}", plain(v)] for k, v in (summary.get("model") or {}).items()]
+    rows += [[f"adapter {k}", plain(v)] for k, v in (summary.get("adapter") or {}).items()]
     if summary.get("adapter_sha256"):
         rows.append(["adapter sha256", str(summary["adapter_sha256"])])
     if check := summary.get("reload_check"):
@@ -118,11 +116,7 @@ def versions(record: RunRecord) -> list[Table]:
         )
     if summary.get("version"):
         rows.append(["shepherd", str(summary["version"])])
-    rows += [[str(k), plainly(v)] for k, v in record.environment.items()]
+    rows += [[str(k), plain(v)] for k, v in record.environment.items()]
     if not rows:
         return []
     return [Table("Model, adapter and versions", ("", ""), rows[:200], texts=(0, 1))]
-
-
-def _said(text: Any) -> str:
-    return text if isinstance(text, str) and text.strip() else "(nothing)"

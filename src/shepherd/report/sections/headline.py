@@ -1,10 +1,13 @@
-"""Federated against every other arm: a picture and a table of differences with their intervals. RunRecord -> items."""
+"""Headline of a report: differences between federated and every other arm, with intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from shepherd.report import charts, findings
+from shepherd.report.arms import ARMS
 from shepherd.report.charts import Dots, Panel
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Figure, Limits, Table, without_empty
@@ -23,7 +26,7 @@ from shepherd.report.wording import (
 
 
 def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
-    """Federated against each other arm, with intervals, as a picture and a table."""
+    """A figure and a table of federated against each other arm, with intervals."""
     gaps = findings.headline_differences(record)
     if not gaps:
         return []
@@ -37,11 +40,29 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
             from_to(d.interval),
             _p_value(d.p),
             from_to(d.bootstrap),
-            _judged(d),
+            _verdict(d),
         ]
         for d in shown[: limits.rows]
     ]
-    picture = charts.dot_plot(
+    table = Table(
+        "Differences in held-out loss, first minus second",
+        ("Difference", "Value", findings.INTERVAL, "p", "Bootstrap, as a check", "First arm"),
+        rows,
+        texts=(0, 5),
+        note=_how(shown) + left_out(len(shown), limits.rows, "difference"),
+    )
+    return [
+        Figure(
+            _picture(gaps),
+            f"Held-out loss of federated minus that of each other arm: left of 0 federated is better. Bars: "
+            f"{findings.INTERVAL}; one that includes 0 is inconclusive.",
+            without_empty(table),
+        )
+    ]
+
+
+def _picture(gaps: Sequence[findings.Difference]) -> Markup:
+    return charts.dot_plot(
         [_rival(d) for d in gaps],
         [
             Panel(
@@ -57,61 +78,47 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
         zero=True,
         legend=False,
     )
-    table = Table(
-        "Differences in held-out loss, first minus second",
-        ("Difference", "Value", findings.INTERVAL, "p", "Bootstrap, as a check", "The first is"),
-        rows,
-        texts=(0, 5),
-        note=_how(shown) + left_out(len(shown), limits.rows, "difference"),
-    )
-    return [
-        Figure(
-            picture,
-            f"Held-out loss of federated minus that of each other arm: left of 0 federated is better. Bars: "
-            f"{findings.INTERVAL}; one that crosses 0 decides nothing.",
-            without_empty(table),
-        )
-    ]
 
 
 def _how(shown: Sequence[findings.Difference]) -> str:
-    """How the intervals of the differences were made, and what they leave out."""
+    """The method of the intervals, and what they do not cover."""
     if not any(d.interval for d in shown):
         reasons = list(dict.fromkeys(d.reason for d in shown if d.reason))
         return f"There are no intervals: {sentence(reasons)}" if reasons else "No intervals were computed in this run."
-    text = "A negative difference is in favour of the first."
-    sized = next((d for d in shown if d.interval and d.rows and d.effective_rows), None)
-    if sized:
+    text = "A negative difference favours the first arm."
+    sizes = ((d.rows, d.effective_rows) for d in shown if d.interval)
+    rows, effective = next((size for size in sizes if all(size)), (None, None))
+    if rows and effective:
         text += (
-            f" Intervals and p: a ratio of sums over {plural(sized.rows, 'held-out row')}, its standard error "
-            f"linearised, Student's t with {plural(sized.rows - 1, 'degree')} of freedom. By their lengths these rows "
-            f"weigh as much as {count(round(sized.effective_rows))} equal ones; where that is few, an interval covers "
-            "less than 95\N{NO-BREAK SPACE}%."
+            f" Intervals and p: a ratio of sums over {plural(rows, 'held-out row')} with linearised standard error "
+            f"and Student's t with {plural(rows - 1, 'degree')} of freedom. The rows differ in length, so their "
+            f"effective number is {count(round(effective))}; where that is small, an interval covers less than "
+            "95\N{NO-BREAK SPACE}%."
         )
     text += (
-        " They compare arms row by row and so leave out how hard a row is for every arm, which the standard errors of "
-        "single arms hold. p: how often the choice of rows alone gives such a difference. Neither covers the spread "
-        "between seeds (repeat the run with other seeds and compare them for that), nor that several differences are "
-        "looked at."
+        " Arms are paired by row, which removes the difficulty of a row that all arms share; the standard errors of "
+        "single arms include it. p: how often the choice of rows alone gives a difference this large. Neither covers "
+        "the variance between seeds (repeat the run with other seeds and compare them), nor is there a correction for "
+        "multiple comparisons."
     )
     if any(":" in d.b for d in shown):
-        text += " The best client is chosen by the same rows, which flatters it a little."
+        text += " The best client is chosen on the same rows, which favours it slightly."
     if doubted := [d.label for d in shown if d.doubted]:
-        text += f" The bootstrap over rows disagrees about 0 for {listing(doubted)}: take that as undecided."
+        text += f" The bootstrap over rows disagrees about 0 for {listing(doubted)}: treat that as undecided."
     return text
 
 
-def _judged(d: findings.Difference) -> str:
+def _verdict(d: findings.Difference) -> str:
     if not d.interval:
         return "no interval"
     return ("better" if d.value < 0 else "worse") if d.distinguishable else "too small to tell"
 
 
 def _rival(d: findings.Difference) -> str:
-    """What federated is held against, short: base, mean alone, best: client-a, centralised."""
+    """A short name of the arm compared with: base, mean alone, best: client-a, centralised."""
     if d.b.startswith("local:"):
         return f"best: {d.b.removeprefix('local:')}"
-    return {"local": "mean alone"}.get(d.b, d.b)
+    return ARMS[d.b].label if d.b in ARMS else d.b
 
 
 def _interval(d: findings.Difference) -> str:
@@ -120,5 +127,5 @@ def _interval(d: findings.Difference) -> str:
 
 
 def _p_value(p: float | None) -> str:
-    """p with two figures where three decimals would be none; below what a float64 holds, that bound."""
+    """p with two significant figures below 0.01; a bound where float64 underflows."""
     return ABSENT if p is None else digits(p) if p >= 0.01 else significant(p, 2) if p > 0 else "< 1e\N{MINUS SIGN}300"

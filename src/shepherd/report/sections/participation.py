@@ -1,215 +1,146 @@
-"""How a run went, as sections: budget, division of rows, communication, time, participation. RunRecord -> Section."""
+"""Participation of clients: a mark per client and round, totals per client, and the updates that did not count."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from shepherd.report import charts, findings
+from markupsafe import Markup
+
+from shepherd.report import charts
 from shepherd.report.load import RunRecord
+from shepherd.report.outcomes import OUTCOMES, TROUBLES
 from shepherd.report.page import Figure, Limits, Section, Table
-from shepherd.report.sections.budget import _seen
-from shepherd.report.wording import (
-    ABSENT,
-    count,
-    left_out,
-    listing,
-    number,
-    plural,
-    shorten,
-)
+from shepherd.report.sections.attendance import Attendance, attendance
+from shepherd.report.wording import ABSENT, count, left_out, listing, number, plural, shorten
+
+ROUNDS_DRAWN = 60
 
 
 def participation(record: RunRecord, limits: Limits) -> Section:
-    """Who took part in which round, who was missing or rejected and why, and which rows were seen how often."""
-    heading = "Who took part"
+    """Participation by round and client, updates that did not count with reasons, and times that rows were seen."""
+    heading = "Participation"
     if not record.rounds:
-        return Section("participation", heading, ["No round was federated."])
-    states, reasons = _attendance(record)
-    lost = sum(len(_lost(line)) for line in record.rounds)
-    names = sorted(states)
-    shown_rounds = charts.thin([line["round"] for line in record.rounds], 60)
-    drawn, cut = names[: limits.drawn], len(names)
-    if len(names) > limits.drawn:
-        # Those with trouble first: they are what a reader looks for.
-        trouble = {c for c in names if {"rejected", "missing", "late"} & set(states[c].values())}
-        drawn = sorted(sorted(names, key=lambda c: (c not in trouble, c))[: limits.drawn])
-    picture = charts.status_grid(
-        drawn,
-        [f"{r}" for r in shown_rounds],
-        [[states[c].get(r, "idle") for r in shown_rounds] for c in drawn],
-        title="Participation by client and round",
-        description=f"{plural(len(names), 'client')}, {plural(len(record.rounds), 'round')}, "
-        f"{plural(lost, 'update')} missing, late or rejected.",
-        x_label="round",
+        return Section("participation", heading, ["No federated round was run."])
+    seen = attendance(record)
+    caption = (
+        "One mark per client and round."
+        + left_out(len(seen.clients), limits.drawn, "client", "those with updates that did not count come first")
+        + left_out(len(record.rounds), ROUNDS_DRAWN, "round")
     )
-    text = [
-        "Every drawn client trained and returned a usable update."
-        if not lost
-        else f"{plural(lost, 'update')} did not count: {sum(r[2] == 'missing' for r in reasons)} missing, "
-        f"{sum(r[2] == 'late' for r in reasons)} late, {sum(r[2] == 'rejected' for r in reasons)} rejected."
-    ]
-    asked = Counter(c for line in record.rounds for c in line["cohort"])
-    least, most = min((asked[c] for c in names), default=0), max(asked.values(), default=0)
+    items: list[Figure | Table] = [Figure(_picture(record, seen, limits), caption, _per_client(record, seen, limits))]
+    if any(incident.coded for incident in seen.incidents):
+        items.append(_codes(seen))
+    if seen.incidents:
+        items.append(
+            Table(
+                "Updates that did not count",
+                ("Round", "Client", "Outcome", "Reason", "Detail"),
+                [[f"{i.round}", i.client, i.outcome, i.reason, i.detail] for i in seen.incidents[: limits.rows]],
+                texts=(0, 1, 2, 3, 4),
+                note=left_out(len(seen.incidents), limits.rows, "update"),
+            )
+        )
+    return Section("participation", heading, _text(record, seen), items)
+
+
+def _text(record: RunRecord, seen: Attendance) -> list[str]:
+    troubles = seen.troubles
+    text = ["Every sampled client trained and returned a usable update."]
+    if troubles:
+        counts = listing([f"{troubles[outcome]} {outcome}" for outcome in OUTCOMES if outcome in TROUBLES])
+        text = [f"{plural(troubles.total(), 'update')} did not count: {counts}."]
+    draws = [seen.sampled[client] for client in seen.clients]
+    least, most = min(draws, default=0), max(draws, default=0)
     how = record.setting("selection", "name", record.setting("federation", "selection", "uniform"))
     often = plural(most, "time") if least == most else f"{least} to {most} times"
-    text.append(f"With the selection {shorten(str(how), 60)} each client was drawn {often} in {_rounds(record)}.")
+    rounds = plural(len(record.rounds), "round")
+    text.append(f"With the selection {shorten(str(how), 60)} each client was sampled {often} in {rounds}.")
     skipped = [line for line in record.rounds if line.get("skipped")]
-    for why, some in (
+    for why, numbers in (
         ("Too few clients gave a usable update", [f"{line['round']}" for line in skipped if line["cohort"]]),
-        ("Nobody was drawn", [f"{line['round']}" for line in skipped if not line["cohort"]]),
+        ("No client was sampled", [f"{line['round']}" for line in skipped if not line["cohort"]]),
     ):
-        if some:
-            text.append(
-                f"{why}, so the model stayed as it was, in {'round' if len(some) == 1 else 'rounds'} {listing(some)}."
-            )
+        if numbers:
+            when = f"{'round' if len(numbers) == 1 else 'rounds'} {listing(numbers)}"
+            text.append(f"{why}, so the model is unchanged in {when}.")
     if where := record.summary.get("rows_seen"):
         text.append(
             f"How often each row was trained on, by its id, is in {shorten(where, 60)} of the run directory, whether "
             "or not the update counted."
         )
-    caption = (
-        "One mark per client and round."
-        + left_out(cut, limits.drawn, "client", "those with missing, late or rejected updates come first")
-        + left_out(len(record.rounds), 60, "round")
+    return text
+
+
+def _picture(record: RunRecord, seen: Attendance, limits: Limits) -> Markup:
+    rounds = charts.thin([line["round"] for line in record.rounds], ROUNDS_DRAWN)
+    # Clients with trouble first: a reader looks for them.
+    calm = {c for c in seen.clients if not TROUBLES & set(seen.outcomes[c].values())}
+    drawn = sorted(sorted(seen.clients, key=lambda c: (c in calm, c))[: limits.drawn])
+    return charts.status_grid(
+        drawn,
+        [f"{r}" for r in rounds],
+        [[seen.outcomes[c].get(r, "idle") for r in rounds] for c in drawn],
+        title="Participation by client and round",
+        description=f"{plural(len(seen.clients), 'client')}, {plural(len(record.rounds), 'round')}, "
+        f"{plural(seen.troubles.total(), 'update')} that did not count.",
+        x_label="round",
     )
-    items: list[Figure | Table] = [Figure(picture, caption, _per_client(record, limits, states, asked))]
-    if codes := _codes(record):
-        items.append(codes)
-    if reasons:
-        items.append(
-            Table(
-                "Updates that did not count",
-                ("Round", "Client", "State", "Reason", "Detail"),
-                reasons[: limits.rows],
-                texts=(0, 1, 2, 3, 4),
-                note=left_out(len(reasons), limits.rows, "update"),
-            )
-        )
-    return Section("participation", heading, text, items)
 
 
-def _attendance(record: RunRecord) -> tuple[dict[str, dict[int, str]], list[list[str]]]:
-    """Per client and round whether it trained or why not, and the lines (round, client, state, reason, detail) of all
-    updates that did not count."""
-    states: dict[str, dict[int, str]] = {c: {} for c in record.partition.get("clients") or {}}
-    reasons: list[list[str]] = []
-    for line in record.rounds:
-        rejected = {entry["client"]: entry for entry in line.get("rejected") or ()}
-        missing, late = list(line.get("missing") or ()), list(line.get("late") or ())
-        for c in {*line["cohort"], *missing, *late, *rejected}:
-            state = "rejected" if c in rejected else "missing" if c in missing else "late" if c in late else "trained"
-            states.setdefault(c, {})[line["round"]] = state
-        reasons += [
-            [f"{line['round']}", c, "rejected", str(e.get("code") or ABSENT), str(e.get("detail") or "")]
-            for c, e in sorted(rejected.items())
-        ]
-        reasons += [[f"{line['round']}", c, "missing", "no update came back", ""] for c in sorted(missing)]
-        reasons += [[f"{line['round']}", c, "late", "after the deadline or enough others", ""] for c in sorted(late)]
-        reasons += [
-            [f"{line['round']}", e["client"], "ignored", str(e.get("code") or ABSENT), str(e.get("detail") or "")]
-            for e in line.get("ignored") or ()
-        ]
-        reasons += [
-            [f"{line['round']}", c, "quarantined", "asked no more from here on", ""]
-            for c in sorted(line.get("quarantined") or ())
-        ]
-    return states, reasons
-
-
-def _per_client(
-    record: RunRecord, limits: Limits, states: Mapping[str, Mapping[int, str]], asked: Mapping[str, int]
-) -> Table:
-    """How often each client was drawn and what became of that, and how much it trained on."""
-    names = sorted(states)
-    seen = record.summary.get("trained_rows") or {}
-    sums = {
-        c: {
-            k: sum(number((line.get(k) or {}).get(c)) or 0 for line in record.rounds)
-            for k in ("steps", "examples", "tokens")
-        }
-        for c in names
-    }
-    rows, kinds = [], ("trained", "missing", "late", "rejected")
-    for c in names[: limits.rows]:
-        times = list(states[c].values())
+def _per_client(record: RunRecord, seen: Attendance, limits: Limits) -> Table:
+    """Rounds, outcomes, steps, rows and tokens of each client."""
+    trained = record.summary.get("trained_rows") or {}
+    sizes = ("steps", "examples", "tokens")
+    rows = []
+    for client in seen.clients[: limits.rows]:
+        outcomes = list(seen.outcomes[client].values())
+        sums = [sum(number((line.get(key) or {}).get(client)) or 0 for line in record.rounds) for key in sizes]
         rows.append(
             [
-                c,
-                count(asked[c]),
-                *(count(times.count(kind)) for kind in kinds),
-                *(count(sums[c][k]) for k in ("steps", "examples", "tokens")),
-                _seen(seen.get(c)),
+                client,
+                count(seen.sampled[client]),
+                *(count(outcomes.count(outcome)) for outcome in OUTCOMES),
+                *map(count, sums),
+                _times_seen(trained.get(client)),
             ]
         )
+    columns = (
+        "Client",
+        "Sampled",
+        *map(str.capitalize, OUTCOMES),
+        "Steps",
+        "Rows",
+        "Tokens",
+        "Rows by times seen",
+    )
+    note = left_out(len(seen.clients), limits.rows, "client")
+    return Table("Participation of each client", columns, rows, texts=(0, len(columns) - 1), note=note)
+
+
+def _codes(seen: Attendance) -> Table:
+    """Updates that did not count, by code."""
+    clients: dict[tuple[str, str], list[str]] = {}
+    for incident in seen.incidents:
+        if incident.coded:
+            clients.setdefault((incident.outcome, incident.reason), []).append(incident.client)
+    rows = [
+        [code, outcome, count(len(who)), count(len(set(who))), listing([shorten(c, 24) for c in sorted(set(who))], 5)]
+        for (outcome, code), who in sorted(clients.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
     return Table(
-        "Participation of each client",
-        ("Client", "Drawn", *map(str.capitalize, kinds), "Steps", "Rows walked", "Tokens", "Rows seen, by how often"),
+        "Updates that did not count, by code",
+        ("Code", "Outcome", "Times", "Clients", "Names"),
         rows,
-        texts=(0, 9),
-        note=left_out(len(names), limits.rows, "client"),
+        texts=(0, 1, 4),
+        note="Ignored: sent besides the update that counted.",
     )
 
 
-def alerts(record: RunRecord) -> list[str]:
-    """What a reader of the headline alone should know: that something was not as it should be, and where to read on."""
-    found = []
-    if record.summary.get("forced"):
-        found.append("The run was resumed with --force although something differed: see Resumed with differences.")
-    if skipped := sum(bool(line.get("skipped")) for line in record.rounds):
-        found.append(f"{plural(skipped, 'round')} of {len(record.rounds)} left the model as it was: see Who took part.")
-    asked = sum(len(line["cohort"]) for line in record.rounds)
-    lost = sum(len(_lost(line)) for line in record.rounds)
-    if lost:
-        found.append(f"{plural(lost, 'update')} of {asked:,} did not count: see Who took part.")
-    if failed := record.summary.get("failed"):
-        found.append(
-            f"Training alone failed for {plural(len(failed), 'client')}, left out of all means: see Per client."
-        )
-    if findings.some_alone(record):
-        found.append(f"The mean and the best of the clients alone are those of {findings.trained_alone(record)}.")
-    broken = [arm.name for arm in findings.arms(record) if arm.loss is None]
-    if broken:
-        found.append(f"No finite held-out loss was measured for: {listing(broken)}.")
-    return found
-
-
-def _lost(line: Mapping[str, Any]) -> set[str]:
-    """Clients of a round whose update did not count."""
-    rejected = {entry["client"] for entry in line.get("rejected") or ()}
-    return {*rejected, *(line.get("missing") or ()), *(line.get("late") or ())}
-
-
-def resumptions(record: RunRecord, limits: Limits) -> Section | None:
-    """What was found damaged or unfinished each time that the run was resumed; None where nothing was."""
-    found = record.summary.get("found")
-    if not isinstance(found, list) or not found:
-        return None
-    text = "This was found when the run was resumed. A round that was passed over was trained again."
-    lines = [shorten(str(line), 300) for line in found[: limits.rows]]
-    rest = left_out(len(found), limits.rows, "line").strip()
-    return Section("resumed", "Found when resumed", [text, *lines, *([rest] if rest else [])])
-
-
-def _codes(record: RunRecord) -> Table | None:
-    """Answers that could not be used, by their code; None where there were none."""
-    clients: dict[tuple[str, str], list[str]] = {}
-    for line in record.rounds:
-        for state in ("rejected", "ignored"):
-            for entry in line.get(state) or ():
-                clients.setdefault((state, str(entry.get("code") or ABSENT)), []).append(entry["client"])
-    if not clients:
-        return None
-    rows = [
-        [code, state, count(len(who)), count(len(set(who))), listing([shorten(c, 24) for c in sorted(set(who))], 5)]
-        for (state, code), who in sorted(clients.items(), key=lambda item: (-len(item[1]), item[0]))
-    ]
-    return Table(
-        "Unusable answers by code", ("Code", "State", "Answers", "Clients", "Who"), rows, texts=(0, 1, 4),
-        note="Ignored: sent beside an answer that counted.",
-    )  # fmt: skip
-
-
-def _rounds(record: RunRecord) -> str:
-    return plural(len(record.rounds), "round")
+def _times_seen(trained: Mapping[str, Any] | None) -> str:
+    """Rows by the number of times they were trained on: `2 never, 30 once, 4 twice`."""
+    if not trained or not isinstance(trained.get("seen"), Mapping):
+        return ABSENT
+    words = {"0": "never", "1": "once", "2": "twice"}
+    entries = sorted(trained["seen"].items(), key=lambda entry: (len(entry[0]), entry[0]))
+    return ", ".join(f"{count(rows)} {words.get(times, f'{times} times')}" for times, rows in entries if number(rows))

@@ -1,4 +1,4 @@
-"""The section on the partition: who holds how many rows of which category."""
+"""The partition: rows of each client by category, and the loss per category against each client alone."""
 
 from __future__ import annotations
 
@@ -19,50 +19,57 @@ from shepherd.report.wording import (
 
 
 def division(record: RunRecord, limits: Limits) -> Section:
-    """Who holds what, and what each client alone knows better or worse than the federation."""
+    """Training rows by client and category, and federated − alone per category."""
     heading = "Clients and categories"
     table = record.partition.get("table") or {}
-    items: list[Figure | Table] = []
     names, columns, counts = table.get("clients") or [], table.get("categories") or [], table.get("counts") or []
     if len(counts) != len(names) or any(len(line) != len(columns) for line in counts):
         return Section(
             "division", heading, ["partition.json holds a table whose size does not fit its names; it is not drawn."]
         )
-    text = []
+    text: list[str] = []
+    items: list[Figure | Table] = []
     if names and columns:
-        settings = {k: v for k, v in (record.partition.get("settings") or {}).items() if v not in ("", 0, None)}
-        rule = settings.pop("name", "")
-        how = ", ".join(f"{k} = {v}" for k, v in settings.items())
-        if rule:
-            text.append(f"The rows were divided by the partitioner {shorten(f'{rule} ({how})' if how else rule, 300)}.")
-        shown = columns[: limits.columns]
-        rows = [
-            [c, *(count(v) for v in line[: len(shown)]), count(sum(line))]
-            for c, line in zip(names, counts, strict=True)
-        ]
-        totals = [
-            "all",
-            *(count(sum(line[j] for line in counts)) for j in range(len(shown))),
-            count(sum(map(sum, counts))),
-        ]
-        full = Table(
-            "Training rows by client and category",
-            ("Client", *shown, "All"),
-            [*rows[: limits.rows], totals],
-            note=left_out(len(names), limits.rows, "client") + left_out(len(columns), limits.columns, "category"),
-            folded=True,
-        )
+        text += _rule(record)
+        full = _full_division(names, columns, counts, limits)
         if plain := _plain_division(names, columns, counts):
             text.append(plain)
             items.append(full)
         else:
             items.append(_drawn_division(names, columns, counts, limits, full))
     items += knowledge(record, limits)
-    return Section("division", heading, text or ([] if items else ["No division of the rows is recorded."]), items)
+    return Section("division", heading, text or ([] if items else ["No partition of the rows is recorded."]), items)
+
+
+def _rule(record: RunRecord) -> list[str]:
+    """The partitioner and its settings in a sentence; none where they are not recorded."""
+    settings = {k: v for k, v in (record.partition.get("settings") or {}).items() if v not in ("", 0, None)}
+    name = settings.pop("name", "")
+    how = ", ".join(f"{k} = {v}" for k, v in settings.items())
+    rule = f"{name} ({how})" if how else name
+    return [f"The rows were partitioned with {shorten(rule, 300)}."] if name else []
+
+
+def _full_division(
+    names: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]], limits: Limits
+) -> Table:
+    shown = columns[: limits.columns]
+    rows = [
+        [c, *(count(v) for v in line[: len(shown)]), count(sum(line))] for c, line in zip(names, counts, strict=True)
+    ]
+    sums = [sum(line[j] for line in counts) for j in range(len(shown))]
+    totals = ["all", *map(count, sums), count(sum(map(sum, counts)))]
+    return Table(
+        "Training rows by client and category",
+        ("Client", *shown, "All"),
+        [*rows[: limits.rows], totals],
+        note=left_out(len(names), limits.rows, "client") + left_out(len(columns), limits.columns, "category"),
+        folded=True,
+    )
 
 
 def _plain_division(names: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """What a sentence says as well as a picture of the rows of each client in each category; else nothing."""
+    """The division as a sentence, where that says as much as a picture; else nothing."""
     if len(names) == 1:
         return "One client holds all rows."
     if len(columns) == 1:
@@ -72,8 +79,8 @@ def _plain_division(names: Sequence[str], columns: Sequence[str], counts: Sequen
     held = [[column for column, rows in zip(columns, line, strict=True) if rows] for line in counts]
     if all(len(categories) == 1 for categories in held):
         each = [categories[0] for categories in held]
-        alone = "and no two the same" if len(set(each)) == len(each) else "some of them the same"
-        return f"Each client holds rows of one category, {alone}."
+        shared = "no two clients share one" if len(set(each)) == len(each) else "some clients share one"
+        return f"Each client holds rows of one category; {shared}."
     if max(map(max, counts)) == 1:
         return f"No client holds more than one row of a category; there are {count(len(columns))} categories."
     return ""

@@ -1,76 +1,28 @@
-"""The section of sample answers."""
+"""Sample answers: held-out prompts before and after tuning, and the scores of the generated answers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shepherd.report import findings
+from shepherd.report.arms import ARMS
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Limits, Table, without_empty
-from shepherd.report.sections.facts import _said
-from shepherd.report.wording import (
-    count,
-    left_out,
-    number,
-    percent,
-    shorten,
-)
+from shepherd.report.wording import count, left_out, number, percent, shorten
 
-IDS_TEXT = 20_000
-"""Most characters of ids in a cell."""
+OTHERS = 8
+"""Most answers of other arms below a sample."""
 
 
 def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
     """Held-out prompts with the answers before and after, and the scores of the generated answers."""
-    arms = [a for a in findings.arms(record) if a.generation]
-    items: list[Table] = []
-    if arms:
-        counts = {"rows": "Rows", "cut_off": "Cut off"}
-        keys = [k for k in dict.fromkeys(k for a in arms for k in a.generation or {}) if k not in counts]
-        names = {"exact_match": "Exact match", "token_f1": "Token F1", "rouge_l": "ROUGE-L"}
-        rows = [
-            [a.name, *(percent(a.generation.get(k)) for k in keys), *(count(a.generation.get(k)) for k in counts)]
-            for a in arms
-        ]
-        note = "Higher is nearer to the reference. A few short answers: these scores are coarse; the losses above rest "
-        note += (
-            "on all held-out rows. Cut off: answers that did not end by themselves; their scores are of what there is."
-        )
-        columns = ("Arm", *(names.get(k, k) for k in keys), *counts.values())
-        items.append(without_empty(Table("Scores of the generated answers", columns, rows, note=note)))
-    shown = []
-    for entry in record.generations[: limits.samples]:
-        answers = dict(entry["answers"])
-        main = [
-            ("Before: base model", "base", answers.pop("base", None)),
-            ("After: federated", "federated", answers.pop("federated", None)),
-        ]
-        ended = entry.get("finish_reason") or {}
-        cut = {arm for arm, reason in ended.items() if reason == "length"}
-        told = [{"name": n, "style": s, "text": _said(t), "cut": s in cut} for n, s, t in main if t is not None]
-        told.append({"name": "Reference", "style": "plain", "text": _said(entry.get("reference")), "cut": False})
-        others = [
-            {
-                "name": "Centralised" if arm == "centralised" else arm.removeprefix("local:") + " alone",
-                "style": "centralised" if arm == "centralised" else "local",
-                "text": _said(text),
-                "cut": arm in cut,
-            }
-            for arm, text in list(answers.items())[:8]
-        ]
-        shown.append(
-            {
-                "id": str(entry.get("id", "")),
-                "category": str(entry.get("category", "")),
-                "prompt": [{"role": t["role"], "content": t["content"]} for t in entry["prompt"]],
-                "answers": told,
-                "others": others,
-            }
-        )
+    scored = [(arm.title, arm.generation) for arm in findings.arms(record) if arm.generation]
+    shown = [_sample(entry) for entry in record.generations[: limits.samples]]
     if shown:
-        text = "Held-out prompts, answered by the base model and by the federated one, beside the reference."
+        text = "Held-out prompts with the answers of the base model and the federated model, and the reference."
         if most := number(record.setting("evaluation", "max_new_tokens", None)):
-            text += f" An answer is cut off after {count(most)} tokens (evaluation.max_new_tokens), and marked so."
+            text += f" Answers are cut off after {count(most)} tokens (evaluation.max_new_tokens) and marked."
         text += left_out(len(record.generations), limits.samples, "sample")
     else:
         text = "No answers have been generated yet."
@@ -78,4 +30,54 @@ def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
             text = "No answers were generated in this run (evaluation.generate)."
     unanswered = record.summary.get("unanswered")
     lost = [f"{shorten(unanswered, 300)}."] if isinstance(unanswered, str) and unanswered else []
+    items = [_scores(scored)] if scored else []
     return {"samples": shown, "samples_text": [text, *lost], "samples_items": items, "length": limits.text}
+
+
+def _scores(scored: Sequence[tuple[str, Mapping[str, float]]]) -> Table:
+    counts = {"rows": "Rows", "cut_off": "Cut off"}
+    keys = [k for k in dict.fromkeys(k for _, scores in scored for k in scores) if k not in counts]
+    names = {"exact_match": "Exact match", "token_f1": "Token F1", "rouge_l": "ROUGE-L"}
+    rows = [
+        [title, *(percent(scores.get(k)) for k in keys), *(count(scores.get(k)) for k in counts)]
+        for title, scores in scored
+    ]
+    note = (
+        "Higher is closer to the reference. These scores are coarse, because they rest on a few short answers; the "
+        "losses above rest on all held-out rows. Cut off: answers that reached the limit on tokens; they are scored as "
+        "they are."
+    )
+    columns = ("Arm", *(names.get(k, k) for k in keys), *counts.values())
+    return without_empty(Table("Scores of the generated answers", columns, rows, note=note))
+
+
+def _sample(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One prompt with its answers, as the template prints it."""
+    answers = dict(entry["answers"])
+    main = [
+        ("Before: base model", "base", answers.pop("base", None)),
+        ("After: federated", "federated", answers.pop("federated", None)),
+    ]
+    cut = {arm for arm, reason in (entry.get("finish_reason") or {}).items() if reason == "length"}
+    shown = [{"name": n, "style": s, "text": _or_nothing(t), "cut": s in cut} for n, s, t in main if t is not None]
+    shown.append({"name": "Reference", "style": "plain", "text": _or_nothing(entry.get("reference")), "cut": False})
+    others = [
+        {
+            "name": ARMS[arm].title if arm in ARMS else arm.removeprefix("local:") + " alone",
+            "style": arm if arm in ARMS else "local",
+            "text": _or_nothing(text),
+            "cut": arm in cut,
+        }
+        for arm, text in list(answers.items())[:OTHERS]
+    ]
+    return {
+        "id": str(entry.get("id", "")),
+        "category": str(entry.get("category", "")),
+        "prompt": [{"role": t["role"], "content": t["content"]} for t in entry["prompt"]],
+        "answers": shown,
+        "others": others,
+    }
+
+
+def _or_nothing(text: Any) -> str:
+    return text if isinstance(text, str) and text.strip() else "(empty)"

@@ -1,6 +1,6 @@
-"""The sentences of the headline: RunRecord -> what its numbers allow to be said, the most important first.
+"""Verdict of a run: sentences about federated against the other arms, the most important first.
 
-"Better" and "worse" are said only where the 95 % interval leaves out 0; the counts of clients say both.
+"Better" and "worse" need a 95 % interval that excludes 0; counts of clients on their own rows do not.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from shepherd.report.load import RunRecord
 from shepherd.report.wording import digits, listing, number, percent, plural, shorten, signed
 
 NAMED = 3
-"""Clients that the headline names; the section Per client has all of them."""
+"""Most clients that the headline names; the section Per client has all."""
 
 
 def verdict(record: RunRecord) -> list[str]:
-    """Sentences that the numbers allow, the most important first."""
+    """Sentences supported by the numbers, the most important first."""
     losses = {arm.key: arm.loss for arm in arms(record)}
     if record.state == "unfinished":
         done, planned = len(record.rounds), record.setting("federation", "rounds", "?")
-        after = ", but not all that follows them" if done == planned else ""
-        text = f"This run has not ended: {done} of {planned} rounds are committed{after}."
+        after = ", but the steps after the last round are missing" if done == planned else ""
+        text = f"This run is unfinished: {done} of {planned} rounds are committed{after}."
         if losses.get("federated") is not None:
-            text += f" The federated model's held-out loss was {digits(losses['federated'])} when last measured."
-        return [text, "shepherd resume goes on with a run that was stopped."]
+            text += f" The last measured held-out loss of the federated model is {digits(losses['federated'])}."
+        return [text, "shepherd resume continues a stopped run."]
     if losses.get("federated") is None:
-        return ["The federated arm was not part of this run, so nothing is said about what federation brings."]
+        return ["This run has no federated arm, so it does not show what federation gains."]
     sentences = []
     ends, alone = best_and_worst_local(record), len(local_arms(record))
     if ends:
@@ -50,7 +50,7 @@ def verdict(record: RunRecord) -> list[str]:
             best = difference(record, "federated", f"local:{ends[0]}")
             sentences.append(_compare(best, f"{which} ({shorten(ends[0], 60, middle=True)})"))
     else:
-        sentences.append("No client was trained alone in this run, so it does not show whether federating pays.")
+        sentences.append("No client was trained alone in this run, so it does not show whether federation pays.")
     centralised = difference(record, "federated", "centralised")
     if centralised:
         sentences.append(_compare(centralised, "pooling all data (centralised)") + _kept(record))
@@ -86,9 +86,9 @@ def _compare(d: Difference | None, other: str) -> str:
 
 
 def _own_rows(record: RunRecord) -> list[str]:
-    """How many clients do better and worse than alone on their own held-out rows; nothing where that was not measured.
+    """Counts of clients that do better and worse than alone on their own held-out rows; empty without measurements.
 
-    Own are the rows of a client's categories, or of its sources where those divide.
+    Own rows are those of a client's categories, or of its sources where the partition is by source.
     """
     own = own_rows(record)
     if not own:
@@ -109,11 +109,11 @@ def _own_rows(record: RunRecord) -> list[str]:
     if not any(d.interval for d in own.values()):
         return [f"{text}; no intervals were computed for single clients."]
     if not clear:
-        return [f"{text}; for each by itself the difference is too small to tell."]
+        return [f"{text}; for every single client the difference is too small to tell."]
     sure = f"{sum(d.value < 0 for d in clear)} better and {sum(d.value > 0 for d in clear)} worse"
     rest = len(own) - len(clear)
     return [
-        f"{text}. The {INTERVAL} leaves out 0 for {sure}"
+        f"{text}. The {INTERVAL} excludes 0 for {sure}"
         + (f"; for the other {rest} the difference is too small to tell." if rest else ".")
     ]
 
@@ -123,15 +123,15 @@ def _do(count: int) -> str:
 
 
 def _answers(record: RunRecord) -> list[str]:
-    """That the generated answers are further from the references than those of the base; nothing where they are not."""
+    """A caveat where the generated answers are further from the references than those of the base; else empty."""
     found = {arm.key: arm.generation or {} for arm in arms(record)}
     ours, theirs = (number(found.get(key, {}).get("rouge_l")) for key in ("federated", "base"))
     if ours is None or theirs is None or ours >= theirs:
         return []
     rows = number(found["federated"].get("rows"))
     text = (
-        f"Its generated answers are further from the references than those of the base model: ROUGE-L {percent(ours)} "
-        f"against {percent(theirs)}" + (f" over {plural(int(rows), 'row')}" if rows else "")
+        "The generated answers of federated are further from the references than those of base: ROUGE-L "
+        f"{percent(ours)} against {percent(theirs)}" + (f" over {plural(int(rows), 'row')}" if rows else "")
     )
     d = generation_difference(record, "rouge_l", "federated", "base")
     if d is None or d.interval is None:
@@ -142,7 +142,7 @@ def _answers(record: RunRecord) -> list[str]:
 
 
 def _kept(record: RunRecord) -> str:
-    """How much of the gain of pooling is kept; said only when federated is distinguishable from base."""
+    """The share of the gain of pooling; empty unless federated and centralised are distinguishable from base."""
     base = difference(record, "federated", "base")
     pooled = difference(record, "centralised", "base")
     if (
@@ -154,4 +154,4 @@ def _kept(record: RunRecord) -> str:
         or pooled.value >= 0
     ):
         return ""
-    return f" It reaches {percent(base.value / pooled.value, 0)} of the gain that pooling brings over the base model."
+    return f" It reaches {percent(base.value / pooled.value, 0)} of the gain of pooling over the base model."

@@ -1,0 +1,72 @@
+"""What a server remembers of its clients between rounds: when they took part, their losses and seconds, their strikes.
+
+In: the memory before a round and the replies to it. Out: the memory after it, and the pool of the next selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from shepherd.clients.pool import Pool
+from shepherd.types import ClientHistory, ClientId, ClientUpdate
+
+
+def pool_of(
+    clients: Iterable[ClientId],
+    round_number: int,
+    history: Mapping[ClientId, ClientHistory],
+    sizes: Mapping[ClientId, int],
+    weights: str,
+) -> Pool:
+    """What a selection may know of these clients before round `round_number`.
+
+    sizes: rows that each holds. weights: as federation.weights; "tokens" are not known before a round, so there are no
+    shares then.
+    """
+    names = tuple(sorted(clients))
+    known = {c: history[c] for c in names if c in history}
+    parts = {"examples": sizes, "uniform": dict.fromkeys(names, 1)}.get(weights, {})
+    total = sum(parts.get(c, 0) for c in names)
+    return Pool(
+        round_number,
+        names,
+        {c: sizes[c] for c in names if c in sizes},
+        {c: parts[c] / total for c in names if c in parts},
+        {c: seen.round for c, seen in known.items()},
+        {c: seen.loss for c, seen in known.items() if seen.loss is not None},
+        {c: seen.seconds for c, seen in known.items() if seen.seconds is not None},
+    )
+
+
+def remembered(
+    history: Mapping[ClientId, ClientHistory],
+    round_number: int,
+    cohort: Iterable[ClientId],
+    updates: Mapping[ClientId, ClientUpdate],
+    seconds: Mapping[ClientId, float],
+) -> dict[ClientId, ClientHistory]:
+    """The history after a round of this cohort; what a client did not report this time stays as it was.
+
+    updates: those that were admitted. seconds: of the clients that replied, in time or late.
+    """
+    after = dict(history)
+    for client in sorted(cohort):
+        before = after.get(client, ClientHistory(round_number))
+        loss = updates[client].metrics.get("loss", before.loss) if client in updates else before.loss
+        after[client] = ClientHistory(round_number, loss, seconds.get(client, before.seconds))
+    return after
+
+
+def strikes_of(
+    strikes: Mapping[ClientId, int], good: Collection[ClientId], failed: Collection[ClientId]
+) -> dict[ClientId, int]:
+    """Consecutive unusable rounds of each client after a round in which these were `good` and these `failed`."""
+    after = {client: count for client, count in strikes.items() if client not in good}
+    for client in sorted(failed):
+        after[client] = after.get(client, 0) + 1
+    return after
+
+
+def quarantined_by(strikes: Mapping[ClientId, int], limit: int, before: Collection[ClientId]) -> tuple[ClientId, ...]:
+    """Clients that reach the limit now, by name; limit 0 quarantines nobody. before: those already in quarantine."""
+    return tuple(c for c in sorted(strikes) if limit and strikes[c] >= limit and c not in before)

@@ -1,0 +1,104 @@
+"""Everything that a run computes with, built once: `load_inputs` is where the config stops."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from shepherd.config import Config
+from shepherd.data.prompts import Template
+from shepherd.evaluation.answers import Generation
+from shepherd.experiment.capacity import MARGIN, fits_here
+from shepherd.experiment.checks import Checked
+from shepherd.experiment.estimate import Estimate, estimate
+from shepherd.experiment.method import Composition, doubts, local_names
+from shepherd.experiment.plan import prepare_plan
+from shepherd.experiment.progress import Reporter
+from shepherd.experiment.rows import FederatedData, prepare_rows
+from shepherd.experiment.schedule import Schedule, prepare_schedule
+from shepherd.experiment.trainer import Trainer, base_weights, prepare_trainer
+from shepherd.model.base import Base, check_folder, load_base, load_tokenizer
+from shepherd.model.fetch import resolve
+from shepherd.model.threads import use_threads
+from shepherd.round import Plan
+from shepherd.types import ClientId, ServerState
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The values of a run.
+
+    config: for what is written down, config.toml and identity.json, and for the parts of a worker process; stages take
+    the values beside it. alone: the clients of the local arm. start: the server's state before the first round.
+    updates_in_memory: bytes of a round's updates that are kept in memory. warnings: what a person should know
+    before the first round.
+    """
+
+    config: Config
+    composition: Composition
+    data: FederatedData
+    template: Template
+    base: Base
+    trainer: Trainer
+    schedule: Schedule
+    plan: Plan
+    arms: tuple[str, ...]
+    alone: tuple[ClientId, ...]
+    generation: Generation
+    start: ServerState
+    estimate: Estimate
+    seed: int
+    checkpoints_kept: int
+    updates_in_memory: int
+    warnings: tuple[str, ...]
+
+
+def load_inputs(checked: Checked, place: Path, reporter: Reporter) -> Inputs:
+    """Rows, base, trainer and plan of a recipe. `place`: where its run directory is, or will be.
+
+    Raises DataError, ModelError and UsageError for what a person can mend, ResourceError where memory or disk would
+    not do.
+    """
+    config, composition = checked.config, checked.composition
+    with reporter.phase("prepare data"):
+        use_threads(config.run.threads)
+        folder = resolve(config.model.base, config.model.revision)
+        check_folder(folder)
+        tokenizer = load_tokenizer(folder)
+
+        def reading(line: str) -> None:
+            reporter.detail("prepare data", line)
+
+        data, template = prepare_rows(config, tokenizer, reading, checked.sources)
+        alone = local_names(config, tuple(data.clients), data.partition.labels)
+        schedule = prepare_schedule(config)
+        plan = prepare_plan(config, composition, data, schedule)
+        expected = estimate(config, composition, folder, data, schedule, plan, timed=False)
+        fits_here(dataclasses.asdict(expected), place, MARGIN)
+    with reporter.phase("load model"):
+        base = load_base(**config.model.model_dump())
+    with reporter.phase("prepare model"):
+        trainer = prepare_trainer(config, composition, base)
+        weights = base_weights(base, list(trainer.adapter.factors)) if plan.method.needs_base else None
+        start = ServerState(0, plan.method.start(trainer.adapter, config.run.seed, weights))
+    table = config.evaluation
+    return Inputs(
+        config=config,
+        composition=composition,
+        data=data,
+        template=template,
+        base=base,
+        trainer=trainer,
+        schedule=schedule,
+        plan=plan,
+        arms=tuple(table.arms),
+        alone=alone,
+        generation=Generation(table.generate, table.max_new_tokens, config.data.max_length),
+        start=start,
+        estimate=expected,
+        seed=config.run.seed,
+        checkpoints_kept=config.checkpoints.keep,
+        updates_in_memory=config.federation.updates_in_memory_mib * 2**20,
+        warnings=(*doubts(config), *expected.warnings, *data.warnings),
+    )

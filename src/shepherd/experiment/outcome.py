@@ -1,0 +1,206 @@
+"""What a finished run found -> metrics.json and summary.json: two pure functions, one writer."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from shepherd._version import __version__
+from shepherd.evaluation.answers import generation_differences, generation_scores
+from shepherd.evaluation.losses import RowLosses
+from shepherd.experiment.arms import POOLED, TrainedArm
+from shepherd.experiment.federated import Federated, federated_budget
+from shepherd.experiment.inputs import Inputs
+from shepherd.experiment.outputs import Answers
+from shepherd.experiment.personal_models import PersonalModels
+from shepherd.experiment.resume import resumptions
+from shepherd.experiment.rows_seen import LEFT_OUT, ROWS_SEEN, left_out, rows_seen, seen_by_id, times_seen
+from shepherd.experiment.session import Session
+from shepherd.experiment.summary import (
+    arm_metrics,
+    audit_findings,
+    brief,
+    differences,
+    own_rows,
+    personal_metrics,
+    reasons,
+)
+from shepherd.model.adapter import digest
+from shepherd.server.merged_adapter import merged_adapter
+from shepherd.store import RunDirectory
+from shepherd.store.records import read_rounds
+
+Lines = Sequence[Mapping[str, Any]]
+"""The lines of rounds.jsonl."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All arms of a finished run. check: the loss of the adapter as it was read back, and its difference."""
+
+    base: RowLosses
+    federated: Federated
+    baselines: Mapping[str, TrainedArm]
+    personal: PersonalModels
+    check: Mapping[str, float]
+    answers: Answers
+
+    @property
+    def pooled(self) -> dict[str, RowLosses]:
+        """The held-out losses of the arms that have one model, by their names."""
+        found = {"base": self.base, "federated": self.federated.losses}
+        return found | {name: arm.losses[POOLED] for name, arm in self.baselines.items() if name != "local"}
+
+    @property
+    def local(self) -> Mapping[str, RowLosses]:
+        """The held-out losses of each client that trained alone."""
+        return self.baselines["local"].losses if "local" in self.baselines else {}
+
+
+def write_summary(inputs: Inputs, outcome: Outcome, session: Session) -> dict[str, Any]:
+    """Write evaluation/ and summary.json, with which the run is finished; the summary."""
+    store, data = session.store, inputs.data
+    lines = read_rounds(store.path)
+    measured = metrics(inputs, outcome, lines)
+    store.write_json("evaluation/metrics.json", measured)
+    seen = rows_seen(lines, data, inputs.seed)
+    store.write_lines(ROWS_SEEN, seen_by_id(seen, data))
+    store.write_lines(LEFT_OUT, left_out(data))
+    found = summary(inputs, outcome, lines, measured, seen, session.reporter.clock.read(), store.path)
+    store.write_json("summary.json", found)
+    store.journal("finished")
+    return found
+
+
+def write_report(store: RunDirectory) -> None:
+    """Write report.html."""
+    from shepherd.report.html import write_report as write
+
+    with store.explained("report.html"):
+        write(store.path)
+
+
+def metrics(inputs: Inputs, outcome: Outcome, lines: Lines) -> dict[str, Any]:
+    """The contents of metrics.json: every arm's losses, the curves, and the differences with their intervals."""
+    data, local, personal = inputs.data, outcome.local, outcome.personal
+    measured: dict[str, Any] = {name: arm_metrics(losses, data) for name, losses in outcome.pooled.items()}
+    for name, scores in generation_scores(outcome.answers.records).items():
+        measured[name]["generation"] = scores
+    if local:
+        measured["local"] = {client: arm_metrics(losses, data) for client, losses in local.items()}
+    found = {
+        "held_out_rows": len(data.held_out),
+        "held_out_tokens": int(outcome.base.tokens.sum()),
+        "arms": measured,
+        "curves": _curves(outcome, lines),
+        "differences": differences(outcome.pooled, local, inputs.seed),
+        "own_rows": own_rows(outcome.federated.losses, local, data),
+        "generation_differences": generation_differences(outcome.answers.records),
+    }
+    if personal.losses:
+        found["personal"] = personal_metrics(personal.losses, outcome.pooled, local, data, personal.shares)
+    if personal.members:
+        found["clusters"] = personal.members
+    return found
+
+
+def _curves(outcome: Outcome, lines: Lines) -> dict[str, Any]:
+    """[round, held-out loss] of each arm from the base, at round 0, to the end."""
+    start: list[Any] = [[0, outcome.base.stat.mean]]
+    measured = [[line["round"], line["held_out_loss"]] for line in lines if line["held_out_loss"] is not None]
+    curves: dict[str, Any] = {"federated": start + measured}
+    for name, arm in outcome.baselines.items():
+        if name != "local":
+            curves[name] = start + arm.curves[POOLED]
+    if outcome.local:
+        curves["local"] = {client: start + curve for client, curve in outcome.baselines["local"].curves.items()}
+    return curves
+
+
+def summary(
+    inputs: Inputs,
+    outcome: Outcome,
+    lines: Lines,
+    measured: Mapping[str, Any],
+    seen: Mapping[str, np.ndarray],
+    seconds: Mapping[str, float],
+    run_dir: Path,
+) -> dict[str, Any]:
+    """The contents of summary.json: what `shepherd run` prints and the report begins with."""
+    base, data, state = inputs.base, inputs.data, outcome.federated.state
+    arms = dict(measured["arms"])
+    local = arms.pop("local", None)
+    losses: dict[str, Any] = {name: brief(m) for name, m in arms.items()}
+    if local is not None:
+        losses["local"] = {client: brief(m) for client, m in local.items()}
+    adapter, cohort = merged_adapter(state.model), inputs.plan.cohort_size
+    expected = inputs.estimate
+    return {
+        "arms": losses,
+        "budget": {
+            "federated": dataclasses.asdict(federated_budget(lines, cohort, inputs.schedule.peak())),
+            **{name: dataclasses.asdict(arm.budget) for name, arm in outcome.baselines.items()},
+        },
+        "bytes_up": sum(line["bytes_up"] for line in lines),
+        "bytes_down": sum(line["bytes_down"] for line in lines),
+        "seconds": seconds,
+        "model": {
+            "name": base.name, "digest": base.digest, "parameters": base.num_parameters,
+            "dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device), "licence": base.licence,
+            **({"notes": list(expected.warnings)} if expected.warnings else {}),
+        },
+        "adapter_sha256": digest(adapter),
+        "adapter": {
+            "r": adapter.r, "alpha": adapter.alpha, "parameters": adapter.num_parameters, "bytes": adapter.nbytes,
+            "targets": sorted({n.rsplit(".", 1)[-1] for n in adapter.factors}),
+            "share_of_the_blocks": round(expected.adapted_share, 4),
+        },
+        "data": {
+            "name": data.dataset.name, "digest": data.dataset.digest, "licence": data.dataset.licence,
+            "rows": len(data.dataset.examples), "train_rows": sum(map(len, data.clients.values())),
+            "held_out_rows": len(data.held_out),
+            "refused": {**reasons(data.dataset.refused), **reasons(data.tokenized.refused)},
+            "changed": {**reasons(data.dataset.changed), **reasons(data.tokenized.changed)},
+            "notes": list(data.notes),
+            "cut_rows": data.tokenized.cut_rows, "details": dict(data.details),
+            "audit": audit_findings(data.audit),
+        },
+        "clients": len(data.clients), "labels": data.other_labels,
+        "rounds": inputs.schedule.rounds,
+        "cohort": cohort,
+        "failed": [dataclasses.asdict(f) for arm in outcome.baselines.values() for f in arm.failures],
+        "peak_memory_bytes": _peak_memory(),
+        "command": _again(run_dir),
+        "version": __version__,
+        "seed": inputs.seed,
+        "reload_check": outcome.check,
+        "trained_rows": times_seen(seen),
+        "rows_seen": ROWS_SEEN,
+        **resumptions(run_dir),
+        "unanswered": outcome.answers.missing,
+    }  # fmt: skip
+
+
+def _again(run_dir: Path) -> str:
+    """The command that repeats a run from the folder that it was started in, where its relative paths hold too."""
+    here = Path.cwd()
+    path = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
+    return shlex.join(["shepherd", "run", str(path / "config.toml")])
+
+
+def _peak_memory() -> int:
+    """Most memory this process has held, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else 1024 * peak)

@@ -1,0 +1,46 @@
+"""A run's adapter, measured again from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import EvaluationError
+from shepherd.evaluation.losses import row_losses
+from shepherd.evaluation.statistics import paired_difference
+from shepherd.experiment.identity import FILE, held_out_digest
+from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.summary import arm_metrics
+from shepherd.model.forward import PackedModel
+from shepherd.rng import stream
+from shepherd.serving.tuned import load_tuned
+from shepherd.store import read_json
+
+
+def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[str, Any]:
+    """Measure a run's adapter again, from its files: {"base": …, "federated": …, "difference": …}.
+
+    Reads config.toml and adapter/ of the run directory, or the checkpoint of a round, and its data from where the
+    recipe says. Raises EvaluationError when data, held-out rows or tokenizer are not those of the run.
+    """
+    tuned = load_tuned(run_dir, round_number=round_number)
+    data, _ = prepare_rows(tuned.config, tuned.base.tokenizer)
+    config, (divided, made_with) = tuned.config, (read_json(Path(run_dir) / n) for n in ("partition.json", FILE))
+    apart = config.data.held_out_source or config.data.source
+    for what, then, now, source in (
+        ("held-out rows are not those", made_with.get("held_out"), held_out_digest(data), apart),
+        ("data are not those", divided.get("dataset_digest"), data.partition.dataset_digest, config.data.source),
+        ("tokenizer is not that", made_with.get("tokenizer"), tuned.base.tokenizer_digest, config.model.base),
+    ):
+        if then != now:
+            raise EvaluationError(
+                f"the {what} of the run: digest {now[:12]}, then {str(then or 'unknown')[:12]}",
+                hint=f"give back what {source} held, and the config.toml that the run wrote",
+            )
+    packed = PackedModel(tuned.base.model)
+    before, after = (row_losses(packed, data.held_out, lora)[0] for lora in (None, tuned.lora))
+    return {
+        "base": arm_metrics(before, data),
+        "federated": arm_metrics(after, data),
+        "difference": paired_difference(after, before, stream(config.run.seed, "bootstrap", "base")),
+    }

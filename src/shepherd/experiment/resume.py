@@ -1,0 +1,112 @@
+"""The beginning of a run, or its continuation: what it is made with is written once, and held to afterwards."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shepherd._version import __version__
+from shepherd.config import Config
+from shepherd.data.partition import partition_document
+from shepherd.errors import DataError, UsageError
+from shepherd.experiment.identity import FILE, differences, identity
+from shepherd.experiment.inputs import Inputs
+from shepherd.experiment.trainer import Trainer
+from shepherd.model.base import Base
+from shepherd.recipe import to_toml
+from shepherd.store import RunDirectory, read_journal, read_json
+from shepherd.store.state import load_state
+from shepherd.types import ServerState
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run begins or goes on: its id, the state before the next round, and what was found on the way there."""
+
+    run_id: str
+    state: ServerState
+    notes: tuple[str, ...] = ()
+
+
+def begin_or_resume(inputs: Inputs, store: RunDirectory, force: bool = False) -> Beginning:
+    """Write what the run is made with and its id; or, in a directory that has them, check and read them.
+
+    Raises UsageError, with what differs, where a resumed run was started with something else, and DataError where its
+    files were changed; `force` goes on all the same and notes it.
+    """
+    config = resolved(inputs.config, inputs.composition.rate_ratio, inputs.base, inputs.trainer)
+    now = identity(config, inputs.base, inputs.data)
+    if not (store.path / FILE).exists():
+        run_id = secrets.token_hex(16)  # not from the seed: two runs of one recipe are two
+        partition = inputs.data.partition
+        store.write_json("partition.json", partition_document(partition, list(inputs.data.examples.values())))
+        store.write_json("env.json", _environment(inputs.base))
+        store.write_text("config.toml", to_toml(config))
+        store.journal("started", model=inputs.base.digest, data=inputs.data.dataset.digest)
+        store.write_json(FILE, {"run": run_id, **now})  # last: with it, the run can be resumed
+        return Beginning(run_id, inputs.start)
+    then = read_json(store.path / FILE)
+    forced = differences(then, now)
+    if forced and not force:
+        listed = "\n".join(f"  {line}" for line in forced)
+        raise UsageError(
+            f"{store.path} was started with something else, so it would end with other numbers:\n{listed}",
+            hint="give back what it was started with; or go on with --force, which is noted in the report",
+        )
+    recovered = store.recover()
+    if recovered.lines and not force:
+        raise DataError(
+            f"{store.path}: {recovered.lines}, so curves and the best round would not be as measured",
+            hint="restore it from a copy; or go on with --force, which is noted in the report",
+        )
+    forced += [recovered.lines] if recovered.lines else []
+    notes = [f"{name}: {reason}" for name, reason in recovered.rejected] + list(recovered.notes)
+    state = load_state(recovered.checkpoint.folder) if recovered.checkpoint else inputs.start
+    store.journal("resumed", round=state.round, found=notes, forced=forced)
+    return Beginning(str(then.get("run", secrets.token_hex(16))), state, tuple(notes))
+
+
+def resolved(config: Config, rate_ratio: float, base: Base, trainer: Trainer) -> Config:
+    """The config with what was measured, picked by memory or left to the method written down, so that it repeats."""
+    settings = trainer.settings
+    picked = {"tokens_per_pass": settings.tokens_per_pass, "clients_at_once": settings.clients_at_once}
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"threads": torch.get_num_threads()}),
+            "model": config.model.model_copy(update={"dtype": str(base.dtype).removeprefix("torch.")}),
+            "training": config.training.model_copy(update=picked),
+            "objective": config.objective.model_copy(update={"rate_ratio": rate_ratio}),
+        }
+    )
+
+
+def resumptions(run_dir: Path) -> dict[str, list[str]]:
+    """What the journal says of every time that the run was resumed: what it was forced over, and what was found
+    damaged, each with the round after which it went on."""
+    resumed = [row for row in read_journal(run_dir / "journal.jsonl").rows if row["what"] == "resumed"]
+    return {
+        kind: [f"after round {row['round']}: {line}" for row in resumed for line in row[kind]]
+        for kind in ("forced", "found")
+    }
+
+
+def _environment(base: Base) -> dict[str, Any]:
+    import peft
+    import transformers
+
+    return {
+        "shepherd": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "threads": torch.get_num_threads(),
+        "device": str(base.device),
+        "dtype": str(base.dtype),
+    }

@@ -1,0 +1,18 @@
+"""What the stages of a run share: the run directory, the run's id, its events and its seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shepherd.experiment.progress import Meter, Reporter
+from shepherd.store import RunDirectory
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that has begun: its directory is locked, and what it was made with is on disk."""
+
+    store: RunDirectory
+    run_id: str
+    reporter: Reporter
+    meter: Meter

@@ -1,0 +1,48 @@
+"""The outcome of a client in a round, one word for each event, from a line of rounds.jsonl.
+
+    trained    its update counts
+    failed     its own training went wrong
+    lost       no reply: its process ended or hung, or nothing came back
+    late       a straggler: after the deadline, or after enough others
+    rejected   its update did not pass the gate
+
+A line has `cohort`, `missing`, `late`, and `rejected`: [{client, code, detail}], which holds all three of failures,
+losses and rejections; `outcome_of` tells them apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+OUTCOMES = ("trained", "failed", "lost", "late", "rejected")
+TROUBLES = frozenset(OUTCOMES[1:])
+
+FAILED = frozenset({"diverged", "out-of-memory", "error"})
+"""Codes of a client's own training; `error:ValueError` names the class of an exception."""
+LOST = frozenset({"lost", "hang"})
+"""Codes of an engine whose process, site or connection gave no reply."""
+_TRAINING = re.compile(r"the (loss|gradient) became |its loss is not finite")
+"""Details that a client's own training gave with the code `non-finite`, before it had the code `diverged`."""
+
+
+def outcome_of(code: str, detail: str = "") -> str:
+    """The outcome "failed", "lost" or "rejected" of an entry of `rejected`. An unknown code is a rejection."""
+    kind = code.partition(":")[0]
+    if kind in FAILED or (kind == "non-finite" and _TRAINING.match(detail)):
+        return "failed"
+    return "lost" if kind in LOST else "rejected"
+
+
+def outcomes_of(line: Mapping[str, Any]) -> dict[str, str]:
+    """{client: outcome} of a round. A client with several entries has the one of its last."""
+    found = dict.fromkeys(line["cohort"], "trained")
+    found |= dict.fromkeys(line.get("late") or (), "late")
+    found |= dict.fromkeys(line.get("missing") or (), "lost")
+    return found | {entry["client"]: entry_outcome(entry) for entry in line.get("rejected") or ()}
+
+
+def entry_outcome(entry: Mapping[str, Any]) -> str:
+    """The outcome of one entry of `rejected`."""
+    return outcome_of(str(entry.get("code") or ""), str(entry.get("detail") or ""))
