@@ -418,11 +418,13 @@ def _too_few(replies: Replies, state: ServerState, plan: Plan) -> str:
 
 def _advice(failures: Sequence[ClientFailure]) -> str:
     codes = {f.code.partition(":")[0] for f in failures}
+    finite = 'lower training.learning_rate, or set model.dtype = "float32"'
     known = {
-        "non-finite": 'lower training.learning_rate, or set model.dtype = "float32"',
+        "diverged": finite,
+        "non-finite": finite,
         "out-of-memory": "lower training.clients_at_once or training.tokens_per_pass",
         "error": "the text of a client's error stays with the client: --debug shows it",
     }
-    return "; ".join(advice for code, advice in known.items() if code in codes) or (
+    return "; ".join(dict.fromkeys(advice for code, advice in known.items() if code in codes)) or (
         'set federation.on_too_few to "skip" or "wait" to go on without them' if codes else ""
     )

@@ -429,6 +429,7 @@ REASONS: Mapping[str, str] = {
     "norm": "longer than federation.max_update_norm, or a control variate than its delta allows",
     "duplicate": "the client has answered this round already",
     # What befalls a client.
+    "diverged": "its own loss or gradient became NaN or infinite",
     "error": "its training raised an exception; `error:ValueError` names the class, the text stays with the client",
     "out-of-memory": "it had not enough memory, not even for smaller passes",
     "lost": "the process that trained it ended",

@@ -163,7 +163,7 @@ def test_a_broken_adapter_is_chosen_by_nobody_and_without_another_the_client_fai
     clusters = {"client-0": (BROKEN, ADAPTERS[1]), "client-1": (BROKEN, BROKEN), "client-2": ADAPTERS[:2]}
     answers, healthy = one_round(clusters), one_round(dict.fromkeys(DATA, ADAPTERS[:2]))
     assert answers["client-0"].cluster == 2
-    assert (answers["client-1"].code, answers["client-1"].detail) == ("non-finite", HOMELESS)
+    assert (answers["client-1"].code, answers["client-1"].detail) == ("diverged", HOMELESS)
     assert answers["client-2"].metrics == healthy["client-2"].metrics
     assert pick(np.array([np.nan, np.inf])) == 0 and pick(np.array([np.nan, 2.0, 1.0, 1.0])) == 3
 

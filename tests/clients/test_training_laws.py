@@ -310,7 +310,7 @@ def test_one_clients_non_finite_loss_leaves_the_others_untouched():
         row.input_ids[0] = poisoned
     updates = cohort_updates(broken, model=_untied(model))
     assert isinstance(updates["client-1"], ClientFailure)
-    assert updates["client-1"].code == "non-finite"
+    assert updates["client-1"].code == "diverged"
     for client in ("client-0", "client-2"):
         assert_same_update(updates[client], healthy[client])
 

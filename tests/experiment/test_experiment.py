@@ -683,7 +683,7 @@ def test_a_client_whose_loss_is_not_finite_is_named_and_the_run_goes_on(poisoned
     events = []
     run = experiment.run(poisoned_config(poisoned_model, tmp_path, "b", small_config), events.append, tmp_path)
     for line in lines(run.path / "rounds.jsonl"):
-        assert [(r["client"], r["code"]) for r in line["rejected"]] == [("ward-b", "non-finite")]
+        assert [(r["client"], r["code"]) for r in line["rejected"]] == [("ward-b", "diverged")]
         assert "loss became nan in local step 1" in line["rejected"][0]["detail"]
         assert line["weights"] == {"ward-a": 0.5, "ward-c": 0.5} and "ward-b" not in line["train_loss"]
         assert line["bytes_down"] == 3 * run.summary["adapter"]["bytes"] == 1.5 * line["bytes_up"]
@@ -703,7 +703,7 @@ def test_a_run_ends_when_every_client_fails_and_says_why(poisoned_model, small_c
     assert caught.value.exit_code == 6
     assert "round 1: 0 usable updates, 1 needed" in caught.value.message
     for client in ("ward-a", "ward-b", "ward-c"):
-        assert f"{client}: non-finite" in caught.value.message
+        assert f"{client}: diverged" in caught.value.message
     assert "training.learning_rate" in caught.value.hint
 
 
@@ -726,7 +726,7 @@ def test_a_local_client_that_ends_with_a_loss_that_is_no_number_counts_as_failed
     measure = lambda lora: row_losses(learner.packed, rows.held_out, lora)  # noqa: E731
     alone = Alone(learner, rows, prepare_schedule(settings), 1.0, settings.run.seed, measure)
     arm = local_arm(alone, ("closed_qa", "open_qa"), lambda number, report: None)
-    assert [(f.client, f.code) for f in arm.failures] == [("closed_qa", "non-finite"), ("open_qa", "non-finite")]
+    assert [(f.client, f.code) for f in arm.failures] == [("closed_qa", "diverged"), ("open_qa", "diverged")]
     assert arm.losses == arm.adapters == arm.curves == {}
 
 

@@ -142,11 +142,11 @@ def test_an_answer_of_somebody_who_was_not_asked_does_not_count():
 
 
 def test_too_few_usable_updates_end_the_run_with_every_reason():
-    failures = lambda task: [ClientFailure("a", 1, "non-finite", "the loss became nan in local step 2")]  # noqa: E731
+    failures = lambda task: [ClientFailure("a", 1, "diverged", "the loss became nan in local step 2")]  # noqa: E731
     with pytest.raises(ClientError) as caught:
         run_round(begin(), plan(), Answers(failures))
     assert "round 1: 0 usable updates, 1 needed" in caught.value.message
-    assert "a: non-finite: the loss became nan in local step 2" in caught.value.message
+    assert "a: diverged: the loss became nan in local step 2" in caught.value.message
     assert "learning_rate" in caught.value.hint and caught.value.exit_code == 6
     with pytest.raises(ClientError, match="3 usable updates, 4 needed"):
         run_round(begin(), plan(min_updates=4), Answers(all_three))

@@ -43,7 +43,7 @@ class Numbers(NumberEngine):
                 case "forget":
                     continue
                 case "fail":
-                    yield ClientFailure(client, task.round, "non-finite", "the loss became nan in local step 1")
+                    yield ClientFailure(client, task.round, "diverged", "the loss became nan in local step 1")
                     continue
             delta = {name: np.ones_like(array) for name, array in task.views[client].tensors().items()}
             kept = {"pid": np.array([os.getpid()]), "before": self.private.get(client, {}).get("pid", np.array([-1]))}

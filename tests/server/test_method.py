@@ -299,18 +299,18 @@ def test_a_round_steps_by_the_weighted_mean_and_records_who_counted_for_how_much
 
 def test_bytes_are_those_of_float32_factors_down_for_everyone_asked_up_for_every_answer():
     size = 4 * R * sum(n_in + n_out for n_in, n_out in SHAPES.values())
-    failed = ClientFailure("b", 1, "non-finite", "the loss became nan")
+    failed = ClientFailure("b", 1, "diverged", "the loss became nan")
     _, record = run_round(begin(), a_plan("abc"), Answers(update("a"), failed, update("c")))
     assert (record.bytes_down, record.bytes_up) == (3 * size, 2 * size)
 
 
 def test_failed_refused_and_silent_clients_are_recorded_and_not_averaged():
-    failed = ClientFailure("b", 1, "non-finite", "the loss became nan")
+    failed = ClientFailure("b", 1, "diverged", "the loss became nan")
     stale = replace(update("c", 2), round=7)
     good = update("a", 1)
     start = begin()
     state, record = run_round(start, a_plan("abcd"), Answers(stale, failed, good))
-    assert [(r["client"], r["code"]) for r in record.rejected] == [("b", "non-finite"), ("c", "stale-round")]
+    assert [(r["client"], r["code"]) for r in record.rejected] == [("b", "diverged"), ("c", "stale-round")]
     assert record.missing == ("d",) and record.weights == {"a": 1.0}
     expected = {name: value + good.delta[name] for name, value in tensors(start.model.adapter.factors).items()}
     assert_close(tensors(state.model.adapter.factors), expected)
@@ -318,10 +318,10 @@ def test_failed_refused_and_silent_clients_are_recorded_and_not_averaged():
 
 
 def test_too_few_usable_updates_end_the_run_and_say_what_happened_to_each_client():
-    failed = ClientFailure("b", 1, "non-finite", "the loss became nan")
+    failed = ClientFailure("b", 1, "diverged", "the loss became nan")
     with pytest.raises(ClientError) as caught:
         run_round(begin(), a_plan("ab", min_updates=2), Answers(update("a"), failed))
     assert caught.value.exit_code == 6
     assert "round 1: 1 usable updates, 2 needed" in caught.value.message
-    assert "b: non-finite: the loss became nan" in caught.value.message
+    assert "b: diverged: the loss became nan" in caught.value.message
     assert "training.learning_rate" in caught.value.hint

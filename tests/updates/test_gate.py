@@ -65,7 +65,7 @@ def test_half_precision_is_widened(dtype):
 
 
 def test_a_failure_passes_as_it_is():
-    for code in ("non-finite", "out-of-memory", "error:ValueError"):
+    for code in ("diverged", "non-finite", "out-of-memory", "error:ValueError"):
         failure = ClientFailure("b", 3, code, "in local step 1")
         assert admit(failure) is failure
 

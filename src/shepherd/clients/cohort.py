@@ -143,7 +143,7 @@ class Cohort:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient became {norm}"
                 detail = f"the {what} in local step {step + 1}"
-                self.failures[client] = ClientFailure(client, round_number, "non-finite", detail)
+                self.failures[client] = ClientFailure(client, round_number, "diverged", detail)
                 continue
             way.losses.append(loss)
             way.targets += counts[way.slot]

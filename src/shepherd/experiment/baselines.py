@@ -143,7 +143,7 @@ def _train_alone(
     for client, losses in final.items():
         if client not in cohort.failures and not np.isfinite(losses.stat.mean):
             detail = f"the held-out loss became {losses.stat.mean}"
-            cohort.failures[client] = ClientFailure(client, rounds, "non-finite", detail)
+            cohort.failures[client] = ClientFailure(client, rounds, "diverged", detail)
     well = [client for client in clients if client not in cohort.failures]
     targets, steps = (sum(int(m[c][what]) for m in metrics for c in well) for what in ("targets", "steps"))
     a = trainer.adapter

@@ -95,7 +95,7 @@ def train_in_clusters(
         losses = cluster_losses(adapters, rows, site.packed, lora, settings.tokens_per_pass)
         picks = {name: pick(losses[name]) for name in chunk}
         for name in (name for name, number in picks.items() if not number):
-            found[name] = ClientFailure(name, task.round, "non-finite", HOMELESS)
+            found[name] = ClientFailure(name, task.round, "diverged", HOMELESS)
         views = {name: task.clusters[name][number - 1] for name, number in picks.items() if number}
         if not views:
             continue
