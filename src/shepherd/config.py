@@ -400,7 +400,7 @@ OTHER_NAMES = {
 """Name of a setting in other tools -> our key."""
 
 
-def keys_called(name: str) -> list[str]:
+def keys_named(name: str) -> list[str]:
     """The keys of this name in any table; else the key that other tools give this name; else none."""
     own = [key for key in keys() if key.split(".")[1] == name]
     return own or ([OTHER_NAMES[name]] if name in OTHER_NAMES else [])

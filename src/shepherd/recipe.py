@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shepherd.config import Config, keys, keys_called
+from shepherd.config import Config, keys, keys_named
 from shepherd.errors import UsageError, did_you_mean, plural
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -134,7 +134,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         key, equals, text = override.partition("=")
         parts = key.strip().split(".")
         if not equals or len(parts) < 2 or not all(parts):
-            owners = keys_called(parts[0])
+            owners = keys_named(parts[0])
             meant = f"{owners[0]}={text or 'VALUE'}" if len(parts) == 1 and owners else "lora.r=16"
             raise UsageError(f"cannot read the setting {override!r}", hint=f"write table.key=value, e.g. --set {meant}")
         table = settings
@@ -276,7 +276,7 @@ _PATTERNS = {
 def _unknown(location: list[str], value: Any) -> str:
     """Describe an unknown key or table: suggest the same key in another table first, then the nearest."""
     known = list(keys())
-    elsewhere = keys_called(location[-1])
+    elsewhere = keys_named(location[-1])
     tables = list(Config.model_fields)
     if len(location) == 1:
         if not isinstance(value, Mapping):

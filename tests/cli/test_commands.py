@@ -253,10 +253,10 @@ def test_the_doctor_warns_of_spinning_threads(shell, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cores", "told"),
+    ("cores", "printed"),
     [(4, "4, all usable cores, or 1 where the probe of a run finds that faster"), (1, "1, the only usable core")],
 )
-def test_the_doctor_says_how_many_threads_a_run_would_use_and_why(shell, monkeypatch, cores, told):
+def test_the_doctor_says_how_many_threads_a_run_would_use_and_why(shell, monkeypatch, cores, printed):
     from shepherd.cli import doctor
     from shepherd.model import threads
 
@@ -264,7 +264,7 @@ def test_the_doctor_says_how_many_threads_a_run_would_use_and_why(shell, monkeyp
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     lines = {line.name: line for section in doctor.examine() for line in section.lines}
-    assert lines["threads"].value.startswith(told) and "run.threads" in lines["threads"].value
+    assert lines["threads"].value.startswith(printed) and "run.threads" in lines["threads"].value
     assert lines["OMP_NUM_THREADS"].state == "note" and "run.threads = 3" in lines["OMP_NUM_THREADS"].hint
     assert lines["GOMP_SPINCOUNT"].state == "note" and "GOMP_SPINCOUNT=10000" in lines["GOMP_SPINCOUNT"].hint
     monkeypatch.setenv("GOMP_SPINCOUNT", "10000")
@@ -333,14 +333,14 @@ def test_a_round_that_was_kept_is_measured_too_and_an_adapter_that_is_gone_says_
         assert measured["federated"]["loss"] == pytest.approx(line["held_out_loss"], abs=1e-5)
     assert lines[0]["held_out_loss"] != lines[1]["held_out_loss"]
     for command in (("evaluate", run), ("chat", run), ("export", run, "--out", tmp_path / "out")):
-        told = shell(*command)
-        assert told.status == 2 and "has no adapter" in told.err
-        assert "shepherd evaluate and chat take a round with --round: 1, 2" in told.err
-        assert f"shepherd run '{run}/config.toml'" in told.err  # resume does nothing: it had finished
-        assert "did not get to its end" not in told.err
+        printed = shell(*command)
+        assert printed.status == 2 and "has no adapter" in printed.err
+        assert "shepherd evaluate and chat take a round with --round: 1, 2" in printed.err
+        assert f"shepherd run '{run}/config.toml'" in printed.err  # resume does nothing: it had finished
+        assert "did not get to its end" not in printed.err
     (run / "summary.json").unlink()
-    told = shell("evaluate", run)
-    assert "did not get to its end" in told.err and f"shepherd resume '{run}'" in told.err
+    printed = shell("evaluate", run)
+    assert "did not get to its end" in printed.err and f"shepherd resume '{run}'" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -370,8 +370,8 @@ def test_evaluate_says_when_a_difference_is_too_small_and_why_there_is_no_interv
 def test_of_many_runs_the_last_are_named_and_the_rest_counted(shell):
     for number in range(17):
         write_run(Path("runs") / f"r{number:02}")
-    told = shell("evaluate", "missing").err
-    assert "hint: runs here: …, runs/r09, runs/r10" in told and told.rstrip().endswith("runs/r16 (17 in all)")
+    printed = shell("evaluate", "missing").err
+    assert "hint: runs here: …, runs/r09, runs/r10" in printed and printed.rstrip().endswith("runs/r16 (17 in all)")
 
 
 def test_what_to_type_next_can_be_copied_also_where_the_path_has_spaces(capsys):

@@ -34,8 +34,8 @@ def config(small_config):
 
 
 @pytest.fixture(scope="module")
-def whole(config, tmp_path_factory):
-    return experiment.run(config, out_dir=tmp_path_factory.mktemp("whole"))
+def uninterrupted(config, tmp_path_factory):
+    return experiment.run(config, out_dir=tmp_path_factory.mktemp("uninterrupted"))
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def names(folder: Path) -> list[str]:
 @posix
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_within_ten_seconds_and_it_goes_on_to_the_same_bytes(
-    config, whole, tmp_path, capsys, monkeypatch, number, status
+    config, uninterrupted, tmp_path, capsys, monkeypatch, number, status
 ):
     run = tmp_path / config.run.name
     process = started(config, tmp_path)
@@ -110,8 +110,8 @@ def test_a_signal_ends_a_run_within_ten_seconds_and_it_goes_on_to_the_same_bytes
     done = [line for line in rounds if "(before)" in line]
     assert done and 2 < len(rounds) - len(done) < ROUNDS - 1, "it went on, it did not begin again"
     digest = lambda folder: (folder / "adapter" / "adapter_model.safetensors").read_bytes()  # noqa: E731
-    assert digest(run) == digest(whole.path)
-    assert experiment.resume(run).summary["adapter_sha256"] == whole.summary["adapter_sha256"]
+    assert digest(run) == digest(uninterrupted.path)
+    assert experiment.resume(run).summary["adapter_sha256"] == uninterrupted.summary["adapter_sha256"]
     assert [name for name in names(run) if ".tmp-" in name] == []
 
 

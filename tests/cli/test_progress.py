@@ -77,15 +77,15 @@ def test_clients_can_be_told_apart_on_a_narrow_terminal():
 
 def test_a_client_has_a_row_from_the_moment_it_is_asked_to_the_end_of_the_round(table):
     waiting = {"step": 0, "steps": 0, "loss": None, "tokens": 0, "seen_tokens": 0, "tokens_per_second": None}
-    asked = {"event": "clients", "arm": "federated", "round": 1, "rounds": 3}
+    cohort = {"event": "clients", "arm": "federated", "round": 1, "rounds": 3}
     table(START)
-    table({**asked, "clients": {c: {**waiting, "state": "waiting"} for c in "abc"}})
+    table({**cohort, "clients": {c: {**waiting, "state": "waiting"} for c in "abc"}})
     assert [row.split() for row in screen(table)[3:]] == [["a", "waiting"], ["b", "waiting"], ["c", "waiting"]]
     table(step({"a": "done"}))
     table(step({"b": "training"}))
     first, second, third = (row.split() for row in screen(table)[3:])
     assert first == ["a", "done", "2/4", "2.310", "150"] and second[1] == "training" and third == ["c", "waiting"]
-    table({**asked, "round": 2, "clients": {"c": {**waiting, "state": "waiting"}}})
+    table({**cohort, "round": 2, "clients": {"c": {**waiting, "state": "waiting"}}})
     assert [row.split() for row in screen(table)[3:]] == [["c", "waiting"]]
 
 

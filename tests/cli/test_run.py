@@ -1,4 +1,4 @@
-"""`shepherd run`: flags -> config, what is told, what is printed; once for real on a tiny model."""
+"""`shepherd run`: flags -> config, notes, output; once for real on a tiny model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def started(monkeypatch) -> list[Config]:
 
     configs: list[Config] = []
 
-    def finish(config, observer=None, out_dir=None):
+    def finish(config, observer=None, out_dir=None, checked=None):
         configs.append(config)
         observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
         observer({"event": "evaluation", "arm": "base", "round": 0, "loss": float("nan")})
@@ -109,9 +109,9 @@ def test_quick_makes_a_run_smaller_and_says_what_it_changed(shell, started):
     full, quick = load("laptop"), started[0]
     assert quick.federation.rounds == QUICK["federation.rounds"] < full.federation.rounds
     assert f"federation.rounds = {QUICK['federation.rounds']} (was {full.federation.rounds})" in outcome.err
-    told = outcome.err.split("--quick sets ")[1].split("\n")[0]
+    printed = outcome.err.split("--quick sets ")[1].split("\n")[0]
     changed = {key for key in QUICK if _value(full, key) != _value(quick, key)}
-    assert {part.split(" = ")[0] for part in told.split(", ")} == changed
+    assert {part.split(" = ")[0] for part in printed.split(", ")} == changed
     assert full.model_dump() != quick.model_dump() and quick.lora == full.lora
 
 
@@ -165,10 +165,10 @@ def test_the_result_has_the_headline_of_the_report_in_lines_of_the_terminal(caps
     run = write_run(tmp_path / "demo")
     print_result(run, SUMMARY)
     out = capsys.readouterr().out
-    told = " ".join(out.split())
+    printed = " ".join(out.split())
     for sentence in (*verdict(load_run(run)), *alerts(load_run(run))):
-        assert " ".join(sentence.split()) in told, sentence
-    assert "on their own held-out rows" in told.lower() and all(
+        assert " ".join(sentence.split()) in printed, sentence
+    assert "on their own held-out rows" in printed.lower() and all(
         len(line) <= 80 for line in out.splitlines() if line[:2] == "- "
     )
 
@@ -183,7 +183,7 @@ def test_a_failure_under_json_is_the_last_line_and_still_an_exit_status(shell, s
     from shepherd.errors import ClientError
     from shepherd.experiment import run as experiment
 
-    def fail(config, observer=None, out_dir=None):
+    def fail(config, observer=None, out_dir=None, checked=None):
         raise ClientError("round 2: 0 usable updates", hint="lower it")
 
     monkeypatch.setattr(experiment, "run", fail)
@@ -206,7 +206,7 @@ def test_under_json_a_run_that_ends_early_says_so_in_its_last_line(
 ):
     from shepherd.experiment import run as experiment
 
-    def fail(config, observer=None, out_dir=None):
+    def fail(config, observer=None, out_dir=None, checked=None):
         observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
         raise failure
 
@@ -221,15 +221,15 @@ def test_under_json_a_run_that_ends_early_says_so_in_its_last_line(
 def test_under_json_a_mistake_in_the_command_or_recipe_is_one_line_of_json(shell, wrong):
     outcome = shell("run", "--json", *wrong)
     (line,) = outcome.out.splitlines()
-    told = json.loads(line)
-    assert outcome.status == told["exit_status"] == 2 and told["event"] == "error"
-    assert f"error: {told['message']}" in outcome.err
+    printed = json.loads(line)
+    assert outcome.status == printed["exit_status"] == 2 and printed["event"] == "error"
+    assert f"error: {printed['message']}" in outcome.err
 
 
 def test_an_interrupted_run_says_how_to_go_on(shell, started, monkeypatch):
     from shepherd.experiment import run as experiment
 
-    def interrupt(config, observer=None, out_dir=None):
+    def interrupt(config, observer=None, out_dir=None, checked=None):
         observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
         raise KeyboardInterrupt
 

@@ -345,7 +345,7 @@ def test_products_in_the_bases_dtype_follow_the_factors_through_every_step(monke
     # As on a GPU, where the factors are cast. A copy that a step did not renew would meet the later rows untaught.
     data, rates = some_data(rows=2), (0.03,) * 3  # the same rows in every step
     exact = cohort_updates(data, rates=rates)
-    monkeypatch.setattr(lora_module, "_product_dtype", lambda x: torch.bfloat16)
+    monkeypatch.setattr(lora_module, "product_dtype", lambda x: torch.bfloat16)
     rough = cohort_updates(data, model=base_model().to(torch.bfloat16), rates=rates)
     untaught = cohort_updates(data, rates=(0.0,) * 3)
     for client in data:

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from shepherd.evaluation.statistics import bootstrap_interval, difference_of_sums, ratio
+from shepherd.evaluation.ratios import ratio
+from shepherd.evaluation.statistics import bootstrap_interval, difference_of_sums
 from shepherd.rng import stream
 
 

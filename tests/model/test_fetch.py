@@ -609,7 +609,7 @@ def test_a_local_model_is_not_looked_for_on_the_hub_though_its_path_could_be_a_h
     (tmp_path / "models").mkdir()
     shutil.copytree(tied, "models/llama")
     write_gguf(tied, tmp_path / "models" / "tiny.gguf")
-    monkeypatch.setattr(fetch, "_pull_from_hub", lambda *_: pytest.fail("went to the hub"))
+    monkeypatch.setattr(fetch, "pull_from_hub", lambda *_: pytest.fail("went to the hub"))
     for name in ("models/llama", "models/tiny.gguf"):
         told = []
         assert pull(name, told.append, origin=origin) == resolve(name)
@@ -629,7 +629,7 @@ def test_a_misspelt_path_that_could_be_a_hub_id_gets_both_readings_and_the_neare
 
 def test_a_misspelt_hub_id_gets_the_nearest_model_in_the_cache(tmp_path, monkeypatch):
     here = SimpleNamespace(name="lab/sheep-1b")
-    monkeypatch.setattr(hub_module, "_hub_models", lambda: [here])
+    monkeypatch.setattr(hub_module, "hub_models", lambda: [here])
     with pytest.raises(ModelError, match="Did you mean 'lab/sheep-1b'"):
         resolve("lab/shep-1b")
 

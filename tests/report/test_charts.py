@@ -165,7 +165,7 @@ def test_a_label_that_does_not_fit_is_cut_in_its_middle_and_kept_whole_in_its_ti
     assert named.find(f"{SVG}title").text == long
 
 
-def test_long_names_that_differ_at_their_ends_are_told_apart():
+def test_long_names_that_differ_at_their_ends_stay_different():
     one, other = row_labels("University Hospital, Ward of Cardiology 1", "University Hospital, Ward of Cardiology 2")
     assert one.text != other.text
 
@@ -268,7 +268,7 @@ def test_thinning_keeps_the_first_and_the_last():
     assert charts.thin([1, 2], 60) == [1, 2]
 
 
-def test_zero_and_one_are_told_apart_in_a_heat_map_however_large_the_largest_is():
+def test_zero_and_one_stay_different_in_a_heat_map_however_large_the_largest_is():
     picture = charts.heat_map(
         ["a"], ["x", "y", "z"], [[0, 1, 10_000]], title="T", description="D", x_label="x", y_label="y"
     )

@@ -51,7 +51,7 @@ def rivals(tmp_path, ours, theirs):
     return compare([*a, *b])
 
 
-def test_a_lead_that_holds_over_seeds_is_told_from_one_that_does_not(tmp_path):
+def test_a_lead_over_all_seeds_is_distinguished_from_one_that_is_not(tmp_path):
     # differences −0.19, −0.20, −0.21: mean −0.2, s = 0.01, s / √3 = 0.00577, t(2) = 4.303, so ± 0.0248
     steady = rivals(tmp_path / "steady", [2.00, 2.10, 2.20], [2.19, 2.30, 2.41])
     assert "Lowest federated loss: seed-0 and 2 more seeds, 2.100" in steady.verdict[0]
@@ -70,20 +70,20 @@ def test_one_seed_decides_nothing_and_other_seeds_or_rows_are_not_compared(tmp_p
     assert "inconclusive" in one.verdict[1]
     runs = [*seeds(tmp_path / "x", [2.0]), *seeds(tmp_path / "y", [2.5], overrides=("lora.r=16",))]
     change(runs[1] / "partition.json", lambda p: p["held_out"].pop())
-    told = compare(runs)
-    assert told.verdict[0] == "No setting can be ranked the lowest."
-    assert "same held-out rows: seed-0, seed-0 (2)." in told.verdict[1]
-    assert "Lowest" not in told.to_text()
+    found = compare(runs)
+    assert found.verdict[0] == "No setting can be ranked the lowest."
+    assert "same held-out rows: seed-0, seed-0 (2)." in found.verdict[1]
+    assert "Lowest" not in found.to_text()
     assert compare(runs[:1]).verdict == ()
 
 
 def test_no_setting_wins_on_other_rows_or_by_seeds_that_the_others_lack():
     a, b, c = {1: 2.0, 2: 2.2, 3: 1.0}, {1: 2.1, 2: 2.4}, {9: 0.5}
-    told = ranking([("a", a), ("b", b), ("c", c)])
+    found = ranking([("a", a), ("b", b), ("c", c)])
     # Over seeds 1 and 2: a (2.0 + 2.2) / 2 = 2.1, b 2.25; c was measured on other rows and leads nobody.
-    assert told[0] == "Among a, b: Lowest federated loss over 2 shared seeds: a, 2.100 nats per token."
-    assert "not distinguishable from b: −0.150" in told[1]
-    assert told[2].endswith("on the same held-out rows: c.")
+    assert found[0] == "Among a, b: Lowest federated loss over 2 shared seeds: a, 2.100 nats per token."
+    assert "not distinguishable from b: −0.150" in found[1]
+    assert found[2].endswith("on the same held-out rows: c.")
     assert ranking([("a", {1: 2.0}), ("c", c)])[0] == "No setting can be ranked the lowest."
 
 
@@ -95,9 +95,9 @@ def test_settings_of_one_loss_are_equal_and_none_of_them_is_the_lowest():
 
 
 def test_the_same_lead_with_every_seed_has_no_interval():
-    told = ranking([("a", {1: 2.0, 2: 2.2}), ("b", {1: 2.1, 2: 2.3})])
+    found = ranking([("a", {1: 2.0, 2: 2.2}), ("b", {1: 2.1, 2: 2.3})])
     assert (
-        told[1] == "Against b the difference is −0.100 with every seed (paired over 2 seeds), so there is no interval."
+        found[1] == "Against b the difference is −0.100 with every seed (paired over 2 seeds), so there is no interval."
     )
 
 
@@ -118,10 +118,10 @@ def test_rows_are_the_same_by_their_contents_and_losses_only_over_the_same_token
 
 
 def test_a_lead_is_held_against_eight_settings_and_the_rest_are_counted():
-    told = ranking([(f"settings {n}", {("seed 0",): float(n)}) for n in range(10)])
-    assert len(told) == 1 + 8 + 1
-    assert told[0].startswith("Lowest federated loss: settings 0")
-    assert told[-1] == "The table lists 1 further setting."
+    found = ranking([(f"settings {n}", {("seed 0",): float(n)}) for n in range(10)])
+    assert len(found) == 1 + 8 + 1
+    assert found[0].startswith("Lowest federated loss: settings 0")
+    assert found[-1] == "The table lists 1 further setting."
 
 
 def test_an_unfinished_run_leads_nobody(tmp_path):
@@ -213,7 +213,7 @@ def test_more_runs_than_colours_are_all_in_the_table(tmp_path):
     assert len(set(re.findall(r"run-\d", parsed.text))) == 9
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path):
+def test_runs_of_the_same_name_get_different_names(tmp_path):
     runs = [write_run(tmp_path / "x" / "demo"), write_run(tmp_path / "y" / "demo", seed=1)]
     assert "demo (2)" in compare(runs).to_text()
 

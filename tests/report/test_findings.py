@@ -236,9 +236,9 @@ def test_where_not_all_clients_trained_alone_every_comparison_with_them_says_of_
     losses = {name: 2.0 + i for i, name in enumerate("abc"[:alone])}
     record = record_with(tmp_path, losses={"local": losses}, clients=8)
     of = f"{alone} of 8 clients"
-    told = [sentence for sentence in verdict(record) if "alone" in sentence]
-    assert len(told) == min(alone, 2)
-    assert all(f"the {of} that trained alone" in sentence for sentence in told)
+    sentences = [sentence for sentence in verdict(record) if "alone" in sentence]
+    assert len(sentences) == min(alone, 2)
+    assert all(f"the {of} that trained alone" in sentence for sentence in sentences)
     assert any(of in card["extra"] for card in cards(record))
     assert of in measure(record)
     assert any(of in line for line in alerts(record))

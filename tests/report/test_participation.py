@@ -97,8 +97,8 @@ def test_who_reads_the_first_page_alone_learns_what_was_not_as_it_should_be(tmp_
     run = write_run(tmp_path / "run", clients=5, rounds=3)  # the second of three rounds has one missing, one rejected
     change(run / "summary.json", lambda s: s.update(forced=["torch"], failed=[{"client": "x", "detail": "NaN"}]))
     change(run / "evaluation" / "metrics.json", lambda m: m["arms"]["centralised"].update(loss=float("nan")))
-    told = alerts(page(run))
-    assert "resumed with --force" in told
-    assert "2 updates of 15 did not count" in told
-    assert "Training alone failed for 1 client," in told
-    assert "No finite held-out loss was measured for: Centralised." in told
+    caveats = alerts(page(run))
+    assert "resumed with --force" in caveats
+    assert "2 updates of 15 did not count" in caveats
+    assert "Training alone failed for 1 client," in caveats
+    assert "No finite held-out loss was measured for: Centralised." in caveats

@@ -125,7 +125,7 @@ def test_clients_and_categories_are_drawn_against_the_base_on_the_same_rows(tmp_
     assert all(float(loss) > 1 for loss in losses)  # without a base they are losses as they are
 
 
-def test_a_difference_of_losses_is_told_as_a_ratio_of_probabilities_with_its_interval_p_and_check(tmp_path):
+def test_a_difference_of_losses_is_given_as_a_ratio_of_probabilities_with_its_interval_p_and_check(tmp_path):
     run = write_run(tmp_path / "run")
     entry = {
         "a": "base", "b": "federated", "difference": 0.6931, "ci95": [0.5, 0.9], "p": 2.4e-19, "stderr": 0.1,  # ln 2

@@ -103,7 +103,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
 
         output.announce_torch()
         rows, _ = prepare_rows(config, _tokenizer(config.model.base, config.model.revision), note)
-        dataset, divided, lost, details = rows.dataset, rows.partition, rows.warnings, rows.details
+        dataset, divided, dropped, details = rows.dataset, rows.partition, rows.warnings, rows.details
         train = tuple(example for name, example in rows.examples.items() if name not in divided.held_out)
         held_out = tuple(rows.examples[name] for name in divided.held_out)
         refused = len(dataset.examples) - len(rows.tokenized.by_id)
@@ -112,10 +112,10 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         extra = read_held_out(config, dataset)
         train, held_out, divided = divide_rows(config, dataset.examples, extra.examples if extra is not None else None)
         where = config.data.held_out_source or "held-out rows"
-        beside = [f"{where}: {line}" for line in losses(extra)] if extra is not None else ()
+        held_out_notes = [f"{where}: {line}" for line in losses(extra)] if extra is not None else ()
         details = remarks(config, dataset, dataset.examples, held_out if extra is None else None, divided)
-        lost = (*losses(dataset), *beside, *details)
-    for line in lost:
+        dropped = (*losses(dataset), *held_out_notes, *details)
+    for line in dropped:
         output.note(line)
     clients, categories, counts = table(divided, train)
     labels = [divided.label(client) for client in clients]
@@ -127,7 +127,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         output.print_json({
             "partition": dict(divided.settings), "dataset": dataset.name, "dataset_digest": divided.dataset_digest,
             "held_out": len(held_out), "clients": clients, "labels": divided.labels, "categories": categories,
-            "counts": counts, "refused_when_tokenized": refused, "left_out": lost, "details": details,
+            "counts": counts, "refused_when_tokenized": refused, "left_out": dropped, "details": details,
         })  # fmt: skip
         return
     print_partition(labels, categories, counts)

@@ -97,10 +97,10 @@ def _help(error: click.UsageError) -> str:
 
 def _setting_hint(error: click.NoSuchOption) -> str:
     """The --set that corresponds to an option such as `--lora.r` or `--rounds`. Empty when there is no such key."""
-    from shepherd.config import keys, keys_called
+    from shepherd.config import keys, keys_named
 
     name = error.option_name.lstrip("-").replace("-", "_")
-    meant = [name] if name in keys() else keys_called(name)
+    meant = [name] if name in keys() else keys_named(name)
     return f"set it with --set {meant[0]}=VALUE" if meant else ""
 
 

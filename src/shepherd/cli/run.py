@@ -15,7 +15,6 @@ from shepherd.cli import interrupts, output
 from shepherd.cli.settings import complete_recipe, complete_run, find_run, gather, recipe_options
 from shepherd.errors import UsageError
 from shepherd.experiment import capacity, checks
-from shepherd.experiment import run as experiment
 from shepherd.store import open_run
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
     with --data. All results are written to the run directory, whose path is printed at the end.
     """
     from shepherd.cli import outcome, progress
+    from shepherd.experiment import run as experiment
 
     if stopped is not None:
         if recipe or any(value is not None and value is not False and value != () for value in flags.values()):
@@ -77,6 +77,7 @@ def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
     or machine have changed since the start, the differences are listed and nothing is run.
     """
     from shepherd.cli import outcome, progress
+    from shepherd.experiment import run as experiment
 
     run_dir = open_run(find_run(run), "identity.json")
     if (run_dir / "summary.json").exists():
@@ -116,13 +117,12 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     settings = gather(recipe, **flags)
     for line in settings.notes:
         output.note(line)
-    tell = None if as_json else output.note
-    tell = None if as_json else output.note
-    checked = checks.look_first(settings.config, output.note, tell)
+    note = None if as_json else output.note
+    checked = checks.look_first(settings.config, output.note, note)
     output.announce_torch()
     from shepherd.experiment.estimate import plan as estimated
 
-    plan = estimated(settings.config, tell, checked)
+    plan = estimated(settings.config, note, checked)
     values = dataclasses.asdict(plan) if dataclasses.is_dataclass(plan) else dict(plan)
     if as_json:
         output.print_json(values)

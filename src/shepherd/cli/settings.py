@@ -154,7 +154,7 @@ def _division(config: Config, data: str, named: Sequence[str]) -> str:
 
 
 def _rate_ratio_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The layer of the method's own objective.rate_ratio, which any other setting overrides; None where it has none."""
+    """The layer with the method's default of objective.rate_ratio, below all other settings; None without one."""
     from shepherd.server.methods import build_method
 
     tables = {key: value for key, value in settings.items() if isinstance(value, Mapping)}

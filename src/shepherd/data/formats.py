@@ -10,6 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shepherd.data.refusals import (
+    JUDGEMENTS,
+    ROW_MARKS,
+    Row,
+    _label,
+    refuse_masked,
+    refuse_other_media,
+    refuse_preferences,
+)
 from shepherd.data.turns import (
     REASONING,
     Notes,
@@ -20,7 +29,7 @@ from shepherd.data.turns import (
     read_turns,
     turns_in,
 )
-from shepherd.data.values import NO_LABELS, Refusal, label, mark, missing, text
+from shepherd.data.values import Refusal, missing, text
 from shepherd.errors import did_you_mean
 from shepherd.types import Example, Message
 
@@ -29,29 +38,8 @@ __all__ = ["FORMATS", "Format", "Notes", "Refusal", "format_of", "format_problem
 SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions")
 COMMON = ("category", "source")
-IMAGES = ("image", "images", "image_url", "image_urls", "video", "videos", "audio", "audios")
-ROW_MARKS = ("train", "weight", "loss")
-JUDGEMENTS = ("label", "kto_tag")
-"""Whether an answer is wanted (KTO): as TRL and as LLaMA-Factory call it."""
 _NO_INPUT = ("<noinput>", "noinput", "no input", "n/a", "nan", "none", "null")
 _BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
-
-
-class Row:
-    """The fields of one row that have a value, under our names; `take` reads one, and what is left was not read."""
-
-    def __init__(self, fields: Mapping[str, Any], names: Mapping[str, str]) -> None:
-        self.left = {str(key): value for key, value in fields.items() if not missing(value)}
-        self.names = names
-        self.notes = Notes()
-
-    def take(self, *fields: str) -> Any:
-        """The value of the first of `fields` that has one, or None; the others stay, and are named as not read."""
-        return next((self.left.pop(field) for field in fields if field in self.left), None)
-
-    def text(self, *fields: str) -> str:
-        field = next((field for field in fields if field in self.left), "")
-        return text(self.left.pop(field), repr(field)) if field else ""
 
 
 @dataclass(frozen=True)
@@ -213,9 +201,9 @@ def to_example(
     """
     row = Row(fields, names or {})
     if format != "text" or row.names.keys() & {*JUDGEMENTS}:  # no answer is judged there, and a label is a class
-        _refuse_preferences(row)
-    _refuse_other_media(row)
-    _refuse_masked(row)
+        refuse_preferences(row)
+    refuse_other_media(row)
+    refuse_masked(row)
     form = FORMATS[format]
     for field in form.required:
         if field not in fields:
@@ -232,13 +220,6 @@ def to_example(
     unread = (column for column, value in row.left.items() if value not in (category, source))
     row.notes.columns = [row.names.get(column, column) for column in unread]
     return Example(id, tuple(messages), category, source, context, tools), row.notes
-
-
-def _label(row: Row, field: str) -> str:
-    """A category or source. A list of them is none, and stays to be named, unless the user says that it is one."""
-    if field not in row.names and isinstance(row.left.get(field), NO_LABELS):
-        return ""
-    return label(row.take(field), repr(field))
 
 
 def _with_system(messages: list[Message], row: Row) -> list[Message]:
@@ -279,46 +260,3 @@ def _checked(messages: list[Message], context: str, notes: Notes) -> tuple[list[
     if shortened != messages:
         notes.change("blank lines before an answer")
     return shortened, context
-
-
-def _refuse_preferences(row: Row) -> None:
-    """A KTO row whose label is false: its answer is the one that is not wanted. A true label is taken out, as read.
-
-    A label that is a number or a word is a class and no judgement, so it stays, and is named as not read; but a column
-    that the user names is one, in any spelling.
-    """
-    for field in JUDGEMENTS:
-        wanted = {"true": True, "false": False}.get(str(row.left.get(field)).strip().casefold())
-        name = row.names.get(field, field)
-        if field in row.names:
-            try:
-                wanted = mark(row.left.get(field))
-            except ValueError:
-                raise Refusal(f"{name!r} is neither true nor false") from None
-        if wanted is False:
-            raise Refusal(f"{name!r} is false: an answer that is not wanted, in preference data")
-        if wanted:
-            del row.left[field]
-
-
-def _refuse_other_media(row: Row) -> None:
-    for field in IMAGES:
-        if field in row.left:
-            raise Refusal(f"{field!r} has a value, and only text is learned (take it out to learn the text alone)")
-
-
-def _refuse_masked(row: Row) -> None:
-    """A mark for the whole row. `loss` may be a measured number, and a weight other than 0 and 1 is no mark."""
-    for field in ROW_MARKS:
-        value = row.left.get(field)
-        if value is None or (field == "loss" and not isinstance(value, (bool, str)) and field not in row.names):
-            continue
-        try:
-            learned = mark(value)
-        except ValueError:
-            if field in row.names:
-                raise Refusal(f"{row.names[field]!r} is neither true nor false") from None
-            continue
-        if learned is False:
-            raise Refusal(f"the row is marked as not to be learned ({row.names.get(field, field)!r})")
-        del row.left[field]

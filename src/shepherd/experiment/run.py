@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shepherd.config import Config
 from shepherd.experiment.checks import Checked, check_workers, look_first
-from shepherd.recipe import load
 from shepherd.store import RunDirectory, open_run, read_json
 
 if TYPE_CHECKING:
+    from shepherd.config import Config
     from shepherd.experiment.pipeline import Run
 
 Observer = Callable[[dict[str, Any]], None]
@@ -46,6 +45,8 @@ def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool
     store, emit = RunDirectory(folder), observer or _ignore
     finished = (folder / "summary.json").exists()
     if not finished:
+        from shepherd.recipe import load
+
         config = load(folder / "config.toml")
         check_workers(config)
         checked = look_first(config, _fetching(emit), out=folder)

@@ -17,12 +17,12 @@ import torch
 
 from shepherd.errors import ModelError, ResourceError, UsageError, did_you_mean, missing_extra, plural
 from shepherd.model.catalogue import BUILTIN
-from shepherd.model.convert import quiet_transformers
 from shepherd.model.digest import model_digest, tokenizer_digest, weight_files
 from shepherd.model.fetch import public_name, resolve
 from shepherd.model.folder import inspect_folder
 from shepherd.model.licence import licence_of
 from shepherd.model.outline import AGAIN, first_line, judge, load_config
+from shepherd.model.quiet import quiet_transformers
 from shepherd.model.threads import bfloat16_speedup
 
 if TYPE_CHECKING:

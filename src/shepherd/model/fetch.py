@@ -24,7 +24,7 @@ from shepherd.model.catalogue import BUILTIN, ModelEntry, Packaged
 from shepherd.model.convert import CONVERSION, check_gguf, convert_gguf
 from shepherd.model.digest import cache_root, damage, read_manifest, sha256, sha256_all, write_manifest
 from shepherd.model.folder import inspect_folder
-from shepherd.model.hub import _HUB_ID, Progress, _from_hub, _hub_models, _hub_snapshot, _not_here, _pull_from_hub
+from shepherd.model.hub import HUB_ID, Progress, from_hub, hub_models, hub_snapshot, not_here, pull_from_hub
 from shepherd.model.licence import licence_of
 
 
@@ -40,7 +40,7 @@ def resolve(base: str, revision: str = "") -> Path:
         entry = _entry(BUILTIN[base].sha256)
         if entry.is_dir():
             return _undamaged(entry, mend=f"shepherd model pull {base}")
-        return _from_hub(BUILTIN[base]) or _not_here(base, "is not on this machine yet")
+        return from_hub(BUILTIN[base]) or not_here(base, "is not on this machine yet")
     if local.is_dir():
         _no_revision(base, revision)
         return local
@@ -53,8 +53,8 @@ def resolve(base: str, revision: str = "") -> Path:
         raise ModelError(
             f"{base} is a file, but not a GGUF file", hint="model.base takes a folder, a .gguf file, or a hub id"
         )
-    if _HUB_ID.fullmatch(base):
-        return _hub_snapshot(base, revision)
+    if HUB_ID.fullmatch(base):
+        return hub_snapshot(base, revision)
     raise ModelError(
         f"unknown model: {base!r} is no built-in name, folder, .gguf file or hub id.{did_you_mean(base, BUILTIN)}",
         hint=f"built in: {', '.join(BUILTIN)}; a hub id looks like org/name",
@@ -100,9 +100,9 @@ def pull(name: str, progress: Progress | None = None, *, revision: str = "", ori
     if name in BUILTIN and origin == "package":
         return _pull_packaged(name, BUILTIN[name], report)
     hub_id = BUILTIN[name].hub_id if name in BUILTIN else name
-    if not _HUB_ID.fullmatch(hub_id):
+    if not HUB_ID.fullmatch(hub_id):
         return resolve(name, revision)  # It says why not.
-    return _pull_from_hub(hub_id, revision, report)
+    return pull_from_hub(hub_id, revision, report)
 
 
 def list_models() -> list[ModelEntry]:
@@ -113,7 +113,7 @@ def list_models() -> list[ModelEntry]:
         path = _entry(packaged.sha256)
         if manifest := converted.pop(path, {}):
             found.append(ModelEntry(name, path, _bytes(manifest), packaged.licence, packaged.requirement))
-        elif snapshot := _from_hub(packaged):
+        elif snapshot := from_hub(packaged):
             size = sum(file.stat().st_size for file in snapshot.iterdir() if file.is_file())
             found.append(ModelEntry(name, snapshot, size, packaged.licence, "hub"))
         else:
@@ -121,7 +121,7 @@ def list_models() -> list[ModelEntry]:
     for path, manifest in converted.items():
         if manifest:
             found.append(ModelEntry(manifest["name"], path, _bytes(manifest), licence_of(path), manifest["source"]))
-    return found + _hub_models()
+    return found + hub_models()
 
 
 def _bytes(manifest: dict) -> int:

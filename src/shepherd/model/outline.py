@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 
 from shepherd.errors import ModelError, plural
-from shepherd.model.convert import quiet_transformers
 from shepherd.model.digest import read_json, weight_files
 from shepherd.model.folder import CAUSAL
+from shepherd.model.quiet import quiet_transformers
 from shepherd.model.targets import blocks_of
 
 if TYPE_CHECKING:

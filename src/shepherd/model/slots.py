@@ -160,7 +160,7 @@ def tensors_of(factors: Mapping[str, Factors]) -> dict[str, np.ndarray]:
     return {f"{name}.{part}": getattr(pair, part) for name, pair in factors.items() for part in "AB"}
 
 
-def _owned(segments: Sequence[Segment]) -> Sequence[Segment]:
+def gather(segments: Sequence[Segment]) -> Sequence[Segment]:
     return segments[:-1] if segments[-1].slot == NOBODY else segments
 
 

@@ -20,11 +20,11 @@ OUTCOMES = ("trained", "failed", "lost", "late", "rejected")
 TROUBLES = frozenset(OUTCOMES[1:])
 
 FAILED = frozenset({"diverged", "out-of-memory", "error"})
-"""Codes of a client's own training; `error:ValueError` names the class of an exception."""
+"""Codes of a client's training; `error:ValueError` names the class of an exception."""
 LOST = frozenset({"lost", "hang"})
 """Codes of an engine whose process, site or connection gave no reply."""
 _TRAINING = re.compile(r"the (loss|gradient) became |its loss is not finite")
-"""Details that a client's own training gave with the code `non-finite`, before it had the code `diverged`."""
+"""Details that a client's training gave with the code `non-finite`, before it had the code `diverged`."""
 
 
 def outcome_of(code: str, detail: str = "") -> str:

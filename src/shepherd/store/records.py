@@ -72,7 +72,7 @@ def notes(record: RoundRecord, label: Callable[[ClientId], str] = str) -> list[s
 def read_rounds(run_dir: Path) -> list[Mapping[str, Any]]:
     """The committed rounds' lines of rounds.jsonl, in order. Raises DataError for a line that is none."""
     path = run_dir / "rounds.jsonl"
-    lines = []
+    lines: list[Mapping[str, Any]] = []
     try:
         for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
             line = json.loads(text)

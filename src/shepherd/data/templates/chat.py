@@ -6,7 +6,6 @@ import functools
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from shepherd.data.formats import Refusal
@@ -23,6 +22,7 @@ from shepherd.data.templates.rendering import (
     without_answer,
 )
 from shepherd.data.templates.source import DAY, is_random, looked_for, pin_clock, reads_clock
+from shepherd.data.templates.turns import find_context, join_context, place_of, system_into_user, turn_of
 from shepherd.data.tool_calls import mapped, texts, with_objects, with_texts
 from shepherd.errors import ModelError
 from shepherd.types import Message
@@ -88,13 +88,13 @@ class ChatTemplate:
             for turn, answer in outline.answers.items()
             if answer.altered and turn not in learned
         )
-        places = {turn: _place(outline, turn, spans) for turn in outline.answers}
+        places = {turn: place_of(outline, turn, spans) for turn in outline.answers}
         # The outline says where a generated answer begins; for the last one the row itself says it too.
         if text[: places[learned[-1]][0]] != self._before(shown[: learned[-1]], tools):
             raise Refusal("the chat template rewrites earlier turns")
         wanted = [turn for turn in learned if turn in places and not outline.answers[turn].problem]
         asked = max((turn for turn, m in enumerate(shown) if m.role == "user"), default=-1)
-        context_span = _find_context(asked, context, spans, text)
+        context_span = find_context(asked, context, spans, text)
         closed, moved = self._closed(outline, text, places)
         return protected.restore(
             Rendered(
@@ -113,7 +113,7 @@ class ChatTemplate:
         shown, _, tools, protected, _ = self._prepare(without_answer(messages), context, tools)
         text = self._apply(shown, tools, True)
         outline, spans = self._proven(shown, tools, text, True)
-        places = {turn: _place(outline, turn, spans) for turn in outline.answers}
+        places = {turn: place_of(outline, turn, spans) for turn in outline.answers}
         closed, moved = self._closed(outline, bare(text + self._opener), places)
         return protected.restore(Rendered(closed, (), begins=tuple(moved(*place)[0] for place in places.values())))
 
@@ -158,9 +158,9 @@ class ChatTemplate:
             for turn, m in enumerate(messages)
         ]
         tools = json.dumps(mapped(listed, hide, keys=True), ensure_ascii=False) if listed else ""
-        shown, changed = _join_context(shown, context), ()
+        shown, changed = join_context(shown, context), ()
         if not self.shows_system and any(m.role == "system" for m in shown):
-            shown = _system_into_user(shown)
+            shown = system_into_user(shown)
             changed = ("the chat template has no fixed place for a system turn: its text begins the next user turn",)
         return shown, context, tools, protected, changed
 
@@ -173,7 +173,7 @@ class ChatTemplate:
 
         if not messages:
             raise Refusal("the conversation begins with an answer")
-        turns = [_turn(m) for m in messages]
+        turns = [turn_of(m) for m in messages]
         listed = json.loads(tools) if tools else None
         try:
             source = self._pinned(self._tokenizer.get_chat_template(tools=listed))
@@ -263,52 +263,3 @@ class ChatTemplate:
         if bos and text.replace(" ", "").startswith(bos * 2):
             notes.append(f"the chat template writes the start token {bos!r} twice")
         return tuple(notes)
-
-
-def _turn(message: Message) -> dict[str, Any]:
-    """A turn as templates read it. Reasoning goes by two names: "reasoning_content" (Qwen 3), "thinking" (gpt-oss)."""
-    turn = {"role": message.role, "content": message.content}
-    if message.reasoning:
-        turn |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
-    return {**json.loads(message.extra), **turn} if message.extra else turn
-
-
-def _place(outline: Outline, turn: int, spans: Sequence[tuple[int, Span]]) -> Span:
-    """Where turn `turn` is learned from and to, by the places of its first and last marks."""
-    answer = outline.answers[turn]
-    return spans[answer.first][1][0] - answer.head, spans[answer.last][1][1] + answer.tail
-
-
-def _join_context(messages: Sequence[Message], context: str) -> list[Message]:
-    """The context after the last instruction, one empty line between them."""
-    joined = list(messages)
-    if context:
-        last = max((i for i, m in enumerate(joined) if m.role == "user"), default=None)
-        if last is None:
-            raise Refusal("a context without an instruction")
-        joined[last] = replace(joined[last], content=f"{joined[last].content}\n\n{context}")
-    return joined
-
-
-def _find_context(asked: int, context: str, spans: Sequence[tuple[int, Span]], text: str) -> Span | None:
-    """Where the context stands: at the end of the last instruction."""
-    stop = max((place[1] for turn, place in spans if turn == asked), default=0)
-    stop += len(context) - len(context.rstrip())
-    return (stop - len(context), stop) if context and text.endswith(context, 0, stop) else None
-
-
-def _system_into_user(messages: Sequence[Message]) -> list[Message]:
-    """For templates that have no place for a system turn: its text begins the next user turn."""
-    out: list[Message] = []
-    waiting: list[str] = []
-    for message in messages:
-        if message.role == "system":
-            waiting.append(message.content)
-        elif message.role == "user":
-            out.append(replace(message, content="\n\n".join([*waiting, message.content])))
-            waiting = []
-        else:
-            out.append(message)
-    if waiting:
-        raise Refusal("a system turn without a user turn after it, and the chat template has no place for it")
-    return out

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from shepherd.report.charts import marks
 from shepherd.report.charts.marks import LABELS, WIDTH
+from shepherd.report.outcomes import OUTCOMES
 from shepherd.report.wording import number
 
 
@@ -88,14 +89,7 @@ def _scale(bottom: float, low: str, high: str, diverging: bool) -> list[str]:
     return body
 
 
-STATES = {
-    "trained": "trained",
-    "failed": "failed",
-    "lost": "lost",
-    "late": "late",
-    "rejected": "rejected",
-    "idle": "not sampled",
-}
+STATES = {**{outcome: outcome for outcome in OUTCOMES}, "idle": "not sampled"}
 """A client in a round and its name in the legend; each has its own shape."""
 
 

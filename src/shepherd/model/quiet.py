@@ -1,0 +1,26 @@
+"""Progress bars and advice of the libraries underneath, silenced."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars, tables or warnings of transformers: what the user sees is ours to draw and to say."""
+    import tqdm
+    from transformers.utils import logging
+
+    was_on, level, start = logging.is_progress_bar_enabled(), logging.get_verbosity(), tqdm.tqdm.__init__
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+    tqdm.tqdm.__init__ = functools.partialmethod(start, disable=True)  # The unpacking of GGUF draws its own.
+    try:
+        yield
+    finally:
+        tqdm.tqdm.__init__ = start
+        logging.set_verbosity(level)
+        if was_on:
+            logging.enable_progress_bar()
