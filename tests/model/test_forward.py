@@ -14,8 +14,9 @@ import transformers
 from shepherd.errors import ModelError
 from shepherd.model.base import Base, load_base
 from shepherd.model.checkpointing import checkpointing
-from shepherd.model.forward import HEAD_ROWS, PackedModel, Row, cut, pack
+from shepherd.model.forward import HEAD_ROWS, PackedModel
 from shepherd.model.lora import CohortLora
+from shepherd.model.packing import Row, cut, pack
 from shepherd.model.slots import NOBODY, Segment
 from shepherd.model.targets import pick_targets
 from shepherd.types import Tokens

@@ -13,8 +13,9 @@ from shepherd.clients.training import TrainingHost, train
 from shepherd.model import attention
 from shepherd.model.adapter import fresh_adapter, load_adapter
 from shepherd.model.base import load_base
-from shepherd.model.forward import PackedModel, Row, pack
+from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
+from shepherd.model.packing import Row, pack
 from shepherd.model.slots import features
 from shepherd.types import ClientFailure, ClientModel, Tokens, TrainTask, Work
 

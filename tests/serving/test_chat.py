@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 import tiny_tokenizers
 from console import Shell
 from shepherd.cli import output
+from shepherd.cli.chat import chat, readable
 from shepherd.data.prompts import build_template
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import ModelError, UsageError
 from shepherd.model.base import load_base
 from shepherd.model.generate import generate
-from shepherd.serving.chat import chat, readable
 from shepherd.serving.tuned import load_tuned
 from shepherd.types import Message
 from tiny import tiny_model, tiny_tokenizer

@@ -12,7 +12,8 @@ import pytest
 
 from console import Shell
 from shepherd.errors import DataError, EvaluationError, ModelError, ResourceError, UsageError
-from shepherd.serving.export import _card, export
+from shepherd.serving.export import export
+from shepherd.serving.merged_card import merged_card
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import read_json
 from tiny import CHAT_TEMPLATE, tiny_model
@@ -113,11 +114,12 @@ def test_a_run_that_named_its_base_by_a_name_of_ours_is_exported_with_one_that_p
     ("base", "said"), [("lab/elsewhere@v2", "is not on this machine"), ("{other}", "warning: {other} is not the base")]
 )
 def test_an_export_for_another_machine_names_the_base_that_is_given_and_says_what_was_looked_at(
-    run, tmp_path, capsys, base, said
+    run, tmp_path, base, said
 ):
     other = str(tiny_model("llama", tmp_path, seed=7))
-    written = export(run, "peft", tmp_path / "out", base=base.format(other=other)).path
-    assert said.format(other=other) in capsys.readouterr().err
+    notes: list[str] = []
+    written = export(run, "peft", tmp_path / "out", base=base.format(other=other), note=notes.append).path
+    assert said.format(other=other) in notes[0]
     named = json.loads((written / "adapter_config.json").read_text())
     if base == "lab/elsewhere@v2":
         assert (named["base_model_name_or_path"], named["revision"]) == ("lab/elsewhere", "v2")
@@ -152,13 +154,14 @@ def test_a_merged_model_brings_its_tokenizer_its_template_and_the_licences(run, 
     assert (tmp_path / "out" / "LICENSE").read_text(encoding="utf-8") == "Share alike."
 
 
-def test_merged_weights_can_be_rounded_and_the_rounding_is_told_apart_from_errors(run, tmp_path, capsys):
+def test_merged_weights_can_be_rounded_and_the_rounding_is_told_apart_from_errors(run, tmp_path):
     import torch
 
-    written = export(run, "merged", tmp_path / "out", dtype="bfloat16")
+    notes: list[str] = []
+    written = export(run, "merged", tmp_path / "out", dtype="bfloat16", note=notes.append)
     assert {p.dtype for p in load(tmp_path / "out", dtype="auto").parameters()} == {torch.bfloat16}
     assert written.difference <= 1e-4 < written.rounding
-    assert f"rounding the weights to bfloat16 moved them by up to {written.rounding:.1e}" in capsys.readouterr().err
+    assert f"rounding the weights to bfloat16 moved them by up to {written.rounding:.1e}" in notes[0]
     # bfloat16 keeps 8 bits: each weight is off by at most 2^-9 of itself.
     exact, rounded = tmp_path / "exact", load(tmp_path / "out").state_dict()
     export(run, "merged", exact)
@@ -221,10 +224,11 @@ def test_an_adapter_of_another_base_is_not_exported(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_generated_nothing_is_checked_on_fixed_questions(copy_of_run, tmp_path, capsys):
+def test_a_run_that_generated_nothing_is_checked_on_fixed_questions(copy_of_run, tmp_path):
     (copy_of_run / "evaluation" / "generations.jsonl").unlink()
-    assert export(copy_of_run, "peft", tmp_path / "out").tokens > 20
-    assert "the logits of 3 conversations" in capsys.readouterr().err
+    notes: list[str] = []
+    assert export(copy_of_run, "peft", tmp_path / "out", note=notes.append).tokens > 20
+    assert "the logits of 3 conversations" in notes[0]
 
 
 def test_broken_generations_are_an_error(copy_of_run, tmp_path):
@@ -258,6 +262,6 @@ def test_the_command_prints_the_folder_and_the_measured_difference(run, tmp_path
 def test_a_merged_models_card_shows_the_base_and_its_licence_as_text_only(run):
     summary = {**read_json(run / "summary.json")}
     summary["model"] = {**summary["model"], "name": "a|b<img>", "licence": "see <script>`x`|"}
-    card = _card(summary, "float32")
+    card = merged_card(summary, "float32")
     table = card.split("---", 2)[2]
     assert "<" not in table and "a/b‹img›" in table and "see ‹script›'x'/" in table

@@ -113,7 +113,7 @@ def chat(
     folder = find_run(run)
     compared = str(find_run(other)) if other not in (None, "base") else other
     output.announce_torch()
-    from shepherd.serving.chat import chat as talk
+    from shepherd.cli.chat import chat as talk
 
     talk(
         folder,
@@ -147,5 +147,5 @@ def export(run: str, to: str, dtype: str, base: str | None, out: Path) -> None:
     output.announce_torch()
     from shepherd.serving.export import export as write
 
-    write(folder, to, out, dtype=dtype, base=base)
+    write(folder, to, out, dtype=dtype, base=base, note=output.note)
     click.echo(str(out))

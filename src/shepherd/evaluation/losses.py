@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from shepherd.evaluation.statistics import ratio
-from shepherd.model.forward import PackedModel, Row, cut, pack
+from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
+from shepherd.model.packing import Row, cut, pack
 from shepherd.types import Stat, Tokens
 
 

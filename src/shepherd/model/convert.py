@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import ModelError
 from shepherd.model.folder import check_pointer
+from shepherd.model.quiet import first_line, quiet_transformers
 
 # Raise when a conversion would give other files than before: cached ones are then made anew.
 CONVERSION = 1
@@ -20,25 +18,6 @@ CONVERSION = 1
 _DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 _FULL = ("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64")
 _PLAIN_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"}
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars, tables or warnings of transformers: what the user sees is ours to draw and to say."""
-    import tqdm
-    from transformers.utils import logging
-
-    was_on, level, start = logging.is_progress_bar_enabled(), logging.get_verbosity(), tqdm.tqdm.__init__
-    logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)
-    tqdm.tqdm.__init__ = functools.partialmethod(start, disable=True)  # The unpacking of GGUF draws its own.
-    try:
-        yield
-    finally:
-        tqdm.tqdm.__init__ = start
-        logging.set_verbosity(level)
-        if was_on:
-            logging.enable_progress_bar()
 
 
 def gguf_facts(path: Path) -> dict[str, Any]:
@@ -117,7 +96,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    from shepherd.model.outline import first_line, judge
+    from shepherd.model.outline import judge
 
     _refuse_kinds(source, facts["kinds"])
 

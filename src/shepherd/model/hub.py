@@ -8,16 +8,17 @@ from pathlib import Path
 
 from shepherd import network
 from shepherd.errors import ModelError, NetworkError, did_you_mean
-from shepherd.model.catalogue import BUILTIN, ModelEntry, Packaged
+from shepherd.model import catalogue
+from shepherd.model.catalogue import ModelEntry, Packaged
 from shepherd.model.licence import licence_of
 
 Progress = Callable[[str], None]
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*"]
 _HUB_SKIPPED = ["*/*"]
 
 
-def _not_here(name: str, why: str, revision: str = "", near: str | None = None) -> Path:
+def not_here(name: str, why: str, revision: str = "", near: str | None = None) -> Path:
     """Raise ModelError. `near`: the nearest name, "" without one; given where the name may be a path as well."""
     option = f" --revision {revision}" if revision else ""
     raise ModelError(
@@ -32,7 +33,7 @@ def _folders_like(path: str) -> list[str]:
     return [str(found) for found in (*given.parent.glob("*"), *Path().glob(f"*/{given.name}")) if found.is_dir()]
 
 
-def _hub_snapshot(hub_id: str, revision: str) -> Path:
+def hub_snapshot(hub_id: str, revision: str) -> Path:
     """The folder of a hub model that is already in the hub's own cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -46,25 +47,27 @@ def _hub_snapshot(hub_id: str, revision: str) -> Path:
     except HFValidationError as error:
         raise ModelError(f"not a hub id: {error}", hint="a hub id looks like org/name") from error
     except OSError:  # LocalEntryNotFoundError is a FileNotFoundError.
-        near = did_you_mean(hub_id, [*_folders_like(hub_id), *BUILTIN, *(entry.name for entry in _hub_models())])
-        return _not_here(hub_id, "is neither a folder here nor a model in the cache", revision, near)
+        near = did_you_mean(
+            hub_id, [*_folders_like(hub_id), *catalogue.BUILTIN, *(entry.name for entry in cached_models())]
+        )
+        return not_here(hub_id, "is neither a folder here nor a model in the cache", revision, near)
     folder = Path(found)
     if (folder / "adapter_config.json").is_file():
         return folder  # an adapter: whoever looks at it says so
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        return _not_here(hub_id, "is only partly in the cache", revision)
+        return not_here(hub_id, "is only partly in the cache", revision)
     return folder
 
 
-def _from_hub(packaged: Packaged) -> Path | None:
+def from_hub(packaged: Packaged) -> Path | None:
     """The folder of a built-in model that was pulled from the hub; None when it was not."""
     try:
-        return _hub_snapshot(packaged.hub_id, "")
+        return hub_snapshot(packaged.hub_id, "")
     except ModelError:
         return None
 
 
-def _pull_from_hub(hub_id: str, revision: str, report: Progress) -> Path:
+def pull_from_hub(hub_id: str, revision: str, report: Progress) -> Path:
     with network.opened():
         return _download_from_hub(hub_id, revision, report)
 
@@ -100,7 +103,7 @@ def _download_from_hub(hub_id: str, revision: str, report: Progress) -> Path:
     return Path(found)
 
 
-def _hub_models() -> list[ModelEntry]:
+def cached_models() -> list[ModelEntry]:
     """Models with a config and safetensors in the hub's own cache."""
     import huggingface_hub
     from huggingface_hub import constants, errors

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from shepherd.errors import ModelError
 from shepherd.model.fused import AddLowRankTogether, Columns
-from shepherd.model.products import _AddLowRank, _mask, _product_dtype
-from shepherd.model.slots import Segment, Slot, _owned, features
+from shepherd.model.products import AddLowRank, dropout_mask, product_dtype
+from shepherd.model.slots import Segment, Slot, features, of_clients
 from shepherd.rng import derive
 from shepherd.types import Adapter, Factors, GlobalModel
 
@@ -50,7 +50,7 @@ class CohortLora:
         self.segments: Sequence[Segment] | None = None
         self.dropout_seeds: Sequence[tuple[int, int, int]] = ()  # (start, end, seed) of each sequence of the pass
         self._frozen: dict[str, list[tuple[Tensor, ...]]] = {}
-        self.together = torch.device(device).type == "cuda"  # share products among clients: see together.py
+        self.together = torch.device(device).type == "cuda"  # share products among clients: see fused.py
         self._shared: tuple[Sequence[Segment], Columns | None] | None = None
 
     @property
@@ -109,9 +109,9 @@ class CohortLora:
                 output = (output + self._frozen_term(name, x)).to(output.dtype)
             columns = self._columns(segments, tokens, x)
             if columns is not None:
-                mask = None if drop is None else _mask(x.reshape(-1, x.shape[-1]), x.dtype, drop)
+                mask = None if drop is None else dropout_mask(x.reshape(-1, x.shape[-1]), x.dtype, drop)
                 return AddLowRankTogether.apply(output, x, anchor, self.held, name, columns, mask)
-            return _AddLowRank.apply(output, x, anchor, self.held, name, segments, drop)
+            return AddLowRank.apply(output, x, anchor, self.held, name, segments, drop)
 
         return add_low_rank
 
@@ -120,7 +120,7 @@ class CohortLora:
         if not (self.together and torch.is_grad_enabled()):
             return None
         if self._shared is None or self._shared[0] is not segments:
-            self._shared = (segments, Columns.of(_owned(segments), self.held, tokens, x.device))
+            self._shared = (segments, Columns.of(of_clients(segments), self.held, tokens, x.device))
         return self._shared[1]
 
     def _increment(self, name: str, term: LowRank) -> list[tuple[Tensor, ...]]:
@@ -141,7 +141,7 @@ class CohortLora:
 
     def _frozen_term(self, name: str, x: Tensor) -> Tensor:
         # As the adapters' products, with which it may have to cancel. A base computes in one dtype: cast once for good.
-        x = x.to(_product_dtype(x))
+        x = x.to(product_dtype(x))
         if self._frozen[name][0][0].dtype != x.dtype:
             self._frozen[name] = [tuple(weight.to(x.dtype) for weight in term) for term in self._frozen[name]]
         first, *others = (reduce(F.linear, term, x) for term in self._frozen[name])

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from shepherd.model.fused import rows_to_add_to
-from shepherd.model.slots import NOBODY
-
-if TYPE_CHECKING:
-    pass
-from shepherd.model.slots import _owned
+from shepherd.model.slots import NOBODY, of_clients
 
 
-class _AddLowRank(torch.autograd.Function):
+class AddLowRank(torch.autograd.Function):
     """output[segment k] += scaleₖ · (x[segment k] Aₖᵀ) Bₖᵀ, by hand so that nothing but x and A·xᵀ is kept.
 
     The products run in the dtype of the base, as under autocast; on a CPU in float32. The backward pass adds to the
@@ -27,10 +22,10 @@ class _AddLowRank(torch.autograd.Function):
     def forward(ctx, output, x, anchor, held, name, segments, drop):
         x2 = x.reshape(-1, x.shape[-1])
         result, in_place = rows_to_add_to(output)
-        dtype = _product_dtype(x)
-        inputs = x2.to(dtype) if drop is None else x2.to(dtype) * _mask(x2, dtype, drop)
+        dtype = product_dtype(x)
+        inputs = x2.to(dtype) if drop is None else x2.to(dtype) * dropout_mask(x2, dtype, drop)
         hidden = []
-        for segment in _owned(segments):
+        for segment in of_clients(segments):
             rows, slot = slice(segment.start, segment.end), held[segment.slot]
             A, B = slot.factors(dtype)[name]
             hidden.append(A @ inputs[rows].T)  # few rows, not few columns: see Layout
@@ -48,12 +43,12 @@ class _AddLowRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         x2, *hidden = ctx.saved_tensors
-        dtype = _product_dtype(x2)
+        dtype = product_dtype(x2)
         g2 = grad_output.reshape(-1, grad_output.shape[-1]).to(dtype)
-        mask = None if ctx.drop is None else _mask(x2, dtype, ctx.drop)
+        mask = None if ctx.drop is None else dropout_mask(x2, dtype, ctx.drop)
         inputs = x2.to(dtype) if mask is None else x2.to(dtype) * mask
         grad_x = torch.empty(x2.shape, dtype=dtype, device=x2.device) if ctx.needs_input_grad[1] else None
-        for h, segment in zip(hidden, _owned(ctx.segments), strict=True):
+        for h, segment in zip(hidden, of_clients(ctx.segments), strict=True):
             rows, slot = slice(segment.start, segment.end), ctx.held[segment.slot]
             A, B = slot.factors(dtype)[ctx.name]
             grad_A, grad_B = slot.gradients[ctx.name]
@@ -79,12 +74,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0)
         total.add_(left @ right, alpha=scale)
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """float32 on a CPU: there each new shape of a bfloat16 product costs 1 ms and half a megabyte of kernels."""
     return torch.float32 if x.device.type == "cpu" and x.dtype == torch.bfloat16 else x.dtype
 
 
-def _mask(x: Tensor, dtype: torch.dtype, drop: tuple[float, Sequence[tuple[int, int, int]]]) -> Tensor:
+def dropout_mask(x: Tensor, dtype: torch.dtype, drop: tuple[float, Sequence[tuple[int, int, int]]]) -> Tensor:
+    """0 or 1 / (1 - p) for each element of x; drop: (p, (start, end, seed) of each sequence)."""
     p, sequences = drop
     keep = torch.ones(x.shape, dtype=torch.bool)
     for start, end, seed in sequences:

@@ -12,26 +12,24 @@ import contextlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shepherd._version import __version__
-from shepherd.cli import output
 from shepherd.data.formats import Refusal
 from shepherd.data.prompts import Rendered, Template
 from shepherd.data.tokenize import encode
 from shepherd.errors import DataError, EvaluationError, ModelError, ResourceError, UsageError, did_you_mean
 from shepherd.model.adapter import CONFIG, named_base, rename_base
-from shepherd.model.adapter_card import base_named, hub_name, plain
-from shepherd.model.convert import quiet_transformers
 from shepherd.model.digest import model_digest
 from shepherd.model.fetch import resolve
+from shepherd.model.quiet import quiet_transformers
 from shepherd.recipe import load as load_config
-from shepherd.report.wording import plural, size
+from shepherd.report.wording import size
+from shepherd.serving.merged_card import merged_card
 from shepherd.serving.tuned import adapter_folder, load_tuned
 from shepherd.store import MANIFEST, commit_folder, open_run, read_json
 from shepherd.types import Message
@@ -76,11 +74,19 @@ class _Reference:
     logits: tuple[torch.Tensor, ...]
 
 
-def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float32", base: str | None = None) -> Export:
+def export(
+    run_dir: Path | str,
+    to: str,
+    out: Path | str,
+    *,
+    dtype: str = "float32",
+    base: str | None = None,
+    note: Callable[[str], None] = lambda _sentence: None,
+) -> Export:
     """Write the final adapter of a run: `to` is "peft" or "merged", `dtype` the precision of merged weights.
 
-    `base` is what adapter_config.json is to name instead of where the base lies here, for use on another machine; what
-    is compared is the run's own base all the same.
+    `base` replaces the location of the base in adapter_config.json, for use on another machine; the logits are
+    compared on the run's base all the same. `note` receives what was measured, one sentence a call.
 
     Raises UsageError when `out` holds something or when a quantised base would have to be merged, ModelError when
     the base is no longer that of the adapter, ResourceError when the disk is too small, EvaluationError when what was
@@ -107,7 +113,9 @@ def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float
                 expected, got = ours.logits, _logits(_with_adapter(ours.base, pending), ours.conversations)
             else:
                 expected = _write_merged(ours, adapter, pending, DTYPES[dtype])
-                (pending / "README.md").write_text(_card(read_json(folder / "summary.json"), dtype), encoding="utf-8")
+                (pending / "README.md").write_text(
+                    merged_card(read_json(folder / "summary.json"), dtype), encoding="utf-8"
+                )
                 got = _logits(_load(pending), ours.conversations)
             difference = _check(got, expected, "the exported files give")
     except OSError as error:
@@ -117,8 +125,8 @@ def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float
     tokens, rounding = sum(map(len, ours.conversations)), _largest(expected, ours.logits)
     rounded = f"; rounding the weights to {dtype} moved them by up to {rounding:.1e}" if rounding else ""
     if base is not None:
-        output.note(_as_named(base, ours.digest))
-    output.note(
+        note(_as_named(base, ours.digest))
+    note(
         f"loaded again: the logits of {len(ours.conversations)} conversations ({tokens} tokens) differ by at most "
         f"{difference:.1e}{rounded}"
     )
@@ -272,39 +280,3 @@ def _write_merged(ours: _Reference, adapter: Path, pending: Path, dtype: torch.d
     for parameter in model.parameters():
         parameter.data = parameter.data.float()
     return _logits(model, ours.conversations)
-
-
-def _card(summary: Mapping[str, Any], dtype: str) -> str:
-    """The merged model's README.md: what it was made of, and whose licences apply."""
-    model, data, adapter, arms = (summary[key] for key in ("model", "data", "adapter", "arms"))
-    base, before, after = model["name"], arms["base"]["loss"], arms["federated"]["loss"]
-    return f"""---
-library_name: transformers
-base_model: {json.dumps(hub_name(base))}
-tags: [lora, federated-learning, instruction-tuning, shepherd]
----
-
-# A model tuned by {plural(summary["clients"], "client")} in {plural(summary["rounds"], "round")}, adapter merged
-
-| | |
-|---|---|
-| base model | {base_named(base)} |
-| base model's licence | {plain(model["licence"])} |
-| base digest | `{model["digest"]}` |
-| data | {plain(data["name"])}, {data["train_rows"]} training rows that stayed with their clients |
-| data's licence | {plain(data["licence"])} |
-| adapter | r = {adapter["r"]}, alpha = {adapter["alpha"]:g}, on {", ".join(adapter["targets"])} |
-| adapter's sha256 | `{summary["adapter_sha256"]}` |
-| held-out loss | {before:.4f} before, {after:.4f} after (nats per token, measured before merging) |
-| weights | merged in float32, saved in {dtype} |
-| made with | Shepherd {__version__}, federated instruction tuning (Zhang et al., 2023) |
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-```
-
-The licences of the base model and of the data apply to this model.
-"""
