@@ -84,4 +84,4 @@ def elsewhere(base: str) -> str:
 
 def plain(text: str) -> str:
     """One line without the characters that Markdown tables and HTML read."""
-    return " ".join(text.split()).translate(str.maketrans({"|": "/", "<": "‹", ">": "›", "`": "'"}))
+    return " ".join(text.split()).translate(str.maketrans("|<>`", "/‹›'"))

@@ -132,7 +132,7 @@ class CohortLora:
                 hint="use the base model and lora.targets that the run was started with",
             )
         n_in, n_out = self.sizes[name]
-        found = []
+        found: list[tuple[Tensor, ...]] = []
         for part in term.parts() if term.apart else (term,):
             L, R = (torch.from_numpy(np.asarray(m, np.float32)).to(self.device) for m in (part.L, part.R))
             if len(R):

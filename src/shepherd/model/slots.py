@@ -97,7 +97,7 @@ class Slot:
         self.device = device
         self.vector = self.packed(adapter)
         self.gradient = torch.zeros_like(self.vector) if trainable else None
-        self.gradients = self._matrices(self.gradient) if trainable else {}
+        self.gradients = {} if self.gradient is None else self._matrices(self.gradient)
         self._factors = self._matrices(self.vector)
         self._cast: dict[torch.dtype, Mapping[str, tuple[Tensor, Tensor]]] = {}
         self.changed()

@@ -153,7 +153,7 @@ def _refuse_quantised(folder: Path) -> None:
 
 def _name_base(pending: Path, base_name: str) -> None:
     """Name the base in a copied adapter. What runs before 0.1 wrote of a built-in one nobody else can find."""
-    named = read_json(pending / CONFIG)
+    named = dict(read_json(pending / CONFIG))
     if named | named_base(base_name) != named:
         rename_base(pending, base_name)
         (pending / MANIFEST).unlink(missing_ok=True)  # of the folder as it was in the run
