@@ -139,7 +139,7 @@ class Plan:
     rank: Callable[[ClientId], int]
     objective: Objective
     policy: Policy = Policy()
-    gate: Callable[[], Gate] = Gate
+    gate: Callable[..., Gate] = Gate
     spool: Callable[[], Spool] = Spool
     sizes: Mapping[ClientId, int] = field(default_factory=dict)
     probed: Mapping[ClientId, int] = field(default_factory=dict)

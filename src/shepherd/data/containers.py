@@ -188,8 +188,8 @@ def _batches(tree: Tree, at: Batch, parts: Parts, notes: list[str]) -> Iterator[
 
 def _pairs(tree: Tree, notes: list[str]) -> Tree:
     """`a_train` and `a_test` as the parts of a client `a`, where all names are such and each has a train."""
-    found = {name: _ENDING.fullmatch(name) for name in tree.branches}
-    if all(found.values()):
+    found = {name: match for name in tree.branches if (match := _ENDING.fullmatch(name))}
+    if len(found) == len(tree.branches):
         clients: dict[str, dict[str, Tree]] = {}
         for name, match in found.items():
             clients.setdefault(match[1], {})[match[2]] = tree.branches[name]

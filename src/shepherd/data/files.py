@@ -78,8 +78,8 @@ def find(source: str) -> Path:
             f"of this path only {folder} is there" if folder != Path() else "it begins in the folder that you are in"
         )
         raise DataError(f"data not found: {path} (there is no folder {path.parent})", hint=there)
-    there = (p for p in folder.iterdir() if not p.name.startswith("."))
-    names = sorted(p.name for p in there if p.is_dir() or suffix_of(p) in SUFFIXES)
+    entries = (p for p in folder.iterdir() if not p.name.startswith("."))
+    names = sorted(p.name for p in entries if p.is_dir() or suffix_of(p) in SUFFIXES)
     held = ", ".join(names[:8]) or "no data files"
     raise DataError(f"data not found: {path}.{did_you_mean(path.name, names)}", hint=f"{folder} holds: {held}")
 

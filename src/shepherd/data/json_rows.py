@@ -81,8 +81,9 @@ def _branch(path: Path, value: Any) -> Tree | None:
         if (table := _table(value)) is not None:
             return Tree(table)
         inner = {str(key): _branch(path, item) for key, item in value.items()}
-        if all(tree is not None for tree in inner.values()):
-            return Tree(branches=inner)
+        branches = {key: tree for key, tree in inner.items() if tree is not None}
+        if len(branches) == len(inner):
+            return Tree(branches=branches)
     return None
 
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from shepherd.data.formats import Refusal
@@ -102,7 +103,7 @@ def sketch(messages: Sequence[Message], kept: re.Pattern[str] | None) -> tuple[t
     for turn, m in enumerate(messages):
         extra = m.extra
         if CALLS in extra:
-            fields = mapped_texts(json.loads(extra), lambda text, turn=turn: of_call(text, turn))
+            fields = mapped_texts(json.loads(extra), partial(of_call, turn=turn))
             extra = json.dumps(fields, ensure_ascii=False)
         reasoning = marked(m.reasoning, turn) if m.reasoning else ""
         drawn.append(Message(m.role, marked(m.content, turn, m.role == "tool"), True, reasoning, extra))

@@ -97,8 +97,8 @@ def tokenize(
             for part in where:
                 cut_in[part] += 1
             escaped += bool(rendered.breaks)
-            for reason in rendered.changed:
-                changed.add(reason, example.id)
+            for what in rendered.changed:
+                changed.add(what, example.id)
             tokens.append(
                 Tokens(example.id, row.ids, mask, example.category, example.source, cut=len(full.ids) - len(row.ids))
             )

@@ -183,7 +183,7 @@ def _call(call: Any) -> dict[str, Any]:
     function = _parsed(call.get("function", call)) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise Refusal("a turn that calls a tool without a name")
-    arguments = next((function[key] for key in ARGUMENTS if not missing(function.get(key))), {})
+    arguments: Any = next((function[key] for key in ARGUMENTS if not missing(function.get(key))), {})
     beside = [key for key, value in function.items() if key not in (*ARGUMENTS, *_BESIDE) and not missing(value)]
     if missing(arguments) and beside:
         raise Refusal(f"a turn that calls a tool with {str(beside[0])[:40]!r}, not with 'arguments'")

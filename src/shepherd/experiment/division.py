@@ -104,7 +104,7 @@ def divide_rows(
         pool = how.name not in ("by_key", "files")  # these make a client of each key, which needs its row
         train, held_out = hold_out(usable, config.data.held_out_per_category, config.run.seed, key, pool_single=pool)
     else:
-        train = usable
+        train = tuple(usable)
     if not held_out and config.data.held_out_per_category and not config.data.held_out_source:
         most = max(Counter(getattr(example, key) for example in usable).values())
         few = f"the largest {key} has {most} rows" if most > 1 else f"no {key} has more than one row"

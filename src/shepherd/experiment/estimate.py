@@ -201,7 +201,8 @@ def _cohort(plan: Plan, state: ServerState) -> tuple[tuple[ClientId, ...], list[
     pool = pool_of(plan.clients, number, state.history, plan.sizes, plan.weights)
     size = min(len(plan.clients), policy.ask(plan.cohort_size))
     draw = plan.select.draw(pool, size, stream(plan.seed, "select", number))
-    seconds = {c: policy.clock(plan.work(c, number, 0), number) for c in draw.clients}
+    clock = policy.clock or (lambda work, number: 0.0)
+    seconds = {c: clock(plan.work(c, number, 0), number) for c in draw.clients}
     sent = sorted((c for c in draw.clients if not 0 < policy.deadline < seconds[c]), key=seconds.__getitem__)
     merged, wanted = [], plan.cohort_size
     for client in sent:

@@ -118,7 +118,8 @@ def personal_models(
         return {client: replace(model, adapter=adapter) for client, adapter in kept.items()}, ()
     names, at_once = sorted(data.clients), trainer.settings.clients_at_once
     lora = trainer.make_lora().lay(model.remainder)
-    objective, found, failures = Objective(rate_ratio=plan.objective.rate_ratio), {}, {}
+    objective, found = Objective(rate_ratio=plan.objective.rate_ratio), {}
+    failures: dict[ClientId, ClientFailure] = {}
     observe(state.round, dict.fromkeys(names, "waiting"))
     for start in range(0, len(names), at_once):
         begins = {c: kept.get(c, model.adapter) for c in names[start : start + at_once]}
@@ -146,7 +147,8 @@ def choose_clusters(trainer: Trainer, data: FederatedData, state: ServerState, s
     """
     adapters = [model.adapter for model in state.clusters]
     names, at_once = sorted(data.clients), trainer.settings.clients_at_once
-    lora, numbers = trainer.make_lora(), {}
+    lora = trainer.make_lora()
+    numbers: dict[ClientId, int] = {}
     for start in range(0, len(names), at_once):
         chunk = names[start : start + at_once]
         own = {
@@ -177,6 +179,7 @@ def mixtures(
 ) -> dict[ClientId, Mixture]:
     """Each client's two adapters with the hidden states of some of its own training rows, drawn once and for all."""
     mix, found = trainer.settings.personal.mix, {}
+    assert mix is not None
     for client, local in sorted(locals_.items()):
         own = data.clients[client]
         drawn = sorted(stream(seed, "anchors", client).permutation(len(own))[: mix.samples])
@@ -196,7 +199,7 @@ def mixed_losses(
         if own:
             lora = trainer.make_lora()
             measured = mixture.measure(trainer.packed, lora, [prompt_of(row) for row in own], most)
-            lora = mixture.hold(lora, measured)
+            lora = mixture.hold(lora, measured.tolist())
             losses[client] = row_losses_each(trainer.packed, own, lora, most)
             shares[client] = float(measured.mean())
     return losses, shares

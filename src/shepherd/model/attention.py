@@ -10,7 +10,9 @@ notes the window that the mask would have had, so that `windows` can tell whethe
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +21,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from shepherd.errors import ModelError
 
+varlen_attn: Callable[..., Any] | None
 try:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 except ImportError:  # torch < 2.10
     varlen_attn = None
+else:
+    varlen_attn = varlen.varlen_attn
 
 NAME = "shepherd_packed"
 
@@ -121,6 +126,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, wi
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
     q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
     left = -1 if window is None else window - 1
+    assert varlen_attn is not None
     out = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling, window_size=(left, 0), **options)
     return out[None]
 

@@ -72,7 +72,7 @@ def load_base(
     precision = pick_dtype(dtype, place)
     tokenizer = load_tokenizer(folder)
     model = _load_model(folder, place, precision, quantize)
-    check_fit(folder, model.get_input_embeddings().weight.shape[0], tokenizer)
+    check_fit(folder, model.get_input_embeddings().get_parameter("weight").shape[0], tokenizer)
     model.requires_grad_(False)
     model.eval()
     return Base(
@@ -202,7 +202,8 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype, quantize
         options["device_map"] = {"": device}
     try:
         with quiet_transformers():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loader: Any = AutoModelForCausalLM  # typed as if it gave a model alone
+            model, info = loader.from_pretrained(
                 folder,
                 config=load_config(folder),
                 dtype=dtype,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ def checkpointing(model: PreTrainedModel) -> Iterator[None]:
     rest it would switch dropout, the noise of routers and sampled experts on. What those modules themselves drop is
     set to zero meanwhile, in them and in the config.
     """
+    enable: Callable[[], Any]
+    disable: Callable[[], Any]
     if hasattr(model, "activation_checkpointing_enable"):  # its name from transformers 5.2x on
         enable, disable = model.activation_checkpointing_enable, model.activation_checkpointing_disable
     else:

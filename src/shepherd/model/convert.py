@@ -110,9 +110,8 @@ def convert_gguf(source: Path, folder: Path) -> None:
             _mend_split(tokenizer, facts, source)
             if facts["end"] is not None:  # whatever the reader of its tokenizer made of it
                 tokenizer.eos_token = tokenizer.convert_ids_to_tokens(facts["end"])
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                source.parent, output_loading_info=True, **loading
-            )
+            loader: Any = transformers.AutoModelForCausalLM  # typed as if it gave a model alone
+            model, info = loader.from_pretrained(source.parent, output_loading_info=True, **loading)
             judge(source, model, info, set(model.state_dict()))
             if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
                 raise ModelError(f"{source}: its tokenizer has {len(tokenizer)} tokens, more than the model has rows")

@@ -42,7 +42,7 @@ class PackedModel:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device = next(model.parameters()).device
-        self.vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
         self._own_attention = model.config._attn_implementation
         check_packable(model)
         self.head = model.get_output_embeddings()

@@ -44,7 +44,7 @@ def load_config(folder: Path) -> PretrainedConfig:
             f"{folder}: model type {kind!r} cannot be loaded: {reason}",
             hint="use an architecture that transformers ships, or a newer transformers",
         )
-    if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if CONFIG_MAPPING[str(kind)] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         seen = [name for name in ("vision_config", "audio_config") if name in config]
         what = " but reads pictures or sound beside text" if seen else ""
         raise ModelError(
@@ -71,7 +71,8 @@ def outline(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
     tensors = _tensors(folder)
     try:
         with quiet_transformers():
-            model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            model, info = kind.from_pretrained(
                 None, config=config, state_dict=dict(tensors), device_map={"": "meta"},
                 ignore_mismatched_sizes=True, output_loading_info=True,
             )  # fmt: skip

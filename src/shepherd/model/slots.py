@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +31,11 @@ class Segment:
 
 def features(layer: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear layer: torch's Linear and its quantised kin, or the transposed Conv1D of GPT-2."""
+    linear: Any = layer  # a quantised layer is no subclass of torch's Linear
     if hasattr(layer, "in_features"):
-        return layer.in_features, layer.out_features
-    return tuple(layer.weight.shape)  # Conv1D keeps its weight as [in, out]
+        return linear.in_features, linear.out_features
+    rows, columns = linear.weight.shape  # Conv1D keeps its weight as [in, out]
+    return rows, columns
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
     Experts are lists inside blocks, and a picture tower has blocks of its own, so the search starts at the decoder.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    get_decoder = getattr(model, "get_decoder", None)
+    decoder = model if get_decoder is None else get_decoder()
     names = {module: name for name, module in model.named_modules()}
     found: list[tuple[str, nn.ModuleList]] = []
     for module in (decoder if decoder in names else model).modules():

@@ -259,7 +259,8 @@ def _with_adapter(base: Path, adapter: Path) -> torch.nn.Module:
 
 def _write_merged(ours: _Reference, adapter: Path, pending: Path, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Save base + adapter, merged in float32; the logits that the files have to give."""
-    model = _with_adapter(ours.base, adapter).merge_and_unload(safe_merge=True)
+    tuned: Any = _with_adapter(ours.base, adapter)
+    model = tuned.merge_and_unload(safe_merge=True)
     _check(_logits(model, ours.conversations), ours.logits, "merging gives")
     for parameter in model.parameters():  # not model.to(): buffers such as rotary frequencies are not saved
         parameter.data = parameter.data.to(dtype)

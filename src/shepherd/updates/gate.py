@@ -168,9 +168,9 @@ class Gate:
         if self.limits.norm and norm > self.limits.norm:
             raise WireError("norm", f"L2 norm {norm:.6g}, the limit is {self.limits.norm:g}")
         _check_controls(update, task, counts["steps"])
-        if update.slots:
+        if update.slots and view.slots is not None:
             update = replace(update, slots=view.slots)
-        plain = {"round": int(update.round), **counts, "metrics": metrics, "cluster": cluster}
+        plain: dict[str, Any] = {"round": int(update.round), **counts, "metrics": metrics, "cluster": cluster}
         same = all(type(getattr(update, name)) is type(value) for name, value in plain.items()) and all(
             type(value) is float for value in update.metrics.values()
         )

@@ -57,6 +57,7 @@ class Spool:
 
     def _lay(self, delta: Tensors) -> Laid:
         if self._file is None:
+            assert self.open_file is not None
             self._file = self.open_file()
         begin, layout = self.laid, {}
         for name, array in delta.items():

@@ -45,7 +45,7 @@ class Laid(Mapping[str, np.ndarray]):
 
 def to_raw(array: np.ndarray) -> memoryview:
     """Its bytes, without a copy where they lie in order."""
-    return memoryview(np.asarray(array, order="C").reshape(-1).view(np.uint8))
+    return np.asarray(array, order="C").reshape(-1).view(np.uint8).data
 
 
 def view_part(delta: Tensors) -> Tensors:

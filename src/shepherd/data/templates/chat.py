@@ -158,7 +158,8 @@ class ChatTemplate:
             for turn, m in enumerate(messages)
         ]
         tools = json.dumps(mapped(listed, hide, keys=True), ensure_ascii=False) if listed else ""
-        shown, changed = join_context(shown, context), ()
+        shown = join_context(shown, context)
+        changed: tuple[str, ...] = ()
         if not self.shows_system and any(m.role == "system" for m in shown):
             shown = system_into_user(shown)
             changed = ("the chat template has no fixed place for a system turn: its text begins the next user turn",)

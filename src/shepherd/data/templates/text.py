@@ -57,7 +57,7 @@ class TextTemplate:
     ) -> None:
         self.name = name
         self.end = tokenizer.eos_token
-        self.stops = (self.end,)
+        self.stops: tuple[str, ...] = (self.end,)
         self._tokenizer = tokenizer
         self._control = control_tokens(tokenizer)
         self._with_input, self._introduction = text, introduction
