@@ -9,15 +9,18 @@ The scale alpha / r of an adapter is inside. dtype is that of the factors; ask f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from shepherd.errors import NumericalError
 
 DENSE_FROM = 0.6
-"""From q ≥ 0.6 · min(out, in) on, the SVD of the dense product is the faster one."""
+"""The share of min(out, in) from which on the SVD of the dense product is the faster one."""
 
 
 class SVD(NamedTuple):
@@ -28,14 +31,14 @@ class SVD(NamedTuple):
     V: np.ndarray
 
     def lowrank(self, start: int = 0, stop: int | None = None) -> LowRank:
-        """The part of the singular triples start … stop − 1. √S is on both sides, so that both scale alike."""
+        """The part of singular triples start … stop − 1, with √S in both factors."""
         U, S, V = self.U[:, start:stop], self.S[start:stop], self.V[start:stop]
         root = np.sqrt(S)
         return LowRank(U * root, root[:, None] * V, SVD(U, S, V))
 
     @property
     def rank(self) -> int:
-        """The number of singular values that rounding cannot explain."""
+        """The numerical rank: singular values above the rounding error of the largest."""
         if not self.S.size:
             return 0
         resolution = np.finfo(self.S.dtype).eps * max(len(self.U), self.V.shape[1])
@@ -46,9 +49,9 @@ class SVD(NamedTuple):
 class LowRank:
     """The matrix L @ R with L [out, q] and R [q, in]. q may be 0, which is the zero matrix.
 
-    known: its decomposition, where L and R came out of one; nothing is decomposed twice. apart: how many of the first
-    columns are a large term that something beside this increment cancels. It is never added to the others in one
-    matrix, where rounding to a half precision would take of the others what it takes of the large term.
+    known: its decomposition, where L and R came out of one; nothing is decomposed twice. apart: the number of leading
+    columns that form a large term which another increment cancels. It is never summed with the others in one matrix,
+    where rounding to half precision would cost them as much as it costs the large term.
     """
 
     L: np.ndarray
@@ -61,12 +64,12 @@ class LowRank:
             raise ValueError(f"L{list(self.L.shape)} and R{list(self.R.shape)} have no product")
 
     @classmethod
-    def zero(cls, n_out: int, n_in: int, dtype: type = np.float64) -> LowRank:
+    def zero(cls, n_out: int, n_in: int, dtype: DTypeLike = np.float64) -> LowRank:
         return cls(np.zeros((n_out, 0), dtype), np.zeros((0, n_in), dtype))
 
     @classmethod
     def beside_identity(cls, matrix: np.ndarray) -> LowRank:
-        """A dense matrix as it is: q = min(out, in), and sums of such need no decomposition."""
+        """A dense matrix times an identity: q = min(out, in), and sums of such need no decomposition."""
         n_out, n_in = matrix.shape
         if n_in <= n_out:
             return cls(matrix, np.eye(n_in, dtype=matrix.dtype))
@@ -78,7 +81,7 @@ class LowRank:
 
     @property
     def q(self) -> int:
-        """Columns of L: an upper bound of the rank, and what the increment costs to store."""
+        """Columns of L: an upper bound of the rank and a measure of the storage."""
         return self.L.shape[1]
 
     @property
@@ -97,7 +100,7 @@ class LowRank:
 
     __rmul__ = __mul__
 
-    def astype(self, dtype: type) -> LowRank:
+    def astype(self, dtype: DTypeLike) -> LowRank:
         return LowRank(self.L.astype(dtype), self.R.astype(dtype), apart=self.apart)
 
     def parts(self) -> tuple[LowRank, LowRank]:
@@ -121,9 +124,8 @@ class LowRank:
         if self.known:
             return self.known.S
         if self.q >= DENSE_FROM * min(self.shape):
-            return _small_svd(self.dense(), where, vectors=False)
-        core = np.linalg.qr(self.L, mode="r") @ np.linalg.qr(self.R.T, mode="r").T
-        return _small_svd(core, where, vectors=False)
+            return _singular_values(self.dense(), where)
+        return _singular_values(triangle(self.L) @ triangle(self.R.T).T, where)
 
     def svd(self, where: str = "", thin: bool = False) -> SVD:
         """The singular value decomposition with min(q, out, in) triples; the largest |Uᵢⱼ| of each column is positive.
@@ -177,7 +179,7 @@ class LowRank:
         return self.R if _is_identity(self.L) else self.L @ self.R
 
     def filled(self) -> LowRank:
-        """The same matrix, dense, beside an identity."""
+        """The same matrix as a dense matrix times an identity."""
         return LowRank.beside_identity(self.dense())
 
 
@@ -213,9 +215,26 @@ def check_finite(matrix: LowRank, where: str) -> None:
         )
 
 
-def _small_svd(matrix: np.ndarray, where: str, vectors: bool = True):
+def triangle(columns: np.ndarray) -> np.ndarray:
+    """R[min(n, c), c] of the QR decomposition of columns [n, c], without forming Q."""
+    return np.asarray(np.linalg.qr(columns, mode="r"))
+
+
+def _small_svd(matrix: np.ndarray, where: str) -> SVD:
+    with _named_errors(matrix, where):
+        return SVD(*np.linalg.svd(matrix, full_matrices=False))
+
+
+def _singular_values(matrix: np.ndarray, where: str) -> np.ndarray:
+    with _named_errors(matrix, where):
+        return np.linalg.svd(matrix, full_matrices=False, compute_uv=False)
+
+
+@contextmanager
+def _named_errors(matrix: np.ndarray, where: str) -> Iterator[None]:
+    """Turn numpy's LinAlgError into a NumericalError that names `where`."""
     try:
-        return np.linalg.svd(matrix, full_matrices=False, compute_uv=vectors)
+        yield
     except np.linalg.LinAlgError as error:
         raise NumericalError(
             f"{where or 'an increment'}: no singular value decomposition of {list(matrix.shape)} was found: {error}",

@@ -19,9 +19,9 @@ ClientId = str
 Tensors = Mapping[str, np.ndarray]
 """Arrays by name. A factor of a module is `<module>.A` or `<module>.B`."""
 CONTROL, CLUSTER = ".control", "cluster/"
-"""What travels beside an update: `<module>.A.control` of SCAFFOLD, `cluster/<module>.A` of the adapter of a cluster."""
+"""Further tensors of an update: `<module>.A.control` of SCAFFOLD, `cluster/<module>.A` of the adapter of a cluster."""
 PRIVATE_CONTROL = "control/"
-"""Prefix of c_k in what a client keeps."""
+"""Prefix of c_k among a client's private tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +77,15 @@ class Tokens:
 
     @property
     def targets(self) -> int:
-        """Number of tokens that are learned. Position 0 has no predecessor, so it is never a target."""
+        """Number of target tokens. Position 0 has no predecessor, so it is never a target."""
         return int(self.loss_mask[1:].sum())
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Who holds what: {client id: (example id, …)}, and the digest of the dataset that was divided.
+    """The examples of each client, {client id: (example id, …)}, and the digest of the dataset that was divided.
 
-    labels: {client id: the client's name as the data write it}; an id is safe for paths and may differ from the name.
+    labels: {client id: name of the client in the data}; an id is safe for paths and may differ from the name.
     """
 
     clients: Mapping[ClientId, tuple[str, ...]]
@@ -108,7 +108,7 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """The only thing that is learned: low-rank factors by module name, in float32.
+    """The trainable parameters: low-rank factors by module name, in float32.
 
     The increment of a module is `scale · B @ A` with scale = alpha / r, or alpha / √r with rsLoRA
     (Hu et al., 2021, §4.1; Kalajdzievski, 2023).
@@ -130,13 +130,16 @@ class Adapter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the factors in float32: what travels when nothing is compressed."""
+        """Bytes of the factors in float32, the size of a message without compression."""
         return 4 * self.num_parameters
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One client's share of a round: rows first_row … first_row + rows − 1 of its walk, one rate per optimizer step."""
+    """The local training of one client in a round: rows of its shuffled stream and the learning rate of each step.
+
+    The stream is that of all epochs, concatenated; the rows are first_row … first_row + rows − 1.
+    """
 
     client: ClientId
     first_row: int
@@ -148,13 +151,13 @@ class Work:
         return len(self.learning_rates)
 
     def rows_of(self, steps: int) -> int:
-        """Rows of the first `steps` steps: as even as can be, so that no step is empty whatever the numbers."""
+        """Rows of the first `steps` steps, spread as evenly as possible, so that no step is empty."""
         return self.rows * steps // self.steps
 
 
 @dataclass(frozen=True)
 class Core:
-    """B = basis · blockdiag(values): the core is trained and travels in place of B.
+    """B = basis · blockdiag(values): the core is trained and sent in place of B.
 
     Fed-SB (2502.15436) has one head, Ravan (2506.05568) several.
     basis {module: float32[out, r]}, values {module: float32[heads, r / heads, r / heads]}.
@@ -166,10 +169,10 @@ class Core:
 
 @dataclass(frozen=True, slots=True)
 class SlotChoice:
-    """That a client picks the rank slots that it moves itself, by a probe of its own training with all of them.
+    """The choice of rank slots by the client, from a probe of local training with all of them.
 
-    budget: the most slots, over all modules together. steps: those of the probe; 0 is one pass over the client's rows,
-    or the round's own number where that is less.
+    budget: the most slots over all modules together. steps: those of the probe; 0 is one pass over the client's rows,
+    or the number of the round where that is less.
     """
 
     budget: int
@@ -178,12 +181,12 @@ class SlotChoice:
 
 @dataclass(frozen=True)
 class ClientModel:
-    """What one client starts a round from, which parts of it may move, and which of those travel back.
+    """The model that a client starts a round from, which parts of it are trained, and which of those are sent.
 
-    Local step i moves `trains[i % len(trains)]`: "AB", "A" or "B". `sends` is "AB", "A", "B" or "core". `slots` holds
-    bool[r] by module, the rank slots that may move (of a core: whole heads), and they alone travel; None lets all move.
-    With a `choice` the client fills them in and says so in ClientUpdate.slots. The adapter has the client's own rank.
-    Modules in `home` move like the others, and nothing of them travels: the client goes on with its own.
+    Local step i trains `trains[i % len(trains)]`: "AB", "A" or "B". `sends` is "AB", "A", "B" or "core". `slots` holds
+    bool[r] by module, the rank slots that are trained and sent (of a core: whole heads); None stands for all. With a
+    `choice` the client selects them and reports them in ClientUpdate.slots. The adapter has the rank of the client.
+    Modules in `local_modules` are trained like the others and never sent: the client keeps them for its next round.
     """
 
     adapter: Adapter
@@ -192,41 +195,43 @@ class ClientModel:
     slots: Tensors | None = None
     core: Core | None = None
     choice: SlotChoice | None = None
-    home: frozenset[str] = frozenset()
+    local_modules: frozenset[str] = frozenset()
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """What travels, by name, as it stands at the start of the round: float32, only the slots that may move."""
-        return self.owned(self._whole())
+        """The tensors to send, by name, at the start of the round: float32, only the slots that are trained."""
+        return self.gather(self._full())
 
     def travels(self, name: str) -> bool:
-        """Whether the module of the tensor (or control variate) `name` is not at home."""
-        return not self.home or _module_and_part(name)[0] not in self.home
+        """Whether the tensor (or control variate) `name` belongs to a module that is sent."""
+        return not self.local_modules or _module_and_part(name)[0] not in self.local_modules
 
-    def owned(self, whole: Tensors) -> dict[str, np.ndarray]:
-        """Of whole tensors (or control variates) what travels: not those at home, of the others the slots that may
-        move, which are rows of A, columns of B, heads of a core."""
-        whole = {name: tensor for name, tensor in whole.items() if self.travels(name)}
-        if self.slots is None:
-            return whole
-        places = {name: self._place(name) for name in whole}
-        return {name: np.compress(may, whole[name], axis) for name, (may, axis) in places.items()}
+    def gather(self, full: Tensors) -> dict[str, np.ndarray]:
+        """The sent entries of full tensors (or control variates): rows of A, columns of B, heads of a core.
 
-    def expanded(self, name: str, owned: np.ndarray) -> np.ndarray:
-        """What `owned` made of the tensor `name`, whole again: zeros in the slots that may not move."""
+        Tensors of local modules are left out.
+        """
+        full = {name: tensor for name, tensor in full.items() if self.travels(name)}
         if self.slots is None:
-            return owned
-        may, axis = self._place(name)
-        shape = list(owned.shape)
+            return full
+        places = {name: self._place(name, self.slots) for name in full}
+        return {name: np.compress(may, full[name], axis) for name, (may, axis) in places.items()}
+
+    def scatter(self, name: str, sent: np.ndarray) -> np.ndarray:
+        """The inverse of `gather` for the tensor `name`: full size, zeros in the slots that were not sent."""
+        if self.slots is None:
+            return sent
+        may, axis = self._place(name, self.slots)
+        shape = list(sent.shape)
         shape[axis] = len(may)
-        whole = np.zeros(shape, owned.dtype)
-        np.moveaxis(whole, axis, 0)[may] = np.moveaxis(owned, axis, 0)
-        return whole
+        full = np.zeros(shape, sent.dtype)
+        np.moveaxis(full, axis, 0)[may] = np.moveaxis(sent, axis, 0)
+        return full
 
     def chosen(self, slots: Tensors) -> ClientModel:
-        """The view with the slots that a client chose; without a choice, itself.
+        """The client model with the slots that a client chose; itself where it leaves no choice.
 
-        Raises ValueError, in words of our own, where they are not bool[r] for each module, more than the budget, or
-        there although the client was to choose none.
+        Raises ValueError, with a text of ours, for slots that are not bool[r] for each module, that exceed the budget,
+        or that come without a choice.
         """
         if self.choice is None:
             if slots:
@@ -248,17 +253,17 @@ class ClientModel:
             raise ValueError(f"{total} slots, the limit is {self.choice.budget}")
         return replace(self, slots=made, choice=None)
 
-    def _whole(self) -> dict[str, np.ndarray]:
+    def _full(self) -> dict[str, np.ndarray]:
         if self.core is not None:
             return {f"{name}.core": values for name, values in self.core.values.items()}
         return {
             f"{name}.{part}": getattr(pair, part) for name, pair in self.adapter.factors.items() for part in self.sends
         }
 
-    def _place(self, name: str) -> tuple[np.ndarray, int]:
+    def _place(self, name: str, slots: Tensors) -> tuple[np.ndarray, int]:
         """(which entries along an axis may move, the axis) of the tensor `name`."""
         module, part = _module_and_part(name)
-        may = np.asarray(self.slots[module], bool)
+        may = np.asarray(slots[module], bool)
         if self.core is None:
             return may, 1 if part == "B" else 0
         by_head = may.reshape(len(self.core.values[module]), -1)
@@ -274,7 +279,7 @@ def _module_and_part(name: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Objective:
-    """What local training minimises beside the loss, the same for all clients of a run.
+    """The terms of the local objective besides the loss, the same for all clients of a run.
 
     proximal: μ of (μ/2)‖θ − θ_t‖² (FedProx, 1812.06127), on the factors, or with form "product" of
     (μ/2)‖s(BA − B_tA_t)‖². rate_ratio: η_B / η_A. scaffold: correct each step by c − c_k (1910.06378).
@@ -304,22 +309,21 @@ class TrainTask:
     clusters: Mapping[ClientId, tuple[ClientModel, ...]] = field(default_factory=dict)
 
     def part(self, clients: Iterable[ClientId]) -> TrainTask:
-        """The same task for some of its clients."""
-        some = list(clients)
-        clusters = {c: self.clusters[c] for c in some if c in self.clusters}
+        """The task restricted to some of its clients."""
+        kept = list(clients)
+        clusters = {c: self.clusters[c] for c in kept if c in self.clusters}
         return replace(
-            self, views={c: self.views[c] for c in some}, work={c: self.work[c] for c in some}, clusters=clusters
+            self, views={c: self.views[c] for c in kept}, work={c: self.work[c] for c in kept}, clusters=clusters
         )
 
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """Client -> server: what one client learned in one round; `delta = local − view`, by the names of View.tensors.
+    """Client -> server: the update of one client; `delta = local − start`, by the names of `ClientModel.tensors`.
 
-    num_examples counts the rows that the client holds (the n_k of FedAvg), num_tokens the target tokens that it trained
-    on in this round. `slots` holds bool[r] by module where the view left the choice of slots to the client. `private`
-    is what the client keeps for its next round; it is never part of a message. `cluster` numbers the cluster that it
-    chose, from 1; 0 where there are none.
+    num_examples counts the client's training rows (n_k of FedAvg), num_tokens the target tokens of this round. `slots`
+    holds bool[r] by module where the client chooses its slots. `private` is the client's state for its next round,
+    never part of a message. `cluster` numbers the cluster that the client chose, from 1; 0 where there are none.
     """
 
     client: ClientId
@@ -341,7 +345,7 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class GlobalModel:
-    """What a federation has learned: an adapter, a frozen increment that does not fit into it, the server's memory.
+    """The global model: an adapter, a frozen increment that does not fit into it, and the state of the server.
 
     The effective increment of a module is remainder + scale · B @ A. `memory` holds a method's and a server
     optimizer's arrays by name: moments, fixed bases, control variates.
@@ -354,10 +358,9 @@ class GlobalModel:
 
 @dataclass(frozen=True, slots=True)
 class ClientHistory:
-    """What the server knows of a client from the last round in which it was asked.
+    """The server's record of a client from the last round in which it was sampled.
 
-    loss: mean training loss of its last answer, nats per target token; seconds: how long that took. None: it never
-    answered.
+    loss: mean training loss of its last update, nats per target token; seconds: its duration. None: no update yet.
     """
 
     round: int
@@ -367,11 +370,11 @@ class ClientHistory:
 
 @dataclass(frozen=True)
 class ServerState:
-    """Everything that the next round needs, and so everything that a restart needs; random streams are derived.
+    """Everything that the next round, and so a restart, needs; random streams are derived.
 
-    cursors: how far each client has walked over its rows. clients: what simulated clients keep on their side. strikes:
-    unusable answers of a client since its last good one; quarantined clients are asked no more. history: what the
-    server remembers of those that it has asked. clusters: the model of each cluster of clients, once they are begun.
+    cursors: each client's position in its row order. clients: the private tensors of simulated clients. strikes:
+    consecutive unusable updates of a client; quarantined clients are no longer sampled. history: the record of each
+    client sampled before. clusters: the model of each cluster of clients, empty before they are formed.
     """
 
     round: int
@@ -397,7 +400,7 @@ class SiteFacts:
 
 @dataclass(frozen=True, slots=True)
 class ClientFailure:
-    """A client that gave no usable update: a code of REASONS, and detail that holds no text of the client."""
+    """A client without a usable update: a code of REASONS, and a detail that holds no text of the client."""
 
     client: ClientId
     round: int

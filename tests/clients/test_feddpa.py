@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from plain_client import low_rank, train_plainly
 from prepared import plan_of, trainer_of
 from shepherd.clients.cohort import Cohort
-from shepherd.clients.personal.feddpa import begun, beside
+from shepherd.clients.personal.feddpa import beside_shared, initial_local
 from shepherd.clients.personal.joined import joined
 from shepherd.clients.personal.methods import personalizations
 from shepherd.clients.personal.mixture import Mixture, hidden_states, load_mixture, prompt_of, save_mixture
@@ -224,7 +224,7 @@ def test_in_T_the_local_adapter_is_trained_at_weight_a_on_a_base_that_holds_the_
 def test_the_frozen_half_keeps_its_bits_and_the_local_half_moves():
     model = base_model()
     lora = CohortLora(targets_of(model))
-    view = beside(SHARED, LOCAL, 0.5)
+    view = beside_shared(SHARED, LOCAL, 0.5)
     cohort = Cohort(PackedModel(model), lora, LocalTraining(weight_decay=0.5), {"client-0": view}, DATA, 7)
     cohort.run([Work("client-0", 0, 6, RATES)], 1, lambda report: None)
     for name, (A, B) in lora.read(0).items():
@@ -252,14 +252,16 @@ def test_the_local_adapter_of_a_client_does_not_depend_on_who_trains_beside_it()
 
 
 def test_in_T_the_local_adapter_begins_as_one_that_changes_nothing_and_goes_on_from_what_was_kept():
-    first, second = begun(SHARED, 7, "a"), begun(SHARED, 7, "b")
+    first, second = initial_local(SHARED, 7, "a"), initial_local(SHARED, 7, "b")
     for name, (A, B) in first.factors.items():
         assert not B.any() and A.any() and A.shape == SHARED.factors[name].A.shape
         assert (A != second.factors[name].A).any() and (A != SHARED.factors[name].A).any()
     assert first.scale == SHARED.scale
     personal, view = feddpa(variant="T"), {"client-0": ClientModel(SHARED)}
     fresh = one_round(view, personal=personal)["client-0"].private
-    given = one_round(view, {"client-0": kept(begun(SHARED, 7, "client-0"))}, personal=personal)["client-0"].private
+    given = one_round(view, {"client-0": kept(initial_local(SHARED, 7, "client-0"))}, personal=personal)[
+        "client-0"
+    ].private
     again = one_round(view, {"client-0": fresh}, personal=personal)["client-0"].private
     assert same_bytes(fresh, given) and not same_bytes(fresh, again)
 

@@ -87,7 +87,7 @@ def test_a_client_moves_the_slots_that_dense_scores_of_a_plain_probe_pick_over_t
     # The round itself begins anew, in these slots alone.
     chosen = replace(free, slots=expected)
     change = plainly(chosen, RATES)
-    assert distance(update.delta, chosen.owned({n: change[n] for n in update.delta})) < 1e-5
+    assert distance(update.delta, chosen.gather({n: change[n] for n in update.delta})) < 1e-5
     assert update.steps == len(RATES)
 
 

@@ -354,7 +354,7 @@ def test_a_trace_that_does_not_fit_the_clients_is_refused_with_the_names(tmp_pat
     with pytest.raises(UsageError, match=r"names 'c000', which is no client. Did you mean 'c00'"):
         select.check(CLIENTS, 5)
     select = build_selection("availability", {"trace": trace(tmp_path, JSON)})
-    with pytest.raises(UsageError, match="says nothing of 'c03' and 16 more") as caught:
+    with pytest.raises(UsageError, match="has no entry for 'c03' and 16 more") as caught:
         select.check(CLIENTS, 5)
     assert '"*": [[1, null]]' in caught.value.hint
 
@@ -422,14 +422,14 @@ BAD = [
     ("power_of_choice", {}, dict(weights="uniform"), "by examples already"),
     ("poisson", {}, dict(weights="tokens"), 'set federation.weights = "examples" or "uniform"'),
     ("uniform", {"denominator": "all"}, dict(weights="tokens"), "known only after a round"),
-    ("poisson", {"q": 0.1}, dict(clients_per_round=3), "decides itself"),
+    ("poisson", {"q": 0.1}, dict(clients_per_round=3), "determines the size of the cohort"),
     ("poisson", {"q": 0.1}, dict(fraction=0.5), "federation.fraction = 0.5"),
     ("everyone", {}, dict(clients_per_round=3), "federation.clients_per_round = 3"),
     ("poisson", {}, dict(over_select=0.3), "federation.over_select = 0.3"),
     ("everyone", {}, dict(over_select=0.3), "federation.over_select = 0.3"),
     ("uniform", {"denominator": "all"}, dict(over_select=0.3), "federation.over_select = 0.3"),
     ("poisson", {}, dict(on_too_few="wait"), "one draw in a round"),
-    ("everyone", {}, dict(on_too_few="wait"), "it has asked all"),
+    ("everyone", {}, dict(on_too_few="wait"), "it has sampled all"),
     ("poisson", {}, dict(min_updates=2), 'set federation.on_too_few = "skip"'),
     ("poisson", {}, dict(max_weight=0.5), "its denominator is fixed"),
     ("size_weighted", {}, dict(own_weighing="product_norm"), 'method.weigh = "product_norm"'),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from shepherd.clients.cohort import Cohort
-from shepherd.clients.row_order import walk
+from shepherd.clients.row_order import next_rows
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import TrainingHost, train
 from shepherd.evaluation.losses import row_losses
@@ -63,7 +63,7 @@ def peft_reference(data, client, kind, folder, optimizer, rates=RATES, seed=7, f
     trained = [p for p in model.parameters() if p.requires_grad]
     least = [torch.full_like(p, torch.inf) for p in trained]
     optimizer = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer](trained, lr=1.0, weight_decay=0.5)
-    rows = walk(data[client], client, first, 2 * len(rates), seed)
+    rows = next_rows(data[client], client, first, 2 * len(rates), seed)
     losses = []
     for step, rate in enumerate(rates):
         batch = rows[2 * step : 2 * step + 2]
@@ -288,7 +288,7 @@ def test_rows_that_do_not_fill_their_steps_evenly_are_all_trained_on_and_a_clien
         )
         site = TrainingHost(PackedModel(model), lambda: CohortLora(modules), LocalTraining(), data)
         (update,) = train(task, {}, site, lambda told, steps=steps: steps.append(told["client-0"].targets))
-        walked = [row.targets for row in walk(data["client-0"], "client-0", 0, rows, 7)]
+        walked = [row.targets for row in next_rows(data["client-0"], "client-0", 0, rows, 7)]
         ends = {4: (1, 2, 4), 5: (1, 3, 5), 6: (2, 4, 6)}[rows]  # as even as can be
         assert steps == [sum(walked[:end]) for end in ends]
         assert (update.num_examples, update.num_tokens, update.steps) == (6, sum(walked), 3)
@@ -322,10 +322,10 @@ def _untied(model: torch.nn.Module) -> torch.nn.Module:
 
 def test_a_clients_walk_visits_every_row_once_per_pass_and_goes_on_where_it_stopped():
     rows = some_data(1, 5)["client-0"]
-    once = [t.id for t in walk(rows, "client-0", 0, 5, 0)]
+    once = [t.id for t in next_rows(rows, "client-0", 0, 5, 0)]
     assert sorted(once) == sorted(t.id for t in rows)
-    parts = [t.id for start, n in ((0, 3), (3, 4), (7, 3)) for t in walk(rows, "client-0", start, n, 0)]
-    assert parts == [t.id for t in walk(rows, "client-0", 0, 10, 0)]
+    parts = [t.id for start, n in ((0, 3), (3, 4), (7, 3)) for t in next_rows(rows, "client-0", start, n, 0)]
+    assert parts == [t.id for t in next_rows(rows, "client-0", 0, 10, 0)]
     assert parts[5:] != once  # the second pass has an order of its own
 
 

@@ -236,7 +236,7 @@ def descend(
             for part in moving:
                 now[f"{module}.{part}"] = now[f"{module}.{part}"] - rate * gradients[part]
     delta = {name: (now[name] - start[name]).astype(start[name].dtype) for name in start}
-    delta = replace(view, slots=slots).owned(delta)
+    delta = replace(view, slots=slots).gather(delta)
     return ClientUpdate(client, round_number, delta, 1, 1, steps, {"loss": 1.0})
 
 

@@ -58,9 +58,9 @@ def command(arguments: list[str], log: Path, limit: int = 0) -> int:
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         from shepherd.cli.main import main
-        from shepherd.experiment import run as experiment
+        from shepherd.experiment import inputs
 
-        experiment.MARGIN = float("inf")  # what fills the disk comes after the run has looked at it
+        inputs.MARGIN = float("inf")  # what fills the disk comes after the run has looked at it
 
         status = main(arguments)
     except BaseException:

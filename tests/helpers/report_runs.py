@@ -173,9 +173,9 @@ def write_run(
                     "train_loss": {n: level[home[n]] - 0.1 * r for n in good},
                     "held_out_loss": dict(map(tuple, curves["federated"])).get(r) if seen else None,
                     "held_out_per_category": {c: level[c] - 0.1 * r for c in categories} if seen else None,
-                    "steps": {n: 4 for n in good},
-                    "examples": {n: 16 for n in good},
-                    "tokens": {n: 812 for n in good},
+                    "steps": dict.fromkeys(good, 4),
+                    "examples": dict.fromkeys(good, 16),
+                    "tokens": dict.fromkeys(good, 812),
                     "bytes_up": 921_600 * (len(names) - len(missing)),
                     "bytes_down": 921_600 * len(names),
                     "seconds": {
@@ -186,7 +186,7 @@ def write_run(
                     },
                     "learning_rate": [5e-4, 4e-4],
                     "deviation": 0.03 * r,
-                    "update_norm": {n: 0.5 for n in good},
+                    "update_norm": dict.fromkeys(good, 0.5),
                 }
             )
             if diagnostics:

@@ -212,7 +212,7 @@ DATA = some_data()
 ADAPTER = adapter_for(MODULES)
 LAST = frozenset(name for name in MODULES if ".1." in name)
 BELOW = MODULES.keys() - LAST
-VIEW = ClientModel(ADAPTER, home=LAST)
+VIEW = ClientModel(ADAPTER, local_modules=LAST)
 
 
 def task_of(views, number=1, first=0, objective=None, c=None) -> TrainTask:

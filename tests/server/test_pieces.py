@@ -38,7 +38,7 @@ from shepherd.server.optimizer import optimizers
 from shepherd.server.pieces.merge import Merged, Term
 from shepherd.server.pieces.payload import nearest_rotation
 from shepherd.server.pieces.remainder import accumulate
-from shepherd.server.pieces.split import Place, splits
+from shepherd.server.pieces.split import SplitContext, splits
 from shepherd.server.traffic import SMOLLM2_QV, numbers, table
 from shepherd.server.uploads import Local, Uploads
 from shepherd.store.state import load_state, save_state
@@ -62,7 +62,7 @@ def merged_modules(draw):
         A, B = rng.normal(size=(rank, n_in)), rng.normal(size=(n_out, rank))
         terms.append(Term(share, Local(A, B, float(rng.uniform(0.5, 4)), np.ones(rank, bool))))
     memory = {"seed": np.array(3, np.uint64), "m.A0": rng.normal(size=(r, n_in)), "m.B0": rng.normal(size=(n_out, r))}
-    return Merged(float(rng.uniform(0.5, 4)), tuple(terms)), Place("m", 1, memory)
+    return Merged(float(rng.uniform(0.5, 4)), tuple(terms)), SplitContext("m", 1, memory)
 
 
 def dense_total(merged: Merged) -> np.ndarray:
@@ -84,8 +84,8 @@ def test_a_stack_of_products_is_the_dense_weighted_sum_with_each_clients_own_sca
 @settings(max_examples=25, deadline=None)
 @given(case=merged_modules())
 def test_the_adapter_and_the_rest_of_every_split_are_the_merged_increment(name, case):
-    merged, place = case
-    A, B, rest = splits.build(name).of(merged, place)
+    merged, context = case
+    A, B, rest = splits.build(name).of(merged, context)
     n_out, n_in = merged.total.shape
     assert A.shape == (merged.r, n_in) and B.shape == (n_out, merged.r)
     np.testing.assert_allclose(merged.scale * B @ A + rest.dense(), dense_total(merged), atol=1e-10)
@@ -146,7 +146,7 @@ def test_the_stack_of_many_clients_is_not_densified(monkeypatch):
     merged = equal_ranks(3, n_out=60, n_in=70)
     monkeypatch.setattr(LowRank, "dense", lambda self: pytest.fail("it was densified"))
     for name in ("mean", "svd_balanced", "svd_left", "regauge", "reinit", "ridge"):
-        _, _, rest = splits.build(name).of(merged, Place("m", 1, {"seed": np.array(0)}))
+        _, _, rest = splits.build(name).of(merged, SplitContext("m", 1, {"seed": np.array(0)}))
         rest.truncated(5)
 
 
@@ -154,14 +154,14 @@ def test_the_stack_of_many_clients_is_not_densified(monkeypatch):
 
 
 def test_ridge_is_least_squares_at_zero_and_the_mean_at_infinity():
-    merged, place = equal_ranks(3), Place("m", 1, {})
+    merged, context = equal_ranks(3), SplitContext("m", 1, {})
     A, B = merged.mean
     T = merged.total.dense()
-    _, least, _ = splits.build("ridge", {"strength": 0.0}).of(merged, place)
+    _, least, _ = splits.build("ridge", {"strength": 0.0}).of(merged, context)
     np.testing.assert_allclose(least, T @ np.linalg.pinv(2.0 * A), atol=1e-10)
-    _, stiff, _ = splits.build("ridge", {"strength": 1e12}).of(merged, place)
+    _, stiff, _ = splits.build("ridge", {"strength": 1e12}).of(merged, context)
     np.testing.assert_allclose(stiff, B, atol=1e-7)
-    _, middle, _ = splits.build("ridge", {"strength": 5.0}).of(merged, place)
+    _, middle, _ = splits.build("ridge", {"strength": 5.0}).of(merged, context)
     expected = (2.0 * T @ A.T + 5.0 * B) @ np.linalg.inv(4.0 * A @ A.T + 5.0 * np.eye(3))
     np.testing.assert_allclose(middle, expected, atol=1e-10)
 
@@ -170,7 +170,7 @@ def test_ridge_without_strength_names_the_module_whose_a_is_singular():
     same = Local(np.ones((2, 5)), np.ones((4, 2)), 1.0, np.ones(2, bool))
     merged = Merged(1.0, (Term(np.ones(2), same),))
     with pytest.raises(NumericalError, match=r"layers\.0\.q: the means of A are linearly dependent") as caught:
-        splits.build("ridge", {"strength": 0.0}).of(merged, Place("layers.0.q", 1, {}))
+        splits.build("ridge", {"strength": 0.0}).of(merged, SplitContext("layers.0.q", 1, {}))
     assert "strength" in caught.value.hint
 
 

@@ -90,7 +90,7 @@ def the_balanced_split_leaves_all_singular_values_in_b(patch):
 @caught_by(exactness, "fedex_lora", np.float64)
 def a_square_residual_is_added_transposed(patch):
     # CERT-Lab/fedex-lora: residueᵀ, right for Conv1D, and for a square Linear no shape check notices.
-    def of(merged, place):
+    def of(merged, context):
         rest = merged.residual
         return Halves(*merged.mean, LowRank(rest.R.T, rest.L.T) if rest.shape[0] == rest.shape[1] else rest)
 
@@ -218,14 +218,14 @@ def the_slots_that_a_client_does_not_train_are_left_out_instead_of_frozen(patch)
 
 @caught_by(laws.test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale, "lora_a2", "own")
 def owned_slots_are_put_into_the_first_ones(patch):
-    def packed(self, name, owned, before=ClientModel.expanded):
+    def packed(self, name, owned, before=ClientModel.scatter):
         if self.slots is None:
             return owned
         module = name.removesuffix(".control").rsplit(".", 1)[0]
         first = np.sort(self.slots[module])[::-1]
         return before(replace(self, slots={**self.slots, module: first}), name, owned)
 
-    patch.setattr(ClientModel, "expanded", packed)
+    patch.setattr(ClientModel, "scatter", packed)
 
 
 @caught_by(laws.test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale, "lora_a2", "own")
@@ -314,8 +314,8 @@ def changes_of_control_variates_are_weighed_by_the_chance_to_be_drawn(patch):
 @caught_by(laws.test_frlora_loses_two_thousandths_of_what_was_learned_where_factors_are_rounded_to_bfloat16, "factor")
 def frlora_s_rest_is_a_difference_of_large_terms(patch):
     def change(split):
-        def of(merged, place):
-            A, B, _ = split.of(merged, place)
+        def of(merged, context):
+            A, B, _ = split.of(merged, context)
             return Halves(A, B, merged.total + LowRank(-merged.scale * B, A))
 
         return replace(split, of=of)

@@ -1,5 +1,6 @@
-"""Who takes part in a round, and what they do: selection of the cohort, local training, personalization.
+"""Client selection, local training and personalization.
 
-In: a pool of clients, a `TrainTask`. Out: the cohort of a round, one `ClientUpdate` or failure for each of its clients.
-Add a selection in `selection.py`, a personalization in `personal/`: one function, one decorator.
+In: the `Pool` of clients before a round, and the `TrainTask` of its cohort. Out: the `Draw` of a cohort, and one
+`ClientUpdate` or `ClientFailure` for each of its clients.
+Add a selection rule in `selection.py`, a personalization in `personal/methods.py`: one function, one decorator.
 """

@@ -1,12 +1,12 @@
-"""Availability traces: a file that says in which rounds each client is there.
+"""Availability traces: the rounds in which each client is available, read from a file.
 
     {"phone-1": [[1, 4], [9, null]], "*": [[1, null]]}       client,from,to
                                                              phone-1,1,4
                                                              phone-1,9,
                                                              *,1,
 
-Rounds count from 1 and both ends belong to an interval; no end is for ever. "*" stands for all clients without an
-entry of their own. A client with an empty list is never there.
+Rounds count from 1, intervals include both ends, and an interval without an end is open. "*" stands for all clients
+without an entry. A client with an empty list is never available.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LARGEST = 50_000_000  # bytes of a trace
 
 @dataclass(frozen=True)
 class Trace:
-    """Who is there when: {client: ((first round, last round), …)}; trace(client, round) is True or False."""
+    """Availability by client, {client: ((first round, last round), …)}; trace(client, round) is True or False."""
 
     clients: Mapping[ClientId, tuple[tuple[int, float], ...]]
 
@@ -41,7 +41,7 @@ class Trace:
 
 
 def read_trace(path: str) -> Trace:
-    """Read a trace, CSV by the end of its name, else JSON. Raises UsageError that names the file and the place."""
+    """Read a trace: CSV where the name ends in .csv, JSON otherwise. Raises UsageError with the file and the place."""
     file = Path(path)
     try:
         if file.stat().st_size > LARGEST:
@@ -116,7 +116,7 @@ def _csv_rows(text: str, file: Path) -> Iterator[tuple[str, ClientId, Any]]:
 
 
 def _whole(cell: str) -> int | str | None:
-    """A number where it is one; an empty cell is None."""
+    """The integer in a cell, None for an empty cell, otherwise its text."""
     cell = cell.strip()
     return (int(cell) if cell.isascii() and cell.isdigit() and len(cell) < 10 else cell) if cell else None
 

@@ -1,10 +1,10 @@
-"""One step of a whole cohort: the clients' sequences in one packed row, one optimizer step for all."""
+"""Joint local training of a cohort: one packed batch and one optimizer step per client in each local step."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from shepherd.clients.local_optimizer import LocalOptimizer
-from shepherd.clients.progress import Progress, StepReport
+from shepherd.clients.progress import ObserveTraining, Progress
 from shepherd.clients.row_order import next_rows
 from shepherd.clients.settings import LocalTraining
 from shepherd.model.checkpointing import checkpointing
@@ -21,24 +21,15 @@ from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.model.packing import ROWS_MULTIPLE, Row, cut, pack
 from shepherd.rng import derive
-from shepherd.types import (
-    Adapter,
-    ClientFailure,
-    ClientId,
-    ClientModel,
-    Objective,
-    Tensors,
-    Tokens,
-    Work,
-)
+from shepherd.types import Adapter, ClientFailure, ClientId, ClientModel, Objective, Tensors, Tokens, Work
 
 
 @dataclass
 class LocalProgress:
-    """One client's way through a round: its slot, its rows step by step, its rates, and what came of it so far."""
+    """The local training of one client in a round: its slot, rows and rate of each step, and the losses so far."""
 
     slot: int
-    batches: list[list[tuple[int, Tokens]]]  # per step: (place in the next_rows, row)
+    batches: list[list[tuple[int, Tokens]]]  # per step: (position in the row order, row)
     rates: tuple[float, ...]
     losses: list[float] = field(default_factory=list)
     targets: int = 0
@@ -52,11 +43,11 @@ class LocalProgress:
 
 @dataclass
 class Cohort:
-    """K clients in training, in the order of `views`. Lives for one round, or longer for the baselines.
+    """K clients in joint training, in the order of `views`. Lives for one round, or longer for the baselines.
 
-    `control` is SCAFFOLD's c, `private` what each client kept from its earlier rounds, `anchors` what the proximal term
-    pulls a client towards where that is not its view. `before` is what was told of each client where this is not the
-    first of the `trainings` of its round, `told` what was told last.
+    `control` is SCAFFOLD's c, `private` what each client kept from earlier rounds, `anchors` the centre of the proximal
+    term where that is not the model that a client starts from. `before` is the progress reported in the earlier of the
+    `trainings` of the round, `reported` the latest progress.
     """
 
     packed: PackedModel
@@ -72,12 +63,12 @@ class Cohort:
     before: Mapping[ClientId, Progress] = field(default_factory=dict)
     trainings: int = 1
     failures: dict[ClientId, ClientFailure] = field(default_factory=dict)
-    told: Mapping[ClientId, Progress] = field(default_factory=dict)
+    reported: Mapping[ClientId, Progress] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.clients = tuple(self.views)
         self.lora.hold([view.adapter for view in self.views.values()], trainable=True)
-        self.moving = {
+        self.optimizers = {
             client: LocalOptimizer(
                 slot, view, self.settings, self.objective, self.control, self.private.get(client),
                 self.anchors.get(client),
@@ -86,82 +77,90 @@ class Cohort:
         }  # fmt: skip
 
     def run(
-        self, work: Sequence[Work], round_number: int, observe: Callable[[StepReport], None]
+        self, work: Sequence[Work], round_number: int, observe: ObserveTraining
     ) -> dict[ClientId, dict[str, float]]:
-        """Train every client of `work`; returns the metrics of each that did not fail.
+        """Train the clients of `work` and return the metrics of those that did not fail.
 
-        A client whose loss or gradient is not finite stops there, and is in `failures`.
+        A client whose loss or gradient is not finite stops at that step and is added to `failures`.
         """
-        courses = {w.client: self._course(w) for w in work}
+        progress = {w.client: self._scheduled(w) for w in work}
         less_memory = checkpointing(self.packed.model) if self.settings.gradient_checkpointing else nullcontext()
         with self.packed.packing(), self.lora.attached(), less_memory:
             for step in range(max(w.steps for w in work)):
-                active = {c: way for c, way in courses.items() if step < len(way.rates) and c not in self.failures}
+                active = {
+                    c: local for c, local in progress.items() if step < len(local.rates) and c not in self.failures
+                }
                 if not active:
                     break
-                begin = time.perf_counter()
+                started = time.perf_counter()
                 self._step(active, step, round_number)
-                took = time.perf_counter() - begin
-                for way in active.values():
-                    way.tokens += sum(len(row.input_ids) for _, row in way.batches[step])
-                    way.seconds += took
-                self.told = {client: self._progress(client, way) for client, way in courses.items()}
-                observe(self.told)
-        return {c: way.metrics() for c, way in courses.items() if c not in self.failures}
+                took = time.perf_counter() - started
+                for local in active.values():
+                    local.tokens += sum(len(row.input_ids) for _, row in local.batches[step])
+                    local.seconds += took
+                self.reported = {client: self._progress(client, local) for client, local in progress.items()}
+                observe(self.reported)
+        return {c: local.metrics() for c, local in progress.items() if c not in self.failures}
 
-    def _course(self, work: Work) -> LocalProgress:
+    def _scheduled(self, work: Work) -> LocalProgress:
         rows = next_rows(self.data[work.client], work.client, work.first_row, work.rows, self.seed)
         numbered = list(enumerate(rows, start=work.first_row))
         ends = [work.rows_of(step) for step in range(work.steps + 1)]
         batches = [numbered[start:end] for start, end in pairwise(ends)]
         return LocalProgress(self.clients.index(work.client), batches, work.learning_rates)
 
-    def _progress(self, client: ClientId, way: LocalProgress) -> Progress:
+    def _progress(self, client: ClientId, local: LocalProgress) -> Progress:
         before = self.before.get(client, Progress())
-        step, steps = before.step + len(way.losses), self.trainings * len(way.rates)
+        step, steps = before.step + len(local.losses), self.trainings * len(local.rates)
         state = "failed" if client in self.failures else "done" if step == steps else "training"
-        loss = way.losses[-1] if way.losses else math.nan
-        spent = before.targets + way.targets, before.tokens + way.tokens, before.seconds + way.seconds
+        loss = local.losses[-1] if local.losses else math.nan
+        spent = before.targets + local.targets, before.tokens + local.tokens, before.seconds + local.seconds
         return Progress(state, step, steps, loss, *spent)
 
     def _step(self, active: Mapping[ClientId, LocalProgress], step: int, round_number: int) -> None:
         """One optimizer step of every active client."""
-        ways = sorted(active.items(), key=lambda item: item[1].slot)
-        counts = {way.slot: sum(row.targets for _, row in way.batches[step]) for _, way in ways}
+        by_slot = sorted(active.items(), key=lambda item: item[1].slot)
+        counts = {local.slot: sum(row.targets for _, row in local.batches[step]) for _, local in by_slot}
         rows = [
-            Row(way.slot, row, derive(self.seed, "dropout", client, place) if self.settings.dropout else 0)
-            for client, way in ways
-            for place, row in way.batches[step]
+            Row(local.slot, row, derive(self.seed, "dropout", client, position) if self.settings.dropout else 0)
+            for client, local in by_slot
+            for position, row in local.batches[step]
         ]
-        sums, norms = self._gradients(ways, rows, counts, step)
+        sums, norms = self._gradients(by_slot, rows, counts, step)
         if self.lora.together and not all(map(math.isfinite, norms)):
-            # Shared products carry what is not finite from one client to all: once more, each on its own.
+            # Shared products spread a NaN of one client to all: repeat the step with separate products.
             self.lora.together = False
-            sums, norms = self._gradients(ways, rows, counts, step)
+            sums, norms = self._gradients(by_slot, rows, counts, step)
             self.lora.together = True
-        for (client, way), norm in zip(ways, norms, strict=True):
-            loss = sums[way.slot] / counts[way.slot]
+        for (client, local), norm in zip(by_slot, norms, strict=True):
+            loss = sums[local.slot] / counts[local.slot]
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient became {norm}"
                 detail = f"the {what} in local step {step + 1}"
                 self.failures[client] = ClientFailure(client, round_number, "diverged", detail)
                 continue
-            way.losses.append(loss)
-            way.targets += counts[way.slot]
-            self.moving[client].clip(norm)
-            self.moving[client].step(way.rates[step])
+            local.losses.append(loss)
+            local.targets += counts[local.slot]
+            self.optimizers[client].clip(norm)
+            self.optimizers[client].step(local.rates[step])
 
     def _gradients(
-        self, ways: Sequence[tuple[ClientId, LocalProgress]], rows: Sequence[Row], counts: Mapping[int, int], step: int
+        self,
+        by_slot: Sequence[tuple[ClientId, LocalProgress]],
+        rows: Sequence[Row],
+        counts: Mapping[int, int],
+        step: int,
     ) -> tuple[dict[int, float], list[float]]:
-        """Each slot's summed loss, and the norm of each client's gradient, which is then in place."""
-        for client, _ in ways:
-            self.moving[client].begin(step)
+        """(summed loss by slot, norm of each client's gradient); leaves the gradients in the optimizers."""
+        for client, _ in by_slot:
+            self.optimizers[client].begin(step)
         sums = self._backward(rows, counts)
-        return sums, torch.stack([self.moving[client].settle(counts[way.slot]) for client, way in ways]).tolist()
+        return sums, torch.stack(
+            [self.optimizers[client].settle(counts[local.slot]) for client, local in by_slot]
+        ).tolist()
 
     def _backward(self, rows: Sequence[Row], counts: Mapping[int, int]) -> dict[int, float]:
-        """Add each client's gradient of its summed loss to its slot; returns each slot's summed loss.
+        """Accumulate the gradient of each client's summed loss in its slot and return the summed loss by slot.
 
         The division by the number of targets comes afterwards, in float32: a bfloat16 head would round it.
         """

@@ -1,6 +1,6 @@
-"""The learning rate of each local step: warm-up, then constant, linear or cosine, in a round or over all rounds.
+"""Learning-rate schedules of local steps: warm-up, then constant, linear or cosine, per round or over all rounds.
 
-And how far steps of such rates carry a client, for those that compare clients of unequal steps.
+Also the effective number of local steps under such a schedule, for FedNova.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ def learning_rates(
     warmup_steps: int = 0,
     warmup_rounds: int = 0,
 ) -> tuple[float, ...]:
-    """Rates of a client's `steps` steps in round `round_index` (from 0).
+    """The rates of a client's `steps` local steps in round `round_index` (from 0).
 
-    over = "run": position (round_index · steps + i) of rounds · steps, so the curve spans all rounds whatever a
-    client's own number of steps. over = "round": position i of steps. over = "rounds": position round_index of rounds,
+    over = "run": position (round_index · steps + i) of rounds · steps, so the curve spans all rounds whatever the
+    client's number of steps. over = "round": position i of steps. over = "rounds": position round_index of rounds,
     the same for all steps of a round (with cosine as in OpenFedLLM, 2402.06954). Linear and cosine reach `least` after
     the last position; during the warm-up the rate rises linearly to the peak.
     """
+    position: Sequence[int]
     if over == "rounds":
         position, total, warmup = [round_index] * steps, rounds, warmup_rounds
     else:
@@ -39,18 +40,18 @@ def learning_rates(
 
 
 def effective_steps(rates: Sequence[float], peak: float, momentum: float = 0.0, proximal: float = 0.0) -> float:
-    """‖a_k‖₁ of FedNova (2007.07481, §4.2), where a client of SGD moves by −peak · Σ_i a_i g_i for its gradients g_i.
+    """‖a_k‖₁ of FedNova (2007.07481, §4.2): with SGD a client moves by −peak · Σ_i a_i g_i for its gradients g_i.
 
     Σ η_i / peak under a schedule; Σ (1 − ρ^i) / (1 − ρ) with momentum ρ and Σ (1 − ημ)^i with the proximal term
-    (μ/2)‖θ − θ_t‖² at one rate η = peak. In general a_i is what a gradient of one in step i has become after the last
-    step of m ← ρm + g + μd, d ← d − η_i m: here the proximal gradient goes through the momentum as any other, which no
-    product of the two formulas gives. A weight decay and a clipped gradient are part of g_i.
+    (μ/2)‖θ − θ_t‖² at one rate η = peak. In general a_i is the effect of a unit gradient in step i after the last step
+    of m ← ρm + g + μd, d ← d − η_i m: the proximal gradient passes through the momentum like any other, which a product
+    of the two formulas misses. Weight decay and clipping are part of g_i.
     """
-    rates = np.asarray(rates, np.float64)
+    eta = np.asarray(rates, np.float64)
     if not momentum and not proximal:
-        return float(rates.sum() / peak)
-    velocity, distance = np.zeros(len(rates)), np.zeros(len(rates))  # of a gradient of one in each of the steps
-    for step, rate in enumerate(rates):
+        return float(eta.sum() / peak)
+    velocity, distance = np.zeros(len(eta)), np.zeros(len(eta))  # of a unit gradient in each step
+    for step, rate in enumerate(eta):
         velocity = momentum * velocity + proximal * distance
         velocity[step] += 1
         distance = distance - rate * velocity

@@ -1,7 +1,7 @@
-"""What of one client moves in a round, and by what: a view and an objective in, optimizer steps out.
+"""The local optimizer of one client: the parameters that move in a round, their objective and their update rule.
 
-A client has the parts A and B, or a core that stands for B while A is fixed. Each part is one flat vector with rates,
-gradient and optimizer state of its own, so a part that a step leaves out keeps its bits: no weight decay, no momentum.
+A client trains the parts A and B, or a core in place of B while A is fixed. Each part is one flat vector with separate
+rate, gradient and optimizer state, so a part that a step skips keeps its bits: no weight decay, no momentum.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shepherd.clients.objectives import (
-    Control,
-    add_product_proximal,
-    add_proximal,
-)
+from shepherd.clients.objectives import Control, add_product_proximal, add_proximal
 from shepherd.model.slots import Layout, Slot
 from shepherd.types import PRIVATE_CONTROL, Adapter, ClientModel, Core, Objective, Tensors
 
@@ -27,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Part:
-    """A vector that an optimizer moves. `mask` is 1 where it may move.
+    """A vector of trainable parameters. `mask` is 1 where they may move.
 
-    `start` is what the round began with, `anchor` what the proximal term pulls towards.
+    `start` holds their values at the start of the round, `anchor` the centre of the proximal term.
     """
 
     name: str
@@ -43,7 +39,7 @@ class Part:
 
 
 class CoreMap:
-    """B = basis · blockdiag(core) for every module: gradients are pulled back to the core, values pushed forward.
+    """The map B = basis · blockdiag(core) of every module: values are pushed forward, gradients pulled back.
 
     core {module: [h, r / h, r / h]}, basis {module: [out, r]}; A is fixed (Fed-SB, 2502.15436; Ravan, 2506.05568).
     """
@@ -62,21 +58,22 @@ class CoreMap:
         self.push()
 
     def push(self) -> None:
-        """Write B of the core into the slot."""
+        """Write B = basis · blockdiag(core) into the slot."""
         for name, (_, B) in self.slot.factors(torch.float32).items():
             torch.bmm(self._cores[name].transpose(1, 2), self._bases[name], out=B.view(self._bases[name].shape))
 
     def pull(self) -> None:
-        """The gradient of the core from that of B."""
+        """Compute the gradient of the core from that of B."""
         for name, (_, grad_B) in self.slot.gradients.items():
             grad_B = grad_B.view(self._bases[name].shape)
             torch.bmm(self._bases[name], grad_B.transpose(1, 2), out=self._gradients[name])
 
 
 class LocalOptimizer:
-    """One client's parts and their optimizer. Each step: `begin`, a backward pass, `settle`, `clip`, `step`.
+    """The trainable parts of one client and their optimizer.
 
-    The proximal term pulls towards `anchor`, an adapter of the same rank, or towards the view itself.
+    Each local step is `begin`, a backward pass, `settle`, `clip`, `step`. The proximal term pulls towards `anchor`, an
+    adapter of the same rank, or towards the adapter at the start of the round.
     """
 
     def __init__(
@@ -89,65 +86,70 @@ class LocalOptimizer:
         private: Tensors | None = None,
         anchor: Adapter | None = None,
     ) -> None:
+        if slot.gradient is None:
+            raise ValueError("the slot has no gradient: hold its adapter with trainable=True")
         self.slot, self.view, self.settings, self.objective = slot, view, settings, objective or Objective()
+        self._gradient = slot.gradient
         if view.core is not None and any("A" in moves for moves in view.trains):
             raise ValueError(f"with a core A is fixed, but the view trains {view.trains}")
         self.core = CoreMap(slot, view.core) if view.core is not None else None
         compared = view.slots is not None or self.objective.proximal or self.objective.scaffold
         self._start = slot.vector.clone() if compared else slot.vector
         self._anchor = self._start if anchor is None else slot.packed(anchor)
-        self.parts = [self._core_part()] if self.core is not None else [self._factor(name) for name in "AB"]
+        self.parts = [self._core_part(self.core)] if self.core is not None else [self._factor(name) for name in "AB"]
         if self.objective.scaffold:
-            for part in self._travelling():
+            for part in self._sent():
                 momentum = settings.momentum if settings.optimizer == "sgd" else 0.0
                 part.control = Control(part.layout, part.start, control or {}, private or {}, part.mask, momentum)
-        self.moving = self.parts
+        self.active = self.parts
         self._optimizer = build_optimizer([part.values for part in self.parts], settings)
 
     def begin(self, step: int) -> None:
-        """Local step `step` (from 0) of a round: which parts it moves, and their gradients at zero."""
+        """Start local step `step` (from 0) of a round: select the parts that it moves and reset their gradients."""
         moves = self.view.trains[step % len(self.view.trains)]
-        self.moving = self.parts if self.core is not None else [part for part in self.parts if part.name in moves]
+        self.active = self.parts if self.core is not None else [part for part in self.parts if part.name in moves]
         self.slot.moves = moves
-        self.slot.gradient.zero_()
+        self._gradient.zero_()
 
     def settle(self, targets: int) -> Tensor:
-        """From the gradient of a loss summed over so many targets to that of the objective; returns its norm."""
-        self.slot.gradient.mul_(1.0 / targets)
+        """Turn the gradient of a loss summed over `targets` tokens into that of the objective; return its norm."""
+        self._gradient.mul_(1.0 / targets)
         mu, form = self.objective.proximal, self.objective.proximal_form
         if mu and form == "product":
             self._add_product_proximal(mu)
         if self.core is not None:
             self.core.pull()
-        for part in self.moving:
+        for part in self.active:
             if mu and form == "factors":
                 add_proximal(part.gradient, part.values, part.anchor, mu)
             if part.mask is not None:
                 part.gradient.mul_(part.mask)
-        return torch.linalg.vector_norm(self.slot.gradient if self.core is None else self.core.gradient)
+        return torch.linalg.vector_norm(self._gradient if self.core is None else self.core.gradient)
 
     def clip(self, norm: float) -> None:
-        """Scale the gradient of this norm down to `max_grad_norm` where it is longer."""
+        """Clip the gradient, of this norm, to `max_grad_norm`."""
         limit = self.settings.max_grad_norm
         if limit and norm > limit:
-            for part in self.moving:
+            for part in self.active:
                 part.gradient.mul_(limit / norm)
 
     def step(self, rate: float) -> None:
-        """One optimizer step of the parts that move: A at this rate, B and a core at rate_ratio times it."""
-        sgd, corrected = self.settings.optimizer == "sgd", [part for part in self.moving if part.control is not None]
+        """Take one optimizer step: A at this rate, B or the core at rate_ratio times it."""
+        sgd = self.settings.optimizer == "sgd"
+        corrected = [(part, part.control) for part in self.active if part.control is not None]
+        if sgd:
+            for part, control in corrected:
+                control.correct(part.gradient)
         for part, group in zip(self.parts, self._optimizer.param_groups, strict=True):
             group["lr"] = self._rate(part, rate)
-            if sgd and part in corrected:
-                part.control.correct(part.gradient)
             # Without a gradient torch's optimizers leave a vector and its state as they are, weight decay included.
-            part.values.grad = part.gradient if part in self.moving else None
+            part.values.grad = part.gradient if part in self.active else None
         self._optimizer.step()
-        for part in corrected:
+        for part, control in corrected:
             if not sgd:
-                part.control.correct_values(part.values, self._rate(part, rate))
-            part.control.count(self._rate(part, rate))
-        for part in self.moving:
+                control.correct_values(part.values, self._rate(part, rate))
+            control.count(self._rate(part, rate))
+        for part in self.active:
             if part.mask is not None:
                 part.values.copy_(torch.where(part.mask > 0, part.values, part.start))
         if self.core is not None:
@@ -155,33 +157,34 @@ class LocalOptimizer:
         self.slot.changed()
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """What a client has learned, by name: A and B, and the core where there is one; arrays of their own."""
+        """The trained tensors by name, as copies: A, B, and the core if there is one."""
         found = self.slot.tensors()
         if self.core is not None:
             found |= self.core.layout.unpack(self.core.values.cpu().numpy().copy())
         return found
 
     def delta(self) -> dict[str, np.ndarray]:
-        """local − view of what travels, by the names of View.tensors."""
+        """The update local − start, by the names of `ClientModel.tensors`."""
         begins, learned = self.view.tensors(), self.tensors()
-        ends = self.view.owned({name: learned[name] for name in begins})
+        ends = self.view.gather({name: learned[name] for name in begins})
         return {name: ends[name] - begin for name, begin in begins.items()}
 
     def controls(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(what travels, what is kept) of SCAFFOLD's control variates; both empty without it.
+        """(sent, kept) of SCAFFOLD's control variates; both empty without it.
 
-        What is kept has all slots. Modules at home have none, so nothing corrects them.
+        The kept ones cover all slots. Local modules have none, so their steps are not corrected.
         """
-        travels, kept = {}, {}
+        travels: dict[str, np.ndarray] = {}
+        kept: dict[str, np.ndarray] = {}
         for part in self.parts:
             if part.control is not None:
                 change, own = part.control.finish(part.values)
                 kept |= {n: array for n, array in own.items() if self.view.travels(n.removeprefix(PRIVATE_CONTROL))}
                 travels |= change
-        return self.view.owned(travels), kept
+        return self.view.gather(travels), kept
 
-    def _travelling(self) -> list[Part]:
-        """The server has control variates of what travels, and of nothing else."""
+    def _sent(self) -> list[Part]:
+        """The parts that are sent, which alone have control variates."""
         return self.parts if self.core is not None else [part for part in self.parts if part.name in self.view.sends]
 
     def _rate(self, part: Part, rate: float) -> float:
@@ -192,41 +195,40 @@ class LocalOptimizer:
         cut = layouts["A"].size
         A_t, B_t = layouts["A"].split(self._anchor[:cut]), layouts["B"].split(self._anchor[cut:])
         for name, values in self.slot.factors(torch.float32).items():
-            add_product_proximal(
-                self.slot.gradients[name], values, (A_t[name], B_t[name]), mu, self.slot.scale
-            )  # fmt: skip
+            add_product_proximal(self.slot.gradients[name], values, (A_t[name], B_t[name]), mu, self.slot.scale)
         for part in self.parts:
-            if part not in self.moving:
+            if part not in self.active:
                 part.gradient.zero_()
 
     def _factor(self, name: str) -> Part:
-        values, gradient = self.slot.flat(name)
+        values, _ = self.slot.flat(name)
         cut = self.slot.layouts["A"].size
-        start, anchor = (v[:cut] if name == "A" else v[cut:] for v in (self._start, self._anchor))
+        vectors = self._gradient, self._start, self._anchor
+        gradient, start, anchor = (vector[:cut] if name == "A" else vector[cut:] for vector in vectors)
         mask = None
         if self.view.slots is not None:
             mask = torch.ones_like(values)
             for module, rows in self.slot.layouts[name].split(mask).items():
-                rows[~self._may_move(module)] = 0.0
+                rows[~self._may_move(self.view.slots[module])] = 0.0
         return Part(name, self.slot.layouts[name], values, gradient, start, anchor, mask)
 
-    def _core_part(self) -> Part:
-        core, mask = self.core, None
+    def _core_part(self, core: CoreMap) -> Part:
+        mask = None
         if self.view.slots is not None:
             mask = torch.zeros_like(core.values)
             for module, matrices in core.layout.split(mask).items():
-                may = self._may_move(module).view(matrices.shape[:2])
+                may = self._may_move(self.view.slots[module]).view(matrices.shape[:2])
                 matrices.copy_(may[:, :, None] & may[:, None, :])
         start = core.values.clone()
         return Part("core", core.layout, core.values, core.gradient, start, start, mask)
 
-    def _may_move(self, module: str) -> Tensor:
-        """bool[r]: the rank slots of a module that may move."""
-        return torch.from_numpy(np.asarray(self.view.slots[module], bool)).to(self.slot.vector.device)
+    def _may_move(self, slots: np.ndarray) -> Tensor:
+        """bool[r] on the device: the rank slots of a module that may move."""
+        return torch.from_numpy(np.asarray(slots, bool)).to(self.slot.vector.device)
 
 
 def build_optimizer(vectors: list[Tensor], settings: LocalTraining) -> torch.optim.Optimizer:
-    """A torch optimizer that updates the vectors in place, each in a group of its own."""
+    """A torch optimizer that updates the vectors in place, with one parameter group for each."""
     groups = [{"params": [vector]} for vector in vectors]
     match settings.optimizer:
         case "adamw":

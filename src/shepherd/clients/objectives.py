@@ -1,6 +1,6 @@
-"""What local training minimises beside the loss, and how it is corrected: FedProx and SCAFFOLD, on flat vectors.
+"""Terms of the local objective besides the loss: FedProx's proximal term and SCAFFOLD's control variates.
 
-With μ = 0 and without control variates nothing here is called, so the bits are those of FedAvg.
+All act on flat vectors. With μ = 0 and without control variates nothing here is called, so the bits are FedAvg's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 def add_product_proximal(gradient: Pair, values: Pair, start: Pair, mu: float, scale: float) -> None:
-    """gradient += ∇ (μ/2)‖s(BA − B_tA_t)‖²: the distance of the increments in any gauge. O(r²(in + out)).
+    """gradient += ∇ (μ/2)‖s(BA − B_tA_t)‖²: the distance between increments, whatever their gauge. O(r²(in + out)).
 
     With the differences dA and dB, BA − B_tA_t = dB A + B_t dA, which does not cancel near the start. So
     ∂/∂B = μs²(dB AAᵀ + B_t dA Aᵀ) and ∂/∂A = μs²(BᵀdB A + BᵀB_t dA).
@@ -37,14 +37,14 @@ def add_product_proximal(gradient: Pair, values: Pair, start: Pair, mu: float, s
 
 
 class Control:
-    """SCAFFOLD's correction of one client's vector of one part (1910.06378, algorithm 1, option II).
+    """SCAFFOLD's control variates for one part of one client (1910.06378, algorithm 1, option II).
 
     y ← y − η(g − c_k + c) in each step; at the end c_k⁺ = c_k − c + (x − y)/Ση. With momentum ρ the corrected gradient
-    goes through it as any other, and Ση counts a gradient as often as it moved the client: Σ_j η_j (1 − ρ^j)/(1 − ρ).
-    So c_k is a mean gradient, and clients of unequal steps settle where the mean of their gradients is zero. An
-    adaptive optimizer is corrected after its steps, by −η(c − c_k): there c_k is a mean preconditioned step, and where
-    the mean of such steps is zero is not the optimum, as it is not without SCAFFOLD. Without c, and in a client's first
-    round, they are zeros. Raises ClientError for control variates of another shape.
+    passes through it like any other, and Ση counts a gradient as often as it moved the client:
+    Σ_j η_j (1 − ρ^j)/(1 − ρ). So c_k is a mean gradient, and clients of unequal steps settle where the mean of their
+    gradients is zero. An adaptive optimizer is corrected after its steps, by −η(c − c_k): c_k is then a mean
+    preconditioned step, and the point where the mean of such steps is zero is not the optimum, with or without
+    SCAFFOLD. c and c_k are zero at first. Raises ClientError for control variates of another shape.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Control:
         values.sub_(self.shift, alpha=rate)
 
     def count(self, rate: float) -> None:
-        """One step at this rate was taken, in which momentum moves the gradients of the steps before once more."""
+        """Account for one step at this rate, in which momentum applies the earlier gradients once more."""
         self._moves = self.momentum * self._moves + 1.0
         self.total_rate += rate * self._moves
 
     def finish(self, values: Tensor) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(what travels: Δc_k by "<name>.control"; what is kept: c_k⁺). A part that never moved keeps its c_k."""
+        """(sent: Δc_k by "<name>.control"; kept: c_k⁺ by "control/<name>"). A part that never moved keeps its c_k."""
         change = torch.zeros_like(self.own)
         if self.total_rate:
             change = self._masked((self.start - values) / self.total_rate - self.c)
@@ -91,7 +91,7 @@ class Control:
         return vector if self.mask is None else vector * self.mask
 
     def _load(self, tensors: Tensors, prefix: str) -> Tensor:
-        """The part's tensors, zeros where there are none, as a vector."""
+        """The part's control variates as one vector, zeros where there are none."""
         found = {f"{name}.{self.layout.part}": shape for name, shape in self.layout.shapes.items()}
         full = {}
         for name, shape in found.items():

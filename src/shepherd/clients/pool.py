@@ -1,4 +1,4 @@
-"""The nouns of selection: the pool a cohort is drawn from, the draw, and the registry."""
+"""Types of client selection: the pool that a cohort is drawn from, the draw, the rule and their registry."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ WEIGHTS = ("examples", "tokens", "uniform")
 
 @dataclass(frozen=True)
 class Pool:
-    """All that a selection may look at: what the server knows before a round.
+    """What the server knows before a round, and all that a selection may depend on.
 
-    clients: those that may be asked now, sorted; the mappings have no others. sizes: rows that each holds. shares: what
-    each should weigh in the mean over all of them, by federation.weights, with the sum one; empty for "tokens", which
-    nobody knows beforehand. Of clients that were asked before: `rounds`, when last; `losses`, the mean training loss
-    of their last answer in nats per target token; `seconds`, how long their last answer took. The last two lack
-    clients that never answered.
+    clients: those eligible now, sorted; the mappings have no others. sizes: training rows of each. shares: the weights
+    in the mean over all of them, by federation.weights, which sum to one; empty for "tokens", whose counts are known
+    only after training. Of clients sampled before: `rounds`, the last such round; `losses`, the mean training loss of
+    the last update in nats per target token; `seconds`, the duration of the last update. The last two lack clients
+    without any update.
     """
 
     round: int
@@ -35,7 +35,7 @@ class Pool:
     seconds: Mapping[ClientId, float] = field(default_factory=dict)
 
     def only(self, clients: frozenset[ClientId]) -> Pool:
-        """The same without the others; what is left of the shares sums to one again."""
+        """The pool restricted to these clients; their shares are renormalised to sum to one."""
         kept = tuple(c for c in self.clients if c in clients)
 
         def of(values: Mapping[ClientId, Any]) -> dict[ClientId, Any]:
@@ -56,11 +56,10 @@ class Pool:
 
 @dataclass(frozen=True)
 class Draw:
-    """The cohort, sorted and each client once, and what each weighs; None leaves that to federation.weights.
+    """A cohort, sorted and without repetition, and its weights; None leaves these to federation.weights.
 
-    Weights are shares of `draws`, which counts a client as often as it was drawn; they are shared out anew among those
-    that answer. With `fixed` they hold as they are and need not sum to one: what is missing of one stays with the
-    model of before.
+    Weights are shares of `draws`, which counts a client as often as it was drawn; replies renormalise them.
+    With `fixed` they hold as they are and need not sum to one: the rest stays with the previous model.
     """
 
     clients: tuple[ClientId, ...]
@@ -69,18 +68,18 @@ class Draw:
     fixed: bool = False
 
     def times(self, client: ClientId) -> int:
-        """How often the client was drawn."""
+        """The number of times that the client was drawn."""
         return 1 if self.weights is None or self.fixed else round(self.weights[client] * self.draws)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """draw(pool, size, rng) -> Draw of about `size` clients of the pool, which is not empty; and what it goes with.
+    """A selection rule: draw(pool, size, rng) -> Draw of about `size` clients of a pool that is not empty.
 
-    goes_with: the federation.weights that it estimates the mean of. weighs: it gives weights of its own, `fixed` ones
-    with a fixed denominator. sizes_itself: the cohort's size is not asked. refills: others may be drawn into the same
-    round, or more than are needed. learns: earlier answers have a say in whom it draws. cohort(clients, size): the mean
-    size of a cohort. check(clients, size) raises UsageError where the clients of a run do not fit.
+    goes_with: the federation.weights whose mean it estimates. weighs: it sets the weights, `fixed` ones with a fixed
+    denominator. sizes_itself: it ignores `size`. refills: more clients may be drawn into the same round, or more than
+    are needed. learns: earlier updates influence the draw. cohort(clients, size): the mean size of a cohort.
+    check(clients, size) raises UsageError where the clients of a run do not fit.
     """
 
     draw: Callable[[Pool, int, np.random.Generator], Draw]

@@ -1,4 +1,4 @@
-"""What is told of clients while they train: how far each is, no tensors and no texts of theirs."""
+"""Progress of local training, as reported while clients train: counts and losses, no tensors and no texts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 from shepherd.types import ClientId
 
-STATES = ("waiting", "training", "done", "failed", "rejected", "late")
-"""failed: its training was. rejected: the gate refused its update. late: after the deadline, or after enough others."""
+STATES = ("waiting", "training", "done", "failed", "lost", "rejected", "late")
+"""failed: in local training. lost: no reply. rejected: by the gate. late: after the deadline, or after enough others."""
 
 
 class Progress(NamedTuple):
-    """How far a client is in its round.
+    """The progress of a client in its round.
 
-    step, steps: optimizer steps done and to do, 0 of 0 before the first. loss: of the last step, nats per target token.
-    targets: tokens learned, tokens: tokens that went through the base, seconds: of the steps that it took part in.
+    step, steps: optimizer steps done and in all, 0 of 0 before the first. loss: of the last step, in nats per target.
+    targets: target tokens trained on. tokens: tokens passed through the base. seconds: wall time of its steps.
     """
 
     state: str = "waiting"
@@ -29,8 +29,10 @@ class Progress(NamedTuple):
 
 
 StepReport = Mapping[ClientId, Progress | str]
-"""News of some clients: how far each is, or only its new state."""
+"""Progress by client, or only the new state of a client."""
 Observe = Callable[[StepReport], None]
+ObserveTraining = Callable[[Mapping[ClientId, Progress]], None]
+"""A function that local training calls after each step, with the progress of all its clients."""
 
 
 def ignore(_: StepReport) -> None:

@@ -1,4 +1,4 @@
-"""The order in which a client goes through its rows."""
+"""The row order of a client: its training rows shuffled anew for each pass, the passes concatenated."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from shepherd.rng import stream
-from shepherd.types import (
-    ClientId,
-    Tokens,
-)
+from shepherd.types import ClientId, Tokens
 
 
 def next_rows(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int, seed: int) -> list[Tokens]:
-    """Rows first … first + rows − 1 of a client's endless stream of rows: pass after pass, each shuffled anew.
+    """Rows first … first + rows − 1 of a client's row order.
 
-    The stream goes on over rounds, so no client trains on the same first rows each round.
+    The order continues over rounds, so that a client does not train on the same first rows in each round.
     """
     size = len(tokens)
     orders: dict[int, np.ndarray] = {}
@@ -30,7 +27,7 @@ def next_rows(tokens: Sequence[Tokens], client: ClientId, first: int, rows: int,
 
 
 def times_drawn(size: int, client: ClientId, rows: int, seed: int) -> np.ndarray:
-    """int[size]: how often each of a client's rows is among the first `rows` of its stream."""
+    """int[size]: the number of times that each row occurs among the first `rows` of the client's row order."""
     passes, rest = divmod(rows, size)
     times = np.full(size, passes)
     times[_order(size, client, passes, seed)[:rest]] += 1

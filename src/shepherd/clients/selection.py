@@ -1,7 +1,7 @@
-"""Who takes part in a round: (pool, size, rng) -> the cohort, and the weights that keep its mean honest.
+"""Client selection: (pool, size, rng) -> a cohort, with the weights that keep its mean unbiased where that is possible.
 
-`[selection]` chooses by name; docs/selection.md says when which. A selection sees a `Pool` and nothing else, so it
-is a pure function: the same state and seed draw the same cohort.
+`[selection]` names the rule; docs/selection.md compares them. A rule depends on the `Pool` alone, so it is a pure
+function: the same state and seed draw the same cohort.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def poisson(q: float = 0.0) -> Selection:
     """Each client by itself with probability q, as the accounting of differential privacy assumes.
 
     q = 0 takes the cohort's share of the clients. The denominator is fixed (McMahan et al., 2018, 1710.06963): p_k / q
-    for the client's share p_k, which is 1 / (qN) with federation.weights = "uniform". Who does not answer leaves its
-    part with the model of before. A round in which nobody is drawn is skipped.
+    for the client's share p_k, which is 1 / (qN) with federation.weights = "uniform". The share of a
+    client without an update stays with the previous model. A round with an empty draw is skipped.
     """
     if not 0 <= q <= 1:
         raise ValueError(f"q is a probability, got {q:g}")
@@ -101,8 +101,8 @@ def power_of_choice(candidates: int = 0) -> Selection:
     """Of d candidates drawn by size, those with the highest loss (rpow-d of Cho et al., 2020, 2010.01243).
 
     candidates: d; 0 is twice the cohort. d = cohort draws by size alone, d = all takes the highest of all. The loss is
-    the one of the client's last answer, not measured anew; who was never asked comes first, who was asked and never
-    answered last. All weigh the same, because the size is in the draw. Biased on purpose: faster at first.
+    that of the client's last update, not measured anew; clients never sampled come first, sampled ones without
+    an update last. All weigh the same, because the size is in the draw. Biased on purpose: faster at first.
     """
     if candidates < 0:
         raise ValueError(f"candidates is 0 or the number of candidates, got {candidates}")
@@ -122,7 +122,7 @@ def power_of_choice(candidates: int = 0) -> Selection:
         if candidates and candidates < size:
             raise UsageError(
                 f"selection.candidates = {candidates} is less than the {size} clients of a cohort",
-                hint=f"set selection.candidates to at least {size}, or ask fewer clients in a round",
+                hint=f"set selection.candidates to at least {size}, or sample fewer clients in a round",
             )
 
     return Selection(draw, goes_with=("examples",), weighs=True, learns=True, check=check)
@@ -137,15 +137,15 @@ def oort(
     cutoff: float = 0.95,
     seconds: float = 0.0,
 ) -> Selection:
-    """Those whose data seem to teach most in the least time, and some that are still unknown (Lai et al., 2021).
+    """Clients of high utility per unit of time, and a share of clients not sampled before (Oort, Lai et al., 2021).
 
     Utility: |S_k| · loss, clipped at the 95th percentile of the known and taken as a share of that, + √(0.1 ln R / L_k)
-    for long unasked clients (R this round, L_k their last); all of it times (T / t_k)^penalty for those slower than
-    T = `seconds` (0: the median of the known). ε = max(least, exploration · decay^(R − 1)) of the cohort are clients
-    that were never asked; the others are drawn in proportion to utility from those with at least `cutoff` of the
-    weakest that would be taken. After 2010.06081, algorithm 1, with the mean loss of the last answer in place of the
-    root of its mean square, unknown clients drawn evenly and not by speed, and the percentile rounded down to a client:
-    then one client that claims any loss counts no more than the second. Biased on purpose.
+    for clients not sampled for long (R this round, L_k their last); scaled by (T / t_k)^penalty for those slower
+    than T = `seconds` (0: the median of the known). A share ε = max(least, exploration · decay^(R − 1)) of the
+    cohort was never sampled; the others are drawn in proportion to utility from those with at least `cutoff` of the
+    weakest in the top. After 2010.06081, algorithm 1, with the mean loss of the last update in place of the root of its
+    mean square, unknown clients drawn evenly and not by speed, and the percentile rounded down to a client: a client
+    that claims any loss then counts no more than the second. Biased on purpose.
     """
     for name, value in (("exploration", exploration), ("decay", decay), ("least", least), ("cutoff", cutoff)):
         if not 0 <= value <= 1:
@@ -172,10 +172,10 @@ def oort(
 
 @selections
 def availability(trace: str, then: str = "uniform", **options: Any) -> Selection:
-    """Only clients that a trace says are there in this round; `then` draws among them, with the other options.
+    """Only clients that are available in this round by a trace; `then` draws among them, with the other options.
 
     trace: a JSON file {"client": [[first round, last round], …]} or a CSV file client,from,to; rounds count from 1, no
-    last round (null, or empty) is for ever, "*" names all other clients. A round in which nobody is there is skipped.
+    last round (null, or empty) is for ever, "*" names all other clients. A round without available clients is skipped.
     """
     if then == "availability":
         raise ValueError('then names what draws among the available, such as "uniform"')
@@ -183,8 +183,8 @@ def availability(trace: str, then: str = "uniform", **options: Any) -> Selection
     inner = build_selection(then, options)
 
     def draw(pool: Pool, size: int, rng: np.random.Generator) -> Draw:
-        there = pool.only(frozenset(c for c in pool.clients if on(c, pool.round)))
-        return inner.draw(there, min(size, len(there.clients)), rng) if there.clients else Draw(())
+        available = pool.only(frozenset(c for c in pool.clients if on(c, pool.round)))
+        return inner.draw(available, min(size, len(available.clients)), rng) if available.clients else Draw(())
 
     def check(clients: tuple[ClientId, ...], size: int) -> None:
         strangers = [c for c in on.clients if c not in clients and c != OTHERS]
@@ -193,11 +193,11 @@ def availability(trace: str, then: str = "uniform", **options: Any) -> Selection
                 f"{trace} names {strangers[0]!r}, which is no client.{did_you_mean(strangers[0], clients)}",
                 hint=f"clients: {', '.join(clients[:10])}{', …' if len(clients) > 10 else ''}",
             )
-        silent = [c for c in clients if c not in on.clients]
-        if silent and OTHERS not in on.clients:
+        absent = [c for c in clients if c not in on.clients]
+        if absent and OTHERS not in on.clients:
             raise UsageError(
-                f"{trace} says nothing of {silent[0]!r}{f' and {len(silent) - 1} more' if silent[1:] else ''}",
-                hint=f'give them rounds, or all others at once: "{OTHERS}": [[1, null]]',
+                f"{trace} has no entry for {absent[0]!r}{f' and {len(absent) - 1} more' if absent[1:] else ''}",
+                hint=f'add their rounds, or those of all others: "{OTHERS}": [[1, null]]',
             )
         inner.check(clients, size)
 
@@ -224,9 +224,9 @@ def conflicts(
     max_weight: float = 1.0,
     own_weighing: str = "",
 ) -> list[str]:
-    """A sentence for each setting of [federation] that makes no sense with the selection: which, why, what would fit.
+    """A sentence for each setting of [federation] that conflicts with the selection: which, why, and an alternative.
 
-    own_weighing: the method's weigh piece, where the weights of the round have no say in it.
+    own_weighing: the method's weigh piece, where it ignores the weights of the round.
     """
     found = []
 
@@ -239,12 +239,8 @@ def conflicts(
             why = "it draws clients by their examples, so its mean is by examples already"
         clash(f'federation.weights = "{weights}"', why, f"set federation.weights = {_either(selection.goes_with)}")
     if selection.sizes_itself and (clients_per_round or fraction < 1):
-        setting = (
-            f"federation.clients_per_round = {clients_per_round}"
-            if clients_per_round
-            else f"federation.fraction = {fraction:g}"
-        )
-        clash(setting, "it decides itself how many are asked", "leave one of them out")
+        setting = f"clients_per_round = {clients_per_round}" if clients_per_round else f"fraction = {fraction:g}"
+        clash(f"federation.{setting}", "it determines the size of the cohort", "leave one of them out")
     if over_select and not selection.refills:
         clash(
             f"federation.over_select = {over_select:g}",
@@ -252,7 +248,7 @@ def conflicts(
             "leave federation.over_select at 0 or take another selection, such as uniform",
         )
     if on_too_few == "wait" and not selection.refills:
-        why = "it has asked all" if selection.name == "everyone" else "its chances hold for one draw in a round"
+        why = "it has sampled all" if selection.name == "everyone" else "its chances hold for one draw in a round"
         clash('federation.on_too_few = "wait"', why, 'set "skip" or "stop"')
     if selection.may_be_empty and min_updates > 1 and on_too_few == "stop":
         clash(
@@ -291,9 +287,9 @@ def _by_size(pool: Pool) -> np.ndarray:
 
 
 def _utility(pool: Pool, clients: list[ClientId], penalty: float, preferred: float) -> np.ndarray:
-    """What each client that was asked before promises: float64[len(clients)]; see `oort`."""
+    """The utility of clients that were sampled before: float64[len(clients)]; see `oort`."""
     preferred = preferred or float(np.median([*pool.seconds.values()] or [0.0]))
-    # A client's own word: it may be negative, or so large that the product is infinite.
+    # Reported by the client: it may be negative, or so large that the product is infinite.
     losses = np.clip([pool.losses.get(c, 0.0) for c in clients], 0.0, 1e100)
     teaches = np.array([pool.sizes[c] for c in clients]) * losses
     teaches = np.minimum(teaches, np.percentile(teaches, CLIP, method="lower"))

@@ -9,7 +9,7 @@ from shepherd.clients.personal.methods import Personalization
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How a client trains; the same for all clients of a run. See `[training]` of the recipe for the meanings."""
+    """Optimizer, clipping, dropout and batching of local training; `[training]` of the recipe defines them."""
 
     optimizer: str = "adamw"
     weight_decay: float = 0.0
@@ -24,5 +24,5 @@ class LocalTraining:
 
     @property
     def tokens_measured(self) -> int:
-        """Most tokens in a pass that measures: it keeps nothing for a backward pass."""
+        """Most tokens of a pass without gradients, which keeps nothing for a backward pass."""
         return 2 * self.tokens_per_pass

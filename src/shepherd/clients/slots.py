@@ -1,7 +1,7 @@
-"""Which rank slots a client moves where its view leaves that to it: a probe of training in, bool[r] by module out.
+"""Selection of rank slots by a client: a probe of local training in, bool[r] by module out.
 
-LoRA-A² (2410.22815): a client of rank r_k trains all slots for a while, scores each by how far its increment moved,
-and keeps the best r_k · N over all N modules. Then the round begins anew from the same view, in these slots alone.
+LoRA-A² (2410.22815): a client of rank r_k trains all slots for some steps, scores each by the change of its increment,
+and keeps the best r_k · N over all N modules. The round then restarts from the same client model, in these slots alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from shepherd.types import Adapter, SlotChoice, Tensors, Work
 
 
 def probe_work(work: Work, choice: SlotChoice, held: int) -> Work:
-    """The work of a client's probe: the first steps of the round's own rows and rates, for a client of `held` rows.
+    """The work of a client's probe: the first steps of the round's rows and rates, for a client of `held` rows.
 
-    Where it has more steps than the round, its walk over the rows goes on and the last rate stays.
+    A probe of more steps than the round continues in the row order at the last rate.
     """
     steps = choice.steps or min(work.steps, math.ceil(held * work.steps / work.rows))
     rates = work.learning_rates[:steps] + work.learning_rates[-1:] * (steps - work.steps)
@@ -24,7 +24,7 @@ def probe_work(work: Work, choice: SlotChoice, held: int) -> Work:
 
 
 def best_slots(start: Adapter, learned: Tensors, budget: int) -> dict[str, np.ndarray]:
-    """bool[r] by module: of all modules' slots the `budget` with the highest scores, and of equal ones the first.
+    """bool[r] by module: the `budget` slots of highest score over all modules, the first among equals.
 
     learned: all A and B after the probe, by name. The score of slot i is ‖B'[:, i] A'[i] − B[:, i] A[i]‖, which is
     ‖ΔB[:, i]‖·‖A[i]‖ where only B moved and ‖B[:, i]‖·‖ΔA[i]‖ where only A did (2410.22815). In float64.

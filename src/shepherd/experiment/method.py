@@ -16,7 +16,7 @@ from shepherd.clients.selection import build_selection, cohort_size, conflicts
 from shepherd.config import Config, LoraTable
 from shepherd.errors import ShepherdError, UsageError, did_you_mean, plural
 from shepherd.server.clusters import check_clusters
-from shepherd.server.composition import control_misfits
+from shepherd.server.composition import control_conflicts
 from shepherd.server.method import Method
 from shepherd.server.methods import build_method, check_ranks
 from shepherd.types import ClientId
@@ -30,7 +30,7 @@ def prepare_method(config: Config) -> Method:
     if config.objective.scaffold:
         ranks = config.lora.ranks.values() if isinstance(config.lora.ranks, Mapping) else config.lora.ranks
         mixed = any(rank != config.lora.r for rank in ranks)
-        problems = list(control_misfits(method.pieces, federation.weights, mixed))
+        problems = list(control_conflicts(method.pieces, federation.weights, mixed))
         if problems:
             raise UsageError("\n".join(problems))
     if method.pieces.weigh.own and federation.max_weight < 1:

@@ -1,5 +1,7 @@
-"""Many updates in, one better adapter out: aggregation methods, their pieces, server optimizers, diagnostics.
+"""Aggregation methods, the pieces they are composed of, server optimizers and diagnostics.
 
-`method.py` holds the story of one aggregation, `methods.py` the published methods as lists of pieces, `composition.py`
-what fits what. Add a method there, a piece in `pieces/`: one function, one decorator.
+In: the global model, the client models of a cohort and their updates. Out: the next global model.
+`method.py` is one aggregation step, `composition.py` the rules of composition.
+Add a published method in `methods.py`, a piece in `pieces/`, an optimizer in `optimizer.py`: one function, one
+decorator.
 """

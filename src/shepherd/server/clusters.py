@@ -1,10 +1,10 @@
-"""The server's side of clusters (IFCA, Ghosh et al., 2006.04088): M models, each made by the clients that chose it.
+"""The server of IFCA (Ghosh et al., 2006.04088): M models, each aggregated from the clients that chose it.
 
-Each is combined as the run's method combines the global model, so one cluster alone is the global model again.
+Each is combined as the run's method combines the global model, so a single cluster equals the global model.
 
-How they begin is ours. IFCA wants M starts near what they are to become; adapters that change nothing are all one
-start, and random ones near it differ by no kind of client. In the first round clients train the
-global adapter alone: the changes that they send are grouped, and the mean of each group is where a cluster begins.
+The initialisation is ours. IFCA assumes M starts near the optima; adapters with B = 0 all coincide, and random ones
+near them do not separate clients. In the first round clients train the global adapter alone; their updates are grouped,
+and each cluster starts from the mean of a group.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ def group(
 ) -> dict[ClientId, int]:
     """The group of each client, 1 … count, by the cosines between the changes of their increments.
 
-    A group gathers around one of the clients, its medoid: the first is the one nearest to all, each further one brings
-    the clients most nearer to their medoids (the greedy build of PAM, Kaufman and Rousseeuw, 1990). At least `count`
-    clients are needed.
+    Medoids are chosen greedily (BUILD of PAM, Kaufman and Rousseeuw, 1990): first the client nearest to all others,
+    then the one that reduces the distances to the nearest medoid most. Needs at least `count` clients.
     """
     uploads = Uploads(model, views, updates)
     clients = [update.client for update in uploads.updates]
@@ -42,7 +41,7 @@ def group(
 
 
 def medoids(apart: np.ndarray, count: int) -> np.ndarray:
-    """Distances float64[K, K] -> the group of each, int64[K] from 0; no group is empty."""
+    """Distances float64[K, K] -> group of each client, int64[K] from 0; no group is empty."""
     found: list[int] = []
     nearest = np.full(len(apart), np.inf)
     for _ in range(count):
@@ -64,10 +63,10 @@ def combine_clusters(
     weights: Mapping[ClientId, float],
     effective_steps: Mapping[ClientId, float] | None = None,
 ) -> tuple[GlobalModel, ...]:
-    """The next model of each cluster from the clients with its number; one that nobody has stays as it is.
+    """The next model of each cluster, from the clients with its number; a cluster without clients stays as it is.
 
-    views: of each client those of all clusters. updates: of the adapter of the client's cluster. Within a cluster the
-    weights have the sum that they have over the whole round. Raises what `combine` raises.
+    views: the client models of all clusters, by client. updates: of the adapter of the client's cluster. The weights
+    within a cluster are scaled to their sum over the round. Raises the errors of `Method.combine`.
     """
     everyone = sorted(updates, key=lambda update: update.client)
     total = sum(weights[update.client] for update in everyone)
@@ -83,15 +82,14 @@ def combine_clusters(
 
 
 def check_clusters(method: Method, scaffold: bool) -> None:
-    """Raise UsageError, with what would fit, where clusters cannot have models of this method."""
+    """Raise UsageError, with a compatible choice, where clusters cannot have models of this method."""
     p = method.pieces
     reasons = {
-        "its adapter begins anew, or elsewhere, each round, so no cluster would keep one": p.split.resets
-        or p.view.name == "fresh",
+        "its adapter is reset in each round, so no cluster would keep one": p.split.resets or p.view.name == "fresh",
         "what does not fit into its adapter lies beside the base, which all clusters share": p.remainder.keeps
         or p.start.name == "principal",
         "its clients train a core, and clusters choose between adapters": p.start.heads > 0,
-        "its clients keep parts of their own already": p.personal,
+        "its clients keep local parts already": p.personal,
         "its clients choose their slots for the global adapter alone": p.view.probe is not None,
     }
     found = [f'federation.method = "{method.name}" do not fit: {reason}' for reason, holds in reasons.items() if holds]

@@ -1,4 +1,4 @@
-"""The nine pieces that make a federated method, and which of them fit together.
+"""The nine pieces of a federated method, and the rules by which they combine.
 
     start -> view -> train -> home -> payload -> weigh -> merge -> (server step) -> split -> remainder
 
@@ -14,7 +14,7 @@ from typing import Any
 from shepherd.errors import UsageError, did_you_mean
 from shepherd.registry import Registry
 from shepherd.server.optimizer import Optimizer
-from shepherd.server.pieces.local_modules import Home, homes
+from shepherd.server.pieces.local_modules import LocalModules, homes
 from shepherd.server.pieces.merge import Merge, merges
 from shepherd.server.pieces.payload import Payload, payloads
 from shepherd.server.pieces.remainder import Remainder, remainders
@@ -46,17 +46,17 @@ DEFAULTS: dict[str, Any] = {
     "split": "mean",
     "remainder": "drop",
 }
-"""FedIT (2305.05644). A method names the pieces in which it differs."""
+"""The pieces of FedIT (2305.05644). A method names the pieces in which it differs."""
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """One of each; every piece knows its name."""
+    """The nine pieces of a method."""
 
     start: Start
     view: ViewRule
     train: Schedule
-    home: Home
+    home: LocalModules
     payload: Payload
     weigh: Weighing
     merge: Merge
@@ -68,14 +68,14 @@ class Pieces:
 
     @property
     def personal(self) -> bool:
-        """Whether clients keep a factor or modules to themselves, so that each has a model of its own."""
-        return bool(self.train.home) or self.home.keeps
+        """Whether a factor or some modules stay with the clients, so that each has a personal model."""
+        return bool(self.train.local) or self.home.keeps
 
     @property
     def exact(self) -> bool:
         """Whether E' = E + Σ c_k (E_k − E) holds for weights c that are the same in all slots (the exactness law).
 
-        Of the modules that travel; the others stay as they began.
+        It concerns the modules that are sent; the others stay at their start.
         """
         if self.merge.space == "cores":
             return True
@@ -87,7 +87,7 @@ class Pieces:
 
 
 def build_pieces(specs: Mapping[str, Any]) -> Pieces:
-    """Pieces from names or {name, options…}; what is not named is FedIT's. Raises UsageError with all that is wrong."""
+    """Pieces from {kind: name or {name, options…}}, FedIT's by default. Raises UsageError with all problems."""
     problems, made = [], {}
     for kind in specs.keys() - REGISTRIES.keys():
         problems.append(f"unknown piece: {kind!r}.{did_you_mean(kind, REGISTRIES)} Pieces: {', '.join(REGISTRIES)}")
@@ -100,7 +100,7 @@ def build_pieces(specs: Mapping[str, Any]) -> Pieces:
     if problems:
         raise UsageError("\n".join(problems))
     pieces = Pieces(**made)
-    _raise_misfits(conflicts(pieces))
+    _raise_conflicts(conflicts(pieces))
     return pieces
 
 
@@ -114,12 +114,12 @@ def name_and_options(kind: str, spec: Any) -> tuple[str, dict[str, Any]]:
 
 
 def check_optimizer(pieces: Pieces, optimizer: Optimizer) -> None:
-    """Raise UsageError where the server's optimizer and the pieces do not fit."""
-    _raise_misfits(optimizer_misfits(pieces, optimizer))
+    """Raise UsageError where the server optimizer conflicts with the pieces."""
+    _raise_conflicts(optimizer_conflicts(pieces, optimizer))
 
 
 def conflicts(p: Pieces) -> Iterator[str]:
-    """Every pair of pieces that makes no sense together: which two, why, and what would fit."""
+    """A sentence for every pair of pieces that conflict: which two, why, and a compatible choice."""
 
     def pair(one: str, other: str, why: str, instead: str) -> str:
         names = p.names()
@@ -140,7 +140,7 @@ def conflicts(p: Pieces) -> Iterator[str]:
         if p.payload.needs_both:
             yield pair("payload", "merge", "it turns A, which is fixed", 'use payload "plain"')
         if p.home.keeps:
-            yield pair("home", "merge", "what a client keeps is an A and a B of its own, and a core stands for B",
+            yield pair("home", "merge", "a client keeps both A and B of its local modules, and a core stands for B",
                        'use home "nothing"')  # fmt: skip
         return
     factors = p.merge.space == "factors"
@@ -162,25 +162,25 @@ def conflicts(p: Pieces) -> Iterator[str]:
     if p.remainder.keeps and factors and not p.split.resets:
         yield pair("remainder", "merge", "the means of factors leave no rest", 'use merge "product"')
     if p.payload.needs_both and p.train.one_factor:
-        yield pair("payload", "train", "turning one factor turns the other, which does not travel", 'use train "AB"')
+        yield pair("payload", "train", "turning one factor turns the other, which is not sent", 'use train "AB"')
     if p.payload.needs_both and p.view.name != "identity":
         yield pair("payload", "view", "it turns slots into each other, which clients of few slots lack",
                    'use view "identity"')  # fmt: skip
-    if p.train.home and (p.view.name != "identity" or not factors or p.split.name != "mean"):
+    if p.train.local and (p.view.name != "identity" or not factors or p.split.name != "mean"):
         kind = "view" if p.view.name != "identity" else "split" if factors else "merge"
         yield pair("train", kind, "a factor that stays with the clients belongs to the global slots as they are",
                    'use view "identity", merge "factor" and split "mean"')  # fmt: skip
     if p.home.keeps and p.view.probe is not None:
-        yield pair("home", "view", "a client tells which slots of all modules it moved, and nothing of those at home "
-                   "may travel", 'use view "fold" or "identity"')  # fmt: skip
-    only_A = not p.train.home and "A" in p.train.sends and ("B" not in p.train.sends or p.split.empties)
+        yield pair("home", "view", "a client reports its slots of all modules, and nothing of the local modules "
+                   "may be sent", 'use view "fold" or "identity"')  # fmt: skip
+    only_A = not p.train.local and "A" in p.train.sends and ("B" not in p.train.sends or p.split.empties)
     if only_A and not p.start.needs_base:
         other = "split" if p.split.empties else "start"
         yield pair("train", other, "where B is zero, A has no gradient and nothing ever moves", 'use train "AB" or "B"')
 
 
-def optimizer_misfits(p: Pieces, optimizer: Optimizer) -> Iterator[str]:
-    """The same for [server] optimizer beside the pieces."""
+def optimizer_conflicts(p: Pieces, optimizer: Optimizer) -> Iterator[str]:
+    """The conflicts between the server optimizer and the pieces."""
     if optimizer.by_steps and p.train.in_turn:
         yield (
             f'server.optimizer "{optimizer.name}" and train "{p.train.name}" do not fit: A and B take other numbers of '
@@ -202,8 +202,8 @@ def optimizer_misfits(p: Pieces, optimizer: Optimizer) -> Iterator[str]:
         )  # fmt: skip
 
 
-def control_misfits(p: Pieces, weights: str, mixed_ranks: bool) -> Iterator[str]:
-    """The same for SCAFFOLD: control variates are kept over the rounds by rank slot, and c = Σ p_k c_k of fixed p_k."""
+def control_conflicts(p: Pieces, weights: str, mixed_ranks: bool) -> Iterator[str]:
+    """The conflicts with SCAFFOLD, whose control variates persist by rank slot, with c = Σ p_k c_k of fixed p_k."""
     setting, instead = "", ""
     if p.weigh.own:
         setting, instead = f'method.weigh = "{p.weigh.name}"', 'method.weigh = "given"'
@@ -228,7 +228,7 @@ def control_misfits(p: Pieces, weights: str, mixed_ranks: bool) -> Iterator[str]
         )  # fmt: skip
 
 
-def _raise_misfits(found: Iterator[str]) -> None:
+def _raise_conflicts(found: Iterator[str]) -> None:
     problems = list(found)
     if problems:
         raise UsageError("\n".join(problems))

@@ -1,7 +1,7 @@
-"""What a round looked like in the space of increments: how far clients agree, and what the merge lost.
+"""Diagnostics of a round in the space of increments: agreement of the clients, and error of the merge.
 
-By Gram matrices and QR of thin factors, a module at a time. Where the clients' ranks together reach the size of the
-module, its matrix is the smaller thing: then clients are added up in it, and memory grows with them no further.
+Computed by Gram matrices and QR of thin factors, a module at a time. Where the total rank of the clients reaches the
+size of a module, they are summed in its dense matrix instead, and memory no longer grows with their number.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 
-from shepherd.lowrank import DENSE_FROM, LowRank, stack
+from shepherd.lowrank import DENSE_FROM, LowRank, stack, triangle
 from shepherd.server.pieces.merge import Merged, Term, padded
 from shepherd.server.pieces.payload import Payload, plain
 from shepherd.server.pieces.weighing import Weighing, given
@@ -21,20 +21,20 @@ from shepherd.types import ClientId, ClientModel, ClientUpdate, GlobalModel
 
 PLAIN, GIVEN = plain(), given()
 PAIRS_OF = 32
-"""Cosines are taken between the first so many clients by name: they cost the square of the number."""
+"""The number of clients, first by name, between which cosines are computed; the cost is quadratic in it."""
 INDEPENDENT = 1e-2
-"""The least part of a unit vector that the others do not explain, for Gram matrices to keep twelve digits."""
+"""The least norm of a unit vector's residual on the others for which Gram matrices keep twelve digits."""
 OPERATIONS = 2e11
-"""About what all of it may cost; where that is not enough, modules are left out, evenly."""
+"""The budget of a round; where it does not suffice, modules are skipped at even distances."""
 AT_ONCE = 8
-"""Clients whose products are added up by one multiplication, where a module's matrix is formed."""
+"""Clients whose products are summed by one multiplication, where a dense matrix is formed."""
 GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it, less their whole parts, fill 0 to 1 evenly, in step with no period of the modules (Weyl, 1916)."""
+"""The fractional parts of its multiples are equidistributed, with no period of the modules (Weyl, 1916)."""
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Measured over `modules` of the modules that travelled.
+    """Measured over `modules` of the modules that were sent.
 
     deviation: ‖Σ c_k s_k B_kA_k − s·B̄Ā‖ / ‖Σ c_k s_k B_kA_k‖, what a mean of factors loses. cosine_mean, cosine_min:
     between the clients' changes X_k = E_k − E; None for one client. effective_rank: (Σσ)² / Σσ² of the mean product,
@@ -61,10 +61,9 @@ def diagnose(
     payload: Payload = PLAIN,
     weigh: Weighing = GIVEN,
 ) -> Diagnostics:
-    """Measure a round from its model before and after, and from what the clients sent. Weights sum to one.
+    """The diagnostics of a round, from the models before and after and the updates. Weights sum to one.
 
-    payload, weigh: the method's. A mean of factors loses what it loses of the factors that are merged, by the weights
-    that they are merged with.
+    payload, weigh: the method's, because the error of a mean of factors is that of the factors and weights in use.
     """
     uploads = Uploads(before, views, updates, payload.transform)
     clients = [update.client for update in uploads.updates]
@@ -115,13 +114,13 @@ def subspace_move(A: np.ndarray, B: np.ndarray) -> float:
 
 
 def _is_dense(model: GlobalModel, module: str, clients: int) -> bool:
-    """Whether the clients' columns together are about as many as the module has rows or columns."""
+    """Whether the total rank of the clients is about the size of the module."""
     A, B = model.adapter.factors[module]
     return clients * model.adapter.r >= DENSE_FROM * min(A.shape[1], len(B))
 
 
 def _summed(uploads: Uploads, module: str, shares: np.ndarray) -> tuple[float, np.ndarray]:
-    """‖Σ c_k s (B_k − B̄)(A_k − Ā)‖, and the singular values of Σ c_k s B_kA_k, by adding up [out, in] matrices."""
+    """‖Σ c_k s (B_k − B̄)(A_k − Ā)‖, and the singular values of Σ c_k s B_kA_k, by summing [out, in] matrices."""
     start, r = uploads.start(module), uploads.r
 
     def terms() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -151,10 +150,10 @@ def change(start: Local, local: Local) -> LowRank:
 
 
 def _compressed(start: Local, locals_: Sequence[Local]) -> tuple[Local, Sequence[Local]]:
-    """The same factors by their coordinates in orthonormal bases of what they span together.
+    """The factors in coordinates of orthonormal bases of their joint span.
 
-    Norms, inner products and singular values of increments stay; they now cost as much as the clients' ranks together,
-    whatever the size of the module.
+    Norms, inner products and singular values of increments are preserved, and their cost depends on the total rank of
+    the clients instead of the size of the module.
     """
     A = _coordinates([start.A.T, *(local.A.T - start.A.T[:, : len(local.A)] for local in locals_)])
     B = _coordinates([start.B, *(local.B - start.B[:, : local.B.shape[1]] for local in locals_)])
@@ -178,12 +177,12 @@ def _triangle(columns: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(columns, axis=0)
     safe = np.where(lengths > 0, lengths, 1.0)
     gram = columns.T @ columns / np.outer(safe, safe)
-    gram[np.diag_indices_from(gram)] = 1.0  # a column of zeros gets a direction of its own, and the length zero
+    gram[np.diag_indices_from(gram)] = 1.0  # a zero column gets an independent direction, and the length zero
     try:
         R = np.linalg.cholesky(gram).T
     except np.linalg.LinAlgError:
-        return np.linalg.qr(columns, mode="r")
-    return R * lengths if R.diagonal().min() > INDEPENDENT else np.linalg.qr(columns, mode="r")
+        return triangle(columns)
+    return R * lengths if R.diagonal().min() > INDEPENDENT else triangle(columns)
 
 
 def gram_of(changes: Sequence[LowRank]) -> np.ndarray:
@@ -197,7 +196,7 @@ def gram_of(changes: Sequence[LowRank]) -> np.ndarray:
 
 
 def _cosines(gram: np.ndarray) -> np.ndarray:
-    """Cosines of all pairs of clients that changed anything."""
+    """Cosines of all pairs of clients with a change other than zero."""
     norms = np.sqrt(np.diag(gram))
     moved = norms > 0
     unit = gram[np.ix_(moved, moved)] / np.outer(norms[moved], norms[moved])
@@ -205,8 +204,9 @@ def _cosines(gram: np.ndarray) -> np.ndarray:
 
 
 def affordable(model: GlobalModel, clients: int, names: Sequence[str]) -> list[str]:
-    """Of these modules some, spread evenly, that cost no more than OPERATIONS together; one at least."""
-    chosen, spent = [], 0.0
+    """Evenly spread modules of these that cost at most OPERATIONS together; at least one."""
+    chosen: list[int] = []
+    spent = 0.0
     for index in sorted(range(len(names)), key=lambda index: index * GOLDEN % 1):
         spent += _cost(model, names[index], clients)
         if chosen and spent > OPERATIONS:
@@ -216,7 +216,7 @@ def affordable(model: GlobalModel, clients: int, names: Sequence[str]) -> list[s
 
 
 def _cost(model: GlobalModel, module: str, clients: int) -> float:
-    """About how many operations a module takes: Gram matrices, and where it is dense products and singular values."""
+    """The approximate number of operations of a module: Gram matrices; if dense, products and singular values."""
     A, B = model.adapter.factors[module]
     n_in, n_out, r = A.shape[1], len(B), model.adapter.r
     if not _is_dense(model, module, clients):

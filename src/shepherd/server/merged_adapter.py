@@ -1,4 +1,4 @@
-"""A model whose remainder lies beside its adapter, as one adapter of higher rank: what any PEFT user can load."""
+"""A global model with a remainder as one adapter of higher rank, which PEFT can load."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def merged_adapter(model: GlobalModel) -> Adapter:
     """One adapter with the effective increment remainder + scale · B @ A of every module, at the same scale.
 
     Its rank is r plus the largest numerical rank of a remainder; slots that a module does not need are zero. A model
-    without remainder gives its adapter as it is. Where a remainder takes away what the adapter holds (FRLoRA), it is
-    their sum alone: two large terms, each rounded by who loads them, would take what was learned with them.
+    without remainder gives its adapter as it is. Where the remainder cancels a part of the adapter (FRLoRA), their sum
+    is stored: two large terms, each rounded on loading, would lose the learned part.
     """
     adapter = model.adapter
     if not any(rest.q for rest in model.remainder.values()):

@@ -1,11 +1,11 @@
-"""Federated LoRA methods by name: which pieces each consists of. A new one is a function of a few lines.
+"""Federated LoRA methods by name, each a composition of pieces. A new one is a function of a few lines.
 
     @methods
     def my_method(rank: int = 16) -> Method:
         \"\"\"What it does, in one line.\"\"\"
         return compose("my_method", merge="product", split="mean", remainder={"name": "keep", "rank": rank})
 
-Marked experimental: what rests on a secondary source, or leaves out a part that needs the client's data.
+Experimental: methods after a secondary source, or without a part that needs the client's data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OTHER_NAMES = {
     "ifca": 'IFCA is personalization.name = "ifca"',
     "feddpa": 'FedDPA is personalization.name = "feddpa"',
 }
-"""What a name means that others give to a method and we to something else."""
+"""Names of methods in the literature that are other settings here."""
 
 
 @methods
@@ -75,7 +75,7 @@ def la_lora() -> Method:
 
 @methods
 def fedsa_lora() -> Method:
-    """A is averaged, every client keeps a B of its own: personal models (FedSA-LoRA, Guo et al., 2410.01463).
+    """A is averaged, B stays local to each client: personal models (FedSA-LoRA, Guo et al., 2410.01463).
 
     The global adapter has B = 0 and changes nothing: what is learned shows in the clients' own models.
     """
@@ -87,8 +87,8 @@ def fedper_lora(blocks: int = 1) -> Method:
     """The last blocks' adapters stay with each client, the others are averaged (after FedPer, 1912.00818).
 
     blocks: how many stay. FedPer keeps the last layers and the head of a network; here the head has no adapter. The
-    default is ours: the least that gives every client a model of its own, and possible for any model of two blocks.
-    0 is fedit. The global adapter changes nothing in the blocks at home: it is the shared part alone.
+    default is ours: the least that gives every client a personal model, and possible for any model of two blocks.
+    0 is fedit. The global adapter changes nothing in the local blocks: it is the shared part alone.
     """
     return compose("fedper_lora", citation="1912.00818", home={"name": "last_blocks", "blocks": blocks})
 
@@ -139,8 +139,8 @@ def florist(energy: float = 0.99) -> Method:
 def hetlora() -> Method:
     """Prefixes of mixed rank, padded with zeros, weighted by the norm of their increments (HetLoRA, 2401.06432).
 
-    A client has one weight, by the norm √Σ ‖s·B_kA_k‖² over all modules that travel. To weigh each module by its own
-    norm, or to add the modules' norms up, are other readings of the paper.
+    A client has one weight, by the norm √Σ ‖s·B_kA_k‖² over all modules that are sent. A weight for each module by
+    its norm, or by the sum of the modules' norms, is another reading of the paper.
     """
     return compose("hetlora", citation="2401.06432", view="prefix", weigh="product_norm",
                    experimental="without the penalty on the last slots and the self-pruning of ranks, "
@@ -190,7 +190,7 @@ def lora_fair(strength: float = 0.01) -> Method:
 
 @methods
 def frlora() -> Method:
-    """Every round begins with the base's principal directions; what was learned lies beside (FRLoRA, ICLR 2025)."""
+    """Every round starts from the base's principal directions; the rest goes to the remainder (FRLoRA, ICLR 2025)."""
     return compose("frlora", citation="ICLR 2025", start="principal", split="fixed", remainder="keep",
                    experimental="after notes of a re-implementation; A and B hold 1/√s, so that s·BA is principal"
                    )  # fmt: skip
@@ -228,7 +228,7 @@ def build_method(
     optimizer: str = "fedavg",
     optimizer_options: Mapping[str, Any] | None = None,
 ) -> Method:
-    """A method from a recipe: its name, the table [method] of pieces and options, and the server's optimizer.
+    """The method of a recipe, from its name, the table [method] of pieces and options, and the server optimizer.
 
     Keys of the table that name a piece replace that piece; the others are options of the method. Raises UsageError.
     """
@@ -251,7 +251,7 @@ def build_method(
 
 
 def _with_name(method: Method, kind: str, spec: Any) -> Any:
-    """A table of options without a name means the method's own piece: remainder = {rank = 4}."""
+    """The piece of a table without a name, which is the method's own: remainder = {rank = 4}."""
     if not isinstance(spec, Mapping) or "name" in spec:
         return spec
     name, options = name_and_options(kind, method.specs.get(kind, DEFAULTS[kind]))
@@ -259,7 +259,7 @@ def _with_name(method: Method, kind: str, spec: Any) -> Any:
 
 
 def check_ranks(method: Method, ranks: Mapping[str, int] | Sequence[int], r: int) -> None:
-    """Raise UsageError where clients' ranks are not those that the method can take."""
+    """Raise UsageError for client ranks that the method does not support."""
     values = list(ranks.values() if isinstance(ranks, Mapping) else ranks)
     if any(rank > r for rank in values):
         raise UsageError(f"lora.ranks has {max(values)}, more than lora.r = {r}", hint=f"set lora.r = {max(values)}")

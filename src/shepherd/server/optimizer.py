@@ -1,4 +1,4 @@
-"""The server's step on the pseudo-gradient Δ = Σ c_k (X_k − X), in the linear space in which the clients were merged.
+"""Server optimizers: a step on the pseudo-gradient Δ = Σ c_k (X_k − X), in the linear space of the merge.
 
 An optimizer is two functions: init(Δ) -> state, and step(state, Δ) -> (state, move). Its moments live in
 GlobalModel.memory by name, one state for each tensor, and only tensors that were trained move their state.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from shepherd.errors import did_you_mean
 from shepherd.lowrank import LowRank
@@ -69,7 +70,7 @@ def fednova(learning_rate: float = 1.0) -> Optimizer:
 
 @optimizers
 def fedavgm(learning_rate: float = 1.0, momentum: float = 0.9, rank: int = 0) -> Optimizer:
-    """v ← β·v + Δ, θ + η·v (FedAvgM, Hsu et al., 1909.06335); for a product merge v is an increment of its own.
+    """v ← β·v + Δ, θ + η·v (FedAvgM, Hsu et al., 1909.06335); for a product merge v is an increment.
 
     rank bounds the increment that v is (0: no bound); it has no meaning for factors.
     """
@@ -122,10 +123,12 @@ def torch(name: str, learning_rate: float = 1e-3, **options: Any) -> Optimizer:
     options: its own, as torch names them, and its defaults but for weight_decay = 0: the server steps on changes, so
     what depends on the weights themselves is refused. SGD with learning_rate = 1 is FedAvg.
     """
-    import torch  # not above: the server is numpy, and who names none of torch's optimizers need not wait for it
+    import torch  # imported here, because the server otherwise needs numpy alone
 
     _positive(learning_rate=learning_rate)
-    kinds = {n: k for n, k in vars(torch.optim).items() if isinstance(k, type) and issubclass(k, torch.optim.Optimizer)}
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        n: k for n, k in vars(torch.optim).items() if isinstance(k, type) and issubclass(k, torch.optim.Optimizer)
+    }
     del kinds["Optimizer"]
     if name not in kinds:
         raise ValueError(f"torch.optim has no {name!r}.{did_you_mean(name, kinds)} It has: {', '.join(sorted(kinds))}")
@@ -183,9 +186,9 @@ def _adaptive(learning_rate: float, momentum: float, tau: float, second: Callabl
 
 
 class ServerStep:
-    """An optimizer with its states, for the length of one combine; `memory` is what comes out of it."""
+    """An optimizer with its states during one `combine`; `memory` holds the updated states."""
 
-    def __init__(self, optimizer: Optimizer, memory: Mapping[str, np.ndarray], dtype: type = np.float32) -> None:
+    def __init__(self, optimizer: Optimizer, memory: Mapping[str, np.ndarray], dtype: DTypeLike = np.float32) -> None:
         self.optimizer, self.memory, self.dtype = optimizer, dict(memory), dtype
 
     @property
@@ -193,7 +196,7 @@ class ServerStep:
         return self.optimizer.memoryless
 
     def step(self, name: str, delta: Any) -> Any:
-        """The move of the tensor (or, for a product merge, the module) `name`."""
+        """The server's step for the tensor (or, for a product merge, the module) `name`."""
         state = dict(self.optimizer.init(delta))
         for key, value in state.items():
             stored = f"server.{name}.{key}"
@@ -202,8 +205,8 @@ class ServerStep:
             elif stored in self.memory:
                 value = self.memory[stored]
             state[key] = None if value is None else value.astype(np.float64)
-        state, move = self.optimizer.step(state, delta)
-        for key, value in state.items():
+        after, move = self.optimizer.step(state, delta)
+        for key, value in after.items():
             stored = f"server.{name}.{key}"
             if isinstance(value, LowRank):
                 kept = value.astype(self.dtype)
@@ -229,17 +232,18 @@ def control_step(
     """
     memory = dict(memory)
     for name, of_clients in changes.items():
-        total = sum(p * change for p, change in zip(population, of_clients, strict=True))  # one client at a time
+        terms = (p * change for p, change in zip(population, of_clients, strict=True))  # one client at a time
+        total = sum(terms, start=np.zeros(()))
         before = memory.get(f"control.{name}")
         memory[f"control.{name}"] = (total if before is None else before + total).astype(np.float32)
     return memory
 
 
 def control_without(memory: Mapping[str, np.ndarray], share: float, own: Mapping[str, np.ndarray]) -> dict:
-    """c without a client of weight p_k that is asked no more, c − p_k c_k; `own` is what it keeps, c_k among it.
+    """c without a quarantined client of weight p_k, c − p_k c_k; `own` holds its private tensors, c_k among them.
 
-    Its last c_k would stay in c for good, and the others would settle where it says and not at their own optimum. The
-    server has seen every change of c_k, so it takes nothing from the client that it was not sent.
+    Its last c_k would otherwise remain in c and bias the optimum of the others. The server has received every change of
+    c_k, so this reveals nothing new about the client.
     """
     memory = dict(memory)
     for name, array in own.items():
@@ -250,7 +254,7 @@ def control_without(memory: Mapping[str, np.ndarray], share: float, own: Mapping
 
 
 def control(memory: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """SCAFFOLD's c by tensor, as a task takes it; empty before the first round."""
+    """SCAFFOLD's c by tensor, for a `TrainTask`; empty before the first round."""
     return {key.removeprefix("control."): value for key, value in memory.items() if key.startswith("control.")}
 
 

@@ -1,10 +1,9 @@
-"""What a method sends: numbers up and down, per client and round, from the shapes alone.
+"""Communication of a method: numbers sent up and down, per client and round, from the shapes alone.
 
-Up is what leaves a client: of slots that it picks from the whole model as if they spread evenly, with a quarter of a
-number for each truth value that says which. Down is what a round's outcome takes to tell a client that knows the one
-before: the new adapter (or the one factor of it that moved), and the round's addition to the remainder. What follows
-from the seed is not sent, nor what every client keeps for itself, modules at home included. Where the remainder is cut
-by energy, its rank is an upper bound until a round has shown it.
+Up is a client's update; slots that it chooses count as if spread evenly over the modules, plus a quarter of a number
+for each boolean that names them. Down is the difference between two global models: the new adapter (or the one factor
+that moved), and the round's addition to the remainder. What follows from the seed is not sent, nor local factors and
+modules. Where the remainder is truncated by energy, its rank is an upper bound until a round has determined it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ SMOLLM2_QV = {
     **{f"layers.{i}.q": (576, 576) for i in range(30)},
     **{f"layers.{i}.v": (576, 192) for i in range(30)},
 }
-"""(in, out) of q and v in SmolLM2-135M: the worked example, where no model is named."""
+"""(in, out) of q and v in SmolLM2-135M, the example where no model is named."""
 
 Sizes = Mapping[str, tuple[int, int]]
 
@@ -57,7 +56,7 @@ def round_bytes(
     sizes = {name: (A.shape[1], len(B)) for name, (A, B) in adapter.factors.items()}
     merged = ranks if merged is None else merged
     up, choices, down = _numbers(method, sizes, adapter.r, number, ranks, merged, rest)
-    # Who is yet to choose its slots needs c in all of them.
+    # A client that is yet to choose its slots needs c in all of them.
     moved = ranks if method.pieces.view.probe is None else [adapter.r] * len(ranks)
     control = _numbers(method, sizes, adapter.r, number, moved, merged)[0] if scaffold else 0.0
     trained = 1 + scaffold + (clusters > 0)
@@ -65,14 +64,14 @@ def round_bytes(
 
 
 def added_ranks(before: Mapping[str, LowRank], after: Mapping[str, LowRank]) -> dict[str, int]:
-    """By module the rank that a round added to the remainder; those whose remainder became dense are left out."""
+    """The rank that a round added to the remainder, by module; modules with a dense remainder are left out."""
     return {
         name: now.q - (before[name].q if name in before else 0) for name, now in after.items() if now.q < min(now.shape)
     }
 
 
 def bounds(method: Method, adapter: Adapter, mixed: bool, one_step: bool) -> tuple[str, str]:
-    """(up, down): whether these bytes are "exact", "about" or "at most" what is sent.
+    """(up, down): whether the bytes of `round_bytes` are "exact", "about" or "at most" the bytes sent.
 
     mixed: some ranks are below r. one_step: no client takes more than one local step.
     """
@@ -88,7 +87,7 @@ def bounds(method: Method, adapter: Adapter, mixed: bool, one_step: bool) -> tup
 
 
 def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: int = 4) -> list[dict[str, Any]]:
-    """A row for each method: its pieces, bytes per client and round, what it can do, and where it is from."""
+    """A row for each method: its pieces, bytes per client and round, capabilities and citation."""
     rows = []
     for name in methods:
         method = build_method(name)
@@ -122,10 +121,10 @@ def _numbers(
     rest: Mapping[str, int] | None = None,
 ) -> tuple[float, float, float]:
     """(up, choices of slots, down): numbers of one round, of a whole cohort."""
-    sends, counts, home = method.pieces.train.of(number)[1], Counter(ranks), method.home(sizes)
+    sends, counts, local = method.pieces.train.of(number)[1], Counter(ranks), method.local_modules(sizes)
     up = choices = down = 0.0
     for name, (n_in, n_out) in sizes.items():
-        if name in home:
+        if name in local:
             continue
         for rank, count in counts.items():
             up += count * _up(method, n_in, n_out, r, rank, sends)

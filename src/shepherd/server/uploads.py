@@ -1,7 +1,7 @@
-"""A round's updates, read: what each client holds of a module after its training, in float64.
+"""The updates of a round, decoded: the factors of each client after local training, in float64.
 
-Nothing is decoded, or read from where it lies, before its module's turn: the server holds one module of all clients
-at a time, or of one client where a sum is enough.
+Modules are decoded, or read from disk, one at a time: the server holds one module of all clients, or of one client
+where a sum suffices.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shepherd.updates.tensors import shapes, view_part
 class Local:
     """One module of one client after its round: A float64[r, in], B float64[out, r]; the increment is scale · B @ A.
 
-    moved: bool[r], the rank slots that the client could move. sent: "AB", "A" or "B", what came back.
+    moved: bool[r], the rank slots that the client trained. sent: "AB", "A" or "B", the factors of its update.
     """
 
     A: np.ndarray
@@ -30,8 +30,8 @@ class Local:
     sent: str = "AB"
 
 
-Transform = Callable[[Local, Local, int], Local]
-"""(local, start, round) -> the local factors as they are merged; see payloads.py."""
+LocalTransform = Callable[[Local, Local, int], Local]
+"""(local, start, round) -> the local factors as they are merged; see pieces/payload.py."""
 
 
 def unchanged(local: Local, start: Local, round_number: int) -> Local:
@@ -40,10 +40,10 @@ def unchanged(local: Local, start: Local, round_number: int) -> Local:
 
 
 class Uploads:
-    """The updates of a round, sorted by client, beside the model and the views that they started from.
+    """The updates of a round, sorted by client, with the global model and the client models that they started from.
 
-    `views` are those of the updates' clients, with the slots that these chose; they all have the same modules at home.
-    Raises ClientError, with client and tensor, for an update of another module set or shape than its view's.
+    `views` are those of the updates' clients, with the slots that these chose; all have the same local modules. Raises
+    ClientError, with client and tensor, for an update whose modules or shapes are not those of its client model.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Uploads:
         model: GlobalModel,
         views: Mapping[ClientId, ClientModel],
         updates: Sequence[ClientUpdate],
-        transform: Transform = unchanged,
+        transform: LocalTransform = unchanged,
     ) -> None:
         # Float sums depend on order, arrival does not repeat: sort by client.
         self.model, self.transform = model, transform
@@ -70,36 +70,36 @@ class Uploads:
 
     @property
     def modules(self) -> list[str]:
-        """Those that travelled. Of the others the server has nothing but how they began."""
-        home = self.views[self.updates[0].client].home
-        return [module for module in self.model.adapter.factors if module not in home]
+        """The modules that were sent. Of the others the server has the start alone."""
+        local = self.views[self.updates[0].client].local_modules
+        return [module for module in self.model.adapter.factors if module not in local]
 
     def start(self, module: str) -> Local:
         """The global factors that the round started from."""
         return local_of(self.model.adapter, module)
 
     def moved(self, module: str) -> list[np.ndarray]:
-        """bool[r_k] by client: the slots that it could move."""
+        """bool[r_k] by client: the slots that it trained."""
         views = [self.views[update.client] for update in self.updates]
         return [np.ones(v.adapter.r, bool) if v.slots is None else np.asarray(v.slots[module], bool) for v in views]
 
     def changes(self, name: str) -> Iterator[np.ndarray]:
-        """float64 by client: how it changed the tensor `name`, whole, with zeros in the slots that did not travel."""
+        """float64 by client: its change of the tensor `name`, at full size with zeros in slots that were not sent."""
         return (_change(self.views[update.client], update, name) for update in self.updates)
 
     def control_changes(self) -> dict[str, Iterator[np.ndarray]]:
-        """SCAFFOLD's c_k⁺ − c_k, by tensor and client, where the updates hold them."""
+        """SCAFFOLD's c_k⁺ − c_k by tensor and client, empty without SCAFFOLD."""
         names = [name for name in self.updates[0].delta if name.endswith(CONTROL)]
         return {name.removesuffix(CONTROL): self.changes(name) for name in names}
 
     def each(self, module: str) -> Iterator[Local]:
-        """Each client's factors after training, by client, decoded when their turn comes."""
+        """The factors after local training, by client, decoded one client at a time."""
         start = self.start(module)
         for update in self.updates:
             yield self.transform(_local(self.views[update.client], update, module), start, self.round)
 
     def locals(self, module: str) -> tuple[Local, ...]:
-        """The same, of all clients at once."""
+        """The factors after local training of all clients at once."""
         return tuple(self.each(module))
 
 
@@ -123,7 +123,7 @@ def _local(view: ClientModel, update: ClientUpdate, module: str) -> Local:
 
 
 def _change(view: ClientModel, update: ClientUpdate, name: str) -> np.ndarray:
-    return view.expanded(name, update.delta[name]).astype(np.float64)
+    return view.scatter(name, update.delta[name]).astype(np.float64)
 
 
 def expand_core(basis: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -134,7 +134,7 @@ def expand_core(basis: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _answered(view: ClientModel, update: ClientUpdate) -> ClientModel:
-    """The view as the client answered it, its slots filled in. Raises ClientError where the update does not fit."""
+    """The client model with the slots of the update. Raises ClientError where the tensors differ."""
     try:
         view = view.chosen(update.slots)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""A cap on the weight of one client, and what each weighs where all take part.
+"""Aggregation weights: of a round, of the whole population, and a cap on the weight of one client.
 
-With a cap what a client says about its own size cannot make it the whole mean.
+With a cap, a client that overstates its size cannot dominate the mean.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from shepherd.types import ClientId, ClientUpdate
 
 
 def capped(weights: Sequence[float], most: float) -> tuple[float, ...]:
-    """Weights of which none is above `most`; the others grow in proportion, so that the sum stays one.
+    """Weights capped at `most`; the others grow in proportion, so that the sum stays one.
 
-    most = 1 changes nothing. Where n clients cannot hold it (n · most < 1) all get 1 / n, the least that is possible.
+    most = 1 changes nothing. Where n · most < 1, all weigh 1 / n, the least that is possible.
     """
     if max(weights) <= most:
         return tuple(weights)
@@ -30,7 +30,7 @@ def capped(weights: Sequence[float], most: float) -> tuple[float, ...]:
 
 
 def population_weights(sizes: Mapping[ClientId, int], by: str, most: float = 1.0) -> dict[ClientId, float]:
-    """p_k: what each client weighs in a round of all clients, by "examples" (their rows) or "uniform".
+    """p_k, the weight of each client under full participation, by "examples" (their rows) or "uniform".
 
     most: the cap of one. Empty for "tokens", which are known only after a round.
     """

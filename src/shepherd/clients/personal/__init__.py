@@ -1,4 +1,5 @@
-"""Personalization: models of the clients' own beside the global one (Ditto, FedDPA, IFCA, local fine-tuning).
+"""Personalization: one model per client or per cluster (Ditto, FedDPA, IFCA, local fine-tuning, local modules).
 
-`methods.py` has the registry. Add one there: one function, one decorator.
+In: a client's model of the round and its private tensors. Out: what it trains, keeps and uses besides the global model.
+Add a personalization to the registry in `methods.py`: one function, one decorator.
 """

@@ -1,6 +1,6 @@
-"""FedDPA's local adapter in training (Yang et al., 2403.19211): where it begins, and the global one frozen beside it.
+"""FedDPA's local adapter in training (Yang et al., 2403.19211): its initialisation, with the global one frozen.
 
-What a client does with both adapters afterwards is in clients/personal/mixture.py.
+Inference with both adapters is in clients/personal/mixture.py.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from shepherd.types import Adapter, ClientId, ClientModel
 
 @dataclass(frozen=True)
 class Mix:
-    """weight: λ of an input that looks like the client's own. samples: training rows that it is held against.
+    """Settings of FedDPA's mixture.
 
-    share: weight of the local adapter in training, beside 1 − share of the global one.
+    weight: λ of an input like the client's training rows. samples: training rows that an input is compared with.
+    share: weight of the local adapter in training; the global one has 1 − share.
     """
 
     weight: float
@@ -27,15 +28,15 @@ class Mix:
     share: float
 
 
-def begun(shared: Adapter, seed: int, client: ClientId) -> Adapter:
-    """A local adapter that changes nothing yet, of the rank and scale of the global one."""
+def initial_local(shared: Adapter, seed: int, client: ClientId) -> Adapter:
+    """A local adapter with B = 0, of the rank and scale of the global one."""
     sizes = {name: (A.shape[1], len(B)) for name, (A, B) in shared.factors.items()}
     own = derive(seed, "local adapter", client)
     return fresh_adapter(sizes, shared.r, shared.alpha, own, rslora=shared.rslora, base_digest=shared.base_digest)
 
 
-def beside(shared: Adapter, local: Adapter, share: float) -> ClientModel:
-    """share · local + (1 − share) · shared, of which the slots of `local`, the last ones, may move."""
+def beside_shared(shared: Adapter, local: Adapter, share: float) -> ClientModel:
+    """The client model share · local + (1 − share) · shared, in which only the slots of `local`, the last, move."""
     if share == 1:
         return ClientModel(local)
     both = joined(shared, local, (1 - share, share))

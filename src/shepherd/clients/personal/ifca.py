@@ -1,21 +1,22 @@
-"""Clusters of clients (IFCA, Ghosh et al., 2006.04088): which of M adapters fits a client best, and training that one.
+"""The clients of IFCA (Ghosh et al., 2006.04088): choose the cluster of least loss, and train its adapter.
 
     losses = cluster_losses(adapters, rows, packed, lora, tokens_per_pass)    # {client: float64[M]}
     number = pick(losses[client])                                             # from 1
 
-A client judges by its own rows. What it finds does not depend on who is judged beside it (decision 0008).
+A client chooses by the loss on its training rows. The choice does not depend on the other clients of the batch
+(decision 0008).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from shepherd.clients.cohort import Cohort
-from shepherd.clients.progress import Progress, StepReport
+from shepherd.clients.progress import ObserveTraining, Progress
 from shepherd.clients.row_order import next_rows
 from shepherd.clients.training import TrainingHost, train
 from shepherd.model.forward import PackedModel
@@ -33,9 +34,9 @@ def cluster_losses(
     lora: CohortLora,
     tokens_per_pass: int,
 ) -> dict[ClientId, np.ndarray]:
-    """Each client's mean loss under each of its M adapters, in nats per target token: float64[M].
+    """The mean loss of each client under each of its M adapters, in nats per target token: float64[M].
 
-    All clients are one batch, one adapter of each after another: M passes over the rows, a slot for each client.
+    The clients form one batch with a slot for each; M passes over the rows, one for each adapter.
     """
     clients = tuple(adapters)
     items = [Row(slot, row) for slot, client in enumerate(clients) for row in rows[client]]
@@ -53,15 +54,15 @@ def cluster_losses(
 
 
 def pick(losses: np.ndarray) -> int:
-    """The number, from 1, of the cluster of least loss, the first of equals; 0 where no loss is finite."""
+    """The number, from 1, of the cluster of least loss, the first among equals; 0 where no loss is finite."""
     finite = np.isfinite(losses)
     return 1 + int(np.argmin(np.where(finite, losses, np.inf))) if finite.any() else 0
 
 
 def judged(rows: Sequence[Tokens], client: ClientId, first: int, count: int, most: int, seed: int) -> list[Tokens]:
-    """The rows by which a client judges: the first of its next `count` rows, no more than it has nor than `most`.
+    """The rows on which a client compares clusters: the first of its next `count` rows, at most all it has.
 
-    most: 0 sets no limit.
+    most: an upper bound, 0 for none.
     """
     return next_rows(rows, client, first, min(count, len(rows), most or count), seed)
 
@@ -69,23 +70,24 @@ def judged(rows: Sequence[Tokens], client: ClientId, first: int, count: int, mos
 def train_in_clusters(
     task: TrainTask,
     private: Mapping[ClientId, Tensors],
-    site: TrainingHost,
-    observe: Callable[[StepReport], None] = lambda report: None,
+    host: TrainingHost,
+    observe: ObserveTraining = lambda report: None,
 ) -> Iterator[ClientUpdate | ClientFailure]:
-    """What `train` yields; each update with that of the adapter of the cluster that the client chose.
+    """Train the global adapter as `train` does, then the adapter of the cluster that each client chose.
 
-    It trains on the rows of the round, as it does for the global adapter, `clients_at_once` together.
+    Both on the rows of the round, `clients_at_once` together; an update holds both changes.
     """
-    told: dict[ClientId, Progress] = {}
-    settings, data = site.settings, site.data
+    reported: dict[ClientId, Progress] = {}
+    settings, data = host.settings, host.data
 
     def watch(report: Mapping[ClientId, Progress]) -> None:
-        told.update(report)
+        reported.update(report)
         observe(report)
 
-    found = {answer.client: answer for answer in train(task, private, site, watch)}
-    names = sorted(name for name, answer in found.items() if isinstance(answer, ClientUpdate))
-    lora = site.make_lora()
+    found = {answer.client: answer for answer in train(task, private, host, watch)}
+    updates = {name: answer for name, answer in found.items() if isinstance(answer, ClientUpdate)}
+    names = sorted(updates)
+    lora = host.make_lora()
     for start in range(0, len(names), settings.clients_at_once):
         chunk = names[start : start + settings.clients_at_once]
         rows = {
@@ -93,7 +95,7 @@ def train_in_clusters(
             for name, work in ((name, task.work[name]) for name in chunk)
         }
         adapters = {name: [view.adapter for view in task.clusters[name]] for name in chunk}
-        losses = cluster_losses(adapters, rows, site.packed, lora, settings.tokens_per_pass)
+        losses = cluster_losses(adapters, rows, host.packed, lora, settings.tokens_per_pass)
         picks = {name: pick(losses[name]) for name in chunk}
         for name in (name for name, number in picks.items() if not number):
             found[name] = ClientFailure(name, task.round, "diverged", HOMELESS)
@@ -101,16 +103,15 @@ def train_in_clusters(
         if not views:
             continue
         cohort = Cohort(
-            site.packed, lora, settings, views, data, task.seed, task.objective,
-            before=told, trainings=settings.personal.cost.trainings,
+            host.packed, lora, settings, views, data, task.seed, task.objective,
+            before=reported, trainings=settings.personal.cost.trainings,
         )  # fmt: skip
         metrics = cohort.run([task.work[name] for name in views], task.round, observe)
         for name, failure in cohort.failures.items():
             found[name] = replace(failure, detail=f"of its cluster's adapter {failure.detail}")
         for name in metrics:
-            delta = {f"{CLUSTER}{key}": change for key, change in cohort.moving[name].delta().items()}
-            measured = {**found[name].metrics, "cluster_loss": metrics[name]["loss"]}
-            found[name] = replace(
-                found[name], delta={**found[name].delta, **delta}, metrics=measured, cluster=picks[name]
-            )
+            update = updates[name]
+            delta = {f"{CLUSTER}{key}": change for key, change in cohort.optimizers[name].delta().items()}
+            measured = {**update.metrics, "cluster_loss": metrics[name]["loss"]}
+            found[name] = replace(update, delta={**update.delta, **delta}, metrics=measured, cluster=picks[name])
     yield from (found[name] for name in sorted(found))

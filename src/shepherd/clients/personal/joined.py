@@ -1,4 +1,4 @@
-"""Two adapters as one of their joint rank, and one of them back."""
+"""Concatenation of two adapters into one of their joint rank, and its inverse."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from shepherd.types import Adapter, Factors, Tensors
 def joined(first: Adapter, second: Adapter, weights: tuple[float, float] = (1.0, 1.0)) -> Adapter:
     """The adapter whose increment is weights[0] times that of `first` plus weights[1] > 0 times that of `second`.
 
-    The slots of `first` come before those of `second`. These keep their factors, and their weight is in the scale: to
-    train them is to train `second` behind a weight. Ranks and scales may differ. Raises ModelError where modules do.
+    The slots of `first` come before those of `second`. These keep their factors, and their weight is in the scale, so
+    training them trains `second` under its weight. Ranks and scales may differ. Raises ModelError where modules do.
     """
     if first.factors.keys() != second.factors.keys():
         odd = sorted(first.factors.keys() ^ second.factors.keys())
@@ -30,7 +30,7 @@ def joined(first: Adapter, second: Adapter, weights: tuple[float, float] = (1.0,
 
 
 def last_slots(tensors: Tensors, r: int) -> dict[str, np.ndarray]:
-    """The last r slots of factors by name (`<module>.A`, `<module>.B`), as arrays of their own."""
+    """The last r slots of factors by name (`<module>.A`, `<module>.B`), as copies."""
     return {
         name: np.ascontiguousarray(array[-r:] if name.endswith(".A") else array[:, -r:])
         for name, array in tensors.items()

@@ -1,17 +1,17 @@
-"""Models of a client's own, which never travel: parts that stay at home, a second adapter, tuning afterwards.
+"""Personalization: local parts, a second adapter, local fine-tuning, clusters.
 
-Five ways:
+Five ways to a model per client:
 
-- parts at home: what a view lets move but not travel stays with the client and is in force again in its next round.
-  It follows from the view alone. FedSA-LoRA (2410.01463) shares A and keeps B (federation.method = "fedsa_lora"); after
-  FedPer (1912.00818) all of some modules stays, the last blocks ("fedper_lora").
-- `finetune`: the final global model, trained on for some steps on the client's rows.
+- local parts: what a client trains and does not send, it restores in its next round. They follow from the
+  `ClientModel` alone. FedSA-LoRA (2410.01463) shares A and keeps B (federation.method = "fedsa_lora"); after FedPer
+  (1912.00818) some modules stay local, those of the last blocks ("fedper_lora").
+- `finetune`: the final global model, trained for further steps on the client's rows.
 - `ditto`: a second adapter for each client, trained in the same rounds and pulled towards the global one.
-- `feddpa`: a second adapter, mixed with the global one by how much an input looks like the client's own.
-- `ifca`: the adapter of that one of M clusters which fits the client's rows best; it is trained by all who chose it, so
-  it does travel (clusters.py).
+- `feddpa`: a second adapter, mixed with the global one by the similarity of an input to the client's rows.
+- `ifca`: the adapter of the one of M clusters that fits the client's rows best; all clients of a cluster train it,
+  so it is sent (ifca.py).
 
-What a client keeps between rounds is in `ClientUpdate.private`, by the names below.
+A client's state between rounds is in `ClientUpdate.private`, by the names below.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from shepherd.clients.personal.feddpa import Mix, begun, beside
+from shepherd.clients.personal.feddpa import Mix, beside_shared, initial_local
 from shepherd.clients.personal.joined import last_slots
 from shepherd.errors import ClientError
 from shepherd.registry import Registry
 from shepherd.types import Adapter, ClientId, ClientModel, Factors, Objective, Tensors
 
-HOME = "home/"
-"""Prefix of parts at home: `home/<module>.A`, `home/<module>.B`."""
+LOCAL = "home/"
+"""Prefix of local parts: `home/<module>.A`, `home/<module>.B`."""
 PERSONAL = "personal/"
 """Prefix of a client's second adapter: `personal/<module>.A`, `personal/<module>.B`."""
 
@@ -37,7 +37,10 @@ personalizations = Registry("personalization")
 
 
 class Cost(NamedTuple):
-    """What a client pays. trainings: how often it trains on its rows of a round; steps: those after the last round."""
+    """The cost of a personalization to a client.
+
+    trainings: passes of local training over the rows of a round. steps: optimizer steps after the last round.
+    """
 
     trainings: int = 1
     steps: int = 0
@@ -45,11 +48,11 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Personalization:
-    """What clients do for a model of their own beside the rounds.
+    """The settings of a personalization.
 
-    pull: strength and form of Ditto's proximal term, while a second adapter is trained; None has none. steps: optimizer
-    steps after the last round, at `learning_rate`, or the run's where that is 0. mix: FedDPA's settings. clusters: how
-    many there are to choose from, 0 for none; rows: the most by which a client chooses, 0 for all.
+    pull: strength and form of Ditto's proximal term; None trains no such second adapter. steps: optimizer steps after
+    the last round, at `learning_rate`, or the run's where that is 0. mix: FedDPA's settings. clusters: the number of
+    clusters, 0 for none. rows: the most rows on which a client compares clusters, 0 for all.
     """
 
     name: str = "none"
@@ -67,13 +70,13 @@ class Personalization:
 
     @property
     def cost(self) -> Cost:
-        """What progress and `shepherd check` count."""
+        """The cost that progress and `shepherd check` account for."""
         return Cost(trainings=2 if self.in_rounds or self.clusters else 1, steps=self.steps)
 
 
 @personalizations
 def none() -> Personalization:
-    """No model of their own, but for parts that the method leaves with the clients."""
+    """No personal models, except for local parts of the method."""
     return Personalization()
 
 
@@ -90,7 +93,7 @@ def finetune(steps: int = 10, learning_rate: float = 0.0) -> Personalization:
 
 @personalizations
 def ditto(strength: float = 0.1, form: Literal["factors", "product"] = "factors") -> Personalization:
-    """A second adapter in each client, trained beside and pulled towards the global one (Ditto, Li et al., 2012.04221).
+    """A second adapter in each client, trained with and pulled towards the global one (Ditto, Li et al., 2012.04221).
 
     v ← v − η(∇F(v) + λ(v − θ_t)) on the rows that the client trains on anyway, so a round costs twice. strength is λ:
     0 trains alone, a large one stays at the global adapter. form "product" pulls the increments s·BA instead, which do
@@ -153,89 +156,93 @@ def ifca(clusters: int = 2, rows: int = 0) -> Personalization:
     return Personalization("ifca", clusters=clusters, rows=rows)
 
 
-def at_home(view: ClientModel) -> list[tuple[str, str]]:
-    """(module, part) of all that stays with the client: parts that the view lets move but not travel, modules at home.
+def local_parts(view: ClientModel) -> list[tuple[str, str]]:
+    """(module, part) of everything that a client trains and does not send.
 
-    Of those modules both parts, also in a round that moves one of them.
+    These are A or B of all modules where that factor moves and is not sent, and both factors of the local modules,
+    also in rounds that train only one of them.
     """
     if view.core is not None:
         return []
     kept = [part for part in "AB" if part not in view.sends and any(part in moves for moves in view.trains)]
-    return [(name, part) for name in view.adapter.factors for part in ("AB" if name in view.home else kept)]
+    return [(name, part) for name in view.adapter.factors for part in ("AB" if name in view.local_modules else kept)]
 
 
-def with_home(view: ClientModel, private: Tensors) -> ClientModel:
-    """The view with the client's own parts in place of the server's. Raises ClientError for parts of another shape."""
-    factors, home = dict(view.adapter.factors), at_home(view)
-    for module, part in home:
-        own, expected = private.get(f"{HOME}{module}.{part}"), getattr(factors[module], part).shape
+def with_local_parts(view: ClientModel, private: Tensors) -> ClientModel:
+    """The client model with the client's local parts restored. Raises ClientError for parts of another shape."""
+    factors, parts = dict(view.adapter.factors), local_parts(view)
+    for module, part in parts:
+        own, expected = private.get(f"{LOCAL}{module}.{part}"), getattr(factors[module], part).shape
         if own is None:  # its first round with this part
             continue
         if own.shape != expected:
             raise ClientError(
                 f"the client keeps {module}.{part}{list(own.shape)}, its view has {list(expected)}",
-                hint="a part at home needs the same rank in every round: set lora.ranks, or another method",
+                hint="a local part needs the same rank in every round: set lora.ranks, or another method",
             )
         factors[module] = factors[module]._replace(**{part: own})
-    return replace(view, adapter=replace(view.adapter, factors=factors)) if home else view
+    return replace(view, adapter=replace(view.adapter, factors=factors)) if parts else view
 
 
-def home_tensors(view: ClientModel, learned: Tensors) -> dict[str, np.ndarray]:
-    """What stays at home of what a client has learned: all A and B, by name."""
-    return {f"{HOME}{module}.{part}": learned[f"{module}.{part}"] for module, part in at_home(view)}
+def local_tensors(view: ClientModel, learned: Tensors) -> dict[str, np.ndarray]:
+    """The local parts among the trained tensors, by the names under which the client keeps them."""
+    return {f"{LOCAL}{module}.{part}": learned[f"{module}.{part}"] for module, part in local_parts(view)}
 
 
 def second_adapter(view: ClientModel, private: Tensors) -> Adapter:
-    """The client's second adapter; the view's own before its first round, and where the ranks differ."""
+    """The client's second adapter; the one received where there is none yet, or where the ranks differ."""
     return _kept(view, private) or view.adapter
 
 
 def second_view(
     personal: Personalization, view: ClientModel, private: Tensors, seed: int, client: ClientId
 ) -> ClientModel:
-    """What a client trains its second adapter from, and what lies frozen beside it."""
+    """The client model in which a client trains its second adapter, with the global one frozen for FedDPA."""
     if personal.mix is None:
         return ClientModel(second_adapter(view, private))
-    local = _kept(view, private) or begun(view.adapter, seed, client)
-    return beside(view.adapter, local, personal.mix.share)
+    local = _kept(view, private) or initial_local(view.adapter, seed, client)
+    return beside_shared(view.adapter, local, personal.mix.share)
 
 
 def second_tensors(view: ClientModel, learned: Tensors) -> dict[str, np.ndarray]:
-    """The second adapter in what was learned from a `second_view`, by the names under which the client keeps it."""
+    """The second adapter after training from `second_view`, by the names under which the client keeps it."""
     return {f"{PERSONAL}{name}": array for name, array in last_slots(learned, view.adapter.r).items()}
 
 
 def tuned_from(personal: Personalization, adapter: Adapter) -> ClientModel:
-    """What a client tunes after the last round: this adapter, or with FedDPA a copy of it beside itself."""
-    return ClientModel(adapter) if personal.mix is None else beside(adapter, adapter, personal.mix.share)
+    """The client model to tune after the last round: this adapter, or with FedDPA a copy of it beside itself."""
+    return ClientModel(adapter) if personal.mix is None else beside_shared(adapter, adapter, personal.mix.share)
 
 
 def tuned(adapter: Adapter, learned: Tensors) -> Adapter:
-    """The adapter in what was learned from `tuned_from`."""
+    """The adapter after training from `tuned_from`."""
     own = last_slots(learned, adapter.r)
     return replace(adapter, factors={name: Factors(own[f"{name}.A"], own[f"{name}.B"]) for name in adapter.factors})
 
 
 def own_adapter(view: ClientModel, private: Tensors) -> Adapter | None:
-    """A client's model of its own, beside the remainder of the global one: from its view and what it keeps, or None."""
+    """The personal adapter of a client, from the model it received and its private tensors; None without one.
+
+    The remainder of the global model applies to it too.
+    """
     if any(name.startswith(PERSONAL) for name in private):
         return second_adapter(view, private)
-    if any(f"{HOME}{module}.{part}" in private for module, part in at_home(view)):
-        return with_home(view, private).adapter
+    if any(f"{LOCAL}{module}.{part}" in private for module, part in local_parts(view)):
+        return with_local_parts(view, private).adapter
     return None
 
 
 def _kept(view: ClientModel, private: Tensors) -> Adapter | None:
     factors = {}
     for module, pair in view.adapter.factors.items():
-        own = [private.get(f"{PERSONAL}{module}.{part}") for part in "AB"]
-        if any(a is None or a.shape != b.shape for a, b in zip(own, pair, strict=True)):
+        A, B = (private.get(f"{PERSONAL}{module}.{part}") for part in "AB")
+        if A is None or B is None or (A.shape, B.shape) != (pair.A.shape, pair.B.shape):
             return None
-        factors[module] = Factors(*own)
+        factors[module] = Factors(A, B)
     return replace(view.adapter, factors=factors)
 
 
 def own_adapters(views: Mapping[ClientId, ClientModel], kept: Mapping[ClientId, Tensors]) -> dict[ClientId, Adapter]:
-    """The models of all clients that have one."""
+    """The personal adapters of all clients that have one."""
     found = {client: own_adapter(view, kept.get(client, {})) for client, view in views.items()}
     return {client: adapter for client, adapter in found.items() if adapter is not None}

@@ -1,15 +1,15 @@
-"""A client's model that mixes two adapters by the input (FedDPA, 2403.19211): computed, written and read.
+"""FedDPA's mixture of two adapters weighted by the input (2403.19211): inference, saving and loading.
 
     h = W0 x + (1 − λ) · s B_g A_g x + λ · s B_l A_l x        λ = w · mean over anchors of cos(e(x), anchor)
 
 One λ for a whole sequence, from its prompt alone: e(x) is the last hidden state of the prompt's last token under the
-local adapter. The anchors are the e of some of the client's own training rows. On disk a mixture is the PEFT folder of
-its local adapter with one file more, `mixture.safetensors`: anchors float32[n, hidden], weight float64.
+local adapter. The anchors are the e of some of the client's training rows. On disk a mixture is the PEFT folder of
+its local adapter with one more file, `mixture.safetensors`: anchors float32[n, hidden], weight float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,10 @@ FILE = "mixture.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """anchors float32[n, hidden]; weight is w, the λ of an input that looks like the client's own."""
+    """A global and a local adapter with their gate.
+
+    anchors: float32[n, hidden]. weight: w, the λ of an input whose state is that of the anchors.
+    """
 
     shared: Adapter
     local: Adapter
@@ -50,14 +53,14 @@ class Mixture:
         return self.shares(hidden_states(packed, lora, self.local, prompts, tokens_per_pass))
 
     def hold(self, lora: CohortLora, shares: Sequence[float]) -> CohortLora:
-        """One slot for each λ, to evaluate or to generate; the factors are there once."""
+        """One slot for each λ, to evaluate or to generate; all share one copy of the factors."""
         (slot,) = lora.hold([joined(self.shared, self.local)]).held
         lora.held = [_GatedSlot(slot, self.shared.r, float(share)) for share in shares]
         return lora
 
 
 def prompt_of(row: Tokens) -> np.ndarray:
-    """The token ids before the first that is a target: what a model sees of a row before it answers."""
+    """The token ids before the first target: the prompt of a row."""
     return row.input_ids[: int(np.flatnonzero(row.loss_mask[1:])[0]) + 1]
 
 
@@ -66,7 +69,7 @@ def hidden_states(
 ) -> np.ndarray:
     """The base's last hidden state of each prompt's last token under `local` alone, float32[prompts, hidden].
 
-    A prompt's state does not depend on the others (on a CPU to the last bit): each has a slot of its own.
+    A prompt's state does not depend on the others (on a CPU to the last bit): each has its slot.
     """
     lora.hold([local])
     lora.held = lora.held * len(prompts)
@@ -81,7 +84,7 @@ def hidden_states(
 
 
 def save_mixture(folder: Path, mixture: Mixture, *, base_name: str, conv1d: bool = False) -> None:
-    """Write the local adapter, the anchors and the weight; the global adapter is the run's own and lies elsewhere."""
+    """Write the local adapter, the anchors and the weight; the global adapter is the run's and lies elsewhere."""
     save_adapter(folder, mixture.local, base_name=base_name, conv1d=conv1d)
     arrays = {"anchors": mixture.anchors, "weight": np.array(mixture.weight)}
     (folder / FILE).write_bytes(to_bytes(arrays))
@@ -112,30 +115,39 @@ def load_mixture(folder: Path, shared: Adapter) -> Mixture:
     return Mixture(shared, local, anchors, weight)
 
 
-class _GatedSlot:
-    """A slot whose first r rank slots count 1 − λ, the others λ. For inference: it has no gradient."""
+class _GatedSlot(Slot):
+    """A slot whose first r rank slots count 1 − λ, the others λ. For inference: it has no gradient.
 
-    gradient = None
+    It shares the vector of the slot that it gates, so that one λ for each row costs no memory.
+    """
 
     def __init__(self, slot: Slot, r: int, share: float) -> None:
-        self.slot, self.r, self.scale = slot, slot.r, slot.scale
-        self.gate = torch.tensor([1.0 - share] * r + [share] * (slot.r - r), device=slot.device)[:, None]
+        vars(self).update(vars(slot))
+        self._slot = slot
+        self._gate = torch.tensor([1.0 - share] * r + [share] * (slot.r - r), device=slot.device)[:, None]
 
-    def factors(self, dtype: torch.dtype) -> _Gated:
-        return _Gated(self, dtype)
+    def factors(self, dtype: torch.dtype) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+        return _GatedFactors(self._slot, self._gate, dtype)
 
 
 @dataclass(frozen=True)
-class _Gated:
-    """As `Slot.factors`, (A, gate · Bᵀ) by module, made when asked for: a copy for each row would be many."""
+class _GatedFactors(Mapping):
+    """`Slot.factors` with gate · Bᵀ in place of Bᵀ, computed on access: a copy for each row would be many."""
 
-    of: _GatedSlot
+    slot: Slot
+    gate: torch.Tensor
     dtype: torch.dtype
 
     def __getitem__(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
-        A = self.of.slot.factors(self.dtype)[module][0]
-        B = self.of.slot.factors(torch.float32)[module][1]  # λ is not rounded to bfloat16 before the product
-        return A, (self.of.gate * B).to(self.dtype)
+        A = self.slot.factors(self.dtype)[module][0]
+        B = self.slot.factors(torch.float32)[module][1]  # λ is not rounded to bfloat16 before the product
+        return A, (self.gate * B).to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.slot.factors(self.dtype))
+
+    def __len__(self) -> int:
+        return len(self.slot.factors(self.dtype))
 
 
 def _ended(ids: np.ndarray) -> Tokens:

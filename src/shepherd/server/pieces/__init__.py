@@ -1,4 +1,6 @@
-"""The pieces of a method: start, view, schedule, local modules, payload, weighing, merge, split, remainder.
+"""Pieces of a method: start, view, schedule, local modules, payload, weighing, merge, refactorisation, remainder.
 
-One file and one registry for each; `composition.py` builds them from a recipe. To add one: a function, a decorator.
+In: the options of a piece in a recipe. Out: a frozen dataclass of functions with a name.
+One file and one registry for each; `composition.py` builds them and checks that they are compatible.
+Add a piece in the file of its kind: one function, one decorator.
 """

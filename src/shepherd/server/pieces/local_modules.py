@@ -1,6 +1,6 @@
-"""Which modules stay with the clients: the names of all -> those of which nothing travels.
+"""Local modules, which clients train and never send: the names of all modules -> those that stay local.
 
-A client keeps what it learns in them for its next round. The server leaves them as they began, which changes nothing.
+A client keeps its local modules for its next round. At the server they stay at their start, which changes nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ ALONE = 'a client that shares nothing trains alone: evaluation.arms = ["base", "
 
 
 @dataclass(frozen=True)
-class Home:
-    """of(modules, in the order of the model) -> those at home. keeps: whether any are.
+class LocalModules:
+    """of(modules, in the order of the model) -> the local ones. keeps: whether there are any.
 
-    Raises UsageError where that cannot be said for these modules, or where nothing would be left to travel.
+    Raises UsageError where these modules do not determine them, or where no module would be sent.
     """
 
     of: Callable[[Sequence[str]], frozenset[str]]
@@ -30,14 +30,14 @@ class Home:
 
 
 @homes
-def nothing() -> Home:
-    """Every module travels."""
-    return Home(lambda modules: frozenset(), keeps=False)
+def nothing() -> LocalModules:
+    """Every module is sent."""
+    return LocalModules(lambda modules: frozenset(), keeps=False)
 
 
 @homes
-def last_blocks(blocks: int = 1) -> Home:
-    """The modules of the last blocks of the model (after FedPer, 1912.00818); 0 keeps nothing at home.
+def last_blocks(blocks: int = 1) -> LocalModules:
+    """The modules of the last blocks of the model (after FedPer, 1912.00818); 0 keeps none local.
 
     Counted are the blocks that have adapters. A block's number is the first part of a module's name that is a number.
     """
@@ -62,11 +62,11 @@ def last_blocks(blocks: int = 1) -> Home:
             )
         return frozenset(module for module, (_, number) in places.items() if number in numbers[-blocks:])
 
-    return Home(of) if blocks else nothing()
+    return LocalModules(of) if blocks else nothing()
 
 
 @homes
-def modules(names: tuple[str, ...]) -> Home:
+def modules(names: tuple[str, ...]) -> LocalModules:
     """The modules of these names: whole parts of the full one, as in "layers.29", "v_proj", "layers.2?.mlp".
 
     names: * stands for any text, ? for one character, [0-3] for one of these. Each must mean some module.
@@ -93,11 +93,11 @@ def modules(names: tuple[str, ...]) -> Home:
             )
         return frozenset(found)
 
-    return Home(of)
+    return LocalModules(of)
 
 
 def _block(module: str) -> tuple[str, int]:
-    """(what stands before the number of a module's block, the number)."""
+    """(the name up to the number of a module's block, the number)."""
     parts = module.split(".")
     at = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
     if at is None:

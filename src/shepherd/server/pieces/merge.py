@@ -1,7 +1,7 @@
-"""Many clients' modules -> one, in delta form: E' = E + Σ c_k (E_k − E), which for Σc = 1 is Σ c_k E_k.
+"""The merge of one module over clients: E' = E + Σ c_k (E_k − E), which for Σc = 1 is Σ c_k E_k.
 
-A merge takes (uploads, module, shares, server) and returns Merged. It owns the linear space in which the server's
-optimizer steps: the factors, the product, or the core.
+A merge maps (uploads, module, shares, server) to Merged. It defines the linear space in which the server optimizer
+steps: the factors, the product, or the core.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ merges = Registry("merge")
 
 @dataclass(frozen=True)
 class Term:
-    """A client's (or the start's) part of a merge: share float64[r] by slot, beside its factors of rank r_k ≤ r."""
+    """One term of a merge, a client or the start: share float64[r] by slot, and factors of rank r_k ≤ r."""
 
     share: np.ndarray
     local: Local
@@ -32,7 +32,7 @@ class Term:
 class Merged:
     """One module after the merge, in float64. The shares of the terms sum to one in each slot.
 
-    The merged increment is Σ_k Σ_j share_kj · s_k · B_k[:, j] A_k[j] + extra, computed where it is asked for.
+    The merged increment is Σ_k Σ_j share_kj · s_k · B_k[:, j] A_k[j] + extra, computed on demand.
     """
 
     scale: float
@@ -185,7 +185,7 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _start_term(shares: np.ndarray, start: Local) -> tuple[Term, ...]:
-    """What the clients' shares leave of one; nothing where they sum to one up to rounding."""
+    """The term of the start with share 1 − Σ shares; none where that is zero up to rounding."""
     left = 1 - shares.sum(axis=0)
     left[np.abs(left) < 1e-9] = 0.0
     return (Term(left, start),) if left.any() else ()

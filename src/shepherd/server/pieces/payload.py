@@ -1,6 +1,6 @@
-"""What becomes of a client's factors between training and merge: (local, start, round) -> local.
+"""Payload transforms, applied to a client's factors between training and merge: (local, start, round) -> local.
 
-A transform is a pure function of one client's own factors and of what the server sent, so that a client can apply it
+A transform is a pure function of one client's factors and of the model it received, so that a client can apply it
 before its upload is masked or encrypted, with the same result.
 """
 
@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shepherd.registry import Registry
-from shepherd.server.uploads import Local, Transform, unchanged
+from shepherd.server.uploads import Local, LocalTransform, unchanged
 
 payloads = Registry("payload")
 
 SINGULAR = 1e-10
-"""Directions in which an overlap is at most this share of its largest say nothing about the rotation."""
+"""The share of the largest singular value below which a direction of the overlap leaves the rotation undetermined."""
 
 
 @dataclass(frozen=True)
 class Payload:
-    transform: Transform
+    transform: LocalTransform
     needs_both: bool = False
     name: str = ""
 

@@ -1,9 +1,11 @@
-"""What becomes of a split's rest: dropped, or kept as a frozen increment beside the base."""
+"""The rest of a refactorisation: dropped, or kept as a frozen increment beside the base."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from numpy.typing import DTypeLike
 
 from shepherd.lowrank import LowRank, check_finite
 from shepherd.registry import Registry
@@ -13,9 +15,9 @@ remainders = Registry("remainder")
 
 @dataclass(frozen=True)
 class Remainder:
-    """of(rest, ‖merged‖², module) -> the part that is kept, or None.
+    """of(rest, ‖merged‖², module) -> the part to keep, or None.
 
-    lossless: all of it is kept. rank bounds the kept part, where it is not 0.
+    lossless: all of it is kept. rank: the bound of the kept part, 0 for none.
     """
 
     of: Callable[[LowRank, float, str], LowRank | None]
@@ -48,12 +50,11 @@ def keep(rank: int = 0, energy: float = 1.0) -> Remainder:
     return Remainder(of, keeps=True, lossless=rank == 0 and energy == 1, rank=rank, energy=energy)
 
 
-def accumulate(before: LowRank | None, more: LowRank | None, dtype: type, module: str) -> LowRank | None:
-    """before + more, exact; as a dense matrix beside an identity where it would outgrow the dense matrix's rank. What
-    `before` holds apart stays so.
+def accumulate(before: LowRank | None, more: LowRank | None, dtype: DTypeLike, module: str) -> LowRank | None:
+    """The exact sum before + more, as a dense matrix where its columns would outnumber those of the dense matrix.
 
-    Never recompressed: sums of rounded factors have full numerical rank. Raises NumericalError, which names the module,
-    where `more` is not finite.
+    Never recompressed: sums of rounded factors have full numerical rank. The columns that `before` holds apart stay
+    apart. Raises NumericalError, which names the module, where `more` is not finite.
     """
     if more is None:
         return before

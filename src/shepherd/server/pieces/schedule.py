@@ -1,4 +1,4 @@
-"""Which factors a client trains and sends: round -> (trains, sends) of its View."""
+"""Training schedules, the factors that a client trains and sends: round -> (trains, sends) of its ClientModel."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ schedules = Registry("training schedule")
 
 @dataclass(frozen=True)
 class Schedule:
-    """of(round) -> (trains, sends); `sends` lists what travels over the rounds, for exactness and bytes.
+    """of(round) -> (trains, sends); `sends` lists the factors sent over the rounds, for exactness and bytes.
 
-    home: the factor that clients train and keep to themselves.
+    local: the factor that clients train and never send.
     """
 
     of: Callable[[int], tuple[tuple[str, ...], str]]
     sends: tuple[str, ...]
     name: str = ""
-    home: str = ""
+    local: str = ""
 
     @property
     def one_factor(self) -> bool:
         """Whether only one factor moves in a round, so that the mean of factors is the mean of products."""
-        return not self.home and all(part in ("A", "B", "core") for part in self.sends)
+        return not self.local and all(part in ("A", "B", "core") for part in self.sends)
 
     @property
     def in_turn(self) -> bool:
-        """Whether the local steps of a round move unlike parts."""
+        """Whether the local steps of a round train different parts."""
         return len(set(self.of(1)[0])) > 1
 
 
@@ -64,7 +64,7 @@ def by_round() -> Schedule:
 
 @schedules
 def by_step() -> Schedule:
-    """B and A in turn, a local step each (LA-LoRA); both travel."""
+    """B and A in turn, a local step each (LA-LoRA); both are sent."""
     return Schedule(lambda round_number: (("B", "A"), "AB"), ("AB",))
 
 
@@ -76,5 +76,5 @@ def core() -> Schedule:
 
 @schedules
 def share_A() -> Schedule:
-    """Both factors; A travels, every client keeps a B of its own (FedSA-LoRA)."""
-    return Schedule(lambda round_number: (("AB",), "A"), ("A",), home="B")
+    """Both factors; A is sent, B stays local to each client (FedSA-LoRA)."""
+    return Schedule(lambda round_number: (("AB",), "A"), ("A",), local="B")

@@ -1,6 +1,6 @@
-"""One module's merged increment -> the next adapter's A and B, and the rest: merged = scale · B @ A + rest, exactly.
+"""Refactorisation of a merged increment into the next A and B and a rest: merged = scale · B @ A + rest, exactly.
 
-A split never loses anything; whether the rest is kept or dropped is said in remainders.py.
+A refactorisation loses nothing; remainder.py keeps or drops the rest. In TOML it is the piece "split".
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from shepherd.server.pieces.merge import Merged
 splits = Registry("split")
 
 NULL = 1e-10
-"""A slot whose singular value is less than this share of the largest has gradients that are as good as zero."""
+"""The share of the largest singular value below which a slot has negligible gradients."""
 
 
 class Halves(NamedTuple):
-    """A [r, in], B [out, r] in float64, and what they leave of the merged increment."""
+    """A [r, in], B [out, r] in float64, and the rest of the merged increment."""
 
     A: np.ndarray
     B: np.ndarray
     rest: LowRank
 
 
-class Place(NamedTuple):
-    """Where a split happens: the module, the round, and what the method keeps in memory (seed, fixed factors)."""
+class SplitContext(NamedTuple):
+    """The context of a refactorisation: module, round, and the method's memory (seed, fixed factors)."""
 
     module: str
     round: int
@@ -44,14 +44,14 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """of(merged, place) -> Halves.
+    """of(merged, context) -> Halves.
 
     rest_rank(ranks of the cohort, r) bounds the rank of the rest of a product merge. rebases: the next slots are not
-    this round's slots, so what refers to slots (moments) is lost. resets: the next adapter holds nothing that was
-    learned, so the rest must be kept. empties: B is zero afterwards.
+    those of this round, so state by slot (moments) is lost. resets: the next adapter holds nothing that was learned, so
+    the rest must be kept. empties: B is zero afterwards.
     """
 
-    of: Callable[[Merged, Place], Halves]
+    of: Callable[[Merged, SplitContext], Halves]
     rest_rank: Callable[[Sequence[int], int], int]
     rebases: bool = False
     resets: bool = False
@@ -62,7 +62,7 @@ class Split:
 @splits
 def mean() -> Split:
     """The means of A and of B; the rest is the weighted covariance of the factors (FedEx-LoRA, 2410.09432)."""
-    return Split(lambda merged, place: Halves(*merged.mean, merged.residual), lambda ranks, r: (len(ranks) - 1) * r)
+    return Split(lambda merged, context: Halves(*merged.mean, merged.residual), lambda ranks, r: (len(ranks) - 1) * r)
 
 
 @splits
@@ -73,9 +73,9 @@ def svd_balanced() -> Split:
     never learn again.
     """
 
-    def of(merged: Merged, place: Place) -> Halves:
-        svd = merged.total.svd(place.module)
-        A, B, used = balanced(svd, merged.scale, merged.r, place.rng("refill"))
+    def of(merged: Merged, context: SplitContext) -> Halves:
+        svd = merged.total.svd(context.module)
+        A, B, used = balanced(svd, merged.scale, merged.r, context.rng("refill"))
         return Halves(A, B, svd.lowrank(used, max(svd.rank, used)))
 
     return Split(of, lambda ranks, r: max(0, sum(ranks) - r), rebases=True)
@@ -85,9 +85,9 @@ def svd_balanced() -> Split:
 def svd_left() -> Split:
     """The best rank-r part as UΣ and Vᵀ: the rows of A are orthonormal (FlexLoRA, 2402.11505)."""
 
-    def of(merged: Merged, place: Place) -> Halves:
-        svd = merged.total.svd(place.module)
-        A, B, used = left(svd, merged.scale, merged.r, place.rng("refill"))
+    def of(merged: Merged, context: SplitContext) -> Halves:
+        svd = merged.total.svd(context.module)
+        A, B, used = left(svd, merged.scale, merged.r, context.rng("refill"))
         return Halves(A, B, svd.lowrank(used, max(svd.rank, used)))
 
     return Split(of, lambda ranks, r: max(0, sum(ranks) - r), rebases=True)
@@ -97,9 +97,11 @@ def svd_left() -> Split:
 def regauge() -> Split:
     """The means of the factors, turned so that A has orthonormal rows; the increment stays (FedSVD, 2505.12805)."""
 
-    def of(merged: Merged, place: Place) -> Halves:
+    def of(merged: Merged, context: SplitContext) -> Halves:
         mean_A, mean_B = merged.mean
-        A, B, _ = left(_gauge(mean_A, mean_B, merged.scale, place.module), merged.scale, merged.r, place.rng("refill"))
+        A, B, _ = left(
+            _gauge(mean_A, mean_B, merged.scale, context.module), merged.scale, merged.r, context.rng("refill")
+        )
         return Halves(A, B, merged.residual)
 
     return Split(of, lambda ranks, r: (len(ranks) - 1) * r, rebases=True)
@@ -109,9 +111,9 @@ def regauge() -> Split:
 def reinit() -> Split:
     """A new Kaiming A and B = 0; the rest is everything (FLoRA, 2409.05976)."""
 
-    def of(merged: Merged, place: Place) -> Halves:
+    def of(merged: Merged, context: SplitContext) -> Halves:
         n_out, n_in = merged.total.shape
-        A = place.rng("reinit").uniform(-1, 1, (merged.r, n_in)) / np.sqrt(n_in)
+        A = context.rng("reinit").uniform(-1, 1, (merged.r, n_in)) / np.sqrt(n_in)
         return Halves(A, np.zeros((n_out, merged.r)), merged.total)
 
     return Split(of, lambda ranks, r: sum(ranks), rebases=True, resets=True, empties=True)
@@ -126,13 +128,13 @@ def ridge(strength: float = 0.01) -> Split:
     if not 0 <= strength < np.inf:
         raise ValueError(f"strength must be a number of at least 0, got {strength}")
 
-    def of(merged: Merged, place: Place) -> Halves:
+    def of(merged: Merged, context: SplitContext) -> Halves:
         A, B = merged.mean
         s, residual = merged.scale, merged.residual
         gram = s * s * (A @ A.T) + strength * np.eye(len(A))
         if np.isfinite(gram).all() and np.linalg.cond(gram) > 1e13:
             raise NumericalError(
-                f"{place.module}: the means of A are linearly dependent, so the ridge regression has no solution",
+                f"{context.module}: the means of A are linearly dependent, so the ridge regression has no solution",
                 hint='set the strength of split "ridge" above 0',
             )
         # (s·T·Āᵀ + λB̄)(s²ĀĀᵀ + λI)⁻¹ with T = s·B̄Ā + residual
@@ -150,8 +152,8 @@ def fixed() -> Split:
     rounded to bfloat16 before they cancel, lose a quarter of what was learned. A product adds its residual.
     """
 
-    def of(merged: Merged, place: Place) -> Halves:
-        A, B = (place.memory[f"{place.module}.{part}0"].astype(np.float64) for part in "AB")
+    def of(merged: Merged, context: SplitContext) -> Halves:
+        A, B = (context.memory[f"{context.module}.{part}0"].astype(np.float64) for part in "AB")
         mean_A, mean_B = merged.mean
         s = merged.scale
         learned = LowRank(s * (mean_B - B), mean_A) + LowRank(s * B, mean_A - A)

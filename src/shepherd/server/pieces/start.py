@@ -1,6 +1,6 @@
-"""How a method begins: adapter that changes nothing -> the global model before the first round.
+"""Initialisation of a method: an adapter with B = 0 -> the global model before the first round.
 
-What a start fixes for good is kept in memory: "seed", "<module>.A0" and ".B0", or "<module>.basis" beside ".core".
+Quantities fixed for the run are in memory: "seed", "<module>.A0" and ".B0", or "<module>.basis" with ".core".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ starts = Registry("start")
 class Start:
     """make(adapter, seed, base) -> GlobalModel. `base` maps modules to W0 [out, in] where needs_base says so.
 
-    heads: how many cores each module has; 0 for factors.
+    heads: the number of cores of each module; 0 for factors.
     """
 
     make: Callable[[Adapter, int, Mapping[str, np.ndarray] | None], GlobalModel]
@@ -61,7 +61,8 @@ def principal() -> Start:
     """
 
     def make(adapter: Adapter, seed: int, base: Mapping[str, np.ndarray] | None) -> GlobalModel:
-        missing = sorted(set(adapter.factors) - set(base or {}))
+        weights = base or {}
+        missing = sorted(set(adapter.factors) - set(weights))
         if missing:
             raise UsageError(
                 f"a start from principal directions needs the base weights, and those of {missing[0]} are not there",
@@ -69,7 +70,7 @@ def principal() -> Start:
             )
         factors, remainder, memory = {}, {}, _seed(seed)
         for name, (A, B) in adapter.factors.items():
-            weight = np.asarray(base[name], np.float64)
+            weight = np.asarray(weights[name], np.float64)
             if weight.shape != (len(B), A.shape[1]):
                 raise UsageError(f"{name}: base weights {list(weight.shape)}, expected {[len(B), A.shape[1]]}")
             if adapter.r > min(weight.shape):

@@ -1,7 +1,7 @@
-"""What one client starts a round from, made from the global model.
+"""View rules, which derive the model that a client starts a round from: global model -> ClientModel.
 
-A view is exact when its increment is the global one, and lossy when a client of low rank starts from less. Gauge
-"shared": slot j of every client is slot j of the server. Gauge "own": the client's slots mean something else.
+A view is exact where its increment is the global one, and lossy where a client of low rank starts from less. Gauge
+"shared": slot j of every client is slot j of the server. Gauge "own": the client's slots are another basis.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Scale = Literal["common", "own"]
 
 @dataclass(frozen=True)
 class ViewRule:
-    """make(model, client, rank, round, seed) -> View.
+    """make(model, client, rank, round, seed) -> ClientModel.
 
-    all_slots: clients hold all slots, and their rank says how many they may move. probe: a client of a lower rank
-    chooses them itself, by a probe of so many steps (see types.Choice); None where the server does. by_rank: clients of
-    one rank begin from the same.
+    all_slots: clients hold all slots, and their rank is the number that they train. probe: a client of a lower rank
+    chooses these by a probe of that many steps (see types.SlotChoice); None where the server chooses. by_rank: clients
+    of one rank start from the same model.
     """
 
     make: Callable[[GlobalModel, ClientId, int, int, int], ClientModel]
@@ -73,7 +73,7 @@ def prefix(scale: Scale = "common") -> ViewRule:
 
 @views
 def svd(scale: Scale = "common") -> ViewRule:
-    """The best approximation of rank r_k, balanced; lossy for r_k < r, and in a gauge of its own."""
+    """The best approximation of rank r_k, balanced; lossy for r_k < r, and in a separate gauge."""
 
     def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         adapter = model.adapter

@@ -1,7 +1,6 @@
-"""How much each client counts in each rank slot: weights of the round -> shares float64[K, r] for every module.
+"""Weighing rules, the share of each client in each rank slot: weights of the round -> shares float64[K, r] by module.
 
-The server's own start has the share that is left, 1 − Σ_k share, slot by slot; for weights that sum to one that is
-nothing.
+The model before the round has the remaining share 1 − Σ_k share, slot by slot; it is zero for weights that sum to one.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Shares = Callable[[str], np.ndarray]
 class Weighing:
     """of(uploads, weights float64[K]) -> Shares.
 
-    by_slot: shares may differ between the slots of a client. own: the weights of the round have no say.
+    by_slot: shares may differ between the slots of a client. own: they do not depend on the weights of the round.
     """
 
     of: Callable[[Uploads, np.ndarray], Shares]
@@ -47,7 +46,7 @@ def given() -> Weighing:
 
 @weighings
 def product_norm() -> Weighing:
-    """In proportion to ‖s·B_kA_k‖ over what travels, whatever the weights of the round (HetLoRA, 2401.06432)."""
+    """In proportion to ‖s·B_kA_k‖ over the modules sent, whatever the weights of the round (HetLoRA, 2401.06432)."""
 
     def of(uploads: Uploads, weights: np.ndarray) -> Shares:
         squares = np.zeros(len(weights))
@@ -70,10 +69,10 @@ def slot_owners() -> Weighing:
 
     def of(uploads: Uploads, weights: np.ndarray) -> Shares:
         def shares(module: str) -> np.ndarray:
-            owned = np.zeros((len(weights), uploads.r))
-            for row, moved in zip(owned, uploads.moved(module), strict=True):
+            trained = np.zeros((len(weights), uploads.r))
+            for row, moved in zip(trained, uploads.moved(module), strict=True):
                 row[: len(moved)] = moved
-            by_weight = owned * weights[:, None]
+            by_weight = trained * weights[:, None]
             total = by_weight.sum(axis=0)
             # Weights that do not sum to one keep their sum: the start then has a share in every slot.
             return weights.sum() * by_weight / np.where(total > 0, total, 1.0)
