@@ -18,6 +18,7 @@ from shepherd.clients.history import pool_of, quarantined_by, remembered, strike
 from shepherd.clients.pool import Selection
 from shepherd.clients.progress import Observe, Progress, StepReport, ignore
 from shepherd.errors import ClientError
+from shepherd.outcomes import outcome_of
 from shepherd.rng import stream
 from shepherd.server.clusters import combine_clusters, group
 from shepherd.server.diagnostics import diagnose
@@ -293,7 +294,7 @@ def admit(reply: Reply, task: TrainTask, gate: Gate, spool: Spool, observe: Obse
         observe({passed.client: "done"})
         return Admitted(spool.keep(passed), passed.nbytes, update_norm(passed))
     if passed.client in task.work and passed.code != "duplicate":
-        observe({passed.client: "failed" if isinstance(reply, ClientFailure) else "rejected"})
+        observe({passed.client: outcome_of(passed.code, passed.detail)})
     return passed
 
 

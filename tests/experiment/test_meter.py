@@ -15,7 +15,8 @@ from shepherd.experiment.progress import Clock, Meter, training_tokens
 from shepherd.experiment.rows import prepare_rows
 from shepherd.experiment.schedule import prepare_schedule
 from shepherd.model.base import load_tokenizer
-from shepherd.model.forward import NOBODY, PackedModel
+from shepherd.model.forward import PackedModel
+from shepherd.model.slots import NOBODY
 from shepherd.types import ClientFailure
 
 ROUNDS = ("evaluation.arms=base,federated", "evaluation.generate=0", "training.local_steps=2", "federation.rounds=1")

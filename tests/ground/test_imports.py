@@ -27,7 +27,7 @@ FLOORS = (
     ("data", "model", "updates"),
     ("types",),
     ("report", "recipe", "registry", "lowrank"),
-    ("errors", "config", "rng", "network", "_version"),
+    ("errors", "config", "rng", "network", "outcomes", "_version"),
 )
 """Rooms (folders) and ground files, from the top: each imports from the floors below its own, from none beside it."""
 FACES = ("__init__", "__main__")
@@ -60,11 +60,7 @@ CONFIG = {"cli", "experiment", "serving", "recipe"}
 MOST_ROOMS, MOST_FILES, MOST_FLOORS, MOST_LINES = 15, 13, 10, 300
 LONGER = {"types.py", "config.py", "round.py"}
 """The dictionaries to look things up in, and the round in one file."""
-NOT_YET = {
-    "serving.chat -> cli.output", "serving.export -> cli.output", "evaluation.statistics -> evaluation.losses",
-    "model.outline -> model.convert", "clients/selection.py", "data/formats.py", "data/templates/chat.py",
-    "model/forward.py", "serving/export.py",
-}  # fmt: skip
+NOT_YET = {"clients/selection.py"}  # fmt: skip
 """What stood against the rules when they were written. Entries only go, and at last this name."""
 HEAVY = ("torch", "transformers", "peft", "datasets")
 

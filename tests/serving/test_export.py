@@ -13,7 +13,7 @@ import pytest
 from console import Shell
 from shepherd.errors import DataError, EvaluationError, ModelError, ResourceError, UsageError
 from shepherd.serving.export import export
-from shepherd.serving.export_card import merged_card
+from shepherd.serving.merged_card import merged_card
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import read_json
 from tiny import CHAT_TEMPLATE, tiny_model
@@ -117,14 +117,15 @@ def test_an_export_for_another_machine_names_the_base_that_is_given_and_says_wha
     run, tmp_path, base, said
 ):
     other = str(tiny_model("llama", tmp_path, seed=7))
-    written = export(run, "peft", tmp_path / "out", base=base.format(other=other))
-    assert said.format(other=other) in "\n".join(written.notes)
-    named = json.loads((written.path / "adapter_config.json").read_text())
+    notes: list[str] = []
+    written = export(run, "peft", tmp_path / "out", base=base.format(other=other), note=notes.append).path
+    assert said.format(other=other) in notes[0]
+    named = json.loads((written / "adapter_config.json").read_text())
     if base == "lab/elsewhere@v2":
         assert (named["base_model_name_or_path"], named["revision"]) == ("lab/elsewhere", "v2")
     else:
         assert named["base_model_name_or_path"] == other
-    assert not (written.path / "MANIFEST.json").exists()  # it would be that of the run's own folder
+    assert not (written / "MANIFEST.json").exists()  # it would be that of the run's own folder
     with pytest.raises(UsageError, match="needs no base"):
         export(run, "merged", tmp_path / "merged", base="lab/elsewhere")
 
@@ -156,10 +157,11 @@ def test_a_merged_model_brings_its_tokenizer_its_template_and_the_licences(run, 
 def test_merged_weights_can_be_rounded_and_the_rounding_is_told_apart_from_errors(run, tmp_path):
     import torch
 
-    written = export(run, "merged", tmp_path / "out", dtype="bfloat16")
+    notes: list[str] = []
+    written = export(run, "merged", tmp_path / "out", dtype="bfloat16", note=notes.append)
     assert {p.dtype for p in load(tmp_path / "out", dtype="auto").parameters()} == {torch.bfloat16}
     assert written.difference <= 1e-4 < written.rounding
-    assert f"rounding the weights to bfloat16 moved them by up to {written.rounding:.1e}" in "\n".join(written.notes)
+    assert f"rounding the weights to bfloat16 moved them by up to {written.rounding:.1e}" in notes[0]
     # bfloat16 keeps 8 bits: each weight is off by at most 2^-9 of itself.
     exact, rounded = tmp_path / "exact", load(tmp_path / "out").state_dict()
     export(run, "merged", exact)
@@ -224,9 +226,9 @@ def test_an_adapter_of_another_base_is_not_exported(tmp_path):
 
 def test_a_run_that_generated_nothing_is_checked_on_fixed_questions(copy_of_run, tmp_path):
     (copy_of_run / "evaluation" / "generations.jsonl").unlink()
-    written = export(copy_of_run, "peft", tmp_path / "out")
-    assert written.tokens > 20
-    assert "the logits of 3 conversations" in "\n".join(written.notes)
+    notes: list[str] = []
+    assert export(copy_of_run, "peft", tmp_path / "out", note=notes.append).tokens > 20
+    assert "the logits of 3 conversations" in notes[0]
 
 
 def test_broken_generations_are_an_error(copy_of_run, tmp_path):

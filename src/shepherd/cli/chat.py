@@ -1,4 +1,10 @@
-"""`shepherd chat`: questions from a stream in, answers as they come out, in two columns where two models answer."""
+"""Chat in a terminal or a script: questions from a stream in, answers as they come out, beside another model's.
+
+    chat("runs/demo", "base")           # each question is answered by the tuned model and by its base
+
+On a terminal there are a prompt, labels and, where two models answer and the window is wide, two columns. Elsewhere
+the answers alone go to `stdout`, an empty line between them. What a model writes is cleaned before it is shown.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +19,14 @@ from typing import TextIO
 from shepherd.cli import output
 from shepherd.data.formats import Refusal
 from shepherd.errors import did_you_mean
-from shepherd.serving.chat import Hear, Sampling, Voice, voices_of
-from shepherd.types import Message
+from shepherd.serving.chat import Conversation, Emit, Sampling, load_voices
 
 COMMANDS = ("/help", "/quit", "/reset", "/system")
-
-
 HELP = """  /reset         forgets the conversation
   /system TEXT   sets the system message; without TEXT there is none
   /quit          ends
 A question that begins with / gets a space before it."""
-
-
 TWO_COLUMNS = 96  # from this width of the terminal on, two answers stand side by side
-
 
 # A terminal sequence, or a line end, of which the rest may still come.
 _UNFINISHED = re.compile(r"(?:\r|\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]*\x1b?)?|\x9b[0-?]*[ -/]*)\Z")
@@ -45,65 +45,56 @@ def chat(
 ) -> None:
     """Answer the lines of `stdin` with the adapter of a run until /quit or the end of the input.
 
-    `compare` is "base" or another run, which answers too, with a memory of its own. `round_number` takes the adapter
+    `compare` is "base" or another run, which answers too and keeps a separate history. `round_number` takes the adapter
     of that round's checkpoint in place of the final one. Raises ModelError where a base is no longer the one that an
     adapter was trained on.
     """
     screen = Screen(stdin or sys.stdin, stdout or sys.stdout)
-    voices = voices_of(run_dir, compare, round_number)
-    sampling = Sampling(max_new_tokens, temperature, seed)
+    voices = load_voices(run_dir, compare, round_number)
+    conversation = Conversation(voices, Sampling(max_new_tokens, temperature, seed))
     if screen.interactive:
         base = voices[0].tuned.base
         precision = str(base.dtype).removeprefix("torch.")
         output.note(f"{' and '.join(v.name for v in voices)}, on {base.name} ({base.device}, {precision})\n{HELP}")
-    system, turn = "", 0
     for line in screen.lines():
         if not line.startswith("/"):
             if line.strip():
-                _ask(line.strip(), system, voices, sampling, turn, screen)
-                turn += 1
+                _exchange(line.strip(), conversation, screen)
             continue
         command, _, rest = line.partition(" ")
         if command == "/quit":
             return
         if command == "/reset":
-            turn = 0
-            for voice in voices:
-                voice.history.clear()
-            output.note("the conversation is forgotten" + (", the system message stays" if system else ""))
+            conversation.reset()
+            kept = ", the system message stays" if conversation.system else ""
+            output.note("the conversation is forgotten" + kept)
         elif command == "/system":
-            system = rest.strip()
-            output.note("the system message is set" if system else "there is no system message")
+            conversation.system = rest.strip()
+            output.note("the system message is set" if conversation.system else "there is no system message")
         elif command == "/help":
             output.note(HELP)
         else:
             output.note(f"unknown command: {command}.{did_you_mean(command, COMMANDS)} /help shows those there are")
 
 
-def _ask(question: str, system: str, voices: Sequence[Voice], sampling: Sampling, turn: int, screen: Screen) -> None:
-    """One question to every voice. An exchange that was stopped or refused is remembered by none."""
+def _exchange(question: str, conversation: Conversation, screen: Screen) -> None:
+    """One question to every voice. An exchange that was stopped or refused enters no history."""
     try:
-        prompts = [voice.prompt(question, system, sampling.max_new_tokens) for voice in voices]
+        exchange = conversation.ask(question)
     except Refusal as reason:
         output.note(f"not asked: {reason}")
         return
-    for voice, (_, _, forgotten) in zip(voices, prompts, strict=True):
-        if forgotten:
-            output.note(f"{voice.name} forgets its oldest exchanges ({forgotten}): its window is full")
-
-    def answer(index: int, hear: Hear) -> str:
-        ids, room, _ = prompts[index]
-        return voices[index].answer(ids, room, sampling, turn, hear)
-
+    for voice, prompt in zip(conversation.voices, exchange.prompts, strict=True):
+        if prompt.forgotten:
+            output.note(f"{voice.name} forgets its oldest exchanges ({prompt.forgotten}): its window is full")
     try:
-        answers = screen.show(question, [voice.name for voice in voices], answer)
+        answers = screen.show(question, [voice.name for voice in conversation.voices], exchange.answer)
     except KeyboardInterrupt:
         if not screen.interactive:
             raise
         output.note("\nstopped; this exchange is not remembered")
         return
-    for voice, text in zip(voices, answers, strict=True):
-        voice.history += [Message("user", question), Message("assistant", text)]
+    conversation.remember(exchange, answers)
 
 
 class Screen:
@@ -131,7 +122,7 @@ class Screen:
                 self.stdout.write("\n")
                 return
 
-    def show(self, question: str, names: Sequence[str], answer: Callable[[int, Hear], str]) -> list[str]:
+    def show(self, question: str, names: Sequence[str], answer: Callable[[int, Emit], str]) -> list[str]:
         """Have every voice answer and show it as it comes; returns the answers."""
         if not self.first and not self.interactive:
             self.stdout.write("\n")
@@ -144,25 +135,25 @@ class Screen:
         labelled = self.terminal or len(names) > 1
         return [self._stream(name if labelled else "", index, answer) for index, name in enumerate(names)]
 
-    def _stream(self, label: str, index: int, answer: Callable[[int, Hear], str]) -> str:
+    def _stream(self, label: str, index: int, answer: Callable[[int, Emit], str]) -> str:
         if label:
             bold = ("\x1b[1m", "\x1b[0m") if output.colours(self.stdout) else ("", "")
             self.stdout.write(f"{bold[0]}{output.clean(label)}:{bold[1]} ")
-        heard, shown = "", ""
+        received, shown = "", ""
 
-        def hear(text: str) -> None:
-            nonlocal heard, shown
-            heard, visible = text, readable(text, finished=False)
+        def emit(text: str) -> None:
+            nonlocal received, shown
+            received, visible = text, readable(text, finished=False)
             self.stdout.write(visible[len(shown) :])
             self.stdout.flush()
             shown = visible
 
-        text = answer(index, hear)
-        self.stdout.write(readable(heard, finished=True)[len(shown) :] + "\n")
+        text = answer(index, emit)
+        self.stdout.write(readable(received, finished=True)[len(shown) :] + "\n")
         self.stdout.flush()
         return text
 
-    def _side_by_side(self, names: Sequence[str], answer: Callable[[int, Hear], str]) -> list[str]:
+    def _side_by_side(self, names: Sequence[str], answer: Callable[[int, Emit], str]) -> list[str]:
         from rich.console import Console
         from rich.live import Live
         from rich.table import Table
@@ -182,11 +173,11 @@ class Screen:
         with Live(table(), console=console, refresh_per_second=8, transient=True) as live:
             for index in range(len(names)):
 
-                def hear(text: str, index: int = index) -> None:
+                def emit(text: str, index: int = index) -> None:
                     visible[index] = readable(text, finished=False)
                     live.update(table())
 
-                answers.append(answer(index, hear))
+                answers.append(answer(index, emit))
                 visible[index] = readable(answers[-1], finished=True)
         console.print(table())  # `transient`: an answer that is longer than the window is cut while it grows
         return answers

@@ -26,8 +26,8 @@ from typing import Any
 import click
 
 from shepherd.cli import interrupts, output
+from shepherd.outcomes import entry_outcome
 from shepherd.report import wording
-from shepherd.report.outcomes import entry_outcome
 
 REFRESH_PER_SECOND = 3
 CLIENTS_SHOWN = 16

@@ -147,6 +147,5 @@ def export(run: str, to: str, dtype: str, base: str | None, out: Path) -> None:
     output.announce_torch()
     from shepherd.serving.export import export as write
 
-    for line in write(folder, to, out, dtype=dtype, base=base).notes:
-        output.note(line)
+    write(folder, to, out, dtype=dtype, base=base, note=output.note)
     click.echo(str(out))

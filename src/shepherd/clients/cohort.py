@@ -17,9 +17,9 @@ from shepherd.clients.progress import ObserveTraining, Progress
 from shepherd.clients.row_order import next_rows
 from shepherd.clients.settings import LocalTraining
 from shepherd.model.checkpointing import checkpointing
-from shepherd.model.forward import PackedModel
+from shepherd.model.forward import ROWS_MULTIPLE, PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.model.packing import ROWS_MULTIPLE, Row, cut, pack
+from shepherd.model.packing import Row, cut, pack
 from shepherd.rng import derive
 from shepherd.types import Adapter, ClientFailure, ClientId, ClientModel, Objective, Tensors, Tokens, Work
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from shepherd.types import ClientId
 
 STATES = ("waiting", "training", "done", "failed", "lost", "rejected", "late")
-"""failed: in local training. lost: no reply. rejected: by the gate. late: after the deadline, or after enough others."""
+"""failed: in local training. lost: no reply. rejected: by the gate. late: after the deadline, or after enough."""
 
 
 class Progress(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from shepherd.model.catalogue import BUILTIN
+from shepherd.model import catalogue
 from shepherd.types import Adapter
 
 BUILT_FROM = {
@@ -74,14 +74,14 @@ def base_named(base: str) -> str:
 
 def hub_name(base: str) -> str:
     """What hubs call the base: the model that a built-in one was made of, else its name."""
-    return BUILTIN[base].hub_id if base in BUILTIN else base
+    return catalogue.BUILTIN[base].hub_id if base in catalogue.BUILTIN else base
 
 
 def elsewhere(base: str) -> str:
     """How to find a built-in base on another machine; nothing of other bases, whose names say it."""
-    return _ELSEWHERE.format(name=base, hub_id=BUILTIN[base].hub_id) if base in BUILTIN else ""
+    return _ELSEWHERE.format(name=base, hub_id=catalogue.BUILTIN[base].hub_id) if base in catalogue.BUILTIN else ""
 
 
 def plain(text: str) -> str:
     """One line without the characters that Markdown tables and HTML read."""
-    return " ".join(text.split()).translate(str.maketrans({"|": "/", "<": "‹", ">": "›", "`": "'"}))
+    return " ".join(text.split()).translate(str.maketrans("|<>`", "/‹›'"))

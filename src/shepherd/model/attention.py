@@ -78,8 +78,8 @@ def _packed_attention(
     # With the heads outermost in memory, a kernel's last bits depend on the length of the whole pass.
     query, key, value = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (query, key, value))
     parts = [
-        _one_sequence(*(t[:, :, start:end] for t in (query, key, value)), scaling, softcap, window)
-        for start, end in pairwise(_bounds)
+        _one_sequence(query[:, :, s:e], key[:, :, s:e], value[:, :, s:e], scaling, softcap, window)
+        for s, e in pairwise(_bounds)
     ]
     return torch.cat(parts, dim=2).to(dtype).transpose(1, 2).contiguous(), None
 

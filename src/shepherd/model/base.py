@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shepherd.errors import ModelError, ResourceError, UsageError, did_you_mean, missing_extra, plural
-from shepherd.model.catalogue import BUILTIN
+from shepherd.model import catalogue
 from shepherd.model.digest import model_digest, tokenizer_digest, weight_files
 from shepherd.model.fetch import public_name, resolve
 from shepherd.model.folder import inspect_folder
 from shepherd.model.licence import licence_of
-from shepherd.model.outline import AGAIN, first_line, judge, load_config
-from shepherd.model.quiet import quiet_transformers
+from shepherd.model.outline import AGAIN, judge, load_config
+from shepherd.model.quiet import first_line, quiet_transformers
 from shepherd.model.threads import bfloat16_speedup
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def load_base(
         tokenizer_digest=tokenizer_digest(folder),
         device=place,
         dtype=precision,
-        licence=BUILTIN[base].licence if base in BUILTIN else licence_of(folder),
+        licence=catalogue.BUILTIN[base].licence if base in catalogue.BUILTIN else licence_of(folder),
         path=folder,
         public_name=public_name(base, revision, folder),
     )

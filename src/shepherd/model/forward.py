@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,10 +20,18 @@ from torch import Tensor, nn
 from shepherd.errors import ModelError, plural
 from shepherd.model import attention
 from shepherd.model.outline import OTHERS, check_packable
-from shepherd.model.packing import ROWS_MULTIPLE, Pass, Row, pack
+from shepherd.model.packing import Pass, Row, pack
 from shepherd.model.quiet import quiet_transformers
 from shepherd.types import Tokens
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROWS_MULTIPLE = 16
+"""Products of a pass with the base have a multiple of so many rows: then a row's result depends on that row alone.
+
+See docs/decisions/0008.
+"""
 ROUTED = "met by a part of the tokens (a mixture of experts), so a cohort cannot share it"
 HEAD_ROWS = 512  # rows of logits held at once when no gradient is needed
 
@@ -30,7 +39,7 @@ HEAD_ROWS = 512  # rows of logits held at once when no gradient is needed
 class PackedModel:
     """A frozen causal LM that takes packed passes. Raises ModelError when the model cannot keep sequences apart."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -208,7 +217,8 @@ def _each_row_rounded_alone(model: nn.Module) -> Iterator[None]:
     Otherwise they compute some columns in half precision, those in which any row of the pass is large (LLM.int8,
     Dettmers et al. 2022), so that a sequence moves the rounding of its neighbours: no leak, but it would look like one.
     """
-    states = [state for module in model.modules() if hasattr(state := getattr(module, "state", None), "threshold")]
+    found = [getattr(module, "state", None) for module in model.modules()]
+    states = [state for state in found if state is not None and hasattr(state, "threshold")]
     thresholds = [state.threshold for state in states]
     for state in states:
         state.threshold = 0.0

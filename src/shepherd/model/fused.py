@@ -50,7 +50,7 @@ def rows_to_add_to(output: Tensor) -> tuple[Tensor, bool]:
 
 
 class AddLowRankTogether(torch.autograd.Function):
-    """As `AddLowRank` of lora.py, for all segments at once. mask: the dropout mask of x, or None."""
+    """As `products.AddLowRank`, for all segments at once. mask: the dropout mask of x, or None."""
 
     @staticmethod
     def forward(ctx, output, x, anchor, held, name, columns, mask):

@@ -59,7 +59,7 @@ def generate(
             batch = [list(prompts[i]) for i in indices]
             rows = _continue(model, tokenizer, batch, seed + indices[0], streamer)
             for index, ids in zip(indices, rows, strict=True):
-                reason = "length" if set(ends).isdisjoint(ids) else "stop"
+                reason: Literal["stop", "length"] = "length" if set(ends).isdisjoint(ids) else "stop"
                 answers[index] = Answer(_text(tokenizer, ids, ends).strip(), reason)
     return [answers[index] for index in range(len(prompts))]
 

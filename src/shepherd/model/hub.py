@@ -8,7 +8,8 @@ from pathlib import Path
 
 from shepherd import network
 from shepherd.errors import ModelError, NetworkError, did_you_mean
-from shepherd.model.catalogue import BUILTIN, ModelEntry, Packaged
+from shepherd.model import catalogue
+from shepherd.model.catalogue import ModelEntry, Packaged
 from shepherd.model.licence import licence_of
 
 Progress = Callable[[str], None]
@@ -46,7 +47,9 @@ def hub_snapshot(hub_id: str, revision: str) -> Path:
     except HFValidationError as error:
         raise ModelError(f"not a hub id: {error}", hint="a hub id looks like org/name") from error
     except OSError:  # LocalEntryNotFoundError is a FileNotFoundError.
-        near = did_you_mean(hub_id, [*_folders_like(hub_id), *BUILTIN, *(entry.name for entry in hub_models())])
+        near = did_you_mean(
+            hub_id, [*_folders_like(hub_id), *catalogue.BUILTIN, *(entry.name for entry in cached_models())]
+        )
         return not_here(hub_id, "is neither a folder here nor a model in the cache", revision, near)
     folder = Path(found)
     if (folder / "adapter_config.json").is_file():
@@ -100,7 +103,7 @@ def _download_from_hub(hub_id: str, revision: str, report: Progress) -> Path:
     return Path(found)
 
 
-def hub_models() -> list[ModelEntry]:
+def cached_models() -> list[ModelEntry]:
     """Models with a config and safetensors in the hub's own cache."""
     import huggingface_hub
     from huggingface_hub import constants, errors

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from shepherd.errors import ModelError
 from shepherd.model.fused import AddLowRankTogether, Columns
 from shepherd.model.products import AddLowRank, dropout_mask, product_dtype
-from shepherd.model.slots import Segment, Slot, features, gather
+from shepherd.model.slots import Segment, Slot, features, of_clients
 from shepherd.rng import derive
 from shepherd.types import Adapter, Factors, GlobalModel
 
@@ -50,7 +50,7 @@ class CohortLora:
         self.segments: Sequence[Segment] | None = None
         self.dropout_seeds: Sequence[tuple[int, int, int]] = ()  # (start, end, seed) of each sequence of the pass
         self._frozen: dict[str, list[tuple[Tensor, ...]]] = {}
-        self.together = torch.device(device).type == "cuda"  # share products among clients: see together.py
+        self.together = torch.device(device).type == "cuda"  # share products among clients: see fused.py
         self._shared: tuple[Sequence[Segment], Columns | None] | None = None
 
     @property
@@ -120,7 +120,7 @@ class CohortLora:
         if not (self.together and torch.is_grad_enabled()):
             return None
         if self._shared is None or self._shared[0] is not segments:
-            self._shared = (segments, Columns.of(gather(segments), self.held, tokens, x.device))
+            self._shared = (segments, Columns.of(of_clients(segments), self.held, tokens, x.device))
         return self._shared[1]
 
     def _increment(self, name: str, term: LowRank) -> list[tuple[Tensor, ...]]:
@@ -132,7 +132,7 @@ class CohortLora:
                 hint="use the base model and lora.targets that the run was started with",
             )
         n_in, n_out = self.sizes[name]
-        found = []
+        found: list[tuple[Tensor, ...]] = []
         for part in term.parts() if term.apart else (term,):
             L, R = (torch.from_numpy(np.asarray(m, np.float32)).to(self.device) for m in (part.L, part.R))
             if len(R):

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from shepherd.errors import ModelError, plural
 from shepherd.model.digest import read_json, weight_files
 from shepherd.model.folder import CAUSAL
-from shepherd.model.quiet import quiet_transformers
+from shepherd.model.quiet import first_line, quiet_transformers
 from shepherd.model.targets import blocks_of
 
 if TYPE_CHECKING:
@@ -149,11 +149,6 @@ def refuse_missing(folder: Path, model: PreTrainedModel, missing: Collection[str
     raise ModelError(
         f"{folder} is not whole: {plural(len(missing), 'weight')} in no file, e.g. {min(missing)}", hint=AGAIN
     )
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, without the rest of its page."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Sequences packed end to end in one row, without padding: a pass through the base."""
+"""Padding-free passes: sequences end to end in one row, cut at a number of tokens."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ from torch import Tensor
 
 from shepherd.model.slots import NOBODY, Segment
 from shepherd.types import Tokens
-
-ROWS_MULTIPLE = 16
-"""Products of a pass with the base have a multiple of so many rows: then a row's result depends on that row alone.
-
-See docs/decisions/0008.
-"""
 
 
 @dataclass(frozen=True)

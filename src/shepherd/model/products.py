@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from shepherd.model.fused import rows_to_add_to
-from shepherd.model.slots import NOBODY
-
-if TYPE_CHECKING:
-    pass
-from shepherd.model.slots import gather
+from shepherd.model.slots import NOBODY, of_clients
 
 
 class AddLowRank(torch.autograd.Function):
@@ -30,7 +25,7 @@ class AddLowRank(torch.autograd.Function):
         dtype = product_dtype(x)
         inputs = x2.to(dtype) if drop is None else x2.to(dtype) * dropout_mask(x2, dtype, drop)
         hidden = []
-        for segment in gather(segments):
+        for segment in of_clients(segments):
             rows, slot = slice(segment.start, segment.end), held[segment.slot]
             A, B = slot.factors(dtype)[name]
             hidden.append(A @ inputs[rows].T)  # few rows, not few columns: see Layout
@@ -53,7 +48,7 @@ class AddLowRank(torch.autograd.Function):
         mask = None if ctx.drop is None else dropout_mask(x2, dtype, ctx.drop)
         inputs = x2.to(dtype) if mask is None else x2.to(dtype) * mask
         grad_x = torch.empty(x2.shape, dtype=dtype, device=x2.device) if ctx.needs_input_grad[1] else None
-        for h, segment in zip(hidden, gather(ctx.segments), strict=True):
+        for h, segment in zip(hidden, of_clients(ctx.segments), strict=True):
             rows, slot = slice(segment.start, segment.end), ctx.held[segment.slot]
             A, B = slot.factors(dtype)[ctx.name]
             grad_A, grad_B = slot.gradients[ctx.name]
@@ -85,6 +80,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def dropout_mask(x: Tensor, dtype: torch.dtype, drop: tuple[float, Sequence[tuple[int, int, int]]]) -> Tensor:
+    """0 or 1 / (1 - p) for each element of x; drop: (p, (start, end, seed) of each sequence)."""
     p, sequences = drop
     keep = torch.ones(x.shape, dtype=torch.bool)
     for start, end, seed in sequences:

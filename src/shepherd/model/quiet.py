@@ -1,4 +1,4 @@
-"""Progress bars and advice of the libraries underneath, silenced."""
+"""Calls into transformers without its own output: no progress bars, and errors cut to one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars, tables or warnings of transformers: what the user sees is ours to draw and to say."""
+    """No progress bars, tables or warnings of transformers: Shepherd draws its own."""
     import tqdm
     from transformers.utils import logging
 
@@ -24,3 +24,8 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if was_on:
             logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, or its type where it has no text."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

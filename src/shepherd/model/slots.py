@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from shepherd.errors import ModelError
-from shepherd.types import Adapter, Factors
-
-if TYPE_CHECKING:
-    pass
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from shepherd.types import Tensors
-
-if TYPE_CHECKING:
-    pass
-
+from shepherd.types import Adapter, Factors, Tensors
 
 NOBODY = -1
-"""The slot of tokens that only fill a pass up."""
-
+"""The slot of padding tokens."""
 
 Sizes = Mapping[str, tuple[int, int]]
 """(in, out) of every adapted layer, by module name."""
@@ -110,7 +97,7 @@ class Slot:
         self.device = device
         self.vector = self.packed(adapter)
         self.gradient = torch.zeros_like(self.vector) if trainable else None
-        self.gradients = self._matrices(self.gradient) if trainable else {}
+        self.gradients = {} if self.gradient is None else self._matrices(self.gradient)
         self._factors = self._matrices(self.vector)
         self._cast: dict[torch.dtype, Mapping[str, tuple[Tensor, Tensor]]] = {}
         self.changed()
@@ -137,12 +124,12 @@ class Slot:
         self._cast = {torch.float32: self._factors}
 
     def read(self) -> dict[str, Factors]:
-        """The factors, as float32 arrays of their own."""
+        """The factors, as new float32 arrays."""
         tensors = self.tensors()
         return {name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in self.layouts["A"].shapes}
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The factors by the names of `ClientModel.tensors`, as float32 arrays of their own."""
+        """The factors by the names of `ClientModel.tensors`, as new float32 arrays."""
         return {
             name: array
             for part, layout in self.layouts.items()
@@ -160,7 +147,8 @@ def tensors_of(factors: Mapping[str, Factors]) -> dict[str, np.ndarray]:
     return {f"{name}.{part}": getattr(pair, part) for name, pair in factors.items() for part in "AB"}
 
 
-def gather(segments: Sequence[Segment]) -> Sequence[Segment]:
+def of_clients(segments: Sequence[Segment]) -> Sequence[Segment]:
+    """The segments of a pass without its padding, which comes last."""
     return segments[:-1] if segments[-1].slot == NOBODY else segments
 
 

@@ -126,7 +126,8 @@ class Reach:
 def reach(model: nn.Module, targets: str | Sequence[str], names: Sequence[str]) -> Reach:
     """How much of the blocks the adapted layers `names` are; `model` may lie on the meta device."""
     prefix, blocks = blocks_of(model)
-    adapted, counts = set(names), {}
+    adapted = set(names)
+    counts: dict[str, int] = {}
     total = reached = 0
     for name, parameter in blocks.named_parameters():
         total += parameter.numel()

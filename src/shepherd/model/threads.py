@@ -44,10 +44,10 @@ def available_cores() -> int:
     import psutil
 
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affinity, psutil.cpu_count(logical=False) or affinity, _quota(_CGROUP)))
+    return max(1, int(min(affinity, psutil.cpu_count(logical=False) or affinity, _quota(_CGROUP))))
 
 
-def _quota(cgroup: Path) -> int | float:
+def _quota(cgroup: Path) -> float:
     """Whole CPUs that the control group grants (version 2, then 1); infinity when it sets no limit."""
     try:
         if (cgroup / "cpu.max").is_file():

@@ -1,9 +1,11 @@
-"""Talking to what a run tuned: questions from a stream in, answers as they come out, beside another model's if wished.
+"""A conversation with one or more tuned models: prompts that fit their windows, answers, and what is remembered.
 
-    chat("runs/demo", "base")           # each question is answered by the tuned model and by its base
+    conversation = Conversation(load_voices("runs/demo", "base"))
+    exchange = conversation.ask("Why is grass green?")
+    texts = [exchange.answer(index, print) for index in range(len(conversation.voices))]
+    conversation.remember(exchange, texts)
 
-On a terminal there are a prompt, labels and, where two models answer and the window is wide, two columns. Elsewhere
-the answers alone go to `stdout`, an empty line between them. What a model writes is cleaned before it is shown.
+Nothing here knows a terminal: `cli/chat.py` shows a conversation there, and a web page or an endpoint can do as well.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from shepherd.rng import derive
 from shepherd.serving.tuned import Tuned, load_tuned
 from shepherd.types import Message
 
-Hear = Callable[[str], None]
+Emit = Callable[[str], None]
+"""Receives an answer while it grows: each time the whole text so far."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Sampling:
 
 @dataclass
 class Voice:
-    """One model in the conversation, and what it remembers of it: question and answer in turn."""
+    """One model in a conversation, and its history: questions and answers in turn."""
 
     name: str
     tuned: Tuned
@@ -42,9 +45,9 @@ class Voice:
     history: list[Message] = field(default_factory=list)
 
     def prompt(self, question: str, system: str, max_new_tokens: int) -> tuple[list[int], int, int]:
-        """(token ids, room for the answer, exchanges forgotten so that both fit into the model's window).
+        """(token ids, room for the answer, exchanges dropped so that both fit into the context window).
 
-        Raises Refusal when the question alone is too long, or when the template cannot show it.
+        Raises Refusal when the question alone is too long, or when the template refuses it.
         """
         window = getattr(self.tuned.base.model.config.get_text_config(), "max_position_embeddings", None)
         forgotten = 0
@@ -60,8 +63,8 @@ class Voice:
             del self.history[:2]
             forgotten += 1
 
-    def answer(self, ids: Sequence[int], room: int, sampling: Sampling, turn: int, hear: Hear) -> str:
-        """The answer to a prompt; `hear` is told the text so far while it grows."""
+    def answer(self, ids: Sequence[int], room: int, sampling: Sampling, turn: int, emit: Emit) -> str:
+        """The answer to a prompt; `emit` receives the text so far while it grows."""
         base = self.tuned.base
         return generate(
             base.model,
@@ -72,11 +75,69 @@ class Voice:
             max_new_tokens=room,
             temperature=sampling.temperature,
             seed=derive(sampling.seed, "chat", turn),
-            on_text=hear,
+            on_text=emit,
         )[0].text
 
 
-def voices_of(run_dir: Path | str, compare: str | None, round_number: int | None) -> list[Voice]:
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids for one voice, the room for its answer, and how many exchanges were dropped from its history."""
+
+    ids: list[int]
+    room: int
+    forgotten: int
+
+
+@dataclass
+class Conversation:
+    """Questions to several models with the same system message; `turn` counts the questions since the last reset."""
+
+    voices: Sequence[Voice]
+    sampling: Sampling = field(default_factory=Sampling)
+    system: str = ""
+    turn: int = 0
+
+    def ask(self, question: str) -> Exchange:
+        """The next turn: a prompt for every voice. Raises Refusal where one of them cannot take the question."""
+        turn, self.turn = self.turn, self.turn + 1
+        room = self.sampling.max_new_tokens
+        prompts = tuple(Prompt(*voice.prompt(question, self.system, room)) for voice in self.voices)
+        return Exchange(question, turn, self.voices, self.sampling, prompts)
+
+    def remember(self, exchange: Exchange, answers: Sequence[str]) -> None:
+        """Add a completed exchange to the history of every voice."""
+        for voice, text in zip(self.voices, answers, strict=True):
+            voice.history += [Message("user", exchange.question), Message("assistant", text)]
+
+    def reset(self) -> None:
+        """Forget all exchanges; the system message stays."""
+        self.turn = 0
+        for voice in self.voices:
+            voice.history.clear()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question and the prompts made of it, one per voice. It enters no history by itself."""
+
+    question: str
+    turn: int
+    voices: Sequence[Voice]
+    sampling: Sampling
+    prompts: tuple[Prompt, ...]
+
+    def answer(self, index: int, emit: Emit) -> str:
+        """The answer of voice `index`; `emit` receives the text so far while it grows."""
+        prompt = self.prompts[index]
+        return self.voices[index].answer(prompt.ids, prompt.room, self.sampling, self.turn, emit)
+
+
+def load_voices(run_dir: Path | str, compare: str | None = None, round_number: int | None = None) -> list[Voice]:
+    """The tuned model of a run and, with `compare`, "base" or the model of another run.
+
+    `round_number` takes the adapter of that round's checkpoint in place of the final one. Raises ModelError where a
+    base is no longer the one that an adapter was trained on.
+    """
     tuned = load_tuned(run_dir, round_number=round_number)
     voices = [Voice(tuned.name, tuned, tuned.lora)]
     if compare == "base":

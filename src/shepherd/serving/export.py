@@ -12,7 +12,7 @@ import contextlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from shepherd.model.fetch import resolve
 from shepherd.model.quiet import quiet_transformers
 from shepherd.recipe import load as load_config
 from shepherd.report.wording import size
-from shepherd.serving.export_card import merged_card
+from shepherd.serving.merged_card import merged_card
 from shepherd.serving.tuned import adapter_folder, load_tuned
 from shepherd.store import MANIFEST, commit_folder, open_run, read_json
 from shepherd.types import Message
@@ -51,7 +51,6 @@ class Export:
     """What was written: `difference` is the largest |its logits − the run's|, in float32, over `tokens` positions.
 
     `rounding` is how far the logits moved before that because the weights were rounded to `dtype`: 0 in float32.
-    `notes`: the same as sentences.
     """
 
     path: Path
@@ -60,7 +59,6 @@ class Export:
     difference: float
     rounding: float
     tokens: int
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +74,19 @@ class _Reference:
     logits: tuple[torch.Tensor, ...]
 
 
-def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float32", base: str | None = None) -> Export:
+def export(
+    run_dir: Path | str,
+    to: str,
+    out: Path | str,
+    *,
+    dtype: str = "float32",
+    base: str | None = None,
+    note: Callable[[str], None] = lambda _sentence: None,
+) -> Export:
     """Write the final adapter of a run: `to` is "peft" or "merged", `dtype` the precision of merged weights.
 
-    `base` is what adapter_config.json is to name instead of where the base lies here, for use on another machine; what
-    is compared is the run's own base all the same.
+    `base` replaces the location of the base in adapter_config.json, for use on another machine; the logits are
+    compared on the run's base all the same. `note` receives what was measured, one sentence a call.
 
     Raises UsageError when `out` holds something or when a quantised base would have to be merged, ModelError when
     the base is no longer that of the adapter, ResourceError when the disk is too small, EvaluationError when what was
@@ -118,12 +124,13 @@ def export(run_dir: Path | str, to: str, out: Path | str, *, dtype: str = "float
         raise ResourceError(f"cannot write {target}: {error.strerror}", hint="choose another --out") from None
     tokens, rounding = sum(map(len, ours.conversations)), _largest(expected, ours.logits)
     rounded = f"; rounding the weights to {dtype} moved them by up to {rounding:.1e}" if rounding else ""
-    checked = (
+    if base is not None:
+        note(_as_named(base, ours.digest))
+    note(
         f"loaded again: the logits of {len(ours.conversations)} conversations ({tokens} tokens) differ by at most "
         f"{difference:.1e}{rounded}"
     )
-    notes = (checked,) if base is None else (_as_named(base, ours.digest), checked)
-    return Export(target, to, dtype, difference, rounding, tokens, notes)
+    return Export(target, to, dtype, difference, rounding, tokens)
 
 
 def _free(out: Path | str) -> Path:
@@ -146,7 +153,7 @@ def _refuse_quantised(folder: Path) -> None:
 
 def _name_base(pending: Path, base_name: str) -> None:
     """Name the base in a copied adapter. What runs before 0.1 wrote of a built-in one nobody else can find."""
-    named = read_json(pending / CONFIG)
+    named = dict(read_json(pending / CONFIG))
     if named | named_base(base_name) != named:
         rename_base(pending, base_name)
         (pending / MANIFEST).unlink(missing_ok=True)  # of the folder as it was in the run

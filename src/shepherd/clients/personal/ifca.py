@@ -19,9 +19,9 @@ from shepherd.clients.cohort import Cohort
 from shepherd.clients.progress import ObserveTraining, Progress
 from shepherd.clients.row_order import next_rows
 from shepherd.clients.training import TrainingHost, train
-from shepherd.model.forward import PackedModel
+from shepherd.model.forward import ROWS_MULTIPLE, PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.model.packing import ROWS_MULTIPLE, Row, cut, pack
+from shepherd.model.packing import Row, cut, pack
 from shepherd.types import CLUSTER, Adapter, ClientFailure, ClientId, ClientUpdate, Tensors, Tokens, TrainTask
 
 HOMELESS = "its loss is not finite under the adapter of any cluster"

@@ -21,9 +21,9 @@ from shepherd.clients.personal.joined import joined
 from shepherd.errors import ModelError
 from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.arrays import from_file, to_bytes
-from shepherd.model.forward import PackedModel
+from shepherd.model.forward import ROWS_MULTIPLE, PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.model.packing import ROWS_MULTIPLE, Row, cut, pack
+from shepherd.model.packing import Row, cut, pack
 from shepherd.model.slots import Slot
 from shepherd.types import Adapter, Tokens
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
+from shepherd.outcomes import OUTCOMES
 from shepherd.report.charts import marks
 from shepherd.report.charts.marks import LABELS, WIDTH
-from shepherd.report.outcomes import OUTCOMES
 from shepherd.report.wording import number
 
 

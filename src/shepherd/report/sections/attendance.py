@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from shepherd.outcomes import TROUBLES, entry_outcome, outcomes_of
 from shepherd.report.load import RunRecord
-from shepherd.report.outcomes import TROUBLES, entry_outcome, outcomes_of
 from shepherd.report.wording import ABSENT
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from shepherd.outcomes import OUTCOMES, TROUBLES
 from shepherd.report import charts
 from shepherd.report.load import RunRecord
-from shepherd.report.outcomes import OUTCOMES, TROUBLES
 from shepherd.report.page import Figure, Limits, Section, Table
 from shepherd.report.sections.attendance import Attendance, attendance
 from shepherd.report.wording import ABSENT, count, left_out, listing, number, plural, shorten

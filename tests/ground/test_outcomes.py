@@ -8,8 +8,8 @@ import pytest
 
 from report_runs import Page, check, write_run
 from shepherd.cli import progress
+from shepherd.outcomes import OUTCOMES, outcome_of, outcomes_of
 from shepherd.report import write_report
-from shepherd.report.outcomes import OUTCOMES, outcome_of, outcomes_of
 from shepherd.types import REASONS
 
 OF_TRAINING = {"diverged": "failed", "error": "failed", "out-of-memory": "failed", "lost": "lost", "hang": "lost"}

@@ -1,4 +1,4 @@
-"""The model card of a merged model."""
+"""The model card of a merged model: summary of its run in, README.md out."""
 
 from __future__ import annotations
 
