@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prepared import plan_of, trainer_of
 from shepherd.clients.facts import facts_of, rows_digest
 from shepherd.clients.training import TrainingHost, train
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
 from shepherd.evaluation.losses import row_losses
-from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.trainer import prepare_trainer, worker_engine
+from shepherd.experiment.trainer import worker_engine
 from shepherd.model.base import load_base
 from shepherd.round import Engine, Replies, sample_cohort, task_of
 from shepherd.types import ClientFailure, ClientUpdate, GlobalModel, ServerState, Tensors, TrainTask
@@ -65,12 +65,12 @@ def setting(small_config) -> Setting:
     )  # fmt: skip
     base = load_base(**config.model.model_dump())
     rows, _ = prepare_rows(config, base.tokenizer)
-    trainer, plan = prepare_trainer(config, base), prepare_plan(config, rows)
+    trainer, plan = trainer_of(config, base), plan_of(config, rows)
     state = ServerState(0, plan.method.start(trainer.adapter, config.run.seed, None))
     cohort = sample_cohort(state, plan, Replies(), len(plan.clients))
     first = rows.clients[min(rows.clients)]
     spoilt = [replace(row, input_ids=np.full_like(row.input_ids, 10**6)) for row in first]
-    site = trainer.site({**rows.clients, BAD: spoilt})
+    site = trainer.host({**rows.clients, BAD: spoilt})
     return Setting(config, site, state, task_of(state, plan, cohort), list(rows.held_out), base.tokenizer_digest)
 
 
