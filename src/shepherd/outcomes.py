@@ -23,14 +23,14 @@ FAILED = frozenset({"diverged", "out-of-memory", "error"})
 """Codes of a client's training; `error:ValueError` names the class of an exception."""
 LOST = frozenset({"lost", "hang"})
 """Codes of an engine whose process, site or connection gave no reply."""
-_TRAINING = re.compile(r"the (loss|gradient) became |its loss is not finite")
+_TRAINING = re.compile(r"the (held-out )?(loss|gradient) became |its loss is not finite")
 """Details that a client's training gave with the code `non-finite`, before it had the code `diverged`."""
 
 
 def outcome_of(code: str, detail: str = "") -> str:
     """The outcome "failed", "lost" or "rejected" of an entry of `rejected`. An unknown code is a rejection."""
     kind = code.partition(":")[0]
-    if kind in FAILED or (kind == "non-finite" and _TRAINING.match(detail)):
+    if kind in FAILED or (kind == "non-finite" and _TRAINING.search(detail)):
         return "failed"
     return "lost" if kind in LOST else "rejected"
 

@@ -406,7 +406,7 @@ def test_the_adapters_of_the_clusters_are_left_once_beside_who_is_in_which(separ
         (again,) = row_losses(PackedModel(tuned.base.model), own, lora)
         assert again.stat.mean == pytest.approx(metrics["personal"][client]["personal"], rel=1e-4)
     text = (separated.path / "report.html").read_text(encoding="utf-8")
-    assert "Of the clusters, 1 has 4 clients, 2 has 4 clients." in text and ">Cluster<" in text
+    assert "Clients by cluster: 4 in 1, 4 in 2." in text and ">Cluster<" in text
 
 
 def test_every_byte_of_the_clusters_is_counted_and_was_planned(separated):
@@ -476,13 +476,13 @@ def test_a_round_with_too_few_updates_begins_no_cluster_and_the_run_says_so(run_
 @pytest.mark.parametrize(
     "settings, reason",
     [
-        (("federation.method=flora",), "begins anew"),
+        (("federation.method=flora",), "is reset in each round"),
         (("federation.method=fedex_lora",), "lies beside the base"),
         (("method.start=principal",), "lies beside the base"),
-        (("federation.method=frlora",), "elsewhere"),
+        (("federation.method=frlora",), "is reset in each round"),
         (("federation.method=fed_sb",), "train a core"),
-        (("federation.method=fedsa_lora",), "parts of their own"),
-        (("federation.method=fedper_lora",), "parts of their own"),
+        (("federation.method=fedsa_lora",), "keep local parts already"),
+        (("federation.method=fedper_lora",), "keep local parts already"),
         (("federation.method=lora_a2",), "choose their slots"),
         (("objective.scaffold=true",), "control variates"),
     ],

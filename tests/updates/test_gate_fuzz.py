@@ -398,7 +398,7 @@ def test_malformed_updates_are_refused_with_client_and_code_and_none_raises(numb
             for good in in_order:
                 assert isinstance(Gate(LIMITS, RUN, TOKENIZER).admit(good, TASK), ClientUpdate)
     assert min(seen.values()) >= number_of_updates // len(CLASSES)
-    assert REASONS.keys() - codes.keys() == {"duplicate", "error", "out-of-memory", "lost", "hang"}
+    assert REASONS.keys() - codes.keys() == {"duplicate", "diverged", "error", "out-of-memory", "lost", "hang"}
     assert number_of_updates / spent >= 1000, f"{number_of_updates / spent:.0f} updates a second"
 
 
