@@ -10,7 +10,8 @@ import pytest
 
 from shepherd.clients.pool import Draw, Pool, Selection, selections
 from shepherd.clients.selection import _utility as utility_of
-from shepherd.clients.selection import build_selection, cohort_size, conflicts
+from shepherd.clients.selection import build_selection, cohort_size
+from shepherd.clients.selection_conflicts import conflicts
 from shepherd.errors import UsageError
 from shepherd.rng import stream
 

@@ -174,7 +174,8 @@ def _selection_problems(tables: Mapping[str, Mapping[str, Any]], own_weighing: s
     """What is wrong with the selection and its options, and with its fit to [federation] and the method's weighing."""
     from pydantic import ValidationError
 
-    from shepherd.clients.selection import build_selection, conflicts
+    from shepherd.clients.selection import build_selection
+    from shepherd.clients.selection_conflicts import conflicts
     from shepherd.config import Config, FederationTable
 
     options = dict(tables.get("selection", {}))

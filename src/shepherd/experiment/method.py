@@ -12,7 +12,8 @@ import numpy as np
 
 from shepherd.clients.personal.methods import Personalization, personalizations
 from shepherd.clients.pool import Selection
-from shepherd.clients.selection import build_selection, cohort_size, conflicts
+from shepherd.clients.selection import build_selection, cohort_size
+from shepherd.clients.selection_conflicts import conflicts
 from shepherd.config import Config, LoraTable
 from shepherd.errors import ShepherdError, UsageError, did_you_mean, plural
 from shepherd.server.clusters import check_clusters
