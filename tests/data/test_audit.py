@@ -15,8 +15,8 @@ from shepherd.data.tokenize import tokenize
 from shepherd.types import Example, Message, Partition
 
 
-def example(id, asked, answer, source="", context=""):
-    return Example(id, (Message("user", asked), Message("assistant", answer)), source=source, context=context)
+def example(row_id, question, answer, source="", context=""):
+    return Example(row_id, (Message("user", question), Message("assistant", answer)), source=source, context=context)
 
 
 TRAIN = [

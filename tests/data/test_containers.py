@@ -288,8 +288,8 @@ def test_a_category_per_row_leaves_rows_to_evaluate_with_and_one_line(tmp_path):
     ((line, cases),) = remarks(config, data, data.examples, held_out, partition).items()
     assert line.startswith("fewer than data.held_out_per_category = 10 rows held out of 500 categories: c000 ")
     assert line.endswith(", and 495 more") and len(cases) == 500
+    config = load("own-data", [f"data.source={tmp_path / 'x.jsonl'}", "partition.name=by_key"])
     with pytest.raises(DataError, match="no category has more than one row"):  # as clients, each needs its only row
-        config = load("own-data", [f"data.source={tmp_path / 'x.jsonl'}", "partition.name=by_key"])
         divide_rows(config, data.examples, None)
 
 

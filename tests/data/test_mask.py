@@ -43,11 +43,11 @@ CODE = Example("a:3", (Message("user", "How do I boil an egg?"), Message("assist
 def learned(tokenizer, example, template, max_length=10_000):
     tokens = tokenize([example], tokenizer, template, max_length).tokens[0]
     turns, before = [], False
-    for id, target in zip(tokens.input_ids, tokens.loss_mask, strict=True):
+    for token_id, target in zip(tokens.input_ids, tokens.loss_mask, strict=True):
         if target and not before:
             turns.append([])
         if target:
-            turns[-1].append(int(id))
+            turns[-1].append(int(token_id))
         before = target
     return tokens, turns
 

@@ -56,7 +56,7 @@ def test_every_row_is_in_exactly_one_client_and_no_client_is_empty_or_it_says_wh
         assert error.hint
         assert rows < 4 * clients, f"enough rows, and still: {error}"
         return
-    held = [id for ids in partition.clients.values() for id in ids]
+    held = [row_id for ids in partition.clients.values() for row_id in ids]
     assert sorted(held) == sorted(e.id for e in data)
     assert all(partition.clients.values())
     assert len(partition.clients) == (len({e.source for e in data}) if decides else clients)

@@ -183,7 +183,7 @@ def test_one_unfit_row_is_one_refusal_and_only_when_no_row_fits_is_it_an_error()
     later = Example("a:2", tuple(CONVERSATIONS["later system"][0]))
     done = tokenize([Example("a:1", (user("Q"), answer("A"))), later], tokenizer, template, 500)
     assert [row.id for row in done.tokens] == ["a:1"]
-    assert done.refused == {"the chat template leaves out a later system turn": (1, ("a:2",))}
+    assert done.refused == {"the chat template leaves out a later system turn": ("a:2",)}
     with pytest.raises(DataError, match="1 row: the chat template leaves out a later system turn") as error:
         tokenize([later], tokenizer, template, 500)
     assert "data.template is chat, alpaca, or a text of your own" in error.value.hint
@@ -200,7 +200,7 @@ def test_rows_that_were_changed_are_counted():
     rows = [Example(f"a:{i}", (user("Q"), answer(text))) for i, text in enumerate(["x", "  x", "y", "\ty", "\nz"])]
     # A line break before an answer is trimmed, and stands all the same: at the end of the prompt.
     done = tokenize(rows, tokenizer, build_template("chat", tokenizer), 500)
-    assert done.changed == {"the chat template changes white space of the answer": (3, ("a:1", "a:3", "a:4"))}
+    assert done.changed == {"the chat template changes white space of the answer": ("a:1", "a:3", "a:4")}
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ CHAT = build_template("chat", TOKENIZER)
 END = TOKENIZER.eos_token_id
 
 
-def example(instruction, response, context="", id="a:1"):
-    return Example(id, (Message("user", instruction), Message("assistant", response)), context=context)
+def example(instruction, response, context="", row_id="a:1"):
+    return Example(row_id, (Message("user", instruction), Message("assistant", response)), context=context)
 
 
 def decoded(ids):
@@ -54,7 +54,7 @@ def test_then_the_start_of_the_prompt_goes_and_the_response_stays_whole():
 
 def test_only_a_response_too_long_by_itself_loses_its_end_and_that_is_counted_apart():
     row = example("write a poem", "the sheep are asleep " * 30)
-    done = tokenize([row, example("hi", "yes", id="a:2")], TOKENIZER, CHAT, 40)
+    done = tokenize([row, example("hi", "yes", row_id="a:2")], TOKENIZER, CHAT, 40)
     tokens = done.tokens[0]
     assert len(tokens.input_ids) == 40
     assert tokens.loss_mask.tolist() == [False] * 10 + [True] * 30  # a quarter for the question
@@ -130,7 +130,7 @@ def test_no_row_is_longer_than_max_length_and_no_response_that_fits_is_cut(asked
 
 
 def test_rows_without_a_target_are_refused_with_the_reason_and_all_of_them_is_an_error_with_the_median():
-    rows = [example("Name a river", "the Danube", id=f"a:{i}") for i in range(5)]
+    rows = [example("Name a river", "the Danube", row_id=f"a:{i}") for i in range(5)]
     with pytest.raises(DataError) as error:
         tokenize(rows, TOKENIZER, CHAT, 1)
     length = len(tokenize(rows, TOKENIZER, CHAT, 1000).tokens[0].input_ids)
@@ -144,7 +144,7 @@ def test_a_row_that_the_chat_template_refuses_is_counted_and_the_others_go_on():
     twice = Example("a:2", (Message("user", "one"), Message("user", "two"), Message("assistant", "three")))
     done = tokenize([example("hi", "yes"), twice], tokenizer, build_template("chat", tokenizer), 100)
     assert [t.id for t in done.tokens] == ["a:1"]
-    assert done.refused == {"the chat template refuses it: roles must alternate": (1, ("a:2",))}
+    assert done.refused == {"the chat template refuses it: roles must alternate": ("a:2",)}
 
 
 def test_tokens_carry_the_category_and_the_source_and_are_in_the_order_of_the_examples():

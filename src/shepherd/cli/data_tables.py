@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from shepherd.config import DataTable
     from shepherd.data.sources import Dataset
+    from shepherd.data.tally import RowsByReason
     from shepherd.data.tokenize import Tokenized
 
 
@@ -36,12 +37,12 @@ def print_counts(dataset: Dataset, tokenized: Tokenized, table: DataTable, notes
     click.echo(f"{output.clean(dataset.name)}: {rows}, format {dataset.format}, licence {dataset.licence}")
     for line in filter(None, (dataset.unread, *dataset.notes, *notes)):
         click.echo(f"  {output.clean(line)}")
-    for what, counts in (
+    for what, rows_by_reason in (
         ("refused", dataset.refused), ("changed", dataset.changed),
         ("refused", tokenized.refused), ("changed", tokenized.changed),
     ):  # fmt: skip
-        for reason, (count, ids) in counts.items():
-            click.echo(output.clean(f"  {what} {count:,}: {reason} ({first_of(ids)})"))
+        for reason, ids in rows_by_reason.items():
+            click.echo(output.clean(f"  {what} {len(ids):,}: {reason} ({first_of(ids)})"))
     click.echo()
     sources = Counter(example.source for example in examples if example.source)
     categories = Counter(example.category for example in examples)
@@ -110,8 +111,8 @@ def dataset_entry(
 ) -> dict[str, Any]:
     from shepherd.data.tokenize import pieces
 
-    def counted(counts: Any) -> dict[str, Any]:
-        return {reason: {"rows": count, "ids": ids} for reason, (count, ids) in counts.items()}
+    def counted(rows: RowsByReason) -> dict[str, Any]:
+        return {reason: {"rows": len(ids), "ids": ids} for reason, ids in rows.items()}
 
     return {
         "name": dataset.name,

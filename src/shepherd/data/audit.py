@@ -78,7 +78,7 @@ class Finding:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        return tuple(id for group in self.groups for id in group)
+        return tuple(row_id for group in self.groups for row_id in group)
 
     @property
     def meaning(self) -> str:
@@ -128,37 +128,39 @@ def audit(
     `tokens` adds what truncation cut and tokenising refused, `dataset` what reading refused (rows with an empty answer
     never become examples).
     """
-    owner = {id: client for client, ids in partition.clients.items() for id in ids}
+    owner = {row_id: client for client, ids in partition.clients.items() for row_id in ids}
     groups: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in KINDS}
     taught = {e.id: same_row(e) for e in (*train, *held_out)}
     for same in _alike(train, lambda example: taught[example.id]):
         in_client: dict[str, list[str]] = {}
-        for id in same:
-            in_client.setdefault(owner.get(id, ""), []).append(id)
+        for row_id in same:
+            in_client.setdefault(owner.get(row_id, ""), []).append(row_id)
         if len(in_client) > 1:
             groups["duplicates across clients"].append(same)
         groups["duplicates within a client"] += [tuple(ids) for ids in in_client.values() if len(ids) > 1]
 
     out = {e.id for e in held_out}
     for same in _alike([*train, *held_out], same_prompt):
-        if 0 < sum(id in out for id in same) < len(same):
+        if 0 < sum(row_id in out for row_id in same) < len(same):
             groups["train and held-out overlap"].append(same)
-        if len({taught[id] for id in same}) > 1:
+        if len({taught[row_id] for row_id in same}) > 1:
             groups["conflicting answers"].append(same)
 
     for kind, faulty in ROW_FAULTS.items():
         groups[kind] = [(example.id,) for example in (*train, *held_out) if faulty(example)]
 
     counts = {kind: sum(map(len, same)) for kind, same in groups.items()}
-    counts["train and held-out overlap"] = sum(id in out for g in groups["train and held-out overlap"] for id in g)
+    counts["train and held-out overlap"] = sum(
+        row_id in out for g in groups["train and held-out overlap"] for row_id in g
+    )
     for refused in (dataset.refused if dataset else {}, tokens.refused if tokens else {}):
-        for reason, (count, ids) in refused.items():
+        for reason, ids in refused.items():
             kind = "empty answers" if reason in ("empty answer", "no answer") else "other refusals"
-            groups[kind] += [(id,) for id in ids]
-            counts[kind] += count
+            groups[kind] += [(row_id,) for row_id in ids]
+            counts[kind] += len(ids)
     if tokens:
         long = [t.id for t in tokens.tokens if t.cut]
-        groups["over-long rows"] = [(id,) for id in long]
+        groups["over-long rows"] = [(row_id,) for row_id in long]
         counts["over-long rows"] = len(long)
     found = tuple(Finding(kind, counts[kind], tuple(same)) for kind, same in groups.items() if counts[kind])
     return Audit(found, len(train) + len(held_out))

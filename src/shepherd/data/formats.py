@@ -193,7 +193,7 @@ def formats_of(rows: Sequence[Mapping[str, Any]], format: str) -> list[str]:
 
 
 def to_example(
-    fields: Mapping[str, Any], format: str, id: str, names: Mapping[str, str] | None = None
+    fields: Mapping[str, Any], format: str, row_id: str, names: Mapping[str, str] | None = None
 ) -> tuple[Example, Notes]:
     """The example in a row with our field names, and what was changed or not read. Raises Refusal.
 
@@ -219,7 +219,7 @@ def to_example(
     # What repeats a label, such as a language that is the source too, is read with it.
     unread = (column for column, value in row.left.items() if value not in (category, source))
     row.notes.columns = [row.names.get(column, column) for column in unread]
-    return Example(id, tuple(messages), category, source, context, tools), row.notes
+    return Example(row_id, tuple(messages), category, source, context, tools), row.notes
 
 
 def _with_system(messages: list[Message], row: Row) -> list[Message]:

@@ -75,12 +75,12 @@ def table(partition: Partition, examples: Sequence[Example]) -> tuple[list[Clien
     """(clients, categories, int64[clients, categories]): how many rows of each category every client holds."""
     category = {e.id: e.category for e in examples}
     clients = sorted(partition.clients)
-    categories = sorted({category[id] for ids in partition.clients.values() for id in ids})
+    categories = sorted({category[row_id] for ids in partition.clients.values() for row_id in ids})
     column = {name: i for i, name in enumerate(categories)}
     counts = np.zeros((len(clients), len(categories)), np.int64)
     for row, client in enumerate(clients):
-        for id in partition.clients[client]:
-            counts[row, column[category[id]]] += 1
+        for row_id in partition.clients[client]:
+            counts[row, column[category[row_id]]] += 1
     return clients, categories, counts
 
 
@@ -159,10 +159,10 @@ def _check(dealt: Mapping[str, Sequence[str]], examples: Sequence[Example], name
         )
     counts: dict[str, int] = {e.id: 0 for e in examples}
     for client, ids in dealt.items():
-        for id in ids:
-            if id not in counts:
-                raise DataError(f"{name} gave {client} a row that is not there: {id}")
-            counts[id] += 1
-    wrong = [id for id, count in counts.items() if count != 1]
+        for row_id in ids:
+            if row_id not in counts:
+                raise DataError(f"{name} gave {client} a row that is not there: {row_id}")
+            counts[row_id] += 1
+    wrong = [row_id for row_id, count in counts.items() if count != 1]
     if wrong:
         raise DataError(f"{name} put {wrong[0]} into {counts[wrong[0]]} clients; {len(wrong)} rows are wrong in all")

@@ -19,7 +19,7 @@ from shepherd.data.files import find
 from shepherd.data.formats import Refusal, format_problem, formats_of, to_example
 from shepherd.data.hub import hub
 from shepherd.data.splits import by_split
-from shepherd.data.tally import Counts, Tally, sentences
+from shepherd.data.tally import RowsByReason, Tally, sentences
 from shepherd.data.trees import shorten
 from shepherd.data.turns import TURN_FIELDS
 from shepherd.data.values import label
@@ -47,8 +47,8 @@ class Dataset:
     format: str
     digest: str
     licence: str = "unknown"
-    refused: Counts = field(default_factory=dict)
-    changed: Counts = field(default_factory=dict)
+    refused: RowsByReason = field(default_factory=dict)
+    changed: RowsByReason = field(default_factory=dict)
     unread: str = ""
     notes: tuple[str, ...] = ()
     held_out: Dataset | None = None
@@ -110,7 +110,7 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | 
     """The rows that can be learned from, all of them."""
     there = {name for _, row in rows.rows for name in row}
     mapped = {ours: theirs for ours, theirs in columns.items() if theirs in there}  # others are fields of turns
-    fields = [(id, rename(row, mapped)) for id, row in rows.rows]
+    fields = [(row_id, rename(row, mapped)) for row_id, row in rows.rows]
     formats = formats_of([row for _, row in fields], format)
     if not any(formats):
         raise no_format([row for _, row in rows.rows], format, columns, rows.name)
@@ -118,24 +118,24 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | 
     unread: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     examples, used = [], Counter[str]()
     waiting = Waiting(tell, f"reading {rows.name}", len(fields))
-    for number, ((id, row), name) in enumerate(zip(fields, formats, strict=True)):
+    for number, ((row_id, row), name) in enumerate(zip(fields, formats, strict=True)):
         waiting.at(number)
         try:
             if not name:
                 raise Refusal("its columns fit no known format")
-            example, notes = to_example(row, name, id, columns)
+            example, notes = to_example(row, name, row_id, columns)
         except Refusal as reason:
-            refused.add(str(reason), id)
+            refused.add(str(reason), row_id)
             continue
         except RecursionError:
-            refused.add("nested too deeply", id)
+            refused.add("nested too deeply", row_id)
             continue
         examples.append(example)
         used[name] += 1
         unread[0].update((*notes.columns, *replaced(rows.rows[number][1], mapped)))
         unread[1].update(notes.fields)
         for note in notes.changes:
-            changed.add(note, id)
+            changed.add(note, row_id)
     if len(rows.places) > 1:
         _check_places(rows, {e.id for e in examples}, refused)
     if not examples:
@@ -149,8 +149,8 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | 
         format=" and ".join(used),
         digest="",
         licence=rows.licence,
-        refused=refused.counts,
-        changed=changed.counts,
+        refused=refused.by_reason,
+        changed=changed.by_reason,
         unread=unread_sentence(*unread),
         notes=(*rows.notes, *_format_notes(used)),
         unusable={key: _unusable(fields, examples, key) for key in ("category", "source")},
@@ -160,7 +160,7 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | 
 def _unusable(fields: Sequence[tuple[str, Mapping[str, Any]]], examples: Sequence[Example], key: str) -> Counter[str]:
     """Values of a field of which no row became an example, with the number of their rows."""
     used, known = {e.id for e in examples}, {getattr(e, key) for e in examples}
-    values = Counter(_value(row.get(key)) for id, row in fields if id not in used)
+    values = Counter(_value(row.get(key)) for row_id, row in fields if row_id not in used)
     return Counter({value: count for value, count in values.items() if value and value not in known})
 
 
@@ -176,7 +176,7 @@ def _check_places(rows: Rows, used: Set[str], refused: Tally) -> None:
     begin = 0
     for place, count in rows.places:
         there, begin = rows.rows[begin : begin + count], begin + count
-        ids = {id for id, _ in there}
+        ids = {row_id for row_id, _ in there}
         if not used & ids:
             found = ", ".join(dict.fromkeys(str(name) for _, row in there for name in row if name != "source"))
             raise DataError(

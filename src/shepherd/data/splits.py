@@ -50,8 +50,8 @@ def by_split(rows: Rows, parts: str, columns: Mapping[str, str]) -> Rows:
 def _where(rows: Rows, wanted: list[bool]) -> Rows:
     """The wanted rows, without the column; each place with those that it keeps, as long as it keeps one."""
     kept = [
-        (id, {name: value for name, value in row.items() if name != COLUMN})
-        for (id, row), want in zip(rows.rows, wanted, strict=True)
+        (row_id, {name: value for name, value in row.items() if name != COLUMN})
+        for (row_id, row), want in zip(rows.rows, wanted, strict=True)
         if want
     ]
     ends = [0, *accumulate(count for _, count in rows.places)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from shepherd.data.formats import Refusal
 from shepherd.data.prompts import Rendered, Template
-from shepherd.data.tally import Counts, Tally, describe
+from shepherd.data.tally import RowsByReason, Tally, describe
 from shepherd.data.waiting import LARGE, Tell, Waiting
 from shepherd.errors import DataError, ModelError, plural
 from shepherd.types import Example, Message, Tokens
@@ -33,7 +33,7 @@ class Tokenized:
     """
 
     tokens: tuple[Tokens, ...]
-    refused: Counts
+    refused: RowsByReason
     cut_rows: int
     cut_tokens: int
     lengths: np.ndarray
@@ -41,7 +41,7 @@ class Tokenized:
     cut_prompts: int = 0
     cut_responses: int = 0
     escaped: int = 0
-    changed: Counts = field(default_factory=dict)
+    changed: RowsByReason = field(default_factory=dict)
     by_id: dict[str, Tokens] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -103,10 +103,10 @@ def tokenize(
                 Tokens(example.id, row.ids, mask, example.category, example.source, cut=len(full.ids) - len(row.ids))
             )
     if not tokens:
-        raise _nothing(len(examples), refused.counts, lengths, max_length)
+        raise _nothing(len(examples), refused.by_reason, lengths, max_length)
     return Tokenized(
         tokens=tuple(tokens),
-        refused=refused.counts,
+        refused=refused.by_reason,
         cut_rows=sum(t.cut > 0 for t in tokens),
         cut_tokens=sum(t.cut for t in tokens),
         lengths=np.array(lengths, np.int32),
@@ -114,7 +114,7 @@ def tokenize(
         cut_prompts=cut_in["prompt"],
         cut_responses=cut_in["response"],
         escaped=escaped,
-        changed=changed.counts,
+        changed=changed.by_reason,
     )
 
 
@@ -154,7 +154,7 @@ def encode_rows(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.n
     """
     encoded = encode(rendered, tokenizer)
     added = tokenizer.added_tokens_decoder
-    control = [id for id, token in added.items() if token.special]
+    control = [token_id for token_id, token in added.items() if token.special]
     greedy = tuple(token.content for token in added.values() if token.rstrip)
     asked: list[tuple[int, int, int, Rendered]] = []  # row, where an answer begins, a token before it, what is between
     joined: list[set[int]] = [set() for _ in rendered]
@@ -283,7 +283,7 @@ def _decode(ids: list[int], tokenizer: Any) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def _nothing(rows: int, refused: Counts, lengths: list[int], max_length: int) -> DataError:
+def _nothing(rows: int, refused: RowsByReason, lengths: list[int], max_length: int) -> DataError:
     median = f"\n  max_length is {max_length}, the median row has {int(np.median(lengths))} tokens" if lengths else ""
     hint = "raise data.max_length" if lengths else "see the reasons above"
     if not lengths and any("template" in reason for reason in refused):

@@ -62,7 +62,7 @@ def left_out(rows: FederatedData) -> Iterator[dict[str, Any]]:
     """The lines of left_out.jsonl: all rows that were refused or changed, and all groups that the audit found."""
     for what in ("refused", "changed"):
         for counted in (getattr(rows.dataset, what), getattr(rows.tokenized, what)):
-            for reason, (_, ids) in counted.items():
+            for reason, ids in counted.items():
                 yield {"what": what, "reason": reason, "groups": [[id] for id in ids]}
     for finding in rows.audit.findings:
         yield {"what": "audit", "reason": finding.kind, "groups": [list(group) for group in finding.groups]}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from shepherd.data.audit import Audit
+from shepherd.data.tally import RowsByReason
 from shepherd.evaluation.answers import FIRST
 from shepherd.evaluation.losses import RowLosses
 from shepherd.evaluation.statistics import paired_difference
@@ -91,9 +92,9 @@ def own_rows(federated: RowLosses, locals_: Mapping[str, RowLosses], rows: Feder
     return {client: paired_difference(federated.select(own), locals_[client].select(own)) for client, own in at.items()}
 
 
-def reasons(counted: Mapping[str, tuple[int, Sequence[str]]]) -> dict[str, list[Any]]:
-    """{reason: [rows, the first places]} of rows that were refused or changed."""
-    return {reason: [count, list(places[:FIRST])] for reason, (count, places) in counted.items()}
+def reasons(rows: RowsByReason) -> dict[str, list[Any]]:
+    """{reason: [rows, the first ids]} of rows that were refused or changed."""
+    return {reason: [len(ids), list(ids[:FIRST])] for reason, ids in rows.items()}
 
 
 def audit_findings(audit: Audit) -> list[dict[str, Any]]:
