@@ -1,4 +1,4 @@
-"""Every row goes to exactly one client, by seed; each registered partitioner joins these promises by itself."""
+"""Every row belongs to exactly one client, by seed: promises that every registered partitioner joins."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from shepherd.data.partition import (
     short_categories,
     table,
 )
+from shepherd.data.partitioners import is_random
 from shepherd.data.sources import digest
 from shepherd.errors import DataError, UsageError
 from shepherd.types import Example, Message
@@ -43,37 +44,48 @@ def examples(rows, categories=4, sources=3):
     ]
 
 
-@pytest.mark.parametrize("name", list(partitioners))
+def clients_for(name, clients):
+    """0 where the partitioner alone sets the number of clients."""
+    return 0 if name == "files" else clients
+
+
+ALL = [*partitioners, "by_length_partitioner:by_length"]
+
+
+@pytest.mark.parametrize("name", ALL)
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 90), clients=st.integers(1, 20), keys=st.integers(1, 6), seed=st.integers(0, 3))
 def test_every_row_is_in_exactly_one_client_and_no_client_is_empty_or_it_says_why(name, rows, clients, keys, seed):
     data = examples(rows, keys, keys)
-    decides = name == "files"
-    asked = 0 if decides else clients
+    count = clients_for(name, clients)
+    refused = None
     try:
-        partition = divide(data, name, {}, asked, seed)
+        partition = divide(data, name, {}, count, seed)
     except DataError as error:
-        assert error.hint
-        assert rows < 4 * clients, f"enough rows, and still: {error}"
+        refused = error
+    if refused:
+        assert refused.hint
+        assert rows < 4 * clients, f"enough rows, and still: {refused}"
         return
     held = [row_id for ids in partition.clients.values() for row_id in ids]
     assert sorted(held) == sorted(e.id for e in data)
     assert all(partition.clients.values())
-    assert len(partition.clients) == (len({e.source for e in data}) if decides else clients)
+    assert len(partition.clients) == (count or len({e.source for e in data}))
     assert list(partition.clients) == sorted(partition.clients)
-    assert partition == divide(data, name, {}, asked, seed)
+    assert partition == divide(data, name, {}, count, seed)
 
 
-@pytest.mark.parametrize("name", list(partitioners))
+@pytest.mark.parametrize("name", ALL)
 def test_a_partitioner_explains_itself_and_every_option_has_a_default(name):
     assert len(partitioners.describe(name)) > 20
     assert all(p.default is not inspect.Parameter.empty for p in partitioners.options(name).values())
 
 
-@pytest.mark.parametrize("name", sorted({*partitioners} - {"by_key", "files"}))
-def test_another_seed_deals_other_rows(name):
+@pytest.mark.parametrize("name", ALL)
+def test_another_seed_gives_another_partition_unless_the_partitioner_is_deterministic(name):
     data = examples(60)
-    assert divide(data, name, {}, 6, 0).clients != divide(data, name, {}, 6, 1).clients
+    first, second = (divide(data, name, {}, clients_for(name, 6), seed).clients for seed in (0, 1))
+    assert (first != second) is is_random(name)
 
 
 @settings(max_examples=60, deadline=None)

@@ -325,8 +325,8 @@ def test_unknown_built_ins_offer_the_nearest_and_a_dataset_can_be_imported(tmp_p
     with pytest.raises(UsageError, match="Did you mean 'chatterbot'"):
         load_examples("builtin:chaterbot")
     (tmp_path / "my_lab_data.py").write_text(
-        "from shepherd.data.builtins import Rows\n"
-        "def clinic():\n    return Rows('clinic', [('c:1', {'prompt': 'a', 'completion': 'b'})], 'MIT')\n"
+        "from shepherd.data.builtins import RawRows\n"
+        "def clinic():\n    return RawRows('clinic', [('c:1', {'prompt': 'a', 'completion': 'b'})], 'MIT')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     data = load_examples("my_lab_data:clinic")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import chat_templates as known
 import tiny_tokenizers as tiny
-from shepherd.data.formats import Refusal
 from shepherd.data.outline import NO_REASONING
 from shepherd.data.prompts import build_template
 from shepherd.data.tokenize import encode_prompt, tokenize
+from shepherd.data.values import Refusal
 from shepherd.errors import DataError, ModelError
 from shepherd.types import Example, Message
 

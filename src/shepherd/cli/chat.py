@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from shepherd.cli import output
-from shepherd.data.formats import Refusal
+from shepherd.data.values import Refusal
 from shepherd.errors import did_you_mean
 from shepherd.serving.chat import Conversation, Emit, Sampling, load_voices
 

@@ -1,4 +1,4 @@
-"""Data that is there without a network. A dataset is a function that returns `Rows`; `builtin:<name>` loads it."""
+"""Data that is there without a network. A dataset is a function that returns `RawRows`; `builtin:<name>` loads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ datasets = Registry("dataset")
 
 
 @dataclass(frozen=True)
-class Rows:
+class RawRows:
     """What a source gives: (example id, fields) for each row, in order, and the licence of the texts.
 
     held_out: rows that the source itself keeps apart for evaluation, or None. places: the files or lists that the rows
@@ -26,20 +26,20 @@ class Rows:
     rows: Sequence[tuple[str, dict[str, Any]]]
     licence: str = "unknown"
     notes: tuple[str, ...] = ()
-    held_out: Rows | None = None
+    held_out: RawRows | None = None
     places: tuple[tuple[str, int], ...] = ()
 
 
 @datasets
-def instructions() -> Rows:
+def instructions() -> RawRows:
     """A few hundred instructions of our own in Dolly's eight categories (Apache-2.0)."""
     with resources.as_file(resources.files("shepherd.data") / "builtin" / "instructions.jsonl") as path:
         rows = [(f"instructions:{number}", row) for number, row in read(path).rows]
-    return Rows("builtin:instructions", rows, "Apache-2.0")
+    return RawRows("builtin:instructions", rows, "Apache-2.0")
 
 
 @datasets
-def chatterbot(languages: tuple[str, ...] = ("english",)) -> Rows:
+def chatterbot(languages: tuple[str, ...] = ("english",)) -> RawRows:
     """Talk and facts from chatterbot-corpus (BSD-3-Clause): topics are categories, languages are sources."""
     try:
         import yaml
@@ -63,7 +63,7 @@ def chatterbot(languages: tuple[str, ...] = ("english",)) -> Rows:
             document = loader(file.read_text(encoding="utf-8")).get_single_data()
             for number, turns in enumerate(document["conversations"], 1):
                 rows.append((f"{language}-{topic}:{number}", _conversation(turns, topic, language)))
-    return Rows("builtin:chatterbot", rows, "BSD-3-Clause")
+    return RawRows("builtin:chatterbot", rows, "BSD-3-Clause")
 
 
 def _conversation(turns: Any, topic: str, language: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _turns(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     return (turn for value in row.values() if is_turns(value) and isinstance(value, (list, tuple)) for turn in value)
 
 
-def no_format(rows: Sequence[Mapping[str, Any]], format: str, columns: Mapping[str, str], where: str) -> DataError:
+def no_format(rows: Sequence[Mapping[str, Any]], format_name: str, where: str) -> DataError:
     """No row has the fields of a format: what was found, what is accepted, what to write."""
     first: dict[str, Any] = {}
     for row in rows:
@@ -71,8 +71,8 @@ def no_format(rows: Sequence[Mapping[str, Any]], format: str, columns: Mapping[s
             f"  found: {found}",
             hint=f"{_chosen(first)} learns the chosen answers; the rejected ones are left out",
         )
-    if format != "auto":
-        accepted = f"  {format}: {', '.join(FORMATS[format].required)}"
+    if format_name != "auto":
+        accepted = f"  {format_name}: {', '.join(FORMATS[format_name].required)}"
     else:
         accepted = (
             "  messages, conversations, conversation, contents: a list of turns\n"

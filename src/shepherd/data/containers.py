@@ -1,4 +1,4 @@
-"""A file or folder -> `Rows`: which lists of rows are clients, which are parts of the data, and what is not read.
+"""A file or folder -> `RawRows`: which lists of rows are clients, which are parts of the data, and what is not read.
 
 A folder holds a client in each file or sub-folder, a JSON object one in each list. Where names say train and test, they
 are parts: train is what clients learn from, test (or else validation) is held out. Parts may lie inside clients, and
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shepherd.data.builtins import Rows
+from shepherd.data.builtins import RawRows
 from shepherd.data.files import ACCEPTED, CONVERSIONS, PICKLES, SUFFIXES, read, stem_of, suffix_of, unreadable
 from shepherd.data.trees import PARTS, Tree, kind_of, unsharded
 from shepherd.data.values import missing
@@ -48,7 +48,7 @@ class Batch:
     part: str = ""
 
 
-def read_path(path: Path, parts: Parts = "held out", tell: Tell | None = None) -> Rows:
+def read_path(path: Path, parts: Parts = "held out", tell: Tell | None = None) -> RawRows:
     """The rows of a file or folder. Raises DataError where it cannot be read, and where names contradict each other."""
     tree = _folder(path, tell) if path.is_dir() else replace(read(path, tell), place=str(path))
     name = path.name or path.resolve().name
@@ -258,7 +258,7 @@ def _few(names: Sequence[str] | Mapping[str, Any], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _rows(name: str, batches: Sequence[Batch], notes: tuple[str, ...] = ()) -> Rows:
+def _rows(name: str, batches: Sequence[Batch], notes: tuple[str, ...] = ()) -> RawRows:
     rows, places, hidden = [], [], 0
     for batch in batches:
         source = {"source": batch.client} if batch.client else {}
@@ -267,4 +267,4 @@ def _rows(name: str, batches: Sequence[Batch], notes: tuple[str, ...] = ()) -> R
         places.append((batch.tree.place or batch.name, len(batch.tree.rows)))
     if hidden:
         notes = (*notes, f"the column source ({plural(hidden, 'row')}) is not read: the source of a row is its client")
-    return Rows(name, rows, notes=notes, places=tuple(places))
+    return RawRows(name, rows, notes=notes, places=tuple(places))

@@ -13,15 +13,13 @@ from typing import Any
 from shepherd.data.refusals import (
     JUDGEMENTS,
     ROW_MARKS,
-    Row,
-    _label,
     refuse_masked,
     refuse_other_media,
     refuse_preferences,
 )
+from shepherd.data.row_reader import Notes, RowReader
 from shepherd.data.turns import (
     REASONING,
-    Notes,
     is_turns,
     read_history,
     read_system,
@@ -32,8 +30,6 @@ from shepherd.data.turns import (
 from shepherd.data.values import Refusal, missing, text
 from shepherd.errors import did_you_mean
 from shepherd.types import Example, Message
-
-__all__ = ["FORMATS", "Format", "Notes", "Refusal", "format_of", "format_problem", "formats_of", "to_example"]
 
 SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions")
@@ -51,11 +47,11 @@ class Format:
 
     required: tuple[str, ...]
     optional: tuple[str, ...]
-    read: Callable[[Row], tuple[list[Message], str]]
+    read: Callable[[RowReader], tuple[list[Message], str]]
 
 
 def _pair(asked: str, answered: str, contexts: Sequence[str]) -> Format:
-    def read(row: Row) -> tuple[list[Message], str]:
+    def read(row: RowReader) -> tuple[list[Message], str]:
         prompt, answer = turns_in(row.take(asked)), row.take(answered)
         if is_turns(prompt):
             answer = turns_in(answer)
@@ -86,7 +82,7 @@ def _answer(value: Any, field: str, notes: Notes) -> str:
     return answer
 
 
-def _prompt_and_completion(row: Row, prompt: Any, answer: Any, asked: str, answered: str):
+def _prompt_and_completion(row: RowReader, prompt: Any, answer: Any, asked: str, answered: str):
     """Turns in a prompt and in what follows it (TRL): the answers in the prompt are shown, and not learned."""
     if not is_turns(prompt):
         before = [Message("user", text(prompt, repr(asked)).strip())]
@@ -98,7 +94,7 @@ def _prompt_and_completion(row: Row, prompt: Any, answer: Any, asked: str, answe
 
 
 def _conversation(field: str) -> Format:
-    def read(row: Row) -> tuple[list[Message], str]:
+    def read(row: RowReader) -> tuple[list[Message], str]:
         if field not in row.left:
             raise Refusal(f"no {field!r}")
         messages = read_turns(row.take(field), repr(field), row.notes, row.names)
@@ -114,7 +110,7 @@ def _conversation(field: str) -> Format:
     return Format((field,), (), read)
 
 
-def _plain(row: Row) -> tuple[list[Message], str]:
+def _plain(row: RowReader) -> tuple[list[Message], str]:
     if "role" in row.left:
         raise Refusal("one turn of a conversation, as it has a 'role': join the turns of each to a list 'messages'")
     return [Message("text", row.text("text").strip())], ""
@@ -150,12 +146,10 @@ FIELDS = tuple(dict.fromkeys((
 """What `--columns` can rename, besides the fields of a turn."""
 
 
-def format_problem(format: str) -> str:
+def format_problem(name: str) -> str:
     """What is wrong with the name of a format; empty for one that is known."""
     known = ("auto", *FORMATS)
-    return (
-        "" if format in known else f"unknown format: {format!r}.{did_you_mean(format, known)} Known: {', '.join(known)}"
-    )
+    return "" if name in known else f"unknown format: {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}"
 
 
 def format_of(row: Mapping[str, Any], among: Iterable[str]) -> tuple[str, bool]:
@@ -178,13 +172,13 @@ def format_of(row: Mapping[str, Any], among: Iterable[str]) -> tuple[str, bool]:
     return nearest, False
 
 
-def formats_of(rows: Sequence[Mapping[str, Any]], format: str) -> list[str]:
-    """The format of each row with our field names, "" for none; `format` is "auto" or the one that all have.
+def formats_of(rows: Sequence[Mapping[str, Any]], format_name: str) -> list[str]:
+    """The format of each row with our field names, "" for none; `format_name` is "auto" or the one that all have.
 
     Plain text only where no row is of another format, since it is learned without anything that asks for it.
     """
-    if format != "auto":
-        return [format_of(row, (format,))[0] for row in rows]
+    if format_name != "auto":
+        return [format_of(row, (format_name,))[0] for row in rows]
     found = [format_of(row, FORMATS) for row in rows]
     if all(name == "text" for name, complete in found if complete):
         return [name for name, _ in found]
@@ -193,25 +187,25 @@ def formats_of(rows: Sequence[Mapping[str, Any]], format: str) -> list[str]:
 
 
 def to_example(
-    fields: Mapping[str, Any], format: str, row_id: str, names: Mapping[str, str] | None = None
+    fields: Mapping[str, Any], format_name: str, row_id: str, names: Mapping[str, str] | None = None
 ) -> tuple[Example, Notes]:
     """The example in a row with our field names, and what was changed or not read. Raises Refusal.
 
     `names` (our field -> the user's) are the columns that the user named. `category` is "" where the row has none.
     """
-    row = Row(fields, names or {})
-    if format != "text" or row.names.keys() & {*JUDGEMENTS}:  # no answer is judged there, and a label is a class
+    row = RowReader(fields, names or {})
+    if format_name != "text" or row.names.keys() & {*JUDGEMENTS}:  # no answer is judged there, and a label is a class
         refuse_preferences(row)
     refuse_other_media(row)
     refuse_masked(row)
-    form = FORMATS[format]
+    form = FORMATS[format_name]
     for field in form.required:
         if field not in fields:
             raise Refusal(f"no {field!r}")
     messages, context = form.read(row)
-    category, source = (_label(row, field) for field in COMMON)
-    tools = "" if format == "text" else read_tools(given) if (given := row.take(*TOOLS)) is not None else ""
-    if format == "text":
+    category, source = (row.label(field) for field in COMMON)
+    tools = "" if format_name == "text" else read_tools(given) if (given := row.take(*TOOLS)) is not None else ""
+    if format_name == "text":
         if not messages[0].content:
             raise Refusal("empty text")
     else:
@@ -222,7 +216,7 @@ def to_example(
     return Example(row_id, tuple(messages), category, source, context, tools), row.notes
 
 
-def _with_system(messages: list[Message], row: Row) -> list[Message]:
+def _with_system(messages: list[Message], row: RowReader) -> list[Message]:
     system = read_system(row.take(*SYSTEM))
     own = {m.content for m in messages if m.role == "system" and m.content}
     if system and not own:

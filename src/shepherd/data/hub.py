@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from shepherd import network
-from shepherd.data.builtins import Rows
+from shepherd.data.builtins import RawRows
 from shepherd.data.trees import kind_of, shorten
 from shepherd.errors import DataError, NetworkError, missing_extra, plural
 
 
-def hub(name: str, say_splits: bool = True) -> Rows:
+def hub(name: str, say_splits: bool = True) -> RawRows:
     """`org/name[:config][@split]` through the package `datasets`; the split is `train` unless named.
 
     say_splits: a note names test and validation splits that lie beside train and are not read. Who writes `hub:` asks
@@ -25,7 +25,7 @@ def hub(name: str, say_splits: bool = True) -> Rows:
         return _fetched(name, say_splits)
 
 
-def _fetched(name: str, say_splits: bool) -> Rows:
+def _fetched(name: str, say_splits: bool) -> RawRows:
     try:
         import datasets as hub_datasets
     except ImportError:
@@ -52,7 +52,7 @@ def _fetched(name: str, say_splits: bool) -> Rows:
     rows = [(f"{stem}:{number}", dict(row)) for number, row in enumerate(data, 1)]
     splits = getattr(data.info, "splits", None) or {}
     notes = tuple(_other_splits(name, splits)) if say_splits and "@" not in name else ()
-    return Rows(f"hub:{name}", rows, data.info.license or _licence_on_card(path), notes)
+    return RawRows(f"hub:{name}", rows, data.info.license or _licence_on_card(path), notes)
 
 
 def _other_splits(name: str, splits: Mapping[str, Any]) -> Iterator[str]:

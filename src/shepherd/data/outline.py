@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-from shepherd.data.formats import Refusal
 from shepherd.data.templates.rendering import Span
 from shepherd.data.tool_calls import CALLS, mapped_texts, names_in, stand
+from shepherd.data.values import Refusal
 from shepherd.types import Message
 
 FIRST, MOST = 0x100000, 0xFFFD  # the marks: plane 16, which is for private use

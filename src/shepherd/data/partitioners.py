@@ -1,17 +1,17 @@
-"""Ways to deal rows to clients. One function, one decorator; its test joins by itself.
+"""Partitioners: rules that assign every row to one client. One function and one decorator add a rule and its tests.
 
     @partitioners
     def by_length(): ...        # returns partition(examples, clients, rng) -> {client's name: (example id, …)}
 
-Every row goes to exactly one client and no client is empty; `partition.divide` checks that for each of them, and gives
-each a safe id.
+Every row belongs to exactly one client and no client is empty: `partition.divide` checks both and derives safe ids from
+the names. `@deterministic` marks a rule that ignores `rng`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,18 @@ partitioners = Registry("partitioner")
 Key = Literal["category", "source"]
 """In a recipe also the name of a column, which then is the source of each row (`dividing.by_column`)."""
 Partitioner = Callable[[Sequence[Example], int, np.random.Generator], dict[str, tuple[str, ...]]]
+Factory = TypeVar("Factory", bound=Callable[..., Partitioner])
+
+
+def deterministic(factory: Factory) -> Factory:
+    """Mark a partitioner's factory as independent of the seed: all seeds give the same partition."""
+    vars(factory)["random"] = False
+    return factory
+
+
+def is_random(name: str) -> bool:
+    """Whether the partitioner draws from its random stream, for some data and options at least."""
+    return getattr(partitioners.get(name), "random", True)
 
 
 @partitioners
@@ -114,6 +126,7 @@ def by_key(key: Key = "category") -> Partitioner:
 
 
 @partitioners
+@deterministic
 def files() -> Partitioner:
     """One client per file of a folder, whatever its name; or per source, where rows name theirs.
 

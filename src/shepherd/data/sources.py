@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from shepherd import rng
-from shepherd.data.builtins import Rows, datasets
+from shepherd.data.builtins import RawRows, datasets
 from shepherd.data.columns import check_columns, no_format, rename, replaced, unread_sentence
 from shepherd.data.containers import Parts, read_path
 from shepherd.data.files import find
-from shepherd.data.formats import Refusal, format_problem, formats_of, to_example
+from shepherd.data.formats import format_problem, formats_of, to_example
 from shepherd.data.hub import hub
 from shepherd.data.splits import by_split
 from shepherd.data.tally import RowsByReason, Tally, sentences
 from shepherd.data.trees import shorten
 from shepherd.data.turns import TURN_FIELDS
-from shepherd.data.values import label
+from shepherd.data.values import Refusal, label
 from shepherd.data.waiting import Tell, Waiting
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
 from shepherd.types import Example, Message
@@ -89,31 +89,30 @@ def load_examples(
         examples=tuple(kept),
         digest=digest(kept),
         notes=notes,
-        held_out=_apart(rows, format, columns, categories),
+        held_out=_held_out(rows, format, columns, categories),
     )
 
 
-def _apart(rows: Rows, format: str, columns: Mapping[str, str], categories: Sequence[str]) -> Dataset | None:
-    """The rows that the source keeps for evaluation; they need not have all columns of the others."""
+def _held_out(rows: RawRows, format_name: str, columns: Mapping[str, str], categories: Sequence[str]) -> Dataset | None:
+    """The test or validation part of the source, which need not have all columns of the training part."""
     if rows.held_out is None:
         return None
-    there = {name for _, row in rows.held_out.rows for name in row}
-    kept = {ours: theirs for ours, theirs in columns.items() if theirs in there or ours in TURN_FIELDS}
-    dataset = _examples(rows.held_out, format, kept)
+    dataset = _examples(rows.held_out, format_name, columns)
     wanted = [e for e in dataset.examples if not categories or e.category in categories]
     return replace(
         dataset, examples=tuple(wanted), digest=digest(wanted), notes=(*dataset.notes, *_masked_notes(wanted))
     )
 
 
-def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | None = None) -> Dataset:
-    """The rows that can be learned from, all of them."""
-    there = {name for _, row in rows.rows for name in row}
-    mapped = {ours: theirs for ours, theirs in columns.items() if theirs in there}  # others are fields of turns
+def _examples(rows: RawRows, format_name: str, columns: Mapping[str, str], tell: Tell | None = None) -> Dataset:
+    """All usable rows, before categories are chosen and rows are drawn. Mapped columns that no row has are ignored."""
+    present = {name for _, row in rows.rows for name in row}
+    mapped = {ours: theirs for ours, theirs in columns.items() if theirs in present}
+    in_turns = {ours: theirs for ours, theirs in columns.items() if ours in TURN_FIELDS}
     fields = [(row_id, rename(row, mapped)) for row_id, row in rows.rows]
-    formats = formats_of([row for _, row in fields], format)
+    formats = formats_of([row for _, row in fields], format_name)
     if not any(formats):
-        raise no_format([row for _, row in rows.rows], format, columns, rows.name)
+        raise no_format([row for _, row in rows.rows], format_name, rows.name)
     refused, changed = Tally(), Tally()
     unread: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     examples, used = [], Counter[str]()
@@ -123,7 +122,7 @@ def _examples(rows: Rows, format: str, columns: Mapping[str, str], tell: Tell | 
         try:
             if not name:
                 raise Refusal("its columns fit no known format")
-            example, notes = to_example(row, name, row_id, columns)
+            example, notes = to_example(row, name, row_id, in_turns | mapped)
         except Refusal as reason:
             refused.add(str(reason), row_id)
             continue
@@ -171,7 +170,7 @@ def _value(value: Any) -> str:
         return ""
 
 
-def _check_places(rows: Rows, used: Set[str], refused: Tally) -> None:
+def _check_places(rows: RawRows, used: Set[str], refused: Tally) -> None:
     """Raise DataError for a file or list without a usable row: it is a client or a part, and would vanish."""
     begin = 0
     for place, count in rows.places:
@@ -246,7 +245,7 @@ def is_path(source: str) -> bool:
     return not _FUNCTION.fullmatch(source) or Path(source).exists()
 
 
-def _read(source: str, languages: tuple[str, ...], parts: Parts, tell: Tell | None) -> Rows:
+def _read(source: str, languages: tuple[str, ...], parts: Parts, tell: Tell | None) -> RawRows:
     kind, _, name = source.partition(":")
     if kind == "builtin":
         return datasets.build(name, {"languages": languages} if has_languages(source) else {})

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
-from shepherd.data.builtins import Rows
+from shepherd.data.builtins import RawRows
 from shepherd.data.trees import kind_of
 from shepherd.data.values import missing
 from shepherd.errors import plural
@@ -15,7 +15,7 @@ from shepherd.errors import plural
 COLUMN = "split"
 
 
-def by_split(rows: Rows, parts: str, columns: Mapping[str, str]) -> Rows:
+def by_split(rows: RawRows, parts: str, columns: Mapping[str, str]) -> RawRows:
     """`rows` parted by their column `split`, where it names train and test (or validation); others as they are.
 
     A column that `columns` maps to a field, or that holds other values alone, is no division into parts. parts: "held
@@ -47,7 +47,7 @@ def by_split(rows: Rows, parts: str, columns: Mapping[str, str]) -> Rows:
     return replace(kept, notes=(note, *others, *rows.notes), held_out=apart)
 
 
-def _where(rows: Rows, wanted: list[bool]) -> Rows:
+def _where(rows: RawRows, wanted: list[bool]) -> RawRows:
     """The wanted rows, without the column; each place with those that it keeps, as long as it keeps one."""
     kept = [
         (row_id, {name: value for name, value in row.items() if name != COLUMN})
@@ -57,4 +57,4 @@ def _where(rows: Rows, wanted: list[bool]) -> Rows:
     ends = [0, *accumulate(count for _, count in rows.places)]
     counts = [sum(wanted[begin:end]) for begin, end in pairwise(ends)]
     places = tuple((place, count) for (place, _), count in zip(rows.places, counts, strict=True) if count)
-    return Rows(rows.name, kept, rows.licence, places=places)
+    return RawRows(rows.name, kept, rows.licence, places=places)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from shepherd.data.formats import Refusal
 from shepherd.data.prompts import Rendered, Template
 from shepherd.data.tally import RowsByReason, Tally, describe
+from shepherd.data.values import Refusal
 from shepherd.data.waiting import LARGE, Tell, Waiting
 from shepherd.errors import DataError, ModelError, plural
 from shepherd.types import Example, Message, Tokens
@@ -49,15 +49,15 @@ class Tokenized:
 
 
 @dataclass(frozen=True)
-class _Row:
+class MaskedRow:
     """ids int32[n]; turn int32[n] with the number of the response that a token belongs to, or -1; context bool[n]."""
 
     ids: np.ndarray
     turn: np.ndarray
     context: np.ndarray
 
-    def keep(self, kept: np.ndarray) -> _Row:
-        return _Row(self.ids[kept], self.turn[kept], self.context[kept])
+    def keep(self, kept: np.ndarray) -> MaskedRow:
+        return MaskedRow(self.ids[kept], self.turn[kept], self.context[kept])
 
 
 def tokenize(
@@ -198,7 +198,7 @@ def encode_prompt(
     return encode_rows([template.opening(messages, context, tools)], tokenizer)[0][0].tolist()
 
 
-def _mask(ids: np.ndarray, spans: np.ndarray, rendered: Rendered) -> _Row:
+def _mask(ids: np.ndarray, spans: np.ndarray, rendered: Rendered) -> MaskedRow:
     start, end = spans[:, 0], spans[:, 1]
     turn = np.full(len(ids), -1, np.int32)
     for number, (a, b) in enumerate(rendered.spans):
@@ -209,7 +209,7 @@ def _mask(ids: np.ndarray, spans: np.ndarray, rendered: Rendered) -> _Row:
         context = (start >= a) & (end <= b) & (start < b) & (turn < 0)
     # What the template writes after the last end token teaches nothing and is seen by nothing that is learned.
     stop = int(np.flatnonzero(turn >= 0)[-1]) + 1 if (turn >= 0).any() else len(ids)
-    return _Row(ids[:stop], turn[:stop], context[:stop])
+    return MaskedRow(ids[:stop], turn[:stop], context[:stop])
 
 
 def _overlap(start: np.ndarray, end: np.ndarray, a: int, b: int) -> np.ndarray:
@@ -221,7 +221,7 @@ def _overlap(start: np.ndarray, end: np.ndarray, a: int, b: int) -> np.ndarray:
     return (start < b) & ((end > a) | (start >= a))
 
 
-def cut(row: _Row, max_length: int, bos: int | None = None) -> tuple[_Row, tuple[str, ...]]:
+def cut(row: MaskedRow, max_length: int, bos: int | None = None) -> tuple[MaskedRow, tuple[str, ...]]:
     """`row` in at most `max_length` tokens, and which parts lost some: "context", "prompt", "response".
 
     First the end of the context goes, then the start of the prompt (older turns; a start token stays), until the last

@@ -10,9 +10,9 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from shepherd.data.row_reader import Notes
 from shepherd.data.values import Refusal, mark, missing, text
 from shepherd.types import Message
 
@@ -36,19 +36,6 @@ TURN_FIELDS = ("role", "content", "reasoning", "train")
 """What `--columns` can rename within a turn."""
 _SAID = {"content", "value", "tool_calls"}
 _LIST = re.compile(r"\s*\[\s*\{")
-
-
-@dataclass
-class Notes:
-    """What was left out of one row: `changes` in words, and the names of columns and turn fields that were not read."""
-
-    changes: list[str] = field(default_factory=list)
-    columns: list[str] = field(default_factory=list)
-    fields: list[str] = field(default_factory=list)
-
-    def change(self, what: str) -> None:
-        if what not in self.changes:
-            self.changes.append(what)
 
 
 def read_turns(

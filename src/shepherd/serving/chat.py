@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shepherd.data.formats import Refusal
 from shepherd.data.tokenize import encode_prompt
+from shepherd.data.values import Refusal
 from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from shepherd.data.formats import Refusal
 from shepherd.data.prompts import Rendered, Template
 from shepherd.data.tokenize import encode
+from shepherd.data.values import Refusal
 from shepherd.errors import DataError, EvaluationError, ModelError, ResourceError, UsageError, did_you_mean
 from shepherd.model.adapter import CONFIG, named_base, rename_base
 from shepherd.model.digest import model_digest

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from shepherd.data.formats import Refusal
 from shepherd.data.outline import Outline, Renderer, fill, make_outline, sketch
 from shepherd.data.templates.rendering import (
     Protected,
@@ -24,6 +23,7 @@ from shepherd.data.templates.rendering import (
 from shepherd.data.templates.source import DAY, is_random, looked_for, pin_clock, reads_clock
 from shepherd.data.templates.turns import find_context, join_context, place_of, system_into_user, turn_of
 from shepherd.data.tool_calls import mapped, texts, with_objects, with_texts
+from shepherd.data.values import Refusal
 from shepherd.errors import ModelError
 from shepherd.types import Message
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from shepherd.data.formats import Refusal
+from shepherd.data.values import Refusal
 from shepherd.types import Message
 
 Span = tuple[int, int]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from shepherd.data.formats import Refusal
 from shepherd.data.templates.rendering import (
     Protected,
     Rendered,
@@ -19,6 +18,7 @@ from shepherd.data.templates.rendering import (
     start_token,
     without_answer,
 )
+from shepherd.data.values import Refusal
 from shepherd.types import Message
 
 # Word for word as in the data set's format, since that is the wording that models have been tuned on.

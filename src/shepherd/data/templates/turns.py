@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from shepherd.data.formats import Refusal
 from shepherd.data.outline import Outline
 from shepherd.data.templates.rendering import (
     Span,
 )
+from shepherd.data.values import Refusal
 from shepherd.types import Message
 
 
