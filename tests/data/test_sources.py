@@ -299,6 +299,16 @@ def test_the_digest_is_that_of_the_content_and_not_of_the_order_or_the_folder(tm
     assert len(one.digest) == 64 and one.licence == "unknown"
 
 
+def test_a_mapped_column_that_the_held_out_rows_lack_maps_nothing_there(tmp_path):
+    pair = {"prompt": ASK, "completion": SAY}
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"train": [pair | {"passage": "rivers"}], "test": [pair | {"context": "lakes"}]}))
+    data = load_examples(str(path), columns={"context": "passage"})
+    assert data.examples[0].context == "rivers"
+    assert data.held_out.examples[0].context == ""  # nothing is inserted into a prompt unless the user maps it
+    assert data.held_out.unread == "not read: the column context (1 row)"
+
+
 def test_categories_are_kept_and_drawn_by_seed_in_the_order_of_the_file(tmp_path):
     rows = [ROWS["dolly"] | {"category": "abc"[i % 3], "instruction": f"Question {i}"} for i in range(60)]
     path = write(tmp_path / "c.jsonl", rows)
