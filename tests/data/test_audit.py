@@ -108,7 +108,7 @@ def test_a_line_shows_five_ids_of_a_group_however_large_it_is_and_the_summary_is
     assert max(map(len, found.describe().splitlines())) < 300
     assert "row:0 = row:2 = row:4 = row:6 = row:8 = …" in found.describe()
     assert found.summary() == "3,000 duplicates within a client, 3,000 conflicting answers"
-    assert found.summary(beside=("conflicting answers",)) == "3,000 duplicates within a client"
+    assert found.summary(without=("conflicting answers",)) == "3,000 duplicates within a client"
     assert len(found["conflicting answers"].ids) == 3000  # all of them are kept
 
 

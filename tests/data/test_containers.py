@@ -13,8 +13,8 @@ import pytest
 
 from shepherd.data import files
 from shepherd.data.containers import clients_of
+from shepherd.data.progress import LoopProgress
 from shepherd.data.sources import Dataset, load_examples
-from shepherd.data.waiting import Waiting
 from shepherd.errors import DataError
 from shepherd.experiment.division import divide_rows, read_held_out, read_rows, remarks
 from shepherd.recipe import load
@@ -267,14 +267,14 @@ def test_an_address_is_answered_with_what_to_do(address, hint):
 def test_a_long_reading_says_how_far_it_is_at_growing_intervals(tmp_path, monkeypatch):
     # A row takes a second: lines after 2, 3 (= 1.5 · 2), 5 (from 4.5), 8 (from 7.5) and 12 seconds.
     said, seconds = [], iter(range(99))
-    waiting = Waiting(said.append, "reading x", 14, clock=lambda: next(seconds))
+    progress = LoopProgress(said.append, "reading x", 14, clock=lambda: next(seconds))
     for row in range(14):
-        waiting.at(row)
+        progress.at(row)
     assert said == [f"reading x: {row} of 14 rows" for row in (1, 2, 4, 7, 11)]
     path = write(tmp_path, {"a.jsonl": rows("a"), "b.jsonl": rows("b" * 1000, 3)})
     said.clear()
     monkeypatch.setattr(files, "LARGE", 5000)
-    load_examples(path, tell=said.append)
+    load_examples(path, emit=said.append)
     assert said == ["reading b.jsonl (0 MB)"]
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from shepherd.data.sources import load_examples, losses
+from shepherd.data.sources import dataset_notes, load_examples
 from shepherd.data.values import missing
 from shepherd.errors import DataError
 from shepherd.types import Message
@@ -164,7 +164,7 @@ def test_a_struct_of_nothing_but_null_is_a_null(tmp_path):
         PAIR | {"image": {"bytes": None, "path": None}, "images": [None], "history": [[None, None]]},
     )
     assert [e.messages for e in data.examples] == [TURNS] * 2
-    assert list(losses(data)) == ["rows of 2 formats: 1 messages, 1 alpaca"]
+    assert list(dataset_notes(data)) == ["rows of 2 formats: 1 messages, 1 alpaca"]
 
 
 @pytest.mark.parametrize("key", ["arguments", "parameters", "args", "input"])

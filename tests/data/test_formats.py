@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from shepherd.data.sources import load_examples, losses
+from shepherd.data.sources import dataset_notes, load_examples
 from shepherd.data.values import label, mark, missing, visible
 from shepherd.errors import DataError
 from shepherd.types import Message
@@ -55,7 +55,7 @@ def test_a_false_mark_masks_that_answer_in_any_spelling(tmp_path, name, value):
 def test_a_true_mark_and_an_empty_one_are_what_would_be_done_anyway(tmp_path, value):
     row = turns(ASK, SAY, weight=value)
     data = read(tmp_path, row)
-    assert data.examples[0].messages == TURNS and not list(losses(data))
+    assert data.examples[0].messages == TURNS and not list(dataset_notes(data))
 
 
 def test_a_mark_between_true_and_false_is_refused_since_answers_are_learned_or_not(tmp_path):
@@ -116,7 +116,7 @@ def test_every_column_and_turn_field_that_is_not_read_is_named_once_with_its_row
     row = turns(ASK, SAY, name="Eve", logprobs=[1])
     data = read(tmp_path, row | {"id": 7, "topic": ""}, row | {"id": 8, "topic": "x"}, row | {"id": None})
     sentence = "not read: the columns id (2 rows), topic (1 row); the turn fields name (3 rows), logprobs (3 rows)"
-    assert data.unread == sentence and list(losses(data)) == [sentence]
+    assert data.unread == sentence and list(dataset_notes(data)) == [sentence]
     many = read(tmp_path, {"instruction": ASK, "output": SAY} | {f"x{i}": 1 for i in range(30)})
     assert many.unread.endswith("x11 (1 row) and 18 more")
 
@@ -125,7 +125,7 @@ def test_a_column_that_repeats_the_category_or_the_source_is_read_with_it(tmp_pa
     row = turns(ASK, SAY) | {"source": "english", "category": "food"}
     data = read(tmp_path, row | {"language": "english", "topic": "food"}, row | {"language": "german"})
     assert data.unread == "not read: the column language (1 row)"
-    assert list(losses(load_examples("builtin:chatterbot"))) == [
+    assert list(dataset_notes(load_examples("builtin:chatterbot"))) == [
         "1 row refused: 'messages' is not a list of turns (first: english-trivia:14)",
         "43 rows lost a part: turns after the last answer (first: english-computers:1, english-computers:3, "
         "english-computers:4)",
@@ -138,7 +138,7 @@ def test_a_system_prompt_is_read_from_any_column_of_that_meaning(tmp_path, name)
         tmp_path, {"question": ASK, "response": SAY, name: "Rhyme."}, {"question": ASK, "response": SAY, name: ""}
     )
     assert data.examples[0].messages == (Message("system", "Rhyme."), *TURNS)
-    assert data.examples[1].messages == TURNS and not list(losses(data))
+    assert data.examples[1].messages == TURNS and not list(dataset_notes(data))
 
 
 def test_another_system_prompt_beside_a_system_turn_is_told(tmp_path):
@@ -194,7 +194,7 @@ def test_reasoning_is_kept_beside_the_answer_in_a_turn_and_in_a_column(tmp_path,
     thought = Message("assistant", SAY, reasoning="Rivers…")
     for row in (turns(ASK, SAY, **{name: " Rivers…"}), {"question": ASK, "answer": SAY, name: "Rivers…"}):
         data = read(tmp_path, row)
-        assert data.examples[0].messages[-1] == thought and not list(losses(data))
+        assert data.examples[0].messages[-1] == thought and not list(dataset_notes(data))
     parts = [{"type": "thinking", "thinking": "Rivers…", "signature": "x"}, {"type": "text", "text": SAY}]
     assert (
         read(tmp_path, {"messages": [USER, {"role": "assistant", "content": parts}]}).examples[0].messages[-1]
@@ -294,7 +294,7 @@ def test_tools_their_calls_and_their_results_are_kept_for_the_template(tmp_path)
         ]  # fmt: skip
         function = json.loads(example.messages[1].extra)["tool_calls"][0]["function"]
         assert function == {"name": "weather", "arguments": {"town": "Bern"}}
-        assert not list(losses(data)), name
+        assert not list(dataset_notes(data)), name
     assert json.loads(read(tmp_path, rows["openai"]).examples[0].messages[2].extra) == {"tool_call_id": "a1"}
 
 

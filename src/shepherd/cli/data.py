@@ -87,7 +87,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
     gives the exact partition of a run.
     """
     from shepherd.data.partition import table
-    from shepherd.data.sources import losses
+    from shepherd.data.sources import dataset_notes
     from shepherd.experiment.division import divide_rows, read_held_out, read_rows, remarks
     from shepherd.report.wording import plural
 
@@ -112,9 +112,9 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         extra = read_held_out(config, dataset)
         train, held_out, divided = divide_rows(config, dataset.examples, extra.examples if extra is not None else None)
         where = config.data.held_out_source or "held-out rows"
-        held_out_notes = [f"{where}: {line}" for line in losses(extra)] if extra is not None else ()
+        held_out_notes = [f"{where}: {line}" for line in dataset_notes(extra)] if extra is not None else ()
         details = remarks(config, dataset, dataset.examples, held_out if extra is None else None, divided)
-        dropped = (*losses(dataset), *held_out_notes, *details)
+        dropped = (*dataset_notes(dataset), *held_out_notes, *details)
     for line in dropped:
         output.note(line)
     clients, categories, counts = table(divided, train)

@@ -1,6 +1,7 @@
-"""Rows in, one set of tokens per client out: files and built-ins -> examples -> prompts -> tokens -> partition.
+"""Datasets and their partition: files and built-ins in, one sequence of token rows per client out.
 
-`load_examples` reads, `hold_out` and `divide` say who holds what, `build_template` and `tokenize` make what the model
-sees, `audit` says what is wrong with it. Add a dataset in `builtins.py` and a way to divide in `partition.py`: one
-function, one decorator.
+`load_examples` reads rows into examples, `hold_out` and `divide` assign them to the evaluation and to clients,
+`build_template` and `tokenize` render and encode them, `audit` reports duplicates, overlaps and damaged texts.
+No model is needed, only its tokenizer. Add a dataset in `builtins.py`, a rule of partition in
+`partitioners.py`, each one function with one decorator, and a format as one entry of `formats.FORMATS`.
 """

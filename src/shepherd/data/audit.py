@@ -1,6 +1,6 @@
-"""What is wrong with divided data, as findings with ids: nothing is changed here, everything is said.
+"""Audit of partitioned data: duplicates, overlaps, conflicts and damaged texts, with the ids of their rows.
 
-Texts are compared as `holdout.alike` does.
+Rows are reported, never changed. Texts are compared after `holdout.normalised`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shepherd.data.holdout import alike, same_prompt
+from shepherd.data.holdout import normalised, prompt_key
 from shepherd.data.sources import Dataset
 from shepherd.types import Example, Partition
 
@@ -33,7 +33,7 @@ KINDS = {
 
 IDS = 5
 """Most ids of a group that a line shows."""
-_NOTHING = frozenset(("nan", "none", "null", "n/a", "na", "nil", "undefined", "<na>", "#n/a", "nat"))
+_PLACEHOLDERS = frozenset(("nan", "none", "null", "n/a", "na", "nil", "undefined", "<na>", "#n/a", "nat"))
 _MIS_DECODED = re.compile(
     "\ufffd|[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac[\u0080-\u00ff\u0152-\u2122]|\u00ef\u00bb\u00bf|\u00f0\u0178"
 )
@@ -44,12 +44,12 @@ _TEMPLATES = re.compile(
 )
 
 
-def _says_nothing(example: Example) -> bool:
-    learned = (m.content for m in example.messages if m.role == "assistant" and m.learned)
-    return any(answer.strip(" .\"'").casefold() in _NOTHING for answer in learned)
+def _is_placeholder(example: Example) -> bool:
+    targets = (m.content for m in example.messages if m.role == "assistant" and m.learned)
+    return any(answer.strip(" .\"'").casefold() in _PLACEHOLDERS for answer in targets)
 
 
-def _holds(pattern: re.Pattern[str]) -> Callable[[Example], bool]:
+def _contains(pattern: re.Pattern[str]) -> Callable[[Example], bool]:
     return lambda example: any(pattern.search(text) for text in (*_texts(example), example.context))
 
 
@@ -58,18 +58,18 @@ def _texts(example: Example) -> Iterable[str]:
 
 
 ROW_FAULTS: dict[str, Callable[[Example], bool]] = {
-    "answers without content": _says_nothing,
-    "mis-decoded text": _holds(_MIS_DECODED),
-    "another chat template": _holds(_TEMPLATES),
+    "answers without content": _is_placeholder,
+    "mis-decoded text": _contains(_MIS_DECODED),
+    "another chat template": _contains(_TEMPLATES),
 }
-"""The kinds that one row shows by itself."""
+"""The kinds of fault that a single row can have."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault: `groups` of ids of rows that share it (a group of one where a row stands for itself).
+    """Faults of one kind: groups of ids of rows that share a fault; single rows are groups of one.
 
-    `count` is the number of rows; of rows that are trained on and held out it is that of the held-out ones.
+    `count` is the number of rows; for the overlap of training and evaluation, that of the held-out rows.
     """
 
     kind: str
@@ -87,23 +87,23 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """The findings that are not zero, in the order of `KINDS`, and how many rows were looked at."""
+    """The findings in the order of `KINDS`, without empty ones, and the number of audited rows."""
 
     findings: tuple[Finding, ...]
     rows: int
 
     def __getitem__(self, kind: str) -> Finding:
-        """The finding of this kind; count 0 when there is none."""
+        """The finding of this kind, with count 0 if no row has the fault."""
         if kind not in KINDS:
             raise KeyError(kind)
         return next((f for f in self.findings if f.kind == kind), Finding(kind, 0, ()))
 
-    def summary(self, beside: Container[str] = ()) -> str:
-        """The findings in one line, without the kinds in `beside`; "" for none."""
-        return ", ".join(f"{finding.count:,} {finding.kind}" for finding in self.findings if finding.kind not in beside)
+    def summary(self, without: Container[str] = ()) -> str:
+        """The findings in one line, without these kinds; "" for none."""
+        return ", ".join(f"{f.count:,} {f.kind}" for f in self.findings if f.kind not in without)
 
     def describe(self, first: int = 3, ids: int = IDS) -> str:
-        """One line per finding with the first groups and the first `ids` of each, or one that says there are none."""
+        """One line per finding, with the first groups and the first `ids` ids of each group."""
         if not self.findings:
             return f"{self.rows:,} rows, nothing found"
         lines = []
@@ -123,15 +123,15 @@ def audit(
     tokens: Tokenized | None = None,
     dataset: Dataset | None = None,
 ) -> Audit:
-    """Look through everything that is trained on and evaluated with.
+    """Audit all training and held-out rows.
 
-    `tokens` adds what truncation cut and tokenising refused, `dataset` what reading refused (rows with an empty answer
-    never become examples).
+    `tokens` adds rows that truncation cut or tokenisation refused, `dataset` rows that were refused on reading (those
+    with an empty answer never become examples).
     """
     owner = {row_id: client for client, ids in partition.clients.items() for row_id in ids}
     groups: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in KINDS}
-    taught = {e.id: same_row(e) for e in (*train, *held_out)}
-    for same in _alike(train, lambda example: taught[example.id]):
+    content = {e.id: row_key(e) for e in (*train, *held_out)}
+    for same in _duplicates(train, lambda example: content[example.id]):
         in_client: dict[str, list[str]] = {}
         for row_id in same:
             in_client.setdefault(owner.get(row_id, ""), []).append(row_id)
@@ -140,10 +140,10 @@ def audit(
         groups["duplicates within a client"] += [tuple(ids) for ids in in_client.values() if len(ids) > 1]
 
     out = {e.id for e in held_out}
-    for same in _alike([*train, *held_out], same_prompt):
+    for same in _duplicates([*train, *held_out], prompt_key):
         if 0 < sum(row_id in out for row_id in same) < len(same):
             groups["train and held-out overlap"].append(same)
-        if len({taught[row_id] for row_id in same}) > 1:
+        if len({content[row_id] for row_id in same}) > 1:
             groups["conflicting answers"].append(same)
 
     for kind, faulty in ROW_FAULTS.items():
@@ -159,20 +159,20 @@ def audit(
             groups[kind] += [(row_id,) for row_id in ids]
             counts[kind] += len(ids)
     if tokens:
-        long = [t.id for t in tokens.tokens if t.cut]
-        groups["over-long rows"] = [(row_id,) for row_id in long]
-        counts["over-long rows"] = len(long)
+        truncated = [t.id for t in tokens.tokens if t.cut]
+        groups["over-long rows"] = [(row_id,) for row_id in truncated]
+        counts["over-long rows"] = len(truncated)
     found = tuple(Finding(kind, counts[kind], tuple(same)) for kind, same in groups.items() if counts[kind])
     return Audit(found, len(train) + len(held_out))
 
 
-def same_row(example: Example) -> str:
-    """`same_prompt` with the answer: equal for rows that teach the same."""
+def row_key(example: Example) -> str:
+    """`prompt_key` with the last answer: equal for duplicates."""
     last = example.messages[-1]
-    return f"{same_prompt(example)}\nassistant:{alike(f'{last.reasoning}{last.content}{last.extra}')}"
+    return f"{prompt_key(example)}\nassistant:{normalised(f'{last.reasoning}{last.content}{last.extra}')}"
 
 
-def _alike(examples: Iterable[Example], key: Callable[[Example], str]) -> list[tuple[str, ...]]:
+def _duplicates(examples: Iterable[Example], key: Callable[[Example], str]) -> list[tuple[str, ...]]:
     groups: dict[str, list[str]] = {}
     for example in examples:
         groups.setdefault(key(example), []).append(example.id)

@@ -1,4 +1,4 @@
-"""Data that is there without a network. A dataset is a function that returns `RawRows`; `builtin:<name>` loads it."""
+"""Datasets that need no network. A dataset is a function that returns `RawRows`; `builtin:<name>` loads it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ datasets = Registry("dataset")
 
 @dataclass(frozen=True)
 class RawRows:
-    """What a source gives: (example id, fields) for each row, in order, and the licence of the texts.
+    """The rows of a source before any format is recognised: (example id, fields) in order, and their licence.
 
-    held_out: rows that the source itself keeps apart for evaluation, or None. places: the files or lists that the rows
-    come from, with the number of rows of each, in order; () where there is one.
+    held_out: the test or validation part of the source, or None. places: the files or lists of the rows, each with its
+    number of rows, in order; () for a single one.
     """
 
     name: str

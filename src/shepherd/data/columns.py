@@ -1,4 +1,4 @@
-"""The user's columns -> our fields: `--columns`, what to write after it, and the columns that were not read."""
+"""Column mapping (`--columns`): the user's columns to our fields, suggestions for it, and unread columns."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from shepherd.data.values import missing
 from shepherd.errors import DataError, did_you_mean, plural
 
 NAMED = 12
-"""Most columns that a sentence names."""
+"""Maximum number of columns in a sentence."""
 
 
 def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under our field names. A column that was given another name is not there under its own, and one that has
-    the name which another was given is not there either (`replaced`), be it the only one that has a value."""
+    """The row by our field names. A mapped column loses its original name and replaces a column with the name of our
+    field (`replaced`), even if the mapped column has no value."""
     if not columns:
         return dict(row)
     taken = {*columns, *columns.values()}
@@ -25,9 +25,9 @@ def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
 
 
 def replaced(row: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[str]:
-    """The row's own columns with a value in the place of which `columns` puts another.
+    """The row's columns with a value that a mapped column replaces.
 
-    Not `source`: in a folder it holds the name of the file.
+    Without `source`, which holds the file's name if the rows come from a folder.
     """
     for ours in columns.keys() - set(columns.values()) - {"source"}:
         if not missing(row.get(ours)):
@@ -35,7 +35,7 @@ def replaced(row: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[str
 
 
 def check_columns(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Raise DataError for a field that we do not have, and for a column that no row has and no turn."""
+    """Raise DataError for an unknown field, and for a column that occurs in no row and no turn."""
     known = tuple(dict.fromkeys((*FIELDS, *TURN_FIELDS)))
     for field in columns:
         if field not in known:
@@ -58,7 +58,7 @@ def _turns(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 
 
 def no_format(rows: Sequence[Mapping[str, Any]], format_name: str, where: str) -> DataError:
-    """No row has the fields of a format: what was found, what is accepted, what to write."""
+    """The error if no row has the fields of a format: columns found, formats accepted, mapping suggested."""
     first: dict[str, Any] = {}
     for row in rows:
         for key, value in row.items():
@@ -69,7 +69,7 @@ def no_format(rows: Sequence[Mapping[str, Any]], format_name: str, where: str) -
         return DataError(
             f"{where}: preference data (chosen and rejected answers), which instruction tuning does not use\n"
             f"  found: {found}",
-            hint=f"{_chosen(first)} learns the chosen answers; the rejected ones are left out",
+            hint=f"{_mapping_of_chosen(first)} learns the chosen answers; the rejected ones are left out",
         )
     if format_name != "auto":
         accepted = f"  {format_name}: {', '.join(FORMATS[format_name].required)}"
@@ -83,21 +83,21 @@ def no_format(rows: Sequence[Mapping[str, Any]], format_name: str, where: str) -
         )
     return DataError(
         f"{where}: the columns fit no known format\n  found: {found}\n accepted:\n{accepted}",
-        hint=f"name them: --columns {_meant(first)}",
+        hint=f"name them: --columns {_suggested_mapping(first)}",
     )
 
 
-def _chosen(first: Mapping[str, Any]) -> str:
-    whole = isinstance(first["chosen"], (list, tuple)) and is_turns(first["chosen"]) and len(first["chosen"]) > 1
-    if whole:
+def _mapping_of_chosen(first: Mapping[str, Any]) -> str:
+    conversation = isinstance(first["chosen"], (list, tuple)) and is_turns(first["chosen"]) and len(first["chosen"]) > 1
+    if conversation:
         return "--columns messages=chosen"
-    asked = next((name for name in QUESTIONS if name in first), "")
-    return "--columns completion=chosen" + ("" if asked == "prompt" else f",prompt={asked or '<your column>'}")
+    question = next((name for name in QUESTIONS if name in first), "")
+    return "--columns completion=chosen" + ("" if question == "prompt" else f",prompt={question or '<your column>'}")
 
 
-def _meant(first: Mapping[str, Any]) -> str:
-    """What to write after --columns: the columns of a format that differ from it only in case, the only list of turns,
-    the only two texts, or an example."""
+def _suggested_mapping(first: Mapping[str, Any]) -> str:
+    """A value for --columns: columns that differ from the fields of a format only in case, the only list of turns, the
+    only two texts, or placeholders."""
     plain = {name.casefold(): name for name in first}
     for form in FORMATS.values():
         if plain.keys() >= set(form.required):
@@ -105,16 +105,16 @@ def _meant(first: Mapping[str, Any]) -> str:
     turns = [name for name, value in first.items() if is_turns(value)]
     if len(turns) == 1:
         return f"messages={turns[0]}"
-    asked = next((plain[name] for name in QUESTIONS if name in plain), "")
-    answered = next((plain[name] for name in ANSWERS if name in plain), "")
-    texts = [n for n, value in first.items() if isinstance(value, str) and n not in (asked, answered)]
-    if not (asked and answered) and len(texts) == (not asked) + (not answered):
-        asked, answered = asked or texts.pop(0), answered or texts.pop(0)
-    return f"instruction={asked or '<your column>'},response={answered or '<your column>'}"
+    question = next((plain[name] for name in QUESTIONS if name in plain), "")
+    answer = next((plain[name] for name in ANSWERS if name in plain), "")
+    texts = [n for n, value in first.items() if isinstance(value, str) and n not in (question, answer)]
+    if not (question and answer) and len(texts) == (not question) + (not answer):
+        question, answer = question or texts.pop(0), answer or texts.pop(0)
+    return f"instruction={question or '<your column>'},response={answer or '<your column>'}"
 
 
 def unread_sentence(columns: Mapping[str, int], fields: Mapping[str, int]) -> str:
-    """One line that names what was not read, with the rows that have it: `not read: the column id (3 rows)`; or ""."""
+    """One line of unread columns and turn fields with their rows: `not read: the column id (3 rows)`; or ""."""
     parts = [part for part in (_named("column", columns), _named("turn field", fields)) if part]
     return f"not read: {'; '.join(parts)}" if parts else ""
 

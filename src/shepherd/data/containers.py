@@ -1,8 +1,8 @@
-"""A file or folder -> `RawRows`: which lists of rows are clients, which are parts of the data, and what is not read.
+"""Files and folders as clients and parts of the data.
 
-A folder holds a client in each file or sub-folder, a JSON object one in each list. Where names say train and test, they
-are parts: train is what clients learn from, test (or else validation) is held out. Parts may lie inside clients, and
-clients inside parts:
+Each file or sub-folder of a folder is a client, and so is each list of a JSON object. Lists named train and test are
+parts instead: train is for training, test (else validation) is held out. Parts may be nested in clients and clients in
+parts:
 
     train.jsonl, test.jsonl             hospital-a.jsonl, hospital-b.jsonl        north/train.jsonl, north/test.jsonl
     train/north.jsonl, test/north.jsonl     local_training_0.json, global_test.json     {"train": [...], "test": [...]}
@@ -19,28 +19,28 @@ from typing import Any, Literal
 
 from shepherd.data.builtins import RawRows
 from shepherd.data.files import ACCEPTED, CONVERSIONS, PICKLES, SUFFIXES, read, stem_of, suffix_of, unreadable
+from shepherd.data.progress import Emit
 from shepherd.data.trees import PARTS, Tree, kind_of, unsharded
 from shepherd.data.values import missing
-from shepherd.data.waiting import Tell
 from shepherd.errors import DataError, plural
 
 Parts = Literal["held out", "ignored", "clients"]
-"""What test and validation parts are: held out; left unread, as there are other held-out rows; clients like others."""
+"""Use of test and validation parts: held out, ignored in favour of other held-out rows, or clients like others."""
 
 DEPTH = 2
-"""Folders within the folder that is given: clients and parts, in either order."""
+"""Levels of folders below the given one: clients and parts, in either order."""
 ALL_CLIENTS = "--set partition.name=files makes a client of each"
 _BOOKKEEPING = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""What `datasets` writes beside rows."""
+"""Files that `datasets` writes along with rows."""
 _ENDING = re.compile(rf"(.+?)[-_. ]({'|'.join(PARTS)})", re.IGNORECASE)
-"""A part of one client's rows: `client_1_train`."""
+"""A client with a part: `client_1_train`."""
 _LOCAL = re.compile(r"local_training_\w+", re.IGNORECASE)
-"""A client's file in the folder of the original Shepherd, beside global_training.json and global_test.json."""
+"""A client's file in the layout of the original Shepherd, with global_training.json and global_test.json."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One list of rows: whose it is ("" where nobody's), which part of the data ("" where none is named)."""
+    """One list of rows with its client and its part of the data, "" if it has none."""
 
     tree: Tree
     name: str
@@ -48,9 +48,9 @@ class Batch:
     part: str = ""
 
 
-def read_path(path: Path, parts: Parts = "held out", tell: Tell | None = None) -> RawRows:
-    """The rows of a file or folder. Raises DataError where it cannot be read, and where names contradict each other."""
-    tree = _folder(path, tell) if path.is_dir() else replace(read(path, tell), place=str(path))
+def read_path(path: Path, parts: Parts = "held out", emit: Emit | None = None) -> RawRows:
+    """The rows of a file or folder. Raises DataError for what cannot be read and for contradictory names."""
+    tree = _folder(path, emit) if path.is_dir() else replace(read(path, emit), place=str(path))
     name = path.name or path.resolve().name
     root = "" if tree.branches else stem_of(path)
     notes: list[str] = list(_unread(tree))
@@ -58,20 +58,20 @@ def read_path(path: Path, parts: Parts = "held out", tell: Tell | None = None) -
     for batch in batches:
         if not batch.tree.rows:
             raise DataError(f"{batch.tree.place or batch.name} has no rows", hint="fill it, or take it away")
-    held, left = _held_out(batches)
+    held, ignored = _held_out(batches)
     train = [batch for batch in batches if batch.part not in ("test", "validation")]
     found = _rows(name, train, tuple(notes))
-    if parts == "clients" or not (held or left):
+    if parts == "clients" or not (held or ignored):
         return found
-    said = _said(held, left, parts)
+    note = _held_out_note(held, ignored, parts)
     out = None if parts == "ignored" else _rows(name, held)
-    return replace(found, held_out=out, notes=(said, *found.notes))
+    return replace(found, held_out=out, notes=(note, *found.notes))
 
 
 def clients_of(path: Path) -> tuple[str, ...]:
-    """The names of the clients that a file or folder holds, as far as it says; () where it does not divide its rows.
+    """The clients that a file or folder names, or () for fewer than two.
 
-    Only JSON objects are read for it. What cannot be read is said when the rows are.
+    Only JSON objects are read for it. Unreadable files give (); reading the rows reports them.
     """
     try:
         if path.is_dir():
@@ -89,16 +89,16 @@ def clients_of(path: Path) -> tuple[str, ...]:
 # Folders
 
 
-def _folder(path: Path, tell: Tell | None = None, *, names_only: bool = False) -> Tree:
-    tree = _entries(path, 0, tell, names_only)
+def _folder(path: Path, emit: Emit | None = None, *, names_only: bool = False) -> Tree:
+    tree = _entries(path, 0, emit, names_only)
     if not tree.branches:
         held = f"; it holds {', '.join(tree.unread[:8])}" if tree.unread else ""
         raise DataError(f"{path} holds no data files{held}", hint=f"one file per client: {ACCEPTED}")
     return tree
 
 
-def _entries(path: Path, depth: int, tell: Tell | None, names_only: bool) -> Tree:
-    """A folder's files and sub-folders that hold rows, by name; two of one name keep their suffixes."""
+def _entries(path: Path, depth: int, emit: Emit | None, names_only: bool) -> Tree:
+    """A folder's files and sub-folders with rows, by name. Names that differ only in the suffix keep it."""
     branches: dict[str, Tree] = {}
     unread: list[str] = []
     entries = sorted(p for p in path.iterdir() if not p.name.startswith(".") and p.name != "__MACOSX")
@@ -106,7 +106,7 @@ def _entries(path: Path, depth: int, tell: Tell | None, names_only: bool) -> Tre
     stems = Counter(stem_of(p).casefold() for p in [*files, *(p for p in entries if p.is_dir())])
     for entry in entries:
         if entry.is_dir():
-            inner = _entries(entry, depth + 1, tell, names_only) if depth < DEPTH else Tree(folder=True)
+            inner = _entries(entry, depth + 1, emit, names_only) if depth < DEPTH else Tree(folder=True)
             if inner.branches:
                 branches[entry.name] = inner
             else:
@@ -116,11 +116,11 @@ def _entries(path: Path, depth: int, tell: Tell | None, names_only: bool) -> Tre
             if names_only:
                 branches[name] = Tree([(1, {})])
                 continue
-            branches[name] = read(entry, tell)
+            branches[name] = read(entry, emit)
             branches[name].place = str(entry)
         elif suffix_of(entry) in (*CONVERSIONS, *PICKLES, *SUFFIXES) and not entry.is_file():
             raise DataError(f"{entry} is {'a link to nothing' if entry.is_symlink() else 'not a file'}")
-        elif suffix_of(entry) in (*CONVERSIONS, *PICKLES):  # a client, most likely: it does not vanish
+        elif suffix_of(entry) in (*CONVERSIONS, *PICKLES):  # most likely a client, which must not vanish silently
             raise unreadable(entry)
         else:
             unread.append(entry.name)
@@ -128,7 +128,7 @@ def _entries(path: Path, depth: int, tell: Tell | None, names_only: bool) -> Tre
 
 
 def _unread(tree: Tree, within: str = "") -> Iterator[str]:
-    """What was passed over, a sentence for each folder or object that it lies in."""
+    """A sentence on ignored entries for each folder or object."""
     if tree.folder and tree.unread:
         where = f" in {within}" if within else ""
         yield f"not data, so not read{where}: {', '.join(tree.unread)}"
@@ -139,7 +139,7 @@ def _unread(tree: Tree, within: str = "") -> Iterator[str]:
 
 
 def _one_object(path: Path) -> bool:
-    """Whether a text may be one JSON object, not lines of them: its first line is none by itself, or the only one."""
+    """Whether a text may be a single JSON object: its first line is not an object in itself, or is the only line."""
     import gzip
     import json
 
@@ -158,7 +158,7 @@ def _one_object(path: Path) -> bool:
 
 
 def _batches(tree: Tree, at: Batch, parts: Parts, notes: list[str]) -> Iterator[Batch]:
-    """The lists of rows in `tree`, with whose they are and which part."""
+    """The lists of rows in `tree` with their clients and parts."""
     if not tree.branches:
         yield replace(at, tree=tree)
         return
@@ -166,15 +166,14 @@ def _batches(tree: Tree, at: Batch, parts: Parts, notes: list[str]) -> Iterator[
         tree = _pairs(tree, notes)
     kinds = _kinds(tree, at, notes) if parts != "clients" and not at.part else {}
     (name, only), *more = tree.branches.items()
-    parted = only.folder and any(map(kind_of, only.branches))  # data/train-00000-of-00002.parquet
-    if not more and (parted or (only.folder and not at.client and len(only.branches) > 1 and parts != "clients")):
-        if not parted:  # one client is no federation
+    has_parts = only.folder and any(map(kind_of, only.branches))  # data/train-00000-of-00002.parquet
+    if not more and (has_parts or (only.folder and not at.client and len(only.branches) > 1 and parts != "clients")):
+        if not has_parts:  # a single client is not a federation
             notes.append(f"{name}/ is all that the folder holds, so each file or folder in it is a client")
         yield from _batches(only, at, parts, notes)
         return
     for name, branch in tree.branches.items():
-        whole = f"{at.name}/{name}" if at.name else name
-        below = replace(at, name=whole)
+        below = replace(at, name=f"{at.name}/{name}" if at.name else name)
         if name in kinds:
             if kinds[name] == "union":
                 continue
@@ -187,7 +186,7 @@ def _batches(tree: Tree, at: Batch, parts: Parts, notes: list[str]) -> Iterator[
 
 
 def _pairs(tree: Tree, notes: list[str]) -> Tree:
-    """`a_train` and `a_test` as the parts of a client `a`, where all names are such and each has a train."""
+    """`a_train` and `a_test` as parts of a client `a`, if all names have this form and each client has a train."""
     found = {name: match for name in tree.branches if (match := _ENDING.fullmatch(name))}
     if len(found) == len(tree.branches):
         clients: dict[str, dict[str, Tree]] = {}
@@ -207,7 +206,7 @@ def _pairs(tree: Tree, notes: list[str]) -> Tree:
 
 
 def _kinds(tree: Tree, at: Batch, notes: list[str]) -> Mapping[str, str]:
-    """Branch -> its part ("union" for one that repeats the others), for the branches of a tree that are parts."""
+    """Branch -> its part of the data ("union" if it repeats the others), for branches that are parts."""
     kinds = {name: kind for name in tree.branches if (kind := kind_of(name))}
     others = [name for name in tree.branches if name not in kinds]
     unions = [name for name in kinds if name.casefold().replace("-", "_").startswith("global_train")]
@@ -234,23 +233,23 @@ def _kinds(tree: Tree, at: Batch, notes: list[str]) -> Mapping[str, str]:
 
 
 def _held_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """(the test parts, or else the validation parts; those of the two that are not read)."""
+    """(the held-out lists: test, else validation; the ignored ones of the two)."""
     tests = [batch for batch in batches if batch.part == "test"]
     validation = [batch for batch in batches if batch.part == "validation"]
     return (tests, validation) if tests else (validation, [])
 
 
-def _said(held: Sequence[Batch], left: Sequence[Batch], parts: Parts) -> str:
+def _held_out_note(held: Sequence[Batch], ignored: Sequence[Batch], parts: Parts) -> str:
     count = sum(len(batch.tree.rows) for batch in held)
     if parts == "ignored":
         return (
-            f"{_few([b.name for b in (*held, *left)])} is a test or validation part and not read: "
+            f"{_few([b.name for b in (*held, *ignored)])} is a test or validation part and not read: "
             "data.held_out_source gives the held-out rows"
         )
-    said = f"{_few([b.name for b in held])} is held out ({plural(count, 'row')}), not trained on"
-    if left:
-        said += f"; {_few([b.name for b in left])} is not read (data.held_out_source takes it instead)"
-    return f"{said}; {ALL_CLIENTS}"
+    note = f"{_few([b.name for b in held])} is held out ({plural(count, 'row')}), not trained on"
+    if ignored:
+        note += f"; {_few([b.name for b in ignored])} is not read (data.held_out_source takes it instead)"
+    return f"{note}; {ALL_CLIENTS}"
 
 
 def _few(names: Sequence[str] | Mapping[str, Any], most: int = 5) -> str:

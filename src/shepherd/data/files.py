@@ -1,8 +1,8 @@
-"""A path -> numbered rows. JSON, JSON lines, CSV, TSV and Parquet; every error says file, line and column.
+"""Files as numbered rows: JSON, JSON lines, CSV, TSV and Parquet. Errors name file, line and column.
 
 A row's number is its line in JSON lines and its position, from 1, elsewhere. Text is UTF-8, with or without a byte
-order mark, plain or as .gz; line ends may be LF, CRLF or CR. A JSON object may hold several lists of rows by name
-(`json_rows`); every other file holds one.
+order mark, plain or as .gz, with LF, CRLF or CR as line ends. A JSON object may hold several named lists of rows
+(`json_rows`); any other file holds one.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.data.json_rows import read_json
+from shepherd.data.progress import LARGE, Emit
 from shepherd.data.trees import Numbered, Tree, named_twice, shorten
-from shepherd.data.waiting import LARGE, Tell
 from shepherd.errors import DataError, did_you_mean, missing_extra
 
 CSV_FIELD_LIMIT = 16 * 2**20
-"""Most characters in one field of a CSV file. A quote that is never closed would read on to the end otherwise."""
+"""Maximum characters in a field of a CSV file. Without it, an unclosed quote would extend to the end of the file."""
 UNPACKED_BYTES = 2**28
-"""What a Parquet or .gz file may unpack to, or fifty times its own size where that is more."""
+"""Maximum unpacked size of a Parquet or .gz file, unless fifty times its size is more."""
 TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 SUFFIXES = (*TEXTS, *(f"{suffix}.gz" for suffix in TEXTS), ".parquet")
 ACCEPTED = f"{', '.join(TEXTS)}, each also as .gz, or .parquet"
@@ -49,7 +49,7 @@ CONVERSIONS = {
     ".sqlite": "sqlite3 -json '{}' 'SELECT * FROM <table>' > '{stem}.json'",
     ".db": "sqlite3 -json '{}' 'SELECT * FROM <table>' > '{stem}.json'",
 }
-"""Suffix -> the command that makes rows of a file which is data and is not read here."""
+"""Suffix of a data file that is not supported -> the command that converts it."""
 PICKLES = (".pkl", ".pickle")
 _TEXT_LINES = (
     "python -c \"import json; [print(json.dumps({{'text': line.strip()}})) for line in open('{}')]\" > '{stem}.jsonl' "
@@ -62,7 +62,7 @@ _HUB = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/|h
 
 
 def find(source: str) -> Path:
-    """The file or folder at `source`. Raises DataError with the nearest name in that folder."""
+    """The file or folder at `source`. Raises DataError with the nearest name in its folder."""
     if _ADDRESS.match(source):
         raise _address(source)
     path = Path(source).expanduser()
@@ -74,10 +74,8 @@ def find(source: str) -> Path:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     if folder != path.parent:
-        there = (
-            f"of this path only {folder} is there" if folder != Path() else "it begins in the folder that you are in"
-        )
-        raise DataError(f"data not found: {path} (there is no folder {path.parent})", hint=there)
+        hint = f"of this path only {folder} is there" if folder != Path() else "it begins in the folder that you are in"
+        raise DataError(f"data not found: {path} (there is no folder {path.parent})", hint=hint)
     entries = (p for p in folder.iterdir() if not p.name.startswith("."))
     names = sorted(p.name for p in entries if p.is_dir() or suffix_of(p) in SUFFIXES)
     held = ", ".join(names[:8]) or "no data files"
@@ -85,7 +83,7 @@ def find(source: str) -> Path:
 
 
 def _address(source: str) -> DataError:
-    """The error for an address of the network: rows are read from files, and nothing is fetched unasked."""
+    """The error for a URL. Rows are read from files; only `hub:` sources are downloaded."""
     if found := _HUB.match(source):
         return DataError(f"{source} is an address, not a file", hint=f"a set of the hub: --data hub:{found[1]}")
     scheme, _, rest = source.partition("://")
@@ -110,18 +108,18 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix_of(path))] or path.name
 
 
-def read(path: Path, tell: Tell | None = None) -> Tree:
-    """The rows of one file, or its lists of rows by name. Raises DataError where it cannot be read or has no rows.
+def read(path: Path, emit: Emit | None = None) -> Tree:
+    """The rows of one file, or its named lists of rows. Raises DataError if it cannot be read or has no rows.
 
-    `tell` is called before a large file is read.
+    `emit` announces large files.
     """
     suffix = suffix_of(path)
     if suffix not in SUFFIXES:
         raise unreadable(path)
     if path.exists() and not path.is_file():  # a pipe or a device would never end
         raise DataError(f"{path} is not a file")
-    if tell is not None and (size := path.stat().st_size) >= LARGE:
-        tell(f"reading {path.name} ({size / 1e6:,.0f} MB)")
+    if emit is not None and (size := path.stat().st_size) >= LARGE:
+        emit(f"reading {path.name} ({size / 1e6:,.0f} MB)")
     if suffix == ".parquet":
         tree = Tree(rows=list(_parquet(path)))
     elif suffix.startswith((".csv", ".tsv")):
@@ -134,7 +132,7 @@ def read(path: Path, tell: Tell | None = None) -> Tree:
 
 
 def unreadable(path: Path) -> DataError:
-    """The error for a file of a kind that is not read: the command that converts it, or what is read."""
+    """The error for an unsupported file, with the command that converts it or the supported suffixes."""
     suffix = suffix_of(path)
     suffix = suffix if suffix in CONVERSIONS or not suffix.endswith(".gz") else ".gz"
     form = _TEXT_LINES if suffix == ".txt" else CONVERSIONS.get(suffix, "")
@@ -170,21 +168,21 @@ def _text(path: Path) -> str:
 
 
 def _unpacked(path: Path) -> bytes:
-    most = _most(path)
+    limit = _limit(path)
     with gzip.open(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise _bomb(path, most)
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise _bomb(path, limit)
     return data
 
 
-def _most(path: Path) -> int:
+def _limit(path: Path) -> int:
     return max(UNPACKED_BYTES, 50 * path.stat().st_size)
 
 
-def _bomb(path: Path, most: int) -> DataError:
+def _bomb(path: Path, limit: int) -> DataError:
     return DataError(
-        f"{path}: {path.stat().st_size:,} bytes unpack to more than {most:,}",
+        f"{path}: {path.stat().st_size:,} bytes unpack to more than {limit:,}",
         hint="if the file is sound, split it or save it as JSON lines",
     )
 
@@ -232,7 +230,7 @@ def _parquet(path: Path) -> Iterator[Numbered]:
     except ImportError:
         raise missing_extra("pyarrow", "parquet") from None
     try:
-        most, size, number = _most(path), 0, 0
+        limit, size, number = _limit(path), 0, 0
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
@@ -240,15 +238,20 @@ def _parquet(path: Path) -> Iterator[Numbered]:
             for batch in file.iter_batches(batch_size=64):
                 for row in batch.to_pylist():
                     number, size = number + 1, size + _length(row)
-                    if size > most:
-                        raise _bomb(path, most)
+                    if size > limit:
+                        raise _bomb(path, limit)
                     yield number, row
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last: no text, no date
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:  # ValueError: invalid text; OverflowError: invalid dates
         raise DataError(f"{path}: cannot be read as Parquet: {shorten(str(error))}") from None
 
 
 def _length(value: Any) -> int:
-    """Characters of the texts in a row. Not Arrow's own count: a text that all rows share is stored once."""
+    """Characters of the texts in a row. Arrow's size would count a text that all rows share once."""
     if isinstance(value, dict):
         return sum(map(_length, value.values()))
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""A row of any known format -> an `Example`, or the reason why not. Formats are told apart by their fields, row by row.
+"""Row formats: detection by fields, row by row, and conversion to `Example`s.
 
-Texts lose white space at both ends, but an answer keeps what it begins with: code is indented.
+Texts are stripped, but an answer keeps its leading white space, since code is indented.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
 
 @dataclass(frozen=True)
 class Format:
-    """`required` fields tell the format; `read(row)` returns its messages without the system's, and the context.
+    """A format: `required` fields identify it, `read(row)` returns the messages without a system turn, and the context.
 
-    `optional` are the fields that it reads besides; those of every format are not among them.
+    optional: further fields of this format; `FIELDS` adds those of all formats.
     """
 
     required: tuple[str, ...]
@@ -50,31 +50,31 @@ class Format:
     read: Callable[[RowReader], tuple[list[Message], str]]
 
 
-def _pair(asked: str, answered: str, contexts: Sequence[str]) -> Format:
+def _pair(question: str, answer: str, contexts: Sequence[str]) -> Format:
     def read(row: RowReader) -> tuple[list[Message], str]:
-        prompt, answer = turns_in(row.take(asked)), row.take(answered)
+        prompt, completion = turns_in(row.take(question)), row.take(answer)
         if is_turns(prompt):
-            answer = turns_in(answer)
-        if is_turns(prompt) or is_turns(answer):
-            return _prompt_and_completion(row, prompt, answer, asked, answered)
+            completion = turns_in(completion)
+        if is_turns(prompt) or is_turns(completion):
+            return _prompt_and_completion(row, prompt, completion, question, answer)
         history = row.take("history")
         earlier = read_history(history, row.notes) if history is not None else []
         passage = row.text(*contexts, *(f for f in ("context", "input") if f in row.names)).strip()
         if passage.casefold() in _NO_INPUT:
             row.notes.change(f"an input that says that there is none, such as {_NO_INPUT[0]}")
             passage = ""
-        instruction = text(prompt, repr(asked)).strip()
+        instruction = text(prompt, repr(question)).strip()
         if not instruction:
             instruction, passage = passage, ""
         reasoning = row.text(*REASONING).strip()
-        given = Message("assistant", _answer(answer, answered, row.notes), reasoning=reasoning)
+        given = Message("assistant", _answer(completion, answer, row.notes), reasoning=reasoning)
         return [*earlier, Message("user", instruction), given], passage
 
-    return Format((asked, answered), (*contexts, "history", *REASONING), read)
+    return Format((question, answer), (*contexts, "history", *REASONING), read)
 
 
 def _answer(value: Any, field: str, notes: Notes) -> str:
-    """The text of an answer. One space before a completion is no text: it parted the two where they were joined."""
+    """The text of an answer. A single leading space of a completion only separates it from the prompt: dropped."""
     answer = text(value, repr(field)).rstrip()
     if field == "completion" and answer[:1] == " " and answer[1:2].strip():
         notes.change("the space that parts a completion from its prompt")
@@ -82,15 +82,17 @@ def _answer(value: Any, field: str, notes: Notes) -> str:
     return answer
 
 
-def _prompt_and_completion(row: RowReader, prompt: Any, answer: Any, asked: str, answered: str):
-    """Turns in a prompt and in what follows it (TRL): the answers in the prompt are shown, and not learned."""
+def _prompt_and_completion(
+    row: RowReader, prompt: Any, completion: Any, question: str, answer: str
+) -> tuple[list[Message], str]:
+    """A prompt or completion of several turns (TRL): answers in the prompt are context, not targets."""
     if not is_turns(prompt):
-        before = [Message("user", text(prompt, repr(asked)).strip())]
+        before = [Message("user", text(prompt, repr(question)).strip())]
     else:
-        before = read_turns(prompt, repr(asked), row.notes, row.names, learned=False)
-    if is_turns(answer):
-        return [*before, *read_turns(answer, repr(answered), row.notes, row.names)], ""
-    return [*before, Message("assistant", _answer(answer, answered, row.notes))], ""
+        before = read_turns(prompt, repr(question), row.notes, row.names, learned=False)
+    if is_turns(completion):
+        return [*before, *read_turns(completion, repr(answer), row.notes, row.names)], ""
+    return [*before, Message("assistant", _answer(completion, answer, row.notes))], ""
 
 
 def _conversation(field: str) -> Format:
@@ -104,7 +106,7 @@ def _conversation(field: str) -> Format:
                 f"preference data: 'chosen' and 'rejected' answer the last turn (--columns prompt={mapped},"
                 "completion=chosen learns the chosen)"
             )
-        # A column beside the turns may hold anything; it is pasted in where the user says that it belongs there.
+        # A column beside the turns may hold anything, so a context is inserted only if the user maps it.
         return messages, row.text("context").strip() if "context" in row.names else ""
 
     return Format((field,), (), read)
@@ -120,16 +122,16 @@ QUESTIONS, ANSWERS = ("instruction", "prompt", "question", "query"), ("response"
 PAIRS = (*((q, a) for q in QUESTIONS for a in ANSWERS), ("input", "output"), ("inputs", "targets"))
 
 
-def _contexts(asked: str, answered: str) -> tuple[str, ...]:
-    """Where the passage of a pair may stand. A prompt is whole: nothing is pasted into it unasked."""
-    if asked == "instruction":
-        return ("input", "query", "context") if answered == "output" else ("context", "input", "query")
-    return () if asked == "prompt" else ("context",)
+def _contexts(question: str, answer: str) -> tuple[str, ...]:
+    """Fields that may hold the passage of a pair. A prompt is complete: nothing is inserted unless mapped."""
+    if question == "instruction":
+        return ("input", "query", "context") if answer == "output" else ("context", "input", "query")
+    return () if question == "prompt" else ("context",)
 
 
 _NAMED = {("instruction", "response"): "dolly", ("instruction", "output"): "alpaca"}
 
-# In the order of detection: a row that has several of them is what the first says.
+# In the order of detection: the first match is the format of the row.
 FORMATS: dict[str, Format] = {
     "messages": _conversation("messages"),
     "sharegpt": _conversation("conversations"),
@@ -143,21 +145,20 @@ FIELDS = tuple(dict.fromkeys((
     *(field for form in FORMATS.values() for field in form.required),
     *("context", "input", "history", *COMMON, *SYSTEM, *TOOLS, *REASONING, *ROW_MARKS, *JUDGEMENTS),
 )))  # fmt: skip
-"""What `--columns` can rename, besides the fields of a turn."""
+"""Fields that `--columns` can map, besides those of turns."""
 
 
 def format_problem(name: str) -> str:
-    """What is wrong with the name of a format; empty for one that is known."""
+    """The error message for an unknown format, or ""."""
     known = ("auto", *FORMATS)
     return "" if name in known else f"unknown format: {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}"
 
 
 def format_of(row: Mapping[str, Any], among: Iterable[str]) -> tuple[str, bool]:
-    """(the format of a row with our field names, whether all that it requires has a value); ("", False) for none.
+    """(the format of a row, whether all its required fields have a value); ("", False) for none.
 
-    A key without a value counts as absent, so `messages: null` beside alpaca's fields is alpaca. Where no format is
-    complete, the one with the most required fields present is returned; reading the row then gives the reason for its
-    refusal.
+    A key without a value counts as absent, so `messages: null` with alpaca's fields is alpaca. If no format is
+    complete, the one with most required fields is returned; reading the row then yields the reason of the refusal.
     """
     nearest, most = "", -1
     for name in among:
@@ -173,9 +174,9 @@ def format_of(row: Mapping[str, Any], among: Iterable[str]) -> tuple[str, bool]:
 
 
 def formats_of(rows: Sequence[Mapping[str, Any]], format_name: str) -> list[str]:
-    """The format of each row with our field names, "" for none; `format_name` is "auto" or the one that all have.
+    """The format of each row, "" for none. format_name: "auto", or the format of all rows.
 
-    Plain text only where no row is of another format, since it is learned without anything that asks for it.
+    Rows are plain text only if no row has another format, since plain text is trained on without a prompt.
     """
     if format_name != "auto":
         return [format_of(row, (format_name,))[0] for row in rows]
@@ -189,12 +190,14 @@ def formats_of(rows: Sequence[Mapping[str, Any]], format_name: str) -> list[str]
 def to_example(
     fields: Mapping[str, Any], format_name: str, row_id: str, names: Mapping[str, str] | None = None
 ) -> tuple[Example, Notes]:
-    """The example in a row with our field names, and what was changed or not read. Raises Refusal.
+    """The example in a row, and its losses. Raises Refusal.
 
-    `names` (our field -> the user's) are the columns that the user named. `category` is "" where the row has none.
+    names: our field -> the user's column, for mapped columns. `category` is "" if the row has none.
     """
     row = RowReader(fields, names or {})
-    if format_name != "text" or row.names.keys() & {*JUDGEMENTS}:  # no answer is judged there, and a label is a class
+    if format_name != "text" or row.names.keys() & {
+        *JUDGEMENTS
+    }:  # a label of plain text is a class, not a judgement of an answer
         refuse_preferences(row)
     refuse_other_media(row)
     refuse_masked(row)
@@ -210,7 +213,7 @@ def to_example(
             raise Refusal("empty text")
     else:
         messages, context = _checked(_with_system(messages, row), context, row.notes)
-    # What repeats a label, such as a language that is the source too, is read with it.
+    # A column that repeats a label, such as a language that is also the source, counts as read.
     unread = (column for column, value in row.left.items() if value not in (category, source))
     row.notes.columns = [row.names.get(column, column) for column in unread]
     return Example(row_id, tuple(messages), category, source, context, tools), row.notes
@@ -218,16 +221,16 @@ def to_example(
 
 def _with_system(messages: list[Message], row: RowReader) -> list[Message]:
     system = read_system(row.take(*SYSTEM))
-    own = {m.content for m in messages if m.role == "system" and m.content}
-    if system and not own:
+    given = {m.content for m in messages if m.role == "system" and m.content}
+    if system and not given:
         return [Message("system", system), *messages]
-    if own - {system} and system:
+    if given - {system} and system:
         row.notes.change("the column 'system', beside a system turn")
     return messages
 
 
 def _checked(messages: list[Message], context: str, notes: Notes) -> tuple[list[Message], str]:
-    """The turns from the first that asks to the last answer that is learned. Raises Refusal where nothing is left."""
+    """The turns from the first question to the last target. Raises Refusal if no question or target remains."""
     messages = [m for m in messages if m.role != "system" or m.content]
     begin = next((i for i, m in enumerate(messages) if m.role in ("user", "tool")), len(messages))
     if any(m.role == "assistant" for m in messages[:begin]) and begin < len(messages):

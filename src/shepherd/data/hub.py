@@ -1,4 +1,4 @@
-"""Rows of a hub's dataset, through the package `datasets` of the extra `hub`."""
+"""Datasets of a hub, loaded by the package `datasets` (extra `hub`)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from shepherd.data.trees import kind_of, shorten
 from shepherd.errors import DataError, NetworkError, missing_extra, plural
 
 
-def hub(name: str, say_splits: bool = True) -> RawRows:
-    """`org/name[:config][@split]` through the package `datasets`; the split is `train` unless named.
+def hub(name: str, note_splits: bool = True) -> RawRows:
+    """The rows of `org/name[:config][@split]`; the split is `train` unless given.
 
-    say_splits: a note names test and validation splits that lie beside train and are not read. Who writes `hub:` asks
-    for the network, so it is open while the rows are fetched.
+    note_splits: a note names unread test and validation splits. A source `hub:` permits the network, so it is open
+    while the rows are fetched.
     """
     if not name:
         raise DataError("hub: names no dataset", hint="write hub:ORG/NAME")
     with network.opened():
-        return _fetched(name, say_splits)
+        return _fetched(name, note_splits)
 
 
-def _fetched(name: str, say_splits: bool) -> RawRows:
+def _fetched(name: str, note_splits: bool) -> RawRows:
     try:
         import datasets as hub_datasets
     except ImportError:
@@ -42,7 +42,7 @@ def _fetched(name: str, say_splits: bool) -> RawRows:
         hub_datasets.disable_progress_bars()
     try:
         data = hub_datasets.load_dataset(path, config or None, split=split)
-    except Exception as error:  # its errors have no common class; what it says is what the user needs
+    except Exception as error:  # its errors have no common class, and their text is what the user needs
         kind = NetworkError if isinstance(error, (ConnectionError, OSError)) else DataError
         raise kind(
             f"hub:{name} could not be loaded: {type(error).__name__}: {shorten(str(error), 200)}",
@@ -51,12 +51,12 @@ def _fetched(name: str, say_splits: bool) -> RawRows:
     stem = path.rpartition("/")[2]
     rows = [(f"{stem}:{number}", dict(row)) for number, row in enumerate(data, 1)]
     splits = getattr(data.info, "splits", None) or {}
-    notes = tuple(_other_splits(name, splits)) if say_splits and "@" not in name else ()
+    notes = tuple(_other_splits(name, splits)) if note_splits and "@" not in name else ()
     return RawRows(f"hub:{name}", rows, data.info.license or _licence_on_card(path), notes)
 
 
 def _other_splits(name: str, splits: Mapping[str, Any]) -> Iterator[str]:
-    """A line on the splits for evaluation that a set has beside train: a test split is the one to take."""
+    """A line on the test and validation splits of a dataset that is read from train; test is suggested first."""
     kinds = {split: kind for split in splits if (kind := kind_of(split)) in ("test", "validation")}
     if kinds:
         best = min(kinds, key=lambda split: kinds[split] != "test")
@@ -65,7 +65,7 @@ def _other_splits(name: str, splits: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _licence_on_card(path: str) -> str:
-    """The licence that the card of a hub set names, or "unknown": no run fails for want of a card."""
+    """The licence on the dataset's card, or "unknown": a run never fails for a missing card."""
     from huggingface_hub import DatasetCard
 
     try:

@@ -1,8 +1,8 @@
-"""JSON text -> rows: a list of objects, JSON lines, or an object that holds lists of rows by name.
+"""Rows in JSON: a list of objects, JSON lines, or an object with named lists of rows.
 
-An object is a container where it has a list under "data" (or another of `LISTS`) or "train", where each of its values
-is a list of rows (`{client: [row, …]}`), or where it is a table by columns or by index, as pandas and datasets write
-them. Any other object is one row.
+An object is a container if it has a list under "data" (or another of `LISTS`) or "train", if all its values are lists
+of rows (`{client: [row, …]}`), or if it is a table by columns or by index, as pandas and datasets write them. Any other
+object is one row.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from shepherd.data.trees import Numbered, Tree, kind_of, named_twice, shorten
 from shepherd.errors import DataError
 
 LISTS = ("data", "rows", "examples", "instances")
-"""Names of the list of rows in an object that holds other things too."""
+"""Keys of the list of rows in an object with further keys."""
 
 TURNS = ("messages", "conversations", "conversation", "contents")
-"""Names of a row's own list, which is no list of rows, whatever its objects are."""
+"""Keys of a row's turns, which are never a list of rows."""
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path, text: str) -> Tree:
-    """The rows of a JSON text, told apart by the text, not by the file's suffix."""
+    """The rows of a JSON text. Its kind is detected from the text, not from the suffix of the file."""
     if text.lstrip()[:1] == "[":
-        return Tree(_objects(path, _whole(path, text)))
+        return Tree(_objects(path, _document(path, text)))
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     try:
         document = _loads(path, text) if lines else {}
     except json.JSONDecodeError:  # several objects, or a broken one
         if lines[0][1].rstrip().endswith(("{", "[", ",")):  # laid out over several lines
-            _whole(path, text)
+            _document(path, text)
     else:
         if lines and (tree := _container(path, document)) is not None:
             return tree
@@ -45,7 +45,7 @@ def read_json(path: Path, text: str) -> Tree:
 
 
 def _container(path: Path, document: Any) -> Tree | None:
-    """The lists of rows in an object by name; None for an object that is one row."""
+    """The named lists of rows in an object, or None for an object that is one row."""
     if not isinstance(document, dict):
         return None
     if isinstance(users := document.get("user_data"), dict) and "users" in document:  # LEAF
@@ -56,7 +56,7 @@ def _container(path: Path, document: Any) -> Tree | None:
         if key not in TURNS and (tree := _branch(path, value)) is not None
     }
     listed = next((key for key in found if key.casefold() in LISTS), None)
-    if listed is not None:  # what lies beside is a part or no rows
+    if listed is not None:  # its neighbours are parts of the data, or not rows
         found = {key: tree for key, tree in found.items() if key == listed or kind_of(key)}
     elif not found or not (len(found) == len(document) or any(kind_of(key) == "train" for key in found)):
         table = _table(document)
@@ -108,7 +108,7 @@ def _table(document: Mapping[str, Any]) -> list[Numbered] | None:
     return [(n, dict(zip(document, row, strict=True))) for n, row in enumerate(zip(*values, strict=True), 1)]
 
 
-def _whole(path: Path, text: str) -> Any:
+def _document(path: Path, text: str) -> Any:
     try:
         return _loads(path, text)
     except json.JSONDecodeError as error:
@@ -124,11 +124,12 @@ def _line(path: Path, number: int, line: str) -> Any:
 
 
 def _loads(where: Path | str, text: str) -> Any:
-    """JSON's value. Besides malformed JSON, which is the caller's, there is JSON that Python does not read."""
+    """The value of a JSON text. Raises JSONDecodeError for malformed JSON, DataError for JSON that is ambiguous or that
+    Python cannot read."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
-        if len(found) < len(pairs):  # Python keeps the last one, and says nothing
+        if len(found) < len(pairs):  # Python silently keeps the last one
             raise named_twice(str(where), [name for name, _ in pairs])
         if halves and (name := next((name for name in found if _half(name)), None)) is not None:
             raise DataError(
@@ -145,7 +146,7 @@ def _loads(where: Path | str, text: str) -> Any:
         raise
     except RecursionError:
         raise DataError(f"{where}: JSON that is nested too deeply") from None
-    except ValueError as error:  # a whole number of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits
         raise DataError(f"{where}: JSON that cannot be read: {error}") from None
 
 

@@ -1,9 +1,9 @@
-"""Where the texts of a conversation stand in what a chat template makes of it: proven, not searched for.
+"""Outlines of rendered conversations: the verified position of every text in the output of a chat template.
 
-A conversation is rendered a second time with a mark in place of every text: its outline. What stands between the marks
-is the template's own, and what was rendered must be just that with the texts put in for the marks, character by
-character. White space at the edges of a text, and words that the template looks for ("</think>"), stay as they are in
-the marked conversation, so that the template treats it as it treats the real one. Rows of one shape share an outline.
+The outline is a second rendering of the conversation, with a mark in place of every text. The literals between the
+marks belong to the template, and the real rendering must equal the outline with the texts substituted for the marks,
+character by character. White space at the edges of a text and texts that the template searches for ("</think>") are
+kept in the marked conversation, so that the template treats both alike. Rows of one shape share an outline.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from functools import partial
 from typing import NamedTuple
 
 from shepherd.data.templates.rendering import Span
-from shepherd.data.tool_calls import CALLS, mapped_texts, names_in, stand
+from shepherd.data.tool_calls import CALLS, are_rendered, mapped_texts, names_in
 from shepherd.data.values import Refusal
 from shepherd.types import Message
 
-FIRST, MOST = 0x100000, 0xFFFD  # the marks: plane 16, which is for private use
+FIRST, MOST = 0x100000, 0xFFFD  # the marks are characters of plane 16, for private use
 NO_REASONING = "leaves out the reasoning of the answer (as <think>…</think> in the answer it is learned)"
 _NAMES = {"system": "the system turn", "user": "a user turn", "tool": "a tool turn", "assistant": "an answer"}
 
 
 class Piece(NamedTuple):
-    """A text behind a mark: of which turn, and whether a template may write it in the form of JSON or Python."""
+    """The text that a mark stands for, its turn, and whether a template may escape it as JSON or Python."""
 
     turn: int
     text: str
@@ -35,12 +35,12 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One assistant's turn in an outline.
+    """An assistant's turn in an outline.
 
-    first, last: its marks, counted as they occur. head: characters of the template between where generation starts and
-    the first mark. tail: those after the last mark that belong to the answer, its end token included; where it is not
-    `closed` there is none. problem: why the turn cannot be learned, or ""; where it is `altered`, a part of it is not
-    shown, or not once.
+    first, last: its marks, numbered by occurrence. head: characters of the template between the start of generation and
+    the first mark. tail: characters after the last mark that belong to the answer, including its end token; without one
+    the answer is not `closed`. problem: why the turn cannot be a target, or "". altered: a part of its text is missing
+    or repeated.
     """
 
     first: int
@@ -54,9 +54,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """`literals` are the template's own texts, one more than the `marks` between them, which are numbers of pieces.
+    """`literals` are the texts of the template, one more than the `marks` between them, which are indices of pieces.
 
-    answers: by turn. changed: what the template does to texts that stand all the same.
+    answers: by turn. changed: alterations by the template that leave all texts in place.
     """
 
     literals: tuple[str, ...]
@@ -66,27 +66,27 @@ class Outline:
 
 
 class Renderer(NamedTuple):
-    """What an outline asks of a template.
+    """The functions of a template that outlines need.
 
-    show(messages, tools, generation) is the text, before(messages, tools) what an answer to them starts from.
-    end_of(tail) of what follows a last answer is (characters that belong to it, whether an end token closes it), and
-    closes(text) whether there is an end token in what follows an earlier one.
+    render(messages, tools, generation) is the text, prompt(messages, tools) the prompt of an answer to them.
+    end_of(tail): for the text after a last answer, (characters that belong to it, whether an end token closes it).
+    closes(text): whether the text after an earlier answer has an end token.
     """
 
-    show: Callable[[Sequence[Message], str, bool], str]
-    before: Callable[[Sequence[Message], str], str]
+    render: Callable[[Sequence[Message], str, bool], str]
+    prompt: Callable[[Sequence[Message], str], str]
     end_of: Callable[[str], tuple[int, bool]]
     closes: Callable[[str], bool]
 
 
 def sketch(messages: Sequence[Message], kept: re.Pattern[str] | None) -> tuple[tuple[Message, ...], list[Piece]]:
-    """The messages with marks for their texts but for what `kept` matches, and the pieces behind the marks."""
+    """The messages with marks in place of their texts, except matches of `kept`, and the pieces behind the marks."""
     pieces: list[Piece] = []
 
     def marked(text: str, turn: int, escaped: bool = False) -> str:
         parts = kept.split(text) if kept else [text]
         if not any(part.strip() for part in parts[::2]):
-            parts = [text]  # it is nothing but such words
+            parts = [text]  # the text has nothing else
         for at, part in enumerate(parts):
             core = part.strip()
             if core and at % 2 == 0:
@@ -99,26 +99,26 @@ def sketch(messages: Sequence[Message], kept: re.Pattern[str] | None) -> tuple[t
         pieces.append(Piece(turn, text, True))
         return _mark(len(pieces) - 1)
 
-    drawn = []
+    marked_messages = []
     for turn, m in enumerate(messages):
         extra = m.extra
         if CALLS in extra:
             fields = mapped_texts(json.loads(extra), partial(of_call, turn=turn))
             extra = json.dumps(fields, ensure_ascii=False)
         reasoning = marked(m.reasoning, turn) if m.reasoning else ""
-        drawn.append(Message(m.role, marked(m.content, turn, m.role == "tool"), True, reasoning, extra))
+        marked_messages.append(Message(m.role, marked(m.content, turn, m.role == "tool"), True, reasoning, extra))
     if len(pieces) > MOST:
         raise Refusal("more pieces of text than can be told apart")
-    return tuple(drawn), pieces
+    return tuple(marked_messages), pieces
 
 
 def make_outline(messages: Sequence[Message], tools: str, generation: bool, renderer: Renderer) -> Outline:
-    """The outline of messages that hold marks. Raises Refusal where a turn does not stand in it, in its order."""
-    text = renderer.show(messages, tools, generation)
+    """The outline of marked messages. Raises Refusal if a turn is missing or out of order."""
+    text = renderer.render(messages, tools, generation)
     owners = {number: turn for turn, m in enumerate(messages) for number in _marks(m.content + m.reasoning + m.extra)}
     occurring = [number for number in _marks(text) if number in owners]
     changed: dict[str, None] = {}
-    problems = [_standing(turn, message, text, changed) for turn, message in enumerate(messages)]
+    problems = [_problem(turn, message, text, changed) for turn, message in enumerate(messages)]
     _check_order([owners[number] for number in occurring])
     if tools:
         _check_tools(messages, tools, generation, text, renderer)
@@ -127,7 +127,7 @@ def make_outline(messages: Sequence[Message], tools: str, generation: bool, rend
         if message.role == "assistant" and any(owners[number] == turn for number in occurring):
             answer, start = _answer(messages, turn, tools, generation, text, owners, renderer)
             answers[turn] = replace(answer, problem=problems[turn] or answer.problem, altered=bool(problems[turn]))
-            # White space before an answer may be the template's own, which looks the same.
+            # White space before an answer may belong to the template, which looks the same.
             if (
                 not answers[turn].problem
                 and message.content not in text[start:]
@@ -139,26 +139,26 @@ def make_outline(messages: Sequence[Message], tools: str, generation: bool, rend
 
 
 def fill(outline: Outline, text: str, pieces: Sequence[Piece], messages: Sequence[Message]) -> list[Span]:
-    """The characters of `text` behind each mark. Raises Refusal where it is not the outline with the pieces put in."""
+    """The span in `text` of each mark. Raises Refusal if it is not the outline with the pieces substituted."""
     spans: list[Span] = []
     at, turn = len(outline.literals[0]), 0
-    stands = text.startswith(outline.literals[0])
+    matches = text.startswith(outline.literals[0])
     for number, literal in zip(outline.marks, outline.literals[1:], strict=True):
         turn = pieces[number].turn
         forms = (f for f in _forms(pieces[number]) if text.startswith(f, at) and text.startswith(literal, at + len(f)))
         form = next(forms, None)
-        if form is None or not stands:
-            stands = False
+        if form is None or not matches:
+            matches = False
             break
         spans.append((at, at + len(form)))
         at += len(form) + len(literal)
-    if not stands or at != len(text):
+    if not matches or at != len(text):
         raise Refusal(f"the chat template changes the text of {_NAMES[messages[turn].role]}")
     return spans
 
 
-def _standing(turn: int, message: Message, text: str, changed: dict[str, None]) -> str:
-    """What keeps an answer from being learned, or "". Raises Refusal where a text of the turn does not stand."""
+def _problem(turn: int, message: Message, text: str, changed: dict[str, None]) -> str:
+    """Why an answer cannot be a target, or "". Raises Refusal if a text of the turn is missing or altered."""
     found, answer, name = _compare(message.content, text), message.role == "assistant", _NAMES[message.role]
     if found == "spaced":
         changed[f"the chat template changes white space of {'the answer' if answer else 'a prompt'}"] = None
@@ -170,7 +170,7 @@ def _standing(turn: int, message: Message, text: str, changed: dict[str, None]) 
         return f"cuts {'<think>…</think>' if '</think>' in message.content else 'a part'} out of the answer"
     elif found:
         raise Refusal(f"the chat template changes the text of {name}")
-    if CALLS in message.extra and not stand(message.extra, text):
+    if CALLS in message.extra and not are_rendered(message.extra, text):
         raise Refusal("the chat template leaves out a tool call")
     if answer and any(text.count(_mark(number)) > 1 for number in _marks(message.content)):
         return "shows the text of an answer twice"
@@ -181,19 +181,19 @@ def _standing(turn: int, message: Message, text: str, changed: dict[str, None]) 
 
 
 def _compare(value: str, text: str) -> str:
-    """What a template did to a text with marks: nothing (""), or it is "spaced" otherwise, "cut", "gone", "changed"."""
+    """The template's effect on a marked text: none (""), "spaced" (white space), "cut", "gone" or "changed"."""
     if not value.strip() or value in text:
         return ""
-    there = [_mark(number) in text for number in _marks(value)]
-    if not all(there):
-        return "cut" if any(there) else "gone"
+    present = [_mark(number) in text for number in _marks(value)]
+    if not all(present):
+        return "cut" if any(present) else "gone"
     if "".join(value.split()) in "".join(text.split()):
         return "spaced"
-    return "changed" if there else "gone"
+    return "changed" if present else "gone"
 
 
 def _check_order(turns: Sequence[int]) -> None:
-    """`turns` are those of the marks as they occur; the first mark of each turn must come in the order of the turns."""
+    """Raise Refusal if the turns' first marks are out of order. `turns`: the turn of each mark, by occurrence."""
     latest = -1
     for turn in dict.fromkeys(turns):
         if turn < latest:
@@ -203,9 +203,9 @@ def _check_order(turns: Sequence[int]) -> None:
 
 def _check_tools(messages: Sequence[Message], tools: str, generation: bool, text: str, renderer: Renderer) -> None:
     try:
-        without = renderer.show(messages, "", generation)
+        without = renderer.render(messages, "", generation)
     except Refusal:
-        without = ""  # it insists on them
+        without = ""  # it requires tools
     if text == without:
         raise Refusal("the chat template leaves out the tools")
     if any(name not in text for name in names_in(tools)):
@@ -221,38 +221,38 @@ def _answer(
     owners: Mapping[int, int],
     renderer: Renderer,
 ) -> tuple[Answer, int]:
-    """Where the turn would be generated from and to, and at which character of `text` that begins.
+    """The extent of a generated answer, and the position in `text` at which it begins.
 
-    It is learned only where a conversation that ends with it is the beginning of this one, as it is when the answer is
-    generated: templates take the reasoning out of earlier turns, or write their last one otherwise.
+    An answer is a target only if the conversation up to it is a prefix of the whole one, as in generation. Templates
+    may remove the reasoning of earlier turns, or render the last turn differently.
     """
     places = [(at, owners[ord(c) - FIRST]) for at, c in enumerate(text) if ord(c) - FIRST in owners]
-    own = [n for n, (_, owner) in enumerate(places) if owner == turn]
-    begin, problem = places[own[0]][0], ""
-    before = renderer.before(messages[:turn], tools)
-    shared = _shared(text, before)
+    marks = [n for n, (_, owner) in enumerate(places) if owner == turn]
+    begin, problem = places[marks[0]][0], ""
+    prompt = renderer.prompt(messages[:turn], tools)
+    shared = _common_prefix(text, prompt)
     between = any(shared <= at < begin for at, _ in places)
     if between or shared > begin:
         problem = "rewrites earlier turns"
-    elif shared < len(before):
+    elif shared < len(prompt):
         problem = "rewrites earlier turns"
-        if not _marks(before[shared:]):
-            opened = before[_begin_of_token(before, shared) :]
+        if not _marks(prompt[shared:]):
+            opened = prompt[_begin_of_token(prompt, shared) :]
             problem = f"begins a generated answer with {opened!r}, and shows answers otherwise"
     start = min(shared, begin)
-    whole = turn == len(messages) - 1 and not generation
-    alone = text if whole else renderer.show(messages[: turn + 1], tools, False)
-    stop = max((at for at, c in enumerate(alone) if owners.get(ord(c) - FIRST) == turn), default=-1) + 1
-    tail, closed = renderer.end_of(alone[stop:])
-    last = own[-1]
-    if stop and text.startswith(alone[:stop]):
-        last = sum(at < stop for at, _ in places) - 1  # a later turn may name a call of this one again
-    if not problem and (not stop or not text.startswith(alone[: stop + tail])):
+    is_last = turn == len(messages) - 1 and not generation
+    prefix = text if is_last else renderer.render(messages[: turn + 1], tools, False)
+    stop = max((at for at, c in enumerate(prefix) if owners.get(ord(c) - FIRST) == turn), default=-1) + 1
+    tail, closed = renderer.end_of(prefix[stop:])
+    last = marks[-1]
+    if stop and text.startswith(prefix[:stop]):
+        last = sum(at < stop for at, _ in places) - 1  # a later turn may repeat a call of this one
+    if not problem and (not stop or not text.startswith(prefix[: stop + tail])):
         problem = "writes an answer otherwise once the conversation goes on"
     follows = text[places[last][0] + 1 : places[last + 1][0] if last + 1 < len(places) else len(text)]
-    if not follows.startswith(alone[stop : stop + tail]):
+    if not follows.startswith(prefix[stop : stop + tail]):
         tail, closed = 0, renderer.closes(follows)
-    return Answer(own[0], last, begin - start, tail, closed, problem), start
+    return Answer(marks[0], last, begin - start, tail, closed, problem), start
 
 
 def _forms(piece: Piece) -> Iterator[str]:
@@ -263,13 +263,13 @@ def _forms(piece: Piece) -> Iterator[str]:
         yield repr(piece.text)[1:-1]
 
 
-def _shared(a: str, b: str) -> int:
-    """How many characters two texts have in common from their beginning."""
+def _common_prefix(a: str, b: str) -> int:
+    """The length of the longest common prefix."""
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _begin_of_token(text: str, at: int) -> int:
-    """Where the token <…> that `at` stands in begins, or `at`."""
+    """The beginning of the token <…> around position `at`, or `at`."""
     begin = text.rfind("<", 0, at + 1)
     return at if begin < 0 or ">" in text[begin:at].removesuffix(">") else begin
 

@@ -1,4 +1,4 @@
-"""Examples -> who holds what. Held-out rows leave first, a partitioner deals the rest, the result is checked."""
+"""The partition of examples over clients: assignment by a partitioner, checks, partition.json."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def divide(
     held_out: Sequence[Example] = (),
     dataset_digest: str = "",
 ) -> Partition:
-    """Deal `examples` with the partitioner `name`; 0 clients lets it decide, where it can. Each client gets a safe id.
+    """Assign `examples` to clients by the partitioner `name`. With 0 clients it decides their number, if it can.
 
-    The digest is that of examples and held-out rows together unless given. Raises DataError for more clients than
-    rows, for an id on both sides, for a row that is not in exactly one client, and for empty clients.
+    dataset_digest: by default the digest of examples and held-out rows. Raises DataError for more clients than rows,
+    for a row that is also held out, for a row that is not in exactly one client, and for empty clients.
     """
     if not examples:
         raise DataError("no rows are left to divide over clients", hint="lower data.held_out_per_category")
-    both = {e.id for e in examples} & {e.id for e in held_out}
-    if both:
+    overlap = {e.id for e in examples} & {e.id for e in held_out}
+    if overlap:
         raise DataError(
-            f"{min(both)} is both held out and trained on ({len(both)} ids in all)",
+            f"{min(overlap)} is both held out and trained on ({len(overlap)} ids in all)",
             hint="two files of the same name give the same ids: rename the file with the held-out rows",
         )
     if clients > len(examples):
@@ -59,11 +59,11 @@ def divide(
             f"{clients} clients are more than the {len(examples)} rows to divide; each needs at least one",
             hint=f"set partition.clients to at most {len(examples)}, or lower data.held_out_per_category",
         )
-    dealt = partitioners.build(name, options)(examples, clients, rng.stream(seed, "partition", name))
-    _check(dealt, examples, name)
-    labels = dict(sorted(zip(safe_names(list(dealt)), dealt, strict=True)))
+    assigned = partitioners.build(name, options)(examples, clients, rng.stream(seed, "partition", name))
+    _check(assigned, examples, name)
+    labels = dict(sorted(zip(safe_names(list(assigned)), assigned, strict=True)))
     return Partition(
-        clients={client: tuple(dealt[label]) for client, label in labels.items()},
+        clients={client: tuple(assigned[label]) for client, label in labels.items()},
         labels=labels,
         dataset_digest=dataset_digest or digest([*examples, *held_out]),
         held_out=tuple(e.id for e in held_out),
@@ -72,7 +72,7 @@ def divide(
 
 
 def table(partition: Partition, examples: Sequence[Example]) -> tuple[list[ClientId], list[str], np.ndarray]:
-    """(clients, categories, int64[clients, categories]): how many rows of each category every client holds."""
+    """(clients, categories, int64[clients, categories]): the number of rows per client and category."""
     category = {e.id: e.category for e in examples}
     clients = sorted(partition.clients)
     categories = sorted({category[row_id] for ids in partition.clients.values() for row_id in ids})
@@ -85,7 +85,7 @@ def table(partition: Partition, examples: Sequence[Example]) -> tuple[list[Clien
 
 
 def partition_document(partition: Partition, examples: Sequence[Example] = ()) -> dict[str, Any]:
-    """What partition.json holds: clients by id, their names as written; with `examples` the client × category table."""
+    """The content of partition.json: rows and labels by client id; with `examples` the client × category table."""
     document: dict[str, Any] = {
         "clients": {client: list(ids) for client, ids in partition.clients.items()},
         "labels": {client: partition.label(client) for client in partition.clients},
@@ -100,16 +100,16 @@ def partition_document(partition: Partition, examples: Sequence[Example] = ()) -
 
 
 def save_partition(path: Path, partition: Partition, examples: Sequence[Example] = ()) -> None:
-    """Write partition.json, whole or not at all."""
+    """Write partition.json atomically."""
     path = Path(path)
-    beside = path.with_name(path.name + ".new")
+    temporary = path.with_name(path.name + ".new")
     text = json.dumps(partition_document(partition, examples), ensure_ascii=False, indent=1) + "\n"
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def load_partition(path: Path, dataset_digest: str = "") -> Partition:
-    """Read a saved partition.json. With `dataset_digest` raises DataError when it was made for other data."""
+    """Read partition.json. Raises DataError if it is invalid or, with `dataset_digest`, belongs to other data."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
         partition = Partition(
@@ -133,9 +133,9 @@ def load_partition(path: Path, dataset_digest: str = "") -> Partition:
 
 
 def partition_digest(partition: Partition) -> str:
-    """sha256 over who holds what and what is held out."""
-    who = {client: list(ids) for client, ids in sorted(partition.clients.items())}
-    return hashlib.sha256(json.dumps([who, list(partition.held_out)]).encode()).hexdigest()
+    """sha256 of the rows of each client and the held-out rows."""
+    clients = {client: list(ids) for client, ids in sorted(partition.clients.items())}
+    return hashlib.sha256(json.dumps([clients, list(partition.held_out)]).encode()).hexdigest()
 
 
 def _check_names(clients: Iterable[ClientId], what: str) -> None:
@@ -147,18 +147,18 @@ def _check_names(clients: Iterable[ClientId], what: str) -> None:
             )
 
 
-def _check(dealt: Mapping[str, Sequence[str]], examples: Sequence[Example], name: str) -> None:
-    for client in dealt:
+def _check(assigned: Mapping[str, Sequence[str]], examples: Sequence[Example], name: str) -> None:
+    for client in assigned:
         if not isinstance(client, str):
             raise DataError(f"{name}: a client's name is text, not {type(client).__name__}: {str(client)[:80]}")
-    empty = sorted(client for client, ids in dealt.items() if not ids)
+    empty = sorted(client for client, ids in assigned.items() if not ids)
     if empty:
         raise DataError(
-            f"{name} left {len(empty)} of {len(dealt)} clients without rows: {', '.join(empty[:3])}",
+            f"{name} left {len(empty)} of {len(assigned)} clients without rows: {', '.join(empty[:3])}",
             hint="fewer clients, more rows, or a partitioner with a minimum size",
         )
     counts: dict[str, int] = {e.id: 0 for e in examples}
-    for client, ids in dealt.items():
+    for client, ids in assigned.items():
         for row_id in ids:
             if row_id not in counts:
                 raise DataError(f"{name} gave {client} a row that is not there: {row_id}")

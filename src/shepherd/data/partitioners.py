@@ -22,7 +22,7 @@ from shepherd.types import ClientId, Example
 partitioners = Registry("partitioner")
 
 Key = Literal["category", "source"]
-"""In a recipe also the name of a column, which then is the source of each row (`dividing.by_column`)."""
+"""In a recipe also the name of a column, which then is the source of each row (`experiment.division`)."""
 Partitioner = Callable[[Sequence[Example], int, np.random.Generator], dict[str, tuple[str, ...]]]
 Factory = TypeVar("Factory", bound=Callable[..., Partitioner])
 
@@ -43,7 +43,7 @@ def iid() -> Partitioner:
     """Rows dealt at random, sizes equal to within one row."""
 
     def partition(examples, clients, rng):
-        return _numbered(examples, np.array_split(rng.permutation(len(examples)), _some(clients, "iid")))
+        return _numbered(examples, np.array_split(rng.permutation(len(examples)), _positive(clients, "iid")))
 
     return partition
 
@@ -55,7 +55,7 @@ def shards(per_client: int = 2, key: Key = "category") -> Partitioner:
     _known_key(key)
 
     def partition(examples, clients, rng):
-        count = _some(clients, "shards") * per_client
+        count = _positive(clients, "shards") * per_client
         if count > len(examples):
             raise DataError(
                 f"shards: {clients} clients × {per_client} shards are more than the {len(examples)} rows",
@@ -65,8 +65,8 @@ def shards(per_client: int = 2, key: Key = "category") -> Partitioner:
         # Shuffled before the stable sort, so that a shard is a random part of its category.
         order = sorted(rng.permutation(len(examples)), key=lambda i: values[i])
         cut = np.array_split(np.array(order), count)
-        dealt = rng.permutation(count).reshape(clients, per_client)
-        return _numbered(examples, [np.concatenate([cut[s] for s in mine]) for mine in dealt])
+        assigned = rng.permutation(count).reshape(clients, per_client)
+        return _numbered(examples, [np.concatenate([cut[s] for s in mine]) for mine in assigned])
 
     return partition
 
@@ -81,12 +81,12 @@ def dirichlet(alpha: float = 0.5, min_size: int = 1, balanced: bool = False, key
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha must be a number above 0, got {alpha}")
-    alpha = min(max(alpha, 1e-100), 1e100)  # beyond, sums and products of it are no longer numbers
+    alpha = min(max(alpha, 1e-100), 1e100)  # beyond these, its sums and products are not finite
     _at_least_one(min_size=min_size)
     _known_key(key)
 
     def partition(examples, clients, rng):
-        if _some(clients, "dirichlet") * min_size > len(examples):
+        if _positive(clients, "dirichlet") * min_size > len(examples):
             raise DataError(
                 f"dirichlet: {clients} clients with at least {min_size} rows need {clients * min_size}, "
                 f"there are {len(examples)}",
@@ -162,7 +162,7 @@ def linear() -> Partitioner:
 
 def _by_size(name: str, weights: Callable[[int], np.ndarray]) -> Partitioner:
     def partition(examples, clients, rng):
-        sizes = _apportion(len(examples), weights(_some(clients, name)))
+        sizes = _apportion(len(examples), weights(_positive(clients, name)))
         return _numbered(examples, np.split(rng.permutation(len(examples)), np.cumsum(sizes)[:-1]))
 
     return partition
@@ -218,11 +218,11 @@ def _merged(groups: Mapping[str, list[int]], clients: int) -> list[tuple[str, li
         smallest = min(range(clients), key=lambda c: (len(held[c]), c))
         names[smallest].append(value)
         held[smallest] += groups[value]
-    return [(n[0] if len(n) == 1 else _other_than(groups, _joined(n)), h) for n, h in zip(names, held, strict=True)]
+    return [(n[0] if len(n) == 1 else _unused(groups, _joined(n)), h) for n, h in zip(names, held, strict=True)]
 
 
-def _other_than(keys: Collection[str], name: str) -> str:
-    """The name of a part or of joined keys, with a mark where a key of the data is called so."""
+def _unused(keys: Collection[str], name: str) -> str:
+    """The name of a part or of merged keys, with a prime if a key of the data has this name."""
     while name in keys:
         name += "\N{PRIME}"
     return name
@@ -242,9 +242,9 @@ def _split(groups: Mapping[str, list[int]], clients: int, rng: np.random.Generat
         if count == 1:
             out.append((value, groups[value]))
             continue
-        dealt = np.array_split(rng.permutation(groups[value]), count)
-        named = [(f"{value} ({number} of {count})", part.tolist()) for number, part in enumerate(dealt, 1)]
-        out += [(_other_than(groups, name), part) for name, part in named]
+        parts_of_key = np.array_split(rng.permutation(groups[value]), count)
+        named = [(f"{value} ({number} of {count})", part.tolist()) for number, part in enumerate(parts_of_key, 1)]
+        out += [(_unused(groups, name), part) for name, part in named]
     return out
 
 
@@ -269,11 +269,11 @@ def _named(examples: Sequence[Example], held: Sequence[tuple[str, list[int]]]) -
 
 
 def _ids(examples: Sequence[Example], rows: Sequence[int]) -> tuple[str, ...]:
-    """In the order of the dataset: a client's own shuffling is the training's business."""
+    """Ids in the order of the dataset. Training shuffles the rows of each client itself."""
     return tuple(examples[i].id for i in sorted(int(row) for row in rows))
 
 
-def _some(clients: int, name: str) -> int:
+def _positive(clients: int, name: str) -> int:
     if clients < 1:
         raise DataError(
             f"{name} needs a number of clients", hint="set partition.clients, e.g. --set partition.clients=8"

@@ -1,10 +1,10 @@
-"""Messages -> the text that the model sees, and which characters of it are the response.
+"""Prompt templates by name: messages in, the model's text and the spans of its answers out.
 
-A chat template is the model's own; a text template is alpaca's or the user's. Both end every response with the token
-at which generation stops, and that token is learned.
+A chat template comes with the model; a text template is alpaca's or the user's. Both end every answer with the token
+that stops generation, which is a target.
 
-Control tokens come from templates only. A text that spells one out ("<|im_end|>") is rendered as it is, with a
-`break` inside it: `tokenize.encode` starts afresh there, so that the tokenizer sees two ordinary pieces of text.
+Control tokens come from templates only. A row that spells one out ("<|im_end|>") is rendered unchanged with a break
+inside it, at which `tokenize.encode` starts anew, so that the tokenizer sees two ordinary pieces of text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAMES = ("auto", "chat", "alpaca")
 
 
 def template_problem(name: str) -> str:
-    """What is wrong with data.template, as far as that can be told without a tokenizer; empty where nothing is."""
+    """The error message for a value of data.template, as far as it is known without a tokenizer, or ""."""
     if name in NAMES:
         return ""
     if "{instruction}" not in name and name.isidentifier():
@@ -41,10 +41,10 @@ def template_problem(name: str) -> str:
 
 
 def build_template(name: str, tokenizer: Any) -> Template:
-    """`chat`, `alpaca`, `auto` (chat where the tokenizer has one, else alpaca), or a text that has {instruction}.
+    """`chat`, `alpaca`, `auto` (chat if the tokenizer has a chat template, else alpaca), or a text with {instruction}.
 
-    Raises ModelError for a tokenizer without a chat template or without an end token, and for a chat template that
-    fails, draws at random or shows no answers; UsageError for another name, and for a text with a mistake.
+    Raises ModelError for a tokenizer without chat template or end token, and for a chat template that fails, draws at
+    random or omits answers; UsageError for an unknown name or an invalid text.
     """
     if problem := template_problem(name):
         raise UsageError(problem)

@@ -1,4 +1,4 @@
-"""A source -> `Dataset`: files, folders, built-ins and hub names as `Example`s, with what was refused and why."""
+"""Reading of datasets: files, folders, built-ins and hub names to `Example`s, with refused rows and their reasons."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ from shepherd.data.containers import Parts, read_path
 from shepherd.data.files import find
 from shepherd.data.formats import format_problem, formats_of, to_example
 from shepherd.data.hub import hub
+from shepherd.data.progress import Emit, LoopProgress
 from shepherd.data.splits import by_split
 from shepherd.data.tally import RowsByReason, Tally, sentences
 from shepherd.data.trees import shorten
 from shepherd.data.turns import TURN_FIELDS
 from shepherd.data.values import Refusal, label
-from shepherd.data.waiting import Tell, Waiting
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
 from shepherd.types import Example, Message
 
 _FUNCTION = re.compile(r"\w[\w.]+:[^\W\d]\w*")
 
 ALL, NO_CATEGORY = "all", "(no category)"
-"""The category of every row where none has one, and that of a row without where others have one."""
+"""The category of all rows if none has one, and of a row without a category if others have one."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples in the order of the source. `refused` rows are not among them; `changed` rows are, less a part.
-    `unread` is a sentence that names the columns and fields of turns that were not read; "" for none.
+    """Examples in the order of the source, without `refused` rows. `changed` rows lost a part.
 
-    held_out: what the source itself keeps apart for evaluation, its test or validation part, or None. unusable: of
-    "category" and "source" the values of which no row can be used, with their rows.
+    unread: a sentence on the columns and turn fields that were ignored, or "". held_out: the test or validation part of
+    the source, or None. unusable: for "category" and "source", the values without a usable row, with their rows.
     """
 
     examples: tuple[Example, ...]
@@ -68,20 +67,20 @@ def load_examples(
     languages: Sequence[str] = ("english",),
     seed: int = 0,
     parts: Parts = "held out",
-    tell: Tell | None = None,
+    emit: Emit | None = None,
 ) -> Dataset:
     """Read `source`: a path, `builtin:<name>`, `hub:<org/name>` or `module:function`.
 
-    `columns` maps our field to theirs; `categories` keeps only these; `rows_per_category` draws at most so many of
-    each by seed. `parts` says what test and validation parts of the source are; `tell` is called with lines about a
-    long reading. Raises DataError that says where and why, and for a source, file or list without a usable row.
+    `columns` maps our fields to the user's columns. `categories` selects rows, `rows_per_category` draws at most that
+    many of each category by seed. `parts` is the use of test and validation parts. `emit` receives the progress of long
+    readings. Raises DataError for unreadable data and for a source, file or list without a usable row.
     """
     columns = dict(columns or {})
     if problem := format_problem(format):
         raise UsageError(problem)
-    rows = by_split(_read(source, tuple(languages), parts, tell), parts, columns)
+    rows = by_split(_read(source, tuple(languages), parts, emit), parts, columns)
     check_columns(columns, [row for _, row in rows.rows], rows.name)
-    dataset = _examples(rows, format, columns, tell)
+    dataset = _examples(rows, format, columns, emit)
     kept = _draw(_only(list(dataset.examples), categories, rows.name), rows_per_category, seed)
     notes = (*dataset.notes, *_masked_notes(kept))
     return replace(
@@ -104,7 +103,7 @@ def _held_out(rows: RawRows, format_name: str, columns: Mapping[str, str], categ
     )
 
 
-def _examples(rows: RawRows, format_name: str, columns: Mapping[str, str], tell: Tell | None = None) -> Dataset:
+def _examples(rows: RawRows, format_name: str, columns: Mapping[str, str], emit: Emit | None = None) -> Dataset:
     """All usable rows, before categories are chosen and rows are drawn. Mapped columns that no row has are ignored."""
     present = {name for _, row in rows.rows for name in row}
     mapped = {ours: theirs for ours, theirs in columns.items() if theirs in present}
@@ -116,9 +115,9 @@ def _examples(rows: RawRows, format_name: str, columns: Mapping[str, str], tell:
     refused, changed = Tally(), Tally()
     unread: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     examples, used = [], Counter[str]()
-    waiting = Waiting(tell, f"reading {rows.name}", len(fields))
+    progress = LoopProgress(emit, f"reading {rows.name}", len(fields))
     for number, ((row_id, row), name) in enumerate(zip(fields, formats, strict=True)):
-        waiting.at(number)
+        progress.at(number)
         try:
             if not name:
                 raise Refusal("its columns fit no known format")
@@ -157,13 +156,13 @@ def _examples(rows: RawRows, format_name: str, columns: Mapping[str, str], tell:
 
 
 def _unusable(fields: Sequence[tuple[str, Mapping[str, Any]]], examples: Sequence[Example], key: str) -> Counter[str]:
-    """Values of a field of which no row became an example, with the number of their rows."""
+    """Values of a field that occur only in refused rows, with their numbers of rows."""
     used, known = {e.id for e in examples}, {getattr(e, key) for e in examples}
-    values = Counter(_value(row.get(key)) for row_id, row in fields if row_id not in used)
+    values = Counter(_label_of(row.get(key)) for row_id, row in fields if row_id not in used)
     return Counter({value: count for value, count in values.items() if value and value not in known})
 
 
-def _value(value: Any) -> str:
+def _label_of(value: Any) -> str:
     try:
         return label(value, "")
     except Refusal:
@@ -171,13 +170,13 @@ def _value(value: Any) -> str:
 
 
 def _check_places(rows: RawRows, used: Set[str], refused: Tally) -> None:
-    """Raise DataError for a file or list without a usable row: it is a client or a part, and would vanish."""
+    """Raise DataError for a file or list without a usable row: a client or part must not vanish silently."""
     begin = 0
     for place, count in rows.places:
-        there, begin = rows.rows[begin : begin + count], begin + count
-        ids = {row_id for row_id, _ in there}
+        here, begin = rows.rows[begin : begin + count], begin + count
+        ids = {row_id for row_id, _ in here}
         if not used & ids:
-            found = ", ".join(dict.fromkeys(str(name) for _, row in there for name in row if name != "source"))
+            found = ", ".join(dict.fromkeys(str(name) for _, row in here for name in row if name != "source"))
             raise DataError(
                 f"{place}: none of its {plural(count, 'row')} can be used\n{refused.only(ids).describe()}\n"
                 f"  its columns: {shorten(found, 300)}",
@@ -199,7 +198,7 @@ def _masked_notes(examples: Sequence[Example]) -> Iterator[str]:
 
 
 def _labelled(examples: list[Example]) -> list[Example]:
-    """Rows without a category are all of one where none has any, and of none where others do."""
+    """The examples with a category each: `ALL` if none has one, else `NO_CATEGORY` for those without."""
     if all(example.category for example in examples):
         return examples
     none = NO_CATEGORY if any(example.category for example in examples) else ALL
@@ -207,7 +206,7 @@ def _labelled(examples: list[Example]) -> list[Example]:
 
 
 def digest(examples: Iterable[Example]) -> str:
-    """sha256 of the examples as canonical JSON, in the order of their ids: the order of the rows does not matter."""
+    """sha256 of the examples as canonical JSON, independent of their order."""
     state = hashlib.sha256()
     for e in sorted(examples, key=lambda e: e.id):
         turns = [_turn(m) for m in e.messages]
@@ -218,13 +217,13 @@ def digest(examples: Iterable[Example]) -> str:
 
 
 def _turn(message: Message) -> list[Any]:
-    """A turn for the digest; what most turns do not have is not in it, so that digests of older runs still hold."""
-    beside = [not message.learned, message.reasoning, message.extra]
-    return [message.role, message.content, *(beside if any(beside) else [])]
+    """A turn for the digest. Optional fields occur only if one of them is set, so that older digests remain valid."""
+    optional = [not message.learned, message.reasoning, message.extra]
+    return [message.role, message.content, *(optional if any(optional) else [])]
 
 
-def losses(dataset: Dataset) -> Iterator[str]:
-    """What reading left out or changed, a sentence for each reason."""
+def dataset_notes(dataset: Dataset) -> Iterator[str]:
+    """Refused rows, changed rows and ignored columns, a sentence for each reason, then the notes of the dataset."""
     yield from sentences("refused", dataset.refused)
     yield from sentences("lost a part", dataset.changed)
     if dataset.unread:
@@ -233,28 +232,28 @@ def losses(dataset: Dataset) -> Iterator[str]:
 
 
 def has_languages(source: str) -> bool:
-    """Whether `languages` says something about the rows of `source`."""
+    """Whether `source` is a built-in with the option `languages`."""
     kind, _, name = source.partition(":")
     return kind == "builtin" and name in datasets and "languages" in datasets.options(name)
 
 
 def is_path(source: str) -> bool:
-    """Whether `source` means a file or folder, be it there or not."""
+    """Whether `source` denotes a file or folder, existing or not."""
     if source.partition(":")[0] in ("builtin", "hub"):
         return False
     return not _FUNCTION.fullmatch(source) or Path(source).exists()
 
 
-def _read(source: str, languages: tuple[str, ...], parts: Parts, tell: Tell | None) -> RawRows:
+def _read(source: str, languages: tuple[str, ...], parts: Parts, emit: Emit | None) -> RawRows:
     kind, _, name = source.partition(":")
     if kind == "builtin":
         return datasets.build(name, {"languages": languages} if has_languages(source) else {})
     if kind == "hub":
-        return hub(name, say_splits=parts == "held out")
+        return hub(name, note_splits=parts == "held out")
     if not is_path(source):
         return datasets.build(source)
     try:
-        return read_path(find(source), parts, tell)
+        return read_path(find(source), parts, emit)
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from None
 

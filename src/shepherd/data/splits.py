@@ -1,4 +1,4 @@
-"""Rows with a column `split`: those of test or validation are held out, as the column says."""
+"""The column `split`: rows of its test or validation part are held out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ COLUMN = "split"
 
 
 def by_split(rows: RawRows, parts: str, columns: Mapping[str, str]) -> RawRows:
-    """`rows` parted by their column `split`, where it names train and test (or validation); others as they are.
+    """Separate `rows` into train and test (else validation) by their column `split`, if it has such values.
 
-    A column that `columns` maps to a field, or that holds other values alone, is no division into parts. parts: "held
-    out"; "ignored" leaves test rows unread; "clients" leaves all as they are.
+    A column that `columns` maps to a field does not count. parts: "held out"; "ignored" drops the test rows; "clients"
+    returns the rows unchanged.
     """
     if parts == "clients" or rows.held_out is not None or COLUMN in columns or COLUMN in columns.values():
         return rows
@@ -29,26 +29,26 @@ def by_split(rows: RawRows, parts: str, columns: Mapping[str, str]) -> RawRows:
     known = set(kinds.values())
     if "train" not in known or not known & {"test", "validation"}:
         return rows
-    held = "test" if "test" in known else "validation"
-    train, out = ({value for value, kind in kinds.items() if kind == part} for part in ("train", held))
+    held_kind = "test" if "test" in known else "validation"
+    train, out = ({value for value, kind in kinds.items() if kind == part} for part in ("train", held_kind))
     left = {value: count for value, count in Counter(values).items() if value not in train | out}
-    some = sum(value in out for value in values)
+    moved = plural(sum(value in out for value in values), "row")
     if parts == "ignored":
-        note = f"{plural(some, 'row')} of the split {held} are not read: data.held_out_source gives the held-out rows"
+        note = f"{moved} of the split {held_kind} are not read: data.held_out_source gives the held-out rows"
     else:
-        note = f"{plural(some, 'row')} of the split {held} are held out, not trained on, as the column {COLUMN!r} says"
+        note = f"{moved} of the split {held_kind} are held out, not trained on, as the column {COLUMN!r} says"
     others = (
         f"{plural(count, 'row')} of the split {value!r} are not read" if value else f"{plural(count, 'row')} without a "
         f"value in the column {COLUMN!r} are not read"
         for value, count in sorted(left.items())
     )  # fmt: skip
-    kept = _where(rows, [value in train for value in values])
-    apart = _where(rows, [value in out for value in values]) if parts == "held out" else None
-    return replace(kept, notes=(note, *others, *rows.notes), held_out=apart)
+    kept = _select(rows, [value in train for value in values])
+    held_out = _select(rows, [value in out for value in values]) if parts == "held out" else None
+    return replace(kept, notes=(note, *others, *rows.notes), held_out=held_out)
 
 
-def _where(rows: RawRows, wanted: list[bool]) -> RawRows:
-    """The wanted rows, without the column; each place with those that it keeps, as long as it keeps one."""
+def _select(rows: RawRows, wanted: list[bool]) -> RawRows:
+    """The wanted rows without the column, and the places that keep a row."""
     kept = [
         (row_id, {name: value for name, value in row.items() if name != COLUMN})
         for (row_id, row), want in zip(rows.rows, wanted, strict=True)

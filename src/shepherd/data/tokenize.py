@@ -1,6 +1,6 @@
-"""Examples -> token ids with the mask of what is learned, cut to a length, with counts of all that was cut or refused.
+"""Tokenisation: examples to token ids with the mask of targets, truncated, with counts of cut and refused rows.
 
-A token is a target where its characters overlap a response's; the tokenizer's own offsets say which those are.
+A token is a target if its characters, by the tokenizer's offsets, overlap an answer.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from shepherd.data.progress import LARGE, Emit, LoopProgress
 from shepherd.data.prompts import Rendered, Template
 from shepherd.data.tally import RowsByReason, Tally, describe
 from shepherd.data.values import Refusal
-from shepherd.data.waiting import LARGE, Tell, Waiting
 from shepherd.errors import DataError, ModelError, plural
 from shepherd.types import Example, Message, Tokens
 
@@ -24,12 +24,12 @@ BATCH = 512
 
 @dataclass(frozen=True)
 class Tokenized:
-    """All rows as tokens, in the order of the examples, and the counts.
+    """All rows as tokens, in the order of the examples, with counts.
 
-    `lengths` int32[rows] are the lengths before the cut. `cut_rows` and `cut_tokens` count truncation; of the rows,
-    `cut_contexts`, `cut_prompts` and `cut_responses` lost a part of that (a row may be in several). `escaped` rows
-    spell out a control token, which was encoded as ordinary text. `changed` rows are learned, though not as they were
-    given: the template trims them, or takes the reasoning out of earlier turns.
+    lengths: int32[rows], in tokens before truncation. cut_rows, cut_tokens: rows and tokens that truncation cut.
+    cut_contexts, cut_prompts, cut_responses: rows that lost a part of these (a row may count in several). escaped: rows
+    that spell out a control token, encoded as ordinary text. changed: rows that the template alters, by trimming or by
+    removing the reasoning of earlier turns.
     """
 
     tokens: tuple[Tokens, ...]
@@ -50,7 +50,7 @@ class Tokenized:
 
 @dataclass(frozen=True)
 class MaskedRow:
-    """ids int32[n]; turn int32[n] with the number of the response that a token belongs to, or -1; context bool[n]."""
+    """A tokenised row. ids: int32[n]. turn: int32[n], the index of a token's answer or -1. context: bool[n]."""
 
     ids: np.ndarray
     turn: np.ndarray
@@ -61,12 +61,12 @@ class MaskedRow:
 
 
 def tokenize(
-    examples: Sequence[Example], tokenizer: Any, template: Template, max_length: int, tell: Tell | None = None
+    examples: Sequence[Example], tokenizer: Any, template: Template, max_length: int, emit: Emit | None = None
 ) -> Tokenized:
-    """Render, encode, mask and cut every example; see `cut` for what truncation takes first.
+    """Render, encode, mask and truncate the examples; `cut` defines the order of truncation.
 
-    A row without a target is refused with its reason; `tell` is called with lines about long work. Raises DataError
-    when no row is left, and ModelError for a tokenizer without offsets.
+    A row without a target is refused with its reason. `emit` receives progress lines. Raises DataError if no row is
+    left, and ModelError for a tokenizer without offsets.
     """
     refused, changed = Tally(), Tally()
     tokens: list[Tokens] = []
@@ -74,27 +74,27 @@ def tokenize(
     cut_in = {"context": 0, "prompt": 0, "response": 0}
     escaped = 0
     bos = tokenizer.bos_token_id
-    if tell is not None and (size := sum(len(m.content) for e in examples for m in e.messages)) >= LARGE:
-        tell(f"tokenising {plural(len(examples), 'row')}, {size / 1e6:,.0f} million characters")
-    waiting = Waiting(tell, "tokenising", len(examples))
+    if emit is not None and (size := sum(len(m.content) for e in examples for m in e.messages)) >= LARGE:
+        emit(f"tokenising {plural(len(examples), 'row')}, {size / 1e6:,.0f} million characters")
+    progress = LoopProgress(emit, "tokenising", len(examples))
     for first in range(0, len(examples), BATCH):
-        waiting.at(first)
-        shown: list[tuple[Example, Rendered]] = []
+        progress.at(first)
+        rendered_rows: list[tuple[Example, Rendered]] = []
         for example in examples[first : first + BATCH]:
             try:
-                shown.append((example, template.render(example.messages, example.context, example.tools)))
+                rendered_rows.append((example, template.render(example.messages, example.context, example.tools)))
             except Refusal as reason:
                 refused.add(str(reason), example.id)
-        encoded = encode_rows([rendered for _, rendered in shown], tokenizer)
-        for (example, rendered), (ids, spans) in zip(shown, encoded, strict=True):
+        encoded = encode_rows([rendered for _, rendered in rendered_rows], tokenizer)
+        for (example, rendered), (ids, spans) in zip(rendered_rows, encoded, strict=True):
             full = _mask(ids, spans, rendered)
-            row, where = cut(full, max_length, bos)
+            row, parts = cut(full, max_length, bos)
             mask = row.turn >= 0
             lengths.append(len(full.ids))
             if not mask[1:].any():
                 refused.add(f"nothing left to learn at max_length = {max_length}", example.id)
                 continue
-            for part in where:
+            for part in parts:
                 cut_in[part] += 1
             escaped += bool(rendered.breaks)
             for what in rendered.changed:
@@ -103,7 +103,7 @@ def tokenize(
                 Tokens(example.id, row.ids, mask, example.category, example.source, cut=len(full.ids) - len(row.ids))
             )
     if not tokens:
-        raise _nothing(len(examples), refused.by_reason, lengths, max_length)
+        raise _no_targets(len(examples), refused.by_reason, lengths, max_length)
     return Tokenized(
         tokens=tuple(tokens),
         refused=refused.by_reason,
@@ -119,9 +119,9 @@ def tokenize(
 
 
 def encode(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids int32[n], character spans int32[n, 2]) for each text, without the tokenizer's own special tokens.
+    """(ids int32[n], character spans int32[n, 2]) for each text, without added special tokens.
 
-    A text is encoded afresh at each of its breaks, so that a control token a user spelled out stays text.
+    Encoding starts anew at each break of a text, so that a control token spelled out in a row stays text.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
@@ -146,20 +146,20 @@ def encode(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarra
 
 
 def encode_rows(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """As `encode`, with every answer encoded as it would be generated: behind the tokens of its prompt.
+    """`encode`, with every answer encoded as in generation: after the tokens of its prompt.
 
-    The beginning of an answer would else share a token with the end of its prompt (":" and ")", a line break and the
-    indentation of code), change how the prompt is cut ("\\n\\n" before a word is two tokens in GPT-2), or be swallowed
-    by the control token before it.
+    Otherwise the beginning of an answer could share a token with the end of its prompt (":" and ")", a line break and
+    the indentation of code), change the tokens of the prompt ("\\n\\n" before a word is two tokens in GPT-2), or be
+    swallowed by the control token before it.
     """
     encoded = encode(rendered, tokenizer)
     added = tokenizer.added_tokens_decoder
     control = [token_id for token_id, token in added.items() if token.special]
     greedy = tuple(token.content for token in added.values() if token.rstrip)
-    asked: list[tuple[int, int, int, Rendered]] = []  # row, where an answer begins, a token before it, what is between
+    prompt_ends: list[tuple[int, int, int, Rendered]] = []  # row, start of an answer, token before it, text between
     joined: list[set[int]] = [set() for _ in rendered]
     for number, (one, (ids, spans)) in enumerate(zip(rendered, encoded, strict=True)):
-        starts = np.flatnonzero(np.isin(ids, control))  # what follows a control token is encoded for itself
+        starts = np.flatnonzero(np.isin(ids, control))  # text after a control token is encoded by itself
         for a in {*one.begins, *(a for a, _ in one.spans)}:
             if _is_swallowed(one.text, a, greedy):
                 joined[number].add(a)
@@ -167,10 +167,10 @@ def encode_rows(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.n
             before = starts[spans[starts, 0] < a]
             token, begin = (int(before[-1]), int(spans[before[-1], 0])) if len(before) else (0, 0)
             breaks = tuple(b - begin for b in one.breaks if begin < b < a)
-            asked.append((number, a, token, Rendered(one.text[begin:a], (), breaks=breaks)))
-    ends = list(dict.fromkeys(end for *_, end in asked))
+            prompt_ends.append((number, a, token, Rendered(one.text[begin:a], (), breaks=breaks)))
+    ends = list(dict.fromkeys(end for *_, end in prompt_ends))
     alone = dict(zip(ends, (ids for ids, _ in encode(ends, tokenizer)), strict=True))
-    for number, a, token, end in asked:
+    for number, a, token, end in prompt_ends:
         if not np.array_equal(alone[end], encoded[number][0][token : token + len(alone[end])]):
             joined[number].add(a)
     for number, (one, places) in enumerate(zip(rendered, joined, strict=True)):
@@ -180,9 +180,9 @@ def encode_rows(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.n
 
 
 def _is_swallowed(text: str, at: int, greedy: tuple[str, ...]) -> bool:
-    """Whether a control token that takes the white space behind it (Phi-3's do) takes an answer's indentation.
+    """Whether a control token that absorbs following white space (as in Phi-3) would absorb an answer's indentation.
 
-    One space may be the template's own, and is then nothing to learn.
+    A single space may belong to the template, and is then not part of the answer.
     """
     spaced = text[at : at + 2].isspace() or text[at : at + 1] in ("\n", "\t")
     return bool(greedy) and spaced and text[:at].rstrip().endswith(greedy)
@@ -191,9 +191,9 @@ def _is_swallowed(text: str, at: int, greedy: tuple[str, ...]) -> bool:
 def encode_prompt(
     template: Template, tokenizer: Any, messages: Sequence[Message], context: str = "", tools: str = ""
 ) -> list[int]:
-    """The token ids that generation starts from; a control token that a user spelled out stays text here too.
+    """The token ids of the prompt of generation. Control tokens spelled out in messages stay text.
 
-    Raises Refusal for messages that the template cannot show.
+    Raises Refusal for messages that the template cannot represent.
     """
     return encode_rows([template.opening(messages, context, tools)], tokenizer)[0][0].tolist()
 
@@ -207,27 +207,27 @@ def _mask(ids: np.ndarray, spans: np.ndarray, rendered: Rendered) -> MaskedRow:
     if rendered.context_span:
         a, b = rendered.context_span
         context = (start >= a) & (end <= b) & (start < b) & (turn < 0)
-    # What the template writes after the last end token teaches nothing and is seen by nothing that is learned.
+    # Text of the template after the last end token is neither a target nor visible to one.
     stop = int(np.flatnonzero(turn >= 0)[-1]) + 1 if (turn >= 0).any() else len(ids)
     return MaskedRow(ids[:stop], turn[:stop], context[:stop])
 
 
 def _overlap(start: np.ndarray, end: np.ndarray, a: int, b: int) -> np.ndarray:
-    """Tokens that share a character with [a, b), and those without characters that stand in it.
+    """Tokens that share a character with [a, b), and empty tokens inside it.
 
-    A byte-level tokenizer that trims its offsets gives a lone space none, at the place behind it; a mark such as "▁"
-    may have none either. A lone space before a response is its own (see `bare`), so neither is ever outside.
+    A byte-level tokenizer that trims its offsets gives a lone space an empty span after it; a mark such as "▁" may have
+    an empty one too. A lone space before an answer belongs to it (see `bare`), so neither is ever outside.
     """
     return (start < b) & ((end > a) | (start >= a))
 
 
 def cut(row: MaskedRow, max_length: int, bos: int | None = None) -> tuple[MaskedRow, tuple[str, ...]]:
-    """`row` in at most `max_length` tokens, and which parts lost some: "context", "prompt", "response".
+    """`row` truncated to `max_length` tokens, and the parts that lost tokens: "context", "prompt", "response".
 
-    First the end of the context goes, then the start of the prompt (older turns; a start token stays), until the last
-    response stands alone with one token before it. Only a response that is longer than that loses its end, and then
-    the prompt keeps up to a quarter of the length, since an answer to nothing teaches nothing. An earlier response
-    that lost its beginning, or all that stood before it, is no longer learned.
+    Truncation removes the end of the context first, then the start of the prompt (older turns; a start token stays), as
+    long as one token precedes the last answer. Only an answer that is still too long loses its end; the prompt then
+    keeps up to a quarter of the length, since an answer without a question teaches nothing. An earlier answer that lost
+    its beginning or its whole prompt is no longer a target.
     """
     over = len(row.ids) - max_length
     if over <= 0:
@@ -262,20 +262,20 @@ def cut(row: MaskedRow, max_length: int, bos: int | None = None) -> tuple[Masked
 
 
 def pieces(ids: Sequence[int], mask: Sequence[bool], tokenizer: Any) -> list[tuple[str, bool]]:
-    """(text, is it a target) for each token, for colouring; the texts together are the decoded row.
+    """(text, is a target) for each token, for display. The concatenated texts are the decoded row.
 
-    A character that several tokens share shows at the last of them; the others have an empty text.
+    A character of several tokens belongs to the last of them; the others have an empty text.
     """
     ids = [int(i) for i in ids]
-    whole = _decode(ids, tokenizer)
+    decoded = _decode(ids, tokenizer)
     out: list[tuple[str, bool]] = []
-    shown = 0
+    start = 0
     for number, target in enumerate(mask, 1):
         text = _decode(ids[:number], tokenizer)
-        # An unfinished character decodes to a replacement mark that the whole row does not have there.
-        done = len(text) if whole.startswith(text) else shown
-        out.append((whole[shown:done], bool(target)))
-        shown = max(shown, done)
+        # An unfinished character decodes to a replacement mark, which the row does not have there.
+        done = len(text) if decoded.startswith(text) else start
+        out.append((decoded[start:done], bool(target)))
+        start = max(start, done)
     return out
 
 
@@ -283,7 +283,7 @@ def _decode(ids: list[int], tokenizer: Any) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def _nothing(rows: int, refused: RowsByReason, lengths: list[int], max_length: int) -> DataError:
+def _no_targets(rows: int, refused: RowsByReason, lengths: list[int], max_length: int) -> DataError:
     median = f"\n  max_length is {max_length}, the median row has {int(np.median(lengths))} tokens" if lengths else ""
     hint = "raise data.max_length" if lengths else "see the reasons above"
     if not lengths and any("template" in reason for reason in refused):

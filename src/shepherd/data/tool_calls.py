@@ -1,4 +1,4 @@
-"""Calls of tools in a conversation, and the tools themselves, as the JSON that chat templates read."""
+"""Tools and tool calls of a conversation, in the JSON form of chat templates."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ CALLS = "tool_calls"
 def with_objects(extra: Mapping[str, Any]) -> dict[str, Any]:
     """A turn's fields with the arguments of its calls as objects.
 
-    OpenAI's format has them as a text of JSON, which templates that write JSON would put into quotes once more.
+    In OpenAI's format they are a JSON text, which templates that write JSON would quote a second time.
     """
     return _mapped(extra, _with_object)
 
 
 def with_texts(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn's fields with the arguments of its calls as texts of JSON, for templates that only put them in (DeepSeek
+    """A turn's fields with the arguments of its calls as JSON texts, for templates that insert them unchanged (DeepSeek
     V3)."""
     return _mapped(extra, _with_text)
 
 
 def mapped_texts(extra: Mapping[str, Any], f: Callable[[str], str]) -> dict[str, Any]:
-    """A turn's fields with `f` of every call's name, and of every text among its arguments."""
+    """A turn's fields with `f` applied to the name and every text argument of each call."""
 
     def call(function: Mapping[str, Any]) -> dict[str, Any]:
         parts = {key: mapped(function[key], f) for key in ("name", "arguments") if key in function}
@@ -34,7 +34,7 @@ def mapped_texts(extra: Mapping[str, Any], f: Callable[[str], str]) -> dict[str,
 
 
 def mapped(value: Any, f: Callable[[str], str], keys: bool = False) -> Any:
-    """JSON with `f` of every text in it that is not empty, and of the keys of objects where `keys`."""
+    """JSON with `f` applied to every text that is not empty and, if `keys`, to the keys of objects."""
     if isinstance(value, Mapping):
         return {f(key) if keys else key: mapped(item, f, keys) for key, item in value.items()}
     if isinstance(value, list):
@@ -43,7 +43,7 @@ def mapped(value: Any, f: Callable[[str], str], keys: bool = False) -> Any:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text in JSON, keys too."""
+    """All texts in JSON, including keys."""
     if isinstance(value, Mapping):
         yield from (text for key, item in value.items() for text in (str(key), *texts(item)))
     elif isinstance(value, list):
@@ -52,8 +52,8 @@ def texts(value: Any) -> Iterator[str]:
         yield value
 
 
-def stand(extra: str, text: str) -> bool:
-    """Whether the names and arguments of all calls, in JSON or in Python's form, stand in what a template made."""
+def are_rendered(extra: str, text: str) -> bool:
+    """Whether a rendered text contains the names and arguments of all calls, in JSON or Python syntax."""
     for function in _functions(json.loads(extra)):
         for value in (function.get("name", ""), *_values(function.get("arguments", ""))):
             forms = (value,) if isinstance(value, str) else (json.dumps(value), str(value))
@@ -81,7 +81,7 @@ def _functions(extra: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _values(value: Any) -> Iterator[Any]:
-    """The leaves of JSON, and the keys of its objects."""
+    """The leaves of JSON and the keys of its objects."""
     if isinstance(value, Mapping):
         yield from (leaf for key, item in value.items() for leaf in (str(key), *_values(item)))
     elif isinstance(value, list):
@@ -91,7 +91,7 @@ def _values(value: Any) -> Iterator[Any]:
 
 
 def _mapped(extra: Mapping[str, Any], f: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
-    """A turn's fields with `f` of the function of every call."""
+    """A turn's fields with `f` applied to the function of each call."""
 
     def one(call: Any) -> Any:
         if not isinstance(call, Mapping):

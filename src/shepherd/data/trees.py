@@ -1,4 +1,4 @@
-"""Lists of rows by name, as files and folders hold them: what the readers give and `containers` interprets."""
+"""Trees of row lists, as files and folders hold them: returned by the readers, interpreted by `containers`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PARTS = {
     **dict.fromkeys(("test", "testing", "global_test"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "global_validation"), "validation"),
 }
-"""Name of a file, list or split -> the part of the data that it is by convention."""
+"""Conventional name of a file, list or split -> its part of the data."""
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
 Numbered = tuple[int, dict[str, Any]]
@@ -22,7 +22,7 @@ Numbered = tuple[int, dict[str, Any]]
 
 @dataclass
 class Tree:
-    """Rows, or branches by name. `place` is where they stand, for errors; `unread` names what was passed over there."""
+    """Rows, or branches by name. `place` locates them in errors; `unread` names ignored entries."""
 
     rows: list[Numbered] = field(default_factory=list)
     branches: dict[str, Tree] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Tree:
     unread: tuple[str, ...] = ()
 
     def leaves(self) -> Iterator[list[Numbered]]:
-        """The lists of rows in it, in order."""
+        """All lists of rows, in order."""
         for branch in self.branches.values():
             yield from branch.leaves()
         if not self.branches:
@@ -39,12 +39,12 @@ class Tree:
 
 
 def kind_of(name: str) -> str:
-    """The part of the data that a whole name stands for, "train", "test" or "validation", in any case; or ""."""
+    """The part of the data that a name denotes in any case: "train", "test", "validation", or ""."""
     return PARTS.get(unsharded(name).casefold().replace("-", "_"), "")
 
 
 def unsharded(name: str) -> str:
-    """The name without the number of its shard, `train-00000-of-00002`, as the hub writes them."""
+    """The name without its shard number (`train-00000-of-00002`, as on the hub)."""
     found = _SHARD.fullmatch(name)
     return found[1] if found else name
 
@@ -56,6 +56,7 @@ def shorten(text: str, width: int = 80) -> str:
 
 
 def named_twice(where: str, names: Sequence[str]) -> DataError:
+    """The error for a row with two fields of one name."""
     name = next(name for name in names if names.count(name) > 1)
     return DataError(
         f"{where}: {names.count(name)} fields of one row are called {name!r}, and only one of them can be meant",

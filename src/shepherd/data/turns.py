@@ -1,6 +1,6 @@
-"""A list of turns, as chat formats write it -> `Message`s. What a turn says beside its text is read, or named.
+"""Turns of chat formats as `Message`s: roles, texts, masks (`weight`, `train`, `loss`), reasoning, tool calls, results.
 
-Roles, marks of what is learned (`weight`, `train`, `loss`), reasoning, calls of tools and their results.
+Other fields of a turn are reported as unread.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ ROLES = {
     "ipython": "tool",
 }  # fmt: skip
 CALLING = ("function_call", "tool_call", "tool_calls")
-"""Roles of a turn whose text is a call of a tool, or a list of calls."""
+"""Roles of turns whose text is a tool call or a list of tool calls."""
 ARGUMENTS = ("arguments", "parameters", "args", "input")
-"""Of a call: as OpenAI, xLAM, LangChain and Anthropic call them."""
+"""Names of a tool call's arguments: OpenAI, xLAM, LangChain, Anthropic."""
 _BESIDE = ("name", "id", "type", "index", "strict", "description", "function")
 MARKS = ("weight", "train", "training", "loss")
 REASONING = ("reasoning", "reasoning_content", "thinking")
 TURN_FIELDS = ("role", "content", "reasoning", "train")
-"""What `--columns` can rename within a turn."""
-_SAID = {"content", "value", "tool_calls"}
+"""Fields of turns that `--columns` can map."""
+_CONTENT = {"content", "value", "tool_calls"}
 _LIST = re.compile(r"\s*\[\s*\{")
 
 
 def read_turns(
     value: Any, what: str, notes: Notes, names: Mapping[str, str] | None = None, learned: bool = True
 ) -> list[Message]:
-    """The messages of a list of turns, of its JSON text, or of an object of equal lists (a Parquet of `datasets`).
+    """The messages of a list of turns, of its JSON text, or of an object of equal lists (Parquet by `datasets`).
 
-    `names` maps `TURN_FIELDS` to the user's own. `learned` False masks every answer. Raises Refusal.
+    names: `TURN_FIELDS` -> the user's fields. With `learned` False every answer is masked. Raises Refusal.
     """
     if isinstance(value, str):
         value = _cell(value)
@@ -55,7 +55,7 @@ def read_turns(
 
 
 def is_turns(value: Any) -> bool:
-    """Whether `value` is a list of turns, not a text: of objects, or an object of lists, or one turn alone."""
+    """Whether `value` is a list of turns: a list of objects, an object of lists, or a single turn."""
     if isinstance(value, Mapping):
         return _transposed(value) is not None
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
@@ -82,7 +82,7 @@ def _turn(turn: Any, notes: Notes, names: Mapping[str, str], learned: bool) -> M
     left = {key: value for key, value in turn.items() if not missing(value)}
 
     def take(*keys: str) -> Any:
-        """The first of `keys` that has a value; the others stay, and are named as not read."""
+        """The value of the first of `keys` that has one; the others stay unread."""
         return next((left.pop(key) for key in keys if key in left), None)
 
     given = str(take(names.get("role", "role"), "role", "from") or "").strip()
@@ -114,7 +114,7 @@ def _is(role: str) -> bool:
 
 
 def _content(value: Any) -> tuple[str, str]:
-    """(text, reasoning) of a turn's content: a text, or a list of parts."""
+    """(text, reasoning) of a turn's content, which is a text or a list of parts."""
     if not isinstance(value, (list, tuple)):
         return text(value, "a turn"), ""
     found: dict[str, list[str]] = {"text": [], "thinking": []}
@@ -125,8 +125,8 @@ def _content(value: Any) -> tuple[str, str]:
             raise Refusal("a turn with a part that is not text")
         given = {k: v for k, v in part.items() if not missing(v)} if not missing(part) else {}
         key = "thinking" if given.get("type") == "thinking" else "text"
-        beside = given.keys() - {key, "type", "signature", "index", "annotations", "cache_control"}
-        if beside or not isinstance(given.get(key, ""), str) or given.get("type", "text") not in _TEXTS:
+        other = given.keys() - {key, "type", "signature", "index", "annotations", "cache_control"}
+        if other or not isinstance(given.get(key, ""), str) or given.get("type", "text") not in _TEXTS:
             raise Refusal("a turn with a part that is not text")
         found[key].append(given.get(key, ""))
     return text("".join(found["text"]), "a turn"), text("".join(found["thinking"]), "the reasoning")
@@ -136,7 +136,7 @@ _TEXTS = ("text", "input_text", "output_text", "thinking")
 
 
 def _masked(left: dict[str, Any], role: str, names: Mapping[str, str], notes: Notes) -> bool:
-    """Whether a mark of the turn says that it is not learned; takes the marks out of `left`."""
+    """Whether the turn is masked. Removes the marks from `left`."""
     masked = False
     for key in dict.fromkeys((names.get("train", ""), *MARKS)):
         if key not in left:
@@ -145,7 +145,7 @@ def _masked(left: dict[str, Any], role: str, names: Mapping[str, str], notes: No
             learned = mark(left[key])
         except ValueError:
             if not _is(role):
-                continue  # named as not read: nothing of that turn is learned
+                continue  # stays unread: such a turn is never a target
             raise Refusal(f"an answer whose {key!r} is neither 0 nor 1: answers are learned or not") from None
         del left[key]
         masked |= learned is False
@@ -155,7 +155,7 @@ def _masked(left: dict[str, Any], role: str, names: Mapping[str, str], notes: No
 
 
 def _calls(calls: Any) -> dict[str, Any]:
-    """The calls of tools in an assistant's turn, one or a list, as OpenAI writes them, arguments as objects."""
+    """The tool calls of an assistant's turn (one or a list) in OpenAI's form, with arguments as objects."""
     if calls is None:
         return {}
     calls = _parsed(calls)
@@ -171,23 +171,23 @@ def _call(call: Any) -> dict[str, Any]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise Refusal("a turn that calls a tool without a name")
     arguments: Any = next((function[key] for key in ARGUMENTS if not missing(function.get(key))), {})
-    beside = [key for key, value in function.items() if key not in (*ARGUMENTS, *_BESIDE) and not missing(value)]
-    if missing(arguments) and beside:
-        raise Refusal(f"a turn that calls a tool with {str(beside[0])[:40]!r}, not with 'arguments'")
+    other = [key for key, value in function.items() if key not in (*ARGUMENTS, *_BESIDE) and not missing(value)]
+    if missing(arguments) and other:
+        raise Refusal(f"a turn that calls a tool with {str(other[0])[:40]!r}, not with 'arguments'")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
             raise Refusal("a turn whose arguments for a tool are not JSON") from None
-    else:  # A struct of Parquet holds every key that any call has, and null where this one has none.
-        arguments = _full(arguments)
+    else:  # A Parquet struct holds the keys of all calls, null where this call has none.
+        arguments = _without_nulls(arguments)
     arguments = {} if arguments is None else arguments
     found = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return {"id": str(call["id"]), **found} if isinstance(call.get("id"), (str, int)) else found
 
 
 def _result(role: str, left: dict[str, Any]) -> dict[str, Any]:
-    """What a template may show of a tool's result beside its text."""
+    """The fields of a tool's result, besides its text, that a template may render."""
     given = {key: left.pop(key) for key in ("name", "tool_call_id") if key in left} if role == "tool" else {}
     return {key: str(value) if isinstance(value, int) else value for key, value in given.items()}
 
@@ -202,7 +202,7 @@ def _parsed(value: Any) -> Any:
 
 
 def read_history(value: Any, notes: Notes) -> list[Message]:
-    """Earlier turns beside an instruction: pairs [asked, answered] as LLaMA-Factory has them, or turns."""
+    """Earlier turns of an instruction: pairs [question, answer] as in LLaMA-Factory, or turns."""
     if isinstance(value, str):
         value = _cell(value)
     if is_turns(value):
@@ -210,26 +210,28 @@ def read_history(value: Any, notes: Notes) -> list[Message]:
     if not isinstance(value, Sequence) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in value):
         raise Refusal("'history' is not a list of pairs or turns")
     messages = []
-    for asked, answered in value:
-        messages.append(Message("user", text(asked, "'history'").strip()))
-        messages.append(Message("assistant", text(answered, "'history'").rstrip()))
+    for question, answer in value:
+        messages.append(Message("user", text(question, "'history'").strip()))
+        messages.append(Message("assistant", text(answer, "'history'").rstrip()))
     return messages
 
 
 def read_tools(value: Any) -> str:
-    """The tools that a row offers, as a JSON list of OpenAI's function definitions. Raises Refusal."""
+    """The tools of a row as a JSON list of OpenAI's function definitions. Raises Refusal."""
     if isinstance(value, str):
         value = _cell(value)
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in value):
         raise Refusal("'tools' is not a list of tools")
-    tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in map(_full, value)]
+    tools = [
+        tool if "function" in tool else {"type": "function", "function": tool} for tool in map(_without_nulls, value)
+    ]
     return _json(tools, "'tools'") if tools else ""
 
 
 def read_system(value: Any) -> str:
-    """A system prompt: a text, a list of parts (Bedrock, Anthropic), or an object that holds either (Gemini)."""
+    """A system prompt: a text, a list of parts (Bedrock, Anthropic), or an object with either (Gemini)."""
     if isinstance(value, Mapping):
         inner = [item for key, item in value.items() if key != "role" and not missing(item)]
         if len(inner) != 1 or missing(value.get("parts", value.get("content", value.get("text")))):
@@ -239,7 +241,7 @@ def read_system(value: Any) -> str:
 
 
 def _json(value: Any, what: str) -> str:
-    """`value` as JSON. Raises Refusal for what JSON cannot hold, as a Parquet may: dates, bytes, infinities."""
+    """`value` as JSON. Raises Refusal for values of Parquet that JSON cannot hold: dates, bytes, infinities."""
     try:
         written = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
         written.encode()
@@ -248,19 +250,19 @@ def _json(value: Any, what: str) -> str:
     return written
 
 
-def _full(value: Any) -> Any:
-    """`value` without the nulls that a Parquet struct fills in, and that pandas writes as NaN."""
+def _without_nulls(value: Any) -> Any:
+    """`value` without the nulls of a Parquet struct, which pandas writes as NaN."""
     if isinstance(value, Mapping):
-        return {k: _full(v) for k, v in value.items() if v is not None and v == v}
-    return [_full(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None and v == v}
+    return [_without_nulls(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _cell(value: str) -> Any:
-    """What a cell of a table holds: JSON, or Python's way of writing a list (pandas writes it so); None for neither."""
+    """The value of a table cell: JSON, or a Python literal as pandas writes it; None for neither."""
     for load in (json.loads, ast.literal_eval):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Python warns of an escape such as \\d in what it reads
+                warnings.simplefilter("ignore")  # invalid escapes such as \\d
                 return load(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
@@ -268,14 +270,14 @@ def _cell(value: str) -> Any:
 
 
 def turns_in(value: Any) -> Any:
-    """The turns that a cell of a table holds as text, where each says who speaks; any other value as it is."""
+    """The turns that a table cell holds as text, if each has a role; any other value unchanged."""
     if not (isinstance(value, str) and _LIST.match(value)):
         return value
     found = _cell(value)
-    named = is_turns(found) and all(isinstance(turn, Mapping) and _speaks(turn) for turn in found)
+    named = is_turns(found) and all(isinstance(turn, Mapping) and _has_role(turn) for turn in found)
     return found if named else value
 
 
-def _speaks(turn: Mapping[str, Any]) -> bool:
+def _has_role(turn: Mapping[str, Any]) -> bool:
     role = turn.get("role", turn.get("from"))
-    return isinstance(role, str) and role.strip().casefold() in ROLES and bool(_SAID & turn.keys())
+    return isinstance(role, str) and role.strip().casefold() in ROLES and bool(_CONTENT & turn.keys())

@@ -1,4 +1,4 @@
-"""What one value of a row means: missing, text, label, mark. The same for JSON, CSV and Parquet."""
+"""Interpretation of single values: missing, text, label, mark. The same for JSON, CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 FALSE = ("false", "0", "0.0", "no", "n", "f", "off")
 TRUE = ("true", "1", "1.0", "yes", "y", "t", "on")
 BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-"""Letters and marks by their Unicode category that draw nothing: joiners, fillers, the blank Braille pattern."""
+"""Invisible characters that Unicode classifies as letters, marks or symbols: joiners, fillers, blank Braille."""
 NO_LABELS = (list, tuple, dict, bytes)
-"""What is more than one value, or none to show."""
+"""Types that are not a single printable value."""
 
 
 class Refusal(Exception):
-    """Why a row cannot be learned from; its text is the reason that is counted, so it names no value of the row."""
+    """A row that cannot be used. Its text is the reason under which rows are counted, so it quotes no long value."""
 
 
 def missing(value: Any, depth: int = 4) -> bool:
-    """Whether `value` stands for nothing: null, NaN, an empty text, list or object. 0 and False are values.
+    """Whether `value` is null, NaN, or an empty text, list or object. 0 and False are values.
 
-    So does a list or an object of nothing else, to this depth: `datasets` writes a null struct as one of nulls.
+    Lists and objects of missing values are missing too, to this depth: `datasets` writes a null struct as nulls.
     """
     if isinstance(value, float):
         return math.isnan(value)
@@ -32,15 +32,15 @@ def missing(value: Any, depth: int = 4) -> bool:
 
 
 def text(value: Any, what: str) -> str:
-    """The text of `value` as it stands, or "" where it is missing or draws nothing. Raises Refusal for other values."""
+    """`value` unchanged, or "" if it is missing or invisible. Raises Refusal for a value that is not text."""
     if missing(value):
         return ""
     if not isinstance(value, str):
         raise Refusal(f"{what} is not text but {type(value).__name__}")
-    return value if visible(_whole(value, what)) else ""
+    return value if visible(_valid(value, what)) else ""
 
 
-def _whole(value: str, what: str) -> str:
+def _valid(value: str, what: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -49,31 +49,31 @@ def _whole(value: str, what: str) -> str:
 
 
 def visible(text: str) -> bool:
-    """Whether a character of `text` draws something: not only white space, controls, joiners and fillers."""
+    """Whether `text` has a visible character: not only white space, controls, joiners and fillers."""
     return any(not _blank(character) for character in text)
 
 
 def _blank(character: str) -> bool:
     if character.isspace() or character in BLANK or "\ufe00" <= character <= "\ufe0f":
         return True
-    # Cf, Cc and so on. Private use (Co) may be drawn by a font of the user's own.
+    # Cf, Cc and so on. Private use (Co) may be visible in the user's font.
     return unicodedata.category(character) in ("Cf", "Cc", "Cn", "Zs", "Zl", "Zp")
 
 
 def label(value: Any, what: str) -> str:
-    """A category or source as text: NFC, trimmed; "" where it is missing. 1, 1.0 and "1" are one label."""
+    """A category or source as text: NFC, stripped; "" if it is missing. 1, 1.0 and "1" are equal."""
     if missing(value):
         return ""
     if isinstance(value, NO_LABELS):
         raise Refusal(f"{what} is not one value")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    written = unicodedata.normalize("NFC", _whole(str(value), what)).strip()
+    written = unicodedata.normalize("NFC", _valid(str(value), what)).strip()
     return written if visible(written) else ""
 
 
 def mark(value: Any) -> bool | None:
-    """A mark in any spelling of true and false; None where it is missing. Raises ValueError for what is neither."""
+    """A boolean in any spelling, or None if it is missing. Raises ValueError for other values."""
     if missing(value):
         return None
     spelled = str(value).strip().casefold()

@@ -47,7 +47,7 @@ def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | No
         languages=table.languages,
         seed=config.run.seed,
         parts=_parts(config, source),
-        tell=tell,
+        emit=tell,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from shepherd.config import Config
 from shepherd.data.audit import Audit, audit
 from shepherd.data.prompts import Template, build_template
-from shepherd.data.sources import Dataset, losses
+from shepherd.data.sources import Dataset, dataset_notes
 from shepherd.data.tally import sentences
 from shepherd.data.tokenize import Tokenized, tokenize
 from shepherd.errors import plural
@@ -65,14 +65,14 @@ def prepare_rows(
     tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length, tell)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
     tokens = dict(tokenized.by_id)
-    lost, beside = [*losses(dataset), *_losses_of_tokens(tokenized)], []
+    lost, beside = [*dataset_notes(dataset), *_losses_of_tokens(tokenized)], []
     apart = None
     if extra is not None:
         kept = tokenize(extra.examples, tokenizer, template, data.max_length)
         tokens |= kept.by_id
         apart = [e for e in extra.examples if e.id in kept.by_id]
         where = data.held_out_source or "held-out rows"
-        beside = [f"{where}: {note}" for note in (*losses(extra), *_losses_of_tokens(kept))]
+        beside = [f"{where}: {note}" for note in (*dataset_notes(extra), *_losses_of_tokens(kept))]
     train, held_out, partition = divide_rows(config, usable, apart)
     details = remarks(config, dataset, usable, held_out if extra is None else None, partition)
     examples = {e.id: e for e in (*train, *held_out)}
@@ -82,7 +82,7 @@ def prepare_rows(
             f"{overlap} of {len(held_out)} held-out rows ask what is also trained on: their loss flatters the model"
         )
     if line := found.summary(
-        beside=("train and held-out overlap", "empty answers", "other refusals", "over-long rows")
+        without=("train and held-out overlap", "empty answers", "other refusals", "over-long rows")
     ):
         lost.append(f"{line} (shepherd data inspect names them)")
     return FederatedData(

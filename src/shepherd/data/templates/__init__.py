@@ -1,4 +1,6 @@
-"""Prompt templates: messages in, text and the spans that are learned out.
+"""Prompt templates: messages in, text and the spans of its answers out.
 
-`chat.py` renders by a tokenizer's chat template, `text.py` by a plain format string; both give a `Rendering`.
+`chat.py` renders by a tokenizer's chat template, `text.py` by a plain text with placeholders. Both return a
+`rendering.Rendered` and follow `rendering.Template`, which a template of yours has to follow too; `prompts.py` finds
+templates by name.
 """

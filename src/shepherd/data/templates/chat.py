@@ -1,4 +1,4 @@
-"""The model's own chat template, with every text's place and every answer's beginning and end proven."""
+"""The model's chat template, with the position of every text and the extent of every answer verified."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shepherd.data.templates.rendering import (
     plain,
     without_answer,
 )
-from shepherd.data.templates.source import DAY, is_random, looked_for, pin_clock, reads_clock
+from shepherd.data.templates.source import DAY, is_random, pin_clock, reads_clock, searched_texts
 from shepherd.data.templates.turns import find_context, join_context, place_of, system_into_user, turn_of
 from shepherd.data.tool_calls import mapped, texts, with_objects, with_texts
 from shepherd.data.values import Refusal
@@ -28,16 +28,16 @@ from shepherd.errors import ModelError
 from shepherd.types import Message
 
 SHAPES = 1024
-"""Outlines that are kept. Rows of one shape have the same roles and the same words that the template looks for."""
+"""Size of the cache of outlines. Rows of one shape share their roles and the texts that the template searches for."""
 
 OTHER_TEMPLATE = 'set data.template = "alpaca", or a text of your own that contains {instruction}'
 
 
 class ChatTemplate:
-    """The tokenizer's own chat template. Where it leaves the last turn open, the tokenizer's end token closes it.
+    """The tokenizer's chat template. The end token closes answers that the template leaves open.
 
-    An answer is learned from where generation would start. What the template itself writes there before the answer,
-    such as an empty thought, is learned with it, since the model has to write it.
+    The target of an answer begins where generation would start. Text that the template writes there before the answer,
+    such as an empty thought, is part of it, since the model has to generate it.
     """
 
     name = "chat"
@@ -52,7 +52,7 @@ class ChatTemplate:
                 f"the chat template of {model_name(tokenizer)} draws at random, so no run could be repeated",
                 hint=OTHER_TEMPLATE,
             )
-        sought = sorted({text for source in sources for text in looked_for(source)}, key=lambda t: (-len(t), t))
+        sought = sorted({text for source in sources for text in searched_texts(source)}, key=lambda t: (-len(t), t))
         self._kept = re.compile(f"({'|'.join(map(re.escape, sought))})") if sought else None
         self._options = {"date_string": DAY.strftime("%d %b %Y")} if "date_string" in "".join(sources) else {}
         self.day = DAY.date().isoformat() if any(map(reads_clock, sources)) else ""
@@ -60,7 +60,7 @@ class ChatTemplate:
         self._outline: Callable[[tuple[Message, ...], str, bool], Outline] = functools.lru_cache(SHAPES)(
             lambda messages, tools, generation: make_outline(messages, tools, generation, self._renderer)
         )
-        self._renderer = Renderer(self._apply, self._before, self._end_of, self._closes)
+        self._renderer = Renderer(self._apply, self._prompt, self._end_of, self._closes)
         self._opener = self._own_end = ""
         self.shows_system = self._probe_system()
         self._with_calls = with_objects if self._takes_objects() else with_texts
@@ -73,7 +73,7 @@ class ChatTemplate:
             return plain(messages, self._tokenizer)
         shown, context, tools, protected, changed = self._prepare(messages, context, tools)
         text = self._apply(shown, tools, False)
-        outline, spans = self._proven(shown, tools, text, False)
+        outline, spans = self._verified(shown, tools, text, False)
         learned = [turn for turn, m in enumerate(shown) if m.role == "assistant" and m.learned]
         if not learned:
             raise Refusal("no answer that is to be learned")
@@ -89,12 +89,12 @@ class ChatTemplate:
             if answer.altered and turn not in learned
         )
         places = {turn: place_of(outline, turn, spans) for turn in outline.answers}
-        # The outline says where a generated answer begins; for the last one the row itself says it too.
-        if text[: places[learned[-1]][0]] != self._before(shown[: learned[-1]], tools):
+        # The outline locates generated answers; for the last one the row itself is checked as well.
+        if text[: places[learned[-1]][0]] != self._prompt(shown[: learned[-1]], tools):
             raise Refusal("the chat template rewrites earlier turns")
         wanted = [turn for turn in learned if turn in places and not outline.answers[turn].problem]
-        asked = max((turn for turn, m in enumerate(shown) if m.role == "user"), default=-1)
-        context_span = find_context(asked, context, spans, text)
+        question = max((turn for turn, m in enumerate(shown) if m.role == "user"), default=-1)
+        context_span = find_context(question, context, spans, text)
         closed, moved = self._closed(outline, text, places)
         return protected.restore(
             Rendered(
@@ -112,22 +112,22 @@ class ChatTemplate:
     def opening(self, messages: Sequence[Message], context: str = "", tools: str = "") -> Rendered:
         shown, _, tools, protected, _ = self._prepare(without_answer(messages), context, tools)
         text = self._apply(shown, tools, True)
-        outline, spans = self._proven(shown, tools, text, True)
+        outline, spans = self._verified(shown, tools, text, True)
         places = {turn: place_of(outline, turn, spans) for turn in outline.answers}
         closed, moved = self._closed(outline, bare(text + self._opener), places)
         return protected.restore(Rendered(closed, (), begins=tuple(moved(*place)[0] for place in places.values())))
 
-    def _proven(
+    def _verified(
         self, shown: Sequence[Message], tools: str, text: str, generation: bool
     ) -> tuple[Outline, list[tuple[int, Span]]]:
-        """The outline of the conversation, and the turn and the characters in `text` of each of its marks."""
-        drawn, pieces = sketch(shown, self._kept)
-        outline = self._outline(drawn, tools, generation)
+        """The outline of the conversation, and (turn, span in `text`) of each of its marks."""
+        marked, pieces = sketch(shown, self._kept)
+        outline = self._outline(marked, tools, generation)
         places = fill(outline, text, pieces, shown)
         return outline, [(pieces[number].turn, place) for number, place in zip(outline.marks, places, strict=True)]
 
     def _closed(self, outline: Outline, text: str, places: dict[int, Span]) -> tuple[str, Callable[[int, int], Span]]:
-        """`text` with an end token after every answer that the template leaves open, and how spans move by that."""
+        """`text` with end tokens after answers that the template leaves open, and the function that moves spans."""
         ends = sorted(stop for turn, (_, stop) in places.items() if not outline.answers[turn].closed)
         for stop in reversed(ends):
             text = text[:stop] + self.end + text[stop:]
@@ -141,7 +141,7 @@ class ChatTemplate:
     def _prepare(
         self, messages: Sequence[Message], context: str, tools: str
     ) -> tuple[list[Message], str, str, Protected, tuple[str, ...]]:
-        """What the template is given, the context and the tools in it, what is hidden, and what was changed."""
+        """(the template's messages, context, tools, hidden control tokens, changes of the row)."""
         fields = {turn: self._with_calls(json.loads(m.extra)) for turn, m in enumerate(messages) if m.extra}
         listed = json.loads(tools) if tools else []
         spelled = [*(m.content for m in messages), *(m.reasoning for m in messages if m.reasoning), context]
@@ -165,8 +165,8 @@ class ChatTemplate:
             changed = ("the chat template has no fixed place for a system turn: its text begins the next user turn",)
         return shown, context, tools, protected, changed
 
-    def _before(self, messages: Sequence[Message], tools: str) -> str:
-        """What an answer to `messages` starts from."""
+    def _prompt(self, messages: Sequence[Message], tools: str) -> str:
+        """The prompt of an answer to `messages`."""
         return bare(self._apply(messages, tools, True) + self._opener)
 
     def _apply(self, messages: Sequence[Message], tools: str, generation: bool) -> str:
@@ -188,13 +188,13 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             raise Refusal(f"the chat template refuses it: {error}") from None
-        except Exception as error:  # a template is a program that came with the model
+        except Exception as error:  # a template is a program that comes with the model
             raise Refusal(f"the chat template fails: {type(error).__name__}: {error}") from None
 
     def _end_of(self, tail: str) -> tuple[int, bool]:
-        """(characters of what follows a last answer that belong to it, whether a control token closes it).
+        """(number of characters of `tail` that belong to the last answer, whether a control token closes it).
 
-        What follows a call of a tool may have an end of its own, and control tokens before it.
+        A tool call may end differently, with control tokens before its end.
         """
         if self._own_end and self._own_end in tail:
             return tail.index(self._own_end) + len(self._own_end), True
@@ -202,14 +202,13 @@ class ChatTemplate:
         return len(answer), bool(self._own_end) and answer.endswith(self._control)
 
     def _closes(self, text: str) -> bool:
-        """Whether a control token closes an earlier answer, by what follows it."""
+        """Whether a control token in the following text closes an earlier answer."""
         return bool(self._own_end) and any(token in text for token in self._control)
 
     def _probe_system(self) -> bool:
-        """Whether a leading system turn is shown before the first user turn, in prompts and in what is learned.
+        """Whether a leading system turn precedes the first user turn, in prompts and in training texts.
 
-        Some templates refuse one, leave it out once there is an answer (Mistral 7B v0.3), or move it as turns are
-        added.
+        Some templates refuse it, omit it once there is an answer (Mistral 7B v0.3), or move it as turns are added.
         """
         turns = [
             Message("system", "shepherd-system"),
@@ -217,14 +216,14 @@ class ChatTemplate:
             Message("assistant", "shepherd-2"),
         ]
         try:
-            asked = self._apply(turns[:2], "", True)
-            told = [self._apply(turns, "", False), self._apply([*turns, *turns[1:]], "", False)]
+            prompt = self._apply(turns[:2], "", True)
+            full = [self._apply(turns, "", False), self._apply([*turns, *turns[1:]], "", False)]
         except Refusal:
             return False
-        return all(0 <= text.find(turns[0].content) < text.find(turns[1].content) for text in (asked, *told))
+        return all(0 <= text.find(turns[0].content) < text.find(turns[1].content) for text in (prompt, *full))
 
     def _takes_objects(self) -> bool:
-        """Whether the arguments of a call may be an object, as transformers has them: where not, they are a text."""
+        """Whether arguments of a call may be objects, as in transformers, rather than texts."""
         call = {"name": "shepherd-tool", "arguments": {"shepherd-key": "shepherd-value"}}
         extra = json.dumps({"tool_calls": [{"id": "shepherd1", "type": "function", "function": call}]})
         try:
@@ -234,16 +233,16 @@ class ChatTemplate:
         return True
 
     def _probe(self) -> tuple[str, ...]:
-        """Find the control token with which the template closes an answer, and what it lacks before one; the notes."""
-        asked, answered = Message("user", "shepherd-question"), Message("assistant", "shepherd-answer")
+        """Find the control token that closes answers and the missing generation prompt, if any. Returns the notes."""
+        question, answer = Message("user", "shepherd-question"), Message("assistant", "shepherd-answer")
         whose = f"the chat template of {model_name(self._tokenizer)}"
         try:
-            text = self._apply([asked, answered], "", False)
-            opened, unopened = self._apply([asked], "", True), self._apply([asked], "", False)
+            text = self._apply([question, answer], "", False)
+            opened, unopened = self._apply([question], "", True), self._apply([question], "", False)
         except Refusal as error:
             reason = str(error).replace("the chat template fails: ", "").replace("the chat template ", "")
             raise ModelError(f"{whose} fails: {reason}", hint=OTHER_TEMPLATE) from None
-        head, found, after = text.partition(answered.content)
+        head, found, after = text.partition(answer.content)
         if not found:
             raise ModelError(f"{whose} does not show the assistant's turn", hint=OTHER_TEMPLATE)
         ends = [(after.find(token), -len(token), token) for token in self._control if token in after]

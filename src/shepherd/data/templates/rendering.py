@@ -1,4 +1,4 @@
-"""What every template gives: text, the characters of it that are learned, and no control token that a user wrote."""
+"""Rendered conversations: text, target spans, and protection against control tokens in the data."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Rendered:
-    """`text`, and in characters of it: the learned answers with their end tokens, the context, the breaks.
+    """A rendered conversation. spans, context_span and breaks are character positions in `text`.
 
-    begins: where each answer begins that stands in it, learned or not.
-    changed: what the template did to the row that its text does not show, a reason each, to be counted.
+    spans: the answers that are targets, with their end tokens. breaks: places at which encoding starts anew. begins:
+    where each answer begins, target or not. changed: alterations of the row by the template, as reasons to count.
     """
 
     text: str
@@ -29,10 +29,9 @@ class Rendered:
 
 
 class Template(Protocol):
-    """How messages become text. `end` is the token after a response, `stops` all those at which to stop generating.
+    """A rule that renders messages. `end` is the token after an answer; generation stops at any of `stops`.
 
-    notes: what someone should know who trains with it, a sentence each. day: the day that its prompts are written on,
-    or "" where they carry none.
+    notes: remarks for whoever trains with it, a sentence each. day: the date in its prompts, or "".
     """
 
     name: str
@@ -42,27 +41,27 @@ class Template(Protocol):
     day: str
 
     def render(self, messages: Sequence[Message], context: str = "", tools: str = "") -> Rendered:
-        """The whole conversation, proven: every text stands in it, and each span is an answer whose `learned` is set.
+        """The whole conversation, verified: it contains every text, and each span is an answer with `learned`.
 
-        Raises Refusal for a row that the template cannot show, with the reason.
+        Raises Refusal, with the reason, for a row that the template cannot represent.
         """
 
     def prompt(self, messages: Sequence[Message], context: str = "", tools: str = "") -> str:
-        """What generation starts from: all up to where the last response begins (an answer at the end is left out)."""
+        """The prompt of generation: all up to the beginning of the last answer, which is left out."""
 
     def opening(self, messages: Sequence[Message], context: str = "", tools: str = "") -> Rendered:
-        """The same with its breaks and begins, for `tokenize.encode_prompt`. Raises Refusal for a row of plain text."""
+        """The prompt with its breaks and begins, for `tokenize.encode_prompt`. Raises Refusal for plain text."""
 
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """The texts that the tokenizer turns into control tokens, longest first."""
+    """The texts of the tokenizer's control tokens, longest first."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     texts = {token.content for token in added if token.special} | set(getattr(tokenizer, "all_special_tokens", ()))
     return tuple(sorted((t for t in texts if t), key=lambda t: (-len(t), t)))
 
 
 def start_token(tokenizer: Any) -> str:
-    """The token that the tokenizer puts before a text by itself, or ""."""
+    """The token that the tokenizer prepends to a text, or ""."""
     if not tokenizer.bos_token:
         return ""
     ids = tokenizer("a").input_ids
@@ -70,33 +69,33 @@ def start_token(tokenizer: Any) -> str:
 
 
 def is_text(messages: Sequence[Message]) -> bool:
-    """Whether a row is a plain text, which no template touches."""
+    """Whether a row is plain text, to which no template applies."""
     return any(m.role == "text" for m in messages)
 
 
 def plain(messages: Sequence[Message], tokenizer: Any) -> Rendered:
-    """A row of plain text: the tokenizer's start token, the text and its end token, learned whole."""
+    """A row of plain text: start token, text and end token, of which text and end token are targets."""
     text = "".join(m.content for m in messages)
     protected = Protected(control_tokens(tokenizer), [text])
     start = start_token(tokenizer)
-    whole = start + protected.hide(text) + tokenizer.eos_token
-    return protected.restore(Rendered(whole, ((len(start), len(whole)),)))
+    text = start + protected.hide(text) + tokenizer.eos_token
+    return protected.restore(Rendered(text, ((len(start), len(text)),)))
 
 
 def without_answer(messages: Sequence[Message]) -> Sequence[Message]:
-    """The conversation up to its last answer, which an answer is generated to. Raises Refusal for a plain text."""
+    """The conversation without its last answer, as generation sees it. Raises Refusal for plain text."""
     if is_text(messages):
         raise Refusal("a plain text has no prompt")
     return messages[:-1] if messages and messages[-1].role == "assistant" else messages
 
 
 def bare(prompt: str) -> str:
-    """The prompt without spaces at its end: they belong to the response, whose first token (" The") carries them."""
+    """The prompt without trailing spaces, which belong to the first token of the answer (" The")."""
     return prompt.rstrip(" ")
 
 
 class Protected:
-    """Control tokens that a user spelled out, hidden from the template and put back as text with a break inside."""
+    """Control tokens spelled out in a row: hidden from the template, restored as text with a break inside."""
 
     def __init__(self, control: Sequence[str], texts: Iterable[str]) -> None:
         texts = list(texts)

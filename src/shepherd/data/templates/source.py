@@ -1,7 +1,7 @@
-"""What the source of a chat template tells before it is rendered: the texts that it looks for, and the clock it reads.
+"""Static analysis of chat templates: the texts that they search for, and their use of the clock and of chance.
 
-A template in transformers reaches the day by `strftime_now` alone (utils/chat_template_utils.py of version 5.23), and
-by `date_string` where the caller gives one. Both are pinned to one day, so that a run has the same tokens tomorrow.
+In transformers a template obtains the date only by `strftime_now` (utils/chat_template_utils.py of version 5.23), and
+by `date_string` if the caller passes it. Both are pinned to one day, so that a run has the same tokens on any day.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import pairwise
 
 DAY = datetime(2025, 1, 1)
-"""The day that every prompt is written on. Runs record it, and are not comparable over another one."""
+"""The date in all prompts. Runs record it, and runs with different dates are not comparable."""
 
 _SEARCHES = {"split", "rsplit", "startswith", "endswith", "replace", "find", "rfind", "index", "count", "partition",
              "rpartition", "removeprefix", "removesuffix"}  # fmt: skip
@@ -19,9 +19,9 @@ _ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipyth
 
 
 def pin_clock(source: str) -> str:
-    """The template with `strftime_now` giving `DAY`, whenever it is rendered; a template without a clock unchanged.
+    """The template with `strftime_now` pinned to `DAY`; a template without a clock is unchanged.
 
-    The formats are those that stand in the template. One that it puts together itself is refused when it is asked for.
+    Formats are constants of the template. One that it composes is refused on rendering.
     """
     if ("name", "strftime_now") not in _lexed(source):
         return source
@@ -35,23 +35,22 @@ def pin_clock(source: str) -> str:
 
 
 def reads_clock(source: str) -> bool:
-    """Whether prompts carry the day they are written on."""
+    """Whether prompts contain the date."""
     names = _lexed(source)
     return ("name", "strftime_now") in names or ("name", "date_string") in names
 
 
 def is_random(source: str) -> bool:
-    """Whether the template draws: no two renderings would be the same, so no run could be repeated."""
+    """Whether the template draws at random, so that no run could be repeated."""
     tokens = _lexed(source)
     pairs = list(pairwise(tokens))
     return (("operator", "|"), ("name", "random")) in pairs or (("name", "lipsum"), ("operator", "(")) in pairs
 
 
-def looked_for(source: str) -> tuple[str, ...]:
-    """The texts that the template looks for in what it shows ("</think>", "<tool_response>"), longest first.
+def searched_texts(source: str) -> tuple[str, ...]:
+    """The texts that the template searches for in messages ("</think>", "<tool_response>"), longest first.
 
-    They are constants that are compared, or given to a method such as `split`. White space and roles are not among
-    them.
+    These are constants in comparisons and arguments of methods such as `split`, without white space and roles.
     """
     tokens = _lexed(source)
     found = set()
@@ -73,13 +72,13 @@ def _constants(source: str) -> set[str]:
 
 
 def _text(literal: str) -> str:
-    """What a string of the template is: it may run over lines, and is escaped as in Python (jinja2's lexer)."""
+    """The value of a string literal, which may span lines and is escaped as in Python (jinja2's lexer)."""
     return literal[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape", "replace")
 
 
 def _lexed(source: str) -> list[tuple[str, str]]:
-    """(kind, text) of each token but white space; [] for a source that is no template, which rendering will tell."""
-    import jinja2  # here: what divides data into clients needs no templates
+    """(kind, text) of each token but white space; [] for an invalid template, which rendering reports."""
+    import jinja2  # here, since partitioning needs no templates
 
     try:
         tokens = jinja2.Environment().lex(source)

@@ -1,4 +1,4 @@
-"""Templates that are plain text: alpaca's, or the user's own."""
+"""Text templates: alpaca's and the user's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shepherd.data.templates.rendering import (
 from shepherd.data.values import Refusal
 from shepherd.types import Message
 
-# Word for word as in the data set's format, since that is the wording that models have been tuned on.
+# Verbatim, since models have been tuned on this wording (Stanford Alpaca, 2023).
 ALPACA_INTRODUCTION = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
@@ -34,15 +34,14 @@ ALPACA_WITHOUT_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n{respo
 
 
 class TextTemplate:
-    """A text with {instruction} and, where wanted, {input} and {response}; the end token follows each response.
+    """A text with {instruction} and optionally {input} and {response}; the end token follows each answer.
 
-    Without {response} the response goes at the end. Without {input} the context follows the instruction. What stands
-    after {response} is learned, since the model has to write it. Later turns repeat the block; a system message
-    stands first, in place of the introduction. (text, introduction) is one pair; `without_input` is the pair for a
-    conversation without a context.
+    Without {response} the answer follows the text. Without {input} the context follows the instruction. Text after
+    {response} is a target, since the model has to write it. Later turns repeat the block; a system message replaces the
+    introduction. `without_input` is the pair (text, introduction) for conversations without a context.
 
-    There is no place for reasoning and tools. A conversation with them is refused: an answer without the reasoning
-    before it, or to what a tool said, is another answer than the one that was given.
+    Conversations with reasoning or tools are refused, since a text has no place for them, and an answer without its
+    reasoning, or to a missing tool result, would be a different answer.
     """
 
     day = ""
@@ -92,9 +91,9 @@ class TextTemplate:
         spans: list[Span] = []
         begins: list[int] = []
         context_span = None
-        for number, (asked, answer) in enumerate(pairs):
+        for number, (question, answer) in enumerate(pairs):
             last = number == len(pairs) - 1
-            head, tail, inside = self._block(asked, context if last else "")
+            head, tail, inside = self._block(question, context if last else "")
             if inside is not None:
                 context_span = (len(text) + inside, len(text) + inside + len(context))
             text += head
@@ -111,8 +110,8 @@ class TextTemplate:
             raise Refusal("no answer that is to be learned")
         return protected.restore(Rendered(text, tuple(spans), context_span, begins=tuple(begins)))
 
-    def _block(self, asked: str, context: str) -> tuple[str, str, int | None]:
-        """The text before the response, the text after it, and where the context begins in the former."""
+    def _block(self, question: str, context: str) -> tuple[str, str, int | None]:
+        """(text before the answer, text after it, position of the context in the former or None)."""
         body = self._with_input if context else self._without_input
         head, _, tail = body.partition("{response}")
         if context and "{input}" not in head:
@@ -121,12 +120,12 @@ class TextTemplate:
         for part in re.split(r"(\{instruction\}|\{input\})", head):
             if part == "{input}" and context:
                 inside = len(text)
-            text += {"{instruction}": asked, "{input}": context}.get(part, part)
+            text += {"{instruction}": question, "{input}": context}.get(part, part)
         return text, tail, inside
 
 
 def text_problem(text: str) -> str:
-    """What is wrong with a template of the user's own; empty where nothing is."""
+    """The error message for a user's template, or ""."""
     before, _, after = text.partition("{response}")
     if "{instruction}" not in before or "{response}" in after or "{instruction}" in after:
         return f"template {text!r}: {{instruction}} stands in it, and {{response}} at most once, after it"
@@ -138,7 +137,7 @@ def text_problem(text: str) -> str:
 
 
 def _check(name: str, messages: Sequence[Message], tools: str) -> None:
-    """Raise Refusal for what a text has no place for."""
+    """Raise Refusal for tools and reasoning, for which a text has no place."""
     whose = f"the template {name!r} has no place for"
     if tools or any(m.role == "tool" or m.extra for m in messages):
         raise Refusal(f"{whose} tools")
@@ -147,20 +146,20 @@ def _check(name: str, messages: Sequence[Message], tools: str) -> None:
 
 
 def _pairs(messages: Sequence[Message], generation: bool) -> tuple[str, list[tuple[str, Message | None]]]:
-    """The leading system text, and (instruction, answer) for each block; the last answer is None for generation."""
+    """The leading system text, and (instruction, answer) of each block; for generation the last answer is None."""
     system: list[str] = []
     pairs: list[tuple[str, Message | None]] = []
-    waiting: list[str] = []
+    prompts: list[str] = []
     for message in messages:
-        if message.role == "system" and not pairs and not waiting:
+        if message.role == "system" and not pairs and not prompts:
             system.append(message.content)
         elif message.role != "assistant":
-            waiting.append(message.content)
-        elif waiting:
-            pairs.append(("\n\n".join(waiting), message))
-            waiting = []
+            prompts.append(message.content)
+        elif prompts:
+            pairs.append(("\n\n".join(prompts), message))
+            prompts = []
         else:
             raise Refusal("two answers in a row")
     if generation:
-        pairs.append(("\n\n".join(waiting), None))
+        pairs.append(("\n\n".join(prompts), None))
     return "\n\n".join(system), pairs

@@ -1,4 +1,4 @@
-"""Turns of a conversation as a chat template takes them."""
+"""Turns of a conversation in the form of chat templates."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from shepherd.data.outline import Outline
-from shepherd.data.templates.rendering import (
-    Span,
-)
+from shepherd.data.templates.rendering import Span
 from shepherd.data.values import Refusal
 from shepherd.types import Message
 
 
 def turn_of(message: Message) -> dict[str, Any]:
-    """A turn as templates read it. Reasoning goes by two names: "reasoning_content" (Qwen 3), "thinking" (gpt-oss)."""
+    """A turn as templates read it. Reasoning has two names: "reasoning_content" (Qwen 3), "thinking" (gpt-oss)."""
     turn = {"role": message.role, "content": message.content}
     if message.reasoning:
         turn |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
@@ -24,13 +22,13 @@ def turn_of(message: Message) -> dict[str, Any]:
 
 
 def place_of(outline: Outline, turn: int, spans: Sequence[tuple[int, Span]]) -> Span:
-    """Where turn `turn` is learned from and to, by the places of its first and last marks."""
+    """The target span of an answer, by the positions of its first and last marks."""
     answer = outline.answers[turn]
     return spans[answer.first][1][0] - answer.head, spans[answer.last][1][1] + answer.tail
 
 
 def join_context(messages: Sequence[Message], context: str) -> list[Message]:
-    """The context after the last instruction, one empty line between them."""
+    """The messages with the context after the last instruction, separated by an empty line."""
     joined = list(messages)
     if context:
         last = max((i for i, m in enumerate(joined) if m.role == "user"), default=None)
@@ -40,25 +38,25 @@ def join_context(messages: Sequence[Message], context: str) -> list[Message]:
     return joined
 
 
-def find_context(asked: int, context: str, spans: Sequence[tuple[int, Span]], text: str) -> Span | None:
-    """Where the context stands: at the end of the last instruction."""
-    stop = max((place[1] for turn, place in spans if turn == asked), default=0)
+def find_context(question: int, context: str, spans: Sequence[tuple[int, Span]], text: str) -> Span | None:
+    """The span of the context, at the end of turn `question`."""
+    stop = max((place[1] for turn, place in spans if turn == question), default=0)
     stop += len(context) - len(context.rstrip())
     return (stop - len(context), stop) if context and text.endswith(context, 0, stop) else None
 
 
 def system_into_user(messages: Sequence[Message]) -> list[Message]:
-    """For templates that have no place for a system turn: its text begins the next user turn."""
+    """The messages with each system turn merged into the next user turn, for templates without system turns."""
     out: list[Message] = []
-    waiting: list[str] = []
+    pending: list[str] = []
     for message in messages:
         if message.role == "system":
-            waiting.append(message.content)
+            pending.append(message.content)
         elif message.role == "user":
-            out.append(replace(message, content="\n\n".join([*waiting, message.content])))
-            waiting = []
+            out.append(replace(message, content="\n\n".join([*pending, message.content])))
+            pending = []
         else:
             out.append(message)
-    if waiting:
+    if pending:
         raise Refusal("a system turn without a user turn after it, and the chat template has no place for it")
     return out
