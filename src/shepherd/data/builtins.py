@@ -40,7 +40,7 @@ def instructions() -> RawRows:
 
 @datasets
 def chatterbot(languages: tuple[str, ...] = ("english",)) -> RawRows:
-    """Talk and facts from chatterbot-corpus (BSD-3-Clause): topics are categories, languages are sources."""
+    """Conversations from chatterbot-corpus (BSD-3-Clause): topics are categories, languages are sources."""
     try:
         import yaml
 

@@ -40,7 +40,7 @@ def is_random(name: str) -> bool:
 
 @partitioners
 def iid() -> Partitioner:
-    """Rows dealt at random, sizes equal to within one row."""
+    """Random assignment, sizes equal to within one row."""
 
     def partition(examples, clients, rng):
         return _numbered(examples, np.array_split(rng.permutation(len(examples)), _positive(clients, "iid")))
@@ -50,7 +50,7 @@ def iid() -> Partitioner:
 
 @partitioners
 def shards(per_client: int = 2, key: Key = "category") -> Partitioner:
-    """Sort by key, cut into clients × per_client shards, deal per_client to each (McMahan et al., 2017; FedIT)."""
+    """Sort by key, cut into clients × per_client shards, assign per_client to each (McMahan et al., 2017; FedIT)."""
     _at_least_one(per_client=per_client)
     _known_key(key)
 
@@ -75,9 +75,9 @@ def shards(per_client: int = 2, key: Key = "category") -> Partitioner:
 def dirichlet(alpha: float = 0.5, min_size: int = 1, balanced: bool = False, key: Key = "category") -> Partitioner:
     """Label skew by Dirichlet(alpha): alpha → 0 gives a client one category, alpha → ∞ all alike (Hsu et al., 2019).
 
-    Each category is dealt in proportions drawn from Dirichlet(alpha); clients below `min_size` are then filled, row by
-    row, from the largest. `balanced`: equal sizes instead, each client drawing its own mix of categories and taking
-    what is left when one runs out. Both end after at most one step per row, for any alpha.
+    Each category is divided in proportions drawn from Dirichlet(alpha); clients below `min_size` then receive rows, one
+    by one, from the largest. `balanced`: equal sizes instead; each client draws a mix of categories and continues with
+    the remaining ones when one is exhausted. Both end after at most one step per row, for any alpha.
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha must be a number above 0, got {alpha}")
@@ -102,10 +102,10 @@ def dirichlet(alpha: float = 0.5, min_size: int = 1, balanced: bool = False, key
 
 @partitioners
 def by_key(key: Key = "category") -> Partitioner:
-    """One client per category, source or value of another column that `key` names; clients are named after it.
+    """One client per category, source or value of the column that `key` names, with that name.
 
-    With fewer clients than keys the smallest keys join (each key, from the largest, goes to the client with the fewest
-    rows), "a + b"; with more, the key with the most rows per client is split, at random, again and again, "a (1 of 2)".
+    With fewer clients than keys, keys are merged, "a + b": each key, from the largest, goes to the client with the
+    fewest rows. With more, the key with most rows per client is split at random, "a (1 of 2)", until there are enough.
     """
     _known_key(key)
 
@@ -128,9 +128,9 @@ def by_key(key: Key = "category") -> Partitioner:
 @partitioners
 @deterministic
 def files() -> Partitioner:
-    """One client per file of a folder, whatever its name; or per source, where rows name theirs.
+    """One client per file of a folder, or per source if rows name theirs.
 
-    With any other partitioner files called train and test are parts of the data (`containers`), and no clients.
+    Files named train and test are clients too; for other partitioners they are parts of the data (`containers`).
     """
     each = by_key("source")
 
