@@ -103,7 +103,7 @@ def test_6_a_format_and_a_template_that_are_not_known_are_answered_together_with
         outcome, 2, "3 problems", "unknown format: 'doly'. Did you mean 'dolly'?", "Did you mean 'chat'?", "lora.r",
     )  # fmt: skip
     outcome = shell("check", "--set", "data.template=Q: {instrucion} A: {response}")
-    explains(outcome, 2, "data.template: template 'Q: {instrucion} A: {response}': {instruction} stands in it")
+    explains(outcome, 2, "data.template: template 'Q: {instrucion} A: {response}': {instruction} is required")
 
 
 def test_6_a_name_that_no_registry_knows_is_answered_with_the_nearest_together_with_everything_else(shell):

@@ -133,28 +133,28 @@ def test_the_lists_of_a_json_object_are_clients_or_parts(layout, indent, tmp_pat
     assert (sources(data), sources(data.held_out)) == (train, held_out)
     assert [*clients_of(path)] == [name for name in train if name]
     if layout == "data and test":
-        assert "not read beside the rows of x.json: version" in data.notes
+        assert "ignored keys of x.json: version" in data.notes
 
 
 def test_what_is_held_out_left_out_or_the_union_of_others_is_said_in_one_line_each(tmp_path):
     contents = {"train.jsonl": rows("a"), "test.jsonl": rows("b", 2), "val.jsonl": rows("c")}
     (note,) = load_examples(write(tmp_path / "parts", contents)).notes
     assert note == (
-        "test is held out (2 rows), not trained on; val is not read (data.held_out_source takes it instead); "
+        "test is held out (2 rows), not trained on; val is ignored (data.held_out_source can select it); "
         "--set partition.name=files makes a client of each"
     )
     notes = load_examples(write(tmp_path / "old", LAYOUTS["the original Shepherd's"][0])).notes
     assert notes[0].startswith("global_test is held out (2 rows)")
-    assert notes[1].startswith("global_training is the union of local_training_0, local_training_1, so it is no client")
+    assert notes[1].startswith("global_training is the union of local_training_0, local_training_1, so it is ignored")
     contents = {"test.jsonl": rows("t"), "north.jsonl": rows("n"), "data/deep/er/still/x.jsonl": rows("x")}
     notes = load_examples(write(tmp_path / "odd", contents)).notes
     assert notes[0] == "not data, so not read: data/"
-    assert "test in " in notes[1] and "is a client like the others, as no train lies beside it" in notes[1]
+    assert "test in " in notes[1] and "is treated as a client, as there is no train next to it" in notes[1]
 
 
 def test_a_train_beside_other_clients_may_be_either_so_it_is_refused_unless_all_are_clients(tmp_path):
     folder = write(tmp_path, {"train.jsonl": rows("t"), "north.jsonl": rows("n"), "south.jsonl": rows("s")})
-    with pytest.raises(DataError, match="holds train beside north, south") as error:
+    with pytest.raises(DataError, match="holds train next to north, south") as error:
         load_examples(folder)
     assert "partition.name=files" in error.value.hint
     assert len(load_examples(folder, parts="clients")) == 9
@@ -170,7 +170,7 @@ def test_a_file_or_list_without_a_usable_row_ends_the_reading_with_its_own_colum
     with pytest.raises(DataError, match=r"x\.json: c: none of its 2 rows"):
         load_examples(str(tmp_path / "x.json"))
     write(tmp_path, {"x.json": {"train": rows("a"), "test": other}})
-    with pytest.raises(DataError, match="the columns fit no known format"):
+    with pytest.raises(DataError, match="the columns match no known format"):
         load_examples(str(tmp_path / "x.json"))
     write(tmp_path, {"x.json": {"a": rows("a"), "c": []}})
     with pytest.raises(DataError, match=r"x\.json: c has no rows"):
@@ -182,7 +182,7 @@ def test_a_client_s_file_that_is_not_read_ends_the_reading_and_does_not_vanish(n
     folder = write(tmp_path, {"a.jsonl": rows("a"), name: b"x"})
     with pytest.raises(DataError, match=rf"{name}: cannot read") as error:
         load_examples(folder)
-    expected = {"b.pkl": "save it as JSON lines where it was made: reading a pickle runs what is in it"}
+    expected = {"b.pkl": "save it as JSON lines with the program that wrote it: reading a pickle executes its content"}
     assert error.value.hint == expected[name] if name in expected else str(tmp_path / name) in error.value.hint
     with pytest.raises(DataError, match="cannot read"):
         load_examples(str(tmp_path / name))
@@ -197,7 +197,7 @@ def test_what_lies_beside_data_by_habit_is_no_client(tmp_path):
     assert sources(data) == {"a": 3, "b": 3}
     assert data.notes == ("not data, so not read: LICENSE, README.md, dataset_infos.json, images/",)
     (tmp_path / "c.jsonl").symlink_to(tmp_path / "gone.jsonl")
-    with pytest.raises(DataError, match=r"c\.jsonl is a link to nothing"):
+    with pytest.raises(DataError, match=r"c\.jsonl is a broken link"):
         load_examples(str(tmp_path))
 
 
@@ -206,14 +206,14 @@ def test_a_column_split_is_respected_and_one_with_other_values_is_not(tmp_path):
     data = load_examples(write(tmp_path, {"x.jsonl": parts}) + "/x.jsonl")
     assert (len(data), len(data.held_out)) == (3, 2)
     assert data.notes == (
-        "2 rows of the split test are held out, not trained on, as the column 'split' says",
-        "1 row without a value in the column 'split' are not read",
+        "2 rows of the split test are held out, not trained on (column 'split')",
+        "1 row without a value in the column 'split' are ignored",
     )
     path = str(tmp_path / "x.jsonl")
     assert len(load_examples(path, parts="clients")) == 6
     assert len(load_examples(path, columns={"category": "split"})) == 6
     apart = load_examples(path, parts="ignored")
-    assert (len(apart), apart.held_out) == (3, None) and "2 rows of the split test are not read" in apart.notes[0]
+    assert (len(apart), apart.held_out) == (3, None) and "2 rows of the split test are ignored" in apart.notes[0]
     write(tmp_path, {"x.jsonl": rows("a", 3, split="east") + rows("b", 2, split="west")})
     assert len(load_examples(path)) == 5 and load_examples(path).held_out is None
 
@@ -223,7 +223,7 @@ def test_the_user_s_own_held_out_rows_win_over_the_test_part(tmp_path):
     write(tmp_path, {"mine.jsonl": rows("m", 5)})
     config = load("own-data", [f"data.source={folder}", f"data.held_out_source={tmp_path / 'mine.jsonl'}"])
     data = read_rows(config)
-    assert data.held_out is None and data.notes[0].startswith("test is a test or validation part and not read")
+    assert data.held_out is None and data.notes[0].startswith("test is a test or validation part and ignored")
     assert len(read_held_out(config, data).examples) == 5
     config = load("own-data", [f"data.source={folder}"])
     data = read_rows(config)
@@ -322,7 +322,7 @@ def test_a_folder_in_which_all_clients_lie_is_gone_down_into_and_said(tmp_path):
     write(tmp_path, {"data/local_0.jsonl": rows("a", 2), "data/local_1.jsonl": rows("b", 2)})
     data = load_examples(str(tmp_path))
     assert {e.source for e in data.examples} == {"local_0", "local_1"}
-    assert data.notes == ("data/ is all that the folder holds, so each file or folder in it is a client",)
+    assert data.notes == ("data/ is the only entry of the folder, so each file or folder in it is a client",)
     assert clients_of(tmp_path) == ("local_0", "local_1")
 
 

@@ -35,7 +35,7 @@ def test_an_answer_that_llama_factory_marks_as_not_wanted_is_refused(tmp_path):
     rows = [row | {"kto_tag": tag} for row in (PAIR, {"messages": [USER, ANSWER]}) for tag in (True, False)]
     data = read(tmp_path, *rows)
     assert [e.messages for e in data.examples] == [TURNS] * 2 and not data.unread
-    assert reasons(data) == {"'kto_tag' is false: an answer that is not wanted, in preference data": 2}
+    assert reasons(data) == {"'kto_tag' is false: an undesired answer of preference data": 2}
 
 
 def test_a_column_that_the_user_names_as_the_label_judges_in_any_spelling(tmp_path):
@@ -43,7 +43,7 @@ def test_a_column_that_the_user_names_as_the_label_judges_in_any_spelling(tmp_pa
     data = read(tmp_path, *rows, columns={"label": "good"})
     assert [e.id for e in data.examples] == ["c:1", "c:3"] and not data.unread
     assert reasons(data) == {
-        "'good' is false: an answer that is not wanted, in preference data": 2,
+        "'good' is false: an undesired answer of preference data": 2,
         "'good' is neither true nor false": 1,
     }
 
@@ -68,7 +68,7 @@ def test_a_conversation_that_is_answered_twice_is_preference_data_and_the_reason
     data = read(tmp_path, {"messages": [USER, ANSWER]}, row)
     assert reasons(data) == {
         "preference data: 'chosen' and 'rejected' answer the last turn (--columns prompt=conversations,"
-        "completion=chosen learns the chosen)": 1
+        "completion=chosen trains on the chosen)": 1
     }
     data = read(tmp_path, row, columns={"prompt": "conversations", "completion": "chosen"})
     assert [m.content for m in data.examples[0].messages if m.role == "assistant" and m.learned] == [SAY]
@@ -77,7 +77,7 @@ def test_a_conversation_that_is_answered_twice_is_preference_data_and_the_reason
 
 def test_single_turns_in_rows_are_no_plain_text(tmp_path):
     rows = [{"text": ASK, "role": "prompter"}, {"text": SAY, "role": "assistant"}]
-    with pytest.raises(DataError, match="2 rows: one turn of a conversation, as it has a 'role'"):
+    with pytest.raises(DataError, match="2 rows: a single turn with a 'role'"):
         read(tmp_path, *rows)
 
 
@@ -180,7 +180,7 @@ def test_arguments_of_a_call_are_read_under_the_names_that_libraries_give_them(t
 def test_a_call_whose_arguments_stand_elsewhere_is_refused_and_not_learned_without_them(tmp_path):
     call = {"name": "rain", "kwargs": {"town": "Bern"}}
     data = read(tmp_path, PAIR, {"messages": [USER, {"role": "assistant", "tool_calls": [call]}]})
-    assert reasons(data) == {"a turn that calls a tool with 'kwargs', not with 'arguments'": 1}
+    assert reasons(data) == {"a tool call with 'kwargs' instead of 'arguments'": 1}
 
 
 # Columns that another one stands for
@@ -200,7 +200,7 @@ def test_the_column_source_of_files_that_are_clients_is_named(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     data = load_examples(str(tmp_path))
     assert [e.source for e in data.examples] == ["north", "south"]
-    assert data.notes == ("the column source (1 row) is not read: the source of a row is its client",)
+    assert data.notes == ("the column source (1 row) is ignored: the source of a row is its client",)
 
 
 # Values that have no place in a text
@@ -223,7 +223,7 @@ def test_numbers_that_are_too_long_and_nested_junk_are_refusals(tmp_path):
         + '[{"a":' * 300 + "1" + "}]" * 300 + "}\n"
     )  # fmt: skip
     data = load_examples(str(tmp_path / "d.jsonl"))
-    assert reasons(data) == {"a turn that calls a tool in a way that is not JSON": 1, "nested too deeply": 1}
+    assert reasons(data) == {"a tool call that is not JSON": 1, "nested too deeply": 1}
 
 
 def test_a_part_of_a_turn_that_is_neither_text_nor_object_is_refused(tmp_path):
@@ -251,7 +251,7 @@ def test_a_parquet_file_with_two_columns_of_one_name_or_with_no_text_is_answered
     path = tmp_path / "c.parquet"
     table = pyarrow.Table.from_arrays([pyarrow.array([text]) for text in "qab"], ["instruction", "output", "output"])
     parquet.write_table(table, path)
-    with pytest.raises(DataError, match="2 fields of one row are called 'output'"):
+    with pytest.raises(DataError, match="2 fields of a row are named 'output'"):
         load_examples(str(path))
     broken = pyarrow.array([b"\xff\xfe"], pyarrow.binary()).view(pyarrow.string())
     parquet.write_table(pyarrow.table({"instruction": ["q"], "output": broken}), path)
@@ -260,7 +260,9 @@ def test_a_parquet_file_with_two_columns_of_one_name_or_with_no_text_is_answered
     dated = [PAIR, PAIR | {"tools": [{"name": "rain", "since": datetime.date(2024, 1, 1)}]}]
     parquet.write_table(pyarrow.Table.from_pylist(dated, pyarrow.Table.from_pylist(dated[1:]).schema), path)
     data = load_examples(str(path))
-    assert reasons(data) == {"'tools' hold what JSON cannot: a date, bytes, NaN or half a character": 1}
+    assert reasons(data) == {
+        "'tools' hold a value that JSON cannot represent: a date, bytes, NaN or half a character": 1
+    }
 
 
 # Labels
@@ -272,7 +274,7 @@ def test_a_category_that_is_no_single_value_is_named_and_refused_only_where_the_
     assert data.examples[0].messages == TURNS and data.examples[0].category == "all"
     assert data.unread == "not read: the columns category (1 row), source (1 row)"
     data = read(tmp_path, PAIR, row, columns={"category": "category"})
-    assert reasons(data) == {"'category' is not one value": 1}
+    assert reasons(data) == {"'category' is not a single value": 1}
 
 
 def test_a_category_of_which_no_row_can_be_used_is_compared_as_a_label(tmp_path):
@@ -284,7 +286,7 @@ def test_a_category_of_which_no_row_can_be_used_is_compared_as_a_label(tmp_path)
 def test_nan_in_the_column_split_is_no_value(tmp_path):
     rows = [PAIR | {"split": value} for value in ("train", "test", float("nan"), None)]
     data = read(tmp_path, *rows)
-    assert data.notes[1] == "2 rows without a value in the column 'split' are not read"
+    assert data.notes[1] == "2 rows without a value in the column 'split' are ignored"
 
 
 @pytest.mark.parametrize("value", [5, True])

@@ -47,7 +47,7 @@ def test_a_false_mark_masks_that_answer_in_any_spelling(tmp_path, name, value):
     assert [(m.content, m.learned) for m in data.examples[0].messages if m.role == "assistant"] == [
         ("bad", False), (SAY, True),
     ]  # fmt: skip
-    assert data.notes == ("shown and not learned, as the data say: 1 answer in 1 row",)
+    assert data.notes == ("masked in the data, so not a target: 1 answer in 1 row",)
     assert not data.unread and not data.changed
 
 
@@ -60,28 +60,28 @@ def test_a_true_mark_and_an_empty_one_are_what_would_be_done_anyway(tmp_path, va
 
 def test_a_mark_between_true_and_false_is_refused_since_answers_are_learned_or_not(tmp_path):
     data = read(tmp_path, turns(ASK, SAY), turns(ASK, SAY, weight=0.3), turns(ASK, SAY, weight=0.4))
-    assert reasons(data) == {"an answer whose 'weight' is neither 0 nor 1: answers are learned or not": 2}
+    assert reasons(data) == {"an answer whose 'weight' is neither 0 nor 1: an answer is a target or not": 2}
 
 
 def test_turns_after_the_last_learned_answer_go_and_a_row_of_masked_answers_is_refused(tmp_path):
     row = turns(ASK, SAY, "And?", "bad", train=False)
     data = read(tmp_path, row, turns(ASK, SAY, weight="0"))
     assert data.examples[0].messages == TURNS
-    assert data.changed == {"turns after the last answer that is learned": ("c:1",)}
-    assert reasons(data) == {"every answer is marked as not to be learned": 1}
+    assert data.changed == {"turns after the last answer that is a target": ("c:1",)}
+    assert reasons(data) == {"every answer is masked": 1}
 
 
 def test_a_mark_on_a_users_turn_is_named_since_only_answers_are_learned(tmp_path):
     row = turns(ASK, SAY)
     row["messages"][0]["train"] = True
-    assert list(read(tmp_path, row).changed) == ["'train' of a turn that is no answer: only answers are learned"]
+    assert list(read(tmp_path, row).changed) == ["'train' of a turn that is not an answer: only answers are targets"]
 
 
 @pytest.mark.parametrize("fields", [{"weight": 0}, {"train": "false"}, {"loss": False}])
 def test_a_whole_row_that_is_masked_is_refused_with_a_count(tmp_path, fields):
     row = {"instruction": ASK, "output": SAY}
     data = read(tmp_path, row, row | fields)
-    assert reasons(data) == {f"the row is marked as not to be learned ({next(iter(fields))!r})": 1}
+    assert reasons(data) == {f"the row is masked ({next(iter(fields))!r})": 1}
 
 
 def test_a_measured_loss_and_a_weight_of_a_row_are_no_marks_and_are_named(tmp_path):
@@ -92,9 +92,9 @@ def test_a_measured_loss_and_a_weight_of_a_row_are_no_marks_and_are_named(tmp_pa
 def test_columns_map_another_mark_of_a_row_or_of_a_turn(tmp_path):
     row = {"instruction": ASK, "output": SAY}
     data = read(tmp_path, row | {"keep": 1}, row | {"keep": 0}, columns={"train": "keep"})
-    assert reasons(data) == {"the row is marked as not to be learned ('keep')": 1}
+    assert reasons(data) == {"the row is masked ('keep')": 1}
     data = read(tmp_path, turns(ASK, "bad", "And?", SAY), turns(ASK, SAY, keep="no"), columns={"train": "keep"})
-    assert reasons(data) == {"every answer is marked as not to be learned": 1}
+    assert reasons(data) == {"every answer is masked": 1}
     with pytest.raises(DataError, match="no column 'kep' for 'train'"):
         read(tmp_path, turns(ASK, SAY, keep="no"), columns={"train": "kep"})
 
@@ -104,7 +104,7 @@ def test_an_answer_that_is_marked_as_not_wanted_is_refused_as_preference_data(tm
     rows = [row | {"label": value} for value in (True, False, "false", "TRUE", None)]
     data = read(tmp_path, *rows)
     assert [e.id for e in data.examples] == ["c:1", "c:4", "c:5"] and not data.unread
-    assert reasons(data) == {"'label' is false: an answer that is not wanted, in preference data": 2}
+    assert reasons(data) == {"'label' is false: an undesired answer of preference data": 2}
     data = read(tmp_path, row | {"label": 0}, row | {"label": "positive"})  # classes, and no judgement
     assert len(data) == 2 and data.unread == "not read: the column label (2 rows)"
 
@@ -145,7 +145,7 @@ def test_another_system_prompt_beside_a_system_turn_is_told(tmp_path):
     system = [{"role": "system", "content": "Be kind."}]
     rows = [{"messages": [*system, USER, ANSWER], "system": s} for s in ("Be kind.", "Be brief.")]
     data = read(tmp_path, *rows)
-    assert data.changed == {"the column 'system', beside a system turn": ("c:2",)}
+    assert data.changed == {"the column 'system', next to a system turn": ("c:2",)}
     assert data.examples[1].messages[0].content == "Be kind."
 
 
@@ -215,7 +215,7 @@ def test_a_conversation_that_the_model_begins_loses_that_turn_and_says_so(tmp_pa
     system = {"role": "system", "content": "Be kind."}
     data = read(tmp_path, {"messages": [system, {"role": "assistant", "content": "Hi!"}, USER, ANSWER]})
     assert data.examples[0].messages == (Message("system", "Be kind."), *TURNS)
-    assert list(data.changed) == ["the model's turn at the beginning, before anything was asked"]
+    assert list(data.changed) == ["the answer before the first question"]
 
 
 def test_plain_text_is_learned_whole_and_said_so_but_never_beside_rows_of_another_format(tmp_path):
@@ -223,16 +223,18 @@ def test_plain_text_is_learned_whole_and_said_so_but_never_beside_rows_of_anothe
     assert [e.messages for e in data.examples] == [
         (Message("text", "Once upon a time."),), (Message("text", "The end."),),
     ]  # fmt: skip
-    assert data.notes == ("2 rows of plain text: learned whole, without a template or a prompt",)
+    assert data.notes == ("2 rows of plain text: the whole text is a target, without a template or a prompt",)
     assert reasons(data) == {"empty text": 1}
     data = read(tmp_path, {"instruction": ASK, "output": SAY, "text": "both"}, {"text": "alone"})
     assert data.format == "alpaca" and data.unread == "not read: the column text (1 row)"
-    assert reasons(data) == {"its columns fit no known format": 1}
+    assert reasons(data) == {"its columns match no known format": 1}
 
 
 def test_rows_with_an_image_and_preference_pairs_are_refused_with_their_reason(tmp_path):
     data = read(tmp_path, turns(ASK, SAY) | {"image": "a.png"}, turns(ASK, SAY) | {"images": []})
-    assert reasons(data) == {"'image' has a value, and only text is learned (take it out to learn the text alone)": 1}
+    assert reasons(data) == {
+        "'image' has a value, and only text is supported (remove it to train on the text alone)": 1
+    }
     part = {
         "role": "user",
         "content": [{"type": "text", "text": ASK}, {"type": "image_url", "image_url": {"url": "x"}}],
@@ -301,12 +303,12 @@ def test_tools_their_calls_and_their_results_are_kept_for_the_template(tmp_path)
 @pytest.mark.parametrize(
     ("turn", "reason"),
     [
-        ({"tool_calls": [{"function": {"arguments": "{}"}}]}, "a turn that calls a tool without a name"),
+        ({"tool_calls": [{"function": {"arguments": "{}"}}]}, "a tool call without a name"),
         (
             {"tool_calls": [{"function": {"name": "a", "arguments": "{"}}]},
-            "a turn whose arguments for a tool are not JSON",
+            "a tool call whose arguments are not JSON",
         ),
-        ({"tool_calls": 4}, "a turn whose calls of tools are not a list"),
+        ({"tool_calls": 4}, "a turn whose tool calls are not a list"),
     ],
 )
 def test_a_call_that_cannot_be_understood_is_refused_with_its_reason(tmp_path, turn, reason):
@@ -327,7 +329,7 @@ def test_a_cell_of_a_table_holds_turns_as_json_or_as_pandas_writes_a_list(tmp_pa
 def test_an_input_that_says_that_there_is_none_is_none_and_counted(tmp_path, says):
     data = read(tmp_path, {"instruction": ASK, "input": says, "output": SAY})
     assert data.examples[0].context == "" and list(data.changed) == [
-        "an input that says that there is none, such as <noinput>"
+        "a placeholder for an empty input, such as <noinput>"
     ]
 
 

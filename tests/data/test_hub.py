@@ -258,4 +258,4 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_hub(hub, inspect, tmp_pa
     (tmp_path / "lab" / "rows").mkdir(parents=True)
     (tmp_path / "lab" / "rows" / "train.jsonl").write_bytes(lines(ROWS[:1]))
     said = inspect("hub:lab/rows")
-    assert said.status == 3 and "lab/rows lies in this folder" in said.err
+    assert said.status == 3 and "lab/rows exists in this folder" in said.err

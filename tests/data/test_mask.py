@@ -238,7 +238,7 @@ def test_an_own_template_keeps_its_braces_and_learns_what_stands_after_the_respo
     assert tokenizer.decode(turns[0]).endswith('water."}<|im_end|>')
     with pytest.raises(UsageError, match="at most once, after it"):
         build_template("{response} answers {instruction}", tokenizer)
-    with pytest.raises(UsageError, match=r"nothing is put in for \{context\}, only for \{instruction\}, \{input\}"):
+    with pytest.raises(UsageError, match=r"unknown placeholder \{context\}; known are \{instruction\}, \{input\}"):
         build_template("{instruction} {context}", tokenizer)
 
 

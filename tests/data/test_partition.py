@@ -218,16 +218,18 @@ def test_more_clients_than_rows_and_no_number_of_clients_are_data_errors_with_a_
 
 
 @pytest.mark.parametrize(
-    ("dealt", "text"),
+    ("assigned", "text"),
     [
-        ({"a": ("x:0", "x:1"), "b": ("x:1", "x:2")}, "put x:1 into 2 clients"),
-        ({"a": ("x:0",), "b": ("x:1",)}, "put x:2 into 0 clients"),
+        ({"a": ("x:0", "x:1"), "b": ("x:1", "x:2")}, "assigned x:1 to 2 clients; rows not in exactly one client: 1"),
+        ({"a": ("x:0",), "b": ("x:1",)}, "assigned x:2 to 0 clients; rows not in exactly one client: 1"),
         ({"a": ("x:0", "x:1", "x:2"), "b": ()}, "left 1 of 2 clients without rows: b"),
-        ({"a": ("x:0", "x:1", "x:2", "x:3")}, "a row that is not there: x:3"),
+        ({"a": ("x:0", "x:1", "x:2", "x:3")}, "a row that does not exist: x:3"),
     ],
 )
-def test_a_partitioner_that_breaks_its_promise_is_caught(dealt, text, tmp_path, monkeypatch):
-    (tmp_path / "broken_rules.py").write_text(f"def broken():\n    return lambda examples, clients, rng: {dealt!r}\n")
+def test_a_partitioner_that_breaks_its_promise_is_caught(assigned, text, tmp_path, monkeypatch):
+    (tmp_path / "broken_rules.py").write_text(
+        f"def broken():\n    return lambda examples, clients, rng: {assigned!r}\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "broken_rules", raising=False)
     with pytest.raises(DataError, match=text):

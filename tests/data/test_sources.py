@@ -100,7 +100,7 @@ def test_a_folder_is_one_source_per_file_and_equal_stems_do_not_collide(tmp_path
     assert [e.source for e in data.examples] == ["north", "north", "south.csv", "south.jsonl", "south.jsonl"]
     assert data.notes == (
         "not data, so not read: README.md",
-        "the column source (4 rows) is not read: the source of a row is its client",
+        "the column source (4 rows) is ignored: the source of a row is its client",
     )
 
 
@@ -155,7 +155,7 @@ def test_rows_that_cannot_be_used_are_refused_with_counts_per_reason(tmp_path):
     assert [e.id for e in data.examples] == ["c:1"]
     assert data.refused == {
         "empty answer": ("c:2", "c:3", "c:13", "c:14"),
-        "nothing is asked, there are answers alone": ("c:4",),
+        "answers without a question": ("c:4",),
         "no answer": ("c:5",),
         "a turn with the role 'judge', which is not system, user, assistant or tool": ("c:6",),
         "empty instruction": ("c:7",),
@@ -163,7 +163,7 @@ def test_rows_that_cannot_be_used_are_refused_with_counts_per_reason(tmp_path):
         "a turn holds half a character (a lone surrogate)": ("c:9",),
         "'messages' is not a list of turns": ("c:10",),
         "no 'messages'": ("c:11",),
-        "its columns fit no known format": ("c:12",),
+        "its columns match no known format": ("c:12",),
     }
 
 
@@ -211,10 +211,13 @@ def test_unknown_columns_show_what_was_found_and_what_each_format_accepts(tmp_pa
     assert "found: ask, tell, id" in error.message
     for line in ("alpaca: instruction, output", "dolly: instruction, response", "messages, conversations"):
         assert line in error.message
-    assert error.hint == "name them: --columns instruction=ask,response=tell"
+    assert error.hint == "map them: --columns instruction=ask,response=tell"
     error = complaint(path, columns={"instruction": "ask", "response": "tel"})
     assert "no column 'tel' for 'response'. Did you mean 'tell'?" in error.message
-    assert "no field 'instrction'. Did you mean 'instruction'?" in complaint(path, columns={"instrction": "x"}).message
+    assert (
+        "unknown field 'instrction'. Did you mean 'instruction'?"
+        in complaint(path, columns={"instrction": "x"}).message
+    )
     assert "dolly: instruction, response" in complaint(path, format="dolly").message
 
 
@@ -235,7 +238,7 @@ def test_empty_files_other_encodings_and_broken_tables_are_named(tmp_path):
     path.write_text('{"rows": []}')
     assert "has no rows" in complaint(str(path)).message
     path.write_text('{"row": {}}')
-    assert "fit no known format" in complaint(str(path)).message
+    assert "match no known format" in complaint(str(path)).message
     table = tmp_path / "t.csv"
     table.write_text("prompt,completion\na,b,c\n")
     assert f"{table}:2: row 1 has more fields" in complaint(str(table)).message
@@ -394,7 +397,7 @@ def test_a_long_csv_field_is_read_and_an_endless_one_refused(tmp_path, monkeypat
     assert len(load_examples(str(path)).examples[0].messages[-1].content) == 200_000
     monkeypatch.setattr(files, "CSV_FIELD_LIMIT", 1000)
     assert "a field is longer than 1,000 characters" in (error := complaint(str(path))).message
-    assert "never closed" in error.hint
+    assert "unclosed double quote" in error.hint
     assert csv.field_size_limit() == before
 
 
@@ -413,7 +416,7 @@ def test_a_long_csv_field_is_read_and_an_endless_one_refused(tmp_path, monkeypat
 )
 def test_two_columns_of_one_name_are_refused_since_only_one_of_them_would_be_learned(tmp_path, name, text, where):
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match="2 fields of one row are called 'response'") as caught:
+    with pytest.raises(DataError, match="2 fields of a row are named 'response'") as caught:
         load_examples(str(tmp_path / name))
     assert where in caught.value.message and "--columns response=" in caught.value.hint
 
@@ -451,6 +454,6 @@ def test_white_space_around_a_column_name_and_bars_between_columns_do_not_hide_t
 
 def test_columns_that_differ_in_case_only_are_answered_with_the_flag_to_copy(tmp_path):
     (tmp_path / "x.csv").write_text("Id,Instruction,RESPONSE\n1,a,b\n")
-    with pytest.raises(DataError, match="fit no known format") as caught:
+    with pytest.raises(DataError, match="match no known format") as caught:
         load_examples(str(tmp_path / "x.csv"))
     assert "--columns instruction=Instruction,response=RESPONSE" in caught.value.hint

@@ -22,7 +22,7 @@ CALL = json.dumps({"tool_calls": [{"type": "function", "function": {
     "name": "weather", "arguments": '{"city": "Par\\"is\\n", "days": 3}'}}]})  # fmt: skip
 TOOLS = json.dumps([{"type": "function", "function": {"name": "weather", "description": "Of a place.", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}}])  # fmt: skip
-LATER = "an earlier answer is shown and not learned: the chat template "
+LATER = "an earlier answer is not a target: the chat template "
 
 
 def system(text):
@@ -66,7 +66,7 @@ def marked(template, conversation):
     return text
 
 
-NO_CALL = "leaves out a tool call"
+NO_CALL = "omits a tool call"
 SHOWN = {  # what each family makes of the conversations: the learned parts in order, or the reason of a refusal
     "chatml": {
         "one": ["A<|im_end|>"], "system": ["A<|im_end|>", "B<|im_end|>"],
@@ -110,11 +110,11 @@ SHOWN = {  # what each family makes of the conversations: the learned parts in o
         "code": ["\n</think>\n\n    return x<|im_end|>"],
     },
     "deepseek r1": {
-        "one": "begins a generated answer with '<think>\\n', and shows answers otherwise",
-        "thought": "cuts <think>…</think> out of the answer", "reasoning": NO_REASONING, "tools": NO_CALL,
+        "one": "begins a generated answer with '<think>\\n', and renders given answers differently",
+        "thought": "removes <think>…</think> from the answer", "reasoning": NO_REASONING, "tools": NO_CALL,
     },
     "deepseek r1, first": {
-        "one": ["A</s>"], "system": ["A</s>", "B</s>"], "thought": "cuts <think>…</think> out of the answer",
+        "one": ["A</s>"], "system": ["A</s>", "B</s>"], "thought": "removes <think>…</think> from the answer",
         "reasoning": NO_REASONING, "code": ["    return x</s>"],
     },
     "phi 3": {
@@ -124,7 +124,7 @@ SHOWN = {  # what each family makes of the conversations: the learned parts in o
     },
     "gpt-oss": {
         "one": ["<|channel|>final<|message|>A<|return|>"], "system": ["<|channel|>final<|message|>B<|return|>"],
-        "later system": "leaves out a later system turn",
+        "later system": "omits a later system turn",
         "reasoning": [
             "<|channel|>analysis<|message|>U<|end|><|start|>assistant<|channel|>final<|message|>B<|return|>"
         ],
@@ -167,12 +167,12 @@ def test_what_a_template_does_to_a_row_that_is_learned_is_said():
     joined = ("the chat template has no fixed place for a system turn: its text begins the next user turn",)
     assert changed("gemma", "system") == changed("mistral 0.3", "system") == joined
     assert changed("qwen 3", "reasoning") == (f"{LATER}{NO_REASONING}",)
-    assert changed("qwen 3", "system") == (f"{LATER}writes an answer otherwise once the conversation goes on",)
-    assert changed("gpt-oss", "system") == (f"{LATER}writes an answer otherwise once the conversation goes on",)
+    assert changed("qwen 3", "system") == (f"{LATER}renders an answer differently once the conversation continues",)
+    assert changed("gpt-oss", "system") == (f"{LATER}renders an answer differently once the conversation continues",)
     template = build_template("chat", known.family("qwen 3"))
     thoughts = [user("Q"), answer("<think>\nT\n</think>\n\nA"), user("R"), answer("<think>T</think>B")]
     assert template.render(thoughts).changed == (
-        f"{LATER}cuts <think>…</think> out of the answer",
+        f"{LATER}removes <think>…</think> from the answer",
         "the chat template changes white space of the answer",  # it writes \n around the thought
     )
 
@@ -183,10 +183,10 @@ def test_one_unfit_row_is_one_refusal_and_only_when_no_row_fits_is_it_an_error()
     later = Example("a:2", tuple(CONVERSATIONS["later system"][0]))
     done = tokenize([Example("a:1", (user("Q"), answer("A"))), later], tokenizer, template, 500)
     assert [row.id for row in done.tokens] == ["a:1"]
-    assert done.refused == {"the chat template leaves out a later system turn": ("a:2",)}
-    with pytest.raises(DataError, match="1 row: the chat template leaves out a later system turn") as error:
+    assert done.refused == {"the chat template omits a later system turn": ("a:2",)}
+    with pytest.raises(DataError, match="1 row: the chat template omits a later system turn") as error:
         tokenize([later], tokenizer, template, 500)
-    assert "data.template is chat, alpaca, or a text of your own" in error.value.hint
+    assert "data.template is chat, alpaca, or a text that contains" in error.value.hint
 
 
 def test_a_conversation_that_a_template_begins_otherwise_as_it_grows_is_refused():
@@ -218,9 +218,9 @@ def test_a_text_that_a_template_changes_refuses_its_row_and_no_other(does):
 @pytest.mark.parametrize(
     ("shown", "reason"),
     [
-        ("m['role'] != 'system' or loop.first", "leaves out a later system turn"),
-        ("loop.index0 != 3", "leaves out a user turn"),
-        ("loop.index0 != 4", "leaves out an answer"),
+        ("m['role'] != 'system' or loop.first", "omits a later system turn"),
+        ("loop.index0 != 3", "omits a user turn"),
+        ("loop.index0 != 4", "omits an answer"),
     ],
 )
 def test_a_turn_that_is_not_shown_refuses_the_row_also_where_its_letters_stand_elsewhere(shown, reason):
@@ -267,15 +267,14 @@ def test_a_part_that_is_cut_out_of_a_masked_answer_is_counted_too():
     messages = [user("Q"), answer("<think>T</think>A", learned=False), user("R"), answer("B")]
     rendered = build_template("chat", known.family("deepseek r1, first")).render(messages)
     assert rendered.changed == (
-        "an answer that is not to be learned is shown otherwise: the chat template cuts <think>…</think> out of the "
-        "answer",
+        "a masked answer is rendered differently: the chat template removes <think>…</think> from the answer",
     )
     assert build_template("chat", known.family("chatml")).render(messages).changed == ()
 
 
 def test_an_answer_that_a_template_shows_twice_refuses_the_row():
     twice = tiny.CHATML.replace("m['content']", "m['content'] + (m['content'] if m['role'] == 'assistant' else '')")
-    with pytest.raises(Refusal, match="shows the text of an answer twice"):
+    with pytest.raises(Refusal, match="renders the text of an answer twice"):
         build_template("chat", tiny.chatml(twice)).render([user("Q"), answer("A")])
 
 
@@ -290,12 +289,12 @@ def test_a_later_turn_that_is_moved_or_a_tool_that_is_not_shown_refuses_the_row(
         build_template("chat", tiny.chatml(moves)).render([user("Q"), answer("A"), user("R"), answer("B")])
     without_arguments = known.QWEN_3.replace("c.arguments | tojson", "''")
     messages, tools = CONVERSATIONS["tools"]
-    with pytest.raises(Refusal, match="leaves out a tool call"):
+    with pytest.raises(Refusal, match="omits a tool call"):
         build_template("chat", known.tokenizer(without_arguments)).render(messages, "", tools)
-    with pytest.raises(Refusal, match="leaves out the tools"):
+    with pytest.raises(Refusal, match="omits the tools"):
         build_template("chat", tiny.chatml()).render([user("Q"), answer("A")], "", TOOLS)
     names_alone = known.QWEN_3.replace("t | tojson", "t.function.name")
-    with pytest.raises(Refusal, match="leaves out a part of the tools"):
+    with pytest.raises(Refusal, match="omits a part of the tools"):
         build_template("chat", known.tokenizer(names_alone)).render([user("Q"), answer("A")], "", TOOLS)
 
 
@@ -306,7 +305,7 @@ def test_an_answer_that_is_not_to_be_learned_is_shown_and_has_no_span():
         rendered = shape.render(messages)
         assert [rendered.text[a:b] for a, b in rendered.spans] == ["B<|im_end|>"]
         assert "masked<|im_end|>" in rendered.text
-        with pytest.raises(Refusal, match="no answer that is to be learned"):
+        with pytest.raises(Refusal, match="no answer that is a target"):
             shape.render(messages[:2])
 
 
@@ -328,7 +327,7 @@ def test_the_day_is_the_same_whenever_a_template_is_rendered(monkeypatch):
     inside = "{% macro day() %}{{ strftime_now('%H:%M %A') }}{% endmacro %}{{ day() }}\n" + tiny.CHATML
     assert build_template("chat", tiny.chatml(inside)).prompt([user("Q")]).startswith("00:00 Wednesday\n<|im_start|>")
     composed = "{{ strftime_now('%' + 'Y') }}" + tiny.CHATML
-    with pytest.raises(ModelError, match="puts the format of a date together"):
+    with pytest.raises(ModelError, match="composes the format of a date"):
         build_template("chat", tiny.chatml(composed))
     with pytest.raises(ModelError, match="draws at random"):
         build_template("chat", tiny.chatml("{{ ['a', 'b'] | random }}" + tiny.CHATML))
@@ -348,9 +347,9 @@ def test_what_is_odd_about_a_template_is_said():
 
     assert notes(tiny.CHATML) == ()
     (said,) = notes(known.NO_PROMPT)
-    assert "no generation prompt: '<|im_start|>assistant\\n' is put before every answer" in said
+    assert "no generation prompt: '<|im_start|>assistant\\n' precedes every answer, in training and" in said
     (said,) = notes(known.QWEN_3)
-    assert "begins an answer with '<think>\\n\\n</think>\\n\\n', which is learned with it" in said
+    assert "begins an answer with '<think>\\n\\n</think>\\n\\n', which is part of the target" in said
     (said,) = notes(known.TWO_STARTS)
     assert "writes the start token '<s>' twice" in said
 

@@ -134,7 +134,7 @@ def test_rows_without_a_target_are_refused_with_the_reason_and_all_of_them_is_an
     with pytest.raises(DataError) as error:
         tokenize(rows, TOKENIZER, CHAT, 1)
     length = len(tokenize(rows, TOKENIZER, CHAT, 1000).tokens[0].input_ids)
-    assert "5 rows: nothing left to learn at max_length = 1 (a:0, a:1, a:2, …)" in error.value.message
+    assert "5 rows: no target left at max_length = 1 (a:0, a:1, a:2, …)" in error.value.message
     assert f"max_length is 1, the median row has {length} tokens" in error.value.message
     assert "max_length" in error.value.hint and error.value.exit_code == 3
 

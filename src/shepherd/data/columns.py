@@ -39,7 +39,7 @@ def check_columns(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]],
     known = tuple(dict.fromkeys((*FIELDS, *TURN_FIELDS)))
     for field in columns:
         if field not in known:
-            raise DataError(f"columns: no field {field!r}.{did_you_mean(field, known)} Fields: {', '.join(known)}")
+            raise DataError(f"columns: unknown field {field!r}.{did_you_mean(field, known)} Fields: {', '.join(known)}")
     if not columns:
         return
     found = dict.fromkeys(str(key) for row in rows for key in row)
@@ -69,7 +69,7 @@ def no_format(rows: Sequence[Mapping[str, Any]], format_name: str, where: str) -
         return DataError(
             f"{where}: preference data (chosen and rejected answers), which instruction tuning does not use\n"
             f"  found: {found}",
-            hint=f"{_mapping_of_chosen(first)} learns the chosen answers; the rejected ones are left out",
+            hint=f"{_mapping_of_chosen(first)} trains on the chosen answers and ignores the rejected ones",
         )
     if format_name != "auto":
         accepted = f"  {format_name}: {', '.join(FORMATS[format_name].required)}"
@@ -79,11 +79,11 @@ def no_format(rows: Sequence[Mapping[str, Any]], format_name: str, where: str) -
             f"  a pair: one of {', '.join(QUESTIONS)}, and one of {', '.join(ANSWERS)} "
             "(dolly: instruction, response; alpaca: instruction, output);\n"
             "    or input and output, inputs and targets\n"
-            "  text: plain text, learned whole"
+            "  text: plain text; the whole text is a target"
         )
     return DataError(
-        f"{where}: the columns fit no known format\n  found: {found}\n accepted:\n{accepted}",
-        hint=f"name them: --columns {_suggested_mapping(first)}",
+        f"{where}: the columns match no known format\n  found: {found}\n accepted:\n{accepted}",
+        hint=f"map them: --columns {_suggested_mapping(first)}",
     )
 
 

@@ -57,7 +57,7 @@ def read_path(path: Path, parts: Parts = "held out", emit: Emit | None = None) -
     batches = list(_batches(tree, Batch(tree, root), parts, notes))
     for batch in batches:
         if not batch.tree.rows:
-            raise DataError(f"{batch.tree.place or batch.name} has no rows", hint="fill it, or take it away")
+            raise DataError(f"{batch.tree.place or batch.name} has no rows", hint="fill it, or remove it")
     held, ignored = _held_out(batches)
     train = [batch for batch in batches if batch.part not in ("test", "validation")]
     found = _rows(name, train, tuple(notes))
@@ -119,7 +119,7 @@ def _entries(path: Path, depth: int, emit: Emit | None, names_only: bool) -> Tre
             branches[name] = read(entry, emit)
             branches[name].place = str(entry)
         elif suffix_of(entry) in (*CONVERSIONS, *PICKLES, *SUFFIXES) and not entry.is_file():
-            raise DataError(f"{entry} is {'a link to nothing' if entry.is_symlink() else 'not a file'}")
+            raise DataError(f"{entry} is {'a broken link' if entry.is_symlink() else 'not a file'}")
         elif suffix_of(entry) in (*CONVERSIONS, *PICKLES):  # most likely a client, which must not vanish silently
             raise unreadable(entry)
         else:
@@ -169,7 +169,7 @@ def _batches(tree: Tree, at: Batch, parts: Parts, notes: list[str]) -> Iterator[
     has_parts = only.folder and any(map(kind_of, only.branches))  # data/train-00000-of-00002.parquet
     if not more and (has_parts or (only.folder and not at.client and len(only.branches) > 1 and parts != "clients")):
         if not has_parts:  # a single client is not a federation
-            notes.append(f"{name}/ is all that the folder holds, so each file or folder in it is a client")
+            notes.append(f"{name}/ is the only entry of the folder, so each file or folder in it is a client")
         yield from _batches(only, at, parts, notes)
         return
     for name, branch in tree.branches.items():
@@ -199,8 +199,8 @@ def _pairs(tree: Tree, notes: list[str]) -> Tree:
     lower = {name.casefold(): name for name in tree.branches}
     if tests := [name for low, name in lower.items() if low[4:] and low[:4] == "test" and f"train{low[4:]}" in lower]:
         notes.append(
-            f"{_few(tests)} is a client like the others, although there is a train of that name; if it is a test set, "
-            "call the files <client>_train and <client>_test, or put them into folders train and test"
+            f"{_few(tests)} is treated as a client, although there is a train of that name; if it is a test set, "
+            "name the files <client>_train and <client>_test, or move them to folders train and test"
         )
     return tree
 
@@ -215,19 +215,20 @@ def _kinds(tree: Tree, at: Batch, notes: list[str]) -> Mapping[str, str]:
     if others and set(train) - set(unions):
         one = min(set(train) - set(unions))
         raise DataError(
-            f"{where} holds {one} beside {_few(others)}: {one} may be a client, or the rows of all of them again",
-            hint=f"take {one} away if it repeats the others; {ALL_CLIENTS}",
+            f"{where} holds {one} next to {_few(others)}, which is ambiguous: "
+            f"{one} may be a client, or repeat the rows of all",
+            hint=f"remove {one} if it repeats the others; {ALL_CLIENTS}",
         )
     if others and unions:
-        notes.append(f"{_few(unions)} is the union of {_few(others)}, so it is no client and not read ({ALL_CLIENTS})")
+        notes.append(f"{_few(unions)} is the union of {_few(others)}, so it is ignored ({ALL_CLIENTS})")
         kinds |= dict.fromkeys(unions, "union")
     named = any(name.casefold().replace("-", "_").startswith("global_") for name in kinds)
     if train or (others and (named or all(map(_LOCAL.fullmatch, others)))):
         return kinds
     if kinds and others and not at.client:
         notes.append(
-            f"{_few(kinds)} in {where} is a client like the others, as no train lies beside it; if it is a test set, "
-            "take it out and give it with --set data.held_out_source=<its path>"
+            f"{_few(kinds)} in {where} is treated as a client, as there is no train next to it; if it is a test set, "
+            "move it elsewhere and use --set data.held_out_source=<its path>"
         )
     return {}
 
@@ -243,12 +244,12 @@ def _held_out_note(held: Sequence[Batch], ignored: Sequence[Batch], parts: Parts
     count = sum(len(batch.tree.rows) for batch in held)
     if parts == "ignored":
         return (
-            f"{_few([b.name for b in (*held, *ignored)])} is a test or validation part and not read: "
-            "data.held_out_source gives the held-out rows"
+            f"{_few([b.name for b in (*held, *ignored)])} is a test or validation part and ignored: "
+            "data.held_out_source provides the held-out rows"
         )
     note = f"{_few([b.name for b in held])} is held out ({plural(count, 'row')}), not trained on"
     if ignored:
-        note += f"; {_few([b.name for b in ignored])} is not read (data.held_out_source takes it instead)"
+        note += f"; {_few([b.name for b in ignored])} is ignored (data.held_out_source can select it)"
     return f"{note}; {ALL_CLIENTS}"
 
 
@@ -265,5 +266,5 @@ def _rows(name: str, batches: Sequence[Batch], notes: tuple[str, ...] = ()) -> R
         rows += [(f"{batch.name}:{number}", row | source) for number, row in batch.tree.rows]
         places.append((batch.tree.place or batch.name, len(batch.tree.rows)))
     if hidden:
-        notes = (*notes, f"the column source ({plural(hidden, 'row')}) is not read: the source of a row is its client")
+        notes = (*notes, f"the column source ({plural(hidden, 'row')}) is ignored: the source of a row is its client")
     return RawRows(name, rows, notes=notes, places=tuple(places))

@@ -69,12 +69,14 @@ def find(source: str) -> Path:
     if path.exists():
         return path
     if path.is_symlink():
-        raise DataError(f"{path} is a link to {path.readlink()}, which is not there")
+        raise DataError(f"{path} is a link to {path.readlink()}, which does not exist")
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     if folder != path.parent:
-        hint = f"of this path only {folder} is there" if folder != Path() else "it begins in the folder that you are in"
+        hint = (
+            f"only {folder} exists of this path" if folder != Path() else "the path is relative to the current folder"
+        )
         raise DataError(f"data not found: {path} (there is no folder {path.parent})", hint=hint)
     entries = (p for p in folder.iterdir() if not p.name.startswith("."))
     names = sorted(p.name for p in entries if p.is_dir() or suffix_of(p) in SUFFIXES)
@@ -85,14 +87,14 @@ def find(source: str) -> Path:
 def _address(source: str) -> DataError:
     """The error for a URL. Rows are read from files; only `hub:` sources are downloaded."""
     if found := _HUB.match(source):
-        return DataError(f"{source} is an address, not a file", hint=f"a set of the hub: --data hub:{found[1]}")
+        return DataError(f"{source} is an address, not a file", hint=f"a dataset of the hub: --data hub:{found[1]}")
     scheme, _, rest = source.partition("://")
     if scheme.lower() == "file":
         return DataError(f"{source} is an address, not a path", hint=f"give the path: --data {rest}")
     name = rest.partition("?")[0].rstrip("/").rpartition("/")[2] or "FILE"
     fetch = f"curl -L -o '{name}' '{source}'" if scheme.lower() in ("http", "https", "ftp") else "download it"
     return DataError(
-        f"{source} is an address, and rows are read from files; nothing is fetched unasked",
+        f"{source} is an address; rows are read from files, and nothing is downloaded automatically",
         hint=f"{fetch}, then --data {name}",
     )
 
@@ -127,7 +129,7 @@ def read(path: Path, emit: Emit | None = None) -> Tree:
     else:
         tree = read_json(path, _text(path))
     if not any(tree.leaves()):
-        raise DataError(f"{path} has no rows", hint="it is empty, or a header alone; fill it, or take it away")
+        raise DataError(f"{path} has no rows", hint="it is empty or has only a header; fill it, or remove it")
     return tree
 
 
@@ -138,7 +140,7 @@ def unreadable(path: Path) -> DataError:
     form = _TEXT_LINES if suffix == ".txt" else CONVERSIONS.get(suffix, "")
     hint = f"convert it: {form.format(path, stem=path.stem)}" if form else f"use {ACCEPTED}"
     if suffix in PICKLES:
-        hint = "save it as JSON lines where it was made: reading a pickle runs what is in it"
+        hint = "save it as JSON lines with the program that wrote it: reading a pickle executes its content"
     return DataError(f"{path}: cannot read {suffix or 'a file without a suffix'}", hint=hint)
 
 
@@ -147,7 +149,8 @@ def _text(path: Path) -> str:
         data = _unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"{path} cannot be unpacked: {error}", hint="it is damaged or cut off; fetch it again, or gunzip it first"
+            f"{path} cannot be unpacked: {error}",
+            hint="it is damaged or truncated; download it again, or gunzip it first",
         ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -156,7 +159,7 @@ def _text(path: Path) -> str:
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
         raise DataError(
-            f"{path}:{line}: a NUL byte: this is UTF-16 without a byte order mark, or no text", hint="save it as UTF-8"
+            f"{path}:{line}: a NUL byte: this is UTF-16 without a byte order mark, or not text", hint="save it as UTF-8"
         )
     try:
         text = data.decode("utf-8-sig")
@@ -183,7 +186,7 @@ def _limit(path: Path) -> int:
 def _bomb(path: Path, limit: int) -> DataError:
     return DataError(
         f"{path}: {path.stat().st_size:,} bytes unpack to more than {limit:,}",
-        hint="if the file is sound, split it or save it as JSON lines",
+        hint="if the file is valid, split it or save it as JSON lines",
     )
 
 
@@ -204,7 +207,7 @@ def _csv(path: Path, text: str) -> list[Numbered]:
                 extra = shorten(delimiter.join(row[None]))
                 raise DataError(
                     f"{path}:{reader.line_num}: row {number} has more fields than the header; left over: {extra}",
-                    hint="texts that contain the delimiter must stand in double quotes",
+                    hint="texts that contain the delimiter must be in double quotes",
                 )
             rows.append((number, {name: value or "" for name, value in row.items()}))
             begin = reader.line_num + 1
@@ -212,11 +215,11 @@ def _csv(path: Path, text: str) -> list[Numbered]:
         if "field limit" in str(error):
             raise DataError(
                 f"{path}:{reader.line_num}: a field is longer than {CSV_FIELD_LIMIT:,} characters",
-                hint="look for a double quote that is opened and never closed",
+                hint="look for an unclosed double quote",
             ) from None
         raise DataError(
             f"{path}:{begin}: malformed CSV in the row that begins here: {error}",
-            hint="a double quote inside a quoted text is written twice, and one that opens a text is closed behind it",
+            hint="write a double quote inside a quoted text twice, and close every quoted text",
         ) from None
     finally:
         csv.field_size_limit(former)

@@ -61,7 +61,7 @@ def _pair(question: str, answer: str, contexts: Sequence[str]) -> Format:
         earlier = read_history(history, row.notes) if history is not None else []
         passage = row.text(*contexts, *(f for f in ("context", "input") if f in row.names)).strip()
         if passage.casefold() in _NO_INPUT:
-            row.notes.change(f"an input that says that there is none, such as {_NO_INPUT[0]}")
+            row.notes.change(f"a placeholder for an empty input, such as {_NO_INPUT[0]}")
             passage = ""
         instruction = text(prompt, repr(question)).strip()
         if not instruction:
@@ -77,7 +77,7 @@ def _answer(value: Any, field: str, notes: Notes) -> str:
     """The text of an answer. A single leading space of a completion only separates it from the prompt: dropped."""
     answer = text(value, repr(field)).rstrip()
     if field == "completion" and answer[:1] == " " and answer[1:2].strip():
-        notes.change("the space that parts a completion from its prompt")
+        notes.change("the space between a prompt and its completion")
         return answer[1:]
     return answer
 
@@ -104,7 +104,7 @@ def _conversation(field: str) -> Format:
             mapped = row.names.get(field, field)
             raise Refusal(
                 f"preference data: 'chosen' and 'rejected' answer the last turn (--columns prompt={mapped},"
-                "completion=chosen learns the chosen)"
+                "completion=chosen trains on the chosen)"
             )
         # A column beside the turns may hold anything, so a context is inserted only if the user maps it.
         return messages, row.text("context").strip() if "context" in row.names else ""
@@ -114,7 +114,7 @@ def _conversation(field: str) -> Format:
 
 def _plain(row: RowReader) -> tuple[list[Message], str]:
     if "role" in row.left:
-        raise Refusal("one turn of a conversation, as it has a 'role': join the turns of each to a list 'messages'")
+        raise Refusal("a single turn with a 'role': join the turns of each conversation to a list 'messages'")
     return [Message("text", row.text("text").strip())], ""
 
 
@@ -225,7 +225,7 @@ def _with_system(messages: list[Message], row: RowReader) -> list[Message]:
     if system and not given:
         return [Message("system", system), *messages]
     if given - {system} and system:
-        row.notes.change("the column 'system', beside a system turn")
+        row.notes.change("the column 'system', next to a system turn")
     return messages
 
 
@@ -234,20 +234,20 @@ def _checked(messages: list[Message], context: str, notes: Notes) -> tuple[list[
     messages = [m for m in messages if m.role != "system" or m.content]
     begin = next((i for i, m in enumerate(messages) if m.role in ("user", "tool")), len(messages))
     if any(m.role == "assistant" for m in messages[:begin]) and begin < len(messages):
-        notes.change("the model's turn at the beginning, before anything was asked")
+        notes.change("the answer before the first question")
         messages = [m for m in messages[:begin] if m.role == "system"] + messages[begin:]
     answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
     if not answers:
         raise Refusal("no answer")
     learned = [i for i in answers if messages[i].learned]
     if not learned:
-        raise Refusal("every answer is marked as not to be learned")
+        raise Refusal("every answer is masked")
     if begin == len(messages):
-        raise Refusal("nothing is asked, there are answers alone")
+        raise Refusal("answers without a question")
     after = messages[learned[-1] + 1 :]
     if after:
         masked = any(m.role == "assistant" for m in after)
-        notes.change("turns after the last answer" + (" that is learned" if masked else ""))
+        notes.change("turns after the last answer" + (" that is a target" if masked else ""))
     messages = messages[: learned[-1] + 1]
     if any(not m.content and not m.extra for m in messages if m.role == "assistant" and m.learned):
         raise Refusal("empty answer")

@@ -20,7 +20,7 @@ def hub(name: str, note_splits: bool = True) -> RawRows:
     while the rows are fetched.
     """
     if not name:
-        raise DataError("hub: names no dataset", hint="write hub:ORG/NAME")
+        raise DataError("hub: has no dataset name", hint="write hub:ORG/NAME")
     with network.opened():
         return _fetched(name, note_splits)
 
@@ -35,8 +35,8 @@ def _fetched(name: str, note_splits: bool) -> RawRows:
     split = split or "train"
     if Path(path).exists():
         raise DataError(
-            f"hub:{name}: {path} lies in this folder, and the package datasets would read that in place of the hub's",
-            hint=f"start from another folder, or give data.source = {path}",
+            f"hub:{name}: {path} exists in this folder, and the package datasets would read it instead of the hub's",
+            hint=f"start from another folder, or set data.source = {path}",
         )
     if not sys.stderr.isatty():
         hub_datasets.disable_progress_bars()

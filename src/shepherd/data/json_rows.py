@@ -62,7 +62,7 @@ def _container(path: Path, document: Any) -> Tree | None:
         table = _table(document)
         return None if table is None else Tree(table)
     rest = [key for key in document if key not in found]
-    unread = (f"not read beside the rows of {path.name}: {', '.join(map(str, rest))}",) if rest else ()
+    unread = (f"ignored keys of {path.name}: {', '.join(map(str, rest))}",) if rest else ()
     for key, tree in found.items():
         tree.place = f"{path}: {key}"
     if len(found) == 1 and (listed is not None or rest):
@@ -134,7 +134,7 @@ def _loads(where: Path | str, text: str) -> Any:
         if halves and (name := next((name for name in found if _half(name)), None)) is not None:
             raise DataError(
                 f"{where}: the name of a field holds half a character (a lone surrogate): {name!r}",
-                hint="give it a whole name, or take it out",
+                hint="give it a valid name, or remove it",
             )
         return found
 
@@ -157,7 +157,7 @@ def _half(name: str) -> bool:
 def _malformed(path: Path, line_number: int, error: json.JSONDecodeError, line: str) -> DataError:
     return DataError(
         f"{path}:{line_number}:{error.colno}: malformed JSON: {error.msg}\n  {shorten(line)}",
-        hint="JSON lines hold one whole object on each line; quotes and line breaks inside a text are escaped",
+        hint="JSON lines hold one complete object per line; quotes and line breaks inside a text are escaped",
     )
 
 

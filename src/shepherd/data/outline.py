@@ -21,7 +21,7 @@ from shepherd.data.values import Refusal
 from shepherd.types import Message
 
 FIRST, MOST = 0x100000, 0xFFFD  # the marks are characters of plane 16, for private use
-NO_REASONING = "leaves out the reasoning of the answer (as <think>…</think> in the answer it is learned)"
+NO_REASONING = "omits the reasoning of the answer (as <think>…</think> in the answer it would be a target)"
 _NAMES = {"system": "the system turn", "user": "a user turn", "tool": "a tool turn", "assistant": "an answer"}
 
 
@@ -108,7 +108,7 @@ def sketch(messages: Sequence[Message], kept: re.Pattern[str] | None) -> tuple[t
         reasoning = marked(m.reasoning, turn) if m.reasoning else ""
         marked_messages.append(Message(m.role, marked(m.content, turn, m.role == "tool"), True, reasoning, extra))
     if len(pieces) > MOST:
-        raise Refusal("more pieces of text than can be told apart")
+        raise Refusal("more pieces of text than can be distinguished")
     return tuple(marked_messages), pieces
 
 
@@ -163,17 +163,15 @@ def _problem(turn: int, message: Message, text: str, changed: dict[str, None]) -
     if found == "spaced":
         changed[f"the chat template changes white space of {'the answer' if answer else 'a prompt'}"] = None
     elif found == "gone":
-        raise Refusal(
-            f"the chat template leaves out {'a later system turn' if message.role == 'system' and turn else name}"
-        )
+        raise Refusal(f"the chat template omits {'a later system turn' if message.role == 'system' and turn else name}")
     elif found == "cut" and answer and _mark(_marks(message.content)[-1]) in text:
-        return f"cuts {'<think>…</think>' if '</think>' in message.content else 'a part'} out of the answer"
+        return f"removes {'<think>…</think>' if '</think>' in message.content else 'a part'} from the answer"
     elif found:
         raise Refusal(f"the chat template changes the text of {name}")
     if CALLS in message.extra and not are_rendered(message.extra, text):
-        raise Refusal("the chat template leaves out a tool call")
+        raise Refusal("the chat template omits a tool call")
     if answer and any(text.count(_mark(number)) > 1 for number in _marks(message.content)):
-        return "shows the text of an answer twice"
+        return "renders the text of an answer twice"
     found = _compare(message.reasoning, text)
     if found == "spaced":
         changed["the chat template changes white space of the reasoning"] = None
@@ -207,9 +205,9 @@ def _check_tools(messages: Sequence[Message], tools: str, generation: bool, text
     except Refusal:
         without = ""  # it requires tools
     if text == without:
-        raise Refusal("the chat template leaves out the tools")
+        raise Refusal("the chat template omits the tools")
     if any(name not in text for name in names_in(tools)):
-        raise Refusal("the chat template leaves out a part of the tools")
+        raise Refusal("the chat template omits a part of the tools")
 
 
 def _answer(
@@ -238,7 +236,7 @@ def _answer(
         problem = "rewrites earlier turns"
         if not _marks(prompt[shared:]):
             opened = prompt[_begin_of_token(prompt, shared) :]
-            problem = f"begins a generated answer with {opened!r}, and shows answers otherwise"
+            problem = f"begins a generated answer with {opened!r}, and renders given answers differently"
     start = min(shared, begin)
     is_last = turn == len(messages) - 1 and not generation
     prefix = text if is_last else renderer.render(messages[: turn + 1], tools, False)
@@ -248,7 +246,7 @@ def _answer(
     if stop and text.startswith(prefix[:stop]):
         last = sum(at < stop for at, _ in places) - 1  # a later turn may repeat a call of this one
     if not problem and (not stop or not text.startswith(prefix[: stop + tail])):
-        problem = "writes an answer otherwise once the conversation goes on"
+        problem = "renders an answer differently once the conversation continues"
     follows = text[places[last][0] + 1 : places[last + 1][0] if last + 1 < len(places) else len(text)]
     if not follows.startswith(prefix[stop : stop + tail]):
         tail, closed = 0, renderer.closes(follows)

@@ -127,7 +127,7 @@ def load_partition(path: Path, dataset_digest: str = "") -> Partition:
     if dataset_digest and dataset_digest != partition.dataset_digest:
         raise DataError(
             f"{path} divides other data (digest {partition.dataset_digest[:12]}, this data is {dataset_digest[:12]})",
-            hint="divide anew, or give the data that it was made for",
+            hint="create a new partition, or use the data of this one",
         )
     return partition
 
@@ -150,7 +150,7 @@ def _check_names(clients: Iterable[ClientId], what: str) -> None:
 def _check(assigned: Mapping[str, Sequence[str]], examples: Sequence[Example], name: str) -> None:
     for client in assigned:
         if not isinstance(client, str):
-            raise DataError(f"{name}: a client's name is text, not {type(client).__name__}: {str(client)[:80]}")
+            raise DataError(f"{name}: a client's name must be text, not {type(client).__name__}: {str(client)[:80]}")
     empty = sorted(client for client, ids in assigned.items() if not ids)
     if empty:
         raise DataError(
@@ -161,8 +161,10 @@ def _check(assigned: Mapping[str, Sequence[str]], examples: Sequence[Example], n
     for client, ids in assigned.items():
         for row_id in ids:
             if row_id not in counts:
-                raise DataError(f"{name} gave {client} a row that is not there: {row_id}")
+                raise DataError(f"{name} assigned {client} a row that does not exist: {row_id}")
             counts[row_id] += 1
     wrong = [row_id for row_id, count in counts.items() if count != 1]
     if wrong:
-        raise DataError(f"{name} put {wrong[0]} into {counts[wrong[0]]} clients; {len(wrong)} rows are wrong in all")
+        raise DataError(
+            f"{name} assigned {wrong[0]} to {counts[wrong[0]]} clients; rows not in exactly one client: {len(wrong)}"
+        )

@@ -34,7 +34,7 @@ def template_problem(name: str) -> str:
         return ""
     if "{instruction}" not in name and name.isidentifier():
         return (
-            f"unknown template: {name!r}.{did_you_mean(name, NAMES)} Known: {', '.join(NAMES)}, or a text of your own "
+            f"unknown template: {name!r}.{did_you_mean(name, NAMES)} Known: {', '.join(NAMES)}, or a text "
             "that contains {instruction}"
         )
     return text_problem(name)
@@ -60,7 +60,7 @@ def build_template(name: str, tokenizer: Any) -> Template:
         if not has_chat:
             raise ModelError(
                 f"the tokenizer of {model_name(tokenizer)} has no chat template",
-                hint='set data.template = "alpaca", or a text of your own that contains {instruction}',
+                hint='set data.template = "alpaca", or a text that contains {instruction}',
             )
         return ChatTemplate(tokenizer)
     if name == "alpaca":

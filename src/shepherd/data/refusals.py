@@ -26,7 +26,7 @@ def refuse_preferences(row: RowReader) -> None:
             except ValueError:
                 raise Refusal(f"{name!r} is neither true nor false") from None
         if desired is False:
-            raise Refusal(f"{name!r} is false: an answer that is not wanted, in preference data")
+            raise Refusal(f"{name!r} is false: an undesired answer of preference data")
         if desired:
             del row.left[field]
 
@@ -35,7 +35,7 @@ def refuse_other_media(row: RowReader) -> None:
     """Refuse a row with an image, video or sound."""
     for field in IMAGES:
         if field in row.left:
-            raise Refusal(f"{field!r} has a value, and only text is learned (take it out to learn the text alone)")
+            raise Refusal(f"{field!r} has a value, and only text is supported (remove it to train on the text alone)")
 
 
 def refuse_masked(row: RowReader) -> None:
@@ -51,5 +51,5 @@ def refuse_masked(row: RowReader) -> None:
                 raise Refusal(f"{row.names[field]!r} is neither true nor false") from None
             continue
         if is_target is False:
-            raise Refusal(f"the row is marked as not to be learned ({row.names.get(field, field)!r})")
+            raise Refusal(f"the row is masked ({row.names.get(field, field)!r})")
         del row.left[field]

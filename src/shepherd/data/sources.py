@@ -120,7 +120,7 @@ def _examples(rows: RawRows, format_name: str, columns: Mapping[str, str], emit:
         progress.at(number)
         try:
             if not name:
-                raise Refusal("its columns fit no known format")
+                raise Refusal("its columns match no known format")
             example, notes = to_example(row, name, row_id, in_turns | mapped)
         except Refusal as reason:
             refused.add(str(reason), row_id)
@@ -139,7 +139,7 @@ def _examples(rows: RawRows, format_name: str, columns: Mapping[str, str], emit:
     if not examples:
         raise DataError(
             f"{rows.name}: none of the {len(fields)} rows can be used\n{refused.describe()}",
-            hint="mend what the reasons name: every row needs an instruction and an answer, in text",
+            hint="correct the rows: each needs an instruction and an answer, as text",
         )
     return Dataset(
         examples=tuple(_labelled(examples)),
@@ -180,7 +180,7 @@ def _check_places(rows: RawRows, used: Set[str], refused: Tally) -> None:
             raise DataError(
                 f"{place}: none of its {plural(count, 'row')} can be used\n{refused.only(ids).describe()}\n"
                 f"  its columns: {shorten(found, 300)}",
-                hint="give them the columns of the others, or take the file away",
+                hint="give them the columns of the others, or remove the file",
             )
 
 
@@ -188,13 +188,13 @@ def _format_notes(used: Mapping[str, int]) -> Iterator[str]:
     if len(used) > 1:
         yield f"rows of {len(used)} formats: " + ", ".join(f"{rows:,} {name}" for name, rows in used.items())
     if "text" in used:
-        yield f"{plural(used['text'], 'row')} of plain text: learned whole, without a template or a prompt"
+        yield f"{plural(used['text'], 'row')} of plain text: the whole text is a target, without a template or a prompt"
 
 
 def _masked_notes(examples: Sequence[Example]) -> Iterator[str]:
     masked = [sum(m.role == "assistant" and not m.learned for m in e.messages) for e in examples]
     if rows := sum(map(bool, masked)):
-        yield f"shown and not learned, as the data say: {plural(sum(masked), 'answer')} in {plural(rows, 'row')}"
+        yield f"masked in the data, so not a target: {plural(sum(masked), 'answer')} in {plural(rows, 'row')}"
 
 
 def _labelled(examples: list[Example]) -> list[Example]:

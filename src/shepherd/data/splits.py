@@ -34,12 +34,12 @@ def by_split(rows: RawRows, parts: str, columns: Mapping[str, str]) -> RawRows:
     left = {value: count for value, count in Counter(values).items() if value not in train | out}
     moved = plural(sum(value in out for value in values), "row")
     if parts == "ignored":
-        note = f"{moved} of the split {held_kind} are not read: data.held_out_source gives the held-out rows"
+        note = f"{moved} of the split {held_kind} are ignored: data.held_out_source provides the held-out rows"
     else:
-        note = f"{moved} of the split {held_kind} are held out, not trained on, as the column {COLUMN!r} says"
+        note = f"{moved} of the split {held_kind} are held out, not trained on (column {COLUMN!r})"
     others = (
-        f"{plural(count, 'row')} of the split {value!r} are not read" if value else f"{plural(count, 'row')} without a "
-        f"value in the column {COLUMN!r} are not read"
+        f"{plural(count, 'row')} of the split {value!r} are ignored" if value else f"{plural(count, 'row')} without a "
+        f"value in the column {COLUMN!r} are ignored"
         for value, count in sorted(left.items())
     )  # fmt: skip
     kept = _select(rows, [value in train for value in values])

@@ -92,7 +92,7 @@ def tokenize(
             mask = row.turn >= 0
             lengths.append(len(full.ids))
             if not mask[1:].any():
-                refused.add(f"nothing left to learn at max_length = {max_length}", example.id)
+                refused.add(f"no target left at max_length = {max_length}", example.id)
                 continue
             for part in parts:
                 cut_in[part] += 1
@@ -125,7 +125,7 @@ def encode(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarra
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            "this tokenizer gives no character offsets, so the mask cannot be proven",
+            "this tokenizer has no character offsets, which the mask of targets requires",
             hint="use a fast tokenizer (a tokenizer.json beside the model)",
         )
     pieces: list[str] = []
@@ -287,5 +287,5 @@ def _no_targets(rows: int, refused: RowsByReason, lengths: list[int], max_length
     median = f"\n  max_length is {max_length}, the median row has {int(np.median(lengths))} tokens" if lengths else ""
     hint = "raise data.max_length" if lengths else "see the reasons above"
     if not lengths and any("template" in reason for reason in refused):
-        hint = "choose another template: data.template is chat, alpaca, or a text of your own with {instruction}"
-    return DataError(f"none of the {rows} rows has a token to learn\n{describe(refused)}{median}", hint=hint)
+        hint = "choose another template: data.template is chat, alpaca, or a text that contains {instruction}"
+    return DataError(f"none of the {rows} rows has a target\n{describe(refused)}{median}", hint=hint)

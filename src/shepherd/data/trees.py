@@ -59,7 +59,6 @@ def named_twice(where: str, names: Sequence[str]) -> DataError:
     """The error for a row with two fields of one name."""
     name = next(name for name in names if names.count(name) > 1)
     return DataError(
-        f"{where}: {names.count(name)} fields of one row are called {name!r}, and only one of them can be meant",
-        hint="give each a name of its own, or take out those that are not to be learned; "
-        "--columns response=<your column> says which one is read",
+        f"{where}: {names.count(name)} fields of a row are named {name!r}, which is ambiguous",
+        hint="rename or remove all but one; --columns response=<your column> selects the one to read",
     )

@@ -105,7 +105,7 @@ def _turn(turn: Any, notes: Notes, names: Mapping[str, str], learned: bool) -> M
         content=content.rstrip() if answer else content.strip(),
         learned=(learned and not masked) if answer else True,
         reasoning=(reasoning or thought).strip() if answer else "",
-        extra=_json(extra, "a turn whose calls of tools") if extra else "",
+        extra=_json(extra, "the tool calls of a turn") if extra else "",
     )
 
 
@@ -146,11 +146,11 @@ def _masked(left: dict[str, Any], role: str, names: Mapping[str, str], notes: No
         except ValueError:
             if not _is(role):
                 continue  # stays unread: such a turn is never a target
-            raise Refusal(f"an answer whose {key!r} is neither 0 nor 1: answers are learned or not") from None
+            raise Refusal(f"an answer whose {key!r} is neither 0 nor 1: an answer is a target or not") from None
         del left[key]
         masked |= learned is False
         if learned and not _is(role) and key != "loss":
-            notes.change(f"{key!r} of a turn that is no answer: only answers are learned")
+            notes.change(f"{key!r} of a turn that is not an answer: only answers are targets")
     return masked
 
 
@@ -162,23 +162,23 @@ def _calls(calls: Any) -> dict[str, Any]:
     if isinstance(calls, Mapping):
         calls = [calls]
     if not isinstance(calls, (list, tuple)):
-        raise Refusal("a turn whose calls of tools are not a list")
+        raise Refusal("a turn whose tool calls are not a list")
     return {"tool_calls": [_call(_parsed(one)) for one in calls if not missing(one)]}
 
 
 def _call(call: Any) -> dict[str, Any]:
     function = _parsed(call.get("function", call)) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise Refusal("a turn that calls a tool without a name")
+        raise Refusal("a tool call without a name")
     arguments: Any = next((function[key] for key in ARGUMENTS if not missing(function.get(key))), {})
     other = [key for key, value in function.items() if key not in (*ARGUMENTS, *_BESIDE) and not missing(value)]
     if missing(arguments) and other:
-        raise Refusal(f"a turn that calls a tool with {str(other[0])[:40]!r}, not with 'arguments'")
+        raise Refusal(f"a tool call with {str(other[0])[:40]!r} instead of 'arguments'")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
-            raise Refusal("a turn whose arguments for a tool are not JSON") from None
+            raise Refusal("a tool call whose arguments are not JSON") from None
     else:  # A Parquet struct holds the keys of all calls, null where this call has none.
         arguments = _without_nulls(arguments)
     arguments = {} if arguments is None else arguments
@@ -198,7 +198,7 @@ def _parsed(value: Any) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise Refusal("a turn that calls a tool in a way that is not JSON") from None
+        raise Refusal("a tool call that is not JSON") from None
 
 
 def read_history(value: Any, notes: Notes) -> list[Message]:
@@ -246,7 +246,9 @@ def _json(value: Any, what: str) -> str:
         written = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
         written.encode()
     except (TypeError, ValueError):
-        raise Refusal(f"{what} hold what JSON cannot: a date, bytes, NaN or half a character") from None
+        raise Refusal(
+            f"{what} hold a value that JSON cannot represent: a date, bytes, NaN or half a character"
+        ) from None
     return written
 
 

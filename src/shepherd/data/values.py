@@ -65,7 +65,7 @@ def label(value: Any, what: str) -> str:
     if missing(value):
         return ""
     if isinstance(value, NO_LABELS):
-        raise Refusal(f"{what} is not one value")
+        raise Refusal(f"{what} is not a single value")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     written = unicodedata.normalize("NFC", _valid(str(value), what)).strip()

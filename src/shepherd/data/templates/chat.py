@@ -30,7 +30,7 @@ from shepherd.types import Message
 SHAPES = 1024
 """Size of the cache of outlines. Rows of one shape share their roles and the texts that the template searches for."""
 
-OTHER_TEMPLATE = 'set data.template = "alpaca", or a text of your own that contains {instruction}'
+OTHER_TEMPLATE = 'set data.template = "alpaca", or a text that contains {instruction}'
 
 
 class ChatTemplate:
@@ -76,15 +76,15 @@ class ChatTemplate:
         outline, spans = self._verified(shown, tools, text, False)
         learned = [turn for turn, m in enumerate(shown) if m.role == "assistant" and m.learned]
         if not learned:
-            raise Refusal("no answer that is to be learned")
+            raise Refusal("no answer that is a target")
         for turn in learned:
-            problem = outline.answers[turn].problem if turn in outline.answers else "leaves out an answer"
+            problem = outline.answers[turn].problem if turn in outline.answers else "omits an answer"
             if problem and turn == learned[-1]:
                 raise Refusal(f"the chat template {problem}")
             if problem:
-                changed += (f"an earlier answer is shown and not learned: the chat template {problem}",)
+                changed += (f"an earlier answer is not a target: the chat template {problem}",)
         changed += tuple(
-            f"an answer that is not to be learned is shown otherwise: the chat template {answer.problem}"
+            f"a masked answer is rendered differently: the chat template {answer.problem}"
             for turn, answer in outline.answers.items()
             if answer.altered and turn not in learned
         )
@@ -252,11 +252,11 @@ class ChatTemplate:
         if written.strip() and opened == unopened:
             self._opener = written
             notes.append(
-                f"the chat template has no generation prompt: {written!r} is put before every answer, here and when "
-                "answers are generated; another tool has to do the same"
+                f"the chat template has no generation prompt: {written!r} precedes every answer, in training and when "
+                "answers are generated; other tools have to do the same"
             )
         elif written.strip():
-            notes.append(f"the chat template begins an answer with {written!r}, which is learned with it")
+            notes.append(f"the chat template begins an answer with {written!r}, which is part of the target")
         if self.day:
             notes.append(f"the chat template writes the date: it is {DAY:%d %b %Y} in every prompt")
         bos = self._tokenizer.bos_token

@@ -27,7 +27,7 @@ def pin_clock(source: str) -> str:
         return source
     formats = {text: DAY.strftime(text) for text in _constants(source) if "%" in text}
     known = json.dumps(formats, ensure_ascii=False)
-    refused = "{{ raise_exception('it puts the format of a date together') }}"
+    refused = "{{ raise_exception('it composes the format of a date') }}"
     return (
         "{%- macro strftime_now(format) -%}{%- set days = " + known + " -%}{%- if format in days -%}"
         "{{ days[format] }}{%- else -%}" + refused + "{%- endif -%}{%- endmacro %}\n" + source

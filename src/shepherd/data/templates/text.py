@@ -107,7 +107,7 @@ class TextTemplate:
                 spans.append((start, len(text)))
             text += "" if last else "\n\n"
         if not spans and not generation:
-            raise Refusal("no answer that is to be learned")
+            raise Refusal("no answer that is a target")
         return protected.restore(Rendered(text, tuple(spans), context_span, begins=tuple(begins)))
 
     def _block(self, question: str, context: str) -> tuple[str, str, int | None]:
@@ -128,11 +128,11 @@ def text_problem(text: str) -> str:
     """The error message for a user's template, or ""."""
     before, _, after = text.partition("{response}")
     if "{instruction}" not in before or "{response}" in after or "{instruction}" in after:
-        return f"template {text!r}: {{instruction}} stands in it, and {{response}} at most once, after it"
+        return f"template {text!r}: {{instruction}} is required, and {{response}} may occur at most once, after it"
     unknown = [name for name in re.findall(r"\{(\w+)\}", text) if name not in ("instruction", "input", "response")]
     if unknown:
         known = "{instruction}, {input} and {response}"
-        return f"template {text!r}: nothing is put in for {{{unknown[0]}}}, only for {known}"
+        return f"template {text!r}: unknown placeholder {{{unknown[0]}}}; known are {known}"
     return ""
 
 
@@ -142,7 +142,7 @@ def _check(name: str, messages: Sequence[Message], tools: str) -> None:
     if tools or any(m.role == "tool" or m.extra for m in messages):
         raise Refusal(f"{whose} tools")
     if any(m.reasoning for m in messages):
-        raise Refusal(f"{whose} reasoning beside the answer (in the answer, as <think>…</think>, it is learned)")
+        raise Refusal(f"{whose} reasoning (as <think>…</think> in the answer it would be a target)")
 
 
 def _pairs(messages: Sequence[Message], generation: bool) -> tuple[str, list[tuple[str, Message | None]]]:
