@@ -16,9 +16,6 @@ TURNS = (
 )  # fmt: skip
 """Turns that have a plainer word: sampled, client, separate, this many, started, next to, reported, assigned, local."""
 
-NOT_YET = {"errors.txt", "list.txt", "report.html"}
-"""Texts whose rooms still have some. Entries only go, and at last this name."""
-
 
 def archaic(text: str) -> list[str]:
     """`line: turn` for every archaic turn of a text."""
@@ -34,7 +31,7 @@ def test_archaic_turns_are_found():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_has_no_archaic_turns(page):
-    assert archaic(page.read_text(encoding="utf-8")) == [] or page.name in NOT_YET
+    assert archaic(page.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.name)

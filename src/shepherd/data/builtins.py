@@ -32,7 +32,7 @@ class RawRows:
 
 @datasets
 def instructions() -> RawRows:
-    """A few hundred instructions of our own in Dolly's eight categories (Apache-2.0)."""
+    """A few hundred instructions in Dolly's eight categories, written for Shepherd (Apache-2.0)."""
     with resources.as_file(resources.files("shepherd.data") / "builtin" / "instructions.jsonl") as path:
         rows = [(f"instructions:{number}", row) for number, row in read(path).rows]
     return RawRows("builtin:instructions", rows, "Apache-2.0")
