@@ -83,7 +83,7 @@ def test_answers_that_are_a_word_for_nothing_are_found_and_those_that_say_it_in_
     assert found["answers without content"].ids == ("a:0", "a:1", "a:2", "a:3", "a:4")
 
 
-def test_a_masked_answer_without_content_is_no_finding_since_it_is_not_learned():
+def test_a_masked_answer_without_content_is_not_a_finding_since_it_is_not_a_target():
     turns = (Message("user", "a"), Message("assistant", "N/A", learned=False), *example("", "b", "c").messages)
     assert audit(Partition({"a": ("x",)}, ""), [Example("x", turns)], ()).findings == ()
 

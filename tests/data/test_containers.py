@@ -80,7 +80,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, int], dict[str, int] | None]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_names_say_which_rows_are_whose_and_which_are_held_out(layout, tmp_path):
+def test_names_determine_the_client_and_the_part_of_each_row(layout, tmp_path):
     contents, train, held_out = LAYOUTS[layout]
     if layout == "an object of clients":  # beside another file, its lists keep the file's name before theirs
         contents, train = contents | {"y.jsonl": rows("y")}, train | {"y": 3}
@@ -136,7 +136,7 @@ def test_the_lists_of_a_json_object_are_clients_or_parts(layout, indent, tmp_pat
         assert "ignored keys of x.json: version" in data.notes
 
 
-def test_what_is_held_out_left_out_or_the_union_of_others_is_said_in_one_line_each(tmp_path):
+def test_parts_held_out_or_ignored_and_unions_are_reported_in_one_line_each(tmp_path):
     contents = {"train.jsonl": rows("a"), "test.jsonl": rows("b", 2), "val.jsonl": rows("c")}
     (note,) = load_examples(write(tmp_path / "parts", contents)).notes
     assert note == (
@@ -160,7 +160,7 @@ def test_a_train_beside_other_clients_may_be_either_so_it_is_refused_unless_all_
     assert len(load_examples(folder, parts="clients")) == 9
 
 
-def test_a_file_or_list_without_a_usable_row_ends_the_reading_with_its_own_columns(tmp_path):
+def test_a_file_or_list_without_a_usable_row_is_an_error_that_names_its_columns(tmp_path):
     other = [{"frage": "a", "antwort": "b"}] * 2
     folder = write(tmp_path / "f", {"a.jsonl": rows("a"), "c.jsonl": other})
     with pytest.raises(DataError, match=r"c\.jsonl: none of its 2 rows can be used") as error:
@@ -188,7 +188,7 @@ def test_a_client_s_file_that_is_not_read_ends_the_reading_and_does_not_vanish(n
         load_examples(str(tmp_path / name))
 
 
-def test_what_lies_beside_data_by_habit_is_no_client(tmp_path):
+def test_usual_companions_of_data_files_are_not_clients(tmp_path):
     beside = {
         "README.md": b"# x", "LICENSE": b"x", ".DS_Store": b"\0", "._a.jsonl": b"\0", "dataset_infos.json": {"x": {}},
         "__MACOSX/._a.jsonl": b"\0", "images/1.png": b"x",
@@ -218,7 +218,7 @@ def test_a_column_split_is_respected_and_one_with_other_values_is_not(tmp_path):
     assert len(load_examples(path)) == 5 and load_examples(path).held_out is None
 
 
-def test_the_user_s_own_held_out_rows_win_over_the_test_part(tmp_path):
+def test_held_out_rows_of_the_user_replace_the_test_part(tmp_path):
     folder = write(tmp_path / "f", {"train.jsonl": rows("a", 8), "test.jsonl": rows("b", 2)})
     write(tmp_path, {"mine.jsonl": rows("m", 5)})
     config = load("own-data", [f"data.source={folder}", f"data.held_out_source={tmp_path / 'mine.jsonl'}"])
@@ -264,7 +264,7 @@ def test_an_address_is_answered_with_what_to_do(address, hint):
     assert hint in error.value.hint
 
 
-def test_a_long_reading_says_how_far_it_is_at_growing_intervals(tmp_path, monkeypatch):
+def test_a_long_reading_reports_its_progress_at_growing_intervals(tmp_path, monkeypatch):
     # A row takes a second: lines after 2, 3 (= 1.5 · 2), 5 (from 4.5), 8 (from 7.5) and 12 seconds.
     said, seconds = [], iter(range(99))
     progress = LoopProgress(said.append, "reading x", 14, clock=lambda: next(seconds))
@@ -293,7 +293,7 @@ def test_a_category_per_row_leaves_rows_to_evaluate_with_and_one_line(tmp_path):
         divide_rows(config, data.examples, None)
 
 
-def test_a_key_without_a_usable_row_and_names_that_look_alike_are_said(tmp_path):
+def test_a_key_without_a_usable_row_and_names_that_look_alike_are_reported(tmp_path):
     sites = ["North", "north", "NОRTH ", "north\N{EN DASH}2", "north 2", "East"]  # the third has a Cyrillic О
     many = [row | {"site": site} for site in sites for row in rows(site, 4)]
     write(tmp_path, {"x.jsonl": [*many, {"instruction": "a", "output": "", "site": "West"}]})
@@ -309,7 +309,7 @@ def test_a_key_without_a_usable_row_and_names_that_look_alike_are_said(tmp_path)
 
 
 @pytest.mark.parametrize("column", ["site", "category"])
-def test_rows_without_a_key_are_counted_under_the_user_s_own_column_with_a_way_out(tmp_path, column):
+def test_rows_without_a_key_are_counted_under_the_users_column_with_a_remedy(tmp_path, column):
     write(tmp_path, {"x.jsonl": rows("a", 4, **{column: "n"}) + rows("b", 2, **{column: math.nan})})
     key = f"partition.key={column}"
     config = load("own-data", [f"data.source={tmp_path / 'x.jsonl'}", "partition.name=by_key", key])
@@ -318,7 +318,7 @@ def test_rows_without_a_key_are_counted_under_the_user_s_own_column_with_a_way_o
     assert "x:5, x:6" in error.value.message and "'unknown'" in error.value.hint
 
 
-def test_a_folder_in_which_all_clients_lie_is_gone_down_into_and_said(tmp_path):
+def test_a_folder_that_holds_all_clients_is_descended_into_with_a_note(tmp_path):
     write(tmp_path, {"data/local_0.jsonl": rows("a", 2), "data/local_1.jsonl": rows("b", 2)})
     data = load_examples(str(tmp_path))
     assert {e.source for e in data.examples} == {"local_0", "local_1"}
@@ -326,7 +326,7 @@ def test_a_folder_in_which_all_clients_lie_is_gone_down_into_and_said(tmp_path):
     assert clients_of(tmp_path) == ("local_0", "local_1")
 
 
-def test_by_key_without_any_key_is_one_client_and_says_so(tmp_path):
+def test_by_key_without_any_key_is_one_client_with_a_note(tmp_path):
     write(tmp_path, {"x.jsonl": [{"instruction": f"Ask {i}", "output": f"Say {i}"} for i in range(8)]})
     config = load("own-data", [f"data.source={tmp_path / 'x.jsonl'}", "partition.name=by_key"])
     data = read_rows(config)

@@ -60,7 +60,7 @@ def test_the_mark_training_of_axolotl_masks_an_answer(tmp_path):
 
 
 @pytest.mark.parametrize("earlier", [[], [USER, ANSWER]])
-def test_a_conversation_that_is_answered_twice_is_preference_data_and_the_reason_says_how_to_learn_it(
+def test_a_conversation_that_is_answered_twice_is_preference_data_and_the_reason_names_the_mapping_for_it(
     tmp_path, earlier
 ):
     good, bad = ({"role": "assistant", "content": text} for text in (SAY, "no"))
@@ -126,7 +126,7 @@ def test_turns_in_the_cells_of_a_prompt_and_its_completion_are_turns_and_other_j
 # Calls of tools
 
 
-def test_calls_in_a_turn_of_their_own_may_be_several_and_have_any_of_the_roles(tmp_path):
+def test_calls_in_a_separate_turn_may_be_several_and_have_any_of_the_roles(tmp_path):
     calls = [{"name": name, "arguments": {}} for name in ("rain", "wind")]
     rows = [
         {"messages": [USER, {"role": role, "content": json.dumps(calls)}, {"role": "tool", "content": "1"}, ANSWER]}
@@ -268,7 +268,7 @@ def test_a_parquet_file_with_two_columns_of_one_name_or_with_no_text_is_answered
 # Labels
 
 
-def test_a_category_that_is_no_single_value_is_named_and_refused_only_where_the_user_names_it(tmp_path):
+def test_a_category_that_is_not_a_single_value_is_unread_and_refused_only_if_the_user_maps_it(tmp_path):
     row = PAIR | {"category": ["rivers", "towns"], "source": {"web": "x"}}
     data = read(tmp_path, row)
     assert data.examples[0].messages == TURNS and data.examples[0].category == "all"
@@ -283,13 +283,13 @@ def test_a_category_of_which_no_row_can_be_used_is_compared_as_a_label(tmp_path)
     assert read(tmp_path, *rows).unusable["category"] == {"0": 1}
 
 
-def test_nan_in_the_column_split_is_no_value(tmp_path):
+def test_nan_in_the_column_split_is_a_missing_value(tmp_path):
     rows = [PAIR | {"split": value} for value in ("train", "test", float("nan"), None)]
     data = read(tmp_path, *rows)
     assert data.notes[1] == "2 rows without a value in the column 'split' are ignored"
 
 
 @pytest.mark.parametrize("value", [5, True])
-def test_a_system_prompt_that_is_no_text_is_named_in_the_reason(tmp_path, value):
+def test_a_system_prompt_that_is_not_text_is_named_in_the_reason(tmp_path, value):
     data = read(tmp_path, PAIR, PAIR | {"system": value})
     assert reasons(data) == {f"the system prompt is not text but {type(value).__name__}": 1}

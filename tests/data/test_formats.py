@@ -63,7 +63,7 @@ def test_a_mark_between_true_and_false_is_refused_since_answers_are_learned_or_n
     assert reasons(data) == {"an answer whose 'weight' is neither 0 nor 1: an answer is a target or not": 2}
 
 
-def test_turns_after_the_last_learned_answer_go_and_a_row_of_masked_answers_is_refused(tmp_path):
+def test_turns_after_the_last_target_are_dropped_and_a_row_of_masked_answers_is_refused(tmp_path):
     row = turns(ASK, SAY, "And?", "bad", train=False)
     data = read(tmp_path, row, turns(ASK, SAY, weight="0"))
     assert data.examples[0].messages == TURNS
@@ -78,7 +78,7 @@ def test_a_mark_on_a_users_turn_is_named_since_only_answers_are_learned(tmp_path
 
 
 @pytest.mark.parametrize("fields", [{"weight": 0}, {"train": "false"}, {"loss": False}])
-def test_a_whole_row_that_is_masked_is_refused_with_a_count(tmp_path, fields):
+def test_a_row_that_is_masked_as_a_whole_is_refused_with_a_count(tmp_path, fields):
     row = {"instruction": ASK, "output": SAY}
     data = read(tmp_path, row, row | fields)
     assert reasons(data) == {f"the row is masked ({next(iter(fields))!r})": 1}
@@ -141,7 +141,7 @@ def test_a_system_prompt_is_read_from_any_column_of_that_meaning(tmp_path, name)
     assert data.examples[1].messages == TURNS and not list(dataset_notes(data))
 
 
-def test_another_system_prompt_beside_a_system_turn_is_told(tmp_path):
+def test_another_system_prompt_next_to_a_system_turn_is_reported(tmp_path):
     system = [{"role": "system", "content": "Be kind."}]
     rows = [{"messages": [*system, USER, ANSWER], "system": s} for s in ("Be kind.", "Be brief.")]
     data = read(tmp_path, *rows)
@@ -182,7 +182,7 @@ def test_a_query_is_the_input_of_an_instruction_and_a_second_passage_is_named(tm
     assert data.examples[0].context == "three" and data.unread == "not read: the column input (1 row)"
 
 
-def test_a_context_beside_turns_is_pasted_in_only_where_the_user_says_so(tmp_path):
+def test_a_context_next_to_turns_is_inserted_only_if_the_user_maps_it(tmp_path):
     row = turns(ASK, SAY) | {"context": "rivers"}
     data = read(tmp_path, row)
     assert data.examples[0].context == "" and data.unread == "not read: the column context (1 row)"
@@ -211,14 +211,14 @@ def test_turns_in_prompt_and_completion_are_one_conversation_of_which_the_comple
         ]  # fmt: skip
 
 
-def test_a_conversation_that_the_model_begins_loses_that_turn_and_says_so(tmp_path):
+def test_a_conversation_that_begins_with_an_answer_loses_that_turn_with_a_count(tmp_path):
     system = {"role": "system", "content": "Be kind."}
     data = read(tmp_path, {"messages": [system, {"role": "assistant", "content": "Hi!"}, USER, ANSWER]})
     assert data.examples[0].messages == (Message("system", "Be kind."), *TURNS)
     assert list(data.changed) == ["the answer before the first question"]
 
 
-def test_plain_text_is_learned_whole_and_said_so_but_never_beside_rows_of_another_format(tmp_path):
+def test_plain_text_is_a_target_with_a_note_but_only_if_no_row_has_another_format(tmp_path):
     data = read(tmp_path, {"text": " Once upon a time. "}, {"text": "\u200b"}, {"text": "The end."})
     assert [e.messages for e in data.examples] == [
         (Message("text", "Once upon a time."),), (Message("text", "The end."),),
@@ -326,7 +326,7 @@ def test_a_cell_of_a_table_holds_turns_as_json_or_as_pandas_writes_a_list(tmp_pa
 
 
 @pytest.mark.parametrize("says", ["<noinput>", "Noinput", "N/A", "nan"])
-def test_an_input_that_says_that_there_is_none_is_none_and_counted(tmp_path, says):
+def test_a_placeholder_for_an_empty_input_is_dropped_and_counted(tmp_path, says):
     data = read(tmp_path, {"instruction": ASK, "input": says, "output": SAY})
     assert data.examples[0].context == "" and list(data.changed) == [
         "a placeholder for an empty input, such as <noinput>"
@@ -373,7 +373,7 @@ def test_a_row_whose_answer_is_null_is_an_empty_answer_and_not_another_format(tm
 # Values
 
 
-def test_missing_values_and_labels_and_marks_are_told_apart_from_zero_and_false():
+def test_missing_values_labels_and_marks_are_distinct_from_zero_and_false():
     assert all(map(missing, (None, math.nan, "", [], {}, ())))
     assert not any(map(missing, (0, 0.0, False, " ", "nan")))
     assert [label(v, "") for v in (1, 1.0, "1", " 1 ", True, None, math.nan, "", "\u200b")] == [

@@ -201,7 +201,7 @@ def test_a_hostile_adapter_is_refused_and_runs_nothing(kind, tmp_path, canary):
     assert str(folder) in refused(lambda: load_adapter(folder))
 
 
-def test_code_that_lies_beside_an_adapter_is_not_run(tmp_path, canary):
+def test_code_next_to_an_adapter_is_not_run(tmp_path, canary):
     folder = an_adapter(tmp_path / "adapter")
     (folder / "adapter_model.bin").write_bytes(pickled(canary))
     (folder / "__init__.py").write_text(f"open({str(canary)!r}, 'w')")
@@ -249,7 +249,7 @@ def index_naming(name: str):
 
 
 BASES = {
-    "a model type with code of its own": auto_map("config.json", MODEL_CODE, model_type="evil"),
+    "a model type with custom code": auto_map("config.json", MODEL_CODE, model_type="evil"),
     "a pickle named model.safetensors": base_weights(pickled),
     "a torch file named model.safetensors": base_weights(torch_zip),
     "a zip bomb named model.safetensors": base_weights(zip_bomb),

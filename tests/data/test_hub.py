@@ -35,7 +35,7 @@ def hub():
 
 @pytest.fixture
 def shell(hub, tmp_path):
-    """shell("model", "pull", "lab/tiny") -> what a new process says, with a cache of its own and no other network."""
+    """shell("model", "pull", "lab/tiny") -> the output of a new process with a separate cache and no other network."""
 
     def environment() -> dict[str, str]:
         ours = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
@@ -95,7 +95,7 @@ def test_a_model_is_pulled_by_id_and_a_run_then_needs_no_hub(hub, shell, files, 
     assert json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())["model"]["name"] == NAME
 
 
-def test_a_revision_is_the_one_that_was_asked_for_and_each_stays_in_the_cache(hub, shell, files):
+def test_a_revision_is_the_requested_one_and_each_stays_in_the_cache(hub, shell, files):
     old = {**files, "README.md": b"old"}
     commit = hub.add(NAME, old, "v1")
     hub.add(NAME, {**files, "README.md": b"new"}, "main")
@@ -109,7 +109,7 @@ def test_a_revision_is_the_one_that_was_asked_for_and_each_stays_in_the_cache(hu
 
 
 @pytest.mark.parametrize("kind", ["missing", "private"])
-def test_a_repository_that_is_not_there_or_not_ours_to_see_is_said_to_be_one_of_the_two(hub, shell, files, kind):
+def test_a_missing_or_private_repository_is_reported_as_one_of_the_two(hub, shell, files, kind):
     if kind == "private":
         hub.add(NAME, files, "main")
         hub.private.add(NAME)
@@ -118,7 +118,7 @@ def test_a_repository_that_is_not_there_or_not_ours_to_see_is_said_to_be_one_of_
     assert "hf auth login" in said.err and "Traceback" not in said.err
 
 
-def test_a_gated_model_says_that_its_terms_are_to_be_accepted_and_where(hub, shell, files, tmp_path):
+def test_the_error_for_a_gated_model_names_the_page_on_which_to_accept_its_terms(hub, shell, files, tmp_path):
     hub.add(NAME, files, "main")
     hub.gated.add(NAME)
     said = shell("model", "pull", NAME)
@@ -218,12 +218,12 @@ def test_rows_of_the_hub_come_with_their_split_and_the_licence_on_their_card(hub
     assert again == facts  # what was fetched is there without the hub too
 
 
-def test_a_set_without_a_card_has_an_unknown_licence(hub, inspect):
+def test_a_dataset_without_a_card_has_an_unknown_licence(hub, inspect):
     hub.add("datasets/lab/bare", {"train.jsonl": lines(ROWS)}, "main")
     assert json.loads(inspect("hub:lab/bare").out)["licence"] == "unknown"
 
 
-def test_a_set_that_needs_code_of_its_own_or_is_pickled_is_refused_and_nothing_runs(hub, inspect, tmp_path):
+def test_a_dataset_that_needs_custom_code_or_is_pickled_is_refused_and_nothing_runs(hub, inspect, tmp_path):
     canary = tmp_path / "canary"
     code = f"open({str(canary)!r}, 'w')\n".encode()
     hub.add("datasets/lab/script", {"script.py": code, "train.jsonl": lines(ROWS)}, "main")

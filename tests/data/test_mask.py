@@ -1,4 +1,4 @@
-"""What is learned: the responses and their end tokens, told by offsets, for tokenizers of several families."""
+"""Targets: the responses and their end tokens, by offsets, for tokenizers of several families."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_control_token_that_takes_white_space_takes_none_of_an_answer(made):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("family", TOKENIZERS)
-def test_the_start_token_stands_once_where_the_tokenizer_adds_one_and_never_elsewhere(family, template):
+def test_the_start_token_occurs_once_if_the_tokenizer_adds_one_and_never_otherwise(family, template):
     tokenizer = TOKENIZERS[family]()
     tokens, _ = learned(tokenizer, ONE, build_template(template, tokenizer))
     starts = tokens.input_ids.tolist().count(tokenizer.bos_token_id)
@@ -175,9 +175,9 @@ def test_the_system_message_reaches_the_model_where_its_template_knows_none():
             assert text.count("Be short.") == 1, (family, template)
 
 
-def test_a_template_that_opens_the_answer_with_a_thought_has_the_thought_learned():
-    # The model is asked to write it, since generation starts before it. An earlier answer is shown without the thought
-    # that it would have been generated with, so it is not learned.
+def test_a_thought_with_which_a_template_opens_the_answer_is_a_target():
+    # The model has to generate it, since generation starts before it. An earlier answer is rendered without the thought
+    # that it would have been generated with, so it is not a target.
     tokenizer = tiny.chatml(tiny.THINKING)
     _, turns = learned(tokenizer, MANY, build_template("chat", tokenizer))
     (text,) = (tokenizer.decode(ids) for ids in turns)
@@ -191,7 +191,7 @@ def test_no_row_that_a_template_can_show_is_an_error_with_the_reason_and_another
     assert "alpaca" in error.value.hint
 
 
-def test_spaces_without_an_offset_of_their_own_are_learned_with_the_response_around_them():
+def test_spaces_without_an_offset_are_targets_of_the_response_around_them():
     # A tokenizer that trims its offsets gives the first of two spaces the empty span behind it.
     tokenizer = tiny.chatml(trim=True)
     answer = "x  y   z"
@@ -229,7 +229,7 @@ def test_a_tokenizer_without_an_end_token_or_without_offsets_is_a_model_error():
         encode([build_template("alpaca", tiny.chatml()).render(ONE.messages)], Slow())
 
 
-def test_an_own_template_keeps_its_braces_and_learns_what_stands_after_the_response():
+def test_a_users_template_keeps_its_braces_and_text_after_the_response_is_a_target():
     tokenizer = tiny.chatml()
     shape = build_template('{"ask": "{instruction}", "say": "{response}"}', tokenizer)
     text = shape.render(ONE.messages, "two eggs").text
@@ -268,7 +268,7 @@ def test_the_pieces_for_colouring_join_to_the_decoded_row(family):
 
 
 @pytest.mark.slow
-def test_the_real_small_model_learns_its_answers_and_im_end():
+def test_the_targets_of_the_real_small_model_are_its_answers_and_im_end():
     from transformers import AutoTokenizer
 
     from shepherd.model.fetch import resolve

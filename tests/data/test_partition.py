@@ -55,7 +55,9 @@ ALL = [*partitioners, "by_length_partitioner:by_length"]
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 90), clients=st.integers(1, 20), keys=st.integers(1, 6), seed=st.integers(0, 3))
-def test_every_row_is_in_exactly_one_client_and_no_client_is_empty_or_it_says_why(name, rows, clients, keys, seed):
+def test_every_row_is_in_exactly_one_client_and_no_client_is_empty_or_the_error_says_why(
+    name, rows, clients, keys, seed
+):
     data = examples(rows, keys, keys)
     count = clients_for(name, clients)
     refused = None
@@ -97,7 +99,7 @@ def test_another_seed_gives_another_partition_unless_the_partitioner_is_determin
     balanced=st.booleans(),
     min_size=st.integers(1, 4),
 )
-def test_dirichlet_ends_for_any_size_and_alpha_with_the_minimum_kept_or_says_why(
+def test_dirichlet_ends_for_any_size_and_alpha_with_the_minimum_kept_or_an_error(
     rows, clients, categories, alpha, balanced, min_size
 ):
     options = {"alpha": alpha, "balanced": balanced, "min_size": min_size}
@@ -132,7 +134,7 @@ def test_a_small_alpha_gives_each_client_nearly_one_category_and_a_large_one_the
     assert max(many, all_alike) < 0.32  # 4 equal categories: 0.25 where all are alike
 
 
-def test_shards_give_a_client_at_most_so_many_categories_and_one_more_for_each_border():
+def test_shards_bound_the_categories_of_a_client():
     # 4 categories of 100 rows, 10 clients × 2 shards of 20: every shard lies inside one category.
     data = [Example(f"x:{i}", examples(1)[0].messages, category=f"c{i % 4}") for i in range(400)]
     _, _, counts = table(divide(data, "shards", {"per_client": 2}, 10, 0), data)
@@ -144,7 +146,7 @@ def test_shards_give_a_client_at_most_so_many_categories_and_one_more_for_each_b
         divide(data[:5], "shards", {}, 3, 0)
 
 
-def test_by_key_names_each_client_after_its_category_and_holds_it_whole():
+def test_by_key_makes_a_client_of_each_category_with_its_name_and_all_its_rows():
     data = examples(40)
     partition = divide(data, "by_key", {}, 0, 0)
     assert set(partition.clients) == {"c0", "c1", "c2", "c3"}
@@ -252,16 +254,16 @@ def test_readable_names_are_kept():
 
 
 @settings(max_examples=50, deadline=None)
-@given(rows=st.integers(0, 60), per_category=st.integers(0, 8), asked=st.integers(1, 60), seed=st.integers(0, 3))
+@given(rows=st.integers(0, 60), per_category=st.integers(0, 8), prompts=st.integers(1, 60), seed=st.integers(0, 3))
 def test_held_out_rows_never_share_a_question_with_training_rows_nor_take_more_than_half(
-    rows, per_category, asked, seed
+    rows, per_category, prompts, seed
 ):
     data = [
         Example(
             f"x:{i}",
             (
                 # Alike but for case, white space, and the accent in one character or two.
-                Message("user", f"Qu\u00e9stion  {i % asked}" if i % 2 else f"que\u0301stion {i % asked}"),
+                Message("user", f"Qu\u00e9stion  {i % prompts}" if i % 2 else f"que\u0301stion {i % prompts}"),
                 Message("assistant", "a"),
             ),
             category=f"c{i * i % 3}",
@@ -277,7 +279,7 @@ def test_held_out_rows_never_share_a_question_with_training_rows_nor_take_more_t
     have, took = Counter(e.category for e in data), Counter(e.category for e in out)
     for category, count in have.items():
         assert took[category] <= min(per_category, count // 2)
-        if asked >= rows:  # no two alike: exactly what was asked for
+        if prompts >= rows:  # all prompts differ: exactly per_category
             assert took[category] == min(per_category, count // 2)
     assert (train, out) == hold_out(data, per_category, seed)
     short = short_categories(data, out, per_category)

@@ -36,7 +36,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_each_format_is_told_by_its_fields(tmp_path, name):
+def test_each_format_is_detected_by_its_fields(tmp_path, name):
     data = load_examples(write(tmp_path / "clinic.jsonl", [ROWS[name]] * 2))
     assert data.format == name
     assert (name == "prompt_completion") == (data.changed != {})  # the space that begins its completion
@@ -268,7 +268,7 @@ def test_missing_extras_answer_with_their_install_line(tmp_path, monkeypatch):
 
 
 def datasets_that(load_dataset):
-    """The package `datasets`, of which only this is asked; test_hub.py has the real one."""
+    """The package `datasets`, of which only this is used; test_hub.py has the real one."""
     return types.SimpleNamespace(load_dataset=load_dataset, disable_progress_bars=lambda: None)
 
 
@@ -427,7 +427,7 @@ def test_columns_without_a_name_may_repeat_since_none_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
-def test_two_bytes_a_character_without_a_mark_are_told_by_their_nul_bytes(tmp_path, encoding):
+def test_utf_16_without_a_byte_order_mark_is_detected_by_its_nul_bytes(tmp_path, encoding):
     (tmp_path / "x.csv").write_bytes("prompt,completion\na,b\n".encode(encoding))
     with pytest.raises(DataError, match=r"x\.csv:1: a NUL byte: this is UTF-16") as caught:
         load_examples(str(tmp_path / "x.csv"))

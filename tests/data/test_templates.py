@@ -148,7 +148,7 @@ SHOWN = {  # what each family makes of the conversations: the learned parts in o
 
 
 @pytest.mark.parametrize("family", SHOWN)
-def test_each_family_of_templates_learns_the_answers_or_refuses_the_row_with_the_reason(family):
+def test_with_each_family_of_templates_answers_are_targets_or_the_row_is_refused_with_the_reason(family):
     template = build_template("chat", known.family(family))
     for conversation, expected in SHOWN[family].items():
         found = marked(template, conversation)
@@ -157,7 +157,7 @@ def test_each_family_of_templates_learns_the_answers_or_refuses_the_row_with_the
         assert found == expected, conversation
 
 
-def test_what_a_template_does_to_a_row_that_is_learned_is_said():
+def test_alterations_of_a_row_by_its_template_are_reported():
     def changed(family, conversation):
         messages, tools = CONVERSATIONS[conversation]
         return build_template("chat", known.family(family)).render(messages, "", tools).changed
@@ -223,7 +223,7 @@ def test_a_text_that_a_template_changes_refuses_its_row_and_no_other(does):
         ("loop.index0 != 4", "omits an answer"),
     ],
 )
-def test_a_turn_that_is_not_shown_refuses_the_row_also_where_its_letters_stand_elsewhere(shown, reason):
+def test_an_omitted_turn_refuses_the_row_even_if_its_letters_occur_elsewhere(shown, reason):
     source = tiny.CHATML.replace("{{ '<|im_start|>' + m", "{% if " + shown + " %}{{ '<|im_start|>' + m")
     template = build_template("chat", tiny.chatml(source.replace("{% endfor %}", "{% endif %}{% endfor %}")))
     # Every one of these letters stands in "user", "assistant" or "system" too.
@@ -263,7 +263,7 @@ def test_a_prompt_or_an_order_that_is_not_that_of_the_row_refuses_it(source, mes
         build_template("chat", tiny.chatml(source)).render(messages)
 
 
-def test_a_part_that_is_cut_out_of_a_masked_answer_is_counted_too():
+def test_a_part_that_is_removed_from_a_masked_answer_is_counted_too():
     messages = [user("Q"), answer("<think>T</think>A", learned=False), user("R"), answer("B")]
     rendered = build_template("chat", known.family("deepseek r1, first")).render(messages)
     assert rendered.changed == (
@@ -283,7 +283,7 @@ def test_an_answer_of_nothing_but_a_word_that_the_template_looks_for_is_learned(
     assert [rendered.text[a:b] for a, b in rendered.spans] == ["<think>\n\n</think>\n\n<tool_response><|im_end|>"]
 
 
-def test_a_later_turn_that_is_moved_or_a_tool_that_is_not_shown_refuses_the_row():
+def test_a_moved_later_turn_or_an_omitted_tool_refuses_the_row():
     moves = "{% for m in messages | sort(attribute='role') %}" + tiny.CHATML.split("{% for m in messages %}")[1]
     with pytest.raises(Refusal, match="rewrites earlier turns"):
         build_template("chat", tiny.chatml(moves)).render([user("Q"), answer("A"), user("R"), answer("B")])
@@ -298,7 +298,7 @@ def test_a_later_turn_that_is_moved_or_a_tool_that_is_not_shown_refuses_the_row(
         build_template("chat", known.tokenizer(names_alone)).render([user("Q"), answer("A")], "", TOOLS)
 
 
-def test_an_answer_that_is_not_to_be_learned_is_shown_and_has_no_span():
+def test_a_masked_answer_is_rendered_and_has_no_span():
     for template in ("chat", "alpaca"):
         shape = build_template(template, tiny.chatml())
         messages = [user("Q"), answer("masked", learned=False), user("R"), answer("B")]
@@ -333,7 +333,7 @@ def test_the_day_is_the_same_whenever_a_template_is_rendered(monkeypatch):
         build_template("chat", tiny.chatml("{{ ['a', 'b'] | random }}" + tiny.CHATML))
 
 
-def test_a_pinned_template_keeps_its_own_first_characters():
+def test_a_pinned_template_keeps_its_first_characters():
     dated = "\n {{ '<' + strftime_now('%Y') + '>' }}\n" + tiny.CHATML
     assert build_template("chat", tiny.chatml(dated)).prompt([user("Q")]).startswith("\n <2025>")
     # White space before a statement at the beginning of a line is none of the prompt (lstrip_blocks).
@@ -341,7 +341,7 @@ def test_a_pinned_template_keeps_its_own_first_characters():
     assert build_template("chat", tiny.chatml(dated)).prompt([user("Q")]).startswith("<2025><|im_start|>")
 
 
-def test_what_is_odd_about_a_template_is_said():
+def test_oddities_of_a_template_are_reported():
     def notes(template):
         return build_template("chat", known.tokenizer(template)).notes
 
@@ -354,7 +354,7 @@ def test_what_is_odd_about_a_template_is_said():
     assert "writes the start token '<s>' twice" in said
 
 
-def test_the_start_and_end_tokens_of_a_text_of_ones_own_stand_once():
+def test_the_start_and_end_tokens_of_a_users_template_occur_once():
     tokenizer = known.tokenizer(None, "</s>", starts=True)
     plain = build_template("Q: {instruction} A: {response}", tokenizer).render([user("Q"), answer("A")])
     spelled = build_template("<s>Q: {instruction} A: {response}</s>", tokenizer).render([user("Q"), answer("A")])
@@ -362,7 +362,7 @@ def test_the_start_and_end_tokens_of_a_text_of_ones_own_stand_once():
     assert [spelled.text[a:b] for a, b in spelled.spans] == [" A</s>"]
 
 
-def test_a_backslash_in_a_text_of_ones_own_is_said():
+def test_a_backslash_in_a_users_template_is_reported():
     said = build_template(r"Q: {instruction}\nA: {response}", tiny.chatml()).notes
     assert said == (
         "data.template holds a backslash and the letter n, not a line break: write it between double quotes",
@@ -382,7 +382,7 @@ def test_a_text_has_no_place_for_reasoning_and_tools(template):
 
 @pytest.mark.parametrize("template", ["chat", "alpaca"])
 @pytest.mark.parametrize("starts", [True, False])
-def test_a_plain_text_is_learned_whole_without_a_template(template, starts):
+def test_all_of_a_plain_text_is_a_target_without_a_template(template, starts):
     tokenizer = known.tokenizer(tiny.CHATML, "</s>", starts=starts)
     shape = build_template(template, tokenizer)
     text = "  Once </s> upon\n\na time"
@@ -458,7 +458,7 @@ def squeezed(text):
 @pytest.mark.parametrize("family", known.FAMILIES)
 @settings(max_examples=40, deadline=None)
 @given(turns=TURNS, head=st.none() | ASKED, context=st.just("") | ASKED)
-def test_what_is_learned_is_the_answer_and_its_end_token_or_the_row_is_refused(family, turns, head, context):
+def test_the_target_is_the_answer_and_its_end_token_or_the_row_is_refused(family, turns, head, context):
     template = _template(family)
     messages = [system(head)] if head else []
     for asked, answered, learned in turns:
@@ -489,10 +489,10 @@ def test_what_is_learned_is_the_answer_and_its_end_token_or_the_row_is_refused(f
         assert rendered.text[slice(*rendered.context_span)] == context
     at, shown = 0, squeezed(rendered.text)
     for message in messages:
-        told = squeezed(message.content if message.role != "assistant" else message.content.split("</think>")[-1])
-        found = shown.find(told, at)
+        text = squeezed(message.content if message.role != "assistant" else message.content.split("</think>")[-1])
+        found = shown.find(text, at)
         assert found >= 0
-        at = found + len(told)
+        at = found + len(text)
 
 
 def _template(family, made={}):  # noqa: B006, a cache

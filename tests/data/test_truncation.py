@@ -26,7 +26,7 @@ def decoded(ids):
     return TOKENIZER.decode(list(ids))
 
 
-def test_the_end_of_the_context_goes_first_and_the_rest_stays_whole():
+def test_the_end_of_the_context_is_cut_first_and_the_rest_is_kept():
     row = example("Name three rivers", "the Danube", context="first second third " * 20)
     full = tokenize([row], TOKENIZER, CHAT, 1000).tokens[0]
     done = tokenize([row], TOKENIZER, CHAT, len(full.input_ids) - 7)
@@ -40,7 +40,7 @@ def test_the_end_of_the_context_goes_first_and_the_rest_stays_whole():
     assert done.lengths.tolist() == [len(full.input_ids)] and done.lengths.dtype == np.int32
 
 
-def test_then_the_start_of_the_prompt_goes_and_the_response_stays_whole():
+def test_then_the_start_of_the_prompt_is_cut_and_the_response_is_kept():
     row = example("write a short poem " * 30 + "about sheep", "the sheep are asleep", context="first second")
     response = len(TOKENIZER("the sheep are asleep").input_ids) + 1
     done = tokenize([row], TOKENIZER, CHAT, response + 12)
@@ -52,7 +52,7 @@ def test_then_the_start_of_the_prompt_goes_and_the_response_stays_whole():
     assert (done.cut_contexts, done.cut_prompts, done.cut_responses) == (1, 1, 0)
 
 
-def test_only_a_response_too_long_by_itself_loses_its_end_and_that_is_counted_apart():
+def test_only_a_response_that_is_too_long_by_itself_loses_its_end_and_is_counted_separately():
     row = example("write a poem", "the sheep are asleep " * 30)
     done = tokenize([row, example("hi", "yes", row_id="a:2")], TOKENIZER, CHAT, 40)
     tokens = done.tokens[0]

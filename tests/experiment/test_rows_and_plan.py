@@ -13,7 +13,7 @@ from transformers import LlamaConfig, Phi3Config
 from prepared import plan_of, trainer_of
 from shepherd import config, recipe
 from shepherd.config import FederationTable, TrainingTable
-from shepherd.data.sources import Dataset, losses
+from shepherd.data.sources import Dataset, dataset_notes
 from shepherd.data.tokenize import Tokenized
 from shepherd.errors import UsageError
 from shepherd.experiment.method import compose
@@ -60,20 +60,23 @@ ELSEWHERE = {"rounds": "rates", "updates_in_memory_mib": "the spool, which needs
 
 
 def test_what_was_left_out_is_counted_as_one_says_it():
-    few, many = ({"empty answer": (n, ("x:1",))} for n in (1, 1200))
-    told = [
-        [*losses(Dataset((), "x", "dolly", "", refused=counts, changed=counts)),
-         *_losses_of_tokens(Tokenized((), counts, n, n, np.zeros(0), changed=counts))]
-        for n, counts in ((1, few), (1200, many))
+    few, many = ({"empty answer": tuple(f"x:{i + 1}" for i in range(n))} for n in (1, 1200))
+    lines = [
+        [*dataset_notes(Dataset((), "x", "dolly", "", refused=rows, changed=rows)),
+         *_losses_of_tokens(Tokenized((), rows, n, n, np.zeros(0), changed=rows))]
+        for n, rows in ((1, few), (1200, many))
     ]  # fmt: skip
-    assert told[0] == [
+    assert lines[0] == [
         "1 row refused: empty answer (first: x:1)",
         "1 row lost a part: empty answer (first: x:1)",
         "1 row refused: empty answer (first: x:1)",
         "1 row changed: empty answer (first: x:1)",
         "1 row cut to data.max_length, 1 token in all",
     ]
-    assert told[1] == [line.replace("1 row ", "1,200 rows ").replace("1 token ", "1,200 tokens ") for line in told[0]]
+    numbers = {"1 row ": "1,200 rows ", "1 token ": "1,200 tokens ", "x:1)": "x:1, x:2, x:3)"}
+    for one, more in numbers.items():
+        lines[0] = [line.replace(one, more) for line in lines[0]]
+    assert lines[1] == lines[0]
 
 
 def resolved(**tables: Any) -> config.Config:
