@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from shepherd.data.outline import Outline, Renderer, fill, make_outline, sketch
+from shepherd.data.templates.probes import OTHER_TEMPLATE, answer_frame, renders_system, takes_objects
 from shepherd.data.templates.rendering import (
     Protected,
     Rendered,
@@ -29,8 +30,6 @@ from shepherd.types import Message
 
 SHAPES = 1024
 """Size of the cache of outlines. Rows of one shape share their roles and the texts that the template searches for."""
-
-OTHER_TEMPLATE = 'set data.template = "alpaca", or a text that contains {instruction}'
 
 
 class ChatTemplate:
@@ -61,12 +60,19 @@ class ChatTemplate:
             lambda messages, tools, generation: make_outline(messages, tools, generation, self._renderer)
         )
         self._renderer = Renderer(self._apply, self._prompt, self._end_of, self._closes)
-        self._opener = self._own_end = ""
-        self.shows_system = self._probe_system()
-        self._with_calls = with_objects if self._takes_objects() else with_texts
-        self.notes = self._probe()
-        self.end = self._own_end or tokenizer.eos_token
-        self.stops = tuple(dict.fromkeys((self.end, tokenizer.eos_token)))
+        self.renders_system = renders_system(self._apply)
+        self._with_calls = with_objects if takes_objects(self._apply) else with_texts
+        self._frame = answer_frame(self._apply, self._control, model_name(tokenizer))
+        self.notes = (*self._frame.notes, *self._notes())
+        self.end = self._frame.end or tokenizer.eos_token
+        self.stops: tuple[str, ...] = tuple(dict.fromkeys((self.end, tokenizer.eos_token)))
+
+    def _notes(self) -> Iterator[str]:
+        if self.day:
+            yield f"the chat template writes the date: it is {DAY:%d %b %Y} in every prompt"
+        bos = self._tokenizer.bos_token
+        if bos and self._frame.text.replace(" ", "").startswith(bos * 2):
+            yield f"the chat template writes the start token {bos!r} twice"
 
     def render(self, messages: Sequence[Message], context: str = "", tools: str = "") -> Rendered:
         if is_text(messages):
@@ -114,7 +120,7 @@ class ChatTemplate:
         text = self._apply(shown, tools, True)
         outline, spans = self._verified(shown, tools, text, True)
         places = {turn: place_of(outline, turn, spans) for turn in outline.answers}
-        closed, moved = self._closed(outline, bare(text + self._opener), places)
+        closed, moved = self._closed(outline, bare(text + self._frame.opener), places)
         return protected.restore(Rendered(closed, (), begins=tuple(moved(*place)[0] for place in places.values())))
 
     def _verified(
@@ -160,14 +166,14 @@ class ChatTemplate:
         tools = json.dumps(mapped(listed, hide, keys=True), ensure_ascii=False) if listed else ""
         shown = join_context(shown, context)
         changed: tuple[str, ...] = ()
-        if not self.shows_system and any(m.role == "system" for m in shown):
+        if not self.renders_system and any(m.role == "system" for m in shown):
             shown = system_into_user(shown)
             changed = ("the chat template has no fixed place for a system turn: its text begins the next user turn",)
         return shown, context, tools, protected, changed
 
     def _prompt(self, messages: Sequence[Message], tools: str) -> str:
         """The prompt of an answer to `messages`."""
-        return bare(self._apply(messages, tools, True) + self._opener)
+        return bare(self._apply(messages, tools, True) + self._frame.opener)
 
     def _apply(self, messages: Sequence[Message], tools: str, generation: bool) -> str:
         import jinja2
@@ -196,70 +202,11 @@ class ChatTemplate:
 
         A tool call may end differently, with control tokens before its end.
         """
-        if self._own_end and self._own_end in tail:
-            return tail.index(self._own_end) + len(self._own_end), True
+        if self._frame.end and self._frame.end in tail:
+            return tail.index(self._frame.end) + len(self._frame.end), True
         answer = tail.rstrip()
-        return len(answer), bool(self._own_end) and answer.endswith(self._control)
+        return len(answer), bool(self._frame.end) and answer.endswith(self._control)
 
     def _closes(self, text: str) -> bool:
         """Whether a control token in the following text closes an earlier answer."""
-        return bool(self._own_end) and any(token in text for token in self._control)
-
-    def _probe_system(self) -> bool:
-        """Whether a leading system turn precedes the first user turn, in prompts and in training texts.
-
-        Some templates refuse it, omit it once there is an answer (Mistral 7B v0.3), or move it as turns are added.
-        """
-        turns = [
-            Message("system", "shepherd-system"),
-            Message("user", "shepherd-1"),
-            Message("assistant", "shepherd-2"),
-        ]
-        try:
-            prompt = self._apply(turns[:2], "", True)
-            full = [self._apply(turns, "", False), self._apply([*turns, *turns[1:]], "", False)]
-        except Refusal:
-            return False
-        return all(0 <= text.find(turns[0].content) < text.find(turns[1].content) for text in (prompt, *full))
-
-    def _takes_objects(self) -> bool:
-        """Whether arguments of a call may be objects, as in transformers, rather than texts."""
-        call = {"name": "shepherd-tool", "arguments": {"shepherd-key": "shepherd-value"}}
-        extra = json.dumps({"tool_calls": [{"id": "shepherd1", "type": "function", "function": call}]})
-        try:
-            self._apply([Message("user", "shepherd-question"), Message("assistant", "", extra=extra)], "", False)
-        except Refusal as refusal:
-            return "TypeError" not in str(refusal)
-        return True
-
-    def _probe(self) -> tuple[str, ...]:
-        """Find the control token that closes answers and the missing generation prompt, if any. Returns the notes."""
-        question, answer = Message("user", "shepherd-question"), Message("assistant", "shepherd-answer")
-        whose = f"the chat template of {model_name(self._tokenizer)}"
-        try:
-            text = self._apply([question, answer], "", False)
-            opened, unopened = self._apply([question], "", True), self._apply([question], "", False)
-        except Refusal as error:
-            reason = str(error).replace("the chat template fails: ", "").replace("the chat template ", "")
-            raise ModelError(f"{whose} fails: {reason}", hint=OTHER_TEMPLATE) from None
-        head, found, after = text.partition(answer.content)
-        if not found:
-            raise ModelError(f"{whose} does not show the assistant's turn", hint=OTHER_TEMPLATE)
-        ends = [(after.find(token), -len(token), token) for token in self._control if token in after]
-        self._own_end = min(ends)[2] if ends else ""
-        notes, start = [], bare(opened)
-        written = head.removeprefix(start) if head.startswith(start) else ""
-        if written.strip() and opened == unopened:
-            self._opener = written
-            notes.append(
-                f"the chat template has no generation prompt: {written!r} precedes every answer, in training and when "
-                "answers are generated; other tools have to do the same"
-            )
-        elif written.strip():
-            notes.append(f"the chat template begins an answer with {written!r}, which is part of the target")
-        if self.day:
-            notes.append(f"the chat template writes the date: it is {DAY:%d %b %Y} in every prompt")
-        bos = self._tokenizer.bos_token
-        if bos and text.replace(" ", "").startswith(bos * 2):
-            notes.append(f"the chat template writes the start token {bos!r} twice")
-        return tuple(notes)
+        return bool(self._frame.end) and any(token in text for token in self._control)
