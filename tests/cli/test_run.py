@@ -46,15 +46,15 @@ def started(monkeypatch) -> list[Config]:
 
     configs: list[Config] = []
 
-    def finish(config, observer=None, out_dir=None, checked=None):
-        configs.append(config)
+    def finish(checked, observer=None, out_dir=None):
+        configs.append(checked.config)
         observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
         observer({"event": "evaluation", "arm": "base", "round": 0, "loss": float("nan")})
         observer({"event": "end", "run": "runs/x", "summary": SUMMARY})
         return SimpleNamespace(path=Path("runs/x"), summary=SUMMARY)
 
-    monkeypatch.setattr(experiment, "run", finish)
-    monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: None)
+    monkeypatch.setattr(experiment, "run_checked", finish)
+    monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: starting.Checked(config, None, None))
     return configs
 
 
@@ -183,10 +183,10 @@ def test_a_failure_under_json_is_the_last_line_and_still_an_exit_status(shell, s
     from shepherd.errors import ClientError
     from shepherd.experiment import run as experiment
 
-    def fail(config, observer=None, out_dir=None, checked=None):
+    def fail(checked, observer=None, out_dir=None):
         raise ClientError("round 2: 0 usable updates", hint="lower it")
 
-    monkeypatch.setattr(experiment, "run", fail)
+    monkeypatch.setattr(experiment, "run_checked", fail)
     outcome = shell("run", "--json")
     last = json.loads(outcome.out.splitlines()[-1])
     assert outcome.status == last["exit_status"] == 6
@@ -206,11 +206,11 @@ def test_under_json_a_run_that_ends_early_says_so_in_its_last_line(
 ):
     from shepherd.experiment import run as experiment
 
-    def fail(config, observer=None, out_dir=None, checked=None):
+    def fail(checked, observer=None, out_dir=None):
         observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
         raise failure
 
-    monkeypatch.setattr(experiment, "run", fail)
+    monkeypatch.setattr(experiment, "run_checked", fail)
     outcome = shell("run", "--json")
     events = [json.loads(line) for line in outcome.out.splitlines()]
     assert [event["event"] for event in events] == ["start", "error"]
@@ -229,11 +229,11 @@ def test_under_json_a_mistake_in_the_command_or_recipe_is_one_line_of_json(shell
 def test_an_interrupted_run_says_how_to_go_on(shell, started, monkeypatch):
     from shepherd.experiment import run as experiment
 
-    def interrupt(config, observer=None, out_dir=None, checked=None):
+    def interrupt(checked, observer=None, out_dir=None):
         observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "run", interrupt)
+    monkeypatch.setattr(experiment, "run_checked", interrupt)
     outcome = shell("run")
     assert outcome.status == 130 and "shepherd resume runs/x" in outcome.err
 
@@ -242,8 +242,8 @@ def test_check_prints_the_plan_with_units_and_as_json(shell, monkeypatch):
     from shepherd.experiment import checks as starting
 
     plan = {"clients": 8, "bytes_up": 7_372_800, "seconds": 61.0, "memory_bytes": 2e9, "tokens": {"federated": 1200}}
-    monkeypatch.setattr(estimate, "plan", lambda config, tell=None, checked=None: plan)
-    monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: None)
+    monkeypatch.setattr(estimate, "plan_checked", lambda checked, tell=None: plan)
+    monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: starting.Checked(config, None, None))
     text = shell("check", "demo").out
     assert "7.37 MB" in text and "1 min 01 s" in text and "2.00 GB" in text and "federated 1,200" in text
     assert json.loads(shell("check", "demo", "--json").out) == plan

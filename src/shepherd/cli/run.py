@@ -60,7 +60,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
     with observer:
         checked = checks.look_first(settings.config, output.note, None if as_json else output.note)
         output.announce_torch()
-        result = _carry_out(partial(experiment.run, settings.config, checked=checked), observer)
+        result = _carry_out(partial(experiment.run_checked, checked), observer)
     if not as_json:
         outcome.print_result(Path(result.path), result.summary)
 
@@ -120,9 +120,9 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
     note = None if as_json else output.note
     checked = checks.look_first(settings.config, output.note, note)
     output.announce_torch()
-    from shepherd.experiment.estimate import plan as estimated
+    from shepherd.experiment.estimate import plan_checked
 
-    plan = estimated(settings.config, note, checked)
+    plan = plan_checked(checked, note)
     values = dataclasses.asdict(plan) if dataclasses.is_dataclass(plan) else dict(plan)
     if as_json:
         output.print_json(values)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Checked:
     """A recipe without a known mistake, with what the checks had to build: handed on, so that nothing is built twice.
 
-    config: with absolute paths. sources: None for sets of the hub, which are read later.
+    sources: None for sets of the hub, which are read later.
     """
 
     config: Config
@@ -76,7 +76,7 @@ def look_first(
         fetch.look_at(base, config.model.revision)
     if not base.lower().endswith(".gguf"):
         check_length(config, stated_window(fetch.resolve(base, config.model.revision)))
-    return Checked(from_anywhere(config), composition, sources)
+    return Checked(config, composition, sources)
 
 
 def _look_at_clients(config: Config, composition: Composition, tell: Callable[[str], None] | None) -> Sources | None:

@@ -11,7 +11,6 @@ import torch
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
 from shepherd.experiment.inputs import Inputs
-from shepherd.experiment.resume import resolved
 from shepherd.experiment.trainer import worker_engine
 from shepherd.round import Engine
 
@@ -19,14 +18,12 @@ from shepherd.round import Engine
 @contextmanager
 def open_engine(inputs: Inputs, run_id: str) -> Iterator[Engine]:
     """Who trains the clients, until the block ends. Workers share the threads of this process."""
-    config, clients = inputs.config, inputs.data.clients
+    table, clients = inputs.config.run, inputs.data.clients
     local = LocalEngine(inputs.trainer.host(clients))
-    if not config.run.workers:
+    if not table.workers:
         yield local
         return
-    threads = max(1, torch.get_num_threads() // config.run.workers)
-    build = partial(
-        worker_engine, resolved(config, inputs.composition.rate_ratio, inputs.base, inputs.trainer), threads
-    )
-    with Workers(config.run.workers, build, clients, local, run=run_id, patience=config.run.patience) as workers:
+    threads = max(1, torch.get_num_threads() // table.workers)
+    build = partial(worker_engine, inputs.resolved, threads)
+    with Workers(table.workers, build, clients, local, run=run_id, patience=table.patience) as workers:
         yield workers

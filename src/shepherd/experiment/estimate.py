@@ -16,12 +16,11 @@ import torch
 
 from shepherd.clients.history import pool_of
 from shepherd.config import Config
-from shepherd.evaluation.answers import Generation
 from shepherd.experiment.checks import Checked
 from shepherd.experiment.method import Composition, compose, doubts, local_names
 from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.progress import training_tokens
-from shepherd.experiment.rows import FederatedData, prepare_rows
+from shepherd.experiment.rows import FederatedData, prepare_generation, prepare_rows
 from shepherd.experiment.schedule import Schedule, prepare_schedule
 from shepherd.experiment.trainer import check_window, context_window, local_training
 from shepherd.model.adapter import fresh_adapter
@@ -76,11 +75,16 @@ class Estimate:
     details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def plan(config: Config, tell: Callable[[str], None] | None = None, checked: Checked | None = None) -> Estimate:
+def plan(config: Config, tell: Callable[[str], None] | None = None) -> Estimate:
     """Sizes, bytes, memory, disk and time of a run of `config`; `tell` is called with lines about what takes long.
 
-    checked: what the checks before it have built already. Raises what the run would raise for bad input."""
-    composition, sources = (checked.composition, checked.sources) if checked else (compose(config), None)
+    Raises what the run would raise for bad input."""
+    return plan_checked(Checked(config, compose(config), None), tell)
+
+
+def plan_checked(checked: Checked, tell: Callable[[str], None] | None = None) -> Estimate:
+    """The same of a recipe that is checked, with what the checks have built."""
+    config, composition = checked.config, checked.composition
     use_threads(config.run.threads)
     check_quantize(config.model.quantize, pick_device(config.model.device))
     folder = resolve(config.model.base, config.model.revision)
@@ -88,9 +92,9 @@ def plan(config: Config, tell: Callable[[str], None] | None = None, checked: Che
     tokenizer = load_tokenizer(folder)
     shape = load_config(folder)
     check_fit(folder, shape.get_text_config().vocab_size, tokenizer)
-    rows, template = prepare_rows(config, tokenizer, tell, sources)
-    generation = Generation(config.evaluation.generate, config.evaluation.max_new_tokens, config.data.max_length)
-    *_, unanswered = generation.prompts(rows.held_out, rows.examples, template, tokenizer, context_window(shape))
+    rows, template = prepare_rows(config, tokenizer, tell, checked.sources)
+    window = context_window(shape)
+    *_, unanswered = prepare_generation(config).prompts(rows.held_out, rows.examples, template, tokenizer, window)
     schedule = prepare_schedule(config)
     found = estimate(config, composition, folder, rows, schedule, prepare_plan(config, composition, rows, schedule))
     warnings = (*doubts(config), *found.warnings, *rows.warnings, *filter(None, [unanswered]))

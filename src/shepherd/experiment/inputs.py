@@ -6,16 +6,18 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from shepherd.config import Config
 from shepherd.data.prompts import Template
 from shepherd.evaluation.answers import Generation
 from shepherd.experiment.capacity import MARGIN, fits_here
-from shepherd.experiment.checks import Checked
+from shepherd.experiment.checks import Checked, from_anywhere
 from shepherd.experiment.estimate import Estimate, estimate
 from shepherd.experiment.method import Composition, doubts, local_names
 from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.progress import Reporter
-from shepherd.experiment.rows import FederatedData, prepare_rows
+from shepherd.experiment.rows import FederatedData, prepare_generation, prepare_rows
 from shepherd.experiment.schedule import Schedule, prepare_schedule
 from shepherd.experiment.trainer import Trainer, base_weights, prepare_trainer
 from shepherd.model.base import Base, check_folder, load_base, load_tokenizer
@@ -29,13 +31,14 @@ from shepherd.types import ClientId, ServerState
 class Inputs:
     """The values of a run.
 
-    config: for what is written down, config.toml and identity.json, and for the parts of a worker process; stages take
-    the values beside it. alone: the clients of the local arm. start: the server's state before the first round.
-    updates_in_memory: bytes of a round's updates that are kept in memory. warnings: what a person should know
-    before the first round.
+    config: as given, with absolute paths. resolved: with what was measured too, as config.toml has it and as a worker
+    process builds from it. Stages take the values beside them. alone: the clients of the local arm. start: the server's
+    state before the first round. updates_in_memory: the most bytes of a round's updates that stay in memory. warnings:
+    for a person to read before the first round.
     """
 
     config: Config
+    resolved: Config
     composition: Composition
     data: FederatedData
     template: Template
@@ -60,7 +63,7 @@ def load_inputs(checked: Checked, place: Path, reporter: Reporter) -> Inputs:
     Raises DataError, ModelError and UsageError for what a person can mend, ResourceError where memory or disk would
     not do.
     """
-    config, composition = checked.config, checked.composition
+    config, composition = from_anywhere(checked.config), checked.composition
     with reporter.phase("prepare data"):
         use_threads(config.run.threads)
         folder = resolve(config.model.base, config.model.revision)
@@ -82,9 +85,9 @@ def load_inputs(checked: Checked, place: Path, reporter: Reporter) -> Inputs:
         trainer = prepare_trainer(config, composition, base)
         weights = base_weights(base, list(trainer.adapter.factors)) if plan.method.needs_base else None
         start = ServerState(0, plan.method.start(trainer.adapter, config.run.seed, weights))
-    table = config.evaluation
     return Inputs(
         config=config,
+        resolved=resolved(config, composition.rate_ratio, base, trainer),
         composition=composition,
         data=data,
         template=template,
@@ -92,13 +95,27 @@ def load_inputs(checked: Checked, place: Path, reporter: Reporter) -> Inputs:
         trainer=trainer,
         schedule=schedule,
         plan=plan,
-        arms=tuple(table.arms),
+        arms=tuple(config.evaluation.arms),
         alone=alone,
-        generation=Generation(table.generate, table.max_new_tokens, config.data.max_length),
+        generation=prepare_generation(config),
         start=start,
         estimate=expected,
         seed=config.run.seed,
         checkpoints_kept=config.checkpoints.keep,
         updates_in_memory=config.federation.updates_in_memory_mib * 2**20,
         warnings=(*doubts(config), *expected.warnings, *data.warnings),
+    )
+
+
+def resolved(config: Config, rate_ratio: float, base: Base, trainer: Trainer) -> Config:
+    """The config with what was measured, picked by memory or left to the method written down, so that it repeats."""
+    settings = trainer.settings
+    picked = {"tokens_per_pass": settings.tokens_per_pass, "clients_at_once": settings.clients_at_once}
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"threads": torch.get_num_threads()}),
+            "model": config.model.model_copy(update={"dtype": str(base.dtype).removeprefix("torch.")}),
+            "training": config.training.model_copy(update=picked),
+            "objective": config.objective.model_copy(update={"rate_ratio": rate_ratio}),
+        }
     )

@@ -11,12 +11,10 @@ from typing import Any
 import torch
 
 from shepherd._version import __version__
-from shepherd.config import Config
 from shepherd.data.partition import partition_document
 from shepherd.errors import DataError, UsageError
 from shepherd.experiment.identity import FILE, differences, identity
 from shepherd.experiment.inputs import Inputs
-from shepherd.experiment.trainer import Trainer
 from shepherd.model.base import Base
 from shepherd.recipe import to_toml
 from shepherd.store import RunDirectory, read_journal, read_json
@@ -39,14 +37,13 @@ def begin_or_resume(inputs: Inputs, store: RunDirectory, force: bool = False) ->
     Raises UsageError, with what differs, where a resumed run was started with something else, and DataError where its
     files were changed; `force` goes on all the same and notes it.
     """
-    config = resolved(inputs.config, inputs.composition.rate_ratio, inputs.base, inputs.trainer)
-    now = identity(config, inputs.base, inputs.data)
+    now = identity(inputs.resolved, inputs.base, inputs.data)
     if not (store.path / FILE).exists():
         run_id = secrets.token_hex(16)  # not from the seed: two runs of one recipe are two
         partition = inputs.data.partition
         store.write_json("partition.json", partition_document(partition, list(inputs.data.examples.values())))
         store.write_json("env.json", _environment(inputs.base))
-        store.write_text("config.toml", to_toml(config))
+        store.write_text("config.toml", to_toml(inputs.resolved))
         store.journal("started", model=inputs.base.digest, data=inputs.data.dataset.digest)
         store.write_json(FILE, {"run": run_id, **now})  # last: with it, the run can be resumed
         return Beginning(run_id, inputs.start)
@@ -69,20 +66,6 @@ def begin_or_resume(inputs: Inputs, store: RunDirectory, force: bool = False) ->
     state = load_state(recovered.checkpoint.folder) if recovered.checkpoint else inputs.start
     store.journal("resumed", round=state.round, found=notes, forced=forced)
     return Beginning(str(then.get("run", secrets.token_hex(16))), state, tuple(notes))
-
-
-def resolved(config: Config, rate_ratio: float, base: Base, trainer: Trainer) -> Config:
-    """The config with what was measured, picked by memory or left to the method written down, so that it repeats."""
-    settings = trainer.settings
-    picked = {"tokens_per_pass": settings.tokens_per_pass, "clients_at_once": settings.clients_at_once}
-    return config.model_copy(
-        update={
-            "run": config.run.model_copy(update={"threads": torch.get_num_threads()}),
-            "model": config.model.model_copy(update={"dtype": str(base.dtype).removeprefix("torch.")}),
-            "training": config.training.model_copy(update=picked),
-            "objective": config.objective.model_copy(update={"rate_ratio": rate_ratio}),
-        }
-    )
 
 
 def resumptions(run_dir: Path) -> dict[str, list[str]]:

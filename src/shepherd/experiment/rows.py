@@ -13,6 +13,7 @@ from shepherd.data.sources import Dataset, dataset_notes
 from shepherd.data.tally import sentences
 from shepherd.data.tokenize import Tokenized, tokenize
 from shepherd.errors import plural
+from shepherd.evaluation.answers import Generation
 from shepherd.experiment.division import Sources, divide_rows, natural_key, read_sources, remarks
 from shepherd.types import ClientId, Example, Partition, Tokens
 
@@ -98,6 +99,12 @@ def prepare_rows(
         details=details,
         day=template.day,
     ), template  # fmt: skip
+
+
+def prepare_generation(config: Config) -> Generation:
+    """What a recipe asks of answers by generation."""
+    table = config.evaluation
+    return Generation(table.generate, table.max_new_tokens, config.data.max_length)
 
 
 def _losses_of_tokens(tokenized: Tokenized) -> Iterator[str]:

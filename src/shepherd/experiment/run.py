@@ -16,22 +16,23 @@ if TYPE_CHECKING:
 Observer = Callable[[dict[str, Any]], None]
 
 
-def run(
-    config: Config, observer: Observer | None = None, out_dir: Path | None = None, checked: Checked | None = None
-) -> Run:
-    """Carry out a run and write its directory; the recipe is checked first, unless it comes `checked`.
+def run(config: Config, observer: Observer | None = None, out_dir: Path | None = None) -> Run:
+    """Check the recipe, carry out the run and write its directory.
 
     A built-in model is fetched once. Raises a ShepherdError for anything a person can mend; ClientError when too few
     clients gave a usable update; EvaluationError when the adapter on disk does not give the reported loss.
     """
     check_workers(config)
-    emit = observer or _ignore
-    out = Path(out_dir) if out_dir is not None else Path(config.run.out)
-    checked = checked or look_first(config, _fetching(emit), out=out_dir)
+    return run_checked(look_first(config, _fetching(observer or _ignore), out=out_dir), observer, out_dir)
 
+
+def run_checked(checked: Checked, observer: Observer | None = None, out_dir: Path | None = None) -> Run:
+    """Carry out a run whose recipe is checked; see `run`."""
     from shepherd.experiment.pipeline import carry_out
 
-    return carry_out(checked, out, lambda: RunDirectory.create(out, config.run.name), emit)
+    table = checked.config.run
+    out = Path(out_dir) if out_dir is not None else Path(table.out)
+    return carry_out(checked, out, lambda: RunDirectory.create(out, table.name), observer or _ignore)
 
 
 def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool = False) -> Run:
