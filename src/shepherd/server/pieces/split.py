@@ -72,25 +72,13 @@ def svd_balanced() -> Split:
     Slots with no singular value get a random A_j, orthogonal to the others, and B_j = 0: with both zero they would
     never learn again.
     """
-
-    def of(merged: Merged, context: SplitContext) -> Halves:
-        svd = merged.total.svd(context.module)
-        A, B, used = balanced(svd, merged.scale, merged.r, context.rng("refill"))
-        return Halves(A, B, svd.lowrank(used, max(svd.rank, used)))
-
-    return Split(of, lambda ranks, r: max(0, sum(ranks) - r), rebases=True)
+    return _best_rank(balanced)
 
 
 @splits
 def svd_left() -> Split:
     """The best rank-r part as UΣ and Vᵀ: the rows of A are orthonormal (FlexLoRA, 2402.11505)."""
-
-    def of(merged: Merged, context: SplitContext) -> Halves:
-        svd = merged.total.svd(context.module)
-        A, B, used = left(svd, merged.scale, merged.r, context.rng("refill"))
-        return Halves(A, B, svd.lowrank(used, max(svd.rank, used)))
-
-    return Split(of, lambda ranks, r: max(0, sum(ranks) - r), rebases=True)
+    return _best_rank(left)
 
 
 @splits
@@ -160,6 +148,21 @@ def fixed() -> Split:
         return Halves(A, B, learned + merged.residual)
 
     return Split(of, lambda ranks, r: (len(ranks) + 1) * r, resets=True)
+
+
+Halving = Callable[[SVD, float, int, np.random.Generator], tuple[np.ndarray, np.ndarray, int]]
+"""(svd, scale, rank, rng) -> (A, B, how many of the leading triples they hold)."""
+
+
+def _best_rank(halve: Halving) -> Split:
+    """The best rank-r part of the merged increment, halved in this way; the rest are the triples after it."""
+
+    def of(merged: Merged, context: SplitContext) -> Halves:
+        svd = merged.total.svd(context.module)
+        A, B, used = halve(svd, merged.scale, merged.r, context.rng("refill"))
+        return Halves(A, B, svd.lowrank(used, max(svd.rank, used)))
+
+    return Split(of, lambda ranks, r: max(0, sum(ranks) - r), rebases=True)
 
 
 def balanced(svd: SVD, scale: float, rank: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
