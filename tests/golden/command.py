@@ -8,25 +8,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-PINNED = {
-    "COLUMNS": "100",
-    "LINES": "40",
-    "NO_COLOR": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
-}
+from console import ENVIRONMENT, Outcome
 
-
-class Outcome(NamedTuple):
-    """What a command line left: exit status, and the two streams."""
-
-    status: int
-    out: str
-    err: str
+PINNED = {**ENVIRONMENT, "COLUMNS": "100", "LINES": "40", "NO_COLOR": "1"}
 
 
 def shepherd(work: Path, *arguments: Any, typed: str = "") -> Outcome:

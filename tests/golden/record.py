@@ -34,7 +34,7 @@ MASKED: dict[str, dict[str, Any]] = {
     "summary.json": {"seconds": 0.25, "peak_memory_bytes": 10**9},
 }
 """{file: {key at the top of it: what stands there instead}}; of a table, each value."""
-PLACE = "/work"
+PLACE = "/here"
 """Stands in strings for the folder that a run was started in."""
 EVENTS = "(events).jsonl"
 BLOCK = 64

@@ -239,4 +239,4 @@ def test_the_folder_of_a_run_does_not_show(tmp_path):
         assert f'"{place}/base"' in (copy / "config.toml").read_text()
         reseal(copy)
         shown.append(of(copy))
-    assert shown[0] == shown[1] and b"/work/base" in shown[0]["config.toml"]
+    assert shown[0] == shown[1] and f"{record.PLACE}/base".encode() in shown[0]["config.toml"]
