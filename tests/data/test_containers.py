@@ -152,6 +152,17 @@ def test_parts_held_out_or_ignored_and_unions_are_reported_in_one_line_each(tmp_
     assert "test in " in notes[1] and "is treated as a client, as there is no train next to it" in notes[1]
 
 
+def test_data_are_the_same_by_a_relative_and_by_an_absolute_path(tmp_path, monkeypatch):
+    contents = {"test.jsonl": rows("t"), "north.jsonl": rows("n"), "data/deep/er/still/x.jsonl": rows("x")}
+    folder = write(tmp_path / "odd", contents)
+    by_absolute = load_examples(folder)
+    assert str(tmp_path) not in "".join(by_absolute.notes) and "test in odd is treated" in by_absolute.notes[1]
+    monkeypatch.chdir(tmp_path)
+    assert load_examples("odd") == by_absolute
+    monkeypatch.chdir(folder)
+    assert load_examples(".") == by_absolute
+
+
 def test_a_train_beside_other_clients_may_be_either_so_it_is_refused_unless_all_are_clients(tmp_path):
     folder = write(tmp_path, {"train.jsonl": rows("t"), "north.jsonl": rows("n"), "south.jsonl": rows("s")})
     with pytest.raises(DataError, match="holds train next to north, south") as error:

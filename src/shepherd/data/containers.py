@@ -226,8 +226,10 @@ def _kinds(tree: Tree, at: Batch, notes: list[str]) -> Mapping[str, str]:
     if train or (others and (named or all(map(_LOCAL.fullmatch, others)))):
         return kinds
     if kinds and others and not at.client:
+        # By its name alone: a run that goes on elsewhere, by the absolute path, has to note the same.
+        folder = Path(tree.place).resolve().name if tree.place else "the object"
         notes.append(
-            f"{_few(kinds)} in {where} is treated as a client, as there is no train next to it; if it is a test set, "
+            f"{_few(kinds)} in {folder} is treated as a client, as there is no train next to it; if it is a test set, "
             "move it elsewhere and use --set data.held_out_source=<its path>"
         )
     return {}
