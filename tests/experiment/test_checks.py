@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections import namedtuple
@@ -12,9 +14,10 @@ import pytest
 import shepherd
 from console import Shell
 from shepherd.errors import ResourceError, ShepherdError
-from shepherd.experiment import capacity, inputs
+from shepherd.experiment import capacity, inputs, pipeline
 from shepherd.experiment.estimate import plan
 from shepherd.model import catalogue, fetch
+from stopped_runs import stopped
 
 PYTHON = """
 import sys, shepherd
@@ -157,3 +160,32 @@ def test_without_a_limit_memory_is_the_machines(tmp_path, monkeypatch):
     assert capacity.available_memory() > 10**8
     monkeypatch.setattr(capacity, "_CGROUP", tmp_path)
     assert capacity.available_memory() > 10**8
+
+
+def test_a_stopped_run_is_checked_before_pytorch_loads(small_config, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"instruction": "Say {i}.", "response": "{i}."}}\n' for i in range(9)))
+    config = small_config(f"data.source={rows}", "partition.name=iid", "partition.clients=2")
+    folder = stopped(config, tmp_path / "runs", lambda event: event["event"] == "start")
+    rows.unlink()
+    code = (
+        f"import sys, shepherd\ntry:\n    shepherd.resume({str(folder)!r})\nexcept shepherd.ShepherdError as error:\n"
+        "    print(error)\nprint([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "data not found" in done.stdout and done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("number", "explained"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False)])
+def test_a_disk_that_is_full_in_any_stage_is_answered_with_how_to_go_on(
+    small_config, tmp_path, monkeypatch, number, explained
+):
+    def full(*_):
+        raise OSError(number, os.strerror(number), "losses.safetensors")
+
+    monkeypatch.setattr(pipeline, "train_baselines", full)
+    with pytest.raises(OSError if not explained else ResourceError) as caught:
+        shepherd.run(small_config("federation.rounds=1"), out_dir=tmp_path)
+    if explained:
+        assert caught.value.message == f"{os.strerror(number)}: losses.safetensors was not written"
+        assert "shepherd resume" in caught.value.hint

@@ -123,6 +123,20 @@ def test_a_client_that_answers_twice_counts_once():
     assert sum(record.weights.values()) == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "state"), [("diverged", "failed"), ("error:ValueError", "failed"), ("out-of-memory", "failed"),
+                        ("lost", "lost"), ("hang", "lost")],
+)  # fmt: skip
+def test_whoever_watches_sees_the_word_of_the_report_for_each_reply(code, state):
+    def answer(task):
+        failure = ClientFailure("b", task.round, code, "")
+        return [update("a", task, 1.0), failure, update("c", task, float("nan"))]
+
+    seen: dict[str, str] = {}
+    run_round(begin(), plan(), Answers(answer), seen.update)
+    assert seen == {"a": "done", "b": state, "c": "rejected"}
+
+
 def test_failed_rejected_and_missing_clients_are_named_and_do_not_walk_on():
     def answer(task):
         broken = update("b", task, float("nan"))
