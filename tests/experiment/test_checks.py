@@ -189,3 +189,15 @@ def test_a_disk_that_is_full_in_any_stage_is_answered_with_how_to_go_on(
     if explained:
         assert caught.value.message == f"{os.strerror(number)}: losses.safetensors was not written"
         assert "shepherd resume" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "CUDA out of memory.\nTried to allocate 2 GiB"])
+def test_memory_that_runs_out_in_any_stage_is_answered_with_what_to_lower(small_config, tmp_path, monkeypatch, text):
+    def exhausted(*_):
+        raise (pipeline.torch.OutOfMemoryError if text else MemoryError)(text)
+
+    monkeypatch.setattr(pipeline, "train_baselines", exhausted)
+    with pytest.raises(ResourceError) as caught:
+        shepherd.run(small_config("federation.rounds=1"), out_dir=tmp_path)
+    assert caught.value.message == f"out of memory: {text.partition(chr(10))[0] or 'the system gave no more'}"
+    assert "training.tokens_per_pass" in caught.value.hint
