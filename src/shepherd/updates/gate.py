@@ -26,6 +26,7 @@ from shepherd.types import (
     TrainTask,
 )
 from shepherd.updates import wire
+from shepherd.updates.layout import WireError
 from shepherd.updates.rules import (
     _INTEGERS,
     LARGEST,
@@ -46,7 +47,7 @@ from shepherd.updates.rules import (
     update_norm,
 )
 from shepherd.updates.tensors import cluster_part
-from shepherd.updates.wire import Envelope, Sealed, WireError
+from shepherd.updates.wire import Envelope, Sealed
 
 UNKNOWN = "(unknown)"
 """The name that a failure bears where a client gave one that is none of ours."""
