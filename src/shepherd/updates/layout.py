@@ -180,6 +180,19 @@ def is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < _LARGEST
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number that fits a float64. JSON can write others: 1e999 is infinite."""
+    if type(value) is int:
+        return abs(value) < 2**1000
+    return type(value) is float and math.isfinite(value)
+
+
+def expect(holds: bool, code: str, detail: str) -> None:
+    """Raise WireError with this code and detail unless the condition holds."""
+    if not holds:
+        raise WireError(code, detail)
+
+
 def checksum(envelope: str, *values: bytes | memoryview) -> str:
     """sha256 over the envelope's text and the values, in hex."""
     total = hashlib.sha256(envelope.encode("utf-8", "surrogatepass"))
