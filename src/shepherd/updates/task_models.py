@@ -87,6 +87,7 @@ def read_model(value: Any, where: str, arrays: ArrayReader) -> ClientModel:
 
 
 def _read_factors(names: Mapping[str, Any], where: str, r: int, arrays: ArrayReader) -> dict[str, Factors]:
+    expect(bool(names), "fields", f"{where} has no modules")
     factors = {}
     for i, (module, pair) in enumerate(names.items()):
         place = f"{where}, module {i}"
