@@ -238,6 +238,15 @@ def field_of_another_kind(rng, message):
     return message.sealed(fields)
 
 
+@spoils("fields")
+def entry_of_a_list_twice(rng, message):
+    fields = message.fields()
+    local = [model["local_modules"] for model in fields["models"] if model["local_modules"]]
+    some = rng.choice([fields["models"], *local])
+    some.append(rng.choice(some))
+    return message.sealed(fields)
+
+
 @spoils("format")
 def number_that_is_no_json(rng, message):
     name = rng.choice(("alpha", "proximal", "rate_ratio", "round", "rows", "r", "learning_rates"))
@@ -334,7 +343,7 @@ def read_or_refusal(data: bytes) -> TrainTask | WireError:
 def test_malformed_tasks_are_refused_with_a_code_and_a_plain_reason_and_none_crashes(number_of_tasks):
     rng, seen, codes = random.Random(0), Counter(), Counter()
     kinds = sorted(CLASSES)
-    assert len(kinds) >= 23
+    assert len(kinds) >= 24
     for index in range(number_of_tasks):
         message, kind = MESSAGES[index % len(MESSAGES)], kinds[index // len(MESSAGES) % len(kinds)]
         make, expected = CLASSES[kind]

@@ -17,7 +17,7 @@ from federations import SEED, a_round, begin
 from forged import CHOOSING, TASK
 from shepherd.lowrank import LowRank
 from shepherd.server.methods import build_method, methods
-from shepherd.types import ClientModel, Objective, TrainTask, Work
+from shepherd.types import ClientModel, Core, Objective, TrainTask, Work
 from shepherd.updates.layout import WireError
 from shepherd.updates.task_wire import pack_task, read_task
 
@@ -171,6 +171,9 @@ def test_what_has_no_place_in_a_task_is_not_sent(change):
         ({"slots": dict.fromkeys("qv", np.ones(2))}, "shape"),
         ({"adapter": replace(TASK.views["a"].adapter, r=3)}, "shape"),
         ({"adapter": replace(TASK.views["a"].adapter, r=0)}, "fields"),
+        ({"adapter": replace(TASK.views["a"].adapter, factors={})}, "fields"),
+        ({"core": Core(dict.fromkeys("qv", np.ones((7, 2))), dict.fromkeys("qv", np.ones((2, 1, 1))))}, "shape"),
+        ({"core": Core({"q": np.ones((7, 2))}, {"q": np.ones((2, 1, 1))})}, "fields"),
     ],
 )
 def test_a_client_model_that_makes_no_sense_in_itself_is_refused(change, code):
@@ -187,6 +190,7 @@ def test_a_client_model_that_makes_no_sense_in_itself_is_refused(change, code):
         ({"clusters": {"z": (TASK.views["a"],)}}, "fields"),
         ({"control": {"c": np.array([1.0, np.nan])}}, "non-finite"),
         ({"remainder": {"q": LowRank(np.zeros((7, 2)), np.zeros((2, 5)), apart=3)}}, "fields"),
+        ({"objective": Objective(proximal_form="other")}, "fields"),
         ({"work": {**TASK.work, "b": Work("b", 0, 8, ())}}, "fields"),
         ({"work": {**TASK.work, "b": Work("b", 0, 8, (0.1, -0.1))}}, "fields"),
         ({"work": {**TASK.work, "b": Work("b", -1, 8, (0.1,))}}, "fields"),
