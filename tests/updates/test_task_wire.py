@@ -17,7 +17,8 @@ from federations import SEED, a_round, begin
 from forged import CHOOSING, TASK
 from shepherd.lowrank import LowRank
 from shepherd.server.methods import build_method, methods
-from shepherd.types import ClientModel, Core, Objective, TrainTask, Work
+from shepherd.types import Adapter, ClientModel, Core, Objective, SlotChoice, TrainTask, Work
+from shepherd.updates import task_models, task_wire
 from shepherd.updates.layout import WireError
 from shepherd.updates.task_wire import pack_task, read_task
 
@@ -79,6 +80,25 @@ def test_the_methods_of_this_table_use_all_parts_of_a_client_model():
     assert {view.sends for view in views} == {"AB", "A", "B", "core"}
     assert {len(view.trains) for view in views} == {1, 2}
     assert any(not A.flags.c_contiguous for view in views for A, _ in view.adapter.factors.values())
+
+
+def test_every_field_of_a_task_s_nouns_has_a_place_in_its_envelope():
+    """A field that is added to one of them is added to its message, or a client would not get it."""
+    increment = {field.name for field in dataclasses.fields(LowRank) if field.compare}
+    for kinds, noun, others in (
+        (task_wire._TASK, names_of(TrainTask), {"models"}),
+        (task_wire._OBJECTIVE, names_of(Objective), set()),
+        (task_wire._WORK, names_of(Work) - {"client"}, set()),  # the key
+        (task_wire._INCREMENT, increment, set()),
+        (task_models._MODEL, names_of(ClientModel) - {"adapter"} | names_of(Adapter), set()),
+        (task_models._CORE, names_of(Core), set()),
+        (task_models._CHOICE, names_of(SlotChoice), set()),
+    ):
+        assert kinds.keys() - others == noun
+
+
+def names_of(noun: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(noun)}
 
 
 def test_scaffold_s_control_the_objective_and_clusters_arrive_as_they_were_sent():
