@@ -75,6 +75,16 @@ def push(value: float = 1.0) -> Transform:
     return replace(add(value), on_client=None)
 
 
+def sum_of_all() -> Transform:
+    """On the server the weighted sum in place of the updates."""
+
+    def on_server(given, start, rng):
+        total = {n: sum(given.weights[u.client] * u.delta[n] for u in given.updates) for n in start.tensors()}
+        return replace(given, updates=()).plus("sum", start, total, 1.0)
+
+    return Transform(on_server=on_server)
+
+
 def draw(size: float = 1.0) -> Transform:
     """Random numbers of the stream beside the delta, and how many rounds the client has counted, in its own state."""
 
@@ -85,11 +95,11 @@ def draw(size: float = 1.0) -> Transform:
     return Transform(on_client)
 
 
-def fails() -> Transform:
-    """Raises on one client, client-001 by name, and gives the others' deltas another shape."""
+def fails(client: str) -> Transform:
+    """Raise on this client, and give the deltas of all others another shape."""
 
     def on_client(update, start, rng):
-        if update.client.endswith("1"):
+        if update.client == client:
             raise ValueError("planted-8472")
         return changed(update, np.ravel)
 
