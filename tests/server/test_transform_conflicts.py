@@ -15,9 +15,9 @@ from shepherd.updates.transforms import Contributions
 from tiny_transforms import built, spec
 
 
-def problems(name: str, method: str = "fedit", optimizer: str = "fedavg", **changes) -> list[str]:
+def problems(name: str, method: str = "fedit", optimizer: str = "fedavg", aggregator: str = "", **changes) -> list[str]:
     options = {"weights": "uniform", "scaffold": False, "clusters": 0, "mixed_ranks": False, **changes}
-    return list(conflicts(built(spec(name)), build_method(method, {}, optimizer), **options))
+    return list(conflicts(built(spec(name)), build_method(method, {}, optimizer, aggregator=aggregator), **options))
 
 
 @pytest.mark.parametrize("name", [*methods])
@@ -77,6 +77,10 @@ WEIGHTED = (
     '"tiny_transforms:{0}" and federation.weights = "examples" do not fit: it needs the same weight for every client; '
     'set federation.weights = "uniform"'
 )
+AGGREGATOR = (
+    '"tiny_transforms:{0}" and federation.aggregator = "trimmed_mean" do not fit: it is no sum of the updates by their '
+    "weights; leave federation.aggregator out"
+)
 MERGE = (
     '"tiny_transforms:{0}" and method.merge = "product" do not fit: it needs each client\'s own factors, and not their '
     'sum alone; use federation.method = "ffa_lora"'
@@ -93,6 +97,7 @@ REFUSALS = [
     (RANKS, {"method": "fed_plora", "mixed_ranks": True}, ("linear", "uniform"), ("draw", "push")),
     (RANKS, {"method": "lora_a2", "mixed_ranks": True}, ("linear",), ("draw", "push", "uniform")),
     (WEIGHTED, {"weights": "examples"}, ("uniform",), ("draw", "push", "linear")),
+    (AGGREGATOR, {"aggregator": "trimmed_mean"}, ("push", "linear"), ("draw", "uniform")),
     (MERGE, {"method": "flora"}, ("linear",), ("draw", "push", "uniform")),
     (PAYLOAD, {"method": "fedrot_lora"}, ("linear",), ("draw", "push", "uniform")),
 ]  # fmt: skip

@@ -6,8 +6,8 @@
         def on_client(update, start, rng): ...
         return Transform(on_client=on_client)
 
-Clipping, compression and masking are client halves; privacy noise and a decoded sum are server halves. A mechanism is a
-file of its own that composition.py imports. None is built in so far.
+Clipping, compression and masking are client halves; privacy noise and a decoded sum are server halves. Each mechanism
+is a separate file that composition.py imports. None is built in so far.
 """
 
 from __future__ import annotations
