@@ -41,13 +41,14 @@ _CLIENTS_OF_THE_DATA = ("by_key", "files")
 """Partitioners that determine the number of clients from the data."""
 
 
-def load(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Read a recipe (the path of a TOML file or a packaged recipe's name) and apply `key=value` overrides.
+def load(recipe: str | Path | None = None, overrides: Iterable[str] = (), **tables: Mapping[str, Any]) -> Config:
+    """Read a recipe (the path of a TOML file or a packaged recipe's name) and change it.
 
+    `overrides` are `key=value` texts as after `--set`; tables are given by name, federation={"rounds": 5}, and win.
     Raises UsageError when there is no such recipe, and those of `resolve`.
     """
     layers = [] if recipe is None else [("recipe", read_recipe(recipe))]
-    settings, _ = merge([*layers, ("override", parse_overrides(overrides))])
+    settings, _ = merge([*layers, ("override", parse_overrides(overrides)), ("argument", tables)])
     return resolve(settings)
 
 

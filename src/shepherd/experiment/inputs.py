@@ -57,8 +57,9 @@ class Inputs:
     warnings: tuple[str, ...]
 
 
-def load_inputs(checked: Checked, place: Path, reporter: Reporter) -> Inputs:
-    """Rows, base, trainer and plan of a recipe. `place`: where its run directory is, or will be.
+def load_inputs(checked: Checked, place: Path | None, reporter: Reporter) -> Inputs:
+    """Rows, base, trainer and plan of a recipe. `place`: where its run directory is, or will be; None where
+    nothing is written.
 
     Raises DataError, ModelError and UsageError for what a person can mend, ResourceError where memory or disk would
     not do.
