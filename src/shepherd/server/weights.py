@@ -68,8 +68,11 @@ def round_weights(
     """The weight of each update of a round: by "examples", "tokens" or "uniform", none above `most`.
 
     A selection may decide in place of `by`: times, how often it drew each client, weighs them in proportion; shares,
-    of a selection with a fixed denominator, hold as they are. All but those sum to one over the updates.
+    of a selection with a fixed denominator, hold as they are. All but those sum to one over the updates. Empty where
+    there are none.
     """
+    if not updates:
+        return {}
     if shares is not None:
         return {u.client: shares[u.client] for u in updates}
     if times is not None:
