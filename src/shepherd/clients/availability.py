@@ -41,7 +41,7 @@ class Trace:
 
 
 def read_trace(path: str) -> Trace:
-    """Read a trace: CSV where the name ends in .csv, JSON otherwise. Raises UsageError with the file and the place."""
+    """Read a trace: CSV if the name ends in .csv, else JSON. Raises UsageError with the file and the position."""
     file = Path(path)
     try:
         if file.stat().st_size > LARGEST:

@@ -18,9 +18,9 @@ def conflicts(
     max_weight: float = 1.0,
     own_weighing: str = "",
 ) -> list[str]:
-    """A sentence for each setting of [federation] that conflicts with the selection: which, why, and an alternative.
+    """One sentence for each setting of [federation] that conflicts with the selection: setting, reason, alternative.
 
-    own_weighing: the method's weigh piece, where it ignores the weights of the round.
+    own_weighing: the method's weigh piece, if it ignores the weights of the round.
     """
     found = []
 
