@@ -1,4 +1,4 @@
-"""Many updates become one step: weights, means, and how far the mean of factors is from the mean of products."""
+"""Aggregation of a round: weights, means, diagnostics, and the deviation of the mean of factors."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_weights_are_shares_of_examples_of_target_tokens_or_equal(by, expected):
     assert update_weights(updates, by) == pytest.approx(expected, rel=1e-12)
 
 
-def test_an_unknown_weighting_is_refused_with_those_there_are():
+def test_an_unknown_weighting_is_refused_with_the_list_of_weightings():
     with pytest.raises(ValueError, match=r"unknown weights: 'size'\. Known: examples, tokens, uniform"):
         update_weights(some_updates(), "size")
 
@@ -123,7 +123,7 @@ def test_a_step_adds_the_delta_in_float32_and_keeps_everything_else():
 
 @pytest.fixture(params=["thin", "dense"])
 def form(request, monkeypatch) -> str:
-    """All clients' thin factors side by side, or their products added up: whatever the shapes say."""
+    """Both forms of the diagnostics for any shapes: stacked thin factors, or summed dense products."""
     monkeypatch.setattr(diagnostics, "DENSE_FROM", {"thin": np.inf, "dense": 0.0}[request.param])
     return request.param
 
@@ -167,13 +167,13 @@ def test_the_deviation_of_a_hand_worked_pair():
     assert seen(start, updates, {"a": 0.5, "b": 0.5}).deviation == pytest.approx(1 / 5, rel=1e-12)
 
 
-def test_clients_that_agree_or_are_alone_have_no_deviation(form):
+def test_identical_or_single_clients_have_no_deviation(form):
     updates = [replace(update("x", 3), client=f"c{k}") for k in range(3)]
     assert seen(adapter(), updates, dict.fromkeys(("c0", "c1", "c2"), 1 / 3)).deviation < 1e-12
     assert seen(adapter(), updates[:1], {"c0": 1.0}).deviation == 0.0
 
 
-def test_an_adapter_that_is_still_zero_has_no_deviation(form):
+def test_a_zero_adapter_has_no_deviation(form):
     start = Adapter({"m": Factors(np.ones((1, 2), np.float32), np.zeros((2, 1), np.float32))}, 1, 1.0)
     none = {"m": Factors(np.zeros((1, 2), np.float32), np.zeros((2, 1), np.float32))}
     assert seen(start, [ClientUpdate("a", 1, tensors(none), 1, 1, 1)], {"a": 1.0}).deviation == 0.0
@@ -212,7 +212,7 @@ def test_the_other_diagnostics_are_those_of_dense_increments(count, form):
     assert found.modules == len(SHAPES)
 
 
-def test_a_small_turn_of_the_row_space_is_measured_to_its_last_digits():
+def test_a_small_rotation_of_the_row_space_is_measured_accurately():
     angle = 1e-9
     A, B = np.eye(2, 5), np.eye(2, 5)
     B[0, [0, 2]] = np.cos(angle), np.sin(angle)
@@ -222,7 +222,7 @@ def test_a_small_turn_of_the_row_space_is_measured_to_its_last_digits():
     assert subspace_move(np.eye(2, 5), np.eye(5)[2:4]) == pytest.approx(1.0, rel=1e-12)
 
 
-def test_one_client_has_no_cosine_and_a_client_that_did_not_move_none_either():
+def test_a_single_client_and_zero_changes_have_no_cosine():
     updates = some_updates(2)
     assert seen(adapter(), updates[:1], {"c0": 1.0}).cosine_mean is None
     still = replace(updates[1], delta={name: np.zeros_like(d) for name, d in updates[1].delta.items()})
@@ -230,12 +230,12 @@ def test_one_client_has_no_cosine_and_a_client_that_did_not_move_none_either():
     assert found.cosine_min is None and found.increment_norm["c1"] == 0.0
 
 
-def test_where_diagnostics_would_cost_too_much_some_modules_are_left_out(monkeypatch):
+def test_expensive_diagnostics_skip_some_modules(monkeypatch):
     monkeypatch.setattr(diagnostics, "OPERATIONS", 1000)
     assert seen(adapter(), some_updates(2), {"c0": 0.5, "c1": 0.5}).modules == 1
 
 
-def test_the_modules_that_are_measured_are_of_all_kinds_alike(monkeypatch):
+def test_measured_modules_are_of_all_kinds(monkeypatch):
     kinds, factors = "qkvogud", Factors(np.ones((2, 6), np.float32), np.ones((5, 2), np.float32))
     model = GlobalModel(Adapter({f"layers.{i:02}.{kind}": factors for i in range(30) for kind in kinds}, 2, 2.0))
     names = list(model.adapter.factors)
@@ -251,7 +251,7 @@ def test_the_modules_that_are_measured_are_of_all_kinds_alike(monkeypatch):
 
 
 class Answers(NumberEngine):
-    """An engine that gives these answers, whatever it is asked."""
+    """An engine that returns these replies for any task."""
 
     def __init__(self, *answers) -> None:
         self.answers = answers
@@ -273,7 +273,7 @@ def a_plan(clients, min_updates=1, weights="examples", rows=9, cohort=0) -> Plan
     )  # fmt: skip
 
 
-def test_a_round_does_not_depend_on_the_order_in_which_answers_arrive():
+def test_a_round_does_not_depend_on_the_order_of_replies():
     start, updates = begin(), some_updates()
     plan = a_plan([u.client for u in updates])
     state, record = run_round(start, plan, Answers(*updates))
@@ -285,7 +285,7 @@ def test_a_round_does_not_depend_on_the_order_in_which_answers_arrive():
         assert list(again.weights) == list(record.weights)
 
 
-def test_a_round_steps_by_the_weighted_mean_and_records_who_counted_for_how_much():
+def test_a_round_applies_the_weighted_mean_and_records_the_weights():
     updates = [update("a", 0, examples=1), update("b", 1, examples=3)]
     start = begin(4, cursors={"a": 9})
     state, record = run_round(start, a_plan("ab"), Answers(*(replace(u, round=5) for u in updates)))
@@ -297,14 +297,14 @@ def test_a_round_steps_by_the_weighted_mean_and_records_who_counted_for_how_much
     assert record.learning_rate == (0.2, 0.1)
 
 
-def test_bytes_are_those_of_float32_factors_down_for_everyone_asked_up_for_every_answer():
+def test_traffic_counts_float32_factors_down_per_sampled_client_and_up_per_reply():
     size = 4 * R * sum(n_in + n_out for n_in, n_out in SHAPES.values())
     failed = ClientFailure("b", 1, "diverged", "the loss became nan")
     _, record = run_round(begin(), a_plan("abc"), Answers(update("a"), failed, update("c")))
     assert (record.bytes_down, record.bytes_up) == (3 * size, 2 * size)
 
 
-def test_failed_refused_and_silent_clients_are_recorded_and_not_averaged():
+def test_failed_rejected_and_lost_clients_are_recorded_and_not_averaged():
     failed = ClientFailure("b", 1, "diverged", "the loss became nan")
     stale = replace(update("c", 2), round=7)
     good = update("a", 1)
@@ -314,10 +314,10 @@ def test_failed_refused_and_silent_clients_are_recorded_and_not_averaged():
     assert record.missing == ("d",) and record.weights == {"a": 1.0}
     expected = {name: value + good.delta[name] for name, value in tensors(start.model.adapter.factors).items()}
     assert_close(tensors(state.model.adapter.factors), expected)
-    assert state.cursors == {"a": 9}  # the others' rows are still to come
+    assert state.cursors == {"a": 9}  # the others have not trained on theirs
 
 
-def test_too_few_usable_updates_end_the_run_and_say_what_happened_to_each_client():
+def test_too_few_usable_updates_end_the_run_with_the_failure_of_each_client():
     failed = ClientFailure("b", 1, "diverged", "the loss became nan")
     with pytest.raises(ClientError) as caught:
         run_round(begin(), a_plan("ab", min_updates=2), Answers(update("a"), failed))

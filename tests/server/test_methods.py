@@ -1,4 +1,4 @@
-"""Every method joins these tables by itself: what it computes is held against dense float64 matrices."""
+"""Every registered method against dense float64 matrices: exactness, invariances, ranks and errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from shepherd.server.method import compose
 from shepherd.server.methods import build_method, check_ranks, methods
 from shepherd.server.uploads import Uploads
 
-# Methods whose preset cuts by energy, here without the cut; and variants worth their own row.
+# Methods whose preset truncates by energy, here without; and variants that deserve a separate row.
 VARIANTS = {
     "fedmomentum, all energy": ("fedmomentum", {"energy": 1.0}),
     "florist, all energy": ("florist", {"energy": 1.0}),
@@ -51,7 +51,7 @@ VARIANTS = {
     "fedex_lora, rank 2": ("fedex_lora", {"rank": 2}),
 }
 GLOBAL = [name for name in methods if not methods.build(name).pieces.personal]
-"""Methods whose global model is what is learned; of the others the clients' own models are."""
+"""Methods that train the global model; the others train personal models."""
 ALL = {**{name: (name, {}) for name in GLOBAL}, **VARIANTS}
 
 
@@ -83,7 +83,7 @@ def test_an_exact_method_moves_the_increment_by_the_weighted_mean_of_the_clients
 
 @st.composite
 def federations(draw):
-    """(shapes, r, weights): modules of any sizes, some smaller than what all clients' slots span, of any company."""
+    """(shapes, r, weights): modules of any sizes, some smaller than the total rank of the clients, for any cohort."""
     r = 4 * draw(st.integers(1, 2))  # so that two or four heads divide it
     sizes = st.tuples(st.integers(r, 24), st.integers(r, 24))
     shapes = {f"m{i}": size for i, size in enumerate(draw(st.lists(sizes, min_size=1, max_size=3)))}
@@ -94,7 +94,7 @@ def federations(draw):
 @pytest.mark.parametrize("name", EXACT)
 @given(federation=federations())
 @settings(max_examples=12, deadline=None, derandomize=True)
-def test_so_it_does_for_modules_and_companies_of_any_size(name, federation):
+def test_the_exactness_law_holds_for_modules_and_cohorts_of_any_size(name, federation):
     shapes, r, weights = federation
     model = begin(of(name), shapes, r)
     for number in (1, 2):
@@ -105,14 +105,14 @@ def test_so_it_does_for_modules_and_companies_of_any_size(name, federation):
 
 
 @pytest.mark.parametrize("name", INEXACT)
-def test_a_method_that_says_it_is_not_exact_is_not(name):
+def test_a_method_declared_inexact_is_inexact(name):
     done = a_round(of(name), after_rounds(of(name), 2, ranks=RANKS.get(name)), 3, ranks=RANKS.get(name))
     assert_far(dense(done.after, "q"), law(done, "q"), 1e-3)
 
 
 RANKS = {name: MIXED_RANKS for name in ("hetlora", "fedilora", "fed_plora")}
 SLOTS = [name for name in MIXED if of(name).pieces.view.all_slots]
-"""Methods whose clients of a lower rank own some of all slots."""
+"""Methods whose clients of lower rank own some of the slots."""
 
 
 @pytest.mark.parametrize("name", sorted(CUT))
@@ -127,14 +127,14 @@ def test_a_method_that_keeps_a_share_of_the_energy_loses_no_more_than_the_rest_o
 
 
 @pytest.mark.parametrize("name", UNCUT)
-def test_one_client_alone_gets_its_own_model_back(name):
+def test_with_one_client_the_global_model_becomes_its_model(name):
     done = a_round(of(name), after_rounds(of(name), 2), 3, weights={"a": 1.0})
     for module in SHAPES:
         assert_near(dense(done.after, module), local(done.before, done.views["a"], done.updates[0], module), 1e-11)
 
 
 @pytest.mark.parametrize("name", UNCUT)
-def test_clients_that_agree_get_what_they_agree_on(name):
+def test_with_identical_clients_the_global_model_becomes_theirs(name):
     done = a_round(of(name), after_rounds(of(name), 2), 3)
     same = tuple(replace(done.updates[0], client=c) for c in WEIGHTS)
     done = replace(done, updates=same)
@@ -162,7 +162,7 @@ def arrays(model) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_combining_leaves_what_it_is_given_as_it_was(name):
+def test_combining_does_not_modify_its_arguments(name):
     done = a_round(of(name), after_rounds(of(name), 1), 2)
     inputs = {**arrays(done.before), **{f"{u.client} {n}": d for u in done.updates for n, d in u.delta.items()}}
     before = {key: value.copy() for key, value in inputs.items()}
@@ -170,9 +170,9 @@ def test_combining_leaves_what_it_is_given_as_it_was(name):
     assert all(np.array_equal(inputs[key], before[key]) for key in inputs)
 
 
-# One factor cannot be turned without the other.
+# A rotation needs both factors.
 @pytest.mark.parametrize("name", [name for name in UNCUT if not of(name).pieces.train.one_factor])
-def test_only_what_is_invariant_to_the_clients_gauge_claims_to_be(name):
+def test_declared_gauge_invariance_is_that_of_the_results(name):
     method = of(name)
     p = method.pieces
     done = a_round(method, after_rounds(method, 1), 2)
@@ -198,7 +198,7 @@ def test_the_law_holds_for_uploads_that_were_rounded_to_bfloat16(name):
 
 @pytest.mark.parametrize("scale", ["common", "own"])
 @pytest.mark.parametrize("name", [name for name in MIXED if name in EXACT])
-def test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale(name, scale):
+def test_the_law_holds_for_clients_of_mixed_ranks_and_scales(name, scale):
     method = of(name)
     if method.pieces.view.name == "fresh":
         method = method.changed({"view": {"name": "fresh", "scale": scale}})
@@ -230,7 +230,7 @@ def test_mixed_ranks_compose_with_any_product_and_with_one_trained_factor(view, 
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_a_client_gets_a_view_of_its_own_rank_and_none_beyond_it(name):
+def test_a_client_model_has_the_rank_of_its_client(name):
     method = of(name)
     model = after_rounds(method, 2)
     view = method.view(model, "a", 2, 3, SEED)
@@ -249,13 +249,13 @@ def test_a_client_gets_a_view_of_its_own_rank_and_none_beyond_it(name):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", SLOTS)
-def test_uploads_of_the_owned_slots_alone_give_the_bits_of_uploads_of_all_slots(name, dtype):
+def test_uploads_of_owned_slots_give_the_same_bits_as_uploads_of_all_slots(name, dtype):
     method = of(name)
     model = begin(method, dtype=dtype)
     for number in (1, 2, 3):
         done = a_round(method, model, number, ranks=MIXED_RANKS)
         dense_form = in_dense_form(done)
-        if method.pieces.weigh.by_slot:  # what owners are, the server knows from the slots alone
+        if method.pieces.weigh.by_slot:  # the server knows the owners from the slots alone
             owned = Uploads(done.before, done.views, done.updates)
             patched = method.pieces.weigh.of(owned, np.array([WEIGHTS[c] for c in "abc"]))
             weigh = replace(method.pieces.weigh, of=lambda uploads, weights, patched=patched: patched)
@@ -268,7 +268,7 @@ def test_uploads_of_the_owned_slots_alone_give_the_bits_of_uploads_of_all_slots(
 
 
 @pytest.mark.parametrize("name", sorted(ALL.keys() - set(MIXED) - CUT))
-def test_a_method_of_one_rank_refuses_another(name):
+def test_a_method_without_mixed_ranks_refuses_them(name):
     with pytest.raises(UsageError, match=r"a has rank 2"):
         of(name).view(begin(of(name)), "a", 2, 1, SEED)
     with pytest.raises(UsageError) as caught:
@@ -278,7 +278,7 @@ def test_a_method_of_one_rank_refuses_another(name):
 
 @pytest.mark.parametrize("share", [0.5, 1.5])
 @pytest.mark.parametrize("name", EXACT)
-def test_weights_that_do_not_sum_to_one_move_the_model_by_as_much_and_do_not_scale_it(name, share):
+def test_weights_that_do_not_sum_to_one_scale_the_change_but_not_the_model(name, share):
     weights = {client: share * weight for client, weight in WEIGHTS.items()}
     done = a_round(of(name), after_rounds(of(name), 2), 3, weights=weights)
     for module in SHAPES:
@@ -333,7 +333,7 @@ def test_a_dropped_rest_leaves_the_best_approximation_of_the_global_rank(name):
 
 
 @pytest.mark.parametrize("name", ["flexlora", "raflora", "fedmomentum, all energy"])
-def test_slots_without_a_singular_value_can_learn_again(name):
+def test_slots_without_a_singular_value_have_gradients_again(name):
     # Two equal clients of one slot each: the product has rank 1, three of four slots are empty.
     method = of(name) if name != "fedmomentum, all energy" else of(name).changed({"view": "prefix"})
     done = a_round(method, begin(method), 1, weights={"a": 1.0}, ranks={"a": 1})
@@ -353,7 +353,7 @@ def test_the_balanced_split_gives_both_factors_of_a_slot_the_same_norm():
         assert all(np.diff(np.linalg.norm(A, axis=1)) <= 0)
 
 
-def test_the_left_split_gives_a_orthonormal_rows():
+def test_the_left_split_gives_orthonormal_rows_of_a():
     for name in ("flexlora", "fedsvd"):
         for A, _ in after_rounds(of(name), 2).adapter.factors.values():
             np.testing.assert_allclose(A @ A.T, np.eye(R), atol=1e-12)
@@ -392,7 +392,7 @@ def some_targets(count=3, spread=0.5):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_method_learns_on_a_quadratic(name):
+def test_every_method_reduces_the_loss_of_a_quadratic(name):
     targets = some_targets()
     mean = {m: sum(t[m] for t in targets.values()) / len(targets) for m in SHAPES}
     floor = sum(0.5 * np.sum((t[m] - mean[m]) ** 2) / len(targets) for t in targets.values() for m in SHAPES)
@@ -452,7 +452,7 @@ def test_updates_of_another_shape_or_module_set_are_refused_by_client_and_tensor
 
 
 @pytest.mark.parametrize("name", UNCUT)
-def test_a_value_that_is_not_finite_ends_the_round_by_the_module_s_name(name):
+def test_a_non_finite_value_ends_the_round_with_the_name_of_the_module(name):
     done = a_round(of(name), begin(of(name)), 1)
     delta = {n: d.copy() for n, d in done.updates[1].delta.items()}
     delta[next(n for n in delta if n.startswith("q"))][...] = np.nan
@@ -461,19 +461,19 @@ def test_a_value_that_is_not_finite_ends_the_round_by_the_module_s_name(name):
 
 
 def first_filled(done, value: float, tensors: str = ""):
-    """The same round, where the first client's tensors whose name starts so hold this value."""
+    """The same round with this value in the first client's tensors with this prefix."""
     delta = {n: np.full_like(d, value if n.startswith(tensors) else 0) for n, d in done.updates[0].delta.items()}
     return replace(done, updates=(replace(done.updates[0], delta=delta), *done.updates[1:]))
 
 
 @pytest.mark.parametrize("name", ["fedit", "flexlora", "fedex_lora"])
-def test_values_that_only_float64_holds_end_a_round_of_float32_by_the_module_s_name(name):
+def test_values_that_overflow_float32_end_the_round_with_the_name_of_the_module(name):
     done = a_round(of(name), begin(of(name), dtype=np.float32), 1, weights={**WEIGHTS, "a": 2.0})
     with pytest.raises((ClientError, NumericalError), match=r"^q: .* not finite"):
         first_filled(done, 3e38, "q").after  # noqa: B018
 
 
-def test_a_remainder_that_overflows_by_its_sum_ends_the_round_by_the_module_s_name():
+def test_an_overflowing_sum_of_remainders_ends_the_round_with_the_name_of_the_module():
     dense_one = LowRank.beside_identity(np.full(SHAPES["q"][::-1], 3e38, np.float32))
     done = a_round(of("fedex_lora"), begin(of("fedex_lora"), dtype=np.float32), 1)
     full = replace(done, before=replace(done.before, remainder={"q": dense_one}))
@@ -481,7 +481,7 @@ def test_a_remainder_that_overflows_by_its_sum_ends_the_round_by_the_module_s_na
         first_filled(full, 1e19, "q").after  # noqa: B018
 
 
-def test_a_server_s_memory_that_overflows_ends_the_round_by_the_tensor_s_name():
+def test_an_overflowing_server_state_ends_the_round_with_the_name_of_the_tensor():
     adam = build_method("fedit", None, "fedadam")  # 0.01 · (0.2 · 1e25)² > 3.4e38: v would be infinite, the move 0
     done = a_round(adam, begin(adam, dtype=np.float32), 1)
     with pytest.raises(ClientError, match=r"^server\.q\.A\.v: .* of the server's memory are not finite"):
@@ -496,7 +496,7 @@ def test_a_server_s_memory_that_overflows_ends_the_round_by_the_tensor_s_name():
 
 
 @pytest.mark.parametrize("bad", [{"a": -0.1, "b": 1.1}, {"a": np.nan, "b": 0.5}, {"a": 0.0, "b": 0.0}])
-def test_weights_that_mean_nothing_are_refused(bad):
+def test_invalid_weights_are_refused(bad):
     done = a_round(of("fedit"), begin(of("fedit")), 1, weights={"a": 0.5, "b": 0.5})
     with pytest.raises(UsageError, match="weights must be finite"):
         replace(done, weights=bad).after  # noqa: B018
@@ -504,12 +504,12 @@ def test_weights_that_mean_nothing_are_refused(bad):
         replace(done, weights={"a": 1.0}).after  # noqa: B018
 
 
-def test_frlora_without_base_weights_says_what_is_missing():
+def test_frlora_without_base_weights_is_an_error_with_the_reason():
     with pytest.raises(UsageError, match="needs the base weights, and those of o are not there"):
         of("frlora").start(begin(of("fedit")).adapter, SEED)
 
 
-def test_frlora_begins_with_the_base_s_principal_directions_and_changes_nothing():
+def test_frlora_starts_from_principal_directions_with_a_zero_increment():
     from federations import base_weights
 
     model = begin(of("frlora"))
@@ -521,13 +521,13 @@ def test_frlora_begins_with_the_base_s_principal_directions_and_changes_nothing(
 
 
 def in_bfloat16(rest: LowRank) -> np.ndarray:
-    """What a base in bfloat16 makes of an increment: each factor rounded."""
+    """An increment on a bfloat16 base: each factor rounded."""
     L, R = (bfloat16(factor.astype(np.float32)).astype(np.float64) for factor in (rest.L, rest.R))
     return L @ R
 
 
 @pytest.mark.parametrize("merge", ["factor", "product"])
-def test_frlora_loses_two_thousandths_of_what_was_learned_where_factors_are_rounded_to_bfloat16(merge):
+def test_rounding_to_bfloat16_loses_two_thousandths_of_the_trained_increment_of_frlora(merge):
     # As sB̄Ā − sB₀A₀ the rest lost 23 % here: a change of 2 % of the factors is a few roundings of 2⁻⁹ of them.
     method = of("frlora").changed({"merge": merge})
     start = begin(method, dtype=np.float32)
@@ -539,7 +539,7 @@ def test_frlora_loses_two_thousandths_of_what_was_learned_where_factors_are_roun
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 1e-5)])
-def test_what_frlora_takes_away_from_the_base_stays_apart_from_what_it_learned_for_good(dtype, tolerance):
+def test_the_subtracted_directions_of_frlora_stay_separate_from_the_trained_increment(dtype, tolerance):
     shapes = {"o": (10, 10), "q": (14, 8)}
     model = begin(of("frlora"), shapes=shapes, dtype=dtype)
     taken = {module: rest.dense() for module, rest in model.remainder.items()}
@@ -555,7 +555,7 @@ def test_what_frlora_takes_away_from_the_base_stays_apart_from_what_it_learned_f
         assert_near(learned.dense(), expected[module], tolerance)
 
 
-def test_an_exported_frlora_adapter_holds_what_was_learned_alone_and_can_be_rounded():
+def test_an_exported_frlora_adapter_holds_just_the_trained_increment_and_can_be_rounded():
     start = begin(of("frlora"), dtype=np.float32)
     done = a_round(of("frlora"), start, 1, size=0.02)
     whole = merged_adapter(done.after)
@@ -566,7 +566,7 @@ def test_an_exported_frlora_adapter_holds_what_was_learned_alone_and_can_be_roun
         assert_near(rounded, learned, 0.006)
 
 
-def test_an_exported_frlora_adapter_that_has_learned_nothing_at_all_is_zero():
+def test_an_untrained_frlora_adapter_is_exported_as_zero():
     # s = 2: what the remainder takes away cancels to the last bit, and nothing is left of the sum. What was exported
     # then were the principal factors, 0.98.
     whole = merged_adapter(begin(of("frlora"), shapes={"o": (2, 2)}, r=1, dtype=np.float32, alpha=2.0))
@@ -579,7 +579,7 @@ def test_frlora_with_more_slots_than_a_module_has_directions_is_refused_at_the_s
     assert refused.value.hint == "set lora.r to at most 6"
 
 
-def test_frlora_s_slots_beyond_the_rank_of_the_base_weights_can_learn():
+def test_slots_of_frlora_beyond_the_rank_of_the_base_weights_have_gradients():
     # Base weights of rank 2: the two other slots would have A = B = 0, and gradients of zero for ever.
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(9, 2)) @ rng.normal(size=(2, 8))
@@ -589,7 +589,7 @@ def test_frlora_s_slots_beyond_the_rank_of_the_base_weights_can_learn():
     assert np.linalg.norm(dense(model, "m")) < 1e-12 and model.adapter.scale * B @ A == pytest.approx(weight)
 
 
-def test_a_share_of_the_energy_of_frlora_s_rest_is_one_of_what_was_learned():
+def test_the_energy_share_of_frlora_refers_to_the_trained_increment():
     # Of the whole increment, base directions included, 1 % would be all that a round learned.
     method = of("frlora").changed({"remainder": {"name": "keep", "energy": 0.99}})
     start = begin(method)
@@ -599,7 +599,7 @@ def test_a_share_of_the_energy_of_frlora_s_rest_is_one_of_what_was_learned():
         assert_near(dense(done.after, module), dense(exact, module), 0.1)
 
 
-def test_a_method_says_in_one_line_what_it_is_and_where_it_is_from():
+def test_every_method_has_a_one_line_description_with_its_source():
     for name in methods:
         method = build_method(name)
         assert method.citation and methods.describe(name).endswith("."), name
@@ -618,7 +618,7 @@ def test_a_model_with_its_remainder_is_one_adapter_of_higher_rank(name):
         assert (whole is model.adapter) == (name == "fedit")
 
 
-def test_with_b_at_home_the_global_a_is_the_mean_and_the_global_increment_stays_nothing():
+def test_with_local_b_the_global_a_is_the_mean_and_the_global_increment_is_zero():
     method = build_method("fedsa_lora")
     start = begin(method)
     views = {c: method.view(start, c, R, 1, SEED) for c in WEIGHTS}
@@ -637,7 +637,7 @@ def test_with_b_at_home_the_global_a_is_the_mean_and_the_global_increment_stays_
     [("FedAvg", ("federation", "method")), ("fedprox", ("objective", "proximal")),
      ("scaffold", ("objective", "scaffold")), *((n, ("personalization", "name")) for n in ("ditto", "ifca", "feddpa"))],
 )  # fmt: skip
-def test_a_method_by_a_name_that_is_not_ours_is_answered_with_the_setting_that_does_it(name, setting):
+def test_an_alias_of_a_method_is_refused_with_the_equivalent_setting(name, setting):
     with pytest.raises(UsageError) as caught:
         build_method(name)
     said = caught.value.message

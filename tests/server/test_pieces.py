@@ -1,4 +1,4 @@
-"""The pieces on their own: merges, splits, weighings, views and payloads on dense matrices; what fits together."""
+"""The pieces of methods on dense matrices: merges, refactorisations, weighings, client models, payloads, conflicts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SPLITS = {name: {} for name in splits}
 
 @st.composite
 def merged_modules(draw):
-    """A merge of 1 to 4 clients of ranks 1 to r, with shares by slot and scales of their own, in random shapes."""
+    """A merge of 1 to 4 clients of ranks 1 to r, with random shares by slot, scales and shapes."""
     n_out, n_in = draw(st.integers(4, 24)), draw(st.integers(4, 24))
     r = draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
@@ -114,7 +114,7 @@ def test_the_residual_of_k_clients_has_rank_k_minus_one_times_r():
         assert np.linalg.matrix_rank(equal_ranks(count).residual.dense()) == (count - 1) * 3
 
 
-def test_the_residual_keeps_its_digits_where_clients_nearly_agree():
+def test_the_residual_of_nearly_identical_clients_is_accurate():
     # Spread 2⁻²⁶: |residual| / |total| is about 1e-16, so a subtraction leaves nothing but rounding. The clients are
     # A₀ ± 2⁻²⁶ on a grid of 2⁻¹⁰, exact in float64; the covariance of ±U and ±V is 2⁻⁵² V U.
     rng = np.random.default_rng(0)
@@ -127,7 +127,7 @@ def test_the_residual_keeps_its_digits_where_clients_nearly_agree():
     assert_far(merged.total.dense() - 2.0 * B @ A, expected, 0.1)
 
 
-def test_a_deviation_keeps_its_digits_where_clients_nearly_agree_and_their_matrix_is_summed():
+def test_the_deviation_of_nearly_identical_clients_is_accurate_in_dense_form():
     # The same clients as updates: in 6 × 8 their columns are as many as the rows.
     rng = np.random.default_rng(0)
     A0, B0, U, V = (np.round(rng.normal(size=size) * 1024) / 1024 for size in ((3, 8), (6, 3)) * 2)
@@ -184,7 +184,7 @@ def shares_of(name: str, done):
     return weighings.build(name).of(uploads, np.array([done.weights[u.client] for u in uploads.updates]))("q")
 
 
-def test_owners_share_each_slot_by_their_weights_and_equal_ranks_are_the_plain_weights():
+def test_owners_share_each_slot_by_their_weights_and_equal_ranks_give_the_weights_of_the_round():
     method = compose("owners", view="prefix", weigh="slot_owners")
     done = a_round(method, begin(method), 1, ranks={"a": 1, "b": 2, "c": 4})
     # Weights 0.2, 0.5, 0.3; slot 0 is everybody's, slot 1 is b's and c's, slots 2 and 3 are c's.
@@ -195,7 +195,7 @@ def test_owners_share_each_slot_by_their_weights_and_equal_ranks_are_the_plain_w
 
 
 @pytest.mark.parametrize("merge, split", [("factor", "mean"), ("product", "svd_balanced"), ("product", "mean")])
-def test_with_equal_ranks_the_owners_of_slots_are_everybody(merge, split):
+def test_with_equal_ranks_every_client_owns_every_slot(merge, split):
     plain = compose(
         "plain", view="prefix", merge=merge, split=split, remainder="keep" if merge == "product" else "drop"
     )
@@ -207,7 +207,7 @@ def test_with_equal_ranks_the_owners_of_slots_are_everybody(merge, split):
 
 
 @pytest.mark.parametrize("merge", ["factor", "product"])
-def test_a_slot_that_nobody_owns_stays_as_it_was(merge):
+def test_a_slot_without_an_owner_is_unchanged(merge):
     method = compose("owners", view="prefix", weigh="slot_owners", merge=merge)
     full = after_rounds(method, 1)
     done = a_round(method, full, 2, ranks=dict.fromkeys(WEIGHTS, 2))
@@ -234,7 +234,7 @@ def test_hetlora_pads_with_zeros_and_weighs_by_the_norms_of_the_increments():
         np.testing.assert_allclose(done.after.adapter.factors[module].A, A, atol=1e-13)
 
 
-def test_fed_plora_averages_each_slot_over_those_who_trained_it():
+def test_fed_plora_averages_each_slot_over_its_owners():
     method = build_method("fed_plora")
     done = a_round(method, after_rounds(method, 1), 2, ranks={"a": 1, "b": 2, "c": 3})
     before, after = done.before.adapter.factors["q"], done.after.adapter.factors["q"]
@@ -249,7 +249,7 @@ def test_fed_plora_averages_each_slot_over_those_who_trained_it():
 # Views
 
 
-def test_the_svd_view_is_the_best_of_its_rank_and_a_prefix_of_a_balanced_model_is_too():
+def test_the_svd_view_and_a_prefix_of_a_balanced_model_are_best_approximations():
     method = compose("svd", view="svd", merge="product", split="svd_balanced", remainder="keep")
     model = after_rounds(method, 2)
     for module in SHAPES:
@@ -263,7 +263,7 @@ def test_the_svd_view_is_the_best_of_its_rank_and_a_prefix_of_a_balanced_model_i
                 assert by_view.adapter.scale == pytest.approx(s)
 
 
-def test_views_of_the_whole_rank_are_exact():
+def test_client_models_of_full_rank_are_exact():
     for view in ("identity", "prefix", "svd", "fold", "probe"):
         method = compose("whole", view=view, merge="product", split="svd_balanced", remainder="keep")
         model = after_rounds(method, 2)
@@ -271,7 +271,7 @@ def test_views_of_the_whole_rank_are_exact():
             assert_near(local(model, method.view(model, "a", R, 3, SEED), None, module), dense(model, module), 1e-12)
 
 
-def test_rank_stabilised_scales_are_kept_by_views_of_lower_rank():
+def test_client_models_of_lower_rank_keep_rank_stabilised_scales():
     method = build_method("hetlora")
     model = begin(method)
     model = replace(model, adapter=replace(model.adapter, rslora=True))
@@ -291,7 +291,7 @@ def test_slots_and_heads_differ_between_clients_and_rounds_but_not_between_repet
         assert drawn["b", 2] == method.view(model, "b", 4, 2, SEED).slots["q"].tobytes()
 
 
-def test_a_rank_that_is_no_whole_number_of_heads_is_refused():
+def test_a_rank_that_is_not_a_multiple_of_a_head_is_refused():
     method = build_method("ravan", {"heads": 2})
     with pytest.raises(UsageError, match="a has rank 3, which is no whole number of heads of rank 2"):
         method.view(begin(method), "a", 3, 1, SEED)
@@ -301,7 +301,7 @@ def test_a_rank_that_is_no_whole_number_of_heads_is_refused():
         begin(build_method("ravan", {"heads": 3}))
 
 
-def test_heads_are_averaged_over_those_who_moved_them_where_a_head_is_larger_than_one_slot():
+def test_heads_of_several_slots_are_averaged_over_their_owners():
     method = build_method("ravan", {"heads": 2})  # of rank 2 each
     done = a_round(method, begin(method), 1, ranks={"a": 2, "b": 2, "c": 4})
     for module in SHAPES:
@@ -335,7 +335,7 @@ def test_orthonormal_rows_that_do_not_fit_are_refused_by_module():
 # FedRot
 
 
-def test_a_rotation_changes_no_increment_and_takes_a_random_gauge_away():
+def test_a_rotation_preserves_increments_and_removes_a_random_gauge():
     method = build_method("fedrot_lora", {"strength": 1.0})
     for number in (2, 3):  # A is aligned in even rounds, B in odd ones
         done = a_round(method, after_rounds(method, number - 1), number, size=0.02)
@@ -355,7 +355,7 @@ def test_a_rotation_changes_no_increment_and_takes_a_random_gauge_away():
             assert_far(after.A, own.A, 0.01)
 
 
-def test_the_deviation_of_a_round_is_that_of_the_factors_that_are_merged():
+def test_the_deviation_of_a_round_is_that_of_the_merged_factors():
     method = build_method("fedrot_lora", {"strength": 1.0})
     done = a_round(method, after_rounds(method, 1), 2, size=0.02)
     rng = np.random.default_rng(1)
@@ -371,7 +371,7 @@ def test_the_deviation_of_a_round_is_that_of_the_factors_that_are_merged():
     assert plain.deviation > 10 * merged.deviation and plain.cosine_mean == pytest.approx(merged.cosine_mean)
 
 
-def test_the_deviation_of_a_round_is_by_the_weights_of_the_method():
+def test_the_deviation_of_a_round_uses_the_weights_of_the_method():
     method = build_method("hetlora")
     done = a_round(method, after_rounds(method, 1), 2)
     shares = method.pieces.weigh.of(Uploads(done.before, done.views, done.updates), np.array([0.2, 0.5, 0.3]))("q")
@@ -386,7 +386,7 @@ def turn(angle: float) -> np.ndarray:
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
-def test_a_rotation_of_strength_a_fifth_goes_a_fifth_of_the_way_on_the_chord():
+def test_a_rotation_of_strength_one_fifth_is_one_fifth_of_the_chord():
     # The client is turned by 90°: R is that turn, and 0.8·I + 0.2·R = [[0.8, −0.2], [0.2, 0.8]] turns by atan(0.25).
     transform = build_method("fedrot_lora", {"strength": 0.2}).pieces.payload.transform
     start = Local(np.eye(2), np.eye(2), 1.0, np.ones(2, bool))
@@ -415,7 +415,7 @@ def test_the_energy_that_a_remainder_keeps_is_a_share_of_the_whole_merged_increm
     assert [kept(rest, square, "q").q for square in (100.0, 70.0, 20.0)] == [1, 2, 3]
 
 
-def test_a_step_of_b_comes_first_where_the_two_take_turns():
+def test_alternating_steps_start_with_b():
     method = build_method("la_lora")
     assert method.pieces.train.of(1)[0] == ("B", "A")
     model = begin(method)  # B = 0, so that A has a gradient only once B has moved
@@ -437,7 +437,7 @@ def test_the_nearest_rotation_is_a_rotation_and_the_best_of_them():
             assert np.trace(Q.T @ M) <= np.trace(R_best.T @ M) + 1e-12
 
 
-def test_a_small_direction_of_the_overlap_still_says_how_it_turned():
+def test_small_directions_of_the_overlap_determine_the_rotation():
     turn = np.array([[0.6, -0.8], [0.8, 0.6]])
     M = np.zeros((4, 4))
     M[:2, :2], M[2:, 2:] = np.eye(2), 1e-6 * turn
@@ -445,7 +445,7 @@ def test_a_small_direction_of_the_overlap_still_says_how_it_turned():
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
-def test_of_the_best_rotations_of_a_singular_matrix_the_nearest_to_i_is_taken(rank):
+def test_the_best_rotation_for_a_singular_matrix_is_the_nearest_to_identity(rank):
     rng = np.random.default_rng(rank)
     M = rng.normal(size=(4, rank)) @ rng.normal(size=(rank, 4))
     R_best = nearest_rotation(M)
@@ -463,7 +463,7 @@ def test_of_the_best_rotations_of_a_singular_matrix_the_nearest_to_i_is_taken(ra
 
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_a_client_that_changed_nothing_turns_nothing_whatever_the_rank_of_the_factors(strength, number):
+def test_an_unchanged_client_is_not_rotated_for_any_rank_of_the_factors(strength, number):
     # Four slots of rank 2, as after few steps: the overlap is singular, and its null space was turned at will.
     rng = np.random.default_rng(number)
     A, B = rng.normal(size=(4, 2)) @ rng.normal(size=(2, 12)), rng.normal(size=(9, 2)) @ rng.normal(size=(2, 4))
@@ -473,20 +473,20 @@ def test_a_client_that_changed_nothing_turns_nothing_whatever_the_rank_of_the_fa
     np.testing.assert_allclose(after.B, B, atol=1e-12)
 
 
-def test_half_a_turn_of_strength_a_half_turns_nothing():
+def test_a_half_turn_of_strength_one_half_does_not_rotate():
     # 0.5·I + 0.5·R is zero for a turn by π: of all rotations, which are equally near, it is I.
     transform = build_method("fedrot_lora", {"strength": 0.5}).pieces.payload.transform
     start = Local(np.eye(2), np.eye(2), 1.0, np.ones(2, bool))
     np.testing.assert_allclose(transform(replace(start, A=-np.eye(2)), start, 2).A, -np.eye(2), atol=1e-12)
 
 
-def test_to_keep_none_of_the_energy_is_refused():
+def test_keeping_zero_energy_is_refused():
     for name in ("florist", "fedmomentum"):
         with pytest.raises(UsageError, match=r'energy must be above 0 and at most 1, got 0.*remainder "drop"'):
             build_method(name, {"energy": 0.0})
 
 
-def test_fedrot_leaves_the_first_round_and_strength_zero_as_fedit():
+def test_fedrot_equals_fedit_in_the_first_round_and_at_strength_zero():
     for strength, number in ((1.0, 1), (0.0, 2)):
         method = build_method("fedrot_lora", {"strength": strength})
         model = begin(method) if number == 1 else after_rounds(build_method("fedit"), 1)
@@ -533,7 +533,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("pair", MISFITS)
-def test_pieces_that_do_not_fit_are_refused_with_which_two_why_and_what_would(pair):
+def test_conflicting_pieces_are_refused_with_both_names_the_reason_and_an_alternative(pair):
     with pytest.raises(UsageError) as caught:
         build_pieces(MISFITS[pair])
     lines = caught.value.message.split("\n")
@@ -541,7 +541,7 @@ def test_pieces_that_do_not_fit_are_refused_with_which_two_why_and_what_would(pa
     assert "; use " in line
 
 
-def test_what_a_misfit_advises_is_a_registered_name():
+def test_the_alternatives_of_conflicts_are_registered_names():
     import re
 
     for specs in MISFITS.values():
@@ -563,18 +563,18 @@ def test_what_a_misfit_advises_is_a_registered_name():
         ("la_lora", "fednova", 'server.optimizer "fednova" and train "by_step"'),
     ],
 )
-def test_a_server_optimizer_whose_moments_would_lose_their_meaning_is_refused(name, optimizer, words):
+def test_a_server_optimizer_with_meaningless_moments_is_refused(name, optimizer, words):
     with pytest.raises(UsageError) as caught:
         build_method(name, optimizer=optimizer)
     assert words in caught.value.message and "use " in caught.value.message
 
 
-def test_a_method_refuses_pieces_that_do_not_fit_its_optimizer_also_afterwards():
+def test_changing_pieces_to_ones_that_conflict_with_the_optimizer_is_refused():
     with pytest.raises(UsageError, match="moments refer to rank slots"):
         build_method("fedit", optimizer="fedadam").changed({"split": "svd_left"})
 
 
-def test_unknown_pieces_and_options_are_answered_with_the_nearest_name_and_the_list():
+def test_unknown_pieces_and_options_are_refused_with_a_suggestion_and_the_list():
     with pytest.raises(UsageError) as caught:
         build_method("fedit", {"split": "svd_balance"})
     assert "unknown split: 'svd_balance'. Did you mean 'svd_balanced'? Known: fixed, mean" in caught.value.message
@@ -592,7 +592,7 @@ def test_unknown_pieces_and_options_are_answered_with_the_nearest_name_and_the_l
         build_method("fedit", {"merge": 3})
 
 
-def test_all_mistakes_in_pieces_are_told_at_once():
+def test_all_mistakes_in_pieces_are_reported_together():
     with pytest.raises(UsageError) as caught:
         build_pieces({"split": "x", "merge": "y", "vieww": "identity"})
     assert len(caught.value.message.split("\n")) == 3 and "Did you mean 'view'?" in caught.value.message
@@ -605,12 +605,12 @@ def test_all_mistakes_in_pieces_are_told_at_once():
         {"split": {"name": "ridge", "strength": -1.0}},
     ],
 )  # fmt: skip
-def test_options_outside_of_their_range_are_refused_with_their_name(table):
+def test_options_out_of_range_are_refused_with_their_name(table):
     with pytest.raises(UsageError, match=r"(rank|energy|strength) must be"):
         build_method("fedmomentum", table)
 
 
-def test_a_table_without_a_name_changes_the_options_of_the_method_s_own_piece():
+def test_a_table_without_a_name_sets_options_of_the_piece_of_the_method():
     method = build_method("fedmomentum", {"remainder": {"rank": 3}})
     assert (method.pieces.remainder.rank, method.pieces.remainder.energy) == (3, 0.9999)
     assert build_method("fedex_lora", {"rank": 5}).pieces.remainder.rank == 5
@@ -618,7 +618,7 @@ def test_a_table_without_a_name_changes_the_options_of_the_method_s_own_piece():
     assert swapped.pieces.split.name == "svd_left" and swapped.exact
 
 
-def test_every_piece_says_in_one_line_what_it_is():
+def test_every_piece_has_a_one_line_description():
     for registry in (*REGISTRIES.values(), optimizers):
         for name in registry:
             assert registry.describe(name).rstrip(";").endswith((".", ")", "product")), (registry.kind, name)
@@ -628,7 +628,7 @@ def test_every_piece_says_in_one_line_what_it_is():
 # What it costs
 
 
-def test_bytes_are_those_of_the_worked_example():
+def test_traffic_matches_a_worked_example():
     # r = 8 on q and v of SmolLM2-135M, ten clients: 57,600 numbers per rank; B alone 23,040; cores of 64 numbers.
     of = {row["name"]: (row["bytes_up"], row["bytes_down"]) for row in table()}
     both, B, A = 4 * 8 * 57_600, 4 * 8 * 23_040, 4 * 8 * 34_560
@@ -640,7 +640,7 @@ def test_bytes_are_those_of_the_worked_example():
     assert of["fed_sb"] == (4 * 64 * 60, 4 * 64 * 60) and of["ravan"] == (4 * 16 * 60, 4 * 16 * 60)
 
 
-def test_mixed_ranks_and_bounds_on_the_remainder_show_in_the_bytes():
+def test_traffic_depends_on_mixed_ranks_and_bounds_on_the_remainder():
     sizes, ranks = {"q": (100, 50)}, [2, 4, 8]
     assert numbers(build_method("flora"), sizes, 8, ranks) == (14 / 3 * 150, 14 * 150)
     assert numbers(build_method("hetlora"), sizes, 8, ranks) == (14 / 3 * 150, 14 / 3 * 150)
@@ -651,7 +651,7 @@ def test_mixed_ranks_and_bounds_on_the_remainder_show_in_the_bytes():
 
 
 @pytest.mark.parametrize("name", list(methods))
-def test_the_bytes_up_are_those_of_real_updates(name):
+def test_the_planned_upload_equals_that_of_real_updates(name):
     method = build_method(name)
     model = begin(method)
     sent = [u.delta for number in (1, 2) for u in a_round(method, model, number).updates]
@@ -660,7 +660,7 @@ def test_the_bytes_up_are_those_of_real_updates(name):
 
 
 @pytest.mark.parametrize("name", [name for name in methods if methods.build(name).pieces.view.all_slots])
-def test_with_mixed_ranks_the_slots_that_a_client_owns_are_counted_and_sent_alone(name):
+def test_with_mixed_ranks_only_owned_slots_are_sent_and_counted(name):
     method = build_method(name)
     if not method.mixed_ranks:
         return
@@ -678,7 +678,7 @@ def test_with_mixed_ranks_the_slots_that_a_client_owns_are_counted_and_sent_alon
 
 
 @pytest.mark.parametrize("name", list(methods))
-def test_a_model_that_was_saved_goes_on_with_the_same_bits(name, tmp_path):
+def test_a_reloaded_model_continues_with_the_same_bits(name, tmp_path):
     optimizer = "fedavgm" if name != "fedsvd" else "fedavg"
     method = build_method(name, optimizer=optimizer)
     model = after_rounds(method, 2, dtype=np.float32)
@@ -710,7 +710,7 @@ def test_the_residual_of_uneven_shares_by_slot_is_the_total_without_the_product_
 
 
 @pytest.mark.parametrize("common", ["A", "B"])
-def test_products_with_a_factor_in_common_add_up_without_growing(common):
+def test_sums_of_products_with_a_common_factor_do_not_grow(common):
     terms = equal_ranks(4).terms
     same = {common: getattr(terms[0].local, common)}
     one = Merged(2.0, tuple(Term(t.share, replace(t.local, **same)) for t in terms))
@@ -718,7 +718,7 @@ def test_products_with_a_factor_in_common_add_up_without_growing(common):
     assert_near(one.total.dense(), sum(2.0 * 0.25 * t.local.B @ t.local.A for t in one.terms), 1e-12)
 
 
-def test_a_remainder_that_outgrew_its_matrix_is_added_to_without_a_decomposition(monkeypatch):
+def test_a_dense_remainder_is_added_to_without_a_decomposition(monkeypatch):
     for name in ("svd", "qr"):
         monkeypatch.setattr(np.linalg, name, lambda *a, **k: pytest.fail("it was decomposed"))
     rng = np.random.default_rng(0)
