@@ -10,9 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import test_exactness as exactness_laws
+import test_frlora as frlora
+import test_merge as merge_laws
 import test_methods as laws
 import test_optimizer as optimizer_laws
 import test_pieces as piece_laws
+import test_rotation as rotation_laws
 import test_scaffold as scaffold_laws
 
 from federations import bfloat16
@@ -31,7 +35,7 @@ from shepherd.server.uploads import Uploads
 from shepherd.types import ClientModel
 
 FAULTS = {}
-exactness = laws.test_an_exact_method_moves_the_increment_by_the_weighted_mean_of_the_clients_changes
+exactness = exactness_laws.test_an_exact_method_moves_the_increment_by_the_weighted_mean_of_the_clients_changes
 
 
 def caught_by(law, *arguments):
@@ -64,7 +68,7 @@ def alpha_over_r_is_missing_in_the_product(patch):
     patch.setattr(Merged, "total", property(total))
 
 
-@caught_by(laws.test_the_law_holds_for_clients_of_mixed_ranks_and_scales, "flora", "own")
+@caught_by(exactness_laws.test_the_law_holds_for_clients_of_mixed_ranks_and_scales, "flora", "own")
 def every_client_counts_with_the_servers_scale(patch):
     def one_scale(self, module, before=Uploads.locals):
         return tuple(replace(local, scale=self.start(module).scale) for local in before(self, module))
@@ -135,7 +139,7 @@ def each_client_has_an_a_of_its_own_under_ffa(patch):
     patch.setitem(*replaced(views.views, "identity", change))
 
 
-@caught_by(laws.test_with_identical_clients_the_global_model_becomes_theirs, "fedit")
+@caught_by(exactness_laws.test_with_identical_clients_the_global_model_becomes_theirs, "fedit")
 def only_the_first_client_counts(patch):
     # FederatedLLM: a misspelt name, and FedIT is w₀ times one client.
     def change(merge):
@@ -178,7 +182,7 @@ def the_remainder_grows_without_bound(patch):
     patch.setattr(method, "accumulate", grown)
 
 
-@caught_by(laws.test_weights_that_do_not_sum_to_one_scale_the_change_but_not_the_model, "fedex_lora", 0.5)
+@caught_by(exactness_laws.test_weights_that_do_not_sum_to_one_scale_the_change_but_not_the_model, "fedex_lora", 0.5)
 def weights_that_do_not_sum_to_one_scale_the_model(patch):
     patch.setattr(merges, "_start_term", lambda shares, start: ())
 
@@ -193,7 +197,7 @@ def slots_that_a_client_lacks_dilute_those_of_the_others(patch):
     patch.setitem(weighing.weighings._factories, "slot_owners", weighing.weighings.get("given"))
 
 
-@caught_by(laws.test_a_client_model_has_the_rank_of_its_client, "flexlora")
+@caught_by(exactness_laws.test_a_client_model_has_the_rank_of_its_client, "flexlora")
 def every_client_gets_the_rank_of_the_last_one(patch):
     def change(view):
         return replace(view, make=lambda model, client, rank, *rest: view.make(model, client, model.adapter.r, *rest))
@@ -201,7 +205,7 @@ def every_client_gets_the_rank_of_the_last_one(patch):
     patch.setitem(*replaced(views.views, "prefix", change))
 
 
-@caught_by(laws.test_a_client_model_has_the_rank_of_its_client, "fed_plora")
+@caught_by(exactness_laws.test_a_client_model_has_the_rank_of_its_client, "fed_plora")
 def the_slots_that_a_client_does_not_train_are_left_out_instead_of_frozen(patch):
     def change(view):
         def make(model, client, rank, number, seed):
@@ -216,7 +220,7 @@ def the_slots_that_a_client_does_not_train_are_left_out_instead_of_frozen(patch)
     patch.setitem(*replaced(views.views, "fold", change))
 
 
-@caught_by(laws.test_the_law_holds_for_clients_of_mixed_ranks_and_scales, "lora_a2", "own")
+@caught_by(exactness_laws.test_the_law_holds_for_clients_of_mixed_ranks_and_scales, "lora_a2", "own")
 def owned_slots_are_put_into_the_first_ones(patch):
     def packed(self, name, owned, before=ClientModel.scatter):
         if self.slots is None:
@@ -228,17 +232,17 @@ def owned_slots_are_put_into_the_first_ones(patch):
     patch.setattr(ClientModel, "scatter", packed)
 
 
-@caught_by(laws.test_the_law_holds_for_clients_of_mixed_ranks_and_scales, "lora_a2", "own")
+@caught_by(exactness_laws.test_the_law_holds_for_clients_of_mixed_ranks_and_scales, "lora_a2", "own")
 def slots_that_a_client_did_not_choose_are_left_out_of_their_mean(patch):
     patch.setitem(weighing.weighings._factories, "given", weighing.weighings.get("slot_owners"))
 
 
-@caught_by(laws.test_the_order_of_arrival_changes_no_bit, "fedmomentum")
+@caught_by(exactness_laws.test_the_order_of_arrival_changes_no_bit, "fedmomentum")
 def updates_are_summed_as_they_arrive(patch):
     patch.setattr(uploads, "sorted", lambda items, key=None: items if key else sorted(items), raising=False)
 
 
-@caught_by(piece_laws.test_the_residual_of_nearly_identical_clients_is_accurate)
+@caught_by(merge_laws.test_the_residual_of_nearly_identical_clients_is_accurate)
 def the_residual_is_a_difference(patch):
     # CERT-Lab/fedex-lora and others: the mean of products minus the product of means.
     def residual(self):
@@ -311,7 +315,7 @@ def changes_of_control_variates_are_weighed_by_the_chance_to_be_drawn(patch):
         memory, changes, [2 * p for p in population]))  # fmt: skip
 
 
-@caught_by(laws.test_rounding_to_bfloat16_loses_two_thousandths_of_the_trained_increment_of_frlora, "factor")
+@caught_by(frlora.test_rounding_to_bfloat16_loses_two_thousandths_of_the_trained_increment_of_frlora, "factor")
 def frlora_s_rest_is_a_difference_of_large_terms(patch):
     def change(split):
         def of(merged, context):
@@ -323,7 +327,7 @@ def frlora_s_rest_is_a_difference_of_large_terms(patch):
     patch.setitem(*replaced(splits.splits, "fixed", change))
 
 
-@caught_by(piece_laws.test_an_unchanged_client_is_not_rotated_for_any_rank_of_the_factors, 1.0, 2)
+@caught_by(rotation_laws.test_an_unchanged_client_is_not_rotated_for_any_rank_of_the_factors, 1.0, 2)
 def any_of_the_best_rotations_is_taken(patch):
     patch.setattr(payloads, "SINGULAR", -1.0)
 
