@@ -103,11 +103,15 @@ class Merged:
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge: of(uploads, module, shares float64[K, r], server) -> Merged. space: that of the server optimizer."""
+    """A merge: of(uploads, module, shares float64[K, r], server) -> Merged. space: that of the server optimizer.
+
+    linear: whether the result is linear in the clients' deltas; that of an aggregator need not be.
+    """
 
     of: Callable[[Uploads, str, np.ndarray, ServerStep], Merged]
     space: str
     sum_only: bool
+    linear: bool = True
     name: str = ""
 
 
