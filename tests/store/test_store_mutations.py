@@ -116,7 +116,7 @@ BUILT = {
 }
 
 
-def test_every_fault_has_one_place_in_the_source_of_today():
+def test_every_fault_matches_the_current_source_exactly_once():
     assert texts_that_are_not_there_once(FAULTS) == {}
 
 

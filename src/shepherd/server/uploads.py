@@ -58,7 +58,7 @@ class Uploads:
         self.updates = tuple(sorted(updates, key=lambda u: u.client))
         if not self.updates:
             raise ClientError("there is no update to combine", hint="raise federation.min_updates to at least 1")
-        self.views = {update.client: _answered(views[update.client], update) for update in self.updates}
+        self.views = {update.client: _with_choice(views[update.client], update) for update in self.updates}
 
     @property
     def round(self) -> int:
@@ -133,7 +133,7 @@ def expand_core(basis: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.einsum("ohi,hij->ohj", blocks, values.astype(np.float64)).reshape(len(basis), heads * size)
 
 
-def _answered(view: ClientModel, update: ClientUpdate) -> ClientModel:
+def _with_choice(view: ClientModel, update: ClientUpdate) -> ClientModel:
     """The client model with the slots of the update. Raises ClientError where the tensors differ."""
     try:
         view = view.chosen(update.slots)
