@@ -77,7 +77,7 @@ def test_an_unknown_schedule_is_refused_with_the_list_of_schedules():
 
 
 def test_over_rounds_the_rate_is_constant_inside_a_round_and_a_cosine_over_rounds():
-    # OpenFedLLM: lr_min + (lr − lr_min) (1 + cos(π t / T)) / 2 for t = 0 … T − 1, whatever the number of steps.
+    # OpenFedLLM: lr_min + (lr − lr_min) (1 + cos(π t / T)) / 2 for t = 0 … T − 1, for any number of steps.
     for t in range(5):
         expected = 1e-6 + (5e-5 - 1e-6) * (1 + math.cos(math.pi * t / 5)) / 2
         got = learning_rates(5e-5, 7, least=1e-6, schedule="cosine", over="rounds", round_index=t, rounds=5)
@@ -122,7 +122,7 @@ def test_contradictory_settings_of_a_schedule_are_refused(overrides, message):
 
 
 def moved(gradients, rates, momentum: float, mu: float) -> float:
-    """How far torch's SGD goes from 0 on these gradients, with the proximal term's beside them."""
+    """The distance of torch's SGD from 0 after these gradients and those of the proximal term."""
     x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     sgd = torch.optim.SGD([x], lr=1.0, momentum=momentum)
     for gradient, rate in zip(gradients, rates, strict=True):

@@ -91,7 +91,7 @@ def test_local_modules_are_trained_like_shared_ones():
 
 @pytest.mark.parametrize("scaffold", [False, True])
 def test_the_second_round_of_a_client_starts_from_its_local_blocks_and_the_shared_ones(scaffold):
-    # Textbook autograd on both rounds: of the modules at home go on the values, and there is nothing to correct them.
+    # Textbook autograd on both rounds: of the local modules go on the values, and there is nothing to correct them.
     objective = Objective(scaffold=scaffold)
     after, _, controls = plainly(ADAPTER, objective=objective)
     first = one_round(VIEW, objective=objective)
@@ -110,7 +110,7 @@ def test_the_second_round_of_a_client_starts_from_its_local_blocks_and_the_share
 
 
 def test_a_local_factor_that_a_round_does_not_train_is_kept_by_the_client():
-    # RoLoRA: B in odd rounds, A in even ones. The B at home of round 1 is in force in round 2, where A moves.
+    # RoLoRA: B in odd rounds, A in even ones. The local B of round 1 is in force in round 2, where A moves.
     first = one_round(replace(VIEW, trains=("B",), sends="B"))
     even = replace(VIEW, trains=("A",), sends="A")
     second = one_round(even, first.private, number=2, first=6)

@@ -85,7 +85,7 @@ def test_a_client_of_full_rank_has_the_client_model_of_rolora_and_no_probe():
 
 def test_a_client_before_its_choice_receives_the_whole_control_variate():
     adapter = Adapter({"q": Factors(np.zeros((4, 10)), np.zeros((30, 4)))}, 4, 8.0)
-    # B of 30 numbers a slot in odd rounds, A of 10 in even ones, 4 bytes each: all 4 slots down, and c beside it.
+    # B of 30 numbers a slot in odd rounds, A of 10 in even ones, 4 bytes each: all 4 slots down, and c with them.
     for number, width in ((1, 30), (2, 10)):
         assert round_bytes(build_method("lora_a2"), adapter, number, [1, 2])[1] == 2 * 4 * width * 4
         assert round_bytes(build_method("lora_a2"), adapter, number, [1, 2], scaffold=True)[1] == 2 * 2 * 4 * width * 4

@@ -54,7 +54,7 @@ def test_scores_do_not_depend_on_unicode_form_and_case(name):
     assert metric("U\u0308BER Stra\u00dfe", "\u00fcber STRASSE") == 1
     assert metric("\u03b1\u0345\u0301", "\u1fb4") == 1  # folding makes a letter of the iota below
     assert metric("? !", " ?\n! ") == 1 and metric("", "") == 1
-    assert metric("\u00ad", "") == metric("\u200b?", "?\ufe0f") == 1  # what nobody sees, also where there is no word
+    assert metric("\u00ad", "") == metric("\u200b?", "?\ufe0f") == 1  # invisible characters, even without words
 
 
 def test_texts_without_spaces_are_scored_by_their_characters():
@@ -73,7 +73,7 @@ def test_texts_without_spaces_are_scored_by_their_characters():
         ("exact_match", "the cat sat", "the cat", 0.0),
         ("exact_match", "cat the", "the cat", 0.0),
         ("token_f1", "the cat sat", "the cat", 0.8),  # common 2, 2 · 2 / (3 + 2)
-        ("token_f1", "cat the", "the cat", 1.0),  # order is no matter
+        ("token_f1", "cat the", "the cat", 1.0),  # order does not matter
         ("token_f1", "the the the", "the cat", 0.4),  # "the" counts once: 2 · 1 / (3 + 2)
         ("token_f1", "the the cat", "the the dog", 2 / 3),  # and twice where both have it twice: 2 · 2 / (3 + 3)
         ("token_f1", "dog", "the cat", 0.0),

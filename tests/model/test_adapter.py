@@ -87,7 +87,7 @@ def test_a_folder_holds_the_names_that_peft_reads_and_nothing_else(tmp_path):
     assert peft.PeftConfig.from_pretrained(tmp_path).target_modules == set(SIZES)
 
 
-def test_the_same_adapter_makes_the_same_file_every_time_whatever_the_order_of_its_modules(tmp_path):
+def test_equal_adapters_are_saved_as_equal_files_for_any_order_of_modules(tmp_path):
     forward = some_adapter()
     backward = Adapter(dict(reversed(forward.factors.items())), 2, 3.0, False, "abc")
     files = set()

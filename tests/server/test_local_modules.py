@@ -179,6 +179,6 @@ def test_traffic_counts_the_shared_blocks_in_both_directions():
     assert numbers(build_method("fedper_lora"), SMOLLM2_QV, 8, [8]) == tuple(29 / 30 * n for n in plain)
     assert numbers(build_method("fedper_lora", {"blocks": 0}), SMOLLM2_QV, 8, [8]) == plain
     below = BLOCKS[next(iter(BLOCKS))]
-    for scaffold in (False, True):  # c is of what travels
+    for scaffold in (False, True):  # c covers the sent tensors
         _, down = round_bytes(build_method("fedper_lora"), fresh(BLOCKS), 1, [R, R, R], scaffold=scaffold)
         assert down == 3 * 4 * R * sum(below) * (2 if scaffold else 1)

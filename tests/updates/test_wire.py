@@ -106,7 +106,7 @@ def test_every_single_flipped_bit_of_a_message_is_detected():
             got, _ = unpack(bytes(flipped))
         except WireError:
             continue
-        # A name, a dtype or a shape of the header is no part of the checksum: the gate compares those with its own.
+        # A name, a dtype or a shape of the header is not part of the checksum: the gate compares those.
         assert got.delta.keys() != {"q.A"} or got.delta["q.A"].shape != (1, 2), f"bit {position} changed nothing"
 
 

@@ -132,7 +132,7 @@ class Gate:
             raise WireError("tokenizer", f"another tokenizer or chat template than {self.tokenizer[:12]}")
         if envelope.rank != adapter.r:
             raise WireError("rank", f"rank {_shown(envelope.rank)}, expected {adapter.r}")
-        # `not <=` refuses NaN as well; an integer of hundreds of digits is no float.
+        # `not <=` refuses NaN as well; an integer of hundreds of digits has no float.
         if not _fits_float(envelope.scale) or not abs(envelope.scale - adapter.scale) <= 1e-9 * adapter.scale:
             raise WireError("scale", f"another scale than {adapter.scale:g}")
 
