@@ -36,6 +36,7 @@ class Trace:
     clients: Mapping[ClientId, tuple[tuple[int, float], ...]]
 
     def __call__(self, client: ClientId, round_number: int) -> bool:
+        """Whether the client is available in round `round_number` (from 1)."""
         intervals = self.clients.get(client, self.clients.get(OTHERS, ()))
         return any(first <= round_number <= last for first, last in intervals)
 

@@ -37,6 +37,7 @@ class LocalProgress:
     seconds: float = 0.0
 
     def metrics(self) -> dict[str, float]:
+        """The metrics of the update; losses in nats per target token."""
         mean = float(np.mean(self.losses))
         return {"loss": mean, "last_loss": self.losses[-1], "targets": self.targets, "steps": len(self.losses)}
 

@@ -54,6 +54,7 @@ class Base:
 
     @property
     def num_parameters(self) -> int:
+        """The number of parameters of the base."""
         return self.model.num_parameters()
 
 
@@ -162,6 +163,7 @@ def check_folder(folder: Path) -> tuple[str, ...]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder. Raises ModelError when it is unreadable or has no end token."""
     from transformers import AutoTokenizer
 
     try:

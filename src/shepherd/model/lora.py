@@ -55,6 +55,7 @@ class CohortLora:
 
     @property
     def slots(self) -> int:
+        """The number of slots."""
         return len(self.held)
 
     def hold(self, adapters: Sequence[Adapter], *, trainable: bool = False) -> CohortLora:

@@ -35,6 +35,7 @@ class Pass:
     seeds: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Pass:
+        """The pass with its tensors on this device."""
         names = ("input_ids", "position_ids", "predictors", "labels", "sequence_of")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 

@@ -52,6 +52,7 @@ class Layout:
 
     @property
     def size(self) -> int:
+        """The length of the vector."""
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
     def pack(self, tensors: Tensors) -> np.ndarray:

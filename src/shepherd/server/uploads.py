@@ -62,10 +62,12 @@ class Uploads:
 
     @property
     def round(self) -> int:
+        """The number of the round (from 1)."""
         return self.updates[0].round
 
     @property
     def r(self) -> int:
+        """The global rank."""
         return self.model.adapter.r
 
     @property
@@ -104,6 +106,7 @@ class Uploads:
 
 
 def local_of(adapter: Adapter, module: str) -> Local:
+    """The factors of one module of an adapter in float64, with all slots trained."""
     A, B = adapter.factors[module]
     return Local(A.astype(np.float64), B.astype(np.float64), adapter.scale, np.ones(adapter.r, bool))
 

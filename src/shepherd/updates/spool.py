@@ -20,11 +20,14 @@ from shepherd.updates.tensors import Laid, Place, to_raw
 class Scratch(Protocol):
     """A temporary file of one process, deleted on close. Methods raise a ShepherdError when the disk fails."""
 
-    def append(self, data: memoryview) -> None: ...
+    def append(self, data: memoryview) -> None:
+        """Write `data` at the end of the file."""
 
-    def read(self, begin: int, into: memoryview) -> None: ...
+    def read(self, begin: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `begin` on."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close and delete the file."""
 
 
 class Spool:

@@ -41,6 +41,7 @@ class Merged:
 
     @property
     def r(self) -> int:
+        """The global rank."""
         return len(self.terms[0].share)
 
     @cached_property

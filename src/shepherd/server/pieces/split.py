@@ -39,6 +39,7 @@ class SplitContext(NamedTuple):
     memory: Mapping[str, np.ndarray]
 
     def rng(self, what: str) -> np.random.Generator:
+        """The random stream `what` of this module and round."""
         return stream(int(self.memory["seed"]), what, self.round, self.module)
 
 
