@@ -1,4 +1,4 @@
-"""How near an answer is to its reference: words of every script, and hand-worked scores."""
+"""Text metrics: words of every script, and hand-computed scores."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def test_words_of_every_script(text, expected):
 @pytest.mark.parametrize(
     "one, other", [("कि", "का"), ("你好", "你们"), ("👍", "👎"), ("<", ">"), ("?!", "…"), ("", "?")]
 )
-def test_different_answers_are_never_the_same_for_want_of_words(name, one, other):
+def test_different_answers_without_words_are_not_equal(name, one, other):
     metric = metrics.build(name)
     assert metric(one, other) < 1 and metric(one, one) == metric(other, other) == 1
 
 
 @pytest.mark.parametrize("name", list(metrics))
-def test_an_answer_is_the_same_however_it_is_encoded_and_cased(name):
+def test_scores_do_not_depend_on_unicode_form_and_case(name):
     metric = metrics.build(name)
     assert metric("U\u0308BER Stra\u00dfe", "\u00fcber STRASSE") == 1
     assert metric("\u03b1\u0345\u0301", "\u1fb4") == 1  # folding makes a letter of the iota below
     assert metric("? !", " ?\n! ") == 1 and metric("", "") == 1
-    assert metric("\u00ad", "") == metric("\u200b?", "?\ufe0f") == 1  # what nobody sees, also where there is no word
+    assert metric("\u00ad", "") == metric("\u200b?", "?\ufe0f") == 1  # invisible characters, even without words
 
 
 def test_texts_without_spaces_are_scored_by_their_characters():
@@ -73,7 +73,7 @@ def test_texts_without_spaces_are_scored_by_their_characters():
         ("exact_match", "the cat sat", "the cat", 0.0),
         ("exact_match", "cat the", "the cat", 0.0),
         ("token_f1", "the cat sat", "the cat", 0.8),  # common 2, 2 · 2 / (3 + 2)
-        ("token_f1", "cat the", "the cat", 1.0),  # order is no matter
+        ("token_f1", "cat the", "the cat", 1.0),  # order does not matter
         ("token_f1", "the the the", "the cat", 0.4),  # "the" counts once: 2 · 1 / (3 + 2)
         ("token_f1", "the the cat", "the the dog", 2 / 3),  # and twice where both have it twice: 2 · 2 / (3 + 3)
         ("token_f1", "dog", "the cat", 0.0),
@@ -102,7 +102,7 @@ def test_every_metric_is_one_for_equal_texts_symmetric_and_between_zero_and_one(
     assert metrics.describe(name)
 
 
-def test_the_longest_common_subsequence_is_the_longest_there_is():
+def test_the_longest_common_subsequence_matches_brute_force():
     rouge = metrics.build("rouge_l")
     rng = np.random.default_rng(5)
     for _ in range(60):

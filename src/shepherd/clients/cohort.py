@@ -37,17 +37,18 @@ class LocalProgress:
     seconds: float = 0.0
 
     def metrics(self) -> dict[str, float]:
+        """The metrics of the update; losses in nats per target token."""
         mean = float(np.mean(self.losses))
         return {"loss": mean, "last_loss": self.losses[-1], "targets": self.targets, "steps": len(self.losses)}
 
 
 @dataclass
 class Cohort:
-    """K clients in joint training, in the order of `views`. Lives for one round, or longer for the baselines.
+    """K clients in joint training, in the order of `views`, for one round, or longer in the local and pooled arms.
 
-    `control` is SCAFFOLD's c, `private` what each client kept from earlier rounds, `anchors` the centre of the proximal
-    term where that is not the model that a client starts from. `before` is the progress reported in the earlier of the
-    `trainings` of the round, `reported` the latest progress.
+    `control`: SCAFFOLD's c. `private`: each client's state from earlier rounds. `anchors`: the centre of the proximal
+    term where it differs from the initial model of the client. `before`: the progress reported in the earlier of the
+    `trainings` of the round. `reported`: the latest progress.
     """
 
     packed: PackedModel

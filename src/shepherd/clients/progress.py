@@ -13,10 +13,10 @@ STATES = ("waiting", "training", "done", "failed", "lost", "rejected", "late")
 
 
 class Progress(NamedTuple):
-    """The progress of a client in its round.
+    """The progress of a client in a round.
 
-    step, steps: optimizer steps done and in all, 0 of 0 before the first. loss: of the last step, in nats per target.
-    targets: target tokens trained on. tokens: tokens passed through the base. seconds: wall time of its steps.
+    step, steps: optimizer steps done and in total, 0 of 0 before the first. loss: of the last step, in nats per target
+    token. targets: target tokens trained on. tokens: tokens passed through the base. seconds: wall time of the steps.
     """
 
     state: str = "waiting"
@@ -29,7 +29,7 @@ class Progress(NamedTuple):
 
 
 StepReport = Mapping[ClientId, Progress | str]
-"""Progress by client, or only the new state of a client."""
+"""Progress by client, or just the new state of a client."""
 Observe = Callable[[StepReport], None]
 ObserveTraining = Callable[[Mapping[ClientId, Progress]], None]
 """A function that local training calls after each step, with the progress of all its clients."""

@@ -35,7 +35,7 @@ def sample_rows(held_out: Sequence[Tokens], count: int, usable: Callable[[int], 
 
 @dataclass(frozen=True)
 class Generation:
-    """What is asked for: the number of rows, tokens of an answer, and tokens of a training row (data.max_length)."""
+    """Limits of generation: the number of rows, tokens of an answer, and tokens of a training row (data.max_length)."""
 
     rows: int
     max_new_tokens: int
@@ -49,11 +49,11 @@ class Generation:
         tokenizer: Any,
         window: int | None,
     ) -> tuple[list[Example], list[list[int]], str]:
-        """(rows that are answered by generation, the ids of their prompts, why they are fewer than were asked for: a
+        """(rows that are answered by generation, the ids of their prompts, why they are fewer than requested: a
         sentence, or "").
 
         Rows that were cut are left out: nothing as long was trained on. So are plain texts, which have no prompt, and
-        rows whose last answer is not to be learned. window: the positions of the model, where it has a limit.
+        rows whose last answer is not a target. window: the positions of the model, where it has a limit.
         """
         reasons = {row.id: self._why_not(row, examples[row.id]) for row in held_out}
         prompts: dict[int, list[int]] = {}
@@ -83,7 +83,7 @@ class Generation:
         if last.role != "assistant":
             return "plain text without a prompt"
         if not last.learned:
-            return "with a last answer that is not to be learned"
+            return "with a last answer that is not trained on"
         return f"cut to data.max_length = {self.max_length}" if row.cut else ""
 
 

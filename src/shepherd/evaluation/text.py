@@ -88,7 +88,7 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 @cache
 def _kind(character: str) -> str:
-    """w(ord), c (a word of its own), m(ark on what is before it), i(nvisible) or a space for what separates words."""
+    """w(ord), c (a separate word), m(ark on what is before it), i(nvisible) or a space for what separates words."""
     category = unicodedata.category(character)
     if category == "Nd" or character == "_":
         return "w"

@@ -3,7 +3,7 @@
 The header is read by us, entry by entry, before any value is touched: sizes, names, dtypes, shapes, offsets. What is
 not exactly as it should be is a WireError with a code of REASONS and detail in our own words. Tensors travel as
 float32; float16 and bfloat16 are accepted and widened. Slots that the client chose travel as `<module>.slots`, a byte
-each. `private` never travels.
+each. `private` is never sent.
 
     8 bytes    length of the header, little endian
     header     {"__metadata__": {"format", "envelope", "sha256"}, "<tensor>": {"dtype", "shape", "data_offsets"}, …}
@@ -44,7 +44,7 @@ _ENVELOPE: Mapping[str, tuple[type, ...]] = {
     "metrics": (dict,),
     "cluster": (int,),
 }
-"""Every key of the envelope with the types of JSON that it may have, exactly: true is no int, "5" is no int."""
+"""Every key of the envelope with the types of JSON that it may have, exactly: neither true nor "5" is an int."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """An update as it travelled, and the client that the transport knows it came from.
+    """An update as a message, and the client that sent it according to the transport.
 
-    `private` is no part of the message: where the client is simulated, what it keeps comes along beside it.
+    `private` is not part of the message: it is the state that a simulated client keeps.
     """
 
     client: ClientId
@@ -75,7 +75,7 @@ class Sealed:
 
 
 class WireError(ValueError):
-    """Bytes that are no update: a code of REASONS, and detail that holds no text of the sender."""
+    """An invalid message: a code of REASONS, and detail without text of the sender."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
@@ -157,7 +157,7 @@ def read_header(data: bytes, limit: int) -> Header:
 
 
 def read_update(data: bytes, header: Header) -> ClientUpdate:
-    """The update that `header` describes, values widened to float32 in memory of their own.
+    """The update that `header` describes, values copied and widened to float32.
 
     Raises WireError "damaged" when the checksum does not fit, "slots" for a truth value that is neither 0 nor 1.
     """
@@ -185,7 +185,7 @@ def envelope_of(header: Header) -> Envelope:
 
 
 def _metadata(metadata: Any) -> dict[str, Any]:
-    """The envelope's fields, with the envelope's own text and the checksum beside them."""
+    """The envelope's fields, with the text of the envelope and the checksum."""
     if type(metadata) is not dict or metadata.keys() != {"format", "envelope", "sha256"}:
         raise WireError("format", "the metadata are not format, envelope and sha256")
     if any(type(value) is not str for value in metadata.values()):
@@ -259,7 +259,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(name)  # NaN and Infinity are no JSON
+    raise ValueError(name)  # NaN and Infinity are not JSON
 
 
 def _checksum(envelope: str, *values: bytes | memoryview) -> str:
