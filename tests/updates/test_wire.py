@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 from forged import FIELDS, forged, update, values
 from shepherd.types import ClientUpdate
-from shepherd.updates.wire import Envelope, WireError, pack, unpack
+from shepherd.updates.layout import WireError
+from shepherd.updates.wire import Envelope, pack, unpack
 
 ENVELOPE = Envelope("demo", "n-1", "b" * 64, "t" * 64, 2, 2.0)
 
@@ -64,6 +66,12 @@ def test_any_safetensors_reader_opens_a_message():
 def test_equal_updates_are_equal_bytes_for_any_order_of_tensors():
     backwards = update(delta=dict(reversed(values().items())))
     assert pack(backwards, ENVELOPE) == pack(update(), ENVELOPE)
+
+
+def test_the_bytes_of_a_message_are_those_of_the_first_release():
+    sent = update(slots={"q": np.array([True, False])}, metrics={"loss": 2.5, "last_loss": 0.1})
+    digests = {dtype: hashlib.sha256(pack(sent, ENVELOPE, dtype)).hexdigest()[:16] for dtype in ("F32", "F16", "BF16")}
+    assert digests == {"F32": "71257b44fd17e91e", "F16": "5d052bb4487d46c2", "BF16": "be0edece3ca8bdd9"}
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [("F16", 11), ("BF16", 8)])
@@ -134,6 +142,13 @@ def test_arbitrary_json_in_the_header_raises_a_wire_error_and_nothing_else(value
     raw = json.dumps(value).encode()
     with pytest.raises(WireError):
         unpack(len(raw).to_bytes(8, "little") + raw)
+
+
+def test_a_shape_that_no_array_can_have_is_refused_although_it_takes_no_bytes():
+    for shape in ([2**39, 2**39, 0], [0, 2**20, 2**20]):
+        with pytest.raises(WireError, match="larger than any array"):
+            unpack(forged({"x": np.zeros(0, np.float32)}, entries={"x": {"shape": shape}}))
+    assert unpack(forged({"x": np.zeros((0, 2**39), np.float32)}))[0].delta["x"].shape == (0, 2**39)
 
 
 def test_a_bool_is_not_a_size():

@@ -25,6 +25,7 @@ from shepherd.types import (
     TrainTask,
 )
 from shepherd.updates import wire
+from shepherd.updates.layout import WireError
 from shepherd.updates.rules import (
     _INTEGERS,
     LARGEST,
@@ -45,7 +46,7 @@ from shepherd.updates.rules import (
     update_norm,
 )
 from shepherd.updates.tensors import cluster_part
-from shepherd.updates.wire import Envelope, Sealed, WireError
+from shepherd.updates.wire import Envelope, Sealed
 
 UNKNOWN = "(unknown)"
 """The client of a failure whose sender is not a client of the task."""

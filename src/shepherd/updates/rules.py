@@ -18,8 +18,8 @@ from shepherd.types import (
     Tensors,
     TrainTask,
 )
+from shepherd.updates.layout import WireError
 from shepherd.updates.tensors import view_part
-from shepherd.updates.wire import WireError
 
 LARGEST = 1e15
 """The largest L2 norm of a tensor under any limits: beyond it squares and products overflow float32."""
