@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shepherd.experiment.checks import Checked, check_workers, look_first
+from shepherd.experiment.events import Emit, Event
 from shepherd.store import RunDirectory, open_run, read_json
 
 if TYPE_CHECKING:
     from shepherd.config import Config
     from shepherd.experiment.pipeline import Run
 
-Observer = Callable[[dict[str, Any]], None]
 
-
-def run(config: Config, observer: Observer | None = None, out_dir: Path | None = None) -> Run:
+def run(config: Config, observer: Emit | None = None, out_dir: Path | None = None) -> Run:
     """Check the recipe, carry out the run and write its directory.
 
     A built-in model is fetched once. Raises a ShepherdError for anything a person can mend; ClientError when too few
@@ -26,7 +25,7 @@ def run(config: Config, observer: Observer | None = None, out_dir: Path | None =
     return run_checked(look_first(config, _fetching(observer or _ignore), out=out_dir), observer, out_dir)
 
 
-def run_checked(checked: Checked, observer: Observer | None = None, out_dir: Path | None = None) -> Run:
+def run_checked(checked: Checked, observer: Emit | None = None, out_dir: Path | None = None) -> Run:
     """Carry out a run whose recipe is checked; see `run`."""
     from shepherd.experiment.pipeline import carry_out
 
@@ -35,7 +34,7 @@ def run_checked(checked: Checked, observer: Observer | None = None, out_dir: Pat
     return carry_out(checked, out, lambda: RunDirectory.create(out, table.name), observer or _ignore)
 
 
-def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool = False) -> Run:
+def resume(run_dir: Path | str, observer: Emit | None = None, *, force: bool = False) -> Run:
     """Go on with a run that was stopped, from its last committed round, to the bytes of a run that never stopped.
 
     A finished run is returned as it is, with the report that it may still lack. Raises UsageError, with what differs,
@@ -62,12 +61,12 @@ def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool
     return Run(folder, read_json(folder / "summary.json"))
 
 
-def _fetching(emit: Observer) -> Callable[[str], None]:
+def _fetching(emit: Emit) -> Callable[[str], None]:
     def fetching(text: str) -> None:
         emit({"event": "phase", "phase": "fetch model", "arm": None, "detail": text})
 
     return fetching
 
 
-def _ignore(event: dict[str, Any]) -> None:
+def _ignore(event: Event) -> None:
     """The observer of those who want none."""
