@@ -239,7 +239,8 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
     if kind == "string_pattern_mismatch":
         return key, _PATTERNS.get(key, f"must match {context['pattern']}")
     wanted = _WANTED.get(kind)
-    context["example"] = "hospital-a = 4" if key == "lora.ranks" else 'instruction = "question"'
+    examples = {"lora.ranks": "hospital-a = 4", "evaluation.metrics": 'name = "rouge_l", beta = 2.0'}
+    context["example"] = examples.get(key, 'instruction = "question"')
     message = wanted.format(**context) if wanted else problem["msg"].removeprefix("Value error, ")
     if kind == "literal_error" and isinstance(problem["input"], str):
         near = did_you_mean(problem["input"], re.findall(r"'([^']*)'", context["expected"]))

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from shepherd.config import EvaluationTable
 from shepherd.evaluation.answers import generation_differences, generation_scores, sample_rows
 from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.evaluation.scoring import build_metrics, score_answers
 from shepherd.evaluation.statistics import paired_difference
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
@@ -164,13 +166,17 @@ def test_every_slot_is_evaluated_on_every_row_and_an_empty_one_is_the_base(measu
 # Answers
 
 
+DEFAULT = build_metrics(EvaluationTable().metrics)
+PROMPT = {"id": "rows:0", "category": "open_qa", "prompt": [{"role": "user", "content": "Which?"}]}
 RECORDS = [
     {
+        **PROMPT,
         "reference": "the cat",
         "answers": {"base": "dog", "federated": "The cat."},
         "finish_reason": {"base": "length", "federated": "stop"},
     },
     {
+        **PROMPT,
         "reference": "a b",
         "answers": {"base": "a b", "federated": "b a"},
         "finish_reason": {"base": "length", "federated": "length"},
@@ -179,18 +185,19 @@ RECORDS = [
 
 
 def test_every_arm_is_scored_against_the_reference_and_cut_off_answers_are_counted():
-    scores = generation_scores(RECORDS)
+    scores = generation_scores(RECORDS, score_answers(RECORDS, DEFAULT))
     assert list(scores) == ["base", "federated"]
     assert scores["base"] == {"exact_match": 0.5, "token_f1": 0.5, "rouge_l": 0.5, "rows": 2, "cut_off": 2}
     assert scores["federated"] == {"exact_match": 0.5, "token_f1": 1.0, "rouge_l": 0.75, "rows": 2, "cut_off": 1}
 
 
 def test_answers_are_compared_row_by_row():
-    found = {entry["metric"]: entry for entry in generation_differences(RECORDS)}
+    found = {entry["metric"]: entry for entry in generation_differences(score_answers(RECORDS, DEFAULT))}
     assert {(entry["a"], entry["b"]) for entry in found.values()} == {("federated", "base")}
     # ROUGE-L of federated 1, 0.5 and of base 0, 1: differences 1, −0.5, mean 0.25, s = 1.5 / √2, se = s / √2
     assert found["rouge_l"]["difference"] == 0.25 and found["rouge_l"]["stderr"] == pytest.approx(0.75)
-    assert set(found) == {"exact_match", "token_f1", "rouge_l"} and generation_differences([]) == []
+    assert set(found) == {"exact_match", "token_f1", "rouge_l"}
+    assert generation_differences(score_answers([], DEFAULT)) == []
 
 
 def test_rows_to_answer_are_sampled_in_turn_from_each_category_without_cut_rows():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from shepherd.clients.local_optimizer import LocalOptimizer
-from shepherd.clients.progress import ObserveTraining, Progress
+from shepherd.clients.progress import ObserveTraining, Progress, State
 from shepherd.clients.row_order import next_rows
 from shepherd.clients.settings import LocalTraining
 from shepherd.model.checkpointing import checkpointing
@@ -113,7 +113,7 @@ class Cohort:
     def _progress(self, client: ClientId, local: LocalProgress) -> Progress:
         before = self.before.get(client, Progress())
         step, steps = before.step + len(local.losses), self.trainings * len(local.rates)
-        state = "failed" if client in self.failures else "done" if step == steps else "training"
+        state: State = "failed" if client in self.failures else "done" if step == steps else "training"
         loss = local.losses[-1] if local.losses else math.nan
         spent = before.targets + local.targets, before.tokens + local.tokens, before.seconds + local.seconds
         return Progress(state, step, steps, loss, *spent)

@@ -1,5 +1,5 @@
-"""Evaluation of models: losses on held-out rows, generated answers, text metrics, intervals for differences.
+"""Evaluation of models: losses on held-out rows, generated answers and their metrics, intervals for differences.
 
 Input: a model, tokens or texts. Output: sums that merge exactly (`Stat`), scores and confidence intervals.
-Add a metric in `text.py`: one function, one decorator.
+Add a metric of generated answers in `text.py`: one function, one decorator (`metrics.py`).
 """

@@ -14,8 +14,8 @@ import numpy as np
 from shepherd.data.prompts import Template
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import plural
+from shepherd.evaluation.scoring import Scores, mean_score
 from shepherd.evaluation.statistics import difference_of_sums
-from shepherd.evaluation.text import metrics, score
 from shepherd.model.generate import Answer
 from shepherd.types import Example, Message, Tokens
 
@@ -110,30 +110,25 @@ def _turn(message: Message) -> dict[str, str]:
     return {"role": message.role, "content": message.content, **{key: text for key, text in more.items() if text}}
 
 
-def generation_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Exact match, token F1 and ROUGE-L of each arm that answered; `cut_off`: answers that ended for their length."""
+def generation_scores(records: Sequence[Mapping[str, Any]], scores: Scores) -> dict[str, dict[str, float]]:
+    """The mean of every metric for each arm that answered; `cut_off`: answers that ended for their length."""
     arms = {arm for record in records for arm in record["answers"]}
     return {
         arm: {
-            **score([record["answers"][arm] for record in records], [record["reference"] for record in records]),
+            **{metric: mean_score(of_arms[arm]).mean for metric, of_arms in scores.items()},
+            "rows": len(records),
             "cut_off": sum(record["finish_reason"][arm] == "length" for record in records),
         }
         for arm in sorted(arms)
     }
 
 
-def generation_differences(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Federated − each other arm in the mean of every text metric over the same rows: above 0, federated is nearer."""
-    found = []
-    for name in metrics if records else ():
-        metric = metrics.build(name)
-        scores = {
-            arm: np.array([metric(record["answers"][arm], record["reference"]) for record in records])
-            for arm in records[0]["answers"]
-        }
-        ours = scores.pop("federated")
-        found += [
-            {"metric": name, "a": "federated", "b": arm, **difference_of_sums(ours, theirs, np.ones(len(records)))}
-            for arm, theirs in scores.items()
-        ]
-    return found
+def generation_differences(scores: Scores) -> list[dict[str, Any]]:
+    """Federated − each other arm in the mean of every metric over the same rows, whichever direction is better."""
+    return [
+        {"metric": metric, "a": "federated", "b": arm, **difference_of_sums(ours, theirs, np.ones(len(ours)))}
+        for metric, of_arms in scores.items()
+        if (ours := of_arms.get("federated")) is not None
+        for arm, theirs in of_arms.items()
+        if arm != "federated"
+    ]

@@ -162,7 +162,27 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
         if isinstance(value, str) and (found := problem(value)):
             problems.append(f"data.{key}: {found}")
     own_weighing, more = _method_problems(tables)
-    return problems + _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
+    problems += _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
+    return problems + _metric_problems(tables)
+
+
+def _metric_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the metrics of generated answers and their options."""
+    from pydantic import ValidationError
+
+    from shepherd.config import EvaluationTable
+    from shepherd.evaluation.scoring import build_metrics
+
+    given = {key: value for key, value in tables.get("evaluation", {}).items() if key == "metrics"}
+    try:
+        entries = EvaluationTable.model_validate(given).metrics
+    except ValidationError:
+        return []  # the config's own check says so
+    try:
+        build_metrics(entries)
+    except ShepherdError as error:
+        return [_problem("evaluation.metrics", error)]
+    return []
 
 
 def _personal_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:

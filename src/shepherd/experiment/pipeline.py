@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -15,13 +16,14 @@ from shepherd.errors import ResourceError
 from shepherd.experiment.baselines import folder_of, train_baselines
 from shepherd.experiment.checks import Checked
 from shepherd.experiment.engine import open_engine
+from shepherd.experiment.events import CommittedEvent, Emit
 from shepherd.experiment.federated import evaluate_base, train_federated
 from shepherd.experiment.finished import Run
 from shepherd.experiment.inputs import Inputs, load_inputs
 from shepherd.experiment.outcome import Outcome, write_report, write_summary
 from shepherd.experiment.outputs import generate_answers, save_adapter
 from shepherd.experiment.personal_models import train_personal
-from shepherd.experiment.progress import Emit, Meter, Reporter, training_tokens
+from shepherd.experiment.progress import Meter, Reporter, training_tokens
 from shepherd.experiment.resume import Beginning, begin_or_resume
 from shepherd.experiment.session import Session
 from shepherd.round import Engine, Plan
@@ -94,7 +96,7 @@ def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, repo
         }
     )
     for line in read_rounds(store.path):
-        reporter.emit({"event": "committed", **line})
+        reporter.emit(cast("CommittedEvent", {"event": "committed", **line}))
     reporter.warn(*beginning.notes, *inputs.warnings)
     return Session(store, beginning.run_id, reporter, meter)
 

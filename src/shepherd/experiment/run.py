@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shepherd.errors import ShepherdWarning
 from shepherd.experiment.checks import Checked, check_workers, look_first
+from shepherd.experiment.events import Emit, Event
 from shepherd.experiment.finished import Run
 from shepherd.store import RunDirectory, open_run, read_json
 
@@ -16,12 +17,10 @@ if TYPE_CHECKING:
     from shepherd.config import Config
     from shepherd.round import Engine
 
-Observer = Callable[[dict[str, Any]], None]
-
 
 def run(
     config: Config,
-    observer: Observer | None = None,
+    observer: Emit | None = None,
     out_dir: Path | str | None = None,
     engine: Callable[[Engine], Engine] | None = None,
 ) -> Run:
@@ -41,7 +40,7 @@ def run(
 
 def run_checked(
     checked: Checked,
-    observer: Observer | None = None,
+    observer: Emit | None = None,
     out_dir: Path | None = None,
     engine: Callable[[Engine], Engine] | None = None,
 ) -> Run:
@@ -53,7 +52,7 @@ def run_checked(
     return carry_out(checked, out, lambda: RunDirectory.create(out, table.name), observer or warn, wrap=engine)
 
 
-def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool = False) -> Run:
+def resume(run_dir: Path | str, observer: Emit | None = None, *, force: bool = False) -> Run:
     """Go on with a run that was stopped, from its last committed round, to the bytes of a run that never stopped.
 
     A finished run is returned as it is, with the report that it may still lack. Raises UsageError, with what differs,
@@ -80,14 +79,14 @@ def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool
     return Run(folder, read_json(folder / "summary.json"))
 
 
-def _fetching(emit: Observer) -> Callable[[str], None]:
+def _fetching(emit: Emit) -> Callable[[str], None]:
     def fetching(text: str) -> None:
         emit({"event": "phase", "phase": "fetch model", "arm": None, "detail": text})
 
     return fetching
 
 
-def warn(event: dict[str, Any]) -> None:
+def warn(event: Event) -> None:
     """The observer of a run in Python that has no other: warnings become Python's, the rest passes unseen."""
     if event["event"] == "warning":
         warnings.warn(event["message"], ShepherdWarning, stacklevel=2)
