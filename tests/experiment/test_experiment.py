@@ -444,7 +444,7 @@ def test_plain_texts_and_answers_that_are_not_to_be_learned_are_not_asked_for_an
     assert [example.messages for example in examples] == [(asked, told)] and len(prompts) == 1
     assert lost == (
         "evaluation.generate = 3 asks for more answers than the 1 that are possible: 3 rows held out, 1 of them plain "
-        "text without a prompt, 1 of them with a last answer that is not to be learned"
+        "text without a prompt, 1 of them with a last answer that is not trained on"
     )
 
 

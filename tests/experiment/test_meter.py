@@ -16,7 +16,7 @@ from shepherd.experiment.rows import prepare_rows
 from shepherd.experiment.schedule import prepare_schedule
 from shepherd.model.base import load_tokenizer
 from shepherd.model.forward import PackedModel
-from shepherd.model.slots import NOBODY
+from shepherd.model.slots import PADDING
 from shepherd.types import ClientFailure
 
 ROUNDS = ("evaluation.arms=base,federated", "evaluation.generate=0", "training.local_steps=2", "federation.rounds=1")
@@ -146,7 +146,7 @@ def passes(monkeypatch):
 
         def count(self, batch):
             counts[name == "token_losses" or not torch.is_grad_enabled()] += sum(
-                s.end - s.start for s in batch.segments if s.slot != NOBODY
+                s.end - s.start for s in batch.segments if s.slot != PADDING
             )
             return of(self, batch)
 

@@ -173,6 +173,15 @@ def test_dir_shows_the_public_names_and_loads_neither_torch_nor_the_rest():
     assert all(getattr(shepherd, name) is not None for name in names), "what it shows is there"
 
 
+def test_no_public_name_loads_torch_before_it_is_used():
+    code = f"""import sys, shepherd
+for name in shepherd.__all__:
+    getattr(shepherd, name)
+    assert not (loaded := [m for m in {HEAVY} if m in sys.modules]), (name, loaded)"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "module",
     [

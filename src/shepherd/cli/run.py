@@ -18,7 +18,7 @@ from shepherd.experiment import capacity, checks
 from shepherd.store import open_run
 
 if TYPE_CHECKING:
-    from shepherd.experiment.pipeline import Run
+    from shepherd.experiment.finished import Run
 
 
 LABELS = {

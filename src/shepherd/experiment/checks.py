@@ -18,6 +18,8 @@ from shepherd.experiment.capacity import check_place
 
 if TYPE_CHECKING:
     from shepherd.config import Config
+    from shepherd.data.builtins import RawRows
+    from shepherd.data.sources import Dataset
     from shepherd.experiment.division import Sources
     from shepherd.experiment.method import Composition
 
@@ -50,11 +52,14 @@ def look_first(
     note: Callable[[str], None],
     tell: Callable[[str], None] | None = None,
     out: Path | None = None,
+    rows: RawRows | Dataset | None = None,
+    writes: bool = True,
 ) -> Checked:
     """Find mistakes in the settings, in the data, and a missing model, without PyTorch, which takes seconds to load.
 
     `tell` is called with lines about a long reading. `out` is where the run directory is made, config.run.out where
-    not given.
+    not given. `rows` replace those of the recipe's source. Where nothing is written, no place is
+    looked at.
 
     A built-in model that is not here yet is fetched, once: it is pinned by its checksum. No other model is ever
     fetched by a run; `shepherd model pull` does that.
@@ -66,8 +71,9 @@ def look_first(
 
     resolve(config.model_dump(), (registry_problems,))
     composition = compose(config)
-    check_place(out or Path(config.run.out))
-    sources = _look_at_clients(config, composition, tell)
+    if writes:
+        check_place(out or Path(config.run.out))
+    sources = _look_at_clients(config, composition, tell, rows)
     base = config.model.base
     if any(entry.name == base and entry.path is None for entry in fetch.list_models()):
         note(f"fetching {base} once; it stays in the cache (shepherd model list)")
@@ -79,7 +85,12 @@ def look_first(
     return Checked(config, composition, sources)
 
 
-def _look_at_clients(config: Config, composition: Composition, tell: Callable[[str], None] | None) -> Sources | None:
+def _look_at_clients(
+    config: Config,
+    composition: Composition,
+    tell: Callable[[str], None] | None,
+    rows: RawRows | Dataset | None,
+) -> Sources | None:
     """Read and divide the rows, and find what does not suit these clients.
 
     Rows that a run refuses when it tokenises them are still there: who is no client now is none then. Sets of the hub
@@ -88,14 +99,14 @@ def _look_at_clients(config: Config, composition: Composition, tell: Callable[[s
     from shepherd.experiment.division import divide_rows, read_rows, read_sources
     from shepherd.experiment.method import check_arms, check_clients
 
-    given = [source for source in (config.data.source, config.data.held_out_source) if source]
+    given = [source for source in (config.data.source if rows is None else "", config.data.held_out_source) if source]
     if any(source.startswith("hub:") for source in given):
         check_arms(config)
         for source in given:
             if not source.startswith("hub:"):
                 read_rows(config, source if source != config.data.source else "", tell)
         return None
-    sources = read_sources(config, tell)
+    sources = read_sources(config, tell, rows)
     apart = sources.held_out
     _, _, partition = divide_rows(config, sources.dataset.examples, None if apart is None else apart.examples)
     check_clients(config, composition, tuple(sorted(partition.clients)), partition.labels)
@@ -151,7 +162,27 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
         if isinstance(value, str) and (found := problem(value)):
             problems.append(f"data.{key}: {found}")
     own_weighing, more = _method_problems(tables)
-    return problems + _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
+    problems += _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
+    return problems + _metric_problems(tables)
+
+
+def _metric_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the metrics of generated answers and their options."""
+    from pydantic import ValidationError
+
+    from shepherd.config import EvaluationTable
+    from shepherd.evaluation.scoring import build_metrics
+
+    given = {key: value for key, value in tables.get("evaluation", {}).items() if key == "metrics"}
+    try:
+        entries = EvaluationTable.model_validate(given).metrics
+    except ValidationError:
+        return []  # the config's own check says so
+    try:
+        build_metrics(entries)
+    except ShepherdError as error:
+        return [_problem("evaluation.metrics", error)]
+    return []
 
 
 def _personal_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
+from shepherd.data.builtins import RawRows
 from shepherd.data.names import look_alikes
 from shepherd.data.partition import divide, hold_out, partitioners, short_categories
 from shepherd.data.partitioners import Key
@@ -23,8 +24,13 @@ MOST = 5
 """Cases that a line names; the rest are counted."""
 
 
-def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | None = None) -> Dataset:
-    """The rows of the recipe's source; or of `source`, all of them. `tell` is called with lines on a long reading."""
+def read_rows(
+    config: Config, source: str = "", tell: Callable[[str], None] | None = None, rows: RawRows | None = None
+) -> Dataset:
+    """The rows of the recipe's source; or of `source`, all of them. `tell` is called with lines on a long reading.
+
+    rows: those of the recipe's source, where they were read before.
+    """
     table, columns = config.data, dict(config.data.columns)
     _, column = by_column(config.partition.name, config.partition.options)
     if column and columns.setdefault("source", column) != column:
@@ -39,7 +45,7 @@ def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | No
             hint="leave it out; builtin:chatterbot has languages",
         )
     return load_examples(
-        source or table.source,
+        rows or source or table.source,
         format=table.format,
         columns=columns,
         categories=table.categories,
@@ -59,9 +65,14 @@ class Sources:
     held_out: Dataset | None
 
 
-def read_sources(config: Config, tell: Callable[[str], None] | None = None) -> Sources:
-    """All rows of the recipe, read once for a run. Raises DataError for data that cannot be used."""
-    dataset = read_rows(config, tell=tell)
+def read_sources(
+    config: Config, tell: Callable[[str], None] | None = None, rows: RawRows | Dataset | None = None
+) -> Sources:
+    """All rows of the recipe, read once for a run. Raises DataError for data that cannot be used.
+
+    rows: in place of those of the recipe's source, read before, as rows or as a dataset.
+    """
+    dataset = rows if isinstance(rows, Dataset) else read_rows(config, tell=tell, rows=rows)
     return Sources(dataset, read_held_out(config, dataset))
 
 

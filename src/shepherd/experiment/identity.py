@@ -89,7 +89,9 @@ def plugin_digests(config: Config) -> dict[str, str]:
     """{module: sha256 of its file} for every `module:function` that the recipe names; what they import is left out."""
     tables = config.model_dump(mode="json", include={"partition", "selection", "federation", "method", "server",
                                                      "personalization"})  # fmt: skip
-    names = {value.partition(":")[0] for _, value in _flat(tables) if isinstance(value, str) and ":" in value}
+    metrics = [entry if isinstance(entry, str) else entry["name"] for entry in config.evaluation.metrics]
+    values = [*(value for _, value in _flat(tables)), *metrics]
+    names = {value.partition(":")[0] for value in values if isinstance(value, str) and ":" in value}
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in sorted(names)}
     return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
 

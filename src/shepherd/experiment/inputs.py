@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from shepherd.config import Config
 from shepherd.data.prompts import Template
 from shepherd.evaluation.answers import Generation
+from shepherd.evaluation.metrics import Metric
+from shepherd.evaluation.scoring import build_metrics
 from shepherd.experiment.capacity import MARGIN, fits_here
 from shepherd.experiment.checks import Checked, from_anywhere
 from shepherd.experiment.estimate import Estimate, estimate
@@ -49,6 +52,7 @@ class Inputs:
     arms: tuple[str, ...]
     alone: tuple[ClientId, ...]
     generation: Generation
+    metrics: Mapping[str, Metric]
     start: ServerState
     estimate: Estimate
     seed: int
@@ -57,8 +61,9 @@ class Inputs:
     warnings: tuple[str, ...]
 
 
-def load_inputs(checked: Checked, place: Path, reporter: Reporter) -> Inputs:
-    """Rows, base, trainer and plan of a recipe. `place`: where its run directory is, or will be.
+def load_inputs(checked: Checked, place: Path | None, reporter: Reporter) -> Inputs:
+    """Rows, base, trainer and plan of a recipe. `place`: where its run directory is, or will be; None where
+    nothing is written.
 
     Raises DataError, ModelError and UsageError for what a person can mend, ResourceError where memory or disk would
     not do.
@@ -98,6 +103,7 @@ def load_inputs(checked: Checked, place: Path, reporter: Reporter) -> Inputs:
         arms=tuple(config.evaluation.arms),
         alone=alone,
         generation=prepare_generation(config),
+        metrics=build_metrics(config.evaluation.metrics),
         start=start,
         estimate=expected,
         seed=config.run.seed,

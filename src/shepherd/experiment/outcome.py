@@ -16,6 +16,7 @@ import psutil
 from shepherd._version import __version__
 from shepherd.evaluation.answers import generation_differences, generation_scores
 from shepherd.evaluation.losses import RowLosses
+from shepherd.evaluation.scoring import described, score_answers
 from shepherd.experiment.arms import POOLED, TrainedArm
 from shepherd.experiment.federated import Federated, federated_budget
 from shepherd.experiment.inputs import Inputs
@@ -92,8 +93,9 @@ def metrics(inputs: Inputs, outcome: Outcome, lines: Lines) -> dict[str, Any]:
     """The contents of metrics.json: every arm's losses, the curves, and the differences with their intervals."""
     data, local, personal = inputs.data, outcome.local, outcome.personal
     measured: dict[str, Any] = {name: arm_metrics(losses, data) for name, losses in outcome.pooled.items()}
-    for name, scores in generation_scores(outcome.answers.records).items():
-        measured[name]["generation"] = scores
+    scores = score_answers(outcome.answers.records, inputs.metrics)
+    for name, means in generation_scores(outcome.answers.records, scores).items():
+        measured[name]["generation"] = means
     if local:
         measured["local"] = {client: arm_metrics(losses, data) for client, losses in local.items()}
     found = {
@@ -103,8 +105,10 @@ def metrics(inputs: Inputs, outcome: Outcome, lines: Lines) -> dict[str, Any]:
         "curves": _curves(outcome, lines),
         "differences": differences(outcome.pooled, local, inputs.seed),
         "own_rows": own_rows(outcome.federated.losses, local, data),
-        "generation_differences": generation_differences(outcome.answers.records),
+        "generation_differences": generation_differences(scores),
     }
+    if inputs.config.evaluation.sets_metrics:  # the report knows the default ones
+        found["generation_metrics"] = described(inputs.metrics)
     if personal.losses:
         found["personal"] = personal_metrics(personal.losses, outcome.pooled, local, data, personal.shares)
     if personal.members:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -16,34 +16,34 @@ from shepherd.errors import ResourceError
 from shepherd.experiment.baselines import folder_of, train_baselines
 from shepherd.experiment.checks import Checked
 from shepherd.experiment.engine import open_engine
+from shepherd.experiment.events import CommittedEvent, Emit
 from shepherd.experiment.federated import evaluate_base, train_federated
+from shepherd.experiment.finished import Run
 from shepherd.experiment.inputs import Inputs, load_inputs
 from shepherd.experiment.outcome import Outcome, write_report, write_summary
 from shepherd.experiment.outputs import generate_answers, save_adapter
 from shepherd.experiment.personal_models import train_personal
-from shepherd.experiment.progress import Emit, Meter, Reporter, training_tokens
+from shepherd.experiment.progress import Meter, Reporter, training_tokens
 from shepherd.experiment.resume import Beginning, begin_or_resume
 from shepherd.experiment.session import Session
-from shepherd.round import Plan
+from shepherd.round import Engine, Plan
 from shepherd.store import RunDirectory
 from shepherd.store.records import read_rounds
 from shepherd.updates.spool import Spool
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its directory, and what summary.json holds."""
-
-    path: Path
-    summary: Mapping[str, Any]
-
-
 def carry_out(
-    checked: Checked, place: Path, open_store: Callable[[], RunDirectory], emit: Emit, force: bool = False
+    checked: Checked,
+    place: Path,
+    open_store: Callable[[], RunDirectory],
+    emit: Emit,
+    force: bool = False,
+    wrap: Callable[[Engine], Engine] | None = None,
 ) -> Run:
     """Carry out a run whose recipe is checked, in the directory that `open_store` opens at `place`.
 
-    force: go on with a run although something differs from when it was started.
+    force: go on with a run although something differs from when it was started. wrap: makes the engine that trains the
+    clients from the one of the recipe.
     """
     with _exhaustion_explained():
         reporter = Reporter(emit)
@@ -55,7 +55,8 @@ def carry_out(
             with open_engine(inputs, session.run_id) as engine:
                 base = evaluate_base(engine, inputs, session)
                 plan = round_plan(inputs, session)
-                federated = train_federated(beginning.state, plan, engine, inputs, session)
+                trainer = wrap(engine) if wrap else engine
+                federated = train_federated(beginning.state, plan, trainer, inputs, session)
                 baselines, notes = train_baselines(inputs, session)
                 reporter.warn(*notes)
                 personal, notes = train_personal(inputs, federated.state, session)
@@ -95,7 +96,7 @@ def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, repo
         }
     )
     for line in read_rounds(store.path):
-        reporter.emit({"event": "committed", **line})
+        reporter.emit(cast("CommittedEvent", {"event": "committed", **line}))
     reporter.warn(*beginning.notes, *inputs.warnings)
     return Session(store, beginning.run_id, reporter, meter)
 

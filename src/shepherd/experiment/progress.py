@@ -6,19 +6,16 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 from shepherd.clients.personal.methods import Cost
 from shepherd.clients.progress import Progress, StepReport
+from shepherd.experiment.events import ClientRow, Emit
 from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.schedule import Schedule
 from shepherd.round import Plan
 from shepherd.types import ClientId
-
-Emit = Callable[[dict[str, Any]], None]
-"""Where the events of a run go."""
 
 
 class Reporter:
@@ -123,11 +120,24 @@ class Meter:
                 rows[client] = number, now
                 self.done += now.tokens - known.tokens
                 stepped |= now.step != known.step or now.tokens != known.tokens
-            event = {
-                "event": "step" if stepped else "clients", "arm": arm, "round": number, "rounds": self.rounds,
-                "clients": {client: _row(rows[client][1]) for client in report},
-            }  # fmt: skip
-            self.emit(event | self._pace() if stepped else event)
+            changed = {client: _row(rows[client][1]) for client in report}
+            if not stepped:
+                self.emit({"event": "clients", "arm": arm, "round": number, "rounds": self.rounds, "clients": changed})
+                return
+            rate = self.done / (time.perf_counter() - self.begin)
+            left = max(0.0, sum(self.planned.values()) - self.done - self.skipped)  # the plan is about right, no more
+            self.emit(
+                {
+                    "event": "step",
+                    "arm": arm,
+                    "round": number,
+                    "rounds": self.rounds,
+                    "clients": changed,
+                    "tokens_per_second": rate,
+                    "fraction": self.fraction,
+                    "eta_seconds": left / rate if rate else None,
+                }
+            )
 
         return observe
 
@@ -136,17 +146,8 @@ class Meter:
         """What is done, by this process or before, of the tokens of all arms."""
         return min(1.0, (self.done + self.skipped) / sum(self.planned.values()))
 
-    def _pace(self) -> dict[str, Any]:
-        rate = self.done / (time.perf_counter() - self.begin)
-        left = max(0.0, sum(self.planned.values()) - self.done - self.skipped)  # the plan is about right, no more
-        return {
-            "tokens_per_second": rate,
-            "fraction": self.fraction,
-            "eta_seconds": left / rate if rate else None,
-        }
 
-
-def _row(progress: Progress) -> dict[str, Any]:
+def _row(progress: Progress) -> ClientRow:
     """A client in an event. `tokens` are those that were learned, `seen_tokens` all that went through the base."""
     return {
         "step": progress.step, "steps": progress.steps,

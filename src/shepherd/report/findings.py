@@ -172,7 +172,7 @@ def own_rows(record: RunRecord) -> dict[str, Difference]:
 
 
 def generation_difference(record: RunRecord, metric: str, a: str, b: str) -> Difference | None:
-    """The difference of two arms in a text metric, where higher is better: above 0, a is closer to the references."""
+    """The difference a − b of two arms in a metric of the generated answers."""
     for entry in record.metrics.get("generation_differences") or ():
         if (entry["metric"], entry["a"], entry["b"]) == (metric, a, b):
             return _difference(a, b, entry)

@@ -43,6 +43,7 @@ _METRICS = {
     "differences?": [_DIFFERENCE],
     "own_rows?": {ANY_CLIENT: {"ci95?": [object]}},
     "generation_differences?": [{"metric": str, **_DIFFERENCE}],
+    "generation_metrics?": {"*": {"label": str, "higher_is_better": bool, "bounds": [object], "*": object}},
 }
 _SUMMARY = {
     "arms": {"local?": {ANY_CLIENT: object}, "*": object},

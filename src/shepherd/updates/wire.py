@@ -50,9 +50,9 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """An update as it travelled, and the client that the transport knows it came from.
+    """An update as a message, and the client that sent it according to the transport.
 
-    `private` is no part of the message: where the client is simulated, what it keeps comes along beside it.
+    `private` is not part of the message: it is the state that a simulated client keeps.
     """
 
     client: ClientId
@@ -93,7 +93,7 @@ def read_header(data: bytes, limit: int) -> Header:
 
 
 def read_update(data: bytes, header: Header) -> ClientUpdate:
-    """The update that `header` describes, values widened to float32 in memory of their own.
+    """The update that `header` describes, values copied and widened to float32.
 
     Raises WireError "damaged" when the checksum does not fit, "slots" for a truth value that is neither 0 nor 1.
     """

@@ -18,6 +18,7 @@ from shepherd.report.findings import (
     trained_alone,
 )
 from shepherd.report.load import RunRecord
+from shepherd.report.metrics import DEFAULT, main_metric
 from shepherd.report.wording import digits, listing, number, percent, plural, shorten, signed
 
 NAMED = 3
@@ -123,21 +124,21 @@ def _do(count: int) -> str:
 
 
 def _answers(record: RunRecord) -> list[str]:
-    """A caveat where the generated answers are further from the references than those of the base; else empty."""
-    found = {arm.key: arm.generation or {} for arm in arms(record)}
-    ours, theirs = (number(found.get(key, {}).get("rouge_l")) for key in ("federated", "base"))
-    if ours is None or theirs is None or ours >= theirs:
+    """A caveat where the generated answers score worse than those of the base by the main metric; else empty."""
+    found, metric = {arm.key: arm.generation or {} for arm in arms(record)}, main_metric(record)
+    ours, theirs = (number(found.get(key, {}).get(metric.key)) for key in ("federated", "base"))
+    if ours is None or theirs is None or not metric.worse(ours, theirs):
         return []
     rows = number(found["federated"].get("rows"))
+    how = "are further from the references" if metric.key in DEFAULT else "score worse"
     text = (
-        "The generated answers of federated are further from the references than those of base: ROUGE-L "
-        f"{percent(ours)} against {percent(theirs)}" + (f" over {plural(int(rows), 'row')}" if rows else "")
+        f"The generated answers of federated {how} than those of base: {metric.label} "
+        f"{metric.shown(ours)} against {metric.shown(theirs)}" + (f" over {plural(int(rows), 'row')}" if rows else "")
     )
-    d = generation_difference(record, "rouge_l", "federated", "base")
+    d = generation_difference(record, metric.key, "federated", "base")
     if d is None or d.interval is None:
         return [f"{text}, without an interval."]
-    low, high = d.interval
-    ends = f"{INTERVAL} of the difference {signed(100 * low, 1)} to {signed(100 * high, 1)} points"
+    ends = f"{INTERVAL} of the difference {metric.between(*d.interval)}"
     return [f"{text} ({ends}{'' if d.distinguishable else ', which includes 0: too few answers to tell'})."]
 
 
