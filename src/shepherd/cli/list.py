@@ -44,7 +44,7 @@ def list_names(kind: str | None, as_json: bool) -> None:
         output.print_json(found)
         return
     for position, (name, entries) in enumerate(found.items()):
-        used = KINDS[name][1] if name in KINDS else "shepherd run NAME"
+        used = KINDS[name][1] if name in KINDS else "shepherd run NAME, or shepherd copy NAME to edit it"
         click.echo(("\n" if position else "") + f"{name}  ({used})")
         width = max([13, *(len(entry["name"]) for entry in entries)])
         for entry in entries:
