@@ -154,6 +154,7 @@ def test_list_shows_each_name_of_each_registry_with_its_options(shell):
         "recipes",
         "partitioners",
         "datasets",
+        "formats",
         "selections",
         "methods",
         *pieces,

@@ -162,7 +162,11 @@ def _models() -> Iterator[tuple[str, str]]:
     yield from ((entry.name, "") for entry in list_models())
 
 
-_MORE: Mapping[str, Callable[[], Iterator[tuple[str, str]]]] = {"data.source": _datasets, "model.base": _models}
+_MORE: Mapping[str, Callable[[], Iterator[tuple[str, str]]]] = {
+    "data.format": lambda: iter([("auto", "Detected row by row.")]),
+    "data.source": _datasets,
+    "model.base": _models,
+}
 
 
 def _choices(annotation: Any) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from shepherd.errors import UsageError, did_you_mean
 KINDS: dict[str, tuple[str, str]] = {
     "partitioners": ("shepherd.data.partitioners", "partition.name"),
     "datasets": ("shepherd.data.builtins", "data.source = builtin:NAME"),
+    "formats": ("shepherd.data.formats", "data.format"),
     "selections": ("shepherd.clients.selection", "selection.name"),
     "methods": ("shepherd.server.methods", "federation.method"),
     "starts": ("shepherd.server.pieces.start", "method.start"),
