@@ -16,6 +16,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "formats": ("shepherd.data.formats", "data.format"),
     "selections": ("shepherd.clients.selection", "selection.name"),
     "methods": ("shepherd.server.methods", "federation.method"),
+    "aggregators": ("shepherd.server.aggregators", "federation.aggregator"),
     "starts": ("shepherd.server.pieces.start", "method.start"),
     "views": ("shepherd.server.pieces.view", "method.view"),
     "schedules": ("shepherd.server.pieces.schedule", "method.train"),
