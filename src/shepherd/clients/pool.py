@@ -78,8 +78,8 @@ class Selection:
 
     goes_with: the federation.weights whose mean it estimates. weighs: it sets the weights, `fixed` ones with a fixed
     denominator. sizes_itself: it ignores `size`. refills: more clients may be drawn into the same round, or more than
-    are needed. learns: earlier updates influence the draw. cohort(clients, size): the mean size of a cohort.
-    check(clients, size) raises UsageError where the clients of a run do not fit.
+    are needed. learns: earlier updates influence the draw. random: so does the stream `rng`. cohort(clients, size): the
+    mean size of a cohort. check(clients, size) raises UsageError where the clients of a run do not fit.
     """
 
     draw: Callable[[Pool, int, np.random.Generator], Draw]
@@ -90,6 +90,7 @@ class Selection:
     refills: bool = True
     may_be_empty: bool = False
     learns: bool = False
+    random: bool = True
     cohort: Callable[[int, int], int] = lambda clients, size: size
     check: Callable[[tuple[ClientId, ...], int], None] = lambda clients, size: None
     name: str = ""
