@@ -95,7 +95,7 @@ class DataTable(Table):
     `hub:org/name`."""
     format: str = "auto"
     """auto (detected row by row), or one format for all rows: messages, sharegpt, alpaca, dolly, prompt_completion,
-    text, or another that docs/data.md lists."""
+    text, another of `shepherd list formats`, or `module:function`."""
     columns: Mapping[str, str] = Field(default_factory=dict)
     """Field -> column of your data, e.g. {instruction = "question", response = "answer"}."""
     languages: tuple[str, ...] = ("english",)

@@ -212,6 +212,7 @@ LIGHT = {
     ("--version",): ("numpy", "pydantic", "rich", "jinja2"),
     ("completion", "fish"): ("numpy", "pydantic"),
     ("list", "recipes"): (),
+    ("copy", "demo"): ("numpy", "rich"),
     ("config", "show", "demo"): (),
     ("model", "list"): (),
     ("runs", "ls"): ("numpy", "pydantic"),

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shepherd.cli import output
+from shepherd.cli.completion import complete_recipe
 from shepherd.cli.data_tables import dataset_entry, partition_svg, print_counts, print_examples, print_partition
 from shepherd.cli.group import Commands
-from shepherd.cli.settings import Settings, complete_recipe, gather, looks_like_recipe
+from shepherd.cli.settings import Settings, gather, looks_like_recipe
 
 if TYPE_CHECKING:
     from shepherd.config import Config

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shepherd.cli import interrupts, output
-from shepherd.cli.settings import complete_recipe, complete_run, find_run, gather, recipe_options
+from shepherd.cli.completion import complete_recipe, complete_run
+from shepherd.cli.settings import find_run, gather, recipe_options
 from shepherd.errors import UsageError
 from shepherd.experiment import capacity, checks
 from shepherd.store import open_run

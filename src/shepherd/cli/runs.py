@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from shepherd.cli import output
+from shepherd.cli.completion import complete_run
 from shepherd.cli.group import Commands
-from shepherd.cli.settings import complete_run, find_run
+from shepherd.cli.settings import find_run
 from shepherd.errors import UsageError
 
 ARMS = ("base", "federated", "local", "centralised")
