@@ -25,6 +25,7 @@ import shepherd
 from console import Shell
 from prepared import trainer_of
 from shepherd import recipe
+from shepherd.arms import arm_named
 from shepherd.clients import cohort, row_order
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import ClientError, EvaluationError, UsageError
@@ -32,7 +33,7 @@ from shepherd.evaluation.answers import Generation, generation_record
 from shepherd.evaluation.losses import row_losses
 from shepherd.experiment import outputs
 from shepherd.experiment import run as experiment
-from shepherd.experiment.baselines import Alone, local_arm
+from shepherd.experiment.baselines import Baseline
 from shepherd.experiment.estimate import plan
 from shepherd.experiment.remeasure import evaluate_run
 from shepherd.experiment.rows import prepare_rows
@@ -724,8 +725,11 @@ def test_a_local_client_that_ends_with_a_loss_that_is_no_number_counts_as_failed
     rows, _ = prepare_rows(settings, base.tokenizer)
     learner = trainer_of(settings, base)
     measure = lambda lora: row_losses(learner.packed, rows.held_out, lora)  # noqa: E731
-    alone = Alone(learner, rows, prepare_schedule(settings), 1.0, settings.run.seed, measure)
-    arm = local_arm(alone, ("closed_qa", "open_qa"), lambda number, report: None)
+    setup = Baseline(
+        arm_named("local"), learner, rows.clients, ("closed_qa", "open_qa"), 8, prepare_schedule(settings), 1.0,
+        settings.run.seed, measure, observe=lambda number, report: None,
+    )  # fmt: skip
+    arm = setup.arm.train(setup)
     assert [(f.client, f.code) for f in arm.failures] == [("closed_qa", "diverged"), ("open_qa", "diverged")]
     assert arm.losses == arm.adapters == arm.curves == {}
 

@@ -194,7 +194,7 @@ def test_a_baseline_with_a_flipped_bit_in_any_file_is_refused_by_the_name_of_the
     for arm in ("local", "centralised"):
         folder = tmp_path / arm
         shutil.copytree(whole.path / "arms" / arm, folder)
-        load_arm(folder)
+        load_arm(folder, per_client=arm == "local")
         names = sorted(path.name for path in folder.iterdir())
         assert {"MANIFEST.json", "arm.json", "losses.safetensors"} <= set(names)
         for name in names:
@@ -202,7 +202,7 @@ def test_a_baseline_with_a_flipped_bit_in_any_file_is_refused_by_the_name_of_the
             at = len(data) - 3
             (folder / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
             with pytest.raises(DataError, match=rf"arms?.*is damaged: {re.escape(name)} is not what was written"):
-                load_arm(folder)
+                load_arm(folder, per_client=arm == "local")
             (folder / name).write_bytes(data)
 
 

@@ -25,8 +25,9 @@ FLOORS = (
     ("serving", "engines", "round"),
     ("store", "evaluation", "clients", "server"),
     ("data", "model", "updates"),
-    ("types",),
-    ("report", "recipe", "registry", "lowrank"),
+    ("types", "report"),
+    ("arms", "recipe", "lowrank"),
+    ("registry",),
     ("errors", "config", "rng", "network", "outcomes", "_version"),
 )
 """Rooms (folders) and ground files, from the top: each imports from the floors below its own, from none beside it."""

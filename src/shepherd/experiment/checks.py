@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +151,8 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
         if isinstance(value, str) and (found := problem(value)):
             problems.append(f"data.{key}: {found}")
     own_weighing, more = _method_problems(tables)
-    return problems + _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
+    problems += _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
+    return problems + _arm_problems(tables)
 
 
 def _personal_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -167,6 +168,21 @@ def _personal_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
         personalizations.build(name, options)
     except ShepherdError as error:
         return [_problem("personalization.name", error)]
+    return []
+
+
+def _arm_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the names of the arms."""
+    from shepherd.config import Config
+    from shepherd.experiment.method import prepare_arms
+
+    names = tables.get("evaluation", {}).get("arms", Config().evaluation.arms)
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        return []  # the config's own check says so
+    try:
+        prepare_arms(names)
+    except ShepherdError as error:
+        return [_problem("evaluation.arms", error)]
     return []
 
 

@@ -130,10 +130,10 @@ def estimate(
     work = {c: rounds.work(c, 1, 0) for c in rows.clients}
 
     count, personal = config.federation.rounds, settings.personal
-    tokens = training_tokens(schedule, config.evaluation.arms, rows, rounds, names, personal.cost)
+    tokens = training_tokens(schedule, composition.baselines, rows, rounds, names, personal.cost)
     trained = sum(tokens.values())
     held_out = sum(len(t.input_ids) for t in rows.held_out)
-    tokens["evaluation"] = held_out * _evaluations(config, len(names))
+    tokens["evaluation"] = held_out * _evaluations(config, composition, len(names))
     if composition.personal_models:  # each on the client's own held-out rows
         tokens["evaluation"] += sum(len(rows.held_out[i].input_ids) for c in rows.clients for i in rows.held_out_of(c))
     later = count - 1 if rounds.clusters else 0  # rounds in which there are clusters already
@@ -142,7 +142,8 @@ def estimate(
     measured = sum(tokens.values()) - trained
 
     up, down, up_are, down_are = _traffic(rounds, adapter, count)
-    slots = min(max(rounds.asked, len(names) if "local" in tokens else 1), settings.clients_at_once)
+    alone = any(arm.per_client for arm in composition.baselines)
+    slots = min(max(rounds.asked, len(names) if alone else 1), settings.clients_at_once)
     text = shape.get_text_config()
     body = model.num_parameters() - text.vocab_size * text.hidden_size
     head = 2 * text.vocab_size * text.hidden_size
@@ -163,7 +164,7 @@ def estimate(
         rounds=count,
         rows_per_client=_least_and_most([len(held) for held in rows.clients.values()]),
         steps_per_round=_least_and_most([w.steps for w in work.values()]),
-        learning_rates={arm: schedule.peak(arm) for arm in config.evaluation.arms if arm != "base"},
+        learning_rates={arm.name: schedule.peak(arm.name) for arm in composition.arms if arm.name != "base"},
         tokens={arm: round(count) for arm, count in tokens.items()},
         bytes_up=up,
         bytes_up_are=up_are,
@@ -225,13 +226,12 @@ def _judged(rows: FederatedData, plan: Plan, work: Mapping[ClientId, Work], most
     return rounds * plan.asked * mean + sum(at_last[c] * length[c] for c in at_last)
 
 
-def _evaluations(config: Config, local: int) -> int:
+def _evaluations(config: Config, composition: Composition, local: int) -> int:
     """How often all held-out rows go through the model."""
     rounds, every = config.federation.rounds, config.evaluation.every
     curve = len({n for n in range(every, rounds + 1, every)} | {rounds}) if every else 1
-    arms = config.evaluation.arms
-    alone = ("centralised" in arms) + (local if "local" in arms else 0)
-    return 1 + curve + 1 + curve * alone
+    models = sum(local if arm.per_client else 1 for arm in composition.baselines)
+    return 1 + curve + 1 + curve * models
 
 
 def _memory(config, model, adapter_parameters, settings, dtype, text, slots) -> float:

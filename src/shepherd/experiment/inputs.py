@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from shepherd.arms import Arm
 from shepherd.config import Config
 from shepherd.data.prompts import Template
 from shepherd.evaluation.answers import Generation
@@ -46,7 +47,6 @@ class Inputs:
     trainer: Trainer
     schedule: Schedule
     plan: Plan
-    arms: tuple[str, ...]
     alone: tuple[ClientId, ...]
     generation: Generation
     start: ServerState
@@ -55,6 +55,11 @@ class Inputs:
     checkpoints_kept: int
     updates_in_memory: int
     warnings: tuple[str, ...]
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms of the comparison, as the recipe names them."""
+        return self.composition.arms
 
 
 def load_inputs(checked: Checked, place: Path, reporter: Reporter) -> Inputs:
@@ -95,7 +100,6 @@ def load_inputs(checked: Checked, place: Path, reporter: Reporter) -> Inputs:
         trainer=trainer,
         schedule=schedule,
         plan=plan,
-        arms=tuple(config.evaluation.arms),
         alone=alone,
         generation=prepare_generation(config),
         start=start,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shepherd.arms import COMPARED, Arm, arm_named, in_order
 from shepherd.clients.personal.methods import Personalization, personalizations
 from shepherd.clients.pool import Selection
 from shepherd.clients.selection import build_selection, cohort_size
@@ -63,11 +64,18 @@ def doubts(config: Config) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Composition:
-    """What a recipe composes: the method with its server optimizer, the personalization, and η_B / η_A of training."""
+    """What a recipe composes: the method with its server optimizer, the personalization, the arms, and η_B / η_A of
+    training."""
 
     method: Method
     personal: Personalization
+    arms: tuple[Arm, ...]
     rate_ratio: float
+
+    @property
+    def baselines(self) -> tuple[Arm, ...]:
+        """The arms that are trained beside the federation, in their order."""
+        return tuple(arm for arm in in_order(self.arms) if arm.train)
 
     @property
     def personal_models(self) -> bool:
@@ -78,7 +86,22 @@ class Composition:
 def compose(config: Config) -> Composition:
     """The parts of a recipe, built once for a run. Raises UsageError for unknown names and for conflicts."""
     method = prepare_method(config)
-    return Composition(method, prepare_personal(config, method), config.objective.rate_ratio or method.rate_ratio)
+    rate_ratio = config.objective.rate_ratio or method.rate_ratio
+    return Composition(method, prepare_personal(config, method), prepare_arms(config.evaluation.arms), rate_ratio)
+
+
+def prepare_arms(names: Sequence[str]) -> tuple[Arm, ...]:
+    """The arms of a comparison. Raises UsageError for an unknown name, and where two arms share one."""
+    found: dict[str, Arm] = {}
+    for name in dict.fromkeys(names):
+        arm = arm_named(name)
+        if arm.name in found:
+            raise UsageError(
+                f"evaluation.arms names two arms {arm.name!r}: their results would lie in one place",
+                hint=f"rename the function of {name}",
+            )
+        found[arm.name] = arm
+    return tuple(found.values())
 
 
 def prepare_personal(config: Config, method: Method) -> Personalization:
@@ -152,7 +175,7 @@ def check_clients(
 
 def check_arms(config: Config) -> None:
     """Raise UsageError where the arms leave out what all are compared with."""
-    missing = [arm for arm in ("base", "federated") if arm not in config.evaluation.arms]
+    missing = [arm for arm in COMPARED if arm not in config.evaluation.arms]
     if missing:
         raise UsageError(
             f"evaluation.arms must name {' and '.join(missing)}: the others are compared with them",

@@ -78,7 +78,7 @@ def save_adapter(
 def generate_answers(
     inputs: Inputs, model: GlobalModel, baselines: Mapping[str, TrainedArm], session: Session
 ) -> Answers:
-    """Answers of the base, the federated and the centralised model to held-out prompts, in generations.jsonl."""
+    """Answers of each arm that has one model to held-out prompts, in generations.jsonl."""
     base, trainer = inputs.base, inputs.trainer
     with session.reporter.phase("generate"):
         examples, prompts, missing = inputs.generation.prompts(
@@ -90,8 +90,7 @@ def generate_answers(
         if not prompts:
             return Answers([], missing)
         models: dict[str, GlobalModel | None] = {"base": None, "federated": model}
-        if "centralised" in baselines:
-            models["centralised"] = GlobalModel(baselines["centralised"].adapters[POOLED])
+        models |= {name: GlobalModel(arm.adapters[POOLED]) for name, arm in baselines.items() if not arm.per_client}
         answers = {}
         for name, tuned in models.items():
             answers[name] = generate(

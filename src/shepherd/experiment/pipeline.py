@@ -74,12 +74,12 @@ def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, repo
     """Say what is to be done, what is done already, and what a person should know before the first round."""
     data, schedule = inputs.data, inputs.schedule
     cost = inputs.trainer.settings.personal.cost
-    planned = training_tokens(schedule, inputs.arms, data, inputs.plan, inputs.alone, cost)
+    planned = training_tokens(schedule, inputs.composition.baselines, data, inputs.plan, inputs.alone, cost)
     meter = Meter(reporter.emit, planned, schedule.rounds)
     meter.skip("federated", beginning.state.round / schedule.rounds)
     for arm in inputs.arms:
-        if folder_of(arm, store.path).is_dir():
-            meter.skip(arm)
+        if folder_of(arm.name, store.path).is_dir():
+            meter.skip(arm.name)
     reporter.emit(
         {
             "event": "start",
@@ -89,7 +89,7 @@ def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, repo
             "clients": sorted(data.clients),
             "labels": data.other_labels,
             "rounds": schedule.rounds,
-            "arms": list(inputs.arms),
+            "arms": [arm.name for arm in inputs.arms],
             "round": beginning.state.round,
             "fraction": meter.fraction,
         }

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from shepherd.arms import Arm
 from shepherd.clients.personal.methods import Cost
 from shepherd.clients.progress import Progress, StepReport
 from shepherd.experiment.rows import FederatedData
@@ -45,13 +46,13 @@ class Reporter:
 
 def training_tokens(
     schedule: Schedule,
-    arms: Sequence[str],
+    baselines: Sequence[Arm],
     rows: FederatedData,
     plan: Plan,
     local: Sequence[ClientId],
     cost: Cost,
 ) -> dict[str, float]:
-    """About how many tokens each arm trains on, probes included. The arms alone pay no more for personal models."""
+    """About how many tokens each arm trains on, probes included. Baselines pay no more for personal models."""
     length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
     once = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
     rounds, batch = schedule.rounds, schedule.batch_size
@@ -59,10 +60,8 @@ def training_tokens(
     probes = rounds * plan.asked * float(np.mean([plan.probed.get(c, 0) * length[c] for c in once]))
     begun = cohort / rounds if plan.clusters else 0.0  # in the first round there are no clusters to train
     tokens = {"federated": cohort * cost.trainings - begun + probes}
-    if "local" in arms:
-        tokens["local"] = rounds * sum(once[c] for c in local)
-    if "centralised" in arms:
-        tokens["centralised"] = cohort
+    for arm in baselines:
+        tokens[arm.name] = arm.budget * (rounds * sum(once[c] for c in local) if arm.per_client else cohort)
     if cost.steps:
         tokens["personal"] = cost.steps * sum(min(batch, len(held)) * length[c] for c, held in rows.clients.items())
     return tokens
