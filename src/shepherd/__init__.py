@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from shepherd.experiment.pipeline import Run
     from shepherd.experiment.run import resume, run
     from shepherd.recipe import load as load_config
+    from shepherd.server.aggregators import aggregators
 
 
-__all__ = ["Config", "Run", "ShepherdError", "load_config", "resume", "run"]
+__all__ = ["Config", "Run", "ShepherdError", "aggregators", "load_config", "resume", "run"]
 
 _HOMES = {
     "Config": ("shepherd.config", "Config"),
@@ -29,6 +30,7 @@ _HOMES = {
     "ShepherdError": ("shepherd.errors", "ShepherdError"),
     "Run": ("shepherd.experiment.pipeline", "Run"),
     "run": ("shepherd.experiment.run", "run"),
+    "aggregators": ("shepherd.server.aggregators", "aggregators"),
     "resume": ("shepherd.experiment.run", "resume"),
 }
 

@@ -131,6 +131,9 @@ class FederationTable(Table):
     method: str = "fedit"
     """Federated LoRA method: what clients start from and how their updates are aggregated; see `shepherd list
     methods`."""
+    aggregator: str | Mapping[str, Any] = ""
+    """Rule over the clients' stacked deltas in place of the method's weighted mean, e.g. trimmed_mean, {name =
+    "trimmed_mean", share = 0.2} or `module:function`; empty: the method's own. See `shepherd list aggregators`."""
     weights: Literal["examples", "tokens", "uniform"] = "examples"
     """Aggregation weights: the client's number of rows (FedAvg), its target tokens in this round, or uniform."""
     max_weight: float = Field(1.0, gt=0, le=1)

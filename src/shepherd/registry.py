@@ -32,7 +32,9 @@ class Registry:
 
     def __call__(self, factory: Callable[..., Any]) -> Callable[..., Any]:
         name = factory.__name__
-        if name in self._factories:
+        known = self._factories.get(name)
+        # A cell of a notebook that is run again, and a module that is reloaded, replace what they registered.
+        if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._factories[name] = factory
         return factory

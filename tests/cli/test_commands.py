@@ -158,6 +158,7 @@ def test_list_shows_each_name_of_each_registry_with_its_options(shell):
         "methods",
         *pieces,
         "optimizers",
+        "arms",
         "metrics",
         "personalizations",
     }

@@ -20,7 +20,7 @@ import shepherd
 SOURCES = Path(__file__).parents[2] / "src" / "shepherd"
 
 FLOORS = (
-    ("cli",),
+    ("cli", "testing"),
     ("experiment",),
     ("serving", "engines", "round"),
     ("store", "evaluation", "clients", "server"),

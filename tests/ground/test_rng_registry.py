@@ -183,3 +183,16 @@ def test_a_module_that_fails_while_it_is_imported_is_a_usage_error(flavours, tmp
             flavours.build(f"{module}:lemon")
     with pytest.raises(UsageError, match="'math:pi' is not callable"):
         flavours.build("math:pi")
+
+
+def test_a_cell_of_a_notebook_that_is_run_again_replaces_what_it_registered(flavours):
+    def define(taste):
+        @flavours
+        def mint():
+            return taste
+
+        return mint
+
+    define("cool")
+    define("hot")
+    assert flavours.build("mint") == "hot"

@@ -15,6 +15,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "datasets": ("shepherd.data.builtins", "data.source = builtin:NAME"),
     "selections": ("shepherd.clients.selection", "selection.name"),
     "methods": ("shepherd.server.methods", "federation.method"),
+    "aggregators": ("shepherd.server.aggregators", "federation.aggregator"),
     "starts": ("shepherd.server.pieces.start", "method.start"),
     "views": ("shepherd.server.pieces.view", "method.view"),
     "schedules": ("shepherd.server.pieces.schedule", "method.train"),

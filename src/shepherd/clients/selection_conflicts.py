@@ -17,10 +17,12 @@ def conflicts(
     over_select: float = 0.0,
     max_weight: float = 1.0,
     own_weighing: str = "",
+    aggregator: str = "",
 ) -> list[str]:
     """A sentence for each setting of [federation] that conflicts with the selection: which, why, and an alternative.
 
-    own_weighing: the method's weigh piece, where it ignores the weights of the round.
+    own_weighing: the method's weigh piece, where it ignores the weights of the round. aggregator: the rule in
+    place of its mean, if any.
     """
     found = []
 
@@ -61,5 +63,11 @@ def conflicts(
             f'method.weigh = "{own_weighing}"',
             "both make weights, and only one of them can hold",
             'set method.weigh = "given", or selection.name = "uniform"',
+        )
+    if aggregator and selection.fixed:
+        clash(
+            f'federation.aggregator = "{aggregator}"',
+            "its fixed denominator makes the mean unbiased, and an aggregator takes weights that sum to one",
+            'set selection.name = "uniform", or leave federation.aggregator out',
         )
     return found

@@ -218,6 +218,7 @@ def _method_problems(tables: Mapping[str, Mapping[str, Any]]) -> tuple[str, list
     """The weigh piece where it makes weights of its own; what is wrong with the method, its pieces and the server's
     optimizer, and with their fit."""
     from shepherd.config import Config
+    from shepherd.server.aggregators import build_aggregator
     from shepherd.server.methods import build_method
     from shepherd.server.optimizer import optimizers
 
@@ -236,8 +237,11 @@ def _method_problems(tables: Mapping[str, Mapping[str, Any]]) -> tuple[str, list
         except ShepherdError as error:
             problems.extend(f"{key}: {line}" for line in error.message.split("\n"))
 
+    aggregator = tables.get("federation", {}).get("aggregator", default.federation.aggregator)
     attempt("server.optimizer", lambda: optimizers.build(optimizer, server))
+    if aggregator and isinstance(aggregator, str | Mapping):  # otherwise the config's own check says so
+        attempt("federation.aggregator", lambda: build_aggregator(aggregator))
     attempt("federation.method", lambda: weigh.append(build_method(name, tables.get("method")).pieces.weigh))
     if not problems:
-        attempt("federation.method", lambda: build_method(name, tables.get("method"), optimizer, server))
+        attempt("federation.method", lambda: build_method(name, tables.get("method"), optimizer, server, aggregator))
     return next((piece.name for piece in weigh if piece.own), ""), problems

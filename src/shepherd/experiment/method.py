@@ -27,7 +27,9 @@ from shepherd.types import ClientId
 def prepare_method(config: Config) -> Method:
     """The method of the recipe with its server optimizer. Raises UsageError for unknown pieces and misfits."""
     server, federation = config.server, config.federation
-    method = build_method(federation.method, config.method.options, server.optimizer, server.options)
+    method = build_method(
+        federation.method, config.method.options, server.optimizer, server.options, federation.aggregator
+    )
     check_ranks(method, config.lora.ranks, config.lora.r)
     if config.objective.scaffold:
         ranks = config.lora.ranks.values() if isinstance(config.lora.ranks, Mapping) else config.lora.ranks
@@ -197,6 +199,7 @@ def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, .
         over_select=federation.over_select,
         max_weight=federation.max_weight,
         own_weighing=method.pieces.weigh.name if method.pieces.weigh.own else "",
+        aggregator=method.aggregator.name if method.aggregator else "",
     )
     there, hint = plural(len(clients), "client"), ""
     if federation.clients_per_round > len(clients):

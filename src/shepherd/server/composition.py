@@ -79,7 +79,7 @@ class Pieces:
         """
         if self.merge.space == "cores":
             return True
-        if self.weigh.by_slot:
+        if self.weigh.by_slot or not self.merge.linear:
             return False
         if self.merge.space == "increments":
             return self.remainder.lossless
@@ -179,8 +179,23 @@ def conflicts(p: Pieces) -> Iterator[str]:
         yield pair("train", other, "where B is zero, A has no gradient and nothing ever moves", 'use train "AB" or "B"')
 
 
+def aggregator_conflicts(p: Pieces) -> Iterator[str]:
+    """Why a rule over stacked deltas cannot take the place of the merge: one sentence for each reason."""
+    if p.merge.space != "factors":
+        yield f'its merge "{p.merge.name}" is no mean of factors, and an aggregator sees one factor of all clients'
+    if p.weigh.by_slot:
+        yield f'its weigh "{p.weigh.name}" weighs each rank slot apart, and an aggregator has one weight per client'
+    if p.view.probe is not None:
+        yield f'with its view "{p.view.name}" clients send slots of their choice, and an aggregator needs all of them'
+
+
 def optimizer_conflicts(p: Pieces, optimizer: Optimizer) -> Iterator[str]:
     """The conflicts between the server optimizer and the pieces."""
+    if optimizer.by_steps and not p.merge.linear:
+        yield (
+            f'server.optimizer "{optimizer.name}" and federation.aggregator "{p.merge.name}" do not fit: it divides '
+            f'each client\'s change by its steps, and the weights of an aggregator sum to one; use "fedavg"'
+        )
     if optimizer.by_steps and p.train.in_turn:
         yield (
             f'server.optimizer "{optimizer.name}" and train "{p.train.name}" do not fit: A and B take other numbers of '
@@ -214,6 +229,11 @@ def control_conflicts(p: Pieces, weights: str, mixed_ranks: bool) -> Iterator[st
             f"objective.scaffold = true and {setting} do not fit: these weights change from round to round, and the "
             f"mean of the clients' control variates needs the same in all rounds; use {instead}"
         )  # fmt: skip
+    if not p.merge.linear:
+        yield (
+            f'objective.scaffold = true and federation.aggregator "{p.merge.name}" do not fit: the clients are '
+            f"corrected towards the mean of their gradients, and the model does not move by a mean; leave one out"
+        )
     if p.split.rebases or p.view.gauge == "own":
         kind, name = ("split", p.split.name) if p.split.rebases else ("view", p.view.name)
         yield (

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from shepherd.errors import ClientError, UsageError
-from shepherd.server.composition import Pieces, build_pieces, check_optimizer
+from shepherd.server.aggregators import Aggregator, aggregated
+from shepherd.server.composition import Pieces, aggregator_conflicts, build_pieces, check_optimizer
 from shepherd.server.optimizer import Optimizer, ServerStep, control_step, fedavg
 from shepherd.server.pieces.remainder import accumulate
 from shepherd.server.pieces.split import SplitContext
@@ -29,6 +30,7 @@ class Method:
     The effective increment of a module is E = remainder + scale · B @ A. The next one is E + Σ c_k (E_k − E) where
     `exact`, otherwise an approximation. population: p_k of every client, its weight under full participation, for
     SCAFFOLD; empty takes the weights of the round. rate_ratio: the clients' η_B / η_A, where the recipe sets none.
+    aggregator: the rule in place of the merge, where there is one.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Method:
     optimizer: Optimizer = FEDAVG
     population: Mapping[ClientId, float] = field(default_factory=dict)
     rate_ratio: float = 1.0
+    aggregator: Aggregator | None = None
 
     @property
     def exact(self) -> bool:
@@ -52,7 +55,7 @@ class Method:
 
     @property
     def mixed_ranks(self) -> bool:
-        return self.pieces.view.mixed_ranks and self.pieces.start.heads != 1
+        return self.pieces.view.mixed_ranks and self.pieces.start.heads != 1 and self.aggregator is None
 
     @property
     def needs_base(self) -> bool:
@@ -64,12 +67,25 @@ class Method:
         both = {**self.specs, **specs}
         method = replace(self, pieces=build_pieces(both), specs=both)
         check_optimizer(method.pieces, method.optimizer)
-        return method
+        return method if self.aggregator is None else method.with_aggregator(self.aggregator)
 
     def with_optimizer(self, optimizer: Optimizer) -> Method:
         """The method with a server optimizer. Raises UsageError where it conflicts with the pieces."""
         check_optimizer(self.pieces, optimizer)
         return replace(self, optimizer=optimizer)
+
+    def with_aggregator(self, aggregator: Aggregator) -> Method:
+        """The method with a rule in place of its merge. Raises UsageError, with all reasons, where that cannot work."""
+        reasons = list(aggregator_conflicts(self.pieces))
+        if reasons:
+            raise UsageError(
+                f'federation.aggregator = "{aggregator.name}" and federation.method = "{self.name}" do not fit: '
+                + "; ".join(reasons),
+                hint='set federation.method = "fedit", "ffa_lora" or another that averages the factors',
+            )
+        pieces = replace(self.pieces, merge=aggregated(aggregator))
+        check_optimizer(pieces, self.optimizer)
+        return replace(self, pieces=pieces, aggregator=aggregator)
 
     def start(self, adapter: Adapter, seed: int, base: Mapping[str, np.ndarray] | None = None) -> GlobalModel:
         """The model before the first round, from an adapter with B = 0 and, if needed, base weights by module."""

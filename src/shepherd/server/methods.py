@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from shepherd.errors import UsageError
 from shepherd.registry import Registry
+from shepherd.server.aggregators import Aggregator, Rule, build_aggregator
 from shepherd.server.composition import DEFAULTS, REGISTRIES, name_and_options
 from shepherd.server.method import Method, compose
 from shepherd.server.optimizer import optimizers
@@ -227,8 +228,10 @@ def build_method(
     table: Mapping[str, Any] | None = None,
     optimizer: str = "fedavg",
     optimizer_options: Mapping[str, Any] | None = None,
+    aggregator: str | Mapping[str, Any] | Rule | Aggregator = "",
 ) -> Method:
-    """The method of a recipe, from its name, the table [method] of pieces and options, and the server optimizer.
+    """The method of a recipe, from its name, the table [method] of pieces and options, the server optimizer, and the
+    aggregator that takes the place of its merge, if any.
 
     Keys of the table that name a piece replace that piece; the others are options of the method. Raises UsageError.
     """
@@ -247,7 +250,8 @@ def build_method(
     if overrides:
         method = method.changed({kind: _with_name(method, kind, spec) for kind, spec in overrides.items()})
     server = replace(optimizers.build(optimizer, optimizer_options), name=optimizer)
-    return method.with_optimizer(server)
+    method = method.with_optimizer(server)
+    return method.with_aggregator(build_aggregator(aggregator)) if aggregator else method
 
 
 def _with_name(method: Method, kind: str, spec: Any) -> Any:
@@ -268,6 +272,12 @@ def check_ranks(method: Method, ranks: Mapping[str, int] | Sequence[int], r: int
         raise UsageError(f"{heads} heads do not divide lora.r = {r}", hint="set lora.r to a multiple of the heads")
     if heads > 1 and any(rank % (r // heads) for rank in values):
         raise UsageError(f"{method.name} trains whole heads of rank {r // heads}, lora.ranks has {sorted(set(values))}")
+    if any(rank != r for rank in values) and method.aggregator is not None:
+        raise UsageError(
+            f'federation.aggregator = "{method.aggregator.name}" and lora.ranks do not fit: it stacks one factor of '
+            "all clients, and at other ranks its shape is another",
+            hint="leave lora.ranks out, or leave federation.aggregator out",
+        )
     if any(rank != r for rank in values) and not method.mixed_ranks:
         fitting = [name for name in methods if methods.build(name).mixed_ranks]
         raise UsageError(

@@ -103,11 +103,15 @@ class Merged:
 
 @dataclass(frozen=True)
 class Merge:
-    """of(uploads, module, shares float64[K, r], server) -> Merged. space: what the server's optimizer steps in."""
+    """of(uploads, module, shares float64[K, r], server) -> Merged. space: what the server's optimizer steps in.
+
+    linear: whether the result is linear in the clients' deltas; an aggregator's need not be.
+    """
 
     of: Callable[[Uploads, str, np.ndarray, ServerStep], Merged]
     space: str
     sum_only: bool
+    linear: bool = True
     name: str = ""
 
 
