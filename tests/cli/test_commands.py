@@ -156,6 +156,7 @@ def test_list_shows_each_name_of_each_registry_with_its_options(shell):
         "datasets",
         "selections",
         "methods",
+        "aggregators",
         *pieces,
         "optimizers",
         "arms",
