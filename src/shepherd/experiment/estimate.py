@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shepherd.clients.history import pool_of
 from shepherd.config import Config
 from shepherd.experiment.checks import Checked
 from shepherd.experiment.method import Composition, compose, doubts, local_names
@@ -31,10 +30,10 @@ from shepherd.model.outline import check_packable, load_config, outline
 from shepherd.model.slots import features
 from shepherd.model.targets import pick_targets, reach
 from shepherd.model.threads import matmul_peak, use_threads
-from shepherd.rng import stream
-from shepherd.round import Plan
+from shepherd.round import Plan, draw_cohort
 from shepherd.server.traffic import bounds, round_bytes
 from shepherd.types import Adapter, ClientId, GlobalModel, ServerState, Work
+from shepherd.updates.replies import Replies
 
 PEAK_SHARE = 0.5  # of the matrix-product peak that a whole training step reaches
 PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of ours
@@ -201,20 +200,12 @@ def _traffic(plan: Plan, adapter: Adapter, count: int) -> tuple[int, int, str, s
 
 
 def _cohort(plan: Plan, state: ServerState) -> tuple[tuple[ClientId, ...], list[ClientId], list[ClientId]]:
-    """(asked, sent, merged): who is asked in the round after `state`, who answers before the deadline, who counts."""
-    number, policy = state.round + 1, plan.policy
-    pool = pool_of(plan.clients, number, state.history, plan.sizes, plan.weights)
-    size = min(len(plan.clients), policy.ask(plan.cohort_size))
-    draw = plan.select.draw(pool, size, stream(plan.seed, "select", number))
-    clock = policy.clock or (lambda work, number: 0.0)
-    seconds = {c: clock(plan.work(c, number, 0), number) for c in draw.clients}
-    sent = sorted((c for c in draw.clients if not 0 < policy.deadline < seconds[c]), key=seconds.__getitem__)
-    merged, wanted = [], plan.cohort_size
-    for client in sent:
-        if wanted > 0 or not policy.over_select:
-            merged.append(client)
-        wanted -= draw.times(client)
-    return draw.clients, sent, merged if sum(map(draw.times, sent)) >= plan.min_updates else []
+    """Of the round after `state` the clients that are sampled, that meet the deadline, and whose updates count."""
+    cohort = draw_cohort(state, plan, Replies(), plan.cohort_size) or Replies()
+    sent = sorted((c for c in cohort.work if c not in cohort.late), key=cohort.seconds.__getitem__)
+    surplus = cohort.surplus(sent, plan.cohort_size if plan.policy.over_select else None)
+    counted = [client for client in sent if client not in surplus]
+    return tuple(cohort.work), sent, counted if sum(cohort.times[c] for c in sent) >= plan.min_updates else []
 
 
 def _judged(rows: FederatedData, plan: Plan, work: Mapping[ClientId, Work], most: int, rounds: int) -> float:

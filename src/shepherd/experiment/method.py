@@ -166,7 +166,7 @@ def check_clients(
             )
 
     attempt(lambda: check_arms(config))
-    attempt(lambda: check_ranks(method, client_ranks(config.lora, clients, labels), config.lora.r))
+    attempt(lambda: client_ranks(config.lora, clients, labels))
     attempt(lambda: prepare_selection(config, method, clients))
     if not found:
         attempt(clusters)
