@@ -11,7 +11,7 @@ import pytest
 
 from console import Shell
 from report_runs import write_run
-from shepherd.cli.outcome import print_result
+from shepherd.cli.printed_result import print_result
 from shepherd.cli.settings import QUICK
 from shepherd.config import Config
 from shepherd.experiment import estimate

@@ -10,7 +10,7 @@ import pytest
 
 from shepherd.arms import Arm, Setup, arms, registered, shown
 from shepherd.cli.main import main
-from shepherd.cli.outcome import print_result
+from shepherd.cli.printed_result import print_result
 from shepherd.errors import DataError, UsageError
 from shepherd.experiment.baselines import Baseline
 from shepherd.experiment.checks import registry_problems

@@ -17,8 +17,8 @@ from shepherd.experiment.baselines import folder_of, train_baselines
 from shepherd.experiment.checks import Checked
 from shepherd.experiment.engine import open_engine
 from shepherd.experiment.federated import evaluate_base, train_federated
+from shepherd.experiment.finished_run import Outcome, write_report, write_summary
 from shepherd.experiment.inputs import Inputs, load_inputs
-from shepherd.experiment.outcome import Outcome, write_report, write_summary
 from shepherd.experiment.outputs import generate_answers, save_adapter
 from shepherd.experiment.personal_models import train_personal
 from shepherd.experiment.progress import Emit, Meter, Reporter, training_tokens

@@ -52,7 +52,7 @@ def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool
         check_workers(config)
         checked = look_first(config, _fetching(emit), out=folder)
 
-    from shepherd.experiment.outcome import write_report
+    from shepherd.experiment.finished_run import write_report
     from shepherd.experiment.pipeline import Run, carry_out
 
     if not finished:
