@@ -23,8 +23,8 @@ MOST = 5
 """Cases that a line names; the rest are counted."""
 
 
-def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | None = None) -> Dataset:
-    """The rows of the recipe's source; or of `source`, all of them. `tell` is called with lines on a long reading."""
+def read_rows(config: Config, source: str = "", progress: Callable[[str], None] | None = None) -> Dataset:
+    """The rows of the recipe's source; or of `source`, all of them. `progress` takes lines about a long reading."""
     table, columns = config.data, dict(config.data.columns)
     _, column = by_column(config.partition.name, config.partition.options)
     if column and columns.setdefault("source", column) != column:
@@ -47,7 +47,7 @@ def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | No
         languages=table.languages,
         seed=config.run.seed,
         parts=_parts(config, source),
-        emit=tell,
+        emit=progress,
     )
 
 
@@ -59,9 +59,9 @@ class Sources:
     held_out: Dataset | None
 
 
-def read_sources(config: Config, tell: Callable[[str], None] | None = None) -> Sources:
+def read_sources(config: Config, progress: Callable[[str], None] | None = None) -> Sources:
     """All rows of the recipe, read once for a run. Raises DataError for data that cannot be used."""
-    dataset = read_rows(config, tell=tell)
+    dataset = read_rows(config, progress=progress)
     return Sources(dataset, read_held_out(config, dataset))
 
 
@@ -91,7 +91,7 @@ def read_held_out(config: Config, dataset: Dataset) -> Dataset | None:
 def divide_rows(
     config: Config, usable: Sequence[Example], held_out: Sequence[Example] | None
 ) -> tuple[Examples, Examples, Partition]:
-    """(train, held out, partition) of rows that can be used; `held_out` are those with a source of their own.
+    """(train, held out, partition) of usable rows; `held_out` are those of data.held_out_source.
 
     Raises DataError where nothing is held out, or where the rows cannot be divided as the recipe says.
     """
@@ -201,5 +201,5 @@ def by_column(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], st
 
 
 def natural_key(settings: Mapping[str, object]) -> str:
-    """What tells clients apart, "source" or "category", from a partition's settings."""
+    """What distinguishes clients, "source" or "category", from a partition's settings."""
     return "source" if settings.get("name") == "files" or settings.get("key") == "source" else "category"

@@ -1,7 +1,7 @@
 """What a run would take: `plan(config)` reads and divides the data, loads no weights and trains nothing.
 
-Bytes are those of a run in which every client answers, whom it asks included; where they depend on more than that,
-"about" or "at most" stands beside them. Time and memory are estimates: the products of a pass at a share of the
+Bytes are those of a run in which every sampled client replies; where they depend on more than that, `bytes_up_are` is
+"about" or "at most". Time and memory are estimates: the products of a pass at a share of the
 measured matrix-product peak, and the tensors that a decoder block of the usual shape keeps for its backward pass.
 """
 
@@ -41,7 +41,7 @@ PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of our
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes of a run. `seconds` and `memory_bytes` are estimates; `bytes_up_are` says "exact", "about" or "at most".
+    """Sizes of a run. `seconds` and `memory_bytes` are estimates; `bytes_up_are` is "exact", "about" or "at most".
 
     adapted_share: how much of the weights of the model's blocks carries an adapter. learning_rates: the peak of each
     arm. warnings: what a run would warn of before it begins. details: a warning that stands for several cases -> a
@@ -74,14 +74,14 @@ class Estimate:
     details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def plan(config: Config, tell: Callable[[str], None] | None = None) -> Estimate:
-    """Sizes, bytes, memory, disk and time of a run of `config`; `tell` is called with lines about what takes long.
+def plan(config: Config, progress: Callable[[str], None] | None = None) -> Estimate:
+    """Sizes, bytes, memory, disk and time of a run of `config`; `progress` is called with lines about what takes long.
 
     Raises what the run would raise for bad input."""
-    return plan_checked(Checked(config, compose(config), None), tell)
+    return plan_checked(Checked(config, compose(config), None), progress)
 
 
-def plan_checked(checked: Checked, tell: Callable[[str], None] | None = None) -> Estimate:
+def plan_checked(checked: Checked, progress: Callable[[str], None] | None = None) -> Estimate:
     """The same of a recipe that is checked, with what the checks have built."""
     config, composition = checked.config, checked.composition
     use_threads(config.run.threads)
@@ -91,7 +91,7 @@ def plan_checked(checked: Checked, tell: Callable[[str], None] | None = None) ->
     tokenizer = load_tokenizer(folder)
     shape = load_config(folder)
     check_fit(folder, shape.get_text_config().vocab_size, tokenizer)
-    rows, template = prepare_rows(config, tokenizer, tell, checked.sources)
+    rows, template = prepare_rows(config, tokenizer, progress, checked.sources)
     window = context_window(shape)
     *_, unanswered = prepare_generation(config).prompts(rows.held_out, rows.examples, template, tokenizer, window)
     schedule = prepare_schedule(config)
@@ -110,7 +110,7 @@ def estimate(
     *,
     timed: bool = True,
 ) -> Estimate:
-    """The same of rows and a plan that are prepared. Not timed it measures nothing, and says 0 seconds.
+    """The same of rows and a plan that are prepared. Without `timed` it measures nothing and gives 0 seconds.
 
     Its warnings are about the model alone.
     """
@@ -181,16 +181,16 @@ def estimate(
 def _traffic(plan: Plan, adapter: Adapter, count: int) -> tuple[int, int, str, str]:
     """Bytes up and down of `count` rounds, and what each is: "exact", "about" or "at most".
 
-    Draws and arrival follow from the seed, so a round's cohort is known, unless the selection learns from answers.
+    Draws and arrival follow from the seed, so a round's cohort is known, unless the selection depends on replies.
     """
     up = down = clusters = 0
     for number in range(1, count + 1):
-        asked, sent, merged = _cohort(plan, ServerState(number - 1, GlobalModel(adapter)))
-        ranks = [[plan.rank(c) for c in some] for some in (asked, sent, merged)]
+        sampled, sent, counted = _cohort(plan, ServerState(number - 1, GlobalModel(adapter)))
+        ranks = [[plan.rank(c) for c in some] for some in (sampled, sent, counted)]
         rest = (ranks[2], plan.objective.scaffold, clusters)
         up += round_bytes(plan.method, adapter, number, ranks[1], *rest)[0]
         down += round_bytes(plan.method, adapter, number, ranks[0], *rest)[1]
-        clusters = clusters or (plan.clusters if plan.clusters <= len(merged) else 0)
+        clusters = clusters or (plan.clusters if plan.clusters <= len(counted) else 0)
     mixed = any(plan.rank(client) < adapter.r for client in plan.clients)
     late = plan.policy.deadline > 0
     if (plan.select.learns and (mixed or late)) or (late and plan.policy.on_too_few == "wait"):
@@ -209,7 +209,7 @@ def _cohort(plan: Plan, state: ServerState) -> tuple[tuple[ClientId, ...], list[
 
 
 def _judged(rows: FederatedData, plan: Plan, work: Mapping[ClientId, Work], most: int, rounds: int) -> float:
-    """Tokens of the rows by which clients choose one cluster: in so many rounds those asked, and all in the end."""
+    """Tokens of the rows by which clients choose a cluster: a cohort in each of `rounds` rounds, and all at the end."""
     length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
     at_last = {c: min(len(held), most or len(held)) for c, held in rows.clients.items()}
     in_rounds = {c: min(work[c].rows, count) for c, count in at_last.items()}

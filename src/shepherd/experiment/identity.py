@@ -77,7 +77,7 @@ def held_out_digest(rows: FederatedData) -> str:
 
 @functools.cache
 def code_digest() -> str:
-    """sha256 over the sources of this package, names and contents: a version alone does not tell two builds apart."""
+    """sha256 over the sources of this package, names and contents: a version alone does not distinguish two builds."""
     root = Path(_version.__file__).parent
     total = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

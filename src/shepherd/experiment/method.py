@@ -25,7 +25,7 @@ from shepherd.types import ClientId
 
 
 def prepare_method(config: Config) -> Method:
-    """The method of the recipe with its server optimizer. Raises UsageError for unknown pieces and misfits."""
+    """The method of the recipe with its server optimizer. Raises UsageError for unknown pieces and conflicts."""
     server, federation = config.server, config.federation
     method = build_method(
         federation.method, config.method.options, server.optimizer, server.options, federation.aggregator
@@ -107,7 +107,7 @@ def prepare_arms(names: Sequence[str]) -> tuple[Arm, ...]:
 
 
 def prepare_personal(config: Config, method: Method) -> Personalization:
-    """What clients do for a model of their own. Raises UsageError where it does not fit the method."""
+    """The personalization of the recipe. Raises UsageError where it does not fit the method."""
     table = config.personalization
     personal = replace(personalizations.build(table.name, table.options), name=table.name)
     if personal.clusters:
@@ -186,7 +186,7 @@ def check_arms(config: Config) -> None:
 
 
 def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, ...]) -> tuple[Selection, int]:
-    """Who is asked, and how many a round asks (on average). Raises UsageError for misfits, all at once."""
+    """The selection and the size of a cohort (its mean). Raises UsageError for all conflicts at once."""
     federation = config.federation
     selection = build_selection(config.selection.name, config.selection.options)
     problems = conflicts(
@@ -237,7 +237,7 @@ def client_ranks(
 def local_names(
     config: Config, clients: Sequence[ClientId], labels: Mapping[ClientId, str] = {}
 ) -> tuple[ClientId, ...]:
-    """The clients of the local arm: all, so many spread over their names, or those named by their ids or labels.
+    """The clients of the local arm: all, a number of them spread over their names, or those named by id or label.
 
     Raises UsageError, with the nearest name, for one that is not a client.
     """

@@ -71,7 +71,7 @@ def carry_out(
 
 
 def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, reporter: Reporter) -> Session:
-    """Say what is to be done, what is done already, and what a person should know before the first round."""
+    """Start the events of a run: its plan, the rounds that are committed already, and its warnings."""
     data, schedule = inputs.data, inputs.schedule
     cost = inputs.trainer.settings.personal.cost
     planned = training_tokens(schedule, inputs.composition.baselines, data, inputs.plan, inputs.alone, cost)
@@ -101,7 +101,7 @@ def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, repo
 
 
 def round_plan(inputs: Inputs, session: Session) -> Plan:
-    """The plan with what only a run that has begun knows: the spool of updates, and whose messages are admitted."""
+    """The plan with what only a started run has: the spool of updates, and the run id that the gate admits."""
     return replace(
         inputs.plan,
         spool=partial(Spool, inputs.updates_in_memory, session.store.scratch),

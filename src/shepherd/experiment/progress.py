@@ -23,7 +23,7 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 class Reporter:
-    """Phases, warnings and seconds of a run, as its events tell them."""
+    """The phases, warnings and seconds of a run, as events."""
 
     def __init__(self, emit: Emit) -> None:
         self.emit, self.clock = emit, Clock()
@@ -58,8 +58,8 @@ def training_tokens(
     rounds, batch = schedule.rounds, schedule.batch_size
     cohort = rounds * plan.asked * float(np.mean(list(once.values())))
     probes = rounds * plan.asked * float(np.mean([plan.probed.get(c, 0) * length[c] for c in once]))
-    begun = cohort / rounds if plan.clusters else 0.0  # in the first round there are no clusters to train
-    tokens = {"federated": cohort * cost.trainings - begun + probes}
+    first = cohort / rounds if plan.clusters else 0.0  # in the first round there are no clusters to train
+    tokens = {"federated": cohort * cost.trainings - first + probes}
     for arm in baselines:
         tokens[arm.name] = arm.budget * (rounds * sum(once[c] for c in local) if arm.per_client else cohort)
     if cost.steps:
@@ -97,7 +97,7 @@ class Clock:
 
 
 class Meter:
-    """What a run has done of what it has to do. `skip` says what was done before this process began."""
+    """The share of its planned tokens that a run has trained on. `skip` counts those of an earlier process."""
 
     def __init__(self, emit: Emit, planned: Mapping[str, float], rounds: int) -> None:
         """planned: about how many tokens each arm trains on (`training_tokens`)."""
@@ -106,18 +106,18 @@ class Meter:
         self.begin = time.perf_counter()
 
     def skip(self, arm: str, share: float = 1.0) -> None:
-        """So much of an arm was there already."""
+        """Count a share of an arm that an earlier process has trained."""
         self.skipped += share * self.planned.get(arm, 0.0)
 
     def steps(self, arm: str) -> Callable[[int, StepReport], None]:
         """The observer of one arm's rounds: a "step" event after steps, a "clients" event where only states changed."""
-        rows: dict[str, tuple[int, Progress]] = {}  # of each client: the round of its last news, and what is known
+        rows: dict[str, tuple[int, Progress]] = {}  # client -> round of its last report, its progress
 
         def observe(number: int, report: StepReport) -> None:
             stepped = False
             for client, news in report.items():
-                told_in, known = rows.get(client, (number, Progress()))
-                known = known if told_in == number else Progress()
+                known_in, known = rows.get(client, (number, Progress()))
+                known = known if known_in == number else Progress()
                 now = known._replace(state=news) if isinstance(news, str) else news
                 rows[client] = number, now
                 self.done += now.tokens - known.tokens
@@ -132,12 +132,12 @@ class Meter:
 
     @property
     def fraction(self) -> float:
-        """What is done, by this process or before, of the tokens of all arms."""
+        """The share of all planned tokens that is done, by this process or an earlier one."""
         return min(1.0, (self.done + self.skipped) / sum(self.planned.values()))
 
     def _pace(self) -> dict[str, Any]:
         rate = self.done / (time.perf_counter() - self.begin)
-        left = max(0.0, sum(self.planned.values()) - self.done - self.skipped)  # the plan is about right, no more
+        left = max(0.0, sum(self.planned.values()) - self.done - self.skipped)  # planned tokens are an estimate
         return {
             "tokens_per_second": rate,
             "fraction": self.fraction,
@@ -146,7 +146,7 @@ class Meter:
 
 
 def _row(progress: Progress) -> dict[str, Any]:
-    """A client in an event. `tokens` are those that were learned, `seen_tokens` all that went through the base."""
+    """A client in an event. `tokens` are those with a loss, `seen_tokens` all that went through the base."""
     return {
         "step": progress.step, "steps": progress.steps,
         "loss": progress.loss if math.isfinite(progress.loss) else None,
