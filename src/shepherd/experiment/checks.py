@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,19 +231,23 @@ def _method_problems(tables: Mapping[str, Mapping[str, Any]]) -> tuple[str, list
     if not isinstance(name, str) or not isinstance(optimizer, str):
         return "", []  # the config's own check reports it
     problems: list[str] = []
-    weigh = []
+    built: dict[str, Any] = {}
 
     def attempt(key: str, build: Callable[[], object]) -> None:
         try:
-            build()
+            built[key] = build()
         except ShepherdError as error:
             problems.extend(f"{key}: {line}" for line in error.message.split("\n"))
 
     aggregator = tables.get("federation", {}).get("aggregator", default.federation.aggregator)
-    attempt("server.optimizer", lambda: optimizers.build(optimizer, server))
+    attempt("server.optimizer", lambda: replace(optimizers.build(optimizer, server), name=optimizer))
     if aggregator and isinstance(aggregator, str | Mapping):  # otherwise the config's own check reports it
         attempt("federation.aggregator", lambda: build_aggregator(aggregator))
-    attempt("federation.method", lambda: weigh.append(build_method(name, tables.get("method")).pieces.weigh))
+    attempt("federation.method", lambda: build_method(name, tables.get("method")))
+    method: Any = built.get("federation.method")
+    rule = built.get("federation.aggregator")
     if not problems:
-        attempt("federation.method", lambda: build_method(name, tables.get("method"), optimizer, server, aggregator))
-    return next((piece.name for piece in weigh if piece.own), ""), problems
+        attempt("federation.method", lambda: method.with_optimizer(built["server.optimizer"]))
+        if rule is not None and not problems:
+            attempt("federation.method", lambda: built["federation.method"].with_aggregator(rule))
+    return method.pieces.weigh.name if method and method.pieces.weigh.own else "", problems
