@@ -40,7 +40,7 @@ def history(events, arm="federated"):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_client_of_the_cohort_is_told_of_from_waiting_to_done_whatever_the_chunks(run_small, workers):
+def test_events_follow_every_client_of_the_cohort_from_waiting_to_done_whatever_the_chunks(run_small, workers):
     run = run_small(*ROUNDS, "training.clients_at_once=3", f"run.workers={workers}")
     assert set(map(tuple, history(run.events).values())) == {("waiting", "training", "done")}
     first, *_ = (e for e in run.events if e["event"] == "clients")

@@ -28,7 +28,7 @@ POOLED = "pooled"
 
 @dataclass(frozen=True)
 class Budget:
-    """What an arm spent, clients that failed left out. `optimizer_steps` is of all its clients together.
+    """The budget that an arm used, without clients that failed. `optimizer_steps` is the sum over its clients.
 
     `optimizer_steps_per_client` counts steps in sequence: those of a client that takes part in every round.
     `learning_rate` is the peak of its schedule.
@@ -57,7 +57,7 @@ class TrainedArm:
 
 
 def save_arm(folder: Path, arm: TrainedArm, *, base_name: str, conv1d: bool = False) -> None:
-    """Write a finished baseline: losses, curves, budget, failures; and the adapter where there is one, not many."""
+    """Write a finished baseline: losses, curves, budget, failures; and the adapter of an arm of one model."""
     arrays = {
         f"{number}/{part}": getattr(losses, part)
         for number, losses in enumerate(arm.losses.values())
@@ -76,7 +76,7 @@ def save_arm(folder: Path, arm: TrainedArm, *, base_name: str, conv1d: bool = Fa
 
 
 def load_arm(folder: Path, per_client: bool) -> TrainedArm:
-    """A baseline as `save_arm` wrote it; of many clients' adapters none were kept. Raises DataError for damage."""
+    """A baseline as `save_arm` wrote it; adapters of single clients are not kept. Raises DataError for damage."""
     try:
         check_sealed(folder)
         rest = json.loads((folder / "arm.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Before a run: what can be known to be wrong, found before PyTorch loads, and by Python and the command line alike.
+"""Checks before a run: mistakes that show before PyTorch loads, the same from Python and the command line.
 
 look_first(config, note)    # names in registries, the data, the model: raises what a person can mend
 from_anywhere(config)       # its local paths made absolute: a run's config.toml can be used from any folder
@@ -82,7 +82,7 @@ def look_first(
 def _look_at_clients(
     config: Config, composition: Composition, progress: Callable[[str], None] | None
 ) -> Sources | None:
-    """Read and divide the rows, and find what does not suit these clients.
+    """Read and divide the rows, and find conflicts of the settings with these clients.
 
     Rows that a run refuses when it tokenizes them are still included: a name that is not a client here is not one in
     the run. Sets of the hub are left to the run: their library takes seconds to load.

@@ -146,7 +146,7 @@ def remarks(
     held_out: Sequence[Example] | None,
     partition: Partition,
 ) -> dict[str, tuple[str, ...]]:
-    """What is remarkable about a division, one line for each kind -> a line for each case of it.
+    """Notes on a division: one line for each kind -> a line for each case.
 
     usable: all rows that are divided or held out. held_out: those drawn from them, or None where they have a source.
     """

@@ -1,4 +1,4 @@
-"""What a run would take: `plan(config)` reads and divides the data, loads no weights and trains nothing.
+"""The cost of a run before it starts: `plan(config)` reads and divides the data, loads no weights and trains nothing.
 
 Bytes are those of a run in which every sampled client replies; where they depend on more than that, `bytes_up_are` is
 "about" or "at most". Time and memory are estimates: the products of a pass at a share of the

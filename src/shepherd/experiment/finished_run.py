@@ -1,4 +1,4 @@
-"""What a finished run found -> metrics.json and summary.json: two pure functions, one writer."""
+"""The results of a finished run -> metrics.json and summary.json: two pure functions, one writer."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def summary(
     seconds: Mapping[str, float],
     run_dir: Path,
 ) -> dict[str, Any]:
-    """The contents of summary.json: what `shepherd run` prints and the report begins with."""
+    """The contents of summary.json, which `shepherd run` prints and the report begins with."""
     base, data, state = inputs.base, inputs.data, outcome.federated.state
     losses: dict[str, Any] = {name: brief(measured["arms"][name]) for name in outcome.pooled}
     for name, models in outcome.each.items():

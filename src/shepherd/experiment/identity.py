@@ -1,4 +1,4 @@
-"""What a run was made with: a run goes on only with the same settings, data, base, tokenizer, code and machine.
+"""The identity of a run: it is resumed only with the same settings, data, base, tokenizer, code and machine.
 
 identity.json is written when a run starts. What differs when it is resumed is shown key by key, then and now. Its "run"
 is the random id that messages of the run carry: two runs may have one name.

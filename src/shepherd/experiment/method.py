@@ -161,7 +161,7 @@ def check_clients(
         wanted, size = composition.personal.clusters, prepare_selection(config, method, clients)[1]
         if wanted > size:
             raise UsageError(
-                f"personalization.clusters = {wanted} begin with a client each, and a round asks {size}",
+                f"personalization.clusters = {wanted} start from a client each, and a round samples {size}",
                 hint=f"set personalization.clusters to at most {size}, or federation.clients_per_round higher",
             )
 
@@ -204,9 +204,9 @@ def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, .
     there, hint = plural(len(clients), "client"), ""
     if federation.clients_per_round > len(clients):
         problems.append(
-            f"federation.clients_per_round = {federation.clients_per_round} is more than the {there} that there are"
+            f"federation.clients_per_round = {federation.clients_per_round} is more than the {there} of the data"
         )
-        hint = f"set it to at most {len(clients)}; 0 asks federation.fraction of them"
+        hint = f"set it to at most {len(clients)}; 0 samples federation.fraction of them"
     if federation.min_updates > len(clients):
         problems.append(f"federation.min_updates = {federation.min_updates} can never come from {there}")
         hint = hint or f"set it to at most {len(clients)}"
@@ -228,7 +228,7 @@ def client_ranks(
     unknown = sorted(set(given) - set(clients))
     if unknown:
         raise UsageError(
-            f"lora.ranks names {unknown[0]!r}, which is no client.{did_you_mean(unknown[0], [*clients, *ids])}",
+            f"lora.ranks names {unknown[0]!r}, which is not a client.{did_you_mean(unknown[0], [*clients, *ids])}",
             hint=_some(clients),
         )
     return {client: given.get(client, lora.r) for client in clients}

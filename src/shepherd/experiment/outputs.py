@@ -1,4 +1,4 @@
-"""What a run leaves for use: the adapter as a PEFT folder, checked by reading it back, and answers by generation."""
+"""The outputs of a run: the adapter as a PEFT folder, checked by reading it back, and answers by generation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from shepherd.types import GlobalModel
 
 @dataclass(frozen=True)
 class Answers:
-    """Lines of generations.jsonl, and why they are fewer than were asked for: a sentence, or ""."""
+    """Lines of generations.jsonl, and why they are fewer than evaluation.generate: a sentence, or ""."""
 
     records: list[dict[str, Any]]
     missing: str

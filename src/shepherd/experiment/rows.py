@@ -20,7 +20,7 @@ from shepherd.types import ClientId, Example, Partition, Tokens
 
 @dataclass(frozen=True)
 class FederatedData:
-    """The data of a run: who trains on what, and what is held out for everyone.
+    """The data of a run: the training rows of each client, and the rows held out for all.
 
     notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for. details: a warning
     that stands for several cases -> a sentence for each of them. day: the day that the template writes into every

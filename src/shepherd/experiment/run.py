@@ -1,4 +1,4 @@
-"""Start a run, or go on with one: the checks first, without PyTorch, then the pipeline."""
+"""Start or resume a run: the checks first, without PyTorch, then the pipeline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_checked(checked: Checked, observer: Observer | None = None, out_dir: Pat
 
 
 def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool = False) -> Run:
-    """Go on with a run that was stopped, from its last committed round, to the bytes of a run that never stopped.
+    """Resume a stopped run from its last committed round, to the bytes of a run that never stopped.
 
     A finished run is returned as it is, with the report that it may still lack. Raises UsageError, with what differs,
     where settings, data, base, tokenizer, code or machine are not those that the run was started with; `force`
@@ -70,4 +70,4 @@ def _fetching(emit: Observer) -> Callable[[str], None]:
 
 
 def _ignore(event: dict[str, Any]) -> None:
-    """The observer of those who want none."""
+    """Ignore an event."""
