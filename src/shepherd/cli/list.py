@@ -28,6 +28,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "remainders": ("shepherd.server.pieces.remainder", "method.remainder"),
     "optimizers": ("shepherd.server.optimizer", "server.optimizer"),
     "personalizations": ("shepherd.clients.personal.methods", "personalization.name"),
+    "arms": ("shepherd.arms", "evaluation.arms"),
     "metrics": ("shepherd.evaluation.text", "evaluation.metrics"),
 }
 """Registry -> (the module that holds it under that name, where its names are used)."""
