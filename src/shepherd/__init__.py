@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shepherd.data.partitioners import partitioners
     from shepherd.errors import ShepherdError, ShepherdWarning
     from shepherd.evaluation.text import metrics
-    from shepherd.experiment.finished import Run, evaluate, load_tuned, open_run
+    from shepherd.experiment.opened_run import Run, evaluate, load_tuned, open_run
     from shepherd.experiment.run import resume, run
     from shepherd.experiment.simulate import simulate
     from shepherd.experiment.simulation import Round, Simulation
@@ -43,19 +43,19 @@ _HOMES = {
     "Partition": ("shepherd.types", "Partition"),
     "Round": ("shepherd.experiment.simulation", "Round"),
     "RoundRecord": ("shepherd.store.records", "RoundRecord"),
-    "Run": ("shepherd.experiment.finished", "Run"),
+    "Run": ("shepherd.experiment.opened_run", "Run"),
     "ShepherdError": ("shepherd.errors", "ShepherdError"),
     "ShepherdWarning": ("shepherd.errors", "ShepherdWarning"),
     "Simulation": ("shepherd.experiment.simulation", "Simulation"),
     "aggregators": ("shepherd.server.aggregators", "aggregators"),
     "compare": ("shepherd.report", "compare"),
-    "evaluate": ("shepherd.experiment.finished", "evaluate"),
+    "evaluate": ("shepherd.experiment.opened_run", "evaluate"),
     "load_config": ("shepherd.recipe", "load"),
     "load_dataset": ("shepherd.data.loading", "load_dataset"),
-    "load_tuned": ("shepherd.experiment.finished", "load_tuned"),
+    "load_tuned": ("shepherd.experiment.opened_run", "load_tuned"),
     "methods": ("shepherd.server.methods", "methods"),
     "metrics": ("shepherd.evaluation.text", "metrics"),
-    "open_run": ("shepherd.experiment.finished", "open_run"),
+    "open_run": ("shepherd.experiment.opened_run", "open_run"),
     "partition": ("shepherd.data.loading", "partition"),
     "partitioners": ("shepherd.data.partitioners", "partitioners"),
     "resume": ("shepherd.experiment.run", "resume"),

@@ -95,7 +95,7 @@ class DataTable(Table):
     `hub:org/name`."""
     format: str = "auto"
     """auto (detected row by row), or one format for all rows: messages, sharegpt, alpaca, dolly, prompt_completion,
-    text, or another that docs/data.md lists."""
+    text, another of `shepherd list formats`, or `module:function`."""
     columns: Mapping[str, str] = Field(default_factory=dict)
     """Field -> column of your data, e.g. {instruction = "question", response = "answer"}."""
     languages: tuple[str, ...] = ("english",)
@@ -308,9 +308,7 @@ class TrainingTable(Table):
 
 
 class EvaluationTable(Table):
-    arms: tuple[Literal["base", "federated", "local", "centralised"], ...] = (
-        "base", "federated", "local", "centralised",
-    )  # fmt: skip
+    arms: tuple[str, ...] = ("base", "federated", "local", "centralised")
     """Arms to train and compare at equal budget: the untuned base, the federated model, each client alone, all data
     pooled."""
     local_clients: Literal["all"] | Annotated[int, Field(ge=1, strict=True)] | tuple[str, ...] = "all"
@@ -364,8 +362,9 @@ class EvaluationTable(Table):
     @property
     def own_rates(self) -> dict[str, float]:
         """Learning rates set for single arms, by arm."""
-        rates = {"local": self.local_learning_rate, "centralised": self.centralised_learning_rate}
-        return {arm: rate for arm, rate in rates.items() if rate}
+        suffix = "_learning_rate"
+        keys = (key for key in type(self).model_fields if key.endswith(suffix))
+        return {key.removesuffix(suffix): rate for key in keys if (rate := getattr(self, key))}
 
 
 class CheckpointTable(Table):

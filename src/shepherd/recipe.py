@@ -28,7 +28,7 @@ Check = Callable[[Mapping[str, Any]], list[str]]
 """Further checks of `resolve`: merged settings -> problems that only a room can find (names in its registry)."""
 
 _DEFAULTS = Config()
-_OPTIONS_OF = (
+OPTIONS_OF = (
     ("partition", "name", "partition", "clients", _DEFAULTS.partition.name),
     ("selection", "name", "selection", "", _DEFAULTS.selection.name),
     ("federation", "method", "method", "", _DEFAULTS.federation.method),
@@ -105,7 +105,7 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, An
     settings: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, layer in layers:
-        for owner, choice, table, kept, default in _OPTIONS_OF:
+        for owner, choice, table, kept, default in OPTIONS_OF:
             former, chosen = settings.get(owner), layer.get(owner)
             if not isinstance(chosen, Mapping) or not isinstance(former or {}, Mapping):
                 continue

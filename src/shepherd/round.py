@@ -217,9 +217,22 @@ def gather_replies(state: ServerState, plan: Plan, engine: Engine, spool: Spool,
 
 
 def sample_cohort(state: ServerState, plan: Plan, so_far: Replies, wanted: int) -> Replies | None:
-    """Sample clients that are neither in quarantine nor in the round already, more than wanted with over-selection.
+    """Sample a cohort, with the models that its clients start from. None: nobody is left."""
+    cohort = draw_cohort(state, plan, so_far, wanted)
+    if cohort is None:
+        return None
+    ranks = {client: plan.rank(client) for client in cohort.work}
+    number = state.round + 1
+    views, *clusters = (plan.method.views(m, ranks, number, plan.seed) for m in (state.model, *state.clusters))
+    of_clusters = {c: tuple(of[c] for of in clusters) for c in cohort.work if clusters}
+    return replace(cohort, views=views, cluster_views=of_clusters)
 
-    The result has no replies yet; `late` are those whose virtual seconds exceed the deadline. None: nobody is left.
+
+def draw_cohort(state: ServerState, plan: Plan, so_far: Replies, wanted: int) -> Replies | None:
+    """Draw clients that are neither in quarantine nor in the round already, more than wanted with over-selection.
+
+    The result has neither models nor replies yet; `late` are those whose virtual seconds exceed the deadline. None:
+    nobody is left.
     """
     number, policy = state.round + 1, plan.policy
     free = [c for c in plan.clients if c not in so_far.work and c not in state.quarantined]
@@ -230,13 +243,9 @@ def sample_cohort(state: ServerState, plan: Plan, so_far: Replies, wanted: int) 
     again = [so_far.draws] if so_far.draws else []
     draw = plan.select.draw(pool, size, stream(plan.seed, "select", number, *again))
     work = {client: plan.work(client, number, state.cursors.get(client, 0)) for client in draw.clients}
-    ranks = {client: plan.rank(client) for client in draw.clients}
-    views, *clusters = (plan.method.views(m, ranks, number, plan.seed) for m in (state.model, *state.clusters))
     seconds = {client: policy.clock(work[client], number) if policy.clock else 0.0 for client in draw.clients}
     return Replies(
         work=work,
-        views=views,
-        cluster_views={c: tuple(of[c] for of in clusters) for c in draw.clients if clusters},
         times={client: draw.times(client) for client in draw.clients},
         seconds=seconds,
         draws=1,

@@ -20,7 +20,7 @@ from console import Shell
 from report_runs import write_run
 from shepherd import __version__, config, recipe
 from shepherd.cli.commands import cli
-from shepherd.cli.outcome import print_result
+from shepherd.cli.printed_result import print_result
 from shepherd.errors import EXIT_CODES
 from shepherd.experiment import remeasure
 
@@ -38,7 +38,7 @@ def test_help_lists_every_command_and_every_exit_status(shell):
     outcome = shell("--help")
     assert outcome.status == 0 and outcome.err == ""
     commands = {"run", "check", "data", "model", "evaluate", "report", "compare", "chat", "export", "list", "config"}
-    commands |= {"runs", "doctor", "completion"}
+    commands |= {"runs", "copy", "doctor", "completion"}
     assert [name for name in commands if f"\n  {name} " not in outcome.out] == []
     assert [code for code in EXIT_CODES if f"\n  {code:5}  " not in outcome.out] == []
     assert shell().out == outcome.out, "without a command the help is shown"
@@ -154,10 +154,13 @@ def test_list_shows_each_name_of_each_registry_with_its_options(shell):
         "recipes",
         "partitioners",
         "datasets",
+        "formats",
         "selections",
         "methods",
+        "aggregators",
         *pieces,
         "optimizers",
+        "arms",
         "metrics",
         "personalizations",
     }

@@ -197,7 +197,7 @@ def test_settings_that_conflict_with_clusters_are_refused_before_the_model_is_lo
 
 def test_more_clusters_than_clients_per_round_are_refused(small_config, tmp_path):
     config = small_config(*IFCA, "personalization.clusters=4", "federation.clients_per_round=3")
-    with pytest.raises(UsageError, match=r"clusters = 4 begin with a client each, and a round asks 3") as caught:
+    with pytest.raises(UsageError, match=r"clusters = 4 start from a client each, and a round samples 3") as caught:
         experiment.run(config, out_dir=tmp_path)
     assert "at most 3" in caught.value.hint
 

@@ -18,6 +18,7 @@ import pytest
 
 from prepared import plan_of, trainer_of
 from shepherd.clients.facts import facts_of, rows_digest
+from shepherd.clients.progress import Observe, ignore
 from shepherd.clients.training import TrainingHost, train
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
@@ -95,10 +96,17 @@ def engine(request, setting) -> Iterator[Engine]:
         yield stack.enter_context(made) if hasattr(made, "__enter__") else made
 
 
-def replies(engine: Engine, setting: Setting, task: TrainTask, *rest: Any) -> dict[str, ClientUpdate | ClientFailure]:
+def replies(
+    engine: Engine,
+    setting: Setting,
+    task: TrainTask,
+    deadline: float = math.inf,
+    enough: Callable[[], bool] = lambda: False,
+    observe: Observe = ignore,
+) -> dict[str, ClientUpdate | ClientFailure]:
     """What passes the gate, one reply for each client of the task."""
     gate = Gate(tokenizer=setting.tokenizer)
-    given = [gate.admit(reply, task) for reply in engine.train(task, *rest)]
+    given = [gate.admit(reply, task) for reply in engine.train(task, deadline, enough, observe)]
     assert sorted(reply.client for reply in given) == sorted(task.work)
     return {reply.client: reply for reply in given}
 

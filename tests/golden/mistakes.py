@@ -20,6 +20,7 @@ MISTAKES = (
     "list optimizer",
     "runs lss",
     "completion fihs",
+    "copy demoo",
     "run --resume runs/golden --seed 3",
     # settings
     "run demoo",

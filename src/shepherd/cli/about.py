@@ -34,7 +34,8 @@ def doctor(full: bool, as_json: bool) -> None:
 def completion(shell: str) -> None:
     """Print the completion script of SHELL.
 
-    For bash: eval "$(shepherd completion bash)".
+    It completes commands, recipes, runs, and keys and values after --set.
+    For bash and zsh: eval "$(shepherd completion bash)"; for fish: shepherd completion fish | source.
     """
     from click.shell_completion import get_completion_class
 

@@ -7,8 +7,9 @@ import textwrap
 import click
 
 from shepherd.cli import output
+from shepherd.cli.completion import complete_recipe
 from shepherd.cli.group import Commands
-from shepherd.cli.settings import complete_recipe, gather, recipe_options
+from shepherd.cli.settings import gather, recipe_options
 
 
 @click.group(cls=Commands)

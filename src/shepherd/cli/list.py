@@ -13,6 +13,7 @@ from shepherd.errors import UsageError, did_you_mean
 KINDS: dict[str, tuple[str, str]] = {
     "partitioners": ("shepherd.data.partitioners", "partition.name"),
     "datasets": ("shepherd.data.builtins", "data.source = builtin:NAME"),
+    "formats": ("shepherd.data.formats", "data.format"),
     "selections": ("shepherd.clients.selection", "selection.name"),
     "methods": ("shepherd.server.methods", "federation.method"),
     "aggregators": ("shepherd.server.aggregators", "federation.aggregator"),
@@ -27,6 +28,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "remainders": ("shepherd.server.pieces.remainder", "method.remainder"),
     "optimizers": ("shepherd.server.optimizer", "server.optimizer"),
     "personalizations": ("shepherd.clients.personal.methods", "personalization.name"),
+    "arms": ("shepherd.arms", "evaluation.arms"),
     "metrics": ("shepherd.evaluation.text", "evaluation.metrics"),
 }
 """Registry -> (the module that holds it under that name, where its names are used)."""
@@ -45,7 +47,7 @@ def list_names(kind: str | None, as_json: bool) -> None:
         output.print_json(found)
         return
     for position, (name, entries) in enumerate(found.items()):
-        used = KINDS[name][1] if name in KINDS else "shepherd run NAME"
+        used = KINDS[name][1] if name in KINDS else "shepherd run NAME, or shepherd copy NAME to edit it"
         click.echo(("\n" if position else "") + f"{name}  ({used})")
         width = max([13, *(len(entry["name"]) for entry in entries)])
         for entry in entries:

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from shepherd.cli import output
-from shepherd.cli.settings import complete_run, find_run
+from shepherd.cli.completion import complete_run
+from shepherd.cli.settings import find_run
 
 
 @click.command()

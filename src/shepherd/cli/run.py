@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shepherd.cli import interrupts, output
-from shepherd.cli.settings import complete_recipe, complete_run, find_run, gather, recipe_options
+from shepherd.cli.completion import complete_recipe, complete_run
+from shepherd.cli.settings import find_run, gather, recipe_options
 from shepherd.errors import UsageError
 from shepherd.experiment import capacity, checks
 from shepherd.store import open_run
 
 if TYPE_CHECKING:
-    from shepherd.experiment.finished import Run
+    from shepherd.experiment.opened_run import Run
 
 
 LABELS = {
@@ -43,7 +44,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
     RECIPE is a TOML file or the name of a packaged recipe (`shepherd list recipes`); the default is demo, or own-data
     with --data. All results are written to the run directory, whose path is printed at the end.
     """
-    from shepherd.cli import outcome, progress
+    from shepherd.cli import printed_result, progress
     from shepherd.experiment import run as experiment
 
     if stopped is not None:
@@ -62,7 +63,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
         output.announce_torch()
         result = _carry_out(partial(experiment.run_checked, checked), observer)
     if not as_json:
-        outcome.print_result(Path(result.path), result.summary)
+        printed_result.print_result(Path(result.path), result.summary)
 
 
 @click.command()
@@ -76,7 +77,7 @@ def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
     The result is identical, byte for byte, to that of an uninterrupted run. If settings, data, base, tokenizer, code
     or machine have changed since the start, the differences are listed and nothing is run.
     """
-    from shepherd.cli import outcome, progress
+    from shepherd.cli import printed_result, progress
     from shepherd.experiment import run as experiment
 
     run_dir = open_run(find_run(run), "identity.json")
@@ -87,7 +88,7 @@ def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
         output.announce_torch()
         result = _carry_out(partial(experiment.resume, run_dir, force=force), observer)
     if not as_json:
-        outcome.print_result(Path(result.path), result.summary)
+        printed_result.print_result(Path(result.path), result.summary)
 
 
 def _carry_out(start: Callable[..., Run], observer: Any) -> Run:

@@ -6,7 +6,6 @@ call reports every mistake.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shepherd.cli.completion import complete_setting
 from shepherd.errors import ShepherdError, UsageError, did_you_mean
 from shepherd.experiment.checks import registry_problems
 
@@ -48,7 +48,7 @@ class Settings:
 def recipe_options(command: Callable) -> Callable:
     """The flags of every command that takes a recipe."""
     for option in reversed((
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", shell_complete=_complete_key,
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", shell_complete=complete_setting,
                      help="Set any key, e.g. --set lora.r=16; repeatable. See shepherd config show."),
         click.option("--data", metavar="SOURCE",
                      help="File, folder with a file per client, builtin:NAME, hub:ORG/NAME."),
@@ -62,15 +62,6 @@ def recipe_options(command: Callable) -> Callable:
     )):  # fmt: skip
         command = option(command)
     return command
-
-
-def complete_recipe(_: click.Context, __: click.Parameter, incomplete: str) -> list:
-    from click.shell_completion import CompletionItem
-
-    from shepherd.recipe import recipes
-
-    found = [CompletionItem(name, help=about) for name, about in recipes().items() if name.startswith(incomplete)]
-    return [*found, CompletionItem(incomplete, type="file")]
 
 
 def gather(
@@ -217,22 +208,3 @@ def find_run(argument: str) -> Path:
     shown = ", ".join(runs) if len(runs) <= 8 else f"…, {', '.join(runs[-8:])} ({len(runs)} in all)"
     known = f"runs here: {shown}" if runs else "start one with shepherd run"
     raise UsageError(f"{what}: {argument}{near and f'.{near}'}", hint=known)
-
-
-def complete_run(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
-    found = sorted(str(path.parent) for path in Path("runs").glob("*/config.toml"))
-    return [run for run in found if run.startswith(incomplete)] or [
-        Path(run).name for run in found if Path(run).name.startswith(incomplete)
-    ]
-
-
-def _complete_key(_: click.Context, __: click.Parameter, incomplete: str) -> list:
-    from click.shell_completion import CompletionItem
-
-    from shepherd.config import keys
-
-    return [
-        CompletionItem(f"{key}=", help=re.sub(r"\s+", " ", entry.description or ""))
-        for key, entry in keys().items()
-        if key.startswith(incomplete)
-    ]

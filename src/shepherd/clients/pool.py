@@ -77,8 +77,9 @@ class Selection:
 
     goes_with: the federation.weights whose mean it estimates. weighs: it sets the weights; fixed: with a fixed
     denominator. sizes_itself: it ignores `size`. refills: a round may draw again, or more clients than needed.
-    may_be_empty: a draw may have no clients. learns: earlier updates influence the draw. cohort(clients, size): the
-    mean size of a cohort. check(clients, size): raises UsageError for clients of a run that do not fit.
+    may_be_empty: a draw may have no clients. learns: earlier updates influence the draw. random: the stream `rng` does.
+    cohort(clients, size): the mean size of a cohort. check(clients, size): raises UsageError for clients of a run that
+    do not fit.
     """
 
     draw: Callable[[Pool, int, np.random.Generator], Draw]
@@ -89,6 +90,7 @@ class Selection:
     refills: bool = True
     may_be_empty: bool = False
     learns: bool = False
+    random: bool = True
     cohort: Callable[[int, int], int] = lambda clients, size: size
     check: Callable[[tuple[ClientId, ...], int], None] = lambda clients, size: None
     name: str = ""

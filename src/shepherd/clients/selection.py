@@ -90,6 +90,7 @@ def everyone() -> Selection:
     """All clients in every round."""
     return Selection(
         lambda pool, size, rng: Draw(pool.clients),
+        random=False,
         sizes_itself=True,
         refills=False,
         cohort=lambda clients, size: clients,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from shepherd.data.formats import ANSWERS, FIELDS, FORMATS, QUESTIONS
+from shepherd.data.formats import ANSWERS, QUESTIONS, added, fields_of_rows, format_named, in_order
 from shepherd.data.turns import TURN_FIELDS, is_turns
 from shepherd.data.values import missing
 from shepherd.errors import DataError, did_you_mean, plural
@@ -34,9 +34,11 @@ def replaced(row: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[str
             yield ours
 
 
-def check_columns(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], where: str) -> None:
+def check_columns(
+    columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], where: str, format_name: str = "auto"
+) -> None:
     """Raise DataError for an unknown field, and for a column that occurs in no row and no turn."""
-    known = tuple(dict.fromkeys((*FIELDS, *TURN_FIELDS)))
+    known = tuple(dict.fromkeys((*fields_of_rows(format_name), *TURN_FIELDS)))
     for field in columns:
         if field not in known:
             raise DataError(f"columns: unknown field {field!r}.{did_you_mean(field, known)} Fields: {', '.join(known)}")
@@ -72,7 +74,7 @@ def no_format(rows: Sequence[Mapping[str, Any]], format_name: str, where: str) -
             hint=f"{_mapping_of_chosen(first)} trains on the chosen answers and ignores the rejected ones",
         )
     if format_name != "auto":
-        accepted = f"  {format_name}: {', '.join(FORMATS[format_name].required)}"
+        accepted = f"  {format_name}: {', '.join(format_named(format_name).required)}"
     else:
         accepted = (
             "  messages, conversations, conversation, contents: a list of turns\n"
@@ -81,6 +83,7 @@ def no_format(rows: Sequence[Mapping[str, Any]], format_name: str, where: str) -
             "    or input and output, inputs and targets\n"
             "  text: plain text; the whole text is a target"
         )
+        accepted += "".join(f"\n  {name}: {', '.join(format_named(name).required)}" for name in added())
     return DataError(
         f"{where}: the columns match no known format\n  found: {found}\n accepted:\n{accepted}",
         hint=f"map them: --columns {_suggested_mapping(first)}",
@@ -99,7 +102,7 @@ def _suggested_mapping(first: Mapping[str, Any]) -> str:
     """A value for --columns: columns that differ from the fields of a format only in case, the only list of turns, the
     only two texts, or placeholders."""
     plain = {name.casefold(): name for name in first}
-    for form in FORMATS.values():
+    for form in map(format_named, in_order()):
         if plain.keys() >= set(form.required):
             return ",".join(f"{field}={plain[field]}" for field in (*form.required, *form.optional) if field in plain)
     turns = [name for name, value in first.items() if is_turns(value)]

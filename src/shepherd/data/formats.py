@@ -1,48 +1,47 @@
-"""Row formats: detection by fields, row by row, and conversion to `Example`s.
+"""Row formats: the fields that identify each, and how its messages are read.
 
-Texts are stripped, but an answer keeps its leading white space, since code is indented.
+A format is a function that returns a `Format`:
+
+    @formats
+    def ticket() -> Format:
+        \"\"\"A customer's question and the reply of the desk.\"\"\"
+        def read(row):
+            return [Message("user", row.text("asked")), Message("assistant", row.text("replied"))], ""
+        return Format(("asked", "replied"), (), read)
+
+A registered format is detected after those of this file; `data.format = "my_lab.rows:ticket"` reads all rows by one
+that is not registered.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from shepherd.data.refusals import (
-    JUDGEMENTS,
-    ROW_MARKS,
-    refuse_masked,
-    refuse_other_media,
-    refuse_preferences,
-)
+from shepherd.data.refusals import JUDGEMENTS, ROW_MARKS
 from shepherd.data.row_reader import Notes, RowReader
-from shepherd.data.turns import (
-    REASONING,
-    is_turns,
-    read_history,
-    read_system,
-    read_tools,
-    read_turns,
-    turns_in,
-)
-from shepherd.data.values import Refusal, missing, text
-from shepherd.errors import did_you_mean
-from shepherd.types import Example, Message
+from shepherd.data.turns import REASONING, is_turns, read_history, read_turns, turns_in
+from shepherd.data.values import Refusal, text
+from shepherd.errors import UsageError, did_you_mean
+from shepherd.registry import Registry
+from shepherd.types import Message
 
 SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions")
 COMMON = ("category", "source")
 _NO_INPUT = ("<noinput>", "noinput", "no input", "n/a", "nan", "none", "null")
-_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
+
+
+formats = Registry("format")
 
 
 @dataclass(frozen=True)
 class Format:
     """A format: `required` fields identify it, `read(row)` returns the messages without a system turn, and the context.
 
-    optional: further fields of this format; `FIELDS` adds those of all formats.
+    optional: further fields of this format; `fields_of_rows` adds those of all formats.
     """
 
     required: tuple[str, ...]
@@ -131,129 +130,70 @@ def _contexts(question: str, answer: str) -> tuple[str, ...]:
 
 _NAMED = {("instruction", "response"): "dolly", ("instruction", "output"): "alpaca"}
 
-# In the order of detection: the first match is the format of the row.
-FORMATS: dict[str, Format] = {
-    "messages": _conversation("messages"),
-    "sharegpt": _conversation("conversations"),
-    "conversation": _conversation("conversation"),
-    **{_NAMED.get((q, a), f"{q}_{a}"): _pair(q, a, _contexts(q, a)) for q, a in PAIRS},
-    "text": Format(("text",), (), _plain),
-    "contents": _conversation("contents"),
-}
 
-FIELDS = tuple(dict.fromkeys((
-    *(field for form in FORMATS.values() for field in form.required),
-    *("context", "input", "history", *COMMON, *SYSTEM, *TOOLS, *REASONING, *ROW_MARKS, *JUDGEMENTS),
-)))  # fmt: skip
-"""Fields that `--columns` can map, besides those of turns."""
+def _add(name: str, about: str, form: Format) -> None:
+    def factory() -> Format:
+        return form
+
+    factory.__name__, factory.__doc__ = name, about
+    formats(factory)
+    _BUILT_IN.append(name)
+
+
+_BUILT_IN: list[str] = []
+"""In the order of detection: the first match is the format of the row."""
+
+_add("messages", "Turns under `messages`, each with role and content (OpenAI).", _conversation("messages"))
+_add("sharegpt", "Turns under `conversations`, each with from and value (ShareGPT).", _conversation("conversations"))
+_add("conversation", "Turns under `conversation`.", _conversation("conversation"))
+for _q, _a in PAIRS:
+    _about = f"A question under `{_q}`, its answer under `{_a}`."
+    _add(_NAMED.get((_q, _a), f"{_q}_{_a}"), _about, _pair(_q, _a, _contexts(_q, _a)))
+_add("text", "Plain text, all of it a target, where no row has another format.", Format(("text",), (), _plain))
+_add("contents", "Turns under `contents`, each with role and parts (Gemini).", _conversation("contents"))
+
+
+def in_order() -> list[str]:
+    """The names of all formats in the order of detection: the built-in ones, then those that were added."""
+    return [*_BUILT_IN, *added()]
+
+
+def added() -> list[str]:
+    """The names of formats from outside this file, sorted."""
+    return [name for name in formats if name not in _BUILT_IN]
+
+
+@functools.cache
+def format_named(name: str) -> Format:
+    """The format of this name, or of `module:function`. Raises UsageError when there is none."""
+    form = formats.build(name)
+    if not isinstance(form, Format):
+        raise UsageError(f"format {name!r} returns no Format: {form!r}")
+    return form
+
+
+def fields_of_rows(format_name: str = "auto") -> tuple[str, ...]:
+    """Fields that `--columns` can map, besides those of turns."""
+    built_in = [format_named(name) for name in _BUILT_IN]
+    others = [format_named(name) for name in added()]
+    if ":" in format_name:
+        others.append(format_named(format_name))
+    return tuple(dict.fromkeys((
+        *(field for form in built_in for field in form.required),
+        *("context", "input", "history", *COMMON, *SYSTEM, *TOOLS, *REASONING, *ROW_MARKS, *JUDGEMENTS),
+        *(field for form in others for field in (*form.required, *form.optional)),
+    )))  # fmt: skip
 
 
 def format_problem(name: str) -> str:
-    """The error message for an unknown format, or ""."""
-    known = ("auto", *FORMATS)
-    return "" if name in known else f"unknown format: {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}"
-
-
-def format_of(row: Mapping[str, Any], among: Iterable[str]) -> tuple[str, bool]:
-    """(the format of a row, whether all its required fields have a value); ("", False) for none.
-
-    A key without a value counts as absent, so `messages: null` with alpaca's fields is alpaca. If no format is
-    complete, the one with most required fields is returned; reading the row then yields the reason of the refusal.
-    """
-    nearest, most = "", -1
-    for name in among:
-        required = FORMATS[name].required
-        if any(field not in row for field in required):
-            continue
-        given = sum(not missing(row[field]) for field in required)
-        if given == len(required):
-            return name, True
-        if given > most:
-            nearest, most = name, given
-    return nearest, False
-
-
-def formats_of(rows: Sequence[Mapping[str, Any]], format_name: str) -> list[str]:
-    """The format of each row, "" for none. format_name: "auto", or the format of all rows.
-
-    Rows are plain text only if no row has another format, since plain text is trained on without a prompt.
-    """
-    if format_name != "auto":
-        return [format_of(row, (format_name,))[0] for row in rows]
-    found = [format_of(row, FORMATS) for row in rows]
-    if all(name == "text" for name, complete in found if complete):
-        return [name for name, _ in found]
-    others = [name for name in FORMATS if name != "text"]
-    return [format_of(row, others)[0] if name == "text" else name for row, (name, _) in zip(rows, found, strict=True)]
-
-
-def to_example(
-    fields: Mapping[str, Any], format_name: str, row_id: str, names: Mapping[str, str] | None = None
-) -> tuple[Example, Notes]:
-    """The example in a row, and its losses. Raises Refusal.
-
-    names: our field -> the user's column, for mapped columns. `category` is "" if the row has none.
-    """
-    row = RowReader(fields, names or {})
-    if format_name != "text" or row.names.keys() & {
-        *JUDGEMENTS
-    }:  # a label of plain text is a class, not a judgement of an answer
-        refuse_preferences(row)
-    refuse_other_media(row)
-    refuse_masked(row)
-    form = FORMATS[format_name]
-    for field in form.required:
-        if field not in fields:
-            raise Refusal(f"no {field!r}")
-    messages, context = form.read(row)
-    category, source = (row.label(field) for field in COMMON)
-    tools = "" if format_name == "text" else read_tools(given) if (given := row.take(*TOOLS)) is not None else ""
-    if format_name == "text":
-        if not messages[0].content:
-            raise Refusal("empty text")
-    else:
-        messages, context = _checked(_with_system(messages, row), context, row.notes)
-    # A column that repeats a label, such as a language that is also the source, counts as read.
-    unread = (column for column, value in row.left.items() if value not in (category, source))
-    row.notes.columns = [row.names.get(column, column) for column in unread]
-    return Example(row_id, tuple(messages), category, source, context, tools), row.notes
-
-
-def _with_system(messages: list[Message], row: RowReader) -> list[Message]:
-    system = read_system(row.take(*SYSTEM))
-    given = {m.content for m in messages if m.role == "system" and m.content}
-    if system and not given:
-        return [Message("system", system), *messages]
-    if given - {system} and system:
-        row.notes.change("the column 'system', next to a system turn")
-    return messages
-
-
-def _checked(messages: list[Message], context: str, notes: Notes) -> tuple[list[Message], str]:
-    """The turns from the first question to the last target. Raises Refusal if no question or target remains."""
-    messages = [m for m in messages if m.role != "system" or m.content]
-    begin = next((i for i, m in enumerate(messages) if m.role in ("user", "tool")), len(messages))
-    if any(m.role == "assistant" for m in messages[:begin]) and begin < len(messages):
-        notes.change("the answer before the first question")
-        messages = [m for m in messages[:begin] if m.role == "system"] + messages[begin:]
-    answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
-    if not answers:
-        raise Refusal("no answer")
-    learned = [i for i in answers if messages[i].learned]
-    if not learned:
-        raise Refusal("every answer is masked")
-    if begin == len(messages):
-        raise Refusal("answers without a question")
-    after = messages[learned[-1] + 1 :]
-    if after:
-        masked = any(m.role == "assistant" for m in after)
-        notes.change("turns after the last answer" + (" that is a target" if masked else ""))
-    messages = messages[: learned[-1] + 1]
-    if any(not m.content and not m.extra for m in messages if m.role == "assistant" and m.learned):
-        raise Refusal("empty answer")
-    if any(not m.content for m in messages if m.role == "user"):
-        raise Refusal("empty instruction")
-    shortened = [replace(m, content=_BLANK_LINES.sub("", m.content)) if m.role == "assistant" else m for m in messages]
-    if shortened != messages:
-        notes.change("blank lines before an answer")
-    return shortened, context
+    """The error message for a format that is unknown or cannot be imported, or ""."""
+    known = ("auto", *in_order())
+    if name in known:
+        return ""
+    if ":" in name:
+        try:
+            format_named(name)
+        except UsageError as error:
+            return error.message
+        return ""
+    return f"unknown format: {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}"

@@ -15,8 +15,9 @@ from shepherd import rng
 from shepherd.data.builtins import RawRows, datasets
 from shepherd.data.columns import check_columns, no_format, rename, replaced, unread_sentence
 from shepherd.data.containers import Parts, read_path
+from shepherd.data.examples import formats_of, to_example
 from shepherd.data.files import find
-from shepherd.data.formats import format_problem, formats_of, to_example
+from shepherd.data.formats import format_problem
 from shepherd.data.hub import hub
 from shepherd.data.progress import Emit, LoopProgress
 from shepherd.data.splits import by_split
@@ -80,7 +81,7 @@ def load_examples(
         raise UsageError(problem)
     raw = source if isinstance(source, RawRows) else _read(source, tuple(languages), parts, emit)
     rows = by_split(raw, parts, columns)
-    check_columns(columns, [row for _, row in rows.rows], rows.name)
+    check_columns(columns, [row for _, row in rows.rows], rows.name, format)
     dataset = _examples(rows, format, columns, emit)
     kept = _draw(_only(list(dataset.examples), categories, rows.name), rows_per_category, seed)
     notes = (*dataset.notes, *_masked_notes(kept))

@@ -10,8 +10,8 @@ from typing import Any
 from shepherd.errors import ResourceError
 
 MARGIN = 2.0
-"""A run is refused when it would take so many times what is free. Estimates of memory were measured at 0.94 (the demo)
-to 1.7 (a tiny model, where nearly all is Python itself) of what a run then took, so at 2 no run is refused that works.
+"""A run is refused when its estimate is this many times what is free. Estimates of memory were measured at 0.94 (the
+demo) to 1.7 (a tiny model, where nearly all is Python itself) of the real use: at 2 no run that works is refused.
 """
 
 _CGROUP = Path("/sys/fs/cgroup")

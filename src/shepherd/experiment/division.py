@@ -25,9 +25,9 @@ MOST = 5
 
 
 def read_rows(
-    config: Config, source: str = "", tell: Callable[[str], None] | None = None, rows: RawRows | None = None
+    config: Config, source: str = "", progress: Callable[[str], None] | None = None, rows: RawRows | None = None
 ) -> Dataset:
-    """The rows of the recipe's source; or of `source`, all of them. `tell` is called with lines on a long reading.
+    """The rows of the recipe's source; or of `source`, all of them. `progress` takes lines about a long reading.
 
     rows: those of the recipe's source, where they were read before.
     """
@@ -53,7 +53,7 @@ def read_rows(
         languages=table.languages,
         seed=config.run.seed,
         parts=_parts(config, source),
-        emit=tell,
+        emit=progress,
     )
 
 
@@ -66,13 +66,13 @@ class Sources:
 
 
 def read_sources(
-    config: Config, tell: Callable[[str], None] | None = None, rows: RawRows | Dataset | None = None
+    config: Config, progress: Callable[[str], None] | None = None, rows: RawRows | Dataset | None = None
 ) -> Sources:
     """All rows of the recipe, read once for a run. Raises DataError for data that cannot be used.
 
     rows: in place of those of the recipe's source, read before, as rows or as a dataset.
     """
-    dataset = rows if isinstance(rows, Dataset) else read_rows(config, tell=tell, rows=rows)
+    dataset = rows if isinstance(rows, Dataset) else read_rows(config, progress=progress, rows=rows)
     return Sources(dataset, read_held_out(config, dataset))
 
 
@@ -102,7 +102,7 @@ def read_held_out(config: Config, dataset: Dataset) -> Dataset | None:
 def divide_rows(
     config: Config, usable: Sequence[Example], held_out: Sequence[Example] | None
 ) -> tuple[Examples, Examples, Partition]:
-    """(train, held out, partition) of rows that can be used; `held_out` are those with a source of their own.
+    """(train, held out, partition) of usable rows; `held_out` are those of data.held_out_source.
 
     Raises DataError where nothing is held out, or where the rows cannot be divided as the recipe says.
     """
@@ -157,7 +157,7 @@ def remarks(
     held_out: Sequence[Example] | None,
     partition: Partition,
 ) -> dict[str, tuple[str, ...]]:
-    """What is remarkable about a division, one line for each kind -> a line for each case of it.
+    """Notes on a division: one line for each kind -> a line for each case.
 
     usable: all rows that are divided or held out. held_out: those drawn from them, or None where they have a source.
     """
@@ -212,5 +212,5 @@ def by_column(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], st
 
 
 def natural_key(settings: Mapping[str, object]) -> str:
-    """What tells clients apart, "source" or "category", from a partition's settings."""
+    """What distinguishes clients, "source" or "category", from a partition's settings."""
     return "source" if settings.get("name") == "files" or settings.get("key") == "source" else "category"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from shepherd.arms import Arm
 from shepherd.config import Config
 from shepherd.data.prompts import Template
 from shepherd.evaluation.answers import Generation
@@ -49,7 +50,6 @@ class Inputs:
     trainer: Trainer
     schedule: Schedule
     plan: Plan
-    arms: tuple[str, ...]
     alone: tuple[ClientId, ...]
     generation: Generation
     metrics: Mapping[str, Metric]
@@ -59,6 +59,11 @@ class Inputs:
     checkpoints_kept: int
     updates_in_memory: int
     warnings: tuple[str, ...]
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms of the comparison, as the recipe names them."""
+        return self.composition.arms
 
 
 def load_inputs(checked: Checked, place: Path | None, reporter: Reporter) -> Inputs:
@@ -100,7 +105,6 @@ def load_inputs(checked: Checked, place: Path | None, reporter: Reporter) -> Inp
         trainer=trainer,
         schedule=schedule,
         plan=plan,
-        arms=tuple(config.evaluation.arms),
         alone=alone,
         generation=prepare_generation(config),
         metrics=build_metrics(config.evaluation.metrics),

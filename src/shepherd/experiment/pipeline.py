@@ -18,9 +18,9 @@ from shepherd.experiment.checks import Checked
 from shepherd.experiment.engine import open_engine
 from shepherd.experiment.events import CommittedEvent, Emit
 from shepherd.experiment.federated import evaluate_base, train_federated
-from shepherd.experiment.finished import Run
+from shepherd.experiment.finished_run import Outcome, write_report, write_summary
 from shepherd.experiment.inputs import Inputs, load_inputs
-from shepherd.experiment.outcome import Outcome, write_report, write_summary
+from shepherd.experiment.opened_run import Run
 from shepherd.experiment.outputs import generate_answers, save_adapter
 from shepherd.experiment.personal_models import train_personal
 from shepherd.experiment.progress import Meter, Reporter, training_tokens
@@ -72,15 +72,15 @@ def carry_out(
 
 
 def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, reporter: Reporter) -> Session:
-    """Say what is to be done, what is done already, and what a person should know before the first round."""
+    """Start the events of a run: its plan, the rounds that are committed already, and its warnings."""
     data, schedule = inputs.data, inputs.schedule
     cost = inputs.trainer.settings.personal.cost
-    planned = training_tokens(schedule, inputs.arms, data, inputs.plan, inputs.alone, cost)
+    planned = training_tokens(schedule, inputs.composition.baselines, data, inputs.plan, inputs.alone, cost)
     meter = Meter(reporter.emit, planned, schedule.rounds)
     meter.skip("federated", beginning.state.round / schedule.rounds)
     for arm in inputs.arms:
-        if folder_of(arm, store.path).is_dir():
-            meter.skip(arm)
+        if folder_of(arm.name, store.path).is_dir():
+            meter.skip(arm.name)
     reporter.emit(
         {
             "event": "start",
@@ -90,7 +90,7 @@ def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, repo
             "clients": sorted(data.clients),
             "labels": data.other_labels,
             "rounds": schedule.rounds,
-            "arms": list(inputs.arms),
+            "arms": [arm.name for arm in inputs.arms],
             "round": beginning.state.round,
             "fraction": meter.fraction,
         }
@@ -102,7 +102,7 @@ def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, repo
 
 
 def round_plan(inputs: Inputs, session: Session) -> Plan:
-    """The plan with what only a run that has begun knows: the spool of updates, and whose messages are admitted."""
+    """The plan with what only a started run has: the spool of updates, and the run id that the gate admits."""
     return replace(
         inputs.plan,
         spool=partial(Spool, inputs.updates_in_memory, session.store.scratch),

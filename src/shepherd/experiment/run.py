@@ -1,4 +1,4 @@
-"""Start a run, or go on with one: the checks first, without PyTorch, then the pipeline."""
+"""Start or resume a run: the checks first, without PyTorch, then the pipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shepherd.errors import ShepherdWarning
 from shepherd.experiment.checks import Checked, check_workers, look_first
 from shepherd.experiment.events import Emit, Event
-from shepherd.experiment.finished import Run
+from shepherd.experiment.opened_run import Run
 from shepherd.store import RunDirectory, open_run, read_json
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run_checked(
 
 
 def resume(run_dir: Path | str, observer: Emit | None = None, *, force: bool = False) -> Run:
-    """Go on with a run that was stopped, from its last committed round, to the bytes of a run that never stopped.
+    """Resume a stopped run from its last committed round, to the bytes of a run that never stopped.
 
     A finished run is returned as it is, with the report that it may still lack. Raises UsageError, with what differs,
     where settings, data, base, tokenizer, code or machine are not those that the run was started with; `force`
@@ -69,7 +69,7 @@ def resume(run_dir: Path | str, observer: Emit | None = None, *, force: bool = F
         check_workers(config)
         checked = look_first(config, _fetching(emit), out=folder)
 
-    from shepherd.experiment.outcome import write_report
+    from shepherd.experiment.finished_run import write_report
     from shepherd.experiment.pipeline import carry_out
 
     if not finished:

@@ -7,7 +7,7 @@ replies.counted                     # the updates that the next model is made of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from shepherd.types import ClientFailure, ClientId, ClientModel, ClientUpdate, Work
@@ -133,6 +133,15 @@ class Replies:
             skipped=self.skipped or other.skipped,
         )
 
+    def surplus(self, arrived: Iterable[ClientId], wanted: int | None) -> set[ClientId]:
+        """Of clients in order of arrival those after the first `wanted` draws; None: none are."""
+        found, left = set(), math.inf if wanted is None else wanted
+        for client in arrived:
+            if left <= 0:
+                found.add(client)
+            left -= self.times[client]
+        return found
+
     def received(self, outcomes: list[Outcome], steps: Mapping[ClientId, int], wanted: int | None = None) -> Replies:
         """A sampled cohort with the outcomes of its replies, in order of arrival.
 
@@ -141,16 +150,11 @@ class Replies:
         arrived = sorted((o for o in outcomes if isinstance(o, Admitted)), key=lambda o: self.seconds[o.update.client])
         admitted = {o.update.client: o.update for o in arrived}
         late = {o.client for o in outcomes if isinstance(o, Late)} - admitted.keys()
-        left = math.inf if wanted is None else wanted
-        for client in admitted:
-            if left <= 0:
-                late.add(client)
-            left -= self.times[client]
         return replace(
             self,
             admitted=admitted,
             unusable=tuple(o for o in outcomes if isinstance(o, ClientFailure)),
-            late=self.late | late,
+            late=self.late | late | self.surplus(admitted, wanted),
             norms={o.update.client: o.norm for o in arrived},
             bytes_up=sum(o.nbytes for o in arrived),
             steps=steps,

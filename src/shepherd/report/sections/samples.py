@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shepherd.report import findings
-from shepherd.report.arms import ARMS
+from shepherd.report.arms import every_arm
 from shepherd.report.load import RunRecord
 from shepherd.report.metrics import Metric, metric
 from shepherd.report.page import Limits, Table, without_empty
@@ -72,10 +72,11 @@ def _sample(entry: Mapping[str, Any]) -> dict[str, Any]:
     cut = {arm for arm, reason in (entry.get("finish_reason") or {}).items() if reason == "length"}
     shown = [{"name": n, "style": s, "text": _or_nothing(t), "cut": s in cut} for n, s, t in main if t is not None]
     shown.append({"name": "Reference", "style": "plain", "text": _or_nothing(entry.get("reference")), "cut": False})
+    arms = every_arm(arm for arm in answers if not arm.startswith("local:"))
     others = [
         {
-            "name": ARMS[arm].title if arm in ARMS else arm.removeprefix("local:") + " alone",
-            "style": arm if arm in ARMS else "local",
+            "name": arms[arm].title if arm in arms else arm.removeprefix("local:") + " alone",
+            "style": arms[arm if arm in arms else "local"].style,
             "text": _or_nothing(text),
             "cut": arm in cut,
         }

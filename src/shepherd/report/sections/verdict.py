@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from shepherd.arms import Arm
+from shepherd.report.arms import rivals
 from shepherd.report.findings import (
     INTERVAL,
     Difference,
@@ -13,6 +15,7 @@ from shepherd.report.findings import (
     difference,
     generation_difference,
     local_arms,
+    measured,
     own_rows,
     some_alone,
     trained_alone,
@@ -52,12 +55,11 @@ def verdict(record: RunRecord) -> list[str]:
             sentences.append(_compare(best, f"{which} ({shorten(ends[0], 60, middle=True)})"))
     else:
         sentences.append("No client was trained alone in this run, so it does not show whether federation pays.")
-    centralised = difference(record, "federated", "centralised")
-    if centralised:
-        sentences.append(_compare(centralised, "pooling all data (centralised)") + _kept(record))
-    base = difference(record, "federated", "base")
-    if base:
-        sentences.append(_compare(base, "the untuned base model"))
+    others = rivals(measured(record))
+    base = others.pop("base")
+    for arm in (*(arm for name, arm in others.items() if name != "local"), base):
+        if found := difference(record, "federated", arm.name):
+            sentences.append(_compare(found, arm.rival) + _kept(record, arm))
     return sentences + _answers(record)
 
 
@@ -142,12 +144,13 @@ def _answers(record: RunRecord) -> list[str]:
     return [f"{text} ({ends}{'' if d.distinguishable else ', which includes 0: too few answers to tell'})."]
 
 
-def _kept(record: RunRecord) -> str:
-    """The share of the gain of pooling; empty unless federated and centralised are distinguishable from base."""
+def _kept(record: RunRecord, arm: Arm) -> str:
+    """The share of an arm's gain over base; empty unless federated and this arm are distinguishable from base."""
     base = difference(record, "federated", "base")
-    pooled = difference(record, "centralised", "base")
+    pooled = difference(record, arm.name, "base")
     if (
-        not base
+        not arm.gain
+        or not base
         or not base.distinguishable
         or base.value >= 0
         or not pooled
@@ -155,4 +158,4 @@ def _kept(record: RunRecord) -> str:
         or pooled.value >= 0
     ):
         return ""
-    return f" It reaches {percent(base.value / pooled.value, 0)} of the gain of pooling over the base model."
+    return f" It reaches {percent(base.value / pooled.value, 0)} of the gain of {arm.gain} over the base model."
