@@ -14,25 +14,89 @@ from typing import TYPE_CHECKING, Any
 from shepherd._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from shepherd.clients.selection import selections
     from shepherd.config import Config
-    from shepherd.errors import ShepherdError
-    from shepherd.experiment.pipeline import Run
+    from shepherd.data.loading import load_dataset, partition
+    from shepherd.data.partitioners import partitioners
+    from shepherd.errors import ShepherdError, ShepherdWarning
+    from shepherd.evaluation.text import metrics
+    from shepherd.experiment.opened_run import Run, evaluate, load_tuned, open_run
     from shepherd.experiment.run import resume, run
+    from shepherd.experiment.simulate import simulate
+    from shepherd.experiment.simulation import Round, Simulation
     from shepherd.recipe import load as load_config
+    from shepherd.report import Comparison, compare
+    from shepherd.round import Engine
     from shepherd.server.aggregators import aggregators
-
-
-__all__ = ["Config", "Run", "ShepherdError", "aggregators", "load_config", "resume", "run"]
+    from shepherd.server.methods import methods
+    from shepherd.server.optimizer import optimizers as server_optimizers
+    from shepherd.store.records import RoundRecord
+    from shepherd.types import Adapter, ClientUpdate, Example, Partition
 
 _HOMES = {
+    "Adapter": ("shepherd.types", "Adapter"),
+    "ClientUpdate": ("shepherd.types", "ClientUpdate"),
+    "Comparison": ("shepherd.report", "Comparison"),
     "Config": ("shepherd.config", "Config"),
-    "load_config": ("shepherd.recipe", "load"),
+    "Engine": ("shepherd.round", "Engine"),
+    "Example": ("shepherd.types", "Example"),
+    "Partition": ("shepherd.types", "Partition"),
+    "Round": ("shepherd.experiment.simulation", "Round"),
+    "RoundRecord": ("shepherd.store.records", "RoundRecord"),
+    "Run": ("shepherd.experiment.opened_run", "Run"),
     "ShepherdError": ("shepherd.errors", "ShepherdError"),
-    "Run": ("shepherd.experiment.pipeline", "Run"),
-    "run": ("shepherd.experiment.run", "run"),
+    "ShepherdWarning": ("shepherd.errors", "ShepherdWarning"),
+    "Simulation": ("shepherd.experiment.simulation", "Simulation"),
     "aggregators": ("shepherd.server.aggregators", "aggregators"),
+    "compare": ("shepherd.report", "compare"),
+    "evaluate": ("shepherd.experiment.opened_run", "evaluate"),
+    "load_config": ("shepherd.recipe", "load"),
+    "load_dataset": ("shepherd.data.loading", "load_dataset"),
+    "load_tuned": ("shepherd.experiment.opened_run", "load_tuned"),
+    "methods": ("shepherd.server.methods", "methods"),
+    "metrics": ("shepherd.evaluation.text", "metrics"),
+    "open_run": ("shepherd.experiment.opened_run", "open_run"),
+    "partition": ("shepherd.data.loading", "partition"),
+    "partitioners": ("shepherd.data.partitioners", "partitioners"),
     "resume": ("shepherd.experiment.run", "resume"),
+    "run": ("shepherd.experiment.run", "run"),
+    "selections": ("shepherd.clients.selection", "selections"),
+    "server_optimizers": ("shepherd.server.optimizer", "optimizers"),
+    "simulate": ("shepherd.experiment.simulate", "simulate"),
 }
+"""Public name -> (the module that defines it, its name there)."""
+
+__all__ = [
+    "Adapter",
+    "ClientUpdate",
+    "Comparison",
+    "Config",
+    "Engine",
+    "Example",
+    "Partition",
+    "Round",
+    "RoundRecord",
+    "Run",
+    "ShepherdError",
+    "ShepherdWarning",
+    "Simulation",
+    "aggregators",
+    "compare",
+    "evaluate",
+    "load_config",
+    "load_dataset",
+    "load_tuned",
+    "methods",
+    "metrics",
+    "open_run",
+    "partition",
+    "partitioners",
+    "resume",
+    "run",
+    "selections",
+    "server_optimizers",
+    "simulate",
+]
 
 
 def __getattr__(name: str) -> Any:

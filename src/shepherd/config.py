@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -299,9 +308,7 @@ class TrainingTable(Table):
 
 
 class EvaluationTable(Table):
-    arms: tuple[Literal["base", "federated", "local", "centralised"], ...] = (
-        "base", "federated", "local", "centralised",
-    )  # fmt: skip
+    arms: tuple[str, ...] = ("base", "federated", "local", "centralised")
     """Arms to train and compare at equal budget: the untuned base, the federated model, each client alone, all data
     pooled."""
     local_clients: Literal["all"] | Annotated[int, Field(ge=1, strict=True)] | tuple[str, ...] = "all"
@@ -313,10 +320,28 @@ class EvaluationTable(Table):
     every: int = Field(1, ge=0)
     """Evaluate every arm on the held-out rows after every n rounds; 0 evaluates only at the end."""
     generate: int = Field(8, ge=0)
-    """Held-out rows answered by generation, before and after tuning (exact match, token F1, ROUGE-L); 0 turns it
-    off."""
+    """Held-out rows answered by generation, before and after tuning, and scored by `metrics`; 0 turns it off."""
     max_new_tokens: int = Field(48, ge=1)
     """Maximum length of a generated answer in tokens."""
+    metrics: tuple[str | Mapping[str, Any], ...] = ("exact_match", "rouge_l", "token_f1")
+    """Metrics of the generated answers: names (`shepherd list metrics`) or `module:function`, or tables with options
+    such as {name = "rouge_l", beta = 2.0}."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_have_names(cls, entries: tuple[str | Mapping[str, Any], ...]) -> tuple[str | Mapping[str, Any], ...]:
+        for entry in entries:
+            if not isinstance(entry, str) and not isinstance(entry.get("name"), str):
+                raise ValueError(f'must have a name, as in {{name = "rouge_l", beta = 2.0}}, got {dict(entry)}')
+        return entries
+
+    @model_serializer(mode="wrap")
+    def _without_the_default_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the default metrics out of the resolved config: runs from before they had a key can be resumed."""
+        table = handler(self)
+        if not self.sets_metrics:
+            table.pop("metrics", None)
+        return table
 
     @model_validator(mode="after")
     def _rates_belong_to_arms(self) -> EvaluationTable:
@@ -330,10 +355,16 @@ class EvaluationTable(Table):
         return self
 
     @property
+    def sets_metrics(self) -> bool:
+        """Whether other metrics than the default ones are set."""
+        return self.metrics != type(self).model_fields["metrics"].default
+
+    @property
     def own_rates(self) -> dict[str, float]:
         """Learning rates set for single arms, by arm."""
-        rates = {"local": self.local_learning_rate, "centralised": self.centralised_learning_rate}
-        return {arm: rate for arm, rate in rates.items() if rate}
+        suffix = "_learning_rate"
+        keys = (key for key in type(self).model_fields if key.endswith(suffix))
+        return {key.removesuffix(suffix): rate for key in keys if (rate := getattr(self, key))}
 
 
 class CheckpointTable(Table):

@@ -24,6 +24,10 @@ class ShepherdError(Exception):
         self.hint = hint
 
 
+class ShepherdWarning(UserWarning):
+    """What a person should know about a run in Python: rows that were refused, clients that failed."""
+
+
 class UsageError(ShepherdError):
     """Invalid command, recipe or setting (exit status 2)."""
 

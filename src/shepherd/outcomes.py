@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 OUTCOMES = ("trained", "failed", "lost", "late", "rejected")
 TROUBLES = frozenset(OUTCOMES[1:])
@@ -27,7 +27,7 @@ _TRAINING = re.compile(r"the (held-out )?(loss|gradient) became |its loss is not
 """Details that a client's training gave with the code `non-finite`, before it had the code `diverged`."""
 
 
-def outcome_of(code: str, detail: str = "") -> str:
+def outcome_of(code: str, detail: str = "") -> Literal["failed", "lost", "rejected"]:
     """The outcome "failed", "lost" or "rejected" of an entry of `rejected`. An unknown code is a rejection."""
     kind = code.partition(":")[0]
     if kind in FAILED or (kind == "non-finite" and _TRAINING.search(detail)):

@@ -41,13 +41,14 @@ _CLIENTS_OF_THE_DATA = ("by_key", "files")
 """Partitioners that determine the number of clients from the data."""
 
 
-def load(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Read a recipe (the path of a TOML file or a packaged recipe's name) and apply `key=value` overrides.
+def load(recipe: str | Path | None = None, overrides: Iterable[str] = (), **tables: Mapping[str, Any]) -> Config:
+    """Read a recipe (the path of a TOML file or a packaged recipe's name) and change it.
 
+    `overrides` are `key=value` texts as after `--set`; tables are given by name, federation={"rounds": 5}, and win.
     Raises UsageError when there is no such recipe, and those of `resolve`.
     """
     layers = [] if recipe is None else [("recipe", read_recipe(recipe))]
-    settings, _ = merge([*layers, ("override", parse_overrides(overrides))])
+    settings, _ = merge([*layers, ("override", parse_overrides(overrides)), ("argument", tables)])
     return resolve(settings)
 
 
@@ -238,7 +239,8 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
     if kind == "string_pattern_mismatch":
         return key, _PATTERNS.get(key, f"must match {context['pattern']}")
     wanted = _WANTED.get(kind)
-    context["example"] = "hospital-a = 4" if key == "lora.ranks" else 'instruction = "question"'
+    examples = {"lora.ranks": "hospital-a = 4", "evaluation.metrics": 'name = "rouge_l", beta = 2.0'}
+    context["example"] = examples.get(key, 'instruction = "question"')
     message = wanted.format(**context) if wanted else problem["msg"].removeprefix("Value error, ")
     if kind == "literal_error" and isinstance(problem["input"], str):
         near = did_you_mean(problem["input"], re.findall(r"'([^']*)'", context["expected"]))

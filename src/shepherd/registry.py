@@ -63,7 +63,7 @@ class Registry:
             if not callable(factory):
                 raise UsageError(f"{self.kind} {name!r} is not callable: {factory!r}")
             return factory
-        known = ", ".join(self)
+        known = ", ".join(self) or "none"
         raise UsageError(f"unknown {self.kind}: {name!r}.{did_you_mean(name, self)} Known: {known}")
 
     def build(self, name: str, options: Mapping[str, Any] | None = None) -> Any:

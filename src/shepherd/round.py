@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shepherd.clients.history import pool_of, quarantined_by, remembered, strikes_of
@@ -40,16 +41,21 @@ from shepherd.types import (
     TrainTask,
     Work,
 )
+from shepherd.updates.composition import Transforms
 from shepherd.updates.gate import Gate
 from shepherd.updates.replies import Admitted, Late, Outcome, Replies, Reply, failure_entry
 from shepherd.updates.rules import update_norm
 from shepherd.updates.spool import Spool
 from shepherd.updates.tensors import cluster_part
+from shepherd.updates.transforms import Contributions
 
 if TYPE_CHECKING:  # evaluation loads torch, and a server that only aggregates does without
     from shepherd.evaluation.losses import RowLosses
 
 __all__ = ["Engine", "Plan", "Policy", "RoundRecord", "notes", "run_round", "troubles"]
+
+SERVER = "(server)"
+"""In place of a client id, where the server itself starts from a client model."""
 
 
 class Engine(Protocol):
@@ -125,7 +131,8 @@ class Plan:
     `work(client, round, first_row)` is a client's share, `rank(client)` the rank of its adapter, `gate()` a gate for
     one round, `spool()` the place of its updates, `effective_steps(work, steps, round)` FedNova's divisor for a client
     that took `steps` of its steps. `sizes` counts the rows that each client holds, `probed` those on which it trains
-    before each round for a choice of slots. clusters: how many are trained beside the global model.
+    before each round for a choice of slots. clusters: how many are trained beside the global model. transforms: of the
+    updates, on clients and on the server.
     """
 
     seed: int
@@ -138,6 +145,7 @@ class Plan:
     work: Callable[[ClientId, int, int], Work]
     rank: Callable[[ClientId], int]
     objective: Objective
+    transforms: Transforms = field(default_factory=Transforms)
     policy: Policy = Policy()
     gate: Callable[..., Gate] = Gate
     spool: Callable[[], Spool] = Spool
@@ -209,9 +217,22 @@ def gather_replies(state: ServerState, plan: Plan, engine: Engine, spool: Spool,
 
 
 def sample_cohort(state: ServerState, plan: Plan, so_far: Replies, wanted: int) -> Replies | None:
-    """Sample clients that are neither in quarantine nor in the round already, more than wanted with over-selection.
+    """Sample a cohort, with the models that its clients start from. None: nobody is left."""
+    cohort = draw_cohort(state, plan, so_far, wanted)
+    if cohort is None:
+        return None
+    ranks = {client: plan.rank(client) for client in cohort.work}
+    number = state.round + 1
+    views, *clusters = (plan.method.views(m, ranks, number, plan.seed) for m in (state.model, *state.clusters))
+    of_clusters = {c: tuple(of[c] for of in clusters) for c in cohort.work if clusters}
+    return replace(cohort, views=views, cluster_views=of_clusters)
 
-    The result has no replies yet; `late` are those whose virtual seconds exceed the deadline. None: nobody is left.
+
+def draw_cohort(state: ServerState, plan: Plan, so_far: Replies, wanted: int) -> Replies | None:
+    """Draw clients that are neither in quarantine nor in the round already, more than wanted with over-selection.
+
+    The result has neither models nor replies yet; `late` are those whose virtual seconds exceed the deadline. None:
+    nobody is left.
     """
     number, policy = state.round + 1, plan.policy
     free = [c for c in plan.clients if c not in so_far.work and c not in state.quarantined]
@@ -222,13 +243,9 @@ def sample_cohort(state: ServerState, plan: Plan, so_far: Replies, wanted: int) 
     again = [so_far.draws] if so_far.draws else []
     draw = plan.select.draw(pool, size, stream(plan.seed, "select", number, *again))
     work = {client: plan.work(client, number, state.cursors.get(client, 0)) for client in draw.clients}
-    ranks = {client: plan.rank(client) for client in draw.clients}
-    views, *clusters = (plan.method.views(m, ranks, number, plan.seed) for m in (state.model, *state.clusters))
     seconds = {client: policy.clock(work[client], number) if policy.clock else 0.0 for client in draw.clients}
     return Replies(
         work=work,
-        views=views,
-        cluster_views={c: tuple(of[c] for of in clusters) for c in draw.clients if clusters},
         times={client: draw.times(client) for client in draw.clients},
         seconds=seconds,
         draws=1,
@@ -249,6 +266,7 @@ def task_of(state: ServerState, plan: Plan, cohort: Replies) -> TrainTask:
         plan.objective,
         control(state.model.memory) if plan.objective.scaffold else {},
         cohort.cluster_views,
+        plan.transforms.sent,
     )
     return whole.part(sent)
 
@@ -299,10 +317,11 @@ def admit(reply: Reply, task: TrainTask, gate: Gate, spool: Spool, observe: Obse
 
 
 def aggregate(state: ServerState, plan: Plan, replies: Replies) -> Aggregate:
-    """The next model from the updates that count, and those of the clusters; the model as it was where none counts."""
-    updates, views, method = replies.counted, replies.views, plan.method
-    if not updates:
-        return Aggregate(state.model, state.clusters)
+    """The next model from the updates that count, and those of the clusters; the model as it was where none counts.
+
+    The server halves of transforms may add pseudo-updates to what is merged, also where no update counts.
+    """
+    updates, views, method, number = replies.counted, replies.views, plan.method, state.round + 1
     weights = round_weights(
         updates,
         plan.weights,
@@ -310,8 +329,15 @@ def aggregate(state: ServerState, plan: Plan, replies: Replies) -> Aggregate:
         times=replies.times if plan.select.weighs else None,
         shares=replies.shares if plan.select.fixed else None,
     )
-    steps = {u.client: plan.effective_steps(replies.work[u.client], u.steps, state.round + 1) for u in updates}
-    model = method.combine(state.model, views, updates, weights, steps)
+    steps = {u.client: plan.effective_steps(replies.work[u.client], u.steps, number) for u in updates}
+    start = partial(method.view, state.model, SERVER, state.model.adapter.r, number, plan.seed)
+    given = Contributions(number, tuple(updates), views, weights, steps)
+    merged = plan.transforms.on_server(given, start, plan.seed)
+    if not merged.updates:
+        return Aggregate(state.model, state.clusters)
+    model = method.combine(state.model, merged.views, merged.updates, merged.weights, merged.steps)
+    if not updates:
+        return Aggregate(model, state.clusters)
     clusters, cluster_of = _aggregate_clusters(state, plan, replies, weights, steps)
     total = sum(weights.values())  # One, unless the selection has a fixed denominator.
     shares = {c: w / total for c, w in weights.items()}
@@ -400,7 +426,7 @@ def record(
         late=tuple(sorted(replies.late)),
         ignored=tuple(map(failure_entry, replies.ignored)),
         quarantined=tuple(c for c in after.quarantined if c not in state.quarantined),
-        skipped=replies.skipped,
+        skipped=replies.skipped and result.model is state.model,  # a transform may move it without any update
         clusters=result.cluster_of,
         unused_examples=replies.unused,
     )

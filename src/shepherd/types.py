@@ -291,12 +291,24 @@ class Objective:
     scaffold: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class TransformSpec:
+    """A transform of updates, as a task and a plan name it: its name in the registry, and its options as JSON values.
+
+    Both sides of the federation build the transform itself from this (updates/transforms.py).
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class TrainTask:
     """Server -> clients: one round's work. `views` and `work` have an entry for each client of the cohort.
 
     `remainder` is an increment that lies frozen beside the base, the same for all clients; `control` is SCAFFOLD's c,
     by the names of the tensors that travel. `clusters` holds each client's views of the clusters' adapters, if any.
+    `transforms` are those that each client applies to its update, in this order.
     """
 
     round: int
@@ -307,6 +319,7 @@ class TrainTask:
     objective: Objective = Objective()
     control: Tensors = field(default_factory=dict)
     clusters: Mapping[ClientId, tuple[ClientModel, ...]] = field(default_factory=dict)
+    transforms: tuple[TransformSpec, ...] = ()
 
     def part(self, clients: Iterable[ClientId]) -> TrainTask:
         """The task restricted to some of its clients."""

@@ -110,9 +110,11 @@ def test_a_name_from_right_to_left_does_not_reorder_what_stands_beside_it(capsys
 
 def test_the_live_table_and_the_lines_show_names():
     labels = {"client-000": ARABIC}
-    start = {"event": "start", "run": "r", "model": "m", "clients": ["a", "client-000"], "labels": labels, "arms": []}
-    row = {"state": "done", "step": 1, "steps": 1, "loss": 2.0}
-    step = {"event": "step", "arm": "federated", "round": 1, "rounds": 1, "clients": {"client-000": row, "a": row}}
+    start = {"event": "start", "run": "r", "model": "m", "clients": ["a", "client-000"], "labels": labels, "arms": [],
+             "rounds": 1, "round": 0, "fraction": 0.0}  # fmt: skip
+    row = {"state": "done", "step": 1, "steps": 1, "loss": 2.0, "tokens_per_second": None}
+    step = {"event": "step", "arm": "federated", "round": 1, "rounds": 1, "clients": {"client-000": row, "a": row},
+            "tokens_per_second": 0.0, "fraction": 1.0, "eta_seconds": None}  # fmt: skip
     lost = {"event": "round", "round": 1, "cohort": ["a", "client-000"], "missing": ["client-000"], "rejected": [
         {"client": "client-000", "code": "x", "detail": "y"}]}  # fmt: skip
     live = progress.LiveTable(Console(width=100, height=40, file=io.StringIO(), force_terminal=True))

@@ -20,7 +20,7 @@ from console import Shell
 from report_runs import write_run
 from shepherd import __version__, config, recipe
 from shepherd.cli.commands import cli
-from shepherd.cli.outcome import print_result
+from shepherd.cli.printed_result import print_result
 from shepherd.errors import EXIT_CODES
 from shepherd.experiment import remeasure
 
@@ -157,8 +157,10 @@ def test_list_shows_each_name_of_each_registry_with_its_options(shell):
         "formats",
         "selections",
         "methods",
+        "aggregators",
         *pieces,
         "optimizers",
+        "arms",
         "metrics",
         "personalizations",
     }

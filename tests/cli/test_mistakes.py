@@ -248,7 +248,7 @@ def test_check_finds_a_weight_that_the_files_of_the_model_lack(shell, tmp_path):
 def test_14_a_plan_that_does_not_fit_is_refused_with_its_numbers_and_what_is_smaller(shell, model, monkeypatch):
 
     def refused(**needs: int) -> str:
-        monkeypatch.setattr(estimate, "plan_checked", lambda checked, tell=None: {"device": "cpu", **needs})
+        monkeypatch.setattr(estimate, "plan_checked", lambda checked, progress=None: {"device": "cpu", **needs})
         outcome = shell("check", "--data", data, "--model", model)
         assert outcome.status == 5 and "Traceback" not in outcome.err
         return outcome.err

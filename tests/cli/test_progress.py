@@ -11,7 +11,7 @@ from shepherd.cli import progress
 
 START = {
     "event": "start", "run": "runs/demo", "config": {}, "model": "tiny", "clients": ["a", "b"], "rounds": 3,
-    "arms": ["base", "federated"],
+    "labels": {}, "arms": ["base", "federated"], "round": 0, "fraction": 0.0,
 }  # fmt: skip
 ROUND = {
     "event": "round", "round": 2, "cohort": ["a", "b"], "missing": [], "train_loss": {"a": 2.0, "b": 3.0},

@@ -11,7 +11,7 @@ import pytest
 
 from console import Shell
 from report_runs import write_run
-from shepherd.cli.outcome import print_result
+from shepherd.cli.printed_result import print_result
 from shepherd.cli.settings import QUICK
 from shepherd.config import Config
 from shepherd.experiment import estimate
@@ -54,7 +54,9 @@ def started(monkeypatch) -> list[Config]:
         return SimpleNamespace(path=Path("runs/x"), summary=SUMMARY)
 
     monkeypatch.setattr(experiment, "run_checked", finish)
-    monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: starting.Checked(config, None, None))
+    monkeypatch.setattr(
+        starting, "look_first", lambda config, note, progress=None: starting.Checked(config, None, None)
+    )
     return configs
 
 
@@ -242,8 +244,10 @@ def test_check_prints_the_plan_with_units_and_as_json(shell, monkeypatch):
     from shepherd.experiment import checks as starting
 
     plan = {"clients": 8, "bytes_up": 7_372_800, "seconds": 61.0, "memory_bytes": 2e9, "tokens": {"federated": 1200}}
-    monkeypatch.setattr(estimate, "plan_checked", lambda checked, tell=None: plan)
-    monkeypatch.setattr(starting, "look_first", lambda config, note, tell=None: starting.Checked(config, None, None))
+    monkeypatch.setattr(estimate, "plan_checked", lambda checked, progress=None: plan)
+    monkeypatch.setattr(
+        starting, "look_first", lambda config, note, progress=None: starting.Checked(config, None, None)
+    )
     text = shell("check", "demo").out
     assert "7.37 MB" in text and "1 min 01 s" in text and "2.00 GB" in text and "federated 1,200" in text
     assert json.loads(shell("check", "demo", "--json").out) == plan

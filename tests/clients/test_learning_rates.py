@@ -47,7 +47,7 @@ def test_a_warm_up_rises_to_the_peak_and_the_rest_of_the_steps_fall_from_there()
     assert learning_rates(1.0, 3, warmup_steps=4) == pytest.approx((1 / 3, 2 / 3, 1.0))  # not longer than the run
 
 
-def test_a_warm_up_goes_on_over_rounds_and_over_a_round_comes_back():
+def test_a_warm_up_continues_over_rounds_or_repeats_in_each_round():
     over_run = [learning_rates(1.0, 2, warmup_steps=3, rounds=3, round_index=i) for i in range(3)]
     assert over_run == [pytest.approx((1 / 3, 2 / 3)), (1.0, 1.0), (1.0, 1.0)]
     over_round = [learning_rates(1.0, 2, over="round", warmup_steps=2, rounds=3, round_index=i) for i in range(3)]
@@ -65,19 +65,19 @@ def test_rates_are_positive_and_never_above_the_peak(schedule, warmup, over):
         assert len(rates) == 5 and min(rates) > 0 and max(rates) <= 0.1
 
 
-def test_clients_with_other_numbers_of_steps_are_at_the_same_place_of_the_schedule():
+def test_clients_with_different_numbers_of_steps_have_the_same_position_in_the_schedule():
     few = learning_rates(1.0, 2, schedule="cosine", rounds=4, round_index=2)
     many = learning_rates(1.0, 50, schedule="cosine", rounds=4, round_index=2)
     assert few[0] == pytest.approx(many[0], abs=1e-12)
 
 
-def test_an_unknown_schedule_is_refused_with_those_there_are():
+def test_an_unknown_schedule_is_refused_with_the_list_of_schedules():
     with pytest.raises(ValueError, match=r"unknown schedule: 'step'\. Known: constant, linear, cosine"):
         learning_rates(1.0, 1, schedule="step")
 
 
 def test_over_rounds_the_rate_is_constant_inside_a_round_and_a_cosine_over_rounds():
-    # OpenFedLLM: lr_min + (lr − lr_min) (1 + cos(π t / T)) / 2 for t = 0 … T − 1, whatever the number of steps.
+    # OpenFedLLM: lr_min + (lr − lr_min) (1 + cos(π t / T)) / 2 for t = 0 … T − 1, for any number of steps.
     for t in range(5):
         expected = 1e-6 + (5e-5 - 1e-6) * (1 + math.cos(math.pi * t / 5)) / 2
         got = learning_rates(5e-5, 7, least=1e-6, schedule="cosine", over="rounds", round_index=t, rounds=5)
@@ -115,14 +115,14 @@ def test_no_rate_is_below_the_least_and_the_last_comes_near_it(schedule, over):
         (["training.warmup_rounds=2"], 'needs training.schedule_over = "rounds", got "run"'),
     ],
 )
-def test_settings_of_a_schedule_that_could_not_hold_are_refused(overrides, message):
+def test_contradictory_settings_of_a_schedule_are_refused(overrides, message):
     with pytest.raises(UsageError) as caught:
         load(overrides=overrides)
     assert message in caught.value.message
 
 
 def moved(gradients, rates, momentum: float, mu: float) -> float:
-    """How far torch's SGD goes from 0 on these gradients, with the proximal term's beside them."""
+    """The distance of torch's SGD from 0 after these gradients and those of the proximal term."""
     x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     sgd = torch.optim.SGD([x], lr=1.0, momentum=momentum)
     for gradient, rate in zip(gradients, rates, strict=True):
@@ -135,13 +135,13 @@ def moved(gradients, rates, momentum: float, mu: float) -> float:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("mu", [0.0, 2.0])
 @pytest.mark.parametrize("rates", [(0.1,) * 6, (0.05, 0.1, 0.1, 0.08, 0.04, 0.01)])
-def test_effective_steps_are_what_unit_gradients_move_together(rates, mu, momentum):
+def test_effective_steps_equal_the_summed_effects_of_unit_gradients(rates, mu, momentum):
     # ‖a‖₁ from one gradient of 1 at a time, by torch: momentum, schedule and proximal term, each alone and together.
     alone = [moved(np.eye(6)[i], rates, momentum, mu) for i in range(6)]
     assert effective_steps(rates, 0.1, momentum, mu) == pytest.approx(sum(map(abs, alone)) / 0.1)
 
 
-def test_effective_steps_are_fednova_s_closed_forms():
+def test_effective_steps_match_the_closed_forms_of_fednova():
     # 2007.07481, §4.2: momentum [τ − ρ(1 − ρ^τ)/(1 − ρ)] / (1 − ρ); proximal Σ (1 − ημ)^i; decaying rates Σ η_i / η_1.
     rho, tau = 0.9, 50
     closed = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)

@@ -1,29 +1,21 @@
-"""LoRA-A² (2410.22815): a probe picks each client's slots, and they alone move, travel and count."""
+"""LoRA-A² (2410.22815) in a cohort: a probe chooses the slots of each client, and only these are trained and sent."""
 
 from __future__ import annotations
 
-import json
 import math
-import tomllib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_training_views import DATA, MODULES, adapter_of
 
-from federations import SEED, SHAPES, WEIGHTS, R, a_round, assert_near, begin, dense_choice, in_dense_form, whole
+from federations import dense_choice
 from plain_client import train_plainly
-from shepherd.cli.settings import gather
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.slots import best_slots, probe_work
 from shepherd.clients.training import TrainingHost, train
-from shepherd.errors import ClientError
-from shepherd.experiment.estimate import plan
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.server.diagnostics import diagnose
-from shepherd.server.methods import build_method
-from shepherd.server.traffic import round_bytes
 from shepherd.types import (
     Adapter,
     ClientFailure,
@@ -41,7 +33,6 @@ from tiny_training import base_model, distance, same_bytes, targets_of
 
 RATES = (0.3, 0.2, 0.1)  # of SGD: large, so that slots differ by far more than rounding
 BUDGET = 7  # of 4 slots in each of 6 modules
-PART = {1: "B", 2: "A"}
 
 
 def choosing(part: str, budget: int = BUDGET, steps: int = 0) -> ClientModel:
@@ -77,7 +68,7 @@ def plainly(view, rates, **options):
 
 @pytest.mark.parametrize("steps, probed", [(0, RATES), (2, RATES[:2]), (5, (*RATES, 0.1, 0.1))])
 @pytest.mark.parametrize("part", ["B", "A", "AB"])
-def test_a_client_moves_the_slots_that_dense_scores_of_a_plain_probe_pick_over_the_whole_model(part, steps, probed):
+def test_a_client_trains_the_slots_with_the_highest_scores_of_a_dense_probe(part, steps, probed):
     view = choosing(part, steps=steps)
     update = answers_of(task_of({"client-0": view}))["client-0"]
     free = replace(view, choice=None)
@@ -130,9 +121,6 @@ def test_scores_are_norms_of_dense_changes_and_ties_go_to_the_first():
     assert [list(may) for may in best_slots(start, still, 5).values()] == [[True] * 4, [True, False, False, False]]
 
 
-# In a cohort
-
-
 def mixed_views() -> dict[str, ClientModel]:
     return {
         "client-0": choosing("B", 3),
@@ -141,8 +129,11 @@ def mixed_views() -> dict[str, ClientModel]:
     }
 
 
+# In a cohort
+
+
 @pytest.mark.parametrize("settings", [{}, {"optimizer": "adamw", "clients_at_once": 2}], ids=["sgd", "adamw"])
-def test_who_trains_beside_a_client_changes_neither_its_slots_nor_a_bit_of_its_update(settings):
+def test_the_slots_and_the_update_of_a_client_do_not_depend_on_the_cohort(settings):
     together = answers_of(task_of(mixed_views()), **settings)
     assert together["client-1"].slots == {}
     for client, view in mixed_views().items():
@@ -150,7 +141,7 @@ def test_who_trains_beside_a_client_changes_neither_its_slots_nor_a_bit_of_its_u
         assert same_bytes(alone.delta, together[client].delta) and same_bytes(alone.slots, together[client].slots)
 
 
-def test_a_client_whose_probe_is_not_finite_fails_alone_and_says_that_it_was_the_probe():
+def test_a_client_with_a_non_finite_probe_fails_alone_with_the_probe_as_the_reason():
     task = task_of(mixed_views())
     wild = Work("client-0", 0, 6, (1e30,) * 3)
     answers = answers_of(replace(task, work={**task.work, "client-0": wild}))
@@ -162,7 +153,7 @@ def test_a_client_whose_probe_is_not_finite_fails_alone_and_says_that_it_was_the
     assert list(only) == ["client-0"] and isinstance(only["client-0"], ClientFailure)
 
 
-def test_progress_counts_the_probe_s_tokens_and_none_of_its_steps():
+def test_progress_counts_the_tokens_but_not_the_steps_of_the_probe():
     reports = []
     answers_of(task_of({"client-0": choosing("B")}), observe=reports.append)
     rows = [report["client-0"] for report in reports]
@@ -185,120 +176,3 @@ def test_a_choice_passes_the_gate_as_a_message_to_the_last_bit(scaffold):
         budget = {"client-0": 3, "client-1": 24, "client-2": 9}[client]
         changes = {n: d for n, d in update.delta.items() if not n.endswith(".control")}
         assert sum(delta.shape[1] for delta in changes.values()) == budget
-
-
-# On the server
-
-
-def test_slots_that_a_client_does_not_own_count_as_no_change_and_not_by_their_owners_alone():
-    method = build_method("lora_a2")
-    model = begin(method)
-    for number in (1, 2, 3):
-        done = a_round(method, model, number, ranks={"a": 1, "b": 4, "c": 2})
-        part = PART.get(number, "B")
-        for module in SHAPES:
-            mean = sum(WEIGHTS[u.client] * whole(done.views[u.client], u, f"{module}.{part}") for u in done.updates)
-            before, after = done.before.adapter.factors[module], done.after.adapter.factors[module]
-            assert_near(getattr(after, part) - getattr(before, part), mean, 1e-12)
-            assert np.array_equal(getattr(after, "AB".replace(part, "")), getattr(before, "AB".replace(part, "")))
-        model = done.after
-
-
-@pytest.mark.parametrize("name", ["lora_a2", "fed_plora", "ravan"])
-def test_the_diagnostics_of_owned_slots_are_those_of_all_slots(name):
-    method = build_method(name)
-    done = a_round(method, a_round(method, begin(method), 1).after, 2, ranks={"a": 1, "b": 4, "c": 2})
-    one, other = (diagnose(done.before, done.after, d.views, d.updates, WEIGHTS) for d in (done, in_dense_form(done)))
-    assert one == other and one.increment_norm["a"] > 0
-
-
-def test_scaffold_s_control_variates_of_slots_that_did_not_travel_stay_as_they_were():
-    method = replace(build_method("lora_a2"), population=dict.fromkeys(WEIGHTS, 1 / 3))
-    model = begin(method)
-    done = a_round(method, model, 1, ranks={"a": 1, "b": 4, "c": 2})
-    doubled = tuple(
-        replace(u, delta=u.delta | {f"{n}.control": 2 * d.astype(np.float32) for n, d in u.delta.items()})
-        for u in done.updates
-    )
-    memory = replace(done, updates=doubled).after.memory
-    for module in SHAPES:
-        total = sum(2 * whole(done.views[u.client], u, f"{module}.B") for u in done.updates) / 3
-        np.testing.assert_allclose(memory[f"control.{module}.B"], total, atol=1e-7)
-
-
-def test_a_choice_that_did_not_pass_the_gate_ends_the_round_with_the_client_s_name():
-    method = build_method("lora_a2")
-    done = a_round(method, begin(method), 1, ranks={"a": 1, "b": 4, "c": 2})
-    without = tuple(replace(u, slots={}) for u in done.updates)
-    with pytest.raises(ClientError, match=r"^a: slots of 0 modules, expected 2; o is missing"):
-        replace(done, updates=without).after  # noqa: B018
-    other = replace(done.updates[1], slots=dict.fromkeys(SHAPES, np.ones(R, bool)))
-    with pytest.raises(ClientError, match=r"^b: slots of 2 modules, and the client was to choose none"):
-        replace(done, updates=(done.updates[0], other, done.updates[2])).after  # noqa: B018
-
-
-def test_a_client_of_the_whole_rank_has_rolora_s_view_and_no_probe():
-    a2, rolora = build_method("lora_a2"), build_method("rolora")
-    for number in (1, 2):
-        view, other = (method.view(begin(method), "a", R, number, SEED) for method in (a2, rolora))
-        assert view.choice is view.slots is None
-        assert (view.trains, view.sends) == (other.trains, other.sends) == ((PART[number],), PART[number])
-        assert same_bytes(view.tensors(), other.tensors())
-
-
-def test_who_is_yet_to_choose_gets_all_of_scaffold_s_control_variate():
-    adapter = Adapter({"q": Factors(np.zeros((4, 10)), np.zeros((30, 4)))}, 4, 8.0)
-    # B of 30 numbers a slot in odd rounds, A of 10 in even ones, 4 bytes each: all 4 slots down, and c beside it.
-    for number, width in ((1, 30), (2, 10)):
-        assert round_bytes(build_method("lora_a2"), adapter, number, [1, 2])[1] == 2 * 4 * width * 4
-        assert round_bytes(build_method("lora_a2"), adapter, number, [1, 2], scaffold=True)[1] == 2 * 2 * 4 * width * 4
-
-
-# A whole run
-
-SMALL = (
-    "federation.rounds=3", "evaluation.arms=base,federated", "evaluation.generate=0", "training.local_steps=2",
-    "lora.r=4", "lora.alpha=8", "lora.targets=down_proj",
-)  # fmt: skip
-
-
-def test_the_plan_and_the_progress_know_of_the_probe(run_small):
-    mixed = run_small(*SMALL, "federation.method=lora_a2", "lora.ranks=[2]")
-    equal = mixed.config.model_copy(update={"lora": mixed.config.lora.model_copy(update={"ranks": ()})})
-    # Two steps of a probe before two steps of a round.
-    assert plan(mixed.config).tokens["federated"] == 2 * plan(equal).tokens["federated"]
-    shares = [event["fraction"] for event in mixed.events if event["event"] == "step"]
-    assert shares == sorted(shares) and shares[-1] > 0.9 and shares[len(shares) // 2 - 1] < 0.6
-
-
-def test_with_all_ranks_whole_a_run_is_rolora_s_to_the_last_bit(run_small):
-    runs = [run_small(*SMALL, f"federation.method={m}", "objective.rate_ratio=5") for m in ("rolora", "lora_a2")]
-    assert runs[0].summary["adapter_sha256"] == runs[1].summary["adapter_sha256"]
-    assert runs[0].summary["bytes_up"] == runs[1].summary["bytes_up"]
-
-
-def test_a_run_of_mixed_ranks_sends_what_its_clients_chose_and_its_adapter_has_the_reported_loss(run_small):
-    run = run_small(*SMALL, "federation.method=lora_a2", "lora.ranks=[1,4,2]")
-    assert run.summary["arms"]["federated"]["loss"] < run.summary["arms"]["base"]["loss"]
-    assert abs(run.summary["reload_check"]["difference"]) < 1e-4
-    lines = [json.loads(line) for line in (run.path / "rounds.jsonl").read_text().splitlines()]
-    A, B, modules = 4 * 48, 4 * 32, 2  # bytes of a slot of down_proj
-    for line, slot in zip(lines, (B, A, B), strict=True):
-        ranks = [[1, 4, 2][i % 3] for i in range(len(line["cohort"]))]
-        choices = sum(4 * modules for rank in ranks if rank < 4)
-        assert line["bytes_up"] == sum(rank * modules * slot for rank in ranks) + choices
-
-
-def test_the_method_brings_its_ratio_of_rates_a_recipe_overrides_it_and_the_run_says_which_it_was(run_small):
-    of = lambda *overrides: gather(None, ("federation.method=lora_a2", *overrides), default_recipe="demo")  # noqa: E731
-    assert of().config.objective.rate_ratio == 5.0 and of().origins["objective.rate_ratio"] == "method lora_a2"
-    own = of("objective.rate_ratio=2")
-    assert own.config.objective.rate_ratio == 2.0 and own.origins["objective.rate_ratio"] == "--set"
-    assert "objective.rate_ratio" not in gather(None, ("federation.method=rolora",)).origins
-    used = {}
-    for name, overrides in {"own": (), "one": ("objective.rate_ratio=1",), "five": ("objective.rate_ratio=5",)}.items():
-        run = run_small(*SMALL, "federation.rounds=1", "federation.method=lora_a2", *overrides)
-        written = tomllib.loads((run.path / "config.toml").read_text())["objective"]["rate_ratio"]
-        used[name] = (written, run.summary["adapter_sha256"])
-    assert used["own"] == used["five"] and used["own"][0] == 5.0
-    assert used["one"][0] == 1.0 and used["one"][1] != used["own"][1]

@@ -1,12 +1,10 @@
-"""The laws of cohort training: many clients in one batch are what they would be alone, each as plain PEFT trains it."""
+"""Joint training of a cohort against plain PEFT for each client alone."""
 
 from __future__ import annotations
 
-import copy
 import gc
 import weakref
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import peft
@@ -14,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cohort_training import RATES, ROUNDING, assert_same_update, bytes_of, cohort_updates
 from shepherd.clients.cohort import Cohort
 from shepherd.clients.row_order import next_rows
 from shepherd.clients.settings import LocalTraining
@@ -23,7 +22,7 @@ from shepherd.model import lora as lora_module
 from shepherd.model.adapter import save_adapter
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.types import ClientFailure, ClientModel, ClientUpdate, TrainTask, Work
+from shepherd.types import ClientModel, TrainTask, Work
 from tiny_training import (
     BASES,
     VOCABULARY,
@@ -34,27 +33,11 @@ from tiny_training import (
     targets_of,
 )
 
-RATES = (3e-3, 2e-3, 1e-3)
-
-
-def cohort_updates(
-    data, kind="llama", model=None, rates=RATES, first=None, order=None, lora_dropout=0.0, **settings
-) -> dict[str, ClientUpdate | ClientFailure]:
-    model = model or base_model(kind)
-    modules = targets_of(model, kind)
-    adapter = adapter_for(modules)
-    work = {c: Work(c, (first or {}).get(c, 0), 2 * len(rates), tuple(rates)) for c in (order or sorted(data))}
-    local = LocalTraining(dropout=lora_dropout, **{"weight_decay": 0.5, "max_grad_norm": 1.0, **settings})
-    make = lambda: CohortLora(modules, dropout=lora_dropout)  # noqa: E731
-    task = TrainTask(1, dict.fromkeys(work, ClientModel(adapter)), 7, work)
-    results = train(task, {}, TrainingHost(PackedModel(model), make, local, data))
-    return {result.client: result for result in results}
-
 
 def peft_reference(data, client, kind, folder, optimizer, rates=RATES, seed=7, first=0):
     """One client alone with plain PEFT: rows padded to a rectangle, full logits, torch's AdamW, gradient clipping.
 
-    Returns losses, weights, where it began, and the least |gradient| that each weight met in any step.
+    Returns losses, weights, the initial adapter, and the least |gradient| of each weight over all steps.
     """
     model = base_model(kind)
     adapter = adapter_for(targets_of(model, kind))
@@ -90,20 +73,14 @@ def peft_reference(data, client, kind, folder, optimizer, rates=RATES, seed=7, f
     return losses, state, adapter, met
 
 
-ROUNDING = 1e-5
 FLAT = 1e-7
 """Adam's first step is lr · g / (|g| + 1e-8). Gradients here are clipped to norm 1, so each is known to about 1e-8 in
-float32; where |g| itself is that small, rounding decides the step. One weight of 21,600 here is so (2e-8, gemma2)."""
-
-
-def assert_same_update(a: ClientUpdate, b: ClientUpdate) -> None:
-    assert a.metrics["loss"] == pytest.approx(b.metrics["loss"], rel=1e-5)
-    assert distance(a.delta, b.delta) < ROUNDING
+float32; where |g| itself is that small, rounding decides the step, as for one of 21,600 weights here (2e-8, gemma2)."""
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("kind", sorted(BASES))
-def test_a_cohort_of_three_gives_each_client_what_plain_peft_gives_it_alone(kind, optimizer, tmp_path):
+def test_joint_training_of_three_clients_matches_plain_peft_for_each_alone(kind, optimizer, tmp_path):
     data = some_data()
     together = cohort_updates(data, kind, optimizer=optimizer)
     for client in data:
@@ -133,57 +110,7 @@ def test_a_limit_of_zero_clips_nothing():
     assert bytes_of(free) == bytes_of(wide) != bytes_of(narrow)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"tokens_per_pass": 1}, {"tokens_per_pass": 17}, {"clients_at_once": 1}, {"clients_at_once": 2}]
-)
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_results_do_not_depend_on_how_the_cohort_is_cut(settings, optimizer):
-    data = some_data()
-    whole = cohort_updates(data, optimizer=optimizer)
-    cut = cohort_updates(data, optimizer=optimizer, **settings)
-    for client in data:
-        assert_same_update(cut[client], whole[client])
-
-
-def test_dropout_masks_do_not_depend_on_how_the_cohort_is_cut_and_do_drop():
-    data = some_data()
-    whole = cohort_updates(data, lora_dropout=0.3)
-    for settings in ({"tokens_per_pass": 17}, {"clients_at_once": 1}, {"gradient_checkpointing": True}):
-        cut = cohort_updates(data, lora_dropout=0.3, **settings)
-        for client in data:
-            assert_same_update(cut[client], whole[client])
-    assert whole["client-0"].metrics["loss"] != cohort_updates(data)["client-0"].metrics["loss"]
-
-
-def test_dropout_masks_differ_from_client_to_client_from_row_to_row_and_from_round_to_round():
-    (row, *_) = some_data(1)["client-0"]
-    data = {client: [row] for client in ("client-0", "client-1")}  # one and the same row, in every step
-    still = (0.0, 0.0)
-    rounds = [cohort_updates(data, rates=still, lora_dropout=0.3, first=dict.fromkeys(data, n)) for n in (0, 4)]
-    metrics = [update.metrics for updates in rounds for update in updates.values()]
-    # Two steps of two masks each: the mean of the first step's is 2 · mean − last.
-    steps = [loss for m in metrics for loss in (2 * m["loss"] - m["last_loss"], m["last_loss"])]
-    assert len({round(loss, 6) for loss in steps}) == 8
-    one = train_once(data, dropout=0.3)
-    assert len({round(loss, 6) for loss in one}) == 2, "two rows of a step have a mask each"
-    assert len({round(m["loss"], 6) for m in (u.metrics for u in cohort_updates(data, rates=still).values())}) == 1
-
-
-def train_once(data, dropout: float) -> tuple[float, float]:
-    """Losses of a step of one row and of a step of two equal ones."""
-    model = base_model()
-    modules = targets_of(model)
-    losses = []
-    for rows in (1, 2):
-        work = {"client-0": Work("client-0", 0, rows, (0.0,))}
-        task = TrainTask(1, {"client-0": ClientModel(adapter_for(modules))}, 7, work)
-        make = lambda: CohortLora(modules, dropout=dropout)  # noqa: E731
-        (update,) = train(task, {}, TrainingHost(PackedModel(model), make, LocalTraining(dropout=dropout), data))
-        losses.append(update.metrics["loss"])
-    return tuple(losses)
-
-
-def test_what_is_measured_after_training_is_measured_without_dropout():
+def test_evaluation_after_training_has_no_dropout():
     model, data = base_model(), some_data(2)
     modules = targets_of(model)
     packed, lora = PackedModel(model), CohortLora(modules, dropout=0.5)
@@ -197,55 +124,15 @@ def test_what_is_measured_after_training_is_measured_without_dropout():
             np.testing.assert_array_equal(a.nll, b.nll)
 
 
-def bytes_of(update: ClientUpdate) -> bytes:
-    return b"".join(update.delta[name].tobytes() for name in sorted(update.delta)) + repr(update.metrics).encode()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", sorted(BASES))
-def test_a_clients_bytes_do_not_depend_on_order_company_or_how_many_train_at_once(kind, dtype):
-    data = some_data(5, longest=9)  # steps of few tokens: with two threads such products have kernels of their own
-    threads = torch.get_num_threads()
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        try:
-            run = partial(cohort_updates, data, kind, model=base_model(kind).to(dtype), tokens_per_pass=40)
-            whole = {client: bytes_of(update) for client, update in run().items()}
-            for at_once in (1, 2, 3):
-                cut = run(clients_at_once=at_once)
-                assert [c for c in data if bytes_of(cut[c]) != whole[c]] == []
-            backwards = run(order=sorted(data, reverse=True))
-            assert list(backwards) == sorted(data)
-            assert [c for c in data if bytes_of(backwards[c]) != whole[c]] == []
-            few = run(order=["client-3", "client-1"], lora_dropout=0.0)
-            assert [c for c in few if bytes_of(few[c]) != whole[c]] == []
-        finally:
-            torch.set_num_threads(threads)
-
-
-def test_with_dropout_and_checkpointing_too_a_clients_bytes_do_not_depend_on_its_company():
-    data = some_data(4)
-    for options in ({"lora_dropout": 0.3}, {"gradient_checkpointing": True}):
-        whole, alone = cohort_updates(data, **options), cohort_updates(data, clients_at_once=1, **options)
-        assert [c for c in data if bytes_of(alone[c]) != bytes_of(whole[c])] == []
-
-
-def test_the_same_seed_gives_the_same_bytes():
-    first, again = cohort_updates(some_data()), cohort_updates(some_data())
-    for client in first:
-        for name in first[client].delta:
-            assert first[client].delta[name].tobytes() == again[client].delta[name].tobytes()
-
-
 def test_gradient_checkpointing_changes_nothing_but_memory():
     data = some_data()
-    for kind in ("llama", "gpt2"):  # gpt2 has dropout layers that train mode would wake
+    for kind in ("llama", "gpt2"):  # gpt2 has dropout layers that train mode would enable
         plain, checkpointed = cohort_updates(data, kind), cohort_updates(data, kind, gradient_checkpointing=True)
         for client in data:
             assert_same_update(checkpointed[client], plain[client])
 
 
-def test_nothing_of_a_cohort_stays_in_memory_when_its_round_is_over(monkeypatch):
+def test_the_memory_of_a_cohort_is_released_after_its_round(monkeypatch):
     made, hold = [], CohortLora.hold
 
     def watched(lora: CohortLora, adapters, **options) -> CohortLora:
@@ -255,7 +142,7 @@ def test_nothing_of_a_cohort_stays_in_memory_when_its_round_is_over(monkeypatch)
 
     monkeypatch.setattr(CohortLora, "hold", watched)
     gc.collect()
-    gc.disable()  # the collector may not come for many rounds
+    gc.disable()  # the collector may not run for many rounds
     try:
         cohort_updates(some_data())
         assert [vector() for vector in made] == [None] * 6
@@ -263,7 +150,7 @@ def test_nothing_of_a_cohort_stays_in_memory_when_its_round_is_over(monkeypatch)
         gc.enable()
 
 
-def test_clients_with_fewer_steps_leave_early_and_keep_their_result():
+def test_clients_with_fewer_steps_finish_early_and_keep_their_result():
     data = some_data()
     model = base_model()
     modules = targets_of(model)
@@ -278,7 +165,7 @@ def test_clients_with_fewer_steps_leave_early_and_keep_their_result():
     assert_same_update(mixed["client-1"], cohort_updates(data)["client-1"])
 
 
-def test_rows_that_do_not_fill_their_steps_evenly_are_all_trained_on_and_a_client_counts_what_it_holds():
+def test_unevenly_divisible_rows_are_all_trained_on_and_num_examples_counts_the_rows_held():
     model, data = base_model(), {"client-0": some_data(1)["client-0"]}  # six rows
     modules = targets_of(model)
     for rows in (4, 5, 6):
@@ -287,49 +174,23 @@ def test_rows_that_do_not_fill_their_steps_evenly_are_all_trained_on_and_a_clien
             1, {"client-0": ClientModel(adapter_for(modules))}, 7, {"client-0": Work("client-0", 0, rows, RATES)}
         )
         site = TrainingHost(PackedModel(model), lambda: CohortLora(modules), LocalTraining(), data)
-        (update,) = train(task, {}, site, lambda told, steps=steps: steps.append(told["client-0"].targets))
+        (update,) = train(task, {}, site, lambda report, steps=steps: steps.append(report["client-0"].targets))
         walked = [row.targets for row in next_rows(data["client-0"], "client-0", 0, rows, 7)]
         ends = {4: (1, 2, 4), 5: (1, 3, 5), 6: (2, 4, 6)}[rows]  # as even as can be
         assert steps == [sum(walked[:end]) for end in ends]
         assert (update.num_examples, update.num_tokens, update.steps) == (6, sum(walked), 3)
 
 
-def test_one_clients_non_finite_loss_leaves_the_others_untouched():
-    data = some_data()
-    healthy = cohort_updates(data)
-    model = base_model()
-    poisoned = 96  # one embedding row is NaN, and only client-1's rows use it
-    for rows in data.values():
-        for row in rows:
-            row.input_ids[row.input_ids == poisoned] = 3
-    healthy = cohort_updates(data)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[poisoned] = float("nan")
-    broken = copy.deepcopy(data)
-    for row in broken["client-1"]:
-        row.input_ids[0] = poisoned
-    updates = cohort_updates(broken, model=_untied(model))
-    assert isinstance(updates["client-1"], ClientFailure)
-    assert updates["client-1"].code == "diverged"
-    for client in ("client-0", "client-2"):
-        assert_same_update(updates[client], healthy[client])
-
-
-def _untied(model: torch.nn.Module) -> torch.nn.Module:
-    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
-    return model
-
-
-def test_a_clients_walk_visits_every_row_once_per_pass_and_goes_on_where_it_stopped():
+def test_the_row_order_visits_every_row_once_per_pass_and_continues_over_rounds():
     rows = some_data(1, 5)["client-0"]
     once = [t.id for t in next_rows(rows, "client-0", 0, 5, 0)]
     assert sorted(once) == sorted(t.id for t in rows)
     parts = [t.id for start, n in ((0, 3), (3, 4), (7, 3)) for t in next_rows(rows, "client-0", start, n, 0)]
     assert parts == [t.id for t in next_rows(rows, "client-0", 0, 10, 0)]
-    assert parts[5:] != once  # the second pass has an order of its own
+    assert parts[5:] != once  # the second pass has another order
 
 
-def test_bfloat16_bases_learn_nearly_what_float32_bases_learn():
+def test_training_on_a_bfloat16_base_is_close_to_float32():
     data = some_data()
     exact = cohort_updates(data)
     rough = cohort_updates(data, model=base_model().to(torch.bfloat16))
@@ -341,7 +202,7 @@ def test_bfloat16_bases_learn_nearly_what_float32_bases_learn():
         assert np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) > 0.9
 
 
-def test_products_in_the_bases_dtype_follow_the_factors_through_every_step(monkeypatch):
+def test_cast_factors_follow_the_float32_factors_through_every_step(monkeypatch):
     # As on a GPU, where the factors are cast. A copy that a step did not renew would meet the later rows untaught.
     data, rates = some_data(rows=2), (0.03,) * 3  # the same rows in every step
     exact = cohort_updates(data, rates=rates)

@@ -22,13 +22,26 @@ from shepherd.clients.progress import Observe, ignore
 from shepherd.clients.training import TrainingHost, train
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
+from shepherd.errors import UsageError
 from shepherd.evaluation.losses import row_losses
+from shepherd.experiment.plan import with_transforms
 from shepherd.experiment.rows import prepare_rows
 from shepherd.experiment.trainer import worker_engine
 from shepherd.model.base import load_base
-from shepherd.round import Engine, Replies, sample_cohort, task_of
-from shepherd.types import ClientFailure, ClientUpdate, GlobalModel, ServerState, Tensors, TrainTask
+from shepherd.round import Engine, Plan, Replies, run_round, sample_cohort, task_of
+from shepherd.types import (
+    ClientFailure,
+    ClientUpdate,
+    GlobalModel,
+    Objective,
+    ServerState,
+    Tensors,
+    TrainTask,
+    TransformSpec,
+)
 from shepherd.updates.gate import Gate
+from shepherd.updates.rules import update_norm
+from tiny_transforms import spec
 
 BAD = "zz-bad"
 """A client whose rows cannot be trained on: a token is beyond the vocabulary."""
@@ -36,9 +49,10 @@ BAD = "zz-bad"
 
 @dataclass
 class Setting:
-    """The tiny model, its clients and a task for all of them but BAD. held_out: rows that the server holds."""
+    """The tiny model, its clients, a plan and a task for all of them but BAD. held_out: rows that the server holds."""
 
     config: Any
+    plan: Plan
     site: TrainingHost
     state: ServerState
     task: TrainTask
@@ -72,7 +86,7 @@ def setting(small_config) -> Setting:
     first = rows.clients[min(rows.clients)]
     spoilt = [replace(row, input_ids=np.full_like(row.input_ids, 10**6)) for row in first]
     site = trainer.host({**rows.clients, BAD: spoilt})
-    return Setting(config, site, state, task_of(state, plan, cohort), list(rows.held_out), base.tokenizer_digest)
+    return Setting(config, plan, site, state, task_of(state, plan, cohort), list(rows.held_out), base.tokenizer_digest)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -164,6 +178,90 @@ def test_a_failure_stays_with_its_client_and_none_of_its_text_leaves(engine, set
     assert given[BAD] == ClientFailure(BAD, task.round, "error:IndexError", "raised while training")
     alone = {update.client: update for update in train(task.part([good]), {}, setting.site)}
     assert_same_bits({good: given[good]}, alone)
+
+
+def two_clients(setting: Setting) -> TrainTask:
+    """The task of the first two clients, without control variates."""
+    return replace(setting.task.part(sorted(setting.task.work)[:2]), objective=Objective(), control={})
+
+
+def test_clients_transform_their_updates_in_order_and_what_they_keep_of_it_is_private(engine, setting):
+    engine.restore({})
+    plain = two_clients(setting)
+    before = {u.client: u for u in train(plain, {}, setting.site)}
+    norm = min(update_norm(update) for update in before.values()) / 2
+    bounded = (spec("clip", norm=norm), spec("double"))
+    for client, update in replies(engine, setting, replace(plain, transforms=bounded)).items():
+        assert update_norm(update) == pytest.approx(2 * norm, rel=1e-6)
+        factor = norm / update_norm(before[client])
+        assert all((update.delta[n] == 2 * np.float32(factor * a)).all() for n, a in before[client].delta.items())
+    task = replace(plain, transforms=(spec("draw", size=0.1),))
+    drawn = replies(engine, setting, task)
+    assert_same_bits(drawn, {update.client: update for update in train(task, {}, setting.site)})
+    first, second = ([u.delta[n] - before[c].delta[n] for n in u.delta] for c, u in sorted(drawn.items()))
+    assert not any(np.allclose(one, other) for one, other in zip(first, second, strict=True)), "numbers of their own"
+    engine.restore({client: update.private for client, update in drawn.items()})
+    assert {float(update.private["draw"][0]) for update in replies(engine, setting, task).values()} == {2.0}
+
+
+def test_a_transform_that_fails_costs_its_client_and_one_of_another_shape_is_rejected(engine, setting):
+    engine.restore({})
+    plain = two_clients(setting)
+    ill, other = plain.work
+    given = replies(engine, setting, replace(plain, transforms=(spec("fails", client=ill),)))
+    assert given[ill] == ClientFailure(ill, plain.round, "error:ValueError", "raised while training")
+    assert given[other].code == "shape"
+
+
+def test_a_transform_that_is_not_known_where_clients_are_trained_ends_the_run(setting):
+    task = replace(two_clients(setting), transforms=(TransformSpec("noise"),))
+    with pytest.raises(UsageError, match="unknown transform: 'noise'"):
+        list(LocalEngine(setting.site).train(task))
+
+
+def two_rounds(engine: Engine, setting: Setting, *specs: TransformSpec) -> tuple[list[bytes], list[Any]]:
+    """(the bytes of the global adapter, the records) after two rounds of three clients with these transforms."""
+    usual = replace(setting.plan, objective=Objective(), clients=setting.plan.clients[:3], cohort_size=2)
+    plan = with_transforms(usual, specs, setting.config.lora.r)
+    state, records = setting.state, []
+    for _ in range(2):
+        state, record = run_round(state, plan, engine)
+        records.append(replace(record, seconds={}))
+    assert [len(record.weights) for record in records] == [2, 2], records
+    factors = state.model.adapter.factors
+    return [array.tobytes() for name in sorted(factors) for array in factors[name]], records
+
+
+BOTH_HALVES = (spec("clip", norm=0.05), spec("draw", size=0.01), spec("push", value=0.001))
+
+
+@pytest.fixture(scope="module")
+def expected(setting) -> list[tuple[list[bytes], list[Any]]]:
+    """Two rounds in this process: without transforms, and with both halves."""
+    here = LocalEngine(setting.site)
+    return [two_rounds(here, setting, *specs) for specs in ((), BOTH_HALVES)]
+
+
+def test_rounds_with_both_halves_of_transforms_have_the_same_bits_in_every_engine(engine, setting, expected):
+    plain, transformed = expected
+    assert two_rounds(engine, setting, *BOTH_HALVES) == transformed
+    assert two_rounds(engine, setting, spec("identity")) == plain
+    assert plain[0] != transformed[0]
+
+
+def test_a_plan_refuses_transforms_that_it_cannot_give_what_they_need(setting):
+    refused = replace(setting.plan, weights="examples", clusters=2, rank=lambda client: 1)
+    with pytest.raises(UsageError) as caught:
+        with_transforms(refused, [spec("uniform"), spec("linear")], setting.config.lora.r)
+    told = [line.split(" do not fit")[0] for line in caught.value.message.splitlines()]
+    assert told == [
+        f'transform "tiny_transforms:{name}" and {setting}'
+        for name, settings in (
+            ("uniform", ('federation.weights = "examples"', 'personalization.name = "ifca"')),
+            ("linear", ("lora.ranks", "objective.scaffold = true", 'personalization.name = "ifca"')),
+        )
+        for setting in settings
+    ]
 
 
 def test_it_measures_clients_on_their_rows_and_the_servers_rows_alike(engine, setting):

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -74,6 +76,16 @@ def test_a_worker_that_cannot_be_made_ends_the_run_with_its_reason(build, capfd)
     assert ("no model in /nowhere" in said and "set model.base" in said) if build is cannot else "ValueError" in said
     out, err = capfd.readouterr()
     assert SECRET not in said + out + err
+
+
+def test_a_task_that_no_worker_can_read_costs_its_clients_and_one_that_has_no_bytes_is_an_error(capfd):
+    with workers(count=1) as engine:
+        odd = replace(a_task(clients=("a", "b")), control={"q.A": np.full((1, 3), np.nan, np.float32)})
+        assert {a.code for a in answers(engine, odd).values()} == {"lost"}
+        with pytest.raises(ValueError, match="no arrays of"):
+            answers(engine, replace(odd, control={"q.A": np.array(["text"])}))
+        assert isinstance(answers(engine, a_task(2, ("a",)))["a"], ClientUpdate)
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_no_worker_outlives_the_process_that_started_it():

@@ -1,4 +1,4 @@
-"""Losses that add up, differences of losses, and the rows and scores of generated answers."""
+"""Sums and differences of held-out losses, and the sampling and scoring of generated answers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from shepherd.config import EvaluationTable
 from shepherd.evaluation.answers import generation_differences, generation_scores, sample_rows
 from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.evaluation.scoring import build_metrics, score_answers
 from shepherd.evaluation.statistics import paired_difference
 from shepherd.model.base import load_base
 from shepherd.model.forward import PackedModel
@@ -41,7 +43,7 @@ class OnMps:
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
 
 
-def test_losses_are_summed_in_float64_though_the_device_has_none():
+def test_losses_are_summed_in_float64_on_devices_without_float64():
     packed = SimpleNamespace(
         packing=nullcontext, device="cpu", token_losses=lambda batch: (OnMps([1.0, 2.0**-30]), OnMps([True, False]))
     )
@@ -59,7 +61,7 @@ def test_the_loss_is_per_token_not_per_row():
     assert (summary["token_accuracy"], summary["rows"], summary["tokens"]) == (0.5, 2, 4)
 
 
-def test_stats_of_parts_add_up_to_the_stat_of_the_whole():
+def test_stats_of_parts_add_up_to_that_of_the_whole():
     whole = losses([2.0, 12.0, 5.0, 1.0], [1, 3, 2, 7])
     halves = [whole.select(np.array(rows)) for rows in ([0, 2], [1, 3])]
     assert halves[0].stat + halves[1].stat == whole.stat
@@ -89,7 +91,7 @@ def test_the_standard_error_is_the_spread_of_the_loss_over_samples_of_rows():
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.08)
 
 
-def test_one_row_has_no_standard_error_and_a_hopeless_loss_still_has_a_perplexity():
+def test_one_row_has_no_standard_error_and_a_huge_loss_has_a_perplexity():
     assert math.isnan(losses([1.0], [1]).stderr)
     assert math.isfinite(losses([1e6, 1e6], [1, 1]).summary()["perplexity"])
 
@@ -105,7 +107,7 @@ def test_a_difference_of_losses_is_per_token_and_has_the_sign_of_a_minus_b():
     assert (low, high) == (-1.0, 2.0)  # of one row alone: −1 / 1 and 6 / 3
 
 
-def test_pairing_finds_a_small_difference_that_the_spread_of_rows_would_hide():
+def test_pairing_detects_a_difference_smaller_than_the_variance_of_rows():
     rng = np.random.default_rng(0)
     tokens = np.full(40, 10)
     b = tokens * rng.normal(3, 1.0, 40)  # the rows differ by 1, the arms by 0.05
@@ -136,7 +138,7 @@ def measured(model_folder):
     return base.model, PackedModel(base.model), rows, modules
 
 
-def test_row_losses_do_not_depend_on_how_passes_are_cut_or_rows_ordered(measured):
+def test_row_losses_do_not_depend_on_the_division_into_passes_or_the_order_of_rows(measured):
     _, packed, rows, _ = measured
     (whole,) = row_losses(packed, rows, tokens_per_pass=10_000)
     for limit in (1, 17, 64):
@@ -148,7 +150,7 @@ def test_row_losses_do_not_depend_on_how_passes_are_cut_or_rows_ordered(measured
     assert (whole.tokens == [row.targets for row in rows]).all()
 
 
-def test_every_slot_meets_every_row_and_an_empty_one_is_the_base(measured):
+def test_every_slot_is_evaluated_on_every_row_and_an_empty_one_is_the_base(measured):
     _, packed, rows, modules = measured
     adapters = [replace(a, alpha=2.0 * (slot > 0)) for slot, a in enumerate(random_adapters(modules, 3))]
     lora = CohortLora(modules).hold(adapters)
@@ -164,13 +166,17 @@ def test_every_slot_meets_every_row_and_an_empty_one_is_the_base(measured):
 # Answers
 
 
+DEFAULT = build_metrics(EvaluationTable().metrics)
+PROMPT = {"id": "rows:0", "category": "open_qa", "prompt": [{"role": "user", "content": "Which?"}]}
 RECORDS = [
     {
+        **PROMPT,
         "reference": "the cat",
         "answers": {"base": "dog", "federated": "The cat."},
         "finish_reason": {"base": "length", "federated": "stop"},
     },
     {
+        **PROMPT,
         "reference": "a b",
         "answers": {"base": "a b", "federated": "b a"},
         "finish_reason": {"base": "length", "federated": "length"},
@@ -178,22 +184,23 @@ RECORDS = [
 ]
 
 
-def test_every_arm_is_scored_by_its_own_answers_against_the_reference_and_those_cut_off_are_counted():
-    scores = generation_scores(RECORDS)
+def test_every_arm_is_scored_against_the_reference_and_cut_off_answers_are_counted():
+    scores = generation_scores(RECORDS, score_answers(RECORDS, DEFAULT))
     assert list(scores) == ["base", "federated"]
     assert scores["base"] == {"exact_match": 0.5, "token_f1": 0.5, "rouge_l": 0.5, "rows": 2, "cut_off": 2}
     assert scores["federated"] == {"exact_match": 0.5, "token_f1": 1.0, "rouge_l": 0.75, "rows": 2, "cut_off": 1}
 
 
 def test_answers_are_compared_row_by_row():
-    found = {entry["metric"]: entry for entry in generation_differences(RECORDS)}
+    found = {entry["metric"]: entry for entry in generation_differences(score_answers(RECORDS, DEFAULT))}
     assert {(entry["a"], entry["b"]) for entry in found.values()} == {("federated", "base")}
     # ROUGE-L of federated 1, 0.5 and of base 0, 1: differences 1, −0.5, mean 0.25, s = 1.5 / √2, se = s / √2
     assert found["rouge_l"]["difference"] == 0.25 and found["rouge_l"]["stderr"] == pytest.approx(0.75)
-    assert set(found) == {"exact_match", "token_f1", "rouge_l"} and generation_differences([]) == []
+    assert set(found) == {"exact_match", "token_f1", "rouge_l"}
+    assert generation_differences(score_answers([], DEFAULT)) == []
 
 
-def test_rows_to_answer_are_taken_in_turn_from_each_category_and_none_that_was_cut():
+def test_rows_to_answer_are_sampled_in_turn_from_each_category_without_cut_rows():
     def row(number: int, category: str, cut: int = 0) -> Tokens:
         return Tokens(str(number), np.zeros(2, np.int32), np.ones(2, bool), category, cut=cut)
 

@@ -1,4 +1,4 @@
-"""Differences between models on the same rows: an interval that covers what it says, or the reason for its absence."""
+"""Differences between models on the same rows: an interval of the stated coverage, or the reason for its absence."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from shepherd.rng import stream
 
 
 def difference(between, weights=None, rng=None):
-    """`difference_of_sums` of rows that differ by `between`, with weights of 1 if none are given."""
+    """`difference_of_sums` of rows that differ by `between`; default weights are 1."""
     between = np.array(between, float)
     weights = np.ones(len(between)) if weights is None else np.array(weights)
     return difference_of_sums(between, np.zeros(len(between)), weights, rng)
 
 
-def test_the_interval_and_p_of_three_rows_are_those_of_a_t_test_on_paper():
+def test_the_interval_and_p_of_three_rows_match_a_hand_computed_t_test():
     found = difference([-1, -2, -3])
     # mean −2, s = 1, se = 1 / √3; t = −2√3; with 2 degrees p = 1 − |t| / √(t² + 2) = 1 − √(12 / 14), t₀.₉₇₅ = 4.302653
     assert found["difference"] == -2 and found["stderr"] == pytest.approx(3**-0.5)
@@ -31,7 +31,7 @@ def test_the_interval_and_p_of_three_rows_are_those_of_a_t_test_on_paper():
     assert (found["rows"], found["effective_rows"], found["no_interval"]) == (3, 3, None)
 
 
-def test_rows_of_unequal_length_are_weighed_by_their_tokens():
+def test_rows_of_unequal_length_are_weighted_by_their_tokens():
     found = difference([1, 6], [1, 3])
     # R = 7 / 4; residuals 1 − 1.75, 6 − 5.25 = ∓0.75; se = √(2 / 1 · 1.125) / 4 = 0.375; one degree: 1 − 2/π · atan t
     assert found["difference"] == 1.75 and found["stderr"] == pytest.approx(0.375)
@@ -39,7 +39,7 @@ def test_rows_of_unequal_length_are_weighed_by_their_tokens():
     assert found["effective_rows"] == pytest.approx(1.6)  # (1 + 3)² / (1 + 9)
 
 
-def test_eighty_recorded_judgements_give_the_t_and_p_that_were_worked_out_for_them():
+def test_eighty_recorded_judgements_have_their_hand_computed_t_and_p():
     shape = np.sin(np.arange(80.0))
     between = 2.2625 + 1.9920 * (shape - shape.mean()) / shape.std(ddof=1)
     found = difference(between)  # t = 2.2625 / (1.9920 / √80) = 10.159
@@ -47,7 +47,7 @@ def test_eighty_recorded_judgements_give_the_t_and_p_that_were_worked_out_for_th
     assert found["p"] == pytest.approx(5.44e-16, rel=0.01)
 
 
-def test_p_has_no_floor_and_is_below_5_percent_just_where_the_interval_leaves_out_zero():
+def test_p_has_no_floor_and_is_below_5_percent_exactly_where_the_interval_excludes_zero():
     rng = np.random.default_rng(0)
     assert difference(rng.normal(1, 0.01, 50))["p"] < 1e-60
     for _ in range(300):
@@ -56,7 +56,7 @@ def test_p_has_no_floor_and_is_below_5_percent_just_where_the_interval_leaves_ou
         assert (found["p"] < 0.05) == (not low <= 0 <= high)
 
 
-def test_exchanging_the_two_turns_the_sign_and_nothing_else():
+def test_exchanging_the_models_changes_the_sign_alone():
     rng = np.random.default_rng(0)
     a, b, weights = rng.normal(3, 1, 40), rng.normal(3, 1, 40), rng.integers(1, 20, 40)
     one, other = difference_of_sums(a, b, weights), difference_of_sums(b, a, weights)
@@ -97,7 +97,7 @@ def test_the_interval_covers_no_difference_in_93_to_97_of_a_hundred_samples(draw
         ([1.0, math.nan, math.inf], [1, 1, 1], None, "2 of 3 rows have no finite value"),
     ],
 )
-def test_where_there_is_no_interval_none_is_given_and_the_reason_is(between, weights, value, reason):
+def test_a_missing_interval_has_a_reason(between, weights, value, reason):
     found = difference(between, weights, stream(0, "bootstrap"))
     assert found["difference"] == pytest.approx(value)
     assert (found["ci95"], found["p"], found["stderr"]) == ([None, None], None, None)
@@ -105,27 +105,27 @@ def test_where_there_is_no_interval_none_is_given_and_the_reason_is(between, wei
     json.dumps(found, allow_nan=False)
 
 
-def test_what_rounding_leaves_of_equal_differences_is_no_spread():
+def test_rounding_of_equal_differences_is_not_variance():
     a, b = np.array([0.1 * 3, 0.2 * 3, 0.7 * 7]), np.array([0.2 * 3, 0.3 * 3, 0.8 * 7])
     assert np.ptp((a - b) / [3, 3, 7]) > 0  # −0.1 on each row, but for the last bits
     assert difference_of_sums(a, b, np.array([3, 3, 7]))["no_interval"] == "the difference is the same on every row"
 
 
-def test_a_spread_of_a_billionth_is_a_spread():
+def test_a_relative_variance_of_a_billionth_is_variance():
     found = difference_of_sums(np.array([1 + 1e-9, 1 + 2e-9, 1 + 3e-9]), np.ones(3), np.ones(3))
     assert found["difference"] == pytest.approx(2e-9, rel=1e-6) and found["no_interval"] is None
 
 
-def test_a_row_without_weight_is_as_if_not_there():
+def test_a_row_of_weight_zero_is_ignored():
     assert difference([1.0, 2.0, 5.0], [1, 1, 0]) == difference([1.0, 2.0], [1, 1])
 
 
-def test_an_infinite_loss_on_both_sides_is_no_difference_of_zero():
+def test_infinite_losses_on_both_sides_have_no_difference():
     found = difference_of_sums([math.inf, 1.0], [math.inf, 2.0], [1, 1])
     assert found["difference"] is None and "1 of 2 rows" in found["no_interval"]
 
 
-def test_all_that_is_given_is_plain_numbers():
+def test_results_are_plain_numbers():
     found = difference([1.0, 2.0, 4.0], [1, 2, 2], stream(0, "bootstrap"))
     assert json.loads(json.dumps(found)) == found
 

@@ -155,7 +155,7 @@ def test_a_run_that_goes_on_notices_another_rate_of_an_arm(small_config, tmp_pat
         experiment.resume(folder)
 
 
-def test_a_centralised_arm_that_fails_says_which_rate_to_lower(small_config, tmp_path):
+def test_the_error_of_a_failed_centralised_arm_names_the_rate_to_lower(small_config, tmp_path):
     some = ("evaluation.arms=base,federated,centralised", "evaluation.generate=0")
     with pytest.raises(ClientError) as caught:
         experiment.run(small_config(*some, "evaluation.centralised_learning_rate=1e30"), out_dir=tmp_path)

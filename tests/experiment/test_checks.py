@@ -147,7 +147,7 @@ def test_a_containers_limit_leaves_what_is_not_used_and_what_can_be_dropped(tmp_
 
 
 @pytest.mark.timeout(20)  # it went up for ever
-def test_a_drive_that_is_not_there_is_no_place_for_a_run(monkeypatch):
+def test_a_missing_drive_is_refused_as_the_place_of_a_run(monkeypatch):
     with monkeypatch.context() as windows, pytest.raises(ResourceError, match="no run directory can be made") as caught:
         windows.setattr(Path, "exists", lambda path: False)
         windows.setattr(Path, "is_dir", lambda path: False)

@@ -45,7 +45,7 @@ BYTES = [
 @pytest.mark.parametrize(
     ("method", "settings"), BYTES, ids=lambda value: value if isinstance(value, str) else " ".join(value)
 )
-def test_of_every_method_the_planned_bytes_are_those_of_the_run_or_say_why_not(method, settings, run_small):
+def test_the_planned_bytes_of_every_method_are_those_of_the_run_or_marked_as_a_bound(method, settings, run_small):
     run = run_small(*JUST, *settings, f"federation.method={method}")
     planned = plan(run.config)
     for way in ("up", "down"):
@@ -57,7 +57,7 @@ def test_of_every_method_the_planned_bytes_are_those_of_the_run_or_say_why_not(m
     assert planned.bytes_down_are == ("at most" if less else "exact")
 
 
-def test_a_round_down_is_what_tells_its_clients_the_next_model(run_small):
+def test_the_bytes_down_of_a_round_are_those_of_the_next_model_to_its_clients(run_small):
     """Counted in the checkpoints: what differs between two rounds' files and does not follow from the seed."""
     one = ("lora.targets=down_proj", "checkpoints.keep=9", "federation.rounds=3")
     A, B, modules, clients = 4 * 4 * 48, 4 * 4 * 32, 2, 8  # bytes of the factors of down_proj, rank 4, in 48, out 32
@@ -120,6 +120,6 @@ def test_settings_that_do_not_do_what_their_names_promise_are_said_by_check_and_
     config = small_config("objective.scaffold=true", "federation.rounds=1", "evaluation.arms=base,federated")
     (doubt,) = doubts(config)
     assert doubt in plan(config).warnings and not set(doubts(small_config())) & set(plan(small_config()).warnings)
-    told = []
-    experiment.run(config, told.append, tmp_path)
-    assert doubt in [event["message"] for event in told if event["event"] == "warning"]
+    events = []
+    experiment.run(config, events.append, tmp_path)
+    assert doubt in [event["message"] for event in events if event["event"] == "warning"]

@@ -25,6 +25,7 @@ import shepherd
 from console import Shell
 from prepared import trainer_of
 from shepherd import recipe
+from shepherd.arms import arm_named
 from shepherd.clients import cohort, row_order
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import ClientError, EvaluationError, UsageError
@@ -32,7 +33,7 @@ from shepherd.evaluation.answers import Generation, generation_record
 from shepherd.evaluation.losses import row_losses
 from shepherd.experiment import outputs
 from shepherd.experiment import run as experiment
-from shepherd.experiment.baselines import Alone, local_arm
+from shepherd.experiment.baselines import Baseline
 from shepherd.experiment.estimate import plan
 from shepherd.experiment.remeasure import evaluate_run
 from shepherd.experiment.rows import prepare_rows
@@ -281,7 +282,7 @@ def test_generations_answer_held_out_rows_under_every_arm(tiny_run):
     assert len(set(rows[0]["answers"].values())) == 3, "arms that answer alike show nothing"
 
 
-def test_events_tell_the_run_from_start_to_end_and_are_json(tiny_run):
+def test_events_cover_the_run_from_start_to_end_and_are_json(tiny_run):
     json.dumps(tiny_run.events, allow_nan=False)
     kinds = [event["event"] for event in tiny_run.events]
     told = [kind for kind in kinds if kind != "phase"]
@@ -295,7 +296,7 @@ def test_events_tell_the_run_from_start_to_end_and_are_json(tiny_run):
     assert "personal models" not in [e.get("phase") for e in tiny_run.events], "there are none"
 
 
-def test_progress_grows_to_the_whole_and_every_step_of_every_client_is_told(run_small):
+def test_progress_grows_to_the_whole_and_every_step_of_every_client_is_in_an_event(run_small):
     run = run_small("training.batch_size=9", "evaluation.generate=0", "training.clients_at_once=3")
     steps = [event for event in run.events if event["event"] == "step"]
     fractions = [event["fraction"] for event in steps]
@@ -428,7 +429,7 @@ def test_for_a_row_that_cannot_be_answered_comes_the_next_of_its_category_and_fe
     assert answered(0) == ([], "")
 
 
-def test_plain_texts_and_answers_that_are_not_to_be_learned_are_not_asked_for_and_counted(small_config):
+def test_plain_texts_and_answers_without_a_loss_are_left_out_of_generation_and_counted(small_config):
     settings = small_config("evaluation.generate=3")
     tokenizer = load_tokenizer(Path(settings.model.base))
     rows, template = prepare_rows(settings, tokenizer)
@@ -444,7 +445,7 @@ def test_plain_texts_and_answers_that_are_not_to_be_learned_are_not_asked_for_an
     assert [example.messages for example in examples] == [(asked, told)] and len(prompts) == 1
     assert lost == (
         "evaluation.generate = 3 asks for more answers than the 1 that are possible: 3 rows held out, 1 of them plain "
-        "text without a prompt, 1 of them with a last answer that is not to be learned"
+        "text without a prompt, 1 of them with a last answer that is not trained on"
     )
 
 
@@ -467,7 +468,9 @@ def test_a_record_of_an_answer_holds_all_that_its_prompt_was_made_of():
 # Rows, steps and bytes
 
 
-def test_a_clients_walk_goes_on_over_rounds_and_the_summary_says_how_often_rows_were_seen(run_small, monkeypatch):
+def test_a_clients_row_order_continues_over_rounds_and_the_summary_counts_how_often_rows_were_seen(
+    run_small, monkeypatch
+):
     seen: dict[str, Counter] = {}
     drawn = row_order.next_rows
 
@@ -567,7 +570,7 @@ def test_with_one_client_and_one_round_federated_tuning_is_plain_fine_tuning(run
 # Fewer arms, fewer measurements
 
 
-def test_arms_that_were_not_asked_for_are_neither_trained_nor_reported(run_small):
+def test_arms_that_the_recipe_leaves_out_are_neither_trained_nor_reported(run_small):
     run = run_small("evaluation.arms=base,federated,local", "evaluation.local_clients=2", "evaluation.generate=1")
     assert set(run.summary["arms"]) == {"base", "federated", "local"}
     assert sorted(run.summary["arms"]["local"]) == ["brainstorming", "summarization"]
@@ -697,7 +700,7 @@ def test_a_client_whose_loss_is_not_finite_is_named_and_the_run_goes_on(poisoned
     assert states == {"failed"}
 
 
-def test_a_run_ends_when_every_client_fails_and_says_why(poisoned_model, small_config, tmp_path):
+def test_a_run_ends_with_the_reasons_when_every_client_fails(poisoned_model, small_config, tmp_path):
     with pytest.raises(ClientError) as caught:
         experiment.run(poisoned_config(poisoned_model, tmp_path, "abc", small_config), out_dir=tmp_path)
     assert caught.value.exit_code == 6
@@ -718,14 +721,17 @@ def test_a_held_out_loss_that_is_not_a_number_ends_the_run_with_the_round_and_a_
     assert "training.learning_rate" in caught.value.hint
 
 
-def test_a_local_client_that_ends_with_a_loss_that_is_no_number_counts_as_failed(small_config):
+def test_a_local_client_that_ends_with_a_loss_that_is_not_finite_counts_as_failed(small_config):
     settings = small_config("training.learning_rate=1e30", "federation.rounds=1")
     base = load_base(settings.model.base, device="cpu", dtype="float32")
     rows, _ = prepare_rows(settings, base.tokenizer)
-    learner = trainer_of(settings, base)
-    measure = lambda lora: row_losses(learner.packed, rows.held_out, lora)  # noqa: E731
-    alone = Alone(learner, rows, prepare_schedule(settings), 1.0, settings.run.seed, measure)
-    arm = local_arm(alone, ("closed_qa", "open_qa"), lambda number, report: None)
+    trainer = trainer_of(settings, base)
+    measure = lambda lora: row_losses(trainer.packed, rows.held_out, lora)  # noqa: E731
+    setup = Baseline(
+        arm_named("local"), trainer, rows.clients, ("closed_qa", "open_qa"), 8, prepare_schedule(settings), 1.0,
+        settings.run.seed, measure, observe=lambda number, report: None,
+    )  # fmt: skip
+    arm = setup.arm.train(setup)
     assert [(f.client, f.code) for f in arm.failures] == [("closed_qa", "diverged"), ("open_qa", "diverged")]
     assert arm.losses == arm.adapters == arm.curves == {}
 
@@ -734,7 +740,7 @@ def test_a_local_client_that_ends_with_a_loss_that_is_no_number_counts_as_failed
 
 
 @pytest.mark.parametrize("name", sorted(recipe.recipes()))
-def test_every_packaged_recipe_runs_a_round_of_its_own_shape(name, model_folder, tmp_path):
+def test_every_packaged_recipe_runs_a_round_of_its_shape(name, model_folder, tmp_path):
     tables = tomllib.loads((recipe.RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
     full = recipe.load(name)
     small = [

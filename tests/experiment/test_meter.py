@@ -11,12 +11,13 @@ from prepared import plan_of
 from shepherd.clients.personal.methods import Cost
 from shepherd.clients.progress import Progress
 from shepherd.experiment.estimate import plan
+from shepherd.experiment.method import compose
 from shepherd.experiment.progress import Clock, Meter, training_tokens
 from shepherd.experiment.rows import prepare_rows
 from shepherd.experiment.schedule import prepare_schedule
 from shepherd.model.base import load_tokenizer
 from shepherd.model.forward import PackedModel
-from shepherd.model.slots import NOBODY
+from shepherd.model.slots import PADDING
 from shepherd.types import ClientFailure
 
 ROUNDS = ("evaluation.arms=base,federated", "evaluation.generate=0", "training.local_steps=2", "federation.rounds=1")
@@ -39,7 +40,7 @@ def history(events, arm="federated"):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_client_of_the_cohort_is_told_of_from_waiting_to_done_whatever_the_chunks(run_small, workers):
+def test_events_follow_every_client_of_the_cohort_from_waiting_to_done_whatever_the_chunks(run_small, workers):
     run = run_small(*ROUNDS, "training.clients_at_once=3", f"run.workers={workers}")
     assert set(map(tuple, history(run.events).values())) == {("waiting", "training", "done")}
     first, *_ = (e for e in run.events if e["event"] == "clients")
@@ -113,8 +114,8 @@ def meter(small_config):
     config = small_config(*ROUNDS)
     rows, _ = prepare_rows(config, load_tokenizer(config.model.base))
     events: list = []
-    schedule, arms = prepare_schedule(config), config.evaluation.arms
-    planned = training_tokens(schedule, arms, rows, plan_of(config, rows), (), Cost())
+    schedule, baselines = prepare_schedule(config), compose(config).baselines
+    planned = training_tokens(schedule, baselines, rows, plan_of(config, rows), (), Cost())
     return Meter(events.append, planned, schedule.rounds).steps("federated"), events
 
 
@@ -146,7 +147,7 @@ def passes(monkeypatch):
 
         def count(self, batch):
             counts[name == "token_losses" or not torch.is_grad_enabled()] += sum(
-                s.end - s.start for s in batch.segments if s.slot != NOBODY
+                s.end - s.start for s in batch.segments if s.slot != PADDING
             )
             return of(self, batch)
 

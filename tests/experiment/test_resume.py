@@ -79,7 +79,7 @@ def whole(config, tmp_path_factory):
     return experiment.run(config, out_dir=tmp_path_factory.mktemp("whole"))
 
 
-def test_it_says_where_it_goes_on_and_trains_only_what_is_left(config, whole, tmp_path):
+def test_a_resumed_run_announces_its_first_round_and_trains_only_what_is_left(config, whole, tmp_path):
     folder, events = stopped(config, tmp_path, after_round(2)), []
     run = experiment.resume(folder, observer=events.append)
     start = next(e for e in events if e["event"] == "start")
@@ -101,7 +101,7 @@ def test_it_says_where_it_goes_on_and_trains_only_what_is_left(config, whole, tm
     )
 
 
-def test_where_all_arms_were_trained_before_it_says_that_nothing_of_the_training_is_left(config, whole, tmp_path):
+def test_a_run_resumed_after_all_training_announces_that_none_is_left(config, whole, tmp_path):
     folder, events = stopped(config, tmp_path, lambda event: event.get("phase") == "generate"), []
     run = experiment.resume(folder, observer=events.append)
     assert next(e for e in events if e["event"] == "start")["fraction"] == 1
@@ -118,7 +118,7 @@ def test_where_all_arms_were_trained_before_it_says_that_nothing_of_the_training
         ("selection.name=poisson", "federation.fraction=0.2"),
     ],
 )
-def test_who_is_asked_after_a_stop_is_who_would_have_been_asked(small_config, tmp_path, selection):
+def test_the_cohorts_after_a_stop_are_those_of_a_run_that_never_stopped(small_config, tmp_path, selection):
     config = small_config("federation.rounds=6", "evaluation.arms=base,federated", "evaluation.generate=0", *selection)
     whole = experiment.run(config, out_dir=tmp_path / "whole")
     folder = stopped(config, tmp_path / "stopped", after_round(3))
@@ -194,7 +194,7 @@ def test_a_baseline_with_a_flipped_bit_in_any_file_is_refused_by_the_name_of_the
     for arm in ("local", "centralised"):
         folder = tmp_path / arm
         shutil.copytree(whole.path / "arms" / arm, folder)
-        load_arm(folder)
+        load_arm(folder, per_client=arm == "local")
         names = sorted(path.name for path in folder.iterdir())
         assert {"MANIFEST.json", "arm.json", "losses.safetensors"} <= set(names)
         for name in names:
@@ -202,7 +202,7 @@ def test_a_baseline_with_a_flipped_bit_in_any_file_is_refused_by_the_name_of_the
             at = len(data) - 3
             (folder / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
             with pytest.raises(DataError, match=rf"arms?.*is damaged: {re.escape(name)} is not what was written"):
-                load_arm(folder)
+                load_arm(folder, per_client=arm == "local")
             (folder / name).write_bytes(data)
 
 
@@ -410,7 +410,7 @@ def test_a_run_that_another_process_writes_is_not_touched(config, tmp_path):
         experiment.resume(folder)
 
 
-def test_what_is_no_run_is_said_with_the_nearest(tmp_path):
+def test_a_folder_without_a_run_is_refused_with_the_nearest_name(tmp_path):
     (tmp_path / "demo").mkdir()
     with pytest.raises(UsageError, match=r"no run directory at .*dmo.*Did you mean 'demo'"):
         experiment.resume(tmp_path / "dmo")

@@ -59,7 +59,7 @@ FEDERATION = {
 ELSEWHERE = {"rounds": "rates", "updates_in_memory_mib": "the spool, which needs the run's folder"}
 
 
-def test_what_was_left_out_is_counted_as_one_says_it():
+def test_the_counts_of_left_out_rows_are_in_plain_words():
     few, many = ({"empty answer": tuple(f"x:{i + 1}" for i in range(n))} for n in (1, 1200))
     lines = [
         [*dataset_notes(Dataset((), "x", "dolly", "", refused=rows, changed=rows)),
@@ -108,12 +108,12 @@ def test_lora_settings_reach_the_adapter_and_its_dropout(small_config):
         "lora.r=4", "lora.alpha=6", "lora.rslora=true", "lora.dropout=0.25", "lora.targets=q_proj", "run.seed=3"
     )
     base = load_base(settings.model.base, device="cpu", dtype="float32")
-    learner = trainer_of(settings, base)
-    assert (learner.adapter.r, learner.adapter.alpha, learner.adapter.scale) == (4, 6.0, 3.0)  # 6 / √4
-    assert {name.rsplit(".", 1)[1] for name in learner.adapter.factors} == {"q_proj"}
-    assert learner.make_lora().dropout == learner.settings.dropout == 0.25
+    trainer = trainer_of(settings, base)
+    assert (trainer.adapter.r, trainer.adapter.alpha, trainer.adapter.scale) == (4, 6.0, 3.0)  # 6 / √4
+    assert {name.rsplit(".", 1)[1] for name in trainer.adapter.factors} == {"q_proj"}
+    assert trainer.make_lora().dropout == trainer.settings.dropout == 0.25
     other = trainer_of(small_config("lora.r=4", "lora.targets=q_proj", "run.seed=4"), base)
-    assert any((pair.A != other.adapter.factors[name].A).any() for name, pair in learner.adapter.factors.items())
+    assert any((pair.A != other.adapter.factors[name].A).any() for name, pair in trainer.adapter.factors.items())
 
 
 def test_a_schedule_goes_on_from_round_to_round():

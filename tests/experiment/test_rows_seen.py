@@ -82,7 +82,7 @@ def test_a_row_is_seen_as_often_as_a_step_was_done_with_it_whether_or_not_the_up
     assert "by its id, is in evaluation/rows_seen.jsonl" in (run.path / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_walk_goes_on_after_work_that_counted_and_begins_again_after_work_that_did_not():
+def test_the_row_order_advances_after_work_that_counted_and_repeats_after_work_that_did_not():
     ids = [f"row {i}" for i in range(3)]
 
     def endless():
@@ -122,7 +122,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_file(run_small, small_config,
     ]
 
 
-def test_worker_processes_tell_of_failed_work_too(run_small):
+def test_worker_processes_report_failed_work_too(run_small):
     run, other = run_small(*ROUNDS, *DIVERGES), run_small(*ROUNDS, *DIVERGES, "run.workers=2")
     assert by_id(run.path) == by_id(other.path) and any(times.total() for times in by_id(run.path).values())
 

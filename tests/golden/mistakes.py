@@ -49,6 +49,8 @@ MISTAKES = (
     "check --set training.schedule_over=rounds --set training.warmup_steps=3",
     "check --set training.min_learning_rate=1",
     "check --set evaluation.arms=local",
+    "check --set 'evaluation.metrics=[\"rouge\"]'",
+    "check --set 'evaluation.metrics=[{name = \"rouge_l\", bta = 2.0}]'",
     "check --set evaluation.arms=base,federated --set evaluation.local_learning_rate=0.1",
     "check --set 'evaluation.local_clients=[\"open_qaa\"]'",
     "check --set federation.method=flexlora --set 'lora.ranks={open_qaa=4}'",

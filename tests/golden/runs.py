@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import event_schema
 from golden.recipes import RECIPES, carry_out
 from golden.record import EVENTS, entry_of, fingerprint, masked, told
+from shepherd.cli import output
 
 GOLDENS = Path(__file__).parent / "recipes"
 FINGERPRINT = GOLDENS / "fingerprint.json"
@@ -21,6 +23,8 @@ def path_of(name: str) -> Path:
 def files_of(name: str, work: Path) -> dict[str, bytes]:
     """Run a recipe in the folder `work` and return what it leaves, masked, and the events that it told."""
     run, events = carry_out(name, work)
+    wrong = [problem for event in events for problem in event_schema.problems(json.loads(output.to_json(event)))]
+    assert not wrong, f"events have other types than shepherd.experiment.events states: {wrong[:5]}"
     return masked(run, work) | {EVENTS: told(events)}
 
 

@@ -10,6 +10,8 @@ from golden import runs
 from golden.command import shepherd
 from golden.recipes import RECIPES
 from golden.record import problems
+from shepherd.experiment.plan import prepare_plan, with_transforms
+from tiny_transforms import spec
 
 AGAIN = "where the change is meant: python tests/golden/rewrite.py, and read the diff"
 
@@ -20,6 +22,19 @@ def test_a_run_leaves_the_bytes_that_it_left_before(name, tmp_path):
     tolerance = None if runs.same_machine() else RECIPES[name].tolerance
     found = problems(kept["files"], runs.now(name, tmp_path), tolerance)
     assert not found, "\n".join([*found, f"the files are in {tmp_path}, masked in {tmp_path / 'masked'}", AGAIN])
+
+
+def test_transforms_that_change_nothing_leave_the_same_bytes(tmp_path, monkeypatch):
+    name, plans = "fedsvd sampled as privacy assumes", []
+
+    def prepared(config, *parts):
+        plans.append(with_transforms(prepare_plan(config, *parts), [spec("identity")], config.lora.r))
+        return plans[-1]
+
+    monkeypatch.setattr("shepherd.experiment.inputs.prepare_plan", prepared)
+    tolerance = None if runs.same_machine() else RECIPES[name].tolerance
+    assert not problems(runs.kept(name)["files"], runs.now(name, tmp_path), tolerance)
+    assert [plan.transforms.sent for plan in plans] == [(spec("identity"),)]
 
 
 def test_each_recipe_has_its_golden_and_was_not_changed_since():

@@ -324,7 +324,7 @@ def test_ranks_are_dealt_over_the_clients_by_name_or_given_by_name():
 
     assert ranks([2, 4]) == {"a": 2, "b": 4, "c": 2}
     assert ranks({"b": 4}) == {"a": 8, "b": 4, "c": 8} and ranks([]) == dict.fromkeys("abc", 8)
-    with pytest.raises(UsageError, match=r"lora.ranks names 'bb', which is no client"):
+    with pytest.raises(UsageError, match=r"lora.ranks names 'bb', which is not a client"):
         ranks({"bb": 4})
 
 

@@ -25,8 +25,9 @@ FLOORS = (
     ("serving", "engines", "round"),
     ("store", "evaluation", "clients", "server"),
     ("data", "model", "updates"),
-    ("types",),
-    ("report", "recipe", "registry", "lowrank"),
+    ("types", "report"),
+    ("arms", "recipe", "lowrank"),
+    ("registry",),
     ("errors", "config", "rng", "network", "outcomes", "_version"),
 )
 """Rooms (folders) and ground files, from the top: each imports from the floors below its own, from none beside it."""
@@ -173,6 +174,15 @@ def test_dir_shows_the_public_names_and_loads_neither_torch_nor_the_rest():
     assert all(getattr(shepherd, name) is not None for name in names), "what it shows is there"
 
 
+def test_no_public_name_loads_torch_before_it_is_used():
+    code = f"""import sys, shepherd
+for name in shepherd.__all__:
+    getattr(shepherd, name)
+    assert not (loaded := [m for m in {HEAVY} if m in sys.modules]), (name, loaded)"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -230,9 +240,9 @@ MISTAKES = {
         "check", "--set", 'evaluation.local_clients=["open_qaa"]'),
     "federation.clients_per_round = 9 is more than the 8 clients": ("run", "--set", "federation.clients_per_round=9"),
     "federation.min_updates = 9 can never come from 8 clients": ("check", "--set", "federation.min_updates=9"),
-    "lora.ranks names 'open_qaa', which is no client": (
+    "lora.ranks names 'open_qaa', which is not a client": (
         "check", "--set", "federation.method=flexlora", "--set", "lora.ranks={open_qaa=4}"),
-    "personalization.clusters = 9 begin with a client each, and a round asks 8": (
+    "personalization.clusters = 9 start from a client each, and a round samples 8": (
         "check", "--set", "personalization.name=ifca", "--set", "personalization.clusters=9"),
     "900 clients are more than the": ("check", "own-data", "--data", "builtin:instructions", "--set",
                                       "partition.clients=900"),

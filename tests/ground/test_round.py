@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from shepherd.clients.progress import Progress
 from shepherd.clients.selection import build_selection
 from shepherd.clients.virtual_clock import virtual_seconds
 from shepherd.errors import ClientError
-from shepherd.round import Plan, Policy, run_round
+from shepherd.round import Plan, Policy, notes, run_round
 from shepherd.server.methods import build_method
 from shepherd.server.weights import capped
 from shepherd.types import (
@@ -31,7 +32,9 @@ from shepherd.types import (
     TrainTask,
     Work,
 )
+from shepherd.updates.composition import Transforms
 from shepherd.updates.replies import Late
+from tiny_transforms import built, spec
 
 CLIENTS = ("a", "b", "c")
 
@@ -667,3 +670,59 @@ def test_what_an_engine_raises_ends_the_round():
 
     with pytest.raises(OSError, match="connection"):
         run_round(begin(), plan(policy=Policy(on_too_few="skip")), Answers(broken))
+
+
+# Transforms of updates
+
+
+def test_a_transform_that_changes_nothing_changes_no_bit_of_the_round():
+    for state, policy in ((begin(0, 1.0), Policy()), (begin(0, 1.0, quarantined=CLIENTS), Policy(on_too_few="skip"))):
+        one, other = (
+            run_round(state, plan(transforms=chosen, policy=policy), Answers(all_three))
+            for chosen in (Transforms(), built(spec("identity")))
+        )
+        assert pickle.dumps(one[0]) == pickle.dumps(other[0])
+        assert replace(one[1], seconds={}) == replace(other[1], seconds={})
+
+
+def test_a_pseudo_update_moves_the_model_beside_the_updates_and_is_in_no_record():
+    method = replace(build_method("fedit"), population=dict.fromkeys(CLIENTS, 1 / 3))
+    plain, first = run_round(begin(0, 1.0), plan(method=method), Answers(all_three))
+    pushed = plan(method=method, transforms=built(spec("push", value=0.5)))
+    state, second = run_round(begin(0, 1.0), pushed, Answers(all_three))
+    for moved, before in zip(state.model.adapter.factors["q"], plain.model.adapter.factors["q"], strict=True):
+        np.testing.assert_allclose(moved, before + 0.5, rtol=1e-6)
+    assert replace(state, model=plain.model) == plain
+    moves = second.diagnostics["subspace_move"], first.diagnostics["subspace_move"]
+    diagnostics = {**second.diagnostics, "subspace_move": moves[1]}  # of the model, and that is another one
+    assert replace(second, seconds={}, diagnostics=diagnostics) == replace(first, seconds={})
+
+
+def test_a_pseudo_update_moves_the_model_of_a_round_without_updates_which_is_then_not_skipped():
+    drawn = build_selection("poisson", {"q": 1e-9})
+    for changes, replies in (
+        ({"select": drawn, "sizes": {"a": 1, "b": 2, "c": 5}}, all_three),
+        ({"policy": Policy(on_too_few="skip"), "min_updates": 2}, lambda task: [update("a", task, 9.0)]),
+    ):
+        skipped, one = run_round(begin(0, 1.0), plan(**changes), Answers(replies))
+        state, other = run_round(begin(0, 1.0), plan(transforms=built(spec("push")), **changes), Answers(replies))
+        assert (
+            one.skipped and not other.skipped and replace(one, skipped=False, seconds={}) == replace(other, seconds={})
+        )
+        assert (state.model.adapter.factors["q"].A == 2.0).all() and (state.model.adapter.factors["q"].B == 2.0).all()
+        assert replace(state, model=skipped.model) == skipped
+    assert other.weights == {} and other.diagnostics == {} and notes(other) == []
+
+
+def test_a_server_half_may_merge_one_sum_in_place_of_the_updates():
+    plain, first = run_round(begin(0, 1.0), plan(), Answers(all_three))
+    state, second = run_round(begin(0, 1.0), plan(transforms=built(spec("sum_of_all"))), Answers(all_three))
+    for one, other in zip(state.model.adapter.factors["q"], plain.model.adapter.factors["q"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    assert second.weights == first.weights and second.update_norm == first.update_norm
+
+
+def test_a_task_carries_the_transforms_of_its_clients():
+    tasks: list[TrainTask] = []
+    run_round(begin(), plan(transforms=built(spec("push"), spec("clip", norm=2.0))), asked(tasks))
+    assert tasks[0].transforms == (spec("clip", norm=2.0),) == tasks[0].part(["a"]).transforms

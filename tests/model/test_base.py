@@ -1,31 +1,19 @@
-"""Loading and freezing a base, refusing what is none, and naming the layers that adapters sit on."""
+"""Loading and freezing a base, and folders that are refused."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 
 import pytest
 import torch
-import transformers
-from torch import nn
 
-from shepherd.errors import ModelError, ResourceError, UsageError
+from shepherd.errors import ModelError, ResourceError
 from shepherd.model import base as base_module
-from shepherd.model.base import load_base, pick_device, pick_dtype
+from shepherd.model.base import load_base
 from shepherd.model.digest import model_digest
 from shepherd.model.outline import outline
-from shepherd.model.targets import is_linear, linear_names, pick_targets
 from tiny import KINDS, tiny_model, tiny_tokenizer
-
-MLP = ["gate_proj", "up_proj", "down_proj"]
-SPLIT = ["q_proj", "k_proj", "v_proj", "o_proj", *MLP]
-LINEARS = {
-    "gpt2": ["c_attn", "c_proj", "c_fc"],
-    "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
-    "phi3": ["o_proj", "qkv_proj", "gate_up_proj", "down_proj"],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +36,10 @@ def edit(path, **changes):
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), encoding="utf-8")
 
 
-# What comes out
+# Properties of a loaded base
 
 
-def test_a_base_is_frozen_in_evaluation_mode_and_says_what_it_is(llama):
+def test_a_base_is_frozen_in_evaluation_mode_with_its_digests_and_licence(llama):
     base = load_base(str(llama), device="cpu", dtype="float32")
     assert not base.model.training and not any(p.requires_grad for p in base.model.parameters())
     assert {p.dtype for p in base.model.parameters()} == {torch.float32} == {base.dtype}
@@ -89,18 +77,18 @@ def test_the_licence_is_read_from_the_cards_front_matter(copy, card, licence):
     assert base_module.licence_of(copy) == licence
 
 
-def test_a_licence_file_is_named_when_the_card_says_nothing(copy):
+def test_a_licence_file_is_named_when_the_card_has_no_licence(copy):
     (copy / "LICENSE.txt").write_text("...")
     assert base_module.licence_of(copy) == "see LICENSE.txt"
-
-
-# Not a model
 
 
 def refuses(folder, message, hint=""):
     with pytest.raises(ModelError, match=message) as caught:
         load_base(str(folder), device="cpu", dtype="float32")
     assert hint in caught.value.hint and str(folder) in caught.value.message and caught.value.exit_code == 4
+
+
+# Refused folders
 
 
 def test_a_folder_without_a_config_is_not_a_model(tmp_path):
@@ -112,7 +100,7 @@ def test_an_adapter_is_not_a_base_and_names_its_base(tmp_path):
     refuses(tmp_path, "is an adapter", "lab/base")
 
 
-def test_a_folder_without_weights_says_so(copy):
+def test_a_folder_without_weights_is_refused(copy):
     (copy / "model.safetensors").unlink()
     refuses(copy, "has no weights: no ")
 
@@ -136,13 +124,13 @@ def test_a_missing_tokenizer_is_named(copy):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"])
 def test_a_broken_file_is_a_model_error(copy, name):
-    if name.endswith("index.json"):  # it is read where there is no single file
+    if name.endswith("index.json"):  # it is read without a single file
         (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
     (copy / name).write_bytes(b"{ not what it was")
     refuses(copy, "cannot be (read|loaded)", "again")
 
 
-def test_weights_that_are_in_no_file_are_not_made_up(copy):
+def test_missing_weights_are_not_randomly_initialised(copy):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(copy / "model.safetensors")
@@ -152,8 +140,8 @@ def test_weights_that_are_in_no_file_are_not_made_up(copy):
 
 
 def lacking(folder, *lost, rename=lambda name: name, **extra):
-    """What headers tell of the model in `folder` after some tensors left its file: the names, as transformers counts
-    them when it loads the rest, and what `outline` says."""
+    """Without some tensors of the file: the names that transformers reports missing on a load, and the error of
+    `outline`."""
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
 
@@ -170,7 +158,7 @@ def lacking(folder, *lost, rename=lambda name: name, **extra):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_weight_that_is_in_no_file_is_found_in_the_headers(kind, tmp_path):
+def test_a_missing_weight_is_detected_from_the_headers(kind, tmp_path):
     folder = tiny_model(kind, tmp_path)
     assert lacking(folder) == ([], "")
     name = {"gpt2": "transformer.h.1.ln_2.bias", "gpt_neox": "gpt_neox.layers.1.input_layernorm.weight"}.get(
@@ -179,7 +167,7 @@ def test_a_weight_that_is_in_no_file_is_found_in_the_headers(kind, tmp_path):
     assert lacking(folder, name) == ([name], f"{folder} is not whole: 1 weight in no file, e.g. {name}")
 
 
-def test_a_tied_head_and_a_checkpoint_without_prefix_or_with_old_buffers_lack_nothing(tmp_path):
+def test_tied_heads_missing_prefixes_and_old_buffers_are_not_missing_weights(tmp_path):
     tied = tiny_model("llama", tmp_path, tie_word_embeddings=True)
     assert lacking(tied, **{f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.zeros(2) for n in (0, 1)}) == (
         [],
@@ -197,7 +185,7 @@ def test_a_tied_head_and_a_checkpoint_without_prefix_or_with_old_buffers_lack_no
     assert missing == ["transformer.h.0.mlp.c_fc.weight"] and said.endswith(missing[0])
 
 
-def test_names_that_transformers_changes_when_it_loads_are_changed_before_they_are_compared(tmp_path):
+def test_tensor_names_are_compared_after_the_renaming_of_transformers(tmp_path):
     folder = tiny_model("gpt_neox", tmp_path)  # its head is saved as embed_out and is lm_head in memory
     assert lacking(folder) == ([], "")
     name = "gpt_neox.final_layer_norm.weight"
@@ -211,7 +199,7 @@ def test_weights_of_another_shape_are_refused(copy):
     refuses(copy, "cannot be loaded")
 
 
-def test_a_model_that_brings_code_is_refused_and_the_code_not_run(copy):
+def test_a_model_that_needs_remote_code_is_refused_and_the_code_is_not_run(copy):
     edit(copy / "config.json", model_type="mine", auto_map={"AutoModelForCausalLM": "mine.Model"})
     (copy / "mine.py").write_text("raise SystemExit('ran')")
     refuses(copy, "code of its own, which is never run")
@@ -219,13 +207,13 @@ def test_a_model_that_brings_code_is_refused_and_the_code_not_run(copy):
     refuses(copy, "transformers has no such")
 
 
-def test_a_model_that_brings_code_for_a_known_type_is_loaded_without_it(copy):
+def test_a_model_of_a_known_type_is_loaded_without_its_remote_code(copy):
     edit(copy / "config.json", auto_map={"AutoModelForCausalLM": "mine.Model"})
     (copy / "mine.py").write_text("raise SystemExit('ran')")
     assert type(load_base(str(copy), device="cpu", dtype="float32").model).__name__ == "LlamaForCausalLM"
 
 
-def test_a_model_that_does_not_continue_text_is_refused(copy):
+def test_a_model_that_is_not_a_causal_language_model_is_refused(copy):
     edit(copy / "config.json", model_type="t5")
     refuses(copy, "'t5' is not a causal language model")
 
@@ -240,7 +228,7 @@ def test_a_tokenizer_of_another_model_is_refused(copy):
     refuses(copy, "has id 384, but the model has 384 embeddings")
 
 
-def test_a_token_without_an_embedding_is_refused_unless_it_is_a_control_token_that_is_never_written(copy):
+def test_a_token_without_an_embedding_is_refused_unless_it_is_an_unused_control_token(copy):
     # The model has 384 embeddings, for ids 0 to 383; the next token gets 384.
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|picture|>"]})
@@ -260,7 +248,7 @@ def test_a_token_without_an_embedding_is_refused_unless_it_is_a_control_token_th
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_a_model_that_does_not_fit_is_a_resource_error_with_its_size(llama, monkeypatch, error):
+def test_a_model_that_exceeds_the_memory_is_a_resource_error_with_its_size(llama, monkeypatch, error):
     from transformers import AutoModelForCausalLM
 
     def from_pretrained(*_, **__):
@@ -272,163 +260,7 @@ def test_a_model_that_does_not_fit_is_a_resource_error_with_its_size(llama, monk
     assert "smaller model" in caught.value.hint
 
 
-# Device and precision
-
-
-def test_cuda_that_was_asked_for_and_is_not_there_is_a_resource_error(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ResourceError, match="'cuda:1' was asked for") as caught:
-        pick_device("cuda:1")
-    assert caught.value.exit_code == 5 and "auto" in caught.value.hint
-
-
-def test_a_cuda_device_beyond_the_last_is_a_resource_error(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(ResourceError, match="torch finds 2 CUDA devices"):
-        pick_device("cuda:2")
-
-
-@pytest.mark.parametrize(("cuda", "mps", "kind"), [(1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
-def test_auto_prefers_cuda_then_mps_then_the_cpu(monkeypatch, cuda, mps, kind):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: bool(mps))
-    assert pick_device("auto").type == kind
-
-
-def test_mps_that_is_not_there_and_a_device_that_does_not_exist_are_told_apart(monkeypatch):
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ResourceError, match="'mps' was asked for"):
-        pick_device("mps")
-    with pytest.raises(UsageError, match="unknown device: 'abacus'"):
-        pick_device("abacus")
-
-
-@pytest.mark.parametrize(("speedup", "dtype"), [(1.2, torch.float32), (1.3, torch.bfloat16), (0.2, torch.float32)])
-def test_auto_on_a_cpu_is_bfloat16_only_where_it_is_clearly_faster(monkeypatch, speedup, dtype):
-    monkeypatch.setattr(base_module, "bfloat16_speedup", lambda: speedup)
-    assert pick_dtype("auto", torch.device("cpu")) == dtype
-
-
-@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_on_cuda_is_bfloat16_where_the_device_computes_in_it(monkeypatch, native, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    assert pick_dtype("auto", torch.device("cuda")) == dtype
-
-
-def test_a_named_precision_is_taken_and_an_unknown_one_refused():
-    assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
-    with pytest.raises(UsageError, match="Did you mean 'float32'"):
-        pick_dtype("float3", torch.device("cpu"))
-
-
-def test_an_8bit_base_does_not_say_at_each_of_its_products_that_it_rounds(llama, monkeypatch):
-    products = logging.getLogger("bitsandbytes.autograd._functions")
-    monkeypatch.setattr(products, "level", logging.NOTSET)
-    monkeypatch.setattr(base_module, "check_quantize", lambda *_: None)  # where there is CUDA
-
-    def loaded(*_, **options):
-        assert options["quantization_config"].load_in_8bit and not products.isEnabledFor(logging.WARNING)
-        raise RuntimeError("seen")
-
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", loaded)
-    with pytest.raises(ModelError, match="seen"):
-        load_base(str(llama), device="cpu", quantize="8bit")
-
-
-@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
-def test_a_quantised_base_needs_cuda(llama, quantize):
-    with pytest.raises(ResourceError, match="needs a CUDA device") as caught:
-        load_base(str(llama), device="cpu", quantize=quantize)
-    assert caught.value.hint == 'set model.quantize = "none"'
-
-
-def test_a_quantised_base_needs_the_extra(monkeypatch):
-    monkeypatch.setattr(base_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="'bitsandbytes'") as caught:
-        base_module.check_quantize("4bit", torch.device("cuda"))
-    assert caught.value.hint == "pip install 'shepherd-fedit[quant]'"
-    with pytest.raises(UsageError, match="unknown quantize: '2bit'"):
-        base_module.check_quantize("2bit", torch.device("cuda"))
-
-
-# Targets
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_all_linear_means_every_linear_layer_of_the_blocks_and_not_the_head(kind, tmp_path):
-    model = load_base(str(tiny_model(kind, tmp_path)), device="cpu", dtype="float32").model
-    head = model.get_output_embeddings()
-    everything = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
-    assert pick_targets(model, "all-linear") == tuple(everything) == tuple(linear_names(model))
-    assert sorted({name.rsplit(".", 1)[-1] for name in everything}) == sorted(LINEARS.get(kind, SPLIT))
-
-
-@pytest.fixture(scope="module")
-def model(llama):
-    return load_base(str(llama), device="cpu", dtype="float32").model
-
-
-def test_targets_can_be_named_by_any_end_of_their_name_and_keep_the_models_order(model):
-    assert pick_targets(model, ["mlp.up_proj", "q_proj"]) == (
-        "model.layers.0.self_attn.q_proj",
-        "model.layers.0.mlp.up_proj",
-        "model.layers.1.self_attn.q_proj",
-        "model.layers.1.mlp.up_proj",
-    )
-    assert pick_targets(model, "layers.1.self_attn.q_proj") == ("model.layers.1.self_attn.q_proj",)
-    assert pick_targets(model, ["model.layers.0.mlp.up_proj"] * 2) == ("model.layers.0.mlp.up_proj",)
-
-
-@pytest.mark.parametrize("target", ["query_proj", "proj", "lm_head", "embed_tokens", "mlp", "xq_proj"])
-def test_an_unknown_target_lists_the_linear_names(model, target):
-    with pytest.raises(ModelError, match=f"no linear layer '{target}'") as caught:
-        pick_targets(model, ["q_proj", target])
-    assert caught.value.hint == f"its linear layers: {', '.join(SPLIT)}" and caught.value.exit_code == 4
-
-
-def test_a_misspelt_target_gets_the_nearest_and_none_at_all_is_refused(model):
-    with pytest.raises(ModelError, match="Did you mean 'q_proj'"):
-        pick_targets(model, ["qproj"])
-    with pytest.raises(UsageError, match="empty"):
-        pick_targets(model, [])
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(9))
-        self.q = nn.Linear(2, 2)
-
-
-class Seeing(nn.Module):
-    """A picture tower with more blocks than the decoder, whose blocks hold more experts than there are blocks."""
-
-    def __init__(self):
-        super().__init__()
-        self.tower = nn.ModuleList(nn.Linear(2, 2) for _ in range(5))
-        self.text = nn.Module()
-        self.text.norms = nn.ModuleList([nn.LayerNorm(2)])
-        self.text.layers = nn.ModuleList(Block() for _ in range(3))
-
-    def get_decoder(self):
-        return self.text
-
-
-def test_blocks_are_those_of_the_decoder_not_a_tower_and_not_a_list_of_experts():
-    names = linear_names(Seeing())
-    assert len(names) == 30 and names[0] == "text.layers.0.experts.0" and names[-1] == "text.layers.2.q"
-
-
-def test_a_model_without_blocks_is_refused():
-    with pytest.raises(ModelError, match="Linear has no list of blocks"):
-        linear_names(nn.Linear(2, 2))
-    with pytest.raises(ModelError, match="has no linear layer"):
-        pick_targets(nn.Sequential(nn.ModuleList([nn.ReLU()])), "all-linear")
-
-
-def test_the_tiny_tokenizer_gives_back_any_text():
+def test_the_tiny_tokenizer_round_trips_any_text():
     text = "<|im_start|>user\nÄ 日本 🐑\t12  x<|im_end|>\n"
     tokenizer = tiny_tokenizer()
     assert tokenizer.decode(tokenizer(text).input_ids) == text

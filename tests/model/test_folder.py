@@ -1,5 +1,4 @@
-"""A folder that no run can train on is named before PyTorch loads, with what to take instead; nothing is said by the
-libraries underneath."""
+"""Unusable model folders are refused before PyTorch loads, with an alternative and without output of libraries."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ def refused(folder) -> tuple[str, str]:
     return caught.value.message, caught.value.hint
 
 
-def test_a_whole_model_in_full_precision_is_taken_without_a_note(folder):
+def test_a_whole_model_in_full_precision_passes_without_a_note(folder):
     assert inspect_folder(folder) == ()
 
 
@@ -63,13 +62,13 @@ def test_quantised_weights_are_named_by_their_method(folder, settings, called):
     assert f"holds {called}" in message and "(lab/full)" in hint and FULL in hint
 
 
-def test_no_quantisation_is_none(folder):
+def test_an_empty_quantisation_entry_is_accepted(folder):
     edit(folder, quantization_config=None)
     assert inspect_folder(folder) == ()
 
 
 @pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
-def test_the_notes_of_quantisers_beside_the_config_are_read(folder, name):
+def test_settings_files_of_quantisers_are_read(folder, name):
     (folder / name).write_text("{}")
     assert "full precision" in refused(folder)[0]
 
@@ -82,7 +81,7 @@ def test_the_notes_of_quantisers_beside_the_config_are_read(folder, name):
         ("model.layers.0.self_attn.q_proj.weight", np.zeros((32, 32), np.int8)),
     ],
 )
-def test_quantised_weights_are_found_in_the_files_where_the_config_is_silent(folder, name, array):
+def test_quantised_weights_are_detected_from_the_tensors_without_a_config_entry(folder, name, array):
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, name: array}, folder / "model.safetensors", metadata={"format": "pt"})
     assert name in refused(folder)[0]
@@ -100,7 +99,7 @@ def test_quantised_weights_are_found_in_the_files_where_the_config_is_silent(fol
         ("ViTForImageClassification", "pictures or sound"),
     ],
 )
-def test_a_model_with_another_head_is_refused_by_what_it_does(folder, architecture, what):
+def test_a_model_with_another_head_is_refused_with_its_purpose(folder, architecture, what):
     edit(folder, architectures=[architecture], tie_word_embeddings=True)  # tied, nothing would be missing
     message, hint = refused(folder)
     assert architecture in message and what in message and "continues text" in hint
@@ -113,7 +112,7 @@ def test_an_encoder_decoder_is_refused(folder):
     assert "encoder-decoder (T5ForConditionalGeneration)" in refused(folder)[0]
 
 
-def test_a_body_without_a_head_and_code_that_is_not_run_are_notes(folder):
+def test_a_missing_head_and_unused_remote_code_are_notes(folder):
     edit(folder, architectures=["LlamaModel"], auto_map={"AutoModel": "mine.Model"})
     body, code = inspect_folder(folder)
     assert "LlamaModel" in body and "auto_map" in code and "not run" in code
@@ -122,24 +121,24 @@ def test_a_body_without_a_head_and_code_that_is_not_run_are_notes(folder):
 @pytest.mark.parametrize(
     "name", ["LlamaForCausalLM", "MyDiffusionForCausalLM", "GPT2LMHeadModel", "Gemma3ForConditionalGeneration"]
 )
-def test_a_model_that_continues_text_is_not_mistaken_for_another(folder, name):
+def test_a_causal_language_model_is_not_refused_for_its_name(folder, name):
     edit(folder, architectures=[name], num_labels=3)
     assert inspect_folder(folder) == ()
 
 
-def test_an_adapter_beside_a_model_is_refused_since_it_would_be_put_on_it(folder):
+def test_a_model_folder_with_an_adapter_is_refused_because_transformers_would_apply_it(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "lab/base"}')
     assert "a model and an adapter" in refused(folder)[0]
 
 
-def test_a_folder_of_gguf_files_or_of_the_authors_own_format_gets_its_answer(tmp_path):
+def test_folders_of_gguf_files_or_of_the_original_format_are_refused_with_a_hint(tmp_path):
     (tmp_path / "params.json").write_text("{}")
     assert "authors' own format" in refused(tmp_path)[0]
     (tmp_path / "m.Q4_K_M.gguf").write_bytes(b"GGUF")
     assert refused(tmp_path)[1].endswith("m.Q4_K_M.gguf")
 
 
-def test_a_run_and_the_folder_above_a_model_are_no_models_and_say_what_to_do(folder, tmp_path):
+def test_a_run_and_the_parent_folder_of_a_model_are_refused_with_a_hint(folder, tmp_path):
     assert refused(tmp_path)[1].endswith(f"model.base to {folder}")
     (tmp_path / "identity.json").write_text("{}")
     message, hint = refused(tmp_path)
@@ -147,13 +146,13 @@ def test_a_run_and_the_folder_above_a_model_are_no_models_and_say_what_to_do(fol
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_git_lfs_pointer_is_no_file(folder, name):
+def test_a_git_lfs_pointer_in_a_folder_is_refused(folder, name):
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     message, hint = refused(folder)
     assert f"{name} is a git-lfs pointer" in message and "git lfs pull" in hint
 
 
-def test_shards_without_their_index_are_not_taken_for_the_model(folder):
+def test_shards_without_their_index_are_refused(folder):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     message, hint = refused(folder)
     assert "no index" in message and "model.safetensors.index.json" in hint
@@ -167,21 +166,21 @@ def test_a_tensor_that_is_not_in_the_file_of_its_index_is_named(folder):
     assert "1 of the tensors in its index are not in their files, e.g. model.layers.9.norm" in refused(folder)[0]
 
 
-def test_of_two_sets_of_weights_the_digest_names_the_one_that_is_loaded(folder):
+def test_with_two_sets_of_weights_the_digest_covers_the_loaded_one(folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "other.safetensors"}}))
     assert [path.name for path in weight_files(folder)] == ["model.safetensors"]  # as transformers looks for them
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model"])
-def test_a_tokenizer_that_no_installed_package_reads_is_named_with_both_ways_out(folder, name, monkeypatch):
+def test_a_tokenizer_that_needs_a_missing_package_is_refused_with_both_remedies(folder, name, monkeypatch):
     (folder / "tokenizer.json").rename(folder / name)
     monkeypatch.setattr("shepherd.model.folder._all_installed", lambda modules: False)
     message, hint = refused(folder)
     assert f"only {name}" in message and "copy tokenizer.json" in hint and "pip install sentencepiece" in hint
 
 
-def test_tekken_alone_is_no_tokenizer_here(folder):
+def test_a_tekken_file_alone_is_not_a_tokenizer(folder):
     (folder / "tokenizer.json").rename(folder / "tekken.json")
     assert "only tekken.json" in refused(folder)[0]
 
@@ -196,7 +195,7 @@ except Exception as error:
 """
 
 
-def test_pytorch_is_not_loaded_for_it(folder):
+def test_inspecting_a_folder_does_not_import_pytorch(folder):
     edit(folder, quantization_config={"quant_method": "gptq"})
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(folder)], capture_output=True, text=True)
     assert done.stdout.split() == ["ModelError", "False", "False"], done.stderr

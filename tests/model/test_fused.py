@@ -1,4 +1,4 @@
-"""Shared low-rank products, a GPU's way, give each client what its own products give it; tested on a CPU."""
+"""Shared low-rank products, used on GPUs, against separate products per client; tested on a CPU."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def of_rank(rank: int, scale: float = 2.0) -> Adapter:
 
 
 @pytest.mark.parametrize("settings", [{}, {"dropout": 0.3}, {"gradient_checkpointing": True}, {"tokens_per_pass": 40}])
-def test_shared_products_teach_each_client_what_its_own_products_teach_it(settings, monkeypatch):
+def test_shared_products_train_each_client_as_separate_products_do(settings, monkeypatch):
     passes, columns = [], together.Columns.of.__func__
     monkeypatch.setattr(together.Columns, "of", classmethod(lambda *a: passes.append(columns(*a)) or passes[-1]))
     own, shared = updates(shared=False, **settings), updates(shared=True, **settings)
@@ -64,7 +64,7 @@ def test_ranks_scales_and_frozen_factors_of_each_client_are_kept():
 
 
 @pytest.mark.parametrize("poison", [np.nan, 1e38])
-def test_a_client_that_diverges_reaches_nobody(poison):
+def test_a_diverging_client_does_not_affect_other_clients(poison):
     good = adapter_for(targets_of(base_model()))
     bad = replace(good, factors={n: Factors(A, np.full_like(B, poison)) for n, (A, B) in good.factors.items()})
     healthy = updates(shared=False)
@@ -74,7 +74,7 @@ def test_a_client_that_diverges_reaches_nobody(poison):
         assert distance(answers[client].delta, healthy[client].delta) < 1e-5
 
 
-def test_a_pass_of_one_client_or_of_too_many_columns_is_left_alone(monkeypatch):
+def test_a_pass_with_one_client_or_too_many_columns_shares_no_products(monkeypatch):
     monkeypatch.setattr(together, "WIDEST", 8)
     monkeypatch.setattr("shepherd.model.lora.AddLowRankTogether.apply", lambda *a: pytest.fail("shared"))
     assert len(updates(shared=True)) == 3  # 3 · 4 columns

@@ -1,4 +1,4 @@
-"""On a GPU: the same laws as on a CPU, the one-kernel attention, a whole run, quantised bases."""
+"""On a GPU: agreement with a CPU, the one-kernel attention, a whole run, quantised bases."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def distance(a, b) -> float:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma2"])
-def test_in_float32_a_gpu_learns_what_a_cpu_learns(kind, dropout, model_folder):
+def test_training_in_float32_on_a_gpu_matches_a_cpu(kind, dropout, model_folder):
     data = some_data()
     there, here = (updates(model_folder(kind), device, data, dropout=dropout) for device in ("cuda", "cpu"))
     for client in data:
@@ -64,7 +64,7 @@ def test_in_float32_a_gpu_learns_what_a_cpu_learns(kind, dropout, model_folder):
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma2"])
-def test_in_bfloat16_a_gpu_learns_nearly_what_a_cpu_learns_in_float32(kind, model_folder):
+def test_training_in_bfloat16_on_a_gpu_is_close_to_float32_on_a_cpu(kind, model_folder):
     data = some_data()
     there, here = updates(model_folder(kind), "cuda", data, "bfloat16"), updates(model_folder(kind), "cpu", data)
     for client in data:
@@ -73,7 +73,7 @@ def test_in_bfloat16_a_gpu_learns_nearly_what_a_cpu_learns_in_float32(kind, mode
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
-def test_one_kernel_for_all_sequences_gives_what_the_loop_gives(kind, model_folder, monkeypatch):
+def test_one_kernel_for_all_sequences_equals_the_loop(kind, model_folder, monkeypatch):
     packed = PackedModel(load_base(str(model_folder(kind)), device="cuda", dtype="bfloat16").model)
     batch = pack([Row(0, row) for row in some_data(1, 6)["client-0"]]).to(packed.device)
     calls = []
@@ -87,7 +87,7 @@ def test_one_kernel_for_all_sequences_gives_what_the_loop_gives(kind, model_fold
     assert (one - loop).abs().max() < 0.05
 
 
-def test_a_client_that_diverges_on_a_gpu_leaves_the_others_untouched(model_folder):
+def test_a_client_that_diverges_on_a_gpu_does_not_affect_the_others(model_folder):
     data = some_data()
     healthy = updates(model_folder(), "cuda", data)
     base = load_base(str(model_folder()), device="cuda", dtype="float32")
@@ -122,7 +122,7 @@ def test_a_whole_run_on_a_gpu_and_the_same_bytes_when_repeated(dtype, run_small)
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_a_quantised_base_learns_in_the_direction_of_the_whole_one(bits, model_folder):
+def test_training_on_a_quantised_base_has_the_direction_of_full_precision(bits, model_folder):
     pytest.importorskip("bitsandbytes")
     warnings.filterwarnings("ignore", message="inner dimension")  # so narrow a model has no fast kernel
     data = some_data()

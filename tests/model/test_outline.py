@@ -1,5 +1,5 @@
-"""Before a load and at it, the same is found: weights that would be random numbers are an error, unread ones a note,
-and the tables of the library are not shown."""
+"""The outline and the load agree: randomly initialised weights are an error, unread ones a note, without output of
+the library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def edit(folder, **changes):
 
 
 def both_refuse(folder, capfd) -> str:
-    """What `outline` and `load_base` say alike, with nothing of the library's on the terminal."""
+    """The common error of `outline` and `load_base`, without output of the library on the terminal."""
     capfd.readouterr()
     said = set()
     for attempt in (outline, lambda folder: load_base(str(folder), device="cpu", dtype="float32")):
@@ -51,7 +51,7 @@ def test_an_outline_has_the_shapes_of_the_model_and_none_of_its_numbers(folder):
     assert model.num_parameters() == load_base(str(folder), device="cpu", dtype="float32").num_parameters
 
 
-def test_a_head_that_no_file_holds_is_not_made_up_and_a_classifier_is_recognised(folder, capfd):
+def test_a_missing_head_is_not_randomly_initialised_and_a_classifier_is_recognised(folder, capfd):
     rewrite(folder, drop=("lm_head.weight",))
     assert "has no output head (lm_head.weight is in no file)" in both_refuse(folder, capfd)
     edit(folder, architectures=None)
@@ -66,7 +66,7 @@ def test_weights_of_other_shapes_are_named_with_both_shapes(folder, capfd):
     assert "6 weights cannot be loaded" in message and "mlp.down_proj.weight: 32 × 48 in the file, 32 × 40" in message
 
 
-def test_tensors_without_a_place_are_named_once_by_kind_and_the_rest_is_loaded(folder, capfd):
+def test_unused_tensors_are_named_once_by_kind_and_the_rest_is_loaded(folder, capfd):
     extra = {f"mtp.layers.{n}.weight": torch.zeros(2) for n in range(12)}
     rewrite(folder, **extra, **{"visual.patch.weight": torch.zeros(2)})
     assert outline(folder)[1] == (
@@ -77,7 +77,7 @@ def test_tensors_without_a_place_are_named_once_by_kind_and_the_rest_is_loaded(f
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_tied_head_is_in_no_file_and_nothing_is_missing(tmp_path):
+def test_a_tied_head_is_not_a_missing_weight(tmp_path):
     tied = tiny_model("llama", tmp_path, tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(tied / "model.safetensors")
     assert outline(tied)[1] == ()
@@ -92,7 +92,7 @@ def test_a_tied_head_is_in_no_file_and_nothing_is_missing(tmp_path):
         ({"num_attention_heads": "many"}, "does not describe a llama model"),
     ],
 )
-def test_a_config_of_something_else_says_what_it_is(folder, config, said):
+def test_a_config_of_another_kind_of_model_is_refused_with_its_kind(folder, config, said):
     edit(folder, **config)
     with pytest.raises(ModelError, match=said):
         load_config(folder)
@@ -107,13 +107,13 @@ def test_a_state_space_model_is_refused_before_it_is_loaded():
         check_packable(model)
 
 
-def test_attention_that_the_authors_had_installed_is_not_needed_here(folder):
+def test_the_attention_package_named_in_a_config_is_not_needed(folder):
     edit(folder, _attn_implementation="flash_attention_2", attn_implementation="flash_attention_2")
     assert load_config(folder)._attn_implementation is None and outline(folder)[1] == ()
     assert load_base(str(folder), device="cpu", dtype="float32").model.config._attn_implementation == "sdpa"
 
 
-def test_a_tokenizer_that_brings_code_is_refused_by_that(folder):
+def test_a_tokenizer_that_needs_remote_code_is_refused_with_that_reason(folder):
     path = folder / "tokenizer_config.json"
     own = {"auto_map": {"AutoTokenizer": ["mine.Tokenizer", None]}, "tokenizer_class": "MineTokenizer"}
     path.write_text(json.dumps(json.loads(path.read_text()) | own))
@@ -121,10 +121,10 @@ def test_a_tokenizer_that_brings_code_is_refused_by_that(folder):
         load_tokenizer(folder)
 
 
-# The same answer from every command
+# The same error from every command
 
 
-def test_check_run_and_data_inspect_give_one_answer(folder, tmp_path, capsys, monkeypatch):
+def test_check_run_and_data_inspect_report_the_same_error(folder, tmp_path, capsys, monkeypatch):
     edit(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"q {n}", "completion": f"a {n}"}) + "\n" for n in range(30)))
@@ -137,7 +137,7 @@ def test_check_run_and_data_inspect_give_one_answer(folder, tmp_path, capsys, mo
         assert "hint: take the full-precision model" in outcome.err and "optimum" not in outcome.err
 
 
-def test_a_mixture_of_experts_says_in_check_and_run_and_summary_what_all_linear_reaches(tmp_path, small_config):
+def test_check_run_and_summary_note_the_coverage_of_a_mixture_of_experts(tmp_path, small_config):
     from transformers import MixtralConfig, MixtralForCausalLM
 
     from shepherd.experiment.estimate import plan

@@ -1,4 +1,4 @@
-"""The CPU set-up: what the user set stays, limits of the machine are respected, measurements are remembered."""
+"""The CPU configuration: settings of the user are kept, limits of the machine respected, measurements cached."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shepherd.model import threads
 
 @pytest.fixture(autouse=True)
 def forgotten():
-    """Each test measures anew and leaves torch's thread count as it was."""
+    """Each test measures again and restores torch's thread count."""
     before = torch.get_num_threads()
     for measured in (threads._faster, threads.bfloat16_speedup):
         measured.cache_clear()
@@ -48,12 +48,12 @@ def test_the_environment_gets_defaults_and_keeps_what_the_user_set(monkeypatch):
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
     assert os.environ["HF_HUB_OFFLINE"] == "1" and os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert network.offline_by_default()
-    threads.prepare_environment()  # A second call finds our own values set, and must still know them as ours.
+    threads.prepare_environment()  # A second call must not take our values for the user's.
     assert network.offline_by_default()
 
 
 @pytest.mark.parametrize("theirs", ["0", "1"])
-def test_a_user_who_decided_about_the_network_is_not_overruled(monkeypatch, theirs):
+def test_network_settings_of_the_user_are_kept(monkeypatch, theirs):
     monkeypatch.setattr(network, "_ours", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", theirs)
     threads.prepare_environment()
@@ -121,7 +121,7 @@ def test_a_limit_is_kept_and_a_limit_of_one_needs_no_measurement(monkeypatch):
     assert threads.pick_threads(3) == 3
 
 
-def test_using_threads_sets_them_and_zero_means_the_probe(monkeypatch):
+def test_use_threads_sets_the_count_or_probes_for_zero(monkeypatch):
     stopwatch(monkeypatch, {1: 1.0, 8: 3.0})
     assert threads.use_threads(2) == 2 == torch.get_num_threads()
     assert threads.use_threads() == 1 == torch.get_num_threads()

@@ -162,6 +162,34 @@ def test_answers_further_from_the_references_than_the_base_s_are_said_beside_the
     assert not any("ROUGE" in text for text in verdict(load_run(run)))
 
 
+def described(label: str, higher_is_better: bool, bounds: list) -> dict:
+    return {"label": label, "higher_is_better": higher_is_better, "bounds": bounds, "options": {}}
+
+
+def test_worse_answers_follow_the_direction_of_the_metric(tmp_path):
+    run = write_run(tmp_path / "demo")
+
+    def edit(federated, base, interval):
+        def change_metrics(metrics):
+            for arm, score in (("federated", federated), ("base", base)):
+                metrics["arms"][arm]["generation"] = {"mine:off": score, "token_f1": 0.5, "rows": 4, "cut_off": 0}
+            metrics["generation_metrics"] = {
+                "mine:off": described("Length off", False, [0.0, None]),
+                "token_f1": described("Token F1", True, [0.0, 1.0]),
+            }
+            entry = {"metric": "mine:off", "a": "federated", "b": "base", "difference": federated - base, "p": 0.1}
+            metrics["generation_differences"] = [{**entry, "ci95": interval}]
+
+        change(run / "evaluation/metrics.json", change_metrics)
+        return verdict(load_run(run))[-1]
+
+    # Fewer characters off are better: 12.5 of federated against 3 of the base is worse, 3 against 12.5 is not.
+    worse = edit(12.5, 3.0, [2.0, 17.0])
+    assert "answers of federated score worse than those of base: Length off 12.500 against 3.000 over 4 rows" in worse
+    assert "difference +2.000 to +17.000)." in worse
+    assert "Length off" not in edit(3.0, 12.5, [-17.0, -2.0])
+
+
 def test_the_best_client_alone_is_named_and_compared(tmp_path):
     record = record_with(
         tmp_path,

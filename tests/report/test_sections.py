@@ -185,6 +185,28 @@ def test_answers_that_were_cut_off_are_marked_and_counted(tmp_path):
     assert "[cut off]" not in page(old).source
 
 
+def test_scores_are_shown_on_the_scale_and_with_the_direction_that_the_run_states(tmp_path):
+    run = write_run(tmp_path / "demo")
+    about = {"label": "Length off", "higher_is_better": False, "bounds": [0.0, None], "options": {}}
+
+    def edit(metrics):
+        metrics["arms"]["base"]["generation"] |= {"mine:off": 12.5}
+        metrics["generation_metrics"] = {"mine:off": about, "token_f1": {**about, "label": "F1", "bounds": [0, 1]}}
+
+    assert "Higher is closer to the reference." in page(run).text
+    change(run / "evaluation/metrics.json", edit)
+    text = page(run).text
+    assert "12.500" in text and "ROUGE-L" in text
+    assert "Higher is better, but for F1, Length off, where lower is better." in text
+
+    def only(metrics):
+        for arm in ("base", "federated", "centralised"):
+            metrics["arms"][arm]["generation"] = {"mine:off": 3.25, "rows": 4, "cut_off": 0}
+
+    change(run / "evaluation/metrics.json", only)
+    assert "Lower is better. These scores are coarse" in page(run).text
+
+
 def test_first_places_and_first_ids_are_filled_or_gone(tmp_path):
     run = write_run(tmp_path / "demo")
     text = page(run).text

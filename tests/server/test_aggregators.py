@@ -51,7 +51,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("words", BROKEN)
 @pytest.mark.filterwarnings("ignore:divide by zero|invalid value")
-def test_a_rule_that_breaks_a_promise_is_told_which(words):
+def test_a_rule_that_breaks_a_promise_is_refused_with_its_name(words):
     with pytest.raises(AssertionError, match=words):
         check_aggregator(BROKEN[words])
 

@@ -1,43 +1,23 @@
-"""Modules that stay with the clients: which they are, what then travels, what server and clients do with them."""
+"""Local modules on the server: their choice, aggregation, diagnostics and traffic."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from federations import BLOCKS, SEED, SHAPES, WEIGHTS, R, a_round, begin, fresh
-from plain_client import train_plainly
-from prepared import plan_of, trainer_of
-from shepherd.clients.personal.methods import own_adapter
-from shepherd.clients.settings import LocalTraining
-from shepherd.clients.training import TrainingHost, train
 from shepherd.errors import ClientError, UsageError
-from shepherd.experiment import inputs
-from shepherd.experiment import run as experiment
-from shepherd.experiment.estimate import plan as planned
-from shepherd.experiment.personal_models import personal_models
-from shepherd.experiment.rows import prepare_rows
-from shepherd.experiment.schedule import prepare_schedule
-from shepherd.model.adapter import load_adapter
-from shepherd.model.base import load_base
-from shepherd.model.forward import PackedModel
-from shepherd.model.lora import CohortLora
 from shepherd.server.diagnostics import diagnose
 from shepherd.server.methods import build_method, methods
 from shepherd.server.pieces.local_modules import homes
 from shepherd.server.traffic import SMOLLM2_QV, numbers, round_bytes
-from shepherd.types import ClientModel, Factors, GlobalModel, Objective, ServerState, TrainTask, Work
-from shepherd.updates.gate import Gate
-from shepherd.updates.wire import Envelope, Sealed, pack
-from tiny_training import adapter_for, base_model, distance, same_bytes, some_data, targets_of
 
 TWELVE = tuple(f"model.layers.{n}.{name}" for n in range(12) for name in ("self_attn.q_proj", "mlp.down_proj"))
 
 
-def at_home(modules, name, **options) -> list[str]:
+def local_names(modules, name, **options) -> list[str]:
     found = homes.build(name, options).of(modules)
     return [module for module in modules if module in found]
 
@@ -45,19 +25,19 @@ def at_home(modules, name, **options) -> list[str]:
 # Which modules
 
 
-def test_the_last_blocks_are_those_of_the_highest_numbers_and_not_of_the_last_letters():
-    assert at_home(TWELVE, "last_blocks") == list(TWELVE[-2:])
-    assert at_home(TWELVE, "last_blocks", blocks=3) == list(TWELVE[-6:])  # 9, 10, 11; by letters 9 is the last
-    assert at_home(TWELVE[::-1], "last_blocks", blocks=3) == list(TWELVE[-6:])[::-1]
+def test_the_last_blocks_are_chosen_by_number_not_alphabetically():
+    assert local_names(TWELVE, "last_blocks") == list(TWELVE[-2:])
+    assert local_names(TWELVE, "last_blocks", blocks=3) == list(TWELVE[-6:])  # 9, 10, 11; by letters 9 is the last
+    assert local_names(TWELVE[::-1], "last_blocks", blocks=3) == list(TWELVE[-6:])[::-1]
 
 
-def test_the_block_is_the_first_number_in_a_name_so_an_expert_s_is_none():
+def test_the_block_number_is_the_first_number_in_a_name():
     experts = [f"layers.{n}.experts.{k}.w1" for n in range(3) for k in range(8)]
-    assert at_home(experts, "last_blocks") == experts[-8:]
+    assert local_names(experts, "last_blocks") == experts[-8:]
 
 
-def test_blocks_without_adapters_do_not_count():
-    assert at_home(["h.3.attn", "h.7.attn", "h.20.attn"], "last_blocks", blocks=2) == ["h.7.attn", "h.20.attn"]
+def test_blocks_without_adapters_are_not_counted():
+    assert local_names(["h.3.attn", "h.7.attn", "h.20.attn"], "last_blocks", blocks=2) == ["h.7.attn", "h.20.attn"]
 
 
 @pytest.mark.parametrize(
@@ -72,8 +52,8 @@ def test_blocks_without_adapters_do_not_count():
     ],
     ids=str,
 )
-def test_a_name_means_whole_parts_of_the_names_that_it_fits(names, expected):
-    assert at_home(TWELVE, "modules", names=names) == expected
+def test_a_name_matches_whole_parts_of_module_names(names, expected):
+    assert local_names(TWELVE, "modules", names=names) == expected
 
 
 @pytest.mark.parametrize(
@@ -94,11 +74,11 @@ def test_a_name_means_whole_parts_of_the_names_that_it_fits(names, expected):
         (TWELVE, "modules", {"names": ("mlp", "self_attn")}, "mlp, self_attn are all 24 modules", "trains alone"),
     ],
 )
-def test_what_cannot_stay_at_home_is_refused_with_why_and_what_could(modules, name, options, words, hint):
+def test_invalid_local_modules_are_refused_with_the_reason_and_a_hint(modules, name, options, words, hint):
     import re
 
     with pytest.raises(UsageError, match=words) as caught:
-        at_home(modules, name, **options)
+        local_names(modules, name, **options)
     assert re.search(hint, caught.value.hint)
 
 
@@ -122,7 +102,7 @@ def test_options_that_make_no_sense_are_refused(table, words):
 # The server
 
 
-def test_the_shared_blocks_are_the_mean_of_the_clients_and_those_at_home_stay_as_they_began():
+def test_shared_blocks_are_averaged_and_local_modules_keep_their_initial_value():
     method, start = build_method("fedper_lora"), fresh(BLOCKS)
     below, last = BLOCKS
     A, B = (x.astype(np.float64) for x in start.factors[below])
@@ -141,12 +121,12 @@ def test_the_shared_blocks_are_the_mean_of_the_clients_and_those_at_home_stay_as
 
 
 SILENT = {"fed_sb", "ravan", "lora_a2"}
-"""Methods that can keep nothing at home; pieces.misfits says why."""
+"""Methods without support for local modules; see composition.conflicts."""
 PLAIN = [(name, "fedavg") for name in methods if name not in SILENT and not methods.build(name).pieces.home.keeps]
 
 
 @pytest.mark.parametrize("name, optimizer", [*PLAIN, ("fedit", "fedadam"), ("fedit", "fedyogi"), ("flora", "fedavgm")])
-def test_what_travels_becomes_under_every_method_what_it_would_without_a_home(name, optimizer):
+def test_every_method_aggregates_shared_modules_as_without_local_modules(name, optimizer):
     without = build_method(name, None, optimizer)
     method = build_method(name, {"home": {"name": "modules", "names": ["o"]}}, optimizer)
     ranks = {"a": 2, "b": 4, "c": 2} if method.mixed_ranks else None
@@ -170,12 +150,12 @@ def test_what_travels_becomes_under_every_method_what_it_would_without_a_home(na
 
 
 @pytest.mark.parametrize("name", sorted(SILENT))
-def test_a_method_whose_messages_are_of_all_modules_refuses_a_home(name):
+def test_a_method_that_needs_all_modules_refuses_local_modules(name):
     with pytest.raises(UsageError, match=r'home "modules" and (merge "core"|view "probe") do not fit'):
         build_method(name, {"home": {"name": "modules", "names": ["o"]}})
 
 
-def test_a_client_that_sends_what_should_stay_at_home_is_refused():
+def test_an_update_with_local_modules_is_refused():
     done = a_round(build_method("fedper_lora"), begin(build_method("fedper_lora")), 1)
     last = list(BLOCKS)[-1]
     more = replace(done.updates[0], delta={**done.updates[0].delta, f"{last}.A": np.ones((R, 64))})
@@ -183,7 +163,7 @@ def test_a_client_that_sends_what_should_stay_at_home_is_refused():
         replace(done, updates=(more, *done.updates[1:])).after  # noqa: B018
 
 
-def test_the_diagnostics_are_those_of_what_travelled():
+def test_diagnostics_cover_the_shared_modules_alone():
     found = []
     for method, shapes in (
         (build_method("fedit"), {"q": SHAPES["q"]}),
@@ -194,224 +174,11 @@ def test_the_diagnostics_are_those_of_what_travelled():
     assert found[0] == found[1] and found[1].modules == 1
 
 
-def test_bytes_are_those_of_the_shared_blocks_both_ways():
+def test_traffic_counts_the_shared_blocks_in_both_directions():
     plain = numbers(build_method("fedit"), SMOLLM2_QV, 8, [8])
     assert numbers(build_method("fedper_lora"), SMOLLM2_QV, 8, [8]) == tuple(29 / 30 * n for n in plain)
     assert numbers(build_method("fedper_lora", {"blocks": 0}), SMOLLM2_QV, 8, [8]) == plain
     below = BLOCKS[next(iter(BLOCKS))]
-    for scaffold in (False, True):  # c is of what travels
+    for scaffold in (False, True):  # c covers the sent tensors
         _, down = round_bytes(build_method("fedper_lora"), fresh(BLOCKS), 1, [R, R, R], scaffold=scaffold)
         assert down == 3 * 4 * R * sum(below) * (2 if scaffold else 1)
-
-
-# The clients
-
-RATES = (3e-3, 2e-3, 1e-3)
-MODULES = targets_of(base_model())
-DATA = some_data()
-ADAPTER = adapter_for(MODULES)
-LAST = frozenset(name for name in MODULES if ".1." in name)
-BELOW = MODULES.keys() - LAST
-VIEW = ClientModel(ADAPTER, local_modules=LAST)
-
-
-def task_of(views, number=1, first=0, objective=None, c=None) -> TrainTask:
-    work = {client: Work(client, first, 2 * len(RATES), RATES) for client in views}
-    return TrainTask(number, views, 7, work, {}, objective or Objective(), c or {})
-
-
-def one_round(view, private=None, **settings):
-    """The update of client-0."""
-    model = base_model()
-    task = task_of({"client-0": view}, **settings)
-    lora = lambda: CohortLora(targets_of(model))  # noqa: E731
-    kept = {"client-0": private or {}}
-    (update,) = train(task, kept, TrainingHost(PackedModel(model), lora, LocalTraining(weight_decay=0.5), DATA))
-    return update
-
-
-def plainly(adapter, first=0, **options):
-    model = base_model()
-    return train_plainly(
-        model, targets_of(model), ClientModel(adapter), DATA["client-0"], "client-0", RATES, first=first, **options
-    )
-
-
-def adapter_of(tensors):
-    return replace(ADAPTER, factors={n: Factors(tensors[f"{n}.A"], tensors[f"{n}.B"]) for n in MODULES})
-
-
-def parts(tensors, modules, prefix=""):
-    return {name: tensors[prefix + name] for name in (f"{m}.{part}" for m in sorted(modules) for part in "AB")}
-
-
-def served(tensors):
-    """The adapter that a server sends whose only client has learned this: it knows nothing of the modules at home."""
-    start = {f"{n}.{part}": getattr(pair, part) for n, pair in ADAPTER.factors.items() for part in "AB"}
-    return adapter_of({**start, **parts(tensors, BELOW)})
-
-
-def test_nothing_of_the_modules_at_home_is_in_a_message_and_the_gate_lets_none_in():
-    objective = Objective(scaffold=True)
-    update, task = one_round(VIEW, objective=objective), task_of({"client-0": VIEW}, objective=objective)
-    assert {name.removesuffix(".control") for name in update.delta} == set(parts(VIEW.tensors(), BELOW))
-    assert set(update.private) == {*parts_named(LAST, "home/"), *parts_named(BELOW, "control/")}
-
-    def admitted(update):
-        message = pack(update, Envelope("run", "1", "", "", ADAPTER.r, ADAPTER.scale))
-        assert all(name.encode() in message for name in BELOW)
-        return message, Gate(run="run").admit(Sealed("client-0", message), task)
-
-    message, answer = admitted(update)
-    assert not any(name.encode() in message for name in LAST)
-    assert same_bytes(answer.delta, update.delta)
-    told = {name.removeprefix("home/"): array for name, array in update.private.items() if name.startswith("home/")}
-    assert admitted(replace(update, delta=update.delta | told))[1].code in ("tensors", "too-large")
-
-
-def test_a_round_moves_the_modules_at_home_as_if_they_travelled():
-    update, whole = one_round(VIEW), one_round(ClientModel(ADAPTER))
-    assert same_bytes(update.delta, parts(whole.delta, BELOW)) and update.metrics == whole.metrics
-    after, _, _ = plainly(ADAPTER)
-    assert distance(parts(update.private, LAST, "home/"), parts(after, LAST)) < 1e-5
-    assert one_round(ClientModel(ADAPTER)).private == {}
-
-
-@pytest.mark.parametrize("scaffold", [False, True])
-def test_a_clients_second_round_begins_with_its_own_last_blocks_and_the_servers_others(scaffold):
-    # Textbook autograd on both rounds: of the modules at home go on the values, and there is nothing to correct them.
-    objective = Objective(scaffold=scaffold)
-    after, _, controls = plainly(ADAPTER, objective=objective)
-    first = one_round(VIEW, objective=objective)
-    c = {name: 0.3 * controls[name] for name in parts(controls, BELOW)}  # the server's: the mean with two clients at 0
-    mixed = replace(VIEW, adapter=served({**after, **{name: 0.7 * after[name] for name in parts(after, BELOW)}}))
-    start = adapter_of({**mixed.tensors(), **parts(after, LAST)})
-    own = parts(controls, BELOW)
-    expected, losses, _ = plainly(start, first=6, objective=objective, control=c, own_control=own)
-    second = one_round(mixed, first.private, number=2, first=6, objective=objective, c=c if scaffold else {})
-    assert second.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
-    begins = mixed.tensors()
-    assert distance({n: second.delta[n] for n in begins}, {n: expected[n] - a for n, a in begins.items()}) < 1e-5
-    assert distance(parts(second.private, LAST, "home/"), parts(expected, LAST)) < 1e-5
-    without = one_round(mixed, {}, number=2, first=6, objective=objective)
-    assert abs(without.metrics["loss"] - np.mean(losses)) > 1e-3  # the difference that it makes
-
-
-def test_a_factor_that_a_round_does_not_move_stays_the_clients_own():
-    # RoLoRA: B in odd rounds, A in even ones. The B at home of round 1 is in force in round 2, where A moves.
-    first = one_round(replace(VIEW, trains=("B",), sends="B"))
-    even = replace(VIEW, trains=("A",), sends="A")
-    second = one_round(even, first.private, number=2, first=6)
-    for name in LAST:
-        kept, before = (update.private[f"home/{name}.B"] for update in (second, first))
-        assert kept.tobytes() == before.tobytes() != ADAPTER.factors[name].B.tobytes()
-        assert second.private[f"home/{name}.A"].tobytes() != ADAPTER.factors[name].A.tobytes()
-    own = own_adapter(even, first.private)
-    alone = one_round(ClientModel(own, trains=("A",), sends="A"), number=2, first=6)
-    assert same_bytes(second.delta, {n: d for n, d in alone.delta.items() if n.rsplit(".", 1)[0] in BELOW})
-
-
-def test_a_factor_and_modules_can_both_stay_at_home():
-    update = one_round(replace(VIEW, sends="A"))  # FedSA-LoRA below, FedPer above
-    assert set(update.delta) == {f"{name}.A" for name in BELOW}
-    assert set(update.private) == {*(f"home/{name}.B" for name in BELOW), *parts_named(LAST, "home/")}
-
-
-def test_an_own_adapter_is_the_servers_below_and_the_clients_above_and_nobody_s_without_a_round():
-    update = one_round(VIEW)
-    own = own_adapter(VIEW, update.private)
-    for name, pair in own.factors.items():
-        kept = ADAPTER.factors[name] if name in BELOW else [update.private[f"home/{name}.{part}"] for part in "AB"]
-        assert [x.tobytes() for x in pair] == [x.tobytes() for x in kept]
-    assert own_adapter(VIEW, {}) is None
-    assert own_adapter(VIEW, {f"control/{next(iter(LAST))}.A": np.zeros(1)}) is None
-
-
-def parts_named(modules, prefix):
-    return {f"{prefix}{name}.{part}" for name in modules for part in "AB"}
-
-
-# Whole runs
-
-SMALL = (
-    "federation.rounds=3", "federation.method=fedper_lora", "evaluation.generate=0", "training.local_steps=2",
-    "evaluation.arms=base,federated",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(run_small):
-    return run_small(*SMALL)
-
-
-def test_the_federated_arm_is_the_shared_part_and_each_client_has_it_below_its_own_blocks(whole):
-    shared = load_adapter(whole.path / "adapter")
-    assert all(pair.B.any() == (".layers.1." not in name) for name, pair in shared.factors.items())
-    clients = sorted(json.loads((whole.path / "evaluation" / "metrics.json").read_text())["personal"])
-    own = [load_adapter(whole.path / "personal" / client) for client in clients]
-    assert len(own) == 8
-    for name, pair in shared.factors.items():
-        same = {adapter.factors[name].B.tobytes() for adapter in own} == {pair.B.tobytes()}
-        assert same == (".layers.1." not in name)
-        assert ".layers.1." not in name or len({adapter.factors[name].B.tobytes() for adapter in own}) == 8
-
-
-def test_no_block_at_home_is_fedit_bit_for_bit_and_half_of_the_blocks_half_of_its_bytes(whole, run_small):
-    none, plain = run_small(*SMALL, "method.blocks=0"), run_small(*SMALL, "federation.method=fedit")
-    assert none.summary["adapter_sha256"] == plain.summary["adapter_sha256"] != whole.summary["adapter_sha256"]
-    for way in ("bytes_up", "bytes_down"):
-        assert none.summary[way] == plain.summary[way] == 2 * whole.summary[way]
-        assert getattr(planned(whole.config), way) == whole.summary[way]
-    assert not (none.path / "personal").exists()
-
-
-def test_a_run_that_was_stopped_ends_with_the_same_models_of_its_clients(whole, tmp_path):
-    from stopped_runs import after_round, stopped
-
-    folder = stopped(whole.config, tmp_path, after_round(2))
-    experiment.resume(folder)
-    assert files(folder) == files(whole.path)
-
-
-def files(folder):
-    found = [*folder.glob("personal/*/*.safetensors"), *folder.glob("checkpoints/round-0003/*.safetensors")]
-    assert len(found) == 8 + 2
-    return {file.relative_to(folder): file.read_bytes() for file in found}
-
-
-def test_tuning_afterwards_goes_on_from_the_clients_own_blocks(small_config):
-    config = small_config(
-        "federation.method=fedper_lora", "personalization.name=finetune", "personalization.learning_rate=1e-9",
-        "personalization.steps=1",
-    )  # fmt: skip
-    base = load_base(config.model.base, device="cpu", dtype="float32")
-    rows, _ = prepare_rows(config, base.tokenizer)
-    learner, plan = trainer_of(config, base), plan_of(config, rows)
-    one, *others = sorted(rows.clients)
-    start = learner.adapter.factors
-    kept = {f"home/{n}.{p}": np.full_like(getattr(start[n], p), 0.01) for n in start if ".1." in n for p in "AB"}
-    state = ServerState(1, GlobalModel(learner.adapter), clients={one: kept})
-    found, failures = personal_models(learner, plan, rows, state, prepare_schedule(config))
-    assert not failures and sorted(found) == [one, *others]
-    for client, model in found.items():
-        for name, (A, B) in model.adapter.factors.items():
-            own = client == one and ".1." in name
-            np.testing.assert_allclose(A, 0.01 if own else start[name].A, atol=1e-8)
-            np.testing.assert_allclose(B, 0.01 if own else 0.0, atol=1e-8)
-
-
-def test_a_home_that_the_model_has_no_room_for_is_refused_before_its_weights_are_loaded(
-    small_config, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(inputs, "load_base", lambda **_: pytest.fail("the weights were loaded"))
-    config = small_config(*SMALL, "method.blocks=2")
-    for attempt in (planned, lambda config: experiment.run(config, out_dir=tmp_path)):
-        with pytest.raises(UsageError, match=r"the last 2 blocks .* the adapter lies in 2: nothing would travel"):
-            attempt(config)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_evaluation_of_what_is_at_home_is_planned(small_config):
-    with_home, without = (planned(small_config(*SMALL, f"method.blocks={n}")).tokens["evaluation"] for n in (1, 0))
-    # Before, after each of 3 rounds and the reload check on all held-out rows; each under its one client's own model.
-    assert with_home * 5 == without * 6

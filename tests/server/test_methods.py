@@ -1,4 +1,4 @@
-"""Every method joins these tables by itself: what it computes is held against dense float64 matrices."""
+"""Properties of single methods: remainders, refactorisations, fixed row spaces and convergence."""
 
 from __future__ import annotations
 
@@ -6,283 +6,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from federations import (
-    ALPHA,
     SEED,
     SHAPES,
     WEIGHTS,
     R,
     a_round,
     after_rounds,
-    assert_far,
     assert_near,
     begin,
-    bfloat16,
     dense,
-    fresh,
-    in_another_gauge,
-    in_dense_form,
     law,
-    local,
     random_update,
-    to_bfloat16,
     train,
 )
+from method_tables import ALL, of
 from shepherd.clients.personal.methods import personalizations
 from shepherd.config import keys
-from shepherd.errors import ClientError, NumericalError, UsageError
-from shepherd.lowrank import LowRank
+from shepherd.errors import UsageError
 from shepherd.server.merged_adapter import merged_adapter
-from shepherd.server.method import compose
-from shepherd.server.methods import build_method, check_ranks, methods
-from shepherd.server.uploads import Uploads
-
-# Methods whose preset cuts by energy, here without the cut; and variants worth their own row.
-VARIANTS = {
-    "fedmomentum, all energy": ("fedmomentum", {"energy": 1.0}),
-    "florist, all energy": ("florist", {"energy": 1.0}),
-    "ffa_lora, orthonormal": ("ffa_lora", {"start": "orthonormal"}),
-    "flexlora, common scale": ("flexlora", {"scale": "common"}),
-    "fedrot_lora, whole rotation": ("fedrot_lora", {"strength": 1.0}),
-    "ravan, two heads": ("ravan", {"heads": 2}),
-    "fedex_lora, rank 2": ("fedex_lora", {"rank": 2}),
-}
-GLOBAL = [name for name in methods if not methods.build(name).pieces.personal]
-"""Methods whose global model is what is learned; of the others the clients' own models are."""
-ALL = {**{name: (name, {}) for name in GLOBAL}, **VARIANTS}
-
-
-def of(name: str):
-    return build_method(*ALL[name])
-
-
-CUT = {name for name, (method, options) in ALL.items() if build_method(method, options).pieces.remainder.energy < 1}
-UNCUT = sorted(ALL.keys() - CUT)
-EXACT = [name for name in UNCUT if build_method(*ALL[name]).exact]
-INEXACT = [name for name in UNCUT if name not in EXACT]
-MIXED = [name for name in UNCUT if build_method(*ALL[name]).mixed_ranks]
-MIXED_RANKS = {"a": 2, "b": 4, "c": 2}
-TOLERANCE = {np.float64: 1e-11, np.float32: 3e-6}
-
-
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("name", EXACT)
-def test_an_exact_method_moves_the_increment_by_the_weighted_mean_of_the_clients_changes(name, dtype):
-    model = begin(of(name), dtype=dtype)
-    for number in (1, 2, 3):
-        done = a_round(of(name), model, number)
-        for module in SHAPES:
-            assert_near(dense(done.after, module), law(done, module), TOLERANCE[dtype])
-        model = done.after
-        assert all(f.dtype == dtype for pair in model.adapter.factors.values() for f in pair)
-        assert all(rest.L.dtype == dtype for rest in model.remainder.values())
-
-
-@st.composite
-def federations(draw):
-    """(shapes, r, weights): modules of any sizes, some smaller than what all clients' slots span, of any company."""
-    r = 4 * draw(st.integers(1, 2))  # so that two or four heads divide it
-    sizes = st.tuples(st.integers(r, 24), st.integers(r, 24))
-    shapes = {f"m{i}": size for i, size in enumerate(draw(st.lists(sizes, min_size=1, max_size=3)))}
-    parts = draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
-    return shapes, r, {f"client-{i}": part / sum(parts) for i, part in enumerate(parts)}
-
-
-@pytest.mark.parametrize("name", EXACT)
-@given(federation=federations())
-@settings(max_examples=12, deadline=None, derandomize=True)
-def test_so_it_does_for_modules_and_companies_of_any_size(name, federation):
-    shapes, r, weights = federation
-    model = begin(of(name), shapes, r)
-    for number in (1, 2):
-        done = a_round(of(name), model, number, weights)
-        for module in shapes:
-            assert_near(dense(done.after, module), law(done, module), 1e-10)
-        model = done.after
-
-
-@pytest.mark.parametrize("name", INEXACT)
-def test_a_method_that_says_it_is_not_exact_is_not(name):
-    done = a_round(of(name), after_rounds(of(name), 2, ranks=RANKS.get(name)), 3, ranks=RANKS.get(name))
-    assert_far(dense(done.after, "q"), law(done, "q"), 1e-3)
-
-
-RANKS = {name: MIXED_RANKS for name in ("hetlora", "fedilora", "fed_plora")}
-SLOTS = [name for name in MIXED if of(name).pieces.view.all_slots]
-"""Methods whose clients of a lower rank own some of all slots."""
-
-
-@pytest.mark.parametrize("name", sorted(CUT))
-def test_a_method_that_keeps_a_share_of_the_energy_loses_no_more_than_the_rest_of_it(name):
-    method = of(name)
-    done = a_round(method, after_rounds(method, 2), 3)
-    for module in SHAPES:
-        exact = law(done, module)
-        rest = done.before.remainder[module].dense()
-        lost = np.linalg.norm(dense(done.after, module) - exact)
-        assert lost <= 1.0001 * np.sqrt(1 - method.pieces.remainder.energy) * np.linalg.norm(exact - rest)
-
-
-@pytest.mark.parametrize("name", UNCUT)
-def test_one_client_alone_gets_its_own_model_back(name):
-    done = a_round(of(name), after_rounds(of(name), 2), 3, weights={"a": 1.0})
-    for module in SHAPES:
-        assert_near(dense(done.after, module), local(done.before, done.views["a"], done.updates[0], module), 1e-11)
-
-
-@pytest.mark.parametrize("name", UNCUT)
-def test_clients_that_agree_get_what_they_agree_on(name):
-    done = a_round(of(name), after_rounds(of(name), 2), 3)
-    same = tuple(replace(done.updates[0], client=c) for c in WEIGHTS)
-    done = replace(done, updates=same)
-    for module in SHAPES:
-        assert_near(dense(done.after, module), local(done.before, done.views["a"], same[0], module), 1e-11)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_the_order_of_arrival_changes_no_bit(name):
-    done = a_round(of(name), after_rounds(of(name), 2), 3)  # float64: rounding to float32 would hide another order
-    straight = arrays(done.after)
-    for order in ((2, 1, 0), (1, 2, 0)):
-        mixed = arrays(replace(done, updates=tuple(done.updates[i] for i in order)).after)
-        assert straight.keys() == mixed.keys()
-        assert all(straight[key].tobytes() == mixed[key].tobytes() for key in straight)
-
-
-def arrays(model) -> dict[str, np.ndarray]:
-    found = dict(model.memory)
-    for module, (A, B) in model.adapter.factors.items():
-        found |= {f"{module}.A": A, f"{module}.B": B}
-    for module, rest in model.remainder.items():
-        found |= {f"{module}.L": rest.L, f"{module}.R": rest.R}
-    return found
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_combining_leaves_what_it_is_given_as_it_was(name):
-    done = a_round(of(name), after_rounds(of(name), 1), 2)
-    inputs = {**arrays(done.before), **{f"{u.client} {n}": d for u in done.updates for n, d in u.delta.items()}}
-    before = {key: value.copy() for key, value in inputs.items()}
-    assert done.after is not None
-    assert all(np.array_equal(inputs[key], before[key]) for key in inputs)
-
-
-# One factor cannot be turned without the other.
-@pytest.mark.parametrize("name", [name for name in UNCUT if not of(name).pieces.train.one_factor])
-def test_only_what_is_invariant_to_the_clients_gauge_claims_to_be(name):
-    method = of(name)
-    p = method.pieces
-    done = a_round(method, after_rounds(method, 1), 2)
-    rng = np.random.default_rng(5)
-    turned = replace(done, updates=tuple(in_another_gauge(done.views[u.client], u, rng) for u in done.updates))
-    whole_rotation = p.payload.name == "rotate" and name in VARIANTS
-    invariant = (p.merge.name == "product" and p.split.name != "ridge" and p.remainder.rank == 0) or whole_rotation
-    if p.weigh.by_slot and p.merge.name == "product":
-        invariant = True  # equal ranks: every client owns every slot
-    for module in SHAPES:
-        if invariant:
-            assert_near(dense(turned.after, module), dense(done.after, module), 1e-10)
-        else:
-            assert_far(dense(turned.after, module), dense(done.after, module), 0.01)
-
-
-@pytest.mark.parametrize("name", EXACT)
-def test_the_law_holds_for_uploads_that_were_rounded_to_bfloat16(name):
-    done = a_round(of(name), after_rounds(of(name), 2), 3, change=to_bfloat16)
-    for module in SHAPES:
-        assert_near(dense(done.after, module), law(done, module), 1e-11)
-
-
-@pytest.mark.parametrize("scale", ["common", "own"])
-@pytest.mark.parametrize("name", [name for name in MIXED if name in EXACT])
-def test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale(name, scale):
-    method = of(name)
-    if method.pieces.view.name == "fresh":
-        method = method.changed({"view": {"name": "fresh", "scale": scale}})
-    if method.pieces.weigh.by_slot:
-        method = method.changed({"weigh": "given"})
-    model = begin(method)
-    for number in (1, 2, 3):
-        done = a_round(method, model, number, ranks=MIXED_RANKS)
-        for module in SHAPES:
-            assert_near(dense(done.after, module), law(done, module), 1e-11)
-        model = done.after
-
-
-@pytest.mark.parametrize("merge, split", [("product", "svd_balanced"), ("product", "mean"), ("factor", "mean")])
-@pytest.mark.parametrize("scale", ["common", "own"])
-@pytest.mark.parametrize("view", ["prefix", "svd", "fold", "probe"])
-def test_mixed_ranks_compose_with_any_product_and_with_one_trained_factor(view, scale, merge, split):
-    if view == "svd" and merge == "factor":
-        return
-    view = {"name": view} if view in ("fold", "probe") else {"name": view, "scale": scale}
-    train_one = "AB" if merge == "product" else "B"
-    method = compose(
-        "mixed", view=view, train=train_one, merge=merge, split=split,
-        remainder="keep" if merge == "product" else "drop",
-    )  # fmt: skip
-    done = a_round(method, after_rounds(method, 2, ranks=MIXED_RANKS), 3, ranks=MIXED_RANKS)
-    for module in SHAPES:
-        assert_near(dense(done.after, module), law(done, module), 1e-11)
-
-
-@pytest.mark.parametrize("name", MIXED)
-def test_a_client_gets_a_view_of_its_own_rank_and_none_beyond_it(name):
-    method = of(name)
-    model = after_rounds(method, 2)
-    view = method.view(model, "a", 2, 3, SEED)
-    if view.choice is not None:
-        assert view.adapter.r == R and view.choice.budget == 2 * len(SHAPES)
-    elif view.slots is None:
-        assert view.adapter.r == 2 and all(len(A) == B.shape[1] == 2 for A, B in view.adapter.factors.values())
-    else:
-        assert view.adapter.r == R and all(moves.sum() == 2 for moves in view.slots.values())
-    if view.adapter.r == R:
-        assert_near(local(model, view, None, "q"), dense(model, "q"), 1e-12)
-    for rank in (0, R + 1):
-        with pytest.raises(UsageError, match=f"a has rank {rank}"):
-            method.view(model, "a", rank, 3, SEED)
-
-
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("name", SLOTS)
-def test_uploads_of_the_owned_slots_alone_give_the_bits_of_uploads_of_all_slots(name, dtype):
-    method = of(name)
-    model = begin(method, dtype=dtype)
-    for number in (1, 2, 3):
-        done = a_round(method, model, number, ranks=MIXED_RANKS)
-        dense_form = in_dense_form(done)
-        if method.pieces.weigh.by_slot:  # what owners are, the server knows from the slots alone
-            owned = Uploads(done.before, done.views, done.updates)
-            patched = method.pieces.weigh.of(owned, np.array([WEIGHTS[c] for c in "abc"]))
-            weigh = replace(method.pieces.weigh, of=lambda uploads, weights, patched=patched: patched)
-            dense_form = replace(dense_form, method=replace(method, pieces=replace(method.pieces, weigh=weigh)))
-        one, other = arrays(done.after), arrays(dense_form.after)
-        assert all(one[key].tobytes() == other[key].tobytes() for key in other)
-        sizes = [(a.nbytes, b.nbytes) for a, b in zip(done.updates, dense_form.updates, strict=True)]
-        assert all(owned < 0.6 * everything for (owned, everything), c in zip(sizes, "abc", strict=True) if c != "b")
-        model = done.after
-
-
-@pytest.mark.parametrize("name", sorted(ALL.keys() - set(MIXED) - CUT))
-def test_a_method_of_one_rank_refuses_another(name):
-    with pytest.raises(UsageError, match=r"a has rank 2"):
-        of(name).view(begin(of(name)), "a", 2, 1, SEED)
-    with pytest.raises(UsageError) as caught:
-        check_ranks(of(name), {"a": 2, "b": R}, R)
-    assert "flora" in caught.value.hint or "heads" in caught.value.message
-
-
-@pytest.mark.parametrize("share", [0.5, 1.5])
-@pytest.mark.parametrize("name", EXACT)
-def test_weights_that_do_not_sum_to_one_move_the_model_by_as_much_and_do_not_scale_it(name, share):
-    weights = {client: share * weight for client, weight in WEIGHTS.items()}
-    done = a_round(of(name), after_rounds(of(name), 2), 3, weights=weights)
-    for module in SHAPES:
-        assert_near(dense(done.after, module), law(done, module), 1e-11)
+from shepherd.server.methods import build_method, methods
 
 
 def test_flora_fedex_and_fedmomentum_with_all_energy_have_the_same_effective_weights_after_a_round():
@@ -333,7 +77,7 @@ def test_a_dropped_rest_leaves_the_best_approximation_of_the_global_rank(name):
 
 
 @pytest.mark.parametrize("name", ["flexlora", "raflora", "fedmomentum, all energy"])
-def test_slots_without_a_singular_value_can_learn_again(name):
+def test_slots_without_a_singular_value_have_gradients_again(name):
     # Two equal clients of one slot each: the product has rank 1, three of four slots are empty.
     method = of(name) if name != "fedmomentum, all energy" else of(name).changed({"view": "prefix"})
     done = a_round(method, begin(method), 1, weights={"a": 1.0}, ranks={"a": 1})
@@ -353,7 +97,7 @@ def test_the_balanced_split_gives_both_factors_of_a_slot_the_same_norm():
         assert all(np.diff(np.linalg.norm(A, axis=1)) <= 0)
 
 
-def test_the_left_split_gives_a_orthonormal_rows():
+def test_the_left_split_gives_orthonormal_rows_of_a():
     for name in ("flexlora", "fedsvd"):
         for A, _ in after_rounds(of(name), 2).adapter.factors.values():
             np.testing.assert_allclose(A @ A.T, np.eye(R), atol=1e-12)
@@ -392,7 +136,7 @@ def some_targets(count=3, spread=0.5):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_method_learns_on_a_quadratic(name):
+def test_every_method_reduces_the_loss_of_a_quadratic(name):
     targets = some_targets()
     mean = {m: sum(t[m] for t in targets.values()) / len(targets) for m in SHAPES}
     floor = sum(0.5 * np.sum((t[m] - mean[m]) ** 2) / len(targets) for t in targets.values() for m in SHAPES)
@@ -405,9 +149,6 @@ def test_every_method_learns_on_a_quadratic(name):
     share = 0.9995 if p.start.heads else 0.97 if p.train.one_factor and name not in ("rolora", "lora_a2") else 0.8
     assert losses[-1] - floor < share * (begins - floor)
     assert losses[-1] < losses[0] < begins
-
-
-# Known results
 
 
 def rank_one(name: str, rounds: int):
@@ -428,6 +169,9 @@ def unit(pair):
     return pair._replace(A=pair.A / np.linalg.norm(pair.A))
 
 
+# Known results
+
+
 def test_ffa_lora_stops_at_the_floor_of_its_fixed_a_and_rolora_goes_through_it():
     # With A = a₀ᵀ of norm 1 the best B leaves ‖T‖² − ‖T a₀‖², ‖T‖ = 1 (RoLoRA, Prop. 4.6).
     ffa, seen = rank_one("ffa_lora", 60)
@@ -440,166 +184,7 @@ def test_ffa_lora_stops_at_the_floor_of_its_fixed_a_and_rolora_goes_through_it()
 # What goes wrong
 
 
-@pytest.mark.parametrize("name", UNCUT)
-def test_updates_of_another_shape_or_module_set_are_refused_by_client_and_tensor(name):
-    done = a_round(of(name), begin(of(name)), 1)
-    first = next(iter(done.updates[1].delta))
-    without = {n: d for n, d in done.updates[1].delta.items() if n != first}
-    for delta in (without, {**without, first: np.zeros((2, 3))}, {**done.updates[1].delta, "k.A": np.zeros((R, 2))}):
-        updates = (done.updates[0], replace(done.updates[1], delta=delta))
-        with pytest.raises(ClientError, match=f"^b: ({first}|k.A) is "):
-            replace(done, updates=updates).after  # noqa: B018
-
-
-@pytest.mark.parametrize("name", UNCUT)
-def test_a_value_that_is_not_finite_ends_the_round_by_the_module_s_name(name):
-    done = a_round(of(name), begin(of(name)), 1)
-    delta = {n: d.copy() for n, d in done.updates[1].delta.items()}
-    delta[next(n for n in delta if n.startswith("q"))][...] = np.nan
-    with pytest.raises((ClientError, NumericalError), match=r"^q: .* not finite"), np.errstate(invalid="ignore"):
-        replace(done, updates=(done.updates[0], replace(done.updates[1], delta=delta))).after  # noqa: B018
-
-
-def first_filled(done, value: float, tensors: str = ""):
-    """The same round, where the first client's tensors whose name starts so hold this value."""
-    delta = {n: np.full_like(d, value if n.startswith(tensors) else 0) for n, d in done.updates[0].delta.items()}
-    return replace(done, updates=(replace(done.updates[0], delta=delta), *done.updates[1:]))
-
-
-@pytest.mark.parametrize("name", ["fedit", "flexlora", "fedex_lora"])
-def test_values_that_only_float64_holds_end_a_round_of_float32_by_the_module_s_name(name):
-    done = a_round(of(name), begin(of(name), dtype=np.float32), 1, weights={**WEIGHTS, "a": 2.0})
-    with pytest.raises((ClientError, NumericalError), match=r"^q: .* not finite"):
-        first_filled(done, 3e38, "q").after  # noqa: B018
-
-
-def test_a_remainder_that_overflows_by_its_sum_ends_the_round_by_the_module_s_name():
-    dense_one = LowRank.beside_identity(np.full(SHAPES["q"][::-1], 3e38, np.float32))
-    done = a_round(of("fedex_lora"), begin(of("fedex_lora"), dtype=np.float32), 1)
-    full = replace(done, before=replace(done.before, remainder={"q": dense_one}))
-    with pytest.raises(ClientError, match=r"^q: .* of the remainder are not finite; the round is not committed"):
-        first_filled(full, 1e19, "q").after  # noqa: B018
-
-
-def test_a_server_s_memory_that_overflows_ends_the_round_by_the_tensor_s_name():
-    adam = build_method("fedit", None, "fedadam")  # 0.01 · (0.2 · 1e25)² > 3.4e38: v would be infinite, the move 0
-    done = a_round(adam, begin(adam, dtype=np.float32), 1)
-    with pytest.raises(ClientError, match=r"^server\.q\.A\.v: .* of the server's memory are not finite"):
-        first_filled(done, 1e25, "q.A").after  # noqa: B018
-    plain = a_round(of("fedit"), begin(of("fedit"), dtype=np.float32), 1)
-    controls = {f"{n}.control": np.full(d.shape, 3e38, np.float32) for n, d in plain.updates[0].delta.items()}
-    updates = tuple(replace(u, delta={**u.delta, **controls}) for u in plain.updates)
-    many = replace(of("fedit"), population=dict.fromkeys(WEIGHTS, 0.5))  # 3 · 3e38 / 2
-    again = replace(plain, method=many, updates=updates)
-    with pytest.raises(ClientError, match=r"^control\.o\.A: .* of the server's memory are not finite"):
-        again.after  # noqa: B018
-
-
-@pytest.mark.parametrize("bad", [{"a": -0.1, "b": 1.1}, {"a": np.nan, "b": 0.5}, {"a": 0.0, "b": 0.0}])
-def test_weights_that_mean_nothing_are_refused(bad):
-    done = a_round(of("fedit"), begin(of("fedit")), 1, weights={"a": 0.5, "b": 0.5})
-    with pytest.raises(UsageError, match="weights must be finite"):
-        replace(done, weights=bad).after  # noqa: B018
-    with pytest.raises(UsageError, match="b sent an update but has no weight"):
-        replace(done, weights={"a": 1.0}).after  # noqa: B018
-
-
-def test_frlora_without_base_weights_says_what_is_missing():
-    with pytest.raises(UsageError, match="needs the base weights, and those of o are not there"):
-        of("frlora").start(begin(of("fedit")).adapter, SEED)
-
-
-def test_frlora_begins_with_the_base_s_principal_directions_and_changes_nothing():
-    from federations import base_weights
-
-    model = begin(of("frlora"))
-    for module, weight in base_weights().items():
-        assert np.linalg.norm(dense(model, module)) < 1e-12
-        A, B = model.adapter.factors[module]
-        top = LowRank(weight, np.eye(weight.shape[1])).truncated(R).dense()
-        assert_near(ALPHA / R * B @ A, top, 1e-12)
-
-
-def in_bfloat16(rest: LowRank) -> np.ndarray:
-    """What a base in bfloat16 makes of an increment: each factor rounded."""
-    L, R = (bfloat16(factor.astype(np.float32)).astype(np.float64) for factor in (rest.L, rest.R))
-    return L @ R
-
-
-@pytest.mark.parametrize("merge", ["factor", "product"])
-def test_frlora_loses_two_thousandths_of_what_was_learned_where_factors_are_rounded_to_bfloat16(merge):
-    # As sB̄Ā − sB₀A₀ the rest lost 23 % here: a change of 2 % of the factors is a few roundings of 2⁻⁹ of them.
-    method = of("frlora").changed({"merge": merge})
-    start = begin(method, dtype=np.float32)
-    done = a_round(method, start, 1, size=0.02)
-    for module in SHAPES:
-        learned = dense(done.after, module) - dense(start, module)
-        rest = done.after.remainder[module].parts()[1]
-        assert_near(in_bfloat16(rest), learned, 0.004)
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 1e-5)])
-def test_what_frlora_takes_away_from_the_base_stays_apart_from_what_it_learned_for_good(dtype, tolerance):
-    shapes = {"o": (10, 10), "q": (14, 8)}
-    model = begin(of("frlora"), shapes=shapes, dtype=dtype)
-    taken = {module: rest.dense() for module, rest in model.remainder.items()}
-    expected = dict.fromkeys(shapes, 0.0)
-    for number in range(1, 6):  # 2 · 4 columns a round: more than the matrix has after the first
-        done = a_round(of("frlora"), model, number, size=0.02)
-        expected = {m: expected[m] + dense(done.after, m) - dense(model, m) for m in shapes}
-        model = done.after
-    for module, size in shapes.items():
-        apart, learned = model.remainder[module].parts()
-        assert apart.q == R and learned.q == min(size)
-        np.testing.assert_array_equal(apart.dense(), taken[module])
-        assert_near(learned.dense(), expected[module], tolerance)
-
-
-def test_an_exported_frlora_adapter_holds_what_was_learned_alone_and_can_be_rounded():
-    start = begin(of("frlora"), dtype=np.float32)
-    done = a_round(of("frlora"), start, 1, size=0.02)
-    whole = merged_adapter(done.after)
-    for module, (A, B) in whole.factors.items():
-        learned = dense(done.after, module)
-        assert_near(whole.scale * B.astype(np.float64) @ A, learned, 1e-5)
-        rounded = whole.scale * bfloat16(B).astype(np.float64) @ bfloat16(A)
-        assert_near(rounded, learned, 0.006)
-
-
-def test_an_exported_frlora_adapter_that_has_learned_nothing_at_all_is_zero():
-    # s = 2: what the remainder takes away cancels to the last bit, and nothing is left of the sum. What was exported
-    # then were the principal factors, 0.98.
-    whole = merged_adapter(begin(of("frlora"), shapes={"o": (2, 2)}, r=1, dtype=np.float32, alpha=2.0))
-    assert whole.scale == 2 and not (whole.factors["o"].B @ whole.factors["o"].A).any()
-
-
-def test_frlora_with_more_slots_than_a_module_has_directions_is_refused_at_the_start():
-    with pytest.raises(UsageError, match=r"q: base weights \[6, 64\] have no 8 principal directions") as refused:
-        begin(of("frlora"), shapes={"o": (40, 40), "q": (64, 6)}, r=8)
-    assert refused.value.hint == "set lora.r to at most 6"
-
-
-def test_frlora_s_slots_beyond_the_rank_of_the_base_weights_can_learn():
-    # Base weights of rank 2: the two other slots would have A = B = 0, and gradients of zero for ever.
-    rng = np.random.default_rng(0)
-    weight = rng.normal(size=(9, 2)) @ rng.normal(size=(2, 8))
-    model = of("frlora").start(fresh({"m": (8, 9)}), SEED, {"m": weight})
-    A, B = model.adapter.factors["m"]
-    assert (np.linalg.norm(A, axis=1) > 0.5).all() and not B[:, 2:].any() and B[:, :2].any()
-    assert np.linalg.norm(dense(model, "m")) < 1e-12 and model.adapter.scale * B @ A == pytest.approx(weight)
-
-
-def test_a_share_of_the_energy_of_frlora_s_rest_is_one_of_what_was_learned():
-    # Of the whole increment, base directions included, 1 % would be all that a round learned.
-    method = of("frlora").changed({"remainder": {"name": "keep", "energy": 0.99}})
-    start = begin(method)
-    done = a_round(method, start, 1, size=0.02)
-    exact = replace(done, method=of("frlora")).after
-    for module in SHAPES:
-        assert_near(dense(done.after, module), dense(exact, module), 0.1)
-
-
-def test_a_method_says_in_one_line_what_it_is_and_where_it_is_from():
+def test_every_method_has_a_one_line_description_with_its_source():
     for name in methods:
         method = build_method(name)
         assert method.citation and methods.describe(name).endswith("."), name
@@ -618,7 +203,7 @@ def test_a_model_with_its_remainder_is_one_adapter_of_higher_rank(name):
         assert (whole is model.adapter) == (name == "fedit")
 
 
-def test_with_b_at_home_the_global_a_is_the_mean_and_the_global_increment_stays_nothing():
+def test_with_local_b_the_global_a_is_the_mean_and_the_global_increment_is_zero():
     method = build_method("fedsa_lora")
     start = begin(method)
     views = {c: method.view(start, c, R, 1, SEED) for c in WEIGHTS}
@@ -637,7 +222,7 @@ def test_with_b_at_home_the_global_a_is_the_mean_and_the_global_increment_stays_
     [("FedAvg", ("federation", "method")), ("fedprox", ("objective", "proximal")),
      ("scaffold", ("objective", "scaffold")), *((n, ("personalization", "name")) for n in ("ditto", "ifca", "feddpa"))],
 )  # fmt: skip
-def test_a_method_by_a_name_that_is_not_ours_is_answered_with_the_setting_that_does_it(name, setting):
+def test_an_alias_of_a_method_is_refused_with_the_equivalent_setting(name, setting):
     with pytest.raises(UsageError) as caught:
         build_method(name)
     said = caught.value.message

@@ -1,4 +1,4 @@
-"""The server's optimizers against steps worked out by hand, and against what they must reduce to."""
+"""Server optimizers against hand-computed steps and their limiting cases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def walk(name: str, deltas: list[float], **options) -> list[float]:
     return moves
 
 
-def test_fedavgm_adds_up_its_velocity():
+def test_fedavgm_accumulates_its_velocity():
     # v = 1, then 0.5·1 + 2 = 2.5, then 0.5·2.5 − 1 = 0.25; η = 0.1
     assert walk("fedavgm", [1.0, 2.0, -1.0], learning_rate=0.1, momentum=0.5) == pytest.approx([0.1, 0.25, 0.025])
 
@@ -47,7 +47,7 @@ def test_fedadagrad_fedyogi_and_fedadam_take_the_steps_of_their_paper():
         assert walk(name, [1.0, -1.0], learning_rate=1.0, tau=0.1, **options) == pytest.approx(expected), name
 
 
-def test_fedadam_moves_a_coordinate_by_about_its_rate_when_the_change_stays_the_same():
+def test_fedadam_moves_a_coordinate_of_constant_change_by_about_the_learning_rate():
     # Of Δ, m is 1 − 0.9^t and v 1 − 0.99^t: 0.1/0.1, 0.19/0.141, 0.41/0.221, 0.651/0.309, 0.958/0.51.
     # It was 9.05, 8.46, 6.36, 4.61, 2.43 with m² in place of Δ².
     moves = walk("fedadam", [1.0] * 30, learning_rate=1.0, tau=1e-3)
@@ -88,7 +88,7 @@ def test_a_server_learning_rate_scales_the_change_of_an_exact_method(name):
 
 
 @pytest.mark.parametrize("name", ["fedex_lora", "flora", "fedmomentum"])
-def test_momentum_of_increments_adds_the_velocity_of_the_products_and_goes_on_over_rounds(name):
+def test_momentum_of_increments_accumulates_the_velocity_of_products_over_rounds(name):
     options = {"energy": 1.0} if name == "fedmomentum" else {}
     method = build_method(name, options, "fedavgm", {"momentum": 0.5, "learning_rate": 0.8})
     model = begin(method)
@@ -134,7 +134,7 @@ def test_fednova_with_equal_steps_is_fedavg():
             assert_near(dense(replace(plain, method=nova).after, module), dense(plain.after, module), 1e-13)
 
 
-def test_fednova_weighs_a_clients_change_by_its_steps():
+def test_fednova_normalises_changes_by_the_number_of_steps():
     # w = 0.2, 0.5, 0.3; τ_k = 1, 2, 10; τ = 0.2 + 1 + 3 = 4.2; c = w τ / τ_k = 0.84, 1.05, 0.126
     nova = build_method("fedex_lora", None, "fednova")
     done = a_round(nova, after_rounds(nova, 1), 2, steps={"a": 1, "b": 2, "c": 10})
@@ -154,7 +154,7 @@ def test_torch_s_sgd_of_rate_one_is_fedavg_bit_for_bit():
 @pytest.mark.parametrize(
     "name, options", [("AdamW", {"betas": [0.8, 0.95]}), ("SGD", {"momentum": 0.9}), ("NAdam", {})]
 )
-def test_torch_s_optimizers_take_the_steps_of_one_that_lives_through_all_rounds(name, options):
+def test_torch_optimizers_with_saved_state_match_a_persistent_optimizer(name, options):
     method = build_method("fedit", None, "torch", {"name": name, "learning_rate": 0.02, **options})
     model = begin(method)
     weights = torch.tensor(model.adapter.factors["q"].B, requires_grad=True)
@@ -167,7 +167,7 @@ def test_torch_s_optimizers_take_the_steps_of_one_that_lives_through_all_rounds(
         np.testing.assert_allclose(model.adapter.factors["q"].B, weights.detach().numpy(), rtol=1e-12, atol=1e-15)
 
 
-def test_torch_s_state_from_a_checkpoint_gives_the_bits_of_a_run_that_never_stopped(tmp_path):
+def test_torch_optimizers_resumed_from_a_checkpoint_give_the_same_bits(tmp_path):
     settings = ("fedit", None, "torch", {"name": "AdamW"})
     before = after_rounds(build_method(*settings), 2, dtype=np.float32)
     save_file(dict(before.memory), tmp_path / "memory.safetensors")
@@ -189,14 +189,14 @@ def test_torch_s_state_from_a_checkpoint_gives_the_bits_of_a_run_that_never_stop
         ({}, "name"),
     ],
 )
-def test_what_torch_s_optimizers_cannot_do_on_a_server_is_refused_with_what_would(options, words):
+def test_unsupported_torch_optimizers_are_refused_with_an_alternative(options, words):
     with pytest.raises(UsageError) as refused:
         build_method("fedit", None, "torch", options)
     assert words in str(refused.value)
 
 
-def test_a_large_server_rate_is_not_taken_for_a_step_by_the_weights():
-    for rate in (1e-9, 65535.1, 65535.3, 65535.7):  # 1 more needs a bit more
+def test_a_large_server_rate_is_not_mistaken_for_dependence_on_the_weights():
+    for rate in (1e-9, 65535.1, 65535.3, 65535.7):  # adding 1 needs one more bit
         build_method("fedit", None, "torch", {"name": "SGD", "momentum": 0.9, "learning_rate": rate})
 
 
@@ -211,7 +211,7 @@ def test_fednova_divides_by_the_effective_steps_that_the_server_counted():
             assert_near(dense(after, module), law(done, module, {"a": 0.545, "b": 0.545, "c": 0.8175 / 4.25}), 1e-12)
 
 
-def test_what_a_client_claims_of_its_effective_steps_has_no_say():
+def test_effective_steps_claimed_by_a_client_are_ignored():
     nova = build_method("fedex_lora", None, "fednova")
     steps = {"a": 1, "b": 2, "c": 10}
     plain = a_round(nova, after_rounds(nova, 1), 2, steps=steps)
@@ -229,7 +229,7 @@ def test_fednova_s_mean_of_steps_is_a_mean_where_weights_sum_to_a_half():
     np.testing.assert_allclose(nova.coefficients(shares, np.full(3, 7.0)), shares, rtol=1e-14)
 
 
-def test_scaffold_s_server_adds_the_mean_change_of_the_control_variates_over_all_clients():
+def test_the_server_step_of_scaffold_adds_the_mean_change_of_control_variates_over_all_clients():
     changes = {"q.A": [np.array([1.0]), np.array([3.0])]}
     memory = control_step({"other": np.zeros(2)}, changes, population=[1 / 8, 1 / 8])  # two of eight
     assert control(memory) == {"q.A": 0.5} and "other" in memory  # (1 + 3) / 8
@@ -238,7 +238,7 @@ def test_scaffold_s_server_adds_the_mean_change_of_the_control_variates_over_all
     assert control({}) == {}
 
 
-def test_control_variates_that_come_with_an_update_are_kept_and_are_no_part_of_the_merge():
+def test_control_variates_of_an_update_are_kept_and_not_merged():
     method = replace(build_method("fedit"), population={**dict.fromkeys(WEIGHTS, 1 / 6), "absent": 1 / 2})
     plain = a_round(method, begin(method), 1)
     with_control = replace(

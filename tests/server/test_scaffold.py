@@ -1,4 +1,4 @@
-"""SCAFFOLD on quadratics: where clients of unequal weights come to rest, who takes part and what is lost."""
+"""SCAFFOLD on quadratics: convergence for unequal weights, partial participation and lost updates."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ RATE, STEPS = 0.2, 5
 
 
 class Quadratics(NumberEngine):
-    """Clients that descend on ½(x − a_k)² with SCAFFOLD's correction (1910.06378, option II); x is B, and A is 1.
+    """Clients that minimise ½(x − a_k)² with SCAFFOLD's correction (1910.06378, option II); x is B, and A is 1.
 
-    lost: the share of the updates that never arrive. breaks: the client and the round from which on it fails.
+    lost: the share of lost updates. breaks: (client, first round in which it fails).
     """
 
     def __init__(self, a: dict[str, float], sizes: dict[str, int], lost: float = 0.0, breaks=("", 0)) -> None:
@@ -65,7 +65,7 @@ def settled(
     cohort=0,
     breaks=("", 0),
 ):
-    """(x, c, Σ p_k c_k) after so many rounds."""
+    """(x, c, Σ p_k c_k) after this many rounds."""
     a, sizes = (dict(zip("wxyz", values, strict=False)) for values in (a, sizes))
     population = population_weights(sizes, weights, most)
     plan = Plan(
@@ -94,18 +94,18 @@ def settled(
     )  # fmt: skip
 
 
-def test_clients_of_unequal_weights_settle_at_the_optimum_of_their_weighted_mean():
+def test_clients_of_unequal_weights_converge_to_the_optimum_of_their_weighted_mean():
     # a = 0, 1 and n = 1, 9: Σ n a / Σ n = 0.9. With c by 1/N it was 0.5, the optimum of the uniform mean.
     x, c, mean = settled((0, 1), (1, 9), 60)
     assert x == pytest.approx(0.9, abs=1e-5) and c == pytest.approx(mean, abs=1e-6) and abs(c) < 1e-5
 
 
-def test_clients_of_uniform_weights_settle_where_the_paper_says():
+def test_clients_of_uniform_weights_converge_as_in_the_paper():
     x, _, _ = settled((0, 1), (1, 9), 60, weights="uniform")
     assert x == pytest.approx(0.5, abs=1e-5)
 
 
-def test_a_cap_on_the_weight_of_one_client_holds_for_the_control_variates_too():
+def test_a_cap_on_weights_applies_to_control_variates():
     x, _, _ = settled((0, 1), (1, 9), 60, most=0.6)  # 0.4 · 0 + 0.6 · 1
     assert x == pytest.approx(0.6, abs=1e-5)
 
@@ -117,11 +117,11 @@ HALF = [
     ("poisson", {"q": 0.5}),
     ("power_of_choice", {"candidates": 2}),
 ]
-"""Selections that ask about half of four clients."""
+"""Selections that sample about half of four clients."""
 
 
 @pytest.mark.parametrize("selection, options", HALF)
-def test_c_is_the_mean_of_all_clients_variates_in_every_round_whoever_was_drawn_and_lost(selection, options):
+def test_c_is_the_mean_of_all_control_variates_in_every_round_for_any_sampling_and_losses(selection, options):
     cohort = 2 if selection != "poisson" else 0
     for rounds in (2, 5, 9):
         _, c, mean = settled((0, 1, 2, 3), (1, 2, 3, 4), rounds, "examples", selection, options, 0.3, cohort=cohort)
@@ -130,21 +130,21 @@ def test_c_is_the_mean_of_all_clients_variates_in_every_round_whoever_was_drawn_
 
 @pytest.mark.parametrize("lost", [0.0, 0.3])
 @pytest.mark.parametrize("selection, options", HALF)
-def test_part_of_the_clients_settle_there_too_however_they_are_drawn_and_what_is_lost(selection, options, lost):
+def test_partial_participation_converges_to_the_same_optimum_for_any_sampling_and_losses(selection, options, lost):
     # a = 0, 1, 2, 3 and n = 1, 2, 3, 4: Σ n a / Σ n = 20 / 10. The mean of who is drawn alone is another in each round.
     cohort = 2 if selection != "poisson" else 0
     x, c, mean = settled((0, 1, 2, 3), (1, 2, 3, 4), 150, "examples", selection, options, lost, cohort=cohort)
     assert x == pytest.approx(2.0, abs=1e-4) and c == pytest.approx(mean, abs=1e-5)
 
 
-def test_a_client_that_is_quarantined_takes_its_control_variate_with_it():
+def test_quarantine_removes_the_control_variate_of_the_client():
     # a = 0, 1, 5 and n = 1, 2, 3; the third fails for good from round 4 on: 2 / 3 is the optimum of the others. With
     # its last c_k left in c they settled where p_z (x_4 − 5) stands against them, at 2.96.
     x, c, _ = settled((0, 1, 5), (1, 2, 3), 60, breaks=("y", 4))
     assert x == pytest.approx(2 / 3, abs=1e-4) and abs(c) < 1e-4
 
 
-def test_the_weights_of_all_clients_are_those_of_a_round_of_all_of_them():
+def test_population_weights_are_those_of_a_round_with_full_participation():
     sizes = {"a": 1, "b": 9, "c": 10}
     assert population_weights(sizes, "examples") == {"a": 0.05, "b": 0.45, "c": 0.5}
     assert population_weights(sizes, "uniform") == dict.fromkeys("abc", 1 / 3)
@@ -162,7 +162,7 @@ def test_the_weights_of_all_clients_are_those_of_a_round_of_all_of_them():
         ({"federation": {"method": "fedilora"}, "lora": {"r": 8, "ranks": [4, 8]}}, ("lora.ranks", 'view "prefix"')),
     ],
 )
-def test_what_control_variates_do_not_fit_is_refused_with_what_would(settings, parts):
+def test_settings_that_conflict_with_scaffold_are_refused_with_an_alternative(settings, parts):
     with pytest.raises(UsageError) as refused:
         prepare_method(recipe.resolve({**settings, "objective": {"scaffold": True}}))
     assert "objective.scaffold = true and " in refused.value.message and " do not fit" in refused.value.message
@@ -170,13 +170,13 @@ def test_what_control_variates_do_not_fit_is_refused_with_what_would(settings, p
 
 
 @pytest.mark.parametrize("method", ["fedit", "rolora", "fedex_lora", "frlora", "fed_plora", "ravan"])
-def test_methods_whose_slots_stay_what_they_are_take_control_variates(method):
+def test_methods_with_persistent_slots_support_control_variates(method):
     ranks = {"ranks": [4, 8]} if method in ("fed_plora", "ravan") else {}
     settings = {"federation": {"method": method}, "lora": {"r": 8, **ranks}, "objective": {"scaffold": True}}
     assert prepare_method(recipe.resolve(settings)).name == method
 
 
-def test_what_scaffold_does_not_promise_is_said_and_only_then():
+def test_limitations_of_scaffold_are_noted_only_where_they_apply():
     def said(*settings):
         return doubts(load("demo", settings))
 

@@ -1,7 +1,7 @@
-"""Faults that published code has, planted on purpose: the laws of the other files must catch each of them.
+"""Faults found in published code, planted on purpose: the tests of the other files must detect each of them.
 
-A fault is a function that patches a piece; beside it stands the test that has to fail then. Where a comment names a
-repository, its released code does or did that.
+A fault is a function that patches a piece, registered with the test that must fail. Where a comment names a repository,
+its released code has or had the fault.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import test_exactness as exactness_laws
+import test_frlora as frlora
+import test_merge as merge_laws
 import test_methods as laws
 import test_optimizer as optimizer_laws
 import test_pieces as piece_laws
+import test_rotation as rotation_laws
 import test_scaffold as scaffold_laws
 
 from federations import bfloat16
@@ -31,11 +35,11 @@ from shepherd.server.uploads import Uploads
 from shepherd.types import ClientModel
 
 FAULTS = {}
-exactness = laws.test_an_exact_method_moves_the_increment_by_the_weighted_mean_of_the_clients_changes
+exactness = exactness_laws.test_an_exact_method_moves_the_increment_by_the_weighted_mean_of_the_clients_changes
 
 
 def caught_by(law, *arguments):
-    """Register a fault with the test, and its arguments, that must notice."""
+    """Register a fault with the test, and its arguments, that must detect it."""
 
     def register(fault):
         assert fault.__name__ not in FAULTS
@@ -64,7 +68,7 @@ def alpha_over_r_is_missing_in_the_product(patch):
     patch.setattr(Merged, "total", property(total))
 
 
-@caught_by(laws.test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale, "flora", "own")
+@caught_by(exactness_laws.test_the_law_holds_for_clients_of_mixed_ranks_and_scales, "flora", "own")
 def every_client_counts_with_the_servers_scale(patch):
     def one_scale(self, module, before=Uploads.locals):
         return tuple(replace(local, scale=self.start(module).scale) for local in before(self, module))
@@ -135,7 +139,7 @@ def each_client_has_an_a_of_its_own_under_ffa(patch):
     patch.setitem(*replaced(views.views, "identity", change))
 
 
-@caught_by(laws.test_clients_that_agree_get_what_they_agree_on, "fedit")
+@caught_by(exactness_laws.test_with_identical_clients_the_global_model_becomes_theirs, "fedit")
 def only_the_first_client_counts(patch):
     # FederatedLLM: a misspelt name, and FedIT is w₀ times one client.
     def change(merge):
@@ -178,22 +182,22 @@ def the_remainder_grows_without_bound(patch):
     patch.setattr(method, "accumulate", grown)
 
 
-@caught_by(laws.test_weights_that_do_not_sum_to_one_move_the_model_by_as_much_and_do_not_scale_it, "fedex_lora", 0.5)
+@caught_by(exactness_laws.test_weights_that_do_not_sum_to_one_scale_the_change_but_not_the_model, "fedex_lora", 0.5)
 def weights_that_do_not_sum_to_one_scale_the_model(patch):
     patch.setattr(merges, "_start_term", lambda shares, start: ())
 
 
-@caught_by(laws.test_slots_without_a_singular_value_can_learn_again, "raflora")
+@caught_by(laws.test_slots_without_a_singular_value_have_gradients_again, "raflora")
 def empty_slots_stay_empty(patch):
     patch.setattr(splits, "_new_rows", lambda rng, count, existing: np.zeros((count, existing.shape[1])))
 
 
-@caught_by(piece_laws.test_owners_share_each_slot_by_their_weights_and_equal_ranks_are_the_plain_weights)
+@caught_by(piece_laws.test_owners_share_each_slot_by_their_weights_and_equal_ranks_give_the_weights_of_the_round)
 def slots_that_a_client_lacks_dilute_those_of_the_others(patch):
     patch.setitem(weighing.weighings._factories, "slot_owners", weighing.weighings.get("given"))
 
 
-@caught_by(laws.test_a_client_gets_a_view_of_its_own_rank_and_none_beyond_it, "flexlora")
+@caught_by(exactness_laws.test_a_client_model_has_the_rank_of_its_client, "flexlora")
 def every_client_gets_the_rank_of_the_last_one(patch):
     def change(view):
         return replace(view, make=lambda model, client, rank, *rest: view.make(model, client, model.adapter.r, *rest))
@@ -201,7 +205,7 @@ def every_client_gets_the_rank_of_the_last_one(patch):
     patch.setitem(*replaced(views.views, "prefix", change))
 
 
-@caught_by(laws.test_a_client_gets_a_view_of_its_own_rank_and_none_beyond_it, "fed_plora")
+@caught_by(exactness_laws.test_a_client_model_has_the_rank_of_its_client, "fed_plora")
 def the_slots_that_a_client_does_not_train_are_left_out_instead_of_frozen(patch):
     def change(view):
         def make(model, client, rank, number, seed):
@@ -216,7 +220,7 @@ def the_slots_that_a_client_does_not_train_are_left_out_instead_of_frozen(patch)
     patch.setitem(*replaced(views.views, "fold", change))
 
 
-@caught_by(laws.test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale, "lora_a2", "own")
+@caught_by(exactness_laws.test_the_law_holds_for_clients_of_mixed_ranks_and_scales, "lora_a2", "own")
 def owned_slots_are_put_into_the_first_ones(patch):
     def packed(self, name, owned, before=ClientModel.scatter):
         if self.slots is None:
@@ -228,17 +232,17 @@ def owned_slots_are_put_into_the_first_ones(patch):
     patch.setattr(ClientModel, "scatter", packed)
 
 
-@caught_by(laws.test_the_law_holds_for_clients_of_mixed_rank_each_with_its_own_scale, "lora_a2", "own")
+@caught_by(exactness_laws.test_the_law_holds_for_clients_of_mixed_ranks_and_scales, "lora_a2", "own")
 def slots_that_a_client_did_not_choose_are_left_out_of_their_mean(patch):
     patch.setitem(weighing.weighings._factories, "given", weighing.weighings.get("slot_owners"))
 
 
-@caught_by(laws.test_the_order_of_arrival_changes_no_bit, "fedmomentum")
+@caught_by(exactness_laws.test_the_order_of_arrival_changes_no_bit, "fedmomentum")
 def updates_are_summed_as_they_arrive(patch):
     patch.setattr(uploads, "sorted", lambda items, key=None: items if key else sorted(items), raising=False)
 
 
-@caught_by(piece_laws.test_the_residual_keeps_its_digits_where_clients_nearly_agree)
+@caught_by(merge_laws.test_the_residual_of_nearly_identical_clients_is_accurate)
 def the_residual_is_a_difference(patch):
     # CERT-Lab/fedex-lora and others: the mean of products minus the product of means.
     def residual(self):
@@ -248,7 +252,7 @@ def the_residual_is_a_difference(patch):
     patch.setattr(Merged, "residual", property(residual))
 
 
-@caught_by(piece_laws.test_a_slot_that_nobody_owns_stays_as_it_was, "product")
+@caught_by(piece_laws.test_a_slot_without_an_owner_is_unchanged, "product")
 def the_global_rank_is_that_of_the_clients_present(patch):
     def change(weigh):
         def of(uploads, weights):
@@ -256,8 +260,8 @@ def the_global_rank_is_that_of_the_clients_present(patch):
 
             def spread(module):
                 found = shares(module)
-                nobody = found.sum(axis=0) == 0
-                return np.where(nobody, weights[:, None], found)  # as if the slot did not exist
+                ownerless = found.sum(axis=0) == 0
+                return np.where(ownerless, weights[:, None], found)  # as if the slot did not exist
 
             return spread
 
@@ -266,7 +270,7 @@ def the_global_rank_is_that_of_the_clients_present(patch):
     patch.setitem(*replaced(weighing.weighings, "slot_owners", change))
 
 
-@caught_by(optimizer_laws.test_fedavgm_adds_up_its_velocity)
+@caught_by(optimizer_laws.test_fedavgm_accumulates_its_velocity)
 def momentum_is_a_moving_average(patch):
     # OpenFedLLM's FedAvgM: (1 − β)Δ, ten times smaller at β = 0.9.
     def change(made):
@@ -283,7 +287,7 @@ def second_moments_begin_at_zero(patch):
     patch.setitem(*replaced(optimizer.optimizers, "fedadam", change))
 
 
-@caught_by(optimizer_laws.test_fedadam_moves_a_coordinate_by_about_its_rate_when_the_change_stays_the_same)
+@caught_by(optimizer_laws.test_fedadam_moves_a_coordinate_of_constant_change_by_about_the_learning_rate)
 def second_moments_are_those_of_the_first(patch):
     # OpenFedLLM and what is made from it: v of m² in place of Δ².
     def change(made):
@@ -297,13 +301,13 @@ def second_moments_are_those_of_the_first(patch):
     patch.setitem(*replaced(optimizer.optimizers, "fedadam", change))
 
 
-@caught_by(scaffold_laws.test_clients_of_unequal_weights_settle_at_the_optimum_of_their_weighted_mean)
+@caught_by(scaffold_laws.test_clients_of_unequal_weights_converge_to_the_optimum_of_their_weighted_mean)
 def control_variates_are_averaged_evenly_whatever_the_weights(patch):
     before = method.control_step
     patch.setattr(method, "control_step", lambda memory, changes, population: before(memory, changes, [0.5] * 2))
 
 
-@caught_by(scaffold_laws.test_c_is_the_mean_of_all_clients_variates_in_every_round_whoever_was_drawn_and_lost,
+@caught_by(scaffold_laws.test_c_is_the_mean_of_all_control_variates_in_every_round_for_any_sampling_and_losses,
            "uniform", {})  # fmt: skip
 def changes_of_control_variates_are_weighed_by_the_chance_to_be_drawn(patch):
     before = method.control_step
@@ -311,7 +315,7 @@ def changes_of_control_variates_are_weighed_by_the_chance_to_be_drawn(patch):
         memory, changes, [2 * p for p in population]))  # fmt: skip
 
 
-@caught_by(laws.test_frlora_loses_two_thousandths_of_what_was_learned_where_factors_are_rounded_to_bfloat16, "factor")
+@caught_by(frlora.test_rounding_to_bfloat16_loses_two_thousandths_of_the_trained_increment_of_frlora, "factor")
 def frlora_s_rest_is_a_difference_of_large_terms(patch):
     def change(split):
         def of(merged, context):
@@ -323,7 +327,7 @@ def frlora_s_rest_is_a_difference_of_large_terms(patch):
     patch.setitem(*replaced(splits.splits, "fixed", change))
 
 
-@caught_by(piece_laws.test_a_client_that_changed_nothing_turns_nothing_whatever_the_rank_of_the_factors, 1.0, 2)
+@caught_by(rotation_laws.test_an_unchanged_client_is_not_rotated_for_any_rank_of_the_factors, 1.0, 2)
 def any_of_the_best_rotations_is_taken(patch):
     patch.setattr(payloads, "SINGULAR", -1.0)
 
@@ -353,7 +357,7 @@ def fedsvd_draws_rows_anew(patch):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_noticed(name, monkeypatch):
+def test_a_planted_fault_is_detected(name, monkeypatch):
     fault, law, arguments = FAULTS[name]
     law(*arguments, *extra_arguments(law, monkeypatch))  # whole, before the fault
     fault(monkeypatch)

@@ -116,11 +116,11 @@ BUILT = {
 }
 
 
-def test_every_fault_has_one_place_in_the_source_of_today():
+def test_every_fault_matches_the_current_source_exactly_once():
     assert texts_that_are_not_there_once(FAULTS) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[1][:60].strip())
-def test_a_planted_fault_is_noticed(fault, monkeypatch, tmp_path):
+def test_a_planted_fault_is_detected(fault, monkeypatch, tmp_path):
     notice(fault, monkeypatch, tmp_path, BUILT)

@@ -1,4 +1,4 @@
-"""The gate: nothing reaches the aggregation that is not what was asked for, and nothing a client wrote is repeated."""
+"""The gate: only valid updates for the task reach the aggregation, and no text of a client is repeated."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def spoilt(value: float) -> np.ndarray:
     return matrix
 
 
-def test_an_update_in_order_passes_untouched():
+def test_a_valid_update_passes_unchanged():
     given = update()
     assert admit(given) is given
     assert isinstance(admit(update(num_examples=1, num_tokens=1)), ClientUpdate)
 
 
-def test_a_message_in_order_becomes_its_update():
+def test_a_valid_message_becomes_its_update():
     answer = admit(sealed())
     assert isinstance(answer, ClientUpdate)
     assert replace(answer, delta={}) == update(delta={})
@@ -64,7 +64,7 @@ def test_half_precision_is_widened(dtype):
     np.testing.assert_array_equal(answer.delta["v.B"], 1.5)
 
 
-def test_a_failure_passes_as_it_is():
+def test_a_failure_passes_unchanged():
     for code in ("diverged", "non-finite", "out-of-memory", "error:ValueError"):
         failure = ClientFailure("b", 3, code, "in local step 1")
         assert admit(failure) is failure
@@ -107,7 +107,7 @@ TENSORS = {
 
 @pytest.mark.parametrize("fault", FAULTS | TENSORS)
 @pytest.mark.parametrize("from_", ["memory", "bytes"])
-def test_an_update_with_a_fault_becomes_a_failure_that_names_it(fault, from_):
+def test_an_invalid_update_becomes_a_failure_with_the_reason(fault, from_):
     given, code, detail = {**FAULTS, **TENSORS}[fault]
     if fault in TENSORS:
         answer = admit(update(delta=given) if from_ == "memory" else sealed(tensors=given))
@@ -171,21 +171,21 @@ BYTES_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", BYTES_FAULTS)
-def test_a_message_with_a_fault_becomes_a_failure_that_names_it(fault):
+def test_an_invalid_message_becomes_a_failure_with_the_reason(fault):
     changes, code = BYTES_FAULTS[fault]
     answer = admit(sealed(**changes))
     assert isinstance(answer, ClientFailure)
     assert (answer.client, answer.round, answer.code) == ("a", 3, code)
 
 
-def test_a_message_larger_than_its_view_can_need_is_not_read():
+def test_a_message_larger_than_its_client_model_allows_is_not_read():
     most = 16_384 + sum(len(name) + 128 for name in SHAPES) + 8 + 4 * (10 + 14 + 8 + 6)
     larger, as_large = (admit(Sealed("a", b" " * length)) for length in (most + 1, most))
     assert (larger.code, larger.detail) == ("too-large", f"{most + 1} bytes, the limit is {most}")
     assert as_large.detail.startswith("the header claims 2314885530818453536 bytes")  # eight spaces
 
 
-def test_numbers_of_numpy_are_taken_for_what_they_are():
+def test_numpy_numbers_are_accepted_as_numbers():
     answer = admit(update(num_examples=np.int64(8), steps=np.uint8(2), metrics={"loss": np.float32(0.5)}))
     assert isinstance(answer, ClientUpdate)
     assert type(answer.num_examples) is int and type(answer.steps) is int and type(answer.metrics["loss"]) is float
@@ -206,20 +206,20 @@ def test_the_norm_is_over_all_factors_in_float64_and_has_a_limit():
 
 
 def controlled(**tensors: np.ndarray) -> ClientUpdate:
-    """An update in order with control variates of zeros, but for these: q_A stands for q.A.control."""
+    """A valid update with zero control variates except these; q_A stands for q.A.control."""
     zeros = {f"{name}.control": np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
     return update(delta=values() | zeros | {f"{n.replace('_', '.')}.control": a for n, a in tensors.items()})
 
 
 @pytest.mark.parametrize("value, words", [(np.nan, "10 values are not finite"), (1e30, "float32 has no room")])
-def test_a_control_variate_that_is_not_finite_is_refused_like_any_tensor(value, words):
+def test_a_non_finite_control_variate_is_rejected_like_any_tensor(value, words):
     task = replace(TASK, objective=Objective(scaffold=True))
     answer = admit(controlled(q_A=np.full((2, 5), value, np.float32)), task=task)
     assert isinstance(answer, ClientFailure) and answer.code == "non-finite"
     assert answer.detail.startswith("q.A.control: ") and words in answer.detail
 
 
-def test_a_control_variate_changes_by_no_more_than_its_delta_over_its_rates_and_the_server_s():
+def test_the_change_of_a_control_variate_is_bounded_by_the_delta_over_its_rates_and_that_of_the_server():
     # Δ of q.A is ten ones, of q.B fourteen twos; η is 0.1 + 0.1 of A and three times that of B: 1/0.2 and 2/0.6.
     c = {"q.A": np.full((2, 5), -3.0, np.float32)}
     task = replace(TASK, objective=Objective(scaffold=True, rate_ratio=3.0))
@@ -232,7 +232,7 @@ def test_a_control_variate_changes_by_no_more_than_its_delta_over_its_rates_and_
             assert answer.detail.startswith(f"{name.replace('_', '.')}.control: L2 norm ")
 
 
-def test_a_control_variate_of_a_part_that_no_step_moved_stays_as_it_is():
+def test_the_control_variate_of_an_untrained_part_must_not_change():
     c = {f"q.{part}": np.ones(SHAPES[f"q.{part}"], np.float32) for part in "AB"}
     view = replace(TASK.views["a"], trains=("B", "A"))
     task = replace(TASK, objective=Objective(scaffold=True), views={**TASK.views, "a": view}, control=c)
@@ -248,7 +248,7 @@ def test_an_update_without_finite_metrics_is_refused(metrics):
     assert isinstance(answer, ClientFailure) and answer.code == "non-finite"
 
 
-def test_the_first_usable_update_of_a_client_wins_and_a_refused_one_takes_no_place():
+def test_the_first_usable_update_of_a_client_counts_and_a_rejected_one_does_not_block_it():
     gate = Gate(Limits(), RUN, TOKENIZER)
     assert gate.admit(sealed(checksum="0" * 64), TASK).code == "damaged"
     assert isinstance(gate.admit(sealed(), TASK), ClientUpdate), "sent again after damage on the way"
@@ -258,13 +258,13 @@ def test_the_first_usable_update_of_a_client_wins_and_a_refused_one_takes_no_pla
     assert isinstance(gate.admit(update(round=4), replace(TASK, round=4)), ClientUpdate), "another round"
 
 
-def test_a_client_that_an_engine_gave_up_comes_too_late():
+def test_an_update_after_a_reported_failure_is_rejected():
     gate = Gate(Limits(), RUN)
     assert gate.admit(ClientFailure("a", 3, "hang", ""), TASK).code == "hang"
     assert gate.admit(update(), TASK).code == "duplicate"
 
 
-def test_captured_messages_count_in_no_other_round_and_no_other_run():
+def test_replayed_messages_of_other_rounds_and_runs_are_rejected():
     for number in range(100):
         data = Sealed("a", forged(nonce=f"n-{number}"))
         assert isinstance(admit(data), ClientUpdate)
@@ -290,14 +290,14 @@ def mask(*slots: int) -> np.ndarray:
 
 
 def picked(q=(1, 0), v=(1, 1)) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(delta, slots) of a client that moved these slots of B."""
+    """(delta, slots) of a client that trained these slots of B."""
     slots = {"q": mask(*q), "v": mask(*v)}
     delta = {f"{name}.B": np.full((SHAPES[f"{name}.B"][0], slots[name].sum()), 2, np.float32) for name in slots}
     return delta, slots
 
 
 def picked_of(**changes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The same with other masks; None leaves one out."""
+    """The same with other masks; None omits one."""
     delta, slots = picked()
     return delta, {name: array for name, array in {**slots, **changes}.items() if array is not None}
 
@@ -308,7 +308,7 @@ def sealed_choice(delta, slots, dtypes={}) -> Sealed:  # noqa: B006
 
 
 @pytest.mark.parametrize("q, v", [((1, 0), (1, 1)), ((0, 1), (0, 1)), ((0, 0), (1, 0)), ((0, 0), (0, 0))])
-def test_a_choice_within_the_budget_passes_from_memory_and_as_a_message_and_names_its_tensors_shapes(q, v):
+def test_a_choice_within_the_budget_passes_from_memory_and_as_a_message(q, v):
     delta, slots = picked(q, v)
     for answer in (update(delta=delta, slots=slots), sealed_choice(delta, slots)):
         got = admit(answer, task=CHOOSING)
@@ -340,7 +340,7 @@ CHOICES = {
 
 @pytest.mark.parametrize("from_", ["memory", "bytes"])
 @pytest.mark.parametrize("fault", CHOICES)
-def test_a_choice_with_a_fault_is_refused_by_name(fault, from_):
+def test_an_invalid_choice_is_rejected_with_the_reason(fault, from_):
     (delta, slots), code, detail = CHOICES[fault]
     answer = admit(
         update(delta=delta, slots=slots) if from_ == "memory" else sealed_choice(delta, slots), task=CHOOSING
@@ -364,12 +364,12 @@ def test_a_choice_with_a_fault_is_refused_by_name(fault, from_):
         (None, "fields"),
     ],
 )
-def test_a_choice_in_memory_is_a_plain_dict_of_plain_truth_values(slots, code):
+def test_a_choice_in_memory_must_be_a_plain_dict_of_bools(slots, code):
     answer = admit(update(delta=picked()[0], slots=slots), task=CHOOSING)
     assert isinstance(answer, ClientFailure) and answer.code == code
 
 
-def test_a_choice_in_a_message_is_bytes_of_0_and_1_by_the_names_that_end_in_slots():
+def test_a_choice_in_a_message_consists_of_bytes_0_and_1():
     delta, slots = picked()
     two = {**slots, "q": np.array([2, 0], np.uint8)}
     assert admit(sealed_choice(delta, two), task=CHOOSING).code == "slots"
@@ -378,13 +378,13 @@ def test_a_choice_in_a_message_is_bytes_of_0_and_1_by_the_names_that_end_in_slot
     assert admit(sealed_choice(delta, slots, {"q.B": "BOOL"}), task=CHOOSING).code == "shape"
 
 
-def test_where_no_choice_was_asked_for_one_is_refused():
+def test_an_unrequested_choice_is_rejected():
     assert admit(update(slots={"q": mask(1, 1)})).code == "slots"
     both = values() | {"q.slots": mask(1, 1)}
     assert admit(Sealed("a", forged(both, dtypes={"q.slots": "BOOL"}))).code == "tensors"
 
 
-def test_the_largest_message_of_a_choice_is_that_of_the_dearest_slots():
+def test_the_largest_message_of_a_choice_is_that_of_the_largest_slots():
     # Two slots of q (7 numbers each), one of v (3); four truth values; names q.B, v.B, q.slots, v.slots.
     most = 8 + 16_384 + 4 * 128 + (3 + 3 + 7 + 7) + 4 * (7 + 7 + 3) + 4
     larger, as_large = (admit(Sealed("a", b" " * n), task=CHOOSING) for n in (most + 1, most))
@@ -396,7 +396,7 @@ SECRET = "the-patient-takes-insulin"
 
 
 class Liar(type):
-    """A class whose comparisons run code, and whose name is a client's text."""
+    """A class whose comparisons run code, and whose name is text of a client."""
 
     def __eq__(cls, other):
         raise SystemExit("compared")
@@ -406,7 +406,7 @@ class Liar(type):
 
 
 class Hostile(metaclass=Liar):
-    """An object that raises whatever is done to it."""
+    """An object that raises an exception on every operation."""
 
     def stop(self, *arguments):
         raise SystemExit(SECRET)
@@ -438,14 +438,14 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("index", range(len(HOSTILE)))
-def test_hostile_answers_are_refused_without_an_exception_and_without_their_words(index):
+def test_hostile_replies_are_rejected_without_an_exception_and_without_their_text(index):
     answer = admit(HOSTILE[index])
     assert type(answer) is ClientFailure and answer.code in REASONS
     assert answer.client in ("a", "z", UNKNOWN) and answer.round == 3
     assert SECRET not in f"{answer}" and "insulin" not in f"{answer}"
 
 
-def test_a_client_that_was_not_asked_is_uninvited_whatever_it_sends():
+def test_every_reply_of_a_client_that_was_not_sampled_is_uninvited():
     for answer in (update(client="z"), Sealed("z", forged(client="z")), ClientFailure("z", 3, "norm", "")):
         assert admit(answer).code == "uninvited"
 
@@ -465,5 +465,5 @@ def test_every_code_that_the_sources_use_is_explained():
     assert {"tensors", "format", "non-finite"} <= used <= REASONS.keys()
 
 
-def test_the_base_is_compared_with_that_of_the_view():
+def test_the_base_of_a_message_is_compared_with_that_of_the_client_model():
     assert isinstance(admit(sealed(base=BASE)), ClientUpdate)

@@ -1,4 +1,4 @@
-"""Faults planted in the text of the gate: for each, the test that stands beside it has to fail."""
+"""Faults planted in the source of the gate: for each, the registered test must fail."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import test_gate as gates
 from planted import notice, texts_that_are_not_there_once
 from shepherd.updates import gate, rules
 
-fault = partial(partial, gates.test_an_update_with_a_fault_becomes_a_failure_that_names_it, from_="memory")
-message = partial(partial, gates.test_a_message_with_a_fault_becomes_a_failure_that_names_it)
+fault = partial(partial, gates.test_an_invalid_update_becomes_a_failure_with_the_reason, from_="memory")
+message = partial(partial, gates.test_an_invalid_message_becomes_a_failure_with_the_reason)
 memory = partial(partial, gates.test_tensors_in_memory_are_plain_float32_arrays)
-choice = partial(partial, gates.test_a_choice_with_a_fault_is_refused_by_name, from_="memory")
-first = gates.test_the_first_usable_update_of_a_client_wins_and_a_refused_one_takes_no_place
-bound = gates.test_a_control_variate_changes_by_no_more_than_its_delta_over_its_rates_and_the_server_s
+choice = partial(partial, gates.test_an_invalid_choice_is_rejected_with_the_reason, from_="memory")
+first = gates.test_the_first_usable_update_of_a_client_counts_and_a_rejected_one_does_not_block_it
+bound = gates.test_the_change_of_a_control_variate_is_bounded_by_the_delta_over_its_rates_and_that_of_the_server
 GATE: list[tuple[str, str, Any]] = [
-    ("if not _asked(answer.client, task):", "if False:",
-     gates.test_a_client_that_was_not_asked_is_uninvited_whatever_it_sends),
+    ("if not _is_sampled(reply.client, task):", "if False:",
+     gates.test_every_reply_of_a_client_that_was_not_sampled_is_uninvited),
     ("if (task.round, client) in self._seen:", "if False:", first),
     ("        self._seen.add((task.round, client))\n        return passed", "        return passed", first),
     ("        except Exception:\n", "        except ValueError:\n", partial(
-        gates.test_hostile_answers_are_refused_without_an_exception_and_without_their_words, index=8)),
+        gates.test_hostile_replies_are_rejected_without_an_exception_and_without_their_text, index=8)),
     ("if len(sealed.data) > limit:", "if len(sealed.data) > limit + 1:",
-     gates.test_a_message_larger_than_its_view_can_need_is_not_read),
+     gates.test_a_message_larger_than_its_client_model_allows_is_not_read),
     ('if header.fields["client"] != sealed.client:', "if False:", message(fault="another client")),
     ("if envelope.run != self.run:", "if False:", message(fault="another run")),
     ("if envelope.base != adapter.base_digest:", "if envelope.base and envelope.base != adapter.base_digest:",
@@ -63,21 +63,21 @@ GATE: list[tuple[str, str, Any]] = [
     ("most = 1.02 *", "most = 1.05 *", bound),
     ("if list(update.delta) != list(shapes):", "if False:",
      gates.test_scaffold_sends_a_control_variate_with_each_tensor),
-    ("view = _answered(task.views[update.client], update.slots)", "view = task.views[update.client]",
+    ("view = _with_choice(task.views[update.client], update.slots)", "view = task.views[update.client]",
      choice(fault="a slot more than the budget")),
     ("reverse=True)[: view.choice.budget]", "reverse=False)[: view.choice.budget]",
-     gates.test_the_largest_message_of_a_choice_is_that_of_the_dearest_slots),
+     gates.test_the_largest_message_of_a_choice_is_that_of_the_largest_slots),
     ("len(failure.detail) <= 200 and failure.detail.isprintable()", "len(failure.detail) <= 200",
      gates.test_a_failure_keeps_no_detail_that_is_not_a_short_line),
 ]  # fmt: skip
 FAULTS = [(gate if text in inspect.getsource(gate) else rules, text, *rest) for text, *rest in GATE]
 
 
-def test_every_fault_has_one_place_in_the_source_of_today():
+def test_every_fault_matches_the_current_source_exactly_once():
     assert texts_that_are_not_there_once(FAULTS) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[1][:60].strip())
-def test_a_planted_fault_is_noticed(fault, monkeypatch, tmp_path):
+def test_a_planted_fault_is_detected(fault, monkeypatch, tmp_path):
     notice(fault, monkeypatch, tmp_path, {})

@@ -1,7 +1,7 @@
-"""Two hundred planted strings: none leaves its client, whatever fails, in any file of the run or on any stream.
+"""Two hundred planted strings: none leaves its client under any failure, in any file of the run or on any stream.
 
-They stand in the clients' training rows (instruction, context, response) and in the texts of exceptions, and are looked
-for as they are, in base64 and in hex. Held-out rows, which a report shows on purpose, hold none.
+They are in the training rows of clients (instruction, context, response) and in the texts of exceptions; the search
+covers plain text, base64 and hex. Held-out rows, which a report shows on purpose, contain none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HELD = ["What is two and two?", "Name a colour.", "Where do sheep live?", "Is wa
 
 
 def secrets(count: int = 200) -> list[str]:
-    """Words that occur nowhere else, of 16 letters."""
+    """Unique words of 16 letters."""
     rng = stream(0, "secrets")
     return ["".join(rng.choice(list("bcdfghjklmnpqrstvwxz"), 16)) for _ in range(count)]
 
@@ -56,7 +56,7 @@ def planted(tmp_path: Path) -> tuple[Path, Path, dict[str, list[str]]]:
 
 @pytest.fixture
 def failing(planted, monkeypatch) -> set[str]:
-    """Six of eight clients fail, each in another way, with a text that quotes their rows."""
+    """Six of eight clients fail, each differently, with a text that quotes their rows."""
     held_by, drawn = planted[2], cohort.next_rows
     kinds = (ValueError, KeyError, RuntimeError, UnicodeDecodeError, MemoryError, OSError)
     kind_of = dict(zip(WARDS[1:7], kinds, strict=True))
@@ -135,7 +135,7 @@ def test_no_planted_string_is_in_the_error_of_a_run_that_ends(planted, failing, 
     assert "ward-b: error:ValueError" in journal.read_text()
 
 
-def test_the_texts_show_on_stderr_where_they_are_asked_for(planted, failing, model_folder, tmp_path, capfd):
+def test_the_texts_are_on_stderr_when_requested(planted, failing, model_folder, tmp_path, capfd):
     logger = logging.getLogger("shepherd")
     try:
         assert main(["--debug", "run", *settings(planted, model_folder("llama"), tmp_path / "runs")]) == 0
@@ -148,7 +148,7 @@ def test_the_texts_show_on_stderr_where_they_are_asked_for(planted, failing, mod
 
 
 def test_the_planted_rows_were_trained_on(planted, model_folder, tmp_path, capfd):
-    """A run whose clients never saw the strings would prove nothing."""
+    """Without training on the strings, the other tests would prove nothing."""
     assert main(["run", *settings(planted, model_folder("llama"), tmp_path / "runs")]) == 0
     (run,) = (tmp_path / "runs").iterdir()
     table = json.loads((run / "partition.json").read_text())

@@ -1,4 +1,4 @@
-"""A round's updates beyond a bound lie in a file: the same numbers, a flat memory, and nothing is left behind."""
+"""Updates beyond the memory limit are in a file: equal results, constant memory, and no file left behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from shepherd.updates.spool import Spool
 
 
 class Numbers(NumberEngine):
-    """An engine whose clients answer with random numbers, one after another."""
+    """An engine whose clients reply with random numbers, one after another."""
 
     def __init__(self, size: float = 0.3) -> None:
         self.size = size
@@ -71,7 +71,7 @@ def spool_in(folder: Path, limit: int = 0, disk: Disk | None = None):
 
 
 def rounds(plan: Plan, count: int = 2) -> list:
-    """What each round leaves: its record without times, and the bytes of its checkpoint."""
+    """The result of each round: its record without times, and the bytes of its checkpoint."""
     state, found = begin(plan.method), []
     for _ in range(count):
         state, record = run_round(state, plan, Numbers())
@@ -80,7 +80,7 @@ def rounds(plan: Plan, count: int = 2) -> list:
 
 
 @pytest.mark.parametrize("name", sorted(methods))
-def test_a_round_gives_the_same_bytes_wherever_its_updates_lie(name, tmp_path):
+def test_a_round_has_the_same_bytes_for_every_memory_limit(name, tmp_path):
     method = build_method(name)
     ranks = [2, 4] if method.mixed_ranks else [4]
     some = sum(array.nbytes for array in list(begin(method).model.adapter.factors.values())[-1]) * 4
@@ -101,13 +101,13 @@ def test_a_round_gives_the_same_bytes_wherever_its_updates_lie(name, tmp_path):
     ],
     ids=lambda changes: ", ".join(changes),
 )
-def test_a_round_with_these_settings_too(changes, tmp_path):
+def test_a_round_with_other_settings_has_the_same_bytes_for_every_memory_limit(changes, tmp_path):
     method = changes.pop("method", build_method("fedit"))
     usual = rounds(a_plan(method, 12, **changes))
     assert rounds(a_plan(method, 12, spool_in(tmp_path), **changes)) == usual
 
 
-def test_what_is_read_back_is_what_was_laid_down_value_by_value_and_shape_by_shape(tmp_path):
+def test_arrays_read_from_the_file_equal_those_written(tmp_path):
     odd = {
         "none": np.zeros((0, 3), np.float32), "one": np.full((), 2.5), "turned": np.arange(6.0).reshape(2, 3).T,
         "every other": np.arange(9, dtype=np.int16)[::2], "nan": np.array([np.nan, -0.0, np.inf], np.float32),
@@ -130,14 +130,14 @@ def test_updates_stay_in_memory_as_long_as_they_fit(tmp_path):
         kept = [spool.keep(update) for _ in range(4)]
         assert [k is update for k in kept] == [True, True, False, False]
         assert (spool.held, spool.laid) == (80, 80)
-        assert all(k.private is update.private for k in kept)  # a simulated client's own: it goes into the state
+        assert all(k.private is update.private for k in kept)  # a simulated client keeps it in the state
 
 
 # Memory
 
 
 def peaks(method, tmp_path, clients: int, spool=None) -> tuple[int, int, int]:
-    """Most bytes of a round beyond the state before it; those of the adapter, and of all updates together."""
+    """The peak memory of a round beyond the state before it, the size of the adapter, and of all updates, in bytes."""
     # Products of these are small enough for one BLAS thread: several wait for each other on a busy machine.
     state = begin(method, shapes={f"m{i:02}": (128, 64) for i in range(32)})
     plan = a_plan(method, clients, spool or spool_in(tmp_path))
@@ -170,7 +170,7 @@ def test_a_merge_of_products_holds_one_module_of_all_clients_but_not_all_modules
     assert module < many < sent / 2
 
 
-def test_clients_of_one_rank_share_the_view_that_depends_on_nothing_else():
+def test_clients_of_one_rank_share_a_client_model_that_depends_on_the_rank_alone():
     for name, distinct in (("fedit", 1), ("hetlora", 2), ("flora", 2), ("fed_plora", 6)):
         method = build_method(name)
         model = federations.begin(method)
@@ -190,7 +190,7 @@ def test_clients_of_one_rank_share_the_view_that_depends_on_nothing_else():
 
 
 class Failing(QuickDisk):
-    """Fails when so many tensors have been added to scratch files."""
+    """A disk that fails after this many tensors in scratch files."""
 
     def __init__(self, after: int, number: int = errno.ENOSPC) -> None:
         self.left, self.number = after, number
@@ -203,7 +203,7 @@ class Failing(QuickDisk):
         super().add(scratch, data)
 
 
-def test_a_disk_that_is_full_is_said_with_the_file_and_what_is_intact(tmp_path):
+def test_a_full_disk_is_an_error_with_the_file_and_what_is_intact(tmp_path):
     method = build_method("fedit")
     with pytest.raises(
         ResourceError, match=r"no space left on the disk: .*updates was not written; no round"
@@ -213,7 +213,7 @@ def test_a_disk_that_is_full_is_said_with_the_file_and_what_is_intact(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_the_file_is_closed_when_the_round_is_over_and_when_it_failed(tmp_path):
+def test_the_file_is_closed_after_a_round_and_after_an_error(tmp_path):
     method, made = build_method("fedit"), []
 
     def spool(disk=None):
@@ -226,7 +226,7 @@ def test_the_file_is_closed_when_the_round_is_over_and_when_it_failed(tmp_path):
     assert [scratch.file.closed for scratch in made] == [True, True]
 
 
-def test_a_file_that_lost_its_end_is_never_read_as_numbers(tmp_path):
+def test_a_truncated_file_is_an_error(tmp_path):
     class Torn(QuickDisk):
         def add(self, scratch, data):
             super().add(scratch, data)
@@ -237,9 +237,7 @@ def test_a_file_that_lost_its_end_is_never_read_as_numbers(tmp_path):
         run_round(begin(method), a_plan(method, 5, spool_in(tmp_path, disk=Torn())), Numbers())
 
 
-def test_a_run_whose_disk_fills_up_within_a_round_goes_on_with_space_to_the_same_end(
-    small_config, tmp_path, monkeypatch
-):
+def test_a_run_stopped_by_a_full_disk_resumes_to_the_same_result(small_config, tmp_path, monkeypatch):
     config = small_config("federation.updates_in_memory_mib=0", "evaluation.arms=base,federated", "federation.rounds=3")
     added: list[int] = []
     real = Disk.add
@@ -288,14 +286,14 @@ with Spool(0, RunDirectory(folder).scratch) as spool:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX: kill -9")
-def test_a_process_that_is_killed_within_a_round_leaves_no_updates_behind(tmp_path):
+def test_a_killed_process_leaves_no_file_of_updates(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
     assert done.stdout.strip() == "0" and os.listdir(tmp_path) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX: a file without a name")
-def test_the_file_is_its_owner_s_alone_and_a_name_it_had_for_an_instant_is_swept(tmp_path, monkeypatch):
+def test_the_file_is_readable_by_its_owner_alone_and_stale_names_are_removed(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     store = RunDirectory(tmp_path / "run", QuickDisk())
     scratch = store.scratch()
@@ -310,7 +308,7 @@ def test_the_file_is_its_owner_s_alone_and_a_name_it_had_for_an_instant_is_swept
     assert store.recover().notes == (f"unfinished {name} was removed",) and os.listdir(store.path) == []
 
 
-def test_a_run_may_go_on_with_another_bound(small_config, tmp_path):
+def test_a_run_may_be_resumed_with_another_memory_limit(small_config, tmp_path):
     config = small_config("evaluation.arms=base,federated", "federation.rounds=1")
     done = run(config, out_dir=tmp_path)
     (done.path / "summary.json").unlink()

@@ -1,7 +1,8 @@
-"""An update on the wire: what arrives is what was sent, any safetensors reader can open it, and damage is found."""
+"""Messages of updates: exact round trips, readable by any safetensors reader, with damage detected."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 from forged import FIELDS, forged, update, values
 from shepherd.types import ClientUpdate
-from shepherd.updates.wire import Envelope, WireError, pack, unpack
+from shepherd.updates.layout import WireError
+from shepherd.updates.wire import Envelope, pack, unpack
 
 ENVELOPE = Envelope("demo", "n-1", "b" * 64, "t" * 64, 2, 2.0)
 
@@ -36,7 +38,7 @@ envelopes = st.builds(Envelope, names, names, names, names, counts, floats)
 
 
 @given(updates, envelopes)
-def test_what_arrives_is_what_was_sent_to_the_last_bit(sent, envelope):
+def test_a_message_round_trips_to_the_last_bit(sent, envelope):
     got, told = unpack(pack(sent, envelope))
     assert told == envelope
     assert got.delta.keys() == sent.delta.keys()
@@ -47,7 +49,7 @@ def test_what_arrives_is_what_was_sent_to_the_last_bit(sent, envelope):
         assert getattr(got, name) == getattr(sent, name)
 
 
-def test_private_state_never_travels():
+def test_private_state_is_never_sent():
     secret = np.full(4, 7.25, np.float32)
     data = pack(update(private={"secret-name": secret}), ENVELOPE)
     assert b"secret-name" not in data and secret.tobytes() not in data
@@ -61,9 +63,15 @@ def test_any_safetensors_reader_opens_a_message():
         np.testing.assert_array_equal(tensors[name], array)
 
 
-def test_equal_updates_are_equal_bytes_whatever_the_order_of_their_tensors():
+def test_equal_updates_are_equal_bytes_for_any_order_of_tensors():
     backwards = update(delta=dict(reversed(values().items())))
     assert pack(backwards, ENVELOPE) == pack(update(), ENVELOPE)
+
+
+def test_the_bytes_of_a_message_are_those_of_the_first_release():
+    sent = update(slots={"q": np.array([True, False])}, metrics={"loss": 2.5, "last_loss": 0.1})
+    digests = {dtype: hashlib.sha256(pack(sent, ENVELOPE, dtype)).hexdigest()[:16] for dtype in ("F32", "F16", "BF16")}
+    assert digests == {"F32": "71257b44fd17e91e", "F16": "5d052bb4487d46c2", "BF16": "be0edece3ca8bdd9"}
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [("F16", 11), ("BF16", 8)])
@@ -76,7 +84,7 @@ def test_half_precision_is_rounded_to_nearest_and_widened(dtype, digits):
     assert np.signbit(got[1])
 
 
-def test_bfloat16_rounds_ties_to_even_and_keeps_what_is_not_a_number():
+def test_bfloat16_rounds_ties_to_even_and_keeps_nan():
     # bfloat16 has 7 bits behind the point: 1 + 2⁻⁸ lies between 1 and 1 + 2⁻⁷, 1 + 3·2⁻⁸ between 1 + 2⁻⁷ and 1 + 2⁻⁶.
     given_ = np.array([1 + 2**-8, 1 + 3 * 2**-8, np.inf, -np.inf, 0.0], np.float32)
     given_[4:].view(np.uint32)[:] = 0x7F800001  # a NaN whose only set bit would be rounded away
@@ -91,12 +99,12 @@ def test_a_message_written_by_hand_to_the_documented_layout_is_read():
     assert got.metrics == FIELDS["metrics"] and got.delta.keys() == values().keys()
 
 
-def test_a_value_that_json_does_not_know_is_not_sent():
+def test_a_value_without_a_json_form_is_not_sent():
     with pytest.raises(ValueError, match="not JSON compliant"):
         pack(update(metrics={"loss": float("nan")}), ENVELOPE)
 
 
-def test_every_single_flipped_bit_of_a_message_is_noticed():
+def test_every_single_flipped_bit_of_a_message_is_detected():
     small = update(delta={"q.A": np.ones((1, 2), np.float32)})
     data = pack(small, ENVELOPE)
     for position in range(8 * len(data)):
@@ -106,11 +114,11 @@ def test_every_single_flipped_bit_of_a_message_is_noticed():
             got, _ = unpack(bytes(flipped))
         except WireError:
             continue
-        # A name, a dtype or a shape of the header is no part of the checksum: the gate compares those with its own.
+        # A name, a dtype or a shape of the header is not part of the checksum: the gate compares those.
         assert got.delta.keys() != {"q.A"} or got.delta["q.A"].shape != (1, 2), f"bit {position} changed nothing"
 
 
-def test_every_truncation_of_a_message_is_noticed():
+def test_every_truncation_of_a_message_is_detected():
     data = pack(update(), ENVELOPE)
     for length in range(len(data)):
         with pytest.raises(WireError):
@@ -120,7 +128,7 @@ def test_every_truncation_of_a_message_is_noticed():
 
 
 @given(st.binary(max_size=400))
-def test_arbitrary_bytes_are_refused_and_nothing_else_is_raised(data):
+def test_arbitrary_bytes_raise_a_wire_error_and_nothing_else(data):
     with pytest.raises(WireError):
         unpack(data)
 
@@ -130,13 +138,20 @@ def test_arbitrary_bytes_are_refused_and_nothing_else_is_raised(data):
         st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
     )
 )
-def test_arbitrary_json_in_the_header_is_refused_and_nothing_else_is_raised(value):
+def test_arbitrary_json_in_the_header_raises_a_wire_error_and_nothing_else(value):
     raw = json.dumps(value).encode()
     with pytest.raises(WireError):
         unpack(len(raw).to_bytes(8, "little") + raw)
 
 
-def test_a_bool_is_no_size():
+def test_a_shape_that_no_array_can_have_is_refused_although_it_takes_no_bytes():
+    for shape in ([2**39, 2**39, 0], [0, 2**20, 2**20]):
+        with pytest.raises(WireError, match="larger than any array"):
+            unpack(forged({"x": np.zeros(0, np.float32)}, entries={"x": {"shape": shape}}))
+    assert unpack(forged({"x": np.zeros((0, 2**39), np.float32)}))[0].delta["x"].shape == (0, 2**39)
+
+
+def test_a_bool_is_not_a_size():
     one = {"x": np.ones((1, 5), np.float32)}
     assert unpack(forged(one))[0].delta["x"].shape == (1, 5)
     for change in ({"shape": [True, 5]}, {"data_offsets": [False, 20]}):
@@ -144,7 +159,7 @@ def test_a_bool_is_no_size():
             unpack(forged(one, entries={"x": change}))
 
 
-def test_a_header_longer_than_its_message_is_said_to_be():
+def test_a_header_longer_than_its_message_is_an_error():
     with pytest.raises(WireError, match="the header claims 50 bytes, the whole message has 10"):
         unpack((50).to_bytes(8, "little") + b"{}")
 

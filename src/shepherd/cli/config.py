@@ -30,7 +30,7 @@ def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
     settings = gather(recipe, **flags, default_recipe=None)
     for line in settings.notes:
         output.note(line)
-    values = settings.config.model_dump()
+    values = {name: dict(table) for name, table in settings.config}
     known = keys()
     run = settings.config
     owners = {

@@ -53,7 +53,7 @@ def inspect(source: str, rows: int, as_json: bool, **flags: Any) -> None:
 
     config = _settings(source, **flags).config
     note = None if as_json else output.note
-    dataset = read_rows(config, tell=note)
+    dataset = read_rows(config, progress=note)
     look_at(config.model.base, config.model.revision)
     from shepherd.data.audit import audit
     from shepherd.data.prompts import build_template
@@ -98,7 +98,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         from shepherd.model.fetch import look_at
 
         if not config.data.source.startswith("hub:"):
-            read_rows(config, tell=note)  # mistakes in them are reported before PyTorch loads
+            read_rows(config, progress=note)  # mistakes in them are reported before PyTorch loads
         look_at(config.model.base, config.model.revision)
         from shepherd.experiment.rows import prepare_rows
 
@@ -109,7 +109,7 @@ def partition(recipe: str, svg: Path | None, tokenize: bool, as_json: bool, **fl
         held_out = tuple(rows.examples[name] for name in divided.held_out)
         refused = len(dataset.examples) - len(rows.tokenized.by_id)
     else:
-        dataset, refused = read_rows(config, tell=note), None
+        dataset, refused = read_rows(config, progress=note), None
         extra = read_held_out(config, dataset)
         train, held_out, divided = divide_rows(config, dataset.examples, extra.examples if extra is not None else None)
         where = config.data.held_out_source or "held-out rows"

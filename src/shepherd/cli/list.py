@@ -28,7 +28,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "remainders": ("shepherd.server.pieces.remainder", "method.remainder"),
     "optimizers": ("shepherd.server.optimizer", "server.optimizer"),
     "personalizations": ("shepherd.clients.personal.methods", "personalization.name"),
-    "metrics": ("shepherd.evaluation.text", "measured on generated answers"),
+    "arms": ("shepherd.arms", "evaluation.arms"),
+    "metrics": ("shepherd.evaluation.text", "evaluation.metrics"),
 }
 """Registry -> (the module that holds it under that name, where its names are used)."""
 
@@ -105,7 +106,7 @@ def _names(kind: str) -> list[dict]:
         from shepherd.server.traffic import table
 
         more = {row["name"]: row for row in table()}
-    options = {name: registry.options(name) if kind != "metrics" else {} for name in registry}
+    options = {name: registry.options(name) for name in registry}
     return [
         {
             "name": name,

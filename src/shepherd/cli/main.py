@@ -22,6 +22,8 @@ from shepherd.cli import interrupts
 if TYPE_CHECKING:
     import click
 
+    from shepherd.experiment.events import ErrorEvent
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: that of this process, which then ends) and return its exit status."""
@@ -110,7 +112,7 @@ def _fail(message: str, hint: str, status: int, debug: bool, as_json: bool) -> i
         traceback.print_exc()
     lines = [(sys.stderr, f"error: {message}"), *([(sys.stderr, f"hint: {hint}")] if hint else [])]
     if as_json:
-        event = {"event": "error", "message": message, "hint": hint, "exit_status": status}
+        event: ErrorEvent = {"event": "error", "message": message, "hint": hint, "exit_status": status}
         lines.append((sys.stdout, json.dumps(event, ensure_ascii=False)))
     for stream, line in lines:
         try:

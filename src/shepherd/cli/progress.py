@@ -3,15 +3,8 @@
     with observer() as watch:
         experiment.run(config, observer=watch)
 
-An observer is called with plain dicts (key "event"): start, committed, phase, clients, step, round, evaluation,
-warning, end. Table and lines go to stderr, JSON goes to stdout. Observers do not change the run.
-
-"start" has the round after which a run is resumed, and the fraction of its training that is done; a "committed" with
-the keys of "round" follows for each earlier round.
-
-"clients" and "step" hold rows of the clients with news: state (waiting, training, done, failed, rejected, late), step
-of steps, loss, tokens (targets), seen_tokens and tokens_per_second (all tokens through the base, per second of this
-client's training). A round begins with one row for each client of the cohort.
+An observer is called with the dicts of `experiment/events.py`, listed in docs/events.md. Table and lines go to stderr,
+JSON goes to stdout. Observers do not change the run.
 """
 
 from __future__ import annotations
@@ -21,13 +14,16 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from shepherd.cli import interrupts, output
 from shepherd.outcomes import entry_outcome
 from shepherd.report import wording
+
+if TYPE_CHECKING:
+    from shepherd.experiment import events
 
 REFRESH_PER_SECOND = 3
 CLIENTS_SHOWN = 16
@@ -53,12 +49,13 @@ class Observer:
     labels: Mapping[str, str] = MappingProxyType({})
     """Names of clients that differ from their ids, once the run has started."""
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        self.run, self.labels = event.get("run", self.run), event.get("labels", self.labels)
+    def __call__(self, event: events.Event) -> None:
+        if event["event"] == "start":
+            self.run, self.labels = event["run"], event["labels"]
         interrupts.check()
         self.show(event)
 
-    def show(self, event: Mapping[str, Any]) -> None:
+    def show(self, event: events.Event) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -74,7 +71,7 @@ class Observer:
 class JsonLines(Observer):
     """One JSON object per line on stdout; a failure adds {"event": "error", …} as the last."""
 
-    def show(self, event: Mapping[str, Any]) -> None:
+    def show(self, event: events.Event) -> None:
         click.echo(output.to_json(event))
 
 
@@ -82,10 +79,10 @@ class PlainLines(Observer):
     """One line per phase, round, evaluation and warning on stderr, and every 30 s within a long round."""
 
     def __init__(self) -> None:
-        self.started: Mapping[str, Any] = {}
+        self.started: events.StartEvent | None = None
         self.last_line = time.monotonic()
 
-    def show(self, event: Mapping[str, Any]) -> None:
+    def show(self, event: events.Event) -> None:
         event = named(event, self.labels)
         if event["event"] == "start":
             self.started = event
@@ -99,7 +96,7 @@ class PlainLines(Observer):
         output.note(line)
 
 
-def named(event: Mapping[str, Any], labels: Mapping[str, str]) -> Mapping[str, Any]:
+def named(event: events.Event, labels: Mapping[str, str]) -> events.Event:
     """Replace client ids by names in an event."""
     if not labels:
         return event
@@ -107,59 +104,59 @@ def named(event: Mapping[str, Any], labels: Mapping[str, str]) -> Mapping[str, A
     def name(client: str) -> str:
         return wording.shorten(labels.get(client, client), 64, middle=True)
 
-    changed: dict[str, Any] = {}
-    if isinstance(event.get("clients"), Mapping):
-        changed["clients"] = {labels.get(c, c): row for c, row in event["clients"].items()}
-    if event.get("rejected"):
-        changed["rejected"] = [{**entry, "client": name(entry["client"])} for entry in event["rejected"]]
-    changed |= {key: [name(c) for c in event[key]] for key in ("missing", "late") if event.get(key)}
-    return {**event, **changed}
+    if event["event"] == "clients" or event["event"] == "step":
+        rows = {labels.get(c, c): row for c, row in event["clients"].items()}
+        return cast("events.Event", {**event, "clients": rows})
+    if event["event"] == "round" or event["event"] == "committed":
+        rejected = [{**entry, "client": name(entry["client"])} for entry in event.get("rejected") or ()]
+        silent = {"missing": [*map(name, event.get("missing") or ())], "late": [*map(name, event.get("late") or ())]}
+        return cast("events.Event", {**event, "rejected": rejected, **silent})
+    return event
 
 
-def describe(event: Mapping[str, Any], started: Mapping[str, Any]) -> str:
+def describe(event: events.Event, started: events.StartEvent | None = None) -> str:
     """Describe an event in one line; empty for events without one. started: the run's "start" event."""
-    arm, rounds = event.get("arm") or "", started.get("rounds", 0)
     match event["event"]:
         case "start":
-            clients = wording.plural(len(event.get("clients", ())), "client")
-            arms = ", ".join(event.get("arms", ()))
-            line = f"run {event['run']}: {event['model']}, {clients}, {wording.plural(rounds, 'round')}; arms: {arms}"
-            return line + (f"; resumed after round {event['round']}" if event.get("round") else "")
+            clients, rounds = wording.plural(len(event["clients"]), "client"), wording.plural(event["rounds"], "round")
+            line = f"run {event['run']}: {event['model']}, {clients}, {rounds}; arms: {', '.join(event['arms'])}"
+            return line + (f"; resumed after round {event['round']}" if event["round"] else "")
         case "phase":
-            return " ".join(part for part in (f"{event['phase']}", arm and f"({arm})") if part) + (
-                f": {event['detail']}" if event.get("detail") else ""
-            )
+            arm = f" ({event['arm']})" if event["arm"] else ""
+            return event["phase"] + arm + (f": {event['detail']}" if event["detail"] else "")
         case "step":
-            left = wording.duration(event.get("eta_seconds"))
-            speed = wording.count(round(event.get("tokens_per_second") or 0))
-            return (
-                f"{_position(event)}: {wording.percent(event.get('fraction'), 0)} done, {speed} tokens/s, {left} left"
-            )
-        case "committed" if event["round"] <= started.get("round", 0) - FORMER_ROUNDS_SHOWN:
+            left, speed = wording.duration(event["eta_seconds"]), wording.count(round(event["tokens_per_second"]))
+            return f"{_position(event)}: {wording.percent(event['fraction'], 0)} done, {speed} tokens/s, {left} left"
+        case "committed" if started and event["round"] <= started["round"] - FORMER_ROUNDS_SHOWN:
             return ""
         case "round" | "committed":
-            losses = [loss for loss in (event.get("train_loss") or {}).values() if wording.number(loss) is not None]
-            mean = sum(losses) / len(losses) if losses else None
-            before = " (before)" if event["event"] == "committed" else ""
-            parts = [f"round {event['round']}" + (f"/{rounds}" if rounds else "") + before]
-            parts.append(f"{wording.plural(len(event['cohort']), 'client')}, training loss {wording.digits(mean)}")
-            if event.get("held_out_loss") is not None:
-                parts.append(f"held-out loss {wording.digits(event['held_out_loss'])}")
-            parts.append(f"{wording.size(event.get('bytes_up'))} up")
-            parts.append(wording.duration(sum((event.get("seconds") or {}).values())))
-            for entry in event.get("rejected") or ():
-                parts.append(f"{entry_outcome(entry)} {entry['client']} ({entry['code']}: {entry['detail']})")
-            if event.get("missing"):
-                parts.append(f"lost {wording.listing(list(event['missing']))}")
-            if event.get("late"):
-                parts.append(f"late {wording.listing(list(event['late']))}")
-            return ", ".join(parts)
+            return _round(event, started["rounds"] if started else 0)
         case "evaluation":
-            at = f" after round {event['round']}" if event.get("round") else ""
-            return f"{arm}{at}: held-out loss {wording.digits(event['loss'])}"
+            at = f" after round {event['round']}" if event["round"] else ""
+            return f"{event['arm']}{at}: held-out loss {wording.digits(event['loss'])}"
         case "warning":
             return f"warning: {event['message']}"
     return ""
+
+
+def _round(event: events.RoundEvent | events.CommittedEvent, rounds: int) -> str:
+    """One line about a round; fields that an older version did not write are left out."""
+    losses = [loss for loss in (event.get("train_loss") or {}).values() if wording.number(loss) is not None]
+    mean = sum(losses) / len(losses) if losses else None
+    before = " (before)" if event["event"] == "committed" else ""
+    parts = [f"round {event['round']}" + (f"/{rounds}" if rounds else "") + before]
+    parts.append(f"{wording.plural(len(event['cohort']), 'client')}, training loss {wording.digits(mean)}")
+    if event.get("held_out_loss") is not None:
+        parts.append(f"held-out loss {wording.digits(event['held_out_loss'])}")
+    parts.append(f"{wording.size(event.get('bytes_up'))} up")
+    parts.append(wording.duration(sum((event.get("seconds") or {}).values())))
+    for entry in event.get("rejected") or ():
+        parts.append(f"{entry_outcome(entry)} {entry['client']} ({entry['code']}: {entry['detail']})")
+    if event.get("missing"):
+        parts.append(f"lost {wording.listing(list(event['missing']))}")
+    if event.get("late"):
+        parts.append(f"late {wording.listing(list(event['late']))}")
+    return ", ".join(parts)
 
 
 class LiveTable(Observer):
@@ -172,10 +169,12 @@ class LiveTable(Observer):
 
         self.process = psutil.Process()
         self.console = console or Console(stderr=True)
-        self.started: Mapping[str, Any] = {}
-        self.step: Mapping[str, Any] = {}
+        self.started: events.StartEvent | None = None
+        self.step: events.ClientsEvent | events.StepEvent | None = None
+        self.fraction = self.speed = 0.0
+        self.left: float | None = None
         self.at: tuple[Any, ...] = ()
-        self.clients: dict[str, Mapping[str, Any]] = {}
+        self.clients: dict[str, events.ClientRow] = {}
         self.phase = ""
         self.training = False
         self.sent = 0
@@ -189,20 +188,26 @@ class LiveTable(Observer):
             redirect_stderr=False,
         )
 
-    def show(self, event: Mapping[str, Any]) -> None:
+    def show(self, event: events.Event) -> None:
         event = named(event, self.labels)
         match event["event"]:
             case "start":
-                self.started, self.step = event, {"fraction": event.get("fraction")}
+                self.started, self.fraction = event, event["fraction"]
             case "phase":
-                self.phase = " ".join(filter(None, (event["phase"], event.get("arm"))))
-                self.phase += f": {event['detail']}" if event.get("detail") else ""
+                self.phase = " ".join(filter(None, (event["phase"], event["arm"])))
+                self.phase += f": {event['detail']}" if event["detail"] else ""
                 self.training = False
             case "clients" | "step":
                 # Cohorts change with federated rounds; clients of the local arm stay.
                 at = event["arm"], event["round"] if event["arm"] == "federated" else None
                 self.clients = {**(self.clients if at == self.at else {}), **event["clients"]}
-                self.step, self.at, self.training = {**self.step, **event}, at, True
+                self.step, self.at, self.training = event, at, True
+                if event["event"] == "step":
+                    self.fraction, self.left, self.speed = (
+                        event["fraction"],
+                        event["eta_seconds"],
+                        event["tokens_per_second"],
+                    )
             case "round" | "committed":
                 self.sent += int(wording.number(event.get("bytes_up")) or 0)
                 if event.get("held_out_loss") is not None:
@@ -227,20 +232,18 @@ class LiveTable(Observer):
         from rich.table import Table
         from rich.text import Text
 
-        step = self.step
-        eta = wording.number(step.get("eta_seconds")) if self.training else None
-        left = f"{wording.duration(eta)} left" if eta else ""
-        speed = f"{_speed(step)} tokens/s" if self.training and step.get("tokens_per_second") else ""
+        left = f"{wording.duration(self.left)} left" if self.training and self.left else ""
+        speed = f"{_speed(self.speed)} tokens/s" if self.training and self.speed else ""
         name = wording.shorten(Path(self.run).name if self.run else "run", 32, middle=True)
-        at = _position(step) if self.training else self.phase
+        at = _position(self.step) if self.training and self.step else self.phase
         room = max(8, min(40, self.console.width - len(name) - len(at) - 6))
-        model = wording.shorten(str(self.started.get("model", "")), room, middle=True)
+        model = wording.shorten(self.started["model"] if self.started else "", room, middle=True)
         title = Text.assemble((name, "bold"), "  ", model, "  ", (at, "cyan"))
         sent = f"{wording.size(self.sent)} sent by clients" if self.sent else ""
         memory = f"memory {wording.size(self.process.memory_info().rss)}"
         so_far = Text(" · ".join(filter(None, (self.measured, sent, memory))), "dim")
         bar = Table.grid(padding=(0, 1 if self.console.width < NARROW else 2))
-        share = min(1.0, max(0.0, step.get("fraction") or 0.0))
+        share = min(1.0, max(0.0, self.fraction))
         width = max(8, min(40, self.console.width - 46))
         bar.add_row(ProgressBar(total=1.0, completed=share, width=width), wording.percent(share, 0), left, speed)
         parts = [title, bar, so_far] if self.started else [title, so_far]  # the amount of work is known from then on
@@ -248,7 +251,7 @@ class LiveTable(Observer):
             parts.append(self._clients(self.clients, Table(box=None, padding=(0, 2, 0, 0), header_style="dim")))
         return Group(*parts)
 
-    def _clients(self, clients: Mapping[str, Mapping[str, Any]], table: Any) -> Any:
+    def _clients(self, clients: Mapping[str, events.ClientRow], table: Any) -> Any:
         narrow = self.console.width < NARROW
         table.add_column("client")
         table.add_column("state")
@@ -267,7 +270,7 @@ class LiveTable(Observer):
                 Text(row["state"], _STYLE.get(row["state"], "")),
                 f"{row['step']}/{row['steps']}" if row["steps"] else "",
                 wording.digits(row["loss"]) if row["loss"] is not None else "",
-                *([] if narrow else [_speed(row)]),
+                *([] if narrow else [_speed(row["tokens_per_second"])]),
             )
         hidden = [clients[name]["state"] for name in names[room:]]
         if hidden:
@@ -276,11 +279,11 @@ class LiveTable(Observer):
         return table
 
 
-def _speed(row: Mapping[str, Any]) -> str:
-    return wording.count(round(row["tokens_per_second"])) if row.get("tokens_per_second") else ""
+def _speed(tokens_per_second: float | None) -> str:
+    return wording.count(round(tokens_per_second)) if tokens_per_second else ""
 
 
-def _position(event: Mapping[str, Any]) -> str:
+def _position(event: events.ClientsEvent | events.StepEvent) -> str:
     """The position in the run, e.g. "federated, round 2/8"."""
     arm = event["arm"]
     return "personal models" if arm == "personal" else f"{arm}, round {event['round']}/{event['rounds']}"

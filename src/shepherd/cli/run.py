@@ -19,7 +19,7 @@ from shepherd.experiment import capacity, checks
 from shepherd.store import open_run
 
 if TYPE_CHECKING:
-    from shepherd.experiment.pipeline import Run
+    from shepherd.experiment.opened_run import Run
 
 
 LABELS = {
@@ -44,7 +44,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
     RECIPE is a TOML file or the name of a packaged recipe (`shepherd list recipes`); the default is demo, or own-data
     with --data. All results are written to the run directory, whose path is printed at the end.
     """
-    from shepherd.cli import outcome, progress
+    from shepherd.cli import printed_result, progress
     from shepherd.experiment import run as experiment
 
     if stopped is not None:
@@ -63,7 +63,7 @@ def run(ctx: click.Context, recipe: str | None, as_json: bool, plain: bool, stop
         output.announce_torch()
         result = _carry_out(partial(experiment.run_checked, checked), observer)
     if not as_json:
-        outcome.print_result(Path(result.path), result.summary)
+        printed_result.print_result(Path(result.path), result.summary)
 
 
 @click.command()
@@ -77,7 +77,7 @@ def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
     The result is identical, byte for byte, to that of an uninterrupted run. If settings, data, base, tokenizer, code
     or machine have changed since the start, the differences are listed and nothing is run.
     """
-    from shepherd.cli import outcome, progress
+    from shepherd.cli import printed_result, progress
     from shepherd.experiment import run as experiment
 
     run_dir = open_run(find_run(run), "identity.json")
@@ -88,7 +88,7 @@ def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
         output.announce_torch()
         result = _carry_out(partial(experiment.resume, run_dir, force=force), observer)
     if not as_json:
-        outcome.print_result(Path(result.path), result.summary)
+        printed_result.print_result(Path(result.path), result.summary)
 
 
 def _carry_out(start: Callable[..., Run], observer: Any) -> Run:

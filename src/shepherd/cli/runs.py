@@ -14,7 +14,6 @@ from shepherd.cli.group import Commands
 from shepherd.cli.settings import find_run
 from shepherd.errors import UsageError
 
-ARMS = ("base", "federated", "local", "centralised")
 out_option = click.option("--out", default="runs", show_default=True, type=click.Path(file_okay=False, path_type=Path),
                           metavar="DIR", help="Folder that holds the runs.")  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -34,6 +33,7 @@ def ls(out: Path, as_json: bool) -> None:
     A run is running while a process writes to it, finished when it has a summary, else interrupted."""
     import dataclasses
 
+    from shepherd.arms import COMPARED, shown
     from shepherd.report.wording import digits, plural, size
     from shepherd.store.listing import Entry, list_runs
 
@@ -45,7 +45,8 @@ def ls(out: Path, as_json: bool) -> None:
     if as_json:
         output.print_json([dataclasses.asdict(entry) for entry in entries])
         return
-    arms = [arm for arm in ARMS if any(arm in entry.losses for entry in entries)]
+    measured = shown(arm for entry in entries for arm in entry.losses)
+    arms = [*(arm for arm in COMPARED if arm in measured), *(arm for arm in measured if arm not in COMPARED)]
     if entries:
         output.print_table(
             ("run", "state", "rounds", *arms, "size", "started"),

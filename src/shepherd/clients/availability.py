@@ -36,12 +36,13 @@ class Trace:
     clients: Mapping[ClientId, tuple[tuple[int, float], ...]]
 
     def __call__(self, client: ClientId, round_number: int) -> bool:
+        """Whether the client is available in round `round_number` (from 1)."""
         intervals = self.clients.get(client, self.clients.get(OTHERS, ()))
         return any(first <= round_number <= last for first, last in intervals)
 
 
 def read_trace(path: str) -> Trace:
-    """Read a trace: CSV where the name ends in .csv, JSON otherwise. Raises UsageError with the file and the place."""
+    """Read a trace: CSV if the name ends in .csv, else JSON. Raises UsageError with the file and the position."""
     file = Path(path)
     try:
         if file.stat().st_size > LARGEST:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from shepherd.clients.local_optimizer import LocalOptimizer
-from shepherd.clients.progress import ObserveTraining, Progress
+from shepherd.clients.progress import ObserveTraining, Progress, State
 from shepherd.clients.row_order import next_rows
 from shepherd.clients.settings import LocalTraining
 from shepherd.model.checkpointing import checkpointing
@@ -37,17 +37,18 @@ class LocalProgress:
     seconds: float = 0.0
 
     def metrics(self) -> dict[str, float]:
+        """The metrics of the update; losses in nats per target token."""
         mean = float(np.mean(self.losses))
         return {"loss": mean, "last_loss": self.losses[-1], "targets": self.targets, "steps": len(self.losses)}
 
 
 @dataclass
 class Cohort:
-    """K clients in joint training, in the order of `views`. Lives for one round, or longer for the baselines.
+    """K clients in joint training, in the order of `views`, for one round, or longer in the local and pooled arms.
 
-    `control` is SCAFFOLD's c, `private` what each client kept from earlier rounds, `anchors` the centre of the proximal
-    term where that is not the model that a client starts from. `before` is the progress reported in the earlier of the
-    `trainings` of the round, `reported` the latest progress.
+    `control`: SCAFFOLD's c. `private`: each client's state from earlier rounds. `anchors`: the centre of the proximal
+    term where it differs from the initial model of the client. `before`: the progress reported in the earlier of the
+    `trainings` of the round. `reported`: the latest progress.
     """
 
     packed: PackedModel
@@ -112,7 +113,7 @@ class Cohort:
     def _progress(self, client: ClientId, local: LocalProgress) -> Progress:
         before = self.before.get(client, Progress())
         step, steps = before.step + len(local.losses), self.trainings * len(local.rates)
-        state = "failed" if client in self.failures else "done" if step == steps else "training"
+        state: State = "failed" if client in self.failures else "done" if step == steps else "training"
         loss = local.losses[-1] if local.losses else math.nan
         spent = before.targets + local.targets, before.tokens + local.tokens, before.seconds + local.seconds
         return Progress(state, step, steps, loss, *spent)

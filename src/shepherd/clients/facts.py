@@ -1,4 +1,4 @@
-"""What a client announces of its rows before a plan is made, without showing them."""
+"""Facts of a client's data that it announces before a plan is made: counts and a digest, no rows."""
 
 from __future__ import annotations
 

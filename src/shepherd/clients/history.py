@@ -1,6 +1,6 @@
-"""What a server remembers of its clients between rounds: when they took part, their losses and seconds, their strikes.
+"""Client histories between rounds: last participation, losses, durations and strikes.
 
-In: the memory before a round and the replies to it. Out: the memory after it, and the pool of the next selection.
+Input: the histories before a round and its replies. Output: the histories after it, and the pool of the next selection.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def pool_of(
     sizes: Mapping[ClientId, int],
     weights: str,
 ) -> Pool:
-    """What a selection may know of these clients before round `round_number`.
+    """The pool of these clients for the selection of round `round_number` (from 1).
 
-    sizes: rows that each holds. weights: as federation.weights; "tokens" are not known before a round, so there are no
-    shares then.
+    sizes: training rows of each. weights: federation.weights; with "tokens", whose counts are unknown before training,
+    the pool has no shares.
     """
     names = tuple(sorted(clients))
     known = {c: history[c] for c in names if c in history}
@@ -45,9 +45,9 @@ def remembered(
     updates: Mapping[ClientId, ClientUpdate],
     seconds: Mapping[ClientId, float],
 ) -> dict[ClientId, ClientHistory]:
-    """The history after a round of this cohort; what a client did not report this time stays as it was.
+    """The histories after a round of this cohort; values that a client did not report are carried over.
 
-    updates: those that were admitted. seconds: of the clients that replied, in time or late.
+    updates: the admitted ones. seconds: durations of the clients that replied, in time or late.
     """
     after = dict(history)
     for client in sorted(cohort):
@@ -60,7 +60,7 @@ def remembered(
 def strikes_of(
     strikes: Mapping[ClientId, int], good: Collection[ClientId], failed: Collection[ClientId]
 ) -> dict[ClientId, int]:
-    """Consecutive unusable rounds of each client after a round in which these were `good` and these `failed`."""
+    """The consecutive unusable replies of each client after a round, given the `good` and `failed` clients in it."""
     after = {client: count for client, count in strikes.items() if client not in good}
     for client in sorted(failed):
         after[client] = after.get(client, 0) + 1
@@ -68,5 +68,5 @@ def strikes_of(
 
 
 def quarantined_by(strikes: Mapping[ClientId, int], limit: int, before: Collection[ClientId]) -> tuple[ClientId, ...]:
-    """Clients that reach the limit now, by name; limit 0 quarantines nobody. before: those already in quarantine."""
+    """The clients that newly reach the limit, sorted; limit 0 disables quarantine. before: those already in it."""
     return tuple(c for c in sorted(strikes) if limit and strikes[c] >= limit and c not in before)

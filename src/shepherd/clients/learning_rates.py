@@ -25,8 +25,8 @@ def learning_rates(
 ) -> tuple[float, ...]:
     """The rates of a client's `steps` local steps in round `round_index` (from 0).
 
-    over = "run": position (round_index · steps + i) of rounds · steps, so the curve spans all rounds whatever the
-    client's number of steps. over = "round": position i of steps. over = "rounds": position round_index of rounds,
+    over = "run": position (round_index · steps + i) of rounds · steps, so the curve spans all rounds for any
+    number of steps of a client. over = "round": position i of steps. over = "rounds": position round_index of rounds,
     the same for all steps of a round (with cosine as in OpenFedLLM, 2402.06954). Linear and cosine reach `least` after
     the last position; during the warm-up the rate rises linearly to the peak.
     """

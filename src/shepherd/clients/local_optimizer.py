@@ -1,4 +1,4 @@
-"""The local optimizer of one client: the parameters that move in a round, their objective and their update rule.
+"""The local optimizer of one client: the trainable parameters of a round, their objective and their update rule.
 
 A client trains the parts A and B, or a core in place of B while A is fixed. Each part is one flat vector with separate
 rate, gradient and optimizer state, so a part that a step skips keeps its bits: no weight decay, no momentum.
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Part:
-    """A vector of trainable parameters. `mask` is 1 where they may move.
+    """A flat vector of trainable parameters, float32[n]. `mask` is 1 for those that may move, else 0.
 
-    `start` holds their values at the start of the round, `anchor` the centre of the proximal term.
+    `start`: the values at the start of the round. `anchor`: the centre of the proximal term.
     """
 
     name: str
@@ -105,7 +105,7 @@ class LocalOptimizer:
         self._optimizer = build_optimizer([part.values for part in self.parts], settings)
 
     def begin(self, step: int) -> None:
-        """Start local step `step` (from 0) of a round: select the parts that it moves and reset their gradients."""
+        """Start local step `step` (from 0) of a round: select the parts that it trains and reset their gradients."""
         moves = self.view.trains[step % len(self.view.trains)]
         self.active = self.parts if self.core is not None else [part for part in self.parts if part.name in moves]
         self.slot.moves = moves
@@ -142,7 +142,7 @@ class LocalOptimizer:
                 control.correct(part.gradient)
         for part, group in zip(self.parts, self._optimizer.param_groups, strict=True):
             group["lr"] = self._rate(part, rate)
-            # Without a gradient torch's optimizers leave a vector and its state as they are, weight decay included.
+            # Without a gradient, torch's optimizers change neither a vector nor its state, not even by weight decay.
             part.values.grad = part.gradient if part in self.active else None
         self._optimizer.step()
         for part, control in corrected:
@@ -165,8 +165,8 @@ class LocalOptimizer:
 
     def delta(self) -> dict[str, np.ndarray]:
         """The update local − start, by the names of `ClientModel.tensors`."""
-        begins, learned = self.view.tensors(), self.tensors()
-        ends = self.view.gather({name: learned[name] for name in begins})
+        begins, trained = self.view.tensors(), self.tensors()
+        ends = self.view.gather({name: trained[name] for name in begins})
         return {name: ends[name] - begin for name, begin in begins.items()}
 
     def controls(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -178,8 +178,8 @@ class LocalOptimizer:
         kept: dict[str, np.ndarray] = {}
         for part in self.parts:
             if part.control is not None:
-                change, own = part.control.finish(part.values)
-                kept |= {n: array for n, array in own.items() if self.view.travels(n.removeprefix(PRIVATE_CONTROL))}
+                change, c_k = part.control.finish(part.values)
+                kept |= {n: array for n, array in c_k.items() if self.view.travels(n.removeprefix(PRIVATE_CONTROL))}
                 travels |= change
         return self.view.gather(travels), kept
 

@@ -1,6 +1,6 @@
 """Terms of the local objective besides the loss: FedProx's proximal term and SCAFFOLD's control variates.
 
-All act on flat vectors. With μ = 0 and without control variates nothing here is called, so the bits are FedAvg's.
+All act on flat vectors. With μ = 0 and without control variates none is applied, so the bits are those of FedAvg.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 def add_product_proximal(gradient: Pair, values: Pair, start: Pair, mu: float, scale: float) -> None:
-    """gradient += ∇ (μ/2)‖s(BA − B_tA_t)‖²: the distance between increments, whatever their gauge. O(r²(in + out)).
+    """gradient += ∇ (μ/2)‖s(BA − B_tA_t)‖²: the distance between increments, gauge-invariant. O(r²(in + out)).
 
     With the differences dA and dB, BA − B_tA_t = dB A + B_t dA, which does not cancel near the start. So
     ∂/∂B = μs²(dB AAᵀ + B_t dA Aᵀ) and ∂/∂A = μs²(BᵀdB A + BᵀB_t dA).
@@ -60,15 +60,15 @@ class Control:
         self.layout, self.start, self.mask = layout, start, mask
         self.total_rate = 0.0
         self.c = self._load(server, "")
-        self.own = self._load(private, PRIVATE_CONTROL)
-        self.shift = self._masked(self.c - self.own)
+        self.c_k = self._load(private, PRIVATE_CONTROL)
+        self.shift = self._masked(self.c - self.c_k)
 
     def correct(self, gradient: Tensor) -> None:
         """Add the correction to the gradient of a step of SGD."""
         gradient.add_(self.shift)
 
     def correct_values(self, values: Tensor, rate: float) -> None:
-        """Take the correction from the values, after a step of another optimizer at this rate."""
+        """Subtract the correction from the values after a step of another optimizer at this rate."""
         values.sub_(self.shift, alpha=rate)
 
     def count(self, rate: float) -> None:
@@ -78,10 +78,10 @@ class Control:
 
     def finish(self, values: Tensor) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(sent: Δc_k by "<name>.control"; kept: c_k⁺ by "control/<name>"). A part that never moved keeps its c_k."""
-        change = torch.zeros_like(self.own)
+        change = torch.zeros_like(self.c_k)
         if self.total_rate:
             change = self._masked((self.start - values) / self.total_rate - self.c)
-        travels, kept = (self.layout.unpack(v.cpu().numpy()) for v in (change, self.own + change))
+        travels, kept = (self.layout.unpack(v.cpu().numpy()) for v in (change, self.c_k + change))
         return (
             {f"{name}.control": array for name, array in travels.items()},
             {f"{PRIVATE_CONTROL}{name}": array for name, array in kept.items()},
@@ -91,7 +91,7 @@ class Control:
         return vector if self.mask is None else vector * self.mask
 
     def _load(self, tensors: Tensors, prefix: str) -> Tensor:
-        """The part's control variates as one vector, zeros where there are none."""
+        """The control variates of the part as one vector float32[n], zero without any."""
         found = {f"{name}.{self.layout.part}": shape for name, shape in self.layout.shapes.items()}
         full = {}
         for name, shape in found.items():

@@ -1,4 +1,4 @@
-"""Types of client selection: the pool that a cohort is drawn from, the draw, the rule and their registry."""
+"""Types of client selection: the pool of eligible clients, the draw of a cohort, the rule and the registry of rules."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ WEIGHTS = ("examples", "tokens", "uniform")
 
 @dataclass(frozen=True)
 class Pool:
-    """What the server knows before a round, and all that a selection may depend on.
+    """The eligible clients before a round with their histories: everything that a selection may depend on.
 
-    clients: those eligible now, sorted; the mappings have no others. sizes: training rows of each. shares: the weights
-    in the mean over all of them, by federation.weights, which sum to one; empty for "tokens", whose counts are known
-    only after training. Of clients sampled before: `rounds`, the last such round; `losses`, the mean training loss of
-    the last update in nats per target token; `seconds`, the duration of the last update. The last two lack clients
-    without any update.
+    clients: sorted; the mappings contain no others. sizes: training rows of each. shares: weights in the mean over all
+    clients by federation.weights, which sum to one; empty for "tokens", whose counts are known only after training.
+    rounds: the last round of clients sampled before. losses: the mean training loss of a client's last update, in nats
+    per target token. seconds: the duration of that update. Clients without an update are in neither of these two.
     """
 
     round: int
@@ -58,8 +57,8 @@ class Pool:
 class Draw:
     """A cohort, sorted and without repetition, and its weights; None leaves these to federation.weights.
 
-    Weights are shares of `draws`, which counts a client as often as it was drawn; replies renormalise them.
-    With `fixed` they hold as they are and need not sum to one: the rest stays with the previous model.
+    Weights are shares of `draws`, the number of draws with repetition; they are renormalised over the replies. `fixed`
+    weights are not, and need not sum to one: the rest is the weight of the previous model.
     """
 
     clients: tuple[ClientId, ...]
@@ -74,12 +73,13 @@ class Draw:
 
 @dataclass(frozen=True)
 class Selection:
-    """A selection rule: draw(pool, size, rng) -> Draw of about `size` clients of a pool that is not empty.
+    """A selection rule: draw(pool, size, rng) -> Draw of about `size` clients of a non-empty pool.
 
-    goes_with: the federation.weights whose mean it estimates. weighs: it sets the weights, `fixed` ones with a fixed
-    denominator. sizes_itself: it ignores `size`. refills: more clients may be drawn into the same round, or more than
-    are needed. learns: earlier updates influence the draw. random: so does the stream `rng`. cohort(clients, size): the
-    mean size of a cohort. check(clients, size) raises UsageError where the clients of a run do not fit.
+    goes_with: the federation.weights whose mean it estimates. weighs: it sets the weights; fixed: with a fixed
+    denominator. sizes_itself: it ignores `size`. refills: a round may draw again, or more clients than needed.
+    may_be_empty: a draw may have no clients. learns: earlier updates influence the draw. random: the stream `rng` does.
+    cohort(clients, size): the mean size of a cohort. check(clients, size): raises UsageError for clients of a run that
+    do not fit.
     """
 
     draw: Callable[[Pool, int, np.random.Generator], Draw]

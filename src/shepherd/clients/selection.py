@@ -1,7 +1,7 @@
-"""Client selection: (pool, size, rng) -> a cohort, with the weights that keep its mean unbiased where that is possible.
+"""Client selection: rules that draw a cohort, with weights for an unbiased mean where one exists.
 
-`[selection]` names the rule; docs/selection.md compares them. A rule depends on the `Pool` alone, so it is a pure
-function: the same state and seed draw the same cohort.
+`[selection]` names the rule; docs/selection.md compares them. A rule is a pure function of the `Pool`, the size and the
+random stream: the same state and seed draw the same cohort.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ CLIP = 95
 def uniform(denominator: Literal["cohort", "all"] = "cohort") -> Selection:
     """Every client equally likely, without replacement (McMahan et al., 2017, algorithm 1).
 
-    "cohort": weights by federation.weights sum to one over the cohort, as in FedAvg; unbiased where all weigh the same,
-    else by a ratio whose bias falls as 1 / size. "all": p_k · N / size for the client's share p_k of all N, unbiased
-    always, with a sum that is one only on average (Li et al., 2020, 1907.02189, scheme II).
+    denominator: "cohort": weights by federation.weights sum to one over the cohort, as in FedAvg; unbiased for equal
+    weights, else a ratio estimator with bias O(1 / size). "all": p_k · N / size for the client's share p_k among all N,
+    always unbiased, with a sum of one in expectation only (Li et al., 2020, 1907.02189, scheme II).
     """
 
     def draw(pool: Pool, size: int, rng: np.random.Generator) -> Draw:
@@ -45,8 +45,8 @@ def uniform(denominator: Literal["cohort", "all"] = "cohort") -> Selection:
 def size_weighted() -> Selection:
     """Each draw takes client k with p_k = n_k / Σn, with replacement; drawn m times of n, it weighs m / n.
 
-    Trained once, however often it is drawn. Unbiased for the mean by examples (Li et al., 2020, 1907.02189, scheme I):
-    the size is in the draw, so it is not in the weight.
+    A client trains once, regardless of its number of draws. Unbiased for the mean by examples (Li et al., 2020,
+    1907.02189, scheme I): the size is in the probability, so it is not in the weight.
     """
 
     def draw(pool: Pool, size: int, rng: np.random.Generator) -> Draw:
@@ -59,11 +59,11 @@ def size_weighted() -> Selection:
 
 @selections
 def poisson(q: float = 0.0) -> Selection:
-    """Each client by itself with probability q, as the accounting of differential privacy assumes.
+    """Each client independently with probability q, as assumed in the accounting of differential privacy.
 
-    q = 0 takes the cohort's share of the clients. The denominator is fixed (McMahan et al., 2018, 1710.06963): p_k / q
-    for the client's share p_k, which is 1 / (qN) with federation.weights = "uniform". The share of a
-    client without an update stays with the previous model. A round with an empty draw is skipped.
+    q: 0 is the cohort's share of the clients. The denominator is fixed (McMahan et al., 2018, 1710.06963): p_k / q for
+    the client's share p_k, which is 1 / (qN) with federation.weights = "uniform". The weight of a client without an
+    update goes to the previous model. A round with an empty draw is skipped.
     """
     if not 0 <= q <= 1:
         raise ValueError(f"q is a probability, got {q:g}")
@@ -101,9 +101,9 @@ def everyone() -> Selection:
 def power_of_choice(candidates: int = 0) -> Selection:
     """Of d candidates drawn by size, those with the highest loss (rpow-d of Cho et al., 2020, 2010.01243).
 
-    candidates: d; 0 is twice the cohort. d = cohort draws by size alone, d = all takes the highest of all. The loss is
-    that of the client's last update, not measured anew; clients never sampled come first, sampled ones without
-    an update last. All weigh the same, because the size is in the draw. Biased on purpose: faster at first.
+    candidates: d; 0 is twice the cohort. d = cohort draws by size alone, d = all takes the highest losses of all. The
+    loss is that of the client's last update; clients never sampled come first, sampled ones without an update last.
+    Weights are equal, because the size is in the probability. Biased by design, for faster initial progress.
     """
     if candidates < 0:
         raise ValueError(f"candidates is 0 or the number of candidates, got {candidates}")
@@ -115,7 +115,7 @@ def power_of_choice(candidates: int = 0) -> Selection:
         def loss(client: ClientId) -> float:
             return pool.losses.get(client, -np.inf) if client in pool.rounds else np.inf
 
-        # A stable sort: among equals the order of the draw decides, and that is random.
+        # A stable sort: ties are in the random order of the draw.
         chosen = tuple(sorted(sorted(drawn, key=loss, reverse=True)[:size]))
         return Draw(chosen, dict.fromkeys(chosen, 1 / size), size)
 
@@ -140,13 +140,13 @@ def oort(
 ) -> Selection:
     """Clients of high utility per unit of time, and a share of clients not sampled before (Oort, Lai et al., 2021).
 
-    Utility: |S_k| · loss, clipped at the 95th percentile of the known and taken as a share of that, + √(0.1 ln R / L_k)
-    for clients not sampled for long (R this round, L_k their last); scaled by (T / t_k)^penalty for those slower
-    than T = `seconds` (0: the median of the known). A share ε = max(least, exploration · decay^(R − 1)) of the
-    cohort was never sampled; the others are drawn in proportion to utility from those with at least `cutoff` of the
-    weakest in the top. After 2010.06081, algorithm 1, with the mean loss of the last update in place of the root of its
-    mean square, unknown clients drawn evenly and not by speed, and the percentile rounded down to a client: a client
-    that claims any loss then counts no more than the second. Biased on purpose.
+    Utility: |S_k| · loss, clipped at the 95th percentile of known clients and divided by it, + √(0.1 ln R / L_k) for
+    this round R and the client's last round L_k; scaled by (T / t_k)^penalty for clients slower than T = `seconds`
+    (0: the median of known clients). A share ε = max(least, exploration · decay^(R − 1)) of the cohort is explored:
+    clients never sampled before. The others are drawn in proportion to utility from those with at least `cutoff` of the
+    lowest utility in the top. As in 2010.06081, algorithm 1, but with the mean loss of the last update in place of the
+    root mean square, exploration drawn uniformly instead of by speed, and the percentile rounded down to a client, so
+    that a client with an inflated loss has at most the utility of the second. Biased by design.
     """
     for name, value in (("exploration", exploration), ("decay", decay), ("least", least), ("cutoff", cutoff)):
         if not 0 <= value <= 1:
@@ -164,7 +164,7 @@ def oort(
             utility = _utility(pool, known, penalty, seconds)
             weakest = np.sort(utility)[-rest]
             good = np.flatnonzero(utility >= cutoff * weakest)
-            chances = utility[good] + 1e-12  # all may be zero, and then all are alike
+            chances = utility[good] + 1e-12  # if all are zero, uniform
             chosen += [known[i] for i in rng.choice(good, rest, replace=False, p=chances / chances.sum())]
         return Draw(tuple(sorted(chosen)))
 
@@ -175,8 +175,9 @@ def oort(
 def availability(trace: str, then: str = "uniform", **options: Any) -> Selection:
     """Only clients that are available in this round by a trace; `then` draws among them, with the other options.
 
-    trace: a JSON file {"client": [[first round, last round], …]} or a CSV file client,from,to; rounds count from 1, no
-    last round (null, or empty) is for ever, "*" names all other clients. A round without available clients is skipped.
+    trace: a JSON file {"client": [[first round, last round], …]} or a CSV file client,from,to; rounds count from 1, a
+    missing last round (null, or empty) means no end, "*" all other clients. A round without available clients is
+    skipped.
     """
     if then == "availability":
         raise ValueError('then names what draws among the available, such as "uniform"')
@@ -188,10 +189,10 @@ def availability(trace: str, then: str = "uniform", **options: Any) -> Selection
         return inner.draw(available, min(size, len(available.clients)), rng) if available.clients else Draw(())
 
     def check(clients: tuple[ClientId, ...], size: int) -> None:
-        strangers = [c for c in on.clients if c not in clients and c != OTHERS]
-        if strangers:
+        unknown = [c for c in on.clients if c not in clients and c != OTHERS]
+        if unknown:
             raise UsageError(
-                f"{trace} names {strangers[0]!r}, which is no client.{did_you_mean(strangers[0], clients)}",
+                f"{trace} names {unknown[0]!r}, which is not a client.{did_you_mean(unknown[0], clients)}",
                 hint=f"clients: {', '.join(clients[:10])}{', …' if len(clients) > 10 else ''}",
             )
         absent = [c for c in clients if c not in on.clients]
@@ -206,7 +207,7 @@ def availability(trace: str, then: str = "uniform", **options: Any) -> Selection
 
 
 def build_selection(name: str, options: Mapping[str, Any] | None = None) -> Selection:
-    """The selection of this name with its options. Raises UsageError with the nearest name or option."""
+    """The selection of this name with its options. Raises UsageError with a similar name or option."""
     selection = selections.build(name, options)
     if not isinstance(selection, Selection):
         raise UsageError(f"selection {name!r} gives {selection!r}, not a Selection")
@@ -214,7 +215,7 @@ def build_selection(name: str, options: Mapping[str, Any] | None = None) -> Sele
 
 
 def cohort_size(clients: int, per_round: int, fraction: float) -> int:
-    """Clients of a round: `per_round`, or the fraction rounded up when that is 0; at least one, at most all."""
+    """The cohort size: `per_round`, or the fraction of `clients` rounded up if that is 0; at least one, at most all."""
     return min(clients, per_round) if per_round else max(1, int(np.ceil(round(fraction * clients, 9))))
 
 
@@ -229,17 +230,17 @@ def _by_size(pool: Pool) -> np.ndarray:
 
 
 def _utility(pool: Pool, clients: list[ClientId], penalty: float, preferred: float) -> np.ndarray:
-    """The utility of clients that were sampled before: float64[len(clients)]; see `oort`."""
+    """The utility of clients sampled before, float64[len(clients)]; see `oort`."""
     preferred = preferred or float(np.median([*pool.seconds.values()] or [0.0]))
-    # Reported by the client: it may be negative, or so large that the product is infinite.
+    # Reported by clients: they may be negative, or so large that the product is infinite.
     losses = np.clip([pool.losses.get(c, 0.0) for c in clients], 0.0, 1e100)
-    teaches = np.array([pool.sizes[c] for c in clients]) * losses
-    teaches = np.minimum(teaches, np.percentile(teaches, CLIP, method="lower"))
+    statistical = np.array([pool.sizes[c] for c in clients]) * losses
+    statistical = np.minimum(statistical, np.percentile(statistical, CLIP, method="lower"))
     last = np.array([pool.rounds[c] for c in clients])
-    utility = teaches / (teaches.max() or 1.0) + np.sqrt(0.1 * np.log(pool.round) / last)
-    took = np.array([pool.seconds.get(c, 0.0) for c in clients])
-    slow = took > preferred
-    utility[slow] *= (preferred / took[slow]) ** penalty
+    utility = statistical / (statistical.max() or 1.0) + np.sqrt(0.1 * np.log(pool.round) / last)
+    durations = np.array([pool.seconds.get(c, 0.0) for c in clients])
+    slow = durations > preferred
+    utility[slow] *= (preferred / durations[slow]) ** penalty
     return utility
 
 

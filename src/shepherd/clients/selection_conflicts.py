@@ -19,10 +19,10 @@ def conflicts(
     own_weighing: str = "",
     aggregator: str = "",
 ) -> list[str]:
-    """A sentence for each setting of [federation] that conflicts with the selection: which, why, and an alternative.
+    """One sentence for each setting of [federation] that conflicts with the selection: setting, reason, alternative.
 
-    own_weighing: the method's weigh piece, where it ignores the weights of the round. aggregator: the rule in
-    place of its mean, if any.
+    own_weighing: the method's weigh piece, if it ignores the weights of the round. aggregator: the rule in place of the
+    weighted mean, if any.
     """
     found = []
 

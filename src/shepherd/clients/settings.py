@@ -24,5 +24,5 @@ class LocalTraining:
 
     @property
     def tokens_measured(self) -> int:
-        """Most tokens of a pass without gradients, which keeps nothing for a backward pass."""
+        """The most tokens of a pass without gradients, which stores no activations for a backward pass."""
         return 2 * self.tokens_per_pass

@@ -28,6 +28,7 @@ from shepherd.types import (
     Tokens,
     TrainTask,
 )
+from shepherd.updates.composition import Transforms, build_transforms
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,12 @@ def train(
     host: TrainingHost,
     observe: ObserveTraining = lambda report: None,
 ) -> Iterator[ClientUpdate | ClientFailure]:
-    """Train the clients of a task, `clients_at_once` together; yield an update or failure for each, sorted by name."""
+    """Train the clients of a task, `clients_at_once` together; yield an update or failure for each, sorted by name.
+
+    Raises UsageError for a transform that is not known here.
+    """
     names, settings = sorted(task.work), host.settings
+    transforms = build_transforms(task.transforms)
     lora = host.make_lora().lay(task.remainder)
     # Before clusters exist, the global adapter alone is trained.
     trainings = settings.personal.cost.trainings if task.clusters or not settings.personal.clusters else 1
@@ -68,7 +73,7 @@ def train(
             for name in metrics:
                 before = private.get(name, {})
                 replies[name] = _update(
-                    task, name, cohort.optimizers[name], metrics[name], len(host.data[name]), before
+                    task, name, cohort.optimizers[name], metrics[name], len(host.data[name]), before, transforms
                 )
             reported = cohort.reported
             del cohort  # its optimizers need not stay in memory beside those of the second adapters
@@ -123,9 +128,11 @@ def _update(
     metrics: Mapping[str, float],
     num_examples: int,
     before: Tensors,
+    transforms: Transforms,
 ) -> ClientUpdate:
+    """The update of a client after its local training, as its transforms let it leave."""
     travels, kept = moving.controls()
-    return ClientUpdate(
+    update = ClientUpdate(
         client=client,
         round=task.round,
         delta=moving.delta() | travels,
@@ -136,6 +143,7 @@ def _update(
         private={**before, **kept, **local_tensors(moving.view, moving.tensors())},
         slots=(moving.view.slots or {}) if task.views[client].choice is not None else {},
     )
+    return transforms.on_client(update, moving.view, task.seed)
 
 
 def _second_adapters(

@@ -59,7 +59,7 @@ class Dataset:
 
 
 def load_examples(
-    source: str,
+    source: str | RawRows,
     *,
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
@@ -70,7 +70,7 @@ def load_examples(
     parts: Parts = "held out",
     emit: Emit | None = None,
 ) -> Dataset:
-    """Read `source`: a path, `builtin:<name>`, `hub:<org/name>` or `module:function`.
+    """Read `source`: a path, `builtin:<name>`, `hub:<org/name>`, `module:function`, or rows that were read before.
 
     `columns` maps our fields to the user's columns. `categories` selects rows, `rows_per_category` draws at most that
     many of each category by seed. `parts` is the use of test and validation parts. `emit` receives the progress of long
@@ -79,7 +79,8 @@ def load_examples(
     columns = dict(columns or {})
     if problem := format_problem(format):
         raise UsageError(problem)
-    rows = by_split(_read(source, tuple(languages), parts, emit), parts, columns)
+    raw = source if isinstance(source, RawRows) else _read(source, tuple(languages), parts, emit)
+    rows = by_split(raw, parts, columns)
     check_columns(columns, [row for _, row in rows.rows], rows.name, format)
     dataset = _examples(rows, format, columns, emit)
     kept = _draw(_only(list(dataset.examples), categories, rows.name), rows_per_category, seed)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from shepherd.clients.progress import STATES, Progress, StepReport
+from shepherd.clients.progress import STATES, Progress, State, StepReport
 from shepherd.errors import ResourceError, ShepherdError
 from shepherd.model.arrays import to_bytes
 from shepherd.types import ClientFailure, ClientUpdate
@@ -74,7 +74,7 @@ def read_step(body: bytes) -> StepReport:
     try:
         report = {
             client: Progress(
-                str(state), int(step), int(steps), math.nan if loss is None else float(loss),
+                cast("State", str(state)), int(step), int(steps), math.nan if loss is None else float(loss),
                 int(targets), int(tokens), float(seconds),
             )
             for client, (state, step, steps, loss, targets, tokens, seconds) in value["clients"].items()

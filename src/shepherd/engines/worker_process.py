@@ -14,6 +14,7 @@ from shepherd.engines.messages import message, step_message, update_message
 from shepherd.errors import ShepherdError
 from shepherd.rng import derive
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, Tensors, Tokens, TrainTask
+from shepherd.updates.task_wire import read_task
 from shepherd.updates.wire import Envelope, pack
 
 if TYPE_CHECKING:  # torch is for the engine that `build` makes: a worker begins quickly, and without it where it may
@@ -26,8 +27,11 @@ Build = Callable[[Data], "tuple[LocalEngine, str, str]"]
 
 Runs in the worker; must be picklable.
 """
-Order = tuple[TrainTask, Mapping[ClientId, Tensors], str]
-"""What a worker is sent for a round: its part of the task, its clients' private state, the id of the run."""
+Beside = tuple[Mapping[ClientId, Tensors], str]
+"""What a worker is sent after the bytes of its task (updates/task_wire.py): its clients' private state, the run's id.
+
+Private state is no part of a task: sites keep theirs.
+"""
 
 
 _log = logging.getLogger(__name__)
@@ -43,11 +47,12 @@ def work_for(pipe: Connection, build: Build, data: Data) -> None:
             ours = isinstance(error, ShepherdError)
             words = (error.message, error.hint) if isinstance(error, ShepherdError) else ("", "")
             _log.debug("a worker could not begin", exc_info=not ours)
-            pipe.recv()
+            pipe.recv_bytes()
             pipe.send_bytes(message("cannot", error=type(error).__name__, message=words[0], hint=words[1]))
             return
         while True:
-            _train(pipe, engine, digests, pipe.recv())
+            sent = pipe.recv_bytes()
+            _train(pipe, engine, digests, read_task(sent, header_limit=len(sent)), *pipe.recv())
     except (EOFError, OSError):
         pass  # the other end is gone
     except BaseException as error:
@@ -55,9 +60,14 @@ def work_for(pipe: Connection, build: Build, data: Data) -> None:
         os._exit(1)  # without the traceback that multiprocessing would print: it may quote a client's rows
 
 
-def _train(pipe: Connection, engine: LocalEngine, digests: Sequence[str], order: Order) -> None:
-    task, private, run = order
-
+def _train(
+    pipe: Connection,
+    engine: LocalEngine,
+    digests: Sequence[str],
+    task: TrainTask,
+    private: Mapping[ClientId, Tensors],
+    run: str,
+) -> None:
     def observe(report: StepReport) -> None:
         pipe.send_bytes(step_message(report))
 

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING
 from shepherd.clients.facts import facts_of
 from shepherd.clients.progress import Observe, ignore
 from shepherd.engines.messages import Garbled, Said, read_message
-from shepherd.engines.worker_process import Build, Data, Order, work_for
+from shepherd.engines.worker_process import Beside, Build, Data, work_for
 from shepherd.errors import ShepherdError
 from shepherd.types import ClientFailure, ClientId, GlobalModel, SiteFacts, Stat, Tensors, Tokens, TrainTask
+from shepherd.updates.task_wire import pack_task
 from shepherd.updates.wire import Sealed
 
 if TYPE_CHECKING:  # torch is for the engine that `build` makes: a worker begins quickly, and without it where it may
@@ -82,7 +83,7 @@ class Workers:
             mine = [name for name in sorted(task.work) if name in worker.data]
             if mine:
                 private = {name: self._private[name] for name in mine if name in self._private}
-                worker.begin((task.part(mine), private, self.run))
+                worker.begin(task.part(mine), private, self.run)
                 busy.append(worker)
         while busy:
             for worker in self._ready(busy):
@@ -136,13 +137,14 @@ class Worker:
         self.owes: set[ClientId] | None = None
         self.last_sign = 0.0  # by time.monotonic
 
-    def begin(self, order: Order) -> None:
+    def begin(self, task: TrainTask, private: Mapping[ClientId, Tensors], run: str) -> None:
         """Send a task, to a new process where none is alive."""
         if self.process is None or not self.process.is_alive():
             self.start()
-        self.owes, self.last_sign = set(order[0].work), time.monotonic()
+        data = pack_task(task)
+        self.owes, self.last_sign = set(task.work), time.monotonic()
         # In a thread: a process that does not read would hold us up. Its end, or being given up, ends the thread.
-        threading.Thread(target=_send, args=(self.pipe, order), daemon=True).start()
+        threading.Thread(target=_send, args=(self.pipe, data, (private, run)), daemon=True).start()
 
     def start(self) -> None:
         """Start a process in place of the one that there was."""
@@ -204,6 +206,7 @@ def _ctrl_c_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
-def _send(pipe: Connection, order: Order) -> None:
+def _send(pipe: Connection, task: bytes, beside: Beside) -> None:
     with suppress(OSError, ValueError):  # the worker is gone: its end is noticed where it is read from
-        pipe.send(order)
+        pipe.send_bytes(task)
+        pipe.send(beside)

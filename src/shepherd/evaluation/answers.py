@@ -14,8 +14,8 @@ import numpy as np
 from shepherd.data.prompts import Template
 from shepherd.data.tokenize import encode_prompt
 from shepherd.errors import plural
+from shepherd.evaluation.scoring import Scores, mean_score
 from shepherd.evaluation.statistics import difference_of_sums
-from shepherd.evaluation.text import metrics, score
 from shepherd.model.generate import Answer
 from shepherd.types import Example, Message, Tokens
 
@@ -35,7 +35,7 @@ def sample_rows(held_out: Sequence[Tokens], count: int, usable: Callable[[int], 
 
 @dataclass(frozen=True)
 class Generation:
-    """What is asked for: the number of rows, tokens of an answer, and tokens of a training row (data.max_length)."""
+    """Limits of generation: the number of rows, tokens of an answer, and tokens of a training row (data.max_length)."""
 
     rows: int
     max_new_tokens: int
@@ -49,11 +49,11 @@ class Generation:
         tokenizer: Any,
         window: int | None,
     ) -> tuple[list[Example], list[list[int]], str]:
-        """(rows that are answered by generation, the ids of their prompts, why they are fewer than were asked for: a
+        """(rows that are answered by generation, the ids of their prompts, why they are fewer than requested: a
         sentence, or "").
 
         Rows that were cut are left out: nothing as long was trained on. So are plain texts, which have no prompt, and
-        rows whose last answer is not to be learned. window: the positions of the model, where it has a limit.
+        rows whose last answer is not a target. window: the positions of the model, where it has a limit.
         """
         reasons = {row.id: self._why_not(row, examples[row.id]) for row in held_out}
         prompts: dict[int, list[int]] = {}
@@ -83,7 +83,7 @@ class Generation:
         if last.role != "assistant":
             return "plain text without a prompt"
         if not last.learned:
-            return "with a last answer that is not to be learned"
+            return "with a last answer that is not trained on"
         return f"cut to data.max_length = {self.max_length}" if row.cut else ""
 
 
@@ -110,30 +110,25 @@ def _turn(message: Message) -> dict[str, str]:
     return {"role": message.role, "content": message.content, **{key: text for key, text in more.items() if text}}
 
 
-def generation_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Exact match, token F1 and ROUGE-L of each arm that answered; `cut_off`: answers that ended for their length."""
+def generation_scores(records: Sequence[Mapping[str, Any]], scores: Scores) -> dict[str, dict[str, float]]:
+    """The mean of every metric for each arm that answered; `cut_off`: answers that ended for their length."""
     arms = {arm for record in records for arm in record["answers"]}
     return {
         arm: {
-            **score([record["answers"][arm] for record in records], [record["reference"] for record in records]),
+            **{metric: mean_score(of_arms[arm]).mean for metric, of_arms in scores.items()},
+            "rows": len(records),
             "cut_off": sum(record["finish_reason"][arm] == "length" for record in records),
         }
         for arm in sorted(arms)
     }
 
 
-def generation_differences(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Federated − each other arm in the mean of every text metric over the same rows: above 0, federated is nearer."""
-    found = []
-    for name in metrics if records else ():
-        metric = metrics.build(name)
-        scores = {
-            arm: np.array([metric(record["answers"][arm], record["reference"]) for record in records])
-            for arm in records[0]["answers"]
-        }
-        ours = scores.pop("federated")
-        found += [
-            {"metric": name, "a": "federated", "b": arm, **difference_of_sums(ours, theirs, np.ones(len(records)))}
-            for arm, theirs in scores.items()
-        ]
-    return found
+def generation_differences(scores: Scores) -> list[dict[str, Any]]:
+    """Federated − each other arm in the mean of every metric over the same rows, whichever direction is better."""
+    return [
+        {"metric": metric, "a": "federated", "b": arm, **difference_of_sums(ours, theirs, np.ones(len(ours)))}
+        for metric, of_arms in scores.items()
+        if (ours := of_arms.get("federated")) is not None
+        for arm, theirs in of_arms.items()
+        if arm != "federated"
+    ]

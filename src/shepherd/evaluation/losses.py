@@ -1,6 +1,7 @@
-"""Held-out losses: adapters and rows in, per-row sums out, from which every mean follows exactly.
+"""Held-out losses of adapters as sums per row, from which every mean follows exactly.
 
-Every adapter of a cohort meets every row. A row's sums are independent of how passes were cut (to rounding).
+Every adapter of a cohort is evaluated on every row. The sums of a row do not depend on the division into passes, up to
+rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from shepherd.types import Stat, Tokens
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Per held-out row: nll float64[rows] (summed, nats), tokens int64[rows] (targets), hits int64[rows]."""
+    """Losses per held-out row: nll float64[rows] (summed, nats), tokens int64[rows] (targets), hits int64[rows]."""
 
     nll: np.ndarray
     tokens: np.ndarray
@@ -37,11 +38,11 @@ class RowLosses:
 
     @property
     def stderr(self) -> float:
-        """Standard error of the loss over rows (linearised; NaN where there is none)."""
+        """Standard error of the loss over rows, linearised; NaN below two rows or without targets."""
         return ratio(self.nll, self.tokens).stderr
 
     def summary(self) -> dict[str, float]:
-        """loss (nats per token), perplexity, token_accuracy, stderr, rows, tokens."""
+        """The means by name: loss (nats per token), perplexity, token_accuracy, stderr, rows, tokens."""
         loss = self.stat.mean
         return {
             "loss": loss,
@@ -56,7 +57,7 @@ class RowLosses:
 def row_losses(
     packed: PackedModel, rows: Sequence[Tokens], lora: CohortLora | None = None, tokens_per_pass: int = 2048
 ) -> list[RowLosses]:
-    """The losses of all rows under each slot of `lora`, or under the bare base (one entry) without it."""
+    """The losses of all rows under each slot of `lora`; without it one entry, of the base."""
     slots = lora.slots if lora is not None else 1
     items = [Row(slot, row) for slot in range(slots) for row in rows]
     nll, hits = (sums.reshape(slots, -1) for sums in _sums(packed, items, lora, tokens_per_pass))
@@ -67,7 +68,7 @@ def row_losses(
 def row_losses_each(
     packed: PackedModel, rows: Sequence[Tokens], lora: CohortLora, tokens_per_pass: int = 2048
 ) -> RowLosses:
-    """The loss of each row under the slot of its own: row i meets slot i alone."""
+    """The losses of each row under one slot: row i under slot i."""
     nll, hits = _sums(packed, [Row(slot, row) for slot, row in enumerate(rows)], lora, tokens_per_pass)
     return RowLosses(nll, np.array([row.targets for row in rows], np.int64), hits)
 

@@ -1,7 +1,7 @@
 """Differences between two models on the same rows: an estimate, a 95 % interval and p, or the reason for their absence.
 
 The estimate is a ratio of sums, its standard error is linearised over rows, and interval and p come from one Student t.
-A bootstrap over rows stands beside the interval as a cross-check and decides nothing.
+A bootstrap over rows is reported with the interval as a cross-check.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _ROUNDING = 16 * np.finfo(np.float64).eps
 
 
 def paired_difference(a: RowLosses, b: RowLosses, rng: np.random.Generator | None = None) -> dict[str, Any]:
-    """Loss of a − loss of b on the same rows: `difference_of_sums` of their losses over the response tokens.
+    """Loss of a − loss of b on the same rows: `difference_of_sums` of their losses over the target tokens.
 
-    With `rng` there is also "bootstrap95". Raises ValueError when a and b are not of the same rows.
+    With `rng` the result includes "bootstrap95". Raises ValueError when a and b are not of the same rows.
     """
     if not np.array_equal(a.tokens, b.tokens):
         raise ValueError("the two losses are not of the same rows: their response tokens differ")
@@ -36,8 +36,8 @@ def difference_of_sums(
     difference ± t₀.₉₇₅(n − 1) · stderr, and the two-sided p of difference / stderr under the same t, without a floor.
     Rows of weight 0 do not count. Keys: difference, ci95 [low, high], p, stderr, rows, effective_rows, no_interval;
     with `rng` also bootstrap95. Where no interval exists ci95 is [None, None], p None and no_interval the reason:
-    fewer than two rows, no weight, a value that is not finite (then there is no difference either), or a difference
-    per weight that is the same on every row, which leaves no spread to judge it by.
+    fewer than two rows, no weight, a value that is not finite (then no difference exists either), or an equal
+    difference per weight on every row, that is zero variance.
     """
     a, b, weights = (np.asarray(part, np.float64)[np.asarray(weights) > 0] for part in (a, b, weights))
     with np.errstate(invalid="ignore"):
@@ -54,7 +54,7 @@ def difference_of_sums(
         "no_interval": reason,
     }
     if reason is None:
-        from scipy.special import stdtr, stdtrit  # lazily: light commands do not wait for it
+        from scipy.special import stdtr, stdtrit  # imported here for the start-up time of light commands
 
         degrees = found.rows - 1
         half = float(stdtrit(degrees, 0.975)) * found.stderr
@@ -80,14 +80,14 @@ def bootstrap_interval(
 
 
 def _no_interval(a: np.ndarray, b: np.ndarray, between: np.ndarray, weights: np.ndarray, found: Ratio) -> str | None:
-    """Why there is no interval, or None where there is one."""
+    """The reason for a missing interval, or None where one exists."""
     if not found.rows:
         return "there is nothing to compare on"
     if broken := int(np.count_nonzero(~(np.isfinite(between)))):
         return f"{broken} of {found.rows} rows have no finite value"
     if found.rows == 1:
         return "a single row has no spread"
-    # What is left where every row agrees is rounding, of a − b and of the product.
+    # Where all rows agree, the rest is rounding, of a − b and of the product.
     if (np.abs(between - found.value * weights) <= _ROUNDING * np.maximum(np.abs(a), np.abs(b))).all():
         return "the two are equal on every row" if found.value == 0 else "the difference is the same on every row"
     return None

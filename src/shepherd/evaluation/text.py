@@ -1,22 +1,20 @@
 """How near a generated answer is to the reference: exact match, token F1, ROUGE-L. All in [0, 1], higher is nearer.
 
-Each metric is a function (prediction, reference) -> float with a name in the registry; the report shows its mean. What
-a word is, and how that differs from SQuAD's normalisation and from rouge-score, is in docs/evaluation.md.
+What a word is, and how that differs from SQuAD's normalisation and from rouge-score, is in docs/evaluation.md.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
-from shepherd.registry import Registry
-from shepherd.types import Stat
+from shepherd.evaluation.metrics import Answer, Metric, metrics
 
-Metric = Callable[[str, str], float]
-metrics = Registry("metric")
+__all__ = ["exact_match", "metrics", "rouge_l", "token_f1", "words"]
 
 # First words of the Unicode names of letters that are written without spaces between words. Names never change.
 _UNSPACED = (
@@ -43,52 +41,49 @@ def words(text: str) -> list[str]:
 def exact_match() -> Metric:
     """1 when prediction and reference have the same words in the same order, else 0."""
 
-    def match(prediction: str, reference: str) -> float:
-        got, want = words(prediction), words(reference)
-        return float(got == want) if got or want else _without_words(prediction, reference)
+    def match(answer: Answer) -> float:
+        got, want = words(answer.text), words(answer.reference)
+        return float(got == want) if got or want else _without_words(answer)
 
-    return match
+    return Metric(match, higher_is_better=True, label="Exact match")
 
 
 @metrics
 def token_f1() -> Metric:
     """Harmonic mean of precision and recall over words, as multisets (Rajpurkar et al., 2016)."""
 
-    def f1(prediction: str, reference: str) -> float:
-        got, want = words(prediction), words(reference)
+    def f1(answer: Answer) -> float:
+        got, want = words(answer.text), words(answer.reference)
         if not got and not want:
-            return _without_words(prediction, reference)
+            return _without_words(answer)
         return 2 * sum((Counter(got) & Counter(want)).values()) / (len(got) + len(want))
 
-    return f1
+    return Metric(f1, higher_is_better=True, label="Token F1")
 
 
 @metrics
-def rouge_l() -> Metric:
-    """F-measure of the longest common subsequence of words, no stemming (Lin, 2004, §3.1, with beta = 1)."""
+def rouge_l(beta: float = 1.0) -> Metric:
+    """F-measure of the longest common subsequence of words, no stemming (Lin, 2004, §3.1).
 
-    def rouge(prediction: str, reference: str) -> float:
-        got, want = words(prediction), words(reference)
+    beta: the weight of recall (eq. 4); beta = 1 weighs it like precision, a large one leaves recall alone.
+    """
+    if not (math.isfinite(beta) and beta > 0):
+        raise ValueError(f"beta must be more than 0, got {beta:g}")
+    recall = 1 - 1 / (1 + beta * beta)
+
+    def rouge(answer: Answer) -> float:
+        got, want = words(answer.text), words(answer.reference)
         if not got and not want:
-            return _without_words(prediction, reference)
-        return 2 * _common_subsequence(got, want) / (len(got) + len(want))
+            return _without_words(answer)
+        # (1 + β²) LCS / (n + β² m), as LCS over a length between n and m: exactly 1 for equal texts, never above.
+        return _common_subsequence(got, want) / (len(got) + recall * (len(want) - len(got)))
 
-    return rouge
-
-
-def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """The mean of every registered metric, and `rows`."""
-    means = {}
-    for name in metrics:
-        metric = metrics.build(name)
-        pairs = zip(predictions, references, strict=True)
-        means[name] = sum((Stat(metric(p, r), 1.0) for p, r in pairs), Stat()).mean
-    return {**means, "rows": len(predictions)}
+    return Metric(rouge, higher_is_better=True, label="ROUGE-L" if beta == 1 else f"ROUGE-L (beta {beta:g})")
 
 
 @cache
 def _kind(character: str) -> str:
-    """w(ord), c (a word of its own), m(ark on what is before it), i(nvisible) or a space for what separates words."""
+    """w(ord), c (a separate word), m(ark on what is before it), i(nvisible) or a space for what separates words."""
     category = unicodedata.category(character)
     if category == "Nd" or character == "_":
         return "w"
@@ -102,10 +97,10 @@ def _kind(character: str) -> str:
     return "c" if category in ("Sm", "Sc", "So", "Cn", "Co", "Cs") or character == "^" else " "
 
 
-def _without_words(prediction: str, reference: str) -> float:
+def _without_words(answer: Answer) -> float:
     """1 for two texts without a word that are the same but for white space and what nobody sees: "?!" is not "…"."""
     got, want = (_seen(unicodedata.normalize("NFC", text)).replace("\N{ZERO WIDTH SPACE}", " ").split()
-                 for text in (prediction, reference))  # fmt: skip
+                 for text in (answer.text, answer.reference))  # fmt: skip
     return float(got == want)
 
 

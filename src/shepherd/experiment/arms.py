@@ -22,13 +22,13 @@ Observe = Callable[[int, StepReport], None]
 Measure = Callable[[CohortLora], list[RowLosses]]
 """The adapters that are laid in -> the losses of each on all held-out rows."""
 
-
 POOLED = "pooled"
+"""The key of the model of an arm that has one model, not one per client."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What an arm spent, clients that failed left out. `optimizer_steps` is of all its clients together.
+    """The budget that an arm used, without clients that failed. `optimizer_steps` is the sum over its clients.
 
     `optimizer_steps_per_client` counts steps in sequence: those of a client that takes part in every round.
     `learning_rate` is the peak of its schedule.
@@ -43,17 +43,21 @@ class Budget:
 
 @dataclass
 class TrainedArm:
-    """An arm's outcome: adapters by client (or under the arm's name), their held-out losses, the curves, the budget."""
+    """An arm's outcome: adapters by client, or of its one model under POOLED; held-out losses, curves, budget.
+
+    per_client: the arm has one model per client.
+    """
 
     adapters: dict[str, Adapter]
     losses: dict[str, RowLosses]
     curves: dict[str, list[tuple[int, float]]]
     budget: Budget
     failures: tuple[ClientFailure, ...] = ()
+    per_client: bool = False
 
 
 def save_arm(folder: Path, arm: TrainedArm, *, base_name: str, conv1d: bool = False) -> None:
-    """Write a finished baseline: losses, curves, budget, failures; and the adapter where there is one, not many."""
+    """Write a finished baseline: losses, curves, budget, failures; and the adapter of an arm of one model."""
     arrays = {
         f"{number}/{part}": getattr(losses, part)
         for number, losses in enumerate(arm.losses.values())
@@ -67,18 +71,18 @@ def save_arm(folder: Path, arm: TrainedArm, *, base_name: str, conv1d: bool = Fa
         "failures": [asdict(failure) for failure in arm.failures],
     }
     (folder / "arm.json").write_text(json.dumps(rest, ensure_ascii=True) + "\n", encoding="utf-8")
-    if set(arm.adapters) == {POOLED}:
+    if not arm.per_client:
         save_adapter(folder, arm.adapters[POOLED], base_name=base_name, conv1d=conv1d)
 
 
-def load_arm(folder: Path) -> TrainedArm:
-    """A baseline as `save_arm` wrote it; of many clients' adapters none were kept. Raises DataError for damage."""
+def load_arm(folder: Path, per_client: bool) -> TrainedArm:
+    """A baseline as `save_arm` wrote it; adapters of single clients are not kept. Raises DataError for damage."""
     try:
         check_sealed(folder)
         rest = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
         arrays, _ = from_file(folder / "losses.safetensors")
         return TrainedArm(
-            adapters={POOLED: load_adapter(folder)} if rest["names"] == [POOLED] else {},
+            adapters={} if per_client else {POOLED: load_adapter(folder)},
             losses={
                 name: RowLosses(*(arrays[f"{number}/{part}"] for part in ("nll", "tokens", "hits")))
                 for number, name in enumerate(rest["names"])
@@ -86,6 +90,7 @@ def load_arm(folder: Path) -> TrainedArm:
             curves={name: [(number, loss) for number, loss in curve] for name, curve in rest["curves"].items()},
             budget=Budget(**rest["budget"]),
             failures=tuple(ClientFailure(**failure) for failure in rest["failures"]),
+            per_client=per_client,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, ModelError) as error:
         raise DataError(

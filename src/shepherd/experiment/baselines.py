@@ -1,11 +1,7 @@
-"""The arms of a comparison at equal budget: federated, each client alone, and all data in one place.
+"""The baselines: arms that are trained beside the federation, on its rows and at its budget.
 
-- federated: the rounds of `round.py`.
-- local: each client trains as it would in every round, for all rounds, and nothing is averaged.
-- centralised: one client holds all rows; as many optimizer steps as a client takes, on as many rows a step as a
-  whole cohort takes together, so rows and tokens are those of the federated arm.
-
-The baselines keep their optimizer over the rounds: that is how anyone would train alone, and the stronger baseline.
+What each of them trains on, and how much, stands in `arms/`. They keep their optimizer over the rounds: that is how
+anyone would train alone, and the stronger baseline.
 """
 
 from __future__ import annotations
@@ -17,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from shepherd.arms import Arm
 from shepherd.clients.cohort import Cohort
-from shepherd.errors import ClientError
+from shepherd.errors import ClientError, UsageError
 from shepherd.evaluation.losses import RowLosses, row_losses
 from shepherd.experiment.arms import POOLED, Budget, Measure, Observe, TrainedArm, load_arm, save_arm
 from shepherd.experiment.inputs import Inputs
-from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.schedule import Schedule
 from shepherd.experiment.session import Session
 from shepherd.experiment.trainer import Trainer
@@ -31,21 +27,66 @@ from shepherd.types import Adapter, ClientFailure, ClientId, ClientModel, Object
 
 
 @dataclass(frozen=True)
-class Alone:
-    """What the baselines train with, and how their models are measured on the held-out rows."""
+class Baseline:
+    """The setup of one baseline: `arms.Setup`, and how its models are measured on the held-out rows.
 
+    clients: the training rows of all clients. alone: the clients of the local arm. rate_ratio: η_B / η_A. observe: the
+    observer of its rounds.
+    """
+
+    arm: Arm
     trainer: Trainer
-    data: FederatedData
+    clients: Mapping[ClientId, Sequence[Tokens]]
+    alone: Sequence[ClientId]
+    cohort_size: int
     schedule: Schedule
     rate_ratio: float
     seed: int
     measure: Measure
+    observe: Observe
+
+    def share(self, rows: int) -> tuple[int, int]:
+        """(rows, optimizer steps) in one round of a client that holds `rows`."""
+        return self.schedule.share(rows)
+
+    def train_one(self, rows: Sequence[Tokens], count: int, steps: int) -> TrainedArm:
+        """One model on `rows`: `count` of them and `steps` optimizer steps in each round.
+
+        Raises ClientError where its training fails: nothing can stand in for it.
+        """
+        self._check(per_client=False)
+        trained = _train_alone(self, {POOLED: rows}, {POOLED: (count, steps)})
+        if trained.failures:
+            name = self.arm.name
+            key = f"evaluation.{name}_" if name in self.schedule.own_rates else "training."
+            raise ClientError(f"the {name} arm failed: {trained.failures[0].detail}", hint=f"lower {key}learning_rate")
+        return trained
+
+    def train_each(self, rows: Mapping[ClientId, Sequence[Tokens]]) -> TrainedArm:
+        """One model per client, trained side by side in cohorts. Clients whose training failed are in `failures`."""
+        self._check(per_client=True)
+        found = TrainedArm({}, {}, {}, Budget(0, 0.0, 0, 0, self.schedule.peak(self.arm.name)), per_client=True)
+        names, at_once = list(rows), self.trainer.settings.clients_at_once
+        self.observe(1, dict.fromkeys(names, "waiting"))
+        for start in range(0, len(names), at_once):
+            data = {name: rows[name] for name in names[start : start + at_once]}
+            shares = {name: self.share(len(held)) for name, held in data.items()}
+            _merge(found, _train_alone(self, data, shares))
+        return found
+
+    def _check(self, per_client: bool) -> None:
+        if self.arm.per_client != per_client:
+            used, other = ("train_each", "train_one") if per_client else ("train_one", "train_each")
+            raise UsageError(
+                f"the {self.arm.name} arm calls setup.{used}, and has per_client = {self.arm.per_client}",
+                hint=f"set per_client = {per_client}, or call setup.{other}",
+            )
 
 
 def train_baselines(inputs: Inputs, session: Session) -> tuple[dict[str, TrainedArm], list[str]]:
     """The baselines that the recipe names, and a warning for each client whose training failed.
 
-    Raises ClientError when the centralised arm fails: nothing can stand in for it.
+    Raises ClientError where an arm of one model fails.
     """
     trainer, data = inputs.trainer, inputs.data
 
@@ -53,12 +94,24 @@ def train_baselines(inputs: Inputs, session: Session) -> tuple[dict[str, Trained
         with session.reporter.clock.on("evaluate"):
             return row_losses(trainer.packed, data.held_out, lora, trainer.settings.tokens_measured)
 
-    alone = Alone(trainer, data, inputs.schedule, inputs.composition.rate_ratio, inputs.seed, measure)
-    train = {
-        "local": partial(local_arm, alone, inputs.alone),
-        "centralised": partial(_centralised, alone, inputs.plan.cohort_size),
-    }
-    found = {name: _kept_or_trained(name, train[name], trainer, session) for name in train if name in inputs.arms}
+    def trained(arm: Arm) -> TrainedArm:
+        setup = Baseline(
+            arm=arm,
+            trainer=trainer,
+            clients=data.clients,
+            alone=inputs.alone,
+            cohort_size=inputs.plan.cohort_size,
+            schedule=inputs.schedule,
+            rate_ratio=inputs.composition.rate_ratio,
+            seed=inputs.seed,
+            measure=measure,
+            observe=session.meter.steps(arm.name),
+        )
+        assert arm.train is not None
+        return arm.train(setup)
+
+    baselines = inputs.composition.baselines
+    found = {arm.name: _kept_or_trained(arm, partial(trained, arm), trainer, session) for arm in baselines}
     failures = [failure for arm in found.values() for failure in arm.failures]
     return found, [f"{data.partition.label(f.client)}: {f.code}: {f.detail}" for f in failures]
 
@@ -68,78 +121,43 @@ def folder_of(name: str, run_dir: Path) -> Path:
     return run_dir / "arms" / name
 
 
-def local_arm(alone: Alone, names: Sequence[ClientId], observe: Observe) -> TrainedArm:
-    """Every named client alone, trained side by side in cohorts."""
-    arm = TrainedArm({}, {}, {}, Budget(0, 0.0, 0, 0, alone.schedule.peak("local")))
-    at_once = alone.trainer.settings.clients_at_once
-    observe(1, dict.fromkeys(names, "waiting"))
-    for start in range(0, len(names), at_once):
-        data = {name: alone.data.clients[name] for name in names[start : start + at_once]}
-        shares = {name: alone.schedule.share(len(rows)) for name, rows in data.items()}
-        _merge(arm, _train_alone(alone, "local", data, shares, observe))
-    return arm
-
-
-def centralised_arm(alone: Alone, cohort: int, observe: Observe) -> TrainedArm:
-    """All rows at one place, with the rows of a cohort of `cohort` average clients per round."""
-    clients = alone.data.clients
-    shares = [alone.schedule.share(len(rows)) for rows in clients.values()]
-    count = round(cohort * float(np.mean([r for r, _ in shares])))
-    steps = max(1, round(float(np.mean([s for _, s in shares]))))
-    pooled = tuple(row for client in sorted(clients) for row in clients[client])
-    return _train_alone(alone, "centralised", {POOLED: pooled}, {POOLED: (count, steps)}, observe)
-
-
-def _centralised(alone: Alone, cohort: int, observe: Observe) -> TrainedArm:
-    arm = centralised_arm(alone, cohort, observe)
-    if arm.failures:
-        key = "evaluation.centralised_" if "centralised" in alone.schedule.own_rates else "training."
-        raise ClientError(f"the centralised arm failed: {arm.failures[0].detail}", hint=f"lower {key}learning_rate")
-    return arm
-
-
-def _kept_or_trained(
-    name: str, train: Callable[[Observe], TrainedArm], trainer: Trainer, session: Session
-) -> TrainedArm:
+def _kept_or_trained(arm: Arm, train: Callable[[], TrainedArm], trainer: Trainer, session: Session) -> TrainedArm:
     """A baseline, trained; or read back where an earlier process had finished it."""
-    kept = folder_of(name, session.store.path)
+    kept = folder_of(arm.name, session.store.path)
     if kept.is_dir():
-        return load_arm(kept)
-    with session.reporter.phase("train", name):
-        arm = train(session.meter.steps(name))
-    with session.store.commit_folder(f"arms/{name}") as pending:
-        save_arm(pending, arm, base_name=trainer.base_name, conv1d=trainer.conv1d)
-    session.store.journal("trained", arm=name)
-    return arm
+        return load_arm(kept, arm.per_client)
+    with session.reporter.phase("train", arm.name):
+        trained = train()
+    with session.store.commit_folder(f"arms/{arm.name}") as pending:
+        save_arm(pending, trained, base_name=trainer.base_name, conv1d=trainer.conv1d)
+    session.store.journal("trained", arm=arm.name)
+    return trained
 
 
 def _train_alone(
-    alone: Alone,
-    arm: str,
-    data: Mapping[ClientId, Sequence[Tokens]],
-    shares: Mapping[ClientId, tuple[int, int]],
-    observe: Observe,
+    setup: Baseline, data: Mapping[ClientId, Sequence[Tokens]], shares: Mapping[ClientId, tuple[int, int]]
 ) -> TrainedArm:
-    trainer, schedule = alone.trainer, alone.schedule
+    """A model for each entry of `data`, trained at once; shares: its (rows, optimizer steps) in each round."""
+    trainer, schedule = setup.trainer, setup.schedule
     clients = tuple(data)
     lora = trainer.make_lora()
     views = dict.fromkeys(clients, ClientModel(trainer.adapter))
     # Of the objective only the rate of B holds: alone there is nobody to be pulled towards, or corrected by.
-    objective = Objective(rate_ratio=alone.rate_ratio)
-    cohort = Cohort(trainer.packed, lora, trainer.settings, views, data, alone.seed, objective)
+    objective = Objective(rate_ratio=setup.rate_ratio)
+    cohort = Cohort(trainer.packed, lora, trainer.settings, views, data, setup.seed, objective)
     rounds, every = schedule.rounds, schedule.measured_every
     curves: dict[str, list[tuple[int, float]]] = {client: [] for client in clients}
     metrics: list[Mapping[str, Mapping[str, float]]] = []
     for number in range(1, rounds + 1):
         work = [
-            Work(client, (number - 1) * count, count, schedule.rates(n, number, arm))
+            Work(client, (number - 1) * count, count, schedule.rates(n, number, setup.arm.name))
             for client, (count, n) in shares.items()
         ]
-        metrics.append(cohort.run(work, number, partial(observe, number)))
+        metrics.append(cohort.run(work, number, partial(setup.observe, number)))
         if every and number % every == 0 and number < rounds:
-            for client, losses in zip(clients, alone.measure(lora), strict=True):
+            for client, losses in zip(clients, setup.measure(lora), strict=True):
                 curves[client].append((number, losses.stat.mean))
-    final = dict(zip(clients, alone.measure(lora), strict=True))
+    final = dict(zip(clients, setup.measure(lora), strict=True))
     for client, losses in final.items():
         if client not in cohort.failures and not np.isfinite(losses.stat.mean):
             detail = f"the held-out loss became {losses.stat.mean}"
@@ -152,7 +170,11 @@ def _train_alone(
         losses={c: final[c] for c in well},
         curves={c: [*curves[c], (rounds, final[c].stat.mean)] for c in well},
         budget=Budget(
-            steps, steps / max(len(well), 1), rounds * sum(shares[c][0] for c in well), targets, schedule.peak(arm)
+            steps,
+            steps / max(len(well), 1),
+            rounds * sum(shares[c][0] for c in well),
+            targets,
+            schedule.peak(setup.arm.name),
         ),
         failures=tuple(cohort.failures.values()),
     )

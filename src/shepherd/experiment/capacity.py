@@ -10,27 +10,32 @@ from typing import Any
 from shepherd.errors import ResourceError
 
 MARGIN = 2.0
-"""A run is refused when it would take so many times what is free. Estimates of memory were measured at 0.94 (the demo)
-to 1.7 (a tiny model, where nearly all is Python itself) of what a run then took, so at 2 no run is refused that works.
+"""A run is refused when its estimate is this many times what is free. Estimates of memory were measured at 0.94 (the
+demo) to 1.7 (a tiny model, where nearly all is Python itself) of the real use: at 2 no run that works is refused.
 """
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def fits_here(plan: Mapping[str, Any], out: Path, times: float = 1.0) -> None:
-    """Raise ResourceError when the plan needs more than `times` the memory or disk that is free."""
+def fits_here(plan: Mapping[str, Any], out: Path | None, times: float = 1.0) -> None:
+    """Raise ResourceError when the plan needs more than `times` the memory or disk that is free.
+
+    out: where the run directory is made; None where nothing is written.
+    """
     import psutil
 
     from shepherd.report.wording import size
 
-    place = check_place(out)
-    memory, disk = available_memory(), psutil.disk_usage(str(place)).free
+    memory = available_memory()
     if plan.get("device", "cpu") == "cpu" and plan.get("memory_bytes", 0) > times * memory:
         raise ResourceError(
             f"the run takes about {size(plan['memory_bytes'])} of memory, {size(memory)} are free",
             hint="shepherd check RECIPE --quick; or lower training.tokens_per_pass and training.clients_at_once, "
             "set training.gradient_checkpointing = true, or take a smaller model.base",
         )
+    if out is None:
+        return
+    disk = psutil.disk_usage(str(check_place(out))).free
     if plan.get("disk_bytes", 0) > times * disk:
         raise ResourceError(
             f"the run takes about {size(plan['disk_bytes'])} on the disk of {out}, {size(disk)} are free",

@@ -1,4 +1,4 @@
-"""Before a run: what can be known to be wrong, found before PyTorch loads, and by Python and the command line alike.
+"""Checks before a run: mistakes that show before PyTorch loads, the same from Python and the command line.
 
 look_first(config, note)    # names in registries, the data, the model: raises what a person can mend
 from_anywhere(config)       # its local paths made absolute: a run's config.toml can be used from any folder
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from shepherd.experiment.capacity import check_place
 
 if TYPE_CHECKING:
     from shepherd.config import Config
+    from shepherd.data.builtins import RawRows
+    from shepherd.data.sources import Dataset
     from shepherd.experiment.division import Sources
     from shepherd.experiment.method import Composition
 
@@ -48,13 +50,15 @@ def check_workers(config: Config) -> None:
 def look_first(
     config: Config,
     note: Callable[[str], None],
-    tell: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
     out: Path | None = None,
+    rows: RawRows | Dataset | None = None,
+    writes: bool = True,
 ) -> Checked:
     """Find mistakes in the settings, in the data, and a missing model, without PyTorch, which takes seconds to load.
 
-    `tell` is called with lines about a long reading. `out` is where the run directory is made, config.run.out where
-    not given.
+    `progress` is called with lines about a long reading. `out` is where the run directory is made, config.run.out where
+    not given. `rows` replace those of the recipe's source. Where nothing is written, no place is looked at.
 
     A built-in model that is not here yet is fetched, once: it is pinned by its checksum. No other model is ever
     fetched by a run; `shepherd model pull` does that.
@@ -66,8 +70,9 @@ def look_first(
 
     resolve(config.model_dump(), (registry_problems,))
     composition = compose(config)
-    check_place(out or Path(config.run.out))
-    sources = _look_at_clients(config, composition, tell)
+    if writes:
+        check_place(out or Path(config.run.out))
+    sources = _look_at_clients(config, composition, progress, rows)
     base = config.model.base
     if any(entry.name == base and entry.path is None for entry in fetch.list_models()):
         note(f"fetching {base} once; it stays in the cache (shepherd model list)")
@@ -79,23 +84,28 @@ def look_first(
     return Checked(config, composition, sources)
 
 
-def _look_at_clients(config: Config, composition: Composition, tell: Callable[[str], None] | None) -> Sources | None:
-    """Read and divide the rows, and find what does not suit these clients.
+def _look_at_clients(
+    config: Config,
+    composition: Composition,
+    progress: Callable[[str], None] | None,
+    rows: RawRows | Dataset | None,
+) -> Sources | None:
+    """Read and divide the rows, and find conflicts of the settings with these clients.
 
-    Rows that a run refuses when it tokenises them are still there: who is no client now is none then. Sets of the hub
-    are left to the run, as their library takes seconds to load too.
+    Rows that a run refuses when it tokenizes them are still included: a name that is not a client here is not one in
+    the run. Sets of the hub are left to the run: their library takes seconds to load.
     """
     from shepherd.experiment.division import divide_rows, read_rows, read_sources
     from shepherd.experiment.method import check_arms, check_clients
 
-    given = [source for source in (config.data.source, config.data.held_out_source) if source]
+    given = [source for source in (config.data.source if rows is None else "", config.data.held_out_source) if source]
     if any(source.startswith("hub:") for source in given):
         check_arms(config)
         for source in given:
             if not source.startswith("hub:"):
-                read_rows(config, source if source != config.data.source else "", tell)
+                read_rows(config, source if source != config.data.source else "", progress)
         return None
-    sources = read_sources(config, tell)
+    sources = read_sources(config, progress, rows)
     apart = sources.held_out
     _, _, partition = divide_rows(config, sources.dataset.examples, None if apart is None else apart.examples)
     check_clients(config, composition, tuple(sorted(partition.clients)), partition.labels)
@@ -103,7 +113,7 @@ def _look_at_clients(config: Config, composition: Composition, tell: Callable[[s
 
 
 def from_anywhere(config: Config) -> Config:
-    """The config with local paths of model, data and trace made absolute. Links stay, and so does what is no path."""
+    """The config with absolute local paths of model, data and trace. Links and other names stay as they are."""
     from shepherd.data.sources import is_path
     from shepherd.model.fetch import is_local
 
@@ -138,7 +148,7 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
     name = partition.pop("name", Config().partition.name)
     problems = []
     try:
-        if isinstance(name, str):  # the config's own check says so
+        if isinstance(name, str):  # the config's own check reports it
             known = partitioners.options(name)
             for option in partition.keys() - known.keys() if "clients" not in known else ():
                 if did_you_mean(option, ["clients"]):
@@ -151,22 +161,57 @@ def registry_problems(settings: Mapping[str, Any]) -> list[str]:
         if isinstance(value, str) and (found := problem(value)):
             problems.append(f"data.{key}: {found}")
     own_weighing, more = _method_problems(tables)
-    return problems + _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
+    problems += _selection_problems(tables, own_weighing) + more + _personal_problems(tables)
+    return problems + _metric_problems(tables) + _arm_problems(tables)
+
+
+def _metric_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the metrics of generated answers and their options."""
+    from pydantic import ValidationError
+
+    from shepherd.config import EvaluationTable
+    from shepherd.evaluation.scoring import build_metrics
+
+    given = {key: value for key, value in tables.get("evaluation", {}).items() if key == "metrics"}
+    try:
+        entries = EvaluationTable.model_validate(given).metrics
+    except ValidationError:
+        return []  # the config's own check says so
+    try:
+        build_metrics(entries)
+    except ShepherdError as error:
+        return [_problem("evaluation.metrics", error)]
+    return []
 
 
 def _personal_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the personalization and its options; its fit to the method is said when a run is prepared."""
+    """What is wrong with the personalization and its options; its fit to the method is checked in `compose`."""
     from shepherd.clients.personal.methods import personalizations
     from shepherd.config import Config
 
     options = dict(tables.get("personalization", {}))
     name = options.pop("name", Config().personalization.name)
     if not isinstance(name, str):
-        return []  # the config's own check says so
+        return []  # the config's own check reports it
     try:
         personalizations.build(name, options)
     except ShepherdError as error:
         return [_problem("personalization.name", error)]
+    return []
+
+
+def _arm_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the names of the arms."""
+    from shepherd.config import Config
+    from shepherd.experiment.method import prepare_arms
+
+    names = tables.get("evaluation", {}).get("arms", Config().evaluation.arms)
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        return []  # the config's own check reports it
+    try:
+        prepare_arms(names)
+    except ShepherdError as error:
+        return [_problem("evaluation.arms", error)]
     return []
 
 
@@ -181,7 +226,7 @@ def _selection_problems(tables: Mapping[str, Mapping[str, Any]], own_weighing: s
     options = dict(tables.get("selection", {}))
     name = options.pop("name", Config().selection.name)
     if not isinstance(name, str):
-        return []  # the config's own check says so
+        return []  # the config's own check reports it
     try:
         selection = build_selection(name, options)
     except ShepherdError as error:
@@ -199,8 +244,8 @@ def _problem(key: str, error: ShepherdError) -> str:
 
 
 def _method_problems(tables: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[str]]:
-    """The weigh piece where it makes weights of its own; what is wrong with the method, its pieces and the server's
-    optimizer, and with their fit."""
+    """The weigh piece where it ignores the weights of the round; problems of the method, its pieces, the server's
+    optimizer, and their combination."""
     from shepherd.config import Config
     from shepherd.server.aggregators import build_aggregator
     from shepherd.server.methods import build_method
@@ -211,21 +256,25 @@ def _method_problems(tables: Mapping[str, Mapping[str, Any]]) -> tuple[str, list
     server = dict(tables.get("server", {}))
     optimizer = server.pop("optimizer", default.server.optimizer)
     if not isinstance(name, str) or not isinstance(optimizer, str):
-        return "", []  # the config's own check says so
+        return "", []  # the config's own check reports it
     problems: list[str] = []
-    weigh = []
+    built: dict[str, Any] = {}
 
     def attempt(key: str, build: Callable[[], object]) -> None:
         try:
-            build()
+            built[key] = build()
         except ShepherdError as error:
             problems.extend(f"{key}: {line}" for line in error.message.split("\n"))
 
     aggregator = tables.get("federation", {}).get("aggregator", default.federation.aggregator)
-    attempt("server.optimizer", lambda: optimizers.build(optimizer, server))
-    if aggregator and isinstance(aggregator, str | Mapping):  # otherwise the config's own check says so
+    attempt("server.optimizer", lambda: replace(optimizers.build(optimizer, server), name=optimizer))
+    if aggregator and isinstance(aggregator, str | Mapping):  # otherwise the config's own check reports it
         attempt("federation.aggregator", lambda: build_aggregator(aggregator))
-    attempt("federation.method", lambda: weigh.append(build_method(name, tables.get("method")).pieces.weigh))
+    attempt("federation.method", lambda: build_method(name, tables.get("method")))
+    method: Any = built.get("federation.method")
+    rule = built.get("federation.aggregator")
     if not problems:
-        attempt("federation.method", lambda: build_method(name, tables.get("method"), optimizer, server, aggregator))
-    return next((piece.name for piece in weigh if piece.own), ""), problems
+        attempt("federation.method", lambda: method.with_optimizer(built["server.optimizer"]))
+        if rule is not None and not problems:
+            attempt("federation.method", lambda: built["federation.method"].with_aggregator(rule))
+    return method.pieces.weigh.name if method and method.pieces.weigh.own else "", problems

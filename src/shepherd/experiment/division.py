@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
+from shepherd.data.builtins import RawRows
 from shepherd.data.names import look_alikes
 from shepherd.data.partition import divide, hold_out, partitioners, short_categories
 from shepherd.data.partitioners import Key
@@ -23,8 +24,13 @@ MOST = 5
 """Cases that a line names; the rest are counted."""
 
 
-def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | None = None) -> Dataset:
-    """The rows of the recipe's source; or of `source`, all of them. `tell` is called with lines on a long reading."""
+def read_rows(
+    config: Config, source: str = "", progress: Callable[[str], None] | None = None, rows: RawRows | None = None
+) -> Dataset:
+    """The rows of the recipe's source; or of `source`, all of them. `progress` takes lines about a long reading.
+
+    rows: those of the recipe's source, where they were read before.
+    """
     table, columns = config.data, dict(config.data.columns)
     _, column = by_column(config.partition.name, config.partition.options)
     if column and columns.setdefault("source", column) != column:
@@ -39,7 +45,7 @@ def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | No
             hint="leave it out; builtin:chatterbot has languages",
         )
     return load_examples(
-        source or table.source,
+        rows or source or table.source,
         format=table.format,
         columns=columns,
         categories=table.categories,
@@ -47,7 +53,7 @@ def read_rows(config: Config, source: str = "", tell: Callable[[str], None] | No
         languages=table.languages,
         seed=config.run.seed,
         parts=_parts(config, source),
-        emit=tell,
+        emit=progress,
     )
 
 
@@ -59,9 +65,14 @@ class Sources:
     held_out: Dataset | None
 
 
-def read_sources(config: Config, tell: Callable[[str], None] | None = None) -> Sources:
-    """All rows of the recipe, read once for a run. Raises DataError for data that cannot be used."""
-    dataset = read_rows(config, tell=tell)
+def read_sources(
+    config: Config, progress: Callable[[str], None] | None = None, rows: RawRows | Dataset | None = None
+) -> Sources:
+    """All rows of the recipe, read once for a run. Raises DataError for data that cannot be used.
+
+    rows: in place of those of the recipe's source, read before, as rows or as a dataset.
+    """
+    dataset = rows if isinstance(rows, Dataset) else read_rows(config, progress=progress, rows=rows)
     return Sources(dataset, read_held_out(config, dataset))
 
 
@@ -91,7 +102,7 @@ def read_held_out(config: Config, dataset: Dataset) -> Dataset | None:
 def divide_rows(
     config: Config, usable: Sequence[Example], held_out: Sequence[Example] | None
 ) -> tuple[Examples, Examples, Partition]:
-    """(train, held out, partition) of rows that can be used; `held_out` are those with a source of their own.
+    """(train, held out, partition) of usable rows; `held_out` are those of data.held_out_source.
 
     Raises DataError where nothing is held out, or where the rows cannot be divided as the recipe says.
     """
@@ -146,7 +157,7 @@ def remarks(
     held_out: Sequence[Example] | None,
     partition: Partition,
 ) -> dict[str, tuple[str, ...]]:
-    """What is remarkable about a division, one line for each kind -> a line for each case of it.
+    """Notes on a division: one line for each kind -> a line for each case.
 
     usable: all rows that are divided or held out. held_out: those drawn from them, or None where they have a source.
     """
@@ -201,5 +212,5 @@ def by_column(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], st
 
 
 def natural_key(settings: Mapping[str, object]) -> str:
-    """What tells clients apart, "source" or "category", from a partition's settings."""
+    """What distinguishes clients, "source" or "category", from a partition's settings."""
     return "source" if settings.get("name") == "files" or settings.get("key") == "source" else "category"

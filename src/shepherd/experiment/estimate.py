@@ -1,7 +1,7 @@
-"""What a run would take: `plan(config)` reads and divides the data, loads no weights and trains nothing.
+"""The cost of a run before it starts: `plan(config)` reads and divides the data, loads no weights and trains nothing.
 
-Bytes are those of a run in which every client answers, whom it asks included; where they depend on more than that,
-"about" or "at most" stands beside them. Time and memory are estimates: the products of a pass at a share of the
+Bytes are those of a run in which every sampled client replies; where they depend on more than that, `bytes_up_are` is
+"about" or "at most". Time and memory are estimates: the products of a pass at a share of the
 measured matrix-product peak, and the tensors that a decoder block of the usual shape keeps for its backward pass.
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shepherd.clients.history import pool_of
 from shepherd.config import Config
 from shepherd.experiment.checks import Checked
 from shepherd.experiment.method import Composition, compose, doubts, local_names
@@ -31,10 +30,10 @@ from shepherd.model.outline import check_packable, load_config, outline
 from shepherd.model.slots import features
 from shepherd.model.targets import pick_targets, reach
 from shepherd.model.threads import matmul_peak, use_threads
-from shepherd.rng import stream
-from shepherd.round import Plan
+from shepherd.round import Plan, draw_cohort
 from shepherd.server.traffic import bounds, round_bytes
 from shepherd.types import Adapter, ClientId, GlobalModel, ServerState, Work
+from shepherd.updates.replies import Replies
 
 PEAK_SHARE = 0.5  # of the matrix-product peak that a whole training step reaches
 PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of ours
@@ -42,7 +41,7 @@ PROCESS_BYTES = 700e6  # Python, torch and transformers before any tensor of our
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes of a run. `seconds` and `memory_bytes` are estimates; `bytes_up_are` says "exact", "about" or "at most".
+    """Sizes of a run. `seconds` and `memory_bytes` are estimates; `bytes_up_are` is "exact", "about" or "at most".
 
     adapted_share: how much of the weights of the model's blocks carries an adapter. learning_rates: the peak of each
     arm. warnings: what a run would warn of before it begins. details: a warning that stands for several cases -> a
@@ -75,14 +74,14 @@ class Estimate:
     details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def plan(config: Config, tell: Callable[[str], None] | None = None) -> Estimate:
-    """Sizes, bytes, memory, disk and time of a run of `config`; `tell` is called with lines about what takes long.
+def plan(config: Config, progress: Callable[[str], None] | None = None) -> Estimate:
+    """Sizes, bytes, memory, disk and time of a run of `config`; `progress` is called with lines about what takes long.
 
     Raises what the run would raise for bad input."""
-    return plan_checked(Checked(config, compose(config), None), tell)
+    return plan_checked(Checked(config, compose(config), None), progress)
 
 
-def plan_checked(checked: Checked, tell: Callable[[str], None] | None = None) -> Estimate:
+def plan_checked(checked: Checked, progress: Callable[[str], None] | None = None) -> Estimate:
     """The same of a recipe that is checked, with what the checks have built."""
     config, composition = checked.config, checked.composition
     use_threads(config.run.threads)
@@ -92,7 +91,7 @@ def plan_checked(checked: Checked, tell: Callable[[str], None] | None = None) ->
     tokenizer = load_tokenizer(folder)
     shape = load_config(folder)
     check_fit(folder, shape.get_text_config().vocab_size, tokenizer)
-    rows, template = prepare_rows(config, tokenizer, tell, checked.sources)
+    rows, template = prepare_rows(config, tokenizer, progress, checked.sources)
     window = context_window(shape)
     *_, unanswered = prepare_generation(config).prompts(rows.held_out, rows.examples, template, tokenizer, window)
     schedule = prepare_schedule(config)
@@ -111,7 +110,7 @@ def estimate(
     *,
     timed: bool = True,
 ) -> Estimate:
-    """The same of rows and a plan that are prepared. Not timed it measures nothing, and says 0 seconds.
+    """The same of rows and a plan that are prepared. Without `timed` it measures nothing and gives 0 seconds.
 
     Its warnings are about the model alone.
     """
@@ -130,10 +129,10 @@ def estimate(
     work = {c: rounds.work(c, 1, 0) for c in rows.clients}
 
     count, personal = config.federation.rounds, settings.personal
-    tokens = training_tokens(schedule, config.evaluation.arms, rows, rounds, names, personal.cost)
+    tokens = training_tokens(schedule, composition.baselines, rows, rounds, names, personal.cost)
     trained = sum(tokens.values())
     held_out = sum(len(t.input_ids) for t in rows.held_out)
-    tokens["evaluation"] = held_out * _evaluations(config, len(names))
+    tokens["evaluation"] = held_out * _evaluations(config, composition, len(names))
     if composition.personal_models:  # each on the client's own held-out rows
         tokens["evaluation"] += sum(len(rows.held_out[i].input_ids) for c in rows.clients for i in rows.held_out_of(c))
     later = count - 1 if rounds.clusters else 0  # rounds in which there are clusters already
@@ -142,7 +141,8 @@ def estimate(
     measured = sum(tokens.values()) - trained
 
     up, down, up_are, down_are = _traffic(rounds, adapter, count)
-    slots = min(max(rounds.asked, len(names) if "local" in tokens else 1), settings.clients_at_once)
+    alone = any(arm.per_client for arm in composition.baselines)
+    slots = min(max(rounds.asked, len(names) if alone else 1), settings.clients_at_once)
     text = shape.get_text_config()
     body = model.num_parameters() - text.vocab_size * text.hidden_size
     head = 2 * text.vocab_size * text.hidden_size
@@ -163,7 +163,7 @@ def estimate(
         rounds=count,
         rows_per_client=_least_and_most([len(held) for held in rows.clients.values()]),
         steps_per_round=_least_and_most([w.steps for w in work.values()]),
-        learning_rates={arm: schedule.peak(arm) for arm in config.evaluation.arms if arm != "base"},
+        learning_rates={arm.name: schedule.peak(arm.name) for arm in composition.arms if arm.name != "base"},
         tokens={arm: round(count) for arm, count in tokens.items()},
         bytes_up=up,
         bytes_up_are=up_are,
@@ -181,16 +181,16 @@ def estimate(
 def _traffic(plan: Plan, adapter: Adapter, count: int) -> tuple[int, int, str, str]:
     """Bytes up and down of `count` rounds, and what each is: "exact", "about" or "at most".
 
-    Draws and arrival follow from the seed, so a round's cohort is known, unless the selection learns from answers.
+    Draws and arrival follow from the seed, so a round's cohort is known, unless the selection depends on replies.
     """
     up = down = clusters = 0
     for number in range(1, count + 1):
-        asked, sent, merged = _cohort(plan, ServerState(number - 1, GlobalModel(adapter)))
-        ranks = [[plan.rank(c) for c in some] for some in (asked, sent, merged)]
+        sampled, sent, counted = _cohort(plan, ServerState(number - 1, GlobalModel(adapter)))
+        ranks = [[plan.rank(c) for c in some] for some in (sampled, sent, counted)]
         rest = (ranks[2], plan.objective.scaffold, clusters)
         up += round_bytes(plan.method, adapter, number, ranks[1], *rest)[0]
         down += round_bytes(plan.method, adapter, number, ranks[0], *rest)[1]
-        clusters = clusters or (plan.clusters if plan.clusters <= len(merged) else 0)
+        clusters = clusters or (plan.clusters if plan.clusters <= len(counted) else 0)
     mixed = any(plan.rank(client) < adapter.r for client in plan.clients)
     late = plan.policy.deadline > 0
     if (plan.select.learns and (mixed or late)) or (late and plan.policy.on_too_few == "wait"):
@@ -200,24 +200,16 @@ def _traffic(plan: Plan, adapter: Adapter, count: int) -> tuple[int, int, str, s
 
 
 def _cohort(plan: Plan, state: ServerState) -> tuple[tuple[ClientId, ...], list[ClientId], list[ClientId]]:
-    """(asked, sent, merged): who is asked in the round after `state`, who answers before the deadline, who counts."""
-    number, policy = state.round + 1, plan.policy
-    pool = pool_of(plan.clients, number, state.history, plan.sizes, plan.weights)
-    size = min(len(plan.clients), policy.ask(plan.cohort_size))
-    draw = plan.select.draw(pool, size, stream(plan.seed, "select", number))
-    clock = policy.clock or (lambda work, number: 0.0)
-    seconds = {c: clock(plan.work(c, number, 0), number) for c in draw.clients}
-    sent = sorted((c for c in draw.clients if not 0 < policy.deadline < seconds[c]), key=seconds.__getitem__)
-    merged, wanted = [], plan.cohort_size
-    for client in sent:
-        if wanted > 0 or not policy.over_select:
-            merged.append(client)
-        wanted -= draw.times(client)
-    return draw.clients, sent, merged if sum(map(draw.times, sent)) >= plan.min_updates else []
+    """Of the round after `state` the clients that are sampled, that meet the deadline, and whose updates count."""
+    cohort = draw_cohort(state, plan, Replies(), plan.cohort_size) or Replies()
+    sent = sorted((c for c in cohort.work if c not in cohort.late), key=cohort.seconds.__getitem__)
+    surplus = cohort.surplus(sent, plan.cohort_size if plan.policy.over_select else None)
+    counted = [client for client in sent if client not in surplus]
+    return tuple(cohort.work), sent, counted if sum(cohort.times[c] for c in sent) >= plan.min_updates else []
 
 
 def _judged(rows: FederatedData, plan: Plan, work: Mapping[ClientId, Work], most: int, rounds: int) -> float:
-    """Tokens of the rows by which clients choose one cluster: in so many rounds those asked, and all in the end."""
+    """Tokens of the rows by which clients choose a cluster: a cohort in each of `rounds` rounds, and all at the end."""
     length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
     at_last = {c: min(len(held), most or len(held)) for c, held in rows.clients.items()}
     in_rounds = {c: min(work[c].rows, count) for c, count in at_last.items()}
@@ -225,13 +217,12 @@ def _judged(rows: FederatedData, plan: Plan, work: Mapping[ClientId, Work], most
     return rounds * plan.asked * mean + sum(at_last[c] * length[c] for c in at_last)
 
 
-def _evaluations(config: Config, local: int) -> int:
+def _evaluations(config: Config, composition: Composition, local: int) -> int:
     """How often all held-out rows go through the model."""
     rounds, every = config.federation.rounds, config.evaluation.every
     curve = len({n for n in range(every, rounds + 1, every)} | {rounds}) if every else 1
-    arms = config.evaluation.arms
-    alone = ("centralised" in arms) + (local if "local" in arms else 0)
-    return 1 + curve + 1 + curve * alone
+    models = sum(local if arm.per_client else 1 for arm in composition.baselines)
+    return 1 + curve + 1 + curve * models
 
 
 def _memory(config, model, adapter_parameters, settings, dtype, text, slots) -> float:

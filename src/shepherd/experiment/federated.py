@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from shepherd.clients.progress import StepReport
 from shepherd.errors import ClientError, EvaluationError
 from shepherd.evaluation.losses import RowLosses
 from shepherd.experiment.arms import Budget
+from shepherd.experiment.events import RoundEvent, RoundLine
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.session import Session
 from shepherd.experiment.summary import arm_metrics
@@ -51,7 +52,7 @@ def train_federated(state: ServerState, plan: Plan, engine: Engine, inputs: Inpu
             line = _line(record, losses, inputs, time.perf_counter() - begin)
             measured.append((line["held_out_loss"], state.round))
             _commit(state, line, _best(measured), inputs, store)
-            reporter.emit({"event": "round", **line})
+            reporter.emit(cast("RoundEvent", {"event": "round", **line}))
             reporter.warn(*notes(record, inputs.data.partition.label))
     # The last round is always measured; without one to run, everything was committed before.
     return Federated(state, losses or evaluate("federated", state.model, state.round, engine, inputs, session))
@@ -108,13 +109,13 @@ def _journalled(
         raise
 
 
-def _line(record: RoundRecord, losses: RowLosses | None, inputs: Inputs, seconds: float) -> dict[str, Any]:
+def _line(record: RoundRecord, losses: RowLosses | None, inputs: Inputs, seconds: float) -> RoundLine:
     """The line of a round in rounds.jsonl, with what was measured after it."""
-    line = asdict(record)
+    line = cast("RoundLine", asdict(record))
     line["held_out_loss"] = losses.stat.mean if losses else None
-    parts = arm_metrics(losses, inputs.data) if losses else {}
-    for part in ("per_category", "per_client"):
-        line[f"held_out_{part}"] = {k: v["loss"] for k, v in parts[part].items()} if losses else None
+    parts = arm_metrics(losses, inputs.data) if losses else None
+    line["held_out_per_category"] = {k: v["loss"] for k, v in parts["per_category"].items()} if parts else None
+    line["held_out_per_client"] = {k: v["loss"] for k, v in parts["per_client"].items()} if parts else None
     line["seconds"]["evaluate"] = seconds
     return line
 
@@ -124,7 +125,7 @@ def _best(measured: Sequence[tuple[float | None, int]]) -> int:
     return min(((loss, number) for loss, number in measured if loss is not None), default=(0.0, 0))[1]
 
 
-def _commit(state: ServerState, line: dict[str, Any], best: int, inputs: Inputs, store: RunDirectory) -> None:
+def _commit(state: ServerState, line: RoundLine, best: int, inputs: Inputs, store: RunDirectory) -> None:
     """Commit a round: state and line together, or not at all. Of the checkpoints the newest and the best are kept."""
     trainer = inputs.trainer
     begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a run was made with: a run goes on only with the same settings, data, base, tokenizer, code and machine.
+"""The identity of a run: it is resumed only with the same settings, data, base, tokenizer, code and machine.
 
 identity.json is written when a run starts. What differs when it is resumed is shown key by key, then and now. Its "run"
 is the random id that messages of the run carry: two runs may have one name.
@@ -77,7 +77,7 @@ def held_out_digest(rows: FederatedData) -> str:
 
 @functools.cache
 def code_digest() -> str:
-    """sha256 over the sources of this package, names and contents: a version alone does not tell two builds apart."""
+    """sha256 over the sources of this package, names and contents: a version alone does not distinguish two builds."""
     root = Path(_version.__file__).parent
     total = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -89,7 +89,9 @@ def plugin_digests(config: Config) -> dict[str, str]:
     """{module: sha256 of its file} for every `module:function` that the recipe names; what they import is left out."""
     tables = config.model_dump(mode="json", include={"partition", "selection", "federation", "method", "server",
                                                      "personalization"})  # fmt: skip
-    names = {value.partition(":")[0] for _, value in _flat(tables) if isinstance(value, str) and ":" in value}
+    metrics = [entry if isinstance(entry, str) else entry["name"] for entry in config.evaluation.metrics]
+    values = [*(value for _, value in _flat(tables)), *metrics]
+    names = {value.partition(":")[0] for value in values if isinstance(value, str) and ":" in value}
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in sorted(names)}
     return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from shepherd.arms import Arm
 from shepherd.config import Config
 from shepherd.data.prompts import Template
 from shepherd.evaluation.answers import Generation
+from shepherd.evaluation.metrics import Metric
+from shepherd.evaluation.scoring import build_metrics
 from shepherd.experiment.capacity import MARGIN, fits_here
 from shepherd.experiment.checks import Checked, from_anywhere
 from shepherd.experiment.estimate import Estimate, estimate
@@ -46,9 +50,9 @@ class Inputs:
     trainer: Trainer
     schedule: Schedule
     plan: Plan
-    arms: tuple[str, ...]
     alone: tuple[ClientId, ...]
     generation: Generation
+    metrics: Mapping[str, Metric]
     start: ServerState
     estimate: Estimate
     seed: int
@@ -56,9 +60,15 @@ class Inputs:
     updates_in_memory: int
     warnings: tuple[str, ...]
 
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms of the comparison, as the recipe names them."""
+        return self.composition.arms
 
-def load_inputs(checked: Checked, place: Path, reporter: Reporter) -> Inputs:
-    """Rows, base, trainer and plan of a recipe. `place`: where its run directory is, or will be.
+
+def load_inputs(checked: Checked, place: Path | None, reporter: Reporter) -> Inputs:
+    """Rows, base, trainer and plan of a recipe. `place`: where its run directory is, or will be; None where
+    nothing is written.
 
     Raises DataError, ModelError and UsageError for what a person can mend, ResourceError where memory or disk would
     not do.
@@ -95,9 +105,9 @@ def load_inputs(checked: Checked, place: Path, reporter: Reporter) -> Inputs:
         trainer=trainer,
         schedule=schedule,
         plan=plan,
-        arms=tuple(config.evaluation.arms),
         alone=alone,
         generation=prepare_generation(config),
+        metrics=build_metrics(config.evaluation.metrics),
         start=start,
         estimate=expected,
         seed=config.run.seed,

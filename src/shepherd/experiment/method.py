@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shepherd.arms import COMPARED, Arm, arm_named, in_order
 from shepherd.clients.personal.methods import Personalization, personalizations
 from shepherd.clients.pool import Selection
 from shepherd.clients.selection import build_selection, cohort_size
@@ -24,7 +25,7 @@ from shepherd.types import ClientId
 
 
 def prepare_method(config: Config) -> Method:
-    """The method of the recipe with its server optimizer. Raises UsageError for unknown pieces and misfits."""
+    """The method of the recipe with its server optimizer. Raises UsageError for unknown pieces and conflicts."""
     server, federation = config.server, config.federation
     method = build_method(
         federation.method, config.method.options, server.optimizer, server.options, federation.aggregator
@@ -65,11 +66,18 @@ def doubts(config: Config) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Composition:
-    """What a recipe composes: the method with its server optimizer, the personalization, and η_B / η_A of training."""
+    """What a recipe composes: the method with its server optimizer, the personalization, the arms, and η_B / η_A of
+    training."""
 
     method: Method
     personal: Personalization
+    arms: tuple[Arm, ...]
     rate_ratio: float
+
+    @property
+    def baselines(self) -> tuple[Arm, ...]:
+        """The arms that are trained beside the federation, in their order."""
+        return tuple(arm for arm in in_order(self.arms) if arm.train)
 
     @property
     def personal_models(self) -> bool:
@@ -80,11 +88,26 @@ class Composition:
 def compose(config: Config) -> Composition:
     """The parts of a recipe, built once for a run. Raises UsageError for unknown names and for conflicts."""
     method = prepare_method(config)
-    return Composition(method, prepare_personal(config, method), config.objective.rate_ratio or method.rate_ratio)
+    rate_ratio = config.objective.rate_ratio or method.rate_ratio
+    return Composition(method, prepare_personal(config, method), prepare_arms(config.evaluation.arms), rate_ratio)
+
+
+def prepare_arms(names: Sequence[str]) -> tuple[Arm, ...]:
+    """The arms of a comparison. Raises UsageError for an unknown name, and where two arms share one."""
+    found: dict[str, Arm] = {}
+    for name in dict.fromkeys(names):
+        arm = arm_named(name)
+        if arm.name in found:
+            raise UsageError(
+                f"evaluation.arms names two arms {arm.name!r}: their results would lie in one place",
+                hint=f"rename the function of {name}",
+            )
+        found[arm.name] = arm
+    return tuple(found.values())
 
 
 def prepare_personal(config: Config, method: Method) -> Personalization:
-    """What clients do for a model of their own. Raises UsageError where it does not fit the method."""
+    """The personalization of the recipe. Raises UsageError where it does not fit the method."""
     table = config.personalization
     personal = replace(personalizations.build(table.name, table.options), name=table.name)
     if personal.clusters:
@@ -138,12 +161,12 @@ def check_clients(
         wanted, size = composition.personal.clusters, prepare_selection(config, method, clients)[1]
         if wanted > size:
             raise UsageError(
-                f"personalization.clusters = {wanted} begin with a client each, and a round asks {size}",
+                f"personalization.clusters = {wanted} start from a client each, and a round samples {size}",
                 hint=f"set personalization.clusters to at most {size}, or federation.clients_per_round higher",
             )
 
     attempt(lambda: check_arms(config))
-    attempt(lambda: check_ranks(method, client_ranks(config.lora, clients, labels), config.lora.r))
+    attempt(lambda: client_ranks(config.lora, clients, labels))
     attempt(lambda: prepare_selection(config, method, clients))
     if not found:
         attempt(clusters)
@@ -154,7 +177,7 @@ def check_clients(
 
 def check_arms(config: Config) -> None:
     """Raise UsageError where the arms leave out what all are compared with."""
-    missing = [arm for arm in ("base", "federated") if arm not in config.evaluation.arms]
+    missing = [arm for arm in COMPARED if arm not in config.evaluation.arms]
     if missing:
         raise UsageError(
             f"evaluation.arms must name {' and '.join(missing)}: the others are compared with them",
@@ -163,7 +186,7 @@ def check_arms(config: Config) -> None:
 
 
 def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, ...]) -> tuple[Selection, int]:
-    """Who is asked, and how many a round asks (on average). Raises UsageError for misfits, all at once."""
+    """The selection and the size of a cohort (its mean). Raises UsageError for all conflicts at once."""
     federation = config.federation
     selection = build_selection(config.selection.name, config.selection.options)
     problems = conflicts(
@@ -181,9 +204,9 @@ def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, .
     there, hint = plural(len(clients), "client"), ""
     if federation.clients_per_round > len(clients):
         problems.append(
-            f"federation.clients_per_round = {federation.clients_per_round} is more than the {there} that there are"
+            f"federation.clients_per_round = {federation.clients_per_round} is more than the {there} of the data"
         )
-        hint = f"set it to at most {len(clients)}; 0 asks federation.fraction of them"
+        hint = f"set it to at most {len(clients)}; 0 samples federation.fraction of them"
     if federation.min_updates > len(clients):
         problems.append(f"federation.min_updates = {federation.min_updates} can never come from {there}")
         hint = hint or f"set it to at most {len(clients)}"
@@ -205,7 +228,7 @@ def client_ranks(
     unknown = sorted(set(given) - set(clients))
     if unknown:
         raise UsageError(
-            f"lora.ranks names {unknown[0]!r}, which is no client.{did_you_mean(unknown[0], [*clients, *ids])}",
+            f"lora.ranks names {unknown[0]!r}, which is not a client.{did_you_mean(unknown[0], [*clients, *ids])}",
             hint=_some(clients),
         )
     return {client: given.get(client, lora.r) for client in clients}
@@ -214,7 +237,7 @@ def client_ranks(
 def local_names(
     config: Config, clients: Sequence[ClientId], labels: Mapping[ClientId, str] = {}
 ) -> tuple[ClientId, ...]:
-    """The clients of the local arm: all, so many spread over their names, or those named by their ids or labels.
+    """The clients of the local arm: all, a number of them spread over their names, or those named by id or label.
 
     Raises UsageError, with the nearest name, for one that is not a client.
     """

@@ -1,4 +1,4 @@
-"""What a run leaves for use: the adapter as a PEFT folder, checked by reading it back, and answers by generation."""
+"""The outputs of a run: the adapter as a PEFT folder, checked by reading it back, and answers by generation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from shepherd.types import GlobalModel
 
 @dataclass(frozen=True)
 class Answers:
-    """Lines of generations.jsonl, and why they are fewer than were asked for: a sentence, or ""."""
+    """Lines of generations.jsonl, and why they are fewer than evaluation.generate: a sentence, or ""."""
 
     records: list[dict[str, Any]]
     missing: str
@@ -78,7 +78,7 @@ def save_adapter(
 def generate_answers(
     inputs: Inputs, model: GlobalModel, baselines: Mapping[str, TrainedArm], session: Session
 ) -> Answers:
-    """Answers of the base, the federated and the centralised model to held-out prompts, in generations.jsonl."""
+    """Answers of each arm that has one model to held-out prompts, in generations.jsonl."""
     base, trainer = inputs.base, inputs.trainer
     with session.reporter.phase("generate"):
         examples, prompts, missing = inputs.generation.prompts(
@@ -90,8 +90,7 @@ def generate_answers(
         if not prompts:
             return Answers([], missing)
         models: dict[str, GlobalModel | None] = {"base": None, "federated": model}
-        if "centralised" in baselines:
-            models["centralised"] = GlobalModel(baselines["centralised"].adapters[POOLED])
+        models |= {name: GlobalModel(arm.adapters[POOLED]) for name, arm in baselines.items() if not arm.per_client}
         answers = {}
         for name, tuned in models.items():
             answers[name] = generate(

@@ -105,10 +105,10 @@ def personal_models(
     schedule: Schedule,
     observe: Observe = lambda number, report: None,
 ) -> tuple[dict[ClientId, GlobalModel], tuple[ClientFailure, ...]]:
-    """The models of clients' own after the last round, and the clients whose tuning failed; none where none was asked.
+    """The clients' personal models after the last round, and the clients whose tuning failed.
 
     Kept ones come from what the clients keep; with `finetune` each client tunes the one that it keeps, or else the
-    global model, on its own rows, going on in its walk over them. Of `feddpa` these are the local adapters alone:
+    global model, on its own rows, continuing its row order. Of `feddpa` these are the local adapters alone:
     `mixtures` below has the rest.
     """
     personal, model = trainer.settings.personal, state.model
@@ -177,7 +177,7 @@ def own_losses(
 def mixtures(
     trainer: Trainer, data: FederatedData, shared: Adapter, locals_: Mapping[ClientId, Adapter], seed: int
 ) -> dict[ClientId, Mixture]:
-    """Each client's two adapters with the hidden states of some of its own training rows, drawn once and for all."""
+    """Each client's two adapters with the hidden states of some of its own training rows, drawn once."""
     mix, found = trainer.settings.personal.mix, {}
     assert mix is not None
     for client, local in sorted(locals_.items()):

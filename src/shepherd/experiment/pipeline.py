@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -16,34 +16,34 @@ from shepherd.errors import ResourceError
 from shepherd.experiment.baselines import folder_of, train_baselines
 from shepherd.experiment.checks import Checked
 from shepherd.experiment.engine import open_engine
+from shepherd.experiment.events import CommittedEvent, Emit
 from shepherd.experiment.federated import evaluate_base, train_federated
+from shepherd.experiment.finished_run import Outcome, write_report, write_summary
 from shepherd.experiment.inputs import Inputs, load_inputs
-from shepherd.experiment.outcome import Outcome, write_report, write_summary
+from shepherd.experiment.opened_run import Run
 from shepherd.experiment.outputs import generate_answers, save_adapter
 from shepherd.experiment.personal_models import train_personal
-from shepherd.experiment.progress import Emit, Meter, Reporter, training_tokens
+from shepherd.experiment.progress import Meter, Reporter, training_tokens
 from shepherd.experiment.resume import Beginning, begin_or_resume
 from shepherd.experiment.session import Session
-from shepherd.round import Plan
+from shepherd.round import Engine, Plan
 from shepherd.store import RunDirectory
 from shepherd.store.records import read_rounds
 from shepherd.updates.spool import Spool
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its directory, and what summary.json holds."""
-
-    path: Path
-    summary: Mapping[str, Any]
-
-
 def carry_out(
-    checked: Checked, place: Path, open_store: Callable[[], RunDirectory], emit: Emit, force: bool = False
+    checked: Checked,
+    place: Path,
+    open_store: Callable[[], RunDirectory],
+    emit: Emit,
+    force: bool = False,
+    wrap: Callable[[Engine], Engine] | None = None,
 ) -> Run:
     """Carry out a run whose recipe is checked, in the directory that `open_store` opens at `place`.
 
-    force: go on with a run although something differs from when it was started.
+    force: go on with a run although something differs from when it was started. wrap: makes the engine that trains the
+    clients from the one of the recipe.
     """
     with _exhaustion_explained():
         reporter = Reporter(emit)
@@ -55,7 +55,8 @@ def carry_out(
             with open_engine(inputs, session.run_id) as engine:
                 base = evaluate_base(engine, inputs, session)
                 plan = round_plan(inputs, session)
-                federated = train_federated(beginning.state, plan, engine, inputs, session)
+                trainer = wrap(engine) if wrap else engine
+                federated = train_federated(beginning.state, plan, trainer, inputs, session)
                 baselines, notes = train_baselines(inputs, session)
                 reporter.warn(*notes)
                 personal, notes = train_personal(inputs, federated.state, session)
@@ -71,15 +72,15 @@ def carry_out(
 
 
 def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, reporter: Reporter) -> Session:
-    """Say what is to be done, what is done already, and what a person should know before the first round."""
+    """Start the events of a run: its plan, the rounds that are committed already, and its warnings."""
     data, schedule = inputs.data, inputs.schedule
     cost = inputs.trainer.settings.personal.cost
-    planned = training_tokens(schedule, inputs.arms, data, inputs.plan, inputs.alone, cost)
+    planned = training_tokens(schedule, inputs.composition.baselines, data, inputs.plan, inputs.alone, cost)
     meter = Meter(reporter.emit, planned, schedule.rounds)
     meter.skip("federated", beginning.state.round / schedule.rounds)
     for arm in inputs.arms:
-        if folder_of(arm, store.path).is_dir():
-            meter.skip(arm)
+        if folder_of(arm.name, store.path).is_dir():
+            meter.skip(arm.name)
     reporter.emit(
         {
             "event": "start",
@@ -89,19 +90,19 @@ def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, repo
             "clients": sorted(data.clients),
             "labels": data.other_labels,
             "rounds": schedule.rounds,
-            "arms": list(inputs.arms),
+            "arms": [arm.name for arm in inputs.arms],
             "round": beginning.state.round,
             "fraction": meter.fraction,
         }
     )
     for line in read_rounds(store.path):
-        reporter.emit({"event": "committed", **line})
+        reporter.emit(cast("CommittedEvent", {"event": "committed", **line}))
     reporter.warn(*beginning.notes, *inputs.warnings)
     return Session(store, beginning.run_id, reporter, meter)
 
 
 def round_plan(inputs: Inputs, session: Session) -> Plan:
-    """The plan with what only a run that has begun knows: the spool of updates, and whose messages are admitted."""
+    """The plan with what only a started run has: the spool of updates, and the run id that the gate admits."""
     return replace(
         inputs.plan,
         spool=partial(Spool, inputs.updates_in_memory, session.store.scratch),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -9,13 +10,16 @@ from shepherd.clients.learning_rates import effective_steps
 from shepherd.clients.slots import probe_work
 from shepherd.clients.virtual_clock import virtual_seconds
 from shepherd.config import Config
+from shepherd.errors import UsageError
 from shepherd.experiment.method import Composition, check_clients, client_ranks, prepare_selection
 from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.schedule import Schedule
 from shepherd.round import Plan, Policy
 from shepherd.server.method import Method
+from shepherd.server.transform_conflicts import conflicts
 from shepherd.server.weights import population_weights
-from shepherd.types import ClientId, Objective, SlotChoice, Work
+from shepherd.types import ClientId, Objective, SlotChoice, TransformSpec, Work
+from shepherd.updates.composition import build_transforms
 from shepherd.updates.gate import Gate, Limits
 
 
@@ -61,6 +65,25 @@ def prepare_plan(config: Config, composition: Composition, data: FederatedData, 
         gate=partial(Gate, Limits(norm=federation.max_update_norm)),
         effective_steps=partial(_effective_steps, config, composition),
     )
+
+
+def with_transforms(plan: Plan, specs: Sequence[TransformSpec], r: int) -> Plan:
+    """The plan with these transforms of updates, in their order on a client. r: the rank of the global adapter.
+
+    Raises UsageError, for all problems at once, for unknown names and options and for what the plan cannot give them.
+    """
+    transforms = build_transforms(specs)
+    problems = conflicts(
+        transforms,
+        plan.method,
+        weights=plan.weights,
+        scaffold=plan.objective.scaffold,
+        clusters=plan.clusters,
+        mixed_ranks=any(plan.rank(client) < r for client in plan.clients),
+    )
+    if text := "\n".join(problems):
+        raise UsageError(text)
+    return replace(plan, transforms=transforms)
 
 
 def _effective_steps(config: Config, composition: Composition, work: Work, steps: int, round_number: int) -> float:

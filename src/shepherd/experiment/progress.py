@@ -6,23 +6,21 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
+from shepherd.arms import Arm
 from shepherd.clients.personal.methods import Cost
 from shepherd.clients.progress import Progress, StepReport
+from shepherd.experiment.events import ClientRow, Emit
 from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.schedule import Schedule
 from shepherd.round import Plan
 from shepherd.types import ClientId
 
-Emit = Callable[[dict[str, Any]], None]
-"""Where the events of a run go."""
-
 
 class Reporter:
-    """Phases, warnings and seconds of a run, as its events tell them."""
+    """The phases, warnings and seconds of a run, as events."""
 
     def __init__(self, emit: Emit) -> None:
         self.emit, self.clock = emit, Clock()
@@ -45,24 +43,22 @@ class Reporter:
 
 def training_tokens(
     schedule: Schedule,
-    arms: Sequence[str],
+    baselines: Sequence[Arm],
     rows: FederatedData,
     plan: Plan,
     local: Sequence[ClientId],
     cost: Cost,
 ) -> dict[str, float]:
-    """About how many tokens each arm trains on, probes included. The arms alone pay no more for personal models."""
+    """About how many tokens each arm trains on, probes included. Baselines pay no more for personal models."""
     length = {c: float(np.mean([len(t.input_ids) for t in held])) for c, held in rows.clients.items()}
     once = {c: plan.work(c, 1, 0).rows * length[c] for c in rows.clients}
     rounds, batch = schedule.rounds, schedule.batch_size
     cohort = rounds * plan.asked * float(np.mean(list(once.values())))
     probes = rounds * plan.asked * float(np.mean([plan.probed.get(c, 0) * length[c] for c in once]))
-    begun = cohort / rounds if plan.clusters else 0.0  # in the first round there are no clusters to train
-    tokens = {"federated": cohort * cost.trainings - begun + probes}
-    if "local" in arms:
-        tokens["local"] = rounds * sum(once[c] for c in local)
-    if "centralised" in arms:
-        tokens["centralised"] = cohort
+    first = cohort / rounds if plan.clusters else 0.0  # in the first round there are no clusters to train
+    tokens = {"federated": cohort * cost.trainings - first + probes}
+    for arm in baselines:
+        tokens[arm.name] = arm.budget * (rounds * sum(once[c] for c in local) if arm.per_client else cohort)
     if cost.steps:
         tokens["personal"] = cost.steps * sum(min(batch, len(held)) * length[c] for c, held in rows.clients.items())
     return tokens
@@ -98,7 +94,7 @@ class Clock:
 
 
 class Meter:
-    """What a run has done of what it has to do. `skip` says what was done before this process began."""
+    """The share of its planned tokens that a run has trained on. `skip` counts those of an earlier process."""
 
     def __init__(self, emit: Emit, planned: Mapping[str, float], rounds: int) -> None:
         """planned: about how many tokens each arm trains on (`training_tokens`)."""
@@ -107,47 +103,51 @@ class Meter:
         self.begin = time.perf_counter()
 
     def skip(self, arm: str, share: float = 1.0) -> None:
-        """So much of an arm was there already."""
+        """Count a share of an arm that an earlier process has trained."""
         self.skipped += share * self.planned.get(arm, 0.0)
 
     def steps(self, arm: str) -> Callable[[int, StepReport], None]:
         """The observer of one arm's rounds: a "step" event after steps, a "clients" event where only states changed."""
-        rows: dict[str, tuple[int, Progress]] = {}  # of each client: the round of its last news, and what is known
+        rows: dict[str, tuple[int, Progress]] = {}  # client -> round of its last report, its progress
 
         def observe(number: int, report: StepReport) -> None:
             stepped = False
             for client, news in report.items():
-                told_in, known = rows.get(client, (number, Progress()))
-                known = known if told_in == number else Progress()
+                known_in, known = rows.get(client, (number, Progress()))
+                known = known if known_in == number else Progress()
                 now = known._replace(state=news) if isinstance(news, str) else news
                 rows[client] = number, now
                 self.done += now.tokens - known.tokens
                 stepped |= now.step != known.step or now.tokens != known.tokens
-            event = {
-                "event": "step" if stepped else "clients", "arm": arm, "round": number, "rounds": self.rounds,
-                "clients": {client: _row(rows[client][1]) for client in report},
-            }  # fmt: skip
-            self.emit(event | self._pace() if stepped else event)
+            changed = {client: _row(rows[client][1]) for client in report}
+            if not stepped:
+                self.emit({"event": "clients", "arm": arm, "round": number, "rounds": self.rounds, "clients": changed})
+                return
+            rate = self.done / (time.perf_counter() - self.begin)
+            left = max(0.0, sum(self.planned.values()) - self.done - self.skipped)  # the plan is about right, no more
+            self.emit(
+                {
+                    "event": "step",
+                    "arm": arm,
+                    "round": number,
+                    "rounds": self.rounds,
+                    "clients": changed,
+                    "tokens_per_second": rate,
+                    "fraction": self.fraction,
+                    "eta_seconds": left / rate if rate else None,
+                }
+            )
 
         return observe
 
     @property
     def fraction(self) -> float:
-        """What is done, by this process or before, of the tokens of all arms."""
+        """The share of all planned tokens that is done, by this process or an earlier one."""
         return min(1.0, (self.done + self.skipped) / sum(self.planned.values()))
 
-    def _pace(self) -> dict[str, Any]:
-        rate = self.done / (time.perf_counter() - self.begin)
-        left = max(0.0, sum(self.planned.values()) - self.done - self.skipped)  # the plan is about right, no more
-        return {
-            "tokens_per_second": rate,
-            "fraction": self.fraction,
-            "eta_seconds": left / rate if rate else None,
-        }
 
-
-def _row(progress: Progress) -> dict[str, Any]:
-    """A client in an event. `tokens` are those that were learned, `seen_tokens` all that went through the base."""
+def _row(progress: Progress) -> ClientRow:
+    """A client in an event. `tokens` are those with a loss, `seen_tokens` all that went through the base."""
     return {
         "step": progress.step, "steps": progress.steps,
         "loss": progress.loss if math.isfinite(progress.loss) else None,

@@ -69,7 +69,7 @@ def begin_or_resume(inputs: Inputs, store: RunDirectory, force: bool = False) ->
 
 
 def resumptions(run_dir: Path) -> dict[str, list[str]]:
-    """What the journal says of every time that the run was resumed: what it was forced over, and what was found
+    """The journal's entries on every time that the run was resumed: what it was forced over, and what was found
     damaged, each with the round after which it went on."""
     resumed = [row for row in read_journal(run_dir / "journal.jsonl").rows if row["what"] == "resumed"]
     return {

@@ -20,7 +20,7 @@ from shepherd.types import ClientId, Example, Partition, Tokens
 
 @dataclass(frozen=True)
 class FederatedData:
-    """The data of a run: who trains on what, and what is held out for everyone.
+    """The data of a run: the training rows of each client, and the rows held out for all.
 
     notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for. details: a warning
     that stands for several cases -> a sentence for each of them. day: the day that the template writes into every
@@ -52,18 +52,18 @@ class FederatedData:
 
 
 def prepare_rows(
-    config: Config, tokenizer: Any, tell: Callable[[str], None] | None = None, sources: Sources | None = None
+    config: Config, tokenizer: Any, progress: Callable[[str], None] | None = None, sources: Sources | None = None
 ) -> tuple[FederatedData, Template]:
     """Tokenize, hold out, divide and audit the rows of `sources`, which are read where they were not read before.
 
-    `tell` is called with lines about what takes long.
+    `progress` is called with lines about what takes long.
 
     Raises DataError for data that cannot be used."""
     data = config.data
-    sources = sources or read_sources(config, tell)
+    sources = sources or read_sources(config, progress)
     dataset, extra = sources.dataset, sources.held_out
     template = build_template(data.template, tokenizer)
-    tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length, tell)
+    tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length, progress)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
     tokens = dict(tokenized.by_id)
     lost, beside = [*dataset_notes(dataset), *_losses_of_tokens(tokenized)], []
@@ -102,7 +102,7 @@ def prepare_rows(
 
 
 def prepare_generation(config: Config) -> Generation:
-    """What a recipe asks of answers by generation."""
+    """The settings of a recipe for answers by generation."""
     table = config.evaluation
     return Generation(table.generate, table.max_new_tokens, config.data.max_length)
 

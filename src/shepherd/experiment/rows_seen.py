@@ -28,7 +28,7 @@ def rows_seen(lines: Sequence[Mapping[str, Any]], rows: FederatedData, seed: int
 
     seen = {client: walked(client, 0) for client in at}
     for line in lines:
-        for client, count in line.get("unused_examples", {}).items():  # its walk does not go on
+        for client, count in line.get("unused_examples", {}).items():  # its row order does not advance
             seen[client] += walked(client, at[client] + count) - walked(client, at[client])
         for client, count in line["examples"].items():
             at[client] += count

@@ -1,49 +1,66 @@
-"""Start a run, or go on with one: the checks first, without PyTorch, then the pipeline."""
+"""Start or resume a run: the checks first, without PyTorch, then the pipeline."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from shepherd.errors import ShepherdWarning
 from shepherd.experiment.checks import Checked, check_workers, look_first
+from shepherd.experiment.events import Emit, Event
+from shepherd.experiment.opened_run import Run
 from shepherd.store import RunDirectory, open_run, read_json
 
 if TYPE_CHECKING:
     from shepherd.config import Config
-    from shepherd.experiment.pipeline import Run
-
-Observer = Callable[[dict[str, Any]], None]
+    from shepherd.round import Engine
 
 
-def run(config: Config, observer: Observer | None = None, out_dir: Path | None = None) -> Run:
+def run(
+    config: Config,
+    observer: Emit | None = None,
+    out_dir: Path | str | None = None,
+    engine: Callable[[Engine], Engine] | None = None,
+) -> Run:
     """Check the recipe, carry out the run and write its directory.
+
+    observer: receives each event of the run (docs/events.md); without one, warnings become Python warnings of the class
+    ShepherdWarning. out_dir: in place of run.out. engine: makes the engine that trains the clients from the one of the
+    recipe, for example one that loses some of them (`shepherd.Engine` is the protocol).
 
     A built-in model is fetched once. Raises a ShepherdError for anything a person can mend; ClientError when too few
     clients gave a usable update; EvaluationError when the adapter on disk does not give the reported loss.
     """
     check_workers(config)
-    return run_checked(look_first(config, _fetching(observer or _ignore), out=out_dir), observer, out_dir)
+    out = None if out_dir is None else Path(out_dir)
+    return run_checked(look_first(config, _fetching(observer or warn), out=out), observer, out, engine)
 
 
-def run_checked(checked: Checked, observer: Observer | None = None, out_dir: Path | None = None) -> Run:
+def run_checked(
+    checked: Checked,
+    observer: Emit | None = None,
+    out_dir: Path | None = None,
+    engine: Callable[[Engine], Engine] | None = None,
+) -> Run:
     """Carry out a run whose recipe is checked; see `run`."""
     from shepherd.experiment.pipeline import carry_out
 
     table = checked.config.run
-    out = Path(out_dir) if out_dir is not None else Path(table.out)
-    return carry_out(checked, out, lambda: RunDirectory.create(out, table.name), observer or _ignore)
+    out = out_dir if out_dir is not None else Path(table.out)
+    return carry_out(checked, out, lambda: RunDirectory.create(out, table.name), observer or warn, wrap=engine)
 
 
-def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool = False) -> Run:
-    """Go on with a run that was stopped, from its last committed round, to the bytes of a run that never stopped.
+def resume(run_dir: Path | str, observer: Emit | None = None, *, force: bool = False) -> Run:
+    """Resume a stopped run from its last committed round, to the bytes of a run that never stopped.
 
     A finished run is returned as it is, with the report that it may still lack. Raises UsageError, with what differs,
     where settings, data, base, tokenizer, code or machine are not those that the run was started with; `force`
     goes on all the same and notes it in the report.
     """
     folder = open_run(run_dir, "identity.json")
-    store, emit = RunDirectory(folder), observer or _ignore
+    store, emit = RunDirectory(folder), observer or warn
     finished = (folder / "summary.json").exists()
     if not finished:
         from shepherd.recipe import load
@@ -52,8 +69,8 @@ def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool
         check_workers(config)
         checked = look_first(config, _fetching(emit), out=folder)
 
-    from shepherd.experiment.outcome import write_report
-    from shepherd.experiment.pipeline import Run, carry_out
+    from shepherd.experiment.finished_run import write_report
+    from shepherd.experiment.pipeline import carry_out
 
     if not finished:
         return carry_out(checked, folder, lambda: store, emit, force)
@@ -62,12 +79,14 @@ def resume(run_dir: Path | str, observer: Observer | None = None, *, force: bool
     return Run(folder, read_json(folder / "summary.json"))
 
 
-def _fetching(emit: Observer) -> Callable[[str], None]:
+def _fetching(emit: Emit) -> Callable[[str], None]:
     def fetching(text: str) -> None:
         emit({"event": "phase", "phase": "fetch model", "arm": None, "detail": text})
 
     return fetching
 
 
-def _ignore(event: dict[str, Any]) -> None:
-    """The observer of those who want none."""
+def warn(event: Event) -> None:
+    """The observer of a run in Python that has no other: warnings become Python's, the rest passes unseen."""
+    if event["event"] == "warning":
+        warnings.warn(event["message"], ShepherdWarning, stacklevel=2)

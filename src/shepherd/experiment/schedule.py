@@ -16,7 +16,7 @@ class Schedule:
 
     measured_every: rounds between two measurements on the held-out rows; 0 measures after the last one alone.
     local_steps: optimizer steps of a round, or 0 where local_epochs counts. own_rates: the peak learning rates of arms
-    that have one of their own.
+    whose rate is set.
     """
 
     rounds: int
@@ -41,7 +41,7 @@ class Schedule:
         return trained, math.ceil(trained / batch)
 
     def peak(self, arm: str = "federated") -> float:
-        """The peak learning rate of an arm: its own where one is set, or that of the federated arm."""
+        """The peak learning rate of an arm: the one that is set for it, or that of the federated arm."""
         return self.own_rates.get(arm, self.learning_rate)
 
     def rates(self, steps: int, round_number: int, arm: str = "federated") -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from shepherd.store import RunDirectory
 
 @dataclass(frozen=True)
 class Session:
-    """A run that has begun: its directory is locked, and what it was made with is on disk."""
+    """A started run: its directory is locked, and its settings and inputs are recorded on disk."""
 
     store: RunDirectory
     run_id: str

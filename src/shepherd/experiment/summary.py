@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from shepherd.arms import COMPARED
 from shepherd.data.audit import Audit
 from shepherd.data.tally import RowsByReason
 from shepherd.evaluation.answers import FIRST
@@ -60,26 +61,28 @@ def personal_metrics(
     return found
 
 
-def differences(arms: Mapping[str, RowLosses], locals_: Mapping[str, RowLosses], seed: int) -> list[dict[str, Any]]:
-    """Federated against every other arm, and against the local clients' mean and best, on the same rows.
+def differences(
+    arms: Mapping[str, RowLosses], each: Mapping[str, Mapping[str, RowLosses]], seed: int
+) -> list[dict[str, Any]]:
+    """Federated against every other arm, and every baseline against the base, on the same rows.
 
+    each: the arms that have one model per client; federated is compared with the mean and the best of these.
     a − b by the rules of `paired_difference`: below 0, a is better.
     """
     others = {name: losses for name, losses in arms.items() if name != "federated"}
-    if locals_:
-        everyone = list(locals_.values())
+    for name, models in each.items():
+        if not models:
+            continue
+        everyone = list(models.values())
         mean = RowLosses(
             np.mean([losses.nll for losses in everyone], axis=0),
             everyone[0].tokens,
             np.mean([losses.hits for losses in everyone], axis=0),
         )
-        best = min(locals_, key=lambda client: locals_[client].stat.mean)
-        others |= {"local mean": mean, f"local:{best}": locals_[best]}
-    if "federated" not in arms:
-        return []
+        best = min(models, key=lambda client: models[client].stat.mean)
+        others |= {f"{name} mean": mean, f"{name}:{best}": models[best]}
     pairs = [("federated", name, arms["federated"], losses) for name, losses in others.items()]
-    if "centralised" in arms:
-        pairs.append(("centralised", "base", arms["centralised"], arms["base"]))
+    pairs += [(name, "base", losses, arms["base"]) for name, losses in arms.items() if name not in COMPARED]
     return [
         {"a": a, "b": b, **paired_difference(first, second, stream(seed, "bootstrap", b))}
         for a, b, first, second in pairs

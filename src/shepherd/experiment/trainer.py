@@ -55,7 +55,7 @@ def _changing_rope(shape: PretrainedConfig) -> tuple[str, int | None]:
 
 
 def context_window(shape: PretrainedConfig) -> int | None:
-    """The most positions that the model was made for, or None where it does not say."""
+    """The largest number of positions of the model, or None where its config has none."""
     return getattr(shape.get_text_config(), "max_position_embeddings", None)
 
 
@@ -103,7 +103,7 @@ def prepare_trainer(config: Config, composition: Composition, base: Base) -> Tra
 def worker_engine(
     config: Config, threads: int, data: Mapping[ClientId, Sequence[Tokens]]
 ) -> tuple[LocalEngine, str, str]:
-    """An engine for some clients in a process of its own, and the digests of its base and tokenizer.
+    """The engine of a worker process for some clients, and the digests of its base and tokenizer.
 
     The config is a resolved one.
     """
@@ -114,7 +114,7 @@ def worker_engine(
 
 
 def local_training(config: Config, personal: Personalization, device: torch.device, parameters: int) -> LocalTraining:
-    """The clients' settings; where the recipe says 0, tokens per pass by device and clients at once by memory."""
+    """The clients' settings; where the recipe has 0, tokens per pass by device and clients at once by memory."""
     t = config.training
     # All memory, not what is free now: the cut changes the last bits, and those must repeat on the same machine.
     memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total

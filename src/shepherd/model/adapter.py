@@ -1,4 +1,4 @@
-"""The adapter: made by seed, written and read as a PEFT folder, digested.
+"""Initialisation, digest and PEFT serialisation of a LoRA adapter.
 
 A PEFT folder is `adapter_config.json` and `adapter_model.safetensors`; any PEFT user can load it:
 
@@ -36,9 +36,9 @@ def fresh_adapter(
     rslora: bool = False,
     base_digest: str = "",
 ) -> Adapter:
-    """The adapter that changes nothing: A Kaiming-uniform (bound 1/√in), B zero (Hu et al., 2021, §4.1).
+    """A new adapter with zero increment: A[r, in] Kaiming-uniform (bound 1/√in), B[out, r] zero (LoRA, §4.1).
 
-    sizes: {module: (in, out)}. Each module has a random stream of its own.
+    sizes: {module: (in, out)}. The random stream of a module depends on the seed and the module name.
     """
     factors = {}
     for name, (n_in, n_out) in sizes.items():
@@ -48,7 +48,7 @@ def fresh_adapter(
 
 
 def digest(adapter: Adapter) -> str:
-    """sha256 over names, shapes and values, in the order of the names."""
+    """sha256 (hex) over names, shapes and float32 values, in the order of the names."""
     total = hashlib.sha256()
     for name in sorted(adapter.factors):
         for matrix in adapter.factors[name]:
@@ -58,7 +58,7 @@ def digest(adapter: Adapter) -> str:
 
 
 def save_adapter(folder: Path, adapter: Adapter, *, base_name: str, conv1d: bool = False) -> None:
-    """Write a PEFT folder. `conv1d` says that the adapted layers keep their weights transposed (GPT-2)."""
+    """Write a PEFT folder. `conv1d`: the adapted layers store their weights transposed (GPT-2)."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in adapter_files(adapter, base_name=base_name, conv1d=conv1d).items():
         (folder / name).write_bytes(data)
@@ -99,7 +99,7 @@ def named_base(base_name: str) -> dict[str, str]:
 
 
 def rename_base(folder: Path, base_name: str) -> None:
-    """Make the adapter_config.json in `folder` name another base, or the same one by another name."""
+    """Replace the name of the base in the adapter_config.json of `folder`."""
     path = folder / CONFIG
     config = json.loads(read_small(path))
     config.pop("revision", None)
@@ -108,7 +108,7 @@ def rename_base(folder: Path, base_name: str) -> None:
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read a PEFT LoRA folder. Raises ModelError naming the file and what is wrong with it."""
+    """Read a PEFT LoRA folder. Raises ModelError with the file and its defect."""
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():

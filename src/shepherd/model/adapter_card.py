@@ -1,4 +1,4 @@
-"""The README.md of an adapter folder: base, data, clients, rounds, licences, and how to load it."""
+"""The model card (README.md) of an adapter folder: base, data, clients, rounds, licences, loading."""
 
 from __future__ import annotations
 
@@ -68,20 +68,20 @@ The licences of the base model and of the data apply to what is made with this a
 
 
 def base_named(base: str) -> str:
-    """What a card calls the base: where a built-in one comes from, else its name."""
+    """The base as described in a model card: the origin of a built-in one, else its name."""
     return BUILT_FROM.get(base) or plain(base)
 
 
 def hub_name(base: str) -> str:
-    """What hubs call the base: the model that a built-in one was made of, else its name."""
+    """The hub id of the base: for a built-in one, the model that it was converted from; else its name."""
     return catalogue.BUILTIN[base].hub_id if base in catalogue.BUILTIN else base
 
 
 def elsewhere(base: str) -> str:
-    """How to find a built-in base on another machine; nothing of other bases, whose names say it."""
+    """Instructions for finding a built-in base on another machine; empty for other bases, whose name is enough."""
     return _ELSEWHERE.format(name=base, hub_id=catalogue.BUILTIN[base].hub_id) if base in catalogue.BUILTIN else ""
 
 
 def plain(text: str) -> str:
-    """One line without the characters that Markdown tables and HTML read."""
+    """The text on one line, without the characters that Markdown tables and HTML interpret."""
     return " ".join(text.split()).translate(str.maketrans("|<>`", "/‹›'"))

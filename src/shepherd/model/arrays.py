@@ -1,4 +1,4 @@
-"""Tensors <-> bytes: safetensors files of an adapter or a client's state."""
+"""Serialisation of tensors as safetensors files, for adapters and the state of clients."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ KINDS = "?bBhHiIlLqQefd"
 
 
 def to_bytes(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors file with its metadata in order: the library writes them in a random one.
+    """The bytes of a safetensors file with sorted metadata (the library writes them in random order).
 
-    Raises ValueError for arrays that the format has no type for (texts, objects, complex numbers).
+    Raises ValueError for arrays without a safetensors type (texts, objects, complex numbers).
     """
     odd = sorted(f"{name} ({array.dtype})" for name, array in tensors.items() if array.dtype.char not in KINDS)
     if odd:
         raise ValueError(f"no safetensors type for {', '.join(odd)}")
-    # Not ascontiguousarray: it turns a single number into a vector. No metadata are None: the library writes an empty
-    # mapping so that it cannot read it again.
+    # Not ascontiguousarray, which turns a single number into a vector. Without metadata, None: the library cannot read
+    # the empty mapping that it writes.
     arrays = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     data = save(arrays, metadata=dict(metadata or {}) or None)
     end = 8 + int.from_bytes(data[:8], "little")
@@ -38,7 +38,7 @@ def to_bytes(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> byt
 
 
 def from_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and the metadata of a safetensors file. Raises SafetensorError where it is none."""
+    """The arrays and the metadata of a safetensors file. Raises SafetensorError for any other file."""
     with safe_open(file, "numpy") as opened:
         metadata = opened.metadata() or {}
     return load_file(file), metadata

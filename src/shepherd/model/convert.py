@@ -1,4 +1,4 @@
-"""GGUF file -> model folder: weights unpacked to float32 safetensors, tokenizer, chat template, model card."""
+"""Conversion of a GGUF file to a model folder: float32 safetensors, tokenizer, chat template, model card."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from shepherd.errors import ModelError
 from shepherd.model.folder import check_pointer
 from shepherd.model.quiet import first_line, quiet_transformers
 
-# Raise when a conversion would give other files than before: cached ones are then made anew.
+# Version of the conversion, raised when its output changes, so that cached models are converted again.
 CONVERSION = 1
 
-# Names of llama.cpp's pre-tokenizers that cut every digit off before the split of GPT-2, and that have only the latter.
-# A GGUF file names its split; it does not spell it, and transformers falls back to GPT-2's for names it does not know.
+# llama.cpp's pre-tokenizers that separate every digit before the GPT-2 split, and (below) those with the GPT-2 split
+# alone. A GGUF file contains the name of its split, not its definition; transformers uses GPT-2's for unknown names.
 _DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 _FULL = ("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64")
 _PLAIN_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"}
@@ -54,7 +54,7 @@ def gguf_facts(path: Path) -> dict[str, Any]:
 
 
 def check_gguf(path: Path) -> dict[str, Any]:
-    """The facts of a GGUF file. Raises ModelError unless it holds a whole language model; PyTorch stays out."""
+    """The metadata of a GGUF file, without PyTorch. Raises ModelError unless it holds a whole language model."""
     facts = gguf_facts(path)
     if facts["type"] == "adapter":
         raise ModelError(f"{path} is an adapter, not a base model", hint="set model.base to the model it was made for")
@@ -73,7 +73,7 @@ def check_gguf(path: Path) -> dict[str, Any]:
 
 
 def _refuse_kinds(source: Path, kinds: dict[int, str]) -> None:
-    """Raise ModelError for blocks that this transformers cannot unpack; releases differ in what they can."""
+    """Raise ModelError for quantised blocks that the installed release of transformers cannot unpack."""
     try:
         from transformers.integrations.gguf.dequant import GGML_NAME
     except ImportError:
@@ -87,10 +87,10 @@ def _refuse_kinds(source: Path, kinds: dict[int, str]) -> None:
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
-    """Write the model in `source` to `folder`, which exists and is empty.
+    """Convert the GGUF file `source` into `folder`, an existing empty folder.
 
-    Weights are stored as float32: that is what the quantised blocks unpack to without a second rounding. Tied
-    embeddings are stored once. Raises ModelError for architectures and tokenizers that cannot be rebuilt exactly.
+    Weights are stored as float32, to which quantised blocks unpack without a second rounding. Tied embeddings are
+    stored once. Raises ModelError for architectures and tokenizers that cannot be rebuilt exactly.
     """
     facts = check_gguf(source)
     import torch
@@ -102,15 +102,15 @@ def convert_gguf(source: Path, folder: Path) -> None:
 
     options: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
     loading = dict(options, dtype=torch.float32)
-    if hasattr(transformers, "GgufConfig"):  # Newer releases keep the blocks packed unless told otherwise.
+    if hasattr(transformers, "GgufConfig"):  # Newer releases keep the blocks packed by default.
         loading["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         with quiet_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, **options)
             _mend_split(tokenizer, facts, source)
-            if facts["end"] is not None:  # whatever the reader of its tokenizer made of it
+            if facts["end"] is not None:  # the tokenizer's reader may choose another end token
                 tokenizer.eos_token = tokenizer.convert_ids_to_tokens(facts["end"])
-            loader: Any = transformers.AutoModelForCausalLM  # typed as if it gave a model alone
+            loader: Any = transformers.AutoModelForCausalLM  # its type omits the loading info
             model, info = loader.from_pretrained(source.parent, output_loading_info=True, **loading)
             judge(source, model, info, set(model.state_dict()))
             if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -132,9 +132,9 @@ def convert_gguf(source: Path, folder: Path) -> None:
 
 
 def _mend_split(tokenizer: Any, facts: dict[str, Any], source: Path) -> None:
-    """Give a byte-level tokenizer the split that the file names, or refuse: a wrong split trains on wrong ids.
+    """Set the pre-tokenizer split named in the file. Raises ModelError for an unknown one, which gives wrong token ids.
 
-    With GPT-2's split, SmolLM2 would meet "\\n\\n1." as two newline tokens where it was trained on one.
+    With GPT-2's split, SmolLM2 would get "\\n\\n1." with two newline tokens where it was trained on one.
     """
     if facts["tokenizer"] != "gpt2":
         return
@@ -156,7 +156,7 @@ def _mend_split(tokenizer: Any, facts: dict[str, Any], source: Path) -> None:
 
 
 def _forget_origin(path: Path, *keys: str) -> None:
-    """Drop notes about where the file was converted, so that the same source gives the same bytes."""
+    """Remove machine-dependent entries of a JSON file, so that the same source gives the same bytes."""
     content = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in content.items() if key not in keys}
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

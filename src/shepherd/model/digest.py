@@ -1,7 +1,6 @@
-"""Files of a model folder -> their sha256, and one digest that names the base.
+"""Digests of model folders: sha256 of the files, and one digest that identifies the base.
 
-Half a gigabyte takes seconds to hash, so hashes are remembered by path, size and time of change; a file that was
-written to since is hashed again.
+Half a gigabyte takes seconds to hash, so hashes are cached by path, size and modification time.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _INCIDENTAL = ("transformers_version", "dtype", "torch_dtype", "name_or_path", "
 
 
 def cache_root() -> Path:
-    """The folder for what is made once: $SHEPHERD_CACHE, $XDG_CACHE_HOME/shepherd or ~/.cache/shepherd."""
+    """The cache folder: $SHEPHERD_CACHE, $XDG_CACHE_HOME/shepherd or ~/.cache/shepherd."""
     if own := os.environ.get("SHEPHERD_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -34,7 +33,7 @@ def cache_root() -> Path:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the whole new one."""
+    """Write `text` atomically: a reader sees the old file or the complete new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -47,13 +46,13 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex sha256 of a file, without memory of earlier answers."""
+    """Hex sha256 of a file, not cached."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_all(paths: Iterable[Path]) -> dict[Path, str]:
-    """{path: hex sha256}; a file whose path, size and time of change are known is not read again."""
+    """{path: hex sha256}, cached by path, size and modification time."""
     memory_path = cache_root() / "hashes.json"
     try:
         memory = json.loads(memory_path.read_text(encoding="utf-8"))
@@ -80,10 +79,9 @@ def sha256_all(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def read_small(path: Path) -> str:
-    """The text of a model's or an adapter's small file, at most 256 MiB.
+    """The text of a small file of a model or an adapter. Raises ModelError above 256 MiB or when it is unreadable.
 
-    Whether it is a file and no pipe or device without end, the callers have asked. A link may lead anywhere: the hub's
-    cache is made of them.
+    Callers check that it is a file, not an endless pipe or device. Links are followed: the hub's cache is made of them.
     """
     try:
         if path.stat().st_size > SMALL:
@@ -94,7 +92,7 @@ def read_small(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a model's file. Raises ModelError when it is none."""
+    """The JSON object in a model's file. Raises ModelError when it holds anything else."""
     try:
         content = json.loads(read_small(path))
     except (ValueError, RecursionError) as error:
@@ -105,10 +103,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, by name: those that transformers reads, in the order in which it looks
-    for them: model.safetensors, else those of the index, else whatever there is.
+    """The safetensors files of a model folder that transformers loads, sorted by name.
 
-    Raises ModelError for an index that names anything but safetensors files of that folder.
+    model.safetensors if it exists, else the files of the index, else all. Raises ModelError for an index that names
+    anything but safetensors files of that folder.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -129,7 +127,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files that decide how text becomes ids, by name."""
+    """The files of a model folder that define its tokenizer, in a fixed order."""
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
     return [folder / name for name in names if (folder / name).is_file()]
 
@@ -146,23 +144,25 @@ def chat_template(folder: Path) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """Hex sha256 that names a base: weights, tokenizer, chat template and config.
+    """Hex sha256 that identifies a base: weights, tokenizer, chat template and config.
 
-    What a library only notes when it saves (its version, the dtype it would load) is left out, so that two sites
-    with different versions of transformers agree.
+    Incidental entries of the config (library version, default dtype) are excluded, so that two sites with different
+    versions of transformers get the same digest.
     """
     parts = _parts(folder, [*weight_files(folder), *tokenizer_files(folder)])
     return _digest({**parts, "config": _digest(_settings(folder / "config.json"))})
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """Hex sha256 of all that decides which ids a text becomes: with what `model_digest` covers of it, the settings and
-    special tokens that stand in files of their own. What a library only notes is left out there too."""
+    """Hex sha256 of everything that maps text to token ids, including settings and special tokens in separate files.
+
+    Incidental entries are excluded as in `model_digest`.
+    """
     parts = _parts(folder, tokenizer_files(folder))
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).is_file():
             settings = _settings(folder / name)
-            settings.pop("chat_template", None)  # it is a part already, wherever it stands
+            settings.pop("chat_template", None)  # already covered by `_parts`
             parts[name] = _digest(settings)
     return _digest(parts)
 
@@ -174,7 +174,7 @@ def _parts(folder: Path, files: Iterable[Path]) -> dict[str, str]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """A JSON file without what a library only notes."""
+    """The content of a JSON file without incidental entries."""
     return {key: value for key, value in read_json(path).items() if key not in _INCIDENTAL and key[:1] != "_"}
 
 
@@ -183,14 +183,14 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 
 def write_manifest(folder: Path, facts: Mapping[str, str]) -> None:
-    """Note the size and sha256 of every file of `folder`, and `facts` about it, in MANIFEST.json."""
+    """Write MANIFEST.json: size in bytes and sha256 of every file of `folder`, and `facts` about it."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
     hashes = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
     write_atomic(folder / MANIFEST, json.dumps({**facts, "files": hashes}, indent=1))
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a cache entry, or {} when there is none that can be read."""
+    """The manifest of a cache entry, or {} when it is missing or unreadable."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -199,7 +199,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a cache entry against its manifest, e.g. "model.safetensors is missing"; "" when nothing."""
+    """The first difference of a cache entry from its manifest, e.g. "model.safetensors is missing"; "" without one."""
     manifest = read_manifest(folder)
     if not manifest:
         return f"{MANIFEST} is missing or cannot be read"

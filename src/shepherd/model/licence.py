@@ -1,4 +1,4 @@
-"""A model folder's README -> the licence it names, and the model that it was made from."""
+"""The licence and the origin of a model, from the front matter of its README."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def licence_of(folder: Path) -> str:
-    """The licence in the model card's front matter; "see LICENSE" when there is only the file, else "unknown"."""
+    """The licence in the model card's front matter; "see LICENSE" where only that file exists, else "unknown"."""
     facts = _front_matter(folder)
     named = facts.get("license_name") or facts.get("license")
     if isinstance(named, list):
@@ -19,7 +19,7 @@ def licence_of(folder: Path) -> str:
 
 
 def base_of(folder: Path) -> str:
-    """The model that the card's front matter says this one was made from, or an empty string."""
+    """The model that this one was derived from, according to its model card, or an empty string."""
     named = _front_matter(folder).get("base_model")
     named = named[0] if isinstance(named, list) and named else named
     return named if isinstance(named, str) else ""

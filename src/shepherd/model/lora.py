@@ -1,11 +1,11 @@
-"""LoRA for a whole cohort on one frozen base: one slot per client, each with a rank and a scale of its own.
+"""LoRA for a cohort on one frozen base: one slot per client, with individual ranks and scales.
 
-A slot's factors lie in one flat float32 vector, all A first, then all B, so that A and B are vectors too: a client's
-optimizer, its norm and its update are those of one vector, and a factor that is frozen is a vector left alone.
+The factors of a slot form one flat float32 vector, all A before all B, so that the local optimizer, the norm and the
+update operate on one vector, and freezing a factor skips a contiguous part.
 
-Forward hooks add the low-rank term to the output of each adapted layer. A pass says which tokens belong to which
-slot (`segments`); every token meets its own client's A and B only, so no client's gradient or NaN reaches another,
-and the shape of every product of a client depends on that client alone. So do its bytes.
+Forward hooks add the low-rank term to the output of each adapted layer. `segments` assigns the tokens of a pass to
+slots; a token is multiplied with the A and B of its client only, so no client's gradient or NaN reaches another, and
+the shape of every product of a client, and with it every bit, depends on that client alone.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 
 class CohortLora:
-    """The adapters of a cohort, and an increment that lies frozen beside the base; in force while `attached`.
+    """The adapters of a cohort and a frozen increment of the base; in effect while `attached`.
 
-    modules maps names to layers. With `dropout` > 0 the input of A is dropped by masks that depend on the sequence's
-    own seed and the module alone: recomputation and other cuts repeat them.
+    modules: {name: layer}. With `dropout` > 0, the dropout masks on the input of A depend on the seed of the sequence
+    and the module alone, so that recomputation and other cuts into passes repeat them.
 
         lora = CohortLora(modules).load(model)      # a GlobalModel, to evaluate or to generate
         lora.hold([view.adapter for view in views], trainable=True)
@@ -55,29 +55,30 @@ class CohortLora:
 
     @property
     def slots(self) -> int:
+        """The number of slots."""
         return len(self.held)
 
     def hold(self, adapters: Sequence[Adapter], *, trainable: bool = False) -> CohortLora:
-        """One slot for each adapter, in place of those that were there. Ranks and scales may differ."""
+        """Set the slots to these adapters, whose ranks and scales may differ. Raises ModelError for foreign modules."""
         self.held = [Slot(adapter, self.sizes, self.device, trainable) for adapter in adapters]
         return self
 
     def lay(self, remainder: Mapping[str, LowRank]) -> CohortLora:
-        """Put a frozen increment beside the base for every token, in place of the one that was there."""
+        """Set the frozen increment {module: low-rank matrix} of the base, for every token. Raises ModelError."""
         self._frozen = {name: self._increment(name, term) for name, term in remainder.items() if term.R.shape[0]}
         return self
 
     def load(self, model: GlobalModel) -> CohortLora:
-        """One slot with the model's adapter, and its remainder beside the base."""
+        """Set one slot to the global adapter, and the frozen increment to its remainder."""
         return self.lay(model.remainder).hold([model.adapter])
 
     def read(self, slot: int) -> dict[str, Factors]:
-        """The factors of a slot, as float32 arrays of their own."""
+        """The factors of a slot, copied as float32 arrays."""
         return self.held[slot].read()
 
     @contextmanager
     def attached(self) -> Iterator[CohortLora]:
-        """Within this context the model computes with the adapters and the frozen increment."""
+        """Context in which the model computes with the adapters and the frozen increment."""
         handles = [
             layer.register_forward_hook(self._hook(index, name))
             for index, (name, layer) in enumerate(self.modules.items())
@@ -116,7 +117,7 @@ class CohortLora:
         return add_low_rank
 
     def _columns(self, segments: Sequence[Segment], tokens: int, x: Tensor) -> Columns | None:
-        """How the clients of this pass share its products, or None where each has its own."""
+        """The column layout of products shared among the clients of a pass, or None for separate products."""
         if not (self.together and torch.is_grad_enabled()):
             return None
         if self._shared is None or self._shared[0] is not segments:
@@ -124,7 +125,7 @@ class CohortLora:
         return self._shared[1]
 
     def _increment(self, name: str, term: LowRank) -> list[tuple[Tensor, ...]]:
-        """(R, L), or (L R,) where that is smaller; two such where a part of it is held apart."""
+        """(R, L), or (L R,) where that is smaller; two such entries where a large part is kept separate."""
         if name not in self.sizes or (term.R.shape[1], term.L.shape[0]) != self.sizes[name]:
             raise ModelError(
                 f"the remainder of {name} is {term.L.shape[0]} × {term.R.shape[1]}, "

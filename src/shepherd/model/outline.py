@@ -1,7 +1,8 @@
-"""The architecture of a model folder, built on the meta device from names and shapes: what a load would find, before
-it loads. The same judgement is passed on a real load.
+"""The architecture of a model folder on the meta device, from tensor names and shapes: checks before the load.
 
-    model, notes = outline(folder)      # no weights are read; ModelError where some would be made up
+A real load is checked by the same function, `judge`.
+
+    model, notes = outline(folder)      # reads no weights; ModelError where some would be randomly initialised
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ OTHERS = "choose a decoder-only transformer such as Llama, Qwen, Gemma, Mistral,
 AGAIN = "copy or pull the model again"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-# Older libraries saved these, and nobody reads them any more.
+# Buffers saved by older libraries, obsolete.
 _FORMER_BUFFERS = (".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias", ".causal_mask", ".position_ids")
 
 
 def load_config(folder: Path) -> PretrainedConfig:
-    """The folder's config. Raises ModelError unless transformers has a causal language model of its type."""
+    """The config of a model folder. Raises ModelError unless transformers has a causal language model of its type."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -53,17 +54,17 @@ def load_config(folder: Path) -> PretrainedConfig:
         )
     try:
         found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # Validation of configs raises what the field's owner thought fit.
+    except Exception as error:  # Validators of configs raise errors of any type.
         raise ModelError(f"{folder / 'config.json'} does not describe a {kind} model: {error}") from error
-    # Attention is ours in a pass and transformers' choice outside of it, whatever the model's authors had installed.
+    # A saved attention implementation may be missing here: ours is used in a pass, transformers' default outside of it.
     found._attn_implementation = None
     return found
 
 
 def outline(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The model on the meta device, and notes on the weights that it would leave unread.
+    """The model on the meta device, and notes on the weights that it would not read.
 
-    Raises ModelError where weights that it needs are in no file or have other shapes.
+    Raises ModelError where required weights are missing or have other shapes.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -82,9 +83,9 @@ def outline(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
 
 
 def check_packable(model: PreTrainedModel) -> None:
-    """Raise ModelError for an architecture that is known to keep no packed sequences apart, before it is loaded.
+    """Raise ModelError, before the load, for an architecture whose classes mix packed sequences.
 
-    What a model really does is measured when it is wrapped (`forward.PackedModel`); this is what its classes say.
+    The behaviour itself is measured when the model is wrapped (`forward.PackedModel`).
     """
     name, reason = type(model).__name__, ""
     inside = blocks_of(model)[1].named_modules()
@@ -107,9 +108,9 @@ def check_packable(model: PreTrainedModel) -> None:
 def judge(
     folder: Path, model: PreTrainedModel, info: Mapping[str, Any], held: Collection[str] | None = None
 ) -> tuple[str, ...]:
-    """What a load's report comes to: ModelError for weights that were made up, notes on those that were not read.
+    """Check the loading info of a model: ModelError for randomly initialised weights, notes on unread ones.
 
-    info: `output_loading_info` of from_pretrained; held: the names of all tensors in the files, read where not given.
+    info: `output_loading_info` of from_pretrained. held: the names of all tensors in the files; None reads them.
     """
     held = set(_tensors(folder) if held is None else held)
     refuse_missing(folder, model, info["missing_keys"], held)
@@ -134,7 +135,7 @@ def judge(
 
 
 def refuse_missing(folder: Path, model: PreTrainedModel, missing: Collection[str], held: Collection[str]) -> None:
-    """Raise ModelError for weights that no file holds, and that would be random numbers."""
+    """Raise ModelError for weights that are in no file and would be randomly initialised."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     missing = {name for name in missing if tied.get(name) not in missing}  # tied weights are one
     if not missing:
@@ -157,7 +158,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     found = {}
     for path in weight_files(folder):
         with safe_open(path, "numpy") as file:
-            for name in file.keys():  # noqa: SIM118, it is no dict
+            for name in file.keys():  # noqa: SIM118, not a dict
                 part = file.get_slice(name)
                 kind = _DTYPES.get(part.get_dtype(), torch.float32)
                 found[name] = torch.empty(part.get_shape(), dtype=kind, device="meta")
@@ -169,7 +170,7 @@ def _own_names(model: PreTrainedModel) -> set[str]:
 
 
 def _families(names: Collection[str], most: int = 3) -> list[str]:
-    """Names with their numbers left out, the commonest first: ["mtp.layers.*.weight (12)", "score.weight"]."""
+    """Names with numbers replaced by *, most frequent first: ["mtp.layers.*.weight (12)", "score.weight"]."""
     counts: dict[str, int] = {}
     for name in names:
         family = re.sub(r"\.\d+(?=\.|$)", ".*", name)

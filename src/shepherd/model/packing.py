@@ -1,4 +1,4 @@
-"""Padding-free passes: sequences end to end in one row, cut at a number of tokens."""
+"""Padding-free packing: sequences end to end in rows of a limited number of tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shepherd.model.slots import NOBODY, Segment
+from shepherd.model.slots import PADDING, Segment
 from shepherd.types import Tokens
 
 
@@ -18,10 +18,10 @@ from shepherd.types import Tokens
 class Pass:
     """One row of T tokens: sequences end to end, the sequences of a slot next to each other.
 
-    input_ids, position_ids int64[1, T]; bounds[i]:bounds[i + 1] is sequence i; `segments` are the slots' tokens, and
-    at the end perhaps a sequence that is NOBODY's and only fills the pass up.
+    input_ids, position_ids int64[1, T]; bounds[i]:bounds[i + 1] is sequence i; `segments` assign tokens to slots, with
+    padding at the end in slot PADDING.
     predictors int64[P]: positions whose next token is a target; labels int64[P]: those tokens; `target_segments`
-    are the slots' parts of P; sequence_of int64[P] the sequence each belongs to. seeds: one per sequence (dropout).
+    assign the P targets to slots; sequence_of int64[P]: the sequence of each target. seeds: one per sequence (dropout).
     """
 
     input_ids: Tensor
@@ -35,13 +35,14 @@ class Pass:
     seeds: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Pass:
+        """The pass with its tensors on this device."""
         names = ("input_ids", "position_ids", "predictors", "labels", "sequence_of")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence on its way into a pass: whose it is, and the seed of its dropout masks."""
+    """One sequence to be packed: its slot, its tokens and the seed of its dropout masks."""
 
     slot: int
     tokens: Tokens
@@ -49,11 +50,11 @@ class Row:
 
 
 def pack(rows: Sequence[Row], multiple: int = 1) -> Pass:
-    """Lay rows end to end, filled up to a multiple of so many tokens; rows of one slot must stand together."""
+    """Pack rows end to end, padded to a multiple of `multiple` tokens; the rows of a slot must be adjacent."""
     lengths = [len(row.tokens.input_ids) for row in rows]
     filling = -sum(lengths) % multiple
     tokens = [row.tokens.input_ids for row in rows] + [np.zeros(filling, np.int32)] * bool(filling)
-    slots = [row.slot for row in rows] + [NOBODY] * bool(filling)
+    slots = [row.slot for row in rows] + [PADDING] * bool(filling)
     lengths += [filling] * bool(filling)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     predictors, labels, owners = [], [], []
@@ -76,10 +77,10 @@ def pack(rows: Sequence[Row], multiple: int = 1) -> Pass:
 
 
 def cut(rows: Iterable[Row], tokens_per_pass: int) -> Iterator[list[Row]]:
-    """Cut rows, in order, into passes of at most so many tokens; a longer row has a pass of its own.
+    """Divide rows, in order, into passes of at most `tokens_per_pass` tokens; a longer row gets a separate pass.
 
-    The rows of a slot are cut into blocks by themselves and a block is never divided, so what shares a product with
-    a row depends on its own slot alone. Two blocks of a slot do not fit into one pass.
+    The rows of each slot are divided into blocks independently and a block is never split, so the rows that share a
+    product depend on their slot alone. Two blocks of a slot never fit into one pass.
     """
     own = (list(run) for _, run in groupby(rows, key=lambda row: row.slot))
     blocks = [block for run in own for block in _gather([[row] for row in run], tokens_per_pass)]
@@ -87,7 +88,7 @@ def cut(rows: Iterable[Row], tokens_per_pass: int) -> Iterator[list[Row]]:
 
 
 def _gather(blocks: Iterable[list[Row]], tokens_per_pass: int) -> Iterator[list[Row]]:
-    """Join neighbouring blocks as long as they hold at most so many tokens together."""
+    """Join adjacent blocks up to `tokens_per_pass` tokens in total."""
     batch: list[Row] = []
     total = 0
     for block in blocks:
@@ -102,7 +103,7 @@ def _gather(blocks: Iterable[list[Row]], tokens_per_pass: int) -> Iterator[list[
 
 
 def _runs(slots: Sequence[int], lengths: Sequence[int]) -> tuple[Segment, ...]:
-    """Join neighbours of the same slot: [(slot, start, end)], empty ones left out."""
+    """Runs of adjacent rows of the same slot as [(slot, start, end)], without empty ones."""
     runs: list[Segment] = []
     start = 0
     for slot, length in zip(slots, lengths, strict=True):

@@ -1,4 +1,4 @@
-"""The low-rank product x -> x + s·B·A·x on a packed row, forward and backward."""
+"""The low-rank term s·B·A·x of a packed row, forward and backward."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from shepherd.model.fused import rows_to_add_to
-from shepherd.model.slots import NOBODY, of_clients
+from shepherd.model.slots import PADDING, of_clients
 
 
 class AddLowRank(torch.autograd.Function):
-    """output[segment k] += scaleₖ · (x[segment k] Aₖᵀ) Bₖᵀ, by hand so that nothing but x and A·xᵀ is kept.
+    """output[segment k] += scaleₖ · (x[segment k] Aₖᵀ) Bₖᵀ, with only x and A·xᵀ saved for the backward pass.
 
-    The products run in the dtype of the base, as under autocast; on a CPU in float32. The backward pass adds to the
-    gradients of the slots (float32) itself: returned gradients would be one more copy of every factor for each pass.
+    The products run in the dtype of the base, as under autocast; on a CPU in float32. The backward pass accumulates
+    into the float32 gradients of the slots directly: returned gradients would copy every factor in each pass.
     """
 
     @staticmethod
@@ -60,14 +60,14 @@ class AddLowRank(torch.autograd.Function):
             if grad_x is not None:
                 torch.mm(grad_hidden.T, A, out=grad_x[rows])
         if grad_x is not None:
-            if ctx.segments[-1].slot == NOBODY:
+            if ctx.segments[-1].slot == PADDING:
                 grad_x[ctx.segments[-1].start :] = 0
             grad_x = (grad_x if mask is None else grad_x.mul_(mask)).to(x2.dtype).view(ctx.shape)
         return grad_output, grad_x, *(None,) * 5
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-    """total += scale · left @ right, in one go where the dtypes allow it."""
+    """total += scale · left @ right, in one kernel where the dtypes are equal."""
     if left.dtype == total.dtype:
         total.addmm_(left, right, alpha=scale)
     else:
@@ -75,12 +75,15 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """float32 on a CPU: there each new shape of a bfloat16 product costs 1 ms and half a megabyte of kernels."""
+    """The dtype of low-rank products: that of x, but float32 on a CPU.
+
+    On a CPU, each new shape of a bfloat16 product costs 1 ms and half a megabyte of kernels.
+    """
     return torch.float32 if x.device.type == "cpu" and x.dtype == torch.bfloat16 else x.dtype
 
 
 def dropout_mask(x: Tensor, dtype: torch.dtype, drop: tuple[float, Sequence[tuple[int, int, int]]]) -> Tensor:
-    """0 or 1 / (1 - p) for each element of x; drop: (p, (start, end, seed) of each sequence)."""
+    """The inverted-dropout mask of x: 0 or 1 / (1 - p). drop: (p, (start, end, seed) of each sequence)."""
     p, sequences = drop
     keep = torch.ones(x.shape, dtype=torch.bool)
     for start, end, seed in sequences:

@@ -1,4 +1,4 @@
-"""Calls into transformers without its own output: no progress bars, and errors cut to one line."""
+"""Calls into transformers without its terminal output: no progress bars, and errors cut to one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars, tables or warnings of transformers: Shepherd draws its own."""
+    """Context without progress bars, tables or warnings of transformers."""
     import tqdm
     from transformers.utils import logging
 
@@ -27,5 +27,5 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, or its type where it has no text."""
+    """The first line of an error's message, or its type where it has none."""
     return str(error).strip().split("\n")[0] or type(error).__name__

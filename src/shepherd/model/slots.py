@@ -1,4 +1,4 @@
-"""Adapter slots: which tokens of a packed row meet which client's A and B."""
+"""Adapter slots: the assignment of packed tokens to clients, and the flat vectors of their factors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shepherd.errors import ModelError
 from shepherd.types import Adapter, Factors, Tensors
 
-NOBODY = -1
+PADDING = -1
 """The slot of padding tokens."""
 
 Sizes = Mapping[str, tuple[int, int]]
@@ -22,7 +22,7 @@ Sizes = Mapping[str, tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens [start, end) of a pass belong to client slot `slot`, or to NOBODY."""
+    """Tokens [start, end) of a pass, of client slot `slot` or PADDING."""
 
     slot: int
     start: int
@@ -30,8 +30,8 @@ class Segment:
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
-    """(in, out) of a linear layer: torch's Linear and its quantised kin, or the transposed Conv1D of GPT-2."""
-    linear: Any = layer  # a quantised layer is no subclass of torch's Linear
+    """(in, out) of a linear layer: torch's Linear, its quantised variants, or GPT-2's transposed Conv1D."""
+    linear: Any = layer  # quantised layers are not always subclasses of torch's Linear
     if hasattr(layer, "in_features"):
         return linear.in_features, linear.out_features
     rows, columns = linear.weight.shape  # Conv1D keeps its weight as [in, out]
@@ -40,10 +40,10 @@ def features(layer: nn.Module) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tensors of one part, "<module>.<part>" by name, lie in a flat vector, module after module.
+    """The layout of the tensors "<module>.<part>" of one part in a flat vector, module after module.
 
-    `shapes` by module are those of the tensors as they travel. A transposed part lies in the vector as its transposes:
-    B[out, r] as [r, out], because products with few columns are up to four times slower on a CPU than with few rows.
+    shapes: {module: shape of the transmitted tensor}. A transposed part is stored as its transposes: B[out, r] as
+    [r, out], because products with few columns are up to four times slower on a CPU than with few rows.
     """
 
     part: str
@@ -52,10 +52,11 @@ class Layout:
 
     @property
     def size(self) -> int:
+        """The length of the vector."""
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
     def pack(self, tensors: Tensors) -> np.ndarray:
-        """Tensors by name -> float32[size]. Raises ModelError for one that is missing or has another shape."""
+        """Tensors by name as one vector float32[size]. Raises ModelError for a missing tensor or another shape."""
         parts = []
         for name, shape in self.shapes.items():
             key = f"{name}.{self.part}"
@@ -67,14 +68,14 @@ class Layout:
         return np.concatenate(parts)
 
     def unpack(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """float32[size] -> contiguous tensors by name: views of `vector`, or copies of a transposed part."""
+        """The tensors of a vector float32[size] by name, contiguous: views, or copies of a transposed part."""
         return {
             f"{name}.{self.part}": np.ascontiguousarray(matrix.T) if self.transposed else matrix
             for name, matrix in self.split(vector).items()
         }
 
     def split(self, vector):
-        """float32[size] -> the matrices as they lie in the vector, by module: views."""
+        """The matrices of a vector float32[size] by module, as stored: views."""
         views, offset = {}, 0
         for name, shape in self.shapes.items():
             end = offset + int(np.prod(shape))
@@ -84,10 +85,10 @@ class Layout:
 
 
 class Slot:
-    """One client's adapter in a cohort: `vector` float32[n], its `gradient`, and what a backward pass adds to it.
+    """One client's adapter in a cohort: `vector` float32[n], its `gradient`, and their views by module.
 
-    `moves` names the factors that the next backward pass is about, "AB", "A" or "B"; the others' gradient stays as it
-    is. Raises ModelError when the adapter's modules or shapes are not those of the layers.
+    `moves`: the factors that the next backward pass differentiates, "AB", "A" or "B"; other gradients stay unchanged.
+    Raises ModelError when the adapter's modules or shapes are not those of the layers.
     """
 
     def __init__(self, adapter: Adapter, sizes: Sizes, device: torch.device | str, trainable: bool) -> None:
@@ -106,7 +107,7 @@ class Slot:
         self.changed()
 
     def packed(self, adapter: Adapter) -> Tensor:
-        """The vector of an adapter of this slot's modules and rank."""
+        """The flat vector float32[n] of an adapter with this slot's modules and rank."""
         tensors = tensors_of(adapter.factors)
         return torch.from_numpy(np.concatenate([self.layouts[part].pack(tensors) for part in "AB"])).to(self.device)
 
@@ -123,7 +124,7 @@ class Slot:
         return self._cast[dtype]
 
     def changed(self) -> None:
-        """To be called after the vector was changed."""
+        """Invalidate the cast factors; to be called after every change of the vector."""
         self._cast = {torch.float32: self._factors}
 
     def read(self) -> dict[str, Factors]:
@@ -152,7 +153,7 @@ def tensors_of(factors: Mapping[str, Factors]) -> dict[str, np.ndarray]:
 
 def of_clients(segments: Sequence[Segment]) -> Sequence[Segment]:
     """The segments of a pass without its padding, which comes last."""
-    return segments[:-1] if segments[-1].slot == NOBODY else segments
+    return segments[:-1] if segments[-1].slot == PADDING else segments
 
 
 def _check(adapter: Adapter, sizes: Sizes) -> None:

@@ -1,4 +1,4 @@
-"""What an adapter can sit on: the linear layers of the decoder's blocks, by name, and how much of the blocks they are.
+"""Target modules of an adapter: the linear layers of the decoder's blocks, and their share of the weights.
 
 names = pick_targets(model, "all-linear")       # ("model.layers.0.self_attn.q_proj", …)
 reach(model, "all-linear", names)               # the share of the blocks' weights, and what is left out
@@ -19,7 +19,7 @@ NEARLY_ALL = 0.98  # norms, biases and small gates aside
 
 
 def is_linear(module: nn.Module) -> bool:
-    """A linear layer that can carry an adapter: torch's, bitsandbytes' (its subclasses), GPT-2's Conv1D."""
+    """Whether a module can carry an adapter: torch's Linear, bitsandbytes' subclasses of it, GPT-2's Conv1D."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, nn.Linear | Conv1D)
@@ -32,9 +32,10 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of decoder blocks and its name: the longest list of modules that is in no other list.
+    """The decoder blocks and their full name: the longest list of modules that is not inside another list.
 
-    Experts are lists inside blocks, and a picture tower has blocks of its own, so the search starts at the decoder.
+    Experts are lists inside blocks, and a vision tower has separate blocks, so the search starts at the decoder.
+    Raises ModelError without such a list.
     """
     get_decoder = getattr(model, "get_decoder", None)
     decoder = model if get_decoder is None else get_decoder()
@@ -55,8 +56,8 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def pick_targets(model: nn.Module, targets: str | Sequence[str]) -> tuple[str, ...]:
     """Full module names to adapt, in model order: `"all-linear"`, or names such as "q_proj" or "mlp.down_proj".
 
-    A name means every linear layer of the blocks whose full name ends with it. Raises ModelError for one that means
-    none, with the names there are and, where it names something else, what that is.
+    A name selects every linear layer of the blocks whose full name ends with it. Raises ModelError for a name without
+    a match, listing the valid names and explaining what the name refers to, if anything.
     """
     names = linear_names(model)
     if targets == "all-linear":
@@ -82,7 +83,7 @@ def _means(target: str, name: str) -> bool:
 
 
 def _instead(model: nn.Module, target: str) -> str:
-    """What a name that means no linear layer of the blocks does mean, or an empty string."""
+    """What a name without a matching linear layer refers to, or an empty string."""
     routed = _routed(model)
     found = [name for name in routed if _means(target, name) or f".{target}." in f".{name}"]
     if found:
@@ -100,7 +101,7 @@ def _instead(model: nn.Module, target: str) -> str:
 
 
 def _routed(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The blocks' matrices that lie stacked in one parameter, as experts do, by full name with their shapes."""
+    """The blocks' stacked parameters (experts), as {full name: shape}."""
     prefix, blocks = blocks_of(model)
     return {
         f"{prefix}.{name}": tuple(parameter.shape)
@@ -109,14 +110,15 @@ def _routed(model: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
-# How much that is
+# Share of the weights
 
 
 @dataclass(frozen=True)
 class Reach:
-    """share: adapted layers' weights among all weights of the blocks; left: {kind of matrix: its share} without one.
+    """The coverage of the blocks by adapted layers.
 
-    notes: what a user of these targets would not expect.
+    share: adapted layers' weights among all weights of the blocks; left: {kind of matrix: its share} without an
+    adapter; notes: warnings of unexpected coverage.
     """
 
     share: float
@@ -125,7 +127,7 @@ class Reach:
 
 
 def reach(model: nn.Module, targets: str | Sequence[str], names: Sequence[str]) -> Reach:
-    """How much of the blocks the adapted layers `names` are; `model` may lie on the meta device."""
+    """The coverage of the blocks by the adapted layers `names`; `model` may be on the meta device."""
     prefix, blocks = blocks_of(model)
     adapted = set(names)
     counts: dict[str, int] = {}
@@ -157,7 +159,7 @@ def reach(model: nn.Module, targets: str | Sequence[str], names: Sequence[str]) 
 
 
 def _partly(model: nn.Module, target: str, names: Iterable[str], blocks: int, prefix: str) -> list[str]:
-    """A note where a name reaches only a part of what is called so."""
+    """A note where a target name matches only some of the blocks or matrices of that name."""
     found = [name for name in names if _means(target, name)]
     inside = {name.removeprefix(f"{prefix}.").split(".", 1)[0] for name in found}
     notes = []
@@ -173,7 +175,7 @@ def _partly(model: nn.Module, target: str, names: Iterable[str], blocks: int, pr
 
 
 def _kind(name: str) -> str:
-    """The name of a block's parameter without its block and other numbers: "mlp.experts.down_proj"."""
+    """The name of a block's parameter without numbers and ".weight": "mlp.experts.down_proj"."""
     parts = [part for part in name.split(".") if not part.isdigit()]
     return ".".join(parts).removesuffix(".weight")
 

@@ -1,4 +1,4 @@
-"""The CPU set up for matrix products: environment before torch loads, thread count and precision by measurement."""
+"""CPU configuration for matrix products: environment before torch loads, thread count and precision by measurement."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _DEFAULTS = {
     "GOMP_SPINCOUNT": "10000",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRANSFORMERS_VERBOSITY": "error",  # its warnings are about its own trainer and pipelines; ours say what matters
-    # Kernels are kept by shape, half a megabyte each; passes have ever new lengths, and 1,024 kernels are too many.
+    "TRANSFORMERS_VERBOSITY": "error",  # its warnings concern its trainer and pipelines, unused here
+    # Kernels are cached by shape, half a megabyte each; the lengths of passes vary, and 1,024 kernels are too many.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
 }
 
@@ -33,14 +33,14 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def prepare_environment() -> None:
-    """Set what torch and the hub read when they are imported, unless the user has set it. Call before torch loads."""
+    """Set environment variables that torch and the hub read on import, unless the user set them; before torch loads."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     network.close_by_default()
 
 
 def available_cores() -> int:
-    """Physical cores that this process may use: affinity and the container's CPU quota respected, at least 1."""
+    """Physical cores available to this process, limited by affinity and the container's CPU quota; at least 1."""
     import psutil
 
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -62,10 +62,10 @@ def _quota(cgroup: Path) -> float:
 
 
 def pick_threads(limit: int = 0) -> int:
-    """The faster of one thread and all available cores (at most `limit` when that is not 0), by a short measurement.
+    """The faster of one thread and all available cores (at most `limit` if not 0), by a short measurement.
 
-    On a machine that others use, two threads that wait for each other can be slower than one. All cores win a near
-    tie, so that the choice, and with it the bytes of a run, do not hang on noise. Measured once per process.
+    On a shared machine, two threads that wait for each other can be slower than one. All cores win a near tie, so that
+    the choice, and with it the bytes of a run, does not depend on noise. Measured once per process.
     """
     cores = available_cores()
     most = min(cores, limit) if limit > 0 else cores
@@ -76,7 +76,7 @@ def pick_threads(limit: int = 0) -> int:
 def _faster(most: int) -> int:
     import torch
 
-    # Turn about, so that a burst of other work hits both.
+    # Alternating, so that other load affects both.
     seconds = {1: math.inf, most: math.inf}
     for count in (1, most) * 3:
         seconds[count] = min(seconds[count], _product_seconds(torch.float32, count, budget=0.03))
@@ -84,7 +84,7 @@ def _faster(most: int) -> int:
 
 
 def use_threads(count: int = 0) -> int:
-    """Make torch use `count` threads in this process, or as many as `pick_threads` finds when 0; returns how many."""
+    """Set torch's threads in this process to `count`, or to the choice of `pick_threads` if 0; returns the number."""
     import torch
 
     chosen = count or pick_threads()
@@ -94,7 +94,7 @@ def use_threads(count: int = 0) -> int:
 
 @functools.cache
 def bfloat16_speedup() -> float:
-    """How much faster a bfloat16 product is than a float32 one on this CPU, at the current thread count."""
+    """The speedup of a bfloat16 product over a float32 one on this CPU, at the current thread count."""
     import torch
 
     seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
@@ -104,7 +104,7 @@ def bfloat16_speedup() -> float:
 
 
 def _product_seconds(dtype: torch.dtype, threads: int, budget: float) -> float:
-    """Least seconds of one forward product and one backward product, tried for about `budget` seconds."""
+    """The least time in seconds of one forward and one backward product, measured for about `budget` seconds."""
     import torch
 
     before = torch.get_num_threads()
@@ -133,7 +133,7 @@ def matmul_peak(dtype: torch.dtype | None = None, device: str = "cpu", seconds: 
     import torch
 
     with torch.inference_mode():
-        # Random: some processors multiply constants faster.
+        # Random values: some processors multiply constants faster.
         left = torch.rand(size, size, device=device).to(dtype or torch.float32)
         wait = torch.accelerator.synchronize if device != "cpu" else lambda place: None
         left @ left

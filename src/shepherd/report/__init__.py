@@ -3,7 +3,8 @@
 It reads JSON and TOML only: no torch, no numpy. `load.py` reads a run, `findings.py` and `outcomes.py` compute what its
 numbers and events mean, `sections/` and `comparison/` turn that into text, tables and figures, `charts/` draws, and
 `page.py` cleans and escapes everything that came from data, a model or a person.
-Add a section as a function RunRecord -> Section in sections/, with its place in `html.view`; add an arm in `arms.py`.
+Add a section as a function RunRecord -> Section in sections/, with its place in `html.view`; an arm in `shepherd/arms/`
+is shown as it is registered.
 """
 
 from __future__ import annotations

@@ -1,36 +1,27 @@
-"""The arms that a report compares: their names on a page, their order, and whether an arm is one model per client."""
+"""The arms that a report compares, each with a style of the charts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import cycle
+
+from shepherd.arms import Arm, registered, shown
+
+FREE_STYLES = ("s4", "s5", "s6")
+"""Styles of the charts that look like none of the arms with a style."""
 
 
-@dataclass(frozen=True)
-class ArmNames:
-    """How a page names one arm: `title` on its card, `label` in sentences and pictures, `spent` in the budget.
+def every_arm(names: Iterable[str] = ()) -> dict[str, Arm]:
+    """All registered arms, and those of `names` that are not, in the order of every table and picture.
 
-    per_client: the arm is one model per client, and its figures are means over those clients.
+    An arm without a style takes the next free one.
     """
-
-    title: str
-    label: str
-    spent: str
-    per_client: bool = False
-
-    @property
-    def column(self) -> str:
-        """The heading of a column of its losses."""
-        return self.label.capitalize()
+    free = cycle(FREE_STYLES)
+    found = shown({*registered(), *names})
+    return {name: arm if arm.style else replace(arm, style=next(free)) for name, arm in found.items()}
 
 
-ARMS: Mapping[str, ArmNames] = {
-    "base": ArmNames("Base model", "base", "Base model"),
-    "local": ArmNames("Each client alone", "mean alone", "Clients alone, together", per_client=True),
-    "federated": ArmNames("Federated", "federated", "Federated"),
-    "centralised": ArmNames("Centralised", "centralised", "Centralised"),
-}
-"""The arms in the order in which every table and picture shows them. A key is also a style of the charts."""
-
-RIVALS = tuple(arm for arm in ARMS if arm != "federated")
-"""The arms that the federated one is compared with."""
+def rivals(names: Iterable[str] = ()) -> dict[str, Arm]:
+    """The same without the federated arm, which is compared with them."""
+    return {name: arm for name, arm in every_arm(names).items() if name != "federated"}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from shepherd.report.arms import ARMS
+from shepherd.arms import Arm
+from shepherd.report.arms import every_arm, rivals
 from shepherd.report.load import RunRecord
 from shepherd.report.wording import number, plural
 
@@ -19,10 +20,10 @@ INTERVAL = "95\N{NO-BREAK SPACE}% interval"
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm on all held-out rows. For "local" the numbers are means over clients; perplexity is exp(loss)."""
+class Result:
+    """One arm on all held-out rows. With one model per client the numbers are means, and perplexity is exp(loss)."""
 
-    key: str
+    arm: Arm
     loss: float | None
     perplexity: float | None
     token_accuracy: float | None
@@ -30,8 +31,12 @@ class Arm:
     generation: Mapping[str, float] | None = None
 
     @property
+    def key(self) -> str:
+        return self.arm.name
+
+    @property
     def title(self) -> str:
-        return ARMS[self.key].title
+        return self.arm.title
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Difference:
 
     @property
     def label(self) -> str:
-        return f"{_plain(self.a)} {chr(0x2212)} {_plain(self.b)}"
+        return f"{plain_name(self.a)} {chr(0x2212)} {plain_name(self.b)}"
 
 
 def measured(record: RunRecord) -> Mapping[str, Any]:
@@ -85,23 +90,22 @@ def local_arms(record: RunRecord) -> dict[str, Mapping[str, Any]]:
     return dict(sorted((measured(record).get("local") or {}).items()))
 
 
-def arms(record: RunRecord) -> list[Arm]:
-    """The arms of a run, in the order of ARMS."""
-    found = []
-    for key, names in ARMS.items():
-        value = measured(record).get(key)
-        if not value:
+def arms(record: RunRecord) -> list[Result]:
+    """The arms of a run, in their order."""
+    found, values = [], measured(record)
+    for key, arm in every_arm(values).items():
+        value = values.get(key)
+        if not value or not isinstance(value, Mapping):
             continue
-        if names.per_client:
-            each = list(value.values())
+        if each := models_of(arm, value):
             loss = mean_of(v.get("loss") for v in each)
-            found.append(Arm(key, loss, _exp(loss), mean_of(v.get("token_accuracy") for v in each)))
+            found.append(Result(arm, loss, _exp(loss), mean_of(v.get("token_accuracy") for v in each)))
             continue
         loss = number(value.get("loss"))
         perplexity = number(value.get("perplexity"))
         found.append(
-            Arm(
-                key,
+            Result(
+                arm,
                 loss,
                 _exp(loss) if perplexity is None else perplexity,
                 number(value.get("token_accuracy")),
@@ -110,6 +114,16 @@ def arms(record: RunRecord) -> list[Arm]:
             )
         )
     return found
+
+
+def models_of(arm: Arm, value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What was measured of each model of an arm that has one per client; empty for an arm of one model.
+
+    An arm that is not registered here has one per client where its entry has no loss and a table for each.
+    """
+    each = list(value.values())
+    by_shape = "loss" not in value and all(isinstance(v, Mapping) and "loss" in v for v in each)
+    return each if arm.per_client or by_shape else []
 
 
 def trained_alone(record: RunRecord) -> str:
@@ -134,7 +148,7 @@ def best_and_worst_local(record: RunRecord) -> tuple[str, str] | None:
 
 
 def difference(record: RunRecord, a: str, b: str) -> Difference | None:
-    """Loss of a − b; arms are "base", "federated", "centralised", "local" (mean over clients) and "local:<client>".
+    """Loss of a − b; an arm by its name ("local" is the mean over clients), or "local:<client>".
 
     From the measured differences, negated where they hold b − a; else the difference of the two losses, without an
     interval.
@@ -172,7 +186,7 @@ def own_rows(record: RunRecord) -> dict[str, Difference]:
 
 
 def generation_difference(record: RunRecord, metric: str, a: str, b: str) -> Difference | None:
-    """The difference of two arms in a text metric, where higher is better: above 0, a is closer to the references."""
+    """The difference a − b of two arms in a metric of the generated answers."""
     for entry in record.metrics.get("generation_differences") or ():
         if (entry["metric"], entry["a"], entry["b"]) == (metric, a, b):
             return _difference(a, b, entry)
@@ -180,9 +194,10 @@ def generation_difference(record: RunRecord, metric: str, a: str, b: str) -> Dif
 
 
 def headline_differences(record: RunRecord) -> list[Difference]:
-    """Federated against base, mean alone, best client alone and centralised, where the run has them."""
+    """Federated against every other arm and the best client alone, where the run has them."""
     ends = best_and_worst_local(record)
-    others = ["base", "local", *([f"local:{ends[0]}"] if ends and len(local_arms(record)) > 1 else []), "centralised"]
+    best = [f"local:{ends[0]}"] if ends and len(local_arms(record)) > 1 else []
+    others = [name for arm in rivals(measured(record)) for name in (arm, *(best if arm == "local" else []))]
     return [d for other in others if (d := difference(record, "federated", other)) is not None]
 
 
@@ -233,13 +248,15 @@ def _loss(record: RunRecord, name: str) -> float | None:
 
 
 def _arm_name(name: str) -> str:
-    return "local" if name == "local mean" else name
+    """An arm by its name: the mean over an arm's clients stands for the arm."""
+    return name.removesuffix(" mean")
 
 
-def _plain(name: str) -> str:
-    if name in ARMS:
-        return ARMS[name].label
-    return f"{name.removeprefix('local:')} alone" if ":" in name else name
+def plain_name(name: str) -> str:
+    """An arm or a client of one in words."""
+    if name.startswith("local:"):
+        return f"{name.removeprefix('local:')} alone"
+    return every_arm([name])[name].label
 
 
 def _exp(loss: float | None) -> float | None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shepherd.arms import registered
 from shepherd.errors import DataError
-from shepherd.report.arms import ARMS
 
 # Shapes: a type or types, a mapping of known keys ("*" is any other key), or a list with the shape of its items.
 # A key ending in "?" may be null. Absent keys are allowed; numbers are checked where they are used. A client's id is
@@ -31,18 +31,19 @@ _ARM = {
     "per_client?": {ANY_CLIENT: {"*": object}},
     "generation?": {"*": object},
 }
-_ARMS = {f"{arm}?": {ANY_CLIENT: _ARM} if names.per_client else _ARM for arm, names in ARMS.items()}
+_ARMS = {f"{name}?": {ANY_CLIENT: _ARM} if arm.per_client else _ARM for name, arm in registered().items()}
 _CURVE = [[object]]
-_CURVES = {f"{arm}?": {ANY_CLIENT: _CURVE} if names.per_client else _CURVE for arm, names in ARMS.items()}
+_CURVES = {f"{name}?": {ANY_CLIENT: _CURVE} if arm.per_client else _CURVE for name, arm in registered().items()}
 _DIFFERENCE = {"a": CLIENT, "b": CLIENT, "ci95?": [object], "bootstrap95?": [object]}
 _METRICS = {
-    "arms": _ARMS,
-    "curves?": _CURVES,
+    "arms": {**_ARMS, "*": _ARM},
+    "curves?": {**_CURVES, "*": object},
     "personal?": {ANY_CLIENT: {"*": object}},
     "clusters?": {"*": [CLIENT]},
     "differences?": [_DIFFERENCE],
     "own_rows?": {ANY_CLIENT: {"ci95?": [object]}},
     "generation_differences?": [{"metric": str, **_DIFFERENCE}],
+    "generation_metrics?": {"*": {"label": str, "higher_is_better": bool, "bounds": [object], "*": object}},
 }
 _SUMMARY = {
     "arms": {"local?": {ANY_CLIENT: object}, "*": object},

@@ -1,10 +1,10 @@
 """The server of IFCA (Ghosh et al., 2006.04088): M models, each aggregated from the clients that chose it.
 
-Each is combined as the run's method combines the global model, so a single cluster equals the global model.
+Each is aggregated by the run's method, so a single cluster equals the global model.
 
-The initialisation is ours. IFCA assumes M starts near the optima; adapters with B = 0 all coincide, and random ones
-near them do not separate clients. In the first round clients train the global adapter alone; their updates are grouped,
-and each cluster starts from the mean of a group.
+The initialisation differs from IFCA, which assumes M initial models near the optima: adapters with B = 0 all coincide,
+and random ones near them do not separate clients. In the first round clients train the global adapter alone; their
+updates are grouped, and each cluster starts from the mean of a group.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from shepherd.types import ClientId, ClientModel, ClientUpdate, GlobalModel
 def group(
     model: GlobalModel, views: Mapping[ClientId, ClientModel], updates: Sequence[ClientUpdate], count: int
 ) -> dict[ClientId, int]:
-    """The group of each client, 1 … count, by the cosines between the changes of their increments.
+    """The group (1 … count) of each client, by the cosines between the changes of their increments.
 
-    Medoids are chosen greedily (BUILD of PAM, Kaufman and Rousseeuw, 1990): first the client nearest to all others,
-    then the one that reduces the distances to the nearest medoid most. Needs at least `count` clients.
+    Medoids are chosen greedily (BUILD of PAM, Kaufman and Rousseeuw, 1990): first the client with the least sum of
+    distances, then the one that reduces the distances to the nearest medoid most. Needs at least `count` clients.
     """
     uploads = Uploads(model, views, updates)
     clients = [update.client for update in uploads.updates]
@@ -41,7 +41,7 @@ def group(
 
 
 def medoids(apart: np.ndarray, count: int) -> np.ndarray:
-    """Distances float64[K, K] -> group of each client, int64[K] from 0; no group is empty."""
+    """The group int64[K] (from 0) of each client, from distances float64[K, K]; no group is empty."""
     found: list[int] = []
     nearest = np.full(len(apart), np.inf)
     for _ in range(count):
@@ -50,7 +50,7 @@ def medoids(apart: np.ndarray, count: int) -> np.ndarray:
         found.append(int(np.argmin(cost)))
         nearest = np.minimum(nearest, apart[:, found[-1]])
     numbers = np.argmin(apart[:, found], axis=1)
-    numbers[found] = np.arange(count)  # also where two medoids are the same point
+    numbers[found] = np.arange(count)  # even where two medoids coincide
     return numbers
 
 
@@ -63,7 +63,7 @@ def combine_clusters(
     weights: Mapping[ClientId, float],
     effective_steps: Mapping[ClientId, float] | None = None,
 ) -> tuple[GlobalModel, ...]:
-    """The next model of each cluster, from the clients with its number; a cluster without clients stays as it is.
+    """The next model of each cluster, aggregated over its clients; a cluster without clients is unchanged.
 
     views: the client models of all clusters, by client. updates: of the adapter of the client's cluster. The weights
     within a cluster are scaled to their sum over the round. Raises the errors of `Method.combine`.
@@ -82,7 +82,7 @@ def combine_clusters(
 
 
 def check_clusters(method: Method, scaffold: bool) -> None:
-    """Raise UsageError, with a compatible choice, where clusters cannot have models of this method."""
+    """Raise UsageError, with a compatible choice, for a method that does not support clusters."""
     p = method.pieces
     reasons = {
         "its adapter is reset in each round, so no cluster would keep one": p.split.resets or p.view.name == "fresh",

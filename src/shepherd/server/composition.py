@@ -64,6 +64,7 @@ class Pieces:
     remainder: Remainder
 
     def names(self) -> dict[str, str]:
+        """The name of the piece of each kind."""
         return {field.name: getattr(self, field.name).name for field in fields(self)}
 
     @property
@@ -119,7 +120,7 @@ def check_optimizer(pieces: Pieces, optimizer: Optimizer) -> None:
 
 
 def conflicts(p: Pieces) -> Iterator[str]:
-    """A sentence for every pair of pieces that conflict: which two, why, and a compatible choice."""
+    """One sentence for every conflicting pair of pieces: both names, the reason, and a compatible choice."""
 
     def pair(one: str, other: str, why: str, instead: str) -> str:
         names = p.names()

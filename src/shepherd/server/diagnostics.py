@@ -34,9 +34,9 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Measured over `modules` of the modules that were sent.
+    """Diagnostics of a round, measured over `modules` of the modules that were sent.
 
-    deviation: ‖Σ c_k s_k B_kA_k − s·B̄Ā‖ / ‖Σ c_k s_k B_kA_k‖, what a mean of factors loses. cosine_mean, cosine_min:
+    deviation: ‖Σ c_k s_k B_kA_k − s·B̄Ā‖ / ‖Σ c_k s_k B_kA_k‖, the error of a mean of factors. cosine_mean, cosine_min:
     between the clients' changes X_k = E_k − E; None for one client. effective_rank: (Σσ)² / Σσ² of the mean product,
     energy_at_rank: the share of Σσ² in its first r; both are means over modules. subspace_move: ‖P − P'‖ / √(2r) of
     the row spaces of A before and after, from 0 to 1. increment_norm: ‖X_k‖.
@@ -61,9 +61,9 @@ def diagnose(
     payload: Payload = PLAIN,
     weigh: Weighing = GIVEN,
 ) -> Diagnostics:
-    """The diagnostics of a round, from the models before and after and the updates. Weights sum to one.
+    """Compute the diagnostics of a round, from the models before and after and the updates. Weights sum to one.
 
-    payload, weigh: the method's, because the error of a mean of factors is that of the factors and weights in use.
+    payload, weigh: those of the method, because the error of a mean of factors depends on the factors and weights used.
     """
     uploads = Uploads(before, views, updates, payload.transform)
     clients = [update.client for update in uploads.updates]
@@ -108,7 +108,7 @@ def diagnose(
 def subspace_move(A: np.ndarray, B: np.ndarray) -> float:
     """‖P_A − P_B‖_F / √(2r) for the projections on the row spaces of A and B [r, in]: 0 the same, 1 orthogonal."""
     P, Q = (np.linalg.qr(M.astype(np.float64).T)[0] for M in (A, B))
-    # ‖P_A − P_B‖² = ‖(I − P_A)Q‖² + ‖(I − P_B)P‖², which loses no digits where the two are close.
+    # ‖P_A − P_B‖² = ‖(I − P_A)Q‖² + ‖(I − P_B)P‖², without cancellation where the two are close.
     apart = np.sum((Q - P @ (P.T @ Q)) ** 2) + np.sum((P - Q @ (Q.T @ P)) ** 2)
     return float(np.sqrt(apart / (P.shape[1] + Q.shape[1])))
 
@@ -134,18 +134,18 @@ def _summed(uploads: Uploads, module: str, shares: np.ndarray) -> tuple[float, n
     each = terms()
     while some := tuple(islice(each, AT_ONCE)):
         total += np.hstack([start.scale * c * B for c, _, B in some]) @ np.vstack([A for _, A, _ in some])
-        # From the centred factors: by subtraction all digits are lost when clients agree.
+        # From the centred factors: a subtraction would lose all digits when clients agree.
         centred = np.hstack([start.scale * c * (B - mean_B) for c, _, B in some])
         rest += centred @ np.vstack([A - mean_A for _, A, _ in some])
     lost = float(np.linalg.norm(rest))
-    del rest, centred  # not beside the workspace of what comes now
+    del rest, centred  # frees memory for the workspace of the next steps
     return lost, LowRank.beside_identity(total).singular_values(module)
 
 
 def change(start: Local, local: Local) -> LowRank:
-    """X_k = s·(B_kA_k − BA) of one module of a client, whatever its rank."""
+    """X_k = s·(B_kA_k − BA) of one module of a client of any rank."""
     A, B = padded(local, len(start.A), start.scale)
-    # B_kA_k − BA = (B_k − B)A_k + B(A_k − A): small where the client moved little, without cancellation.
+    # B_kA_k − BA = (B_k − B)A_k + B(A_k − A), without cancellation where the client changed little.
     return stack([LowRank(start.scale * (B - start.B), A), LowRank(start.scale * start.B, A - start.A)])
 
 
@@ -165,7 +165,7 @@ def _compressed(start: Local, locals_: Sequence[Local]) -> tuple[Local, Sequence
 
 
 def _coordinates(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Columns [n, c_i] in an orthonormal basis of all of them; as they are where n is no more than their number."""
+    """Columns [n, c_i] in an orthonormal basis of all of them; unchanged where n is at most their number."""
     columns = np.concatenate(parts, axis=1)
     if len(columns) > columns.shape[1]:
         columns = _triangle(columns)
@@ -173,7 +173,7 @@ def _coordinates(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _triangle(columns: np.ndarray) -> np.ndarray:
-    """R[c, c] of a QR of columns [n, c]; by Cholesky, several times as fast, where they are independent enough."""
+    """R[c, c] of a QR of columns [n, c]; by Cholesky, several times as fast, if they are well conditioned."""
     lengths = np.linalg.norm(columns, axis=0)
     safe = np.where(lengths > 0, lengths, 1.0)
     gram = columns.T @ columns / np.outer(safe, safe)
@@ -196,7 +196,7 @@ def gram_of(changes: Sequence[LowRank]) -> np.ndarray:
 
 
 def _cosines(gram: np.ndarray) -> np.ndarray:
-    """Cosines of all pairs of clients with a change other than zero."""
+    """Cosines of all pairs of clients with nonzero changes."""
     norms = np.sqrt(np.diag(gram))
     moved = norms > 0
     unit = gram[np.ix_(moved, moved)] / np.outer(norms[moved], norms[moved])
@@ -204,7 +204,7 @@ def _cosines(gram: np.ndarray) -> np.ndarray:
 
 
 def affordable(model: GlobalModel, clients: int, names: Sequence[str]) -> list[str]:
-    """Evenly spread modules of these that cost at most OPERATIONS together; at least one."""
+    """Evenly spread modules whose total cost is at most OPERATIONS; at least one."""
     chosen: list[int] = []
     spent = 0.0
     for index in sorted(range(len(names)), key=lambda index: index * GOLDEN % 1):

@@ -1,4 +1,4 @@
-"""A global model with a remainder as one adapter of higher rank, which PEFT can load."""
+"""Export of a global model with a remainder as one adapter of higher rank, which PEFT can load."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def merged_adapter(model: GlobalModel) -> Adapter:
     """One adapter with the effective increment remainder + scale · B @ A of every module, at the same scale.
 
     Its rank is r plus the largest numerical rank of a remainder; slots that a module does not need are zero. A model
-    without remainder gives its adapter as it is. Where the remainder cancels a part of the adapter (FRLoRA), their sum
-    is stored: two large terms, each rounded on loading, would lose the learned part.
+    without remainder returns its adapter unchanged. Where the remainder cancels a part of the adapter (FRLoRA), their
+    sum is stored: the rounding of two large terms on loading would exceed the trained part.
     """
     adapter = model.adapter
     if not any(rest.q for rest in model.remainder.values()):
@@ -28,7 +28,7 @@ def merged_adapter(model: GlobalModel) -> Adapter:
             rest = LowRank(adapter.scale * B.astype(np.float64), A.astype(np.float64)) + rest
         rests[name] = rest.truncated(where=name)
     kept = 0 if one_sum else adapter.r
-    extra = max(*(rest.q for rest in rests.values()), 0 if kept else 1)  # an adapter has a slot, if an empty one
+    extra = max(*(rest.q for rest in rests.values()), 0 if kept else 1)  # an adapter needs at least one slot
     r = kept + extra
     factors = {}
     for name, (A, B) in adapter.factors.items():

@@ -1,6 +1,6 @@
-"""A federated method: the client models of a round, and the aggregation of its updates.
+"""A federated method: the client models of a round, and the aggregation of the updates.
 
-Pure functions of the global model, which holds all state. The methods by name are in methods.py.
+Pure functions of the global model, which holds all state. The named methods are in methods.py.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FEDAVG = replace(fedavg(), name="fedavg")
 
 @dataclass(frozen=True)
 class Method:
-    """Nine pieces and a server optimizer.
+    """A federated method: nine pieces and a server optimizer.
 
     The effective increment of a module is E = remainder + scale · B @ A. The next one is E + Σ c_k (E_k − E) where
     `exact`, otherwise an approximation. population: p_k of every client, its weight under full participation, for
-    SCAFFOLD; empty takes the weights of the round. rate_ratio: the clients' η_B / η_A, where the recipe sets none.
-    aggregator: the rule in place of the merge, where there is one.
+    SCAFFOLD; empty uses the weights of the round. rate_ratio: the clients' η_B / η_A unless the recipe sets one.
+    aggregator: the rule in place of the merge, if any.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Method:
 
     @property
     def mixed_ranks(self) -> bool:
+        """Whether clients may have different ranks."""
         return self.pieces.view.mixed_ranks and self.pieces.start.heads != 1 and self.aggregator is None
 
     @property
@@ -89,11 +90,11 @@ class Method:
 
     def start(self, adapter: Adapter, seed: int, base: Mapping[str, np.ndarray] | None = None) -> GlobalModel:
         """The model before the first round, from an adapter with B = 0 and, if needed, base weights by module."""
-        self.local_modules(adapter.factors)  # raises before anything is trained
+        self.local_modules(adapter.factors)  # raises before training
         return self.pieces.start.make(adapter, seed, base)
 
     def local_modules(self, modules: Iterable[str]) -> frozenset[str]:
-        """The modules, of these in the order of the model, that stay with the clients."""
+        """The local modules among these, which are in the order of the model."""
         return self.pieces.home.of(tuple(modules))
 
     def view(self, model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
@@ -145,7 +146,7 @@ class Method:
             A, B, rest = p.split.of(merged, SplitContext(module, uploads.round, server.memory))
             factors[module] = Factors(A.astype(before.A.dtype), B.astype(before.B.dtype))
             _check_finite(module, "the merged factors", *factors[module])
-            # Where the next adapter holds nothing that was learned, the share refers to the rest.
+            # If the refactorisation resets the adapter, all of the update is in the rest, to which the share refers.
             reference = rest if p.split.resets else merged.total
             squared_norm = reference.norm() ** 2 if p.remainder.energy < 1 else 0.0
             more = p.remainder.of(rest, squared_norm, module)
@@ -154,7 +155,7 @@ class Method:
                 _check_finite(module, "the remainder", kept.L, kept.R)
                 remainder[module] = kept
         population = self.population or {u.client: w for u, w in zip(uploads.updates, given / given.sum(), strict=True)}
-        cohort = [population[update.client] for update in uploads.updates]
+        cohort = [population.get(update.client, 0.0) for update in uploads.updates]  # a pseudo-update is no client's
         memory = control_step(server.memory, uploads.control_changes(), cohort)
         for name, array in memory.items():
             _check_finite(name, "the server's memory", array)
@@ -162,7 +163,7 @@ class Method:
 
 
 def compose(name: str, *, citation: str = "", experimental: str = "", rate_ratio: float = 1.0, **specs: Any) -> Method:
-    """A method from the pieces in which it differs from FedIT. Raises UsageError where pieces conflict."""
+    """Compose a method from the pieces in which it differs from FedIT. Raises UsageError where pieces conflict."""
     return Method(name, build_pieces(specs), specs, citation, experimental, rate_ratio=rate_ratio)
 
 

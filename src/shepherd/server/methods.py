@@ -2,10 +2,10 @@
 
     @methods
     def my_method(rank: int = 16) -> Method:
-        \"\"\"What it does, in one line.\"\"\"
+        \"\"\"The method in one line, with its source.\"\"\"
         return compose("my_method", merge="product", split="mean", remainder={"name": "keep", "rank": rank})
 
-Experimental: methods after a secondary source, or without a part that needs the client's data.
+Experimental: methods implemented from a secondary source, or without a part that needs the client's data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OTHER_NAMES = {
 
 @methods
 def fedit() -> Method:
-    """Means of A and of B, each on its own (FedIT, Zhang et al., 2305.05644)."""
+    """Separate means of A and of B (FedIT, Zhang et al., 2305.05644)."""
     return compose("fedit", citation="2305.05644")
 
 
@@ -54,11 +54,12 @@ def rolora() -> Method:
 
 @methods
 def lora_a2(probe: int = 0) -> Method:
-    """RoLoRA in the slots that each client picks from the whole model by a probe, B five times as fast as A (LoRA-A²).
+    """RoLoRA in slots that each client chooses over the whole model by a probe, with η_B = 5 η_A (LoRA-A²).
 
-    Koo et al., 2410.22815. A client of rank r_k < r (lora.ranks) sends r_k slots a module on average, and which ones;
-    the others count as no change; a client of rank r sends all, as in rolora. probe: its local steps, as in view
-    "probe". η_B = 5 η_A is the method's own objective.rate_ratio; in the paper's ablation most of the gain comes of it.
+    Koo et al., 2410.22815. A client of rank r_k < r (lora.ranks) sends on average r_k slots per module, and their
+    choice; unchosen slots count as zero change. A client of rank r sends all, as in rolora. probe: its local steps, as
+    in view "probe". η_B = 5 η_A is the default objective.rate_ratio of the method, and most of its gain in the paper's
+    ablation.
     """
     return compose("lora_a2", citation="2410.22815", view={"name": "probe", "steps": probe}, train="by_round",
                    rate_ratio=5.0)  # fmt: skip
@@ -66,10 +67,10 @@ def lora_a2(probe: int = 0) -> Method:
 
 @methods
 def la_lora() -> Method:
-    """B and A in turn, a local step each; both are averaged (LA-LoRA, ICLR 2026), without its noise filter.
+    """Alternating local steps of B and A, both averaged (LA-LoRA, ICLR 2026), without its noise filter.
 
-    The authors' code steps A first, with η_B = 2 η_A. Here B is first, because it begins as zero and A has no gradient
-    before it has moved; objective.rate_ratio = 2 is their ratio, and 1 is the default.
+    The authors' code steps A first, with η_B = 2 η_A. Here B is first, because A has no gradient while B is zero;
+    objective.rate_ratio = 2 is their ratio, and 1 is the default.
     """
     return compose("la_lora", citation="ICLR 2026", train="by_step")
 
@@ -78,18 +79,18 @@ def la_lora() -> Method:
 def fedsa_lora() -> Method:
     """A is averaged, B stays local to each client: personal models (FedSA-LoRA, Guo et al., 2410.01463).
 
-    The global adapter has B = 0 and changes nothing: what is learned shows in the clients' own models.
+    The global adapter has B = 0 and a zero increment: training shows in the personal models alone.
     """
     return compose("fedsa_lora", citation="2410.01463", train="share_A")
 
 
 @methods
 def fedper_lora(blocks: int = 1) -> Method:
-    """The last blocks' adapters stay with each client, the others are averaged (after FedPer, 1912.00818).
+    """The adapters of the last blocks stay local to each client, the others are averaged (after FedPer, 1912.00818).
 
-    blocks: how many stay. FedPer keeps the last layers and the head of a network; here the head has no adapter. The
-    default is ours: the least that gives every client a personal model, and possible for any model of two blocks.
-    0 is fedit. The global adapter changes nothing in the local blocks: it is the shared part alone.
+    blocks: the number of local blocks. FedPer keeps the last layers and the head of a network; here the head has no
+    adapter. The default is the smallest number with personal models, possible for any model of two blocks; 0 is fedit.
+    The global adapter has a zero increment in the local blocks.
     """
     return compose("fedper_lora", citation="1912.00818", home={"name": "last_blocks", "blocks": blocks})
 
@@ -108,14 +109,14 @@ def fedmomentum(energy: float = 0.9999) -> Method:
 def fedex_lora(rank: int = 0) -> Method:
     """The means of the factors, and the residual to the exact product kept (FedEx-LoRA, Singhal et al., 2410.09432).
 
-    rank: keep only the best part of the residual of this rank (the truncated variant); 0 keeps it whole.
+    rank: of the kept part of the residual (the truncated variant); 0 keeps all of it.
     """
     return compose("fedex_lora", citation="2410.09432", merge="product", remainder={"name": "keep", "rank": rank})
 
 
 @methods
 def flora() -> Method:
-    """The exact product goes into the remainder, a new adapter begins each round (FLoRA, Wang et al., 2409.05976)."""
+    """The exact product is added to the remainder; each round has a new adapter (FLoRA, Wang et al., 2409.05976)."""
     return compose("flora", citation="2409.05976", view="fresh", merge="product", split="reinit", remainder="keep")
 
 
@@ -123,7 +124,7 @@ def flora() -> Method:
 def flexlora(scale: Literal["own", "common"] = "own") -> Method:
     """The exact product truncated to the global rank; clients get its first r_k slots (FlexLoRA, 2402.11505).
 
-    scale: "own" is alpha / r_k for each client as in the paper, "common" the server's for all.
+    scale: "own" is alpha / r_k for each client as in the paper, "common" that of the server for all.
     """
     return compose("flexlora", citation="2402.11505", view={"name": "prefix", "scale": scale}, merge="product",
                    split="svd_left")  # fmt: skip
@@ -131,7 +132,7 @@ def flexlora(scale: Literal["own", "common"] = "own") -> Method:
 
 @methods
 def florist(energy: float = 0.99) -> Method:
-    """FLoRA whose product is cut to the least rank that keeps this energy (FLoRIST, 2506.09199)."""
+    """FLoRA with the product truncated to the least rank that keeps this energy (FLoRIST, 2506.09199)."""
     return compose("florist", citation="2506.09199", view="fresh", merge="product", split="reinit",
                    remainder={"name": "keep", "energy": energy})  # fmt: skip
 
@@ -150,16 +151,16 @@ def hetlora() -> Method:
 
 @methods
 def raflora() -> Method:
-    """Each slot of the product by those who own it, then the best rank-r part (raFLoRA, 2602.13486)."""
+    """The product with each slot averaged over its owners, then the best rank-r part (raFLoRA, 2602.13486)."""
     return compose("raflora", citation="2602.13486", view="prefix", weigh="slot_owners", merge="product",
                    split="svd_balanced")  # fmt: skip
 
 
 @methods
 def fedilora() -> Method:
-    """Each slot of A and of B by those who own it (FediLoRA, 2509.06984), without its editing of layers.
+    """Means of A and of B with each slot averaged over its owners (FediLoRA, 2509.06984), without its layer editing.
 
-    The weights of a slot are those of the round among its owners, as in the authors' code.
+    The weights of a slot are those of the round, renormalised over its owners, as in the authors' code.
     """
     return compose("fedilora", citation="2509.06984", view="prefix", weigh="slot_owners",
                    experimental="without the editing of layers")  # fmt: skip
@@ -167,10 +168,10 @@ def fedilora() -> Method:
 
 @methods
 def fed_plora() -> Method:
-    """All slots frozen but r_k random ones, averaged over those who trained them (Fed-PLoRA, 2602.16936).
+    """All slots frozen but r_k random ones, averaged over their owners (Fed-PLoRA, 2602.16936).
 
-    The mean over a slot's owners is by the weights of the round (federation.weights); "uniform" is the plain mean, the
-    other reading of the paper.
+    The mean over the owners of a slot uses the weights of the round (federation.weights); "uniform" is the plain mean,
+    an alternative reading of the paper.
     """
     return compose("fed_plora", citation="2602.16936", view="fold", weigh="slot_owners")
 
@@ -191,7 +192,7 @@ def lora_fair(strength: float = 0.01) -> Method:
 
 @methods
 def frlora() -> Method:
-    """Every round starts from the base's principal directions; the rest goes to the remainder (FRLoRA, ICLR 2025)."""
+    """Rounds start from the principal directions of the base; the remainder keeps the rest (FRLoRA, ICLR 2025)."""
     return compose("frlora", citation="ICLR 2025", start="principal", split="fixed", remainder="keep",
                    experimental="after notes of a re-implementation; A and B hold 1/√s, so that s·BA is principal"
                    )  # fmt: skip
@@ -199,9 +200,9 @@ def frlora() -> Method:
 
 @methods
 def fedsvd() -> Method:
-    """B is trained; the server turns the product so that A has orthonormal rows (FedSVD, Lee et al., 2505.12805).
+    """B is trained; the server refactors the product so that A has orthonormal rows (FedSVD, Lee et al., 2505.12805).
 
-    Only B moves, so the row space of A stays that of the start; with SGD it equals ffa_lora with an orthonormal A.
+    Only B is trained, so the row space of A is constant; with SGD it equals ffa_lora with an orthonormal A.
     """
     return compose("fedsvd", citation="2505.12805", start="orthonormal", train="B", split="regauge")
 
@@ -216,7 +217,7 @@ def fed_sb() -> Method:
 
 @methods
 def ravan(heads: int = 4) -> Method:
-    """Several cores between orthonormal bases, each averaged over those who trained it (Ravan, 2506.05568)."""
+    """Several cores between orthonormal bases, each averaged over its owners (Ravan, 2506.05568)."""
     return compose("ravan", citation="2506.05568", start={"name": "cores", "heads": heads}, view="heads", train="core",
                    weigh="slot_owners", merge="core",
                    experimental="the heads' own scales are fixed at 1, and weak clients train random heads, not those "
@@ -255,7 +256,7 @@ def build_method(
 
 
 def _with_name(method: Method, kind: str, spec: Any) -> Any:
-    """The piece of a table without a name, which is the method's own: remainder = {rank = 4}."""
+    """The piece of a table, with the method's name where the table has none: remainder = {rank = 4}."""
     if not isinstance(spec, Mapping) or "name" in spec:
         return spec
     name, options = name_and_options(kind, method.specs.get(kind, DEFAULTS[kind]))
@@ -263,10 +264,8 @@ def _with_name(method: Method, kind: str, spec: Any) -> Any:
 
 
 def check_ranks(method: Method, ranks: Mapping[str, int] | Sequence[int], r: int) -> None:
-    """Raise UsageError for client ranks that the method does not support."""
+    """Raise UsageError for client ranks, each from 1 to r, that the method does not support."""
     values = list(ranks.values() if isinstance(ranks, Mapping) else ranks)
-    if any(rank > r for rank in values):
-        raise UsageError(f"lora.ranks has {max(values)}, more than lora.r = {r}", hint=f"set lora.r = {max(values)}")
     heads = method.pieces.start.heads
     if heads and r % heads:
         raise UsageError(f"{heads} heads do not divide lora.r = {r}", hint="set lora.r to a multiple of the heads")

@@ -1,7 +1,7 @@
 """Server optimizers: a step on the pseudo-gradient Δ = Σ c_k (X_k − X), in the linear space of the merge.
 
-An optimizer is two functions: init(Δ) -> state, and step(state, Δ) -> (state, move). Its moments live in
-GlobalModel.memory by name, one state for each tensor, and only tensors that were trained move their state.
+An optimizer is two functions: init(Δ) -> state, and step(state, Δ) -> (state, move). Its moments are in
+GlobalModel.memory by name, one state for each tensor; only the states of trained tensors change.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ State = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """init, step, and coefficients(shares float64[K, r], effective steps float64[K]) -> shares, for linear steps.
+    """A server optimizer: init, step, and coefficients(shares float64[K, r], effective steps float64[K]) -> shares.
 
-    on_increments: whether step also works on LowRank, with + and · alone. by_steps: whether coefficients look at steps.
+    coefficients: for linear steps. on_increments: whether step also accepts LowRank, with + and · alone. by_steps:
+    whether coefficients depend on the steps.
     """
 
     init: Callable[[Any], State] = lambda delta: {}
@@ -51,12 +52,12 @@ def fedavg(learning_rate: float = 1.0) -> Optimizer:
 
 @optimizers
 def fednova(learning_rate: float = 1.0) -> Optimizer:
-    """Each client's change over its local steps τ_k, times their mean τ (FedNova, 2007.07481, eq. 5).
+    """Each client's change divided by its local steps τ_k, times their mean τ (FedNova, 2007.07481, eq. 5).
 
-    c_k = η · w_k · τ / τ_k with τ = Σ w_k τ_k / Σ w_k, so that equal τ_k are FedAvg whatever the weights sum to. τ_k is
-    the paper's ‖a_k‖₁, which the server takes from the rates of the client's steps, its momentum and the proximal term
-    (clients.schedule.effective_steps). Exact for SGD; for Adam Σ η_i / η, a heuristic. The authors' code differs with a
-    proximal term: its τ is the mean number of steps, and momentum beside it adds a second count.
+    c_k = η · w_k · τ / τ_k with τ = Σ w_k τ_k / Σ w_k, so that equal τ_k are FedAvg for any sum of the weights. τ_k is
+    the paper's ‖a_k‖₁, which the server computes from the rates of the client's steps, the momentum and the proximal
+    term (clients.learning_rates.effective_steps). Exact for SGD; for Adam Σ η_i / η, a heuristic. The authors' code
+    differs with a proximal term: its τ is the mean number of steps, and momentum is counted in addition.
     """
     _positive(learning_rate=learning_rate)
 
@@ -72,7 +73,7 @@ def fednova(learning_rate: float = 1.0) -> Optimizer:
 def fedavgm(learning_rate: float = 1.0, momentum: float = 0.9, rank: int = 0) -> Optimizer:
     """v ← β·v + Δ, θ + η·v (FedAvgM, Hsu et al., 1909.06335); for a product merge v is an increment.
 
-    rank bounds the increment that v is (0: no bound); it has no meaning for factors.
+    rank: the bound on the rank of the increment v, 0 for none; without effect on factors.
     """
     _positive(learning_rate=learning_rate)
     _below_one(momentum=momentum)
@@ -109,8 +110,8 @@ def fedyogi(learning_rate: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99
 def fedadam(learning_rate: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> Optimizer:
     """v ← β₂·v + (1 − β₂)·Δ² (FedAdam, Reddi et al., 2003.00295v5, Algorithm 2).
 
-    Without bias correction, as in the paper: a coordinate of constant Δ ≫ τ moves by η in the first round with the
-    default betas, by about 2η around the tenth, and by η again in the long run.
+    Without bias correction, as in the paper: with the default betas, a coordinate of constant Δ ≫ τ moves by η in the
+    first round, by about 2η around the tenth, and by η again in the limit.
     """
     _below_one(betas=betas[1])
     return _adaptive(learning_rate, betas[0], tau, lambda v, square: betas[1] * v + (1 - betas[1]) * square)
@@ -118,10 +119,10 @@ def fedadam(learning_rate: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99
 
 @optimizers
 def torch(name: str, learning_rate: float = 1e-3, **options: Any) -> Optimizer:
-    """Any optimizer of torch.optim by its name, with −Δ as the gradient (FedOpt, Reddi et al., 2003.00295, Alg. 1).
+    """Any optimizer of torch.optim by name, with −Δ as the gradient (FedOpt, Reddi et al., 2003.00295, Alg. 1).
 
-    options: its own, as torch names them, and its defaults but for weight_decay = 0: the server steps on changes, so
-    what depends on the weights themselves is refused. SGD with learning_rate = 1 is FedAvg.
+    options: those of the torch class, with its defaults except weight_decay = 0: the server steps on changes, so
+    options that depend on the weights are refused. SGD with learning_rate = 1 is FedAvg.
     """
     import torch  # imported here, because the server otherwise needs numpy alone
 
@@ -144,7 +145,7 @@ def torch(name: str, learning_rate: float = 1e-3, **options: Any) -> Optimizer:
         weights.grad = torch.from_numpy(-delta)
         optimizer = kinds[name]([weights], lr=learning_rate, **options)
         for key, value in state.items():
-            if value is not None:  # torch keeps its counts in float32 whatever the weights are in
+            if value is not None:  # torch keeps step counts in float32 for weights of any dtype
                 dtype = torch.float64 if value.ndim else torch.float32
                 optimizer.state[weights][key] = torch.tensor(value, dtype=dtype)
         optimizer.step()
@@ -158,7 +159,7 @@ def torch(name: str, learning_rate: float = 1e-3, **options: Any) -> Optimizer:
 
     try:
         (state, moves), (_, others) = trial(0.0), trial(1.0)
-    except Exception as error:  # torch's optimizers refuse what they cannot do with errors of any kind
+    except Exception as error:  # torch's optimizers raise errors of many types for unsupported options
         raise ValueError(f"{name} cannot step so: {type(error).__name__}: {error}") from error
     if not np.allclose(moves, others, rtol=1e-13, atol=1e-14):
         raise ValueError(f"{name} steps by the weights too, and the server knows changes alone; leave out weight_decay")
@@ -168,8 +169,8 @@ def torch(name: str, learning_rate: float = 1e-3, **options: Any) -> Optimizer:
 def _adaptive(learning_rate: float, momentum: float, tau: float, second: Callable) -> Optimizer:
     """m ← β₁m + (1 − β₁)Δ; v ← second(v, Δ²) from v₀ = τ²; θ + η·m / (√v + τ).
 
-    Version 5 of the paper squares Δ. To square m, as in variants of it, moves the model by up to η / √(1 − β₂) in the
-    first rounds.
+    Version 5 of the paper squares Δ. Squaring m instead, as some variants do, moves the model by up to η / √(1 − β₂) in
+    the first rounds.
     """
     _positive(learning_rate=learning_rate, tau=tau)
     _below_one(momentum=momentum)
@@ -193,10 +194,11 @@ class ServerStep:
 
     @property
     def memoryless(self) -> bool:
+        """Whether the optimizer has no state."""
         return self.optimizer.memoryless
 
     def step(self, name: str, delta: Any) -> Any:
-        """The server's step for the tensor (or, for a product merge, the module) `name`."""
+        """The move of the tensor (or, for a product merge, the module) `name` for its pseudo-gradient."""
         state = dict(self.optimizer.init(delta))
         for key, value in state.items():
             stored = f"server.{name}.{key}"
@@ -219,14 +221,13 @@ class ServerStep:
 def control_step(
     memory: Mapping[str, np.ndarray], changes: Mapping[str, Iterable[np.ndarray]], population: Sequence[float]
 ) -> dict:
-    """SCAFFOLD's server: c ← c + Σ_k p_k (c_k⁺ − c_k) over the cohort (1910.06378, Algorithm 1, line 17).
+    """The server step of SCAFFOLD: c ← c + Σ_k p_k (c_k⁺ − c_k) over the cohort (1910.06378, Algorithm 1, line 17).
 
-    p_k is what client k weighs in the mean over all clients, those of other rounds included: 1/N for uniform weights,
-    which is the paper's line; n_k / Σn by examples. So c = Σ p_k c_k over all clients after every round, whoever was
-    drawn and how often, and an update that was lost has changed neither c nor its c_k: nothing has to be estimated, and
-    a factor for the chance of being drawn would count changes more than once. Clients stop where c = 0 (there each
-    local step is −η·c), which is where Σ p_k ∇f_k = 0. With 1/N for clients of other weights they would stop at the
-    optimum of the uniform mean, whatever the weights of the model are.
+    p_k is the weight of client k in the mean over all clients, not just the cohort: 1/N for uniform weights, as in the
+    paper; n_k / Σn by examples. So c = Σ p_k c_k over all clients after every round, for any sampling, and a lost
+    update changes neither c nor its c_k; an additional factor for the sampling probability would count changes more
+    than once. Training is stationary where c = 0 (there each local step is −η·c), that is Σ p_k ∇f_k = 0. With 1/N for
+    clients of unequal weights, it would converge to the optimum of the uniform mean instead.
 
     changes: c_k⁺ − c_k in float64 by tensor, by client in the order of `population`; c is kept as "control.<tensor>".
     """
@@ -240,9 +241,9 @@ def control_step(
 
 
 def control_without(memory: Mapping[str, np.ndarray], share: float, own: Mapping[str, np.ndarray]) -> dict:
-    """c without a quarantined client of weight p_k, c − p_k c_k; `own` holds its private tensors, c_k among them.
+    """c without a quarantined client of weight p_k: c − p_k c_k. own: its private tensors, which contain c_k.
 
-    Its last c_k would otherwise remain in c and bias the optimum of the others. The server has received every change of
+    Otherwise its last c_k would remain in c and bias the optimum of the others. The server has received every change of
     c_k, so this reveals nothing new about the client.
     """
     memory = dict(memory)

@@ -1,9 +1,9 @@
-"""Communication of a method: numbers sent up and down, per client and round, from the shapes alone.
+"""Communication cost of a method: numbers uploaded and downloaded per client and round, from the shapes alone.
 
-Up is a client's update; slots that it chooses count as if spread evenly over the modules, plus a quarter of a number
-for each boolean that names them. Down is the difference between two global models: the new adapter (or the one factor
-that moved), and the round's addition to the remainder. What follows from the seed is not sent, nor local factors and
-modules. Where the remainder is truncated by energy, its rank is an upper bound until a round has determined it.
+Up is a client's update; chosen slots count as if spread evenly over the modules, plus a quarter of a number for each
+boolean of the choice. Down is the difference between two global models: the new adapter (or the one trained factor),
+and the round's addition to the remainder. Tensors that follow from the seed, local factors and local modules are not
+sent. Where the remainder is truncated by energy, its rank is an upper bound until a round has determined it.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ def round_bytes(
     clusters: int = 0,
     rest: Mapping[str, int] | None = None,
 ) -> tuple[int, int]:
-    """(up, down): bytes in float32 of round `number` (from 1) for a cohort of these ranks, if all answer.
+    """(up, down): bytes in float32 of round `number` (from 1) for a cohort of these ranks, if all reply.
 
-    merged: the ranks of those whose updates count, where these are not all. rest: by module the rank that the round
-    added to the remainder, where that is known. SCAFFOLD's c is as large as what clients
-    send up. Each of the clusters' models is as large as the global one, and a client sends an update of one of them.
+    merged: the ranks of the clients whose updates count; None for all. rest: {module: rank that the round added to the
+    remainder}, if known. SCAFFOLD's c is as large as an upload. The model of each cluster is as large as the global
+    one, and a client sends an update of one of them.
     """
     sizes = {name: (A.shape[1], len(B)) for name, (A, B) in adapter.factors.items()}
     merged = ranks if merged is None else merged
     up, choices, down = _numbers(method, sizes, adapter.r, number, ranks, merged, rest)
-    # A client that is yet to choose its slots needs c in all of them.
+    # A client that has not yet chosen its slots needs c in all of them.
     moved = ranks if method.pieces.view.probe is None else [adapter.r] * len(ranks)
     control = _numbers(method, sizes, adapter.r, number, moved, merged)[0] if scaffold else 0.0
     trained = 1 + scaffold + (clusters > 0)
@@ -64,7 +64,7 @@ def round_bytes(
 
 
 def added_ranks(before: Mapping[str, LowRank], after: Mapping[str, LowRank]) -> dict[str, int]:
-    """The rank that a round added to the remainder, by module; modules with a dense remainder are left out."""
+    """The rank that a round added to the remainder, by module, without modules with a dense remainder."""
     return {
         name: now.q - (before[name].q if name in before else 0) for name, now in after.items() if now.q < min(now.shape)
     }
@@ -79,15 +79,15 @@ def bounds(method: Method, adapter: Adapter, mixed: bool, one_step: bool) -> tup
     sizes = [(A.shape[1], len(B)) for A, B in adapter.factors.values()]
     widths = {"A": {n_in for n_in, _ in sizes}, "B": {n_out for _, n_out in sizes}, "AB": {sum(s) for s in sizes}}
     uneven = any(len(widths[part]) > 1 for part in p.train.sends if part in widths)
-    # Clients whose factors have one in common leave fewer columns than they have slots; so after one step from B = 0,
-    # which moves B alone.
+    # Clients with a common factor give fewer columns than they have slots, as after one step from B = 0, which
+    # changes B alone.
     common = p.train.one_factor or (one_step and not p.start.needs_base)
     less = p.remainder.keeps and (p.remainder.energy < 1 or common)
     return "about" if p.view.probe is not None and mixed and uneven else "exact", "at most" if less else "exact"
 
 
 def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: int = 4) -> list[dict[str, Any]]:
-    """A row for each method: its pieces, bytes per client and round, capabilities and citation."""
+    """One row for each method: its pieces, bytes per client and round, capabilities and citation."""
     rows = []
     for name in methods:
         method = build_method(name)
@@ -120,7 +120,7 @@ def _numbers(
     merged: Sequence[int],
     rest: Mapping[str, int] | None = None,
 ) -> tuple[float, float, float]:
-    """(up, choices of slots, down): numbers of one round, of a whole cohort."""
+    """(up, choices of slots, down): numbers of one round for a whole cohort."""
     sends, counts, local = method.pieces.train.of(number)[1], Counter(ranks), method.local_modules(sizes)
     up = choices = down = 0.0
     for name, (n_in, n_out) in sizes.items():
@@ -136,7 +136,7 @@ def _numbers(
 
 
 def _up(method: Method, n_in: int, n_out: int, r: int, rank: int, sends: str) -> float:
-    """One module of one client."""
+    """Numbers that one client uploads for one module."""
     heads = method.pieces.start.heads
     return {"AB": rank * (n_in + n_out), "A": rank * n_in, "B": rank * n_out, "core": rank * r / max(heads, 1)}[sends]
 
@@ -150,7 +150,7 @@ def _adapter_down(method: Method, n_in: int, n_out: int, r: int, rank: int, send
     if p.view.all_slots:
         rank = r
     if not p.split.rebases and p.merge.space == "factors":
-        return _up(method, n_in, n_out, r, rank, sends)  # what did not travel did not move
+        return _up(method, n_in, n_out, r, rank, sends)  # factors that are not sent do not change
     return rank * (n_in + n_out)
 
 
@@ -158,6 +158,6 @@ def _rest_rank(method: Method, n_in: int, n_out: int, r: int, ranks: Sequence[in
     p = method.pieces
     if not p.remainder.keeps or not ranks:
         return 0
-    # The mean of factors is one client's worth, whatever the cohort; so is what it leaves beside fixed factors.
+    # A mean of factors has the rank of one client for any cohort, and so has its rest with fixed factors.
     rank = r if p.merge.space == "factors" else p.split.rest_rank(ranks, r)
     return min(rank, p.remainder.rank or rank, n_in, n_out)

@@ -1,7 +1,7 @@
-"""The updates of a round, decoded: the factors of each client after local training, in float64.
+"""Decoding of the updates of a round: the factors of each client after local training, in float64.
 
-Modules are decoded, or read from disk, one at a time: the server holds one module of all clients, or of one client
-where a sum suffices.
+Modules are decoded, or read from disk, one at a time: memory holds one module of all clients, or of one client where a
+sum suffices.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shepherd.updates.tensors import shapes, view_part
 
 @dataclass(frozen=True)
 class Local:
-    """One module of one client after its round: A float64[r, in], B float64[out, r]; the increment is scale · B @ A.
+    """One module of one client after local training: A float64[r, in], B float64[out, r]; increment scale · B @ A.
 
     moved: bool[r], the rank slots that the client trained. sent: "AB", "A" or "B", the factors of its update.
     """
@@ -31,19 +31,19 @@ class Local:
 
 
 LocalTransform = Callable[[Local, Local, int], Local]
-"""(local, start, round) -> the local factors as they are merged; see pieces/payload.py."""
+"""(local, start, round) -> the local factors to be merged; see pieces/payload.py."""
 
 
 def unchanged(local: Local, start: Local, round_number: int) -> Local:
-    """The factors as they were trained."""
+    """The trained factors, unchanged."""
     return local
 
 
 class Uploads:
-    """The updates of a round, sorted by client, with the global model and the client models that they started from.
+    """The updates of a round, sorted by client, with the global model and the client models of its start.
 
-    `views` are those of the updates' clients, with the slots that these chose; all have the same local modules. Raises
-    ClientError, with client and tensor, for an update whose modules or shapes are not those of its client model.
+    views: the client models of the updates, with the chosen slots; all have the same local modules. Raises ClientError,
+    with client and tensor, for an update whose modules or shapes are not those of its client model.
     """
 
     def __init__(
@@ -58,33 +58,35 @@ class Uploads:
         self.updates = tuple(sorted(updates, key=lambda u: u.client))
         if not self.updates:
             raise ClientError("there is no update to combine", hint="raise federation.min_updates to at least 1")
-        self.views = {update.client: _answered(views[update.client], update) for update in self.updates}
+        self.views = {update.client: _with_choice(views[update.client], update) for update in self.updates}
 
     @property
     def round(self) -> int:
+        """The number of the round (from 1)."""
         return self.updates[0].round
 
     @property
     def r(self) -> int:
+        """The global rank."""
         return self.model.adapter.r
 
     @property
     def modules(self) -> list[str]:
-        """The modules that were sent. Of the others the server has the start alone."""
+        """The modules that were sent. For the others the server has just their initial value."""
         local = self.views[self.updates[0].client].local_modules
         return [module for module in self.model.adapter.factors if module not in local]
 
     def start(self, module: str) -> Local:
-        """The global factors that the round started from."""
+        """The global factors of a module at the start of the round."""
         return local_of(self.model.adapter, module)
 
     def moved(self, module: str) -> list[np.ndarray]:
-        """bool[r_k] by client: the slots that it trained."""
+        """The trained slots of each client, bool[r_k]."""
         views = [self.views[update.client] for update in self.updates]
         return [np.ones(v.adapter.r, bool) if v.slots is None else np.asarray(v.slots[module], bool) for v in views]
 
     def changes(self, name: str) -> Iterator[np.ndarray]:
-        """float64 by client: its change of the tensor `name`, at full size with zeros in slots that were not sent."""
+        """The change of the tensor `name` by each client, float64 at full size, zero in slots that were not sent."""
         return (_change(self.views[update.client], update, name) for update in self.updates)
 
     def control_changes(self) -> dict[str, Iterator[np.ndarray]]:
@@ -104,6 +106,7 @@ class Uploads:
 
 
 def local_of(adapter: Adapter, module: str) -> Local:
+    """The factors of one module of an adapter in float64, with all slots trained."""
     A, B = adapter.factors[module]
     return Local(A.astype(np.float64), B.astype(np.float64), adapter.scale, np.ones(adapter.r, bool))
 
@@ -133,7 +136,7 @@ def expand_core(basis: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.einsum("ohi,hij->ohj", blocks, values.astype(np.float64)).reshape(len(basis), heads * size)
 
 
-def _answered(view: ClientModel, update: ClientUpdate) -> ClientModel:
+def _with_choice(view: ClientModel, update: ClientUpdate) -> ClientModel:
     """The client model with the slots of the update. Raises ClientError where the tensors differ."""
     try:
         view = view.chosen(update.slots)

@@ -1,4 +1,4 @@
-"""Aggregation weights: of a round, of the whole population, and a cap on the weight of one client.
+"""Aggregation weights of a round and of the population, with a cap on the weight of one client.
 
 With a cap, a client that overstates its size cannot dominate the mean.
 """
@@ -11,9 +11,9 @@ from shepherd.types import ClientId, ClientUpdate
 
 
 def capped(weights: Sequence[float], most: float) -> tuple[float, ...]:
-    """Weights capped at `most`; the others grow in proportion, so that the sum stays one.
+    """Weights capped at `most`, with the excess distributed in proportion over the others; the sum stays one.
 
-    most = 1 changes nothing. Where n · most < 1, all weigh 1 / n, the least that is possible.
+    most = 1 changes nothing. Where n · most < 1, all weights are 1 / n, the smallest possible maximum.
     """
     if max(weights) <= most:
         return tuple(weights)
@@ -30,9 +30,9 @@ def capped(weights: Sequence[float], most: float) -> tuple[float, ...]:
 
 
 def population_weights(sizes: Mapping[ClientId, int], by: str, most: float = 1.0) -> dict[ClientId, float]:
-    """p_k, the weight of each client under full participation, by "examples" (their rows) or "uniform".
+    """The weight p_k of each client under full participation, by "examples" (its rows) or "uniform".
 
-    most: the cap of one. Empty for "tokens", which are known only after a round.
+    most: the cap on one weight. Empty for "tokens", which are known only after a round.
     """
     if by == "tokens":
         return {}
@@ -67,9 +67,12 @@ def round_weights(
 ) -> dict[ClientId, float]:
     """The weight of each update of a round: by "examples", "tokens" or "uniform", none above `most`.
 
-    A selection may decide in place of `by`: times, how often it drew each client, weighs them in proportion; shares,
-    of a selection with a fixed denominator, hold as they are. All but those sum to one over the updates.
+    A selection may replace `by`. times: the number of draws of each client, to which its weight is proportional.
+    shares: weights of a selection with a fixed denominator, not renormalised. All others sum to one over the updates.
+    Without updates there are no weights.
     """
+    if not updates:
+        return {}
     if shares is not None:
         return {u.client: shares[u.client] for u in updates}
     if times is not None:

@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from shepherd.config import Config
 from shepherd.data.prompts import Template, build_template
+from shepherd.data.tokenize import encode_prompt
+from shepherd.data.values import Refusal
 from shepherd.errors import ModelError, UsageError
-from shepherd.model.adapter import load_adapter
+from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.base import Base, load_base
+from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
 from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.recipe import load as load_config
+from shepherd.server.merged_adapter import merged_adapter
 from shepherd.store import MANIFEST, Rounds, check_sealed, checkpoint_name, open_run
 from shepherd.store.state import load_state
-from shepherd.types import Adapter, GlobalModel
+from shepherd.types import Adapter, GlobalModel, Message
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """`lora` is a cohort of one slot that holds `adapter`; `with lora.attached():` the base computes with it."""
+    """`lora` is a cohort of one slot that holds `adapter`; `with lora.attached():` the base computes with it.
+
+    adapter: the whole increment, the remainder of a round inside.
+    """
 
     name: str
     config: Config
@@ -34,6 +46,58 @@ class Tuned:
     adapter: Adapter
     lora: CohortLora
     template: Template
+
+    def generate(
+        self,
+        messages: str | Sequence[Message | Mapping[str, str]],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+        bare: bool = False,
+    ) -> str:
+        """The answer to a question, or to a conversation of {"role", "content"} that ends with the user's turn.
+
+        Temperature 0 is greedy; above it the answer is drawn from `seed`. bare: the base answers, without the adapter.
+        Raises UsageError for a conversation that the template cannot represent or that leaves no room for an answer.
+        """
+        turns = [Message("user", messages)] if isinstance(messages, str) else [*map(_message, messages)]
+        if not turns or turns[-1].role != "user":
+            raise UsageError("there is no question", hint="a conversation ends with the user's turn")
+        try:
+            ids = encode_prompt(self.template, self.base.tokenizer, turns)
+        except Refusal as reason:
+            raise UsageError(f"the conversation cannot be asked: {reason}") from None
+        window = getattr(self.base.model.config.get_text_config(), "max_position_embeddings", None)
+        room = max_new_tokens if window is None else min(max_new_tokens, window - len(ids))
+        if room < 1:
+            raise UsageError(f"the conversation has {len(ids)} tokens, and {self.name} reads {window}")
+        (answer,) = generate(
+            self.base.model,
+            self.base.tokenizer,
+            [ids],
+            lora=None if bare else self.lora,
+            stops=self.template.stops,
+            max_new_tokens=room,
+            temperature=temperature,
+            seed=seed,
+        )
+        return answer.text
+
+    def peft(self) -> PeftModel:
+        """The same model as a `peft.PeftModel`, on a second copy of the base, for other tools."""
+        from peft import PeftModel
+
+        base = load_base(
+            str(self.base.path),
+            device=str(self.base.device),
+            dtype=str(self.base.dtype).removeprefix("torch."),
+            quantize=self.config.model.quantize,
+        )
+        conv1d = any(type(layer).__name__ == "Conv1D" for layer in self.lora.modules.values())
+        with tempfile.TemporaryDirectory() as folder:
+            save_adapter(Path(folder), self.adapter, base_name=self.base.public_name, conv1d=conv1d)
+            return PeftModel.from_pretrained(base.model, folder).eval()
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
@@ -78,7 +142,16 @@ def load_tuned(run_dir: Path | str, *, round_number: int | None = None, shared: 
     modules = {name: base.model.get_submodule(name) for name in names}
     lora = CohortLora(modules, device=base.device).load(learned)
     name = folder.resolve().name + (f" round {round_number}" if round_number is not None else "")
-    return Tuned(name, config, base, adapter, lora, build_template(config.data.template, base.tokenizer))
+    template = build_template(config.data.template, base.tokenizer)
+    return Tuned(name, config, base, merged_adapter(learned), lora, template)
+
+
+def _message(turn: Message | Mapping[str, str]) -> Message:
+    if isinstance(turn, Message):
+        return turn
+    if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
+        raise UsageError(f'a turn is {{"role": …, "content": …}}, got {turn!r}')
+    return Message(turn["role"], turn["content"])
 
 
 def adapter_folder(run_dir: Path, round_number: int | None = None) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shepherd.arms import registered
 from shepherd.errors import UsageError
 from shepherd.store import Rounds, RunDirectory, read_journal, writer_of
 
@@ -120,13 +121,14 @@ def _planned(path: Path) -> int | None:
 
 
 def _losses(summary: Path) -> tuple[dict[str, float], int | None]:
-    """The loss of each arm, and the number of clients in the mean "local", where that is not all."""
+    """The loss of each arm, of one with a model per client their mean; and the clients of "local" where not all."""
     try:
         read: Any = json.loads(summary.read_text(encoding="utf-8"))
         arms = read["arms"]
-        losses = {name: arm["loss"] for name, arm in arms.items() if name != "local"}
-        local = [arm["loss"] for arm in arms.get("local", {}).values()]
-        some = 0 < len(local) < read.get("clients", 0)
-        return losses | ({"local": sum(local) / len(local)} if local else {}), len(local) if some else None
+        per_client = {name for name, arm in registered().items() if arm.per_client}
+        losses = {name: arm["loss"] for name, arm in arms.items() if name not in per_client and "loss" in arm}
+        each = {name: [model["loss"] for model in arm.values()] for name, arm in arms.items() if name in per_client}
+        some = 0 < (local := len(each.get("local", ()))) < read.get("clients", 0)
+        return losses | {name: sum(m) / len(m) for name, m in each.items() if m}, local if some else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, None

@@ -1,5 +1,6 @@
-"""What happens to a client's update between its training and the aggregation: wire format, gate, spool.
+"""Updates between local training and aggregation: transforms, wire format, gate, spool.
 
-In: bytes or arrays that a client sent. Out: a `ClientUpdate` in order, or a `ClientFailure` that says why not. Whatever
-a client wrote is untrusted: it is read field by field, and none of its text is shown.
+Input: bytes or arrays sent by a client. Output: a valid `ClientUpdate`, or a `ClientFailure` with the reason. Content
+from a client is untrusted: it is read field by field, and none of its text is shown. A client reads the task that it
+is sent (`task_wire.py`) in the same way.
 """

@@ -1,11 +1,10 @@
-"""The gate: every answer of a client, as bytes or from memory, passes it before anything else sees it.
+"""The gate: checks of every reply of a client, as bytes or from memory, before any other use.
 
     gate = Gate(Limits(norm=100.0), run="0f3a…")
-    answer = gate.admit(answer, task)           # a ClientUpdate in order, or a ClientFailure with its reason
+    reply = gate.admit(reply, task)           # a ClientUpdate in order, or a ClientFailure with its reason
 
-The order is from cheap to dear: size, fields, whose and of what, counts, cluster, names, shapes, checksum, values, seen
-before.
-`admit` never raises, and what it says never holds a text that a client wrote: only our names, shapes and counts.
+Checks are ordered by cost: size, fields, sender, round and base, counts, cluster, names, shapes, checksum, values,
+duplicates. `admit` never raises, and its messages contain no text of a client, just our names, shapes and counts.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from shepherd.types import (
     TrainTask,
 )
 from shepherd.updates import wire
+from shepherd.updates.layout import WireError
 from shepherd.updates.rules import (
     _INTEGERS,
     LARGEST,
-    _answered,
     _arrays,
     _check_controls,
     _check_shapes,
@@ -42,14 +41,15 @@ from shepherd.updates.rules import (
     _norm,
     _shown,
     _square,
+    _with_choice,
     expected_shapes,
     update_norm,
 )
 from shepherd.updates.tensors import cluster_part
-from shepherd.updates.wire import Envelope, Sealed, WireError
+from shepherd.updates.wire import Envelope, Sealed
 
 UNKNOWN = "(unknown)"
-"""The name that a failure bears where a client gave one that is none of ours."""
+"""The client of a failure whose sender is not a client of the task."""
 
 _NONCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ERROR = re.compile(r"error:[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -57,7 +57,7 @@ _ERROR = re.compile(r"error:[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that an update may claim. norm is that of the delta (`update_norm`); 0 sets no limit to it."""
+    """Limits on an update. norm: of the delta (`update_norm`); 0 for no limit."""
 
     norm: float = 0.0
     examples: int = 10**9
@@ -66,35 +66,35 @@ class Limits:
 
 
 class Gate:
-    """The limits of a run, and what has been admitted so far. One gate serves one round, or a whole run.
+    """The checks of a round or a whole run, with the updates admitted so far.
 
-    run (an id) and tokenizer (a digest) are compared with what messages say; an empty tokenizer is not compared.
+    run (an id) and tokenizer (a digest) are compared with those of messages; an empty tokenizer is not compared.
     """
 
     def __init__(self, limits: Limits = Limits(), run: str = "", tokenizer: str = "") -> None:
         self.limits, self.run, self.tokenizer = limits, run, tokenizer
         self._seen: set[tuple[int, ClientId]] = set()
 
-    def admit(self, answer: Any, task: TrainTask) -> ClientUpdate | ClientFailure:
-        """The update when all is in order, else a failure; an engine's own ClientFailure passes when it is one of ours.
+    def admit(self, reply: Any, task: TrainTask) -> ClientUpdate | ClientFailure:
+        """The valid update, else a failure; a ClientFailure from the engine passes if it is of a client of the task.
 
-        The first usable update of a client in a round wins, whatever its nonce: any other is a "duplicate".
+        The first usable update of a client in a round counts, with any nonce: every other is a "duplicate".
         """
         client = UNKNOWN
         try:
-            if not _is(answer, ClientUpdate, Sealed, ClientFailure):
+            if not _is(reply, ClientUpdate, Sealed, ClientFailure):
                 raise WireError("not-an-update", "the answer is neither an update nor a failure")
-            # What the transport knows may be named; a name inside an answer only when it is one that was asked.
-            named = _is(answer, Sealed) and _is(answer.client, str)
-            client = answer.client if named or _asked(answer.client, task) else UNKNOWN
-            if not _asked(answer.client, task):
+            # A name from the transport may be shown; a name inside a reply only if it is that of a sampled client.
+            named = _is(reply, Sealed) and _is(reply.client, str)
+            client = reply.client if named or _is_sampled(reply.client, task) else UNKNOWN
+            if not _is_sampled(reply.client, task):
                 raise WireError("uninvited", "the client is not in this round's cohort")
             if (task.round, client) in self._seen:
                 raise WireError("duplicate", "the client has answered this round already")
-            if _is(answer, ClientFailure):
-                passed: ClientUpdate | ClientFailure = _failure(answer, task)
+            if _is(reply, ClientFailure):
+                passed: ClientUpdate | ClientFailure = _failure(reply, task)
             else:
-                passed = self._checked(self._opened(answer, task) if _is(answer, Sealed) else answer, task)
+                passed = self._checked(self._opened(reply, task) if _is(reply, Sealed) else reply, task)
         except WireError as refusal:
             return ClientFailure(client, task.round, refusal.code, refusal.detail)
         except Exception:
@@ -103,7 +103,7 @@ class Gate:
         return passed
 
     def _opened(self, sealed: Sealed, task: TrainTask) -> ClientUpdate:
-        """The update in a message. The largest size is what the client's view makes of it, so nobody has to set it."""
+        """The update in a message, whose largest possible size follows from the client model."""
         header_limit, values_limit = _largest(task, sealed.client)
         limit = 8 + header_limit + values_limit
         if not _is(sealed.data, bytes):
@@ -133,7 +133,7 @@ class Gate:
             raise WireError("tokenizer", f"another tokenizer or chat template than {self.tokenizer[:12]}")
         if envelope.rank != adapter.r:
             raise WireError("rank", f"rank {_shown(envelope.rank)}, expected {adapter.r}")
-        # `not <=` refuses NaN as well; an integer of hundreds of digits is no float.
+        # `not <=` refuses NaN as well; an integer of hundreds of digits has no float.
         if not _fits_float(envelope.scale) or not abs(envelope.scale - adapter.scale) <= 1e-9 * adapter.scale:
             raise WireError("scale", f"another scale than {adapter.scale:g}")
 
@@ -150,7 +150,7 @@ class Gate:
         _arrays("delta", update.delta)
         _arrays("private", update.private)
         _arrays("slots", update.slots)
-        view = _answered(task.views[update.client], update.slots)
+        view = _with_choice(task.views[update.client], update.slots)
         shapes = expected_shapes(view, task, update.client)
         _check_shapes({name: array.shape for name, array in update.delta.items()}, shapes)
         for name, shape in shapes.items():
@@ -180,7 +180,7 @@ class Gate:
 
 
 def _largest(task: TrainTask, client: ClientId) -> tuple[int, int]:
-    """The most bytes that the header and the values of a client's message can take."""
+    """The largest possible sizes of the header and of the values of a client's message, in bytes."""
     view = task.views[client]
     sizes = {name: math.prod(shape) for name, shape in expected_shapes(view, task, client).items()}
     names, values = list(sizes), 4 * sum(sizes.values())
@@ -196,7 +196,7 @@ def _largest(task: TrainTask, client: ClientId) -> tuple[int, int]:
 
 
 def _failure(failure: ClientFailure, task: TrainTask) -> ClientFailure:
-    """A failure as an engine reports it. Its code must be one of ours; detail that is no short line is dropped."""
+    """A failure reported by an engine, with a code of REASONS; detail that is not one short line is dropped."""
     if not _is(failure.code, str) or not (failure.code in REASONS or _ERROR.fullmatch(failure.code)):
         raise WireError("fields", "a failure with a code that is not known")
     if not _is(failure.round, int) or failure.round != task.round:
@@ -206,7 +206,7 @@ def _failure(failure: ClientFailure, task: TrainTask) -> ClientFailure:
     return replace(failure, detail="")
 
 
-def _asked(client: Any, task: TrainTask) -> bool:
+def _is_sampled(client: Any, task: TrainTask) -> bool:
     return _is(client, str) and client in task.work and client in task.views
 
 

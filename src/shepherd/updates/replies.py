@@ -7,7 +7,7 @@ replies.counted                     # the updates that the next model is made of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from shepherd.types import ClientFailure, ClientId, ClientModel, ClientUpdate, Work
@@ -16,19 +16,19 @@ from shepherd.updates.wire import Sealed
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """A straggler: the engine stopped to wait for this client, at the deadline or after enough others."""
+    """A straggler: the engine stopped waiting for this client, at the deadline or after enough others."""
 
     client: ClientId
     round: int
 
 
 Reply = ClientUpdate | Sealed | ClientFailure | Late
-"""What an engine yields for a client: an update, in memory or as it travelled, a failure, or that it was late."""
+"""A reply of an engine for a client: an update, in memory or as a message, a failure, or a straggler."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """An update that passed the gate. nbytes and norm (L2) are those of the delta as it arrived."""
+    """An update that passed the gate, with the size in bytes and the L2 norm of its delta on arrival."""
 
     update: ClientUpdate
     nbytes: int
@@ -36,18 +36,19 @@ class Admitted:
 
 
 Outcome = Admitted | ClientFailure | Late
-"""What became of a reply at the gate."""
+"""The result of the gate for a reply."""
 
 
 @dataclass(frozen=True)
 class Replies:
     """A round's sampled clients and their replies.
 
-    work, views, cluster_views: what each sampled client starts from; cluster_views holds its views of the clusters'
-    models. times: how often each was drawn; seconds: from the start of the round to its reply. draws: how many cohorts
-    were sampled; shares: the weights that a selection with a fixed denominator gave. admitted: updates in order, late
-    ones too; unusable: failures and rejections as they came; late: stragglers. norms, bytes_up: of the admitted ones.
-    steps: local steps that each client reported. skipped: too few replied, or nobody was drawn, so nothing counts.
+    work, views, cluster_views: the task of each sampled client; cluster_views: its client models of the clusters.
+    times: the number of draws of each; seconds: from the start of the round to its reply. draws: the number of cohorts
+    sampled; shares: the weights of a selection with a fixed denominator. admitted: valid updates, including late ones;
+    unusable: failures and rejections in order of arrival; late: stragglers. norms, bytes_up: of the admitted updates.
+    steps: reported local steps of each client. skipped: no update counts, because too few clients replied or none was
+    drawn.
     """
 
     work: Mapping[ClientId, Work] = field(default_factory=dict)
@@ -72,27 +73,27 @@ class Replies:
 
     @property
     def counted(self) -> list[ClientUpdate]:
-        """The updates that the next model is made of, by client."""
+        """The updates that are aggregated, sorted by client."""
         return [] if self.skipped else self.in_time
 
     @property
     def usable(self) -> int:
-        """Draws with an update in time: what min_updates counts."""
+        """The number of draws with an update in time, as counted by min_updates."""
         return sum(self.times[update.client] for update in self.in_time)
 
     @property
     def replied(self) -> set[ClientId]:
-        """Clients with an update in order, in time or late."""
+        """Clients with a valid update, in time or late."""
         return {*self.admitted, *self.late}
 
     @property
     def failures(self) -> list[ClientFailure]:
-        """Failures and rejections of clients without an admitted update, by client."""
+        """Failures and rejections of clients without an admitted update, sorted by client."""
         return sorted((f for f in self.unusable if not self._ignored(f)), key=lambda f: f.client)
 
     @property
     def ignored(self) -> list[ClientFailure]:
-        """Unusable replies of clients with another one that stands, by client."""
+        """Unusable replies of clients with an admitted update, sorted by client."""
         return sorted((f for f in self.unusable if self._ignored(f)), key=lambda f: f.client)
 
     def _ignored(self, failure: ClientFailure) -> bool:
@@ -106,15 +107,15 @@ class Replies:
 
     @property
     def unused(self) -> dict[ClientId, int]:
-        """Rows that clients trained on in vain: all of an admitted update that does not count, else those of the
-        steps that the client reported."""
+        """Rows trained on without effect, by client: all rows of an admitted update that does not count, else those of
+        the reported steps."""
         lost = self.work.keys() - {update.client for update in self.counted}
         steps = {c: self.work[c].steps if c in self.admitted else self.steps.get(c, 0) for c in lost}
         rows = {c: self.work[c].rows_of(min(steps[c], self.work[c].steps)) for c in sorted(lost)}
         return {client: count for client, count in rows.items() if count}
 
     def joined(self, other: Replies) -> Replies:
-        """These and the replies of a further cohort in the same round; no client is in both."""
+        """These replies combined with those of a further cohort in the same round; the cohorts are disjoint."""
         return Replies(
             work={**self.work, **other.work},
             views={**self.views, **other.views},
@@ -132,24 +133,28 @@ class Replies:
             skipped=self.skipped or other.skipped,
         )
 
+    def surplus(self, arrived: Iterable[ClientId], wanted: int | None) -> set[ClientId]:
+        """Of clients in order of arrival those after the first `wanted` draws; None: none are."""
+        found, left = set(), math.inf if wanted is None else wanted
+        for client in arrived:
+            if left <= 0:
+                found.add(client)
+            left -= self.times[client]
+        return found
+
     def received(self, outcomes: list[Outcome], steps: Mapping[ClientId, int], wanted: int | None = None) -> Replies:
         """A sampled cohort with the outcomes of its replies, in order of arrival.
 
-        wanted: how many draws count, the first to arrive; the clients after them are late. None: all count.
+        wanted: the number of draws that count, in order of arrival; later clients are late. None: all count.
         """
         arrived = sorted((o for o in outcomes if isinstance(o, Admitted)), key=lambda o: self.seconds[o.update.client])
         admitted = {o.update.client: o.update for o in arrived}
         late = {o.client for o in outcomes if isinstance(o, Late)} - admitted.keys()
-        left = math.inf if wanted is None else wanted
-        for client in admitted:
-            if left <= 0:
-                late.add(client)
-            left -= self.times[client]
         return replace(
             self,
             admitted=admitted,
             unusable=tuple(o for o in outcomes if isinstance(o, ClientFailure)),
-            late=self.late | late,
+            late=self.late | late | self.surplus(admitted, wanted),
             norms={o.update.client: o.norm for o in arrived},
             bytes_up=sum(o.nbytes for o in arrived),
             steps=steps,

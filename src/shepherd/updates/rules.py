@@ -1,4 +1,4 @@
-"""What the tensors and counts of an update must be: shapes, norms, finite values, controls."""
+"""Rules for the tensors and counts of an update: shapes, norms, finite values, control variates."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from shepherd.types import (
     Tensors,
     TrainTask,
 )
+from shepherd.updates.layout import WireError
 from shepherd.updates.tensors import view_part
-from shepherd.updates.wire import WireError
 
 LARGEST = 1e15
-"""The largest L2 norm of a tensor, whatever the limits: beyond it squares and products leave no room in float32."""
+"""The largest L2 norm of a tensor under any limits: beyond it squares and products overflow float32."""
 
 
 _INTEGERS = (int, *(np.dtype(code).type for code in "bBhHiIlLqQ"))
@@ -31,9 +31,9 @@ _METRIC = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 def expected_shapes(view: ClientModel, task: TrainTask, client: ClientId) -> dict[str, tuple[int, ...]]:
-    """What a client of this view sends, {tensor: shape}, all float32.
+    """The tensors {name: shape} of an update for this client model, all float32.
 
-    Beside its view come SCAFFOLD's control variates and the adapter of its cluster; those of all clusters have a shape.
+    They include SCAFFOLD's control variates and the adapter of the cluster; adapters of clusters have equal shapes.
     """
     shapes = {name: array.shape for name, array in view.tensors().items()}
     if task.objective.scaffold:
@@ -43,8 +43,8 @@ def expected_shapes(view: ClientModel, task: TrainTask, client: ClientId) -> dic
     return shapes
 
 
-def _answered(view: ClientModel, slots: Tensors) -> ClientModel:
-    """The view with the client's own choice of slots, where it was to make one."""
+def _with_choice(view: ClientModel, slots: Tensors) -> ClientModel:
+    """The client model with the client's choice of slots, if the task requires one."""
     try:
         return view.chosen(slots)
     except ValueError as error:
@@ -52,7 +52,7 @@ def _answered(view: ClientModel, slots: Tensors) -> ClientModel:
 
 
 def update_norm(update: ClientUpdate) -> float:
-    """L2 norm of the delta of the view, in float64; what travels beside it is no part of it."""
+    """L2 norm of the delta of the client model, in float64, without control variates and cluster adapters."""
     return _norm(view_part(update.delta))
 
 
@@ -70,8 +70,8 @@ def _square(array: np.ndarray) -> float:
 def _check_controls(update: ClientUpdate, task: TrainTask, steps: int) -> None:
     """SCAFFOLD's c_k⁺ − c_k is −Δ/Ση − c (1910.06378, algorithm 1, option II), so ‖Δ‖/Ση + ‖c‖ bounds it by tensor.
 
-    Ση is over the steps that moved the part; without one nothing may change. What is allowed beyond covers values that
-    travelled in half precision: a rounding of 2⁻⁸, and of 1e-7 where a number is too small for it.
+    Ση is over the steps that trained the part; without any, nothing may change. The tolerance covers transmission in
+    half precision: a rounding of 2⁻⁸, and of 1e-7 for numbers too small for it.
     """
     view, rates = task.views[update.client], task.work[update.client].learning_rates[:steps]
     for name in update.delta:
@@ -114,7 +114,7 @@ def _cluster(value: Any, count: int) -> int:
 
 
 def _metrics(metrics: Any, most: int) -> dict[str, float]:
-    """Numbers by short plain names; `loss` must be there. Names are never shown: they are the client's text."""
+    """Finite numbers by short plain names, including `loss`. Names are never shown: they are text from the client."""
     if not _is(metrics, dict):
         raise WireError("fields", f"metrics is {_kind(metrics)}, expected dict")
     if len(metrics) > most:
@@ -131,7 +131,7 @@ def _metrics(metrics: Any, most: int) -> dict[str, float]:
 
 
 def _arrays(what: str, value: Any) -> None:
-    """A plain dict of plain arrays: looking at anything else could run code that came with it."""
+    """Check for a plain dict of plain arrays: inspecting any other object could run code of the client."""
     if not _is(value, dict):
         raise WireError("fields", f"{what} is {_kind(value)}, expected dict")
     if not all(_is(name, str) for name in value):
@@ -144,7 +144,7 @@ def _arrays(what: str, value: Any) -> None:
 
 
 def _check_shapes(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]]) -> None:
-    """Names of tensors are ours, so they can be shown; those that only the client knows are counted."""
+    """Compare shapes by name. Our names of tensors may be shown; unknown names of the client are only counted."""
     if theirs.keys() != ours.keys():
         missing = sorted(ours.keys() - theirs.keys())
         first = f"; {missing[0]} is missing" if missing else ""
@@ -156,7 +156,7 @@ def _check_shapes(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tupl
 
 
 def _kind(value: Any) -> str:
-    """The name of a type where it is a common one; the name of any other could be a client's text."""
+    """The name of a common type; that of any other could be text from the client."""
     common = (bool, int, float, str, bytes, list, tuple, dict, type(None), np.ndarray, np.bool_)
     return next((kind.__name__ for kind in common if type(value) is kind), "of another type")
 
@@ -166,5 +166,5 @@ def _fits_float(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A whole number, unless it is too long to read."""
+    """An integer as text, unless it is too long."""
     return str(int(value)) if abs(int(value)) < 10**18 else "a number of more than 18 digits"

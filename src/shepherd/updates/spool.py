@@ -1,10 +1,10 @@
-"""Where a round's updates lie until it is over: in memory up to a bound, what is beyond in a file.
+"""Storage of a round's updates until aggregation: in memory up to a limit, the rest in a temporary file.
 
     with plan.spool() as spool:
-        update = spool.keep(update)             # its delta is read tensor by tensor, wherever it lies
+        update = spool.keep(update)             # its delta is read tensor by tensor, from memory or the file
 
-A mean cannot begin before the last answer is there: weights, deadlines and over-selection depend on it (docs/decisions/
-0010). The file holds what the gate admitted, for this process and this round alone.
+Aggregation starts after the last reply, on which weights, deadlines and over-selection depend (docs/decisions/0010).
+The file holds the admitted updates of this process and this round alone.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from shepherd.updates.tensors import Laid, Place, to_raw
 
 
 class Scratch(Protocol):
-    """A file for one process, gone when it is closed. Raises a ShepherdError where the disk fails."""
+    """A temporary file of one process, deleted on close. Methods raise a ShepherdError when the disk fails."""
 
-    def append(self, data: memoryview) -> None: ...
+    def append(self, data: memoryview) -> None:
+        """Write `data` at the end of the file."""
 
-    def read(self, begin: int, into: memoryview) -> None: ...
+    def read(self, begin: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `begin` on."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close and delete the file."""
 
 
 class Spool:
-    """Keeps the updates of one round: `limit` bytes in memory (None: all of them), the others in a file.
+    """The store of the updates of one round: `limit` bytes in memory (None: all of them), the rest in a file.
 
-    open_file makes the file when the first update needs it. Numbers do not depend on the limit.
+    open_file creates the file when the first update needs it. Results do not depend on the limit.
     """
 
     def __init__(self, limit: int | None = None, open_file: Callable[[], Scratch] | None = None) -> None:
@@ -48,7 +51,7 @@ class Spool:
             self._file.close()
 
     def keep(self, update: ClientUpdate) -> ClientUpdate:
-        """The same update, its delta laid down where memory is used up. What the client keeps stays where it is."""
+        """The same update, its delta in the file if the memory limit is reached. `private` stays in memory."""
         size = update.nbytes
         if self.limit is None or self.held + size <= self.limit:
             self.held += size
@@ -64,7 +67,7 @@ class Spool:
             layout[name] = Place(self.laid - begin, array.shape, array.dtype)
             self._file.append(to_raw(array))
             self.laid += array.nbytes
-        # Names, shapes and offsets are as good as the same for all clients: hundreds of copies would add up.
+        # Names, shapes and offsets are almost always the same for all clients, and are stored once.
         same = next((known for known in self._layouts if known == layout), None)
         if same is None:
             self._layouts.append(layout)

@@ -1,4 +1,4 @@
-"""Arrays by name as the bytes of a safetensors file, and back: equal arrays give equal bytes. Arrays left in a file."""
+"""Named arrays as bytes: equal arrays give equal bytes; arrays read lazily from a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shepherd.types import CLUSTER, CONTROL, Tensors
 
 
 class Place(NamedTuple):
-    """One of some arrays that lie end to end: how many bytes after the first one it begins, and what it is."""
+    """The position and type of one of several contiguous arrays: its offset in bytes from the first."""
 
     offset: int
     shape: tuple[int, ...]
@@ -21,9 +21,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Laid(Mapping[str, np.ndarray]):
-    """Arrays that lie in a file, from its byte `begin` on. Each is read anew when it is asked for.
+    """Arrays in a file, from its byte `begin` on, each read on every access.
 
-    read(begin, memory) fills that memory. Plain reads: pages of a mapped file count as memory of the process.
+    read(begin, memory) fills the memory. Not memory-mapped: mapped pages would count as memory of the process.
     """
 
     read: Callable[[int, memoryview], None]
@@ -44,17 +44,17 @@ class Laid(Mapping[str, np.ndarray]):
 
 
 def to_raw(array: np.ndarray) -> memoryview:
-    """Its bytes, without a copy where they lie in order."""
+    """The bytes of an array, without a copy if it is contiguous."""
     return np.asarray(array, order="C").reshape(-1).view(np.uint8).data
 
 
 def view_part(delta: Tensors) -> Tensors:
-    """Of a client's delta what belongs to its view, without what travels beside it. What lies in a file stays there."""
+    """The part of a delta that belongs to the client model. Arrays in a file are not read."""
     return _some(delta, {n: n for n in delta if not n.endswith(CONTROL) and not n.startswith(CLUSTER)})
 
 
 def cluster_part(delta: Tensors) -> Tensors:
-    """Of a client's delta that of the adapter of its cluster, by the names of that adapter's view."""
+    """The part of a delta that belongs to the adapter of the client's cluster, by the names of its client model."""
     return _some(delta, {n.removeprefix(CLUSTER): n for n in delta if n.startswith(CLUSTER)})
 
 
@@ -66,7 +66,7 @@ def _some(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
 
 
 def shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """The shapes of arrays by name. Nothing is read for it."""
+    """The shapes of arrays by name, without reading their values."""
     if isinstance(tensors, Laid):
         return {name: place.shape for name, place in tensors.layout.items()}
     return {name: array.shape for name, array in tensors.items()}

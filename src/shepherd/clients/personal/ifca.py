@@ -1,4 +1,4 @@
-"""The clients of IFCA (Ghosh et al., 2006.04088): choose the cluster of least loss, and train its adapter.
+"""The client side of IFCA (Ghosh et al., 2006.04088): choose the cluster of least loss and train its adapter.
 
     losses = cluster_losses(adapters, rows, packed, lora, tokens_per_pass)    # {client: float64[M]}
     number = pick(losses[client])                                             # from 1
@@ -54,15 +54,15 @@ def cluster_losses(
 
 
 def pick(losses: np.ndarray) -> int:
-    """The number, from 1, of the cluster of least loss, the first among equals; 0 where no loss is finite."""
+    """The number (from 1) of the cluster of least loss, the first among equals; 0 where no loss is finite."""
     finite = np.isfinite(losses)
     return 1 + int(np.argmin(np.where(finite, losses, np.inf))) if finite.any() else 0
 
 
 def judged(rows: Sequence[Tokens], client: ClientId, first: int, count: int, most: int, seed: int) -> list[Tokens]:
-    """The rows on which a client compares clusters: the first of its next `count` rows, at most all it has.
+    """The rows on which a client compares clusters: its next `count` rows, at most all that it holds.
 
-    most: an upper bound, 0 for none.
+    most: an upper bound on their number, 0 for none.
     """
     return next_rows(rows, client, first, min(count, len(rows), most or count), seed)
 
@@ -73,9 +73,9 @@ def train_in_clusters(
     host: TrainingHost,
     observe: ObserveTraining = lambda report: None,
 ) -> Iterator[ClientUpdate | ClientFailure]:
-    """Train the global adapter as `train` does, then the adapter of the cluster that each client chose.
+    """Train the global adapter as `train` does, then the adapter of each client's chosen cluster.
 
-    Both on the rows of the round, `clients_at_once` together; an update holds both changes.
+    Both on the rows of the round, `clients_at_once` together; an update contains both deltas.
     """
     reported: dict[ClientId, Progress] = {}
     settings, data = host.settings, host.data

@@ -50,9 +50,9 @@ class Cost(NamedTuple):
 class Personalization:
     """The settings of a personalization.
 
-    pull: strength and form of Ditto's proximal term; None trains no such second adapter. steps: optimizer steps after
-    the last round, at `learning_rate`, or the run's where that is 0. mix: FedDPA's settings. clusters: the number of
-    clusters, 0 for none. rows: the most rows on which a client compares clusters, 0 for all.
+    pull: strength and form of Ditto's proximal term, None without one. steps: optimizer steps after the last round, at
+    `learning_rate` (0: that of the run). mix: FedDPA's settings. clusters: the number of clusters, 0 for none. rows:
+    the most rows on which a client compares clusters, 0 for all.
     """
 
     name: str = "none"
@@ -82,9 +82,9 @@ def none() -> Personalization:
 
 @personalizations
 def finetune(steps: int = 10, learning_rate: float = 0.0) -> Personalization:
-    """The final global model, tuned for some steps on the client's own rows.
+    """The final global model, fine-tuned for some steps on the rows of each client.
 
-    steps: optimizer steps of training.batch_size rows. learning_rate: theirs, constant; 0 is training.learning_rate.
+    steps: optimizer steps of training.batch_size rows. learning_rate: constant; 0 is training.learning_rate.
     """
     if steps < 1 or learning_rate < 0:
         raise ValueError(f"steps must be at least 1 and learning_rate at least 0, got {steps} and {learning_rate:g}")
@@ -95,9 +95,8 @@ def finetune(steps: int = 10, learning_rate: float = 0.0) -> Personalization:
 def ditto(strength: float = 0.1, form: Literal["factors", "product"] = "factors") -> Personalization:
     """A second adapter in each client, trained with and pulled towards the global one (Ditto, Li et al., 2012.04221).
 
-    v ← v − η(∇F(v) + λ(v − θ_t)) on the rows that the client trains on anyway, so a round costs twice. strength is λ:
-    0 trains alone, a large one stays at the global adapter. form "product" pulls the increments s·BA instead, which do
-    not depend on how they are factored.
+    v ← v − η(∇F(v) + λ(v − θ_t)) on the rows of the round, which doubles its cost. strength: λ; 0 is local training, a
+    large λ stays at the global adapter. form: "product" pulls the increments s·BA instead, which are gauge-invariant.
     """
     if not 0 <= strength < float("inf"):
         raise ValueError(f"strength must be at least 0 and finite, got {strength:g}")
@@ -118,16 +117,16 @@ def feddpa(
     h = W0 x + (1 − λ) s B_g A_g x + λ s B_l A_l x, where λ is `weight` times the mean cosine of the input with
     `samples` of the client's own training rows: see clients/personal/mixture.py.
     variant "F": after the last round the local adapter starts from the global one and is tuned for `steps` (0: 10) at
-    `learning_rate` (0: training.learning_rate). "T": it starts afresh and is trained in every round, on the rows of the
-    round, with the global adapter that the round began with frozen beside it. share: the local adapter's weight a in
-    training, beside 1 − a of the global one; 0 is the variant's own: 1 in F (it is trained alone), 0.5 in T.
+    `learning_rate` (0: training.learning_rate). "T": it starts with B = 0 and is trained in every round, on the rows of
+    the round, together with the frozen global adapter of the start of the round. share: the weight a of the local
+    adapter in training, with 1 − a for the global one; 0 is the default of the variant: 1 in F (alone), 0.5 in T.
 
-    From the authors' code (Lydia-yang/FedDPA): λ by the last layer's state of the prompt's last token under the local
-    adapter alone, five rows, weight 0.5, no floor at 0; in T weights of 0.5, and a global adapter that is trained by
-    itself, so that messages are those without personal models (their option to train it beside the local one is off).
-    From the paper, by others' accounts: where F begins. Ours: rows drawn once (theirs: for each input); the local
-    adapter of T is trained in the first round too; F beside the global one at share < 1. Experimental: the paper's text
-    and the layer that reads T's two weights could not be had; which adapter has which matters away from 0.5.
+    As in the authors' code (Lydia-yang/FedDPA): λ from the last layer's state of the prompt's last token under the
+    local adapter alone, five rows, weight 0.5, no floor at 0; in T weights of 0.5 and a separately trained global
+    adapter, so that messages are those without personal models (their option of joint training is off). As in accounts
+    of the paper: the initialisation of F. Different: rows drawn once (theirs: for each input), the local adapter of T
+    is trained in the first round too, and F may have share < 1. Experimental: the paper's text and the layer that
+    applies T's two weights were not available; which adapter has which weight matters away from 0.5.
     """
     problems = {
         f"weight must be 0 to 1, got {weight:g}": not 0 <= weight <= 1,
@@ -148,8 +147,8 @@ def feddpa(
 def ifca(clusters: int = 2, rows: int = 0) -> Personalization:
     """A model for each cluster of clients; a client trains the one of least loss on its rows (IFCA, 2006.04088).
 
-    clusters: how many, M. All M go to each client, one update comes back. rows: the most by which a client chooses, a
-    forward pass for each cluster; 0 takes all rows of the round. clusters = 1 is the global model again.
+    clusters: their number M. Each client receives all M and returns one update. rows: the most rows for the choice, a
+    forward pass per cluster; 0 is all rows of the round. clusters = 1 is equivalent to the global model.
     """
     if clusters < 1 or rows < 0:
         raise ValueError(f"clusters must be at least 1 and rows at least 0, got {clusters} and {rows}")
@@ -159,8 +158,8 @@ def ifca(clusters: int = 2, rows: int = 0) -> Personalization:
 def local_parts(view: ClientModel) -> list[tuple[str, str]]:
     """(module, part) of everything that a client trains and does not send.
 
-    These are A or B of all modules where that factor moves and is not sent, and both factors of the local modules,
-    also in rounds that train only one of them.
+    These are A or B of all modules where that factor is trained but not sent, and both factors of the local modules,
+    even in rounds that train only one of them.
     """
     if view.core is not None:
         return []
@@ -172,58 +171,58 @@ def with_local_parts(view: ClientModel, private: Tensors) -> ClientModel:
     """The client model with the client's local parts restored. Raises ClientError for parts of another shape."""
     factors, parts = dict(view.adapter.factors), local_parts(view)
     for module, part in parts:
-        own, expected = private.get(f"{LOCAL}{module}.{part}"), getattr(factors[module], part).shape
-        if own is None:  # its first round with this part
+        kept, expected = private.get(f"{LOCAL}{module}.{part}"), getattr(factors[module], part).shape
+        if kept is None:  # its first round with this part
             continue
-        if own.shape != expected:
+        if kept.shape != expected:
             raise ClientError(
-                f"the client keeps {module}.{part}{list(own.shape)}, its view has {list(expected)}",
+                f"the client keeps {module}.{part}{list(kept.shape)}, its view has {list(expected)}",
                 hint="a local part needs the same rank in every round: set lora.ranks, or another method",
             )
-        factors[module] = factors[module]._replace(**{part: own})
+        factors[module] = factors[module]._replace(**{part: kept})
     return replace(view, adapter=replace(view.adapter, factors=factors)) if parts else view
 
 
-def local_tensors(view: ClientModel, learned: Tensors) -> dict[str, np.ndarray]:
+def local_tensors(view: ClientModel, trained: Tensors) -> dict[str, np.ndarray]:
     """The local parts among the trained tensors, by the names under which the client keeps them."""
-    return {f"{LOCAL}{module}.{part}": learned[f"{module}.{part}"] for module, part in local_parts(view)}
+    return {f"{LOCAL}{module}.{part}": trained[f"{module}.{part}"] for module, part in local_parts(view)}
 
 
 def second_adapter(view: ClientModel, private: Tensors) -> Adapter:
-    """The client's second adapter; the one received where there is none yet, or where the ranks differ."""
+    """The client's second adapter; the received one where it has none yet, or where the ranks differ."""
     return _kept(view, private) or view.adapter
 
 
 def second_view(
     personal: Personalization, view: ClientModel, private: Tensors, seed: int, client: ClientId
 ) -> ClientModel:
-    """The client model in which a client trains its second adapter, with the global one frozen for FedDPA."""
+    """The client model for training the second adapter, with the global one frozen for FedDPA."""
     if personal.mix is None:
         return ClientModel(second_adapter(view, private))
     local = _kept(view, private) or initial_local(view.adapter, seed, client)
     return beside_shared(view.adapter, local, personal.mix.share)
 
 
-def second_tensors(view: ClientModel, learned: Tensors) -> dict[str, np.ndarray]:
+def second_tensors(view: ClientModel, trained: Tensors) -> dict[str, np.ndarray]:
     """The second adapter after training from `second_view`, by the names under which the client keeps it."""
-    return {f"{PERSONAL}{name}": array for name, array in last_slots(learned, view.adapter.r).items()}
+    return {f"{PERSONAL}{name}": array for name, array in last_slots(trained, view.adapter.r).items()}
 
 
 def tuned_from(personal: Personalization, adapter: Adapter) -> ClientModel:
-    """The client model to tune after the last round: this adapter, or with FedDPA a copy of it beside itself."""
+    """The client model to tune after the last round: this adapter, with FedDPA joined with a frozen copy of it."""
     return ClientModel(adapter) if personal.mix is None else beside_shared(adapter, adapter, personal.mix.share)
 
 
-def tuned(adapter: Adapter, learned: Tensors) -> Adapter:
+def tuned(adapter: Adapter, trained: Tensors) -> Adapter:
     """The adapter after training from `tuned_from`."""
-    own = last_slots(learned, adapter.r)
-    return replace(adapter, factors={name: Factors(own[f"{name}.A"], own[f"{name}.B"]) for name in adapter.factors})
+    last = last_slots(trained, adapter.r)
+    return replace(adapter, factors={name: Factors(last[f"{name}.A"], last[f"{name}.B"]) for name in adapter.factors})
 
 
 def own_adapter(view: ClientModel, private: Tensors) -> Adapter | None:
-    """The personal adapter of a client, from the model it received and its private tensors; None without one.
+    """The personal adapter of a client, from the received model and its private tensors; None without one.
 
-    The remainder of the global model applies to it too.
+    The remainder of the global model also applies to it.
     """
     if any(name.startswith(PERSONAL) for name in private):
         return second_adapter(view, private)
@@ -243,6 +242,6 @@ def _kept(view: ClientModel, private: Tensors) -> Adapter | None:
 
 
 def own_adapters(views: Mapping[ClientId, ClientModel], kept: Mapping[ClientId, Tensors]) -> dict[ClientId, Adapter]:
-    """The personal adapters of all clients that have one."""
+    """The personal adapters {client: adapter} of all clients that have one."""
     found = {client: own_adapter(view, kept.get(client, {})) for client, view in views.items()}
     return {client: adapter for client, adapter in found.items() if adapter is not None}

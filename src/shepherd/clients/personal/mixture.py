@@ -3,8 +3,8 @@
     h = W0 x + (1 − λ) · s B_g A_g x + λ · s B_l A_l x        λ = w · mean over anchors of cos(e(x), anchor)
 
 One λ for a whole sequence, from its prompt alone: e(x) is the last hidden state of the prompt's last token under the
-local adapter. The anchors are the e of some of the client's training rows. On disk a mixture is the PEFT folder of
-its local adapter with one more file, `mixture.safetensors`: anchors float32[n, hidden], weight float64.
+local adapter. The anchors are the states e of some training rows of the client. On disk a mixture is the PEFT folder of
+its local adapter with an additional file, `mixture.safetensors`: anchors float32[n, hidden], weight float64.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ FILE = "mixture.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A global and a local adapter with their gate.
+    """A global and a local adapter with the weights of their mixture.
 
-    anchors: float32[n, hidden]. weight: w, the λ of an input whose state is that of the anchors.
+    anchors: float32[n, hidden]. weight: w, the λ of an input with the state of the anchors.
     """
 
     shared: Adapter
@@ -43,17 +43,17 @@ class Mixture:
     weight: float
 
     def shares(self, states: np.ndarray) -> np.ndarray:
-        """λ float64[rows] of hidden states float32[rows, hidden]. Negative where they point away from the anchors."""
+        """λ float64[rows] of hidden states float32[rows, hidden], negative where they point away from the anchors."""
         return self.weight * (_unit(states) @ _unit(self.anchors).T).mean(axis=1)
 
     def measure(
         self, packed: PackedModel, lora: CohortLora, prompts: Sequence[np.ndarray], tokens_per_pass: int = 2048
     ) -> np.ndarray:
-        """λ float64[prompts] of prompts as token ids. Puts the local adapter into `lora`."""
+        """λ float64[prompts] of prompts given as token ids. Replaces the slots of `lora`."""
         return self.shares(hidden_states(packed, lora, self.local, prompts, tokens_per_pass))
 
     def hold(self, lora: CohortLora, shares: Sequence[float]) -> CohortLora:
-        """One slot for each λ, to evaluate or to generate; all share one copy of the factors."""
+        """Set one slot for each λ, to evaluate or to generate; all share one copy of the factors."""
         (slot,) = lora.hold([joined(self.shared, self.local)]).held
         lora.held = [_GatedSlot(slot, self.shared.r, float(share)) for share in shares]
         return lora
@@ -69,7 +69,7 @@ def hidden_states(
 ) -> np.ndarray:
     """The base's last hidden state of each prompt's last token under `local` alone, float32[prompts, hidden].
 
-    A prompt's state does not depend on the others (on a CPU to the last bit): each has its slot.
+    A prompt's state does not depend on the others (on a CPU to the last bit): each has a separate slot.
     """
     lora.hold([local])
     lora.held = lora.held * len(prompts)
@@ -84,14 +84,14 @@ def hidden_states(
 
 
 def save_mixture(folder: Path, mixture: Mixture, *, base_name: str, conv1d: bool = False) -> None:
-    """Write the local adapter, the anchors and the weight; the global adapter is the run's and lies elsewhere."""
+    """Write the local adapter, the anchors and the weight; the global adapter is saved with the run."""
     save_adapter(folder, mixture.local, base_name=base_name, conv1d=conv1d)
     arrays = {"anchors": mixture.anchors, "weight": np.array(mixture.weight)}
     (folder / FILE).write_bytes(to_bytes(arrays))
 
 
 def load_mixture(folder: Path, shared: Adapter) -> Mixture:
-    """Read what `save_mixture` wrote; `shared` is the run's global adapter. Raises ModelError that says what is wrong.
+    """Read a mixture saved by `save_mixture`. shared: the run's global adapter. Raises ModelError with the defect.
 
     load_mixture(run / "personal" / client, load_adapter(run / "adapter"))
     """
@@ -116,9 +116,9 @@ def load_mixture(folder: Path, shared: Adapter) -> Mixture:
 
 
 class _GatedSlot(Slot):
-    """A slot whose first r rank slots count 1 − λ, the others λ. For inference: it has no gradient.
+    """A slot whose first r rank slots are weighted by 1 − λ, the others by λ. For inference: it has no gradient.
 
-    It shares the vector of the slot that it gates, so that one λ for each row costs no memory.
+    It shares the vector of the underlying slot, so that a λ for each row costs no memory.
     """
 
     def __init__(self, slot: Slot, r: int, share: float) -> None:
@@ -132,7 +132,7 @@ class _GatedSlot(Slot):
 
 @dataclass(frozen=True)
 class _GatedFactors(Mapping):
-    """`Slot.factors` with gate · Bᵀ in place of Bᵀ, computed on access: a copy for each row would be many."""
+    """`Slot.factors` with gate · Bᵀ in place of Bᵀ, computed on access to avoid a copy for each row."""
 
     slot: Slot
     gate: torch.Tensor
@@ -151,7 +151,7 @@ class _GatedFactors(Mapping):
 
 
 def _ended(ids: np.ndarray) -> Tokens:
-    """A prompt as a row whose one target, token 0, comes after it: the state that predicts it is the prompt's last."""
+    """A prompt as a row with one target, token 0, after it: the state that predicts it is the prompt's last."""
     return Tokens("", np.append(ids, 0).astype(np.int32), np.arange(len(ids) + 1) == len(ids))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from shepherd.report import charts
-from shepherd.report.arms import ARMS
+from shepherd.report.arms import every_arm
 from shepherd.report.charts import Dots, Line, Panel
 from shepherd.report.comparison.groups import Group, Row, distinct
 from shepherd.report.comparison.tables import estimate_text
@@ -64,11 +64,11 @@ def arms_figure(groups: Sequence[Group], table: Table) -> Figure:
 
 def _arms_picture(groups: Sequence[Group]) -> Markup:
     series = []
-    for arm, names in ARMS.items():
-        found = [group.losses.get(arm) for group in groups]
+    for name, arm in every_arm(name for group in groups for name in group.losses).items():
+        found = [group.losses.get(name) for group in groups]
         if any(found):
             ends = [(f[0] - f[1], f[0] + f[1]) if f and f[1] is not None else None for f in found]
-            series.append(Dots(names.label, arm, [f[0] if f else None for f in found], ends))
+            series.append(Dots(arm.label, arm.style, [f[0] if f else None for f in found], ends))
     return charts.dot_plot(
         [group.name for group in groups],
         [Panel("", series)],

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from shepherd.report import findings
-from shepherd.report.arms import RIVALS
+from shepherd.report.arms import rivals
 from shepherd.report.comparison.ranking import Losses
 from shepherd.report.load import RunRecord
 from shepherd.report.wording import (
@@ -82,7 +82,7 @@ class Group:
 def row_of(record: RunRecord) -> Row:
     """The row of a run in a comparison."""
     summary = record.summary
-    rivals = {rival: findings.difference(record, "federated", rival) for rival in RIVALS}
+    gaps = {arm: findings.difference(record, "federated", arm) for arm in rivals(findings.measured(record))}
     given = (record.metrics.get("curves") or {}).get("federated")
     points = given or [(line["round"], line.get("held_out_loss")) for line in record.rounds]
     curve = [(float(x), y) for x, raw in points if (y := number(raw)) is not None]
@@ -98,7 +98,7 @@ def row_of(record: RunRecord) -> Row:
         rounds=len(record.rounds),
         state=record.state,
         losses={arm.key: arm.loss for arm in findings.arms(record)},
-        gaps={rival: gap for rival, gap in rivals.items() if gap},
+        gaps={arm: gap for arm, gap in gaps.items() if gap},
         bytes_up=sent["bytes_up"],
         bytes_down=sent["bytes_down"],
         seconds=number((summary.get("seconds") or {}).get("total")),

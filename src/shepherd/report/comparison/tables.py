@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from shepherd.arms import Arm, shown
 from shepherd.report import findings
-from shepherd.report.arms import ARMS, RIVALS
 from shepherd.report.comparison.groups import Estimate, Group, Row
 from shepherd.report.page import Table
 from shepherd.report.wording import (
@@ -125,14 +125,14 @@ def plain_text(table: Table, room: int | None = None) -> str:
     return "\n".join([table.caption, "", heading, rule, *body, *note])
 
 
-def _measured(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+def _measured(rows: Sequence[Row]) -> tuple[dict[str, Arm], dict[str, Arm]]:
     """The arms with a loss in some run, and those that federated was compared with in some run."""
-    arms = [arm for arm in ARMS if any(row.losses.get(arm) is not None for row in rows)]
-    return arms, [arm for arm in RIVALS if any(arm in row.gaps for row in rows)]
+    losses = {arm for row in rows for arm, loss in row.losses.items() if loss is not None}
+    return shown(losses), shown(arm for row in rows for arm in row.gaps)
 
 
-def _columns(arms: Sequence[str], rivals: Sequence[str]) -> list[str]:
-    return [*(ARMS[arm].column for arm in arms), *(f"vs {ARMS[arm].label}" for arm in rivals)]
+def _columns(arms: Mapping[str, Arm], rivals: Mapping[str, Arm]) -> list[str]:
+    return [*(arm.column for arm in arms.values()), *(f"vs {arm.label}" for arm in rivals.values())]
 
 
 def _gap(d: findings.Difference | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shepherd.report.arms import ARMS
+from shepherd.arms import shown
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Section, Table
 from shepherd.report.wording import number, plain
@@ -34,10 +34,7 @@ def budget(record: RunRecord) -> Section:
         text += " Their learning rates differ, because [evaluation] sets one for an arm."
     keys = [key for key in SPENT if any(key in v for v in given.values())]
     keys += sorted({key for v in given.values() for key in v} - SPENT.keys())
-    order = [arm for arm in ARMS if arm in given] + sorted(given.keys() - ARMS.keys())
-    rows = [
-        [ARMS[arm].spent if arm in ARMS else arm, *(_amount(key, given[arm].get(key)) for key in keys)] for arm in order
-    ]
+    rows = [[arm.spent, *(_amount(key, given[name].get(key)) for key in keys)] for name, arm in shown(given).items()]
     columns = ("Arm", *(SPENT.get(key, key.replace("_", " ")) for key in keys))
     return Section("budget", heading, [text], [Table(heading, columns, rows)])
 

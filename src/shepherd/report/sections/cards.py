@@ -31,7 +31,7 @@ def cards(record: RunRecord) -> list[dict[str, Any]]:
             extra = f"only {shorten(ends[0], 24, middle=True)}{of}"
         found.append(
             {
-                "key": arm.key,
+                "style": arm.arm.style,
                 "name": arm.title,
                 "loss": arm.loss,
                 "perplexity": arm.perplexity,

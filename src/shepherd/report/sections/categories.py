@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from markupsafe import Markup
 
 from shepherd.report import charts, findings
-from shepherd.report.arms import ARMS
+from shepherd.report.arms import every_arm
 from shepherd.report.charts import Dots, Panel
 from shepherd.report.findings import gap, mean_of
 from shepherd.report.load import RunRecord
@@ -26,25 +27,31 @@ from shepherd.report.wording import (
 )
 
 Losses = Mapping[str, Mapping[str, float | None]]
-"""{arm: {category: loss}}, for the arms with a loss, in the order of ARMS."""
+"""{arm: {category: loss}}, for the arms with a loss, in their order."""
 
 
 def categories(record: RunRecord, limits: Limits) -> Section:
     """The loss and token accuracy of each category of held-out rows in each arm."""
     heading = "Per category"
-    single = {key: _per_category(findings.measured(record).get(key)) for key in ARMS if not ARMS[key].per_client}
-    alone = [_per_category(arm) for arm in findings.local_arms(record).values()]
-    known = sorted({category for table in (*single.values(), *alone) for category in table})
+    values = findings.measured(record)
+    single, each = {}, {}
+    for key, arm in every_arm(values).items():
+        value = values.get(key) or {}
+        if arm.per_client or findings.models_of(arm, value):
+            each[key] = [_per_category(model) for model in findings.models_of(arm, value)]
+        else:
+            single[key] = _per_category(value)
+    known = sorted({category for table in (*single.values(), *chain(*each.values())) for category in table})
     if not known:
         return Section("categories", heading, ["No losses per category were measured."])
     losses = {
         key: {
-            c: mean_of(table.get(c, {}).get("loss") for table in alone)
-            if ARMS[key].per_client
+            c: mean_of(table.get(c, {}).get("loss") for table in each[key])
+            if key in each
             else number(single[key].get(c, {}).get("loss"))
             for c in known
         }
-        for key in ARMS
+        for key in every_arm(values)
     }
     losses = {key: found for key, found in losses.items() if any(v is not None for v in found.values())}
     zero = "base" in losses and len(losses) > 1
@@ -57,8 +64,9 @@ def categories(record: RunRecord, limits: Limits) -> Section:
 
 
 def _picture(shown: Sequence[str], losses: Losses, zero: bool) -> Markup:
+    arms = every_arm(losses)
     series = [
-        Dots(ARMS[key].label, key, [gap(found[c], losses["base"][c] if zero else 0.0) for c in shown])
+        Dots(arms[key].label, arms[key].style, [gap(found[c], losses["base"][c] if zero else 0.0) for c in shown])
         for key, found in losses.items()
         if not (zero and key == "base")
     ]
@@ -74,7 +82,7 @@ def _picture(shown: Sequence[str], losses: Losses, zero: bool) -> Markup:
 
 def _table(known: Sequence[str], losses: Losses, single: Mapping[str, Mapping[str, Any]], limits: Limits) -> Table:
     sized = next((table for table in single.values() if table), {})
-    federated, alone = losses.get("federated", {}), losses.get("local", {})
+    arms, federated, alone = every_arm(losses), losses.get("federated", {}), losses.get("local", {})
     rows = [
         [
             c,
@@ -93,7 +101,7 @@ def _table(known: Sequence[str], losses: Losses, single: Mapping[str, Mapping[st
             "Category",
             "Rows",
             "Tokens",
-            *(ARMS[key].column if ARMS[key].per_client else ARMS[key].title for key in losses),
+            *(arms[key].column if arms[key].per_client else arms[key].title for key in losses),
             "Federated − mean alone",
             "Accuracy, base",
             "Accuracy, federated",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from shepherd.arms import registered
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Section, Table
 from shepherd.report.wording import (
@@ -75,11 +76,12 @@ def privacy(record: RunRecord) -> Section:
         ["Differential privacy", "none"],
         ["Secure aggregation", "none: the server sees each client's update"],
     ]
+    baselines = ", ".join(arm.title[:1].lower() + arm.title[1:] for arm in registered().values() if arm.train)
     text = [
         "An update can reveal information about its training rows. This run neither adds noise to updates nor hides "
         "them from the server.",
         "This run simulated its clients in one process that held all rows. The table lists what would leave a client "
-        "in a deployment of the same run. The comparison arms (each client alone, centralised) and "
+        f"in a deployment of the same run. The comparison arms ({baselines}) and "
         "the samples on this page use rows directly; a page made from private rows is itself private.",
     ]
     return Section("privacy", "Privacy", text, [Table("What leaves a client", ("", ""), rows, texts=(0, 1))])

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from shepherd.report import charts, findings
-from shepherd.report.arms import ARMS
 from shepherd.report.charts import Dots, Panel
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Figure, Limits, Table, without_empty
@@ -115,10 +114,10 @@ def _verdict(d: findings.Difference) -> str:
 
 
 def _rival(d: findings.Difference) -> str:
-    """A short name of the arm compared with: base, mean alone, best: client-a, centralised."""
+    """A short name of the arm compared with: base, mean alone, best: client-a."""
     if d.b.startswith("local:"):
         return f"best: {d.b.removeprefix('local:')}"
-    return ARMS[d.b].label if d.b in ARMS else d.b
+    return findings.plain_name(d.b)
 
 
 def _interval(d: findings.Difference) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from shepherd.arms import arm_named
 from shepherd.report import charts
-from shepherd.report.arms import ARMS
 from shepherd.report.charts import Dots, Panel
 from shepherd.report.findings import gap
 from shepherd.report.load import RunRecord
@@ -34,7 +34,7 @@ from shepherd.report.wording import (
 
 PERSONAL_STYLE = "s4"
 MODELS = {
-    "base": (ARMS["base"].label, "base"),
+    "base": (arm_named("base").label, "base"),
     "local": ("alone", "local"),
     "global": ("global", "federated"),
     "personal": ("personal", PERSONAL_STYLE),

@@ -1,4 +1,4 @@
-"""Held-out loss per round: federated, centralised, the clients alone and the base."""
+"""Held-out loss per round: the arms of one model, the clients alone and the base."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from shepherd.report import charts, findings
-from shepherd.report.arms import ARMS
+from shepherd.report.arms import every_arm
 from shepherd.report.charts import Band, Line
 from shepherd.report.findings import mean_of
 from shepherd.report.load import RunRecord
@@ -23,10 +23,10 @@ Curve = Mapping[float, float]
 
 @dataclass(frozen=True)
 class Curves:
-    """The held-out loss over rounds of each arm; `alone` by client, `base` a level that does not move."""
+    """The held-out loss over rounds: `single` of each arm that has one model, federated first; `alone` by client,
+    `base` a level that does not move."""
 
-    federated: Curve
-    centralised: Curve
+    single: Mapping[str, Curve]
     alone: Mapping[str, Curve]
     base: float | None
 
@@ -43,7 +43,7 @@ class Curves:
     @property
     def rounds(self) -> list[float]:
         """The rounds at which a loss of a trained arm was measured."""
-        return sorted({*self.federated, *self.centralised, *self.mean_alone})
+        return sorted({*self.mean_alone}.union(*self.single.values()))
 
 
 def curves(record: RunRecord) -> Curves:
@@ -52,12 +52,13 @@ def curves(record: RunRecord) -> Curves:
     federated = _curve(given.get("federated")) or {
         line["round"]: loss for line in record.rounds if (loss := number(line.get("held_out_loss"))) is not None
     }
-    centralised = _curve(given.get("centralised"))
+    others = {name: _curve(given.get(name)) for name, arm in every_arm(given).items() if not arm.per_client}
+    single = {"federated": federated} | {name: curve for name, curve in others.items() if name != "federated"}
     base = next((arm.loss for arm in findings.arms(record) if arm.key == "base"), None)
     if base is None:
-        base = federated.get(0, centralised.get(0))
+        base = next((curve[0] for curve in single.values() if 0 in curve), None)
     alone = {client: _curve(points) for client, points in (given.get("local") or {}).items()}
-    return Curves(federated, centralised, alone, base)
+    return Curves({name: curve for name, curve in single.items() if curve}, alone, base)
 
 
 def rounds(record: RunRecord, limits: Limits) -> Section:
@@ -82,14 +83,14 @@ def _picture(measured: Curves, ends: tuple[float, float]) -> Markup:
     lines = []
     if measured.base is not None:
         lines.append(Line("base", "base", [(x, measured.base) for x in ends], dashed=True))
-    several = len(measured.alone) > 1
-    for name, style, curve in (
-        (ARMS["local"].label if several else "alone", "local", measured.mean_alone),
-        ("centralised", "centralised", measured.centralised),
-        ("federated", "federated", measured.federated),
-    ):
-        if curve:
-            lines.append(Line(name, style, list(curve.items())))
+    several, arms = len(measured.alone) > 1, every_arm(measured.single)
+    drawn = {**measured.single}
+    last = {name: drawn.pop(name) for name in ("federated",) if name in drawn}
+    if measured.mean_alone:
+        label = arms["local"].label if several else "alone"
+        lines.append(Line(label, arms["local"].style, list(measured.mean_alone.items())))
+    for name, curve in {**drawn, **last}.items():
+        lines.append(Line(arms[name].label, arms[name].style, list(curve.items())))
     spread = [(x, min(losses), max(losses)) for x, losses in measured.alone_at.items()]
     return charts.line_chart(
         lines,
@@ -97,14 +98,14 @@ def _picture(measured: Curves, ends: tuple[float, float]) -> Markup:
         description=sentence([f"{line.name} ends at {digits(line.points[-1][1])}" for line in lines]),
         x_label="round",
         y_label=HELD_OUT_LOSS,
-        band=Band("clients alone, range", "local", spread) if several else None,
+        band=Band("clients alone, range", arms["local"].style, spread) if several else None,
     )
 
 
 def _table(record: RunRecord, measured: Curves, limits: Limits) -> Table:
     logged = {line["round"]: line for line in record.rounds}
     every_round = sorted({*logged, *measured.rounds})
-    rows = []
+    arms, rows = every_arm(measured.single), []
     for x in charts.thin(every_round, limits.rows):
         line = logged.get(x, {})
         counted = {} if line.get("skipped") else line
@@ -112,8 +113,7 @@ def _table(record: RunRecord, measured: Curves, limits: Limits) -> Table:
         rows.append(
             [
                 f"{x:g}",
-                digits(measured.federated.get(x)),
-                digits(measured.centralised.get(x)),
+                *(digits(curve.get(x)) for curve in measured.single.values()),
                 digits(measured.mean_alone.get(x)),
                 f"{digits(min(alone))} to {digits(max(alone))}" if alone else ABSENT,
                 digits(mean_of((line.get("train_loss") or {}).values())),
@@ -125,9 +125,8 @@ def _table(record: RunRecord, measured: Curves, limits: Limits) -> Table:
         "Losses per round",
         (
             "Round",
-            ARMS["federated"].column,
-            ARMS["centralised"].column,
-            ARMS["local"].column,
+            *(arms[name].column for name in measured.single),
+            arms["local"].column,
             "Clients alone, range",
             "Training loss, mean of the cohort",
             "Learning rate",
@@ -140,8 +139,10 @@ def _table(record: RunRecord, measured: Curves, limits: Limits) -> Table:
     return without_empty(table)
 
 
-def _curve(points: Sequence[Sequence[Any]] | None) -> dict[float, float]:
-    found = ((number(p[0]), number(p[1])) for p in points or () if len(p) == 2)
+def _curve(points: Any) -> dict[float, float]:
+    """The points of a curve; empty for anything else, as an arm that is not registered here may have."""
+    pairs = [p for p in points if isinstance(p, Sequence) and len(p) == 2] if isinstance(points, list) else []
+    found = ((number(p[0]), number(p[1])) for p in pairs)
     return dict(sorted((x, y) for x, y in found if x is not None and y is not None))
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shepherd.report import findings
-from shepherd.report.arms import ARMS
+from shepherd.report.arms import every_arm
 from shepherd.report.load import RunRecord
+from shepherd.report.metrics import Metric, metric
 from shepherd.report.page import Limits, Table, without_empty
-from shepherd.report.wording import count, left_out, number, percent, shorten
+from shepherd.report.wording import count, left_out, listing, number, shorten
 
 OTHERS = 8
 """Most answers of other arms below a sample."""
@@ -30,25 +31,35 @@ def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
             text = "No answers were generated in this run (evaluation.generate)."
     unanswered = record.summary.get("unanswered")
     lost = [f"{shorten(unanswered, 300)}."] if isinstance(unanswered, str) and unanswered else []
-    items = [_scores(scored)] if scored else []
+    items = [_scores(record, scored)] if scored else []
     return {"samples": shown, "samples_text": [text, *lost], "samples_items": items, "length": limits.text}
 
 
-def _scores(scored: Sequence[tuple[str, Mapping[str, float]]]) -> Table:
+def _scores(record: RunRecord, scored: Sequence[tuple[str, Mapping[str, float]]]) -> Table:
     counts = {"rows": "Rows", "cut_off": "Cut off"}
-    keys = [k for k in dict.fromkeys(k for _, scores in scored for k in scores) if k not in counts]
-    names = {"exact_match": "Exact match", "token_f1": "Token F1", "rouge_l": "ROUGE-L"}
+    keys = dict.fromkeys(k for _, scores in scored for k in scores if k not in counts)
+    metrics = [metric(record, key) for key in keys]
     rows = [
-        [title, *(percent(scores.get(k)) for k in keys), *(count(scores.get(k)) for k in counts)]
+        [title, *(m.shown(scores.get(m.key)) for m in metrics), *(count(scores.get(k)) for k in counts)]
         for title, scores in scored
     ]
     note = (
-        "Higher is closer to the reference. These scores are coarse, because they rest on a few short answers; the "
+        f"{_directions(metrics)} These scores are coarse, because they rest on a few short answers; the "
         "losses above rest on all held-out rows. Cut off: answers that reached the limit on tokens; they are scored as "
         "they are."
     )
-    columns = ("Arm", *(names.get(k, k) for k in keys), *counts.values())
+    columns = ("Arm", *(m.label for m in metrics), *counts.values())
     return without_empty(Table("Scores of the generated answers", columns, rows, note=note))
+
+
+def _directions(metrics: Sequence[Metric]) -> str:
+    """A sentence about the direction in which scores are better."""
+    lower = [m.label for m in metrics if not m.higher_is_better]
+    if len(lower) == len(metrics) > 0:
+        return "Lower is better."
+    if lower:
+        return f"Higher is better, but for {listing(lower)}, where lower is better."
+    return "Higher is closer to the reference."
 
 
 def _sample(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,10 +72,11 @@ def _sample(entry: Mapping[str, Any]) -> dict[str, Any]:
     cut = {arm for arm, reason in (entry.get("finish_reason") or {}).items() if reason == "length"}
     shown = [{"name": n, "style": s, "text": _or_nothing(t), "cut": s in cut} for n, s, t in main if t is not None]
     shown.append({"name": "Reference", "style": "plain", "text": _or_nothing(entry.get("reference")), "cut": False})
+    arms = every_arm(arm for arm in answers if not arm.startswith("local:"))
     others = [
         {
-            "name": ARMS[arm].title if arm in ARMS else arm.removeprefix("local:") + " alone",
-            "style": arm if arm in ARMS else "local",
+            "name": arms[arm].title if arm in arms else arm.removeprefix("local:") + " alone",
+            "style": arms[arm if arm in arms else "local"].style,
             "text": _or_nothing(text),
             "cut": arm in cut,
         }

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from shepherd.arms import registered
 from shepherd.report import charts
-from shepherd.report.arms import ARMS
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Figure, Limits, Section, Table
 from shepherd.report.wording import duration, left_out, number, percent, sentence, size
@@ -16,14 +16,12 @@ PHASES = {
     "prepare data": "reading the data",
     "load model": "loading the model",
     "prepare model": "preparing the model",
-    "federated": "training, federated, with checkpoints",
-    "local": "training, clients alone",
-    "centralised": "training, centralised",
     "personal models": "training, personal models",
     "save adapter": "saving the adapter",
     "evaluate": "measuring all arms",
     "generate": "generating answers",
 }
+"""Names of the phases that are not the training of an arm."""
 STYLES = ("s4", "s5", "s6", "s1", "s2", "s3")
 THIN = 0.02
 """Smallest share with a part in the picture; the table has all."""
@@ -53,9 +51,7 @@ def time(record: RunRecord, limits: Limits) -> Section:
 
 def _by_phase(parts: Sequence[tuple[str, float]], total: float) -> Figure:
     whole = sum(value for _, value in parts)
-    rows = [
-        [PHASES.get(name, name), duration(value), percent(value / whole if whole else None)] for name, value in parts
-    ]
+    rows = [[_phase(name), duration(value), percent(value / whole if whole else None)] for name, value in parts]
     table = Table("Time by phase", ("Phase", "Time", "Share"), [*rows, ["total", duration(total), ""]])
     return Figure(_picture(parts, whole), "Wall time of the run by phase.", table)
 
@@ -63,14 +59,21 @@ def _by_phase(parts: Sequence[tuple[str, float]], total: float) -> Figure:
 def _picture(parts: Sequence[tuple[str, float]], whole: float) -> Markup:
     wide = [(name, value) for name, value in parts if name != "other" and value >= THIN * whole]
     styles = iter(STYLES * len(wide))
-    drawn = [(PHASES.get(name, name), name if name in ARMS else next(styles), value) for name, value in wide]
+    fixed = {name: arm.style for name, arm in registered().items()}
+    drawn = [(_phase(name), fixed.get(name) or next(styles), value) for name, value in wide]
     rest = whole - sum(value for _, value in wide)
     return charts.stacked_bar(
         [*drawn, ("other", "base", rest)],
         title="Time by phase",
-        description=sentence([f"{PHASES.get(name, name)}: {duration(value)}" for name, value in parts]),
+        description=sentence([f"{_phase(name)}: {duration(value)}" for name, value in parts]),
         write=duration,
     )
+
+
+def _phase(name: str) -> str:
+    """A phase in words. The training of an arm has the arm's name; so has what another program trained, as it is."""
+    arm = registered().get(name)
+    return PHASES.get(name) or (arm.phase if arm else name)
 
 
 def _by_round(record: RunRecord, limits: Limits) -> Table:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from shepherd.arms import Arm
+from shepherd.report.arms import rivals
 from shepherd.report.findings import (
     INTERVAL,
     Difference,
@@ -13,11 +15,13 @@ from shepherd.report.findings import (
     difference,
     generation_difference,
     local_arms,
+    measured,
     own_rows,
     some_alone,
     trained_alone,
 )
 from shepherd.report.load import RunRecord
+from shepherd.report.metrics import DEFAULT, main_metric
 from shepherd.report.wording import digits, listing, number, percent, plural, shorten, signed
 
 NAMED = 3
@@ -51,12 +55,11 @@ def verdict(record: RunRecord) -> list[str]:
             sentences.append(_compare(best, f"{which} ({shorten(ends[0], 60, middle=True)})"))
     else:
         sentences.append("No client was trained alone in this run, so it does not show whether federation pays.")
-    centralised = difference(record, "federated", "centralised")
-    if centralised:
-        sentences.append(_compare(centralised, "pooling all data (centralised)") + _kept(record))
-    base = difference(record, "federated", "base")
-    if base:
-        sentences.append(_compare(base, "the untuned base model"))
+    others = rivals(measured(record))
+    base = others.pop("base")
+    for arm in (*(arm for name, arm in others.items() if name != "local"), base):
+        if found := difference(record, "federated", arm.name):
+            sentences.append(_compare(found, arm.rival) + _kept(record, arm))
     return sentences + _answers(record)
 
 
@@ -123,30 +126,31 @@ def _do(count: int) -> str:
 
 
 def _answers(record: RunRecord) -> list[str]:
-    """A caveat where the generated answers are further from the references than those of the base; else empty."""
-    found = {arm.key: arm.generation or {} for arm in arms(record)}
-    ours, theirs = (number(found.get(key, {}).get("rouge_l")) for key in ("federated", "base"))
-    if ours is None or theirs is None or ours >= theirs:
+    """A caveat where the generated answers score worse than those of the base by the main metric; else empty."""
+    found, metric = {arm.key: arm.generation or {} for arm in arms(record)}, main_metric(record)
+    ours, theirs = (number(found.get(key, {}).get(metric.key)) for key in ("federated", "base"))
+    if ours is None or theirs is None or not metric.worse(ours, theirs):
         return []
     rows = number(found["federated"].get("rows"))
+    how = "are further from the references" if metric.key in DEFAULT else "score worse"
     text = (
-        "The generated answers of federated are further from the references than those of base: ROUGE-L "
-        f"{percent(ours)} against {percent(theirs)}" + (f" over {plural(int(rows), 'row')}" if rows else "")
+        f"The generated answers of federated {how} than those of base: {metric.label} "
+        f"{metric.shown(ours)} against {metric.shown(theirs)}" + (f" over {plural(int(rows), 'row')}" if rows else "")
     )
-    d = generation_difference(record, "rouge_l", "federated", "base")
+    d = generation_difference(record, metric.key, "federated", "base")
     if d is None or d.interval is None:
         return [f"{text}, without an interval."]
-    low, high = d.interval
-    ends = f"{INTERVAL} of the difference {signed(100 * low, 1)} to {signed(100 * high, 1)} points"
+    ends = f"{INTERVAL} of the difference {metric.between(*d.interval)}"
     return [f"{text} ({ends}{'' if d.distinguishable else ', which includes 0: too few answers to tell'})."]
 
 
-def _kept(record: RunRecord) -> str:
-    """The share of the gain of pooling; empty unless federated and centralised are distinguishable from base."""
+def _kept(record: RunRecord, arm: Arm) -> str:
+    """The share of an arm's gain over base; empty unless federated and this arm are distinguishable from base."""
     base = difference(record, "federated", "base")
-    pooled = difference(record, "centralised", "base")
+    pooled = difference(record, arm.name, "base")
     if (
-        not base
+        not arm.gain
+        or not base
         or not base.distinguishable
         or base.value >= 0
         or not pooled
@@ -154,4 +158,4 @@ def _kept(record: RunRecord) -> str:
         or pooled.value >= 0
     ):
         return ""
-    return f" It reaches {percent(base.value / pooled.value, 0)} of the gain of pooling over the base model."
+    return f" It reaches {percent(base.value / pooled.value, 0)} of the gain of {arm.gain} over the base model."

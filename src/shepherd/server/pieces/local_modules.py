@@ -1,6 +1,6 @@
-"""Local modules, which clients train and never send: the names of all modules -> those that stay local.
+"""Local modules, which clients train and never send (FedPer): rules that choose them among all modules.
 
-A client keeps its local modules for its next round. At the server they stay at their start, which changes nothing.
+A client keeps its local modules for its next round. On the server they keep their initial value, a zero increment.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ ALONE = 'a client that shares nothing trains alone: evaluation.arms = ["base", "
 
 @dataclass(frozen=True)
 class LocalModules:
-    """of(modules, in the order of the model) -> the local ones. keeps: whether there are any.
+    """A rule for local modules: of(modules in the order of the model) -> the local ones. keeps: whether there are any.
 
-    Raises UsageError where these modules do not determine them, or where no module would be sent.
+    `of` raises UsageError where the rule does not apply to these modules, or where no module would be sent.
     """
 
     of: Callable[[Sequence[str]], frozenset[str]]
@@ -39,7 +39,8 @@ def nothing() -> LocalModules:
 def last_blocks(blocks: int = 1) -> LocalModules:
     """The modules of the last blocks of the model (after FedPer, 1912.00818); 0 keeps none local.
 
-    Counted are the blocks that have adapters. A block's number is the first part of a module's name that is a number.
+    blocks: the number of blocks, among those with adapters. The number of a block is the first numeric part of the
+    name of a module.
     """
     if blocks < 0:
         raise ValueError(f"blocks must be at least 0, got {blocks}")
@@ -67,9 +68,9 @@ def last_blocks(blocks: int = 1) -> LocalModules:
 
 @homes
 def modules(names: tuple[str, ...]) -> LocalModules:
-    """The modules of these names: whole parts of the full one, as in "layers.29", "v_proj", "layers.2?.mlp".
+    """The modules with these whole parts in their full names, as in "layers.29", "v_proj", "layers.2?.mlp".
 
-    names: * stands for any text, ? for one character, [0-3] for one of these. Each must mean some module.
+    names: * matches any text, ? one character, [0-3] one of a range. Each must match some module.
     """
     if not names:
         raise ValueError('names is empty; to keep nothing at home is home "nothing"')

@@ -30,7 +30,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Merged:
-    """One module after the merge, in float64. The shares of the terms sum to one in each slot.
+    """One merged module, in float64. The shares of the terms sum to one in each slot.
 
     The merged increment is Σ_k Σ_j share_kj · s_k · B_k[:, j] A_k[j] + extra, computed on demand.
     """
@@ -41,19 +41,20 @@ class Merged:
 
     @property
     def r(self) -> int:
+        """The global rank."""
         return len(self.terms[0].share)
 
     @cached_property
     def shared(self) -> str:
-        """The factor that all terms have in common, as where only the other one was trained: "A", "B" or ""."""
+        """The factor common to all terms, as when only the other one was trained: "A", "B" or ""."""
         locals_ = [term.local for term in self.terms]
         return next((x for x in "AB" if all(_same(getattr(locals_[0], x), getattr(o, x)) for o in locals_[1:])), "")
 
     @cached_property
     def total(self) -> LowRank:
-        """The merged increment, exact, of Σ r_k columns. √share on both sides, so that both factors scale alike.
+        """The exact merged increment, of Σ r_k columns, or of r where the terms share a factor.
 
-        Of r columns where the terms share a factor.
+        √share is applied to both sides, so that both factors have the same scale.
         """
         parts = []
         if len(self.terms) > 1 and self.shared:
@@ -83,7 +84,7 @@ class Merged:
     def residual(self) -> LowRank:
         """total − scale · B̄ @ Ā: the weighted covariance of the factors, Σ share (B_k − B̄)(A_k − Ā), of rank (K−1)·r.
 
-        From the centred factors: by subtraction all digits are lost when clients agree.
+        From the centred factors: a subtraction would lose all digits when clients agree.
         """
         A, B = self.mean
         shares = np.array([term.share for term in self.terms])
@@ -103,9 +104,9 @@ class Merged:
 
 @dataclass(frozen=True)
 class Merge:
-    """of(uploads, module, shares float64[K, r], server) -> Merged. space: what the server's optimizer steps in.
+    """A merge: of(uploads, module, shares float64[K, r], server) -> Merged. space: that of the server optimizer.
 
-    linear: whether the result is linear in the clients' deltas; an aggregator's need not be.
+    linear: whether the result is linear in the clients' deltas; that of an aggregator need not be.
     """
 
     of: Callable[[Uploads, str, np.ndarray, ServerStep], Merged]
@@ -117,7 +118,7 @@ class Merge:
 
 @merges
 def factor() -> Merge:
-    """The weighted mean of each factor on its own (FedIT); exact where only one factor moved. Needs sums alone."""
+    """Separate weighted means of the factors (FedIT); exact where only one factor is trained. Needs sums alone."""
 
     def of(uploads: Uploads, module: str, shares: np.ndarray, server: ServerStep) -> Merged:
         start, sent = uploads.start(module), ""
@@ -136,7 +137,7 @@ def factor() -> Merge:
 
 @merges
 def product() -> Merge:
-    """The exact mean of the products s_k·B_kA_k, as a stack (FLoRA, 2409.05976). Needs each client's own factors."""
+    """The exact mean of the products s_k·B_kA_k, as a stack (FLoRA, 2409.05976). Needs the factors of each client."""
 
     def of(uploads: Uploads, module: str, shares: np.ndarray, server: ServerStep) -> Merged:
         start, locals_ = uploads.start(module), uploads.locals(module)

@@ -21,6 +21,8 @@ SINGULAR = 1e-10
 
 @dataclass(frozen=True)
 class Payload:
+    """A payload transform(local, start, round) -> local, with its name."""
+
     transform: LocalTransform
     needs_both: bool = False
     name: str = ""
@@ -28,7 +30,7 @@ class Payload:
 
 @payloads
 def plain() -> Payload:
-    """The factors as they were trained."""
+    """The trained factors, unchanged."""
     return Payload(unchanged)
 
 
@@ -37,8 +39,8 @@ def rotate(strength: float = 0.5) -> Payload:
     """Rotate each client's slots towards the global factors; its increment stays the same (FedRot-LoRA, 2602.23638).
 
     The rotation R minimises ‖RᵀA_k − A‖ in even rounds and ‖B_kR − B‖ in odd ones, softened to the rotation nearest to
-    (1 − strength)·I + strength·R; the first round is left out, B is zero then. strength = 0 changes nothing. Of several
-    such R it is the one nearest to I, so that a client that changed nothing is not turned.
+    (1 − strength)·I + strength·R; not in the first round, where B is zero. strength = 0 changes nothing. Among several
+    minimisers R is the one nearest to I, so that an unchanged client is not rotated.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be from 0 to 1, got {strength}")
@@ -58,8 +60,8 @@ def rotate(strength: float = 0.5) -> Payload:
 def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
     """The rotation R (orthogonal, det = 1) with the largest tr(Rᵀ @ matrix) (Kabsch, 1976).
 
-    Where the matrix is singular there are many, one for each orthogonal Q that maps what it maps to zero onto what it
-    does not reach; of those it is the one nearest to I, which has the largest tr(R).
+    For a singular matrix there are many, one for each orthogonal Q from its null space onto the complement of its
+    range; the result is the one nearest to I, with the largest tr(R).
     """
     U, S, V = np.linalg.svd(matrix)
     free = int(np.count_nonzero(SINGULAR * S[0] >= S))  # all of them, where the matrix is zero

@@ -15,7 +15,7 @@ remainders = Registry("remainder")
 
 @dataclass(frozen=True)
 class Remainder:
-    """of(rest, ‖merged‖², module) -> the part to keep, or None.
+    """A remainder rule: of(rest, ‖merged‖², module) -> the part to keep, or None.
 
     lossless: all of it is kept. rank: the bound of the kept part, 0 for none.
     """
@@ -30,13 +30,13 @@ class Remainder:
 
 @remainders
 def drop() -> Remainder:
-    """Nothing is kept: the next adapter is all there is."""
+    """Nothing: the next adapter is the whole model."""
     return Remainder(lambda rest, energy, module: None, keeps=False)
 
 
 @remainders
 def keep(rank: int = 0, energy: float = 1.0) -> Remainder:
-    """All of it, or its best part: of at most `rank`, or so much that the share `energy` of the merged ‖·‖² is kept."""
+    """The whole rest, or its best part: of at most `rank`, or with the share `energy` of the merged ‖·‖² kept."""
     if rank < 0:
         raise ValueError(f"rank must be at least 0, got {rank}")
     if not 0 < energy <= 1:
@@ -44,7 +44,7 @@ def keep(rank: int = 0, energy: float = 1.0) -> Remainder:
 
     def of(rest: LowRank, squared_norm: float, module: str) -> LowRank:
         if not rank and energy == 1:
-            return rest  # Exact as it is: a decomposition would cost the most of a round and save next to nothing.
+            return rest  # Exact: a decomposition would dominate the cost of a round and save almost nothing.
         return rest.truncated(rank or None, energy, of=squared_norm, where=module)
 
     return Remainder(of, keeps=True, lossless=rank == 0 and energy == 1, rank=rank, energy=energy)
@@ -53,8 +53,8 @@ def keep(rank: int = 0, energy: float = 1.0) -> Remainder:
 def accumulate(before: LowRank | None, more: LowRank | None, dtype: DTypeLike, module: str) -> LowRank | None:
     """The exact sum before + more, as a dense matrix where its columns would outnumber those of the dense matrix.
 
-    Never recompressed: sums of rounded factors have full numerical rank. The columns that `before` holds apart stay
-    apart. Raises NumericalError, which names the module, where `more` is not finite.
+    Never recompressed: sums of rounded factors have full numerical rank. Separate columns of `before` stay separate.
+    Raises NumericalError with the module where `more` is not finite.
     """
     if more is None:
         return before

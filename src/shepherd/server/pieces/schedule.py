@@ -12,9 +12,9 @@ schedules = Registry("training schedule")
 
 @dataclass(frozen=True)
 class Schedule:
-    """of(round) -> (trains, sends); `sends` lists the factors sent over the rounds, for exactness and bytes.
+    """A training schedule: of(round) -> (trains, sends).
 
-    local: the factor that clients train and never send.
+    sends: the factors sent over the rounds, for exactness and bytes. local: the factor that is trained and never sent.
     """
 
     of: Callable[[int], tuple[tuple[str, ...], str]]
@@ -41,19 +41,19 @@ def AB() -> Schedule:
 
 @schedules
 def A() -> Schedule:
-    """A alone; B stays as it began, so it must not begin as zero."""
+    """A alone; B keeps its initial value, which must not be zero."""
     return Schedule(lambda round_number: (("A",), "A"), ("A",))
 
 
 @schedules
 def B() -> Schedule:
-    """B alone; A stays as it began, the same for all clients (FFA-LoRA)."""
+    """B alone; A keeps its initial value, the same for all clients (FFA-LoRA)."""
     return Schedule(lambda round_number: (("B",), "B"), ("B",))
 
 
 @schedules
 def by_round() -> Schedule:
-    """B in odd rounds, A in even ones (RoLoRA): B comes first because it begins as zero."""
+    """B in odd rounds, A in even ones (RoLoRA); B is first because A has no gradient while B is zero."""
 
     def of(round_number: int) -> tuple[tuple[str, ...], str]:
         part = "B" if round_number % 2 else "A"
@@ -64,7 +64,7 @@ def by_round() -> Schedule:
 
 @schedules
 def by_step() -> Schedule:
-    """B and A in turn, a local step each (LA-LoRA); both are sent."""
+    """Alternating local steps of B and A (LA-LoRA); both are sent."""
     return Schedule(lambda round_number: (("B", "A"), "AB"), ("AB",))
 
 

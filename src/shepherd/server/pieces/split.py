@@ -39,16 +39,17 @@ class SplitContext(NamedTuple):
     memory: Mapping[str, np.ndarray]
 
     def rng(self, what: str) -> np.random.Generator:
+        """The random stream `what` of this module and round."""
         return stream(int(self.memory["seed"]), what, self.round, self.module)
 
 
 @dataclass(frozen=True)
 class Split:
-    """of(merged, context) -> Halves.
+    """A refactorisation: of(merged, context) -> Halves.
 
     rest_rank(ranks of the cohort, r) bounds the rank of the rest of a product merge. rebases: the next slots are not
-    those of this round, so state by slot (moments) is lost. resets: the next adapter holds nothing that was learned, so
-    the rest must be kept. empties: B is zero afterwards.
+    those of this round, so state by slot (moments) is lost. resets: the next adapter contains nothing of the merged
+    increment, so the rest must be kept. empties: B is zero afterwards.
     """
 
     of: Callable[[Merged, SplitContext], Halves]
@@ -67,10 +68,10 @@ def mean() -> Split:
 
 @splits
 def svd_balanced() -> Split:
-    """The best rank-r part as U√Σ and √ΣVᵀ, so that both factors learn alike (FedMomentum, 2603.08014).
+    """The best rank-r part as U√Σ and √ΣVᵀ, with equal norms of both factors (FedMomentum, 2603.08014).
 
-    Slots with no singular value get a random A_j, orthogonal to the others, and B_j = 0: with both zero they would
-    never learn again.
+    Slots without a singular value get a random A_j, orthogonal to the others, and B_j = 0: with both zero they would
+    have no gradients.
     """
     return _best_rank(balanced)
 
@@ -83,7 +84,7 @@ def svd_left() -> Split:
 
 @splits
 def regauge() -> Split:
-    """The means of the factors, turned so that A has orthonormal rows; the increment stays (FedSVD, 2505.12805)."""
+    """The means of the factors, refactored so that A has orthonormal rows; the increment stays (FedSVD, 2505.12805)."""
 
     def of(merged: Merged, context: SplitContext) -> Halves:
         mean_A, mean_B = merged.mean
@@ -97,7 +98,7 @@ def regauge() -> Split:
 
 @splits
 def reinit() -> Split:
-    """A new Kaiming A and B = 0; the rest is everything (FLoRA, 2409.05976)."""
+    """A new Kaiming A and B = 0; the rest is the whole increment (FLoRA, 2409.05976)."""
 
     def of(merged: Merged, context: SplitContext) -> Halves:
         n_out, n_in = merged.total.shape
@@ -134,10 +135,10 @@ def ridge(strength: float = 0.01) -> Split:
 
 @splits
 def fixed() -> Split:
-    """Back to the factors of the start; the rest is what was learned beside them (FRLoRA).
+    """The initial factors of the run; the rest is the difference of the merged increment from theirs (FRLoRA).
 
-    The rest of a mean of factors is s(B̄ − B₀)Ā + sB₀(Ā − A₀), which is sB̄Ā − sB₀A₀ by small terms: large ones, each
-    rounded to bfloat16 before they cancel, lose a quarter of what was learned. A product adds its residual.
+    The rest of a mean of factors is s(B̄ − B₀)Ā + sB₀(Ā − A₀), which is sB̄Ā − sB₀A₀ in small terms: large terms, each
+    rounded to bfloat16 before they cancel, lose a quarter of the trained increment. A product adds its residual.
     """
 
     def of(merged: Merged, context: SplitContext) -> Halves:
@@ -151,7 +152,7 @@ def fixed() -> Split:
 
 
 Halving = Callable[[SVD, float, int, np.random.Generator], tuple[np.ndarray, np.ndarray, int]]
-"""(svd, scale, rank, rng) -> (A, B, how many of the leading triples they hold)."""
+"""(svd, scale, rank, rng) -> (A, B, the number of leading triples that they contain)."""
 
 
 def _best_rank(halve: Halving) -> Split:
@@ -168,7 +169,7 @@ def _best_rank(halve: Halving) -> Split:
 def balanced(svd: SVD, scale: float, rank: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
     """(A, B, used): the first `rank` triples as √(Σ/s)Vᵀ and U√(Σ/s); `used` of them are not null.
 
-    The others get random A rows orthogonal to those in use, of the norm √⅓ that a Kaiming row has, and B = 0.
+    The others get random rows of A orthogonal to those in use, with the norm √⅓ of a Kaiming row, and B = 0.
     """
     used = _not_null(svd.S[:rank])
     root = np.sqrt(svd.S[:used] / scale)
@@ -179,7 +180,7 @@ def balanced(svd: SVD, scale: float, rank: int, rng: np.random.Generator) -> tup
 def left(svd: SVD, scale: float, rank: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
     """(A, B, used) with A = Vᵀ and B = UΣ/s; missing rows of A are random, orthonormal to the others.
 
-    Where singular values are zero, V still spans what the factors span: the row space of A is not left.
+    Where singular values are zero, V still spans the row space of the factors, so that of A is preserved.
     """
     used = _not_null(svd.S[:rank])
     rows = svd.V[:rank]
@@ -188,9 +189,9 @@ def left(svd: SVD, scale: float, rank: int, rng: np.random.Generator) -> tuple[n
 
 
 def _gauge(A: np.ndarray, B: np.ndarray, scale: float, where: str) -> SVD:
-    """SVD of s·BA by thin QRs whatever its rank, so that V spans the rows of A also where B is rank-deficient.
+    """SVD of s·BA of any rank by thin QRs, so that V spans the rows of A even where B is rank-deficient.
 
-    Where B has fewer rows than slots, V is filled up from the rows of A, with singular values of zero.
+    Where B has fewer rows than slots, V is completed from the rows of A, with singular values of zero.
     """
     svd = LowRank(scale * B, A).svd(where, thin=True)
     missing = min(A.shape) - len(svd.S)
@@ -208,7 +209,7 @@ def _not_null(S: np.ndarray) -> int:
 
 def _new_rows(rng: np.random.Generator, count: int, existing: np.ndarray) -> np.ndarray:
     n_in = existing.shape[1]
-    if count + len(existing) > n_in:  # there is no room to be orthogonal in
+    if count + len(existing) > n_in:  # orthogonal rows do not exist
         return rng.uniform(-1, 1, (count, n_in)) * np.sqrt(3 / n_in)
     return orthonormal_rows(rng, count, existing)
 

@@ -1,4 +1,4 @@
-"""Initialisation of a method: an adapter with B = 0 -> the global model before the first round.
+"""Initialisation of a method: the global model before the first round, from an adapter with B = 0.
 
 Quantities fixed for the run are in memory: "seed", "<module>.A0" and ".B0", or "<module>.basis" with ".core".
 """
@@ -23,7 +23,7 @@ starts = Registry("start")
 
 @dataclass(frozen=True)
 class Start:
-    """make(adapter, seed, base) -> GlobalModel. `base` maps modules to W0 [out, in] where needs_base says so.
+    """An initialisation: make(adapter, seed, base) -> GlobalModel. base: {module: W0 [out, in]} if needs_base.
 
     heads: the number of cores of each module; 0 for factors.
     """
@@ -36,13 +36,13 @@ class Start:
 
 @starts
 def given() -> Start:
-    """The adapter as it is: A Kaiming-uniform, B zero (Hu et al., 2021)."""
+    """The adapter of LoRA: A Kaiming-uniform, B zero (Hu et al., 2021)."""
     return Start(lambda adapter, seed, base: GlobalModel(adapter, memory=_seed(seed)))
 
 
 @starts
 def orthonormal() -> Start:
-    """A with orthonormal rows from the seed, B zero: three times the step of Kaiming rows, which have norm 0.58."""
+    """A with orthonormal rows from the seed, B zero: steps are three times those with Kaiming rows, of norm 0.58."""
 
     def make(adapter: Adapter, seed: int, base: object) -> GlobalModel:
         factors = {
@@ -55,9 +55,9 @@ def orthonormal() -> Start:
 
 @starts
 def principal() -> Start:
-    """A and B hold the top singular triples of the base weights, which the remainder takes away again (FRLoRA).
+    """The top singular triples of the base weights in A and B, subtracted in the remainder (FRLoRA).
 
-    Slots beyond the rank of the weights get a random A and B = 0, as any adapter has them.
+    Slots beyond the rank of the weights get a random A and B = 0.
     """
 
     def make(adapter: Adapter, seed: int, base: Mapping[str, np.ndarray] | None) -> GlobalModel:
@@ -90,7 +90,7 @@ def principal() -> Start:
 
 @starts
 def cores(heads: int = 1) -> Start:
-    """Fixed orthonormal bases from the seed around cores of zeros: B = basis @ blockdiag(cores), A fixed."""
+    """Zero cores between fixed orthonormal bases from the seed: B = basis @ blockdiag(cores), A fixed."""
     if heads < 1:
         raise ValueError(f"heads must be at least 1, got {heads}")
 

@@ -1,7 +1,7 @@
-"""View rules, which derive the model that a client starts a round from: global model -> ClientModel.
+"""Rules for the client model, from which a client starts a round, given the global model.
 
-A view is exact where its increment is the global one, and lossy where a client of low rank starts from less. Gauge
-"shared": slot j of every client is slot j of the server. Gauge "own": the client's slots are another basis.
+A client model is exact if its increment is the global one, and lossy if a client of low rank starts from an
+approximation. Gauge "shared": slot j of every client is slot j of the server. Gauge "own": another basis.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from shepherd.types import Adapter, ClientId, ClientModel, Core, Factors, Global
 views = Registry("view")
 
 Scale = Literal["common", "own"]
-"""common: every client has the server's scale s. own: alpha stays and s_k = alpha / r_k; B is divided accordingly."""
+"""common: every client has the server's scale s. own: the same alpha with s_k = alpha / r_k, and B rescaled."""
 
 
 @dataclass(frozen=True)
 class ViewRule:
-    """make(model, client, rank, round, seed) -> ClientModel.
+    """A rule for the client model: make(model, client, rank, round, seed) -> ClientModel.
 
-    all_slots: clients hold all slots, and their rank is the number that they train. probe: a client of a lower rank
+    all_slots: clients receive all slots, and their rank is the number that they train. probe: a client of lower rank
     chooses these by a probe of that many steps (see types.SlotChoice); None where the server chooses. by_rank: clients
     of one rank start from the same model.
     """
@@ -73,14 +73,14 @@ def prefix(scale: Scale = "common") -> ViewRule:
 
 @views
 def svd(scale: Scale = "common") -> ViewRule:
-    """The best approximation of rank r_k, balanced; lossy for r_k < r, and in a separate gauge."""
+    """The best approximation of rank r_k, balanced, in a separate gauge; lossy for r_k < r."""
 
     def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         adapter = model.adapter
         _check_rank(adapter, client, rank)
         factors = {}
         for name, (A, B) in adapter.factors.items():
-            if not B.any():  # nothing to decompose: any slots are as good
+            if not B.any():  # nothing to decompose: all slots are equivalent
                 factors[name] = Factors(A[:rank], B[:, :rank])
                 continue
             increment = LowRank(adapter.scale * B.astype(np.float64), A.astype(np.float64))
@@ -94,7 +94,7 @@ def svd(scale: Scale = "common") -> ViewRule:
 
 @views
 def fold() -> ViewRule:
-    """All slots, of which r_k random ones may move (Fed-PLoRA, 2602.16936); exact."""
+    """All slots, with r_k random ones trained (Fed-PLoRA, 2602.16936); exact."""
 
     def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         _check_rank(model.adapter, client, rank)
@@ -108,11 +108,11 @@ def fold() -> ViewRule:
 
 @views
 def probe(steps: int = 0) -> ViewRule:
-    """All slots, of which a client moves the r_k · modules that its probe moved most (LoRA-A², 2410.22815); exact.
+    """All slots, with the r_k · modules trained that a probe changed most (LoRA-A², 2410.22815); exact.
 
-    steps: local steps of the probe, the round's own with all slots; 0 is one pass over the client's rows (the paper's
-    epoch), or the round's own number where that is less. The best slots are those of the whole model together: a module
-    may have none. A client of the global rank moves all, without a probe.
+    steps: local steps of the probe, those of the round with all slots; 0 is one pass over the client's rows (the
+    paper's epoch), or the number of the round where that is less. Slots are ranked over the whole model, so a module
+    may have none. A client of the global rank trains all, without a probe.
     """
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}")
@@ -128,7 +128,7 @@ def probe(steps: int = 0) -> ViewRule:
 
 @views
 def fresh(scale: Scale = "common") -> ViewRule:
-    """A new adapter of rank r_k that changes nothing: all that was learned lies in the remainder (FLoRA); exact."""
+    """A new adapter of rank r_k with a zero increment; the remainder holds all earlier updates (FLoRA); exact."""
 
     def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         _check_rank(model.adapter, client, rank)
@@ -144,7 +144,7 @@ def fresh(scale: Scale = "common") -> ViewRule:
 
 @views
 def heads() -> ViewRule:
-    """The cores; a client of rank r_k < r moves r_k · heads / r of them, drawn anew each round (Ravan)."""
+    """The cores; a client of rank r_k < r trains r_k · heads / r of them, drawn in each round (Ravan)."""
 
     def make(model: GlobalModel, client: ClientId, rank: int, round_number: int, seed: int) -> ClientModel:
         adapter, memory = model.adapter, model.memory
@@ -168,10 +168,8 @@ def heads() -> ViewRule:
 
 
 def _check_rank(adapter: Adapter, client: ClientId, rank: int) -> None:
-    if not 1 <= rank <= adapter.r:
-        raise UsageError(
-            f"{client} has rank {rank}, outside of 1 to {adapter.r}", hint="set lora.r to the largest of lora.ranks"
-        )
+    # lora.ranks is bounded where it is read; a factor cut to more rows than it has would pass in silence.
+    assert 1 <= rank <= adapter.r, f"{client} has rank {rank}, outside of 1 to {adapter.r}"
 
 
 def _first(adapter: Adapter, rank: int) -> dict[str, Factors]:

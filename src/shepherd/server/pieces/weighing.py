@@ -1,4 +1,4 @@
-"""Weighing rules, the share of each client in each rank slot: weights of the round -> shares float64[K, r] by module.
+"""Weighing rules: from the weights of the round to the shares float64[K, r] of each client in each rank slot.
 
 The model before the round has the remaining share 1 − Σ_k share, slot by slot; it is zero for weights that sum to one.
 """
@@ -22,7 +22,7 @@ Shares = Callable[[str], np.ndarray]
 
 @dataclass(frozen=True)
 class Weighing:
-    """of(uploads, weights float64[K]) -> Shares.
+    """A weighing rule: of(uploads, weights float64[K]) -> Shares.
 
     by_slot: shares may differ between the slots of a client. own: they do not depend on the weights of the round.
     """
@@ -46,7 +46,7 @@ def given() -> Weighing:
 
 @weighings
 def product_norm() -> Weighing:
-    """In proportion to ‖s·B_kA_k‖ over the modules sent, whatever the weights of the round (HetLoRA, 2401.06432)."""
+    """In proportion to ‖s·B_kA_k‖ over the modules sent, ignoring the weights of the round (HetLoRA, 2401.06432)."""
 
     def of(uploads: Uploads, weights: np.ndarray) -> Shares:
         squares = np.zeros(len(weights))
@@ -62,9 +62,10 @@ def product_norm() -> Weighing:
 
 @weighings
 def slot_owners() -> Weighing:
-    """Each slot by the weights of those clients alone that could move it (raFLoRA, FediLoRA, Fed-PLoRA).
+    """The weights of the round, renormalised in each slot over its owners (raFLoRA, FediLoRA, Fed-PLoRA).
 
-    A slot that nobody could move stays as it was. With equal ranks: the weights of the round.
+    Owners of a slot are the clients that could train it; a slot without any is unchanged. With equal ranks: the weights
+    of the round.
     """
 
     def of(uploads: Uploads, weights: np.ndarray) -> Shares:
@@ -74,7 +75,7 @@ def slot_owners() -> Weighing:
                 row[: len(moved)] = moved
             by_weight = trained * weights[:, None]
             total = by_weight.sum(axis=0)
-            # Weights that do not sum to one keep their sum: the start then has a share in every slot.
+            # Weights that do not sum to one keep their sum: the initial model then has a share in every slot.
             return weights.sum() * by_weight / np.where(total > 0, total, 1.0)
 
         return shares

@@ -1,4 +1,4 @@
-"""What a finished run found -> metrics.json and summary.json: two pure functions, one writer."""
+"""The results of a finished run -> metrics.json and summary.json: two pure functions, one writer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import psutil
 from shepherd._version import __version__
 from shepherd.evaluation.answers import generation_differences, generation_scores
 from shepherd.evaluation.losses import RowLosses
+from shepherd.evaluation.scoring import described, score_answers
 from shepherd.experiment.arms import POOLED, TrainedArm
 from shepherd.experiment.federated import Federated, federated_budget
 from shepherd.experiment.inputs import Inputs
@@ -57,12 +58,17 @@ class Outcome:
     def pooled(self) -> dict[str, RowLosses]:
         """The held-out losses of the arms that have one model, by their names."""
         found = {"base": self.base, "federated": self.federated.losses}
-        return found | {name: arm.losses[POOLED] for name, arm in self.baselines.items() if name != "local"}
+        return found | {name: arm.losses[POOLED] for name, arm in self.baselines.items() if not arm.per_client}
+
+    @property
+    def each(self) -> dict[str, Mapping[str, RowLosses]]:
+        """The held-out losses of the arms that have one model per client: {arm: {client: losses}}."""
+        return {name: arm.losses for name, arm in self.baselines.items() if arm.per_client}
 
     @property
     def local(self) -> Mapping[str, RowLosses]:
         """The held-out losses of each client that trained alone."""
-        return self.baselines["local"].losses if "local" in self.baselines else {}
+        return self.each.get("local", {})
 
 
 def write_summary(inputs: Inputs, outcome: Outcome, session: Session) -> dict[str, Any]:
@@ -92,19 +98,23 @@ def metrics(inputs: Inputs, outcome: Outcome, lines: Lines) -> dict[str, Any]:
     """The contents of metrics.json: every arm's losses, the curves, and the differences with their intervals."""
     data, local, personal = inputs.data, outcome.local, outcome.personal
     measured: dict[str, Any] = {name: arm_metrics(losses, data) for name, losses in outcome.pooled.items()}
-    for name, scores in generation_scores(outcome.answers.records).items():
-        measured[name]["generation"] = scores
-    if local:
-        measured["local"] = {client: arm_metrics(losses, data) for client, losses in local.items()}
+    scores = score_answers(outcome.answers.records, inputs.metrics)
+    for name, means in generation_scores(outcome.answers.records, scores).items():
+        measured[name]["generation"] = means
+    for name, models in outcome.each.items():
+        if models:
+            measured[name] = {client: arm_metrics(losses, data) for client, losses in models.items()}
     found = {
         "held_out_rows": len(data.held_out),
         "held_out_tokens": int(outcome.base.tokens.sum()),
         "arms": measured,
         "curves": _curves(outcome, lines),
-        "differences": differences(outcome.pooled, local, inputs.seed),
+        "differences": differences(outcome.pooled, outcome.each, inputs.seed),
         "own_rows": own_rows(outcome.federated.losses, local, data),
-        "generation_differences": generation_differences(outcome.answers.records),
+        "generation_differences": generation_differences(scores),
     }
+    if inputs.config.evaluation.sets_metrics:  # the report knows the default ones
+        found["generation_metrics"] = described(inputs.metrics)
     if personal.losses:
         found["personal"] = personal_metrics(personal.losses, outcome.pooled, local, data, personal.shares)
     if personal.members:
@@ -118,10 +128,11 @@ def _curves(outcome: Outcome, lines: Lines) -> dict[str, Any]:
     measured = [[line["round"], line["held_out_loss"]] for line in lines if line["held_out_loss"] is not None]
     curves: dict[str, Any] = {"federated": start + measured}
     for name, arm in outcome.baselines.items():
-        if name != "local":
+        if not arm.per_client:
             curves[name] = start + arm.curves[POOLED]
-    if outcome.local:
-        curves["local"] = {client: start + curve for client, curve in outcome.baselines["local"].curves.items()}
+    for name, models in outcome.each.items():
+        if models:
+            curves[name] = {client: start + curve for client, curve in outcome.baselines[name].curves.items()}
     return curves
 
 
@@ -134,13 +145,12 @@ def summary(
     seconds: Mapping[str, float],
     run_dir: Path,
 ) -> dict[str, Any]:
-    """The contents of summary.json: what `shepherd run` prints and the report begins with."""
+    """The contents of summary.json, which `shepherd run` prints and the report begins with."""
     base, data, state = inputs.base, inputs.data, outcome.federated.state
-    arms = dict(measured["arms"])
-    local = arms.pop("local", None)
-    losses: dict[str, Any] = {name: brief(m) for name, m in arms.items()}
-    if local is not None:
-        losses["local"] = {client: brief(m) for client, m in local.items()}
+    losses: dict[str, Any] = {name: brief(measured["arms"][name]) for name in outcome.pooled}
+    for name, models in outcome.each.items():
+        if models:
+            losses[name] = {client: brief(m) for client, m in measured["arms"][name].items()}
     adapter, cohort = merged_adapter(state.model), inputs.plan.cohort_size
     expected = inputs.estimate
     return {

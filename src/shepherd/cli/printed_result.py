@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from shepherd.arms import shown
 from shepherd.cli import output
 from shepherd.report import wording
 
@@ -28,7 +29,7 @@ def print_result(run: Path, summary: Mapping[str, Any]) -> None:
         ends = {"best": min(local), "mean": sum(local) / len(local), "worst": max(local)}
         which = ("mean", "best", "worst") if len(local) > 1 else ("mean",)
         rows += [(f"clients alone, {name}{share}", ends[name]) for name in which]
-    rows += [(name, arms[name].get("loss")) for name in ("federated", "centralised") if arms.get(name)]
+    rows += [(name, arms[name].get("loss")) for name in shown(arms) if "loss" in (arms[name] or ()) and name != "base"]
     budget = summary.get("budget") or {}
     output.print_table(
         ("arm", "held-out loss", "against base", "steps", "learned tokens"),

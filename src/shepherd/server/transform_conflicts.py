@@ -1,0 +1,66 @@
+"""Conflicts of transforms of updates with the method, the server optimizer and other settings of the aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shepherd.server.method import Method
+from shepherd.updates.composition import Transforms
+from shepherd.updates.transforms import Transform
+
+
+def conflicts(
+    transforms: Transforms, method: Method, *, weights: str, scaffold: bool, clusters: int, mixed_ranks: bool
+) -> Iterator[str]:
+    """A sentence for every setting that conflicts with a transform: which, why, and an alternative.
+
+    weights: federation.weights. clusters: how many are trained. mixed_ranks: some client has less than the global rank.
+    """
+    for transform in transforms.built:
+        found = [*_weighing(transform, method, weights), *_sum(transform, method, mixed_ranks)]
+        if scaffold and (transform.on_server is not None or "linear" in transform.needs):
+            why = "control variates are averaged beside the updates, where the transform does not reach"
+            found.append(("objective.scaffold = true", why, "set objective.scaffold = false"))
+        if clusters:
+            why = "clusters are formed and merged from the clients' updates alone"
+            found.append(('personalization.name = "ifca"', why, 'set personalization.name = "none"'))
+        for setting, why, instead in found:
+            yield f'transform "{transform.name}" and {setting} do not fit: {why}; {instead}'
+
+
+def _weighing(transform: Transform, method: Method, weights: str) -> Iterator[tuple[str, str, str]]:
+    """Weights that are not uniform, or not those of the round."""
+    if "uniform weights" in transform.needs and weights != "uniform":
+        yield (
+            f'federation.weights = "{weights}"',
+            "it needs the same weight for every client",
+            'set federation.weights = "uniform"',
+        )
+    if not transform.needs and transform.on_server is None:
+        return
+    p, optimizer = method.pieces, method.optimizer
+    if p.weigh.own:
+        why = "the weights follow from the updates, and not from the round"
+        yield f'method.weigh = "{p.weigh.name}"', why, 'set method.weigh = "given"'
+    if optimizer.by_steps:
+        why = "the weight of an update depends on its client's local steps"
+        yield f'server.optimizer = "{optimizer.name}"', why, 'use server.optimizer = "fedavg"'
+
+
+def _sum(transform: Transform, method: Method, mixed_ranks: bool) -> Iterator[tuple[str, str, str]]:
+    """A next model that is no function of the weighted sum of the updates."""
+    p = method.pieces
+    if mixed_ranks and ("linear" in transform.needs or (p.weigh.by_slot and transform.needs)):
+        why = "the weight of a rank slot depends on the ranks of the clients that are sampled"
+        yield "lora.ranks", why, "use one rank for all clients"
+    if not p.merge.linear and ("linear" in transform.needs or transform.on_server is not None):
+        why = "it is no sum of the updates by their weights"
+        yield f'federation.aggregator = "{p.merge.name}"', why, "leave federation.aggregator out"
+    if "linear" not in transform.needs:
+        return
+    why, instead = "it needs each client's own factors, and not their sum alone", 'use federation.method = "ffa_lora"'
+    if p.merge.linear and not p.merge.sum_only:
+        yield f'method.merge = "{p.merge.name}"', why, instead
+    if p.payload.name != "plain":
+        why = "it changes each client's factors after the transform"
+        yield f'method.payload = "{p.payload.name}"', why, 'set method.payload = "plain"'

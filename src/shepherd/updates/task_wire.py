@@ -1,0 +1,158 @@
+"""TrainTask <-> bytes: a message (layout.py) that a client reads as strictly as the server reads an update.
+
+The envelope has the fields of the task. Where a field holds arrays, it names tensors of the message: "0", "1", … in the
+order of their first use, with `.T` for an array in Fortran order (task_arrays.py). Clients name their models by index,
+so that what a cohort shares is written once. Mappings keep their order, arrays their dtype: float32, float64, bool.
+
+    {"round": 3, "seed": 0, "objective": {"proximal": 0.0, …},
+     "views": {"<client>": <index>}, "clusters": {"<client>": [<index>, …]},
+     "models": [{"factors": {"<module>": ["0", "1"]}, "r": 8, "alpha": 16.0, …, "slots": null, "core": null, …}],
+     "work": {"<client>": {"first_row": 0, "rows": 64, "learning_rates": [0.001, …]}},
+     "remainder": {"<module>": {"L": "2.T", "R": "3", "apart": 0}}, "control": {"<tensor>": "4"}}
+
+The decomposition that an increment of the remainder came out of (`LowRank.known`) stays with the server, which alone
+decomposes it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from shepherd.lowrank import LowRank
+from shepherd.types import ClientId, ClientModel, Objective, TrainTask, Work
+from shepherd.updates.layout import (
+    ITEM_BYTES,
+    Kinds,
+    check_damage,
+    check_fields,
+    expect,
+    is_number,
+    is_size,
+    read_header,
+    write_message,
+)
+from shepherd.updates.task_arrays import DTYPES, ArrayReader, ArrayWriter
+from shepherd.updates.task_models import ModelWriter, read_model
+
+FORMAT = "shepherd-task-1"
+_TASK: Kinds = {
+    "round": (int,),
+    "seed": (int,),
+    "objective": (dict,),
+    "views": (dict,),
+    "clusters": (dict,),
+    "models": (list,),
+    "work": (dict,),
+    "remainder": (dict,),
+    "control": (dict,),
+}
+_OBJECTIVE: Kinds = {
+    "proximal": (int, float),
+    "proximal_form": (str,),
+    "rate_ratio": (int, float),
+    "scaffold": (bool,),
+}
+_WORK: Kinds = {"first_row": (int,), "rows": (int,), "learning_rates": (list,)}
+_INCREMENT: Kinds = {"L": (str,), "R": (str,), "apart": (int,)}
+
+
+def pack_task(task: TrainTask) -> bytes:
+    """The bytes of a task, the same for equal tasks whose mappings have the same order.
+
+    Raises ValueError for a number of a field that is not finite, an array that is not float32, float64 or bool, and
+    work that names another client than its key.
+    """
+    if any(work.client != client for client, work in task.work.items()):
+        raise ValueError("the work of a client names another client")
+    arrays = ArrayWriter()
+    models = ModelWriter(arrays)
+    fields = {
+        "round": task.round,
+        "seed": task.seed,
+        "objective": asdict(task.objective),
+        "views": {client: models.add(view) for client, view in task.views.items()},
+        "clusters": {client: [models.add(view) for view in views] for client, views in task.clusters.items()},
+        "models": models.entries,
+        "work": {
+            client: {"first_row": work.first_row, "rows": work.rows, "learning_rates": list(work.learning_rates)}
+            for client, work in task.work.items()
+        },
+        "remainder": {
+            module: {"L": arrays.add(term.L), "R": arrays.add(term.R), "apart": term.apart}
+            for module, term in task.remainder.items()
+        },
+        "control": arrays.add_all(task.control),
+    }
+    # The largest items first: so each tensor is aligned.
+    return write_message(FORMAT, fields, sorted(arrays.values, key=lambda values: -ITEM_BYTES[values.dtype]))
+
+
+def read_task(data: bytes, header_limit: int = 2**24) -> TrainTask:
+    """The task in `data`; what its clients share is shared again. Each array is in memory of its own.
+
+    Raises WireError: "too-large" for a header of more than `header_limit` bytes, "damaged" when the checksum does not
+    fit, and "format", "fields", "tensors", "shape", "slots" or "non-finite" for what no task has. Whether a task suits
+    a client's model and rows is that client's question.
+    """
+    header = read_header(data, header_limit, FORMAT, _TASK, DTYPES.values())
+    check_damage(data, header)
+    arrays, fields = ArrayReader(data, header), header.fields
+    expect(is_size(fields["round"]) and abs(fields["seed"]) < 2**64, "fields", "round or seed is out of range")
+    models = [read_model(value, f"model {i}", arrays) for i, value in enumerate(fields["models"])]
+    task = TrainTask(
+        round=fields["round"],
+        views={client: _pick(models, index) for client, index in fields["views"].items()},
+        seed=fields["seed"],
+        work={c: _read_work(c, f"work {i}", value) for i, (c, value) in enumerate(fields["work"].items())},
+        remainder={
+            module: _read_increment(value, f"increment {i}", arrays)
+            for i, (module, value) in enumerate(fields["remainder"].items())
+        },
+        objective=_read_objective(fields["objective"]),
+        control=arrays.take_all(fields["control"], "control"),
+        clusters={client: _pick_all(models, indices) for client, indices in fields["clusters"].items()},
+    )
+    clients = task.work.keys()
+    expect(task.views.keys() == clients, "fields", "views and work are not of the same clients")
+    expect(task.clusters.keys() <= clients, "fields", "clusters are of clients without work")
+    used = {id(view) for views in (task.views.values(), *task.clusters.values()) for view in views}
+    expect(len(used) == len(models), "fields", f"{len(models) - len(used)} models are of no client")
+    left = len(header.entries) - len(arrays.taken)
+    expect(not left, "tensors", f"{left} tensors are of no field")
+    return task
+
+
+def _read_work(client: ClientId, where: str, value: Any) -> Work:
+    fields = check_fields(value, _WORK, where)
+    rates = fields["learning_rates"]
+    expect(is_size(fields["first_row"]) and is_size(fields["rows"]), "fields", f"{where}: its rows are out of range")
+    known = bool(rates) and all(is_number(rate) and rate >= 0 for rate in rates)
+    expect(known, "fields", f"{where}: learning_rates are not numbers of at least 0")
+    return Work(client, fields["first_row"], fields["rows"], tuple(rates))
+
+
+def _read_increment(value: Any, where: str, arrays: ArrayReader) -> LowRank:
+    fields = check_fields(value, _INCREMENT, where)
+    L, R = (arrays.take(fields[part], where) for part in "LR")
+    expect(L.ndim == R.ndim == 2 and L.shape[1] == len(R), "shape", f"{where}: L and R have no product")
+    expect(0 <= fields["apart"] <= len(R), "fields", f"{where}: more columns are held apart than there are")
+    return LowRank(L, R, apart=fields["apart"])
+
+
+def _read_objective(value: Any) -> Objective:
+    fields = check_fields(value, _OBJECTIVE, "objective")
+    expect(is_number(fields["proximal"]) and is_number(fields["rate_ratio"]), "fields", "objective: no such number")
+    expect(fields["proximal_form"] in ("factors", "product"), "fields", "proximal_form is not factors or product")
+    return Objective(**fields)
+
+
+def _pick_all(models: Sequence[ClientModel], indices: Any) -> tuple[ClientModel, ...]:
+    expect(type(indices) is list, "fields", "the clusters of a client are not a list")
+    return tuple(_pick(models, index) for index in indices)
+
+
+def _pick(models: Sequence[ClientModel], index: Any) -> ClientModel:
+    expect(is_size(index) and index < len(models), "fields", "a client's model is none of the models")
+    return models[index]
