@@ -22,6 +22,7 @@ from shepherd.clients.pool import Pool
 from shepherd.clients.selection import build_selection
 from shepherd.data.partition import divide
 from shepherd.data.sources import load_examples
+from shepherd.evaluation.metrics import Answer, metrics
 from shepherd.round import Engine
 from shepherd.server.methods import build_method
 from shepherd.testing import check_aggregator
@@ -123,6 +124,13 @@ def test_the_selection_takes_the_clients_in_turn(run):
         cohorts.append(selection.draw(pool, 2, rng.stream(0, "select", number)).clients)
         rounds = {**rounds, **dict.fromkeys(cohorts[-1], number)}
     assert cohorts == [("a", "b"), ("a", "c"), ("a", "b")], "in the third round b waited longest, then a by name"
+
+
+def test_the_metric_gives_the_reference_the_best_score(run):
+    run("A metric")
+    metric = metrics.build("length_off", {"limit": 3.0})
+    assert [metric.score(Answer(text, "four")) for text in ("four", "fours", "")] == [0.0, 1.0, 3.0]
+    assert not metric.higher_is_better and metric.bounds == (0.0, 3.0)
 
 
 def test_the_format_reads_its_rows(run, tmp_path):
