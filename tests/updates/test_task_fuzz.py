@@ -17,7 +17,7 @@ from test_task_wire import assert_same
 
 from forged import SHAPES, TASK, sealed_header
 from shepherd.lowrank import LowRank
-from shepherd.types import REASONS, Adapter, ClientModel, Core, Factors, Objective, SlotChoice, TrainTask
+from shepherd.types import REASONS, Adapter, ClientModel, Core, Factors, Objective, SlotChoice, TrainTask, TransformSpec
 from shepherd.updates.layout import WireError
 from shepherd.updates.task_wire import pack_task, read_task
 
@@ -107,6 +107,7 @@ MESSAGES = [
             TASK, views={"a": a_model(slots=SLOTS, local_modules=frozenset("v")), "b": a_model(choice=SlotChoice(3))},
             remainder={"q": LowRank(np.asfortranarray(drawn(7, 3, dtype="f8")), drawn(3, 5), apart=1)},
             objective=Objective(0.1, "product", 4.0, scaffold=True), control={"q.A": drawn(2, 5), "q.B": drawn(7, 2)},
+            transforms=(TransformSpec("clip", {"norm": 1.0, "by": ["q", 3]}), TransformSpec("noise")),
         )
     ),
     Message(replace(TASK, views=dict.fromkeys("ab", a_model(trains=("B",), sends="core", core=CORE, slots=SLOTS)))),
@@ -132,7 +133,12 @@ def makes_sense(path: tuple[Any, ...], value: Any) -> bool:
             return value is None
         case "local_modules":
             return value == []
-    return False
+    if path == ("transforms",):
+        return value == []
+    # An option of a transform may be anything finite, and its name any text: the registry knows which there are.
+    if "options" in path:
+        return type(value) is dict if path[-1] == "options" else LEAST != value != 10**400
+    return name == "name" and type(value) is str
 
 
 @spoils("format", "too-large")
@@ -213,7 +219,7 @@ def repeated_field(rng, message):
 @spoils("fields", "tensors")
 def field_missing(rng, message):
     fields = message.fields()
-    keyed = [path for path in places(fields) if isinstance(at(fields, path[:-1]), dict)]
+    keyed = [p for p in places(fields) if isinstance(at(fields, p[:-1]), dict) and "options" not in p[:-1]]
     path = rng.choice(keyed)
     del at(fields, path[:-1])[path[-1]]
     return message.sealed(fields)
@@ -222,7 +228,7 @@ def field_missing(rng, message):
 @spoils("fields", "tensors")
 def field_not_known(rng, message):
     fields = message.fields()
-    place = rng.choice([(), *(path for path in places(fields) if type(at(fields, path)) is dict)])
+    place = rng.choice([(), *(p for p in places(fields) if type(at(fields, p)) is dict and "options" not in p)])
     at(fields, place)[rng.choice(("x", "", "transform", "\ud800"))] = rng.choice(WRONG)
     return message.sealed(fields)
 

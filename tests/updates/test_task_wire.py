@@ -17,7 +17,7 @@ from federations import SEED, a_round, begin
 from forged import CHOOSING, TASK
 from shepherd.lowrank import LowRank
 from shepherd.server.methods import build_method, methods
-from shepherd.types import Adapter, ClientModel, Core, Objective, SlotChoice, TrainTask, Work
+from shepherd.types import Adapter, ClientModel, Core, Objective, SlotChoice, TrainTask, TransformSpec, Work
 from shepherd.updates import task_models, task_wire
 from shepherd.updates.layout import WireError
 from shepherd.updates.task_wire import pack_task, read_task
@@ -37,7 +37,7 @@ def assert_same(sent: Any, got: Any, where: str = "task") -> None:
         assert list(sent) == list(got), where
         for key in sent:
             assert_same(sent[key], got[key], f"{where}[{key}]")
-    elif isinstance(sent, tuple):
+    elif isinstance(sent, (tuple, list)):
         assert len(sent) == len(got), where
         for i, (one, other) in enumerate(zip(sent, got, strict=True)):
             assert_same(one, other, f"{where}[{i}]")
@@ -86,6 +86,7 @@ def test_every_field_of_a_task_s_nouns_has_a_place_in_its_envelope():
     """A field that is added to one of them is added to its message, or a client would not get it."""
     increment = {field.name for field in dataclasses.fields(LowRank) if field.compare}
     for kinds, noun, others in (
+        (task_wire._TRANSFORM, names_of(TransformSpec), set()),
         (task_wire._TASK, names_of(TrainTask), {"models"}),
         (task_wire._OBJECTIVE, names_of(Objective), set()),
         (task_wire._WORK, names_of(Work) - {"client"}, set()),  # the key
@@ -110,6 +111,24 @@ def test_scaffold_s_control_the_objective_and_clusters_arrive_as_they_were_sent(
     assert_same(sent, read_task(pack_task(sent)))
 
 
+def test_transforms_travel_by_name_in_their_order_with_options_of_any_finite_json():
+    options = {"norm": 1.0, "by": ["q", {"deep": [[1, 2**70, True, None, "x"]]}], "none": {}}
+    sent = replace(TASK, transforms=(TransformSpec("noise"), TransformSpec("my_lab.rules:clip", options)))
+    assert_same(sent, read_task(pack_task(sent)))
+
+
+def test_options_of_a_transform_that_nest_too_deep_are_refused_without_a_crash():
+    def nested(depth: int, number: int) -> TrainTask:
+        return replace(
+            TASK, transforms=(TransformSpec("clip", {"x": json.loads("[" * depth + str(number) + "]" * depth)}),)
+        )
+
+    assert_same(nested(7, 5), read_task(pack_task(nested(7, 5))))
+    for odd in (nested(8, 5), nested(400, 5), nested(7, 10**400)):
+        with pytest.raises(WireError, match=r"fields: transform 0: .* (deeper|finite)"):
+            read_task(pack_task(odd))
+
+
 def test_an_increment_keeps_what_it_holds_apart_and_leaves_its_decomposition_with_the_server():
     L, R = np.asfortranarray(np.arange(12.0).reshape(4, 3)), np.zeros((3, 5), np.float32)
     head, tail = LowRank(L, np.ones((3, 5))).split(2)
@@ -121,7 +140,7 @@ def test_an_increment_keeps_what_it_holds_apart_and_leaves_its_decomposition_wit
     assert len(pack_task(sent)) < len(pack_task(TASK)) + sum(term.nbytes for term in remainder.values()) + 1500
 
 
-def test_a_part_of_an_array_travels_without_the_rest():
+def test_a_part_of_an_array_is_sent_without_the_rest():
     wide = np.arange(40, dtype=np.float32).reshape(8, 5)
     for part in (wide[::2], wide[:, 1:3], wide.T[:, ::-1], wide[:0]):
         assert_same(control := {"c": part}, read_task(pack_task(replace(TASK, control=control))).control)
@@ -144,7 +163,7 @@ def test_what_clients_share_is_sent_once_and_is_shared_where_it_arrives():
 
 
 def copied(view: ClientModel) -> ClientModel:
-    """The same model in memory of its own."""
+    """The same model in separate memory."""
     factors = {name: type(pair)(*(factor.copy() for factor in pair)) for name, pair in view.adapter.factors.items()}
     return replace(view, adapter=replace(view.adapter, factors=factors))
 

@@ -8,7 +8,8 @@ so that what a cohort shares is written once. Mappings keep their order, arrays 
      "views": {"<client>": <index>}, "clusters": {"<client>": [<index>, …]},
      "models": [{"factors": {"<module>": ["0", "1"]}, "r": 8, "alpha": 16.0, …, "slots": null, "core": null, …}],
      "work": {"<client>": {"first_row": 0, "rows": 64, "learning_rates": [0.001, …]}},
-     "remainder": {"<module>": {"L": "2.T", "R": "3", "apart": 0}}, "control": {"<tensor>": "4"}}
+     "remainder": {"<module>": {"L": "2.T", "R": "3", "apart": 0}}, "control": {"<tensor>": "4"},
+     "transforms": [{"name": "clip", "options": {"norm": 1.0}}]}
 
 The decomposition that an increment of the remainder came out of (`LowRank.known`) stays with the server, which alone
 decomposes it again.
@@ -21,7 +22,7 @@ from dataclasses import asdict
 from typing import Any
 
 from shepherd.lowrank import LowRank
-from shepherd.types import ClientId, ClientModel, Objective, TrainTask, Work
+from shepherd.types import ClientId, ClientModel, Objective, TrainTask, TransformSpec, Work
 from shepherd.updates.layout import (
     ITEM_BYTES,
     Kinds,
@@ -47,6 +48,7 @@ _TASK: Kinds = {
     "work": (dict,),
     "remainder": (dict,),
     "control": (dict,),
+    "transforms": (list,),
 }
 _OBJECTIVE: Kinds = {
     "proximal": (int, float),
@@ -56,6 +58,9 @@ _OBJECTIVE: Kinds = {
 }
 _WORK: Kinds = {"first_row": (int,), "rows": (int,), "learning_rates": (list,)}
 _INCREMENT: Kinds = {"L": (str,), "R": (str,), "apart": (int,)}
+_TRANSFORM: Kinds = {"name": (str,), "options": (dict,)}
+_DEEPEST = 8
+"""Levels of lists and objects within the options of a transform."""
 
 
 def pack_task(task: TrainTask) -> bytes:
@@ -84,17 +89,18 @@ def pack_task(task: TrainTask) -> bytes:
             for module, term in task.remainder.items()
         },
         "control": arrays.add_all(task.control),
+        "transforms": [{"name": spec.name, "options": dict(spec.options)} for spec in task.transforms],
     }
     # The largest items first: so each tensor is aligned.
     return write_message(FORMAT, fields, sorted(arrays.values, key=lambda values: -ITEM_BYTES[values.dtype]))
 
 
 def read_task(data: bytes, header_limit: int = 2**24) -> TrainTask:
-    """The task in `data`; what its clients share is shared again. Each array is in memory of its own.
+    """The task in `data`; what its clients share is shared again. No array refers to `data`.
 
     Raises WireError: "too-large" for a header of more than `header_limit` bytes, "damaged" when the checksum does not
     fit, and "format", "fields", "tensors", "shape", "slots" or "non-finite" for what no task has. Whether a task suits
-    a client's model and rows is that client's question.
+    a client's model and rows is that client's question, and so is which transforms it has and trusts.
     """
     header = read_header(data, header_limit, FORMAT, _TASK, DTYPES.values())
     check_damage(data, header)
@@ -113,6 +119,7 @@ def read_task(data: bytes, header_limit: int = 2**24) -> TrainTask:
         objective=_read_objective(fields["objective"]),
         control=arrays.take_all(fields["control"], "control"),
         clusters={client: _pick_all(models, indices) for client, indices in fields["clusters"].items()},
+        transforms=tuple(_read_transform(value, f"transform {i}") for i, value in enumerate(fields["transforms"])),
     )
     clients = task.work.keys()
     expect(task.views.keys() == clients, "fields", "views and work are not of the same clients")
@@ -146,6 +153,18 @@ def _read_objective(value: Any) -> Objective:
     expect(is_number(fields["proximal"]) and is_number(fields["rate_ratio"]), "fields", "objective: no such number")
     expect(fields["proximal_form"] in ("factors", "product"), "fields", "proximal_form is not factors or product")
     return Objective(**fields)
+
+
+def _read_transform(value: Any, where: str) -> TransformSpec:
+    fields = check_fields(value, _TRANSFORM, where)
+    level = [fields["options"]]
+    for _ in range(_DEEPEST):  # level by level: recursion would end where a sender nests deeper than the interpreter
+        inner = [x for within in level for x in (within.values() if type(within) is dict else within)]
+        numbers = [x for x in inner if type(x) in (int, float)]
+        expect(all(map(is_number, numbers)), "fields", f"{where}: an option is not finite")
+        level = [x for x in inner if type(x) in (dict, list)]
+    expect(not level, "fields", f"{where}: its options are nested deeper than {_DEEPEST} levels")
+    return TransformSpec(fields["name"], fields["options"])
 
 
 def _pick_all(models: Sequence[ClientModel], indices: Any) -> tuple[ClientModel, ...]:
