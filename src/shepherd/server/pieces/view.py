@@ -168,7 +168,7 @@ def heads() -> ViewRule:
 
 
 def _check_rank(adapter: Adapter, client: ClientId, rank: int) -> None:
-    # A recipe is bounded where it is read; here for methods used without one: a cut of too many rows would pass silently.
+    # A recipe is bounded where it is read; without one, a factor cut to more rows than it has would pass silently.
     if not 1 <= rank <= adapter.r:
         raise UsageError(
             f"{client} has rank {rank}, outside of 1 to {adapter.r}", hint="set lora.r to the largest of lora.ranks"
