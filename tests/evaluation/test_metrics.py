@@ -18,7 +18,7 @@ from shepherd.testing import check_metric
 
 OUTSIDE = "outside_metrics:length_off"
 ALL = [*metrics, {"name": "rouge_l", "beta": 3.0}, {"name": OUTSIDE, "limit": 50.0}]
-"""Every registered metric joins by itself."""
+"""Every registered metric is tested."""
 
 
 def record(text: str, reference: str, **other: object) -> dict:
@@ -133,7 +133,7 @@ def test_a_wrong_metric_or_option_is_found_before_a_run(entry, said):
         ("[3]", 'evaluation.metrics: must be text or must be a table such as {name = "rouge_l", beta = 2.0}, got [3]'),
     ],
 )
-def test_an_entry_that_is_no_metric_is_an_error_of_the_settings(given, said):
+def test_an_entry_other_than_a_metric_is_an_error_of_the_settings(given, said):
     with pytest.raises(UsageError) as error:
         load(overrides=[f"evaluation.metrics={given}"])
     assert said in error.value.message
