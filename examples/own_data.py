@@ -28,7 +28,7 @@ held_out = [
 ]
 
 federation = shepherd.simulate(
-    rows, held_out=held_out, base="smollm2-135m", rounds=4, local_steps=2, learning_rate=2e-3
+    rows, held_out=held_out, base="smollm2-135m", rounds=3, local_steps=2, learning_rate=1e-3
 )
 print("clients:", federation.clients)  # names that are safe for paths, and their rows
 print(f"base: held-out loss {federation.base.loss:.3f}")

@@ -11,6 +11,19 @@
     partitioners.build("by_length", {"descending": True})
 
 A factory's arguments are its options in the recipe. `"package.module:function"` imports one that is not registered.
+
+    >>> shouts = Registry("shout")
+    >>> @shouts
+    ... def louder(marks: int = 1):
+    ...     \"\"\"Exclamation marks after the text.\"\"\"
+    ...     return lambda text: text + "!" * marks
+    >>> shouts.build("louder", {"marks": 3})("baa")
+    'baa!!!'
+    >>> list(shouts), shouts.describe("louder")
+    (['louder'], 'Exclamation marks after the text.')
+    >>> shouts.build("louder", {"mark": 3})
+    Traceback (most recent call last):
+    shepherd.errors.UsageError: shout 'louder' has no option 'mark'. Did you mean 'marks'? Its options: marks
 """
 
 from __future__ import annotations
