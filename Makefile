@@ -44,4 +44,4 @@ $(VENV)/installed-test: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .nox build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

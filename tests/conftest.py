@@ -11,6 +11,7 @@ import pytest
 
 from tiny import tiny_model
 
+pytest_plugins = ["suite_report"]
 USERS_CACHE = os.environ.get("SHEPHERD_CACHE")
 SMALL_RUN = (
     "model.dtype=float32",

@@ -42,10 +42,9 @@ _CLIENTS_OF_THE_DATA = ("by_key", "files")
 
 
 def load(recipe: str | Path | None = None, overrides: Iterable[str] = (), **tables: Mapping[str, Any]) -> Config:
-    """Read a recipe (the path of a TOML file or a packaged recipe's name) and change it.
+    """Read a recipe (a packaged one's name, or a path), and change it by `key=value` texts and by tables, which win.
 
-    `overrides` are `key=value` texts as after `--set`; tables are given by name, federation={"rounds": 5}, and win.
-    Raises UsageError when there is no such recipe, and those of `resolve`.
+    load("demo", federation={"rounds": 5}). Raises UsageError when there is no such recipe, and those of `resolve`.
     """
     layers = [] if recipe is None else [("recipe", read_recipe(recipe))]
     settings, _ = merge([*layers, ("override", parse_overrides(overrides)), ("argument", tables)])

@@ -38,6 +38,12 @@ def shell(capsys, monkeypatch, tmp_path) -> Shell:
     return Shell(capsys, monkeypatch)
 
 
+START = {
+    "event": "start", "run": "runs/x", "config": {}, "model": "m", "clients": ["a"], "labels": {}, "rounds": 1,
+    "arms": ["base"], "round": 0, "fraction": 0.0,
+}  # fmt: skip
+
+
 @pytest.fixture
 def started(monkeypatch) -> list[Config]:
     """Configs that reach `experiment.run`, which here only tells three events and ends."""
@@ -48,7 +54,7 @@ def started(monkeypatch) -> list[Config]:
 
     def finish(checked, observer=None, out_dir=None):
         configs.append(checked.config)
-        observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
+        observer(START)
         observer({"event": "evaluation", "arm": "base", "round": 0, "loss": float("nan")})
         observer({"event": "end", "run": "runs/x", "summary": SUMMARY})
         return SimpleNamespace(path=Path("runs/x"), summary=SUMMARY)
@@ -209,7 +215,7 @@ def test_under_json_a_run_that_ends_early_says_so_in_its_last_line(
     from shepherd.experiment import run as experiment
 
     def fail(checked, observer=None, out_dir=None):
-        observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
+        observer(START)
         raise failure
 
     monkeypatch.setattr(experiment, "run_checked", fail)
@@ -232,7 +238,7 @@ def test_an_interrupted_run_says_how_to_go_on(shell, started, monkeypatch):
     from shepherd.experiment import run as experiment
 
     def interrupt(checked, observer=None, out_dir=None):
-        observer({"event": "start", "run": "runs/x", "model": "m", "clients": ["a"], "rounds": 1, "arms": ["base"]})
+        observer(START)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(experiment, "run_checked", interrupt)

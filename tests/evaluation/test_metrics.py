@@ -17,7 +17,7 @@ from shepherd.report.metrics import DEFAULT
 
 OUTSIDE = "outside_metrics:length_off"
 ALL = [*metrics, {"name": "rouge_l", "beta": 3.0}, {"name": OUTSIDE, "limit": 50.0}]
-"""Every registered metric joins by itself."""
+"""Every registered metric is tested."""
 TEXTS = ("", " ", "?!", "the cat", "The cat sat on the mat.", "cat the", "我喜欢猫", "50 %", "\U0001f44d", "a\nb\n" * 9)
 
 
@@ -141,7 +141,7 @@ def test_a_wrong_metric_or_option_is_found_before_a_run(entry, said):
         ("[3]", 'evaluation.metrics: must be text or must be a table such as {name = "rouge_l", beta = 2.0}, got [3]'),
     ],
 )
-def test_an_entry_that_is_no_metric_is_an_error_of_the_settings(given, said):
+def test_an_entry_other_than_a_metric_is_an_error_of_the_settings(given, said):
     with pytest.raises(UsageError) as error:
         load(overrides=[f"evaluation.metrics={given}"])
     assert said in error.value.message

@@ -46,6 +46,7 @@ FEDERATION = {
     "clients_per_round": (3, {}),
     "fraction": (0.5, {}),
     "method": ("ffa_lora", {}),
+    "aggregator": ("trimmed_mean", {}),
     "weights": ("tokens", {}),
     "max_weight": (0.5, {}),
     "max_update_norm": (7.0, {}),
@@ -156,7 +157,7 @@ def test_every_key_of_federation_changes_the_plan(key, rows):
         plan = plan_of(resolved(federation=table, training={"local_steps": 1}), rows)
         return [
             plan.weights, plan.min_updates, plan.cohort_size, plan.asked, replace(plan.policy, clock=None),
-            plan.method.name, plan.gate().limits, plan.seed,
+            plan.method.name, plan.method.pieces.merge.name, plan.gate().limits, plan.seed,
         ]  # fmt: skip
 
     before, after = planned(others), planned({**others, key: value})

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "tests/golden/text").iterdir())]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "RELEASING", "SECURITY")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "tests/golden/text").iterdir()),
+]
 TURNS = (
     "asked no more", "is asked", "are asked", "was asked", "not asked", "who is asked", "of its own", "of their own",
     "of your own", "of our own", "of a client's own", "so many", "whom", "begun", "lies beside", "lie beside", "told",

@@ -140,7 +140,7 @@ def test_an_increment_keeps_what_it_holds_apart_and_leaves_its_decomposition_wit
     assert len(pack_task(sent)) < len(pack_task(TASK)) + sum(term.nbytes for term in remainder.values()) + 1500
 
 
-def test_a_part_of_an_array_travels_without_the_rest():
+def test_a_part_of_an_array_is_sent_without_the_rest():
     wide = np.arange(40, dtype=np.float32).reshape(8, 5)
     for part in (wide[::2], wide[:, 1:3], wide.T[:, ::-1], wide[:0]):
         assert_same(control := {"c": part}, read_task(pack_task(replace(TASK, control=control))).control)
@@ -163,7 +163,7 @@ def test_what_clients_share_is_sent_once_and_is_shared_where_it_arrives():
 
 
 def copied(view: ClientModel) -> ClientModel:
-    """The same model in memory of its own."""
+    """The same model in separate memory."""
     factors = {name: type(pair)(*(factor.copy() for factor in pair)) for name, pair in view.adapter.factors.items()}
     return replace(view, adapter=replace(view.adapter, factors=factors))
 

@@ -65,7 +65,7 @@ def test_a_task_carries_those_with_a_client_half():
     assert built(spec("add"), spec("push"), spec("clip", norm=1.0)).sent == (spec("add"), spec("clip", norm=1.0))
 
 
-def test_names_and_options_that_do_not_fit_are_told_at_once():
+def test_names_and_options_that_do_not_fit_are_refused_at_once():
     with pytest.raises(UsageError) as caught:
         build_transforms(
             [TransformSpec("noise"), spec("clip", norm="x"), spec("not_a_transform"), spec("add"), spec("add")]

@@ -155,7 +155,9 @@ class Method:
                 _check_finite(module, "the remainder", kept.L, kept.R)
                 remainder[module] = kept
         population = self.population or {u.client: w for u, w in zip(uploads.updates, given / given.sum(), strict=True)}
-        cohort = [population.get(update.client, 0.0) for update in uploads.updates]  # a pseudo-update is no client's
+        cohort = [
+            population.get(update.client, 0.0) for update in uploads.updates
+        ]  # a pseudo-update belongs to no client
         memory = control_step(server.memory, uploads.control_changes(), cohort)
         for name, array in memory.items():
             _check_finite(name, "the server's memory", array)

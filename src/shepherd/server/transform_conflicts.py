@@ -48,7 +48,7 @@ def _weighing(transform: Transform, method: Method, weights: str) -> Iterator[tu
 
 
 def _sum(transform: Transform, method: Method, mixed_ranks: bool) -> Iterator[tuple[str, str, str]]:
-    """A next model that is no function of the weighted sum of the updates."""
+    """A next model that is not a function of the weighted sum of the updates."""
     p = method.pieces
     if mixed_ranks and ("linear" in transform.needs or (p.weigh.by_slot and transform.needs)):
         why = "the weight of a rank slot depends on the ranks of the clients that are sampled"

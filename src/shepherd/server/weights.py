@@ -69,7 +69,7 @@ def round_weights(
 
     A selection may replace `by`. times: the number of draws of each client, to which its weight is proportional.
     shares: weights of a selection with a fixed denominator, not renormalised. All others sum to one over the updates.
-    Without updates there are no weights.
+    Empty without updates.
     """
     if not updates:
         return {}

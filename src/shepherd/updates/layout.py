@@ -27,11 +27,11 @@ _LARGEST = 2**40
 """Above all sizes: a shape whose sizes multiply to more has no array, whether or not one of them is 0."""
 
 Kinds = Mapping[str, tuple[type, ...]]
-"""Every key of a JSON object with the types that it may have, exactly: true is no int, "5" is no int."""
+"""Every key of a JSON object with the types that it may have, exactly: neither true nor "5" is an int."""
 
 
 class WireError(ValueError):
-    """Bytes that are no message of the expected kind: a code of REASONS, and detail without text of the sender."""
+    """An invalid message of the expected kind: a code of REASONS, and detail without text of the sender."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
@@ -202,7 +202,7 @@ def checksum(envelope: str, *values: bytes | memoryview) -> str:
 
 
 def widen(data: bytes, start: int, entry: Entry) -> np.ndarray:
-    """The values of a tensor in memory of their own: float32 (float64 for F64), bool for BOOL.
+    """A copy of the values of a tensor: float32 (float64 for F64), bool for BOOL.
 
     Raises WireError "slots" for a truth value that is neither 0 nor 1.
     """
@@ -215,7 +215,7 @@ def widen(data: bytes, start: int, entry: Entry) -> np.ndarray:
         return (raw == 1).reshape(entry.shape)
     if entry.dtype == "BF16":
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(invalid="ignore"):  # a signalling NaN would warn; whoever checks the values finds it
+    with np.errstate(invalid="ignore"):  # a signalling NaN would warn; the check of the values finds it
         return raw.astype(np.float64 if entry.dtype == "F64" else np.float32).reshape(entry.shape)
 
 
@@ -255,4 +255,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(name)  # NaN and Infinity are no JSON
+    raise ValueError(name)  # NaN and Infinity are not JSON

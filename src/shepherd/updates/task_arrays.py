@@ -53,7 +53,7 @@ class ArrayWriter:
 
 
 class ArrayReader:
-    """The tensors of a message as arrays in memory of their own: each is read once, when a field first names it."""
+    """The tensors of a message as copied arrays: each is read once, when a field first names it."""
 
     def __init__(self, data: bytes, header: Header) -> None:
         self.data, self.header = data, header

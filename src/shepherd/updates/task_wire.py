@@ -96,7 +96,7 @@ def pack_task(task: TrainTask) -> bytes:
 
 
 def read_task(data: bytes, header_limit: int = 2**24) -> TrainTask:
-    """The task in `data`; what its clients share is shared again. Each array is in memory of its own.
+    """The task in `data`; what its clients share is shared again. No array refers to `data`.
 
     Raises WireError: "too-large" for a header of more than `header_limit` bytes, "damaged" when the checksum does not
     fit, and "format", "fields", "tensors", "shape", "slots" or "non-finite" for what no task has. Whether a task suits

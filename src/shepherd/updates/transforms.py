@@ -72,7 +72,7 @@ class Transform:
     """A client half, a server half, or both.
 
     on_client(update, start, rng) gives the update that is sent. It sees all that will leave the client: the delta with
-    SCAFFOLD's control variates beside it (their names end in `.control`), counts, metrics and chosen slots; and
+    SCAFFOLD's control variates (their names end in `.control`), counts, metrics and chosen slots; and
     `private`, the state that stays, in which it may keep its own. `start` is the client model that the round started
     from, with the slots that the client chose. Names, shapes and float32 of the delta must remain: the gate checks the
     result as it checks any update.

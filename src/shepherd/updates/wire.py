@@ -1,7 +1,7 @@
 """ClientUpdate <-> bytes: a message (layout.py) with an envelope that states whose update it is and of what.
 
 Tensors travel as float32; float16 and bfloat16 are accepted and widened. Slots that the client chose travel as
-`<module>.slots`, a byte each. `private` never travels.
+`<module>.slots`, a byte each. `private` is never sent.
 """
 
 from __future__ import annotations
