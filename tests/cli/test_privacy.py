@@ -11,6 +11,7 @@ import pytest
 from console import Shell
 from shepherd.cli.privacy import PLANS_ONLY
 from shepherd.experiment.privacy_plan import BREAKING, NOT_COVERED, plan_privacy
+from shepherd.server.methods import build_method
 
 PLAN = ("privacy", "plan", "--clients=1000", "--per-round=50", "--rounds=20", "--delta=1e-4")
 BREAK = {"fedex_lora", "fedmomentum", "flora", "florist", "flexlora", "raflora", "lora_fair", "hetlora", "fedrot_lora"}
@@ -68,6 +69,7 @@ def test_an_infinite_epsilon_is_null_in_json_and_said_in_words(shell):
 def test_the_methods_that_break_the_guarantee_are_those_of_the_sum_law():
     methods = plan().methods
     assert {method.name for method in methods if method.breaks} == BREAK
+    assert {method.name for method in methods if not build_method(method.name).linear} == BREAK
     assert {method.name for method in methods if method.signal == "none"} == BREAK and len(methods) == 22
 
 
