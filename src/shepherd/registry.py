@@ -14,6 +14,19 @@ A factory's arguments are its options in the recipe. `"package.module:function"`
 
 A package adds names with an entry point of the group `shepherd.plugins` that names a module: it is imported when a
 registry is asked for a name that it lacks, or for all names.
+
+    >>> shouts = Registry("shout")
+    >>> @shouts
+    ... def louder(marks: int = 1):
+    ...     \"\"\"Exclamation marks after the text.\"\"\"
+    ...     return lambda text: text + "!" * marks
+    >>> shouts.build("louder", {"marks": 3})("baa")
+    'baa!!!'
+    >>> list(shouts), shouts.describe("louder")
+    (['louder'], 'Exclamation marks after the text.')
+    >>> shouts.build("louder", {"mark": 3})
+    Traceback (most recent call last):
+    shepherd.errors.UsageError: shout 'louder' has no option 'mark'. Did you mean 'marks'? Its options: marks
 """
 
 from __future__ import annotations
