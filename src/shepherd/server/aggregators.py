@@ -127,4 +127,4 @@ def aggregated(aggregator: Aggregator) -> Merge:
         A, B = after("A", start.A, (A for A, _ in filled)), after("B", start.B, (B for _, B in filled))
         return Merged(start.scale, (Term(np.ones(uploads.r), Local(A, B, start.scale, start.moved)),))
 
-    return Merge(of, space="factors", sum_only=False, linear=False, name=aggregator.name)
+    return Merge(of, space="factors", linear=False, averages=False, name=aggregator.name)
