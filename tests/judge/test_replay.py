@@ -50,10 +50,19 @@ def test_preferences_of_alpaca_eval_are_shares_and_zero_is_its_tie():
 def test_both_orders_of_llmbar_are_compared_and_counted_against_its_labels():
     found = pair("llmbar.json")
     assert figures(found) == [4, 3, 1, 2, 1, 1, 1] and found["orders"] == 2
+    assert found["disagreements"] == 0, "with b first, `Output (b)` is a's answer"
     # Right with a first: items 1, 2, 3; with b first: 1, 3, 4; in both: 1, 3. Equal in both: 1, 3.
     assert found["right"] == {"pairs": 4, "a_first": 3, "b_first": 3, "both": 2, "same": 2}
     # Over items 1 to 3: item 2 prefers what it is shown first, a gain of one point.
     assert found["first_gain"] == pytest.approx(1 / 3) and found["same_verdict"] == pytest.approx(2 / 3)
+
+
+def test_two_orders_without_a_verdict_are_not_the_same_verdict(tmp_path):
+    items = json.loads((RECORDINGS / "llmbar.json").read_text(encoding="utf-8"))
+    none = {"completion": ["Neither.", "stop"], "winner": None}
+    items.append({**items[0], "results": [{"swap = False": none, "swap = True": none}]})
+    (tmp_path / "bar.json").write_text(json.dumps(items), encoding="utf-8")
+    assert pair("bar.json", tmp_path)["right"] == {"pairs": 5, "a_first": 3, "b_first": 3, "both": 2, "same": 2}
 
 
 def test_two_files_that_show_one_pair_in_both_orders_give_the_shift_of_the_relative_score():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -179,6 +180,22 @@ def test_bca_of_a_ratio_repeats_with_its_seed_and_is_absent_without_variation():
     assert significance.bca_ratio(np.ones(1), np.ones(1), stream(0, "x"), 999) is None
 
 
+def test_bca_is_the_interval_of_its_formula_not_that_of_percentiles():
+    rng = stream(7, "judge", "bca")
+    a, b = rng.uniform(0.2, 1, 15), rng.exponential(1, 15)
+    ratio = b.sum() / a.sum()
+    rows = rng.integers(0, 15, (40_000, 15))
+    draws = b[rows].sum(axis=1) / a[rows].sum(axis=1)
+    left = np.array([np.delete(b, i).sum() / np.delete(a, i).sum() for i in range(15)])
+    skew = ((left.mean() - left) ** 3).sum() / (6 * ((left.mean() - left) ** 2).sum() ** 1.5)
+    normal = NormalDist()
+    bias = normal.inv_cdf((draws < ratio).mean())
+    levels = [normal.cdf(bias + (bias + z) / (1 - skew * (bias + z))) for z in (-1.959964, 1.959964)]
+    expected = np.quantile(draws, levels)
+    assert significance.bca_ratio(a, b, stream(0, "x")) == pytest.approx(expected, abs=0.04)
+    assert abs(expected - np.quantile(draws, [0.025, 0.975])).max() > 0.1
+
+
 @pytest.mark.parametrize("degrees", [1, 2.5, 19, 804])
 def test_the_smallest_difference_is_found_with_80_percent_power(degrees):
     size = smallest_difference(0.3, degrees)
@@ -195,6 +212,13 @@ def test_a_planned_design_has_the_power_that_a_simulation_of_it_has():
     )
     found = [two_way(size + one).p() < 0.05 for one in questions + rng.normal(0, 0.3, (1000, 3, 1))]
     assert np.mean(found) == pytest.approx(0.8, abs=0.06)
+
+
+def test_a_planned_error_divides_the_part_of_the_seeds_by_the_seeds():
+    # 2² · (0.7 + 0.3 / 3) / 80 = 0.04 and 0.3² / 3 = 0.03; degrees 0.07² / (0.04² / 79 + 0.03² / 2)
+    stderr, degrees = planned(80, 3, 2.0, seed_sd=0.3)
+    assert stderr == pytest.approx(0.07**0.5) and degrees == pytest.approx(0.0049 / (0.0016 / 79 + 0.0009 / 2))
+    assert planned(80, 1, 2.0, seed_sd=0.3) == pytest.approx((0.05**0.5, 79))
 
 
 def test_more_questions_help_until_the_seeds_rule():
