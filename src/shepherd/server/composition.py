@@ -73,6 +73,14 @@ class Pieces:
         return bool(self.train.local) or self.home.keeps
 
     @property
+    def linear(self) -> bool:
+        """Whether the next model depends on the updates through their weighted sum alone, for clients of one rank.
+
+        With mixed ranks the weight of an update in a slot depends on who else has that slot.
+        """
+        return self.merge.linear and not self.weigh.own and self.payload.name == "plain"
+
+    @property
     def exact(self) -> bool:
         """Whether E' = E + Σ c_k (E_k − E) holds for weights c that are the same in all slots (the exactness law).
 
@@ -80,7 +88,7 @@ class Pieces:
         """
         if self.merge.space == "cores":
             return True
-        if self.weigh.by_slot or not self.merge.linear:
+        if self.weigh.by_slot or not self.merge.averages:
             return False
         if self.merge.space == "increments":
             return self.remainder.lossless
@@ -192,7 +200,7 @@ def aggregator_conflicts(p: Pieces) -> Iterator[str]:
 
 def optimizer_conflicts(p: Pieces, optimizer: Optimizer) -> Iterator[str]:
     """The conflicts between the server optimizer and the pieces."""
-    if optimizer.by_steps and not p.merge.linear:
+    if optimizer.by_steps and not p.merge.averages:
         yield (
             f'server.optimizer "{optimizer.name}" and federation.aggregator "{p.merge.name}" do not fit: it divides '
             f'each client\'s change by its steps, and the weights of an aggregator sum to one; use "fedavg"'
@@ -230,7 +238,7 @@ def control_conflicts(p: Pieces, weights: str, mixed_ranks: bool) -> Iterator[st
             f"objective.scaffold = true and {setting} do not fit: these weights change from round to round, and the "
             f"mean of the clients' control variates needs the same in all rounds; use {instead}"
         )  # fmt: skip
-    if not p.merge.linear:
+    if not p.merge.averages:
         yield (
             f'objective.scaffold = true and federation.aggregator "{p.merge.name}" do not fit: the clients are '
             f"corrected towards the mean of their gradients, and the model does not move by a mean; leave one out"

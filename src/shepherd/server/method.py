@@ -49,9 +49,13 @@ class Method:
         return self.pieces.exact and self.optimizer.memoryless
 
     @property
-    def sum_only(self) -> bool:
-        """Whether the server needs only sums over clients, as secure aggregation provides."""
-        return self.pieces.merge.sum_only
+    def linear(self) -> bool:
+        """Whether Σ w_k Δ_k alone determines the next model where all ranks are equal: the sum law.
+
+        w_k are the weights of the round, so a server optimizer that weighs by local steps is not linear. Secure
+        aggregation and noise on the sum need it.
+        """
+        return self.pieces.linear and not self.optimizer.by_steps
 
     @property
     def mixed_ranks(self) -> bool:

@@ -89,7 +89,7 @@ def bounds(method: Method, adapter: Adapter, mixed: bool, one_step: bool) -> tup
 def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: int = 4) -> list[dict[str, Any]]:
     """One row for each method: its pieces, bytes per client and round, capabilities and citation."""
     rows = []
-    for name in methods:
+    for name in methods.known():
         method = build_method(name)
         up, down = numbers(method, sizes, r, [r] * clients)
         energy = method.pieces.remainder.energy
@@ -101,8 +101,8 @@ def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: 
                 "bytes_up": round(up * bytes_each),
                 "bytes_down": round(down * bytes_each),
                 "exact": "yes" if method.exact else f"to {energy:g}" if 0 < energy < 1 else "no",
-                "sum_only": method.sum_only,
-                "sum_dense": method.sum_only and method.mixed_ranks,
+                "sum_only": method.linear,
+                "sum_dense": method.linear and method.mixed_ranks,
                 "mixed_ranks": method.mixed_ranks,
                 "citation": method.citation,
                 "experimental": method.experimental,

@@ -53,13 +53,13 @@ def _sum(transform: Transform, method: Method, mixed_ranks: bool) -> Iterator[tu
     if mixed_ranks and ("linear" in transform.needs or (p.weigh.by_slot and transform.needs)):
         why = "the weight of a rank slot depends on the ranks of the clients that are sampled"
         yield "lora.ranks", why, "use one rank for all clients"
-    if not p.merge.linear and ("linear" in transform.needs or transform.on_server is not None):
+    if not p.merge.averages and ("linear" in transform.needs or transform.on_server is not None):
         why = "it is no sum of the updates by their weights"
         yield f'federation.aggregator = "{p.merge.name}"', why, "leave federation.aggregator out"
-    if "linear" not in transform.needs:
+    if "linear" not in transform.needs or p.linear:
         return
     why, instead = "it needs each client's own factors, and not their sum alone", 'use federation.method = "ffa_lora"'
-    if p.merge.linear and not p.merge.sum_only:
+    if p.merge.averages and not p.merge.linear:
         yield f'method.merge = "{p.merge.name}"', why, instead
     if p.payload.name != "plain":
         why = "it changes each client's factors after the transform"

@@ -106,13 +106,14 @@ class Merged:
 class Merge:
     """A merge: of(uploads, module, shares float64[K, r], server) -> Merged. space: that of the server optimizer.
 
-    linear: whether the result is linear in the clients' deltas; that of an aggregator need not be.
+    linear: whether the result depends on the clients' deltas through their sum by these shares alone (the sum law).
+    averages: whether it is a weighted mean, of factors, products or cores; that of an aggregator need not be.
     """
 
     of: Callable[[Uploads, str, np.ndarray, ServerStep], Merged]
     space: str
-    sum_only: bool
-    linear: bool = True
+    linear: bool
+    averages: bool = True
     name: str = ""
 
 
@@ -132,7 +133,7 @@ def factor() -> Merge:
         B = start.B + server.step(f"{module}.B", delta_B) if "B" in sent else start.B
         return Merged(start.scale, (Term(np.ones(uploads.r), Local(A, B, start.scale, start.moved)),))
 
-    return Merge(of, space="factors", sum_only=True)
+    return Merge(of, space="factors", linear=True)
 
 
 @merges
@@ -148,7 +149,7 @@ def product() -> Merge:
         delta = merged.total + LowRank(-start.scale * start.B, start.A)
         return Merged(start.scale, merged.terms, (server.step(module, delta) + -1.0 * delta).truncated(where=module))
 
-    return Merge(of, space="increments", sum_only=False)
+    return Merge(of, space="increments", linear=False)
 
 
 @merges
@@ -166,7 +167,7 @@ def core() -> Merge:
         B = expand_core(memory[f"{module}.basis"], after)
         return Merged(start.scale, (Term(np.ones(uploads.r), Local(start.A, B, start.scale, start.moved)),))
 
-    return Merge(of, space="cores", sum_only=True)
+    return Merge(of, space="cores", linear=True)
 
 
 def _without_mean(shares: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
