@@ -114,6 +114,8 @@ def test_without_noise_epsilon_is_infinite_with_much_noise_zero_and_without_roun
 def test_where_pld_finds_no_bound_that_of_rdp_holds():
     found = epsilons([Rounds(0.05, 10.0, 20)], 1e-15)
     assert found.pld == math.inf and 0 < found.rdp == found.least < 1
+    found = epsilons([Rounds(1.0, 0.02, 1_000_000)], 1e-5)
+    assert found.pld == math.inf and 1e9 < found.rdp == found.least < 1e10, "about T/(2z²) and more"
 
 
 def test_everyone_in_every_round_is_the_gaussian_mechanism():

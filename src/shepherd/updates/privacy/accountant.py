@@ -30,6 +30,8 @@ ENOUGH = 1e6
 """More noise is accounted as this, which is a bound; its square would overflow."""
 COARSE = 10.0
 """Factor on the PLD's interval while the noise for an ε is searched for: a tenth of the time, and still a bound."""
+WIDEST = 100.0
+"""The widest interval of a PLD. It belongs to an ε of millions; the exponential of a wider one overflows."""
 CLOSE = 1e-4
 """How far below the wanted ε the found noise may stay, relative to an ε above 1."""
 
@@ -142,7 +144,9 @@ def _epsilons(rounds: tuple[Rounds, ...], delta: float, factor: float) -> Epsilo
     with _quiet():
         rdp = _composed(library, library.rdp.RdpAccountant(neighboring_relation=relation), rounds, delta)
         # The number of points is at most about 1e5 times a small factor; 1e-4 for all but very large ε.
-        interval = 1e-5 * factor * max(10.0, min(rdp, 1e9), least**-2)
+        interval = 1e-5 * factor * max(10.0, rdp, least**-2)
+        if interval > WIDEST:
+            return Epsilons(math.inf, rdp)
         accountant = library.pld.PLDAccountant(relation, value_discretization_interval=interval)
         return Epsilons(_composed(library, accountant, rounds, delta), rdp)
 
