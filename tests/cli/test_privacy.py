@@ -147,6 +147,11 @@ def test_a_delta_that_is_large_for_the_clients_is_warned_of(delta, warning, shel
     assert done.status == 0 and (warning in done.err if warning else done.err == "")
 
 
+def test_an_epsilon_that_is_hardly_a_guarantee_is_warned_of(shell):
+    done = shell("privacy", "plan", "--clients=100", "--per-round=100", "--rounds=9", "--noise=0.5", "--delta=1e-3")
+    assert done.status == 0 and "warning: epsilon = 3" in done.err and "is hardly a guarantee" in done.err
+
+
 def test_a_missing_extra_is_answered_with_its_install_line_after_the_mistakes(shell, monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     assert "noise = -1" in shell(*PLAN, "--noise=-1").err

@@ -17,6 +17,8 @@ from shepherd.updates.transforms import Transform
 
 MOST_ROUNDS = 1_000_000
 """More take minutes to compose."""
+LITTLE = 20.0
+"""An ε above it is warned of: e^20 is five hundred million."""
 EXAMPLE = "r = 8 on q and v of SmolLM2-135M"
 """The adapter whose values are counted, as in `shepherd list methods`."""
 NOISE = Transform(needs=frozenset({"linear", "uniform weights"}), name="noise")
@@ -117,7 +119,7 @@ def plan_privacy(
     assert noise is not None
     found = epsilons([Rounds(q, noise, rounds)], delta)
     methods = tuple(_method(row, noise, per_round, rounds) for row in table())
-    warnings = tuple(_warnings(clients, delta, noise))
+    warnings = tuple(_warnings(clients, delta, noise, found.least))
     return PrivacyPlan(clients, per_round, rounds, delta, noise, found.pld, found.rdp, methods, warnings)
 
 
@@ -160,7 +162,7 @@ def _problems(
     return found
 
 
-def _warnings(clients: int, delta: float, noise: float) -> list[str]:
+def _warnings(clients: int, delta: float, noise: float, epsilon: float) -> list[str]:
     found = []
     if delta > 1 / clients:
         found.append(
@@ -173,6 +175,8 @@ def _warnings(clients: int, delta: float, noise: float) -> list[str]:
         found.append("a noise multiplier of 0 is no privacy: epsilon is infinite")
     elif noise < LEAST:
         found.append(f"no bound is computed for a noise multiplier below {LEAST:g}: epsilon is given as infinite")
+    elif epsilon > LITTLE:
+        found.append(f"epsilon = {epsilon:.3g} is hardly a guarantee: usual values lie between 1 and 8")
     return found
 
 
