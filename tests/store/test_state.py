@@ -63,6 +63,7 @@ def states(draw) -> ServerState:
         tuple(draw(st.lists(NAMES, unique=True, max_size=3))),
         draw(st.dictionaries(NAMES, MEMORIES, max_size=3)),
         tuple(cluster() for _ in range(draw(st.integers(0, 2)))),
+        draw(st.just(0.0) | st.floats(0, allow_nan=False, allow_infinity=False)),
     )
 
 

@@ -18,14 +18,23 @@ def conflicts(
     """
     for transform in transforms.built:
         found = [*_weighing(transform, method, weights), *_sum(transform, method, mixed_ranks)]
-        if scaffold and (transform.on_server is not None or "linear" in transform.needs):
+        beside = transform.on_server is not None or "linear" in transform.needs
+        if scaffold and (beside or "no control variates" in transform.needs):
             why = "control variates are averaged beside the updates, where the transform does not reach"
+            if not beside:
+                why = "a client's control variate follows from its update as it was before"
             found.append(("objective.scaffold = true", why, "set objective.scaffold = false"))
         if clusters:
             why = "clusters are formed and merged from the clients' updates alone"
             found.append(('personalization.name = "ifca"', why, 'set personalization.name = "none"'))
         for setting, why, instead in found:
-            yield f'transform "{transform.name}" and {setting} do not fit: {why}; {instead}'
+            what = transform.setting or f'transform "{transform.name}"'
+            yield f"{what} and {setting} do not fit: {why}; {instead}"
+
+
+def _on_weights(transform: Transform) -> bool:
+    """Whether a transform needs something of the weights."""
+    return bool(transform.needs & {"linear", "uniform weights"})
 
 
 def _weighing(transform: Transform, method: Method, weights: str) -> Iterator[tuple[str, str, str]]:
@@ -36,7 +45,7 @@ def _weighing(transform: Transform, method: Method, weights: str) -> Iterator[tu
             "it needs the same weight for every client",
             'set federation.weights = "uniform"',
         )
-    if not transform.needs and transform.on_server is None:
+    if not _on_weights(transform) and transform.on_server is None:
         return
     p, optimizer = method.pieces, method.optimizer
     if p.weigh.own:
@@ -50,7 +59,7 @@ def _weighing(transform: Transform, method: Method, weights: str) -> Iterator[tu
 def _sum(transform: Transform, method: Method, mixed_ranks: bool) -> Iterator[tuple[str, str, str]]:
     """A next model that is not a function of the weighted sum of the updates."""
     p = method.pieces
-    if mixed_ranks and ("linear" in transform.needs or (p.weigh.by_slot and transform.needs)):
+    if mixed_ranks and ("linear" in transform.needs or (p.weigh.by_slot and _on_weights(transform))):
         why = "the weight of a rank slot depends on the ranks of the clients that are sampled"
         yield "lora.ranks", why, "use one rank for all clients"
     if not p.merge.averages and ("linear" in transform.needs or transform.on_server is not None):
