@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shepherd.data.loading import load_dataset, partition
     from shepherd.data.partitioners import partitioners
     from shepherd.errors import ShepherdError, ShepherdWarning
+    from shepherd.evaluation.metrics import Answer, Metric
     from shepherd.evaluation.text import metrics
     from shepherd.experiment.opened_run import Run, evaluate, load_tuned, open_run
     from shepherd.experiment.run import resume, run
@@ -34,16 +35,19 @@ if TYPE_CHECKING:
     from shepherd.server.methods import methods
     from shepherd.server.optimizer import optimizers as server_optimizers
     from shepherd.store.records import RoundRecord
-    from shepherd.types import Adapter, ClientUpdate, Example, Partition
+    from shepherd.types import Adapter, ClientFailure, ClientUpdate, Example, Partition
     from shepherd.updates.transforms import transforms
 
 _HOMES = {
     "Adapter": ("shepherd.types", "Adapter"),
+    "Answer": ("shepherd.evaluation.metrics", "Answer"),
+    "ClientFailure": ("shepherd.types", "ClientFailure"),
     "ClientUpdate": ("shepherd.types", "ClientUpdate"),
     "Comparison": ("shepherd.report", "Comparison"),
     "Config": ("shepherd.config", "Config"),
     "Engine": ("shepherd.round", "Engine"),
     "Example": ("shepherd.types", "Example"),
+    "Metric": ("shepherd.evaluation.metrics", "Metric"),
     "Partition": ("shepherd.types", "Partition"),
     "Round": ("shepherd.experiment.simulation", "Round"),
     "RoundRecord": ("shepherd.store.records", "RoundRecord"),
@@ -76,11 +80,14 @@ _HOMES = {
 
 __all__ = [
     "Adapter",
+    "Answer",
+    "ClientFailure",
     "ClientUpdate",
     "Comparison",
     "Config",
     "Engine",
     "Example",
+    "Metric",
     "Partition",
     "Round",
     "RoundRecord",

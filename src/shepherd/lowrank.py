@@ -5,6 +5,17 @@
     head, tail = X.split(8)                               # the best rank-8 approximation, and what it leaves
 
 The scale alpha / r of an adapter is inside. dtype is that of the factors; ask for float64 with `astype`.
+
+    >>> rng = np.random.default_rng(0)
+    >>> a, b = (LowRank(rng.standard_normal((50, 2)), rng.standard_normal((2, 40))) for _ in range(2))
+    >>> X = a + 0.5 * b
+    >>> X.shape, X.q
+    ((50, 40), 4)
+    >>> bool(np.allclose(X.dense(), a.dense() + 0.5 * b.dense()))
+    True
+    >>> head, tail = X.split(3)
+    >>> bool(np.isclose(tail.norm(), X.singular_values()[3]))   # Eckart and Young: the best approximation of rank 3
+    True
 """
 
 from __future__ import annotations
@@ -89,7 +100,12 @@ class LowRank:
         return self.L.nbytes + self.R.nbytes
 
     def __add__(self, other: LowRank) -> LowRank:
-        """The exact sum, of q + q' columns."""
+        """The exact sum, of q + q' columns.
+
+        >>> one = LowRank(np.ones((3, 1)), np.ones((1, 2)))
+        >>> (one + one).q, (one + one).svd().rank
+        (2, 1)
+        """
         if self.shape != other.shape:
             raise ValueError(f"increments of {list(self.shape)} and {list(other.shape)} do not add")
         L, R = np.concatenate([self.L, other.L], axis=1), np.concatenate([self.R, other.R], axis=0)

@@ -458,7 +458,12 @@ REASONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """A metric that merges exactly: mean = total / weight. Add two and the mean is that of the union."""
+    """A metric that merges exactly: mean = total / weight. Add two and the mean is that of the union.
+
+    >>> short, long = Stat(total=6.0, weight=2), Stat(total=24.0, weight=12)   # nats, and their target tokens
+    >>> short.mean, long.mean, (short + long).mean   # not the mean of the two means
+    (3.0, 2.0, 2.142857142857143)
+    """
 
     total: float = 0.0
     weight: float = 0.0

@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from pools import CLIENTS, JSON, SEEN, pool, trace
+from pools import CLIENTS, JSON, pool, trace
 from shepherd.clients.pool import Draw, Pool, Selection, selections
 from shepherd.clients.selection import build_selection, cohort_size
 from shepherd.clients.selection_conflicts import conflicts
 from shepherd.errors import UsageError
 from shepherd.rng import stream
+from shepherd.testing import check_selection
+
+EVERYBODY = '{"*": [[1, null]]}'
 
 
-@pytest.fixture(params=list(selections))
-def selection(request, tmp_path) -> Selection:
-    trace = tmp_path / "trace.json"
-    trace.write_text('{"*": [[1, null]]}')
-    return build_selection(request.param, {"trace": str(trace)} if request.param == "availability" else {})
+def options_of(name: str, folder) -> dict[str, str]:
+    return {"trace": trace(folder, EVERYBODY)} if name == "availability" else {}
 
 
 # Properties of every selection
 
 
-@pytest.mark.parametrize("size", [1, 7, 20])
-def test_a_cohort_has_no_client_twice_is_sorted_and_never_larger_than_the_draws(selection, size):
-    for number in range(20):
-        draw = selection.draw(pool(**SEEN), size, stream(0, "select", number))
-        assert len(draw.clients) == len(set(draw.clients)) and set(draw.clients) <= set(CLIENTS)
-        assert list(draw.clients) == sorted(draw.clients)
-        assert draw.weights is None or tuple(draw.weights) == draw.clients
-        assert (draw.weights is not None) == selection.weighs and draw.fixed == selection.fixed
-        if selection.refills:
-            assert sum(map(draw.times, draw.clients)) == size
-        if draw.weights is not None and not draw.fixed:
-            assert sum(draw.weights.values()) == pytest.approx(1)
+@pytest.mark.parametrize("name", list(selections))
+def test_a_selection_keeps_the_promises_of_client_selection(name, tmp_path):
+    check_selection(name, **options_of(name, tmp_path))
 
 
-def test_a_draw_is_a_function_of_pool_and_stream_and_of_no_global_seed(selection):
-    first = selection.draw(pool(**SEEN), 5, stream(0, "select", 3))
-    np.random.seed(12345)
-    before = np.random.get_state()[1].copy()
-    assert selection.draw(pool(**SEEN), 5, stream(0, "select", 3)) == first
-    assert (np.random.get_state()[1] == before).all(), "the global generator was used"
-    drawn = {selection.draw(pool(**SEEN), 5, stream(s, "select", n)).clients for s in range(4) for n in range(4)}
-    assert len(drawn) >= 14 if selection.random else len(drawn) == 1
-
-
-def test_a_selection_draws_from_one_client_without_history(selection):
+@pytest.mark.parametrize("name", list(selections))
+def test_a_selection_draws_from_one_client_without_history(name, tmp_path):
     only = Pool(1, ("a",), {"a": 3}, {"a": 1.0})
+    selection = build_selection(name, options_of(name, tmp_path))
     assert selection.draw(only, 1, stream(0, "select", 1)).clients == ("a",)
 
 

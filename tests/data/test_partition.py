@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import subprocess
 import sys
@@ -25,69 +24,29 @@ from shepherd.data.partition import (
     short_categories,
     table,
 )
-from shepherd.data.partitioners import is_random
 from shepherd.data.sources import digest
 from shepherd.errors import DataError, UsageError
+from shepherd.testing import check_partitioner
+from shepherd.testing.partitioners import check_division, counts_itself, examples
 from shepherd.types import Example, Message
-
-
-def examples(rows, categories=4, sources=3):
-    """Rows with skewed categories: row i has the category of i's number of trailing zero bits."""
-    return [
-        Example(
-            f"x:{i}",
-            (Message("user", f"question {i}"), Message("assistant", f"answer {i}")),
-            category=f"c{min(categories - 1, ((i + 1) & -(i + 1)).bit_length() - 1)}",
-            source=f"site {i % sources}",
-        )
-        for i in range(rows)
-    ]
-
-
-def clients_for(name, clients):
-    """0 where the partitioner alone sets the number of clients."""
-    return 0 if name == "files" else clients
-
 
 ALL = [*partitioners, "by_length_partitioner:by_length"]
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_partitioner_keeps_the_promises_of_a_division(name):
+    check_partitioner(name)
+
+
+@pytest.mark.parametrize("name", ALL)
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 90), clients=st.integers(1, 20), keys=st.integers(1, 6), seed=st.integers(0, 3))
-def test_every_row_is_in_exactly_one_client_and_no_client_is_empty_or_the_error_says_why(
-    name, rows, clients, keys, seed
-):
-    data = examples(rows, keys, keys)
-    count = clients_for(name, clients)
-    refused = None
-    try:
-        partition = divide(data, name, {}, count, seed)
-    except DataError as error:
-        refused = error
-    if refused:
-        assert refused.hint
-        assert rows < 4 * clients, f"enough rows, and still: {refused}"
-        return
-    held = [row_id for ids in partition.clients.values() for row_id in ids]
-    assert sorted(held) == sorted(e.id for e in data)
-    assert all(partition.clients.values())
-    assert len(partition.clients) == (count or len({e.source for e in data}))
-    assert list(partition.clients) == sorted(partition.clients)
-    assert partition == divide(data, name, {}, count, seed)
+def test_its_promises_hold_for_any_number_of_rows_clients_and_keys(name, rows, clients, keys, seed):
+    check_division(name, rows, clients, keys, seed)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_partitioner_explains_itself_and_every_option_has_a_default(name):
-    assert len(partitioners.describe(name)) > 20
-    assert all(p.default is not inspect.Parameter.empty for p in partitioners.options(name).values())
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_another_seed_gives_another_partition_unless_the_partitioner_is_deterministic(name):
-    data = examples(60)
-    first, second = (divide(data, name, {}, clients_for(name, 6), seed).clients for seed in (0, 1))
-    assert (first != second) is is_random(name)
+def test_only_files_sets_the_number_of_clients_alone():
+    assert [name for name in ALL if counts_itself(name)] == ["files"]
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,8 +5,6 @@ A new engine joins with a line in ENGINES.
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,40 +15,35 @@ import numpy as np
 import pytest
 
 from prepared import plan_of, trainer_of
-from shepherd.clients.facts import facts_of, rows_digest
-from shepherd.clients.progress import Observe, ignore
+from shepherd.clients.facts import rows_digest
 from shepherd.clients.training import TrainingHost, train
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.workers import Workers
 from shepherd.errors import UsageError
-from shepherd.evaluation.losses import row_losses
 from shepherd.experiment.plan import with_transforms
 from shepherd.experiment.rows import prepare_rows
 from shepherd.experiment.trainer import worker_engine
 from shepherd.model.base import load_base
 from shepherd.round import Engine, Plan, Replies, run_round, sample_cohort, task_of
+from shepherd.testing.engines import PROMISES
+from shepherd.testing.replies import replies as replies_of
+from shepherd.testing.tiny_federation import SPOILT, TinyFederation
 from shepherd.types import (
     ClientFailure,
     ClientUpdate,
-    GlobalModel,
     Objective,
     ServerState,
-    Tensors,
     TrainTask,
     TransformSpec,
 )
 from shepherd.updates.clipping import REPORTED, ClipNorm, clip_specs
-from shepherd.updates.gate import Gate
 from shepherd.updates.rules import update_norm
 from tiny_transforms import spec
-
-BAD = "zz-bad"
-"""A client whose rows cannot be trained on: a token is beyond the vocabulary."""
 
 
 @dataclass
 class Setting:
-    """The tiny model, its clients, a plan and a task for all of them but BAD. held_out: rows that the server holds."""
+    """The tiny model, its clients, a plan and a task for all of them but SPOILT. held_out: rows of the server."""
 
     config: Any
     plan: Plan
@@ -60,9 +53,10 @@ class Setting:
     held_out: list
     tokenizer: str
 
-    def plain(self, private: Mapping[str, Tensors]) -> dict[str, ClientUpdate]:
-        """The updates of the good clients without any engine."""
-        return {update.client: update for update in train(self.task, private, self.site)}
+    @property
+    def federation(self) -> TinyFederation:
+        """What the promises of engines ask for."""
+        return TinyFederation(self.site, self.state.model, self.task, self.held_out, self.tokenizer)
 
 
 ENGINES: dict[str, Callable[[Setting], Any]] = {
@@ -86,7 +80,7 @@ def setting(small_config) -> Setting:
     cohort = sample_cohort(state, plan, Replies(), len(plan.clients))
     first = rows.clients[min(rows.clients)]
     spoilt = [replace(row, input_ids=np.full_like(row.input_ids, 10**6)) for row in first]
-    site = trainer.host({**rows.clients, BAD: spoilt})
+    site = trainer.host({**rows.clients, SPOILT: spoilt})
     return Setting(config, plan, site, state, task_of(state, plan, cohort), list(rows.held_out), base.tokenizer_digest)
 
 
@@ -97,19 +91,9 @@ def engine(request, setting) -> Iterator[Engine]:
         yield stack.enter_context(made) if hasattr(made, "__enter__") else made
 
 
-def replies(
-    engine: Engine,
-    setting: Setting,
-    task: TrainTask,
-    deadline: float = math.inf,
-    enough: Callable[[], bool] = lambda: False,
-    observe: Observe = ignore,
-) -> dict[str, ClientUpdate | ClientFailure]:
+def replies(engine: Engine, setting: Setting, task: TrainTask) -> dict[str, ClientUpdate | ClientFailure]:
     """What passes the gate, one reply for each client of the task."""
-    gate = Gate(tokenizer=setting.tokenizer)
-    given = [gate.admit(reply, task) for reply in engine.train(task, deadline, enough, observe)]
-    assert sorted(reply.client for reply in given) == sorted(task.work)
-    return {reply.client: reply for reply in given}
+    return replies_of(engine, setting.federation, task)
 
 
 def assert_same_bits(ours: Mapping[str, Any], theirs: Mapping[str, ClientUpdate]) -> None:
@@ -123,62 +107,9 @@ def assert_same_bits(ours: Mapping[str, Any], theirs: Mapping[str, ClientUpdate]
         assert replace(ours[client], delta={}, private={}) == replace(update, delta={}, private={})
 
 
-def test_an_engine_has_the_methods_of_the_protocol_with_their_arguments(engine):
-    for name, promised in inspect.getmembers(Engine, inspect.isfunction):
-        if not name.startswith("_"):
-            ours = inspect.signature(getattr(type(engine), name)).parameters
-            assert list(ours) == list(inspect.signature(promised).parameters), name
-
-
-def test_it_describes_each_client_by_its_rows_and_their_digest(engine, setting):
-    facts = engine.describe()
-    assert list(facts) == sorted(setting.site.data)
-    assert {client: fact.rows for client, fact in facts.items()} == {c: len(r) for c, r in setting.site.data.items()}
-    assert facts == facts_of(setting.site.data)
-
-
-def test_it_gives_the_bits_of_plain_training_whatever_the_deadline(engine, setting):
-    expected = setting.plain({})
-    assert_same_bits(replies(engine, setting, setting.task, math.inf, lambda: False, lambda report: None), expected)
-    assert_same_bits(replies(engine, setting, setting.task, 0.0, lambda: True, lambda report: None), expected)
-
-
-def test_it_reports_the_steps_of_every_client(engine, setting):
-    seen: dict[str, int] = {}
-    observe = lambda report: seen.update({c: news.step for c, news in report.items()})  # noqa: E731
-    replies(engine, setting, setting.task, math.inf, lambda: False, observe)
-    assert seen == {client: work.steps for client, work in setting.task.work.items()}
-
-
-def test_clients_go_on_from_the_private_state_that_was_restored_and_not_from_what_did_not_count(engine, setting):
-    engine.restore({})
-    fresh = replies(engine, setting, setting.task)
-    assert all(update.private for update in fresh.values()), "control variates"
-    assert_same_bits(replies(engine, setting, setting.task), fresh)
-    kept = {client: update.private for client, update in fresh.items()}
-    engine.restore(kept)
-    second = replies(engine, setting, setting.task)
-    assert_same_bits(second, setting.plain(kept))
-    assert any(second[c].delta[n].tobytes() != fresh[c].delta[n].tobytes() for c in fresh for n in fresh[c].delta)
-    some = {min(kept): kept[min(kept)]}
-    engine.restore(some)
-    assert_same_bits(replies(engine, setting, setting.task), setting.plain(some))
-    engine.restore({})
-    assert_same_bits(replies(engine, setting, setting.task), fresh)
-
-
-def test_a_failure_stays_with_its_client_and_none_of_its_text_leaves(engine, setting):
-    engine.restore({})
-    task, good = setting.task, min(setting.task.work)
-    both = replace(
-        task.part([good]),
-        views={good: task.views[good], BAD: task.views[good]},
-        work={good: task.work[good], BAD: replace(task.work[good], client=BAD)},
-    )
-    given = replies(engine, setting, both)
-    assert given[BAD] == ClientFailure(BAD, task.round, "error:IndexError", "raised while training")
-    alone = {update.client: update for update in train(task.part([good]), {}, setting.site)}
-    assert_same_bits({good: given[good]}, alone)
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
+def test_an_engine_keeps_the_promises_of_the_protocol(engine, setting, promise):
+    promise(engine, setting.federation)
 
 
 def two_clients(setting: Setting) -> TrainTask:
@@ -286,25 +217,6 @@ def test_a_plan_refuses_transforms_that_it_cannot_give_what_they_need(setting):
         )
         for setting in settings
     ]
-
-
-def test_it_measures_clients_on_their_rows_and_the_servers_rows_alike(engine, setting):
-    cohort = sorted(setting.task.work)[1:3]
-    lora = setting.site.make_lora().load(setting.state.model)
-    for model, slots in ((None, None), (setting.state.model, lora)):
-        measure = partial(row_losses, setting.site.packed, lora=slots, tokens_per_pass=1024)
-        stats = engine.measure(model, cohort)
-        assert stats == {client: measure(setting.site.data[client])[0].stat for client in cohort}
-        assert all(np.isfinite(stat.mean) and stat.weight > 0 for stat in stats.values())
-        ours, theirs = engine.evaluate(model, setting.held_out), measure(setting.held_out)[0]
-        assert ours.nll.tobytes() == theirs.nll.tobytes() and ours.hits.tobytes() == theirs.hits.tobytes()
-
-
-def test_measures_are_of_the_model_that_is_handed_in(engine, setting):
-    factors = {name: pair._replace(B=pair.B + 0.5) for name, pair in setting.state.model.adapter.factors.items()}
-    moved = GlobalModel(replace(setting.state.model.adapter, factors=factors))
-    client = min(setting.task.work)
-    assert engine.measure(moved, [client]) != engine.measure(None, [client])
 
 
 def test_the_digest_of_rows_depends_on_each_token_each_target_and_the_order(setting):

@@ -60,6 +60,7 @@ def assert_all_equal(result: dict, kills: int) -> None:
     assert len(stopped_at) > 1, "the kills all fell into the same place"
 
 
+@pytest.mark.timeout(900)  # twenty-one processes, on whatever machine
 def test_twenty_runs_killed_at_random_instants_end_with_the_same_bytes(model_folder, tmp_path):
     assert_all_equal(kill_runs(model_folder(), tmp_path, 20, 0), 20)
 

@@ -34,8 +34,8 @@ FLOORS = (
 FACES = ("__init__", "__main__")
 """What the package shows: names that are imported at their first use, and the command. Nothing imports from them."""
 LIBRARIES = {
-    "torch": {"cli", "clients", "engines", "experiment", "model", "server", "serving"},
-    "transformers": {"experiment", "model", "serving"},
+    "torch": {"cli", "clients", "engines", "experiment", "model", "server", "serving", "testing"},
+    "transformers": {"experiment", "model", "serving", "testing"},
     "peft": {"experiment", "model", "serving"},
     "tokenizers": {"experiment", "model"},
     "safetensors": {"clients", "engines", "experiment", "model", "store", "updates"},
@@ -199,6 +199,7 @@ for name in shepherd.__all__:
         "shepherd.data.sources",
         "shepherd.model.fetch",
         "shepherd.store",
+        "shepherd.testing",
     ],
 )
 def test_light_modules_do_not_load_torch(module):

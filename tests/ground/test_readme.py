@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from console import Shell
-from shepherd.model.catalogue import BUILTIN
-from shepherd.model.digest import write_manifest
-from shepherd.model.fetch import list_models
-from tiny import tiny_model
+from tiny import tiny_builtin, tiny_model
 
 README = Path(__file__).parents[2] / "README.md"
 EXCEPT = ("make ", "pip install ")
@@ -63,11 +59,7 @@ def commands(block: Block) -> Iterator[tuple[int, str]]:
 def shell(capsys, monkeypatch, tmp_path) -> Shell:
     """The command line in an empty folder, with a tiny model where the built-in one is once it was pulled."""
     monkeypatch.setenv("SHEPHERD_CACHE", str(tmp_path / "cache"))
-    name, packaged = next(iter(BUILTIN.items()))
-    folder = tmp_path / "cache" / "models" / f"gguf-{packaged.sha256[:16]}-1"
-    shutil.copytree(tiny_model("llama", tmp_path), folder)
-    write_manifest(folder, {"source": name})
-    assert [entry.path for entry in list_models()] == [folder], "the built-in model is the tiny one"
+    tiny_builtin(tiny_model("llama", tmp_path), tmp_path / "cache")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return Shell(capsys, monkeypatch)

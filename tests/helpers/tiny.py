@@ -6,6 +6,7 @@ folder = tiny_model("qwen3", tmp_path)      # a folder that `load_base` takes
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,20 @@ def tiny_model(
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def tiny_builtin(model: Path, cache: Path) -> Path:
+    """Put a copy of `model` where the cache folder `cache`, now SHEPHERD_CACHE, has the built-in base."""
+    from shepherd.model.catalogue import BUILTIN
+    from shepherd.model.digest import write_manifest
+    from shepherd.model.fetch import list_models
+
+    name, packaged = next(iter(BUILTIN.items()))
+    folder = cache / "models" / f"gguf-{packaged.sha256[:16]}-1"
+    shutil.copytree(model, folder)
+    write_manifest(folder, {"source": name})
+    assert [entry.path for entry in list_models()] == [folder], "the built-in model is the tiny one"
+    return folder
 
 
 def random_adapters(modules: Any, count: int, r: int = 2) -> list[Any]:

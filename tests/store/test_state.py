@@ -81,7 +81,7 @@ def bits(value):
 def everything(state: ServerState) -> list:
     adapter = state.model.adapter
     return [
-        state.round, sorted(state.cursors.items()), sorted(state.strikes.items()), state.quarantined,
+        state.round, state.median_norm, sorted(state.cursors.items()), sorted(state.strikes.items()), state.quarantined,
         adapter.r, adapter.alpha, adapter.rslora, adapter.base_digest,
         [
             [bits({m: tuple(pair) for m, pair in model.adapter.factors.items()}),

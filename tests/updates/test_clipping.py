@@ -108,7 +108,7 @@ def test_a_recipe_names_a_number_or_the_median_and_nothing_else():
 
 SCAFFOLD = (
     "federation.clip_update_norm and objective.scaffold = true do not fit: a client's control variate follows from its "
-    "update as it was before; set objective.scaffold = false"
+    "update before the transform; set objective.scaffold = false"
 )
 IFCA = (
     'federation.clip_update_norm and personalization.name = "ifca" do not fit: clusters are formed and merged from the '

@@ -101,9 +101,9 @@ def arm_named(name: str) -> Arm:
     return _worded(replace(arms.build(name), name=name.rpartition(":")[2]))
 
 
-def registered() -> dict[str, Arm]:
+def registered(names: Iterable[str] = arms) -> dict[str, Arm]:
     """Every registered arm by its name, in the order in which tables and pictures show them."""
-    return {arm.name: arm for arm in in_order(map(arm_named, arms))}
+    return {arm.name: arm for arm in in_order(map(arm_named, names))}
 
 
 def in_order(found: Iterable[Arm]) -> list[Arm]:
@@ -117,6 +117,8 @@ def shown(names: Iterable[str]) -> dict[str, Arm]:
     A run directory may hold an arm that another program has registered: it is shown by its name, after the others.
     """
     wanted, known = set(names), registered()
+    if wanted - known.keys():
+        known = registered(arms.known())
     found = {name: arm for name, arm in known.items() if name in wanted}
     return found | {name: _worded(Arm(name=name)) for name in sorted(wanted - known.keys())}
 

@@ -142,7 +142,7 @@ def _values(key: str, setting: Setting) -> Iterator[tuple[str, str]]:
     """(value, meaning) of each value that can be listed."""
     if key in _registries():
         registry = _registry(key)
-        yield from ((name, registry.describe(name)) for name in registry)
+        yield from ((name, registry.describe(name)) for name in registry.known())
     if key in _MORE:
         yield from _MORE[key]()
     if setting.annotation is bool:
@@ -153,7 +153,7 @@ def _values(key: str, setting: Setting) -> Iterator[tuple[str, str]]:
 def _datasets() -> Iterator[tuple[str, str]]:
     from shepherd.data.builtins import datasets
 
-    yield from ((f"builtin:{name}", datasets.describe(name)) for name in datasets)
+    yield from ((f"builtin:{name}", datasets.describe(name)) for name in datasets.known())
 
 
 def _models() -> Iterator[tuple[str, str]]:

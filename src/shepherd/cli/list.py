@@ -43,6 +43,10 @@ def list_names(kind: str | None, as_json: bool) -> None:
         near = did_you_mean(kind, ["recipes", *KINDS])
         raise UsageError(f"unknown kind: {kind!r}.{near}", hint=f"kinds: recipes, {', '.join(KINDS)}")
     found = {name: _names(name) for name in ([kind] if kind else ["recipes", *KINDS])}
+    from shepherd.registry import broken_plugins
+
+    if broken := broken_plugins():
+        output.note(f"warning: {broken}")
     if as_json:
         output.print_json(found)
         return
@@ -52,8 +56,15 @@ def list_names(kind: str | None, as_json: bool) -> None:
         width = max([13, *(len(entry["name"]) for entry in entries)])
         for entry in entries:
             options = f" [{', '.join(entry['options'])}]" if entry["options"] else ""
+            options += f" [{entry['package']}]" if "package" in entry else ""
             indent = " " * (width + 3)
-            text = textwrap.fill(f"{entry['about']}{options}", 100, initial_indent=indent, subsequent_indent=indent)
+            text = textwrap.fill(
+                f"{entry['about']}{options}",
+                100,
+                initial_indent=indent,
+                subsequent_indent=indent,
+                break_on_hyphens="package" not in entry,  # the name of a package stays in one piece
+            )
             click.echo(f"  {entry['name']:<{width}} {text.strip()}")
     if kind == "methods":
         _print_methods()
@@ -106,7 +117,7 @@ def _names(kind: str) -> list[dict]:
         from shepherd.server.traffic import table
 
         more = {row["name"]: row for row in table()}
-    options = {name: registry.options(name) for name in registry}
+    options = {name: registry.options(name) for name in registry.known()}
     return [
         {
             "name": name,
@@ -115,6 +126,7 @@ def _names(kind: str) -> list[dict]:
                 o.name if o.default is o.empty else f"{o.name} = {o.default!r}" for o in options[name].values()
             ],
             **more.get(name, {}),
+            **({"package": registry.package(name)} if registry.package(name) else {}),
         }
-        for name in registry
+        for name in options
     ]

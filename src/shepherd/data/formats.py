@@ -159,8 +159,11 @@ def in_order() -> list[str]:
 
 
 def added() -> list[str]:
-    """The names of formats from outside this file, sorted."""
-    return [name for name in formats if name not in _BUILT_IN]
+    """The names of formats from outside this file, sorted.
+
+    Not those of plug-ins, which `data.format` has to name: how rows are read must not depend on what is installed.
+    """
+    return [name for name in formats if name not in _BUILT_IN and not formats.package(name)]
 
 
 @functools.cache
@@ -176,7 +179,7 @@ def fields_of_rows(format_name: str = "auto") -> tuple[str, ...]:
     """Fields that `--columns` can map, besides those of turns."""
     built_in = [format_named(name) for name in _BUILT_IN]
     others = [format_named(name) for name in added()]
-    if ":" in format_name:
+    if format_name not in ("auto", *in_order()):
         others.append(format_named(format_name))
     return tuple(dict.fromkeys((
         *(field for form in built_in for field in form.required),
@@ -187,7 +190,9 @@ def fields_of_rows(format_name: str = "auto") -> tuple[str, ...]:
 
 def format_problem(name: str) -> str:
     """The error message for a format that is unknown or cannot be imported, or ""."""
-    known = ("auto", *in_order())
+    if name in ("auto", *in_order()):
+        return ""
+    known = ("auto", *dict.fromkeys((*in_order(), *formats.known())))
     if name in known:
         return ""
     if ":" in name:

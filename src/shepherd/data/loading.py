@@ -59,6 +59,16 @@ def partition(
 
     Each example goes to exactly one client. Raises UsageError for an unknown partitioner or option, DataError for more
     clients than rows and for rows that are also held out.
+
+    >>> flock = load_dataset([{"instruction": f"Who is sheep {n}?", "response": f"Number {n}."} for n in range(5)])
+    >>> divided = partition(flock, "iid", clients=2, seed=0)
+    >>> {client: len(rows) for client, rows in divided.clients.items()}
+    {'client-000': 3, 'client-001': 2}
+    >>> divided.clients == partition(flock, "iid", clients=2, seed=0).clients     # the seed decides
+    True
+    >>> partition(flock, "iid", clients=6)
+    Traceback (most recent call last):
+    shepherd.errors.DataError: 6 clients are more than the 5 rows to divide; each needs at least one
     """
     rows = examples.examples if isinstance(examples, Dataset) else examples
     return divide(rows, name, options, clients, seed, held_out)

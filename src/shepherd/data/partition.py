@@ -15,9 +15,9 @@ import numpy as np
 from shepherd import rng
 from shepherd.data.holdout import hold_out, short_categories
 from shepherd.data.names import safe_names
-from shepherd.data.partitioners import partitioners
+from shepherd.data.partitioners import Partitioner, partitioners
 from shepherd.data.sources import digest
-from shepherd.errors import DataError
+from shepherd.errors import DataError, ShepherdError
 from shepherd.types import ClientId, Example, Partition
 
 __all__ = [
@@ -44,7 +44,7 @@ def divide(
     """Assign `examples` to clients by the partitioner `name`. With 0 clients it decides their number, if it can.
 
     dataset_digest: by default the digest of examples and held-out rows. Raises DataError for more clients than rows,
-    for a row that is also held out, for a row that is not in exactly one client, and for empty clients.
+    for a row that is also held out, a rule that fails, a row that is not in exactly one client, and for empty clients.
     """
     if not examples:
         raise DataError("no rows are left to divide over clients", hint="lower data.held_out_per_category")
@@ -59,7 +59,7 @@ def divide(
             f"{clients} clients are more than the {len(examples)} rows to divide; each needs at least one",
             hint=f"set partition.clients to at most {len(examples)}, or lower data.held_out_per_category",
         )
-    assigned = partitioners.build(name, options)(examples, clients, rng.stream(seed, "partition", name))
+    assigned = _assigned(partitioners.build(name, options), name, examples, clients, seed)
     _check(assigned, examples, name)
     labels = dict(sorted(zip(safe_names(list(assigned)), assigned, strict=True)))
     return Partition(
@@ -69,6 +69,20 @@ def divide(
         held_out=tuple(e.id for e in held_out),
         settings={"name": name, "clients": clients, "seed": seed, **options},
     )
+
+
+def _assigned(
+    rule: Partitioner, name: str, examples: Sequence[Example], clients: int, seed: int
+) -> dict[str, tuple[str, ...]]:
+    try:
+        return rule(examples, clients, rng.stream(seed, "partition", name))
+    except ShepherdError:
+        raise
+    except Exception as error:  # a rule from outside can raise anything
+        raise DataError(
+            f"{name} failed on {len(examples)} rows and {clients} clients: {type(error).__name__}: {error}",
+            hint="" if clients else "set partition.clients, e.g. --set partition.clients=8",
+        ) from error
 
 
 def table(partition: Partition, examples: Sequence[Example]) -> tuple[list[ClientId], list[str], np.ndarray]:

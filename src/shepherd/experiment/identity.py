@@ -18,11 +18,21 @@ import torch
 
 from shepherd import _version
 from shepherd._version import __version__
+from shepherd.arms import arms
+from shepherd.clients.personal.methods import personalizations
+from shepherd.clients.selection import selections
 from shepherd.config import Config
 from shepherd.data.partition import partition_digest
+from shepherd.data.partitioners import partitioners
 from shepherd.data.sources import digest
+from shepherd.evaluation.text import metrics
 from shepherd.experiment.rows import FederatedData
 from shepherd.model.base import Base
+from shepherd.registry import Registry
+from shepherd.server.aggregators import aggregators
+from shepherd.server.composition import REGISTRIES
+from shepherd.server.methods import build_method, methods
+from shepherd.server.optimizer import optimizers
 
 FILE = "identity.json"
 _FREE = {
@@ -86,14 +96,40 @@ def code_digest() -> str:
 
 
 def plugin_digests(config: Config) -> dict[str, str]:
-    """{module: sha256 of its file} for every `module:function` that the recipe names; what they import is left out."""
+    """{module: sha256 of its file} of what the recipe names from outside this package; what they import is left out.
+
+    Those are a `module:function`, and a name that a plug-in or a module of the user has registered.
+    """
     tables = config.model_dump(mode="json", include={"partition", "selection", "federation", "method", "server",
                                                      "personalization"})  # fmt: skip
-    metrics = [entry if isinstance(entry, str) else entry["name"] for entry in config.evaluation.metrics]
-    values = [*(value for _, value in _flat(tables)), *metrics]
-    names = {value.partition(":")[0] for value in values if isinstance(value, str) and ":" in value}
-    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in sorted(names)}
+    named = list(_names(config))
+    values = [*(value for _, value in _flat(tables)), *(name for _, name in named)]
+    modules = {value.partition(":")[0] for value in values if isinstance(value, str) and ":" in value}
+    modules |= {registry.get(name).__module__ for registry, name in named if ":" not in name}
+    outside = sorted(module for module in modules if module.partition(".")[0] != __name__.partition(".")[0])
+    files = {module: getattr(sys.modules.get(module), "__file__", None) for module in outside}
     return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
+
+
+def _names(config: Config) -> Iterator[tuple[Registry, str]]:
+    """(registry, name in it, or module:function) of what the recipe chooses, but for rows, which have a digest."""
+    pieces = build_method(config.federation.method, config.method.options).specs
+    chosen: list[tuple[Registry, Any]] = [
+        (partitioners, config.partition.name),
+        (selections, config.selection.name),
+        (selections, config.selection.options.get("then")),
+        (methods, config.federation.method),
+        (aggregators, config.federation.aggregator),
+        (optimizers, config.server.optimizer),
+        (personalizations, config.personalization.name),
+        *((metrics, entry) for entry in config.evaluation.metrics),
+        *((arms, name) for name in config.evaluation.arms),
+        *((REGISTRIES[kind], spec) for kind, spec in pieces.items()),
+    ]
+    for registry, spec in chosen:
+        name = spec.get("name") if isinstance(spec, Mapping) else spec
+        if isinstance(name, str) and name:
+            yield registry, name
 
 
 def _processor(device: torch.device) -> str:

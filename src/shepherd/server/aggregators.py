@@ -9,6 +9,16 @@ The contract of a rule: stacked float64[clients, *shape] holds the deltas local 
 module), sorted by client; weights float64[clients] sum to one. It returns the aggregated delta [*shape]. The rule is
 called for each factor that the clients sent, and the server optimizer steps on what it returns. It must not depend on
 the order of the clients.
+
+    >>> stacked = np.array([[1.0, 2.0], [2.0, 1.0], [90.0, -90.0]])     # three clients, one of them wild
+    >>> weights = np.array([0.5, 0.25, 0.25])
+    >>> aggregators.build("mean")(stacked, weights)
+    array([ 23.5 , -21.25])
+    >>> aggregators.build("trimmed_mean", {"share": 0.34})(stacked, weights)
+    array([2., 1.])
+    >>> build_aggregator(lambda stacked, weights: stacked[0, :1]).aggregate(stacked, weights, "q_proj.A")
+    Traceback (most recent call last):
+    shepherd.errors.UsageError: aggregator '<lambda>' returned [1] for q_proj.A, expected [2]
 """
 
 from __future__ import annotations

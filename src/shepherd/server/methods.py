@@ -236,7 +236,7 @@ def build_method(
 
     Keys of the table that name a piece replace that piece; the others are options of the method. Raises UsageError.
     """
-    if name not in methods and (meant := OTHER_NAMES.get(name.casefold())):
+    if (meant := OTHER_NAMES.get(name.casefold())) and name not in methods.known():
         raise UsageError(f"unknown method: {name!r}. {meant}")
     table = dict(table or {})
     options_of_method = methods.options(name)

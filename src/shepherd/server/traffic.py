@@ -89,7 +89,7 @@ def bounds(method: Method, adapter: Adapter, mixed: bool, one_step: bool) -> tup
 def table(sizes: Sizes = SMOLLM2_QV, r: int = 8, clients: int = 10, bytes_each: int = 4) -> list[dict[str, Any]]:
     """One row for each method: its pieces, bytes per client and round, capabilities and citation."""
     rows = []
-    for name in methods:
+    for name in methods.known():
         method = build_method(name)
         up, down = numbers(method, sizes, r, [r] * clients)
         energy = method.pieces.remainder.energy

@@ -22,7 +22,7 @@ def conflicts(
         if scaffold and (beside or "no control variates" in transform.needs):
             why = "control variates are averaged beside the updates, where the transform does not reach"
             if not beside:
-                why = "a client's control variate follows from its update as it was before"
+                why = "a client's control variate follows from its update before the transform"
             found.append(("objective.scaffold = true", why, "set objective.scaffold = false"))
         if clusters:
             why = "clusters are formed and merged from the clients' updates alone"

@@ -168,8 +168,11 @@ def heads() -> ViewRule:
 
 
 def _check_rank(adapter: Adapter, client: ClientId, rank: int) -> None:
-    # lora.ranks is bounded where it is read; a factor cut to more rows than it has would pass in silence.
-    assert 1 <= rank <= adapter.r, f"{client} has rank {rank}, outside of 1 to {adapter.r}"
+    # A recipe is bounded where it is read; without one, a factor cut to more rows than it has would pass silently.
+    if not 1 <= rank <= adapter.r:
+        raise UsageError(
+            f"{client} has rank {rank}, outside of 1 to {adapter.r}", hint="set lora.r to the largest of lora.ranks"
+        )
 
 
 def _first(adapter: Adapter, rank: int) -> dict[str, Factors]:
