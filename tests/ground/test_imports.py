@@ -23,7 +23,7 @@ FLOORS = (
     ("cli", "testing"),
     ("experiment",),
     ("serving", "engines", "round"),
-    ("store", "evaluation", "clients", "server"),
+    ("store", "evaluation", "judge", "clients", "server"),
     ("data", "model", "updates"),
     ("types", "report"),
     ("arms", "recipe", "lowrank"),
@@ -46,7 +46,8 @@ LIBRARIES = {
     "yaml": {"data", "model"},
     "jinja2": {"data", "report"},
     "markupsafe": {"report"},
-    "scipy": {"evaluation", "report"},
+    "scipy": {"evaluation", "judge", "report", "updates"},
+    "dp_accounting": {"updates"},
     "pydantic": {"config", "experiment", "recipe", "registry"},
     "pydantic_core": {"config"},
     "filelock": {"model", "store"},
@@ -195,6 +196,7 @@ for name in shepherd.__all__:
         "shepherd.cli.progress",
         "shepherd.cli.doctor",
         "shepherd.report",
+        "shepherd.judge.pairs",
         "shepherd.data.partition",
         "shepherd.data.sources",
         "shepherd.model.fetch",
@@ -210,7 +212,7 @@ def test_light_modules_do_not_load_torch(module):
 
 
 LIGHT = {
-    ("--help",): ("numpy", "pydantic", "rich", "jinja2"),
+    ("--help",): ("numpy", "pydantic", "rich", "jinja2", "dp_accounting"),
     ("--version",): ("numpy", "pydantic", "rich", "jinja2"),
     ("completion", "fish"): ("numpy", "pydantic"),
     ("list", "recipes"): (),
@@ -220,6 +222,8 @@ LIGHT = {
     ("runs", "ls"): ("numpy", "pydantic"),
     ("data", "partition", "demo"): (),
     ("doctor",): (),
+    ("privacy", "--help"): ("numpy", "pydantic", "scipy", "dp_accounting"),
+    ("privacy", "plan", "--clients=9", "--per-round=3", "--rounds=1", "--noise=2", "--delta=1e-3"): (),
 }
 
 

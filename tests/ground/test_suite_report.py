@@ -31,5 +31,11 @@ def test_another_skip_does_not(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_tests_without_their_data_are_named_in_the_summary(tmp_path):
+    skip = "import pytest\npytestmark = pytest.mark.skipif(True, reason='Dolly is not at hand')\n"
+    done = suite(tmp_path, f"{skip}def test_it():\n    pass\ndef test_more():\n    pass\n")
+    assert done.returncode == 0 and "NOT RUN, 2 tests: Dolly is not at hand" in done.stdout, done.stdout
+
+
 def test_tests_are_counted_by_their_folder():
     assert room_of("tests/data/test_hub.py::test_it[a/b]") == "data" and room_of("tests/conftest.py") == "tests"

@@ -1,6 +1,7 @@
 """A pytest plug-in: the seconds that each room's tests took, and a failure where a test was skipped for a package.
 
-A skip for a package that is not installed would let a whole room pass untested.
+A skip for a package that is not installed would let a whole room pass untested. Tests of data that are not in the
+repository may be skipped, and the summary names them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ MISSING = re.compile(r"could not import|No module named|is not installed|not ava
 _seconds: Counter[str] = Counter()
 _tests: Counter[str] = Counter()
 _missing: dict[str, str] = {}
+ABSENT = re.compile(r"not at hand")
+_absent: Counter[str] = Counter()
 
 
 def room_of(nodeid: str) -> str:
@@ -28,9 +31,11 @@ def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 
 def note(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Remember a skip for a missing package."""
+    """Remember a skip for a missing package or for absent data."""
     if report.skipped and MISSING.search(reason := reason_of(report)):
         _missing[report.nodeid] = reason
+    elif report.skipped and ABSENT.search(reason):
+        _absent[reason.removeprefix("Skipped: ")] += 1
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -54,5 +59,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("seconds by room", "-")
         for room, seconds in _seconds.most_common():
             terminalreporter.line(f"{seconds:8.1f} s  {_tests[room]:5d} tests  {room}")
+    for reason, tests in _absent.items():
+        terminalreporter.line(f"NOT RUN, {tests} tests: {reason}", yellow=True)
     for where, reason in _missing.items():
         terminalreporter.line(f"FAILED: skipped for a missing package: {where}: {reason}", red=True)

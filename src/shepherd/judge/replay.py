@@ -1,0 +1,110 @@
+"""Files of recorded judgements: read whole, or refused with the lines at fault.
+
+replay.read(Path("review_gpt35_vicuna-13b.jsonl")).judgements[0].points    # (9.0, 8.5)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import DataError, plural
+from shepherd.judge.formats import FORMATS, Judgement, Malformed
+
+NAMED = 5
+"""Most malformed lines that an error names."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The judgements of one pair of systems, in one file.
+
+    format: a name of `formats.FORMATS`. a, b: what the file's first row calls the two. scores: points are ratings on a
+    scale, not verdicts.
+    """
+
+    file: Path
+    format: str
+    a: str
+    b: str
+    scores: bool
+    judgements: tuple[Judgement, ...]
+
+
+def read(file: Path) -> Recording:
+    """Read recorded judgements, JSON lines or a JSON list, in any of `formats.FORMATS`.
+
+    DataError: the file cannot be read, is of no known format, or has malformed lines, which are named.
+    """
+    rows = list(_rows(file, _content(file)))
+    first = next((row for _, row in rows if isinstance(row, dict)), None)
+    if first is None:
+        reason = rows[0][1] if rows and isinstance(rows[0][1], Malformed) else "it holds no row in JSON"
+        raise DataError(f"{file}: no recorded judgements: {reason}", hint=_known())
+    name = next((name for name, kind in FORMATS.items() if kind.recognises(first)), None)
+    if name is None:
+        keys = ", ".join(map(repr, list(first)[:8])) or "no keys"
+        raise DataError(f"{file}: not a known format of recorded judgements: a row has {keys}", hint=_known())
+    found: list[Judgement] = []
+    wrong: list[str] = []
+    for place, (where, row) in enumerate(rows):
+        try:
+            found += _judgements(name, row, place)
+        except Malformed as reason:
+            wrong.append(f"{file}, {where}: {reason}")
+    if wrong:
+        more = f"\nand {plural(len(wrong) - NAMED, 'more line')}" if len(wrong) > NAMED else ""
+        raise DataError("\n".join(wrong[:NAMED]) + more, hint=f"the other rows are in the format {name!r}")
+    a, b = FORMATS[name].names(first)
+    return Recording(file, name, a, b, FORMATS[name].scores, tuple(found))
+
+
+def _judgements(name: str, row: Any, place: int) -> list[Judgement]:
+    if isinstance(row, Malformed):
+        raise row
+    if not isinstance(row, Mapping):
+        raise Malformed(f"{type(row).__name__}, not an object with keys")
+    if not FORMATS[name].recognises(row):
+        raise Malformed(f"not a row of the format {name!r}, which the first row has")
+    return FORMATS[name].judgements(row, place)
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"file not found: {file}", hint="give a file of recorded judgements") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not a text in UTF-8 (byte {error.start})", hint="unpack archives first") from None
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from None
+
+
+def _rows(file: Path, content: str) -> Iterator[tuple[str, Any]]:
+    """Each row with its place, `line 3` or `entry 3`; a Malformed in place of a line that is not JSON."""
+    if content.lstrip()[:1] == "[":
+        rows = _loaded(content)
+        if isinstance(rows, Malformed):
+            raise DataError(f"{file}: not a list in JSON: {rows}")
+        yield from ((f"entry {number}", row) for number, row in enumerate(rows, 1))
+        return
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield f"line {number}", _loaded(line)
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        return Malformed(f"not JSON: {error.msg} ({at})")
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, brackets without end
+        return Malformed(f"not JSON: {error}")
+
+
+def _known() -> str:
+    return f"known formats: {', '.join(sorted(FORMATS))} (docs/judge.md)"
