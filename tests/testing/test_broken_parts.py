@@ -90,6 +90,16 @@ class TakesAnyRank(Method):
         return super().view(model, client, model.adapter.r, number, seed)
 
 
+class TakesRankZero(Method):
+    def view(self, model, client, rank, number, seed):
+        return super().view(model, client, rank or 1, number, seed)
+
+
+class GivesTheFullRank(Method):
+    def view(self, model, client, rank, number, seed):
+        return super().view(model, client, max(rank, 3), number, seed)
+
+
 class Agrees(Method):
     """Right for different clients, and for a lone one; not for clients that agree."""
 
@@ -111,6 +121,8 @@ METHODS: dict[str, Method] = {
     "the model on which all clients agree does not become": broken(base=Agrees),
     "of the energy is lost": broken("fedmomentum", Doubles),
     "failed, UsageError: a has rank 2": broken(base=SaysMixed),
+    "a client of rank 0 is not refused": broken("flexlora", TakesRankZero),
+    "the model of a client does not have the client's rank": broken("flexlora", GivesTheFullRank),
     "a client of lower rank is given a model": broken(base=TakesAnyRank),
 }
 

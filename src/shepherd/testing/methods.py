@@ -137,6 +137,9 @@ def _check_ranks(method: Method, part: str) -> None:
         for module in BLOCKS if view.adapter.r == R else ():
             near = _error(local(model, view, None, module), dense(model, module)) <= 1e-12
             promise(near, part, "a client of lower rank does not start from the global model", _sizes(module))
+        for rank in (0, R + 1):
+            refused = _refuses(partial(method.view, model, "a", rank, 3, SEED))
+            promise(refused, part, f"a client of rank {rank} is not refused", f"ranks from 1 to {R}")
         return
     where = f"ranks 2 and {R}"
     refused = _refuses(lambda: check_ranks(method, {"a": 2, "b": R}, R))
