@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from shepherd.experiment import run as experiment
 from shepherd.experiment.arms import load_arm
 from shepherd.experiment.remeasure import evaluate_run
 from shepherd.recipe import load
+from shepherd.server.aggregators import aggregators
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import RunDirectory
 from shepherd.store.state import load_state
@@ -338,8 +340,23 @@ def all_of_them():
 """
 
 
+REGISTERED = """
+import shepherd
+
+@shepherd.aggregators
+def middle():
+    return lambda stacked, weights: stacked.mean(axis=0)
+"""
+
+
 @pytest.mark.parametrize(
-    ("file", "key"), [("held.jsonl", "held_out"), ("trace.json", "trace"), ("mine_asked.py", "plugins.mine_asked")]
+    ("file", "key"),
+    [
+        ("held.jsonl", "held_out"),
+        ("trace.json", "trace"),
+        ("mine_asked.py", "plugins.mine_asked"),
+        ("mine_named.py", "plugins.mine_named"),
+    ],
 )
 def test_a_file_beside_the_data_whose_contents_changed_is_refused(small_config, tmp_path, monkeypatch, file, key):
     rows = [{"instruction": f"Count to {n}", "response": f"{n}", "category": "ab"[n % 2]} for n in range(16)]
@@ -347,12 +364,16 @@ def test_a_file_beside_the_data_whose_contents_changed_is_refused(small_config, 
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     (tmp_path / "trace.json").write_text('{"*": [[1, 20]]}')
     (tmp_path / "mine_asked.py").write_text(PLUGIN)
+    (tmp_path / "mine_named.py").write_text(REGISTERED)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "mine_asked", raising=False)
+    monkeypatch.delitem(sys.modules, "mine_named", raising=False)
+    monkeypatch.setattr(aggregators, "_factories", dict(aggregators._factories))
+    importlib.import_module("mine_named")
     config = small_config(
         f"data.source={tmp_path / 'rows.jsonl'}", f"data.held_out_source={tmp_path / 'held.jsonl'}",
         "selection.name=availability", f"selection.trace={tmp_path / 'trace.json'}",
-        "selection.then=mine_asked:all_of_them", "evaluation.arms=base,federated",
+        "selection.then=mine_asked:all_of_them", "federation.aggregator=middle", "evaluation.arms=base,federated",
     )  # fmt: skip
     folder = stopped(config, tmp_path / "runs", after_round(1))
     changed = tmp_path / file

@@ -46,7 +46,8 @@ LIBRARIES = {
     "yaml": {"data", "model"},
     "jinja2": {"data", "report"},
     "markupsafe": {"report"},
-    "scipy": {"evaluation", "judge", "report"},
+    "scipy": {"evaluation", "judge", "report", "updates"},
+    "dp_accounting": {"updates"},
     "pydantic": {"config", "experiment", "recipe", "registry"},
     "pydantic_core": {"config"},
     "filelock": {"model", "store"},
@@ -211,7 +212,7 @@ def test_light_modules_do_not_load_torch(module):
 
 
 LIGHT = {
-    ("--help",): ("numpy", "pydantic", "rich", "jinja2"),
+    ("--help",): ("numpy", "pydantic", "rich", "jinja2", "dp_accounting"),
     ("--version",): ("numpy", "pydantic", "rich", "jinja2"),
     ("completion", "fish"): ("numpy", "pydantic"),
     ("list", "recipes"): (),
@@ -221,6 +222,8 @@ LIGHT = {
     ("runs", "ls"): ("numpy", "pydantic"),
     ("data", "partition", "demo"): (),
     ("doctor",): (),
+    ("privacy", "--help"): ("numpy", "pydantic", "scipy", "dp_accounting"),
+    ("privacy", "plan", "--clients=9", "--per-round=3", "--rounds=1", "--noise=2", "--delta=1e-3"): (),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from shepherd.server.method import Method
 from shepherd.updates.composition import Transforms
@@ -16,16 +17,24 @@ def conflicts(
 
     weights: federation.weights. clusters: how many are trained. mixed_ranks: some client has less than the global rank.
     """
+    settings: Any = {"weights": weights, "scaffold": scaffold, "clusters": clusters, "mixed_ranks": mixed_ranks}
     for transform in transforms.built:
-        found = [*_weighing(transform, method, weights), *_sum(transform, method, mixed_ranks)]
-        if scaffold and (transform.on_server is not None or "linear" in transform.needs):
-            why = "control variates are averaged beside the updates, where the transform does not reach"
-            found.append(("objective.scaffold = true", why, "set objective.scaffold = false"))
-        if clusters:
-            why = "clusters are formed and merged from the clients' updates alone"
-            found.append(('personalization.name = "ifca"', why, 'set personalization.name = "none"'))
-        for setting, why, instead in found:
+        for setting, why, instead in reasons(transform, method, **settings):
             yield f'transform "{transform.name}" and {setting} do not fit: {why}; {instead}'
+
+
+def reasons(
+    transform: Transform, method: Method, *, weights: str, scaffold: bool, clusters: int, mixed_ranks: bool
+) -> Iterator[tuple[str, str, str]]:
+    """(setting, why, alternative) for every setting that conflicts with one transform; arguments as for `conflicts`."""
+    yield from _weighing(transform, method, weights)
+    yield from _sum(transform, method, mixed_ranks)
+    if scaffold and (transform.on_server is not None or "linear" in transform.needs):
+        why = "control variates are averaged beside the updates, where the transform does not reach"
+        yield "objective.scaffold = true", why, "set objective.scaffold = false"
+    if clusters:
+        why = "clusters are formed and merged from the clients' updates alone"
+        yield 'personalization.name = "ifca"', why, 'set personalization.name = "none"'
 
 
 def _weighing(transform: Transform, method: Method, weights: str) -> Iterator[tuple[str, str, str]]:

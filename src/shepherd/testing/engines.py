@@ -69,7 +69,9 @@ def gives_the_bits_of_plain_training(engine: Engine, federation: TinyFederation)
     engine.restore({})
     expected = plain_training(federation, federation.task, {})
     same_updates(engine, replies(engine, federation, federation.task), expected)
-    same_updates(engine, replies(engine, federation, federation.task, 0.0, lambda: True), expected)
+    engine.restore({})
+    late = replies(engine, federation, federation.task, 0.0, lambda: True)
+    same_updates(engine, late, expected, "a deadline that has passed")
 
 
 def reports_the_steps(engine: Engine, federation: TinyFederation) -> None:
@@ -82,7 +84,7 @@ def reports_the_steps(engine: Engine, federation: TinyFederation) -> None:
     engine_promise(engine, seen == asked, f"the steps that it reports end at {seen}, not at {asked}")
 
 
-def goes_on_from_the_private_state_that_was_restored(engine: Engine, federation: TinyFederation) -> None:
+def goes_on_from_the_private_state(engine: Engine, federation: TinyFederation) -> None:
     """And from no other: what a client kept of an update that did not count has no effect."""
     task = federation.task
     engine.restore({})
@@ -155,7 +157,7 @@ PROMISES: tuple[Callable[[Engine, TinyFederation], None], ...] = (
     describes_each_client,
     gives_the_bits_of_plain_training,
     reports_the_steps,
-    goes_on_from_the_private_state_that_was_restored,
+    goes_on_from_the_private_state,
     keeps_a_failure_to_its_client,
     measures_the_model_that_it_is_given,
 )

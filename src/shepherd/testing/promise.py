@@ -24,6 +24,8 @@ def attempt(work: Callable[[], Any], part: str, where: str = "") -> Any:
     """The result of `work`; AssertionError with the part and the sizes where it raises."""
     try:
         return work()
+    except AssertionError:  # a promise, with its words
+        raise
     except Exception as error:  # a part from outside can raise anything
         raise AssertionError(
             f"{part}: failed, {type(error).__name__}: {error}{f' ({where})' if where else ''}"

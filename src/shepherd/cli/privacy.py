@@ -1,0 +1,125 @@
+"""`shepherd privacy`: what differential privacy would guarantee, before a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from typing import TYPE_CHECKING
+
+import click
+
+from shepherd.cli import output
+from shepherd.cli.group import Commands
+
+if TYPE_CHECKING:
+    from shepherd.experiment.privacy_plan import MethodPlan, PrivacyPlan
+
+PLANS_ONLY = "This version plans: no setting of a run adds noise yet, and no run is differentially private."
+
+
+@click.group(cls=Commands)
+def privacy() -> None:
+    """Plan differential privacy before a run."""
+
+
+@privacy.command()
+@click.option("--clients", type=int, required=True, metavar="N", help="Clients of the federation.")
+@click.option(
+    "--per-round", type=int, required=True, metavar="K", help="Clients expected in a round, drawn with K/N each."
+)
+@click.option("--rounds", type=int, required=True, metavar="T", help="Rounds.")
+@click.option("--noise", type=float, metavar="Z", help="Noise multiplier: standard deviation over the clip.")
+@click.option(
+    "--epsilon", type=float, metavar="E", help="Instead: find the least noise multiplier that keeps within E."
+)
+@click.option(
+    "--delta", type=float, required=True, metavar="D", help="Probability of failure; at most 1/N, better 1/(10N)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(
+    clients: int,
+    per_round: int,
+    rounds: int,
+    delta: float,
+    noise: float | None,
+    epsilon: float | None,
+    as_json: bool,
+) -> None:
+    """Print epsilon, the noise, and whether signal remains.
+
+    Epsilon of a noise multiplier, or the least noise multiplier for an epsilon; then, for each method, the noise of a
+    round against the largest update, and what the guarantee does not cover. The unit is a client; the accountants are
+    PLD and RDP of dp-accounting (extra dp). Nothing is trained.
+
+    \b
+    shepherd privacy plan --clients 1000 --per-round 50 --rounds 200 --epsilon 4 --delta 1e-4
+    """
+    from shepherd.experiment.privacy_plan import plan_privacy
+
+    found = plan_privacy(clients=clients, per_round=per_round, rounds=rounds, delta=delta, noise=noise, epsilon=epsilon)
+    for warning in found.warnings:
+        output.note(f"warning: {warning}")
+    if as_json:
+        output.print_json(_as_json(found))
+    else:
+        _print(found)
+
+
+def _as_json(plan: PrivacyPlan) -> dict:
+    """The plan with its derived numbers; an infinite ε is null."""
+    more = {"epsilon": plan.epsilon, "accountant": plan.accountant, "sampling_rate": plan.sampling_rate}
+    return {**more, **dataclasses.asdict(plan)}
+
+
+def _print(plan: PrivacyPlan) -> None:
+    lines = {
+        "federation": f"{plan.clients:,} clients, {plan.per_round:,} a round, {plan.rounds:,} rounds",
+        "epsilon": f"{plan.epsilon:.4g} at delta = {plan.delta:g} "
+        f"(PLD {plan.epsilon_pld:.5g}, RDP {plan.epsilon_rdp:.5g})",
+        "noise multiplier": f"{plan.noise_multiplier:g}",
+        "sampling": f"Poisson, secret: each client independently with q = {plan.sampling_rate:g} in each round",
+        "unit": plan.unit,
+        "relation": plan.relation,
+        "mechanism": plan.mechanism,
+        "accountant": f"{plan.accountant} of dp-accounting",
+    }
+    for name, text in lines.items():
+        click.echo(f"{name:<17} {text}")
+    click.echo(
+        f"\nnoise of a round's mean over the clip, z·√p/(qN), for the p values that a client sends ({plan.example})"
+    )
+    rows = [(m.name, f"{m.values:,.0f}", f"{m.noise_over_clip:.3g}", _signal(m)) for m in plan.methods]
+    output.print_table(("method", "values", "noise/clip", "signal"), rows, right=(1, 2))
+    click.echo(_verdict(plan))
+    _bullets("Settings that break the guarantee of every method", plan.breaks)
+    _bullets("Not covered", plan.not_covered)
+    click.echo(f"\n{PLANS_ONLY}")
+
+
+def _signal(method: MethodPlan) -> str:
+    return f"breaks the guarantee: {method.breaks}" if method.breaks else method.signal
+
+
+def _verdict(plan: PrivacyPlan) -> str:
+    """Whether there will be signal, with the meaning of the three words."""
+    by = {signal: [m.name for m in plan.methods if m.signal == signal] for signal in ("yes", "doubtful", "no")}
+    if by["yes"]:
+        text = f"There is signal with {', '.join(by['yes'])}."
+    elif by["doubtful"]:
+        text = f"Signal is doubtful, at best with {', '.join(by['doubtful'])}."
+    else:
+        text = "There will be no signal: with every method the noise covers what the clients learn."
+    return "\n".join((
+        "",
+        textwrap.fill(text, 100),
+        "  yes: the noise of a round is no larger than the largest update (noise/clip up to 1)",
+        "  doubtful: larger, but updates that agree in all rounds could exceed it (up to √rounds)",
+        "  no: larger than all updates of the run together",
+        "More clients per round lower the ratio most: it falls as 1/K. Fewer values do as their root.",
+    ))  # fmt: skip
+
+
+def _bullets(title: str, texts: tuple[str, ...]) -> None:
+    click.echo(f"\n{title}")
+    for text in texts:
+        click.echo(textwrap.fill(text, 100, initial_indent="  - ", subsequent_indent="    "))
