@@ -81,6 +81,10 @@ class SaysInexact(Method):
     exact = False
 
 
+class SaysLinear(Method):
+    linear = True
+
+
 class SaysMixed(Method):
     mixed_ranks = True
 
@@ -110,6 +114,7 @@ METHODS: dict[str, Method] = {
     "a lone client's model does not become the global model (1 clients": broken(base=Doubles),
     "the model on which all clients agree does not become": broken(base=Agrees),
     "of the energy is lost": broken("fedmomentum", Doubles),
+    "declared linear, and": broken("hetlora", SaysLinear),
     "failed, UsageError: a has rank 2": broken(base=SaysMixed),
     "a client of lower rank is given a model": broken(base=TakesAnyRank),
 }
