@@ -150,6 +150,9 @@ class FederationTable(Table):
     max_update_norm: float = Field(1e4, ge=0)
     """Reject updates with a larger L2 norm; 0 sets no limit. The default is beyond honest training: all values of an
     adapter of 100 million parameters would have to move by 1."""
+    clip_update_norm: Literal["median"] | Annotated[float, Field(ge=0, strict=True)] = 0.0
+    """Clip each update to this L2 norm, on the client and again on the server; "median": to the median norm of the last
+    round's updates before clipping, the first round unclipped; 0 turns clipping off."""
     min_updates: int = Field(1, ge=1)
     """Minimum number of usable updates per round; `on_too_few` decides what happens below it."""
     on_too_few: Literal["stop", "skip", "wait"] = "stop"
@@ -168,6 +171,14 @@ class FederationTable(Table):
     updates_in_memory_mib: int = Field(256, ge=0)
     """Memory for the updates of a round, in MiB; the rest spill to an unnamed temporary file in the run directory.
     Results do not depend on it."""
+
+    @model_serializer(mode="wrap")
+    def _without_clipping_that_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the default out of the resolved config: runs from before it had a key can be resumed."""
+        table = handler(self)
+        if not self.clip_update_norm:
+            table.pop("clip_update_norm", None)
+        return table
 
     @model_validator(mode="after")
     def _enough_clients(self) -> FederationTable:

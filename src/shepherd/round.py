@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shepherd.clients.history import pool_of, quarantined_by, remembered, strikes_of
@@ -41,6 +42,7 @@ from shepherd.types import (
     TrainTask,
     Work,
 )
+from shepherd.updates.clipping import ClipNorm, clip_of, clip_specs, clipped, unclipped_norm, was_clipped
 from shepherd.updates.composition import Transforms
 from shepherd.updates.gate import Gate
 from shepherd.updates.replies import Admitted, Late, Outcome, Replies, Reply, failure_entry
@@ -131,8 +133,8 @@ class Plan:
     `work(client, round, first_row)` is a client's share, `rank(client)` the rank of its adapter, `gate()` a gate for
     one round, `spool()` the place of its updates, `effective_steps(work, steps, round)` FedNova's divisor for a client
     that took `steps` of its steps. `sizes` counts the rows that each client holds, `probed` those on which it trains
-    before each round for a choice of slots. clusters: how many are trained beside the global model. transforms: of the
-    updates, on clients and on the server.
+    before each round for a choice of slots. clusters: how many are trained beside the global model. clip: the L2 norm
+    to which updates are clipped, 0 for none. transforms: of the updates, on clients and on the server, after clipping.
     """
 
     seed: int
@@ -145,6 +147,7 @@ class Plan:
     work: Callable[[ClientId, int, int], Work]
     rank: Callable[[ClientId], int]
     objective: Objective
+    clip: ClipNorm = 0.0
     transforms: Transforms = field(default_factory=Transforms)
     policy: Policy = Policy()
     gate: Callable[..., Gate] = Gate
@@ -153,6 +156,10 @@ class Plan:
     probed: Mapping[ClientId, int] = field(default_factory=dict)
     clusters: int = 0
     effective_steps: Callable[[Work, int, int], float] = lambda work, steps, round_number: float(steps)
+
+    def clip_norm(self, state: ServerState) -> float:
+        """The L2 norm to which the updates of the round after `state` are clipped; 0: they are not."""
+        return state.median_norm if self.clip == "median" else self.clip
 
     @property
     def asked(self) -> int:
@@ -266,7 +273,7 @@ def task_of(state: ServerState, plan: Plan, cohort: Replies) -> TrainTask:
         plan.objective,
         control(state.model.memory) if plan.objective.scaffold else {},
         cohort.cluster_views,
-        plan.transforms.sent,
+        (*clip_specs(plan.clip_norm(state), plan.clip), *plan.transforms.sent),
     )
     return whole.part(sent)
 
@@ -303,14 +310,19 @@ def train_cohort(
 
 
 def admit(reply: Reply, task: TrainTask, gate: Gate, spool: Spool, observe: Observe) -> Outcome:
-    """Check a reply and spool its update. The first usable reply of a client counts."""
+    """Check a reply, clip its update where the client should have, and spool it.
+
+    The first usable reply of a client counts.
+    """
     if isinstance(reply, Late):
         observe({reply.client: "late"})
         return reply
     passed = gate.admit(reply, task)
     if not isinstance(passed, ClientFailure):
         observe({passed.client: "done"})
-        return Admitted(spool.keep(passed), passed.nbytes, update_norm(passed))
+        kept, norm = clipped(passed, clip_of(task)), update_norm(passed)
+        after = norm if kept is passed else update_norm(kept)
+        return Admitted(spool.keep(kept), passed.nbytes, after, unclipped_norm(passed, norm))
     if passed.client in task.work and passed.code != "duplicate":
         observe({passed.client: outcome_of(passed.code, passed.detail)})
     return passed
@@ -387,6 +399,9 @@ def next_state(state: ServerState, plan: Plan, replies: Replies, result: Aggrega
         quarantined=tuple(sorted({*state.quarantined, *reached})),
         history=remembered(state.history, number, work, replies.admitted, replied),
         clusters=result.clusters,
+        median_norm=median(replies.unclipped[u.client] for u in updates)
+        if plan.clip == "median" and updates
+        else state.median_norm,
     )
 
 
@@ -400,6 +415,7 @@ def record(
 ) -> RoundRecord:
     """The round between two states as one line of rounds.jsonl."""
     updates, work = replies.counted, replies.work
+    limit = plan.clip_norm(state)
     longest = max((w.learning_rates for w in work.values()), key=len, default=(0.0,))
     sampled_ranks, counted_ranks = ([plan.rank(c) for c in some] for some in (work, (u.client for u in updates)))
     _, bytes_down = round_bytes(
@@ -429,6 +445,8 @@ def record(
         skipped=replies.skipped and result.model is state.model,  # a transform may move it without any update
         clusters=result.cluster_of,
         unused_examples=replies.unused,
+        clipped=sum(was_clipped(replies.unclipped[u.client], limit) for u in updates) if plan.clip else None,
+        clip_norm=limit if plan.clip else None,
     )
 
 

@@ -36,6 +36,7 @@ from shepherd.types import (
     TrainTask,
     TransformSpec,
 )
+from shepherd.updates.clipping import REPORTED, ClipNorm, clip_specs
 from shepherd.updates.rules import update_norm
 from tiny_transforms import spec
 
@@ -150,10 +151,12 @@ def test_a_transform_that_is_not_known_where_clients_are_trained_ends_the_run(se
         list(LocalEngine(setting.site).train(task))
 
 
-def two_rounds(engine: Engine, setting: Setting, *specs: TransformSpec) -> tuple[list[bytes], list[Any]]:
+def two_rounds(
+    engine: Engine, setting: Setting, *specs: TransformSpec, clip: ClipNorm = 0.0
+) -> tuple[list[bytes], list[Any]]:
     """(the bytes of the global adapter, the records) after two rounds of three clients with these transforms."""
     usual = replace(setting.plan, objective=Objective(), clients=setting.plan.clients[:3], cohort_size=2)
-    plan = with_transforms(usual, specs, setting.config.lora.r)
+    plan = with_transforms(replace(usual, clip=clip), specs, setting.config.lora.r)
     state, records = setting.state, []
     for _ in range(2):
         state, record = run_round(state, plan, engine)
@@ -178,6 +181,27 @@ def test_rounds_with_both_halves_of_transforms_have_the_same_bits_in_every_engin
     assert two_rounds(engine, setting, *BOTH_HALVES) == transformed
     assert two_rounds(engine, setting, spec("identity")) == plain
     assert plain[0] != transformed[0]
+
+
+@pytest.mark.parametrize("clip", [0.02, "median"])
+def test_clients_clip_their_updates_themselves_and_rounds_have_the_same_bits_in_every_engine(
+    engine, setting, expected, clip
+):
+    given = two_rounds(engine, setting, clip=clip)
+    assert given == two_rounds(LocalEngine(setting.site), setting, clip=clip)
+    records = given[1]
+    assert given[0] != expected[0][0] and records[1].clipped >= 1
+    assert all(norm <= records[1].clip_norm for norm in records[1].update_norm.values())
+    task = replace(two_clients(setting), transforms=clip_specs(0.001, clip))
+    for update in replies(engine, setting, task).values():
+        assert 0.001 * (1 - 1e-6) <= update_norm(update) <= 0.001
+        assert (update.metrics.get(REPORTED, 0.0) > 0.001) == (clip == "median")
+
+
+def test_a_clip_that_is_too_long_has_the_bits_of_none_in_every_engine(engine, setting, expected):
+    factors, records = two_rounds(engine, setting, clip=1e3)
+    assert factors == expected[0][0]
+    assert [replace(record, clipped=None, clip_norm=None) for record in records] == expected[0][1]
 
 
 def test_a_plan_refuses_transforms_that_it_cannot_give_what_they_need(setting):

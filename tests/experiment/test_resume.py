@@ -154,6 +154,7 @@ KEPT = {
     "the local adapters of FedDPA beside AdamW": (
         *ADAMW, "personalization.name=feddpa", "personalization.variant=T", "personalization.weight=0.9",
     ),
+    "the median norm to which updates are clipped, beside AdamW": (*ADAMW, "federation.clip_update_norm=median"),
     "the second adapters of Ditto": ("personalization.name=ditto", "personalization.strength=0.5"),
     "the halves of FedSA-LoRA": ("federation.method=fedsa_lora",),
     "the moments of the slots of LoRA-A²": (*ADAMW, "federation.method=lora_a2", "lora.r=4", "lora.ranks=[1,4,2]"),

@@ -50,6 +50,7 @@ FEDERATION = {
     "weights": ("tokens", {}),
     "max_weight": (0.5, {}),
     "max_update_norm": (7.0, {}),
+    "clip_update_norm": ("median", {}),
     "min_updates": (2, {}),
     "on_too_few": ("skip", {}),
     "retries": (5, {}),
@@ -157,7 +158,7 @@ def test_every_key_of_federation_changes_the_plan(key, rows):
         plan = plan_of(resolved(federation=table, training={"local_steps": 1}), rows)
         return [
             plan.weights, plan.min_updates, plan.cohort_size, plan.asked, replace(plan.policy, clock=None),
-            plan.method.name, plan.method.pieces.merge.name, plan.gate().limits, plan.seed,
+            plan.method.name, plan.method.pieces.merge.name, plan.gate().limits, plan.seed, plan.clip,
         ]  # fmt: skip
 
     before, after = planned(others), planned({**others, key: value})

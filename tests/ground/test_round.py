@@ -30,9 +30,11 @@ from shepherd.types import (
     Objective,
     ServerState,
     TrainTask,
+    TransformSpec,
     Work,
 )
-from shepherd.updates.composition import Transforms
+from shepherd.updates.composition import Transforms, build_transforms
+from shepherd.updates.gate import Gate, Limits
 from shepherd.updates.replies import Late
 from tiny_transforms import built, spec
 
@@ -726,3 +728,62 @@ def test_a_task_carries_the_transforms_of_its_clients():
     tasks: list[TrainTask] = []
     run_round(begin(), plan(transforms=built(spec("push"), spec("clip", norm=2.0))), asked(tasks))
     assert tasks[0].transforms == (spec("clip", norm=2.0),) == tasks[0].part(["a"]).transforms
+
+
+# Clipping
+
+UNIT = 11**0.5  # the norm of an update of value 1
+
+
+def test_updates_that_no_client_clipped_are_clipped_by_the_server_and_counted():
+    state, record = run_round(begin(0, 1.0), plan(clip=2 * UNIT), Answers(all_three))
+    # 8 and 4 become 2: (1·2 + 2·2 + 5·1.6) / 8 = 1.75
+    np.testing.assert_allclose(state.model.adapter.factors["q"].A, 2.75, rtol=1e-6)
+    np.testing.assert_allclose(state.model.adapter.factors["q"].B, 4.5, rtol=1e-6)
+    assert record.update_norm == pytest.approx({"a": 2 * UNIT, "b": 2 * UNIT, "c": 1.6 * UNIT}, rel=1e-6)
+    assert all(norm <= 2 * UNIT for norm in record.update_norm.values())
+    assert (record.clipped, record.clip_norm) == (2, 2 * UNIT) and state.median_norm == 0
+
+
+def test_a_clip_that_is_too_long_for_every_update_changes_no_bit():
+    plain, first = run_round(begin(0, 1.0), plan(), Answers(all_three))
+    state, second = run_round(begin(0, 1.0), plan(clip=1e6), Answers(all_three))
+    assert pickle.dumps(state) == pickle.dumps(plain)
+    assert (first.clipped, first.clip_norm) == (None, None)
+    assert replace(second, seconds={}) == replace(first, seconds={}, clipped=0, clip_norm=1e6)
+
+
+def test_a_task_asks_its_clients_for_the_clip_before_their_other_transforms():
+    tasks: list[TrainTask] = []
+    for clip in (0.0, 2.0, "median"):
+        run_round(begin(0, 1.0, median_norm=3.0), plan(clip=clip, transforms=built(spec("draw"))), asked(tasks))
+    number, median = (TransformSpec("clip", options) for options in ({"norm": 2.0}, {"norm": 3.0, "report": True}))
+    assert [task.transforms for task in tasks] == [(spec("draw"),), (number, spec("draw")), (median, spec("draw"))]
+
+
+def test_the_median_is_that_of_the_last_round_before_clipping_so_it_rises_and_falls():
+    values, tasks = {"a": 8.0, "b": 4.0, "c": 1.0}, []
+
+    def clipping(task: TrainTask) -> list:
+        tasks.append(task)
+        sent = [update(client, task, value) for client, value in values.items()]
+        halves = build_transforms(task.transforms)
+        return [halves.on_client(own, None, 0) for own in sent[:-1]] + sent[-1:]  # c clips nothing by itself
+
+    state, records = begin(), []
+    for values in ({"a": 8.0, "b": 4.0, "c": 1.0}, {"a": 9.0, "b": 6.0, "c": 7.0}, {"a": 9.0, "b": 2.0, "c": 1.0}):
+        state, record = run_round(state, plan(clip="median"), Answers(clipping))
+        records.append((record.clip_norm / UNIT, record.clipped, state.median_norm / UNIT))
+        norms = [norm / UNIT for norm in record.update_norm.values()]
+        most = record.clip_norm / UNIT or 100
+        assert norms == pytest.approx([min(value, most) for value in values.values()], rel=1e-6)
+    assert not tasks[0].transforms, "the first round is not clipped"
+    assert records == [pytest.approx(one, rel=1e-6) for one in ((0, 0, 4), (4, 3, 7), (7, 1, 2))]
+    after, _ = run_round(state, plan(clip="median", policy=Policy(on_too_few="skip")), Answers(lambda task: []))
+    assert after.median_norm == state.median_norm, "a round without updates keeps it"
+
+
+def test_an_update_beyond_the_gates_limit_is_rejected_and_not_clipped():
+    limited = plan(clip=1.0, gate=lambda: Gate(Limits(norm=5 * UNIT)))
+    _, record = run_round(begin(), limited, Answers(all_three))
+    assert [(entry["client"], entry["code"]) for entry in record.rejected] == [("a", "norm")] and record.clipped == 2

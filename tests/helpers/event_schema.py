@@ -11,7 +11,7 @@ import inspect
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from shepherd.experiment import events
 
@@ -34,7 +34,7 @@ def _problems(value: Any, hint: Any, place: str) -> Iterator[str]:
         if not isinstance(value, Mapping):
             yield f"{place}: {value!r} is no object"
         elif is_typeddict(hint):
-            yield from _problems_of_fields(value, get_type_hints(hint), place)
+            yield from _problems_of_fields(value, get_type_hints(hint), _optional(hint), place)
         else:
             for key, item in value.items():
                 yield from _problems(key, arguments[0], f"{place}, key")
@@ -49,8 +49,15 @@ def _problems(value: Any, hint: Any, place: str) -> Iterator[str]:
         yield f"{place}: {value!r} is not {_words(hint)}"
 
 
-def _problems_of_fields(value: Mapping[str, Any], fields: Mapping[str, Any], place: str) -> Iterator[str]:
-    yield from (f"{place}.{key}: missing" for key in fields.keys() - value.keys())
+def _optional(kind: Any) -> set[str]:
+    """The fields of a type that an event need not have."""
+    return {key for key, hint in get_type_hints(kind, include_extras=True).items() if get_origin(hint) is NotRequired}
+
+
+def _problems_of_fields(
+    value: Mapping[str, Any], fields: Mapping[str, Any], optional: set[str], place: str
+) -> Iterator[str]:
+    yield from (f"{place}.{key}: missing" for key in fields.keys() - value.keys() - optional)
     yield from (f"{place}.{key}: unknown" for key in value.keys() - fields.keys())
     for key in fields.keys() & value.keys():
         yield from _problems(value[key], fields[key], f"{place}.{key}")

@@ -81,6 +81,16 @@ def test_the_table_names_files_verdicts_and_what_does_not_count(shell):
     assert "b / a is 1.017 with b second, 1.212 with b first (+0.195)" in both and "One order only" not in both
 
 
+def test_one_question_and_equal_differences_have_no_interval_and_the_reason(shell, tmp_path):
+    lines = (RECORDINGS / "fastchat.jsonl").read_text("utf-8").splitlines(keepends=True)
+    for rows, reason in ((lines[:1], "a single question"), (lines[:1] * 2, "a single question"),
+                         ([lines[0], lines[0].replace('"question_id": 1,', '"question_id": 9,')],
+                          "the difference is the same on every question")):  # fmt: skip
+        (tmp_path / "few.jsonl").write_text("".join(rows), "utf-8")
+        done = shell("judge", "--replay", tmp_path / "few.jsonl")
+        assert done.status == 0 and f"1: no interval: {reason}." in done.out and "  no interval\n" in done.out
+
+
 def test_a_margin_makes_equal_possible(shell):
     (found,) = pairs(shell, RECORDINGS / "fastchat.jsonl", "--margin", "9")
     assert found["verdict"] == "equal within the margin" and found["equal_p"] < 0.05

@@ -102,3 +102,18 @@ def test_who_reads_the_first_page_alone_learns_what_was_not_as_it_should_be(tmp_
     assert "2 updates of 15 did not count" in caveats
     assert "Training alone failed for 1 client," in caveats
     assert "No finite held-out loss was measured for: Centralised." in caveats
+
+
+def test_updates_that_were_clipped_are_counted(tmp_path):
+    run = write_run(tmp_path / "demo", rounds=3)
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    counted = sum(len(line["weights"]) for line in lines)
+    assert "clipped" not in page(run).text
+    for line, clipped in zip(lines, (0, 2, 1), strict=True):
+        line |= {"clipped": clipped, "clip_norm": 0.25}
+    (run / "rounds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = (run / "config.toml").read_text()
+    for value, words in (("0.25", "an L2 norm of 0.250"), ('"median"', "the median norm of the round before")):
+        changed = config.replace("[federation]\n", f"[federation]\nclip_update_norm = {value}\n")
+        (run / "config.toml").write_text(changed)
+        assert f"3 of {counted} updates that count were clipped to {words}." in page(run).text

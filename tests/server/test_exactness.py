@@ -130,10 +130,10 @@ def test_mixed_ranks_compose_with_any_product_and_with_one_trained_factor(view, 
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_a_rank_that_the_config_does_not_let_through_is_a_bug_of_ours(name):
+def test_a_rank_out_of_range_is_refused_with_the_client(name):
     model = after_rounds(of(name), 2)
     for rank in (0, R + 1):
-        with pytest.raises(AssertionError, match=f"a has rank {rank}"):
+        with pytest.raises(UsageError, match=f"a has rank {rank}"):
             of(name).view(model, "a", rank, 3, SEED)
 
 

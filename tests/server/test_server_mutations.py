@@ -213,7 +213,7 @@ def every_client_gets_the_rank_of_the_last_one(patch):
     patch.setitem(*replaced(views.views, "prefix", change))
 
 
-@caught_by(promise, "fed_plora", "rank")
+@caught_by(promise, "fed_plora", "does not start from the global model")
 def the_slots_that_a_client_does_not_train_are_left_out_instead_of_frozen(patch):
     def change(view):
         def make(model, client, rank, number, seed):

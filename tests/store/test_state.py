@@ -63,6 +63,7 @@ def states(draw) -> ServerState:
         tuple(draw(st.lists(NAMES, unique=True, max_size=3))),
         draw(st.dictionaries(NAMES, MEMORIES, max_size=3)),
         tuple(cluster() for _ in range(draw(st.integers(0, 2)))),
+        draw(st.just(0.0) | st.floats(0, allow_nan=False, allow_infinity=False)),
     )
 
 
@@ -80,7 +81,7 @@ def bits(value):
 def everything(state: ServerState) -> list:
     adapter = state.model.adapter
     return [
-        state.round, sorted(state.cursors.items()), sorted(state.strikes.items()), state.quarantined,
+        state.round, state.median_norm, sorted(state.cursors.items()), sorted(state.strikes.items()), state.quarantined,
         adapter.r, adapter.alpha, adapter.rslora, adapter.base_digest,
         [
             [bits({m: tuple(pair) for m, pair in model.adapter.factors.items()}),

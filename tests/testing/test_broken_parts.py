@@ -81,6 +81,10 @@ class SaysInexact(Method):
     exact = False
 
 
+class SaysLinear(Method):
+    linear = True
+
+
 class SaysMixed(Method):
     mixed_ranks = True
 
@@ -88,6 +92,16 @@ class SaysMixed(Method):
 class TakesAnyRank(Method):
     def view(self, model, client, rank, number, seed):
         return super().view(model, client, model.adapter.r, number, seed)
+
+
+class TakesRankZero(Method):
+    def view(self, model, client, rank, number, seed):
+        return super().view(model, client, rank or 1, number, seed)
+
+
+class GivesTheFullRank(Method):
+    def view(self, model, client, rank, number, seed):
+        return super().view(model, client, max(rank, 3), number, seed)
 
 
 class Agrees(Method):
@@ -110,7 +124,10 @@ METHODS: dict[str, Method] = {
     "a lone client's model does not become the global model (1 clients": broken(base=Doubles),
     "the model on which all clients agree does not become": broken(base=Agrees),
     "of the energy is lost": broken("fedmomentum", Doubles),
+    "declared linear, and": broken("hetlora", SaysLinear),
     "failed, UsageError: a has rank 2": broken(base=SaysMixed),
+    "a client of rank 0 is not refused": broken("flexlora", TakesRankZero),
+    "the model of a client does not have the client's rank": broken("flexlora", GivesTheFullRank),
     "a client of lower rank is given a model": broken(base=TakesAnyRank),
 }
 

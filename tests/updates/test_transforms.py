@@ -25,7 +25,7 @@ def test_without_transforms_updates_and_contributions_stay_the_objects_that_they
     own, given = update(), Contributions(1)
     assert Transforms().on_client(own, START, 0) is own
     assert Transforms().on_server(given, lambda: pytest.fail("nothing needs a start"), 0) is given
-    assert not list(transforms), "none is built in"
+    assert list(transforms) == ["clip"], "built in"
 
 
 def test_on_a_client_they_apply_in_order():
@@ -71,7 +71,7 @@ def test_names_and_options_that_do_not_fit_are_refused_at_once():
             [TransformSpec("noise"), spec("clip", norm="x"), spec("not_a_transform"), spec("add"), spec("add")]
         )
     assert caught.value.message.splitlines() == [
-        "unknown transform: 'noise'. Known: none",
+        "unknown transform: 'noise'. Known: clip",
         "transform 'tiny_transforms:clip': norm must be a number, got 'x'",
         "transform 'tiny_transforms:not_a_transform' gives 3, not a Transform",
         "transform 'tiny_transforms:add' is given twice; its random numbers would be the same both times",

@@ -86,7 +86,10 @@ def _notes(found: Mapping[str, Any]) -> Sequence[str]:
             )
         if pair["disagreements"]:
             parts.append(f"{pair['disagreements']} recorded scores differ from their texts")
-        if pair["smallest_difference"] is not None:
+        if pair["smallest_difference"] is None:
+            parts.append("no interval: a single question" if pair["questions"] == 1 else
+                         "no interval: the difference is the same on every question")  # fmt: skip
+        else:
             parts.append(f"smallest difference seen with 80 % power: {digits(pair['smallest_difference'])} points")
         if "win_rate" in pair:
             parts.append(f"b wins {percent(pair['win_rate'] / 100)}")

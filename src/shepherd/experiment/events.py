@@ -13,7 +13,7 @@ that is not finite is null. A docstring under a field is its text in docs/events
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from shepherd.clients.progress import State
 
@@ -186,6 +186,10 @@ class RoundLine(TypedDict):
     """Cluster of each client, from 1; empty without clusters."""
     unused_examples: Mapping[str, int]
     """Rows of clients whose update does not count, where known."""
+    clipped: NotRequired[int]
+    """Updates that count and were longer than `clip_norm`; only with federation.clip_update_norm."""
+    clip_norm: NotRequired[float]
+    """L2 norm to which updates were clipped, 0 before the first median; only with federation.clip_update_norm."""
     held_out_loss: float | None
     """Held-out loss after the round, null where it was not evaluated."""
     held_out_per_category: Mapping[str, float | None] | None

@@ -111,7 +111,11 @@ def _journalled(
 
 def _line(record: RoundRecord, losses: RowLosses | None, inputs: Inputs, seconds: float) -> RoundLine:
     """The line of a round in rounds.jsonl, with what was measured after it."""
-    line = cast("RoundLine", asdict(record))
+    written = asdict(record)
+    for key in ("clipped", "clip_norm"):
+        if written[key] is None:  # a line has them only where updates are clipped
+            del written[key]
+    line = cast("RoundLine", written)
     line["held_out_loss"] = losses.stat.mean if losses else None
     parts = arm_metrics(losses, inputs.data) if losses else None
     line["held_out_per_category"] = {k: v["loss"] for k, v in parts["per_category"].items()} if parts else None

@@ -21,7 +21,10 @@ from shepherd.server.clusters import check_clusters
 from shepherd.server.composition import control_conflicts
 from shepherd.server.method import Method
 from shepherd.server.methods import build_method, check_ranks
+from shepherd.server.transform_conflicts import conflicts as transform_conflicts
 from shepherd.types import ClientId
+from shepherd.updates.clipping import clip_specs
+from shepherd.updates.composition import build_transforms
 
 
 def prepare_method(config: Config) -> Method:
@@ -89,7 +92,9 @@ def compose(config: Config) -> Composition:
     """The parts of a recipe, built once for a run. Raises UsageError for unknown names and for conflicts."""
     method = prepare_method(config)
     rate_ratio = config.objective.rate_ratio or method.rate_ratio
-    return Composition(method, prepare_personal(config, method), prepare_arms(config.evaluation.arms), rate_ratio)
+    personal = prepare_personal(config, method)
+    check_clipping(config, method, personal)
+    return Composition(method, personal, prepare_arms(config.evaluation.arms), rate_ratio)
 
 
 def prepare_arms(names: Sequence[str]) -> tuple[Arm, ...]:
@@ -130,6 +135,22 @@ def prepare_personal(config: Config, method: Method) -> Personalization:
                     '= "finetune"',
                 )
     return personal
+
+
+def check_clipping(config: Config, method: Method, personal: Personalization) -> None:
+    """Raise UsageError where updates are to be clipped and carry more than their deltas."""
+    wanted = config.federation.clip_update_norm
+    limit = 1.0 if wanted == "median" else wanted
+    problems = transform_conflicts(
+        build_transforms(clip_specs(limit, wanted)),
+        method,
+        weights=config.federation.weights,
+        scaffold=config.objective.scaffold,
+        clusters=personal.clusters,
+        mixed_ranks=bool(config.lora.ranks),
+    )
+    if text := "\n".join(problems):
+        raise UsageError(text)
 
 
 def check_length(config: Config, window: int | None) -> None:

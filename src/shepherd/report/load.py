@@ -76,6 +76,7 @@ _ROUND = {
     "seconds?": {"*": object},
     "update_norm?": {ANY_CLIENT: object},
     "clusters?": {ANY_CLIENT: int},
+    "clipped?": int,
     "diagnostics?": {"increment_norm?": {ANY_CLIENT: object}},
 }
 _PARTITION = {

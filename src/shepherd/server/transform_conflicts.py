@@ -20,7 +20,13 @@ def conflicts(
     settings: Any = {"weights": weights, "scaffold": scaffold, "clusters": clusters, "mixed_ranks": mixed_ranks}
     for transform in transforms.built:
         for setting, why, instead in reasons(transform, method, **settings):
-            yield f'transform "{transform.name}" and {setting} do not fit: {why}; {instead}'
+            what = transform.setting or f'transform "{transform.name}"'
+            yield f"{what} and {setting} do not fit: {why}; {instead}"
+
+
+def _on_weights(transform: Transform) -> bool:
+    """Whether a transform needs something of the weights."""
+    return bool(transform.needs & {"linear", "uniform weights"})
 
 
 def reasons(
@@ -29,8 +35,11 @@ def reasons(
     """(setting, why, alternative) for every setting that conflicts with one transform; arguments as for `conflicts`."""
     yield from _weighing(transform, method, weights)
     yield from _sum(transform, method, mixed_ranks)
-    if scaffold and (transform.on_server is not None or "linear" in transform.needs):
+    beside = transform.on_server is not None or "linear" in transform.needs
+    if scaffold and (beside or "no control variates" in transform.needs):
         why = "control variates are averaged beside the updates, where the transform does not reach"
+        if not beside:
+            why = "a client's control variate follows from its update before the transform"
         yield "objective.scaffold = true", why, "set objective.scaffold = false"
     if clusters:
         why = "clusters are formed and merged from the clients' updates alone"
@@ -45,7 +54,7 @@ def _weighing(transform: Transform, method: Method, weights: str) -> Iterator[tu
             "it needs the same weight for every client",
             'set federation.weights = "uniform"',
         )
-    if not transform.needs and transform.on_server is None:
+    if not _on_weights(transform) and transform.on_server is None:
         return
     p, optimizer = method.pieces, method.optimizer
     if p.weigh.own:
@@ -59,7 +68,7 @@ def _weighing(transform: Transform, method: Method, weights: str) -> Iterator[tu
 def _sum(transform: Transform, method: Method, mixed_ranks: bool) -> Iterator[tuple[str, str, str]]:
     """A next model that is not a function of the weighted sum of the updates."""
     p = method.pieces
-    if mixed_ranks and ("linear" in transform.needs or (p.weigh.by_slot and transform.needs)):
+    if mixed_ranks and ("linear" in transform.needs or (p.weigh.by_slot and _on_weights(transform))):
         why = "the weight of a rank slot depends on the ranks of the clients that are sampled"
         yield "lora.ranks", why, "use one rank for all clients"
     if not p.merge.averages and ("linear" in transform.needs or transform.on_server is not None):

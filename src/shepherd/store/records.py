@@ -22,7 +22,8 @@ class RoundRecord:
     answered, so the model is that of the round before. examples counts the rows that a client trained on,
     unused_examples those of clients whose update did not count, as far as they told; they come up again in the walk.
     learning_rate holds the rates of the first and the last local step of the client with the most steps. diagnostics:
-    see server/diagnostics.py; empty for a skipped round. clusters: which one each client is in, from 1.
+    see server/diagnostics.py; empty for a skipped round. clusters: which one each client is in, from 1. clipped: how
+    many of the updates that count were longer than clip_norm, the L2 norm to which they were clipped; None without.
     """
 
     round: int
@@ -47,6 +48,8 @@ class RoundRecord:
     skipped: bool = False
     clusters: Mapping[ClientId, int] = field(default_factory=dict)
     unused_examples: Mapping[ClientId, int] = field(default_factory=dict)
+    clipped: int | None = None
+    clip_norm: float | None = None
 
 
 def troubles(record: RoundRecord) -> dict[str, Any]:

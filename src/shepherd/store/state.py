@@ -3,7 +3,8 @@
     adapter_config.json, adapter_model.safetensors   the global adapter, a PEFT folder that any tool can load
     state.safetensors                                remainder/<module>/L, memory/<name>, clients/<client>/<name>,
                                                      clusters/<number>/… of the model of each cluster
-    state.json                                       round, cursors, strikes, quarantined, history, order of names
+    state.json                                       round, cursors, strikes, quarantined, history, order of names,
+                                                     median norm of updates if they are clipped to it
 
 Arrays keep their dtype, shape and bits, and mappings of arrays their order, because sums over tensors depend on it;
 clients are sorted by name. Equal states give equal bytes.
@@ -68,6 +69,7 @@ def state_files(state: ServerState, *, base_name: str, conv1d: bool = False) -> 
         "strikes": _counts(state.strikes),
         "quarantined": list(state.quarantined),
         "history": {client: asdict(memory) for client, memory in sorted(state.history.items())},
+        **({"median_norm": float(state.median_norm)} if state.median_norm else {}),
         "order": {
             **_order(model),
             "clients": {client: list(private) for client, private in clients.items()},
@@ -118,6 +120,7 @@ def load_state(folder: Path) -> ServerState:
             quarantined=tuple(scalars["quarantined"]),
             history={client: ClientHistory(**memory) for client, memory in scalars["history"].items()},
             clusters=tuple(clusters),
+            median_norm=scalars.get("median_norm", 0.0),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise _broken(folder, f"lacks {error}") from None

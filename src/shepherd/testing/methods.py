@@ -39,8 +39,9 @@ def check_method(rule: str | Callable[..., Method] | Method, **options: Any) -> 
     Its models are finite and keep the dtype; the order of arrival changes no bit, and no argument is modified. A lone
     client's model, and one on which all clients agree, becomes the global model. If it is `exact`, the increment moves
     by the weighted mean of the clients' changes, Σ c_k (E_k − E); otherwise it does not; a method that keeps a share of
-    the energy loses no more than the rest. Clients have their own ranks where it says `mixed_ranks`, and are refused
-    elsewhere. Methods with a personal part (`pieces.personal`) are held to the first sentence and to the last.
+    the energy loses no more than the rest. If it is `linear`, updates of the same weighted sum give the same model (the
+    sum law). Clients have their own ranks where it says `mixed_ranks`, and are refused elsewhere. Methods with a
+    personal part (`pieces.personal`) are held to the first sentence, the sum law and the last.
 
     The server optimizer is FedAvg. Raises AssertionError, with the promise and the sizes, for the first that is broken;
     UsageError for a name or an option that there is not.
@@ -58,6 +59,8 @@ def _check(method: Method) -> None:
         attempt(partial(_check_rounds, method, dtype, part), part, f"3 rounds, {np.dtype(dtype).name}")
     _check_order(method, part)
     _check_ranks(method, part)
+    if method.linear:
+        _check_sum(method, part)
     if pieces.personal:
         return
     done = a_round(method, after_rounds(method, 2, shapes=BLOCKS), 3)
@@ -123,6 +126,22 @@ def _check_order(method: Method, part: str) -> None:
         promise(same_bits(straight, mixed), part, "the order of arrival changes bits of the next model", "3 clients")
 
 
+def _check_sum(method: Method, part: str) -> None:
+    """Two clients that exchange a part of their updates, by their weights, leave the next model as it is."""
+    done = a_round(method, after_rounds(method, 2, shapes=BLOCKS), 3)
+    one, other, *more = done.updates
+    share = {name: 0.2 * (array - other.delta[name]) for name, array in more[0].delta.items()}
+    moved = tuple(
+        replace(u, delta={name: array + sign * share[name] / WEIGHTS[u.client] for name, array in u.delta.items()})
+        for u, sign in ((one, 1.0), (other, -1.0))
+    )
+    after = replace(done, updates=(*moved, *more)).after
+    for module in BLOCKS:
+        error = _error(dense(after, module), dense(done.after, module))
+        words = f"declared linear, and {error:.2g} off with other updates of the same weighted sum"
+        promise(error <= 1e-10, part, words, f"3 clients, {_sizes(module)}")
+
+
 def _check_ranks(method: Method, part: str) -> None:
     if method.mixed_ranks:
         model = after_rounds(method, 2, shapes=BLOCKS)
@@ -137,6 +156,9 @@ def _check_ranks(method: Method, part: str) -> None:
         for module in BLOCKS if view.adapter.r == R else ():
             near = _error(local(model, view, None, module), dense(model, module)) <= 1e-12
             promise(near, part, "a client of lower rank does not start from the global model", _sizes(module))
+        for rank in (0, R + 1):
+            refused = _refuses(partial(method.view, model, "a", rank, 3, SEED))
+            promise(refused, part, f"a client of rank {rank} is not refused", f"ranks from 1 to {R}")
         return
     where = f"ranks 2 and {R}"
     refused = _refuses(lambda: check_ranks(method, {"a": 2, "b": R}, R))

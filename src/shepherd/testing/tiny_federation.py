@@ -65,7 +65,7 @@ def tiny_host(data: Mapping[ClientId, Sequence[Tokens]]) -> TrainingHost:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         for parameter in model.parameters():  # larger than the usual 0.02, so that a wrong gradient shows
             parameter.requires_grad_(False).add_(0.1 * torch.randn_like(parameter))
     modules = {name: layer for name, layer in model.eval().named_modules() if name.endswith(("q_proj", "down_proj"))}

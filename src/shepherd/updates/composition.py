@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from shepherd.errors import UsageError
 from shepherd.rng import stream
 from shepherd.types import ClientModel, ClientUpdate, TransformSpec
+from shepherd.updates import clipping  # noqa: F401, for its registration
 from shepherd.updates.transforms import Contributions, Transform, transforms
 
 

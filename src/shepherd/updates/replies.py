@@ -28,11 +28,13 @@ Reply = ClientUpdate | Sealed | ClientFailure | Late
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """An update that passed the gate, with the size in bytes and the L2 norm of its delta on arrival."""
+    """An update that passed the gate, with its size in bytes on arrival and the L2 norms of its delta, as it is and
+    before clipping."""
 
     update: ClientUpdate
     nbytes: int
     norm: float
+    unclipped: float
 
 
 Outcome = Admitted | ClientFailure | Late
@@ -46,9 +48,9 @@ class Replies:
     work, views, cluster_views: the task of each sampled client; cluster_views: its client models of the clusters.
     times: the number of draws of each; seconds: from the start of the round to its reply. draws: the number of cohorts
     sampled; shares: the weights of a selection with a fixed denominator. admitted: valid updates, including late ones;
-    unusable: failures and rejections in order of arrival; late: stragglers. norms, bytes_up: of the admitted updates.
-    steps: reported local steps of each client. skipped: no update counts, because too few clients replied or none was
-    drawn.
+    unusable: failures and rejections in order of arrival; late: stragglers. norms, unclipped, bytes_up: of the admitted
+    updates. steps: reported local steps of each client. skipped: no update counts, because too few clients replied or
+    none was drawn.
     """
 
     work: Mapping[ClientId, Work] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Replies:
     unusable: tuple[ClientFailure, ...] = ()
     late: frozenset[ClientId] = frozenset()
     norms: Mapping[ClientId, float] = field(default_factory=dict)
+    unclipped: Mapping[ClientId, float] = field(default_factory=dict)
     bytes_up: int = 0
     steps: Mapping[ClientId, int] = field(default_factory=dict)
     skipped: bool = False
@@ -128,6 +131,7 @@ class Replies:
             unusable=(*self.unusable, *other.unusable),
             late=self.late | other.late,
             norms={**self.norms, **other.norms},
+            unclipped={**self.unclipped, **other.unclipped},
             bytes_up=self.bytes_up + other.bytes_up,
             steps={**self.steps, **other.steps},
             skipped=self.skipped or other.skipped,
@@ -156,6 +160,7 @@ class Replies:
             unusable=tuple(o for o in outcomes if isinstance(o, ClientFailure)),
             late=self.late | late | self.surplus(admitted, wanted),
             norms={o.update.client: o.norm for o in arrived},
+            unclipped={o.update.client: o.unclipped for o in arrived},
             bytes_up=sum(o.nbytes for o in arrived),
             steps=steps,
         )

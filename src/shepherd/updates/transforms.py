@@ -6,8 +6,8 @@
         def on_client(update, start, rng): ...
         return Transform(on_client=on_client)
 
-Clipping, compression and masking are client halves; privacy noise and a decoded sum are server halves. Each mechanism
-is a separate file that composition.py imports. None is built in so far.
+Clipping (clipping.py), compression and masking are client halves; privacy noise and a decoded sum are server halves.
+Each mechanism is a separate file that composition.py imports.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from shepherd.types import ClientId, ClientModel, ClientUpdate, Tensors
 
 transforms = Registry("transform")
 
-Need = Literal["linear", "uniform weights"]
+Need = Literal["linear", "uniform weights", "no control variates"]
 """linear: the next model depends on the updates through their weighted sum alone. uniform weights: every client weighs
-the same."""
+the same. no control variates: the updates have none beside their deltas."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,14 @@ class Transform:
 
     `rng` is a named stream (rng.py), so its numbers repeat: for random masks and stochastic rounding. Keys and privacy
     noise must not repeat, and take the system's randomness instead. `needs`: conditions of the aggregation without
-    which a run is refused (server/transform_conflicts.py).
+    which a run is refused (server/transform_conflicts.py). setting: the key that asks for it, for messages.
     """
 
     on_client: OnClient | None = None
     on_server: OnServer | None = None
     needs: frozenset[Need] = frozenset()
     name: str = ""
+    setting: str = ""
 
     def __post_init__(self) -> None:
         unknown = sorted(self.needs - set(get_args(Need)))

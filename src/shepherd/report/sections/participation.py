@@ -12,7 +12,7 @@ from shepherd.report import charts
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Figure, Limits, Section, Table
 from shepherd.report.sections.attendance import Attendance, attendance
-from shepherd.report.wording import ABSENT, count, left_out, listing, number, plural, shorten
+from shepherd.report.wording import ABSENT, count, left_out, listing, number, plural, shorten, significant
 
 ROUNDS_DRAWN = 60
 
@@ -64,6 +64,12 @@ def _text(record: RunRecord, seen: Attendance) -> list[str]:
         if numbers:
             when = f"{'round' if len(numbers) == 1 else 'rounds'} {listing(numbers)}"
             text.append(f"{why}, so the model is unchanged in {when}.")
+    clipped = [line["clipped"] for line in record.rounds if "clipped" in line]
+    if clipped:
+        counted = sum(len(line.get("weights") or {}) for line in record.rounds if "clipped" in line)
+        limit = record.setting("federation", "clip_update_norm")
+        to = "the median norm of the round before" if limit == "median" else f"an L2 norm of {significant(limit)}"
+        text.append(f"{sum(clipped)} of {plural(counted, 'update')} that count were clipped to {to}.")
     if where := record.summary.get("rows_seen"):
         text.append(
             f"How often each row was trained on, by its id, is in {shorten(where, 60)} of the run directory, whether "
