@@ -3,8 +3,6 @@
 python examples/metric.py
 """
 
-import json
-
 import shepherd
 
 
@@ -32,7 +30,6 @@ config = shepherd.load_config(
     },
 )
 run = shepherd.run(config)
-measured = json.loads((run.path / "evaluation/metrics.json").read_text())
-for arm, numbers in measured["arms"].items():
+for arm, numbers in run.metrics["arms"].items():
     print(f"{arm:>9}:", {name: round(value, 3) for name, value in numbers["generation"].items()})
 print("report:", run.path / "report.html")

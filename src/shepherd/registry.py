@@ -68,7 +68,10 @@ class Registry:
         known = self._factories.get(name)
         # A cell of a notebook that is run again, and a module that is reloaded, replace what they registered.
         if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
-            raise ValueError(f"{self.kind} {name!r} is registered twice")
+            raise UsageError(
+                f"{self.kind} {name!r} is registered twice: by {known.__module__} and by {factory.__module__}",
+                hint="give the function another name",
+            )
         self._factories[name] = factory
         if known is None and _importing is not None:
             self._packages[name] = _importing.package

@@ -117,3 +117,9 @@ def test_a_key_that_is_missing_or_wrong_deep_inside_is_found():
 
 def test_the_page_of_the_docs_is_that_of_the_types():
     assert PAGE.read_text(encoding="utf-8") == page(), "python tests/helpers/event_schema.py writes it"
+
+
+def test_a_resume_that_fails_ends_with_an_error_event(tmp_path, lines):
+    status, told = lines("resume", tmp_path / "nowhere")
+    assert status == 2 and [event["event"] for event in told] == ["error"]
+    assert told[0]["exit_status"] == 2 and "nowhere" in told[0]["message"]

@@ -107,7 +107,7 @@ def test_a_name_cannot_be_taken_twice(flavours):
     def vanilla():
         return None
 
-    with pytest.raises(ValueError, match="flavour 'vanilla' is registered twice"):
+    with pytest.raises(UsageError, match="flavour 'vanilla' is registered twice"):
         flavours(vanilla)
 
 

@@ -54,7 +54,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     from shepherd.cli.commands import cli
     from shepherd.errors import ShepherdError
 
-    as_json = arguments[0] == "run" and "--json" in arguments
+    as_json = arguments[0] in ("run", "resume") and "--json" in arguments
     fail = functools.partial(_fail, debug=debug, as_json=as_json)
     try:
         cli.main(arguments, prog_name="shepherd", standalone_mode=False)
@@ -107,7 +107,7 @@ def _setting_hint(error: click.NoSuchOption) -> str:
 
 
 def _fail(message: str, hint: str, status: int, debug: bool, as_json: bool) -> int:
-    """Print an error on stderr, and for `run --json` also as the last event on stdout."""
+    """Print an error on stderr, and for `run --json` and `resume --json` also as the last event on stdout."""
     if debug:
         traceback.print_exc()
     lines = [(sys.stderr, f"error: {message}"), *([(sys.stderr, f"hint: {hint}")] if hint else [])]

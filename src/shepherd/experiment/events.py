@@ -224,7 +224,7 @@ class EndEvent(TypedDict):
 
 
 class ErrorEvent(TypedDict):
-    """The run failed. Only `shepherd run --json` prints it, as its last line; in Python the exception is raised."""
+    """The run failed. Only `--json` prints it, as the last line; in Python the exception is raised."""
 
     event: Literal["error"]
     message: str

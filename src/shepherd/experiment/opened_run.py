@@ -27,6 +27,11 @@ class Run:
         """The PEFT folder of the final federated adapter."""
         return self.path / "adapter"
 
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """What evaluation/metrics.json holds: the losses and scores of every arm, and their differences."""
+        return read_json(self.path / "evaluation" / "metrics.json")
+
     def rounds(self) -> list[Mapping[str, Any]]:
         """The record of each round, as rounds.jsonl has it: cohort, weights, losses, bytes, seconds.
 
