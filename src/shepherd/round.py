@@ -322,7 +322,7 @@ def admit(reply: Reply, task: TrainTask, gate: Gate, spool: Spool, observe: Obse
         observe({passed.client: "done"})
         kept, norm = clipped(passed, clip_of(task)), update_norm(passed)
         after = norm if kept is passed else update_norm(kept)
-        return Admitted(spool.keep(kept), passed.nbytes, after, unclipped_norm(passed, norm))
+        return Admitted(spool.keep(kept), passed.nbytes, after, unclipped_norm(passed, norm, gate.limits.norm))
     if passed.client in task.work and passed.code != "duplicate":
         observe({passed.client: outcome_of(passed.code, passed.detail)})
     return passed

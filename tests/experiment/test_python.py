@@ -200,6 +200,18 @@ WRONG = {
     "unknown table [federatoin]": lambda base: shepherd.load_config("demo", federatoin={"rounds": 3}),
     "no run directory at": lambda base: shepherd.open_run("runs/none"),
     "held_out is given as rows in Python, and the rows": lambda base: shepherd.simulate(base=base, held_out=rows(2)),
+    "data.rows_per_category has no effect on a Dataset": lambda base: shepherd.simulate(
+        shepherd.load_dataset(rows(9)), base=base, rows_per_category=4),
+    "partition.key = 'region' names a column, and a Dataset": lambda base: shepherd.simulate(
+        shepherd.load_dataset(rows(9)), base=base, partition={"name": "by_key", "key": "region"}),
+    "held_out is a Dataset, and the rows to train on are not": lambda base: shepherd.simulate(
+        rows(9), base=base, held_out=shepherd.load_dataset(rows(2))),
+    "the mapping names parts of a dataset and not clients: train, test": lambda base: shepherd.simulate(
+        {"train": rows(9), "test": rows(3)}, base=base),
+    "two clients are called 'x'": lambda base: shepherd.simulate({"x": rows(9), " x ": rows(3)}, base=base),
+    "two clients are called '1'": lambda base: shepherd.simulate({1: rows(9), "1": rows(3)}, base=base),
+    "held_out goes with rows in Python": lambda base: shepherd.load_dataset("some.jsonl", held_out=rows(2)),
+    "run.seed is given twice": lambda base: shepherd.simulate(base=base, seed=5, run={"seed": 7}),
 }  # fmt: skip
 
 
@@ -248,3 +260,67 @@ def test_every_public_name_is_documented_and_listed():
     for name in shepherd.__all__:
         value = getattr(shepherd, name)
         assert getattr(value, "__doc__", None) or hasattr(value, "kind"), name
+
+
+def test_a_resumed_run_needs_the_engine_that_it_was_started_with(small_config, tmp_path):
+    def lossy(inner):
+        return Deaf(inner, "open_qa")
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if event["event"] == "round":
+            raise Stop
+
+    config = small_config("federation.rounds=2", "evaluation.arms=base,federated", "evaluation.generate=0")
+    with pytest.raises(Stop):
+        shepherd.run(config, stop, tmp_path, engine=lossy)
+    (folder,) = tmp_path.iterdir()
+    with pytest.raises(shepherd.ShepherdError, match=r"engine: .*lossy then, nothing now"):
+        shepherd.resume(folder)
+    run = shepherd.resume(folder, engine=lossy)
+    assert ["open_qa" in line["train_loss"] for line in run.rounds()] == [False, False]
+
+
+def test_a_recipes_partition_stays_with_another_number_of_clients(model_folder, tmp_path):
+    recipe = tmp_path / "skewed.toml"
+    recipe.write_text('[partition]\nname = "dirichlet"\nalpha = 0.5\nclients = 4\n')
+    federation = shepherd.simulate(base=str(model_folder()), recipe=recipe, clients=3, **FAST)
+    assert federation.config.partition.name == "dirichlet" and len(federation.clients) == 3
+
+
+def test_held_out_rows_may_share_the_names_of_clients_and_come_from_a_file_or_beside_a_dataset(model_folder, tmp_path):
+    held = {"a": rows(2, "eye"), "b": rows(2, "ear")}
+    given = {"a": rows(5, "leg"), "b": rows(5, "arm")}
+    settings = {**FAST, "rows_per_category": 0}
+    both = shepherd.simulate(given, base=str(model_folder()), held_out=held, **settings)
+    assert len(both.base.per_client) == 2 and len(both.inputs.data.held_out) == 4
+    (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, rows(3, "nose"))))
+    file = shepherd.simulate(given, base=str(model_folder()), held_out=tmp_path / "held.jsonl", **settings)
+    del settings["rows_per_category"]
+    dataset = shepherd.load_dataset(given)
+    beside = shepherd.simulate(dataset, base=str(model_folder()), held_out=rows(3, "nose"), **settings)
+    assert len(file.inputs.data.held_out) == len(beside.inputs.data.held_out) == 3
+    divided = shepherd.partition(shepherd.load_dataset(given, held_out=held), key="source")
+    assert sorted(divided.clients) == ["a", "b"]
+
+
+def test_columns_of_lists_in_a_data_frame_are_read(model_folder):
+    turns = [{"role": "user", "content": "Name a sheep."}, {"role": "assistant", "content": "Dolly."}]
+    dataset = shepherd.load_dataset([{"messages": np.array(turns, dtype=object)} for _ in range(2)])
+    assert [message.content for message in dataset.examples[0].messages] == ["Name a sheep.", "Dolly."]
+
+
+def test_the_same_warning_is_shown_in_a_second_simulation():
+    bad = [*rows(3), {"instruction": "What?", "response": None}]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        shepherd.load_dataset(bad)
+        shepherd.load_dataset(bad)
+    assert sum("refused" in str(warning.message) for warning in seen) == 2
+
+
+def test_a_method_takes_a_table_with_its_options(model_folder):
+    federation = shepherd.simulate(base=str(model_folder()), method={"name": "fedper_lora", "blocks": 0}, **FAST)
+    assert federation.config.method.options == {"blocks": 0}

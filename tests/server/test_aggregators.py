@@ -205,3 +205,30 @@ def test_a_wrong_name_or_option_is_answered_with_what_there_is(spec, words):
 
 def test_the_default_is_the_methods_own_merge():
     assert Config().federation.aggregator == "" and prepare_method(Config()).aggregator is None
+
+
+def test_trimming_leaves_out_one_of_three_clients_or_more_where_its_share_rounds_to_none():
+    trimmed = build_aggregator("trimmed_mean")
+    for clients in (3, 4, 8):
+        stacked = np.zeros((clients, 1))
+        stacked[1] = 1e6
+        assert trimmed.aggregate(stacked, np.ones(clients) / clients, "m.A") == 0
+    assert build_aggregator({"name": "trimmed_mean", "share": 0.0}).aggregate(stacked, np.ones(8) / 8, "m.A") == 1.25e5
+    share = {"name": "trimmed_mean", "share": 0.29}
+    many = np.r_[np.full(29, -1e6), np.zeros(42), np.full(29, 1e6)][:, None]
+    many[28] = -5.0  # the 29th from below, which 0.29 · 100 = 28.999999999999996 would keep
+    assert build_aggregator(share).aggregate(many, np.ones(100) / 100, "m.A") == 0
+
+
+def test_a_rule_that_works_in_place_does_not_reach_the_next_factor():
+    def rule(stacked, weights):
+        weights *= 0
+        stacked += 1
+        return np.zeros(stacked.shape[1:])
+
+    seen = []
+    method = build_method(
+        "fedit", aggregator=lambda stacked, weights: (seen.append(weights.sum()), rule(stacked, weights))[1]
+    )
+    _ = a_round(method, begin(method), 1).after
+    assert seen == [pytest.approx(1.0)] * 4

@@ -147,7 +147,7 @@ def each_client_has_an_a_of_its_own_under_ffa(patch):
     patch.setitem(*replaced(views.views, "identity", change))
 
 
-@caught_by(promise, "fedit", "the model on which all clients agree")
+@caught_by(promise, "fedit", "declared linear, and")
 def only_the_first_client_counts(patch):
     # FederatedLLM: a misspelt name, and FedIT is w₀ times one client.
     def change(merge):

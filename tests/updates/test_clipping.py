@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from federations import begin
 from shepherd.errors import UsageError
 from shepherd.experiment.method import compose
-from shepherd.recipe import load, to_toml
+from shepherd.recipe import load, resolve, to_toml
 from shepherd.server.methods import build_method
 from shepherd.types import ClientUpdate, TransformSpec
 from shepherd.updates.clipping import REPORTED, clip_specs, clipped, unclipped_norm, was_clipped
@@ -42,7 +42,7 @@ def test_a_longer_update_has_the_norm_of_the_limit_to_a_millionth_and_its_direct
         assert after.delta[name].dtype == np.float32
         np.testing.assert_allclose(after.delta[name], array.astype(np.float64) * (limit / update_norm(before)), 1e-6)
     assert clipped(after, limit) is after, "a second clip changes nothing"
-    assert was_clipped(unclipped_norm(after, update_norm(after)), limit)
+    assert was_clipped(unclipped_norm(after, update_norm(after), 0.0), limit)
 
 
 def test_the_norm_is_over_all_tensors_of_the_message_and_not_over_each():
@@ -78,7 +78,7 @@ def test_the_client_half_clips_and_reports_the_norm_before_only_where_a_median_i
         sent = build_transforms(clip_specs(2.0, setting)).on_client(own, START, 0)
         assert 2.0 * (1 - 1e-6) <= update_norm(sent) <= 2.0
         assert sent.metrics.get(REPORTED) == (reported and pytest.approx(reported, rel=1e-6))
-        assert unclipped_norm(sent, update_norm(sent)) == (sent.metrics.get(REPORTED) or update_norm(sent))
+        assert unclipped_norm(sent, update_norm(sent), 0.0) == (sent.metrics.get(REPORTED) or update_norm(sent))
     short = build_transforms(clip_specs(9.0, 9.0)).on_client(own, START, 0)
     assert all(short.delta[name] is array for name, array in own.delta.items()) and short.metrics == own.metrics
     assert clip_specs(0.0, "median") == ()
@@ -142,3 +142,18 @@ def test_clipping_goes_with_methods_that_are_linear_and_that_are_not(method):
 )
 def test_clipping_goes_with_other_weights_and_with_mixed_ranks(setting):
     compose(load(overrides=["federation.clip_update_norm=1", *setting.split()]))
+
+
+def test_a_reported_norm_counts_for_no_more_than_what_is_rejected():
+    update = ClientUpdate("a", 1, {"m.A": np.ones(4, np.float32)}, 1, 1, 1, {"unclipped_norm": 1e308})
+    assert unclipped_norm(update, 2.0, 1e4) == 1e4
+    assert unclipped_norm(update, 2.0, 0.0) == 1e12
+    assert unclipped_norm(update, 2e12, 0.0) == 2e12
+
+
+@pytest.mark.parametrize("method", ["rolora", "lora_a2"])
+def test_the_median_is_refused_where_a_and_b_are_sent_in_turn(method):
+    settings = {"federation": {"method": method, "clip_update_norm": "median"}}
+    with pytest.raises(UsageError, match="A and B are sent in turn"):
+        compose(resolve(settings))
+    compose(resolve({"federation": {"method": method, "clip_update_norm": 0.5}}))

@@ -10,7 +10,7 @@ from typing import Any
 from shepherd.data.partition import divide
 from shepherd.data.python_rows import python_rows
 from shepherd.data.sources import Dataset, dataset_notes, load_examples
-from shepherd.errors import ShepherdWarning
+from shepherd.errors import ShepherdWarning, UsageError
 from shepherd.types import Example, Partition
 
 
@@ -33,6 +33,11 @@ def load_dataset(
     Python. Rows that were refused or lost a part, and columns that are not read, are warnings of the class
     ShepherdWarning. Raises DataError where no row can be used, UsageError for an unknown format.
     """
+    if held_out is not None and isinstance(source, str | Path):
+        raise UsageError(
+            f"held_out goes with rows in Python, and {source} is read from its place",
+            hint="give both as rows, or use data.held_out_source of a recipe",
+        )
     dataset = load_examples(
         str(source) if isinstance(source, str | Path) else python_rows(source, held_out),
         format=format,
@@ -43,7 +48,7 @@ def load_dataset(
         seed=seed,
     )
     for note in dataset_notes(dataset):
-        warnings.warn(note, ShepherdWarning, stacklevel=2)
+        warnings.warn_explicit(note, ShepherdWarning, "shepherd", 0, registry={})
     return dataset
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from shepherd.data.builtins import RawRows
+from shepherd.data.trees import kind_of
 from shepherd.errors import DataError
 
 NAME = "python:rows"
@@ -25,6 +29,17 @@ def python_rows(rows: Any, held_out: Any = None) -> RawRows:
 
 
 def _by_client(clients: Mapping[Any, Any], held_out: Any) -> RawRows:
+    names = [str(client).strip() for client in clients]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(
+            f"two clients are called {twice[0]!r}, but for spaces or the type of the name",
+            hint="give every client another name",
+        )
+    if names and all(map(kind_of, names)):
+        raise DataError(
+            f"the mapping names parts of a dataset and not clients: {', '.join(names)}",
+            hint='give the rows of one part, rows["train"], and held_out=rows["test"]',
+        )
     made, places, replaced = [], [], 0
     for client, rows in clients.items():
         read = _read(rows, str(client))
@@ -42,7 +57,11 @@ def _by_client(clients: Mapping[Any, Any], held_out: Any) -> RawRows:
 
 
 def _held_out(rows: Any) -> RawRows:
-    return python_rows(rows) if isinstance(rows, Mapping) else RawRows(f"held-out {NAME}", _read(rows, "held-out"))
+    """Held-out rows, with ids that no training row has."""
+    if not isinstance(rows, Mapping):
+        return RawRows(f"held-out {NAME}", _read(rows, "held-out"))
+    read = python_rows(rows)
+    return replace(read, rows=[(f"held-out/{row_id}", row) for row_id, row in read.rows])
 
 
 def _read(rows: Any, name: str) -> Sequence[tuple[str, dict[str, Any]]]:
@@ -61,7 +80,12 @@ def _read(rows: Any, name: str) -> Sequence[tuple[str, dict[str, Any]]]:
                 f"{name}: row {number} is {type(row).__name__}, expected a dict of fields",
                 hint='a row is {"instruction": …, "response": …} or another of the formats in docs/data.md',
             )
-        read.append((f"{name}:{number}", {str(key): value for key, value in row.items()}))
+        read.append((f"{name}:{number}", {str(key): _plain(value) for key, value in row.items()}))
     if not read:
         raise DataError(f"{name}: there are no rows", hint="give each client at least one")
     return read
+
+
+def _plain(value: Any) -> Any:
+    """An array, as a data frame has it in a column of lists, as a list; a scalar of numpy as one of Python."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -151,6 +151,12 @@ def check_clipping(config: Config, method: Method, personal: Personalization) ->
     )
     if text := "\n".join(problems):
         raise UsageError(text)
+    if wanted == "median" and len(method.pieces.train.sends) > 1:
+        raise UsageError(
+            f'federation.clip_update_norm = "median" and train "{method.pieces.train.name}" do not fit: A and B are '
+            "sent in turn, and the norms of the one say nothing about the other",
+            hint="set federation.clip_update_norm to a number",
+        )
 
 
 def check_length(config: Config, window: int | None) -> None:

@@ -50,7 +50,7 @@ def carry_out(
         inputs = load_inputs(checked, place, reporter)
         store = open_store()
         with store.lock():
-            beginning = begin_or_resume(inputs, store, force)
+            beginning = begin_or_resume(inputs, store, force, wrap)
             session = open_session(inputs, beginning, store, reporter)
             with open_engine(inputs, session.run_id) as engine:
                 base = evaluate_base(engine, inputs, session)

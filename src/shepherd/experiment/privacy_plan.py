@@ -27,8 +27,9 @@ BREAKING = (
     "lora.ranks: a rank slot that few clients train is divided by few, so one client moves it by more than the clip",
     'federation.weights other than "uniform": the size of a client would change its bound',
     'selection.name other than "poisson", or a cohort that is published: epsilon is that of a secret, independent draw',
-    'federation.on_too_few = "wait", min_updates above 1, over_select, quarantine_after: the failure of one client '
-    "would change what the others count for",
+    'federation.on_too_few other than "skip", min_updates above 1, over_select, deadline, quarantine_after: the '
+    "failure or the speed of one client would change what the others count for",
+    'federation.clip_update_norm = "median", federation.aggregator: they follow from the updates without noise',
     'objective.scaffold, server.optimizer = "fednova", personalization.name = "ifca": state of the clients that no '
     "noise covers",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,19 @@ class Beginning:
     notes: tuple[str, ...] = ()
 
 
-def begin_or_resume(inputs: Inputs, store: RunDirectory, force: bool = False) -> Beginning:
+def begin_or_resume(
+    inputs: Inputs, store: RunDirectory, force: bool = False, wrap: Callable[..., object] | None = None
+) -> Beginning:
     """Write what the run is made with and its id; or, in a directory that has them, check and read them.
 
     Raises UsageError, with what differs, where a resumed run was started with something else, and DataError where its
-    files were changed; `force` goes on all the same and notes it.
+    files were changed; `force` goes on all the same and notes it. wrap: what makes the engine from the recipe's; the
+    run is made with it, too.
     """
     now = identity(inputs.resolved, inputs.base, inputs.data)
+    if wrap is not None:
+        named = wrap if hasattr(wrap, "__qualname__") else type(wrap)
+        now["engine"] = f"{named.__module__}:{named.__qualname__}"
     if not (store.path / FILE).exists():
         run_id = secrets.token_hex(16)  # not from the seed: two runs of one recipe are two
         partition = inputs.data.partition

@@ -52,12 +52,18 @@ def run_checked(
     return carry_out(checked, out, lambda: RunDirectory.create(out, table.name), observer or warn, wrap=engine)
 
 
-def resume(run_dir: Path | str, observer: Emit | None = None, *, force: bool = False) -> Run:
+def resume(
+    run_dir: Path | str,
+    observer: Emit | None = None,
+    *,
+    force: bool = False,
+    engine: Callable[[Engine], Engine] | None = None,
+) -> Run:
     """Resume a stopped run from its last committed round, to the bytes of a run that never stopped.
 
     A finished run is returned as it is, with the report that it may still lack. Raises UsageError, with what differs,
     where settings, data, base, tokenizer, code or machine are not those that the run was started with; `force`
-    goes on all the same and notes it in the report.
+    goes on all the same and notes it in the report. A run with an engine of its own is resumed with that `engine`.
     """
     folder = open_run(run_dir, "identity.json")
     store, emit = RunDirectory(folder), observer or warn
@@ -73,7 +79,7 @@ def resume(run_dir: Path | str, observer: Emit | None = None, *, force: bool = F
     from shepherd.experiment.pipeline import carry_out
 
     if not finished:
-        return carry_out(checked, folder, lambda: store, emit, force)
+        return carry_out(checked, folder, lambda: store, emit, force, engine)
     if not (folder / "report.html").exists():
         write_report(store)
     return Run(folder, read_json(folder / "summary.json"))
@@ -89,4 +95,5 @@ def _fetching(emit: Emit) -> Callable[[str], None]:
 def warn(event: Event) -> None:
     """The observer of a run in Python that has no other: warnings become Python's, the rest passes unseen."""
     if event["event"] == "warning":
-        warnings.warn(event["message"], ShepherdWarning, stacklevel=2)
+        # A registry of its own each time: Python would show the same sentence of a second run no more.
+        warnings.warn_explicit(event["message"], ShepherdWarning, "shepherd", 0, registry={})

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from shepherd import recipe as recipes
 from shepherd.config import Config, keys, keys_named
+from shepherd.data.builtins import RawRows
 from shepherd.data.python_rows import NAME, python_rows
-from shepherd.data.sources import Dataset
+from shepherd.data.sources import Dataset, load_examples
 from shepherd.errors import UsageError, did_you_mean
 from shepherd.experiment.checks import check_workers, look_first
 from shepherd.experiment.run import warn
@@ -32,6 +33,8 @@ ARGUMENTS = {
 """Argument of `simulate` -> its key in a recipe."""
 _UNUSED = ("checkpoints", "evaluation")
 """Tables that are about what a run writes and compares."""
+_READING = {"format", "columns", "categories", "rows_per_category", "languages"}
+"""Keys of [data] that say how rows are read."""
 
 
 def simulate(
@@ -41,7 +44,7 @@ def simulate(
     base: str | None = None,
     clients: int | None = None,
     rounds: int | None = None,
-    method: str | None = None,
+    method: str | Mapping[str, Any] | None = None,
     aggregator: Any = None,
     selection: str | Mapping[str, Any] | None = None,
     partition: str | Mapping[str, Any] | None = None,
@@ -55,16 +58,19 @@ def simulate(
 
     rows: a path, "builtin:instructions", "hub:org/name", a Dataset of `load_dataset`, an iterable of dicts, a data
     frame, or {client: rows}; None takes the recipe's. held_out: rows for the evaluation, where they are not split off
-    from `rows`. partition and selection: a name, or a table with a name and options. With a number of clients and no
-    partition the rows are divided at random ("iid"); without one by their category. aggregator: a name, a table, or a
-    function registered by `@shepherd.aggregators`. recipe: what all that is not given is taken from. engine: makes the
-    engine that trains the clients from the local one.
+    from `rows`. method, partition and selection: a name, or a table with a name and options. With a number of clients
+    and no partition, here or in the recipe, the rows are divided at random ("iid"); without one by their category.
+    aggregator: a name, a table, or a function registered by `@shepherd.aggregators`. recipe: what all that is not given
+    is taken from. engine: makes the engine that trains the clients from the local one.
 
     Further settings are keys of a recipe, `learning_rate=5e-4`, or whole tables, `lora={"r": 16, "alpha": 32}`.
 
     Reads and checks everything at once: raises UsageError, DataError and ModelError as `shepherd check` does. What a
     person should know about the data or a round is a warning of the class ShepherdWarning.
     """
+    if isinstance(method, Mapping):
+        settings = {**settings, "method": {key: value for key, value in method.items() if key != "name"}}
+        method = method.get("name")
     given = {name: value for name, value in (
         ("base", base), ("clients", clients), ("rounds", rounds), ("method", method), ("seed", seed),
         ("aggregator", _named(aggregator)),
@@ -75,10 +81,15 @@ def simulate(
             layer[table] = {**layer.get(table, {}), **({"name": choice} if isinstance(choice, str) else choice)}
     if isinstance(rows, Mapping) and "name" not in layer.get("partition", {}):
         layer["partition"] = {"name": "by_key", "key": "source", **layer.get("partition", {})}
-    elif clients and "name" not in layer.get("partition", {}):
+    elif clients and "name" not in layer.get("partition", {}) and not _divides(recipe):
         layer["partition"] = {"name": "iid", **layer["partition"]}
     config, known = _config(recipe, layer, rows, held_out)
     return _begin(config, known, engine)
+
+
+def _divides(name: str | Path | None) -> bool:
+    """Whether a recipe names a partition, so that a number of clients is a number of its clients."""
+    return name is not None and "name" in recipes.read_recipe(name).get("partition", {})
 
 
 def _named(aggregator: Any) -> Any:
@@ -103,6 +114,7 @@ def _layer(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name in Config.model_fields:
             if not isinstance(value, Mapping):
                 raise UsageError(f"{name} is a table of a recipe: give {name}={{…}}, got {value!r}")
+            _once(name, value, layer)
             layer[name] = {**layer.get(name, {}), **value}
             continue
         found = [name] if "." in name else keys_named(name)
@@ -115,6 +127,7 @@ def _layer(settings: Mapping[str, Any]) -> dict[str, Any]:
                 "shepherd config show prints every key with its meaning",
             )  # fmt: skip
         table, _, key = found[0].partition(".")
+        _once(table, {key: value}, layer)
         layer[table] = {**layer.get(table, {}), key: value}
     if unused := [table for table in _UNUSED if table in layer]:
         raise UsageError(
@@ -124,21 +137,57 @@ def _layer(settings: Mapping[str, Any]) -> dict[str, Any]:
     return layer
 
 
+def _check_read(layer: Mapping[str, Any]) -> None:
+    """Raise UsageError for settings of reading beside a Dataset, which is read."""
+    if unused := sorted(_READING & layer.get("data", {}).keys()):
+        raise UsageError(
+            f"data.{unused[0]} has no effect on a Dataset, which is read already", hint="give it to load_dataset"
+        )
+    key = layer.get("partition", {}).get("key", "category")
+    if key not in ("category", "source"):
+        raise UsageError(
+            f"partition.key = {key!r} names a column, and a Dataset has only category and source",
+            hint=f'give load_dataset columns={{"source": {key!r}}}, and partition the key "source"',
+        )
+
+
+def _once(table: str, values: Mapping[str, Any], layer: Mapping[str, Any]) -> None:
+    """Raise UsageError for a key that is given already."""
+    if twice := sorted(values.keys() & layer.get(table, {}).keys()):
+        raise UsageError(f"{table}.{twice[0]} is given twice", hint="give it once, as an argument or in its table")
+
+
 def _config(name: str | Path | None, layer: dict[str, Any], rows: Any, held_out: Any) -> tuple[Config, Any]:
     """The config of a simulation, and its rows where they are in Python already."""
-    known = None
+    known: RawRows | Dataset | None = None
+    data = {**layer.get("data", {})}
+    outside = isinstance(held_out, str | Path)
     if isinstance(rows, str | Path):
-        layer["data"] = {**layer.get("data", {}), "source": str(rows)}
+        data["source"] = str(rows)
+    elif isinstance(rows, Dataset):
+        _check_read(layer)
+        known = rows
+        if held_out is not None and not outside:
+            apart = held_out if isinstance(held_out, Dataset) else load_examples(python_rows(held_out))
+            known = replace(known, held_out=apart)
     elif rows is not None:
-        known = rows if isinstance(rows, Dataset) else python_rows(rows, held_out)
-        layer["data"] = {**layer.get("data", {}), "source": NAME}
-    if held_out is not None and (known is None or isinstance(known, Dataset)):
-        if not isinstance(held_out, str | Path):
+        if isinstance(held_out, Dataset):
             raise UsageError(
-                "held_out is given as rows in Python, and the rows to train on are not",
-                hint="give both as rows, or held_out as a path",
+                "held_out is a Dataset, and the rows to train on are not",
+                hint="read both with load_dataset, or give both as rows",
             )
-        layer["data"] = {**layer.get("data", {}), "held_out_source": str(held_out)}
+        known = python_rows(rows, None if outside else held_out)
+    if known is not None:
+        data["source"] = NAME
+    elif held_out is not None and not outside:
+        raise UsageError(
+            "held_out is given as rows in Python, and the rows to train on are not",
+            hint="give both as rows, or held_out as a path",
+        )
+    if outside:
+        data["held_out_source"] = str(held_out)
+    if data:
+        layer["data"] = data
     layer["evaluation"] = {"arms": ["base", "federated"], "generate": 0, "every": 0}
     tables = recipes.read_recipe(name) if name is not None else {}
     kept = {table: values for table, values in tables.items() if table not in _UNUSED}

@@ -55,7 +55,7 @@ class Aggregator:
         """
         shape = stacked.shape[1:]
         try:
-            result = np.asarray(self.rule(stacked, weights), np.float64)
+            result = np.asarray(self.rule(stacked, weights.copy()), np.float64)
         except Exception as error:  # a user's rule can raise anything
             raise UsageError(f"aggregator {self.name!r} failed on {where}: {type(error).__name__}: {error}") from error
         if result.shape != shape:
@@ -73,17 +73,20 @@ def mean() -> Rule:
 
 
 @aggregators
-def trimmed_mean(share: float = 0.1) -> Rule:
+def trimmed_mean(share: float = 0.2) -> Rule:
     """The mean of each coordinate without its largest and smallest values (Yin et al., 2018, 1803.01498, Definition 2).
 
-    share: of the clients, rounded down, left out at either end; less than 0.5. Weights are ignored, as in the paper,
-    where every client holds as many rows: a client of many rows could otherwise outvote the trimming.
+    share: of the clients, rounded down, left out at either end; less than 0.5, and of three clients or more at least
+    one unless it is 0, where the paper's rounding would trim nothing. Weights are ignored, as in the paper, where every
+    client holds as many rows: a client of many rows could otherwise outvote the trimming.
     """
     if not 0 <= share < 0.5:
         raise ValueError(f"share must be at least 0 and less than 0.5, got {share:g}")
 
     def rule(stacked: np.ndarray, _weights: np.ndarray) -> np.ndarray:
-        cut = int(share * len(stacked))
+        cut = int(share * len(stacked) + 1e-9)
+        if share and len(stacked) > 2:
+            cut = max(1, cut)
         return np.sort(stacked, axis=0)[cut : len(stacked) - cut].mean(axis=0)
 
     return rule

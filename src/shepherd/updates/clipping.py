@@ -20,6 +20,8 @@ from shepherd.updates.transforms import Transform, transforms
 ClipNorm = float | Literal["median"]
 """federation.clip_update_norm: a fixed norm, 0 for none, or the median norm of the last round's updates."""
 
+MOST_REPORTED = 1e12
+"""The largest norm that a client may report where federation.max_update_norm sets no limit."""
 REPORTED = "unclipped_norm"
 """The metric in which a client reports its norm before clipping, if the task asks for it."""
 
@@ -71,9 +73,12 @@ def clip_of(task: TrainTask) -> float:
     return next((spec.options["norm"] for spec in task.transforms if spec.name == "clip"), 0.0)
 
 
-def unclipped_norm(update: ClientUpdate, norm: float) -> float:
-    """The norm of an update on arrival, or that before clipping where the client reports a larger one."""
-    return max(norm, update.metrics.get(REPORTED, 0.0))
+def unclipped_norm(update: ClientUpdate, norm: float, most: float) -> float:
+    """The norm of an update on arrival, or that before clipping where the client reports a larger one.
+
+    most: the norm above which an update is rejected, 0 for none; no report counts for more.
+    """
+    return max(norm, min(update.metrics.get(REPORTED, 0.0), most or MOST_REPORTED))
 
 
 def was_clipped(norm: float, limit: float) -> bool:
