@@ -127,7 +127,9 @@ def test_a_name_that_is_taken_and_an_exit_break_their_own_plugin_alone(tmp_path)
         assert aggregators.known() == ["first_of_all", "mean", "trimmed_mean"]
         errors = {plugin.package: plugin.error for plugin in plugins()}
         assert errors == {
-            "ending-lab 0.1": "SystemExit: 3", "taken-lab 0.1": "ValueError: aggregator 'mean' is registered twice",
+            "ending-lab 0.1": "SystemExit: 3",
+            "taken-lab 0.1": "UsageError: aggregator 'mean' is registered twice: by shepherd.server.aggregators and by "
+            "taken_lab",
             "well-lab 0.1": "",
         }  # fmt: skip
     assert aggregators.get("mean").__module__ == "shepherd.server.aggregators"

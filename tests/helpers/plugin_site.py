@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -29,14 +30,14 @@ def install(site: Path, module: str, source: str, name: str, version: str = "0.1
 
 def build_example(folder: Path) -> Path:
     """The folder with the installed package of examples/plugin, built by its own build system, without a network."""
-    from setuptools import build_meta
-
     source, site = folder / "source", folder / "site"
     shutil.copytree(EXAMPLE, source)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(source)
-        wheel = build_meta.build_wheel(str(folder))
-    shutil.unpack_archive(folder / wheel, site, "zip")
+    # In a process of its own: setuptools replaces distutils, with a warning where that was imported before.
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", build, str(folder)], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("*.whl")
+    shutil.unpack_archive(wheel, site, "zip")
     return site
 
 
