@@ -1,4 +1,4 @@
-"""A pytest plug-in: long tests first, seconds by room at the end, a failure where a test was skipped for a package.
+"""A pytest plug-in: the seconds that each room's tests took, and a failure where a test was skipped for a package.
 
 A skip for a package that is not installed would let a whole room pass untested. Tests of data that are not in the
 repository may be skipped, and the summary names them.
@@ -36,11 +36,6 @@ def note(report: pytest.TestReport | pytest.CollectReport) -> None:
         _missing[report.nodeid] = reason
     elif report.skipped and ABSENT.search(reason):
         _absent[reason.removeprefix("Skipped: ")] += 1
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that have a time limit of their own: one that is left to the end has a core to itself."""
-    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
