@@ -51,7 +51,7 @@ GATE: list[tuple[str, str, Any]] = [
     ("if update.delta[name].dtype != np.float32:", "if update.delta[name].dtype.itemsize != 4:",
      memory(fault="integers")),
     ("if not square <= LARGEST**2:", "if square > LARGEST**2:", fault(fault="NaN")),
-    ("LARGEST = 1e15", "LARGEST = 1e16", fault(fault="a norm beyond float32's squares")),
+    ("if not square <= LARGEST**2:", "if not square <= (10 * LARGEST) ** 2:", fault(fault="a norm beyond float32's squares")),
     ("if not _is(array, np.ndarray):", "if not isinstance(array, np.ndarray):", memory(fault="a masked array")),
     ('if array.dtype.kind not in "biuf":', "if False:", memory(fault="objects")),
     ("norm > self.limits.norm:", "norm > self.limits.norm + 1e-8:",
