@@ -211,6 +211,8 @@ WRONG = {
     "two clients are called 'x'": lambda base: shepherd.simulate({"x": rows(9), " x ": rows(3)}, base=base),
     "two clients are called '1'": lambda base: shepherd.simulate({1: rows(9), "1": rows(3)}, base=base),
     "held_out goes with rows in Python": lambda base: shepherd.load_dataset("some.jsonl", held_out=rows(2)),
+    "partition.clients is given twice": lambda base: shepherd.simulate(
+        base=base, clients=3, partition={"name": "iid", "clients": 5}),
     "run.seed is given twice": lambda base: shepherd.simulate(base=base, seed=5, run={"seed": 7}),
 }  # fmt: skip
 

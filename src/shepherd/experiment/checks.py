@@ -177,11 +177,7 @@ def _metric_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
         entries = EvaluationTable.model_validate(given).metrics
     except ValidationError:
         return []  # the config's own check says so
-    try:
-        build_metrics(entries)
-    except ShepherdError as error:
-        return [_problem("evaluation.metrics", error)]
-    return []
+    return _problems("evaluation.metrics", lambda: build_metrics(entries))
 
 
 def _personal_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -193,11 +189,7 @@ def _personal_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
     name = options.pop("name", Config().personalization.name)
     if not isinstance(name, str):
         return []  # the config's own check reports it
-    try:
-        personalizations.build(name, options)
-    except ShepherdError as error:
-        return [_problem("personalization.name", error)]
-    return []
+    return _problems("personalization.name", lambda: personalizations.build(name, options))
 
 
 def _arm_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -208,11 +200,7 @@ def _arm_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
     names = tables.get("evaluation", {}).get("arms", Config().evaluation.arms)
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         return []  # the config's own check reports it
-    try:
-        prepare_arms(names)
-    except ShepherdError as error:
-        return [_problem("evaluation.arms", error)]
-    return []
+    return _problems("evaluation.arms", lambda: prepare_arms(names))
 
 
 def _selection_problems(tables: Mapping[str, Mapping[str, Any]], own_weighing: str) -> list[str]:
@@ -237,6 +225,15 @@ def _selection_problems(tables: Mapping[str, Mapping[str, Any]], own_weighing: s
         return []
     names = inspect.signature(conflicts).parameters.keys() & FederationTable.model_fields.keys()
     return conflicts(selection, own_weighing=own_weighing, **{key: getattr(federation, key) for key in names})
+
+
+def _problems(key: str, build: Callable[[], object]) -> list[str]:
+    """What is wrong with what a key names, from building it."""
+    try:
+        build()
+    except ShepherdError as error:
+        return [_problem(key, error)]
+    return []
 
 
 def _problem(key: str, error: ShepherdError) -> str:

@@ -78,7 +78,9 @@ def simulate(
     layer = _layer({**settings, **{ARGUMENTS[name]: value for name, value in given.items()}})
     for table, choice in (("selection", selection), ("partition", partition)):
         if choice is not None:
-            layer[table] = {**layer.get(table, {}), **({"name": choice} if isinstance(choice, str) else choice)}
+            values = {"name": choice} if isinstance(choice, str) else choice
+            _once(table, values, layer)
+            layer[table] = {**layer.get(table, {}), **values}
     if isinstance(rows, Mapping) and "name" not in layer.get("partition", {}):
         layer["partition"] = {"name": "by_key", "key": "source", **layer.get("partition", {})}
     elif clients and "name" not in layer.get("partition", {}) and not _divides(recipe):
