@@ -35,3 +35,10 @@ def test_a_tuned_model_is_a_peft_model_with_the_same_logits(run):
     theirs = tuned.peft()(torch.tensor([ids])).logits[0]
     assert float((theirs - tuned.logits(ids)).abs().max()) < 1e-4
     assert float((tuned.logits(ids) - tuned.base.model(torch.tensor([ids])).logits[0]).abs().max()) > 1e-3
+
+
+def test_the_peft_model_of_a_round_holds_the_remainder_too(tmp_path):
+    run = tiny_run(tmp_path, "llama", "federation.method=flora", "evaluation.generate=0")
+    tuned, ids = shepherd.load_tuned(run, round=1), [3, 5, 7, 11]
+    assert float((tuned.logits(ids) - tuned.base.model(torch.tensor([ids])).logits[0]).abs().max()) > 1e-3
+    assert float((tuned.peft()(torch.tensor([ids])).logits[0] - tuned.logits(ids)).abs().max()) < 1e-4
