@@ -29,7 +29,7 @@ def judge(first: tuple[Path, ...], more: tuple[Path, ...], margin: float | None,
     yet."""
     if margin is not None and not math.isfinite(margin):
         raise UsageError(f"--margin {margin} is not a number of points", hint="for example --margin 0.25")
-    from shepherd.judge import pairs, replay
+    from shepherd.evaluation.judge import pairs, replay
 
     found = pairs.summarise([replay.read(file) for file in (*first, *more)], margin)
     if as_json:

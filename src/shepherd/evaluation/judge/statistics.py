@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from shepherd.judge import significance
-from shepherd.judge.power import smallest_difference
+from shepherd.evaluation.judge import significance
+from shepherd.evaluation.judge.power import smallest_difference
 
 Interval = tuple[float, float]
 Judged = Literal["higher", "lower", "equal within the margin", "not distinguishable", "no interval"]

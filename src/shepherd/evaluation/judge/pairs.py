@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from shepherd.errors import DataError
-from shepherd.judge import significance, statistics
-from shepherd.judge.formats import Judgement, Points
-from shepherd.judge.replay import Recording
-from shepherd.judge.statistics import Comparison, Estimate
+from shepherd.evaluation.judge import significance, statistics
+from shepherd.evaluation.judge.formats import Judgement, Points
+from shepherd.evaluation.judge.replay import Recording
+from shepherd.evaluation.judge.statistics import Comparison, Estimate
 from shepherd.rng import stream
 
 BCA_SEED = 0

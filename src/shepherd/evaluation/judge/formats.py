@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from shepherd.judge import parsing
-from shepherd.judge.parsing import Verdict
+from shepherd.evaluation.judge import parsing
+from shepherd.evaluation.judge.parsing import Verdict
 
 Points = tuple[float, float]
 """The points of answer a and answer b: their two scores, or 1 for a win, ½ for a tie, 0 for a loss."""

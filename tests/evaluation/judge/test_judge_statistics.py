@@ -9,9 +9,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from shepherd.judge import significance, statistics
-from shepherd.judge.power import planned, power, smallest_difference
-from shepherd.judge.statistics import cluster_means, compare, equivalence, relative_score, table, two_way
+from shepherd.evaluation.judge import significance, statistics
+from shepherd.evaluation.judge.power import planned, power, smallest_difference
+from shepherd.evaluation.judge.statistics import cluster_means, compare, equivalence, relative_score, table, two_way
 from shepherd.rng import stream
 
 
@@ -233,6 +233,6 @@ def test_more_questions_help_until_the_seeds_rule():
 
 
 def test_the_level_of_power_is_that_of_the_intervals():
-    from shepherd.judge.power import LEVEL
+    from shepherd.evaluation.judge.power import LEVEL
 
     assert LEVEL == statistics.LEVEL

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from shepherd.judge.pairs import both_orders, summarise, totals
-from shepherd.judge.replay import Recording, read
+from shepherd.evaluation.judge.pairs import both_orders, summarise, totals
+from shepherd.evaluation.judge.replay import Recording, read
 
-FOLDER = Path(os.environ.get("SHEPHERD_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data") / "judge"
+FOLDER = Path(os.environ.get("SHEPHERD_DATA") or Path(__file__).parents[3] / ".." / "shared" / "data") / "judge"
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason=f"recorded judgements are not at hand in {FOLDER}")
 
 VICUNA = FOLDER / "fastchat/review/vicuna-13b_20230322-clean-lang"

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shepherd.judge.parsing import first_line_scores, last_line_class, own_scores, own_verdict, preferred_output
+from shepherd.evaluation.judge.parsing import (
+    first_line_scores,
+    last_line_class,
+    own_scores,
+    own_verdict,
+    preferred_output,
+)
 
 QUESTION_70 = """First, I solve it: x + y = 14 and x - y = 6.
 The lines meet at the point:

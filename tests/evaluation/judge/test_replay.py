@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shepherd.errors import DataError
-from shepherd.judge.pairs import summarise
-from shepherd.judge.replay import read
+from shepherd.evaluation.judge.pairs import summarise
+from shepherd.evaluation.judge.replay import read
 
 RECORDINGS = Path(__file__).parent / "recordings"
 

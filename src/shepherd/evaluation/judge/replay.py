@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.errors import DataError, plural
-from shepherd.judge.formats import FORMATS, Judgement, Malformed
+from shepherd.evaluation.judge.formats import FORMATS, Judgement, Malformed
 
 NAMED = 5
 """Most malformed lines that an error names."""
