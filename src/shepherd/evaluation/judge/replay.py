@@ -39,7 +39,7 @@ def read(file: Path) -> Recording:
 
     DataError: the file cannot be read, is of no known format, or has malformed lines, which are named.
     """
-    rows = list(_rows(file, _content(file)))
+    rows = list(_rows(file, content(file)))
     first = next((row for _, row in rows if isinstance(row, dict)), None)
     if first is None:
         reason = rows[0][1] if rows and isinstance(rows[0][1], Malformed) else "it holds no row in JSON"
@@ -72,11 +72,12 @@ def _judgements(name: str, row: Any, place: int) -> list[Judgement]:
     return FORMATS[name].judgements(row, place)
 
 
-def _content(file: Path) -> str:
+def content(file: Path, wanted: str = "give a file of recorded judgements") -> str:
+    """The text of a file; DataError with the hint `wanted` where there is none, or where it is no text."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"file not found: {file}", hint="give a file of recorded judgements") from None
+        raise DataError(f"file not found: {file}", hint=wanted) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not a text in UTF-8 (byte {error.start})", hint="unpack archives first") from None
     except OSError as error:
