@@ -7,12 +7,15 @@ What is not recorded is None, which a reader is shown as "not recorded".
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from shepherd.evaluation.judge import agreement, pairs
+from shepherd.evaluation.judge.calls.record import Call
 from shepherd.evaluation.judge.labels import Label
 from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording
@@ -26,7 +29,7 @@ class Known:
     """What the recordings themselves do not hold.
 
     questions: source, licence, sha256, trained_on (the categories that the arms were trained on). arms: by name,
-    adapter_digest, base, base_digest, dtype, template, decoding, cut (share of answers that ended at their limit).
+    adapter_digest, base, base_digest, dtype, template, decoding.
     budget: equal (whether all trained arms used as much) and differences (in words). probes: shift, shift_ci95, probes,
     and what else was measured. calls: cost, currency, cache_hits, wall_seconds and whatever adds to those of the
     recordings. calibration: accuracy, flips, fit.
@@ -63,16 +66,43 @@ def judged(
         "left_out": _left_out(recordings),
         "agreement": [*agreement.between_judges(recordings), *(found for found in people if found)],
         "probes": known.probes,
-        "calls": dict(known.calls) or None,
+        "calls": _spent(recordings, known),
     }
 
 
 def _judge(recordings: Sequence[Recording]) -> dict[str, Any]:
-    asked = sorted({name for recording in recordings for name in agreement.judges_of(recording)})
+    """As asked and as answered; what only calls of ours record is None for other formats."""
+    calls = _calls(recordings)
+    times = sorted(call.time for call in calls if call.time)
+    prompts = sorted({(call.prompt, call.prompt_hash) for call in calls})
+    decoding = {json.dumps(dict(call.decoding), sort_keys=True): dict(call.decoding) for call in calls}
     return {
-        "asked": asked or None, "answered": None, "hosts": None, "first": None, "last": None, "decoding": None,
-        "prompts": None, "ignored": None,
-    }  # fmt: skip
+        "asked": sorted({name for each in recordings for name in agreement.judges_of(each)}) or None,
+        "answered": sorted({call.answered_model for call in calls if call.answered_model}) or None,
+        "hosts": sorted({urlsplit(call.endpoint).netloc or call.endpoint for call in calls}) or None,
+        "first": times[0] if times else None,
+        "last": times[-1] if times else None,
+        "decoding": list(decoding.values()) or None,
+        "prompts": [{"id": name, "sha256": digest} for name, digest in prompts] or None,
+        "ignored": sorted({name for call in calls for name in call.ignored}) or None,
+    }
+
+
+def _calls(recordings: Sequence[Recording]) -> list[Call]:
+    return [one.call for recording in recordings for one in recording.judgements if one.call is not None]
+
+
+def _spent(recordings: Sequence[Recording], known: Known) -> dict[str, Any] | None:
+    """Calls, requests and tokens of the calls that count, and what else is known; None where nothing is."""
+    calls = _calls(recordings)
+    if not calls:
+        return dict(known.calls) or None
+    counted = {
+        name: sum(each) if (each := [count for call in calls if (count := getattr(call, name)) is not None]) else None
+        for name in ("tokens_in", "tokens_out")
+    }
+    about = {"calls": len(calls), "requests": sum(call.tries for call in calls), **counted}
+    return about | {"seconds": sum(call.seconds for call in calls)} | dict(known.calls)
 
 
 def _questions(recordings: Sequence[Recording], known: Known) -> dict[str, Any]:
@@ -86,26 +116,35 @@ def _questions(recordings: Sequence[Recording], known: Known) -> dict[str, Any]:
     }
 
 
-_OF_ARM = ("adapter_digest", "base", "base_digest", "dtype", "template", "decoding", "cut")
+_OF_ARM = ("adapter_digest", "base", "base_digest", "dtype", "template", "decoding")
 
 
 def _arms(recordings: Sequence[Recording], known: Known) -> list[dict[str, Any]]:
     """One entry per arm, in order of first appearance."""
     lengths: dict[str, dict[Any, int]] = {}
+    cut: dict[str, dict[Any, bool]] = {}
     for recording in recordings:
         for one in recording.judgements:
             for side, name in enumerate((recording.a, recording.b)):
                 measured = lengths.setdefault(name, {})
                 if one.lengths:
                     measured[one.seed, one.question] = one.lengths[side]
+                if one.call is not None:
+                    ended = (one.call.a_cut, one.call.b_cut)[side]
+                    cut.setdefault(name, {})[one.seed, one.question] = ended
     return [
         {
             "name": name,
-            "mean_characters": sum(each.values()) / len(each) if each else None,
+            "mean_characters": _mean(each.values()),
+            "cut": _mean(cut.get(name, {}).values()),
             **{key: known.arms.get(name, {}).get(key) for key in _OF_ARM},
         }
         for name, each in lengths.items()
     ]
+
+
+def _mean(values: Collection[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _left_out(recordings: Sequence[Recording]) -> dict[str, Any]:
