@@ -28,9 +28,18 @@ BCA_SEED = 0
 def summarise(recordings: Sequence[Recording], margin: float | None = None) -> dict[str, Any]:
     """{"pairs": [one entry per recording], "orders": [one per two recordings that show one pair in both orders]}.
 
-    DataError: a recording without a single question that has points.
+    An entry of "orders" has the figures of both recordings as one comparison under "both", with p adjusted over these
+    comparisons; None where no question is in both. DataError: a recording without a single question that has points.
     """
-    return {"pairs": entries(recordings, margin), "orders": both_orders(recordings, margin)}
+    orders = both_orders(recordings)
+    joined = [joint for one, other, joint in in_both_orders(recordings) if _shares(one, other)]
+    whole = [bool(matched(joint.judgements).questions) for joint in joined]
+    figures = iter(entries([joint for joint, there in zip(joined, whole, strict=True) if there], margin))
+    both = [next(figures) if there else None for there in whole]
+    return {
+        "pairs": entries(recordings, margin),
+        "orders": [found | {"both": each} for found, each in zip(orders, both, strict=True)],
+    }
 
 
 def entries(recordings: Sequence[Recording], margin: float | None = None) -> list[dict[str, Any]]:
@@ -41,27 +50,29 @@ def entries(recordings: Sequence[Recording], margin: float | None = None) -> lis
     return [_entry(recording, found, comparison) for recording, found, comparison in together]
 
 
-def both_orders(recordings: Sequence[Recording], margin: float | None = None) -> list[dict[str, Any]]:
-    """Recordings of one pair in both orders: b's share of a's total when shown second and first, what it gains, and the
-    figures of both recordings as one comparison, with p adjusted over these comparisons."""
+def both_orders(recordings: Sequence[Recording]) -> list[dict[str, Any]]:
+    """Recordings of one pair in both orders: b's share of a's total when shown second and first, and what it gains."""
     found = []
-    for one, other, joined in in_both_orders(recordings):
-        (a, b), (b_first, a_second) = map(totals, (one, other))
-        if a and a_second:
-            found.append((one, other, joined, b / a, b_first / a_second))
-    joint = entries([joined for *_, joined, _, _ in found if matched(joined.judgements).questions], margin)
-    return [
-        {
-            "a": one.a,
-            "b": one.b,
-            "files": [one.file, other.file],
-            "relative_b_second": second,
-            "relative_b_first": first,
-            "shift": first - second,
-            "both": joint.pop(0) if matched(joined.judgements).questions else None,
-        }
-        for one, other, joined, second, first in found
-    ]
+    for one, other, _ in in_both_orders(recordings):
+        if shares := _shares(one, other):
+            second, first = shares
+            found.append(
+                {
+                    "a": one.a,
+                    "b": one.b,
+                    "files": [one.file, other.file],
+                    "relative_b_second": second,
+                    "relative_b_first": first,
+                    "shift": first - second,
+                }
+            )
+    return found
+
+
+def _shares(one: Recording, other: Recording) -> Points | None:
+    """b's total over a's in two orders; None where a has no points in one of them."""
+    (a, b_second), (b_first, also_a) = totals(one), totals(other)
+    return (b_second / a, b_first / also_a) if a and also_a else None
 
 
 def totals(recording: Recording) -> Points:

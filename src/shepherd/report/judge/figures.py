@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shepherd.report.page import Limits, Table
+from shepherd.report.page import Limits, Table, without_empty
 from shepherd.report.wording import (
     ABSENT,
     count,
@@ -35,6 +35,15 @@ def labels(pairs: Sequence[Judged]) -> list[str]:
     """The labels of pairs, numbered where two are the same: several judges, or several files of one pair."""
     names = [label(pair) for pair in pairs]
     return [f"{n}: {name}" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
+
+
+def short_labels(pairs: Sequence[Judged]) -> tuple[list[str], str]:
+    """The names in which pairs differ where they have one arm in common, and a sentence that names it; else labels."""
+    for side, other, words in (("b", "a", "{} minus each of these arms."), ("a", "b", "Each of these arms minus {}.")):
+        common, names = {str(pair[side]) for pair in pairs}, [str(pair[other]) for pair in pairs]
+        if len(common) == 1 and len(set(names)) == len(names):
+            return names, words.format(shorten(common.pop(), 60, middle=True))
+    return labels(pairs), ""
 
 
 def differences(judged: Judged, limits: Limits) -> Table:
@@ -93,13 +102,14 @@ def totals(judged: Judged, limits: Limits) -> Table:
         "Pair", "Total", "Total of the other", "Relative score", "95 % interval", "Won/lost/tied", "Shown first",
         "Shown second",
     )  # fmt: skip
-    return Table(
+    table = Table(
         "Totals, and questions won",
         columns,
         rows[: limits.rows],
-        note="Relative score: a ratio of sums. Won, lost and tied: questions, of the first of a pair; also counted in "
-        "each order alone." + left_out(len(rows), limits.rows, "pair"),
+        note="Relative score: a ratio of sums. Won, lost and tied: questions, of the first of a pair; where it was "
+        "shown first and second, also in each order alone." + left_out(len(rows), limits.rows, "pair"),
     )
+    return without_empty(table)
 
 
 def orders(judged: Judged, limits: Limits) -> Table | None:

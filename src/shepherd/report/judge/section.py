@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from markupsafe import Markup
-
 from shepherd.report import charts
 from shepherd.report.charts import SERIES_STYLES, Dots, Panel
 from shepherd.report.judge import facts, figures
 from shepherd.report.judge.figures import Judged
 from shepherd.report.judge.sentences import cautions, verdicts
 from shepherd.report.page import Figure, Limits, Section, Table
-from shepherd.report.wording import number, sentence, signed
+from shepherd.report.wording import left_out, plural, sentence, signed
 
+FEW = 5
+"""Below this number of questions an interval of a category is so wide that it would set the scale of the figure."""
 DRAWN_PAIRS = 4
 """Most pairs in the figure of categories."""
 
@@ -33,25 +33,17 @@ def tables(judged: Judged, limits: Limits) -> list[Table]:
 
 def _items(judged: Judged, limits: Limits) -> list[Figure | Table]:
     first, *others = tables(judged, limits)
-    caption = (
-        "Points per question of the first of a pair minus those of the second: right of 0 the judge prefers the first. "
-        "Bars: 95 % interval."
-    )
-    items: list[Figure | Table] = [Figure(_differences(judged, limits), caption, first)]
+    items: list[Figure | Table] = [_differences(judged, limits, first)]
     for table in others:
-        by_category = table.caption == figures.CATEGORIES
-        items.append(Figure(_categories(judged, limits), _OF_CATEGORIES, table) if by_category else table)
+        items.append(_categories(judged, limits, table) if table.caption == figures.CATEGORIES else table)
     return items
 
 
-_OF_CATEGORIES = "The same by category of question, with 95 % intervals that are not adjusted for their number."
-
-
-def _differences(judged: Judged, limits: Limits) -> Markup:
+def _differences(judged: Judged, limits: Limits, table: Table) -> Figure:
     pairs = judged["pairs"][: limits.drawn]
-    names = figures.labels(pairs)
+    names, common = figures.short_labels(pairs)
     notes = [f"{signed(pair['difference'])}  {pair['verdict']}" for pair in pairs]
-    return charts.dot_plot(
+    picture = charts.dot_plot(
         names,
         [Panel("", [Dots("difference", "plain", [p["difference"] for p in pairs], [p["ci95"] for p in pairs])], notes)],
         title="Difference in points per question",
@@ -60,26 +52,39 @@ def _differences(judged: Judged, limits: Limits) -> Markup:
         zero=True,
         legend=False,
     )
+    caption = (
+        "Points per question of the first of a pair minus those of the second: right of 0 the judge prefers the first. "
+        f"Bars: 95 % interval. {common}".rstrip()
+        + left_out(len(judged["pairs"]), limits.drawn, "pair")
+    )
+    return Figure(picture, caption, table)
 
 
-def _categories(judged: Judged, limits: Limits) -> Markup:
-    pairs = [pair for pair in judged["pairs"] if pair["categories"]][:DRAWN_PAIRS]
-    each = [{str(found["category"]): found for found in pair["categories"]} for pair in pairs]
+def _categories(judged: Judged, limits: Limits, table: Table) -> Figure:
+    pairs = [pair for pair in judged["pairs"] if pair["categories"]]
+    shown, common = pairs[:DRAWN_PAIRS], figures.short_labels(pairs[:DRAWN_PAIRS])
+    each = [{str(found["category"]): found for found in pair["categories"]} for pair in shown]
     names = list(dict.fromkeys(name for found in each for name in found))[: limits.drawn]
     series = [
-        Dots(
-            label,
-            style,
-            [number(found.get(name, {}).get("difference")) for name in names],
-            [found.get(name, {}).get("ci95") for name in names],
-        )
-        for label, style, found in zip(figures.labels(pairs), SERIES_STYLES, each, strict=False)
+        Dots(label, style, [found.get(name, {}).get("difference") for name in names], [_ends(found, n) for n in names])
+        for label, style, found in zip(common[0], SERIES_STYLES, each, strict=False)
     ]
-    return charts.dot_plot(
+    picture = charts.dot_plot(
         [name or "no category" for name in names],
         [Panel("", series)],
         title="Difference per category",
-        description=f"{len(names)} categories of {len(pairs)} pairs.",
+        description=f"{plural(len(names), 'category')} of {plural(len(shown), 'pair')}.",
         x_label="difference in points per question",
         zero=True,
     )
+    caption = (
+        f"The same by category of question. Bars: 95 % interval, not adjusted for the number of categories; below "
+        f"{FEW} questions it is in the table only. {common[1]}".rstrip()
+        + left_out(len(pairs), DRAWN_PAIRS, "pair")
+    )
+    return Figure(picture, caption, table)
+
+
+def _ends(found: Judged, name: str) -> tuple[float, float] | None:
+    category = found.get(name)
+    return category["ci95"] if category and category["questions"] >= FEW else None
