@@ -35,8 +35,8 @@ MISTAKES = {
     "a variant called like an arm": (
         'seeds = [0]\n[variants]\nbase = []\n', "variant 'base' has the name of an arm"),
     "a comparison that names nobody": (
-        TWO + '[[compare]]\na = "fedti"\nb = "flora"\n', "compare, entry 1: 'fedti' is neither a variant nor an arm. Did "
-        "you mean 'fedit'?"),
+        TWO + '[[compare]]\na = "fedti"\nb = "flora"\n', "compare, entry 1: 'fedti' is neither a variant nor an arm. "
+        "Did you mean 'fedit'?"),
     "a comparison with an arm that nobody has": (
         'seeds = [0]\nbase = ["evaluation.arms=base,federated"]\n[[compare]]\na = "federated"\nb = "local:best"\n',
         "no variant has the arm 'local' among its evaluation.arms"),
@@ -44,7 +44,8 @@ MISTAKES = {
         'seeds = [0]\nbase = ["evaluation.arms=base,federated"]\n[variants]\na = []\n[[compare]]\na = "a"\n'
         'b = "a:centralised"\n', "'a' has no arm 'centralised': its evaluation.arms are base, federated"),
     "an unknown arm of a variant": (
-        TWO + '[[compare]]\na = "fedit"\nb = "fedit:local:bst"\n', "'local:bst' is not an arm. Did you mean 'local:best'?"),
+        TWO + '[[compare]]\na = "fedit"\nb = "fedit:local:bst"\n',
+        "'local:bst' is not an arm. Did you mean 'local:best'?"),
     "a comparison with itself": (
         TWO + '[[compare]]\na = "fedit"\nb = "fedit:federated"\n', "fedit:federated is compared with itself"),
     "a comparison twice, the other way round": (
