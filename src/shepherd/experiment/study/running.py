@@ -110,11 +110,11 @@ def expected_seconds(
         return estimated[name]
 
     def expected(planned: Planned) -> float:
-        done = {run: record for run in runs if (record := folder.record(run)) is not None}
-        own = [float(record["seconds"]["total"]) for run, record in done.items() if run.variant == planned.variant]
+        done = [(run, float(record["seconds"]["total"])) for run in runs if (record := folder.record(run)) is not None]
+        own = [seconds for run, seconds in done if run.variant.name == planned.variant.name]
         if own:
             return max(own)
-        ratios = [float(record["seconds"]["total"]) / max(of(run), 1e-9) for run, record in done.items()]
+        ratios = [seconds / max(of(run), 1e-9) for run, seconds in done]
         return of(planned) * max([1.0, *ratios])
 
     return expected
