@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def study() -> None:
     """Run and compare many settings over seeds.
 
-    STUDY.toml names variants, a grid, seeds and the comparisons with their margins (docs/studies/README.md).
+    STUDY.toml names variants, a grid, seeds and the comparisons with their margins (docs/studies.md).
 
     \b
     shepherd study check study.toml     runs, hours, disk, and the smallest difference that it can see

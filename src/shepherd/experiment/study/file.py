@@ -151,7 +151,7 @@ def problems_of(path: Path, problems: list[str]) -> UsageError:
     lines = "\n".join(f"  {line}" for problem in problems for line in problem.split("\n"))
     return UsageError(
         f"{plural(len(problems), 'problem')} in {path}:\n{lines}",
-        hint="docs/studies/README.md describes the file",
+        hint="docs/studies.md describes the file",
     )
 
 

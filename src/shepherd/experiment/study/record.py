@@ -17,6 +17,7 @@ import numpy as np
 from shepherd.errors import DataError, ResourceError
 from shepherd.experiment.study.design import SCHEMA, Planned
 from shepherd.store import read_json
+from shepherd.store.records import read_rounds
 
 LARGEST = 300_000
 """Bytes of one RUN.json."""
@@ -43,7 +44,7 @@ def record_of(run_dir: Path, planned: Planned, rows: RowTable, own: Mapping[str,
     Raises ResourceError where it would be larger than `LARGEST`.
     """
     summary, identity = read_json(run_dir / "summary.json"), read_json(run_dir / "identity.json")
-    metrics = read_json(run_dir / "evaluation" / "metrics.json")
+    metrics, rounds = read_json(run_dir / "evaluation" / "metrics.json"), read_rounds(run_dir)
     _check_means(run_dir, rows, summary)
     for decimals, whole in LEVELS:
         found = {
@@ -66,6 +67,7 @@ def record_of(run_dir: Path, planned: Planned, rows: RowTable, own: Mapping[str,
             "seconds": summary["seconds"],
             **{key: summary[key] for key in ("bytes_up", "bytes_down", "budget", "failed")},
             "reload_check": summary.get("reload_check"),
+            "deviation": rounds[-1].get("deviation") if rounds else None,
             "curves": _curves(metrics.get("curves") or {}),
             "rounded_to": 10.0**-decimals,
             "left_out": "" if whole else "losses of single clients, which would not fit",

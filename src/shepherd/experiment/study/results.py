@@ -99,9 +99,15 @@ def _variant(study: Study, name: str, records: Mapping[int, Record]) -> dict[str
         "budget": first["budget"] if first else {},
         "bytes_up": first["bytes_up"] if first else None,
         "bytes_down": first["bytes_down"] if first else None,
-        "seconds": over_seeds([r["seconds"]["total"] for r in records.values()])[0] if first else None,
+        "seconds": _mean([record["seconds"]["total"] for record in records.values()]),
+        "deviation": _mean([record.get("deviation") for record in records.values()]),
         "curve": _curve(records),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return over_seeds(known)[0] if known else None
 
 
 def _arms(records: Mapping[int, Record]) -> list[dict[str, Any]]:

@@ -97,4 +97,5 @@ def _curves(found: Document) -> list[Figure | Table]:
 
 
 def _commands(found: Document) -> Table:
-    return Table("Commands", ("Command",), [[line] for line in found["commands"]], texts=(0,))
+    rows = [[what, line] for what, line in zip(("the study", "one run"), found["commands"], strict=True)]
+    return Table("Commands", ("What", "Command"), rows, texts=(0, 1))

@@ -89,15 +89,25 @@ def variants_table(found: Document) -> Table:
     rows = [
         [
             variant["name"], f"{len(variant['finished'])} of {len(variant['seeds'])}", _differs(variant, found),
-            size(variant["bytes_up"]), size(variant["bytes_down"]), duration(variant["seconds"]),
+            size(variant["bytes_up"]), size(variant["bytes_down"]), digits(variant["deviation"]),
+            duration(variant["seconds"]),
         ]
         for variant in found["variants"]
     ]  # fmt: skip
     return Table(
         "Variants",
-        ("Variant", "Seeds finished", "Settings that differ from the reference", "Up", "Down", "Time of a run"),
+        (
+            "Variant",
+            "Seeds finished",
+            "Settings that differ from the reference",
+            "Up",
+            "Down",
+            "Deviation",
+            "Time of a run",
+        ),
         rows,
         texts=(0, 2),
+        note="Deviation: relative error, in the last round, of averaging A and B apart against the mean of products.",
     )
 
 
