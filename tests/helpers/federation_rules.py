@@ -90,7 +90,9 @@ class Rules:
         if answer["run"] != "demo" or answer["attempt"] != now.number or not holds_lease:
             return
         if answer["code"]:
-            now.final[client] = {"refused": "lost", "diverged": "failed"}.get(answer["code"].partition(":")[0], "failed")
+            now.final[client] = {"refused": "lost", "diverged": "failed"}.get(
+                answer["code"].partition(":")[0], "failed"
+            )
         elif answer["rows"] != ROWS[client]:
             now.spoilt.add(client)
         else:

@@ -20,6 +20,7 @@ from shepherd.cli import output
 from shepherd.data.values import Refusal
 from shepherd.errors import ResourceError, did_you_mean
 from shepherd.serving.chat import Conversation, Emit, Sampling, load_voices
+from shepherd.serving.tuned import named
 from shepherd.store.adapters import ArmName
 
 COMMANDS = ("/better", "/help", "/quit", "/reset", "/system")
@@ -75,7 +76,7 @@ def chat(
             conversation.system = rest.strip()
             output.note("the system message is set" if conversation.system else "there is no system message")
         elif command == "/better":
-            output.note(_vote(Path(run_dir), conversation, rest.strip().lower()))
+            output.note(_vote(named(run_dir, round_number).run, conversation, rest.strip().lower()))
         elif command == "/help":
             output.note(HELP)
         else:
