@@ -34,7 +34,8 @@ class AnswerLine:
     """The answers of one model to the turns of one question.
 
     turns: the user's texts; empty in files of FastChat, which do not hold them. question_hash: `hash_of` the turns and
-    what stands before them. tokens: of each answer, as generated; None where an endpoint did not count. cut: the answer
+    what stands before them. before: the conversation that preceded the first turn, {role, content} each. reference:
+    right answers, where the question has them. tokens: of each answer, as generated; None where an endpoint did not count. cut: the answer
     ended at the limit of new tokens; empty where nobody noted it. key: identifies everything that decides the answers.
     adapter_digest: "" for the base and for models without an adapter. dtype: precision of the base, with the
     quantisation where there is one. decoding: `max_new_tokens`, `temperature` and, where answers are drawn, `top_p`
@@ -46,6 +47,8 @@ class AnswerLine:
     turns: tuple[str, ...] = ()
     question_hash: str = ""
     category: str = ""
+    before: tuple[Mapping[str, str], ...] = ()
+    reference: tuple[str, ...] = ()
     tokens: tuple[int | None, ...] = ()
     cut: tuple[bool, ...] = ()
     run: str = ""
@@ -64,8 +67,9 @@ class AnswerLine:
         return f"{self.run}:{self.arm}" if self.run else self.arm
 
     def to_json(self) -> str:
-        """The line of a file, without its line break."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        """The line of a file, without its line break. What only some questions have is left out where it is empty."""
+        row = {name: value for name, value in asdict(self).items() if value or name not in ("before", "reference")}
+        return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def _ours(where: str, row: Mapping[str, Any]) -> AnswerLine:
                  "template", "key"):  # fmt: skip
         if not isinstance(known.get(name, ""), str):
             raise DataError(f"{where}: {name} is not a text")
-    lists = {name: known.get(name, []) for name in ("tokens", "cut")}
+    lists = {name: known.get(name, []) for name in ("tokens", "cut", "before", "reference")}
     if not isinstance(known.get("decoding", {}), Mapping) or not all(isinstance(v, list) for v in lists.values()):
         raise DataError(f"{where}: not a line of shepherd answer", hint="restore the file, or write it again")
     return AnswerLine(
