@@ -48,7 +48,8 @@ class RunTable(Table):
     name: str = Field("run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")
     """Name of the run; its directory is `<out>/<name>` with a number added when that exists."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Root of every random stream. Same seed, same machine, same thread count: the same bytes."""
+    """Root of every random stream. Same seed, same machine, same thread count: the same bytes. `data.seed` fixes the
+    rows apart from it."""
     out: str = "runs"
     """Folder that holds the run directories."""
     threads: int = Field(0, ge=0, le=1024)
@@ -113,6 +114,17 @@ class DataTable(Table):
     """Rows per category held out for evaluation (FedIT: 10), split off before partitioning."""
     held_out_source: str = ""
     """A separate file of held-out rows; no others are then split off, and a test part of the source is ignored."""
+    seed: Literal["run"] | Annotated[int, Field(ge=0, lt=2**63, strict=True)] = "run"
+    """Seed of the rows: which are drawn by rows_per_category, which are held out, and which client has which. "run" is
+    run.seed; a number holds the test rows and the partition fixed while run.seed varies."""
+
+    @model_serializer(mode="wrap")
+    def _without_the_seed_of_the_run(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the default out of the resolved config: runs from before it had a key can be resumed."""
+        table = handler(self)
+        if self.seed == "run":
+            table.pop("seed", None)
+        return table
 
 
 class PartitionTable(Table):
@@ -400,6 +412,11 @@ class Config(Table):
     personalization: PersonalizationTable = PersonalizationTable()
     evaluation: EvaluationTable = EvaluationTable()
     checkpoints: CheckpointTable = CheckpointTable()
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the rows and of their partition: data.seed, or else run.seed."""
+        return self.run.seed if self.data.seed == "run" else self.data.seed
 
     @model_validator(mode="after")
     def _tables_agree(self) -> Config:

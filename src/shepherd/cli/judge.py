@@ -31,7 +31,7 @@ def judge(first: tuple[Path, ...], more: tuple[Path, ...], margin: float | None,
         raise UsageError(f"--margin {margin} is not a number of points", hint="for example --margin 0.25")
     from shepherd.evaluation.judge import pairs, replay
 
-    found = pairs.summarise([replay.read(file) for file in (*first, *more)], margin)
+    found = pairs.summarise([one for file in (*first, *more) for one in replay.read_pairs(file)], margin)
     if as_json:
         output.print_json(found)
     else:

@@ -4,6 +4,7 @@
     threeclass   {question_id, answer1_id, answer2_id, text, score: 1|2|3}    QLoRA's pairwise files
     alpaca_eval  {preference: 1…2, …}                                         AlpacaEval's annotations
     llmbar       {output_1, output_2, label, results: [{"swap = False": …}]}  LLMBar's results, both orders
+    calls        {key, protocol, prompt_hash, a, b, order, text, …}           calls.jsonl of `shepherd judge`
 
 A recorded score is taken as it is. A score of −1, or an empty preference, stands for a text that nobody could read.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from shepherd.evaluation.judge import parsing
+from shepherd.evaluation.judge.calls.record import Call
 from shepherd.evaluation.judge.parsing import Verdict
 
 Points = tuple[float, float]
@@ -33,6 +35,7 @@ class Judgement:
 
     points: as recorded, None where nobody could read the judge. reading: the points that our parser reads from the
     text, None where it reads nothing. text: whether there is one. b_first: the judge was shown b's answer first.
+    call: the recorded call, in a file of ours.
     """
 
     question: str | int
@@ -41,19 +44,21 @@ class Judgement:
     text: bool
     b_first: bool = False
     right: Verdict | None = None
+    call: Call | None = None
 
 
 class Format(NamedTuple):
     """A recorded format: what its rows look like, and how one is read.
 
     names: what the row calls a and b. judgements: those of a row, which may hold several, from the row and its place
-    in the file (from 0). scores: points are ratings, not verdicts.
+    in the file (from 0). scores: points are ratings, not verdicts. own: each row names its pair and its protocol.
     """
 
     recognises: Callable[[Mapping[str, Any]], bool]
     names: Callable[[Mapping[str, Any]], tuple[str, str]]
     judgements: Callable[[Mapping[str, Any], int], list[Judgement]]
     scores: bool
+    own: bool = False
 
 
 MOST_POINTS = 1e6
@@ -159,11 +164,42 @@ def _both_orders(row: Mapping[str, Any], place: int) -> list[Judgement]:
     return found
 
 
+def _is_call(row: Mapping[str, Any]) -> bool:
+    return {"key", "protocol", "prompt_hash", "order"} <= row.keys()
+
+
+def call_of(row: Mapping[str, Any]) -> Call:
+    """A row of calls.jsonl. Raises Malformed."""
+    try:
+        return Call.from_row(row)
+    except ValueError as reason:
+        raise Malformed(str(reason)) from None
+
+
+def judgement_of(call: Call) -> Judgement:
+    """What a call says of a and b, in the order of the pair, whichever was shown first."""
+    reading: Points | None = None
+    if call.outcome == "answered" and call.protocol == "fedit":
+        reading = parsing.own_scores(call.text)
+    elif call.outcome == "answered" and (verdict := parsing.own_verdict(call.text)):
+        reading = OF_VERDICT[verdict]
+    b_first = call.order == "ba"
+    reading = (reading[1], reading[0]) if reading and b_first else reading
+    return Judgement(call.question, reading, reading, call.outcome == "answered", b_first, call=call)
+
+
 def _short(value: Any) -> str:
     return text if len(text := repr(value)) <= 60 else f"{text[:57]}…"
 
 
 FORMATS: Mapping[str, Format] = {
+    "calls": Format(
+        _is_call,
+        lambda row: (str(row["a"]), str(row["b"])),
+        lambda row, _: [judgement_of(call_of(row))],
+        scores=True,
+        own=True,
+    ),
     "threeclass": Format(_is_threeclass, _answer_ids, _classed, scores=False),
     "fastchat": Format(_is_review, _answer_ids, _scored, scores=True),
     "llmbar": Format(_is_llmbar, lambda _: ("output_1", "output_2"), _both_orders, scores=False),
