@@ -25,7 +25,7 @@ from shepherd.errors import DataError, EvaluationError
 
 QuestionId = str | int
 
-SETTINGS = ("run", "arm", "adapter_digest", "base", "base_digest", "dtype", "template", "decoding")
+SETTINGS = ("run", "arm", "adapter_digest", "base", "base_digest", "endpoint", "dtype", "template", "decoding")
 """Fields that are the same in all lines of a file that count."""
 
 
@@ -35,11 +35,11 @@ class AnswerLine:
 
     turns: the user's texts; empty in files of FastChat, which do not hold them. question_hash: `hash_of` the turns and
     what stands before them. before: the conversation that preceded the first turn, {role, content} each. reference:
-    right answers, where the question has them. tokens: of each answer, as generated; None where an endpoint did not count. cut: the answer
-    ended at the limit of new tokens; empty where nobody noted it. key: identifies everything that decides the answers.
-    adapter_digest: "" for the base and for models without an adapter. dtype: precision of the base, with the
-    quantisation where there is one. decoding: `max_new_tokens`, `temperature` and, where answers are drawn, `top_p`
-    and `seed`; for an endpoint also its host and the name by which it answered.
+    right answers, where the question has them. tokens: of each answer, as generated; None where an endpoint did not
+    count. cut: the answer ended at the limit of new tokens; empty where nobody noted it. key: identifies everything
+    that decides the answers. adapter_digest: "" for the base and for models without an adapter. dtype: precision of the
+    base, with the quantisation where there is one. endpoint: the host, where the model is behind one. decoding:
+    `max_new_tokens`, `temperature` and, where answers are drawn, `top_p` and `seed`.
     """
 
     question_id: QuestionId
@@ -56,6 +56,7 @@ class AnswerLine:
     adapter_digest: str = ""
     base: str = ""
     base_digest: str = ""
+    endpoint: str = ""
     dtype: str = ""
     template: str = ""
     decoding: Mapping[str, Any] = field(default_factory=dict)
@@ -68,7 +69,8 @@ class AnswerLine:
 
     def to_json(self) -> str:
         """The line of a file, without its line break. What only some questions have is left out where it is empty."""
-        row = {name: value for name, value in asdict(self).items() if value or name not in ("before", "reference")}
+        some = ("before", "reference", "endpoint")
+        row = {name: value for name, value in asdict(self).items() if value or name not in some}
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
@@ -153,7 +155,7 @@ def _line(where: str, row: Mapping[str, Any]) -> AnswerLine:
 def _ours(where: str, row: Mapping[str, Any]) -> AnswerLine:
     known = {key: row[key] for key in AnswerLine.__dataclass_fields__ if key in row}
     for name in ("question_hash", "category", "run", "arm", "adapter_digest", "base", "base_digest", "dtype",
-                 "template", "key"):  # fmt: skip
+                 "endpoint", "template", "key"):  # fmt: skip
         if not isinstance(known.get(name, ""), str):
             raise DataError(f"{where}: {name} is not a text")
     lists = {name: known.get(name, []) for name in ("tokens", "cut", "before", "reference")}

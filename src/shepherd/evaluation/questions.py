@@ -3,8 +3,8 @@
     questions = load_questions("mt-bench")          # from the cache, or an error that names the file
     questions.questions[0].turns                    # ("Compose an engaging travel blog …", "Rewrite your …")
 
-A file holds rows, as JSON lines, JSON, CSV or Parquet, or plain texts: a JSON list of texts, or .txt with one question per
-line. A row has an id (`question_id`, `id` or `prompt_id`) and `turns`, a list of texts, or one text under `text`,
+A file holds rows, as JSON lines, JSON, CSV or Parquet, or plain texts: a JSON list of texts, or .txt with a question on
+each line. A row has an id (`question_id`, `id` or `prompt_id`) and `turns`, a list of texts, or one text under `text`,
 `question`, `prompt` or `instruction`, with an optional passage under `context` or `input`. Plain texts get an id from
 their content; a row without an id is refused, since answers and judgements are matched by it.
 """
@@ -214,7 +214,7 @@ def _question(where: str, row: Mapping[str, Any]) -> Question:
         raise DataError(
             f"{where}: no question among its fields ({columns})", hint=f"add turns, or one of {', '.join(ONE_TURN)}"
         )
-    turns = [turn.get("content") if isinstance(turn, Mapping) else turn
+    turns: list[Any] = [turn.get("content") if isinstance(turn, Mapping) else turn
              for turn in (value if isinstance(value, list) else [value])]  # fmt: skip
     if not all(isinstance(turn, str) and visible(turn) for turn in turns):
         raise DataError(f"{where}: {key} is {shorten(repr(value), 60)}", hint="a turn is a text that is not empty")

@@ -101,7 +101,8 @@ def _decode(
     """
     del state["stopping_criteria"]  # the limit and the ends below are all there are
     limit = generation_config.max_length - input_ids.shape[1]
-    ends, found = set(generation_config.eos_token_id), [[] for _ in input_ids]
+    ends = set(generation_config.eos_token_id)
+    found: list[list[int]] = [[] for _ in input_ids]
     going = list(range(len(found)))
     for count in range(1, limit + 1):
         inputs = model.prepare_inputs_for_generation(
