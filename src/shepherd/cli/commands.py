@@ -32,8 +32,8 @@ def _add_commands() -> None:
 
     for command in (
         run.run, run.check, run.resume, data.data, model.model, results.evaluate, results.report, results.compare,
-        answer.answer, judge.judge, results.chat, results.export, privacy.privacy, runs.runs, list_names, copy.copy, config.config,
-        about.doctor, about.completion,
+        answer.answer, judge.judge, results.chat, results.export, privacy.privacy, runs.runs, list_names, copy.copy,
+        config.config, about.doctor, about.completion,
     ):  # fmt: skip
         cli.add_command(command)
     shells.register()

@@ -64,8 +64,8 @@ class AnswerLine:
 
     @property
     def name(self) -> str:
-        """The arm with its run: "demo:federated"; the arm alone where it belongs to no run."""
-        return f"{self.run}:{self.arm}" if self.run else self.arm
+        """The arm with its run: "demo:federated", "demo@3"; the arm alone where it belongs to no run."""
+        return f"{self.run}{'' if self.arm.startswith('@') else ':'}{self.arm}" if self.run else self.arm
 
     def to_json(self) -> str:
         """The line of a file, without its line break. What only some questions have is left out where it is empty."""

@@ -1,4 +1,4 @@
-"""Answers of the arms of runs, and of other models, to questions: which are asked, which are read back, what is written.
+"""Answers of the arms of runs, and of other models, to questions: generated, or read back, and written.
 
     answer(arms_of(Path("runs/demo")), load_questions("vicuna"), AnswerDecoding(max_new_tokens=256))
 
@@ -136,7 +136,7 @@ def _answer(
 ) -> Answered:
     file = one.place / questions.name / f"{one.file}.jsonl"
     make_folders(DISK, file.parent)
-    facts = {**model.facts(), "run": one.run_name, "arm": one.arm, "decoding": decoding.to_row()}
+    facts: dict[str, Any] = {**model.facts(), "run": one.run_name, "arm": one.arm, "decoding": decoding.to_row()}
     there = {line.question_id: line for line in _lines(file)}
     keys = {question.id: model.key(question, decoding) for question in questions.questions}
     lines: dict[Any, AnswerLine] = {}

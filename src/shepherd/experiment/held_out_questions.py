@@ -1,4 +1,4 @@
-"""Held-out rows of a run as questions: the prompts that its evaluation by generation has, with the reference answers."""
+"""Held-out rows of a run as questions: the prompts that its evaluation by generation has, with the references."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def held_out_questions(
     picked = sample_rows(data.held_out, limits.rows, usable)
     if not picked:
         raise DataError(f"none of the {len(data.held_out)} held-out rows of {run} can be a question: {_why(reasons)}")
+    note(f"{NAME}: {plural(len(picked), 'row')} of {data.dataset.name}, licence: {data.dataset.licence}")
     if reasons:
         note(f"{plural(sum(reasons.values()), 'held-out row')} left out: {_why(reasons)}")
     return QuestionSet(NAME, str(run), tuple(questions[index] for index in picked), data.dataset.licence)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from shepherd.config import ModelTable
 from shepherd.data.prompts import build_template
@@ -24,6 +25,7 @@ from shepherd.serving.tuned import load_tuned
 from shepherd.store import open_run
 from shepherd.store.adapters import ArmName
 
+Dtype = Literal["auto", "float32", "bfloat16"]
 BASE = "base"
 """The arm of the bare base."""
 
@@ -44,14 +46,14 @@ def run_model(arm: ArmName, last: LocalModel | None = None) -> LocalModel:
     return LocalModel(tuned.base, tuned.lora, tuned.template, table, digest(tuned.adapter))
 
 
-def adapter_model(folder: Path, base: str = "", template: str = "auto") -> LocalModel:
+def adapter_model(folder: Path, base: str = "", template: str = "auto", dtype: Dtype = "auto") -> LocalModel:
     """A PEFT folder on the base that it names, or on `base`. Raises ModelError where that is another one."""
     adapter = load_adapter(folder)
     recorded = json.loads(read_small(folder / CONFIG))
     name = base or str(recorded.get("base_model_name_or_path") or "")
     if not name:
         raise ModelError(f"{folder / CONFIG} does not name its base", hint="name it with --base")
-    table = ModelTable(base=name, revision="" if base else str(recorded.get("revision") or ""))
+    table = ModelTable(base=name, revision="" if base else str(recorded.get("revision") or ""), dtype=dtype)
     loaded = _base(table)
     if adapter.base_digest and adapter.base_digest != loaded.digest:
         raise ModelError(
@@ -65,9 +67,9 @@ def adapter_model(folder: Path, base: str = "", template: str = "auto") -> Local
     return LocalModel(loaded, lora, build_template(template, loaded.tokenizer), table, digest(adapter))
 
 
-def whole_model(name: str, template: str = "auto") -> LocalModel:
+def whole_model(name: str, template: str = "auto", dtype: Dtype = "auto") -> LocalModel:
     """A model by itself, merged or not: a folder, a GGUF file, a built-in name or an id of the hub in the cache."""
-    table = ModelTable(base=name)
+    table = ModelTable(base=name, dtype=dtype)
     base = _base(table)
     return LocalModel(base, None, build_template(template, base.tokenizer), table)
 
