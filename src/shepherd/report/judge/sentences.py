@@ -55,8 +55,10 @@ def cautions(judged: Judged) -> Iterator[str]:
     if single:
         which = "" if len(single) == len(pairs) else f": {listing(single, 4)}"
         yield f"Judged in one order only{which}. A judge favours the answer that it is shown first."
-    if any(pair["seeds"] == 1 for pair in pairs):
-        yield "One seed: the verdicts hold for this training; other seeds may turn them."
+    once = [name for name, pair in zip(names, pairs, strict=True) if pair["seeds"] == 1]
+    if once:
+        which = "" if len(once) == len(pairs) else f" ({listing(once, 4)})"
+        yield f"One seed{which}: the verdicts hold for this training; other seeds may turn them."
     if (budget := judged["budget"]) and budget.get("equal") is False:
         yield f"The arms did not have equal budgets: {listing([str(d) for d in budget.get('differences') or ()])}."
     if trained := judged["questions"]["trained_on"]:
