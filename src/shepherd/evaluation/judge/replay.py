@@ -98,7 +98,7 @@ def _judgements(name: str, row: Any, place: int) -> list[Judgement]:
 
 
 def content(file: Path, wanted: str = "give a file of recorded judgements") -> str:
-    """The text of a file; DataError with the hint `wanted` where there is none, or where it is no text."""
+    """The text of a file; DataError with the hint `wanted` where there is none, or where it is not text."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
