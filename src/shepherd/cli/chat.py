@@ -20,6 +20,8 @@ from shepherd.cli import output
 from shepherd.data.values import Refusal
 from shepherd.errors import ResourceError, did_you_mean
 from shepherd.serving.chat import Conversation, Emit, Sampling, load_voices
+from shepherd.serving.tuned import named
+from shepherd.store.adapters import ArmName
 
 COMMANDS = ("/better", "/help", "/quit", "/reset", "/system")
 HELP = """  /reset         forgets the conversation
@@ -35,8 +37,8 @@ _UNFINISHED = re.compile(r"(?:\r|\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]*\x1b?)?|\x9
 
 
 def chat(
-    run_dir: Path | str,
-    compare: str | None = None,
+    run_dir: ArmName | Path | str,
+    compare: ArmName | str | None = None,
     stdin: TextIO | None = None,
     stdout: TextIO | None = None,
     *,
@@ -47,9 +49,9 @@ def chat(
 ) -> None:
     """Answer the lines of `stdin` with the adapter of a run until /quit or the end of the input.
 
-    `compare` is "base" or another run, which answers too and keeps a separate history. `round_number` takes the adapter
-    of that round's checkpoint in place of the final one. Raises ModelError where a base is no longer the one that an
-    adapter was trained on.
+    `compare` is "base" or another adapter, which answers too and keeps a separate history. `round_number` takes the
+    adapter of that round's checkpoint in place of the final one. Raises ModelError where a base is no longer the one
+    that an adapter was trained on.
     """
     screen = Screen(stdin or sys.stdin, stdout or sys.stdout)
     voices = load_voices(run_dir, compare, round_number)
@@ -74,7 +76,7 @@ def chat(
             conversation.system = rest.strip()
             output.note("the system message is set" if conversation.system else "there is no system message")
         elif command == "/better":
-            output.note(_vote(Path(run_dir), conversation, rest.strip().lower()))
+            output.note(_vote(named(run_dir, round_number).run, conversation, rest.strip().lower()))
         elif command == "/help":
             output.note(HELP)
         else:
