@@ -20,6 +20,8 @@ from shepherd.evaluation.judge.labels import Label
 from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording
 
+UNFIT = "judge not fit"
+"""In place of a verdict where the calibration of the judge failed."""
 VERSION = 1
 """Of the keys of judge.json; a reader refuses a later one."""
 
@@ -55,6 +57,10 @@ def judged(
     """
     known = known or Known()
     people = (agreement.with_people(recordings, each, file) for file, each in labels)
+    summary = pairs.summarise(recordings, margin)
+    if known.calibration and known.calibration.get("fit") is False:
+        for pair in summary["pairs"]:
+            pair["verdict"] = UNFIT
     return {
         "version": VERSION,
         "judge": _judge(recordings) | {"calibration": known.calibration},
@@ -62,7 +68,7 @@ def judged(
         "arms": _arms(recordings, known),
         "budget": known.budget,
         "margin": margin,
-        **pairs.summarise(recordings, margin),
+        **summary,
         "left_out": _left_out(recordings),
         "agreement": [*agreement.between_judges(recordings), *(found for found in people if found)],
         "probes": known.probes,
