@@ -11,7 +11,7 @@ from shepherd.cli import judged, output
 from shepherd.cli.judge_calls import Setup, confirm, make, setup
 from shepherd.cli.judge_pairs import pairs_of
 from shepherd.cli.settings import find_run
-from shepherd.errors import EvaluationError, NetworkError, UsageError, plural
+from shepherd.errors import DataError, EvaluationError, NetworkError, UsageError, plural
 
 if TYPE_CHECKING:
     from shepherd.evaluation.answer_files import AnswerLine
@@ -52,7 +52,11 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
         calls, ledger = plans[CALLS]
         done = make(calls, ledger, complete, set_up)
         _say(done, set_up)
-        _show(done, ledger, lines, fitness, set_up)
+        try:
+            _show(done, ledger, lines, fitness, set_up)
+        except DataError:  # no question is left, because of the failed calls
+            if not done.failed:
+                raise
         if done.failed:
             raise NetworkError(f"{plural(done.failed, 'call')} failed and count in no figure",
                                hint="the same command makes them again")  # fmt: skip

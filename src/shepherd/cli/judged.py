@@ -48,9 +48,16 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 def show(recordings: Sequence[Recording], given: Mapping[str, Any], known: Known | None = None) -> dict[str, Any]:
     """Compare, write what was asked for, and print; returns the contents of judge.json. given: values of `options`."""
     recordings = _supplemented(recordings, given["categories"], given["answers"])
-    found = _judged(recordings, given["margin"], given["labels"], known)
+    run = _run_of(given["out"])
+    found = _judged(recordings, given["margin"], [*given["labels"], *_votes(run, given["labels"])], known)
+    if run is not None:
+        _add_background(found, run)
     if given["out"] is not None:
         _write(given["out"], output.to_json(found, indent=2) + "\n")
+    if run is not None and (run / "report.html").exists():
+        from shepherd.report import write_report
+
+        output.note(f"wrote {write_report(run)}")
     if given["latex"] is not None:
         from shepherd.report.judge.latex_table import judged_table
 
@@ -65,6 +72,32 @@ def show(recordings: Sequence[Recording], given: Mapping[str, Any], known: Known
     else:
         _print(found)
     return found
+
+
+def _run_of(out: Path | None) -> Path | None:
+    """The run that RUN/judge/judge.json belongs to; None for any other file."""
+    if out is None or out.parts[-2:] != ("judge", "judge.json"):
+        return None
+    run = out.parent.parent
+    return run if (run / "config.toml").is_file() else None
+
+
+def _votes(run: Path | None, named: Sequence[Path]) -> list[Path]:
+    """The votes of `/better` in chats with a run, where they are not named already."""
+    votes = None if run is None else run / "judge" / "votes.jsonl"
+    return [votes] if votes and votes.is_file() and votes.resolve() not in {one.resolve() for one in named} else []
+
+
+def _add_background(found: dict[str, Any], run: Path) -> None:
+    """Budgets and categories trained on, from the run, where nobody gave them."""
+    from shepherd.report.judge import background
+    from shepherd.report.load import load_run
+
+    record, names = load_run(run), [arm["name"] for arm in found["arms"]]
+    if found["budget"] is None:
+        found["budget"] = background.budget(record, names)
+    if found["questions"]["trained_on"] is None:
+        found["questions"]["trained_on"] = background.trained_on(record, found["questions"]["categories"] or ())
 
 
 def _supplemented(

@@ -3,24 +3,26 @@
     {"question": 81, "a": "base", "b": "demo:federated", "verdict": "b", "a_answer": sha256, "b_answer": sha256}
 
 Lines of MT-bench's human judgements are read too: {question_id, model_a, model_b, winner}. A label with the hashes of
-both answers belongs to the judgements of these answers; one without belongs to its question and its two names.
+both answers (`Shown.hash`) belongs to the judgements of these answers, and a later one of the same voter replaces it; a
+label without hashes belongs to its question and its two names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from shepherd.data.json_rows import read_json
-from shepherd.errors import DataError
+from shepherd.errors import DataError, ResourceError
 from shepherd.evaluation.judge.parsing import Verdict
 from shepherd.evaluation.judge.replay import content
 
-_WORDS: Mapping[str, Verdict] = {
-    "a": "a", "b": "b", "tie": "tie", "model_a": "a", "model_b": "b", "tie (inconsistent)": "tie",
-}  # fmt: skip
+VERDICTS: Mapping[str, Verdict] = {"a": "a", "b": "b", "tie": "tie"}
+_WORDS: Mapping[str, Verdict] = {**VERDICTS, "model_a": "a", "model_b": "b", "tie (inconsistent)": "tie"}
 _A, _B = ("a", "model_a", "answer1_id"), ("b", "model_b", "answer2_id")
 _QUESTION, _VERDICT = ("question_id", "question"), ("verdict", "winner")
 _HINT = 'a label is a line {"question_id": …, "a": …, "b": …, "verdict": "a", "b" or "tie"}'
@@ -43,7 +45,28 @@ def read_labels(file: Path) -> list[Label]:
     rows = read_json(file, text).rows
     if not rows:
         raise DataError(f"{file} has no labels", hint=_HINT)
-    return [_label(f"{file}:{number}", row) for number, row in rows]
+    found: dict[Hashable, Label] = {}
+    for number, row in rows:
+        label = _label(f"{file}:{number}", row)
+        voter = str(_first(row, ("voter", "judge")) or "")
+        found[(voter, label.answers) if label.answers else number] = label
+    return list(found.values())
+
+
+def append_vote(file: Path, label: Label, turns: Sequence[str], system: str = "") -> None:
+    """Add a line to a file of votes, with its folder. turns: the user's texts of the conversation, the last one the
+    question. ResourceError: the file cannot be written."""
+    line: dict[str, Any] = {"question": label.question, "a": label.a, "b": label.b, "verdict": label.verdict}
+    if label.answers:
+        line |= {"a_answer": label.answers[0], "b_answer": label.answers[1]}
+    line |= {"turns": list(turns)} | ({"system": system} if system else {})
+    line["time"] = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ResourceError(f"{file}: {error.strerror or error}", hint="the vote is not recorded") from None
 
 
 def _label(where: str, row: Mapping[str, Any]) -> Label:

@@ -20,8 +20,8 @@ from shepherd.evaluation.judge.labels import Label
 from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording
 
-UNFIT = "judge not fit"
-"""In place of a verdict where the calibration of the judge failed."""
+NO_VERDICT = "no verdict"
+"""Of a judge that is not fit by its calibration."""
 VERSION = 1
 """Of the keys of judge.json; a reader refuses a later one."""
 
@@ -32,9 +32,9 @@ class Known:
 
     questions: source, licence, sha256, trained_on (the categories that the arms were trained on). arms: by name,
     adapter_digest, base, base_digest, dtype, template, decoding.
-    budget: equal (whether all trained arms used as much) and differences (in words). probes: shift, shift_ci95, probes,
-    and what else was measured. calls: cost, currency, cache_hits, wall_seconds and whatever adds to those of the
-    recordings. calibration: accuracy, flips, fit.
+    budget: equal (whether all trained arms used as much) and differences (in words). probes: as `calls.probes.shifts`
+    returns them. calls: cost, currency, cache_hits, wall_seconds and whatever adds to those of the
+    recordings. calibration: as `calls.calibration.calibration` returns it; a judge that is not fit gives no verdicts.
     """
 
     questions: Mapping[str, Any] = field(default_factory=dict)
@@ -57,10 +57,10 @@ def judged(
     """
     known = known or Known()
     people = (agreement.with_people(recordings, each, file) for file, each in labels)
-    summary = pairs.summarise(recordings, margin)
-    if known.calibration and known.calibration.get("fit") is False:
-        for pair in summary["pairs"]:
-            pair["verdict"] = UNFIT
+    figures = pairs.summarise(recordings, margin)
+    if known.calibration is not None and not known.calibration.get("fit"):
+        for entry in (*figures["pairs"], *(found["both"] for found in figures["orders"] if found["both"])):
+            entry["verdict"] = NO_VERDICT
     return {
         "version": VERSION,
         "judge": _judge(recordings) | {"calibration": known.calibration},
@@ -68,7 +68,7 @@ def judged(
         "arms": _arms(recordings, known),
         "budget": known.budget,
         "margin": margin,
-        **summary,
+        **figures,
         "left_out": _left_out(recordings),
         "agreement": [*agreement.between_judges(recordings), *(found for found in people if found)],
         "probes": known.probes,

@@ -161,7 +161,8 @@ def _calibration(found: Any) -> str:
     if not found:
         return UNCHECKED
     fit = "fit" if found.get("fit") else "not fit: no verdicts"
-    return f"{percent(found.get('accuracy'))} right, {percent(found.get('flips'))} turn with the order; {fit}"
+    pairs = f" of {plural(found['pairs'], 'pair')}" if number(found.get("pairs")) is not None else ""
+    return f"{percent(found.get('accuracy'))} right{pairs}, {percent(found.get('flips'))} turn with the order; {fit}"
 
 
 def _questions(questions: Judged) -> str:
@@ -214,10 +215,17 @@ def _source(found: Judged) -> str:
 
 
 def _probes(found: Any) -> str:
-    if not found or number(found.get("shift")) is None:
-        return UNCHECKED
-    ends = f" (95 %: {from_to(found['shift_ci95'])})" if found.get("shift_ci95") else ""
-    return f"{count(found.get('probes'))} probes move the score by {signed(found['shift'])} points{ends}"
+    """The shift of each way of injection."""
+    ways = [
+        f"{way} {signed(each['shift'])} points{_ends(each)} over {count(each.get('probes'))} probes"
+        for way, each in (found or {}).items()
+        if isinstance(each, Mapping) and number(each.get("shift")) is not None
+    ]
+    return f"rating of a weak answer moves: {'; '.join(ways)}" if ways else UNCHECKED
+
+
+def _ends(found: Mapping[str, Any]) -> str:
+    return f" (95 %: {from_to(found['ci95'])})" if found.get("ci95") else ""
 
 
 def _calls(found: Any) -> list[tuple[str, str]]:
