@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from shepherd.evaluation.answer_files import AnswerFile, AnswerLine
     from shepherd.evaluation.judge.calls.plan import Pair
 
+ARMS = ("federated", "base", "centralised")
+"""Names that stand for an arm of each run, even where a folder has the same name."""
+
 
 class Side(NamedTuple):
     """One arm of a pair. run: None for a file of answers."""
@@ -66,17 +69,27 @@ def pairs_of(
 
 
 def _elsewhere(name: str, questions: str) -> Side | None:
-    """A file of answers, or RUN:ARM; None for the name of an arm alone."""
+    """A file of answers, RUN:ARM, RUN@ROUND or RUN; None for the name of an arm alone."""
     from shepherd.evaluation.answer_files import read_answers
     from shepherd.evaluation.judge.calls import material
+    from shepherd.store.adapters import arm_name
 
     if Path(name).is_file():
         return Side(name, read_answers(name), None)
-    place, colon, arm = name.partition(":")
-    if not colon or place.startswith("local/"):
+    if name in ARMS or name.startswith("local/"):
         return None
-    run = find_run(place)
-    return _arm(arm, run, material.answers_of(run, questions), questions)._replace(name=name)
+    wanted = arm_name(name)
+    if ":" not in name and not _is_run(wanted.run):
+        return None
+    run, arm = find_run(str(wanted.run)), f"{wanted.arm}/{wanted.client}" if wanted.client else wanted.arm
+    arms = material.answers_of(run, questions)
+    if wanted.round is not None:
+        arm = next((each for each in arms if each.endswith(f"@{wanted.round}")), f"@{wanted.round}")
+    return _arm(arm, run, arms, questions)._replace(name=name)
+
+
+def _is_run(place: Path) -> bool:
+    return any((folder / "config.toml").is_file() for folder in (place, Path("runs") / place))
 
 
 def _arm(name: str, run: Path, arms: Mapping[str, AnswerFile], questions: str) -> Side:
@@ -97,9 +110,12 @@ def _distinct(a: Side, b: Side) -> tuple[str, str]:
 
 
 def _expected(run: Path) -> Collection[str]:
-    """The arms that a default comparison needs: base, and centralised where the run has it."""
-    arms = _table(run).get("evaluation", {}).get("arms", ())
-    return ["base", *(["centralised"] if "centralised" in arms else [])]
+    """The arms that a default comparison needs: base, each kept local client, centralised where the run has it."""
+    from shepherd.store.adapters import kept_adapters
+
+    kept = [one for one in kept_adapters(run) if one.round is None]
+    local = [f"{one.arm}/{one.label or one.client}" for one in kept if one.client]
+    return ["base", *local, *(one.arm for one in kept if one.arm == "centralised")]
 
 
 def _table(run: Path) -> dict[str, Any]:

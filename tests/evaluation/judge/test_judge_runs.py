@@ -29,9 +29,12 @@ def shell(capsys, monkeypatch, tmp_path) -> Shell:
 
 def a_run(folder: Path, name: str = "demo", arms=("base", "centralised", "federated"), seed: int = 0, count: int = 4,
           **settings) -> Path:  # fmt: skip
-    """A run directory as far as a judge reads it: answers of arms to questions, longer from arm to arm."""
+    """A run directory as far as a judge reads it: answers of arms to questions, longer from arm to arm. It keeps the
+    adapter of the centralised arm."""
     run = folder / "runs" / name
     (run / "answers" / "vicuna").mkdir(parents=True)
+    (run / "arms" / "centralised").mkdir(parents=True)
+    (run / "arms" / "centralised" / "adapter_config.json").write_text("{}", "utf-8")
     table = {"run": {"seed": seed, "name": name}, "evaluation": {"arms": ["base", "local", "centralised", "federated"]},
              "lora": {"r": 8, **settings}}  # fmt: skip
     rooms = [f"[{room}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
@@ -127,15 +130,16 @@ def test_runs_that_differ_in_the_seed_are_seeds_of_one_pair_and_other_runs_are_n
 
 
 def test_arms_of_two_runs_and_files_of_answers_are_compared_by_name(shell, tmp_path):
-    a_run(tmp_path, "one"), a_run(tmp_path, "two", seed=1)
+    a_run(tmp_path, "one", ("base", "centralised", "federated", "federated@3"))
+    a_run(tmp_path, "two", seed=1)
     file = "runs/two/answers/vicuna/base.jsonl"
     with StubJudge(by_length) as stub:
-        done = judge(shell, stub, "--pair", "runs/one:federated", "runs/two:federated", "--pair", file,
-                     "runs/one:federated", "--json", "--out", "judged/judge.json")  # fmt: skip
+        done = judge(shell, stub, "--pair", "runs/one:federated", "runs/two", "--pair", file,
+                     "runs/one@3", "--json", "--out", "judged/judge.json")  # fmt: skip
     assert done.status == 0, done.err
     first, second = json.loads(done.out)["pairs"]
-    assert (first["a"], first["b"], first["difference"]) == ("runs/one:federated", "runs/two:federated", 0.5)
-    assert (second["a"], second["b"]) == ("two:base", "runs/one:federated")
+    assert (first["a"], first["b"], first["difference"]) == ("runs/one:federated", "runs/two", 0.5)
+    assert (second["a"], second["b"]) == ("two:base", "runs/one@3")
     assert (tmp_path / "judged" / "calls.jsonl").exists()
 
 
