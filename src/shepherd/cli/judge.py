@@ -19,7 +19,7 @@ from shepherd.errors import UsageError
 @judged.options
 @click.pass_context
 def judge(context: click.Context, runs: tuple[str, ...], replayed: tuple[Path, ...], **given: Any) -> None:
-    """Compare the arms of runs, or other systems, by a judge of their answers.
+    """Compare arms of runs, or other systems, by a judge.
 
     Reads the answers that shepherd answer wrote and has a judge rate each pair in both orders: the federated arm of RUN
     against base, each kept local client and centralised. Prints totals, the relative score b / a, the mean difference

@@ -8,12 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from answered_runs import a_run, recorded
 from console import Shell
-from shepherd.evaluation.answer_files import AnswerLine, hash_of
+from shepherd.evaluation.answer_files import hash_of
 from stub_judge import SILENT, StubJudge, error, text
 
 KEY = "sk-verysecret0123456789"
@@ -25,30 +25,6 @@ def shell(capsys, monkeypatch, tmp_path) -> Shell:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     return Shell(capsys, monkeypatch)
-
-
-def a_run(folder: Path, name: str = "demo", arms=("base", "centralised", "federated"), seed: int = 0, count: int = 4,
-          **settings) -> Path:  # fmt: skip
-    """A run directory as far as a judge reads it: answers of arms to questions, longer from arm to arm. It keeps the
-    adapter of the centralised arm."""
-    run = folder / "runs" / name
-    (run / "answers" / "vicuna").mkdir(parents=True)
-    (run / "arms" / "centralised").mkdir(parents=True)
-    (run / "arms" / "centralised" / "adapter_config.json").write_text("{}", "utf-8")
-    table = {"run": {"seed": seed, "name": name}, "evaluation": {"arms": ["base", "local", "centralised", "federated"]},
-             "lora": {"r": 8, **settings}}  # fmt: skip
-    rooms = [f"[{room}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
-             for room, keys in table.items()]  # fmt: skip
-    (run / "config.toml").write_text("\n".join(rooms), "utf-8")
-    for place, arm in enumerate(arms):
-        rows = []
-        for n in range(1, count + 1):
-            words, asked = 3 + place * (1 + n % 2) + n + seed, f"Question {n}?"
-            rows.append(AnswerLine(n, ("word " * words,), (asked,), hash_of([asked]), "generic", run=name, arm=arm,
-                                   base="tiny", key=f"{arm}-{n}"))  # fmt: skip
-        file = run / "answers" / "vicuna" / f"{arm.replace('/', '-')}.jsonl"
-        file.write_text("".join(row.to_json() + "\n" for row in rows), "utf-8")
-    return run
 
 
 def shown(request) -> list[str]:
@@ -66,17 +42,12 @@ def judge(shell: Shell, stub: StubJudge, *words, timeout: float = 5):
                  "--timeout", timeout, "--tries", 1)  # fmt: skip
 
 
-def lines(run: Path, name: str = "calls.jsonl") -> list[dict]:
-    file = run / "judge" / name
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
-
-
 def test_the_default_pairs_are_judged_in_both_orders_and_the_figures_written(shell, tmp_path):
     run = a_run(tmp_path, arms=("base", "centralised", "local/anna", "federated"))
     with StubJudge(by_length) as stub:
         done = judge(shell, stub, "runs/demo")
         assert done.status == 0, done.err
-        assert len(stub.requests) == 24 == len(lines(run))
+        assert len(stub.requests) == 24 == len(recorded(run))
         found = json.loads((run / "judge" / "judge.json").read_text("utf-8"))
         again = judge(shell, stub, "runs/demo", "--json")
         assert again.status == 0 and len(stub.requests) == 24
@@ -178,7 +149,7 @@ def test_a_fault_has_its_name_and_exit_status_and_what_was_paid_for_is_kept(shel
         done = judge(shell, stub, "runs/demo", "--pair", "base", "federated", timeout=0.2)
         assert done.status == status and words in done.err, done.err
         assert "Traceback" not in done.err
-        paid = [row for row in lines(run) if row["outcome"] != "failed"]
+        paid = [row for row in recorded(run) if row["outcome"] != "failed"]
         assert len(paid) == {7: 0, 8: 8, 0: 4}[status] and (status == 7 or len(stub.requests) == len(paid))
 
 
@@ -189,7 +160,7 @@ def test_calls_before_a_fault_are_kept_and_the_same_command_goes_on(shell, tmp_p
         assert done.status == 7 and "5 of 16 calls are recorded in " in done.err and "goes on from there" in done.err
         stub.script = by_length
         assert judge(shell, stub, "runs/demo").status == 0 and len(stub.requests) == 6 + 11
-    assert len(lines(run)) == 17  # with the failed one
+    assert len(recorded(run)) == 17  # with the failed one
 
 
 def test_a_killed_command_goes_on_and_the_calls_add_up(shell, tmp_path):
@@ -209,11 +180,11 @@ def test_a_killed_command_goes_on_and_the_calls_add_up(shell, tmp_path):
         process = subprocess.Popen([sys.executable, "-m", "shepherd", *words], cwd=tmp_path, stderr=subprocess.PIPE,
                                    stdout=subprocess.PIPE, env=os.environ | {"OPENAI_API_KEY": KEY})  # fmt: skip
         process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL and len(lines(run)) == 5
+        assert process.returncode == -signal.SIGKILL and len(recorded(run)) == 5
         done = shell(*words, "--json")
         assert done.status == 0, done.err
-        assert len(stub.requests) == 20 + 1 and len(lines(run)) == 20
-    assert len({row["key"] for row in lines(run)}) == 20
+        assert len(stub.requests) == 20 + 1 and len(recorded(run)) == 20
+    assert len({row["key"] for row in recorded(run)}) == 20
 
 
 def test_limits_ask_and_without_a_terminal_refuse(shell, tmp_path):
@@ -256,7 +227,7 @@ def test_a_judge_that_is_not_fit_gives_no_verdict(shell, tmp_path):
         and "NOT FIT" in done.err
     )
     assert "injection in place: 50 probes move the weak answer by" in done.err
-    assert len(lines(run, "calibration.jsonl")) == 8 and len(lines(run, "probes.jsonl")) == 210
+    assert len(recorded(run, "calibration.jsonl")) == 8 and len(recorded(run, "probes.jsonl")) == 210
     found = json.loads(again.out)
     assert {pair["verdict"] for pair in found["pairs"]} == {"no verdict"} and "no verdict" in done.out
     assert found["judge"]["calibration"]["fit"] is False and found["probes"]["probes"] == 50
