@@ -46,9 +46,14 @@ def _verdict(pair: Judged) -> str:
 def cautions(judged: Judged) -> Iterator[str]:
     """What the verdicts do not cover, the most important first."""
     pairs, names = judged["pairs"], labels(judged["pairs"])
-    calibration = judged["judge"].get("calibration")
+    judge, calibration = judged["judge"], judged["judge"].get("calibration")
+    if any(str(name).startswith("local:") for name in judge["asked"] or ()) and not (calibration or {}).get("fit"):
+        yield "A local model judged, to try the plumbing: no figure here is evidence."
     if calibration and calibration.get("fit") is False:
         yield "This judge is not fit by its calibration, so its verdicts do not count."
+    if others := [name for name in judge["answered"] or () if not any(
+        str(name).startswith(str(asked)) for asked in judge["asked"] or ())]:  # fmt: skip
+        yield f"The endpoint answered as {listing([str(name) for name in others])}, which was not the model asked for."
     turned = {str(file) for both in judged["orders"] for file in both["files"]}
     single = [name for name, pair in zip(names, pairs, strict=True)
               if pair["orders"] == 1 and str(pair["file"]) not in turned]  # fmt: skip
