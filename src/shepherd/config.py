@@ -336,6 +336,9 @@ class EvaluationTable(Table):
     pooled."""
     local_clients: Literal["all"] | Annotated[int, Field(ge=1, strict=True)] | tuple[str, ...] = "all"
     """Clients of the local arm: all, a number, or a list of names."""
+    keep_local: Literal["all"] | Annotated[int, Field(ge=0, strict=True)] | tuple[str, ...] = 3
+    """Clients of the local arm whose adapters are kept, to be chatted with, exported and judged as RUN:local/NAME: all,
+    a number, spread over their names, or a list of names. Each takes the disk space of an adapter."""
     local_learning_rate: float = Field(0.0, ge=0)
     """Peak learning rate of the local arm, on training.schedule like the others; 0 uses training.learning_rate."""
     centralised_learning_rate: float = Field(0.0, ge=0)
@@ -359,11 +362,13 @@ class EvaluationTable(Table):
         return entries
 
     @model_serializer(mode="wrap")
-    def _without_the_default_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the default metrics out of the resolved config: runs from before they had a key can be resumed."""
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave defaults of later keys out of the resolved config: runs from before they had one can be resumed."""
         table = handler(self)
         if not self.sets_metrics:
             table.pop("metrics", None)
+        if not self.sets_keep_local:
+            table.pop("keep_local", None)
         return table
 
     @model_validator(mode="after")
@@ -381,6 +386,11 @@ class EvaluationTable(Table):
     def sets_metrics(self) -> bool:
         """Whether other metrics than the default ones are set."""
         return self.metrics != type(self).model_fields["metrics"].default
+
+    @property
+    def sets_keep_local(self) -> bool:
+        """Whether another number of kept adapters than the default one is set, or clients by name."""
+        return self.keep_local != type(self).model_fields["keep_local"].default
 
     @property
     def own_rates(self) -> dict[str, float]:

@@ -44,13 +44,14 @@ def read_pairs(file: Path) -> list[Recording]:
 
 
 def recordings_of(file: Path, calls: Iterable[Call], torn: bool = False) -> list[Recording]:
-    """Calls to one recording per protocol and pair, with one judgement per `settled` call."""
-    found: dict[tuple[str, str, str], list[Judgement]] = {}
+    """Calls to one recording per judge, protocol and pair, with one judgement per `settled` call."""
+    found: dict[tuple[str, str, str, str, str, str], list[Judgement]] = {}
     for call in settled(calls):
-        found.setdefault((call.protocol, call.a, call.b), []).append(judgement_of(call))
+        key = (call.endpoint, call.model, call.prompt_hash, call.protocol, call.a, call.b)
+        found.setdefault(key, []).append(judgement_of(call))
     return [
         Recording(file, "calls", a, b, protocol == "fedit", tuple(judgements), torn)
-        for (protocol, a, b), judgements in found.items()
+        for (*_, protocol, a, b), judgements in found.items()
     ]
 
 
@@ -59,8 +60,8 @@ def read(file: Path) -> Recording:
 
     DataError: the file cannot be read, is of no known format, or has malformed lines, which are named.
     """
-    content = _content(file)
-    rows = list(_rows(file, content))
+    text = content(file)
+    rows = list(_rows(file, text))
     first = next((row for _, row in rows if isinstance(row, dict)), None)
     if first is None:
         reason = rows[0][1] if rows and isinstance(rows[0][1], Malformed) else "it holds no row in JSON"
@@ -69,7 +70,7 @@ def read(file: Path) -> Recording:
     if name is None:
         keys = ", ".join(map(repr, list(first)[:8])) or "no keys"
         raise DataError(f"{file}: not a known format of recorded judgements: a row has {keys}", hint=_known())
-    torn = FORMATS[name].own and not content.endswith("\n") and isinstance(rows[-1][1], Malformed)
+    torn = FORMATS[name].own and not text.endswith("\n") and isinstance(rows[-1][1], Malformed)
     if torn:  # what a killed process leaves
         rows.pop()
     found: list[Judgement] = []
@@ -96,11 +97,12 @@ def _judgements(name: str, row: Any, place: int) -> list[Judgement]:
     return FORMATS[name].judgements(row, place)
 
 
-def _content(file: Path) -> str:
+def content(file: Path, wanted: str = "give a file of recorded judgements") -> str:
+    """The text of a file; DataError with the hint `wanted` where there is none, or where it is no text."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"file not found: {file}", hint="give a file of recorded judgements") from None
+        raise DataError(f"file not found: {file}", hint=wanted) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not a text in UTF-8 (byte {error.start})", hint="unpack archives first") from None
     except OSError as error:

@@ -235,7 +235,7 @@ def check_named_clients(study: Study, runs: Iterable[Planned], folder: Path) -> 
     """Raise UsageError where a comparison names a client that its variant does not train alone. Reads the data."""
     from shepherd.experiment.checks import look_first
     from shepherd.experiment.division import divide_rows
-    from shepherd.experiment.method import local_names
+    from shepherd.experiment.named_clients import local_names
 
     wanted = {(s.variant, s.arm.partition("/")[2]) for p in study.pairs for s in (p.a, p.b) if "/" in s.arm}
     done: set[str] = set()
