@@ -47,6 +47,7 @@ LIBRARIES = {
     "yaml": {"data", "model"},
     "jinja2": {"data", "report"},
     "markupsafe": {"report"},
+    "openai": {"evaluation"},
     "scipy": {"evaluation", "report", "updates"},
     "dp_accounting": {"updates"},
     "pydantic": {"config", "experiment", "federation", "recipe", "registry"},
