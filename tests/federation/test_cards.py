@@ -77,7 +77,7 @@ def test_the_settings_of_a_card_have_the_names_of_the_recipe():
 
 
 def test_nothing_of_a_site_file_is_in_a_card_or_a_message():
-    """Values of a machine never come from the wire: there is no field for them."""
+    """Values of a machine never come from the wire: no field holds them."""
     own = {
         "source",
         "format",
@@ -196,5 +196,5 @@ def test_a_window_is_open_in_its_hours_and_a_night_belongs_to_the_day_on_which_i
 
 
 @pytest.mark.parametrize("window", ["at night", "Mon-Fri", "25:00-06:00", "10:61-11:00", "Xyz 10:00-11:00", "10:00"])
-def test_what_is_no_window_is_refused(window):
+def test_a_window_that_cannot_be_read_is_refused(window):
     assert len(check_window(window)) == 1

@@ -147,7 +147,7 @@ def test_an_answer_of_a_process_without_the_lease_is_ignored_and_the_other_proce
 
     def hop(hop):
         if hop.way == "down" and hop.client == "a":
-            federation.transport.say("a", copy.handle(hop.data))
+            federation.transport.send_up("a", copy.handle(hop.data))
         return [Arrival(2.0, hop.data)]
 
     federation.transport.hop = hop
@@ -158,9 +158,9 @@ def test_an_answer_of_a_process_without_the_lease_is_ignored_and_the_other_proce
 
 def test_a_copy_of_a_site_cannot_take_it_out_of_the_run():
     federation = admitted("ab")
-    federation.transport.say("a", pack(Bye("demo", 0, 0, "0" * 32, "left")))
+    federation.transport.send_up("a", pack(Bye("demo", 0, 0, "0" * 32, "left")))
     assert isinstance(federation.round()["a"], Sealed)
-    federation.transport.say("b", federation.transport.running["b"].leave("demo"))
+    federation.transport.send_up("b", federation.transport.running["b"].leave("demo"))
     assert federation.round(2, {"a": 4, "b": 5})["b"] == ClientFailure("b", 2, "lost", "the site has left")
     assert federation.states() == {"a": "answered", "b": "left"}
 

@@ -211,7 +211,7 @@ def test_a_site_refuses_hostile_tasks_by_name_without_training_and_writes_only_i
 
 
 class Liar:
-    """A site's process that answers with whatever it likes, now and then with what it should."""
+    """A site's process that answers at random, now and then with what it should."""
 
     session = SESSION
 
@@ -241,7 +241,7 @@ def test_a_coordinator_outlives_liars_and_its_journal_has_only_steps_that_exist(
         assert sorted(reply.client for reply in replies) == sorted(asked)
         outcomes.update(type(reply).__name__ for reply in replies)
         for client in "abcd":
-            transport.say(client, transport.running[client].said(rng.randrange(len(UP))))
+            transport.send_up(client, transport.running[client].said(rng.randrange(len(UP))))
         if rng.random() < 0.2:
             coordinator = Coordinator(CARD, transport, Ledger(lines.append, list(lines)), clock=transport.clock)
     assert outcomes["admitted"] > 20 and outcomes["ClientFailure"] > 50 and not outcomes["Sealed"], outcomes

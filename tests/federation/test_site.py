@@ -250,7 +250,7 @@ def test_progress_goes_up_as_numbers_and_a_loss_that_is_not_finite_as_nothing():
     ]
 
 
-def test_a_site_that_leaves_says_so_and_trains_no_more():
+def test_a_site_that_leaves_sends_a_goodbye_and_trains_no_more():
     site = admitted()
     assert read(site.leave("demo"), LIMIT) == Bye("demo", 0, 0, site.session, "left")
     assert asked(site, question()).detail == "left" and asked(site, offer()).verdict == "left"

@@ -79,7 +79,7 @@ class Rules:
         return {"round": self.round + 1, "first_row": self.rows[client], "counted": self.counted[client]}
 
     def trains(self, client: str, attempt: int, number: int, private: int) -> None:
-        """A site trains: from the state that counted when it was asked, and nothing older than what it trained last."""
+        """A site trains: from the state that counted at the question, and nothing older than what it trained last."""
         assert attempt >= self.trained.get(client, 0), f"{client} trains attempt {attempt}, which is over"
         self.trained[client] = attempt
         asked_in, state = self.asked[client, attempt]
@@ -87,7 +87,7 @@ class Rules:
         assert private == state, f"attempt {attempt}: {client} starts from {private}, what counted is {state}"
 
     def arrives(self, client: str, answer: dict | None, holds_lease: bool) -> None:
-        """An answer at the coordinator while it waits; None: bytes that are no message."""
+        """An answer at the coordinator while it waits; None: bytes without a message."""
         now = self.attempt
         if now is None or client not in now.clients or client in now.usable or client in now.final:
             return

@@ -1,4 +1,4 @@
-"""The coordinator's end of a federation: who is present and admitted, what is asked of them, and which answers count.
+"""The coordinator's end of a federation: present and admitted sites, their tasks, and which answers count.
 
     coordinator = Coordinator(card, transport, Ledger(journal.append, lines), largest)
     coordinator.open(); coordinator.admit(deadline=60.0)

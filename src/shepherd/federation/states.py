@@ -1,4 +1,4 @@
-"""The states of a run and of its sites, as the lines of a journal: every change is one line, and there are no others.
+"""The states of a run and of its sites, as the lines of a journal: one line for every change, and for nothing else.
 
     ledger = Ledger(write, earlier_lines)
     ledger.site("hospital-a", "working", round=3, attempt=5)     # one line; ValueError for a step that is none
@@ -25,7 +25,7 @@ RUN: Mapping[str, set[str]] = {
     "stopped": {"open"},
     "finished": set(),
 }
-"""State of the run -> those that may follow. A paused run waits; it never fails by itself."""
+"""State of the run -> those that may follow. A paused run waits until it is resumed or stopped."""
 _ENDED = {"working", "offered", "finished"}
 SITE: Mapping[str, set[str]] = {
     "": {"offered"},

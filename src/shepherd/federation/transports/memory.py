@@ -82,7 +82,7 @@ class MemoryTransport:
             self.start(client)
 
     def start(self, client: ClientId, replaces: str = "") -> None:
-        """Start a site's process; one that takes a former one's place may say so, and waits for no lease."""
+        """Start a site's process. One that names the session it replaces does not wait for the lease."""
         if client not in self.expelled:
             self.running[client] = process = self.starts[client]()
             self.leases.sign(client, process.session, self.clock(), replaces)
@@ -147,8 +147,8 @@ class MemoryTransport:
 
     # The wire
 
-    def say(self, client: ClientId, data: bytes) -> None:
-        """A message that a site sends by itself."""
+    def send_up(self, client: ClientId, data: bytes) -> None:
+        """Send a message of a site that answers no question."""
         self._send(client, "up", data)
 
     def _beat(self) -> None:
