@@ -38,7 +38,7 @@ LIBRARIES = {
     "transformers": {"experiment", "model", "serving", "testing"},
     "peft": {"experiment", "model", "serving"},
     "tokenizers": {"experiment", "model"},
-    "safetensors": {"clients", "engines", "experiment", "model", "store", "updates"},
+    "safetensors": {"clients", "engines", "evaluation", "experiment", "model", "store", "updates"},
     "gguf": {"model"},
     "datasets": {"data"},
     "pyarrow": {"data"},
