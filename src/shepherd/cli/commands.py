@@ -33,8 +33,7 @@ def _add_commands() -> None:
     for command in (
         run.run, run.check, run.resume, data.data, model.model, results.evaluate, results.report, results.compare,
         study.study, answer.answer, judge.judge, results.chat, results.export, privacy.privacy, runs.runs, list_names,
-        copy.copy,
-        config.config, about.doctor, about.completion,
+        copy.copy, config.config, about.doctor, about.completion,
     ):  # fmt: skip
         cli.add_command(command)
     shells.register()
