@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from shepherd.config import Config
 from shepherd.errors import EvaluationError
 from shepherd.evaluation.losses import row_losses
 from shepherd.evaluation.statistics import paired_difference
 from shepherd.experiment.identity import FILE, held_out_digest
-from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.rows import FederatedData, prepare_rows
 from shepherd.experiment.summary import arm_metrics
 from shepherd.model.forward import PackedModel
 from shepherd.rng import stream
@@ -25,18 +26,8 @@ def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[s
     """
     tuned = load_tuned(run_dir, round_number=round_number)
     data, _ = prepare_rows(tuned.config, tuned.base.tokenizer)
-    config, (divided, made_with) = tuned.config, (read_json(Path(run_dir) / n) for n in ("partition.json", FILE))
-    apart = config.data.held_out_source or config.data.source
-    for what, then, now, source in (
-        ("held-out rows are not those", made_with.get("held_out"), held_out_digest(data), apart),
-        ("data are not those", divided.get("dataset_digest"), data.partition.dataset_digest, config.data.source),
-        ("tokenizer is not that", made_with.get("tokenizer"), tuned.base.tokenizer_digest, config.model.base),
-    ):
-        if then != now:
-            raise EvaluationError(
-                f"the {what} of the run: digest {now[:12]}, then {str(then or 'unknown')[:12]}",
-                hint=f"give back what {source} held, and the config.toml that the run wrote",
-            )
+    config = tuned.config
+    check_rows(run_dir, config, data, tuned.base.tokenizer_digest)
     packed = PackedModel(tuned.base.model)
     before, after = (row_losses(packed, data.held_out, lora)[0] for lora in (None, tuned.lora))
     return {
@@ -44,3 +35,19 @@ def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[s
         "federated": arm_metrics(after, data),
         "difference": paired_difference(after, before, stream(config.run.seed, "bootstrap", "base")),
     }
+
+
+def check_rows(run_dir: Path | str, config: Config, data: FederatedData, tokenizer_digest: str) -> None:
+    """Raise EvaluationError where data, held-out rows or tokenizer are not those of the run."""
+    divided, made_with = (read_json(Path(run_dir) / name) for name in ("partition.json", FILE))
+    apart = config.data.held_out_source or config.data.source
+    for what, then, now, source in (
+        ("held-out rows are not those", made_with.get("held_out"), held_out_digest(data), apart),
+        ("data are not those", divided.get("dataset_digest"), data.partition.dataset_digest, config.data.source),
+        ("tokenizer is not that", made_with.get("tokenizer"), tokenizer_digest, config.model.base),
+    ):
+        if then != now:
+            raise EvaluationError(
+                f"the {what} of the run: digest {now[:12]}, then {str(then or 'unknown')[:12]}",
+                hint=f"give back what {source} held, and the config.toml that the run wrote",
+            )
