@@ -17,11 +17,13 @@ from shepherd.errors import UsageError
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="RUN[:ARM]…", shell_complete=complete_run)
 @click.option("--tasks", "given", multiple=True, default=("held-out",), show_default=True, metavar="TASK,TASK…",
-              help="held-out, FILE.jsonl, one kind of these (held-out:choice), or tasks of the harness.")  # fmt: skip
+              help="held-out, FILE.jsonl, one kind of either, or tasks of the harness.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Evaluate the first N documents of each task.")
 @click.option("--fewshot", type=click.IntRange(min=0), metavar="N",
               help="Examples in the prompt, for tasks of the harness that do not set it.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Sequences in a pass.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Sequences in a pass."
+)
 @click.option("--download", is_flag=True, help="Let tasks download their datasets from the hub.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
 def benchmark(
@@ -38,13 +40,16 @@ def benchmark(
     if len(folders) > 1:
         raise UsageError("one run at a time: the results go to its directory", hint="call it once for each run")
     (folder,) = folders
-    tasks = [name.strip() for group in given for name in group.split(",")]
+    from shepherd.experiment.benchmarks.tasks import check_harness, parse
+
+    wanted = parse([name.strip() for group in given for name in group.split(",")])
+    check_harness()
     output.announce_torch()
     from shepherd.experiment.benchmarks.benchmark import Settings
     from shepherd.experiment.benchmarks.benchmark import benchmark as evaluate
 
     settings = Settings(limit, fewshot, batch_size, download)
-    records = evaluate(folder, [arm for _, arm in pairs], tasks, settings, output.note)
+    records = evaluate(folder, [arm for _, arm in pairs], wanted, settings, output.note)
     from shepherd.report import write_report
 
     page = write_report(folder)

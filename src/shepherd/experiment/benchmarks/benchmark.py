@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,23 +10,23 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shepherd import _version, network
 from shepherd.config import Config
 from shepherd.data.prompts import build_template
-from shepherd.data.sources import load_examples
+from shepherd.data.sources import dataset_notes, load_examples
 from shepherd.data.tokenize import tokenize
-from shepherd.errors import DataError, EvaluationError, ShepherdError, missing_extra
-from shepherd.experiment.benchmarks.child import BOOTSTRAPS
+from shepherd.errors import DataError, EvaluationError, ShepherdError
+from shepherd.experiment.benchmarks.child import BOOTSTRAPS, SAID
 from shepherd.experiment.benchmarks.documents import KINDS, Rows, none_left
-from shepherd.experiment.benchmarks.models import MERGED, locate, pick_models
+from shepherd.experiment.benchmarks.models import locate, pick_models
 from shepherd.experiment.benchmarks.record import merged_record, task_records
-from shepherd.experiment.benchmarks.tasks import HELD_OUT, Wanted, file_stem, parse, task_name, write_task
+from shepherd.experiment.benchmarks.tasks import HELD_OUT, Wanted, check_harness, file_stem, task_name, write_task
 from shepherd.experiment.remeasure import check_rows
-from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.rows import losses_of_tokens, prepare_rows
 from shepherd.model.base import load_tokenizer
 from shepherd.model.digest import tokenizer_digest
 from shepherd.model.fetch import resolve
@@ -36,6 +35,7 @@ from shepherd.recipe import load as load_config
 from shepherd.store import RunDirectory, open_run, read_json
 
 FOLDER = "benchmarks"
+CHILD = "shepherd.experiment.benchmarks.child"
 LAST = 15
 """Lines of a failed process that its error shows."""
 
@@ -57,7 +57,7 @@ class Settings:
 def benchmark(
     run_dir: Path | str,
     arms: Sequence[str],
-    tasks: Sequence[str],
+    wanted: Wanted,
     settings: Settings | None = None,
     note: Callable[[str], None] = lambda _sentence: None,
 ) -> list[dict[str, Any]]:
@@ -65,18 +65,17 @@ def benchmark(
 
     arms: "" stands for base, federated and merged (`models.pick_models`). `note` receives sentences about the progress.
 
-    Raises UsageError for an unknown arm or task and without the package lm_eval, NetworkError for a task whose dataset
-    is not on this machine, EvaluationError where the harness fails.
+    Raises UsageError for an arm or a task that is not there and without the package lm_eval, NetworkError for a task
+    whose dataset is not on this machine, EvaluationError where the harness fails.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise missing_extra("lm_eval", "eval")
-    wanted, settings = parse(tasks), settings or Settings()
+    check_harness()
+    settings = settings or Settings()
     folder = open_run(run_dir, needs="summary.json")
     config = load_config(folder / "config.toml")
     with tempfile.TemporaryDirectory(prefix="shepherd-benchmark-") as place:
         scratch = Path(place)
         left_out = _write_tasks(scratch / "tasks", folder, config, wanted, note)
-        places = locate(folder, config, pick_models(arms, config), scratch, note)
+        places = locate(folder, config, pick_models(arms, config), scratch)
         job = {
             "models": {name: found.arguments() for name, found in places.items()},
             "tasks": [*left_out, *wanted.harness],
@@ -89,8 +88,7 @@ def benchmark(
             "out": str(scratch / "results.json"),
         }
         results = _run(job, scratch / "job.json", settings.download, note)
-        shown = {name: {**asdict(found), "pretrained": found.pretrained if name != MERGED else MERGED}
-                 for name, found in places.items()}  # fmt: skip
+        shown = {name: found.shown() for name, found in places.items()}
         records = task_records(
             results, shown, limit=settings.limit, batch_size=settings.batch_size, bootstraps=BOOTSTRAPS
         )
@@ -110,7 +108,7 @@ def _write_tasks(
     base = resolve(config.model.base, config.model.revision)
     tokenizer = load_tokenizer(base)
     for source, kinds in wanted.offline.items():
-        rows = _rows(source, run_dir, config, base, tokenizer)
+        rows = _rows(source, run_dir, config, base, tokenizer, note)
         empty = ""
         for kind, named in kinds.items():
             found, name = KINDS[kind](rows), task_name(source, kind)
@@ -127,7 +125,7 @@ def _write_tasks(
     return left_out
 
 
-def _rows(source: str, run_dir: Path, config: Config, base: Path, tokenizer: Any) -> Rows:
+def _rows(source: str, run_dir: Path, config: Config, base: Path, tokenizer: Any, note: Callable[[str], None]) -> Rows:
     """The rows of a source: the run's held-out rows, or those of a file, tokenised as the run does."""
     window = getattr(load_model_config(base).get_text_config(), "max_position_embeddings", None)
     limits = config.data.max_length, config.evaluation.max_new_tokens, window
@@ -137,14 +135,16 @@ def _rows(source: str, run_dir: Path, config: Config, base: Path, tokenizer: Any
         return Rows(data.examples, data.held_out, template, tokenizer, *limits)
     template = build_template(config.data.template, tokenizer)
     dataset = load_examples(source)
-    tokens = tokenize(dataset.examples, tokenizer, template, config.data.max_length).tokens
-    return Rows({example.id: example for example in dataset.examples}, tokens, template, tokenizer, *limits)
+    found = tokenize(dataset.examples, tokenizer, template, config.data.max_length)
+    for line in (*dataset_notes(dataset), *losses_of_tokens(found)):
+        note(f"{source}: {line}")
+    return Rows({example.id: example for example in dataset.examples}, found.tokens, template, tokenizer, *limits)
 
 
 def _run(job: Mapping[str, Any], file: Path, download: bool, note: Callable[[str], None]) -> dict[str, Any]:
     """Run the harness in a process of its own; its results."""
     file.write_text(json.dumps(job), encoding="utf-8")
-    command = [sys.executable, "-P", "-m", "shepherd.experiment.benchmarks.child", str(file)]
+    command = [sys.executable, "-P", "-m", CHILD, str(file)]
     with network.opened() if download else contextlib.nullcontext():
         environment = _environment()
     with subprocess.Popen(
@@ -155,8 +155,8 @@ def _run(job: Mapping[str, Any], file: Path, download: bool, note: Callable[[str
         last: deque[str] = deque(maxlen=LAST)
         try:
             for line in child.stderr:
-                if line.startswith("evaluating "):
-                    note(line.strip())
+                if line.startswith(SAID):
+                    note(line.removeprefix(SAID).strip())
                 elif line.strip():
                     last.append(line.rstrip())
         except BaseException:

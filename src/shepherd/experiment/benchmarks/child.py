@@ -22,6 +22,9 @@ from shepherd.model.threads import prepare_environment
 BOOTSTRAPS = 1000
 """Resamples of the harness for a standard error without a formula."""
 
+SAID = "shepherd: "
+"""Begin lines on stderr that are progress, not part of a failure."""
+
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluate what a job lists, and write its results."""
@@ -34,19 +37,29 @@ def main(arguments: Sequence[str]) -> None:
     Path(job["out"]).write_text(json.dumps(found, allow_nan=True), encoding="utf-8")
 
 
+def say(sentence: str) -> None:
+    """Report progress to the process that started this one."""
+    print(f"{SAID}{sentence}", file=sys.stderr, flush=True)
+
+
 def evaluate(job: Mapping[str, Any]) -> dict[str, Any]:
     """The results of every model of a job on all its tasks. Raises UsageError, NetworkError or ModelError."""
     from lm_eval.tasks import TaskManager
 
     from shepherd.model.threads import use_threads
+    from shepherd.serving.export import export
 
     use_threads(job["threads"])
     manager = TaskManager(include_path=job["include_path"] or None, include_defaults=job["defaults"])
     tasks = load_tasks(manager, job["tasks"], job["fewshot"])
     models = {}
     for name, place in job["models"].items():
-        print(f"evaluating {name} on {', '.join(job['tasks'])}", file=sys.stderr, flush=True)
-        models[name] = evaluate_model(tasks, {**place, "batch_size": job["batch_size"]}, job["limit"])
+        arguments = dict(place)
+        if run := arguments.pop("merge_of"):
+            say(f"exporting {name}")
+            export(run, "merged", arguments["pretrained"])
+        say(f"evaluating {name} on {', '.join(job['tasks'])}")
+        models[name] = evaluate_model(tasks, {**arguments, "batch_size": job["batch_size"]}, job["limit"])
     libraries = ("lm_eval", "transformers", "torch", "peft", "datasets")
     return {"versions": {library: version(library) for library in libraries}, "models": models}
 
@@ -88,8 +101,9 @@ def _datasets(manager: Any, name: str) -> Iterator[str]:
     if path := config.get("dataset_path"):
         yield f"the dataset {path}"
     children = config.get("task")
-    for child in [*(children if isinstance(children, list) else ()), *(entry.tags if entry else ())]:
-        inner = child if isinstance(child, str) else child.get("task") or child.get("group") or ""
+    of_tag = entry.tags if entry and entry.kind.name == "TAG" else ()
+    for child in [*(children if isinstance(children, list) else ()), *of_tag]:
+        inner = child if isinstance(child, str) else child.get("task") or child.get("group")
         if isinstance(inner, str) and inner != name:
             yield from _datasets(manager, inner)
 

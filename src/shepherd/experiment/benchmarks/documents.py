@@ -16,7 +16,6 @@ import numpy as np
 from shepherd.data.prompts import Template
 from shepherd.data.tokenize import encode_prompt, tokenize
 from shepherd.errors import plural
-from shepherd.evaluation.answers import generation_record
 from shepherd.rng import stream
 from shepherd.types import Example, Tokens
 
@@ -103,6 +102,8 @@ def choice(rows: Rows) -> Documents:
 
 def generation(rows: Rows) -> Documents:
     """Each row's prompt, with its reference: the rows that a run answers by generation (`answers.Generation`)."""
+    from shepherd.evaluation.answers import generation_record  # loads PyTorch, which names of tasks do not need
+
     left_out: dict[str, int] = {}
     found: list[Document] = []
     for row in rows.tokens:

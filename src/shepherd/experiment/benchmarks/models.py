@@ -5,7 +5,7 @@ The base that adapter_config.json names is an alias that other tools need not kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from shepherd.experiment.baselines import folder_of
 from shepherd.model.adapter import digest, load_adapter
 from shepherd.model.digest import model_digest
 from shepherd.model.fetch import resolve
-from shepherd.serving.export import export
 from shepherd.serving.tuned import adapter_folder, whole
 from shepherd.store import read_json
 
@@ -27,7 +26,8 @@ class ModelPlace:
     """Where a model is read from, and how it is loaded.
 
     pretrained: the folder of the base, or of the merged model. adapter: the folder of the adapter on it, or "".
-    adapter_digest: of the adapter, also of the one that was merged; "" for the base.
+    adapter_digest: of the adapter, also of the one that is merged; "" for the base. merge_of: the run whose merged
+    model is exported to `pretrained` before it is loaded, or "".
     """
 
     pretrained: str
@@ -36,10 +36,16 @@ class ModelPlace:
     dtype: str
     quantize: str
     adapter_digest: str = ""
+    merge_of: str = ""
 
     def arguments(self) -> dict[str, str]:
-        """The arguments of `harness_model.load`."""
+        """What the process of the harness needs of it."""
         return {key: value for key, value in asdict(self).items() if key != "adapter_digest"}
+
+    def shown(self) -> dict[str, str]:
+        """What a record says about it."""
+        args = {key: value for key, value in asdict(self).items() if key != "merge_of"}
+        return args if not self.merge_of else {**args, "pretrained": f"{MERGED} model of {self.merge_of}"}
 
 
 def pick_models(arms: Sequence[str], config: Config) -> list[str]:
@@ -50,10 +56,8 @@ def pick_models(arms: Sequence[str], config: Config) -> list[str]:
     return list(dict.fromkeys(name for arm in arms for name in ([arm] if arm else default)))
 
 
-def locate(
-    run_dir: Path, config: Config, arms: Sequence[str], scratch: Path, note: Callable[[str], None]
-) -> dict[str, ModelPlace]:
-    """The place of each arm, in the precision that the run computed in; a merged model is exported to `scratch`.
+def locate(run_dir: Path, config: Config, arms: Sequence[str], scratch: Path) -> dict[str, ModelPlace]:
+    """The place of each arm, in the precision that the run computed in; of a merged model, a new folder in `scratch`.
 
     Raises UsageError for an arm whose adapter was not kept, ModelError where an adapter belongs to another base.
     """
@@ -74,9 +78,8 @@ def locate(
                 )
             place = replace(place, adapter=str(folder.resolve()), adapter_digest=digest(adapter))
         if arm == MERGED:
-            note("exporting the merged model")
-            export(run_dir, MERGED, scratch / MERGED)
-            place = replace(place, pretrained=str(scratch / MERGED), adapter="", quantize="none")
+            run, into = str(run_dir.resolve()), str(scratch / MERGED)
+            place = replace(place, pretrained=into, adapter="", quantize="none", merge_of=run)
         places[arm] = place
     return places
 

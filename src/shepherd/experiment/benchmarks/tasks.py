@@ -8,6 +8,7 @@ arc_easy              a task or group of the harness, which reads a dataset of t
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from shepherd.errors import UsageError, did_you_mean
+from shepherd.errors import UsageError, did_you_mean, missing_extra
 from shepherd.experiment.benchmarks.documents import KINDS, Document
 from shepherd.experiment.benchmarks.scores import GENERATED
 
@@ -27,6 +28,12 @@ VERSION = 1
 """Of the offline tasks: raised by a change after which their figures differ."""
 
 _SCORES = "shepherd.experiment.benchmarks.scores"
+
+
+def check_harness() -> None:
+    """Raise UsageError where lm-evaluation-harness is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise missing_extra("lm_eval", "eval")
 
 
 @dataclass(frozen=True)
