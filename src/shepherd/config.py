@@ -48,7 +48,8 @@ class RunTable(Table):
     name: str = Field("run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")
     """Name of the run; its directory is `<out>/<name>` with a number added when that exists."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Root of every random stream. Same seed, same machine, same thread count: the same bytes."""
+    """Root of every random stream. Same seed, same machine, same thread count: the same bytes. `data.seed` fixes the
+    rows apart from it."""
     out: str = "runs"
     """Folder that holds the run directories."""
     threads: int = Field(0, ge=0, le=1024)
@@ -113,6 +114,17 @@ class DataTable(Table):
     """Rows per category held out for evaluation (FedIT: 10), split off before partitioning."""
     held_out_source: str = ""
     """A separate file of held-out rows; no others are then split off, and a test part of the source is ignored."""
+    seed: Literal["run"] | Annotated[int, Field(ge=0, lt=2**63, strict=True)] = "run"
+    """Seed of the rows: which are drawn by rows_per_category, which are held out, and which client has which. "run" is
+    run.seed; a number holds the test rows and the partition fixed while run.seed varies."""
+
+    @model_serializer(mode="wrap")
+    def _without_the_seed_of_the_run(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the default out of the resolved config: runs from before it had a key can be resumed."""
+        table = handler(self)
+        if self.seed == "run":
+            table.pop("seed", None)
+        return table
 
 
 class PartitionTable(Table):
@@ -324,6 +336,9 @@ class EvaluationTable(Table):
     pooled."""
     local_clients: Literal["all"] | Annotated[int, Field(ge=1, strict=True)] | tuple[str, ...] = "all"
     """Clients of the local arm: all, a number, or a list of names."""
+    keep_local: Literal["all"] | Annotated[int, Field(ge=0, strict=True)] | tuple[str, ...] = 3
+    """Clients of the local arm whose adapters are kept, to be chatted with, exported and judged as RUN:local/NAME: all,
+    a number, spread over their names, or a list of names. Each takes the disk space of an adapter."""
     local_learning_rate: float = Field(0.0, ge=0)
     """Peak learning rate of the local arm, on training.schedule like the others; 0 uses training.learning_rate."""
     centralised_learning_rate: float = Field(0.0, ge=0)
@@ -347,11 +362,13 @@ class EvaluationTable(Table):
         return entries
 
     @model_serializer(mode="wrap")
-    def _without_the_default_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the default metrics out of the resolved config: runs from before they had a key can be resumed."""
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave defaults of later keys out of the resolved config: runs from before they had one can be resumed."""
         table = handler(self)
         if not self.sets_metrics:
             table.pop("metrics", None)
+        if not self.sets_keep_local:
+            table.pop("keep_local", None)
         return table
 
     @model_validator(mode="after")
@@ -369,6 +386,11 @@ class EvaluationTable(Table):
     def sets_metrics(self) -> bool:
         """Whether other metrics than the default ones are set."""
         return self.metrics != type(self).model_fields["metrics"].default
+
+    @property
+    def sets_keep_local(self) -> bool:
+        """Whether another number of kept adapters than the default one is set, or clients by name."""
+        return self.keep_local != type(self).model_fields["keep_local"].default
 
     @property
     def own_rates(self) -> dict[str, float]:
@@ -400,6 +422,11 @@ class Config(Table):
     personalization: PersonalizationTable = PersonalizationTable()
     evaluation: EvaluationTable = EvaluationTable()
     checkpoints: CheckpointTable = CheckpointTable()
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the rows and of their partition: data.seed, or else run.seed."""
+        return self.run.seed if self.data.seed == "run" else self.data.seed
 
     @model_validator(mode="after")
     def _tables_agree(self) -> Config:

@@ -16,7 +16,7 @@ from report_runs import write_run
 from shepherd.cli import data_tables, progress
 from shepherd.data.names import look_alikes, safe_names
 from shepherd.data.partition import divide, load_partition, partition_document, save_partition
-from shepherd.experiment.method import client_ranks, local_names
+from shepherd.experiment.named_clients import client_ranks, local_names
 from shepherd.recipe import resolve
 from shepherd.report import load_run, write_report
 from shepherd.report.wording import cells, clean, isolated, shorten

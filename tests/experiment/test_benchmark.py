@@ -200,7 +200,7 @@ def test_without_the_harness_the_extra_is_named(monkeypatch, tiny_run):
 
 
 def test_an_arm_without_an_adapter_is_named_with_the_nearest_one(tiny_run):
-    with pytest.raises(UsageError, match=r"kept no adapter of 'centralized'\. Did you mean 'centralised'\?"):
+    with pytest.raises(UsageError, match=r"has no arm 'centralized'\. Did you mean 'centralised'\?"):
         benchmark(tiny_run.path, ["centralized"], parse(["arc_easy"]))
 
 

@@ -317,7 +317,7 @@ def test_a_cap_on_weights_that_a_method_does_not_look_at_is_refused(nothing_is_f
 
 
 def test_ranks_are_dealt_over_the_clients_by_name_or_given_by_name():
-    from shepherd.experiment.method import client_ranks
+    from shepherd.experiment.named_clients import client_ranks
 
     def ranks(value):
         return client_ranks(recipe.resolve({"lora": {"ranks": value}}).lora, ["a", "b", "c"])

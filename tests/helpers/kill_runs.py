@@ -30,8 +30,14 @@ def ending(run: Path) -> dict:
         "adapter": hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest(),
         "rounds": [{key: value for key, value in line.items() if key not in TIMES} for line in lines],
         "metrics": metrics,
+        "arms": {
+            path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted((run / "arms").rglob("*"))
+            if path.is_file()
+        },
         "rows seen": (run / "evaluation" / "rows_seen.jsonl").read_text(),
-        **{key: summary[key] for key in ("adapter_sha256", "arms", "budget", "bytes_up", "bytes_down", "trained_rows")},
+        "summary of arms": summary["arms"],
+        **{key: summary[key] for key in ("adapter_sha256", "budget", "bytes_up", "bytes_down", "trained_rows")},
     }
 
 

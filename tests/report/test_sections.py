@@ -42,6 +42,8 @@ def test_the_facts_name_method_server_and_selection(tmp_path):
     assert "method ffa_lora" in text
     assert "server fedadam" in text
     assert "selection oort" in text
+    assert "rows of seed" not in text
+    assert "rows of seed 12" in page(write_run(tmp_path / "fixed", overrides=("data.seed=12",))).text
 
 
 def test_a_model_and_data_in_a_folder_are_named_without_the_way_to_it(tmp_path):

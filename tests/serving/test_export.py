@@ -16,6 +16,7 @@ from shepherd.serving.export import export
 from shepherd.serving.merged_card import merged_card
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import read_json
+from shepherd.store.adapters import find_adapter
 from tiny import CHAT_TEMPLATE, tiny_model
 from tiny_run import tiny_run
 
@@ -262,6 +263,6 @@ def test_the_command_prints_the_folder_and_the_measured_difference(run, tmp_path
 def test_a_merged_models_card_shows_the_base_and_its_licence_as_text_only(run):
     summary = {**read_json(run / "summary.json")}
     summary["model"] = {**summary["model"], "name": "a|b<img>", "licence": "see <script>`x`|"}
-    card = merged_card(summary, "float32")
+    card = merged_card(summary, "float32", find_adapter(run), "0f")
     table = card.split("---", 2)[2]
     assert "<" not in table and "a/b‹img›" in table and "see ‹script›'x'/" in table

@@ -15,8 +15,8 @@ from shepherd.errors import ModelError
 from shepherd.experiment import run as experiment
 from shepherd.experiment.remeasure import evaluate_run
 from shepherd.model.adapter import fresh_adapter, save_adapter
-from shepherd.serving.tuned import whole
 from shepherd.store import RunDirectory
+from shepherd.store.adapters import whole
 from shepherd.store.manifest import encode
 
 BROKEN = {"missing": None, "empty": b"", "garbage": b"\xff\x00{", "list": b"[]", "folder": ...}

@@ -10,7 +10,7 @@ import click
 
 from shepherd.cli import output
 from shepherd.cli.completion import complete_run
-from shepherd.cli.settings import find_run
+from shepherd.cli.settings import find_arm
 from shepherd.errors import UsageError
 
 
@@ -36,7 +36,7 @@ def benchmark(
     held-out and FILE.jsonl stand for three offline tasks each: likelihood (the held-out loss), choice (the reference
     among responses of other rows) and generation. Writes RUN/benchmarks/TASK.json. Needs the extra `eval`."""
     pairs = [_split(name) for name in names]
-    folders = {find_run(run): None for run, _ in pairs}
+    folders = {run: None for run, _ in pairs}
     if len(folders) > 1:
         raise UsageError("one run at a time: the results go to its directory", hint="call it once for each run")
     (folder,) = folders
@@ -60,10 +60,18 @@ def benchmark(
         output.note(f"written to {folder / 'benchmarks'} and {page}")
 
 
-def _split(name: str) -> tuple[str, str]:
-    """(run, arm) of runs/demo:local/first; the arm is "" where none is named."""
-    run, colon, arm = name.rpartition(":")
-    return (run, arm) if colon and not Path(name).is_dir() else (name, "")
+def _split(name: str) -> tuple[Path, str]:
+    """(run, arm) of RUN:local/first; the arm is "" for RUN alone, which stands for several models."""
+    from shepherd.store.adapters import FEDERATED
+
+    found = find_arm(name)
+    if found.round is not None:
+        raise UsageError(
+            f"{name}: a benchmark is of final adapters, not of a round", hint=f"shepherd benchmark {found.run}"
+        )
+    if found.arm == FEDERATED and not name.endswith(f":{FEDERATED}"):
+        return found.run, ""
+    return found.run, f"{found.arm}/{found.client}" if found.client else found.arm
 
 
 def _print(records: Sequence[Mapping[str, Any]]) -> None:

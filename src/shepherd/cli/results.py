@@ -12,7 +12,7 @@ import click
 
 from shepherd.cli import output
 from shepherd.cli.completion import complete_run
-from shepherd.cli.settings import find_run
+from shepherd.cli.settings import find_arm, find_run
 
 
 @click.command()
@@ -22,12 +22,12 @@ from shepherd.cli.settings import find_run
 def evaluate(run: str, round_number: int | None, as_json: bool) -> None:
     """Evaluate the adapter of RUN again.
 
-    Reads adapter and held-out rows from disk."""
-    folder = find_run(run)
+    Reads adapter and held-out rows from disk. RUN:centralised and RUN:local/NAME are other arms of a run."""
+    arm = find_arm(run)
     output.announce_torch()
     from shepherd.experiment.remeasure import evaluate_run
 
-    metrics = evaluate_run(folder, round_number)
+    metrics = evaluate_run(arm, round_number)
     if as_json:
         output.print_json(metrics)
         return
@@ -106,18 +106,19 @@ def chat(
 ) -> None:
     """Chat with the tuned model of RUN.
 
-    Keeps the conversation; /reset starts a new one, /quit or end of input ends it. In a script:
+    RUN:centralised and RUN:local/NAME are other arms of a run. Keeps the conversation; /reset starts a new one, /quit
+    or end of input ends it. In a script:
 
     \b
     printf 'Hello\\n' | shepherd chat runs/demo
     """
-    folder = find_run(run)
-    compared = str(find_run(other)) if other not in (None, "base") else other
+    arm = find_arm(run)
+    compared = find_arm(other) if other not in (None, "base") else other
     output.announce_torch()
     from shepherd.cli.chat import chat as talk
 
     talk(
-        folder,
+        arm,
         compared,
         sys.stdin,
         sys.stdout,
@@ -142,11 +143,11 @@ def chat(
 def export(run: str, to: str, dtype: str, base: str | None, out: Path) -> None:
     """Export the adapter of RUN for other tools.
 
-    An exported adapter records the folder or hub id of its base, where other tools on this machine find it; --base
-    records another. Prints the folder."""
-    folder = find_run(run)
+    RUN:centralised and RUN:local/NAME are other arms of a run. An exported adapter records the folder or hub id of its
+    base, where other tools on this machine find it; --base records another. Prints the folder."""
+    arm = find_arm(run)
     output.announce_torch()
     from shepherd.serving.export import export as write
 
-    write(folder, to, out, dtype=dtype, base=base, note=output.note)
+    write(arm, to, out, dtype=dtype, base=base, note=output.note)
     click.echo(str(out))

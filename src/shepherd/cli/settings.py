@@ -19,6 +19,7 @@ from shepherd.experiment.checks import registry_problems
 
 if TYPE_CHECKING:
     from shepherd.config import Config
+    from shepherd.store.adapters import ArmName
 
 QUICK: dict[str, int] = {
     "data.max_length": 128,
@@ -208,3 +209,15 @@ def find_run(argument: str) -> Path:
     shown = ", ".join(runs) if len(runs) <= 8 else f"…, {', '.join(runs[-8:])} ({len(runs)} in all)"
     known = f"runs here: {shown}" if runs else "start one with shepherd run"
     raise UsageError(f"{what}: {argument}{near and f'.{near}'}", hint=known)
+
+
+def find_arm(argument: str) -> ArmName:
+    """Find RUN, RUN:ARM, RUN:local/NAME or RUN@ROUND, with RUN a path or a name under runs/. Raises as `find_run`."""
+    from shepherd.store.adapters import arm_name
+
+    for candidate in (Path(argument), Path("runs") / argument):
+        found = arm_name(candidate)
+        if (found.run / "config.toml").is_file():
+            return found
+    found = arm_name(argument)
+    return found._replace(run=find_run(str(found.run)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.arrays import from_file, to_bytes
 from shepherd.model.lora import CohortLora
 from shepherd.store import check_sealed
-from shepherd.types import Adapter, ClientFailure
+from shepherd.store.adapters import client_folder
+from shepherd.types import Adapter, ClientFailure, ClientId
 
 Observe = Callable[[int, StepReport], None]
 Measure = Callable[[CohortLora], list[RowLosses]]
@@ -56,8 +57,11 @@ class TrainedArm:
     per_client: bool = False
 
 
-def save_arm(folder: Path, arm: TrainedArm, *, base_name: str, conv1d: bool = False) -> None:
-    """Write a finished baseline: losses, curves, budget, failures; and the adapter of an arm of one model."""
+def save_arm(
+    folder: Path, arm: TrainedArm, *, base_name: str, conv1d: bool = False, keep: Collection[ClientId] = ()
+) -> None:
+    """Write a finished baseline: losses, curves, budget, failures; the adapter of an arm of one model, or those of the
+    clients in `keep`, each a PEFT folder, but for clients whose training failed."""
     arrays = {
         f"{number}/{part}": getattr(losses, part)
         for number, losses in enumerate(arm.losses.values())
@@ -71,12 +75,13 @@ def save_arm(folder: Path, arm: TrainedArm, *, base_name: str, conv1d: bool = Fa
         "failures": [asdict(failure) for failure in arm.failures],
     }
     (folder / "arm.json").write_text(json.dumps(rest, ensure_ascii=True) + "\n", encoding="utf-8")
-    if not arm.per_client:
-        save_adapter(folder, arm.adapters[POOLED], base_name=base_name, conv1d=conv1d)
+    kept = {client_folder(folder, name): arm.adapters[name] for name in keep if name in arm.adapters}
+    for place, adapter in (kept if arm.per_client else {folder: arm.adapters[POOLED]}).items():
+        save_adapter(place, adapter, base_name=base_name, conv1d=conv1d)
 
 
 def load_arm(folder: Path, per_client: bool) -> TrainedArm:
-    """A baseline as `save_arm` wrote it; adapters of single clients are not kept. Raises DataError for damage."""
+    """A baseline as `save_arm` wrote it, without adapters of single clients. Raises DataError for damage."""
     try:
         check_sealed(folder)
         rest = json.loads((folder / "arm.json").read_text(encoding="utf-8"))

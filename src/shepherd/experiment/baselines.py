@@ -111,7 +111,7 @@ def train_baselines(inputs: Inputs, session: Session) -> tuple[dict[str, Trained
         return arm.train(setup)
 
     baselines = inputs.composition.baselines
-    found = {arm.name: _kept_or_trained(arm, partial(trained, arm), trainer, session) for arm in baselines}
+    found = {arm.name: _kept_or_trained(arm, partial(trained, arm), inputs, session) for arm in baselines}
     failures = [failure for arm in found.values() for failure in arm.failures]
     return found, [f"{data.partition.label(f.client)}: {f.code}: {f.detail}" for f in failures]
 
@@ -121,15 +121,15 @@ def folder_of(name: str, run_dir: Path) -> Path:
     return run_dir / "arms" / name
 
 
-def _kept_or_trained(arm: Arm, train: Callable[[], TrainedArm], trainer: Trainer, session: Session) -> TrainedArm:
+def _kept_or_trained(arm: Arm, train: Callable[[], TrainedArm], inputs: Inputs, session: Session) -> TrainedArm:
     """A baseline, trained; or read back where an earlier process had finished it."""
-    kept = folder_of(arm.name, session.store.path)
+    kept, trainer = folder_of(arm.name, session.store.path), inputs.trainer
     if kept.is_dir():
         return load_arm(kept, arm.per_client)
     with session.reporter.phase("train", arm.name):
         trained = train()
     with session.store.commit_folder(f"arms/{arm.name}") as pending:
-        save_arm(pending, trained, base_name=trainer.base_name, conv1d=trainer.conv1d)
+        save_arm(pending, trained, base_name=trainer.base_name, conv1d=trainer.conv1d, keep=inputs.kept)
     session.store.journal("trained", arm=arm.name)
     return trained
 

@@ -51,7 +51,7 @@ def read_rows(
         categories=table.categories,
         rows_per_category=0 if source else table.rows_per_category,
         languages=table.languages,
-        seed=config.run.seed,
+        seed=config.data_seed,
         parts=_parts(config, source),
         emit=progress,
     )
@@ -113,7 +113,7 @@ def divide_rows(
         _check_keys(usable, key, column or config.data.columns.get(key, key))
     if held_out is None:
         pool = how.name not in ("by_key", "files")  # these make a client of each key, which needs its row
-        train, held_out = hold_out(usable, config.data.held_out_per_category, config.run.seed, key, pool_single=pool)
+        train, held_out = hold_out(usable, config.data.held_out_per_category, config.data_seed, key, pool_single=pool)
     else:
         train = tuple(usable)
     if not held_out and config.data.held_out_per_category and not config.data.held_out_source:
@@ -129,7 +129,7 @@ def divide_rows(
             "there are no held-out rows, so nothing can be evaluated",
             hint="set data.held_out_per_category to at least 1, or data.held_out_source to a file",
         )
-    partition = divide(train, how.name, options, how.clients, config.run.seed, held_out)
+    partition = divide(train, how.name, options, how.clients, config.data_seed, held_out)
     return tuple(train), tuple(held_out), partition
 
 

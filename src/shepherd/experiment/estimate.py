@@ -16,7 +16,8 @@ import torch
 
 from shepherd.config import Config
 from shepherd.experiment.checks import Checked
-from shepherd.experiment.method import Composition, compose, doubts, local_names
+from shepherd.experiment.method import Composition, compose, doubts
+from shepherd.experiment.named_clients import kept_names, local_names
 from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.progress import training_tokens
 from shepherd.experiment.rows import FederatedData, prepare_generation, prepare_rows
@@ -117,6 +118,7 @@ def estimate(
     device = pick_device(config.model.device)
     dtype = pick_dtype(config.model.dtype, device)
     names = local_names(config, tuple(rows.clients), rows.partition.labels)
+    kept = kept_names(config, composition.baselines, tuple(rows.clients), rows.partition.labels)
     model, unread = outline(folder)
     shape = model.config
     check_window(config, shape)
@@ -171,7 +173,9 @@ def estimate(
         bytes_down_are=down_are,
         memory_bytes=round(_memory(config, model, adapter.num_parameters, settings, dtype, text, slots)),
         disk_bytes=round(
-            (min(max(2, config.checkpoints.keep) + 2, count) + 1) * (1 + rounds.clusters) * adapter.nbytes + 10e6
+            (min(max(2, config.checkpoints.keep) + 2, count) + 1) * (1 + rounds.clusters) * adapter.nbytes
+            + len(kept) * adapter.nbytes
+            + 10e6
         ),
         seconds=operations / (PEAK_SHARE * matmul_peak(dtype, str(device)) * 1e9) + 10 if timed else 0.0,
         warnings=(*inspect_folder(folder), *unread, *adapted.notes),

@@ -18,7 +18,8 @@ from shepherd.evaluation.scoring import build_metrics
 from shepherd.experiment.capacity import MARGIN, fits_here
 from shepherd.experiment.checks import Checked, from_anywhere
 from shepherd.experiment.estimate import Estimate, estimate
-from shepherd.experiment.method import Composition, doubts, local_names
+from shepherd.experiment.method import Composition, doubts
+from shepherd.experiment.named_clients import kept_names, local_names
 from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.progress import Reporter
 from shepherd.experiment.rows import FederatedData, prepare_generation, prepare_rows
@@ -36,9 +37,9 @@ class Inputs:
     """The values of a run.
 
     config: as given, with absolute paths. resolved: with what was measured too, as config.toml has it and as a worker
-    process builds from it. Stages take the values beside them. alone: the clients of the local arm. start: the server's
-    state before the first round. updates_in_memory: the most bytes of a round's updates that stay in memory. warnings:
-    for a person to read before the first round.
+    process builds from it. Stages take the values beside them. alone: the clients of the local arm; kept: those whose
+    adapters stay in the run directory. start: the server's state before the first round. updates_in_memory: the most
+    bytes of a round's updates that stay in memory. warnings: for a person to read before the first round.
     """
 
     config: Config
@@ -51,6 +52,7 @@ class Inputs:
     schedule: Schedule
     plan: Plan
     alone: tuple[ClientId, ...]
+    kept: tuple[ClientId, ...]
     generation: Generation
     metrics: Mapping[str, Metric]
     start: ServerState
@@ -106,6 +108,7 @@ def load_inputs(checked: Checked, place: Path | None, reporter: Reporter) -> Inp
         schedule=schedule,
         plan=plan,
         alone=alone,
+        kept=kept_names(config, composition.baselines, tuple(data.clients), data.partition.labels),
         generation=prepare_generation(config),
         metrics=build_metrics(config.evaluation.metrics),
         start=start,

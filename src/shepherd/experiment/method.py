@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from shepherd.arms import COMPARED, Arm, arm_named, in_order
 from shepherd.clients.personal.methods import Personalization, personalizations
 from shepherd.clients.pool import Selection
 from shepherd.clients.selection import build_selection, cohort_size
 from shepherd.clients.selection_conflicts import conflicts
-from shepherd.config import Config, LoraTable
-from shepherd.errors import ShepherdError, UsageError, did_you_mean, plural
+from shepherd.config import Config
+from shepherd.errors import ShepherdError, UsageError, plural
+from shepherd.experiment.named_clients import client_ranks, kept_names
 from shepherd.server.clusters import check_clusters
 from shepherd.server.composition import control_conflicts
 from shepherd.server.method import Method
@@ -197,7 +196,7 @@ def check_clients(
     attempt(lambda: prepare_selection(config, method, clients))
     if not found:
         attempt(clusters)
-    attempt(lambda: local_names(config, clients, labels))
+    attempt(lambda: kept_names(config, composition.baselines, clients, labels))
     if found:
         raise UsageError("\n".join(error.message for error in found), next((e.hint for e in found if e.hint), ""))
 
@@ -242,48 +241,3 @@ def prepare_selection(config: Config, method: Method, clients: tuple[ClientId, .
     size = cohort_size(len(clients), federation.clients_per_round, federation.fraction)
     selection.check(clients, size)
     return selection, selection.cohort(len(clients), size)
-
-
-def client_ranks(
-    lora: LoraTable, clients: Sequence[ClientId], labels: Mapping[ClientId, str] = {}
-) -> dict[ClientId, int]:
-    """The rank of each client, which lora.ranks names by its id or label. Raises UsageError for one that is neither."""
-    if not isinstance(lora.ranks, Mapping):
-        return {client: lora.ranks[i % len(lora.ranks)] if lora.ranks else lora.r for i, client in enumerate(clients)}
-    ids = {label: client for client, label in labels.items()}
-    given = {name if name in clients else ids.get(name, name): rank for name, rank in lora.ranks.items()}
-    unknown = sorted(set(given) - set(clients))
-    if unknown:
-        raise UsageError(
-            f"lora.ranks names {unknown[0]!r}, which is not a client.{did_you_mean(unknown[0], [*clients, *ids])}",
-            hint=_some(clients),
-        )
-    return {client: given.get(client, lora.r) for client in clients}
-
-
-def local_names(
-    config: Config, clients: Sequence[ClientId], labels: Mapping[ClientId, str] = {}
-) -> tuple[ClientId, ...]:
-    """The clients of the local arm: all, a number of them spread over their names, or those named by id or label.
-
-    Raises UsageError, with the nearest name, for one that is not a client.
-    """
-    wanted = config.evaluation.local_clients
-    names = sorted(clients)
-    if wanted == "all":
-        return tuple(names)
-    if isinstance(wanted, int):
-        picks = np.linspace(0, len(names) - 1, min(wanted, len(names))).round().astype(int)
-        return tuple(names[i] for i in picks)
-    ids = {label: client for client, label in labels.items()}
-    given = tuple(name if name in names else ids.get(name, name) for name in wanted)
-    if unknown := sorted(set(given) - set(names)):
-        near = did_you_mean(unknown[0], [*names, *ids])
-        raise UsageError(
-            f"evaluation.local_clients names {unknown[0]!r}, which is not a client.{near}", hint=_some(names)
-        )
-    return given
-
-
-def _some(clients: Sequence[ClientId]) -> str:
-    return f"clients: {', '.join(clients[:12])}{', …' if len(clients) > 12 else ''}"

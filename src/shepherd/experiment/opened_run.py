@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shepherd.store import open_run as folder_of
 from shepherd.store import read_json
+from shepherd.store.adapters import kept_adapters
 from shepherd.store.records import read_rounds
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class Run:
 
         return write_report(self.path)
 
+    def adapters(self) -> list[str]:
+        """The names of all adapters that the run holds, as `load_tuned` takes them: RUN, RUN:centralised,
+        RUN:local/NAME, RUN@ROUND."""
+        return [kept.name(self.path) for kept in kept_adapters(self.path)]
+
     def load(self, round: int | None = None) -> Tuned:
         """The tuned model; see `load_tuned`."""
         return load_tuned(self, round=round)
@@ -59,7 +65,8 @@ def open_run(path: Path | str | Run) -> Run:
 
 
 def load_tuned(run: Run | Path | str, *, round: int | None = None, dtype: str = "", device: str = "") -> Tuned:
-    """What a run tuned, on its base: the final adapter, or that of a round whose checkpoint was kept.
+    """What a run tuned, on its base: the final adapter, or that of a round whose checkpoint was kept; or another of its
+    adapters by name, "runs/demo:centralised", "runs/demo:local/NAME".
 
     dtype and device replace those of the run. Raises UsageError where the adapter is not there, ModelError where the
     base is no longer the one that the adapter was trained on.

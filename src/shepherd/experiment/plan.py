@@ -11,7 +11,8 @@ from shepherd.clients.slots import probe_work
 from shepherd.clients.virtual_clock import virtual_seconds
 from shepherd.config import Config
 from shepherd.errors import UsageError
-from shepherd.experiment.method import Composition, check_clients, client_ranks, prepare_selection
+from shepherd.experiment.method import Composition, check_clients, prepare_selection
+from shepherd.experiment.named_clients import client_ranks
 from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.schedule import Schedule
 from shepherd.round import Plan, Policy

@@ -14,20 +14,22 @@ from shepherd.experiment.rows import FederatedData, prepare_rows
 from shepherd.experiment.summary import arm_metrics
 from shepherd.model.forward import PackedModel
 from shepherd.rng import stream
-from shepherd.serving.tuned import load_tuned
+from shepherd.serving.tuned import load_tuned, named
 from shepherd.store import read_json
+from shepherd.store.adapters import ArmName
 
 
-def evaluate_run(run_dir: Path | str, round_number: int | None = None) -> dict[str, Any]:
+def evaluate_run(run_dir: ArmName | Path | str, round_number: int | None = None) -> dict[str, Any]:
     """Measure a run's adapter again, from its files: {"base": …, "federated": …, "difference": …}.
 
-    Reads config.toml and adapter/ of the run directory, or the checkpoint of a round, and its data from where the
-    recipe says. Raises EvaluationError when data, held-out rows or tokenizer are not those of the run.
+    Reads config.toml and adapter/ of the run directory, another of its adapters by name (as "federated" all the same),
+    or the checkpoint of a round, and its data from where the recipe says. Raises EvaluationError when data, held-out
+    rows or tokenizer are not those of the run.
     """
-    tuned = load_tuned(run_dir, round_number=round_number)
+    tuned, run = load_tuned(run_dir, round_number=round_number), named(run_dir, round_number).run
     data, _ = prepare_rows(tuned.config, tuned.base.tokenizer)
     config = tuned.config
-    check_rows(run_dir, config, data, tuned.base.tokenizer_digest)
+    check_rows(run, config, data, tuned.base.tokenizer_digest)
     packed = PackedModel(tuned.base.model)
     before, after = (row_losses(packed, data.held_out, lora)[0] for lora in (None, tuned.lora))
     return {

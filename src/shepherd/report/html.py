@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.errors import ResourceError
+from shepherd.report.judge.section import section as judged
 from shepherd.report.load import RunRecord, load_run
 from shepherd.report.page import LARGEST, LEVELS, Limits, render, write_page
 from shepherd.report.sections.alerts import alerts, resumptions
@@ -50,6 +51,7 @@ def write_report(run_dir: str | Path) -> Path:
 def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
     """The variables of the template."""
     before = [
+        *([judged(record.judge, limits)] if record.judge else []),
         budget(record),
         rounds(record, limits),
         clients(record, limits),

@@ -15,6 +15,7 @@ from typing import Any
 
 from shepherd.arms import registered
 from shepherd.errors import DataError
+from shepherd.report.judge import contents
 
 # Shapes: a type or types, a mapping of known keys ("*" is any other key), or a list with the shape of its items.
 # A key ending in "?" may be null. Absent keys are allowed; numbers are checked where they are used. A client's id is
@@ -109,8 +110,8 @@ class RunRecord:
 
     config: the resolved settings by table; config_text: config.toml as written. rounds: one mapping per committed
     round, in order. left_out: rows that were refused, changed, or found by the audit. benchmarks: the record of each
-    task. metrics, summary and partition are empty, rounds, generations, left_out and benchmarks are (), where the run
-    has none. notes: sentences about files that were read only in part.
+    task. judge: the contents of judge/judge.json. metrics, summary and partition are empty, rounds, generations,
+    left_out and benchmarks are (), where the run has none. notes: sentences about files that were read only in part.
     """
 
     path: Path
@@ -127,6 +128,7 @@ class RunRecord:
     environment: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    judge: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -180,7 +182,14 @@ def load_run(path: str | Path) -> RunRecord:
         environment=_json(path / "env.json", {"*": object}, needed=False),
         identity=_json(path / "identity.json", {"held_out?": str}, needed=False),
         notes=tuple(notes),
+        judge=judged(path / "judge" / "judge.json"),
     )
+
+
+def judged(file: Path) -> dict[str, Any]:
+    """The contents of a judge.json, with null for what is absent; empty where there is no file. DataError as above."""
+    found = _json(file, contents.SHAPE, needed=False)
+    return contents.completed(found) if found else {}
 
 
 _AGAIN = "restore the file from a copy, or repeat the run"

@@ -20,6 +20,7 @@ from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive
 from shepherd.serving.tuned import Tuned, load_tuned
+from shepherd.store.adapters import ArmName
 from shepherd.types import Message
 
 Emit = Callable[[str], None]
@@ -132,8 +133,10 @@ class Exchange:
         return self.voices[index].answer(prompt.ids, prompt.room, self.sampling, self.turn, emit)
 
 
-def load_voices(run_dir: Path | str, compare: str | None = None, round_number: int | None = None) -> list[Voice]:
-    """The tuned model of a run and, with `compare`, "base" or the model of another run.
+def load_voices(
+    run_dir: ArmName | Path | str, compare: ArmName | str | None = None, round_number: int | None = None
+) -> list[Voice]:
+    """The tuned model of a run and, with `compare`, "base" or another adapter, of this run or another.
 
     `round_number` takes the adapter of that round's checkpoint in place of the final one. Raises ModelError where a
     base is no longer the one that an adapter was trained on.

@@ -23,15 +23,16 @@ from shepherd.data.prompts import Rendered, Template
 from shepherd.data.tokenize import encode
 from shepherd.data.values import Refusal
 from shepherd.errors import DataError, EvaluationError, ModelError, ResourceError, UsageError, did_you_mean
-from shepherd.model.adapter import CONFIG, named_base, rename_base
+from shepherd.model.adapter import CONFIG, WEIGHTS, digest, load_adapter, named_base, rename_base
 from shepherd.model.digest import model_digest
 from shepherd.model.fetch import resolve
 from shepherd.model.quiet import quiet_transformers
 from shepherd.recipe import load as load_config
 from shepherd.report.wording import size
 from shepherd.serving.merged_card import merged_card
-from shepherd.serving.tuned import adapter_folder, load_tuned
+from shepherd.serving.tuned import load_tuned
 from shepherd.store import MANIFEST, commit_folder, open_run, read_json
+from shepherd.store.adapters import FEDERATED, ArmName, KeptAdapter, arm_name, find_adapter
 from shepherd.types import Message
 
 FORMS = ("peft", "merged")
@@ -75,7 +76,7 @@ class _Reference:
 
 
 def export(
-    run_dir: Path | str,
+    run_dir: ArmName | Path | str,
     to: str,
     out: Path | str,
     *,
@@ -83,7 +84,8 @@ def export(
     base: str | None = None,
     note: Callable[[str], None] = lambda _sentence: None,
 ) -> Export:
-    """Write the final adapter of a run: `to` is "peft" or "merged", `dtype` the precision of merged weights.
+    """Write the final adapter of a run, or another of its adapters by name (`store.adapters`: RUN:centralised,
+    RUN:local/NAME): `to` is "peft" or "merged", `dtype` the precision of merged weights.
 
     `base` replaces the location of the base in adapter_config.json, for use on another machine; the logits are
     compared on the run's base all the same. `note` receives what was measured, one sentence a call.
@@ -100,22 +102,27 @@ def export(
         raise UsageError("a PEFT folder keeps the adapter as it was learned, in float32", hint="leave out the dtype")
     if base is not None and to != "peft":
         raise UsageError("a merged model needs no base: its weights are inside", hint="leave out the base")
-    folder, target = open_run(run_dir, needs="summary.json"), _free(out)
-    adapter = adapter_folder(folder)
+    wanted = run_dir if isinstance(run_dir, ArmName) else arm_name(run_dir)
+    if wanted.round is not None:
+        raise UsageError(
+            f"{wanted} is a checkpoint, and adapters are exported as they are at the end of a run",
+            hint="in Python, shepherd.load_tuned of it gives a peft model: .peft()",
+        )
+    folder, target = open_run(wanted.run, needs="summary.json"), _free(out)
+    kept = find_adapter(wanted)
     if to == "merged":
         _refuse_quantised(folder)
-    ours = _reference(folder)
+    ours = _reference(wanted)
     try:
         with commit_folder(target) as pending:
             if to == "peft":
-                shutil.copytree(adapter, pending, dirs_exist_ok=True)
+                _copy(kept, ours, pending)
                 _name_base(pending, base or ours.public_name)
                 expected, got = ours.logits, _logits(_with_adapter(ours.base, pending), ours.conversations)
             else:
-                expected = _write_merged(ours, adapter, pending, DTYPES[dtype])
-                (pending / "README.md").write_text(
-                    merged_card(read_json(folder / "summary.json"), dtype), encoding="utf-8"
-                )
+                expected = _write_merged(ours, kept.folder, pending, DTYPES[dtype])
+                card = merged_card(read_json(folder / "summary.json"), dtype, kept, digest(load_adapter(kept.folder)))
+                (pending / "README.md").write_text(card, encoding="utf-8")
                 got = _logits(_load(pending), ours.conversations)
             difference = _check(got, expected, "the exported files give")
     except OSError as error:
@@ -151,6 +158,16 @@ def _refuse_quantised(folder: Path) -> None:
         )
 
 
+def _copy(kept: KeptAdapter, ours: _Reference, pending: Path) -> None:
+    """The adapter folder as it is; of another arm the adapter, with the tokenizer that the run's own folder has."""
+    if kept.arm == FEDERATED:
+        shutil.copytree(kept.folder, pending, dirs_exist_ok=True)
+        return
+    for name in (CONFIG, WEIGHTS):
+        shutil.copy(kept.folder / name, pending)
+    ours.tokenizer.save_pretrained(pending)
+
+
 def _name_base(pending: Path, base_name: str) -> None:
     """Name the base in a copied adapter. What runs before 0.1 wrote of a built-in one nobody else can find."""
     named = dict(read_json(pending / CONFIG))
@@ -171,10 +188,10 @@ def _as_named(base: str, digest: str) -> str:
 # What is compared
 
 
-def _reference(folder: Path) -> _Reference:
+def _reference(wanted: ArmName) -> _Reference:
     """On the CPU in float32, whatever the run computed in: what is compared are files, not ways to round."""
-    tuned = load_tuned(folder, device="cpu", dtype="float32", quantize="none")
-    conversations = _conversations(folder, tuned.template, tuned.base.tokenizer)
+    tuned = load_tuned(wanted, device="cpu", dtype="float32", quantize="none")
+    conversations = _conversations(wanted.run, tuned.template, tuned.base.tokenizer)
     logits = tuple(tuned.logits(ids) for ids in conversations)
     found = tuned.base
     return _Reference(

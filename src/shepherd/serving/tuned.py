@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,8 @@ from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.recipe import load as load_config
 from shepherd.server.merged_adapter import merged_adapter
-from shepherd.store import MANIFEST, Rounds, check_sealed, checkpoint_name, open_run
+from shepherd.store import open_run
+from shepherd.store.adapters import ArmName, arm_name, find_adapter
 from shepherd.store.state import load_state
 from shepherd.types import Adapter, GlobalModel, Message
 
@@ -107,19 +106,21 @@ class Tuned:
             return self.base.model(input_ids=torch.tensor([list(ids)], device=self.base.device)).logits[0].float()
 
 
-def load_tuned(run_dir: Path | str, *, round_number: int | None = None, shared: Base | None = None, dtype: str = "",
-               device: str = "", quantize: str = "") -> Tuned:  # fmt: skip
-    """The final adapter of a run, or that of a round whose checkpoint was kept, on the run's base.
+def load_tuned(run_dir: ArmName | Path | str, *, round_number: int | None = None, shared: Base | None = None,
+               dtype: str = "", device: str = "", quantize: str = "") -> Tuned:  # fmt: skip
+    """The final adapter of a run, another of its adapters by name, or that of a round whose checkpoint was kept, on the
+    run's base. Names are those of `store.adapters`: RUN, RUN:centralised, RUN:local/NAME, RUN@ROUND.
 
     `shared` is a base that is loaded already and used where the adapter belongs to it. `dtype`, `device` and
     `quantize` replace those of the run. Raises UsageError where the adapter is not there, ModelError where the base
     is no longer the one that the adapter was trained on.
     """
-    folder = open_run(run_dir)
+    wanted = named(run_dir, round_number)
+    folder = open_run(wanted.run)
     config = load_config(folder / "config.toml")
-    place = adapter_folder(folder, round_number)
+    kept = find_adapter(wanted)
     # A round keeps its remainder beside the adapter; the final adapter has it inside.
-    learned = GlobalModel(load_adapter(place)) if round_number is None else load_state(place).model
+    learned = GlobalModel(load_adapter(kept.folder)) if kept.round is None else load_state(kept.folder).model
     adapter, model = learned.adapter, config.model
     if shared is not None and shared.digest == adapter.base_digest:
         base = shared
@@ -141,9 +142,22 @@ def load_tuned(run_dir: Path | str, *, round_number: int | None = None, shared: 
     names = pick_targets(base.model, tuple(adapter.factors))
     modules = {name: base.model.get_submodule(name) for name in names}
     lora = CohortLora(modules, device=base.device).load(learned)
-    name = folder.resolve().name + (f" round {round_number}" if round_number is not None else "")
+    name = folder.resolve().name
+    name = kept.name(name) if kept.round is None else f"{name} round {kept.round}"
     template = build_template(config.data.template, base.tokenizer)
     return Tuned(name, config, base, merged_adapter(learned), lora, template)
+
+
+def named(run_dir: ArmName | Path | str, round_number: int | None = None) -> ArmName:
+    """The name of an adapter, with the round that was given beside it. Raises UsageError for a round of another arm."""
+    wanted = run_dir if isinstance(run_dir, ArmName) else arm_name(run_dir)
+    if round_number is None:
+        return wanted
+    if wanted != ArmName(wanted.run):
+        raise UsageError(
+            f"{wanted} is one adapter, and round {round_number} another", hint=f"{wanted.run}@{round_number}"
+        )
+    return wanted._replace(round=round_number)
 
 
 def _message(turn: Message | Mapping[str, str]) -> Message:
@@ -152,52 +166,3 @@ def _message(turn: Message | Mapping[str, str]) -> Message:
     if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
         raise UsageError(f'a turn is {{"role": …, "content": …}}, got {turn!r}')
     return Message(turn["role"], turn["content"])
-
-
-def adapter_folder(run_dir: Path, round_number: int | None = None) -> Path:
-    """Where a run keeps its final adapter, or that of a round.
-
-    Raises UsageError with the rounds that there are, ModelError where it is not what was committed.
-    """
-    rounds = Rounds(run_dir / "checkpoints")
-    kept = ", ".join(map(str, rounds.numbers()))
-    if round_number is None:
-        if (run_dir / "adapter").is_dir():
-            return whole(run_dir / "adapter", "; chat and evaluate take a round with --round: " + kept if kept else "")
-        place, finished = shlex.quote(str(run_dir)), (run_dir / "summary.json").exists()
-        again = f"shepherd run {shlex.quote(f'{run_dir}/config.toml')}" if finished else f"shepherd resume {place}"
-        raise UsageError(
-            f"{run_dir} has no adapter" + ("" if finished else ": the run did not get to its end"),
-            hint=again + (f"; shepherd evaluate and chat take a round with --round: {kept}" if kept else ""),
-        )
-    folder = rounds.folder / checkpoint_name(round_number)
-    if round_number not in rounds.numbers():
-        raise UsageError(
-            f"{run_dir} has no checkpoint of round {round_number}",
-            hint=f"rounds with a checkpoint: {kept or 'none'} (checkpoints.keep says how many stay)",
-        )
-    try:
-        return rounds.verify(folder.name).folder
-    except ValueError as damage:
-        raise ModelError(
-            f"the checkpoint {folder} is damaged: {damage}", hint=f"choose another round with --round: {kept}"
-        ) from None
-
-
-def whole(folder: Path, instead: str = "") -> Path:
-    """`folder` again, each file that its manifest names read and found as it was committed: adapter/, personal/ and
-    clusters/ of a run have one. A folder without a manifest, such as another tool's adapter, is taken as it is.
-
-    Raises ModelError that names the first file that is damaged; `instead` adds to the hint.
-    """
-    if not os.path.lexists(folder / MANIFEST):
-        return folder
-    try:
-        check_sealed(folder)
-    except (ValueError, OSError) as damage:
-        raise ModelError(
-            f"{folder} is damaged: {damage}",
-            hint="restore it from a copy, or repeat the run with shepherd run and its config.toml; "
-            f"if the change is meant, delete {folder / MANIFEST}{instead}",
-        ) from None
-    return folder

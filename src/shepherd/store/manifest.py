@@ -27,8 +27,11 @@ def seal_folder(disk: Disk, folder: Path) -> None:
     disk.write(folder / MANIFEST, encode({"schema": SCHEMA, "files": files}))
 
 
-def check_sealed(folder: Path) -> None:
-    """Verify a folder sealed by `seal_folder`. Raises ValueError that names the first damaged file."""
+def check_sealed(folder: Path, below: str = "") -> None:
+    """Verify a folder sealed by `seal_folder`, or of its files those below one of its folders.
+
+    Raises ValueError that names the first damaged file.
+    """
     if plain_file(folder / MANIFEST).st_size > _LARGEST_MANIFEST:
         raise Damage(f"{MANIFEST} is too large")
     data = (folder / MANIFEST).read_bytes()
@@ -43,7 +46,8 @@ def check_sealed(folder: Path) -> None:
     if not whole:
         raise Damage(f"{MANIFEST} is not what was written")
     for name, entry in files.items():
-        check_file(folder, name, entry)
+        if not below or name.startswith(f"{below}/"):
+            check_file(folder, name, entry)
 
 
 class Damage(ValueError):

@@ -6,13 +6,14 @@ replay.read(Path("review_gpt35_vicuna-13b.jsonl")).judgements[0].points    # (9.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import DataError, plural
-from shepherd.evaluation.judge.formats import FORMATS, Judgement, Malformed
+from shepherd.evaluation.judge.calls.record import Call, settled
+from shepherd.evaluation.judge.formats import FORMATS, Judgement, Malformed, judgement_of
 
 NAMED = 5
 """Most malformed lines that an error names."""
@@ -23,7 +24,7 @@ class Recording:
     """The judgements of one pair of systems, in one file.
 
     format: a name of `formats.FORMATS`. a, b: what the file's first row calls the two. scores: points are ratings on a
-    scale, not verdicts.
+    scale, not verdicts. torn: the file ends in an unfinished line, which is left out.
     """
 
     file: Path
@@ -32,14 +33,35 @@ class Recording:
     b: str
     scores: bool
     judgements: tuple[Judgement, ...]
+    torn: bool = False
+
+
+def read_pairs(file: Path) -> list[Recording]:
+    """Read recorded judgements, one recording per pair: a file of calls holds several, any other file one."""
+    found = read(file)
+    calls = [judgement.call for judgement in found.judgements if judgement.call is not None]
+    return recordings_of(file, calls, found.torn) if calls else [found]
+
+
+def recordings_of(file: Path, calls: Iterable[Call], torn: bool = False) -> list[Recording]:
+    """Calls to one recording per judge, protocol and pair, with one judgement per `settled` call."""
+    found: dict[tuple[str, str, str, str, str, str], list[Judgement]] = {}
+    for call in settled(calls):
+        key = (call.endpoint, call.model, call.prompt_hash, call.protocol, call.a, call.b)
+        found.setdefault(key, []).append(judgement_of(call))
+    return [
+        Recording(file, "calls", a, b, protocol == "fedit", tuple(judgements), torn)
+        for (*_, protocol, a, b), judgements in found.items()
+    ]
 
 
 def read(file: Path) -> Recording:
-    """Read recorded judgements, JSON lines or a JSON list, in any of `formats.FORMATS`.
+    """Read recorded judgements of one pair, JSON lines or a JSON list, in any of `formats.FORMATS`.
 
     DataError: the file cannot be read, is of no known format, or has malformed lines, which are named.
     """
-    rows = list(_rows(file, _content(file)))
+    text = content(file)
+    rows = list(_rows(file, text))
     first = next((row for _, row in rows if isinstance(row, dict)), None)
     if first is None:
         reason = rows[0][1] if rows and isinstance(rows[0][1], Malformed) else "it holds no row in JSON"
@@ -48,6 +70,9 @@ def read(file: Path) -> Recording:
     if name is None:
         keys = ", ".join(map(repr, list(first)[:8])) or "no keys"
         raise DataError(f"{file}: not a known format of recorded judgements: a row has {keys}", hint=_known())
+    torn = FORMATS[name].own and not text.endswith("\n") and isinstance(rows[-1][1], Malformed)
+    if torn:  # what a killed process leaves
+        rows.pop()
     found: list[Judgement] = []
     wrong: list[str] = []
     for place, (where, row) in enumerate(rows):
@@ -59,7 +84,7 @@ def read(file: Path) -> Recording:
         more = f"\nand {plural(len(wrong) - NAMED, 'more line')}" if len(wrong) > NAMED else ""
         raise DataError("\n".join(wrong[:NAMED]) + more, hint=f"the other rows are in the format {name!r}")
     a, b = FORMATS[name].names(first)
-    return Recording(file, name, a, b, FORMATS[name].scores, tuple(found))
+    return Recording(file, name, a, b, FORMATS[name].scores, tuple(found), torn)
 
 
 def _judgements(name: str, row: Any, place: int) -> list[Judgement]:
@@ -72,11 +97,12 @@ def _judgements(name: str, row: Any, place: int) -> list[Judgement]:
     return FORMATS[name].judgements(row, place)
 
 
-def _content(file: Path) -> str:
+def content(file: Path, wanted: str = "give a file of recorded judgements") -> str:
+    """The text of a file; DataError with the hint `wanted` where there is none, or where it is no text."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"file not found: {file}", hint="give a file of recorded judgements") from None
+        raise DataError(f"file not found: {file}", hint=wanted) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not a text in UTF-8 (byte {error.start})", hint="unpack archives first") from None
     except OSError as error:

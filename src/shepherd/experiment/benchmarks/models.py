@@ -10,15 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from shepherd.config import Config
-from shepherd.errors import ModelError, UsageError, did_you_mean
-from shepherd.experiment.baselines import folder_of
+from shepherd.errors import ModelError
 from shepherd.model.adapter import digest, load_adapter
 from shepherd.model.digest import model_digest
 from shepherd.model.fetch import resolve
-from shepherd.serving.tuned import adapter_folder, whole
 from shepherd.store import read_json
+from shepherd.store.adapters import FEDERATED, ArmName, find_adapter
 
-BASE, FEDERATED, MERGED = "base", "federated", "merged"
+BASE, MERGED = "base", "merged"
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,6 @@ def locate(run_dir: Path, config: Config, arms: Sequence[str], scratch: Path) ->
 
 
 def _adapter(run_dir: Path, arm: str) -> Path:
-    """The PEFT folder of an arm."""
-    if arm == FEDERATED:
-        return adapter_folder(run_dir)
-    folder = folder_of(arm, run_dir)
-    if (folder / "adapter_config.json").is_file():
-        return whole(folder)
-    kept = [BASE, FEDERATED, MERGED]
-    root = run_dir / "arms"
-    kept += sorted(p.parent.relative_to(root).as_posix() for p in root.glob("**/adapter_config.json"))
-    raise UsageError(
-        f"{run_dir} has kept no adapter of {arm!r}.{did_you_mean(arm, kept)}", hint=f"arms here: {', '.join(kept)}"
-    )
+    """The PEFT folder of an arm. Raises UsageError where the run does not hold it."""
+    name, _, client = arm.partition("/")
+    return find_adapter(ArmName(run_dir, name, client)).folder

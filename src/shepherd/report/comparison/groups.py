@@ -32,6 +32,7 @@ ASIDE = frozenset(
         "run.threads",
         "training.clients_at_once",
         "training.tokens_per_pass",
+        "evaluation.keep_local",
     }
 )
 """Settings in which runs of one group may differ: where and how fast a run went, not what it computed."""

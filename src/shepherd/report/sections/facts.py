@@ -33,7 +33,7 @@ def forced(record: RunRecord) -> Section:
 
 
 def facts(record: RunRecord) -> list[str]:
-    """Model, data, clients, rounds, method, server optimizer, selection and seed, for the head of the page."""
+    """Model, data, clients, rounds, method, server optimizer, selection and seeds, for the head of the page."""
     summary = record.summary
     model = summary.get("model", {}).get("name") or record.setting("model", "base", "")
     clients = number(summary.get("clients")) or len(record.partition.get("clients", {}))
@@ -50,6 +50,7 @@ def facts(record: RunRecord) -> list[str]:
         f"server {record.setting('server', 'optimizer', 'fedavg')}",
         f"selection {record.setting('selection', 'name', record.setting('federation', 'selection', ABSENT))}",
         f"seed {record.seed}",
+        f"rows of seed {rows}" if (rows := record.setting("data", "seed", "run")) != "run" else "",
     ]
     return [shorten(fact, 60) for fact in found if fact]
 
