@@ -48,6 +48,8 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
         complete = set_up.complete()
         fitness = _fitness(plans, complete, set_up)
         if CALLS not in plans:
+            if given["as_json"]:
+                output.print_json(fitness)
             return
         calls, ledger = plans[CALLS]
         done = make(calls, ledger, complete, set_up)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -202,6 +203,17 @@ def test_limits_ask_and_without_a_terminal_refuse(shell, tmp_path):
     assert done.status == 0 and " EUR; at most" in done.err
     # 16 calls of 100 tokens in, as the stub counts, at 1,000 per million
     assert json.loads((run / "judge" / "judge.json").read_text("utf-8"))["calls"]["cost"] == 1.6
+
+
+@pytest.mark.parametrize(("reply", "status", "calls"), [("y\n", 0, 16), ("n\n", 130, 0)])
+def test_a_person_at_a_terminal_decides(shell, tmp_path, monkeypatch, reply, status, calls):
+    a_run(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(reply))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with StubJudge(by_length) as stub:
+        done = judge(shell, stub, "runs/demo", "--max-calls", "3")
+        assert done.status == status and len(stub.requests) == calls and "16 calls are more than 3. Go on?" in done.err
 
 
 def test_a_dry_run_needs_no_key_and_makes_no_call(shell, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from shepherd.errors import DataError, UsageError, did_you_mean, plural
 from shepherd.evaluation.answer_files import AnswerFile, AnswerLine, read_answers
 from shepherd.evaluation.judge.calls.plan import Item, Pair, Shown
 from shepherd.evaluation.judge.calls.protocols import FEDIT20
+from shepherd.evaluation.judge.calls.quoting import encodable
 
 FOLDER = "answers"
 TWENTY, ITS_SET = "fedit20", "vicuna"
@@ -108,11 +109,18 @@ def _item(one: AnswerLine, other: AnswerLine, a: AnswerFile, b: AnswerFile) -> I
             f"neither {a.file} nor {b.file} holds the text of question {question!r}",
             hint="one of the two must be a file of shepherd answer, which holds the questions",
         )
-    return Item(question, turns, _shown(one), _shown(other), one.category or other.category, next(iter(hashes), ""))
+    return Item(
+        question,
+        tuple(map(encodable, turns)),
+        _shown(one),
+        _shown(other),
+        one.category or other.category,
+        next(iter(hashes), ""),
+    )
 
 
 def _shown(line: AnswerLine) -> Shown:
-    return Shown(line.answers, line.name, any(line.cut))
+    return Shown(tuple(map(encodable, line.answers)), line.name, any(line.cut))
 
 
 def _in_order(key: str) -> tuple[bool, int, str]:
