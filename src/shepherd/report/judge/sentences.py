@@ -27,8 +27,8 @@ def _verdict(pair: Judged) -> str:
         "lower": f"{b} is rated lower than {a}",
         "equal within the margin": f"{b} and {a} are equal within the margin",
         "not distinguishable": f"{b} and {a} are not distinguishable",
-        "no verdict": f"No verdict on {b} and {a}",
         "no interval": f"Of {b} and {a} no interval can be given",
+        "judge not fit": f"This judge is not fit to compare {b} with {a}",
     }.get(pair["verdict"], f"{b} and {a}")
     ends = f" (95 % interval {from_to(pair['ci95'])}, Holm p {significant(pair['holm_p'], 2)})" if pair["ci95"] else ""
     text = f"{verdict}: {signed(pair['difference'])} points per question{ends}."
@@ -60,8 +60,10 @@ def cautions(judged: Judged) -> Iterator[str]:
     if single:
         which = "" if len(single) == len(pairs) else f": {listing(single, 4)}"
         yield f"Judged in one order only{which}. A judge favours the answer that it is shown first."
-    if any(pair["seeds"] == 1 for pair in pairs):
-        yield "One seed: the verdicts hold for this training; other seeds may turn them."
+    once = [name for name, pair in zip(names, pairs, strict=True) if pair["seeds"] == 1]
+    if once:
+        which = "" if len(once) == len(pairs) else f" ({listing(once, 4)})"
+        yield f"One seed{which}: the verdicts hold for this training; other seeds may turn them."
     if (budget := judged["budget"]) and budget.get("equal") is False:
         yield f"The arms did not have equal budgets: {listing([str(d) for d in budget.get('differences') or ()])}."
     if trained := judged["questions"]["trained_on"]:
