@@ -17,7 +17,7 @@ from shepherd.evaluation.judge.pairs import summarise
 from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording, recordings_of
 from shepherd.evaluation.judge.statistics import two_way
-from shepherd.evaluation.judge.summary import UNFIT, Known, judged
+from shepherd.evaluation.judge.summary import NO_VERDICT, Known, judged
 from shepherd.rng import stream
 
 FILE = Path("calls.jsonl")
@@ -179,6 +179,10 @@ def test_a_summary_has_what_is_recorded_and_none_for_the_rest():
     }  # fmt: skip
     assert found["questions"]["count"] == 12 and found["questions"]["categories"] == {"c0": 4, "c1": 4, "c2": 4}
     assert (found["questions"]["licence"], found["questions"]["source"]) == ("Apache-2.0", None)
+    assert found["questions"]["sha256"] is None, "these calls have no hashes of questions"
+    hashed = [dataclasses.replace(one, question_hash=one.question * 2) for one in calls]
+    digests = {judged(recordings_of(FILE, each))["questions"]["sha256"] for each in (hashed, hashed[::-1])}
+    assert len(digests) == 1 and len(digests.pop()) == 64
     base, federated = found["arms"]
     assert (federated["template"], base["template"], federated["cut"], base["cut"]) == ("alpaca", None, 1 / 12, 0)
     assert found["calls"] == {"calls": 144, "requests": 144, "tokens_in": 14_400, "tokens_out": 1440, "seconds": 72.0,
@@ -190,5 +194,5 @@ def test_a_summary_has_what_is_recorded_and_none_for_the_rest():
 def test_a_judge_that_is_not_fit_gives_no_verdicts_and_all_figures():
     recordings = recordings_of(FILE, simulated())
     fit, unfit = (judged(recordings, known=Known(calibration={"fit": each})) for each in (True, False))
-    assert {pair["verdict"] for pair in unfit["pairs"]} == {UNFIT} and fit["pairs"][0]["verdict"] != UNFIT
+    assert {pair["verdict"] for pair in unfit["pairs"]} == {NO_VERDICT} and fit["pairs"][0]["verdict"] != NO_VERDICT
     assert unfit["pairs"][0]["difference"] == fit["pairs"][0]["difference"]

@@ -7,6 +7,7 @@ What is not recorded is None, which a reader is shown as "not recorded".
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -20,7 +21,7 @@ from shepherd.evaluation.judge.labels import Label
 from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording
 
-UNFIT = "judge not fit"
+NO_VERDICT = "no verdict"
 """In place of a verdict where the calibration of the judge failed."""
 VERSION = 1
 """Of the keys of judge.json; a reader refuses a later one."""
@@ -30,7 +31,7 @@ VERSION = 1
 class Known:
     """What the recordings themselves do not hold.
 
-    questions: source, licence, sha256, trained_on (the categories that the arms were trained on). arms: by name,
+    questions: source, licence, trained_on (the categories that the arms were trained on). arms: by name,
     adapter_digest, base, base_digest, dtype, template, decoding.
     budget: equal (whether all trained arms used as much) and differences (in words). probes: as `calls.probes.shifts`
     returns them. calls: cost, currency, cache_hits, wall_seconds and whatever adds to those of the
@@ -60,7 +61,7 @@ def judged(
     figures = pairs.summarise(recordings, margin)
     if known.calibration is not None and not known.calibration.get("fit"):
         for entry in (*figures["pairs"], *(found["both"] for found in figures["orders"] if found["both"])):
-            entry["verdict"] = UNFIT
+            entry["verdict"] = NO_VERDICT
     return {
         "version": VERSION,
         "judge": _judge(recordings) | {"calibration": known.calibration},
@@ -114,12 +115,19 @@ def _spent(recordings: Sequence[Recording], known: Known) -> dict[str, Any] | No
 def _questions(recordings: Sequence[Recording], known: Known) -> dict[str, Any]:
     category = {one.question: one.category for recording in recordings for one in recording.judgements}
     counts = Counter(category.values())
+    hashes = {str(call.question): call.question_hash for call in _calls(recordings)}
     return {
         "count": len(category),
         "ids": list(category),
         "categories": dict(counts) if any(category.values()) else None,
-        **{name: known.questions.get(name) for name in ("source", "licence", "sha256", "trained_on")},
+        "sha256": _digest(hashes) if hashes and all(hashes.values()) else None,
+        **{name: known.questions.get(name) for name in ("source", "licence", "trained_on")},
     }
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    """Identifies questions by their ids and the hashes of their texts."""
+    return hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()
 
 
 _OF_ARM = ("adapter_digest", "base", "base_digest", "dtype", "template", "decoding")
