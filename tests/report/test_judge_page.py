@@ -112,7 +112,7 @@ def test_more_questions_won_and_a_lower_total_are_both_said():
     ("verdict", "words"),
     [("higher", "federated is rated higher than base"), ("lower", "federated is rated lower than base"),
      ("equal within the margin", "federated and base are equal within the margin"),
-     ("no verdict", "No verdict on federated and base"),
+     ("judge not fit", "This judge is not fit to compare federated with base"),
      ("no interval", "Of federated and base no interval")],
 )  # fmt: skip
 def test_each_verdict_has_its_sentence(verdict, words):

@@ -229,7 +229,7 @@ def test_a_judge_that_is_not_fit_gives_no_verdict(shell, tmp_path):
     assert "injection in place: 50 probes move the weak answer by" in done.err
     assert len(recorded(run, "calibration.jsonl")) == 8 and len(recorded(run, "probes.jsonl")) == 210
     found = json.loads(again.out)
-    assert {pair["verdict"] for pair in found["pairs"]} == {"no verdict"} and "no verdict" in done.out
+    assert {pair["verdict"] for pair in found["pairs"]} == {"judge not fit"} and "judge not fit" in done.out
     assert found["judge"]["calibration"]["fit"] is False and found["probes"]["probes"] == 50
 
 

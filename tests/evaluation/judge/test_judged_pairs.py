@@ -19,7 +19,7 @@ from shepherd.evaluation.judge.pairs import summarise
 from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording, recordings_of
 from shepherd.evaluation.judge.statistics import two_way
-from shepherd.evaluation.judge.summary import NO_VERDICT, Known, judged
+from shepherd.evaluation.judge.summary import UNFIT, Known, judged
 from shepherd.evaluation.questions import Question, digest
 from shepherd.rng import stream
 
@@ -209,5 +209,5 @@ def test_a_published_question_set_is_known_by_its_digest_and_a_part_of_it_by_its
 def test_a_judge_that_is_not_fit_gives_no_verdicts_and_all_figures():
     recordings = recordings_of(FILE, simulated())
     fit, unfit = (judged(recordings, known=Known(calibration={"fit": each})) for each in (True, False))
-    assert {pair["verdict"] for pair in unfit["pairs"]} == {NO_VERDICT} and fit["pairs"][0]["verdict"] != NO_VERDICT
+    assert {pair["verdict"] for pair in unfit["pairs"]} == {UNFIT} and fit["pairs"][0]["verdict"] != UNFIT
     assert unfit["pairs"][0]["difference"] == fit["pairs"][0]["difference"]

@@ -24,7 +24,7 @@ from shepherd.evaluation.judge.replay import Recording
 if TYPE_CHECKING:
     from shepherd.evaluation.questions import Bench
 
-NO_VERDICT = "no verdict"
+UNFIT = "judge not fit"
 """In place of a verdict where the calibration of the judge failed."""
 VERSION = 1
 """Of the keys of judge.json; a reader refuses a later one."""
@@ -64,7 +64,7 @@ def judged(
     figures = pairs.summarise(recordings, margin)
     if known.calibration is not None and not known.calibration.get("fit"):
         for entry in (*figures["pairs"], *(found["both"] for found in figures["orders"] if found["both"])):
-            entry["verdict"] = NO_VERDICT
+            entry["verdict"] = UNFIT
     return {
         "version": VERSION,
         "judge": _judge(recordings) | {"calibration": known.calibration},

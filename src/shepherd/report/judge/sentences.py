@@ -28,7 +28,7 @@ def _verdict(pair: Judged) -> str:
         "equal within the margin": f"{b} and {a} are equal within the margin",
         "not distinguishable": f"{b} and {a} are not distinguishable",
         "no interval": f"Of {b} and {a} no interval can be given",
-        "no verdict": f"No verdict on {b} and {a}",
+        "judge not fit": f"This judge is not fit to compare {b} with {a}",
     }.get(pair["verdict"], f"{b} and {a}")
     ends = f" (95 % interval {from_to(pair['ci95'])}, Holm p {significant(pair['holm_p'], 2)})" if pair["ci95"] else ""
     text = f"{verdict}: {signed(pair['difference'])} points per question{ends}."
