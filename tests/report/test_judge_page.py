@@ -196,6 +196,9 @@ def test_a_broken_judge_json_is_an_error_that_names_the_place(tmp_path):
     change(run / "judge/judge.json", lambda found: found["pairs"][0].pop("wins"))
     with pytest.raises(DataError, match=r"judge.json at pairs.0: the key 'wins' is missing"):
         load_run(run)
+    written(run, judged(version=2))
+    with pytest.raises(DataError, match=r"judge.json was written by a later version"):
+        load_run(run)
     (run / "judge/judge.json").write_text("{")
     with pytest.raises(DataError, match=r"judge.json is not valid JSON"):
         load_run(run)

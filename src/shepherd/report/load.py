@@ -189,6 +189,8 @@ def load_run(path: str | Path) -> RunRecord:
 def judged(file: Path) -> dict[str, Any]:
     """The contents of a judge.json, with null for what is absent; empty where there is no file. DataError as above."""
     found = _json(file, contents.SHAPE, needed=False)
+    if found and found["version"] > contents.VERSION:
+        raise DataError(f"{file} was written by a later version of Shepherd", hint="update, or judge the run again")
     return contents.completed(found) if found else {}
 
 
