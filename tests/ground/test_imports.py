@@ -39,7 +39,7 @@ LIBRARIES = {
     "transformers": {"experiment", "model", "serving", "testing"},
     "peft": {"experiment", "model", "serving"},
     "tokenizers": {"experiment", "model"},
-    "safetensors": {"clients", "engines", "experiment", "federation", "model", "store", "updates"},
+    "safetensors": {"clients", "engines", "evaluation", "experiment", "federation", "model", "store", "updates"},
     "gguf": {"model"},
     "datasets": {"data"},
     "pyarrow": {"data"},

@@ -35,6 +35,7 @@ def ending(run: Path) -> dict:
             for path in sorted((run / "arms").rglob("*"))
             if path.is_file()
         },
+        "losses": hashlib.sha256((run / "evaluation" / "losses.safetensors").read_bytes()).hexdigest(),
         "rows seen": (run / "evaluation" / "rows_seen.jsonl").read_text(),
         "summary of arms": summary["arms"],
         **{key: summary[key] for key in ("adapter_sha256", "budget", "bytes_up", "bytes_down", "trained_rows")},

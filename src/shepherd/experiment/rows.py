@@ -44,11 +44,21 @@ class FederatedData:
         """The names, as the data write them, of the clients whose ids are not their names."""
         return {client: label for client, label in self.partition.labels.items() if label != client}
 
-    def held_out_of(self, client: ClientId) -> list[int]:
-        """Indices of the client's own held-out rows: of its categories, or of its sources where those divide."""
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The category of each held-out row, or its source where sources divide the rows."""
         key = natural_key(self.partition.settings)
-        own = {getattr(row, key) for row in self.clients[client]}
-        return [i for i, row in enumerate(self.held_out) if getattr(row, key) in own]
+        return tuple(getattr(row, key) for row in self.held_out)
+
+    def groups_of(self, client: ClientId) -> set[str]:
+        """The categories of a client's training rows, or their sources where those divide."""
+        key = natural_key(self.partition.settings)
+        return {getattr(row, key) for row in self.clients[client]}
+
+    def held_out_of(self, client: ClientId) -> list[int]:
+        """Indices of the client's own held-out rows: those of its groups."""
+        own = self.groups_of(client)
+        return [i for i, group in enumerate(self.groups) if group in own]
 
 
 def prepare_rows(
