@@ -30,7 +30,7 @@ class Attempt:
 
     number: int
     round: int
-    clients: tuple[str, ...]
+    clients: tuple[str, ...] = ()
     usable: dict[str, int] = field(default_factory=dict)  # in the order of arrival
     final: dict[str, str] = field(default_factory=dict)
     spoilt: set[str] = field(default_factory=set)
@@ -61,26 +61,33 @@ class Rules:
     attempt: Attempt | None = None
     attempts: int = 0
     strikes: dict[str, int] = field(default_factory=dict)
+    asked: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    """(round, private state to start from) of each question to each site."""
+    trained: dict[str, int] = field(default_factory=dict)
 
-    def asks(self, number: int, clients: tuple[str, ...]) -> None:
+    def asks(self, number: int) -> None:
         """A question for a round: the attempt before, if it was not committed, has not happened."""
         assert number > self.attempts, "attempts only grow"
         self.attempts = number
-        self.attempt = Attempt(number, self.round + 1, clients)
+        self.attempt = Attempt(number, self.round + 1)
 
-    def expects(self, client: str) -> dict[str, int]:
-        """What the task of a site has to say."""
+    def asks_also(self, client: str) -> dict[str, int]:
+        """One more site of the attempt: what its task has to say."""
+        assert self.attempt is not None
+        self.attempt.clients = (*self.attempt.clients, client)
+        self.asked[client, self.attempt.number] = self.attempt.round, self.private[client]
         return {"round": self.round + 1, "first_row": self.rows[client], "counted": self.counted[client]}
 
     def trains(self, client: str, attempt: int, number: int, private: int) -> None:
-        """A site trains. A task that is over trains nobody; a task of this round starts from the state that counted."""
-        now = self.attempt
-        assert now is not None and attempt == now.number, "a site trains a task that is over"
-        assert number == now.round and client in now.clients
-        assert private == self.private[client], f"round {number}: {client} starts from another private state"
+        """A site trains: from the state that counted at the question, and nothing older than what it trained last."""
+        assert attempt >= self.trained.get(client, 0), f"{client} trains attempt {attempt}, which is over"
+        self.trained[client] = attempt
+        asked_in, state = self.asked[client, attempt]
+        assert number == asked_in
+        assert private == state, f"attempt {attempt}: {client} starts from {private}, what counted is {state}"
 
     def arrives(self, client: str, answer: dict | None, holds_lease: bool) -> None:
-        """An answer at the coordinator while it waits; None: bytes that are no message."""
+        """An answer at the coordinator while it waits; None: bytes without a message."""
         now = self.attempt
         if now is None or client not in now.clients or client in now.usable or client in now.final:
             return

@@ -170,11 +170,11 @@ _NAMES = {*_names(RunCard), *_names(TransformCard)}
 class Policy(Document):
     """What a site takes part in, checked before any row is read. An empty list of names allows all built-in ones.
 
-    Whatever it says, code from outside the package is never named by a message: `module:function` is refused.
+    A policy cannot allow code from outside the package: `module:function` in a message is refused.
     """
 
     approve: Literal["ask", "policy"] = "ask"
-    """`ask`: a person approves each card. `policy`: a card that this policy allows is approved by itself."""
+    """`ask`: a person approves each card. `policy`: a card that this policy allows needs no person."""
     bases: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")], ...] = ()
     """Digests of base models, or their first 12 or more characters; empty: the base that the site has."""
     methods: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The coordinator's end of a federation: who is present and admitted, what is asked of them, and which answers count.
+"""The coordinator's end of a federation: present and admitted sites, their tasks, and which answers count.
 
     coordinator = Coordinator(card, transport, Ledger(journal.append, lines), largest)
     coordinator.open(); coordinator.admit(deadline=60.0)
@@ -18,12 +18,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from shepherd.clients.progress import Observe, ignore
-from shepherd.errors import DataError
 from shepherd.federation.cards import RunCard
-from shepherd.federation.inbox import SMALL, Inbox
+from shepherd.federation.inbox import Inbox, Wait
 from shepherd.federation.messages import Answer, Bye, Facts, Finish, Measure, Measured, Message, Offer, Train, pack
 from shepherd.federation.policy import largest_answer
-from shepherd.federation.states import Ledger
+from shepherd.federation.states import OVER, Ledger
 from shepherd.federation.transport import Transport
 from shepherd.federation.verdicts import ADMITTED, WAITING
 from shepherd.federation.waiting import Waiting
@@ -77,27 +76,29 @@ class Coordinator:
             self.ledger.site(client, "offered")
             messages[client] = pack(Offer(self.card.run, 0, attempt, client, self._bytes))
         verdicts = {}
-        for client, message, _ in self.inbox.answers(messages, attempt, deadline, SMALL):
-            if isinstance(message, Facts) and client not in verdicts:
+        for client, message, _ in self.inbox.answers(messages, attempt, Wait(deadline)):
+            if isinstance(message, Facts) and self.ledger.of(client).state == "offered":
                 verdicts[client] = self._judge(client, message)
         return verdicts
 
     def eligible(self, round_number: int) -> tuple[ClientId, ...]:
-        """The sites that may be sampled in a round: present and admitted when it was first asked for."""
-        if round_number in self.ledger.eligible:
-            return self.ledger.eligible[round_number]
-        there = self.inbox.present()
-        return self.ledger.eligible_in(round_number, (c for c in there if self.ledger.of(c).admitted))
+        """The sites that may be sampled in a round: present and admitted when enough of them were. Else none: it waits.
+
+        What is returned once is returned again, also after a restart.
+        """
+        if round_number not in self.ledger.eligible:
+            there = [c for c in self.inbox.present() if self.ledger.of(c).admitted]
+            if len(there) < self.card.federation.min_updates:
+                if self.ledger.state != "paused":
+                    self.ledger.run("paused", round=self.ledger.round)
+                return ()
+            self.ledger.eligible_in(round_number, there)
+        return self.ledger.eligible[round_number]
 
     def facts(self) -> dict[ClientId, SiteFacts]:
         """What the admitted sites stated of their rows."""
         known = ((client, site.facts) for client, site in sorted(self.ledger.sites.items()) if site.admitted)
         return {client: facts for client, facts in known if facts is not None}
-
-    def pause(self, round_number: int) -> None:
-        """Too few sites: the run waits."""
-        if self.ledger.state != "paused":
-            self.ledger.run("paused", round=round_number)
 
     def settle(self, round_number: int, outcomes: Mapping[ClientId, str]) -> None:
         """Note that updates of a committed round were rejected by the gate."""
@@ -136,7 +137,7 @@ class Coordinator:
             yield ClientFailure(client, task.round, "lost", "the site does not take part at present")
         if not task.work:
             return
-        counted = {client: self._counted(client, work.first_row) for client, work in task.work.items()}
+        counted = {client: self.ledger.counted(client, work.first_row) for client, work in task.work.items()}
         if self.ledger.state != "round" or self.ledger.round != task.round:
             self.ledger.run("round", round=task.round)
         attempt, cohort = self.ledger.attempted(task.round, task.work, "train"), len(task.work)
@@ -148,8 +149,8 @@ class Coordinator:
             messages[client] = pack(Train(self.card.run, task.round, attempt, client, counted[client], cohort, part))
         waiting, self.seconds = Waiting(messages, self.clock, self.patience), {}
         over = lambda: enough() or waiting.settled  # noqa: E731
-        limit = largest_answer(self.card)
-        for client, answer, seconds in self.inbox.answers(messages, attempt, deadline, limit, over, observe, waiting):
+        wait = Wait(deadline, largest_answer(self.card), over, waiting.sign)
+        for client, answer, seconds in self.inbox.answers(messages, attempt, wait, observe):
             reply = self._take(client, answer, task, waiting)
             if reply is not None:
                 self.seconds.setdefault(client, seconds)
@@ -178,7 +179,7 @@ class Coordinator:
         messages = {
             client: pack(
                 Finish(
-                    self.card.run, task.round, attempt, client, self._counted(client, work.first_row),
+                    self.card.run, task.round, attempt, client, self.ledger.counted(client, work.first_row),
                     pack_task(task.part([client])),
                 )
             )
@@ -216,7 +217,7 @@ class Coordinator:
         self, client: ClientId, answer: Message | WireError | None, task: TrainTask, waiting: Waiting
     ) -> Reply | None:
         """The reply in an answer; None where it has no effect."""
-        if not waiting.awaits(client):
+        if not waiting.awaits(client) or self.ledger.of(client).state in OVER:
             self.ledger.ignored(client, "duplicate", round=task.round)
             return None
         if answer is None:
@@ -235,26 +236,30 @@ class Coordinator:
             return self._failed(client, task, error.code, error.detail, waiting)
         if facts is None or rows != facts.rows:
             return self._failed(client, task, "count", "other rows than the site stated at its admission", waiting)
-        waiting.settle(client, final=True)
+        waiting.settle(client)
         self.ledger.site(client, "answered", round=task.round)
         return Sealed(client, answer.update)
 
     def _failed(
         self, client: ClientId, task: TrainTask, code: str, detail: str, waiting: Waiting
     ) -> ClientFailure | None:
-        """An answer without a usable update. What was rejected may still be followed by a usable one."""
+        """The reply for an answer without a usable update. A rejected one is held back: a usable one may follow."""
         outcome = outcome_of(code, detail)
-        if waiting.is_settled(client) and outcome == self.ledger.of(client).state == "rejected":
-            self.ledger.ignored(client, "duplicate", round=task.round)
-            return None
-        if self.ledger.of(client).state == "working":
+        failure = ClientFailure(client, task.round, code, detail)
+        if self.ledger.of(client).state == "working" or outcome != "rejected":
             self.ledger.site(client, outcome, round=task.round, reason=code)
-        waiting.settle(client, final=outcome != "rejected")
-        return ClientFailure(client, task.round, code, detail)
+        else:
+            self.ledger.ignored(client, code, round=task.round)
+        if outcome == "rejected":
+            waiting.reject(client, failure)
+            return None
+        waiting.settle(client)
+        return failure
 
     def _without_answer(self, waiting: Waiting, task: TrainTask) -> Iterator[Reply]:
-        """Who is late, who hangs and who is lost when the wait is over."""
+        """Who was rejected, who is late, who hangs and who is lost when the wait is over."""
         there = self.inbox.present()
+        yield from waiting.rejected
         for client in waiting.outstanding:
             if self.ledger.of(client).state != "working":  # it has left
                 yield ClientFailure(client, task.round, "lost", "the site has left")
@@ -270,7 +275,7 @@ class Coordinator:
 
     def _measured(self, messages: Mapping[ClientId, bytes], attempt: int, deadline: float) -> dict[ClientId, Measured]:
         found: dict[ClientId, Measured] = {}
-        for client, message, _ in self.inbox.answers(messages, attempt, deadline, SMALL):
+        for client, message, _ in self.inbox.answers(messages, attempt, Wait(deadline)):
             if isinstance(message, Measured) and not message.code and client not in found:
                 found[client] = message
         return dict(sorted(found.items()))
@@ -282,18 +287,3 @@ class Coordinator:
         if site.state in ("removed", "finished"):
             return False
         return not site.admitted or site.session != self.inbox.holders[client]
-
-    def _counted(self, client: ClientId, first_row: int) -> int:
-        """The last round in which an update of this client counted: the one whose rows end where its next ones begin.
-
-        Only a counted update moves a client on in its rows, so the newest task that ended there is the one.
-        """
-        if first_row == 0:
-            return 0
-        found = [number for number, end in self.ledger.of(client).ends if end == first_row]
-        if not found:
-            raise DataError(
-                f"the journal has no task of {client} that ended at row {first_row}, where its next one begins",
-                hint="resume from the checkpoint that belongs to this journal",
-            )
-        return found[-1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 from shepherd.clients.progress import Observe, State, StepReport, ignore
@@ -15,12 +16,24 @@ from shepherd.clients.progress import Progress as Steps
 from shepherd.federation.messages import Bye, Message, Progress, read
 from shepherd.federation.states import Ledger
 from shepherd.federation.transport import Transport
-from shepherd.federation.waiting import Waiting
 from shepherd.types import ClientId
 from shepherd.updates.layout import WireError
 
 SMALL = 2**20
 """Bytes of an answer without tensors."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """How long answers are waited for: `deadline` seconds, or until `over()` (None: until each site has given one).
+
+    limit: bytes of an answer. sign: called at each step of a site.
+    """
+
+    deadline: float
+    limit: int = SMALL
+    over: Callable[[], bool] | None = None
+    sign: Callable[[ClientId], None] = lambda client: None
 
 
 class Inbox:
@@ -43,15 +56,15 @@ class Inbox:
         self,
         messages: Mapping[ClientId, bytes],
         attempt: int,
-        deadline: float,
-        limit: int,
-        over: Callable[[], bool] | None = None,
+        wait: Wait,
         observe: Observe = ignore,
-        waiting: Waiting | None = None,
     ) -> Iterator[tuple[ClientId, Message | WireError | None, float]]:
         """The answers to an attempt, read: a WireError for one that cannot be, None for a site that is gone."""
         answered: set[ClientId] = set()
-        over = over or (lambda: answered >= messages.keys())
+
+        def enough() -> bool:
+            self.present()  # so that no process that held a lease for a moment is missed
+            return wait.over() if wait.over is not None else answered >= messages.keys()
 
         def progress(client: ClientId, data: bytes) -> None:
             try:
@@ -60,18 +73,17 @@ class Inbox:
                 self.ledger.ignored(client, error.code)
                 return
             if isinstance(message, Progress) and self._belongs(client, message, messages, attempt):
-                if waiting is not None:
-                    waiting.sign(client)
+                wait.sign(client)
                 observe(_steps(client, message))
 
-        for client, data, seconds in self.transport.ask(messages, deadline, over, limit, progress):
+        for client, data, seconds in self.transport.ask(messages, wait.deadline, enough, wait.limit, progress):
             if client not in messages:
                 self.ledger.ignored(client, "uninvited")
                 continue
             message: Message | WireError | None = None
             if data is not None:
                 try:
-                    message = read(data, limit)
+                    message = read(data, wait.limit)
                 except WireError as error:
                     message = error
                 if isinstance(message, Message) and not self._belongs(client, message, messages, attempt):

@@ -40,7 +40,7 @@ from shepherd.federation.messages import (
 from shepherd.federation.policy import Own, judge, judge_task
 from shepherd.federation.site_store import SiteStore, StateLost
 from shepherd.federation.site_trainer import SiteTrainer, code_of
-from shepherd.federation.verdicts import ADMITTED, WAITING
+from shepherd.federation.verdicts import ADMITTED, WAITING, Refused
 from shepherd.rng import derive
 from shepherd.types import ClientFailure, TrainTask
 from shepherd.updates.layout import WireError
@@ -50,14 +50,6 @@ from shepherd.updates.wire import pack as pack_update
 
 _log = logging.getLogger(__name__)
 CARD = "card.json"
-
-
-class Refused(Exception):
-    """A task or measure that the site does not take: a code of VERDICTS."""
-
-    def __init__(self, verdict: str) -> None:
-        super().__init__(verdict)
-        self.verdict = verdict
 
 
 class Site:
@@ -75,7 +67,8 @@ class Site:
         self.name, self.policy, self.own, self.trainer, self.store, self.now = name, policy, own, trainer, store, now
         self.session = secrets.token_hex(16)
         self._limit = policy.max_message_mib * 2**20
-        self._loaded: str = ""  # the run whose rows the trainer holds
+        self._cards: dict[str, RunCard] = {}
+        self._loaded = ""  # the run whose rows the trainer holds
         self._last: tuple[bytes, bytes] = b"", b""  # digest of the last question, its answer
 
     def handle(self, data: bytes, report: Callable[[bytes], None] = lambda progress: None) -> bytes | None:
@@ -281,8 +274,12 @@ class Site:
         return Envelope(run, nonce, card.base.digest, self.own.tokenizer, adapter.r, adapter.scale)
 
     def _card(self, run: str) -> RunCard | None:
-        data = self.store.place.read(f"runs/{run}/{CARD}")
-        return read_card(data) if data is not None else None
+        if run not in self._cards:
+            data = self.store.place.read(f"runs/{run}/{CARD}")
+            if data is None:
+                return None
+            self._cards[run] = read_card(data)
+        return self._cards[run]
 
     def _time(self) -> str:
         return self.now().isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What works on the rows of a site, as the site's loop sees it, and what of its exceptions may leave the site."""
+"""The local work of a site as its loop sees it, and the part of an exception that may leave the site."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shepherd.types import ClientFailure, ClientUpdate, GlobalModel, SiteFacts, 
 
 
 class SiteTrainer(Protocol):
-    """What works on the rows of a site. Whatever it raises costs one answer."""
+    """Local work on the rows of a site. An exception costs one answer."""
 
     def load_rows(self, card: RunCard) -> SiteFacts:
         """Read and tokenise the rows: how many can be used, and their digest."""

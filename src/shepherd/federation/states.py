@@ -1,4 +1,4 @@
-"""The states of a run and of its sites, as the lines of a journal: every change is one line, and there are no others.
+"""The states of a run and of its sites, as the lines of a journal: one line for every change, and for nothing else.
 
     ledger = Ledger(write, earlier_lines)
     ledger.site("hospital-a", "working", round=3, attempt=5)     # one line; ValueError for a step that is none
@@ -25,7 +25,7 @@ RUN: Mapping[str, set[str]] = {
     "stopped": {"open"},
     "finished": set(),
 }
-"""State of the run -> those that may follow. A paused run waits; it never fails by itself."""
+"""State of the run -> those that may follow. A paused run waits until it is resumed or stopped."""
 _ENDED = {"working", "offered", "finished"}
 SITE: Mapping[str, set[str]] = {
     "": {"offered"},
@@ -34,7 +34,7 @@ SITE: Mapping[str, set[str]] = {
     "admitted": {"working", "offered", "finished"},
     "working": {"working", "answered", "late", "lost", "failed", "rejected", "offered"},
     "answered": {"rejected", *_ENDED},
-    "rejected": {"answered", *_ENDED},
+    "rejected": {"answered", "failed", "lost", *_ENDED},
     "late": _ENDED,
     "lost": _ENDED,
     "failed": _ENDED,
@@ -44,8 +44,9 @@ SITE: Mapping[str, set[str]] = {
 }
 """State of a site in the run -> those that may follow; each but removed may be followed by left and removed.
 
-rejected -> answered: a usable answer after one that could not be used, in the same attempt. working -> working: the
-attempt before was aborted."""
+rejected -> answered, failed, lost: another answer after one that could not be used, in the same attempt.
+working -> working: the attempt before was aborted.
+"""
 
 
 @dataclass
@@ -116,8 +117,23 @@ class Ledger:
         self._add({"event": "ignored", "client": client, "reason": reason, **about})
 
     def of(self, client: ClientId) -> Site:
-        """A site by name, a new one where it is not known."""
-        return self.sites.setdefault(client, Site())
+        """A site by name; one without a state where it is not known."""
+        return self.sites.get(client, Site())
+
+    def counted(self, client: ClientId, first_row: int) -> int:
+        """The last round in which an update of this client counted: the one whose rows end where its next ones begin.
+
+        Only a counted update moves a client on in its rows, so the newest task that ended there is the one.
+        """
+        if first_row == 0:
+            return 0
+        found = [number for number, end in self.of(client).ends if end == first_row]
+        if not found:
+            raise DataError(
+                f"the journal has no task of {client} that ended at row {first_row}, where its next one begins",
+                hint="resume from the checkpoint that belongs to this journal",
+            )
+        return found[-1]
 
     def _add(self, line: Mapping[str, Any]) -> None:
         change = self._change(line)
@@ -147,12 +163,12 @@ class Ledger:
 
     def _change_site(self, line: Mapping[str, Any]) -> Callable[[], None]:
         client, state = line["client"], line["state"]
-        before = self.sites.get(client, Site()).state
+        before = self.of(client).state
         possible = SITE[before] | (OVER if before != "removed" else set())
         expect(state in possible, f"a site that is {before or 'new'} does not become {state}")
 
         def change() -> None:
-            site = self.of(client)
+            site = self.sites.setdefault(client, Site())
             site.state, site.reason = state, line.get("reason", "")
             if state == "admitted":
                 site.session, site.facts = line["session"], SiteFacts(line["rows"], line["digest"])

@@ -40,3 +40,11 @@ VERDICTS: Mapping[str, str] = {
     "cannot": "the site cannot do this",
 }
 """Every verdict of a site and its meaning."""
+
+
+class Refused(Exception):
+    """A task or measure that the site does not take: a code of VERDICTS."""
+
+    def __init__(self, verdict: str) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from shepherd.types import ClientId
+from shepherd.types import ClientFailure, ClientId
 
 
 class Waiting:
@@ -13,29 +13,35 @@ class Waiting:
     def __init__(self, clients: Iterable[ClientId], clock: Callable[[], float], patience: float) -> None:
         self.clock, self.patience = clock, patience
         self._last = dict.fromkeys(sorted(clients), clock())
-        self._settled: dict[ClientId, bool] = {}
+        self._final: set[ClientId] = set()
+        self._rejected: dict[ClientId, ClientFailure] = {}
 
     @property
     def settled(self) -> bool:
         """Whether nothing is waited for any more."""
-        return all(client in self._settled or self.hangs(client) for client in self._last)
+        return all(c in self._final or c in self._rejected or self.hangs(c) for c in self._last)
 
     @property
     def outstanding(self) -> list[ClientId]:
         """The clients without any answer, sorted."""
-        return [client for client in self._last if client not in self._settled]
+        return [client for client in self._last if client not in self._final | self._rejected.keys()]
+
+    @property
+    def rejected(self) -> list[ClientFailure]:
+        """The first rejected answer of each client that has given no other, sorted."""
+        return [failure for client, failure in sorted(self._rejected.items()) if client not in self._final]
 
     def awaits(self, client: ClientId) -> bool:
         """Whether an answer of the client can still count."""
-        return not self._settled.get(client, False)
+        return client not in self._final
 
-    def is_settled(self, client: ClientId) -> bool:
-        """Whether the client has given an answer, usable or not."""
-        return client in self._settled
+    def settle(self, client: ClientId) -> None:
+        """An answer came after which no other counts."""
+        self._final.add(client)
 
-    def settle(self, client: ClientId, *, final: bool) -> None:
-        """An answer came. One that was rejected is not final: a usable one may follow."""
-        self._settled[client] = final
+    def reject(self, client: ClientId, failure: ClientFailure) -> None:
+        """An answer came that cannot be used. It is waited for no longer, and another one still counts."""
+        self._rejected.setdefault(client, failure)
 
     def sign(self, client: ClientId) -> None:
         """A step of the client."""

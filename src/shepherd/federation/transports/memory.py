@@ -82,7 +82,7 @@ class MemoryTransport:
             self.start(client)
 
     def start(self, client: ClientId, replaces: str = "") -> None:
-        """Start a site's process; one that takes a former one's place may say so, and waits for no lease."""
+        """Start a site's process. One that names the session it replaces does not wait for the lease."""
         if client not in self.expelled:
             self.running[client] = process = self.starts[client]()
             self.leases.sign(client, process.session, self.clock(), replaces)
@@ -147,8 +147,8 @@ class MemoryTransport:
 
     # The wire
 
-    def say(self, client: ClientId, data: bytes) -> None:
-        """A message that a site sends by itself."""
+    def send_up(self, client: ClientId, data: bytes) -> None:
+        """Send a message of a site that answers no question."""
         self._send(client, "up", data)
 
     def _beat(self) -> None:
@@ -161,12 +161,18 @@ class MemoryTransport:
         self._hops += 1
         earlier.append(data)
         for arrival in arrivals:
-            self._arrivals += 1  # equal times arrive in the order in which they were sent
-            heapq.heappush(self._queue, (self.clock() + arrival.seconds, self._arrivals, client, way, arrival.data))
+            self._push(arrival.seconds, client, way, arrival.data)
+
+    def _push(self, seconds: float, client: ClientId, way: str, data: bytes) -> None:
+        self._arrivals += 1  # equal times arrive in the order in which they were sent
+        heapq.heappush(self._queue, (self.clock() + seconds, self._arrivals, client, way, data))
 
     def _deliver(self, client: ClientId, data: bytes, observe: Callable[[ClientId, bytes], None]) -> None:
         process = self.running.get(client)
         if process is None or client in self.expelled:
+            return
+        if not self.leases.sign(client, process.session, self.clock()):
+            self._push(BEAT, client, "down", data)  # until the process has the lease
             return
         try:
             answer = process.handle(data, lambda progress: observe(client, progress))
