@@ -76,14 +76,14 @@ def prepare_rows(
     tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length, progress)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
     tokens = dict(tokenized.by_id)
-    lost, beside = [*dataset_notes(dataset), *_losses_of_tokens(tokenized)], []
+    lost, beside = [*dataset_notes(dataset), *losses_of_tokens(tokenized)], []
     apart = None
     if extra is not None:
         kept = tokenize(extra.examples, tokenizer, template, data.max_length)
         tokens |= kept.by_id
         apart = [e for e in extra.examples if e.id in kept.by_id]
         where = data.held_out_source or "held-out rows"
-        beside = [f"{where}: {note}" for note in (*dataset_notes(extra), *_losses_of_tokens(kept))]
+        beside = [f"{where}: {note}" for note in (*dataset_notes(extra), *losses_of_tokens(kept))]
     train, held_out, partition = divide_rows(config, usable, apart)
     details = remarks(config, dataset, usable, held_out if extra is None else None, partition)
     examples = {e.id: e for e in (*train, *held_out)}
@@ -117,7 +117,7 @@ def prepare_generation(config: Config) -> Generation:
     return Generation(table.generate, table.max_new_tokens, config.data.max_length)
 
 
-def _losses_of_tokens(tokenized: Tokenized) -> Iterator[str]:
+def losses_of_tokens(tokenized: Tokenized) -> Iterator[str]:
     """What tokenising left out or changed, a sentence for each reason."""
     yield from sentences("refused", tokenized.refused)
     yield from sentences("changed", tokenized.changed)

@@ -2,7 +2,8 @@
 
 runs/<name>/config.toml, identity.json, partition.json, rounds.jsonl, journal.jsonl, env.json, summary.json,
             report.html, checkpoints/round-0001/, adapter/, arms/NAME/, personal/, clusters/,
-            evaluation/{losses.safetensors, metrics.json, generations.jsonl, rows_seen.jsonl, left_out.jsonl}
+            evaluation/{losses.safetensors, metrics.json, generations.jsonl, rows_seen.jsonl, left_out.jsonl},
+            benchmarks/TASK.json
 """
 
 from __future__ import annotations
