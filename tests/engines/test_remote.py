@@ -37,7 +37,7 @@ USUAL = (
 )  # fmt: skip
 METHODS = {
     "fedit": (),
-    "ffa_lora": ("federation.method=ffa_lora",),
+    "ffa_lora": ("federation.method=ffa_lora", "federation.clip_update_norm=median"),
     "scaffold": ("objective.scaffold=true", "training.optimizer=sgd", "training.learning_rate=0.1"),
     "mixed ranks": ("federation.method=flexlora", "lora.ranks=1,2", "federation.clients_per_round=2"),
     "remainder": ("federation.method=fedex_lora", "server.optimizer=fedavgm"),
@@ -73,7 +73,7 @@ class Setting:
         return RunCard(
             run="demo", version=__version__, base={"name": "tiny", "digest": self.base.digest},
             tokenizer=self.base.tokenizer_digest, lora={"r": config.lora.r, "alpha": config.lora.alpha},
-            federation={"rounds": 3, "method": config.federation.method},
+            federation={"rounds": 3, "method": config.federation.method, "clip_update_norm": self.plan.clip},
             training={"learning_rate": config.training.learning_rate, "batch_size": 2},
             objective=dict(vars(objective)), personalization={"name": config.personalization.name},
             parameters=self.trainer.adapter.num_parameters,

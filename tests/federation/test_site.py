@@ -58,7 +58,7 @@ class Clinic(Numbers):
     def train(self, task, private, observe):
         self.given.append({name: array.tolist() for name, array in private.items()})
         observe({"a": Steps("training", 1, 2, math.nan, 3, 4, 0.5)})
-        return super().train(task, private, observe)
+        return super().train(task, private, lambda steps: None)
 
     def measure(self, model, rows_of):
         self.given.append((model, rows_of))
@@ -170,7 +170,8 @@ def test_a_digest_of_rows_says_nothing_to_another_site_and_a_small_number_of_row
     one, two = (asked(site, offer()) for site in (first, second))
     assert one.digest != two.digest and len(one.digest) == 64, "each site has its own salt"
     assert (one.rows, two.rows) == (4, 1000)
-    assert asked(first, offer()).digest == one.digest, "and keeps it"
+    again = a_site(place=first.store.place)
+    assert asked(again, offer()).digest == one.digest, "and keeps it"
     answers = [wire.unpack(asked(site, question()).update)[0].num_examples for site in (first, second)]
     assert answers == [4, 1000], "an update does not give the number away"
 
@@ -209,6 +210,12 @@ def test_a_task_of_a_round_that_is_over_is_refused_also_after_a_restart():
     for again in (site, a_site(place=place)):
         answer = asked(again, question(1, 2, model=7))
         assert (answer.code, answer.detail) == ("refused", "stale")
+
+
+def test_a_task_for_another_site_is_refused():
+    site = admitted()
+    message = Train("demo", 1, 2, "b", 0, 2, pack_task(task_of(1, 1, {"b": 0})))
+    assert asked(site, pack(message)).detail == "other-site"
 
 
 def test_a_task_outside_the_window_of_the_site_is_refused():

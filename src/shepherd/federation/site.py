@@ -72,7 +72,7 @@ class Site:
         self._last: tuple[bytes, bytes] = b"", b""  # digest of the last question, its answer
 
     def handle(self, data: bytes, report: Callable[[bytes], None] = lambda progress: None) -> bytes | None:
-        """The answer to a message; None where there is none to give. `report` takes messages of progress."""
+        """The answer to a message, or None. `report` takes messages of progress, and raises nothing."""
         key = hashlib.sha256(data).digest() if type(data) is bytes else b""
         if key and key == self._last[0]:
             self.store.audit(time=self._time(), event="repeated", bytes_out=len(self._last[1]))
@@ -113,7 +113,7 @@ class Site:
                 return self._facts(message)
             case Train() | Measure() | Finish():
                 return self._work(message, report)
-            case Bye():
+            case Bye() if self.store.record(message.run):
                 self.store.note(message.run, over=True)
         return None  # what only sites send
 
