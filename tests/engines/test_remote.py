@@ -28,6 +28,7 @@ from shepherd.federation.transport import Aborted
 from shepherd.federation.transports.memory import Arrival, MemoryTransport
 from shepherd.model.base import load_base
 from shepherd.round import Engine, run_round
+from shepherd.testing.engines import has_the_methods_of_the_protocol
 from shepherd.types import ClientFailure, ClientModel, GlobalModel, ServerState, Stat, TrainTask, Work
 from shepherd.updates.gate import Gate
 
@@ -245,6 +246,7 @@ def test_sites_measure_what_one_process_measures_and_the_server_its_own_rows(set
 def test_what_sites_do_not_have_here_is_refused(setting):
     here = setting()
     engine = here.remote()
+    has_the_methods_of_the_protocol(engine, None)
     with pytest.raises(UsageError, match="private tensors of client-000, and sites keep their own"):
         engine.restore({"client-000": {}})
     with pytest.raises(UsageError, match="has no base model"):

@@ -251,6 +251,19 @@ def test_an_aborted_transport_raises_and_the_same_task_is_another_attempt_with_t
     assert attempts == [1, 2, 3], "an offer and two attempts"
 
 
+def test_a_further_cohort_of_a_round_is_another_attempt_and_late_answers_of_the_first_stay_late():
+    federation = admitted()
+    federation.transport.hop = lambda hop: [Arrival(25.0 * (hop.way == "up" and hop.client == "a"), hop.data)]
+    first = federation.round(1, {"a": 0, "b": 0}, deadline=20.0)
+    federation.transport.hop = lambda hop: [Arrival(10.0 * (hop.way == "up"), hop.data)]
+    second = federation.round(1, {"c": 0}, deadline=20.0)
+    kinds = {client: type(reply).__name__ for client, reply in {**first, **second}.items()}
+    assert kinds == {"a": "Late", "b": "Sealed", "c": "Sealed"}
+    assert federation.states() == {"a": "late", "b": "answered", "c": "answered"}
+    ignored = [(line["client"], line["reason"]) for line in federation.lines if line["event"] == "ignored"]
+    assert ignored == [("a", "uninvited")]
+
+
 def test_a_task_names_the_round_that_counted_and_its_cohort():
     federation, sent = admitted("ab"), []
 

@@ -39,6 +39,8 @@ FAULTS = [
         error=DataError(sites.SECRET), verdict="no-rows")),
     (site, "if key and key == self._last[0]:", "if False:",
      sites.test_a_repeated_question_gets_the_same_bytes_and_after_a_restart_the_same_update),
+    (site, "if done >= most:", "if False:",
+     sites.test_a_run_gets_a_limited_number_of_trainings_and_of_measures_also_over_restarts),
     (groups, "< least:", "< 0:", shown),
     (policy, '"outside-code": any(map(names_code, _names(card))),', '"outside-code": False,', partial(
         judged, verdict="outside-code", card={"method": {"split": "os:system"}}, policy={})),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from datetime import datetime
 
@@ -287,8 +288,8 @@ def test_two_processes_with_one_identity_on_a_machine_are_refused_with_the_one_t
 # Measures
 
 
-def measured(site: Site, rows_of: str = "held-out", model: bytes = b"") -> Measured:
-    return asked(site, pack(Measure("demo", 1, 3, "a", rows_of, model)))
+def measured(site: Site, rows_of: str = "held-out", model: bytes = b"", attempt: int = 3) -> Measured:
+    return asked(site, pack(Measure("demo", 1, attempt, "a", rows_of, model)))
 
 
 def test_a_measure_is_sums_and_weights_without_the_names_of_categories():
@@ -332,6 +333,15 @@ def test_the_own_model_of_a_site_is_made_of_the_private_state_that_counted():
     assert site.trainer.given[-1] == {"p": kept["p"].tolist()}
 
 
+def test_a_run_gets_a_limited_number_of_trainings_and_of_measures_also_over_restarts():
+    place, limits = MemoryPlace(), {"max_trainings": 2, "max_measures": 1}
+    site = admitted(place=place, **limits)
+    assert [asked(site, question(1, n, model=n)).detail for n in (2, 3)] == ["", ""]
+    assert measured(site, attempt=4).detail == ""
+    again = a_site(place=place, **limits)
+    assert asked(again, question(1, 5)).detail == "trainings" and measured(again, attempt=6).detail == "measures"
+
+
 # What a site keeps
 
 
@@ -351,6 +361,12 @@ def test_the_store_keeps_the_state_that_counted_the_one_before_and_the_newest(tm
         file.unlink()
     with pytest.raises(StateLost):
         store.state("demo", 4, 40)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
+def test_the_folder_of_a_site_is_open_to_its_owner_only(tmp_path):
+    SiteStore(Folder(tmp_path / "site", QuickDisk())).salt()
+    assert (tmp_path / "site").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_round_that_is_trained_again_takes_the_place_of_what_was_kept_of_it():
