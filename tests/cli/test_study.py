@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -155,3 +157,61 @@ def test_a_study_beyond_its_budget_is_refused_before_anything_starts(change, wor
         done = shell("study", command, "study.toml")
         assert done.status == status and words in done.err, done.err
     assert not (here / "studies").exists()
+
+
+TINY = """
+seeds = [0, 1]
+base = [
+  "model.dtype=float32", "model.device=cpu", "run.threads=1", "data.rows_per_category=4",
+  "data.held_out_per_category=2",
+  "data.categories=open_qa,closed_qa", "data.max_length=64", "lora.r=2", "lora.alpha=4", "federation.rounds=2",
+  "training.local_steps=1", "training.batch_size=2", "evaluation.generate=0", "evaluation.arms=base,federated,local",
+]
+[[compare]]
+a = "federated"
+b = "local"
+rows = "own"
+"""
+
+
+def test_a_study_of_tiny_runs_goes_on_from_a_stop_and_measures_the_base_once(here, shell, model_folder, monkeypatch):
+    from shepherd.cli.printed_study import Quiet
+    from shepherd.engines.local import LocalEngine
+
+    (here / "tiny.toml").write_text(TINY)
+    line = ("study", "run", "tiny.toml", "--set", f"model.base={model_folder()}")
+    of_base, evaluate = [], LocalEngine.evaluate
+
+    def counted(self, model, rows):
+        of_base.extend([1] * (model is None))
+        return evaluate(self, model, rows)
+
+    def stops(self, event):
+        if event["event"] == "round" and event["round"] == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalEngine, "evaluate", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Quiet, "show", stops)
+        assert shell(*line).status == 130
+    assert "tiny.0  stopped  1 of 2 rounds" in shell("study", "status", "tiny.toml", *line[3:]).out
+    done = shell(*line)
+    assert done.status == 0, done.err
+    assert len(of_base) == 1 and len(list(Path("studies/tiny/base").iterdir())) == 1
+    journal = Path("studies/tiny/runs/tiny.0/journal.jsonl").read_text()
+    assert "resumed" in journal, "the stopped run was not started anew"
+    for seed in (0, 1):
+        kept = json.loads(Path(f"studies/tiny/results/tiny.{seed}/RUN.json").read_text())
+        arms = json.loads(Path(f"studies/tiny/runs/tiny.{seed}/evaluation/metrics.json").read_text())["arms"]
+        tokens = sum(kept["rows"]["tokens"])
+        for arm in ("base", "federated"):
+            assert kept["arms"][arm]["loss"] == arms[arm]["loss"]
+            assert sum(kept["arms"][arm]["nll"]) / tokens == pytest.approx(arms[arm]["loss"], abs=1e-4)
+        assert {client: len(at) for client, at in kept["rows"]["own"].items()} == {"closed_qa": 2, "open_qa": 2}
+        assert kept["digests"]["held_out"] == kept["digests"]["held_out"] and kept["config"]["data"]["seed"] == 0
+    shutil.rmtree("studies/tiny/runs")
+    again = shell(*line)
+    assert again.status == 0 and again.out == done.out and not Path("studies/tiny/runs").exists()
+    shutil.rmtree("studies/tiny/results/tiny.1")
+    repeated = shell(*line)
+    assert repeated.out == done.out, "the same run gives the same figures again"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shepherd.evaluation.row_losses import LOSSES, HeldOutLosses, RowLosses, losses_bytes
 from shepherd.experiment.study.design import Planned, Study, load_study
 from shepherd.experiment.study.folder import StudyFolder
-from shepherd.experiment.study.record import RowTable, record_of
+from shepherd.experiment.study.record import record_of
 
 BASE = 'seeds = [0, 1, 2]\nbase = ["evaluation.arms=base,federated,local,centralised"]\n'
 TWO = BASE + '[variants]\nfedit = []\nflora = ["federation.method=flora"]\n'
@@ -25,7 +26,20 @@ def study_of(folder: Path, text: str = TWO, **options: Any) -> Study:
     return load_study(file, **options)
 
 
-def losses_of(planned: Planned, rows: int = 12) -> RowTable:
+def held_out(
+    tokens: np.ndarray, pooled: Mapping[str, np.ndarray], local: Mapping[str, np.ndarray], ids: Sequence[str] = ()
+) -> HeldOutLosses:
+    """Losses by row: nll of pooled arms, and of clients that hold the rows of even (the first) and odd place."""
+    tokens = np.asarray(tokens, np.int64)
+    every = {**pooled, **{f"local/{client}": nll for client, nll in local.items()}}
+    models = {name: RowLosses(np.asarray(nll, float), tokens, np.zeros_like(tokens)) for name, nll in every.items()}
+    names = tuple(ids) or tuple(f"row:{i}" for i in range(len(tokens)))
+    groups = tuple("even" if i % 2 == 0 else "odd" for i in range(len(tokens)))
+    holds = dict(zip(local, (("even",), ("odd",)), strict=False))
+    return HeldOutLosses(names, groups, {client: holds.get(client, ()) for client in local}, models)
+
+
+def losses_of(planned: Planned, rows: int = 12) -> HeldOutLosses:
     """Losses per token that fall from the base over clients alone and federated to centralised, with noise by seed.
 
     In the variant flora all but the base are 0.1 lower.
@@ -39,18 +53,13 @@ def losses_of(planned: Planned, rows: int = 12) -> RowTable:
         return tokens * (loss + hard + rng.normal(0, 0.01, rows))
 
     alone = {client: arm(2.5 - shift + 0.02 * i) for i, client in enumerate(CLIENTS)}
-    pooled = {"base": arm(2.7), "federated": arm(2.4 - shift), "centralised": arm(2.3 - shift)}
-    return RowTable(tuple(f"row:{i}" for i in range(rows)), tokens, pooled, {"local": alone})
-
-
-def own_of(rows: int = 12) -> dict[str, list[int]]:
-    return {"north": list(range(0, rows, 2)), "south": list(range(1, rows, 2))}
+    return held_out(tokens, {"base": arm(2.7), "federated": arm(2.4 - shift), "centralised": arm(2.3 - shift)}, alone)
 
 
 def write_results(
     study: Study,
     folder: StudyFolder,
-    losses: Callable[[Planned], RowTable] = losses_of,
+    losses: Callable[[Planned], HeldOutLosses] = losses_of,
     leave_out: tuple[str, ...] = (),
 ) -> None:
     """Write a RUN.json for every run of a study but those in `leave_out`, and the design."""
@@ -62,20 +71,25 @@ def write_results(
                 folder.write_record(planned, record(planned, losses(planned), folder.path))
 
 
-def record(planned: Planned, rows: RowTable, work: Path, own: Mapping[str, list[int]] | None = None) -> bytes:
+def record(planned: Planned, losses: HeldOutLosses, work: Path) -> bytes:
     """The RUN.json of a run directory made up for it."""
+    return record_of(run_directory(planned, losses, work), planned)
+
+
+def run_directory(planned: Planned, losses: HeldOutLosses, work: Path) -> Path:
+    """A finished run directory with what RUN.json is made of."""
     run_dir = work / "made-up" / planned.name
     (run_dir / "evaluation").mkdir(parents=True, exist_ok=True)
-    for name, value in _files(planned, rows).items():
+    (run_dir / LOSSES).write_bytes(losses_bytes(losses))
+    for name, value in _files(planned, losses).items():
         (run_dir / name).write_text(json.dumps(value), encoding="utf-8")
-    return record_of(run_dir, planned, rows, own_of(len(rows.ids)) if own is None else own)
+    return run_dir
 
 
-def _files(planned: Planned, rows: RowTable) -> dict[str, Any]:
-    total = int(rows.tokens.sum())
-    arms: dict[str, Any] = {arm: {"loss": float(nll.sum() / total)} for arm, nll in rows.pooled.items()}
-    for arm, models in rows.each.items():
-        arms[arm] = {client: {"loss": float(nll.sum() / total)} for client, nll in models.items()}
+def _files(planned: Planned, losses: HeldOutLosses) -> dict[str, Any]:
+    arms: dict[str, Any] = {arm: {"loss": model.stat.mean} for arm, model in losses.pooled.items()}
+    for arm, models in losses.each.items():
+        arms[arm] = {client: {"loss": model.stat.mean} for client, model in models.items()}
     spent = {"optimizer_steps": 12, "optimizer_steps_per_client": 6.0, "rows": 24, "target_tokens": 480,
              "learning_rate": 5e-4}  # fmt: skip
     summary = {

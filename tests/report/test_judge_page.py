@@ -112,7 +112,8 @@ def test_more_questions_won_and_a_lower_total_are_both_said():
     ("verdict", "words"),
     [("higher", "federated is rated higher than base"), ("lower", "federated is rated lower than base"),
      ("equal within the margin", "federated and base are equal within the margin"),
-     ("no verdict", "No verdict on federated and base"), ("no interval", "Of federated and base no interval")],
+     ("judge not fit", "This judge is not fit to compare federated with base"),
+     ("no interval", "Of federated and base no interval")],
 )  # fmt: skip
 def test_each_verdict_has_its_sentence(verdict, words):
     ends = {"ci95": None} if verdict == "no interval" else {}
@@ -167,7 +168,9 @@ def test_both_orders_in_two_files_are_one_row_of_the_order_table():
     other = pair(orders=1, first_gain=None, by_order=None)
     joint = {"a": "base", "b": "federated", "files": ["one", "two"], "both": pair()}
     table = figures.orders(judged(other, copy.deepcopy(other), orders=[joint]), Limits())
-    assert len(table.rows) == 1 and table.rows[0][1] == "+0.325"
+    assert [row[0] for row in table.rows] == ["federated − base, both files"] and table.rows[0][1] == "+0.325"
+    assert table.rows[0][5:] == ["−0.106", "−0.540 to +0.328", "0.63", "not distinguishable"]
+    assert len(figures.orders(judged(), Limits()).columns) == 5, "the table of differences has the rest"
 
 
 def test_pairs_with_one_arm_in_common_are_named_by_the_other():

@@ -122,7 +122,7 @@ def test_an_answer_ends_at_the_template_s_stop_even_where_that_is_not_the_end_to
         first = generate(base.model, tokenizer, [prompt], stops=template.stops, max_new_tokens=40)
     with speaking(base.model, [*words, stop]):
         endless = generate(base.model, tokenizer, [prompt], max_new_tokens=40)
-    assert first == [("an egg", "stop")]
+    assert first == [("an egg", "stop", tuple(words))]
     assert endless[0].text.count("an egg") > 1 and endless[0].finish_reason == "length"
 
 

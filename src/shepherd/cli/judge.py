@@ -1,4 +1,4 @@
-"""`shepherd judge`: what recorded judgements say about pairs of systems."""
+"""`shepherd judge`: pairs of systems compared by a judge, called now or recorded earlier."""
 
 from __future__ import annotations
 
@@ -7,21 +7,32 @@ from typing import Any
 
 import click
 
-from shepherd.cli import judged
+from shepherd.cli import judge_calls, judged
+from shepherd.errors import UsageError
 
 
 @click.command()
-@click.option("--replay", "first", required=True, multiple=True, metavar="FILE", type=click.Path(path_type=Path),
-              help="Files of recorded judgements; their format is recognised.")  # fmt: skip
-@click.argument("more", nargs=-1, metavar="[FILE…]", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, metavar="[RUN…]")
+@click.option("--replay", "replayed", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
+              help="Compare by recorded judgements; further FILEs may follow. Their format is recognised.")  # fmt: skip
+@judge_calls.options
 @judged.options
-def judge(first: tuple[Path, ...], more: tuple[Path, ...], **given: Any) -> None:
-    """Compare systems by recorded judgements of their answers.
+@click.pass_context
+def judge(context: click.Context, runs: tuple[str, ...], replayed: tuple[Path, ...], **given: Any) -> None:
+    """Compare arms of runs, or other systems, by a judge.
 
-    Reads the ratings and verdicts that a judge gave earlier, one pair of systems per FILE: FastChat's reviews, QLoRA's
-    ratings, AlpacaEval's annotations, LLMBar's results. Prints totals, the relative score b / a, the mean difference
-    b - a with a 95 % interval, and a verdict on b. It calls no judge: answers of your runs cannot be judged
-    yet."""
-    from shepherd.evaluation.judge import replay
+    Reads the answers that shepherd answer wrote and has a judge rate each pair in both orders: the federated arm of RUN
+    against base, each kept local client and centralised. Prints totals, the relative score b / a, the mean difference
+    b - a with a 95 % interval, and a verdict on b. Every call is recorded in RUN/judge/calls.jsonl; the same command
+    goes on where it stopped. With --replay no judge is called."""
+    if replayed:
+        from shepherd.evaluation.judge import replay
 
-    judged.show([one for file in (*first, *more) for one in replay.read_pairs(file)], given)
+        if unused := judge_calls.named(context):
+            raise UsageError(f"{unused[0]} calls a judge, and --replay calls none", hint="leave one of the two out")
+        files = [*replayed, *map(Path, runs)]
+        judged.show([one for file in files for one in replay.read_pairs(file)], given)
+        return
+    from shepherd.cli.judge_runs import judge_runs
+
+    judge_runs(runs, given)

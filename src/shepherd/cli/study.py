@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shepherd.cli import output, printed_study
+from shepherd.cli import output
 from shepherd.cli.completion import complete_setting
 from shepherd.cli.group import Commands
 from shepherd.errors import ShepherdError, UsageError, plural
@@ -84,6 +84,7 @@ def check(
     """
     found, folder, runs = _opened(file, out, overrides, only, seeds)
     folder.check(found)
+    from shepherd.cli import printed_study
     from shepherd.experiment.study import forecast
     from shepherd.experiment.study.results import finished_records
 
@@ -121,6 +122,7 @@ def run(
     folder.check(found)
     for planned in runs:
         folder.record(planned)  # refuse the record of another run before anything starts
+    from shepherd.cli import printed_study
     from shepherd.experiment.study import forecast
     from shepherd.experiment.study.outputs import write_outputs
     from shepherd.experiment.study.results import finished_records
@@ -196,6 +198,8 @@ def status(file: Path, out: Path | None, overrides: tuple[str, ...], as_json: bo
     """List the runs of STUDY.toml: finished, running, stopped, failed or waiting."""
     found, folder, runs = _opened(file, out, overrides, (), "")
     folder.check(found)
+    from shepherd.cli import printed_study
+
     printed_study.print_status(found, folder.path, [folder.progress(planned) for planned in runs], as_json)
 
 
@@ -210,6 +214,7 @@ def report(file: Path, out: Path | None, overrides: tuple[str, ...], as_json: bo
     folder.check(found)
     if not folder.path.is_dir():
         raise UsageError(f"no study at {folder.path}", hint=f"shepherd study run {shlex.quote(str(file))} starts it")
+    from shepherd.cli import printed_study
     from shepherd.experiment.study.outputs import write_outputs
 
     document = write_outputs(found, folder)

@@ -25,7 +25,7 @@ from shepherd.errors import DataError, EvaluationError
 
 QuestionId = str | int
 
-SETTINGS = ("run", "arm", "adapter_digest", "base", "base_digest", "dtype", "template", "decoding")
+SETTINGS = ("run", "arm", "adapter_digest", "base", "base_digest", "endpoint", "dtype", "template", "decoding")
 """Fields that are the same in all lines of a file that count."""
 
 
@@ -34,11 +34,12 @@ class AnswerLine:
     """The answers of one model to the turns of one question.
 
     turns: the user's texts; empty in files of FastChat, which do not hold them. question_hash: `hash_of` the turns and
-    what stands before them. tokens: of each answer, as generated; None where an endpoint did not count. cut: the answer
-    ended at the limit of new tokens; empty where nobody noted it. key: identifies everything that decides the answers.
-    adapter_digest: "" for the base and for models without an adapter. dtype: precision of the base, with the
-    quantisation where there is one. decoding: `max_new_tokens`, `temperature` and, where answers are drawn, `top_p`
-    and `seed`; for an endpoint also its host and the name by which it answered.
+    what stands before them. before: the conversation that preceded the first turn, {role, content} each. reference:
+    right answers, where the question has them. tokens: of each answer, as generated; None where an endpoint did not
+    count. cut: the answer ended at the limit of new tokens; empty where nobody noted it. key: identifies everything
+    that decides the answers. adapter_digest: "" for the base and for models without an adapter. dtype: precision of the
+    base, with the quantisation where there is one. endpoint: the host, where the model is behind one. decoding:
+    `max_new_tokens`, `temperature` and, where answers are drawn, `top_p` and `seed`.
     """
 
     question_id: QuestionId
@@ -46,6 +47,8 @@ class AnswerLine:
     turns: tuple[str, ...] = ()
     question_hash: str = ""
     category: str = ""
+    before: tuple[Mapping[str, str], ...] = ()
+    reference: tuple[str, ...] = ()
     tokens: tuple[int | None, ...] = ()
     cut: tuple[bool, ...] = ()
     run: str = ""
@@ -53,6 +56,7 @@ class AnswerLine:
     adapter_digest: str = ""
     base: str = ""
     base_digest: str = ""
+    endpoint: str = ""
     dtype: str = ""
     template: str = ""
     decoding: Mapping[str, Any] = field(default_factory=dict)
@@ -60,12 +64,14 @@ class AnswerLine:
 
     @property
     def name(self) -> str:
-        """The arm with its run: "demo:federated"; the arm alone where it belongs to no run."""
-        return f"{self.run}:{self.arm}" if self.run else self.arm
+        """The arm with its run: "demo:federated", "demo@3"; the arm alone where it belongs to no run."""
+        return f"{self.run}{'' if self.arm.startswith('@') else ':'}{self.arm}" if self.run else self.arm
 
     def to_json(self) -> str:
-        """The line of a file, without its line break."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        """The line of a file, without its line break. What only some questions have is left out where it is empty."""
+        some = ("before", "reference", "endpoint")
+        row = {name: value for name, value in asdict(self).items() if value or name not in some}
+        return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -149,10 +155,10 @@ def _line(where: str, row: Mapping[str, Any]) -> AnswerLine:
 def _ours(where: str, row: Mapping[str, Any]) -> AnswerLine:
     known = {key: row[key] for key in AnswerLine.__dataclass_fields__ if key in row}
     for name in ("question_hash", "category", "run", "arm", "adapter_digest", "base", "base_digest", "dtype",
-                 "template", "key"):  # fmt: skip
+                 "endpoint", "template", "key"):  # fmt: skip
         if not isinstance(known.get(name, ""), str):
             raise DataError(f"{where}: {name} is not a text")
-    lists = {name: known.get(name, []) for name in ("tokens", "cut")}
+    lists = {name: known.get(name, []) for name in ("tokens", "cut", "before", "reference")}
     if not isinstance(known.get("decoding", {}), Mapping) or not all(isinstance(v, list) for v in lists.values()):
         raise DataError(f"{where}: not a line of shepherd answer", hint="restore the file, or write it again")
     return AnswerLine(

@@ -55,7 +55,7 @@ class Generation:
         Rows that were cut are left out: nothing as long was trained on. So are plain texts, which have no prompt, and
         rows whose last answer is not a target. window: the positions of the model, where it has a limit.
         """
-        reasons = {row.id: self._why_not(row, examples[row.id]) for row in held_out}
+        reasons = {row.id: self.why_not(row, examples[row.id]) for row in held_out}
         prompts: dict[int, list[int]] = {}
 
         def usable(index: int) -> bool:
@@ -77,7 +77,7 @@ class Generation:
             missing += "".join(f", {count} of them {why}" for why, count in counts.items() if count)
         return [examples[held_out[i].id] for i in picked], [prompts[i] for i in picked], missing
 
-    def _why_not(self, row: Tokens, example: Example) -> str:
+    def why_not(self, row: Tokens, example: Example) -> str:
         """Why a held-out row is not answered by generation, or ""."""
         last = example.messages[-1]
         if last.role != "assistant":

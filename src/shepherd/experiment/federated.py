@@ -12,7 +12,7 @@ import numpy as np
 
 from shepherd.clients.progress import StepReport
 from shepherd.errors import ClientError, EvaluationError
-from shepherd.evaluation.losses import RowLosses
+from shepherd.evaluation.row_losses import RowLosses
 from shepherd.experiment.arms import Budget
 from shepherd.experiment.base_losses import kept_or_measured
 from shepherd.experiment.events import RoundEvent, RoundLine

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from shepherd.config import Config
 from shepherd.errors import EvaluationError
 from shepherd.evaluation.losses import row_losses
 from shepherd.evaluation.statistics import paired_difference
 from shepherd.experiment.identity import FILE, held_out_digest
-from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.rows import FederatedData, prepare_rows
 from shepherd.experiment.summary import arm_metrics
 from shepherd.model.forward import PackedModel
 from shepherd.rng import stream
@@ -26,19 +27,8 @@ def evaluate_run(run_dir: ArmName | Path | str, round_number: int | None = None)
     rows or tokenizer are not those of the run.
     """
     tuned, run = load_tuned(run_dir, round_number=round_number), named(run_dir, round_number).run
-    data, _ = prepare_rows(tuned.config, tuned.base.tokenizer)
-    config, (divided, made_with) = tuned.config, (read_json(run / n) for n in ("partition.json", FILE))
-    apart = config.data.held_out_source or config.data.source
-    for what, then, now, source in (
-        ("held-out rows are not those", made_with.get("held_out"), held_out_digest(data), apart),
-        ("data are not those", divided.get("dataset_digest"), data.partition.dataset_digest, config.data.source),
-        ("tokenizer is not that", made_with.get("tokenizer"), tuned.base.tokenizer_digest, config.model.base),
-    ):
-        if then != now:
-            raise EvaluationError(
-                f"the {what} of the run: digest {now[:12]}, then {str(then or 'unknown')[:12]}",
-                hint=f"give back what {source} held, and the config.toml that the run wrote",
-            )
+    config = tuned.config
+    data = same_rows(run, config, tuned.base.tokenizer, tuned.base.tokenizer_digest)
     packed = PackedModel(tuned.base.model)
     before, after = (row_losses(packed, data.held_out, lora)[0] for lora in (None, tuned.lora))
     return {
@@ -46,3 +36,26 @@ def evaluate_run(run_dir: ArmName | Path | str, round_number: int | None = None)
         "federated": arm_metrics(after, data),
         "difference": paired_difference(after, before, stream(config.run.seed, "bootstrap", "base")),
     }
+
+
+def same_rows(run: Path, config: Config, tokenizer: Any, tokenizer_digest: str) -> FederatedData:
+    """The rows of a run, read again from where its recipe says. Raises as check_rows does."""
+    data, _ = prepare_rows(config, tokenizer)
+    check_rows(run, config, data, tokenizer_digest)
+    return data
+
+
+def check_rows(run_dir: Path | str, config: Config, data: FederatedData, tokenizer_digest: str) -> None:
+    """Raise EvaluationError where data, held-out rows or tokenizer are not those of the run."""
+    divided, made_with = (read_json(Path(run_dir) / name) for name in ("partition.json", FILE))
+    apart = config.data.held_out_source or config.data.source
+    for what, then, now, source in (
+        ("held-out rows are not those", made_with.get("held_out"), held_out_digest(data), apart),
+        ("data are not those", divided.get("dataset_digest"), data.partition.dataset_digest, config.data.source),
+        ("tokenizer is not that", made_with.get("tokenizer"), tokenizer_digest, config.model.base),
+    ):
+        if then != now:
+            raise EvaluationError(
+                f"the {what} of the run: digest {now[:12]}, then {str(then or 'unknown')[:12]}",
+                hint=f"give back what {source} held, and the config.toml that the run wrote",
+            )

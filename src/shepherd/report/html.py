@@ -14,6 +14,7 @@ from shepherd.report.judge.section import section as judged
 from shepherd.report.load import RunRecord, load_run
 from shepherd.report.page import LARGEST, LEVELS, Limits, render, write_page
 from shepherd.report.sections.alerts import alerts, resumptions
+from shepherd.report.sections.benchmarks import benchmarks
 from shepherd.report.sections.budget import budget
 from shepherd.report.sections.cards import cards, measure
 from shepherd.report.sections.categories import categories
@@ -56,6 +57,7 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
         clients(record, limits),
         *([own] if (own := personal(record, limits)) else []),
         categories(record, limits),
+        *([benchmarks(record, limits)] if record.benchmarks else []),
         division(record, limits),
     ]
     after = [

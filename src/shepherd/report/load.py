@@ -87,6 +87,13 @@ _PARTITION = {
     "settings?": {"*": object},
     "table?": {"clients": [CLIENT], "categories": [str], "counts": [[int]]},
 }
+_BENCHMARK = {
+    "task": str,
+    "rows": [str],
+    "metrics": {"*": {"*": object}},
+    "models": {"*": {"metrics": {"*": {"*": object}}}},
+    "differences?": [{"metric": str, **_DIFFERENCE}],
+}
 _LEFT_OUT = {"what": str, "reason": str, "groups": [[str]]}
 _GENERATION = {
     "prompt": [{"role": str, "content": str}],
@@ -102,9 +109,9 @@ class RunRecord:
     `state` is "finished", or "unfinished" while there is no summary.json.
 
     config: the resolved settings by table; config_text: config.toml as written. rounds: one mapping per committed
-    round, in order. left_out: rows that were refused, changed, or found by the audit. metrics, summary and partition
-    are empty, rounds, generations and left_out are (), where the run has none. notes: sentences about files that were
-    read only in part. judge: the contents of judge/judge.json.
+    round, in order. left_out: rows that were refused, changed, or found by the audit. benchmarks: the record of each
+    task. judge: the contents of judge/judge.json. metrics, summary and partition are empty, rounds, generations,
+    left_out and benchmarks are (), where the run has none. notes: sentences about files that were read only in part.
     """
 
     path: Path
@@ -117,6 +124,7 @@ class RunRecord:
     partition: Mapping[str, Any] = field(default_factory=dict)
     generations: tuple[Mapping[str, Any], ...] = ()
     left_out: tuple[Mapping[str, Any], ...] = ()
+    benchmarks: tuple[Mapping[str, Any], ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -170,6 +178,7 @@ def load_run(path: str | Path) -> RunRecord:
         partition=named(partition, _PARTITION),
         generations=_lines(path / "evaluation" / "generations.jsonl", _GENERATION, False, notes, torn=not finished),
         left_out=_lines(path / "evaluation" / "left_out.jsonl", _LEFT_OUT, False, notes, torn=not finished),
+        benchmarks=tuple(_json(file, _BENCHMARK, needed=True) for file in sorted(path.glob("benchmarks/*.json"))),
         environment=_json(path / "env.json", {"*": object}, needed=False),
         identity=_json(path / "identity.json", {"held_out?": str}, needed=False),
         notes=tuple(notes),

@@ -116,7 +116,7 @@ def test_human_judgements_of_mt_bench_are_labels_of_several_voters(tmp_path):
         ("", "has no labels"),
     ],
 )
-def test_a_line_that_is_no_label_is_named(tmp_path, line, reason):
+def test_a_line_without_a_label_is_named(tmp_path, line, reason):
     (tmp_path / "labels.jsonl").write_text(line, "utf-8")
     with pytest.raises(DataError) as error:
         read_labels(tmp_path / "labels.jsonl")

@@ -99,7 +99,7 @@ def test_a_margin_makes_equal_possible(shell):
 @pytest.mark.parametrize(
     ("words", "status", "reason"),
     [
-        ((), 2, "Missing option '--replay'"),
+        ((), 2, "nothing to judge"),
         (("--replay", "nowhere.jsonl"), 3, "file not found: nowhere.jsonl"),
         (("--replay", RECORDINGS), 3, "Is a directory"),
         (("--replay", RECORDINGS / "fastchat.jsonl", "--margin", "0"), 2, "--margin"),

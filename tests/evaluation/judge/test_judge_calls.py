@@ -196,7 +196,7 @@ def test_a_command_stops_at_its_limits_and_goes_on_with_higher_ones(ledger):
     # 100 tokens in and 10 out at 1,000 and 10,000 per million: 0.2 a call
     done = run(planned([pair(seed=1)], dataclasses.replace(JUDGE, model="dear"), SECRET), FEDIT, ledger(), Counted(),
                threads=1, limit=Limit(cost=0.5, price=Price(1000, 10_000)))  # fmt: skip
-    assert done.made == 3 and done.cost == pytest.approx(0.6) and "--max-cost is 0.5" in done.fault.message
+    assert done.made == 3 and done.cost == pytest.approx(0.6) and "--max-cost" in done.fault.message
 
 
 def test_an_interrupted_command_records_the_calls_in_flight(ledger):

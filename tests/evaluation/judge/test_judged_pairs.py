@@ -17,7 +17,7 @@ from shepherd.evaluation.judge.pairs import summarise
 from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording, recordings_of
 from shepherd.evaluation.judge.statistics import two_way
-from shepherd.evaluation.judge.summary import Known, judged
+from shepherd.evaluation.judge.summary import UNFIT, Known, judged
 from shepherd.rng import stream
 
 FILE = Path("calls.jsonl")
@@ -185,3 +185,10 @@ def test_a_summary_has_what_is_recorded_and_none_for_the_rest():
                               "cost": 0.5, "currency": "EUR"}  # fmt: skip
     assert (found["probes"], found["agreement"], found["budget"]["equal"]) == (None, [], False)
     json.dumps(found, default=str, allow_nan=False)
+
+
+def test_a_judge_that_is_not_fit_gives_no_verdicts_and_all_figures():
+    recordings = recordings_of(FILE, simulated())
+    fit, unfit = (judged(recordings, known=Known(calibration={"fit": each})) for each in (True, False))
+    assert {pair["verdict"] for pair in unfit["pairs"]} == {UNFIT} and fit["pairs"][0]["verdict"] != UNFIT
+    assert unfit["pairs"][0]["difference"] == fit["pairs"][0]["difference"]

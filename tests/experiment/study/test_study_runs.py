@@ -6,14 +6,16 @@ import json
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from shepherd.errors import ClientError, DataError, ResourceError, UsageError
+from shepherd.evaluation.row_losses import LOSSES, losses_bytes
 from shepherd.experiment.study import running
 from shepherd.experiment.study.folder import StudyFolder
-from shepherd.experiment.study.record import LARGEST
+from shepherd.experiment.study.record import LARGEST, record_of
 from shepherd.experiment.study.running import carry_out, expected_seconds
-from study_runs import TWO, losses_of, record, study_of, write_results
+from study_runs import TWO, held_out, losses_of, record, run_directory, study_of, write_results
 
 
 @pytest.fixture
@@ -162,34 +164,28 @@ def test_a_record_holds_rows_digests_and_settings_and_no_place(tmp_path, study):
 
 
 def test_a_large_record_leaves_out_single_clients_and_says_so(tmp_path, study):
-    import numpy as np
-
-    from shepherd.experiment.study.record import RowTable
-
     rng, tokens = np.random.default_rng(0), np.full(480, 80)
 
     def arms(clients):
         nll = rng.normal(200, 30, (clients + 1, 480))
-        each = {f"client-{i}": nll[i] for i in range(clients)}
-        return RowTable(tuple(f"row:{i}" for i in range(480)), tokens, {"base": nll[-1]}, {"local": each})
+        return held_out(tokens, {"base": nll[-1]}, {f"client-{i}": nll[i] for i in range(clients)})
 
-    many = record(study.runs[0], arms(100), tmp_path, own={})
+    many = record(study.runs[0], arms(100), tmp_path)
     found = json.loads(many)
     assert len(many) <= LARGEST and found["arms"]["local"]["each"] == {} and found["left_out"]
     assert len(found["arms"]["local"]["losses"]) == 100 and len(found["arms"]["local"]["mean"]) == 480
-    few = record(study.runs[0], arms(11), tmp_path, own={})
+    few = record(study.runs[0], arms(11), tmp_path)
     assert len(few) <= LARGEST // 2 and len(json.loads(few)["arms"]["local"]["each"]) == 11
-    wide = RowTable(tuple(f"{i:0>700}" for i in range(480)), tokens, {"base": rng.normal(200, 30, 480)}, {})
+    wide = held_out(tokens, {"base": rng.normal(200, 30, 480)}, {}, [f"{i:0>700}" for i in range(480)])
     with pytest.raises(ResourceError, match="more than 300,000"):
-        record(study.runs[0], wide, tmp_path, own={})
+        record(study.runs[0], wide, tmp_path)
 
 
 def test_a_run_directory_that_was_changed_is_not_recorded(tmp_path, study):
     planned = study.runs[0]
-    rows = losses_of(planned)
-    record(planned, rows, tmp_path)
-    from shepherd.experiment.study.record import record_of
-
-    rows.pooled["federated"][0] += 1.0
+    losses = losses_of(planned)
+    run_dir = run_directory(planned, losses, tmp_path)
+    losses.models["federated"].nll[0] += 1.0
+    (run_dir / LOSSES).write_bytes(losses_bytes(losses))
     with pytest.raises(DataError, match=r"the rows of the federated arm give a loss of"):
-        record_of(tmp_path / "made-up" / planned.name, planned, rows, {})
+        record_of(run_dir, planned)

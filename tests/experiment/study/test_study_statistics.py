@@ -11,9 +11,9 @@ from shepherd.evaluation.judge.statistics import two_way
 from shepherd.experiment.study.comparisons import compare_all, measure
 from shepherd.experiment.study.forecast import smallest_visible
 from shepherd.experiment.study.losses import losses_of
-from shepherd.experiment.study.record import RowTable, cross_fitted
+from shepherd.experiment.study.record import cross_fitted
 from shepherd.experiment.study.sides import Pair, Side
-from study_runs import own_of, record, study_of
+from study_runs import held_out, record, study_of
 
 FEDERATED, FLORA = Side("fedit", "federated"), Side("flora", "federated")
 
@@ -23,24 +23,23 @@ def records(tmp_path):
     """records(rows) -> RUN.json of every run of a study, of what `rows(planned)` gives."""
     study = study_of(tmp_path)
 
-    def made(rows, only=None, own=None):
+    def made(rows, only=None):
         found = {}
         for planned in study.runs:
             if only is None or planned.name in only:
-                text = record(planned, rows(planned), tmp_path, own)
+                text = record(planned, rows(planned), tmp_path)
                 found.setdefault(planned.variant.name, {})[planned.seed] = json.loads(text)
         return found
 
     return made
 
 
-def table_of(per_arm, tokens, ids=None):
-    """A RowTable of nll by arm; local: the client north has what is given, south 1 more per token."""
+def table_of(per_arm, tokens, ids=()):
+    """Losses of arms by nll; local: the client north has what is given, south 1 more per token."""
     tokens = np.asarray(tokens)
     local = per_arm.pop("local", per_arm["base"])
-    each = {"local": {"north": local, "south": local + tokens}}
-    names = tuple(ids or (f"r{i}" for i in range(len(tokens))))
-    return RowTable(names, tokens, {**per_arm, "centralised": per_arm["base"]}, each)
+    pooled = {**per_arm, "centralised": per_arm["base"]}
+    return held_out(tokens, pooled, {"north": local, "south": local + tokens}, ids)
 
 
 def test_the_difference_is_a_ratio_of_sums_and_its_interval_is_two_way(records):
@@ -82,7 +81,7 @@ def test_p_values_are_adjusted_over_all_comparisons_of_the_file(records):
     others = [Side("fedit", arm) for arm in ("base", "centralised", "local:mean", "local/north")]
     entries = compare_all([Pair(FEDERATED, other) for other in others], records(losses))
     ps = sorted(entry["p"] for entry in entries)
-    assert min(entry["holm_p"] for entry in entries) == pytest.approx(4 * ps[0])
+    assert min(entry["holm_p"] for entry in entries) == pytest.approx(4 * ps[0], rel=1e-9, abs=0)
     alone = compare_all([Pair(FEDERATED, others[0])], records(losses))[0]
     assert alone["holm_p"] == alone["p"]
 
@@ -143,10 +142,10 @@ def test_own_rows_compare_each_client_on_its_rows_with_its_own_model(records):
         return table_of({"base": base, "federated": base - 0.1 * tokens, "local": base}, tokens)
 
     pair = Pair(FEDERATED, Side("fedit", "local:mean"), rows="own")
-    found = measure(pair, records(rows, own=own_of(4)))
+    found = measure(pair, records(rows))
     np.testing.assert_allclose(found.values, [[-0.1, -1.1]] * 3, atol=1e-9)
     assert (found.unit, found.units, found.rows) == ("client", 2, 4)
-    one = measure(Pair(FEDERATED, Side("fedit", "local/the south"), rows="own"), records(rows, own=own_of(4)))
+    one = measure(Pair(FEDERATED, Side("fedit", "local/the south"), rows="own"), records(rows))
     assert (one.unit, one.units) == ("row", 2) and one.per_seed == pytest.approx([-1.1] * 3)
 
 

@@ -26,7 +26,7 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 def export_reviews(recordings: Sequence[Recording], folder: Path) -> list[Path]:
     """Write the judgements of all recordings below `folder`; returns the files.
 
-    Judgements that failed are left out: there is no text to review. ResourceError: a file cannot be written.
+    Judgements that failed are left out, as they have no text to review. ResourceError: a file cannot be written.
     """
     written: dict[Path, list[str]] = {}
     for recording in recordings:

@@ -40,7 +40,7 @@ class Label:
 
 
 def read_labels(file: Path) -> list[Label]:
-    """The labels of a file, in order. DataError: it cannot be read, is empty, or has a line that is no label."""
+    """The labels of a file, in order. DataError: it cannot be read, is empty, or has a line that does not hold one."""
     text = content(file, "give a file of people's verdicts")
     rows = read_json(file, text).rows
     if not rows:

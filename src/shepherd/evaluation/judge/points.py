@@ -48,8 +48,10 @@ class Matched:
 
 
 def matched(judgements: Sequence[Judgement]) -> Matched:
-    """The questions that have points under every seed, and in both orders where both were asked, in order of first
-    appearance. Without any question the arrays have no column."""
+    """The questions that have points under every seed, and in both orders where the pair was judged in both.
+
+    In order of first appearance. Without any question the arrays have no column.
+    """
     orders = {judgement.b_first for judgement in judgements}
     found = _by_cell(judgements)
     seeds = tuple(dict.fromkeys(judgement.seed for judgement in judgements))

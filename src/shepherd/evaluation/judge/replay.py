@@ -40,19 +40,29 @@ def read_pairs(file: Path) -> list[Recording]:
     """Read recorded judgements, one recording per pair: a file of calls holds several, any other file one."""
     found = read(file)
     calls = [judgement.call for judgement in found.judgements if judgement.call is not None]
-    return recordings_of(file, calls, found.torn) if calls else [found]
+    recordings = recordings_of(file, calls, found.torn) if calls else [found]
+    return sorted(recordings, key=lambda one: (not one.scores, one.a, one.b)) if calls else recordings
 
 
 def recordings_of(file: Path, calls: Iterable[Call], torn: bool = False) -> list[Recording]:
-    """Calls to one recording per judge, protocol and pair, with one judgement per `settled` call."""
+    """Calls to one recording per judge, protocol and pair, with one judgement per `settled` call.
+
+    In order of questions, seeds, repeats and orders: calls made at once are recorded in any order, and sums of floats
+    depend on theirs.
+    """
     found: dict[tuple[str, str, str, str, str, str], list[Judgement]] = {}
-    for call in settled(calls):
+    for call in sorted(settled(calls), key=_place):
         key = (call.endpoint, call.model, call.prompt_hash, call.protocol, call.a, call.b)
         found.setdefault(key, []).append(judgement_of(call))
     return [
         Recording(file, "calls", a, b, protocol == "fedit", tuple(judgements), torn)
         for (*_, protocol, a, b), judgements in found.items()
     ]
+
+
+def _place(call: Call) -> tuple[Any, ...]:
+    number = call.question if isinstance(call.question, int) else -1
+    return number, str(call.question), -1 if call.seed is None else call.seed, call.repeat, call.order
 
 
 def read(file: Path) -> Recording:
@@ -98,7 +108,7 @@ def _judgements(name: str, row: Any, place: int) -> list[Judgement]:
 
 
 def content(file: Path, wanted: str = "give a file of recorded judgements") -> str:
-    """The text of a file; DataError with the hint `wanted` where there is none, or where it is no text."""
+    """The text of a file; DataError with the hint `wanted` where there is none, or where it is not text."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -110,7 +120,7 @@ def content(file: Path, wanted: str = "give a file of recorded judgements") -> s
 
 
 def _rows(file: Path, content: str) -> Iterator[tuple[str, Any]]:
-    """Each row with its place, `line 3` or `entry 3`; a Malformed in place of a line that is not JSON."""
+    """Each row with its place, `line 3` or `entry 3`; a Malformed in place of a line that does not parse."""
     if content.lstrip()[:1] == "[":
         rows = _loaded(content)
         if isinstance(rows, Malformed):

@@ -20,8 +20,8 @@ from shepherd.evaluation.judge.labels import Label
 from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording
 
-NO_VERDICT = "no verdict"
-"""Of a judge that is not fit by its calibration."""
+UNFIT = "judge not fit"
+"""In place of a verdict where the calibration of the judge failed."""
 VERSION = 1
 """Of the keys of judge.json; a reader refuses a later one."""
 
@@ -60,7 +60,7 @@ def judged(
     figures = pairs.summarise(recordings, margin)
     if known.calibration is not None and not known.calibration.get("fit"):
         for entry in (*figures["pairs"], *(found["both"] for found in figures["orders"] if found["both"])):
-            entry["verdict"] = NO_VERDICT
+            entry["verdict"] = UNFIT
     return {
         "version": VERSION,
         "judge": _judge(recordings) | {"calibration": known.calibration},

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shepherd.errors import DataError, ResourceError
+from shepherd.evaluation.row_losses import HeldOutLosses, read_losses
 from shepherd.experiment.study.design import SCHEMA, Planned
 from shepherd.store import read_json
 from shepherd.store.records import read_rounds
@@ -28,24 +28,16 @@ _DIGESTS = {"data": "data", "held_out": "held_out", "partition": "partition", "b
 _VERSIONS = ("shepherd", "python", "numpy", "torch", "transformers", "peft", "threads", "device", "processor")
 
 
-@dataclass(frozen=True)
-class RowTable:
-    """Held-out losses of a run. ids and tokens by row; pooled: {arm: nll float64[rows]}; each: {arm: {client: nll}}."""
+def record_of(run_dir: Path, planned: Planned) -> bytes:
+    """The contents of RUN.json for a finished run directory.
 
-    ids: tuple[str, ...]
-    tokens: np.ndarray
-    pooled: Mapping[str, np.ndarray]
-    each: Mapping[str, Mapping[str, np.ndarray]]
-
-
-def record_of(run_dir: Path, planned: Planned, rows: RowTable, own: Mapping[str, Sequence[int]]) -> bytes:
-    """The contents of RUN.json. own: the indices of each client's own held-out rows.
-
-    Raises ResourceError where it would be larger than `LARGEST`.
+    Raises DataError where a file of it is missing or damaged, ResourceError where the record would be larger than
+    `LARGEST`.
     """
+    losses = read_losses(run_dir)
     summary, identity = read_json(run_dir / "summary.json"), read_json(run_dir / "identity.json")
     metrics, rounds = read_json(run_dir / "evaluation" / "metrics.json"), read_rounds(run_dir)
-    _check_means(run_dir, rows, summary)
+    _check_means(run_dir, losses, summary)
     for decimals, whole in LEVELS:
         found = {
             "schema": SCHEMA,
@@ -72,11 +64,11 @@ def record_of(run_dir: Path, planned: Planned, rows: RowTable, own: Mapping[str,
             "rounded_to": 10.0**-decimals,
             "left_out": "" if whole else "losses of single clients, which would not fit",
             "rows": {
-                "ids": list(rows.ids),
-                "tokens": rows.tokens.tolist(),
-                "own": {c: list(i) for c, i in own.items()},
+                "ids": list(losses.ids),
+                "tokens": losses.models["base"].tokens.tolist(),
+                "own": {client: losses.own(client).tolist() for client in losses.holds},
             },
-            "arms": _arms(rows, summary["arms"], decimals, whole),
+            "arms": _arms(losses, summary["arms"], decimals, whole),
         }
         encoded = _encoded(found)
         if len(encoded) <= LARGEST:
@@ -87,16 +79,16 @@ def record_of(run_dir: Path, planned: Planned, rows: RowTable, own: Mapping[str,
     )
 
 
-def _arms(rows: RowTable, means: Mapping[str, Any], decimals: int, whole: bool) -> dict[str, Any]:
+def _arms(losses: HeldOutLosses, means: Mapping[str, Any], decimals: int, whole: bool) -> dict[str, Any]:
+    tokens = losses.models["base"].tokens
     found: dict[str, Any] = {
-        arm: {"loss": means[arm]["loss"], "nll": _rounded(nll, decimals)} for arm, nll in rows.pooled.items()
+        arm: {"loss": means[arm]["loss"], "nll": _rounded(model.nll, decimals)} for arm, model in losses.pooled.items()
     }
-    for arm, models in rows.each.items():
-        if not models:
-            continue
-        chosen, best = cross_fitted(models, rows.tokens)
+    for arm, each in losses.each.items():
+        models = {client: model.nll for client, model in each.items()}
+        chosen, best = cross_fitted(models, tokens)
         found[arm] = {
-            "loss": float(np.mean([nll.sum() for nll in models.values()]) / rows.tokens.sum()),
+            "loss": float(np.mean([nll.sum() for nll in models.values()]) / tokens.sum()),
             "mean": _rounded(np.mean(list(models.values()), axis=0), decimals),
             "best": _rounded(best, decimals),
             "best_clients": list(chosen),
@@ -122,10 +114,10 @@ def cross_fitted(models: Mapping[str, np.ndarray], tokens: np.ndarray) -> tuple[
     return (picked[0], picked[1]), result
 
 
-def _check_means(run_dir: Path, rows: RowTable, summary: Mapping[str, Any]) -> None:
+def _check_means(run_dir: Path, losses: HeldOutLosses, summary: Mapping[str, Any]) -> None:
     """Raise DataError where the rows do not give the losses that the run reported."""
-    for arm, nll in rows.pooled.items():
-        loss, reported = nll.sum() / rows.tokens.sum(), summary["arms"][arm]["loss"]
+    for arm, model in losses.pooled.items():
+        loss, reported = model.stat.mean, summary["arms"][arm]["loss"]
         if not abs(loss - reported) <= 1e-6 * max(1.0, abs(reported)):
             raise DataError(
                 f"{run_dir}: the rows of the {arm} arm give a loss of {loss:.6f}, summary.json has {reported:.6f}",

@@ -81,17 +81,16 @@ def _carry_out_one(folder: StudyFolder, planned: Planned, observer: Emit) -> Non
     """Start or resume one run, and write its RUN.json."""
     from shepherd.experiment.run import resume, run_checked
     from shepherd.experiment.study.record import record_of
-    from shepherd.experiment.study.run_rows import own_rows, row_table
     from shepherd.store.disk import DISK, discard
 
-    run_dir, config = folder.run(planned), planned.config(folder.runs)
-    checked = look_first(config, lambda _line: None, out=folder.runs)
+    run_dir = folder.run(planned)
     if (run_dir / "identity.json").exists():
         resume(run_dir, observer, base_losses=folder.base)
     else:
+        checked = look_first(planned.config(folder.runs), lambda _line: None, out=folder.runs)
         discard(DISK, run_dir)  # begun and stopped before it had an identity
         run_checked(checked, observer, folder.runs, base_losses=folder.base)
-    folder.write_record(planned, record_of(run_dir, planned, row_table(run_dir), own_rows(run_dir, checked.sources)))
+    folder.write_record(planned, record_of(run_dir, planned))
 
 
 def expected_seconds(

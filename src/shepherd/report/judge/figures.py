@@ -113,36 +113,32 @@ def totals(judged: Judged, limits: Limits) -> Table:
 
 
 def orders(judged: Judged, limits: Limits) -> Table | None:
-    """What the answer shown first gains, and the verdicts that turn; None where no pair was shown in both orders."""
+    """What the answer shown first gains, and the verdicts that turn; None where no pair was shown in both orders.
+
+    Two recordings of one pair, one in each order, have a row with the difference of both and its verdict."""
     pairs = judged["pairs"]
     known = [(name, pair) for name, pair in zip(labels(pairs), pairs, strict=True) if pair["orders"] == 2]
-    known += [(label(both), both["both"]) for both in judged["orders"] if both["both"]]
-    rows = [
-        [
-            name,
-            signed(pair["first_gain"]),
-            from_to(pair["first_gain_ci95"]),
-            percent(pair["same_verdict"]),
-            percent(pair["reversed_verdict"]),
-            signed(pair["difference"]),
-            from_to(pair["ci95"]),
-            significant(pair["holm_p"], 2),
-            pair["verdict"],
-        ]
-        for name, pair in known
-        if pair.get("first_gain") is not None
-    ]
+    joint = [(f"{label(both)}, both files", both["both"]) for both in judged["orders"] if both["both"]]
+    rows = []
+    for name, pair in (*known, *joint):
+        if pair["first_gain"] is not None:
+            shares = (percent(pair["same_verdict"]), percent(pair["reversed_verdict"]))
+            rows.append([name, signed(pair["first_gain"]), from_to(pair["first_gain_ci95"]), *shares])
+            if joint:
+                whole = (name, pair) in joint
+                figures = (signed(pair["difference"]), from_to(pair["ci95"]), significant(pair["holm_p"], 2))
+                rows[-1] += [*figures, pair["verdict"]] if whole else [ABSENT] * 4
     if not rows:
         return None
+    more = ("Difference of both", "95 % interval", "Holm p", "First of pair") if joint else ()
     return Table(
         "Effect of order",
-        ("Pair", "First gains", "95 % interval", "Same verdict", "Winner turns", "Difference of both", "95 % interval",
-         "Holm p", "First of pair"),
+        ("Pair", "First gains", "95 % interval", "Same verdict", "Winner turns", *more),
         rows[: limits.rows],
-        texts=(0, 8),
+        texts=(0, 8) if joint else (0,),
         note="First gains: points that an answer has more when it is shown first. Winner turns: questions that one "
         "answer wins in one order and the other in the other." + left_out(len(rows), limits.rows, "pair"),
-    )  # fmt: skip
+    )
 
 
 def lengths(judged: Judged, limits: Limits) -> Table | None:

@@ -27,8 +27,8 @@ def _verdict(pair: Judged) -> str:
         "lower": f"{b} is rated lower than {a}",
         "equal within the margin": f"{b} and {a} are equal within the margin",
         "not distinguishable": f"{b} and {a} are not distinguishable",
-        "no verdict": f"No verdict on {b} and {a}",
         "no interval": f"Of {b} and {a} no interval can be given",
+        "judge not fit": f"This judge is not fit to compare {b} with {a}",
     }.get(pair["verdict"], f"{b} and {a}")
     ends = f" (95 % interval {from_to(pair['ci95'])}, Holm p {significant(pair['holm_p'], 2)})" if pair["ci95"] else ""
     text = f"{verdict}: {signed(pair['difference'])} points per question{ends}."
@@ -46,17 +46,24 @@ def _verdict(pair: Judged) -> str:
 def cautions(judged: Judged) -> Iterator[str]:
     """What the verdicts do not cover, the most important first."""
     pairs, names = judged["pairs"], labels(judged["pairs"])
-    calibration = judged["judge"].get("calibration")
+    judge, calibration = judged["judge"], judged["judge"].get("calibration")
+    if any(str(name).startswith("local:") for name in judge["asked"] or ()) and not (calibration or {}).get("fit"):
+        yield "A local model judged, to try the plumbing: no figure here is evidence."
     if calibration and calibration.get("fit") is False:
         yield "This judge is not fit by its calibration, so its verdicts do not count."
+    if others := [name for name in judge["answered"] or () if not any(
+        str(name).startswith(str(asked)) for asked in judge["asked"] or ())]:  # fmt: skip
+        yield f"The endpoint answered as {listing([str(name) for name in others])}, which was not the model asked for."
     turned = {str(file) for both in judged["orders"] for file in both["files"]}
     single = [name for name, pair in zip(names, pairs, strict=True)
               if pair["orders"] == 1 and str(pair["file"]) not in turned]  # fmt: skip
     if single:
         which = "" if len(single) == len(pairs) else f": {listing(single, 4)}"
         yield f"Judged in one order only{which}. A judge favours the answer that it is shown first."
-    if any(pair["seeds"] == 1 for pair in pairs):
-        yield "One seed: the verdicts hold for this training; other seeds may turn them."
+    once = [name for name, pair in zip(names, pairs, strict=True) if pair["seeds"] == 1]
+    if once:
+        which = "" if len(once) == len(pairs) else f" ({listing(once, 4)})"
+        yield f"One seed{which}: the verdicts hold for this training; other seeds may turn them."
     if (budget := judged["budget"]) and budget.get("equal") is False:
         yield f"The arms did not have equal budgets: {listing([str(d) for d in budget.get('differences') or ()])}."
     if trained := judged["questions"]["trained_on"]:

@@ -8,6 +8,7 @@ done.fault            # why it stopped before the end, or None
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 
 from shepherd.errors import ResourceError, ShepherdError, plural
 from shepherd.evaluation.judge.calls.client import Complete
-from shepherd.evaluation.judge.calls.cost import Price
+from shepherd.evaluation.judge.calls.cost import BYTES_PER_TOKEN, Price
 from shepherd.evaluation.judge.calls.faults import FINAL, CallError
 from shepherd.evaluation.judge.calls.ledger import Ledger
 from shepherd.evaluation.judge.calls.plan import Planned, again
@@ -40,6 +41,7 @@ class Limit:
 class Done:
     """What a command did. calls: one per planned call that has a reply, re-asks in place of what they mend. made:
     calls of this command, recorded: those that stood in the file. failed: planned calls that are left without a reply.
+    tokens: of the calls made, estimated where the endpoint did not count.
     fault: the error that ended the calls, None where all were tried."""
 
     calls: list[Call] = field(default_factory=list)
@@ -106,8 +108,9 @@ class _Work:
         self.ledger.append(call)
         with self.lock:
             self.in_a_row = 0
-            self.done.tokens_in += call.tokens_in or 0
-            self.done.tokens_out += call.tokens_out or 0
+            asked, replied = (math.ceil(len(text.encode()) / BYTES_PER_TOKEN) for text in (planned.text, call.text))
+            self.done.tokens_in += asked if call.tokens_in is None else call.tokens_in
+            self.done.tokens_out += replied if call.tokens_out is None else call.tokens_out
             if self.limit.price is not None:
                 self.done.cost = self.limit.price.of(self.done.tokens_in, self.done.tokens_out)
         return call
@@ -126,9 +129,9 @@ class _Work:
         """Whether the next call is one too many; the caller holds the lock."""
         limit, done = self.limit, self.done
         if limit.calls is not None and done.made >= limit.calls:
-            what = f"{plural(limit.calls, 'call')} are made, the most that this command may make (--max-calls)"
+            what = "no more calls are allowed by --max-calls"
         elif limit.cost is not None and done.cost is not None and done.cost >= limit.cost:
-            what = f"{done.cost:.2f} are spent, and --max-cost is {limit.cost:g}"
+            what = "no more cost is allowed by --max-cost"
         else:
             return False
         done.fault = done.fault or ResourceError(what, hint="raise the limit and repeat the command: it goes on")

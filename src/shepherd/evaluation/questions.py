@@ -1,0 +1,237 @@
+"""Question sets: files of questions, FastChat's two benches by name, datasets of the hub.
+
+    questions = load_questions("mt-bench")          # from the cache, or an error that names the file
+    questions.questions[0].turns                    # ("Compose an engaging travel blog …", "Rewrite your …")
+
+A file holds rows, as JSON lines, JSON, CSV or Parquet, or plain texts: a JSON list of texts, or .txt with a question on
+each line. A row has an id (`question_id`, `id` or `prompt_id`) and `turns`, a list of texts, or one text under `text`,
+`question`, `prompt` or `instruction`, with an optional passage under `context` or `input`. Plain texts get an id from
+their content; a row without an id is refused, since answers and judgements are matched by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shepherd.data.files import TEXTS, find, read, stem_of, suffix_of
+from shepherd.data.hub import hub
+from shepherd.data.trees import shorten
+from shepherd.data.values import missing, visible
+from shepherd.errors import DataError, UsageError, did_you_mean, plural
+from shepherd.evaluation.answer_files import QuestionId, hash_of
+from shepherd.model.digest import cache_root
+from shepherd.types import Message
+
+IDS = ("question_id", "id", "prompt_id")
+ONE_TURN = ("text", "question", "prompt", "instruction")
+PASSAGES = ("context", "input")
+NAMED = 5
+"""Most rows that an error names."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of one or more turns of the user; each is asked after the answer to the one before.
+
+    before: a conversation that precedes the first turn. context: the passage that the only turn is about, where the
+    template has a place for it. tools: as in `Example`. reference: right answers, one for each turn, where there are.
+    """
+
+    id: QuestionId
+    turns: tuple[str, ...]
+    category: str = ""
+    reference: tuple[str, ...] = ()
+    before: tuple[Message, ...] = ()
+    context: str = ""
+    tools: str = ""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The turns as a person or a judge reads them: the passage stands after the question."""
+        return (f"{self.turns[0]}\n\n{self.context}", *self.turns[1:]) if self.context else self.turns
+
+    @property
+    def preceding(self) -> list[dict[str, str]]:
+        """The conversation that precedes the first turn, as JSON has it."""
+        return [{"role": message.role, "content": message.content} for message in self.before]
+
+    @property
+    def hash(self) -> str:
+        """Identifies the texts, whatever the id."""
+        return hash_of(self.shown, self.preceding)
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions with distinct ids. name: of the folder of their answers. source: a path, a name or `hub:…`."""
+
+    name: str
+    source: str
+    questions: tuple[Question, ...]
+    licence: str = "not stated"
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over ids and texts, in any order."""
+        return digest(self.questions)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A published question set, recognised by its digest wherever it lies. hub: a dataset that holds it."""
+
+    title: str
+    place: str
+    licence: str
+    digest: str
+    hub: str = ""
+
+
+BENCHES: Mapping[str, Bench] = {
+    "vicuna": Bench("Vicuna's 80 questions", "fastchat/llm_judge/data/vicuna_bench/question.jsonl",
+                    "Apache-2.0 (FastChat)", "296c7afc26022e68ad6c583f87fc52ba5212f8faa9d7e5323f39f65381b62f4b"),
+    "mt-bench": Bench("MT-bench's 80 questions of two turns", "fastchat/llm_judge/data/mt_bench/question.jsonl",
+                      "Apache-2.0 (FastChat)", "ded97625e121606774827dda07b242adc8c3de34c2cbef9fd1842ccd1776865d",
+                      "lighteval/mt-bench"),
+}  # fmt: skip
+"""Question sets that have a name. They are not part of the package."""
+
+
+def digest(questions: Sequence[Question]) -> str:
+    """sha256 (hex) over ids and texts, in any order."""
+    rows = sorted([str(question.id), question.hash] for question in questions)
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
+
+
+def load_questions(source: str) -> QuestionSet:
+    """The questions of a file, of a bench in the cache, or of `hub:ORG/NAME[@SPLIT]`, which permits the network.
+
+    Raises DataError for a missing file, with the place where it is looked for, and for rows that are no questions;
+    UsageError for an unknown name.
+    """
+    if source.startswith("hub:"):
+        rows = hub(source.removeprefix("hub:"), note_splits=False)
+        numbered = [(number, row) for number, (_, row) in enumerate(rows.rows, 1)]
+        return _named(source, source.rpartition("/")[2], _questions(source, numbered), rows.licence)
+    if source in BENCHES and not Path(source).exists():
+        return _from_cache(source)
+    if not Path(source).expanduser().exists() and re.fullmatch(r"[\w-]+", source):
+        raise UsageError(
+            f"unknown question set: {source!r}.{did_you_mean(source, (*BENCHES, 'held-out'))}",
+            hint=f"a file of questions, held-out, hub:ORG/NAME, or {' or '.join(BENCHES)}",
+        )
+    return read_questions(find(source))
+
+
+def read_questions(path: Path) -> QuestionSet:
+    """The questions of a file. Raises DataError, which names the rows at fault."""
+    texts = _texts(path)
+    rows = read(path).rows if texts is None else ()
+    questions = _questions(str(path), rows) if texts is None else _plain(path, texts)
+    if not questions:
+        raise DataError(f"{path} has no questions", hint="a row has question_id and turns, or text")
+    stem = stem_of(path)
+    return _named(str(path), path.resolve().parent.name if stem in ("question", "questions") else stem, questions)
+
+
+def _from_cache(name: str) -> QuestionSet:
+    bench = BENCHES[name]
+    place = cache_root() / "questions" / f"{name}.jsonl"
+    if not place.is_file():
+        fetch = f", or --questions hub:{bench.hub} to download them" if bench.hub else ""
+        raise DataError(
+            f"{bench.title} are not on this machine, and nothing is downloaded unasked: no file {place}",
+            hint=f"put FastChat's {bench.place} there, or give its path{fetch}",
+        )
+    found = read_questions(place)
+    if found.name != name:
+        raise DataError(f"{place} does not hold {bench.title}", hint=f"replace it by FastChat's {bench.place}")
+    return found
+
+
+def _named(source: str, stem: str, questions: tuple[Question, ...], licence: str = "") -> QuestionSet:
+    """With the name and licence of the bench that these are, or a name that no other questions have."""
+    found = digest(questions)
+    bench = next((name for name, bench in BENCHES.items() if bench.digest == found), None)
+    if bench is not None:
+        return QuestionSet(bench, source, questions, BENCHES[bench].licence)
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-")[:40] or "questions"
+    return QuestionSet(f"{plain}-{found[:8]}", source, questions, licence or "not stated")
+
+
+def _texts(path: Path) -> list[tuple[int, str]] | None:
+    """The texts of a file that has no rows but plain texts, with their numbers; None for other files."""
+    if suffix_of(path) == ".txt":
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if suffix_of(path) not in TEXTS or not path.is_file():
+        return None
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return list(enumerate(rows, 1)) if isinstance(rows, list) and all(isinstance(row, str) for row in rows) else None
+
+
+def _plain(path: Path, texts: Sequence[tuple[int, str]]) -> tuple[Question, ...]:
+    if empty := [f"{path}:{number}" for number, text in texts if not visible(text)]:
+        raise DataError(f"questions without text: {_few(empty)}", hint="remove them")
+    return tuple({(hashed := hash_of([text])): Question(hashed, (text,)) for _, text in texts}.values())
+
+
+def _questions(source: str, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> tuple[Question, ...]:
+    nameless = [str(number) for number, row in rows if all(missing(row.get(key)) for key in IDS)]
+    if nameless:
+        raise DataError(
+            f"{source}: {plural(len(nameless), 'question')} without an id: row {_few(nameless)}",
+            hint=f"add question_id, a number or a name: answers and judgements are matched by it ({', '.join(IDS)})",
+        )
+    found: dict[QuestionId, tuple[int, Question]] = {}
+    for number, row in rows:
+        question = _question(f"{source}:{number}", row)
+        first, before = found.setdefault(question.id, (number, question))
+        if before.hash != question.hash:
+            raise DataError(
+                f"{source}: rows {first} and {number} have the id {question.id!r} and different texts",
+                hint="give each question its own id",
+            )
+    return tuple(question for _, question in found.values())
+
+
+def _question(where: str, row: Mapping[str, Any]) -> Question:
+    name = next(row[key] for key in IDS if not missing(row.get(key)))
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise DataError(f"{where}: question_id is {name!r}, not a number or a name", hint="write it as a text")
+    key, value = next(((key, row[key]) for key in ("turns", *ONE_TURN) if not missing(row.get(key))), ("", None))
+    if not key:
+        columns = ", ".join(map(str, row))
+        raise DataError(
+            f"{where}: no question among its fields ({columns})", hint=f"add turns, or one of {', '.join(ONE_TURN)}"
+        )
+    turns: list[Any] = [turn.get("content") if isinstance(turn, Mapping) else turn
+             for turn in (value if isinstance(value, list) else [value])]  # fmt: skip
+    if not all(isinstance(turn, str) and visible(turn) for turn in turns):
+        raise DataError(f"{where}: {key} is {shorten(repr(value), 60)}", hint="a turn is a text that is not empty")
+    passage = next((row[key] for key in PASSAGES if isinstance(row.get(key), str) and visible(row[key])), "")
+    if passage and len(turns) > 1:
+        turns, passage = [f"{turns[0]}\n\n{passage}", *turns[1:]], ""
+    category = row.get("category")
+    return Question(name, tuple(turns), category if isinstance(category, str) else "",
+                    tuple(_references(row.get("reference"))), context=passage)  # fmt: skip
+
+
+def _references(value: Any) -> Iterator[str]:
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and text:
+            yield text
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
