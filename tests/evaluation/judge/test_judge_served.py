@@ -13,7 +13,7 @@ import pytest
 
 from answered_runs import a_run, recorded
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # minutes on a busy machine
 QUESTIONS = 20
 
 
