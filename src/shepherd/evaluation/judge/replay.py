@@ -6,6 +6,7 @@ replay.read(Path("review_gpt35_vicuna-13b.jsonl")).judgements[0].points    # (9.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ class Recording:
     """The judgements of one pair of systems, in one file.
 
     format: a name of `formats.FORMATS`. a, b: what the file's first row calls the two. scores: points are ratings on a
-    scale, not verdicts. torn: the file ends in an unfinished line, which is left out.
+    scale, not verdicts. torn: the file ends in an unfinished line, which is left out. superseded: calls on earlier
+    answers to questions that were answered and judged again, which are left out.
     """
 
     file: Path
@@ -34,6 +36,7 @@ class Recording:
     scores: bool
     judgements: tuple[Judgement, ...]
     torn: bool = False
+    superseded: int = 0
 
 
 def read_pairs(file: Path) -> list[Recording]:
@@ -45,19 +48,37 @@ def read_pairs(file: Path) -> list[Recording]:
 
 
 def recordings_of(file: Path, calls: Iterable[Call], torn: bool = False) -> list[Recording]:
-    """Calls to one recording per judge, protocol and pair, with one judgement per `settled` call.
+    """Calls to one recording per judge, protocol, decoding and pair, with one judgement per `settled` call.
 
-    In order of questions, seeds, repeats and orders: calls made at once are recorded in any order, and sums of floats
-    depend on theirs.
+    Where an arm answered a question anew, only the judgements of the answers that were judged last count. In order of
+    questions, seeds, repeats and orders: calls made at once are recorded in any order, and sums of floats depend on
+    theirs.
     """
-    found: dict[tuple[str, str, str, str, str, str], list[Judgement]] = {}
+    calls = list(calls)
+    last = {_cell(call): _answers(call) for call in calls}
+    found: dict[tuple[str, ...], list[Judgement]] = {}
+    superseded: Counter[tuple[str, ...]] = Counter()
     for call in sorted(settled(calls), key=_place):
-        key = (call.endpoint, call.model, call.prompt_hash, call.protocol, call.a, call.b)
-        found.setdefault(key, []).append(judgement_of(call))
+        if last[_cell(call)] == _answers(call):
+            found.setdefault(_recording(call), []).append(judgement_of(call))
+        else:
+            superseded[_recording(call)] += 1
     return [
-        Recording(file, "calls", a, b, protocol == "fedit", tuple(judgements), torn)
-        for (*_, protocol, a, b), judgements in found.items()
+        Recording(file, "calls", key[-2], key[-1], key[-3] == "fedit", tuple(judgements), torn, superseded[key])
+        for key, judgements in found.items()
     ]
+
+
+def _recording(call: Call) -> tuple[str, ...]:
+    return call.endpoint, call.model, call.prompt_hash, call.drawn_by, call.protocol, call.a, call.b
+
+
+def _cell(call: Call) -> tuple[Any, ...]:
+    return *_recording(call), call.seed, call.question
+
+
+def _answers(call: Call) -> tuple[str, ...]:
+    return call.question_hash, call.a_answer, call.b_answer
 
 
 def _place(call: Call) -> tuple[Any, ...]:
