@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shepherd.errors import DataError
 from shepherd.evaluation import questions
 from shepherd.evaluation.answer_files import hash_of
 from shepherd.evaluation.judge.calls.record import Call
@@ -88,6 +89,16 @@ def test_a_question_in_one_of_two_orders_is_left_out_and_counted():
     counts = {"unparsed": 1, "refused": 1, "failed": 1, "left out": 3, "one order only": 1}
     assert whole["left_out"]["by_arm"] == {"base": counts, "federated": counts}
     assert whole["left_out"]["by_question"]["q"] == {"unparsed": 1, "left out": 1, "one order only": 1}
+
+
+def test_a_pair_without_a_question_in_common_names_what_is_missing():
+    seeds = [call(f"q{seed}", order, "SCORES: 5 6", seed) for seed in (0, 1) for order in ("ab", "ba")]
+    with pytest.raises(DataError, match=r"federated against base: no question has .* under each of 2 seeds"):
+        pair(seeds)
+    with pytest.raises(DataError, match="no question has a score or a verdict in both orders"):
+        pair([call("q", "ab", "SCORES: 5 6"), call("q", "ba", "Neither.")])
+    with pytest.raises(DataError, match="none of its 1 judgements has a score or a verdict"):
+        pair([call("q", "ab", "Neither.")])
 
 
 def test_seeds_are_one_comparison_with_the_two_way_interval():

@@ -37,7 +37,7 @@ def test_halves_have_half_of_every_group_and_of_all_rows():
     assert (first == halves(groups, stream(3, "test"))).all() and (first != halves(groups, stream(4, "test"))).any()
 
 
-def test_with_few_rows_the_best_is_chosen_on_the_same_rows_and_says_so():
+def test_with_few_rows_the_best_is_chosen_on_the_same_rows_and_marked():
     for rows, same in ((FEWEST - 1, True), (FEWEST, False)):
         models = {"b": of(np.full(rows, 2.0)), "a": of(np.full(rows, 2.0)), "c": of(np.full(rows, 2.5))}
         best = best_of(models, ["x"] * rows, stream(0, "test"))
