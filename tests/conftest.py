@@ -11,6 +11,10 @@ import pytest
 
 from tiny import tiny_model
 
+# OpenMP reads it as torch loads. Threads that spin for each other, a few processes with one for each core, cost a busy
+# machine ten times the CPU seconds of those that sleep; a run sets the same (shepherd.model.threads).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 pytest_plugins = ["suite_report"]
 USERS_CACHE = os.environ.get("SHEPHERD_CACHE")
 SMALL_RUN = (

@@ -19,10 +19,12 @@ from typing import Any, Literal
 OUTCOMES = ("trained", "failed", "lost", "late", "rejected")
 TROUBLES = frozenset(OUTCOMES[1:])
 
-FAILED = frozenset({"diverged", "out-of-memory", "error"})
+STRIKES = frozenset({"failed", "rejected"})
+"""Outcomes that count towards quarantine at sites (docs/decisions/0014)."""
+FAILED = frozenset({"diverged", "out-of-memory", "error", "no-state"})
 """Codes of a client's training; `error:ValueError` names the class of an exception."""
-LOST = frozenset({"lost", "hang"})
-"""Codes of an engine whose process, site or connection gave no reply."""
+LOST = frozenset({"lost", "hang", "refused"})
+"""Codes of an engine whose process, site or connection gave no update: there is none to judge."""
 _TRAINING = re.compile(r"the (held-out )?(loss|gradient) became |its loss is not finite")
 """Details that a client's training gave with the code `non-finite`, before it had the code `diverged`."""
 

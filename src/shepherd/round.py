@@ -52,7 +52,7 @@ from shepherd.updates.tensors import cluster_part
 from shepherd.updates.transforms import Contributions
 
 if TYPE_CHECKING:  # evaluation loads torch, and a server that only aggregates does without
-    from shepherd.evaluation.losses import RowLosses
+    from shepherd.evaluation.row_losses import RowLosses
 
 __all__ = ["Engine", "Plan", "Policy", "RoundRecord", "notes", "run_round", "troubles"]
 

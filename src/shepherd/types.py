@@ -452,6 +452,8 @@ REASONS: Mapping[str, str] = {
     "out-of-memory": "it had not enough memory, not even for smaller passes",
     "lost": "the process that trained it ended",
     "hang": "the process that trained it gave no sign of life",
+    "refused": "the policy of the site does not allow the task; `detail` is the code of the reason",
+    "no-state": "the site does not have the private state that the task starts from",
 }
 """Every code of a ClientFailure and its meaning. Clients that were too late are in the record's `late` instead."""
 

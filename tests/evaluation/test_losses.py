@@ -13,7 +13,8 @@ import torch
 
 from shepherd.config import EvaluationTable
 from shepherd.evaluation.answers import generation_differences, generation_scores, sample_rows
-from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.evaluation.losses import row_losses
+from shepherd.evaluation.row_losses import RowLosses
 from shepherd.evaluation.scoring import build_metrics, score_answers
 from shepherd.evaluation.statistics import paired_difference
 from shepherd.model.base import load_base

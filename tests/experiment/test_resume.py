@@ -63,8 +63,9 @@ def assert_all_equal(result: dict, kills: int) -> None:
 
 
 @pytest.mark.timeout(900)  # twenty-one processes, on whatever machine
-def test_twenty_runs_killed_at_random_instants_end_with_the_same_bytes(model_folder, tmp_path):
-    assert_all_equal(kill_runs(model_folder(), tmp_path, 20, 0), 20)
+def test_twenty_runs_killed_at_random_instants_end_with_the_same_bytes(tmp_path):
+    model = tiny_model("llama", tmp_path, num_hidden_layers=1)
+    assert_all_equal(kill_runs(model, tmp_path, 20, 0), 20)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -23,6 +24,7 @@ FLOORS = (
     ("cli", "testing"),
     ("experiment",),
     ("serving", "engines", "round"),
+    ("federation",),
     ("store", "evaluation", "clients", "server"),
     ("data", "model", "updates"),
     ("types", "report"),
@@ -38,18 +40,19 @@ LIBRARIES = {
     "transformers": {"experiment", "model", "serving", "testing"},
     "peft": {"experiment", "model", "serving"},
     "tokenizers": {"experiment", "model"},
-    "safetensors": {"clients", "engines", "experiment", "model", "store", "updates"},
+    "safetensors": {"clients", "engines", "evaluation", "experiment", "federation", "model", "store", "updates"},
     "gguf": {"model"},
-    "datasets": {"data"},
+    "datasets": {"data", "experiment"},
+    "lm_eval": {"experiment"},
     "pyarrow": {"data"},
     "huggingface_hub": {"data", "model"},
-    "yaml": {"data", "model"},
+    "yaml": {"data", "experiment", "model"},
     "jinja2": {"data", "report"},
     "markupsafe": {"report"},
     "openai": {"evaluation"},
     "scipy": {"evaluation", "report", "updates"},
     "dp_accounting": {"updates"},
-    "pydantic": {"config", "experiment", "recipe", "registry"},
+    "pydantic": {"config", "experiment", "federation", "recipe", "registry"},
     "pydantic_core": {"config"},
     "filelock": {"model", "store"},
     "psutil": {"cli", "experiment", "model"},
@@ -81,8 +84,13 @@ def place_of(module: str) -> str:
     return module.split(".")[0]
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Dotted names of all that a file imports, the package's own as `shepherd.…` to the module."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -202,6 +210,8 @@ for name in shepherd.__all__:
         "shepherd.data.sources",
         "shepherd.model.fetch",
         "shepherd.store",
+        "shepherd.engines.remote",
+        "shepherd.federation.site",
         "shepherd.testing",
     ],
 )

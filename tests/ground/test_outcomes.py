@@ -8,11 +8,14 @@ import pytest
 
 from report_runs import Page, check, write_run
 from shepherd.cli import progress
-from shepherd.outcomes import OUTCOMES, outcome_of, outcomes_of
+from shepherd.outcomes import OUTCOMES, STRIKES, outcome_of, outcomes_of
 from shepherd.report import write_report
 from shepherd.types import REASONS
 
-OF_TRAINING = {"diverged": "failed", "error": "failed", "out-of-memory": "failed", "lost": "lost", "hang": "lost"}
+OF_TRAINING = {
+    "diverged": "failed", "error": "failed", "out-of-memory": "failed", "no-state": "failed", "lost": "lost",
+    "hang": "lost", "refused": "lost",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("code", sorted(REASONS))
@@ -42,6 +45,11 @@ def test_what_does_not_happen_to_a_client_itself_is_a_rejection_by_the_gate(code
 )
 def test_failures_of_training_are_told_from_losses_of_an_engine_and_rejections(code, detail, outcome):
     assert outcome_of(code, detail) == outcome
+
+
+def test_what_a_client_sent_or_trained_counts_against_it_and_what_the_network_did_does_not():
+    assert {code for code in REASONS if outcome_of(code) not in STRIKES} == {"lost", "hang", "refused"}
+    assert "late" in OUTCOMES and "late" not in STRIKES
 
 
 EVENTS = [

@@ -59,7 +59,7 @@ def commands(block: Block) -> Iterator[tuple[int, str]]:
 def shell(capsys, monkeypatch, tmp_path) -> Shell:
     """The command line in an empty folder, with a tiny model where the built-in one is once it was pulled."""
     monkeypatch.setenv("SHEPHERD_CACHE", str(tmp_path / "cache"))
-    tiny_builtin(tiny_model("llama", tmp_path), tmp_path / "cache")
+    tiny_builtin(tiny_model("llama", tmp_path, num_hidden_layers=1), tmp_path / "cache")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return Shell(capsys, monkeypatch)

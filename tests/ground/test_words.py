@@ -23,7 +23,7 @@ TURNS = (
 )  # fmt: skip
 """Turns that have a plainer word: sampled, client, separate, this many, started, next to, reported, assigned, local."""
 
-ROOMS = ("clients", "evaluation", "model", "server", "updates")
+ROOMS = ("clients", "evaluation", "federation", "model", "server", "updates")
 IN_CODE = (
     *TURNS, "learner", "whoever", "hear", "tells", "says so", "say so", "is no", "are no", "beside it", "beside them",
     "stands beside", "travels", "travelled", "what was learned", "that was learned", "is learned", "were asked",

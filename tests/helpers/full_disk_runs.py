@@ -18,7 +18,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from kill_runs import ending
+from kill_runs import ending, import_noted, note_imports
 
 
 def broken(run: Path) -> list[str]:
@@ -63,6 +63,8 @@ def command(arguments: list[str], log: Path, limit: int = 0) -> int:
         inputs.MARGIN = float("inf")  # what fills the disk comes after the run has looked at it
 
         status = main(arguments)
+        if not (noted := log.with_name("imported")).exists():
+            note_imports(noted)
     except BaseException:
         traceback.print_exc()
         status = 99
@@ -89,6 +91,7 @@ def main() -> None:
     name = load(spec["recipe"]).run.name
     start = ["run", spec["recipe"], "--plain", "--out"]
     assert command([*start, str(root / "whole")], log) == 0, log.read_text()
+    import_noted(root / "imported")  # so that no run that is forked later imports it again
     assert experiment.resume(root / "whole" / name).path
     result = {"whole": ending(root / "whole" / name), "runs": []}
     for size in spec["sizes"]:

@@ -71,5 +71,6 @@ def test_every_verdict_of_a_comparison_has_a_mark():
     from typing import get_args
 
     from shepherd.evaluation.judge.statistics import Judged
+    from shepherd.evaluation.judge.summary import UNFIT
 
-    assert set(latex.MARKS) == set(get_args(Judged))
+    assert set(latex.MARKS) == {*get_args(Judged), UNFIT}

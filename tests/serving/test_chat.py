@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -281,6 +282,30 @@ def test_reset_forgets_and_system_is_heard(run, tuned, capsys):
 def test_quit_ends_before_the_rest_of_the_script_and_an_unknown_command_is_no_question(run, capsys):
     assert said(run, "/rest\n/quit\nHello\n") == ""
     assert "unknown command: /rest. Did you mean '/reset'?" in capsys.readouterr().err
+
+
+def test_better_records_the_verdict_with_the_hashes_of_both_answers(run, capsys):
+    votes = run / "judge" / "votes.jsonl"
+    said(run, "/better a\nHello\nWhy?\n/better c\n/better b\n", "base")
+    heard = capsys.readouterr().err
+    assert "no question is answered since the last reset" in heard and f"recorded in {votes}" in heard
+    assert f"/better a is for {run.name}, /better b for base, /better tie for neither" in heard
+    (line,) = map(json.loads, votes.read_text("utf-8").splitlines())
+    assert line.keys() == {"question", "a", "b", "verdict", "a_answer", "b_answer", "turns", "time"}
+    assert (line["question"], line["turns"]) == ("Why?", ["Hello", "Why?"])
+    assert (line["a"], line["b"], line["verdict"]) == (run.name, "base", "b")
+    assert len(line["a_answer"]) == 16 and line["a_answer"] != line["b_answer"]
+    said(run, "/system Be brief.\nHello\nWhy?\n/better A\n", "base")
+    _, again = map(json.loads, votes.read_text("utf-8").splitlines())
+    assert again["verdict"] == "a" and again["system"] == "Be brief." and again["a_answer"] != line["a_answer"]
+
+
+def test_better_needs_two_models_and_a_folder_that_can_be_written(run, capsys, monkeypatch):
+    said(run, "Hello\n/better a\n")
+    assert "/better compares two models: start with --compare base or --compare RUN" in capsys.readouterr().err
+    monkeypatch.setattr("shepherd.cli.chat.VOTES", Path("config.toml") / "votes.jsonl")
+    said(run, "Hello\n/better tie\n", "base")
+    assert "not recorded: " in capsys.readouterr().err
 
 
 def test_a_question_with_a_space_before_its_slash_is_asked(run, tuned):

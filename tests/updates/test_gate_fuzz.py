@@ -398,7 +398,8 @@ def test_malformed_updates_are_rejected_with_client_and_code_without_an_exceptio
             for good in in_order:
                 assert isinstance(Gate(LIMITS, RUN, TOKENIZER).admit(good, TASK), ClientUpdate)
     assert min(seen.values()) >= number_of_updates // len(CLASSES)
-    assert REASONS.keys() - codes.keys() == {"duplicate", "diverged", "error", "out-of-memory", "lost", "hang"}
+    of_clients = {"diverged", "error", "out-of-memory", "lost", "hang", "refused", "no-state"}
+    assert REASONS.keys() - codes.keys() == {"duplicate", *of_clients}
     assert number_of_updates / spent >= 1000, f"{number_of_updates / spent:.0f} updates a second"
 
 

@@ -17,10 +17,20 @@ from federations import SEED, a_round, begin
 from forged import CHOOSING, TASK
 from shepherd.lowrank import LowRank
 from shepherd.server.methods import build_method, methods
-from shepherd.types import Adapter, ClientModel, Core, Objective, SlotChoice, TrainTask, TransformSpec, Work
+from shepherd.types import (
+    Adapter,
+    ClientModel,
+    Core,
+    GlobalModel,
+    Objective,
+    SlotChoice,
+    TrainTask,
+    TransformSpec,
+    Work,
+)
 from shepherd.updates import task_models, task_wire
 from shepherd.updates.layout import WireError
-from shepherd.updates.task_wire import pack_task, read_task
+from shepherd.updates.task_wire import pack_global, pack_task, read_global, read_task
 
 MIXED_RANKS = {"c": 2, "a": 4, "b": 2}
 """Not in the order of the names: the order of clients has to survive."""
@@ -127,6 +137,22 @@ def test_options_of_a_transform_that_nest_too_deep_are_refused_without_a_crash()
     for odd in (nested(8, 5), nested(400, 5), nested(7, 10**400)):
         with pytest.raises(WireError, match=r"fields: transform 0: .* (deeper|finite)"):
             read_task(pack_task(odd))
+
+
+def test_a_model_to_be_measured_arrives_without_the_memory_of_the_server():
+    adapter = task_of("flexlora", 3).views["a"].adapter
+    remainder = {"q": LowRank(np.asfortranarray(np.ones((4, 3))), np.zeros((3, 5), np.float32), apart=1)}
+    sent = GlobalModel(adapter, remainder, {"moment": np.ones(3)})
+    assert_same(replace(sent, memory={}), read_global(pack_global(sent)))
+    assert pack_global(read_global(pack_global(sent))) == pack_global(sent)
+
+
+def test_a_message_without_a_model_to_be_measured_is_refused():
+    good = pack_global(GlobalModel(TASK.views["a"].adapter))
+    for bad in (b"", good[:-1], good + b"x", pack_task(TASK), good.replace(b'\\"remainder\\"', b'\\"remainded\\"')):
+        assert bad != good
+        with pytest.raises(WireError, match=r"^(format|fields)"):
+            read_global(bad)
 
 
 def test_an_increment_keeps_what_it_holds_apart_and_leaves_its_decomposition_with_the_server():

@@ -18,15 +18,18 @@ from typing import TextIO
 
 from shepherd.cli import output
 from shepherd.data.values import Refusal
-from shepherd.errors import did_you_mean
+from shepherd.errors import ResourceError, did_you_mean
 from shepherd.serving.chat import Conversation, Emit, Sampling, load_voices
+from shepherd.serving.tuned import named
 from shepherd.store.adapters import ArmName
 
-COMMANDS = ("/help", "/quit", "/reset", "/system")
+COMMANDS = ("/better", "/help", "/quit", "/reset", "/system")
 HELP = """  /reset         forgets the conversation
   /system TEXT   sets the system message; without TEXT there is none
+  /better a|b    records which of two models answered better, the first or the second; or tie
   /quit          ends
 A question that begins with / gets a space before it."""
+VOTES = Path("judge", "votes.jsonl")
 TWO_COLUMNS = 96  # from this width of the terminal on, two answers stand side by side
 
 # A terminal sequence, or a line end, of which the rest may still come.
@@ -72,6 +75,8 @@ def chat(
         elif command == "/system":
             conversation.system = rest.strip()
             output.note("the system message is set" if conversation.system else "there is no system message")
+        elif command == "/better":
+            output.note(_vote(named(run_dir, round_number).run, conversation, rest.strip().lower()))
         elif command == "/help":
             output.note(HELP)
         else:
@@ -96,6 +101,34 @@ def _exchange(question: str, conversation: Conversation, screen: Screen) -> None
         output.note("\nstopped; this exchange is not remembered")
         return
     conversation.remember(exchange, answers)
+
+
+def _vote(run_dir: Path, conversation: Conversation, verdict: str) -> str:
+    """Record which of two models answered the last question better; returns what to show, also where nothing was.
+
+    The vote goes to judge/votes.jsonl of the run, with the hashes of the answers since the last reset.
+    """
+    from shepherd.evaluation.judge.calls.plan import Shown
+    from shepherd.evaluation.judge.labels import VERDICTS, Label, append_vote
+
+    if len(conversation.voices) != 2:
+        return "/better compares two models: start with --compare base or --compare RUN"
+    one, other = conversation.voices
+    if not one.history or not other.history:
+        return "nothing to compare: no question is answered since the last reset"
+    if verdict not in VERDICTS:
+        return f"/better a is for {one.name}, /better b for {other.name}, /better tie for neither"
+    turns, answers = (
+        [tuple(m.content for m in voice.history if m.role == role) for voice in (one, other)]
+        for role in ("user", "assistant")
+    )
+    hashes = Shown(answers[0]).hash, Shown(answers[1]).hash
+    label = Label(turns[0][-1], one.name, other.name, VERDICTS[verdict], hashes)
+    try:
+        append_vote(run_dir / VOTES, label, turns[0], conversation.system)
+    except ResourceError as error:
+        return f"not recorded: {error.message}"
+    return f"recorded in {run_dir / VOTES}"
 
 
 class Screen:

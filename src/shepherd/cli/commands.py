@@ -27,13 +27,28 @@ def cli(debug: bool) -> None:
 
 
 def _add_commands() -> None:
-    from shepherd.cli import about, answer, config, copy, data, judge, model, privacy, results, run, runs, shells
+    from shepherd.cli import (
+        about,
+        answer,
+        benchmark,
+        config,
+        copy,
+        data,
+        judge,
+        model,
+        privacy,
+        results,
+        run,
+        runs,
+        shells,
+        study,
+    )
     from shepherd.cli.list import list_names
 
     for command in (
         run.run, run.check, run.resume, data.data, model.model, results.evaluate, results.report, results.compare,
-        answer.answer, judge.judge, results.chat, results.export, privacy.privacy, runs.runs, list_names, copy.copy,
-        config.config, about.doctor, about.completion,
+        study.study, answer.answer, judge.judge, benchmark.benchmark, results.chat, results.export, privacy.privacy,
+        runs.runs, list_names, copy.copy, config.config, about.doctor, about.completion,
     ):  # fmt: skip
         cli.add_command(command)
     shells.register()

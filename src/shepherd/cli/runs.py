@@ -47,13 +47,15 @@ def ls(out: Path, as_json: bool) -> None:
         return
     measured = shown(arm for entry in entries for arm in entry.losses)
     arms = [*(arm for arm in COMPARED if arm in measured), *(arm for arm in measured if arm not in COMPARED)]
+    tested = any(entry.benchmarks for entry in entries)
     if entries:
         output.print_table(
-            ("run", "state", "rounds", *arms, "size", "started"),
+            ("run", "state", "rounds", *arms, "size", "started", *(["benchmarks"] if tested else [])),
             [
                 (e.name, e.state, f"{e.rounds}/{'?' if e.planned is None else e.planned}",
                  *(loss(e, arm) for arm in arms), size(e.bytes),
-                 time.strftime("%Y-%m-%d %H:%M", time.localtime(e.started)))
+                 time.strftime("%Y-%m-%d %H:%M", time.localtime(e.started)),
+                 *([", ".join(e.benchmarks)] if tested else []))
                 for e in entries
             ],
             right=range(2, 4 + len(arms)),

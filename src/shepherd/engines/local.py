@@ -11,7 +11,8 @@ from shepherd.clients.personal.ifca import train_in_clusters
 from shepherd.clients.progress import Observe, ignore
 from shepherd.clients.training import TrainingHost, train
 from shepherd.engines.isolation import isolated
-from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.evaluation.losses import row_losses
+from shepherd.evaluation.row_losses import RowLosses
 from shepherd.types import (
     ClientFailure,
     ClientId,

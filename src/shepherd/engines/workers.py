@@ -34,7 +34,7 @@ from shepherd.updates.wire import Sealed
 
 if TYPE_CHECKING:  # torch is for the engine that `build` makes: a worker begins quickly, and without it where it may
     from shepherd.engines.local import LocalEngine
-    from shepherd.evaluation.losses import RowLosses
+    from shepherd.evaluation.row_losses import RowLosses
 
 _log = logging.getLogger(__name__)
 

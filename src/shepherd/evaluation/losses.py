@@ -6,52 +6,15 @@ rounding.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from shepherd.evaluation.ratios import ratio
+from shepherd.evaluation.row_losses import RowLosses
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.model.packing import Row, cut, pack
-from shepherd.types import Stat, Tokens
-
-
-@dataclass(frozen=True)
-class RowLosses:
-    """Losses per held-out row: nll float64[rows] (summed, nats), tokens int64[rows] (targets), hits int64[rows]."""
-
-    nll: np.ndarray
-    tokens: np.ndarray
-    hits: np.ndarray
-
-    def select(self, rows: np.ndarray) -> RowLosses:
-        """The rows of an index or boolean array."""
-        return RowLosses(self.nll[rows], self.tokens[rows], self.hits[rows])
-
-    @property
-    def stat(self) -> Stat:
-        """Loss per target token, in nats."""
-        return Stat(float(self.nll.sum()), float(self.tokens.sum()))
-
-    @property
-    def stderr(self) -> float:
-        """Standard error of the loss over rows, linearised; NaN below two rows or without targets."""
-        return ratio(self.nll, self.tokens).stderr
-
-    def summary(self) -> dict[str, float]:
-        """The means by name: loss (nats per token), perplexity, token_accuracy, stderr, rows, tokens."""
-        loss = self.stat.mean
-        return {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
-            "token_accuracy": Stat(float(self.hits.sum()), float(self.tokens.sum())).mean,
-            "stderr": self.stderr,
-            "rows": len(self.nll),
-            "tokens": int(self.tokens.sum()),
-        }
+from shepherd.types import Tokens
 
 
 def row_losses(

@@ -13,7 +13,7 @@ import numpy as np
 from shepherd.evaluation.ratios import Ratio, ratio
 
 if TYPE_CHECKING:
-    from shepherd.evaluation.losses import RowLosses
+    from shepherd.evaluation.row_losses import RowLosses
 
 _ROUNDING = 16 * np.finfo(np.float64).eps
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from shepherd.clients.progress import StepReport
 from shepherd.errors import DataError, ModelError
-from shepherd.evaluation.losses import RowLosses
+from shepherd.evaluation.row_losses import RowLosses
 from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.arrays import from_file, to_bytes
 from shepherd.model.lora import CohortLora

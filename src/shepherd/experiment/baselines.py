@@ -16,7 +16,8 @@ import numpy as np
 from shepherd.arms import Arm
 from shepherd.clients.cohort import Cohort
 from shepherd.errors import ClientError, UsageError
-from shepherd.evaluation.losses import RowLosses, row_losses
+from shepherd.evaluation.losses import row_losses
+from shepherd.evaluation.row_losses import RowLosses
 from shepherd.experiment.arms import POOLED, Budget, Measure, Observe, TrainedArm, load_arm, save_arm
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.schedule import Schedule

@@ -12,8 +12,9 @@ import numpy as np
 
 from shepherd.clients.progress import StepReport
 from shepherd.errors import ClientError, EvaluationError
-from shepherd.evaluation.losses import RowLosses
+from shepherd.evaluation.row_losses import RowLosses
 from shepherd.experiment.arms import Budget
+from shepherd.experiment.base_losses import kept_or_measured
 from shepherd.experiment.events import RoundEvent, RoundLine
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.session import Session
@@ -73,7 +74,8 @@ def evaluate(
 ) -> RowLosses:
     """The held-out losses of a model, None for the bare base. Raises EvaluationError where they are not finite."""
     with session.reporter.clock.on("evaluate"):
-        losses = engine.evaluate(model, inputs.data.held_out)
+        measure = partial(engine.evaluate, model, inputs.data.held_out)
+        losses = kept_or_measured(session.base_losses, inputs, measure) if model is None else measure()
     if not np.isfinite(losses.stat.mean):
         raise EvaluationError(
             f"round {number}: the held-out loss of the {arm} arm is {losses.stat.mean}",

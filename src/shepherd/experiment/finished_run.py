@@ -15,19 +15,23 @@ import psutil
 
 from shepherd._version import __version__
 from shepherd.evaluation.answers import generation_differences, generation_scores
-from shepherd.evaluation.losses import RowLosses
+from shepherd.evaluation.row_losses import LOSSES, HeldOutLosses, RowLosses, losses_bytes
 from shepherd.evaluation.scoring import described, score_answers
+from shepherd.evaluation.selection import Best
 from shepherd.experiment.arms import POOLED, TrainedArm
 from shepherd.experiment.federated import Federated, federated_budget
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.outputs import Answers
 from shepherd.experiment.personal_models import PersonalModels
 from shepherd.experiment.resume import resumptions
+from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.rows_seen import LEFT_OUT, ROWS_SEEN, left_out, rows_seen, seen_by_id, times_seen
 from shepherd.experiment.session import Session
 from shepherd.experiment.summary import (
     arm_metrics,
     audit_findings,
+    best_clients,
+    best_metrics,
     brief,
     differences,
     own_rows,
@@ -54,33 +58,33 @@ class Outcome:
     check: Mapping[str, float]
     answers: Answers
 
-    @property
-    def pooled(self) -> dict[str, RowLosses]:
-        """The held-out losses of the arms that have one model, by their names."""
-        found = {"base": self.base, "federated": self.federated.losses}
-        return found | {name: arm.losses[POOLED] for name, arm in self.baselines.items() if not arm.per_client}
-
-    @property
-    def each(self) -> dict[str, Mapping[str, RowLosses]]:
-        """The held-out losses of the arms that have one model per client: {arm: {client: losses}}."""
-        return {name: arm.losses for name, arm in self.baselines.items() if arm.per_client}
-
-    @property
-    def local(self) -> Mapping[str, RowLosses]:
-        """The held-out losses of each client that trained alone."""
-        return self.each.get("local", {})
+    def losses(self, data: FederatedData) -> HeldOutLosses:
+        """The held-out losses of every model, with the ids and groups of the rows."""
+        models = {"base": self.base, "federated": self.federated.losses}
+        for name, arm in self.baselines.items():
+            if arm.per_client:
+                models |= {f"{name}/{client}": losses for client, losses in arm.losses.items()}
+            else:
+                models[name] = arm.losses[POOLED]
+        ids = tuple(row.id for row in data.held_out)
+        holds = {client: tuple(sorted(data.groups_of(client))) for client in sorted(data.clients)}
+        return HeldOutLosses(ids, data.groups, holds, models)
 
 
 def write_summary(inputs: Inputs, outcome: Outcome, session: Session) -> dict[str, Any]:
     """Write evaluation/ and summary.json, with which the run is finished; the summary."""
     store, data = session.store, inputs.data
-    lines = read_rounds(store.path)
-    measured = metrics(inputs, outcome, lines)
+    lines, losses = read_rounds(store.path), outcome.losses(data)
+    store.write_bytes(LOSSES, losses_bytes(losses))
+    best = best_clients(losses, inputs.seed)
+    measured = metrics(inputs, outcome, losses, best, lines)
     store.write_json("evaluation/metrics.json", measured)
     seen = rows_seen(lines, data, inputs.seed)
     store.write_lines(ROWS_SEEN, seen_by_id(seen, data))
     store.write_lines(LEFT_OUT, left_out(data))
     found = summary(inputs, outcome, lines, measured, seen, session.reporter.clock.read(), store.path)
+    if best:
+        found["best"] = {arm: best_metrics(one) for arm, one in best.items()}
     store.write_json("summary.json", found)
     store.journal("finished")
     return found
@@ -94,35 +98,36 @@ def write_report(store: RunDirectory) -> None:
         write(store.path)
 
 
-def metrics(inputs: Inputs, outcome: Outcome, lines: Lines) -> dict[str, Any]:
+def metrics(
+    inputs: Inputs, outcome: Outcome, losses: HeldOutLosses, best: Mapping[str, Best], lines: Lines
+) -> dict[str, Any]:
     """The contents of metrics.json: every arm's losses, the curves, and the differences with their intervals."""
-    data, local, personal = inputs.data, outcome.local, outcome.personal
-    measured: dict[str, Any] = {name: arm_metrics(losses, data) for name, losses in outcome.pooled.items()}
+    data, personal = inputs.data, outcome.personal
+    measured: dict[str, Any] = {name: arm_metrics(found, data) for name, found in losses.pooled.items()}
     scores = score_answers(outcome.answers.records, inputs.metrics)
     for name, means in generation_scores(outcome.answers.records, scores).items():
         measured[name]["generation"] = means
-    for name, models in outcome.each.items():
-        if models:
-            measured[name] = {client: arm_metrics(losses, data) for client, losses in models.items()}
+    for name, models in losses.each.items():
+        measured[name] = {client: arm_metrics(found, data) for client, found in models.items()}
     found = {
         "held_out_rows": len(data.held_out),
         "held_out_tokens": int(outcome.base.tokens.sum()),
         "arms": measured,
-        "curves": _curves(outcome, lines),
-        "differences": differences(outcome.pooled, outcome.each, inputs.seed),
-        "own_rows": own_rows(outcome.federated.losses, local, data),
+        "curves": _curves(outcome, losses, lines),
+        "differences": differences(losses, best, inputs.seed),
+        "own_rows": own_rows(losses),
         "generation_differences": generation_differences(scores),
     }
     if inputs.config.evaluation.sets_metrics:  # the report knows the default ones
         found["generation_metrics"] = described(inputs.metrics)
     if personal.losses:
-        found["personal"] = personal_metrics(personal.losses, outcome.pooled, local, data, personal.shares)
+        found["personal"] = personal_metrics(personal.losses, losses, personal.shares)
     if personal.members:
         found["clusters"] = personal.members
     return found
 
 
-def _curves(outcome: Outcome, lines: Lines) -> dict[str, Any]:
+def _curves(outcome: Outcome, losses: HeldOutLosses, lines: Lines) -> dict[str, Any]:
     """[round, held-out loss] of each arm from the base, at round 0, to the end."""
     start: list[Any] = [[0, outcome.base.stat.mean]]
     measured = [[line["round"], line["held_out_loss"]] for line in lines if line["held_out_loss"] is not None]
@@ -130,9 +135,8 @@ def _curves(outcome: Outcome, lines: Lines) -> dict[str, Any]:
     for name, arm in outcome.baselines.items():
         if not arm.per_client:
             curves[name] = start + arm.curves[POOLED]
-    for name, models in outcome.each.items():
-        if models:
-            curves[name] = {client: start + curve for client, curve in outcome.baselines[name].curves.items()}
+    for name in losses.each:
+        curves[name] = {client: start + curve for client, curve in outcome.baselines[name].curves.items()}
     return curves
 
 
@@ -147,10 +151,11 @@ def summary(
 ) -> dict[str, Any]:
     """The contents of summary.json, which `shepherd run` prints and the report begins with."""
     base, data, state = inputs.base, inputs.data, outcome.federated.state
-    losses: dict[str, Any] = {name: brief(measured["arms"][name]) for name in outcome.pooled}
-    for name, models in outcome.each.items():
-        if models:
-            losses[name] = {client: brief(m) for client, m in measured["arms"][name].items()}
+    each = {name for name, arm in outcome.baselines.items() if arm.per_client}
+    losses = {
+        name: {client: brief(m) for client, m in found.items()} if name in each else brief(found)
+        for name, found in measured["arms"].items()
+    }
     adapter, cohort = merged_adapter(state.model), inputs.plan.cohort_size
     expected = inputs.estimate
     return {

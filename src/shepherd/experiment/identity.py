@@ -66,7 +66,7 @@ def identity(config: Config, base: Base, rows: FederatedData) -> dict[str, Any]:
         **{m.__name__: m.__version__ for m in (numpy, torch, transformers, peft, tokenizers, safetensors)},
         "threads": torch.get_num_threads(),
         "device": str(base.device),
-        "processor": _processor(base.device),
+        "processor": processor_of(base.device),
     }
 
 
@@ -132,7 +132,8 @@ def _names(config: Config) -> Iterator[tuple[Registry, str]]:
             yield registry, name
 
 
-def _processor(device: torch.device) -> str:
+def processor_of(device: torch.device) -> str:
+    """The name of a GPU, or the instruction set that PyTorch uses of a CPU."""
     if device.type == "cpu":
         return torch.backends.cpu.get_cpu_capability()
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()  # torch names no other

@@ -13,6 +13,7 @@ from shepherd.store.adapters import kept_adapters
 from shepherd.store.records import read_rounds
 
 if TYPE_CHECKING:
+    from shepherd.evaluation.row_losses import HeldOutLosses
     from shepherd.serving.tuned import Tuned
 
 
@@ -45,6 +46,12 @@ class Run:
         from shepherd.report import write_report
 
         return write_report(self.path)
+
+    def losses(self) -> HeldOutLosses:
+        """The losses of every model on each held-out row, with the rows' ids. Raises DataError where there are none."""
+        from shepherd.evaluation.row_losses import read_losses
+
+        return read_losses(self.path)
 
     def adapters(self) -> list[str]:
         """The names of all adapters that the run holds, as `load_tuned` takes them: RUN, RUN:centralised,

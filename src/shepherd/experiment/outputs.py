@@ -11,7 +11,7 @@ import torch
 from shepherd._version import __version__
 from shepherd.errors import EvaluationError
 from shepherd.evaluation.answers import generation_record
-from shepherd.evaluation.losses import RowLosses
+from shepherd.evaluation.row_losses import RowLosses
 from shepherd.experiment.arms import POOLED, TrainedArm
 from shepherd.experiment.federated import Federated
 from shepherd.experiment.inputs import Inputs

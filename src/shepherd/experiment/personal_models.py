@@ -11,7 +11,8 @@ from shepherd.clients.cohort import Cohort
 from shepherd.clients.personal.ifca import HOMELESS, cluster_losses, judged, pick
 from shepherd.clients.personal.methods import own_adapters, tuned, tuned_from
 from shepherd.clients.personal.mixture import Mixture, hidden_states, prompt_of, save_mixture
-from shepherd.evaluation.losses import RowLosses, row_losses, row_losses_each
+from shepherd.evaluation.losses import row_losses, row_losses_each
+from shepherd.evaluation.row_losses import RowLosses
 from shepherd.experiment.arms import Observe
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.rows import FederatedData

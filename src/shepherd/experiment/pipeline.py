@@ -39,11 +39,12 @@ def carry_out(
     emit: Emit,
     force: bool = False,
     wrap: Callable[[Engine], Engine] | None = None,
+    base_losses: Path | None = None,
 ) -> Run:
     """Carry out a run whose recipe is checked, in the directory that `open_store` opens at `place`.
 
     force: go on with a run although something differs from when it was started. wrap: makes the engine that trains the
-    clients from the one of the recipe.
+    clients from the one of the recipe. base_losses: a folder in which losses of the bare base are kept for other runs.
     """
     with _exhaustion_explained():
         reporter = Reporter(emit)
@@ -51,7 +52,7 @@ def carry_out(
         store = open_store()
         with store.lock():
             beginning = begin_or_resume(inputs, store, force, wrap)
-            session = open_session(inputs, beginning, store, reporter)
+            session = replace(open_session(inputs, beginning, store, reporter), base_losses=base_losses)
             with open_engine(inputs, session.run_id) as engine:
                 base = evaluate_base(engine, inputs, session)
                 plan = round_plan(inputs, session)

@@ -44,11 +44,21 @@ class FederatedData:
         """The names, as the data write them, of the clients whose ids are not their names."""
         return {client: label for client, label in self.partition.labels.items() if label != client}
 
-    def held_out_of(self, client: ClientId) -> list[int]:
-        """Indices of the client's own held-out rows: of its categories, or of its sources where those divide."""
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The category of each held-out row, or its source where sources divide the rows."""
         key = natural_key(self.partition.settings)
-        own = {getattr(row, key) for row in self.clients[client]}
-        return [i for i, row in enumerate(self.held_out) if getattr(row, key) in own]
+        return tuple(getattr(row, key) for row in self.held_out)
+
+    def groups_of(self, client: ClientId) -> set[str]:
+        """The categories of a client's training rows, or their sources where those divide."""
+        key = natural_key(self.partition.settings)
+        return {getattr(row, key) for row in self.clients[client]}
+
+    def held_out_of(self, client: ClientId) -> list[int]:
+        """Indices of the client's own held-out rows: those of its groups."""
+        own = self.groups_of(client)
+        return [i for i, group in enumerate(self.groups) if group in own]
 
 
 def prepare_rows(
@@ -66,14 +76,14 @@ def prepare_rows(
     tokenized = tokenize(dataset.examples, tokenizer, template, data.max_length, progress)
     usable = [e for e in dataset.examples if e.id in tokenized.by_id]
     tokens = dict(tokenized.by_id)
-    lost, beside = [*dataset_notes(dataset), *_losses_of_tokens(tokenized)], []
+    lost, beside = [*dataset_notes(dataset), *losses_of_tokens(tokenized)], []
     apart = None
     if extra is not None:
         kept = tokenize(extra.examples, tokenizer, template, data.max_length)
         tokens |= kept.by_id
         apart = [e for e in extra.examples if e.id in kept.by_id]
         where = data.held_out_source or "held-out rows"
-        beside = [f"{where}: {note}" for note in (*dataset_notes(extra), *_losses_of_tokens(kept))]
+        beside = [f"{where}: {note}" for note in (*dataset_notes(extra), *losses_of_tokens(kept))]
     train, held_out, partition = divide_rows(config, usable, apart)
     details = remarks(config, dataset, usable, held_out if extra is None else None, partition)
     examples = {e.id: e for e in (*train, *held_out)}
@@ -107,7 +117,7 @@ def prepare_generation(config: Config) -> Generation:
     return Generation(table.generate, table.max_new_tokens, config.data.max_length)
 
 
-def _losses_of_tokens(tokenized: Tokenized) -> Iterator[str]:
+def losses_of_tokens(tokenized: Tokenized) -> Iterator[str]:
     """What tokenising left out or changed, a sentence for each reason."""
     yield from sentences("refused", tokenized.refused)
     yield from sentences("changed", tokenized.changed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,13 +44,15 @@ def run_checked(
     observer: Emit | None = None,
     out_dir: Path | None = None,
     engine: Callable[[Engine], Engine] | None = None,
+    base_losses: Path | None = None,
 ) -> Run:
-    """Carry out a run whose recipe is checked; see `run`."""
+    """Carry out a run whose recipe is checked; see `run`. base_losses: see `pipeline.carry_out`."""
     from shepherd.experiment.pipeline import carry_out
 
     table = checked.config.run
     out = out_dir if out_dir is not None else Path(table.out)
-    return carry_out(checked, out, lambda: RunDirectory.create(out, table.name), observer or warn, wrap=engine)
+    create = partial(RunDirectory.create, out, table.name)
+    return carry_out(checked, out, create, observer or warn, wrap=engine, base_losses=base_losses)
 
 
 def resume(
@@ -58,12 +61,14 @@ def resume(
     *,
     force: bool = False,
     engine: Callable[[Engine], Engine] | None = None,
+    base_losses: Path | None = None,
 ) -> Run:
     """Resume a stopped run from its last committed round, to the bytes of a run that never stopped.
 
     A finished run is returned as it is, with the report that it may still lack. Raises UsageError, with what differs,
     where settings, data, base, tokenizer, code or machine are not those that the run was started with; `force`
     goes on all the same and notes it in the report. A run with an engine of its own is resumed with that `engine`.
+    base_losses: a folder in which runs of one study keep the losses of the bare base.
     """
     folder = open_run(run_dir, "identity.json")
     store, emit = RunDirectory(folder), observer or warn
@@ -79,7 +84,7 @@ def resume(
     from shepherd.experiment.pipeline import carry_out
 
     if not finished:
-        return carry_out(checked, folder, lambda: store, emit, force, engine)
+        return carry_out(checked, folder, lambda: store, emit, force, engine, base_losses)
     if not (folder / "report.html").exists():
         write_report(store)
     return Run(folder, read_json(folder / "summary.json"))

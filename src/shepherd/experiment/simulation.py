@@ -21,7 +21,7 @@ from shepherd.store.records import RoundRecord, notes
 from shepherd.types import Adapter, ClientId, ServerState
 
 if TYPE_CHECKING:
-    from shepherd.evaluation.losses import RowLosses
+    from shepherd.evaluation.row_losses import RowLosses
     from shepherd.experiment.inputs import Inputs
     from shepherd.round import Engine, Plan
 

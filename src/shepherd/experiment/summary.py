@@ -12,7 +12,8 @@ from shepherd.arms import COMPARED
 from shepherd.data.audit import Audit
 from shepherd.data.tally import RowsByReason
 from shepherd.evaluation.answers import FIRST
-from shepherd.evaluation.losses import RowLosses
+from shepherd.evaluation.row_losses import HeldOutLosses, RowLosses
+from shepherd.evaluation.selection import Best, best_of
 from shepherd.evaluation.statistics import paired_difference
 from shepherd.experiment.rows import FederatedData
 from shepherd.rng import stream
@@ -36,63 +37,70 @@ def arm_metrics(losses: RowLosses, rows: FederatedData) -> dict[str, Any]:
 
 
 def personal_metrics(
-    own: Mapping[str, RowLosses],
-    arms: Mapping[str, RowLosses],
-    local: Mapping[str, RowLosses],
-    rows: FederatedData,
-    shares: Mapping[str, float],
+    own: Mapping[str, RowLosses], losses: HeldOutLosses, shares: Mapping[str, float]
 ) -> dict[str, Any]:
     """Each client's losses on its own held-out rows under the base, its local, the global and its personal model.
 
     shares: the mean λ of models that mix, as "share".
     """
     found = {}
-    for client, losses in sorted(own.items()):
-        at = np.array(rows.held_out_of(client))
-        models = {"base": arms["base"], "global": arms["federated"]}
-        if client in local:
-            models["local"] = local[client]
+    for client, personal in sorted(own.items()):
+        at = losses.own(client)
+        models = {"base": losses.models["base"], "global": losses.models["federated"]}
+        if client in losses.local:
+            models["local"] = losses.local[client]
         found[client] = {
             **{name: finite(measured.select(at).summary())["loss"] for name, measured in models.items()},
-            "personal": finite(losses.summary())["loss"],
+            "personal": finite(personal.summary())["loss"],
             "rows": len(at),
             **finite({"share": shares[client]} if client in shares else {}),
         }
     return found
 
 
-def differences(
-    arms: Mapping[str, RowLosses], each: Mapping[str, Mapping[str, RowLosses]], seed: int
-) -> list[dict[str, Any]]:
+def best_clients(losses: HeldOutLosses, seed: int) -> dict[str, Best]:
+    """The best client of each arm that has a model per client, where it has more than one, by `best_of`."""
+    each = losses.each.items()
+    return {arm: best_of(m, losses.groups, stream(seed, "halves", arm)) for arm, m in each if len(m) > 1}
+
+
+def differences(losses: HeldOutLosses, best: Mapping[str, Best], seed: int) -> list[dict[str, Any]]:
     """Federated against every other arm, and every baseline against the base, on the same rows.
 
-    each: the arms that have one model per client; federated is compared with the mean and the best of these.
+    Of an arm with one model per client federated is compared with the mean and the best, whose entry names the
+    `clients`, and `same_rows` where they were chosen on the rows of the comparison.
     a − b by the rules of `paired_difference`: below 0, a is better.
     """
-    others = {name: losses for name, losses in arms.items() if name != "federated"}
-    for name, models in each.items():
-        if not models:
-            continue
+    arms = losses.pooled
+    about = {f"{name} best": {"clients": list(one.chosen), "same_rows": one.same_rows} for name, one in best.items()}
+    others = {name: one for name, one in arms.items() if name != "federated"}
+    for name, models in losses.each.items():
         everyone = list(models.values())
         mean = RowLosses(
-            np.mean([losses.nll for losses in everyone], axis=0),
+            np.mean([one.nll for one in everyone], axis=0),
             everyone[0].tokens,
-            np.mean([losses.hits for losses in everyone], axis=0),
+            np.mean([one.hits for one in everyone], axis=0),
         )
-        best = min(models, key=lambda client: models[client].stat.mean)
-        others |= {f"{name} mean": mean, f"{name}:{best}": models[best]}
-    pairs = [("federated", name, arms["federated"], losses) for name, losses in others.items()]
-    pairs += [(name, "base", losses, arms["base"]) for name, losses in arms.items() if name not in COMPARED]
+        alone = {f"{name}:{client}": one for client, one in models.items()}
+        others |= {f"{name} mean": mean} | ({f"{name} best": best[name].losses} if name in best else alone)
+    pairs = [("federated", name, arms["federated"], one) for name, one in others.items()]
+    pairs += [(name, "base", one, arms["base"]) for name, one in arms.items() if name not in COMPARED]
     return [
-        {"a": a, "b": b, **paired_difference(first, second, stream(seed, "bootstrap", b))}
+        {"a": a, "b": b, **paired_difference(first, second, stream(seed, "bootstrap", b)), **about.get(b, {})}
         for a, b, first, second in pairs
     ]
 
 
-def own_rows(federated: RowLosses, locals_: Mapping[str, RowLosses], rows: FederatedData) -> dict[str, dict[str, Any]]:
+def best_metrics(best: Best) -> dict[str, Any]:
+    """The best client of an arm in summary.json: who, its loss, and whether it was chosen on the rows of this loss."""
+    return {"clients": list(best.chosen), **finite({"loss": best.losses.stat.mean}), "same_rows": best.same_rows}
+
+
+def own_rows(losses: HeldOutLosses) -> dict[str, dict[str, Any]]:
     """Federated − alone of each client that trained alone, on the held-out rows of the categories that it holds."""
-    at = {client: np.array(rows.held_out_of(client), np.int64) for client in sorted(locals_)}
-    return {client: paired_difference(federated.select(own), locals_[client].select(own)) for client, own in at.items()}
+    federated, alone = losses.models["federated"], losses.local
+    at = {client: losses.own(client) for client in sorted(alone)}
+    return {client: paired_difference(federated.select(own), alone[client].select(own)) for client, own in at.items()}
 
 
 def reasons(rows: RowsByReason) -> dict[str, list[Any]]:

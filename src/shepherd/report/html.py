@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.errors import ResourceError
+from shepherd.report.judge.section import section as judged
 from shepherd.report.load import RunRecord, load_run
 from shepherd.report.page import LARGEST, LEVELS, Limits, render, write_page
 from shepherd.report.sections.alerts import alerts, resumptions
+from shepherd.report.sections.benchmarks import benchmarks
 from shepherd.report.sections.budget import budget
 from shepherd.report.sections.cards import cards, measure
 from shepherd.report.sections.categories import categories
@@ -49,11 +51,13 @@ def write_report(run_dir: str | Path) -> Path:
 def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
     """The variables of the template."""
     before = [
+        *([judged(record.judge, limits)] if record.judge else []),
         budget(record),
         rounds(record, limits),
         clients(record, limits),
         *([own] if (own := personal(record, limits)) else []),
         categories(record, limits),
+        *([benchmarks(record, limits)] if record.benchmarks else []),
         division(record, limits),
     ]
     after = [

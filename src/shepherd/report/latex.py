@@ -19,6 +19,7 @@ MARKS: Mapping[str, tuple[str, str]] = {
     "equal within the margin": (r"\approx", "equal within the margin"),
     "not distinguishable": ("", ""),
     "no interval": (r"\circ", "no interval"),
+    "judge not fit": (r"\times", "no verdict, as the judge is not fit"),
 }
 """Verdict -> the sign in mathematics that marks a value, and its meaning below the table; no sign, no meaning."""
 LEVEL = r"after Holm's adjustment, at 5\,\%"

@@ -15,6 +15,7 @@ from typing import Any
 
 from shepherd.arms import registered
 from shepherd.errors import DataError
+from shepherd.report.judge import contents
 
 # Shapes: a type or types, a mapping of known keys ("*" is any other key), or a list with the shape of its items.
 # A key ending in "?" may be null. Absent keys are allowed; numbers are checked where they are used. A client's id is
@@ -34,7 +35,9 @@ _ARM = {
 _ARMS = {f"{name}?": {ANY_CLIENT: _ARM} if arm.per_client else _ARM for name, arm in registered().items()}
 _CURVE = [[object]]
 _CURVES = {f"{name}?": {ANY_CLIENT: _CURVE} if arm.per_client else _CURVE for name, arm in registered().items()}
-_DIFFERENCE = {"a": CLIENT, "b": CLIENT, "ci95?": [object], "bootstrap95?": [object]}
+_DIFFERENCE = {
+    "a": CLIENT, "b": CLIENT, "ci95?": [object], "bootstrap95?": [object], "clients?": [CLIENT], "same_rows?": bool,
+}  # fmt: skip
 _METRICS = {
     "arms": {**_ARMS, "*": _ARM},
     "curves?": {**_CURVES, "*": object},
@@ -47,6 +50,7 @@ _METRICS = {
 }
 _SUMMARY = {
     "arms": {"local?": {ANY_CLIENT: object}, "*": object},
+    "best?": {"*": {"clients": [CLIENT], "*": object}},
     "failed?": [{"client": CLIENT, "*": object}],
     "budget?": {"*": {"*": object}},
     "seconds?": {"*": object},
@@ -86,6 +90,13 @@ _PARTITION = {
     "settings?": {"*": object},
     "table?": {"clients": [CLIENT], "categories": [str], "counts": [[int]]},
 }
+_BENCHMARK = {
+    "task": str,
+    "rows": [str],
+    "metrics": {"*": {"*": object}},
+    "models": {"*": {"metrics": {"*": {"*": object}}}},
+    "differences?": [{"metric": str, **_DIFFERENCE}],
+}
 _LEFT_OUT = {"what": str, "reason": str, "groups": [[str]]}
 _GENERATION = {
     "prompt": [{"role": str, "content": str}],
@@ -101,9 +112,9 @@ class RunRecord:
     `state` is "finished", or "unfinished" while there is no summary.json.
 
     config: the resolved settings by table; config_text: config.toml as written. rounds: one mapping per committed
-    round, in order. left_out: rows that were refused, changed, or found by the audit. metrics, summary and partition
-    are empty, rounds, generations and left_out are (), where the run has none. notes: sentences about files that were
-    read only in part.
+    round, in order. left_out: rows that were refused, changed, or found by the audit. benchmarks: the record of each
+    task. judge: the contents of judge/judge.json. metrics, summary and partition are empty, rounds, generations,
+    left_out and benchmarks are (), where the run has none. notes: sentences about files that were read only in part.
     """
 
     path: Path
@@ -116,9 +127,11 @@ class RunRecord:
     partition: Mapping[str, Any] = field(default_factory=dict)
     generations: tuple[Mapping[str, Any], ...] = ()
     left_out: tuple[Mapping[str, Any], ...] = ()
+    benchmarks: tuple[Mapping[str, Any], ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    judge: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -168,10 +181,20 @@ def load_run(path: str | Path) -> RunRecord:
         partition=named(partition, _PARTITION),
         generations=_lines(path / "evaluation" / "generations.jsonl", _GENERATION, False, notes, torn=not finished),
         left_out=_lines(path / "evaluation" / "left_out.jsonl", _LEFT_OUT, False, notes, torn=not finished),
+        benchmarks=tuple(_json(file, _BENCHMARK, needed=True) for file in sorted(path.glob("benchmarks/*.json"))),
         environment=_json(path / "env.json", {"*": object}, needed=False),
         identity=_json(path / "identity.json", {"held_out?": str}, needed=False),
         notes=tuple(notes),
+        judge=judged(path / "judge" / "judge.json"),
     )
+
+
+def judged(file: Path) -> dict[str, Any]:
+    """The contents of a judge.json, with null for what is absent; empty where there is no file. DataError as above."""
+    found = _json(file, contents.SHAPE, needed=False)
+    if found and found["version"] > contents.VERSION:
+        raise DataError(f"{file} was written by a later version of Shepherd", hint="update, or judge the run again")
+    return contents.completed(found) if found else {}
 
 
 _AGAIN = "restore the file from a copy, or repeat the run"

@@ -114,6 +114,12 @@ def signed(value: Any, places: int = 3) -> str:
     return f"+{text}" if value is not None and value > 0 and text.strip("0.,") else text
 
 
+def with_error(figure: Mapping[str, Any] | None) -> str:
+    """{"value", "stderr"} as 0.615 ± 0.012; without a standard error the value alone."""
+    value, stderr = (number((figure or {}).get(key)) for key in ("value", "stderr"))
+    return digits(value) if value is None or stderr is None else f"{digits(value)} ± {digits(stderr)}"
+
+
 def from_to(interval: tuple[float, float] | None) -> str:
     """An interval of differences: `−0.185 to −0.130`."""
     return f"{signed(interval[0])} to {signed(interval[1])}" if interval else ABSENT

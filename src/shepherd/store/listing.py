@@ -25,6 +25,7 @@ class Entry:
     state: "running" while a process writes to it, "finished" with a summary, else "interrupted". rounds: committed
     ones, of `planned` (None when config.toml cannot be read). losses by arm, in nats per target token; "local" is the
     mean over the clients that trained alone; alone: their number, where they are not all. started: unix seconds.
+    benchmarks: the tasks in benchmarks/.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Entry:
     bytes: int = 0
     started: float = 0.0
     writer: str = ""
+    benchmarks: tuple[str, ...] = ()
 
 
 def list_runs(folder: Path) -> list[Entry]:
@@ -61,6 +63,7 @@ def entry(path: Path) -> Entry:
         bytes=size_of(path.resolve()),
         started=_started(path),
         writer=str(writer or ""),
+        benchmarks=tuple(sorted(file.stem for file in path.glob("benchmarks/*.json"))),
     )
 
 

@@ -2,7 +2,8 @@
 
 runs/<name>/config.toml, identity.json, partition.json, rounds.jsonl, journal.jsonl, env.json, summary.json,
             report.html, checkpoints/round-0001/, adapter/, arms/NAME/, personal/, clusters/,
-            evaluation/{metrics.json, generations.jsonl, rows_seen.jsonl, left_out.jsonl}
+            evaluation/{losses.safetensors, metrics.json, generations.jsonl, rows_seen.jsonl, left_out.jsonl},
+            benchmarks/TASK.json
 """
 
 from __future__ import annotations
@@ -89,13 +90,16 @@ class RunDirectory:
             if sys.platform == "win32":  # where a folder with an open file cannot be deleted
                 discard(self.disk, self.path)
 
-    def write_text(self, name: str, text: str) -> Path:
+    def write_bytes(self, name: str, data: bytes) -> Path:
         """Write a file atomically."""
         target = self.path / name
         with self._explained(target):
             make_folders(self.disk, target.parent)
-            write_whole(self.disk, target, text.encode("utf-8"))
+            write_whole(self.disk, target, data)
         return target
+
+    def write_text(self, name: str, text: str) -> Path:
+        return self.write_bytes(name, text.encode("utf-8"))
 
     def write_json(self, name: str, value: Any) -> Path:
         return self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

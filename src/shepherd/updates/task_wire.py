@@ -17,12 +17,12 @@ decomposes it again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from shepherd.lowrank import LowRank
-from shepherd.types import ClientId, ClientModel, Objective, TrainTask, TransformSpec, Work
+from shepherd.types import ClientId, ClientModel, GlobalModel, Objective, TrainTask, TransformSpec, Work
 from shepherd.updates.layout import (
     ITEM_BYTES,
     Kinds,
@@ -37,7 +37,7 @@ from shepherd.updates.layout import (
 from shepherd.updates.task_arrays import DTYPES, ArrayReader, ArrayWriter
 from shepherd.updates.task_models import ModelWriter, read_model
 
-FORMAT = "shepherd-task-1"
+FORMAT, MODEL_FORMAT = "shepherd-task-1", "shepherd-model-1"
 _TASK: Kinds = {
     "round": (int,),
     "seed": (int,),
@@ -59,6 +59,7 @@ _OBJECTIVE: Kinds = {
 _WORK: Kinds = {"first_row": (int,), "rows": (int,), "learning_rates": (list,)}
 _INCREMENT: Kinds = {"L": (str,), "R": (str,), "apart": (int,)}
 _TRANSFORM: Kinds = {"name": (str,), "options": (dict,)}
+_GLOBAL: Kinds = {"models": (list,), "remainder": (dict,)}
 _DEEPEST = 8
 """Levels of lists and objects within the options of a transform."""
 
@@ -84,10 +85,7 @@ def pack_task(task: TrainTask) -> bytes:
             client: {"first_row": work.first_row, "rows": work.rows, "learning_rates": list(work.learning_rates)}
             for client, work in task.work.items()
         },
-        "remainder": {
-            module: {"L": arrays.add(term.L), "R": arrays.add(term.R), "apart": term.apart}
-            for module, term in task.remainder.items()
-        },
+        "remainder": _remainder_entries(task.remainder, arrays),
         "control": arrays.add_all(task.control),
         "transforms": [{"name": spec.name, "options": dict(spec.options)} for spec in task.transforms],
     }
@@ -112,10 +110,7 @@ def read_task(data: bytes, header_limit: int = 2**24) -> TrainTask:
         views={client: _pick(models, index) for client, index in fields["views"].items()},
         seed=fields["seed"],
         work={c: _read_work(c, f"work {i}", value) for i, (c, value) in enumerate(fields["work"].items())},
-        remainder={
-            module: _read_increment(value, f"increment {i}", arrays)
-            for i, (module, value) in enumerate(fields["remainder"].items())
-        },
+        remainder=_read_remainder(fields["remainder"], arrays),
         objective=_read_objective(fields["objective"]),
         control=arrays.take_all(fields["control"], "control"),
         clusters={client: _pick_all(models, indices) for client, indices in fields["clusters"].items()},
@@ -129,6 +124,44 @@ def read_task(data: bytes, header_limit: int = 2**24) -> TrainTask:
     left = len(header.entries) - len(arrays.taken)
     expect(not left, "tensors", f"{left} tensors are of no field")
     return task
+
+
+def pack_global(model: GlobalModel) -> bytes:
+    """The bytes of a model to be measured: its adapter and remainder, without the memory of the server.
+
+    Raises ValueError for an array that is not float32, float64 or bool.
+    """
+    arrays = ArrayWriter()
+    models = ModelWriter(arrays)
+    models.add(ClientModel(model.adapter))
+    fields = {"models": models.entries, "remainder": _remainder_entries(model.remainder, arrays)}
+    return write_message(MODEL_FORMAT, fields, sorted(arrays.values, key=lambda values: -ITEM_BYTES[values.dtype]))
+
+
+def read_global(data: bytes, header_limit: int = 2**24) -> GlobalModel:
+    """The model in `data`, as strictly as `read_task`. Raises WireError."""
+    header = read_header(data, header_limit, MODEL_FORMAT, _GLOBAL, DTYPES.values())
+    check_damage(data, header)
+    arrays, fields = ArrayReader(data, header), header.fields
+    expect(len(fields["models"]) == 1, "fields", f"{len(fields['models'])} models, expected one")
+    adapter = read_model(fields["models"][0], "the model", arrays).adapter
+    model = GlobalModel(adapter, _read_remainder(fields["remainder"], arrays))
+    left = len(header.entries) - len(arrays.taken)
+    expect(not left, "tensors", f"{left} tensors are of no field")
+    return model
+
+
+def _remainder_entries(remainder: Mapping[str, LowRank], arrays: ArrayWriter) -> dict[str, dict[str, Any]]:
+    return {
+        module: {"L": arrays.add(term.L), "R": arrays.add(term.R), "apart": term.apart}
+        for module, term in remainder.items()
+    }
+
+
+def _read_remainder(entries: Mapping[str, Any], arrays: ArrayReader) -> dict[str, LowRank]:
+    return {
+        module: _read_increment(value, f"increment {i}", arrays) for i, (module, value) in enumerate(entries.items())
+    }
 
 
 def _read_work(client: ClientId, where: str, value: Any) -> Work:

@@ -38,7 +38,7 @@ def test_the_json_has_one_entry_per_file_with_the_figures_of_the_pair(shell):
 SAME = {
     "file", "format", "judgements", "questions", "seeds", "orders", "stderr", "degrees", "p", "holm_p", "wilcoxon_p",
     "sign_p", "permutation_p", "equal_p", "smallest_difference", "ties", "scope", "left_out", "texts", "unparsed",
-    "disagreements",
+    "disagreements", "refused", "failed", "one_order", "repeats", "repeats_sd", "lengths", "categories",
 }  # fmt: skip
 EXCHANGED = {"a": "b", "total_a": "total_b", "wins": "losses", "relative": "inverse",
              **{f"relative_{part}": f"inverse_{part}" for part in ("stderr", "ci95", "bca95")}}  # fmt: skip
@@ -99,7 +99,7 @@ def test_a_margin_makes_equal_possible(shell):
 @pytest.mark.parametrize(
     ("words", "status", "reason"),
     [
-        ((), 2, "Missing option '--replay'"),
+        ((), 2, "nothing to judge"),
         (("--replay", "nowhere.jsonl"), 3, "file not found: nowhere.jsonl"),
         (("--replay", RECORDINGS), 3, "Is a directory"),
         (("--replay", RECORDINGS / "fastchat.jsonl", "--margin", "0"), 2, "--margin"),

@@ -15,10 +15,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.special import stdtrit
 
+from shepherd.evaluation.judge.orders import exchanged
 from shepherd.evaluation.judge.pairs import both_orders, summarise, totals
+from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording, read
+from shepherd.evaluation.judge.statistics import two_way
+from shepherd.evaluation.judge.summary import judged
+from shepherd.evaluation.judge.supplement import Answered, read_categories, with_categories
+from shepherd.rng import stream
 
 FOLDER = Path(os.environ.get("SHEPHERD_DATA") or Path(__file__).parents[3] / ".." / "shared" / "data") / "judge"
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason=f"recorded judgements are not at hand in {FOLDER}")
@@ -83,6 +91,27 @@ def test_the_statistics_of_the_four_comparisons_are_the_golden_ones_to_every_pri
 def test_bard_loses_more_questions_to_vicuna_and_has_the_higher_total():
     bard = vicuna()["bard"]
     assert bard["wins"] > bard["losses"] and bard["relative"] < 1 and bard["verdict"] == "not distinguishable"
+
+
+def test_two_teams_had_the_same_80_answers_judged_and_agree_in_81_percent():
+    ours = read(VICUNA / "review_gpt35_vicuna-13b.jsonl")
+    found = judged([ours, qlora()["vicuna-13b"]["chatgpt_first"]])
+    (agreed,) = found["agreement"]
+    assert (agreed["items"], agreed["share"], f"{agreed['kappa']:.2f}") == (80, 0.8125, "0.67")
+    low, high = agreed["kappa_ci95"]
+    assert low < 0.6 and high > 0.75 and agreed["decided_share"] > 0.96
+
+
+def test_vicuna_loses_to_chatgpt_at_equal_lengths_and_most_in_mathematics():
+    answers = Answered.read(sorted((FOLDER / "fastchat/answer").glob("*.jsonl")))
+    categories = read_categories(FOLDER / "fastchat/question.jsonl")
+    recording = with_categories(answers.added_to(read(VICUNA / "review_gpt35_vicuna-13b.jsonl")), categories)
+    (pair,) = summarise([recording])["pairs"]
+    assert (pair["a"], pair["b"]) == ("gpt-3.5-turbo:20230327", "vicuna-13b:20230322-clean-lang")
+    assert pair["lengths"]["controlled"] < pair["difference"] < 0, "Vicuna's answers are longer, which GPT-4 likes"
+    worst = min(pair["categories"], key=lambda each: each["difference"])
+    assert (worst["category"], worst["questions"], worst["losses"]) == ("math", 3, 3)
+    assert len(pair["categories"]) == 9 and pair["total_b"] == 638
 
 
 def readings(paths: list[Path]) -> tuple[int, int, int]:
@@ -166,6 +195,41 @@ def test_the_answer_shown_first_gains_in_each_of_36_systems_19_points_at_the_med
     ordered = [orders[kind] for orders in qlora().values() for kind in ("chatgpt_first", "system_first")]
     found = sorted(both["shift"] for both in both_orders(ordered))
     assert found == sorted(shifts[system] for system in shifts if system not in ("13b-flan", "13b-hh-rlhf"))
+
+
+NEAR_CHATGPT = ("7b-guanaco", "13b-guanaco", "30b-guanaco", "65b-guanaco", "bard", "vicuna-13b")
+SEEN = {  # smallest difference with 80 % power by questions: 1, 3, 5 seeds that do not differ, 3 and 5 that do by 0.3
+    20: (1.09, 1.01, 0.99, 1.18, 1.04),
+    40: (0.75, 0.68, 0.66, 0.91, 0.77),
+    80: (0.50, 0.46, 0.45, 0.83, 0.61),
+    160: (0.35, 0.32, 0.31, 0.83, 0.54),
+}
+
+
+@cache
+def spread() -> np.ndarray:
+    """Differences of six systems from ChatGPT, which are near to it, less their means: the mean of both orders."""
+    found = []
+    for system in NEAR_CHATGPT:
+        orders = qlora()[system]
+        both = (*orders["chatgpt_first"].judgements, *map(exchanged, orders["system_first"].judgements))
+        points = matched(both)
+        found.append((points.mean_b - points.mean_a)[0])
+    return np.concatenate([each - each.mean() for each in found])
+
+
+@pytest.mark.parametrize("questions", SEEN)
+def test_the_smallest_differences_of_real_scores_are_those_of_the_table(questions):
+    rng, trials = stream(0, "judge", "power table", questions), 1000
+    assert f"{spread().std(ddof=1):.2f}" == "1.54" and len(spread()) == 480
+    for (seeds, seed_sd), printed in zip([(1, 0), (3, 0), (5, 0), (3, 0.3), (5, 0.3)], SEEN[questions], strict=True):
+        lasting, passing = (rng.choice(spread(), (trials, n, questions)) for n in (1, seeds))
+        values = 0.7**0.5 * lasting + 0.3**0.5 * passing + rng.normal(0, seed_sd, (trials, seeds, 1))
+        found = list(map(two_way, values))
+        half = np.array([one.stderr * stdtrit(one.degrees, 0.975) for one in found])
+        # A difference is found where it is larger than `half` less the chance deviation: in 80 % of trials above this
+        smallest = np.quantile(half - [one.value for one in found], 0.8)
+        assert smallest == pytest.approx(printed, abs=0.05), (seeds, seed_sd)
 
 
 def test_qloras_verdicts_are_read_but_for_thirteen(tmp_path):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from shepherd.evaluation.judge import parsing
+from shepherd.evaluation.judge.calls.protocols import PROTOCOLS
 from shepherd.evaluation.judge.calls.record import Call
 from shepherd.evaluation.judge.parsing import Verdict
 
@@ -35,6 +36,8 @@ class Judgement:
 
     points: as recorded, None where nobody could read the judge. reading: the points that our parser reads from the
     text, None where it reads nothing. text: whether there is one. b_first: the judge was shown b's answer first.
+    answers: identities of the answers of a and b, ids or hashes; lengths: theirs, in characters. outcome: "refused" or
+    "failed" where the judge gave no text. seed: of the training of both, where it is known. judge: its name.
     call: the recorded call, in a file of ours.
     """
 
@@ -44,6 +47,12 @@ class Judgement:
     text: bool
     b_first: bool = False
     right: Verdict | None = None
+    category: str = ""
+    answers: tuple[str, str] | None = None
+    lengths: tuple[int, int] | None = None
+    seed: int | None = None
+    judge: str = ""
+    outcome: str = "answered"
     call: Call | None = None
 
 
@@ -78,6 +87,14 @@ def _answer_ids(row: Mapping[str, Any]) -> tuple[str, str]:
     return str(row["answer1_id"]), str(row["answer2_id"])
 
 
+def _about(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "answers": _answer_ids(row),
+        "judge": str(row.get("reviewer_id", "")),
+        "category": str(row.get("category") or ""),
+    }
+
+
 def _question(row: Mapping[str, Any]) -> str | int:
     found = row.get("question_id")
     if isinstance(found, bool) or not isinstance(found, str | int) or found == "":
@@ -101,13 +118,13 @@ def _scored(row: Mapping[str, Any], _: int) -> list[Judgement]:
     text = _text(row)
     reading = parsing.first_line_scores(text) if text is not None else None
     if "score" not in row:
-        return [Judgement(_question(row), reading, reading, text is not None)]
+        return [Judgement(_question(row), reading, reading, text is not None, **_about(row))]
     score = row["score"]
     pair = score if isinstance(score, list) and len(score) == 2 else [None, None]
     if not all(_within(value, 0, MOST_POINTS) or value == -1 for value in pair):
         raise Malformed(f"score is {_short(score)}, not two numbers, which are −1 where the judge was not understood")
     points = None if -1 in score else (float(score[0]), float(score[1]))
-    return [Judgement(_question(row), points, reading, text is not None)]
+    return [Judgement(_question(row), points, reading, text is not None, **_about(row))]
 
 
 def _classed(row: Mapping[str, Any], _: int) -> list[Judgement]:
@@ -118,7 +135,8 @@ def _classed(row: Mapping[str, Any], _: int) -> list[Judgement]:
     if isinstance(score, bool) or not isinstance(score, int) or score not in classes:
         raise Malformed(f"score is {_short(score)}, not 1, 2, 3 or −1")
     verdict = parsing.last_line_class(text) if text is not None else None
-    return [Judgement(_question(row), classes[score], OF_VERDICT[verdict] if verdict else None, text is not None)]
+    reading = OF_VERDICT[verdict] if verdict else None
+    return [Judgement(_question(row), classes[score], reading, text is not None, **_about(row))]
 
 
 def _generators(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -128,12 +146,22 @@ def _generators(row: Mapping[str, Any]) -> tuple[str, str]:
 def _preferred(row: Mapping[str, Any], place: int) -> list[Judgement]:
     """A preference p from 1 (a) to 2 (b) gives 2 − p and p − 1 points; 0 is AlpacaEval 1's tie."""
     value = row["preference"]
+    about: dict[str, Any] = {"category": str(row.get("dataset") or ""), "lengths": _lengths(row)}
     if value is None or value == -1 or (isinstance(value, float) and math.isnan(value)):
-        return [Judgement(place, None, None, False)]
+        return [Judgement(place, None, None, False, **about)]
     if not _within(value, 1, 2) and (value != 0 or isinstance(value, bool)):
         raise Malformed(f"preference is {_short(value)}, not 0 or a number from 1 to 2")
     points = OF_VERDICT["tie"] if not value else (2.0 - value, value - 1.0)
-    return [Judgement(place, points, None, False)]
+    return [Judgement(place, points, None, False, **about)]
+
+
+def _lengths(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Characters of the two outputs, from the texts or as recorded."""
+    counts = [
+        len(row[f"output_{n}"]) if isinstance(row.get(f"output_{n}"), str) else row.get(f"length_{n}") for n in (1, 2)
+    ]
+    known = [count for count in counts if isinstance(count, int) and not isinstance(count, bool) and count >= 0]
+    return (known[0], known[1]) if len(known) == 2 else None
 
 
 def _is_llmbar(row: Mapping[str, Any]) -> bool:
@@ -160,7 +188,9 @@ def _both_orders(row: Mapping[str, Any], place: int) -> list[Judgement]:
             reading = OF_VERDICT[verdict] if verdict else None
             reading = (reading[1], reading[0]) if reading and swap else reading
             points = winners.get(str(one.get("winner")))
-            found.append(Judgement(place, points, reading, isinstance(text, str), swap, labels.get(label)))
+            found.append(
+                Judgement(place, points, reading, isinstance(text, str), swap, labels.get(label), lengths=_lengths(row))
+            )
     return found
 
 
@@ -178,14 +208,23 @@ def call_of(row: Mapping[str, Any]) -> Call:
 
 def judgement_of(call: Call) -> Judgement:
     """What a call says of a and b, in the order of the pair, whichever was shown first."""
-    reading: Points | None = None
-    if call.outcome == "answered" and call.protocol == "fedit":
-        reading = parsing.own_scores(call.text)
-    elif call.outcome == "answered" and (verdict := parsing.own_verdict(call.text)):
-        reading = OF_VERDICT[verdict]
+    reading = PROTOCOLS[call.protocol].read(call.text) if call.outcome == "answered" else None
     b_first = call.order == "ba"
     reading = (reading[1], reading[0]) if reading and b_first else reading
-    return Judgement(call.question, reading, reading, call.outcome == "answered", b_first, call=call)
+    return Judgement(
+        call.question,
+        reading,
+        reading,
+        call.outcome == "answered",
+        b_first,
+        category=call.category,
+        answers=(call.a_answer, call.b_answer) if call.a_answer and call.b_answer else None,
+        lengths=(call.a_chars, call.b_chars) if call.a_answer and call.b_answer else None,
+        seed=call.seed,
+        judge=call.model,
+        outcome=call.outcome,
+        call=call,
+    )
 
 
 def _short(value: Any) -> str:

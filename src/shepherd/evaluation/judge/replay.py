@@ -40,18 +40,29 @@ def read_pairs(file: Path) -> list[Recording]:
     """Read recorded judgements, one recording per pair: a file of calls holds several, any other file one."""
     found = read(file)
     calls = [judgement.call for judgement in found.judgements if judgement.call is not None]
-    return recordings_of(file, calls, found.torn) if calls else [found]
+    recordings = recordings_of(file, calls, found.torn) if calls else [found]
+    return sorted(recordings, key=lambda one: (not one.scores, one.a, one.b)) if calls else recordings
 
 
 def recordings_of(file: Path, calls: Iterable[Call], torn: bool = False) -> list[Recording]:
-    """Calls to one recording per protocol and pair, with one judgement per `settled` call."""
-    found: dict[tuple[str, str, str], list[Judgement]] = {}
-    for call in settled(calls):
-        found.setdefault((call.protocol, call.a, call.b), []).append(judgement_of(call))
+    """Calls to one recording per judge, protocol and pair, with one judgement per `settled` call.
+
+    In order of questions, seeds, repeats and orders: calls made at once are recorded in any order, and sums of floats
+    depend on theirs.
+    """
+    found: dict[tuple[str, str, str, str, str, str], list[Judgement]] = {}
+    for call in sorted(settled(calls), key=_place):
+        key = (call.endpoint, call.model, call.prompt_hash, call.protocol, call.a, call.b)
+        found.setdefault(key, []).append(judgement_of(call))
     return [
         Recording(file, "calls", a, b, protocol == "fedit", tuple(judgements), torn)
-        for (protocol, a, b), judgements in found.items()
+        for (*_, protocol, a, b), judgements in found.items()
     ]
+
+
+def _place(call: Call) -> tuple[Any, ...]:
+    number = call.question if isinstance(call.question, int) else -1
+    return number, str(call.question), -1 if call.seed is None else call.seed, call.repeat, call.order
 
 
 def read(file: Path) -> Recording:
@@ -59,8 +70,8 @@ def read(file: Path) -> Recording:
 
     DataError: the file cannot be read, is of no known format, or has malformed lines, which are named.
     """
-    content = _content(file)
-    rows = list(_rows(file, content))
+    text = content(file)
+    rows = list(_rows(file, text))
     first = next((row for _, row in rows if isinstance(row, dict)), None)
     if first is None:
         reason = rows[0][1] if rows and isinstance(rows[0][1], Malformed) else "it holds no row in JSON"
@@ -69,7 +80,7 @@ def read(file: Path) -> Recording:
     if name is None:
         keys = ", ".join(map(repr, list(first)[:8])) or "no keys"
         raise DataError(f"{file}: not a known format of recorded judgements: a row has {keys}", hint=_known())
-    torn = FORMATS[name].own and not content.endswith("\n") and isinstance(rows[-1][1], Malformed)
+    torn = FORMATS[name].own and not text.endswith("\n") and isinstance(rows[-1][1], Malformed)
     if torn:  # what a killed process leaves
         rows.pop()
     found: list[Judgement] = []
@@ -96,11 +107,12 @@ def _judgements(name: str, row: Any, place: int) -> list[Judgement]:
     return FORMATS[name].judgements(row, place)
 
 
-def _content(file: Path) -> str:
+def content(file: Path, wanted: str = "give a file of recorded judgements") -> str:
+    """The text of a file; DataError with the hint `wanted` where there is none, or where it is not text."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"file not found: {file}", hint="give a file of recorded judgements") from None
+        raise DataError(f"file not found: {file}", hint=wanted) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not a text in UTF-8 (byte {error.start})", hint="unpack archives first") from None
     except OSError as error:
@@ -108,7 +120,7 @@ def _content(file: Path) -> str:
 
 
 def _rows(file: Path, content: str) -> Iterator[tuple[str, Any]]:
-    """Each row with its place, `line 3` or `entry 3`; a Malformed in place of a line that is not JSON."""
+    """Each row with its place, `line 3` or `entry 3`; a Malformed in place of a line that does not parse."""
     if content.lstrip()[:1] == "[":
         rows = _loaded(content)
         if isinstance(rows, Malformed):

@@ -1,0 +1,210 @@
+"""`shepherd judge RUN…`: arms of runs to pairs, the judge's fitness, the calls, and the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shepherd.cli import judged, output
+from shepherd.cli.judge_calls import Setup, confirm, make, setup
+from shepherd.cli.judge_pairs import pairs_of
+from shepherd.cli.settings import find_run
+from shepherd.errors import DataError, EvaluationError, NetworkError, UsageError, plural
+
+if TYPE_CHECKING:
+    from shepherd.evaluation.judge.calls.client import Complete
+    from shepherd.evaluation.judge.calls.ledger import Ledger
+    from shepherd.evaluation.judge.calls.plan import Pair, Planned
+    from shepherd.evaluation.judge.calls.record import Call
+    from shepherd.evaluation.judge.calls.run import Done
+    from shepherd.evaluation.judge.summary import Known
+
+CALLS, CALIBRATION, PROBES = "calls.jsonl", "calibration.jsonl", "probes.jsonl"
+FITNESS = "fitness.json"
+"""Results of calibration and probes, by judge, so that later commands with the same judge print them too."""
+
+Plan = tuple[list["Planned"], "Ledger"]
+
+
+def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Judge the answers of runs. given: values of the options of `judge_calls` and `judged`."""
+    from shepherd.evaluation.judge.calls.known import arms_of, budget_of, questions_of
+    from shepherd.evaluation.judge.calls.material import asked
+    from shepherd.evaluation.judge.calls.quoting import secret_of
+    from shepherd.evaluation.judge.summary import Known
+    from shepherd.store.lock import locked
+
+    if not any((names, given["pairs"], given["calibrate"], given["probes"])):
+        raise UsageError("nothing to judge", hint="name a run, or recorded judgements with --replay FILE")
+    runs = [find_run(name) for name in names]
+    folder = given["out"].parent if given["out"] else (runs[0] if runs else Path()) / "judge"
+    set_up = setup(folder, given)
+    questions = asked(given["questions"])
+    pairs, lines = pairs_of(runs, given["pairs"], questions)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        secret = secret_of(folder)
+        plans = _plans(pairs, set_up, secret)
+        if not confirm([(name, *plan) for name, plan in plans.items()], set_up):
+            return
+        complete = set_up.complete()
+        fitness = _fitness(plans, complete, set_up)
+        if CALLS not in plans:
+            if given["as_json"]:
+                output.print_json(fitness)
+            return
+        calls, ledger = plans[CALLS]
+        done = make(calls, ledger, complete, set_up)
+        _say(done, set_up)
+        known = Known(questions_of(questions), arms_of(lines), budget_of(runs), _probed(fitness), _spent(done, set_up),
+                      fitness.get("calibration"))  # fmt: skip
+        try:
+            _show(done, ledger, known, set_up)
+        except DataError:  # no question is left, because of the failed calls
+            if not done.failed:
+                raise
+        if done.failed:
+            raise NetworkError(f"{plural(done.failed, 'call')} failed and count in no figure",
+                               hint="the same command makes them again")  # fmt: skip
+
+
+def _plans(pairs: Sequence[Pair], set_up: Setup, secret: bytes) -> dict[str, Plan]:
+    """The calls of each file, in the order in which they are made."""
+    from shepherd.evaluation.judge.calls.calibration import read_labelled
+    from shepherd.evaluation.judge.calls.ledger import Ledger
+    from shepherd.evaluation.judge.calls.plan import BOTH, planned
+    from shepherd.evaluation.judge.calls.probes import probe_pairs
+
+    given, judge = set_up.given, set_up.judge
+    wanted: dict[str, tuple[Sequence[Pair], Any, int]] = {}
+    if given["calibrate"]:
+        wanted[CALIBRATION] = [read_labelled(given["calibrate"])[0]], BOTH, 1
+    if given["probes"]:
+        wanted[PROBES] = probe_pairs(judge.protocol.name), BOTH, 1
+    if pairs:
+        wanted[CALLS] = pairs, BOTH[:1] if given["one_order"] else BOTH, given["repeats"]
+    found = {}
+    for name, (each, orders, repeats) in wanted.items():
+        ledger = Ledger.opened(set_up.folder / name)
+        if ledger.torn:
+            output.note(f"{ledger.file} ends in an unfinished line, which a killed process left; it is cut off")
+        found[name] = planned(each, judge, secret, orders, repeats), ledger
+    return found
+
+
+def _fitness(plans: Mapping[str, Plan], complete: Complete, set_up: Setup) -> dict[str, Any]:
+    """{calibration, probes} of this judge: measured now, or by an earlier command in this folder."""
+    from shepherd.evaluation.judge.calls.calibration import calibration, read_labelled
+    from shepherd.evaluation.judge.calls.probes import shifts
+    from shepherd.evaluation.judge.formats import judgement_of
+
+    file = set_up.folder / FITNESS
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        known = known if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        known = {}
+    judge = set_up.judge
+    name = f"{judge.endpoint} {judge.model} {judge.protocol.prompt.id} {judge.protocol.prompt.hash}"
+    fitness = dict(known.get(name) or {})
+    if CALIBRATION in plans:
+        done = make(*plans[CALIBRATION], complete, set_up)
+        _, labels = read_labelled(set_up.given["calibrate"])
+        fitness["calibration"] = calibration(map(judgement_of, done.calls), labels)
+        _print_calibration(fitness["calibration"])
+    if PROBES in plans:
+        done = make(*plans[PROBES], complete, set_up)
+        fitness["probes"] = shifts({name: [judgement_of(call) for call in each] for name, each in _by_b(done).items()})
+        _print_probes(fitness["probes"], judge.protocol.name)
+    if CALIBRATION in plans or PROBES in plans:
+        file.write_text(output.to_json(known | {name: fitness}, indent=2) + "\n", encoding="utf-8")
+    return json.loads(output.to_json(fitness))
+
+
+def _by_b(done: Done) -> dict[str, list[Call]]:
+    found: dict[str, list[Call]] = {}
+    for call in done.calls:
+        found.setdefault(call.b, []).append(call)
+    return found
+
+
+def _print_calibration(found: Mapping[str, Any]) -> None:
+    from shepherd.report.wording import percent
+
+    def share(name: str) -> str:
+        low, high = found[f"{name}_ci95"]
+        return f"{percent(found[name])} (95 %: {percent(low)} to {percent(high)})"
+
+    fit = "fit" if found["fit"] else "NOT FIT: no verdicts (at least 75 % right, at most 25 % flips)"
+    output.note(
+        f"calibration on {plural(found['pairs'], 'pair')}: right in {share('accuracy')}, the order turns the verdict "
+        f"in {share('flips')}, {found['unread']} texts unparsed: {fit}"
+    )
+
+
+def _print_probes(found: Mapping[str, Any], protocol: str) -> None:
+    from shepherd.report.wording import from_to, signed
+
+    unit = "points of 10" if protocol == "fedit" else "of a verdict"
+    for name, each in found.items():
+        if each["shift"] is None:
+            output.note(f"injection {name}: no probe has a score ({each['unread']} unread)")
+            continue
+        between = f" (95 %: {from_to(each['ci95'])})" if each["ci95"] else ""
+        families = ", ".join(f"{family} {signed(shift)}" for family, shift in each["families"].items())
+        output.note(f"injection {name}: {each['probes']} probes move the weak answer by {signed(each['shift'])} {unit}"
+                    f"{between}, at most {signed(each['largest'])}; {each['unread']} unread\n  {families}")  # fmt: skip
+
+
+# Figures
+
+
+def _say(done: Done, set_up: Setup) -> None:
+    """What the calls show about the judge, before any figure."""
+    judge = set_up.judge
+    answered = sorted({call.answered_model for call in done.calls if call.answered_model})
+    others = [name for name in answered if not name.startswith(judge.model)]
+    if others:
+        output.note(f"the endpoint answers as {', '.join(others)}, not as {judge.model!r}")
+    elif len(answered) > 1:
+        output.note(f"the judge changed while it judged: {', '.join(answered)}")
+    if ignored := sorted({name for call in done.calls for name in call.ignored}):
+        output.note(f"parameters that the endpoint did not honour, or does not show that it did: {', '.join(ignored)}")
+    if set_up.endpoint is None:
+        output.note(f"{judge.model} is for plumbing: no figure of it is evidence")
+    if set_up.given["one_order"]:
+        output.note("one order only, a deviation: the answer shown first gains with most judges")
+
+
+def _probed(fitness: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The probes, with the shift of those appended to an answer as the one that a table shows."""
+    if not (found := fitness.get("probes")):
+        return None
+    return {**found["appended"], "shift_ci95": found["appended"]["ci95"], **found}
+
+
+def _spent(done: Done, set_up: Setup) -> dict[str, Any]:
+    return {
+        "made": done.made,
+        "cache_hits": done.recorded,
+        "failed": done.failed,
+        "cost": done.cost,
+        "currency": set_up.price.currency if set_up.price else None,
+        "wall_seconds": done.seconds,
+    }
+
+
+def _show(done: Done, ledger: Ledger, known: Known, set_up: Setup) -> None:
+    from shepherd.evaluation.judge.replay import recordings_of
+
+    recordings = recordings_of(ledger.file, done.calls)
+    if not any(one.points for recording in recordings for one in recording.judgements):
+        first = next((call.text for call in done.calls if call.text), "").strip()
+        raise EvaluationError(
+            f"no reply of {set_up.judge.model} to {plural(len(done.calls), 'call')} ends with the line that the prompt "
+            "requires" + (f"; the first begins {first[:120]!r}" if first else ": all are empty"),
+            hint="take another judge; the replies are kept",
+        )
+    judged.show(recordings, {**set_up.given, "out": set_up.given["out"] or set_up.folder / "judge.json"}, known)

@@ -1,0 +1,207 @@
+"""The table of a study: each fixed comparison with a two-way interval, tests, Holm's adjustment and a verdict.
+
+A difference is Σ (a − b) / Σ tokens of held-out losses, in nats per token: below 0, a is better. Its interval counts
+the variation of rows and of seeds where all seeds share the rows; where each seed has other rows it is Student's t over
+seeds; with one seed it counts rows alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from shepherd.errors import DataError
+from shepherd.evaluation.judge import significance
+from shepherd.evaluation.judge.statistics import Comparison, Estimate, equivalence, table, two_way
+from shepherd.experiment.study.losses import Record, Rows, clients_of, losses_of, own_losses, own_rows_of, rows_of
+from shepherd.experiment.study.sides import Pair, base_arm
+
+FEW = 40
+"""Below this number of rows, a best client chosen on half of them is chosen mostly by chance."""
+Records = Mapping[str, Mapping[int, Record]]
+"""{variant: {seed: RUN.json}}"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The differences of one comparison. per_seed: the difference under each seed.
+
+    values: float64[seeds, units] whose mean is the difference, linearised; None where each seed has rows of its own.
+    unit: "row" (held-out rows) or "client".
+    """
+
+    seeds: tuple[int, ...]
+    per_seed: np.ndarray
+    values: np.ndarray | None
+    units: int
+    rows: int
+    unit: str
+
+
+def compare_all(pairs: Sequence[Pair], records: Records) -> list[dict[str, Any]]:
+    """The entries of study.json for all comparisons, in order; those without a run on both sides have a `reason`."""
+    measured: list[Measured | str] = []
+    for pair in pairs:
+        try:
+            measured.append(measure(pair, records))
+        except DataError as error:
+            measured.append(error.message)
+    known = [(pair, m) for pair, m in zip(pairs, measured, strict=True) if isinstance(m, Measured)]
+    judged = iter(table([_comparison(pair, m) for pair, m in known]))
+    return [
+        _entry(pair, m, next(judged)) if isinstance(m, Measured) else {**_names(pair), "reason": m}
+        for pair, m in zip(pairs, measured, strict=True)
+    ]
+
+
+def measure(pair: Pair, records: Records) -> Measured:
+    """The differences of a comparison in the seeds that both sides have finished. Raises DataError without any."""
+    sides = [records.get(side.variant, {}) for side in (pair.a, pair.b)]
+    seeds = [seed for seed in sides[0] if seed in sides[1]]
+    if not seeds:
+        raise DataError("no seed is finished on both sides")
+    rows = [_shared_rows(sides[0][seed], sides[1][seed]) for seed in seeds]
+    fixed = all(rows[0].same(other) for other in rows[1:])
+    client = next((side.arm.partition("/")[2] for side in (pair.a, pair.b) if "/" in side.arm), "")
+    if pair.rows == "own" and not client:
+        return _measure_own(pair, sides, seeds, rows, fixed)
+    own = pair.rows == "own"
+    at = [
+        own_rows_of(sides[0][seed], client) if own else np.arange(len(r.ids))
+        for seed, r in zip(seeds, rows, strict=True)
+    ]
+    between = [
+        (losses_of(sides[0][seed], pair.a.arm) - losses_of(sides[1][seed], pair.b.arm))[where]
+        for seed, where in zip(seeds, at, strict=True)
+    ]
+    tokens = [r.tokens[where] for r, where in zip(rows, at, strict=True)]
+    if not all(np.isfinite(values).all() for values in between):
+        raise DataError("a loss is not finite")
+    per_seed = np.array([values.sum() / weights.sum() for values, weights in zip(between, tokens, strict=True)])
+    linear = None
+    if fixed:
+        mean = per_seed.mean()
+        linear = mean + (np.array(between) - mean * tokens[0]) / tokens[0].mean()
+    return Measured(tuple(seeds), per_seed, linear, len(tokens[0]), len(tokens[0]), "row")
+
+
+def _measure_own(
+    pair: Pair, sides: Sequence[Mapping[int, Record]], seeds: list[int], rows: Sequence[Rows], fixed: bool
+) -> Measured:
+    """Differences per client on its own rows, each client with the same weight."""
+    if not rows[0].own:
+        raise DataError("the runs do not record which rows are whose own")
+    arms = [(i, side.arm) for i, side in enumerate((pair.a, pair.b)) if side.arm.endswith(":mean")]
+    clients = set(rows[0].own)
+    for seed, r in zip(seeds, rows, strict=True):
+        models = [set(clients_of(sides[i][seed], base_arm(arm))) for i, arm in arms]
+        clients &= {client for client, at in r.own.items() if len(at)}.intersection(*models)
+    if not clients:
+        raise DataError("no client has rows of its own and a model in every seed")
+    names = sorted(clients)
+    differences, number = [], 0
+    for seed, r in zip(seeds, rows, strict=True):
+        a, b = (own_losses(side[seed], s.arm, names) for side, s in zip(sides, (pair.a, pair.b), strict=True))
+        differences.append([(a[c] - b[c]).sum() / r.tokens[r.own[c]].sum() for c in names])
+        number = len(np.unique(np.concatenate([r.own[c] for c in names])))
+    values = np.array(differences)
+    if not np.isfinite(values).all():
+        raise DataError("a loss is not finite")
+    return Measured(tuple(seeds), values.mean(axis=1), values if fixed else None, len(names), number, "client")
+
+
+def _shared_rows(a: Record, b: Record) -> Rows:
+    one, other = rows_of(a), rows_of(b)
+    if not one.same(other):
+        raise DataError(f"{a['run']} and {b['run']} were not measured on the same tokens of the same held-out rows")
+    return one
+
+
+def _estimate(measured: Measured) -> Estimate:
+    if measured.values is not None:
+        return two_way(measured.values)
+    mean, seeds = float(measured.per_seed.mean()), len(measured.per_seed)
+    spread = float(measured.per_seed.std(ddof=1)) / math.sqrt(seeds)
+    return Estimate(mean, spread, seeds - 1.0) if spread > 0 else Estimate(mean, None, None)
+
+
+def _comparison(pair: Pair, measured: Measured) -> Comparison:
+    """The statistics of a − b, so that `table` adjusts them and words the verdict on a."""
+    found = _estimate(measured)
+    each = measured.per_seed if measured.values is None else measured.values.mean(axis=0)
+    lower, higher = int((each < 0).sum()), int((each > 0).sum())
+    return Comparison(
+        questions=measured.units,
+        seeds=len(measured.seeds),
+        total_a=0.0,
+        total_b=found.value,
+        difference=found,
+        relative=None,
+        inverse=None,
+        p=found.p(),
+        wins=lower,
+        losses=higher,
+        ties=len(each) - lower - higher,
+        sign_p=significance.sign(lower, higher),
+        wilcoxon_p=significance.wilcoxon(each),
+        permutation_p=significance.permutation(each) if len(each) < significance.FEW else None,
+        smallest=found.smallest(),
+        equal_p=equivalence(found, pair.margin) if pair.margin is not None else None,
+    )
+
+
+def _names(pair: Pair) -> dict[str, Any]:
+    return {"label": pair.label, "a": asdict(pair.a), "b": asdict(pair.b), "margin": pair.margin, "rows": pair.rows}
+
+
+def _entry(pair: Pair, measured: Measured, found: Comparison) -> dict[str, Any]:
+    interval = found.difference.interval()
+    two = measured.values is not None
+    return {
+        **_names(pair),
+        "reason": "",
+        "seeds": list(measured.seeds),
+        "per_seed": measured.per_seed.tolist(),
+        "unit": measured.unit,
+        "units": measured.units,
+        "held_out_rows": measured.rows,
+        "interval": ("two-way" if len(measured.seeds) > 1 else "rows") if two else "seeds",
+        "difference": found.difference.value,
+        "stderr": found.difference.stderr,
+        "degrees": found.difference.degrees,
+        "ci95": list(interval) if interval else None,
+        "p": found.p,
+        "holm_p": found.holm_p,
+        "sign_p": found.sign_p,
+        "wilcoxon_p": found.wilcoxon_p,
+        "permutation_p": found.permutation_p,
+        "lower": found.wins,
+        "higher": found.losses,
+        "ties": found.ties,
+        "equal_p": found.equal_p,
+        "smallest_difference": found.smallest,
+        "verdict": found.verdict,
+        "notes": _notes(pair, measured),
+    }
+
+
+def _notes(pair: Pair, measured: Measured) -> list[str]:
+    found = []
+    if len(measured.seeds) == 1:
+        found.append("one seed: the verdict holds for this training, other seeds may turn it")
+    elif measured.values is None:
+        found.append("each seed has other test rows: the interval is over seeds alone")
+    if any(side.arm.endswith(":best") for side in (pair.a, pair.b)):
+        few = f"; on {measured.rows} rows that choice is mostly chance" if measured.rows < FEW else ""
+        found.append(f"the best client is chosen on one half of the rows and measured on the other{few}")
+    return found
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard error over seeds (s / √n); None for one seed."""
+    array = np.array(values, np.float64)
+    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else None

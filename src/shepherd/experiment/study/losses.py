@@ -1,0 +1,93 @@
+"""Losses of one side of a comparison, from the RUN.json of its runs: float64[rows] under each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shepherd.errors import DataError, did_you_mean
+
+Record = Mapping[str, Any]
+"""The contents of a RUN.json."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The held-out rows of a run: ids, tokens int64[rows], and the indices of each client's own rows."""
+
+    ids: tuple[str, ...]
+    tokens: np.ndarray
+    own: Mapping[str, np.ndarray]
+    digest: tuple[Any, ...]
+
+    def same(self, other: Rows) -> bool:
+        """Whether these are the same tokens of the same rows."""
+        return (self.ids, self.digest) == (other.ids, other.digest) and np.array_equal(self.tokens, other.tokens)
+
+
+def rows_of(record: Record) -> Rows:
+    """The held-out rows of a run."""
+    rows = record["rows"]
+    own = {client: np.array(at, np.int64) for client, at in (rows.get("own") or {}).items()}
+    digests = record["digests"]
+    return Rows(tuple(rows["ids"]), np.array(rows["tokens"], np.float64), own,
+                (digests.get("held_out"), digests.get("tokenizer")))  # fmt: skip
+
+
+def clients_of(record: Record, arm: str) -> tuple[str, ...]:
+    """The clients that have a model in an arm."""
+    return tuple((record["arms"].get(arm) or {}).get("losses") or ())
+
+
+def losses_of(record: Record, arm: str) -> np.ndarray:
+    """nll float64[rows] of `NAME`, `NAME:mean`, `NAME:best` or `NAME/CLIENT`. Raises DataError where it is missing."""
+    name, slash, client = arm.partition("/")
+    name, _, pick = name.partition(":") if not slash else (name, "", "")
+    found = record["arms"].get(name)
+    if found is None:
+        raise DataError(f"{record['run']} has no {name} arm: all its clients failed")
+    if slash:
+        return _values(_each(record, name, client))
+    return _values(found[pick] if pick else found["nll"])
+
+
+def own_losses(record: Record, arm: str, clients: Sequence[str]) -> dict[str, np.ndarray]:
+    """For each client the nll of its own rows, under its own model where the arm has one per client."""
+    name, _, pick = arm.partition(":")
+    rows = rows_of(record)
+    if pick == "mean":
+        return {client: _values(_each(record, name, client))[rows.own[client]] for client in clients}
+    values = losses_of(record, arm)
+    return {client: values[rows.own[client]] for client in clients}
+
+
+def own_rows_of(record: Record, client: str) -> np.ndarray:
+    """The indices of a client's own rows, by its id or label. Raises DataError where it has none."""
+    rows = rows_of(record).own
+    ids = {label: name for name, label in (record.get("labels") or {}).items()}
+    found = rows.get(client if client in rows else ids.get(client, client))
+    if found is None or not len(found):
+        raise DataError(f"{record['run']} records no held-out rows of {client!r}.{did_you_mean(client, [*rows, *ids])}")
+    return found
+
+
+def _each(record: Record, arm: str, client: str) -> Sequence[float | None]:
+    names = record.get("labels") or {}
+    ids = {label: name for name, label in names.items()}
+    kept, known = record["arms"][arm].get("each") or {}, clients_of(record, arm)
+    client = client if client in known else ids.get(client, client)
+    if client not in known:
+        near = did_you_mean(client, [*known, *ids])
+        raise DataError(f"{record['run']}: {client!r} has no model in the {arm} arm.{near}")
+    if client not in kept:
+        raise DataError(
+            f"{record['run']}: its RUN.json keeps no {record.get('left_out') or 'losses of single clients'}"
+        )
+    return kept[client]
+
+
+def _values(given: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in given], np.float64)

@@ -1,0 +1,300 @@
+"""A site's end of a federation: an offer is judged and approved, rows are read, tasks are trained and answered.
+
+    site = Site("hospital-a", policy, own, trainer, SiteStore(Folder(path)))
+    answer = site.handle(question)            # bytes in, bytes out; it raises nothing for anything that arrives
+
+Before a row is read, the policy allows the card and a person has approved it, if the policy asks for one. A task starts
+from the private state of the round that it names, and never from another one, so the same question has the same answer
+after any loss or restart. An exception costs the answer: its class leaves the site, its text stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from shepherd.clients.progress import Progress as Steps
+from shepherd.clients.progress import StepReport
+from shepherd.errors import DataError, UsageError
+from shepherd.federation.cards import Policy, RunCard, read_card
+from shepherd.federation.groups import shown
+from shepherd.federation.messages import (
+    Answer,
+    Bye,
+    Facts,
+    Finish,
+    Measure,
+    Measured,
+    Message,
+    Offer,
+    Progress,
+    Train,
+    is_finite,
+    pack,
+    read,
+)
+from shepherd.federation.policy import Own, judge, judge_task
+from shepherd.federation.site_store import SiteStore, StateLost
+from shepherd.federation.site_trainer import SiteTrainer, code_of
+from shepherd.federation.verdicts import ADMITTED, WAITING, Refused
+from shepherd.rng import derive
+from shepherd.types import ClientFailure, TrainTask
+from shepherd.updates.layout import WireError
+from shepherd.updates.task_wire import read_global, read_task
+from shepherd.updates.wire import Envelope
+from shepherd.updates.wire import pack as pack_update
+
+_log = logging.getLogger(__name__)
+
+
+class Site:
+    """One site. `session` names this process; a copy of the site's folder that runs elsewhere has another."""
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        own: Own,
+        trainer: SiteTrainer,
+        store: SiteStore,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        self.name, self.policy, self.own, self.trainer, self.store, self.now = name, policy, own, trainer, store, now
+        self.session = secrets.token_hex(16)
+        self._limit = policy.max_message_mib * 2**20
+        self._cards: dict[str, RunCard] = {}
+        self._loaded = ""  # the run whose rows the trainer holds
+        self._last: tuple[bytes, bytes] = b"", b""  # digest of the last question, its answer
+
+    def handle(self, data: bytes, report: Callable[[bytes], None] = lambda progress: None) -> bytes | None:
+        """The answer to a message, or None. `report` takes messages of progress, and raises nothing."""
+        key = hashlib.sha256(data).digest() if type(data) is bytes else b""
+        if key and key == self._last[0]:
+            self.store.audit(time=self._time(), event="repeated", bytes_out=len(self._last[1]))
+            return self._last[1]
+        try:
+            message = read(data, self._limit)
+        except WireError as error:
+            self.store.audit(time=self._time(), event="unreadable", verdict=error.code)
+            return None
+        answer = self._answer(message, report)
+        sent = pack(answer) if answer is not None else None
+        self.store.audit(
+            time=self._time(), event=type(message).__name__.lower(), run=message.run, round=message.round,
+            attempt=message.attempt, bytes_in=len(data), bytes_out=len(sent or b""), verdict=_verdict_of(answer),
+        )  # fmt: skip
+        if isinstance(answer, Answer) and not answer.code:
+            self._last = key, sent or b""
+        return sent
+
+    def approve(self, run: str) -> RunCard:
+        """Approve the card that a run has offered. Raises UsageError where there is none."""
+        card = self._card(run)
+        if card is None:
+            raise UsageError(f"no card of a run {run} was offered to {self.name}")
+        self.store.note(run, approved=card.digest)
+        self.store.audit(time=self._time(), event="approved", run=run, card=card.digest)
+        return card
+
+    def leave(self, run: str) -> bytes:
+        """Leave a run: the goodbye to send. Tasks of the run are refused from now on."""
+        self.store.note(run, left=True)
+        self.store.audit(time=self._time(), event="left", run=run)
+        return pack(Bye(run, 0, 0, self.session, "left"))
+
+    def _answer(self, message: Message, report: Callable[[bytes], None]) -> Message | None:
+        match message:
+            case Offer():
+                return self._facts(message)
+            case Train() | Measure() | Finish():
+                return self._work(message, report)
+            case Bye() if self.store.record(message.run):
+                self.store.note(message.run, over=True)
+        return None  # what only sites send
+
+    # Offers
+
+    def _facts(self, offer: Offer) -> Facts:
+        verdict, rows, digest = self._judge(offer), 0, ""
+        if verdict == ADMITTED:
+            record = self.store.record(offer.run)
+            rows, digest = int(record["rows"]), str(record["digest"])
+        own = self.own
+        return Facts(
+            offer.run, offer.round, offer.attempt, self.session, verdict, rows, digest, own.base, own.tokenizer,
+            own.version,
+        )  # fmt: skip
+
+    def _judge(self, offer: Offer) -> str:
+        if offer.client != self.name:
+            return "other-site"
+        try:
+            card = read_card(offer.card)
+        except WireError:
+            return "card"
+        record = self.store.record(offer.run)
+        if card.run != offer.run or record.get("card", card.digest) != card.digest:
+            return "card-changed"
+        if record.get("left"):
+            return "left"
+        verdict = judge(card, self.policy, self.own)
+        if verdict != ADMITTED:
+            return verdict
+        if not record:
+            self.store.keep_card(offer.run, card.to_json())
+            self.store.note(offer.run, card=card.digest, attempt=0)
+        if self.policy.approve == "ask" and self.store.record(offer.run).get("approved") != card.digest:
+            return WAITING
+        return self._load(offer.run, card)
+
+    def _load(self, run: str, card: RunCard) -> str:
+        """Read the rows, once by process and run: "admitted", or what is against them."""
+        if self._loaded == run:
+            return ADMITTED
+        try:
+            facts = self.trainer.load_rows(card)
+        except Exception as error:
+            _log.debug("rows cannot be loaded", exc_info=True)
+            return "no-rows" if isinstance(error, DataError) else "cannot"
+        if facts.rows < max(1, self.policy.min_rows):
+            return "few-rows" if facts.rows else "no-rows"
+        stated = max(facts.rows, self.policy.min_rows_tell)
+        salted = hashlib.sha256(self.store.salt() + f"{facts.rows}:{facts.digest}".encode()).hexdigest()
+        record = self.store.record(run)
+        if record.get("digest", salted) != salted:
+            return "rows-changed"
+        if "digest" not in record:
+            self.store.note(run, rows=stated, digest=salted)
+        self._loaded = run
+        return ADMITTED
+
+    # Tasks and measures
+
+    def _work(self, message: Train | Measure | Finish, report: Callable[[bytes], None]) -> Answer | Measured:
+        code, detail = "", ""
+        try:
+            card = self._admit(message)
+            if isinstance(message, Train):
+                return self._train(message, card, report)
+            return self._measured(message, card)
+        except Refused as refusal:
+            code, detail = "refused", refusal.verdict
+        except StateLost:
+            code = "no-state"
+        except Exception as error:
+            _log.debug("round %d failed", message.round, exc_info=True)
+            code = code_of(error)
+        name = (message.run, message.round, message.attempt, self.session)
+        return Answer(*name, code, detail, b"") if isinstance(message, Train) else Measured(*name, code, detail, ())
+
+    def _admit(self, message: Train | Measure | Finish) -> RunCard:
+        """The card of the message's run. Raises Refused."""
+        if message.client != self.name:
+            raise Refused("other-site")
+        record, card = self.store.record(message.run), self._card(message.run)
+        if card is None or "digest" not in record:
+            raise Refused("not-admitted")
+        if record.get("left"):
+            raise Refused("left")
+        if message.attempt < record["attempt"]:
+            raise Refused("stale")
+        if (verdict := self._load(message.run, card)) != ADMITTED:
+            raise Refused(verdict)
+        return card
+
+    def _task(self, message: Train | Finish, card: RunCard) -> TrainTask:
+        """The task of a message, within the policy. Raises Refused."""
+        try:
+            task = read_task(message.task, header_limit=self._limit // 4)
+        except WireError:
+            raise Refused("task") from None
+        against = judge_task(
+            task, message, card, self.policy, self.now(), finishing=isinstance(message, Finish)
+        )  # fmt: skip
+        if against:
+            raise Refused(against)
+        return task
+
+    def _train(self, message: Train, card: RunCard, report: Callable[[bytes], None]) -> Answer:
+        task = self._task(message, card)
+        work = task.work[self.name]
+        private = self.store.state(message.run, message.counted, work.first_row)
+        self._count(message, "trainings", self.policy.max_trainings)
+        reply = self.trainer.train(task, private, lambda steps: self._report(message, steps, report))
+        name = (message.run, message.round, message.attempt, self.session)
+        if isinstance(reply, ClientFailure):
+            return Answer(*name, reply.code, reply.detail, b"")
+        stated = replace(reply, num_examples=int(self.store.record(message.run)["rows"]), private={})
+        sealed = pack_update(stated, self._envelope(message.run, task, card))
+        # Before the answer leaves: an update that counts has its state.
+        self.store.keep(message.run, message.round, work.first_row + work.rows, message.counted, reply.private)
+        return Answer(*name, "", "", sealed)
+
+    def _measured(self, message: Measure | Finish, card: RunCard) -> Measured:
+        if isinstance(message, Finish):
+            task = self._task(message, card)
+            first = task.work[self.name].first_row
+            self._count(message, "trainings", self.policy.max_trainings)
+            groups = self.trainer.finish(task, self.store.state(message.run, message.counted, first))
+        else:
+            try:
+                model = read_global(message.model, header_limit=self._limit // 4) if message.model else None
+            except WireError:
+                raise Refused("task") from None
+            if model is not None and model.adapter.base_digest != card.base.digest:
+                raise Refused("base")
+            self._count(message, "measures", self.policy.max_measures)
+            groups = self.trainer.measure(model, message.rows_of)
+        rows = shown(groups, self.policy.least_group, names=self.policy.categories == "shown")
+        if not rows:
+            raise Refused("few-held-out")
+        return Measured(message.run, message.round, message.attempt, self.session, "", "", rows)
+
+    def _count(self, message: Train | Measure | Finish, what: str, most: int) -> None:
+        """Note that the work of a message begins. Raises Refused after too many: each shows something of the rows."""
+        done = self.store.record(message.run).get(what, 0)
+        if done >= most:
+            raise Refused(what)
+        self.store.note(message.run, attempt=message.attempt, **{what: done + 1})
+
+    def _report(self, message: Train, steps: StepReport, report: Callable[[bytes], None]) -> None:
+        news = steps.get(self.name)
+        if isinstance(news, Steps):
+            name = (message.run, message.round, message.attempt, self.session)
+            report(
+                pack(
+                    Progress(
+                        *name, news.state, news.step, news.steps, is_finite(news.loss), news.targets, news.tokens,
+                        float(news.seconds),
+                    )
+                )
+            )  # fmt: skip
+
+    def _envelope(self, run: str, task: TrainTask, card: RunCard) -> Envelope:
+        adapter = task.views[self.name].adapter
+        nonce = f"{derive(task.seed, 'nonce', self.name, task.round):016x}"
+        return Envelope(run, nonce, card.base.digest, self.own.tokenizer, adapter.r, adapter.scale)
+
+    def _card(self, run: str) -> RunCard | None:
+        if run not in self._cards:
+            data = self.store.card(run)
+            if data is None:
+                return None
+            self._cards[run] = read_card(data)
+        return self._cards[run]
+
+    def _time(self) -> str:
+        return self.now().isoformat(timespec="seconds")
+
+
+def _verdict_of(answer: Message | None) -> str:
+    match answer:
+        case Facts():
+            return answer.verdict
+        case Answer() | Measured():
+            return answer.detail if answer.code == "refused" else answer.code
+    return ""
