@@ -28,6 +28,7 @@ from shepherd.federation.transport import Aborted
 from shepherd.federation.transports.memory import Arrival, MemoryTransport
 from shepherd.model.base import load_base
 from shepherd.round import Engine, run_round
+from shepherd.testing.engines import has_the_methods_of_the_protocol
 from shepherd.types import ClientFailure, ClientModel, GlobalModel, ServerState, Stat, TrainTask, Work
 from shepherd.updates.gate import Gate
 
@@ -37,7 +38,7 @@ USUAL = (
 )  # fmt: skip
 METHODS = {
     "fedit": (),
-    "ffa_lora": ("federation.method=ffa_lora",),
+    "ffa_lora": ("federation.method=ffa_lora", "federation.clip_update_norm=median"),
     "scaffold": ("objective.scaffold=true", "training.optimizer=sgd", "training.learning_rate=0.1"),
     "mixed ranks": ("federation.method=flexlora", "lora.ranks=1,2", "federation.clients_per_round=2"),
     "remainder": ("federation.method=fedex_lora", "server.optimizer=fedavgm"),
@@ -73,7 +74,7 @@ class Setting:
         return RunCard(
             run="demo", version=__version__, base={"name": "tiny", "digest": self.base.digest},
             tokenizer=self.base.tokenizer_digest, lora={"r": config.lora.r, "alpha": config.lora.alpha},
-            federation={"rounds": 3, "method": config.federation.method},
+            federation={"rounds": 3, "method": config.federation.method, "clip_update_norm": self.plan.clip},
             training={"learning_rate": config.training.learning_rate, "batch_size": 2},
             objective=dict(vars(objective)), personalization={"name": config.personalization.name},
             parameters=self.trainer.adapter.num_parameters,
@@ -245,6 +246,7 @@ def test_sites_measure_what_one_process_measures_and_the_server_its_own_rows(set
 def test_what_sites_do_not_have_here_is_refused(setting):
     here = setting()
     engine = here.remote()
+    has_the_methods_of_the_protocol(engine, None)
     with pytest.raises(UsageError, match="private tensors of client-000, and sites keep their own"):
         engine.restore({"client-000": {}})
     with pytest.raises(UsageError, match="has no base model"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +102,12 @@ def test_a_site_file_is_read_with_its_policy(tmp_path):
     assert site.policy == Policy(approve="policy", methods=("fedit", "ffa_lora"), window="Mon-Fri 20:00-06:00")
     assert SiteFile.model_validate(site.model_dump()) == site
     assert Policy().approve == "ask", "without a word of the site a person approves"
+
+
+def test_the_site_file_of_the_docs_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "sites.md").read_text(encoding="utf-8")
+    (tmp_path / "site.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
+    assert read_site(tmp_path / "site.toml").policy.least_cohort == 3
 
 
 def test_every_mistake_in_a_site_file_is_reported_with_the_nearest_name(tmp_path):

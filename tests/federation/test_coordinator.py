@@ -19,7 +19,7 @@ from shepherd.federation.messages import Bye, Progress, Train, pack, read
 from shepherd.federation.policy import Own
 from shepherd.federation.site import Site
 from shepherd.federation.site_store import SiteStore
-from shepherd.federation.states import RUN, SITE, Ledger
+from shepherd.federation.states import MOST_IGNORED, RUN, SITE, Ledger
 from shepherd.federation.states import Site as SiteState
 from shepherd.federation.transport import Aborted, Leases, Seen
 from shepherd.federation.transports.memory import Arrival, Crash, MemoryTransport
@@ -131,7 +131,7 @@ def test_the_sites_of_a_round_are_those_of_its_first_draw_also_after_a_restart_a
 # Who answers
 
 
-def test_an_answer_of_a_process_without_the_lease_is_ignored_and_the_other_process_is_refused_while_the_first_lives():
+def test_one_process_at_a_time_has_the_lease_of_a_site_and_answers_of_another_are_ignored():
     leases = Leases(gone=5.0)
     assert leases.sign("a", "one", 0.0) and not leases.sign("a", "two", 4.0)
     assert leases.sign("a", "one", 4.0) and not leases.sign("a", "two", 8.9)
@@ -154,6 +154,16 @@ def test_an_answer_of_a_process_without_the_lease_is_ignored_and_the_other_proce
     assert isinstance(federation.round()["a"], Sealed)
     ignored = [line for line in federation.lines if line["event"] == "ignored"]
     assert [(line["client"], line["reason"]) for line in ignored] == [("a", "lease")]
+
+
+def test_a_site_that_sends_in_vain_without_end_gets_a_limited_number_of_lines():
+    federation = admitted("ab")
+    for _ in range(500):
+        federation.transport.send_up("a", b"junk")
+        federation.transport.send_up("c", b"junk")
+    assert isinstance(federation.round()["b"], Sealed)
+    ignored = [line["client"] for line in federation.lines if line["event"] == "ignored"]
+    assert (ignored.count("a"), ignored.count("c")) == (MOST_IGNORED, MOST_IGNORED)
 
 
 def test_a_copy_of_a_site_cannot_take_it_out_of_the_run():
@@ -239,6 +249,19 @@ def test_an_aborted_transport_raises_and_the_same_task_is_another_attempt_with_t
     assert again["a"].data != b"" and all(isinstance(reply, Sealed) for reply in again.values())
     attempts = [line["attempt"] for line in federation.lines if line["event"] == "attempt"]
     assert attempts == [1, 2, 3], "an offer and two attempts"
+
+
+def test_a_further_cohort_of_a_round_is_another_attempt_and_late_answers_of_the_first_stay_late():
+    federation = admitted()
+    federation.transport.hop = lambda hop: [Arrival(25.0 * (hop.way == "up" and hop.client == "a"), hop.data)]
+    first = federation.round(1, {"a": 0, "b": 0}, deadline=20.0)
+    federation.transport.hop = lambda hop: [Arrival(10.0 * (hop.way == "up"), hop.data)]
+    second = federation.round(1, {"c": 0}, deadline=20.0)
+    kinds = {client: type(reply).__name__ for client, reply in {**first, **second}.items()}
+    assert kinds == {"a": "Late", "b": "Sealed", "c": "Sealed"}
+    assert federation.states() == {"a": "late", "b": "answered", "c": "answered"}
+    ignored = [(line["client"], line["reason"]) for line in federation.lines if line["event"] == "ignored"]
+    assert ignored == [("a", "uninvited")]
 
 
 def test_a_task_names_the_round_that_counted_and_its_cohort():

@@ -70,7 +70,7 @@ FAULTS = {
     "who is connected is lost, not late": (coordinator, "elif client not in there:", "elif client in there:"),
     "a site trains a task that is over": (site, 'message.attempt < record["attempt"]', "False"),
     "a site forgets the task that it has trained": (
-        site, "        self.store.note(message.run, attempt=message.attempt)\n        reply", "        reply"),
+        site, "self.store.note(message.run, attempt=message.attempt, **{what: done + 1})", "pass"),
     "a site does not keep its private state": (
         site, "        self.store.keep(message.run, message.round, work.first_row + work.rows, message.counted, "
         "reply.private)\n", ""),

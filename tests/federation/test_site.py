@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from datetime import datetime
 
@@ -58,7 +59,7 @@ class Clinic(Numbers):
     def train(self, task, private, observe):
         self.given.append({name: array.tolist() for name, array in private.items()})
         observe({"a": Steps("training", 1, 2, math.nan, 3, 4, 0.5)})
-        return super().train(task, private, observe)
+        return super().train(task, private, lambda steps: None)
 
     def measure(self, model, rows_of):
         self.given.append((model, rows_of))
@@ -170,7 +171,8 @@ def test_a_digest_of_rows_says_nothing_to_another_site_and_a_small_number_of_row
     one, two = (asked(site, offer()) for site in (first, second))
     assert one.digest != two.digest and len(one.digest) == 64, "each site has its own salt"
     assert (one.rows, two.rows) == (4, 1000)
-    assert asked(first, offer()).digest == one.digest, "and keeps it"
+    again = a_site(place=first.store.place)
+    assert asked(again, offer()).digest == one.digest, "and keeps it"
     answers = [wire.unpack(asked(site, question()).update)[0].num_examples for site in (first, second)]
     assert answers == [4, 1000], "an update does not give the number away"
 
@@ -209,6 +211,12 @@ def test_a_task_of_a_round_that_is_over_is_refused_also_after_a_restart():
     for again in (site, a_site(place=place)):
         answer = asked(again, question(1, 2, model=7))
         assert (answer.code, answer.detail) == ("refused", "stale")
+
+
+def test_a_task_for_another_site_is_refused():
+    site = admitted()
+    message = Train("demo", 1, 2, "b", 0, 2, pack_task(task_of(1, 1, {"b": 0})))
+    assert asked(site, pack(message)).detail == "other-site"
 
 
 def test_a_task_outside_the_window_of_the_site_is_refused():
@@ -280,8 +288,8 @@ def test_two_processes_with_one_identity_on_a_machine_are_refused_with_the_one_t
 # Measures
 
 
-def measured(site: Site, rows_of: str = "held-out", model: bytes = b"") -> Measured:
-    return asked(site, pack(Measure("demo", 1, 3, "a", rows_of, model)))
+def measured(site: Site, rows_of: str = "held-out", model: bytes = b"", attempt: int = 3) -> Measured:
+    return asked(site, pack(Measure("demo", 1, attempt, "a", rows_of, model)))
 
 
 def test_a_measure_is_sums_and_weights_without_the_names_of_categories():
@@ -325,6 +333,15 @@ def test_the_own_model_of_a_site_is_made_of_the_private_state_that_counted():
     assert site.trainer.given[-1] == {"p": kept["p"].tolist()}
 
 
+def test_a_run_gets_a_limited_number_of_trainings_and_of_measures_also_over_restarts():
+    place, limits = MemoryPlace(), {"max_trainings": 2, "max_measures": 1}
+    site = admitted(place=place, **limits)
+    assert [asked(site, question(1, n, model=n)).detail for n in (2, 3)] == ["", ""]
+    assert measured(site, attempt=4).detail == ""
+    again = a_site(place=place, **limits)
+    assert asked(again, question(1, 5)).detail == "trainings" and measured(again, attempt=6).detail == "measures"
+
+
 # What a site keeps
 
 
@@ -344,6 +361,12 @@ def test_the_store_keeps_the_state_that_counted_the_one_before_and_the_newest(tm
         file.unlink()
     with pytest.raises(StateLost):
         store.state("demo", 4, 40)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
+def test_the_folder_of_a_site_is_open_to_its_owner_only(tmp_path):
+    SiteStore(Folder(tmp_path / "site", QuickDisk())).salt()
+    assert (tmp_path / "site").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_round_that_is_trained_again_takes_the_place_of_what_was_kept_of_it():

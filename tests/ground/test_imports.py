@@ -210,9 +210,8 @@ for name in shepherd.__all__:
         "shepherd.data.sources",
         "shepherd.model.fetch",
         "shepherd.store",
-        "shepherd.federation.coordinator",
+        "shepherd.engines.remote",
         "shepherd.federation.site",
-        "shepherd.federation.transports.memory",
         "shepherd.testing",
     ],
 )

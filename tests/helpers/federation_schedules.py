@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from federation_rules import ROWS, Rules, ideal, kept, moved
+from shepherd.clients.progress import Progress
 from shepherd.federation import messages
 from shepherd.federation.cards import Policy, RunCard
 from shepherd.federation.coordinator import Coordinator
@@ -107,6 +108,7 @@ class Numbers:
     def train(self, task, private, observe):
         before = int(private["p"][0]) if private else 0
         self.watch(task, before)
+        observe({self.client: Progress("training", 1, 2)})
         mood = self.mood()
         if mood == "crash":
             raise Crash

@@ -186,6 +186,10 @@ class Policy(Document):
     max_rows: int = Field(100_000, ge=1)
     """Rows that pass through training in one round."""
     max_learning_rate: float = Field(1.0, gt=0)
+    max_trainings: int = Field(300, ge=1)
+    """Tasks that are trained in a run, those that are repeated after a fault included."""
+    max_measures: int = Field(300, ge=0)
+    """Models that are measured in a run."""
     max_parameters: int = Field(2**28, ge=1)
     """Trainable numbers of the adapter."""
     max_message_mib: int = Field(256, ge=1, le=2**16)

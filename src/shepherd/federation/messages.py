@@ -29,13 +29,15 @@ from typing import Any, ClassVar
 from shepherd.clients.progress import STATES
 from shepherd.federation.cards import NAME, RUN
 from shepherd.federation.verdicts import VERDICTS
-from shepherd.types import REASONS, ClientId, Stat
+from shepherd.types import ClientId, Stat
 from shepherd.updates.layout import WireError, expect, is_number, is_size, json_object
 
 MAGIC = b"shepsite"
 _START = len(MAGIC) + 32 + 4
 MOST_HEAD_BYTES = 2**16
 MOST_GROUPS = 1000
+OF_SITES = ("", "diverged", "out-of-memory", "no-state", "refused", "lost", "hang")
+"""Codes of an answer; `error:ValueError` names the class of an exception."""
 _ERROR = re.compile(r"error:[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 Check = Callable[[Any], bool]
@@ -66,8 +68,8 @@ def _is_groups(value: Any) -> bool:
 
 
 def _is_code(value: Any) -> bool:
-    """A failure of training, or "" for an answer with an update."""
-    return type(value) is str and (not value or value in REASONS or _ERROR.fullmatch(value) is not None)
+    """What befell the site, or "" for an answer with an update. Only the gate and the coordinator reject."""
+    return type(value) is str and (value in OF_SITES or _ERROR.fullmatch(value) is not None)
 
 
 _SESSION, _DIGEST = _text(r"([0-9a-f]{32})?"), _text(r"([0-9a-f]{64})?")
@@ -253,6 +255,8 @@ def read(data: bytes, limit: int) -> Message:
         head[kind.PAYLOAD] = payload
     else:
         expect(not payload, "format", f"a {kind.__name__} has no payload")
+    if head.get("code") == "refused":
+        expect(head["detail"] in VERDICTS, "fields", "a refusal without a verdict that is known")
     if "groups" in head:
         head["groups"] = tuple(map(tuple, head["groups"]))
     return kind(**head)

@@ -49,7 +49,6 @@ from shepherd.updates.wire import Envelope
 from shepherd.updates.wire import pack as pack_update
 
 _log = logging.getLogger(__name__)
-CARD = "card.json"
 
 
 class Site:
@@ -72,7 +71,7 @@ class Site:
         self._last: tuple[bytes, bytes] = b"", b""  # digest of the last question, its answer
 
     def handle(self, data: bytes, report: Callable[[bytes], None] = lambda progress: None) -> bytes | None:
-        """The answer to a message; None where there is none to give. `report` takes messages of progress."""
+        """The answer to a message, or None. `report` takes messages of progress, and raises nothing."""
         key = hashlib.sha256(data).digest() if type(data) is bytes else b""
         if key and key == self._last[0]:
             self.store.audit(time=self._time(), event="repeated", bytes_out=len(self._last[1]))
@@ -113,7 +112,7 @@ class Site:
                 return self._facts(message)
             case Train() | Measure() | Finish():
                 return self._work(message, report)
-            case Bye():
+            case Bye() if self.store.record(message.run):
                 self.store.note(message.run, over=True)
         return None  # what only sites send
 
@@ -146,7 +145,7 @@ class Site:
         if verdict != ADMITTED:
             return verdict
         if not record:
-            self.store.place.write(f"runs/{offer.run}/{CARD}", card.to_json())
+            self.store.keep_card(offer.run, card.to_json())
             self.store.note(offer.run, card=card.digest, attempt=0)
         if self.policy.approve == "ask" and self.store.record(offer.run).get("approved") != card.digest:
             return WAITING
@@ -224,7 +223,7 @@ class Site:
         task = self._task(message, card)
         work = task.work[self.name]
         private = self.store.state(message.run, message.counted, work.first_row)
-        self.store.note(message.run, attempt=message.attempt)
+        self._count(message, "trainings", self.policy.max_trainings)
         reply = self.trainer.train(task, private, lambda steps: self._report(message, steps, report))
         name = (message.run, message.round, message.attempt, self.session)
         if isinstance(reply, ClientFailure):
@@ -239,7 +238,7 @@ class Site:
         if isinstance(message, Finish):
             task = self._task(message, card)
             first = task.work[self.name].first_row
-            self.store.note(message.run, attempt=message.attempt)
+            self._count(message, "trainings", self.policy.max_trainings)
             groups = self.trainer.finish(task, self.store.state(message.run, message.counted, first))
         else:
             try:
@@ -248,12 +247,19 @@ class Site:
                 raise Refused("task") from None
             if model is not None and model.adapter.base_digest != card.base.digest:
                 raise Refused("base")
-            self.store.note(message.run, attempt=message.attempt)
+            self._count(message, "measures", self.policy.max_measures)
             groups = self.trainer.measure(model, message.rows_of)
         rows = shown(groups, self.policy.least_group, names=self.policy.categories == "shown")
         if not rows:
             raise Refused("few-held-out")
         return Measured(message.run, message.round, message.attempt, self.session, "", "", rows)
+
+    def _count(self, message: Train | Measure | Finish, what: str, most: int) -> None:
+        """Note that the work of a message begins. Raises Refused after too many: each shows something of the rows."""
+        done = self.store.record(message.run).get(what, 0)
+        if done >= most:
+            raise Refused(what)
+        self.store.note(message.run, attempt=message.attempt, **{what: done + 1})
 
     def _report(self, message: Train, steps: StepReport, report: Callable[[bytes], None]) -> None:
         news = steps.get(self.name)
@@ -275,7 +281,7 @@ class Site:
 
     def _card(self, run: str) -> RunCard | None:
         if run not in self._cards:
-            data = self.store.place.read(f"runs/{run}/{CARD}")
+            data = self.store.card(run)
             if data is None:
                 return None
             self._cards[run] = read_card(data)

@@ -1,6 +1,7 @@
 """What a site keeps between messages, in its folder only: a record of each run, private tensors of the last rounds.
 
-    runs/<run>/run.json            card, approval, rows and digest as stated, last attempt
+    runs/<run>/card.json           the run card
+    runs/<run>/run.json            its digest, approval, rows and digest as stated, last attempt
     runs/<run>/states.json         the versions of the private state: round, row, file
     runs/<run>/state-<n>.safetensors
     audit.jsonl                    every message with the verdict on it; it stays at the site
@@ -14,6 +15,7 @@ is not there is an error, never a fresh start.
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -32,7 +34,7 @@ from shepherd.store.lines import append, journal_line
 from shepherd.store.lock import locked, writer_of
 from shepherd.types import Tensors
 
-STATES, RECORD, AUDIT, SALT = "states.json", "run.json", "audit.jsonl", "salt"
+STATES, RECORD, CARD, AUDIT, SALT = "states.json", "run.json", "card.json", "audit.jsonl", "salt"
 
 
 class StateLost(Exception):
@@ -69,7 +71,7 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         """Write a file as a whole."""
         file = self.path / name
-        make_folders(self.disk, file.parent)
+        self._make(file.parent)
         write_whole(self.disk, file, data)
 
     def remove(self, name: str) -> None:
@@ -79,8 +81,14 @@ class Folder:
 
     def append(self, name: str, line: bytes) -> None:
         """Append a line durably."""
-        make_folders(self.disk, self.path)
+        self._make(self.path)
         append(self.disk, self.path / name, line)
+
+    def _make(self, folder: Path) -> None:
+        if not self.path.is_dir():
+            make_folders(self.disk, self.path)
+            os.chmod(self.path, 0o700)
+        make_folders(self.disk, folder)
 
 
 @contextmanager
@@ -114,6 +122,14 @@ class SiteStore:
         changed = {**self.record(run), **values}
         self.place.write(self._name(run, RECORD), json.dumps(changed, sort_keys=True).encode())
         self._records[run] = changed
+
+    def card(self, run: str) -> bytes | None:
+        """The card that a run has offered first."""
+        return self.place.read(self._name(run, CARD))
+
+    def keep_card(self, run: str, card: bytes) -> None:
+        """Keep the card of a run."""
+        self.place.write(self._name(run, CARD), card)
 
     def salt(self) -> bytes:
         """The site's random bytes, which make the digest of its rows a number of no meaning to others."""

@@ -16,6 +16,8 @@ from shepherd.errors import DataError
 from shepherd.types import ClientId, SiteFacts
 
 OVER = {"left", "removed"}
+MOST_IGNORED = 50
+"""Lines about what a site sends in vain, by attempt: a site cannot fill the disk of the coordinator."""
 RUN: Mapping[str, set[str]] = {
     "": {"drafted"},
     "drafted": {"open", "stopped"},
@@ -77,6 +79,7 @@ class Ledger:
         self.sites: dict[ClientId, Site] = {}
         self.present: set[ClientId] = set()
         self.eligible: dict[int, tuple[ClientId, ...]] = {}
+        self._ignored: dict[ClientId, int] = {}
         for number, line in enumerate(lines, 1):
             try:
                 self._change(line)()
@@ -113,8 +116,10 @@ class Ledger:
         return self.eligible[round_number]
 
     def ignored(self, client: ClientId, reason: str, **about: Any) -> None:
-        """What arrived and has no effect."""
-        self._add({"event": "ignored", "client": client, "reason": reason, **about})
+        """What arrived and has no effect: a line for each of the first ones of a site in an attempt."""
+        number = self._ignored[client] = self._ignored.get(client, 0) + 1
+        if number <= MOST_IGNORED:
+            self._add({"event": "ignored", "client": client, "reason": reason, **about})
 
     def of(self, client: ClientId) -> Site:
         """A site by name; one without a state where it is not known."""
@@ -137,7 +142,7 @@ class Ledger:
 
     def _add(self, line: Mapping[str, Any]) -> None:
         change = self._change(line)
-        self._write(line)  # first the medium, then the memory: a change that is not written has not happened
+        self._write(line)  # first: a change that is not written has not happened
         change()
 
     def _change(self, line: Mapping[str, Any]) -> Callable[[], None]:
@@ -183,6 +188,7 @@ class Ledger:
 
         def change() -> None:
             self.attempt = line["attempt"]
+            self._ignored.clear()
 
         return change
 

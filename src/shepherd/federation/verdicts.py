@@ -21,6 +21,8 @@ VERDICTS: Mapping[str, str] = {
     "transform": "the policy does not allow a transform of updates, or it is none of the built-in ones",
     "outside-code": "the message names code from outside the package",
     "rounds": "more rounds than the policy allows",
+    "trainings": "more tasks in a run than the policy allows",
+    "measures": "more measures in a run than the policy allows",
     "steps": "more local steps than the policy allows",
     "rates": "a learning rate above the limit of the policy",
     "rows": "a task goes through more rows than the policy allows",

@@ -122,7 +122,9 @@ class MemoryTransport:
                 time, _, client, way, data = heapq.heappop(self._queue)
                 self.clock.now = max(self.clock(), time)
                 if way == "down":
-                    self._deliver(client, data, observe)
+                    self._deliver(client, data)
+                elif way == "progress":
+                    observe(client, data)
                 else:
                     yield Reply(client, data[: limit + 1], self.clock() - begin)
                 continue
@@ -167,7 +169,7 @@ class MemoryTransport:
         self._arrivals += 1  # equal times arrive in the order in which they were sent
         heapq.heappush(self._queue, (self.clock() + seconds, self._arrivals, client, way, data))
 
-    def _deliver(self, client: ClientId, data: bytes, observe: Callable[[ClientId, bytes], None]) -> None:
+    def _deliver(self, client: ClientId, data: bytes) -> None:
         process = self.running.get(client)
         if process is None or client in self.expelled:
             return
@@ -175,7 +177,7 @@ class MemoryTransport:
             self._push(BEAT, client, "down", data)  # until the process has the lease
             return
         try:
-            answer = process.handle(data, lambda progress: observe(client, progress))
+            answer = process.handle(data, lambda progress: self._push(0.0, client, "progress", progress))
         except Crash:
             self.stop(client)
             return

@@ -1,0 +1,75 @@
+"""Faults planted in approval, digests, measures, hours and leases, which no schedule reaches: each law fails."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import pytest
+import test_cards as cards
+import test_coordinator as coordinators
+import test_site as sites
+
+from planted import notice, texts_that_are_not_there_once
+from shepherd.errors import DataError
+from shepherd.federation import coordinator, groups, inbox, policy, site, site_store, states, transport
+
+judged = cards.test_a_policy_judges_a_card_by_the_first_reason_against_it
+lease = coordinators.test_one_process_at_a_time_has_the_lease_of_a_site_and_answers_of_another_are_ignored
+salt = sites.test_a_digest_of_rows_says_nothing_to_another_site_and_a_small_number_of_rows_is_stated_as_a_larger_one
+shown = sites.test_categories_are_named_where_the_site_allows_it_and_no_small_group_can_be_computed_from_the_others
+FAULTS = [
+    (site, "own.version,\n", "str(self.policy),\n",
+     sites.test_a_card_that_asks_for_what_the_policy_forbids_gets_the_code_and_no_text_and_no_row_is_read),
+    (site, 'self.policy.approve == "ask" and', "False and",
+     sites.test_no_row_is_read_before_a_person_has_approved_the_card),
+    (site, 'record.get("card", card.digest) != card.digest', "False",
+     sites.test_no_row_is_read_before_a_person_has_approved_the_card),
+    (site, 'if record.get("digest", salted) != salted:', "if False:",
+     sites.test_rows_that_change_within_a_run_are_refused_before_they_are_trained_on),
+    (site, "self.store.salt() + f", "f", salt),
+    (site, "stated = max(facts.rows, self.policy.min_rows_tell)", "stated = facts.rows", salt),
+    (site, 'names=self.policy.categories == "shown"', "names=True",
+     sites.test_a_measure_is_sums_and_weights_without_the_names_of_categories),
+    (site, "if not rows:", "if False:", sites.test_fewer_held_out_rows_than_the_policy_shows_are_not_measured),
+    (site, "if message.client != self.name:", "if False:",
+     sites.test_a_task_for_another_site_is_refused),
+    (site, "_log.debug(\"rows cannot be loaded\", exc_info=True)", 'self.store.audit(error=str(error))', partial(
+        sites.test_rows_that_cannot_be_read_are_a_code_and_their_error_stays_at_the_site,
+        error=DataError(sites.SECRET), verdict="no-rows")),
+    (site, "if key and key == self._last[0]:", "if False:",
+     sites.test_a_repeated_question_gets_the_same_bytes_and_after_a_restart_the_same_update),
+    (site, "if done >= most:", "if False:",
+     sites.test_a_run_gets_a_limited_number_of_trainings_and_of_measures_also_over_restarts),
+    (groups, "< least:", "< 0:", shown),
+    (policy, '"outside-code": any(map(names_code, _names(card))),', '"outside-code": False,', partial(
+        judged, verdict="outside-code", card={"method": {"split": "os:system"}}, policy={})),
+    (policy, "return name in builtin(registry) and", "return name in registry and",
+     cards.test_a_method_that_a_plug_in_or_a_user_registered_is_not_built_in),
+    (policy, '"window": not is_open(policy.window, now),', '"window": False,',
+     sites.test_a_task_outside_the_window_of_the_site_is_refused),
+    (policy, "isinstance(message, Train) and message.cohort", "False and message.cohort",
+     sites.test_a_round_with_fewer_sites_than_the_policy_wants_is_refused),
+    (site_store, "SALT, found)", "RECORD, found)", salt),
+    (transport, "if held is not None and held.session not in (session, replaces)", "if False", lease),
+    (inbox, " and message.session == self.holders.get(client)", "",
+     coordinators.test_a_copy_of_a_site_cannot_take_it_out_of_the_run),
+    (coordinator, "if verdict == ADMITTED and site.facts not in", "if False and site.facts not in",
+     coordinators.test_a_site_that_restarts_shows_its_rows_again_and_other_rows_are_refused),
+    (coordinator, "return not site.admitted or site.session != self.inbox.holders[client]", "return not site.admitted",
+     coordinators.test_a_site_that_restarts_shows_its_rows_again_and_other_rows_are_refused),
+    (states, "        self._write(line)  # first: a change that is not written has not happened\n        change()\n",
+     "        change()\n        self._write(line)\n",
+     coordinators.test_a_change_that_cannot_be_written_has_not_happened),
+    (states, "if number <= MOST_IGNORED:", "if True:",
+     coordinators.test_a_site_that_sends_in_vain_without_end_gets_a_limited_number_of_lines),
+]  # fmt: skip
+
+
+def test_every_planted_fault_matches_the_source_of_its_module_exactly_once():
+    assert texts_that_are_not_there_once(FAULTS) == {}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: re.sub(r"\W+", " ", fault[1])[:60].strip())
+def test_the_law_beside_a_planted_fault_fails(fault, monkeypatch, tmp_path):
+    notice(fault, monkeypatch, tmp_path, {})
