@@ -34,12 +34,17 @@ from shepherd.updates.gate import Gate
 
 USUAL = (
     "partition.name=iid", "partition.clients=3", "data.categories=open_qa,summarization", "federation.rounds=3",
-    "training.local_steps=2", "training.tokens_per_pass=512", "run.threads=1", "federation.on_too_few=skip",
+    "training.local_steps=1", "training.tokens_per_pass=512", "run.threads=1", "federation.on_too_few=skip",
 )  # fmt: skip
 METHODS = {
     "fedit": (),
     "ffa_lora": ("federation.method=ffa_lora", "federation.clip_update_norm=median"),
-    "scaffold": ("objective.scaffold=true", "training.optimizer=sgd", "training.learning_rate=0.1"),
+    "scaffold": (
+        "objective.scaffold=true",
+        "training.local_steps=2",
+        "training.optimizer=sgd",
+        "training.learning_rate=0.1",
+    ),
     "mixed ranks": ("federation.method=flexlora", "lora.ranks=1,2", "federation.clients_per_round=2"),
     "remainder": ("federation.method=fedex_lora", "server.optimizer=fedavgm"),
     "clusters": ("personalization.name=ifca", "personalization.clusters=2"),
@@ -48,7 +53,7 @@ METHODS = {
     "feddpa T": ("personalization.name=feddpa", "personalization.variant=T"),
     "feddpa F": ("personalization.name=feddpa", "personalization.steps=2"),
     "fedsa_lora": ("federation.method=fedsa_lora",),
-    "fedper_lora": ("federation.method=fedper_lora", "training.local_steps=1"),
+    "fedper_lora": ("federation.method=fedper_lora",),
 }
 
 
