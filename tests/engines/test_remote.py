@@ -16,6 +16,7 @@ from shepherd.engines.site_trainer import EngineTrainer
 from shepherd.errors import UsageError
 from shepherd.experiment.personal_models import choose_clusters, mixtures, personal_models
 from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.run_card import run_card
 from shepherd.experiment.schedule import prepare_schedule
 from shepherd.federation.cards import Policy, RunCard
 from shepherd.federation.coordinator import Coordinator
@@ -75,15 +76,8 @@ class Setting:
 
     @property
     def card(self) -> RunCard:
-        config, objective = self.config, self.plan.objective
-        return RunCard(
-            run="demo", version=__version__, base={"name": "tiny", "digest": self.base.digest},
-            tokenizer=self.base.tokenizer_digest, lora={"r": config.lora.r, "alpha": config.lora.alpha},
-            federation={"rounds": 3, "method": config.federation.method, "clip_update_norm": self.plan.clip},
-            training={"learning_rate": config.training.learning_rate, "batch_size": 2},
-            objective=dict(vars(objective)), personalization={"name": config.personalization.name},
-            parameters=self.trainer.adapter.num_parameters,
-        )  # fmt: skip
+        digests = {"base": self.base.digest, "tokenizer": self.base.tokenizer_digest}
+        return run_card(self.config, "demo", **digests, parameters=self.trainer.adapter.num_parameters)
 
     def site(self, client: str) -> Site:
         """A site that holds the rows of one client."""
