@@ -166,8 +166,8 @@ def _answer(
         if any(error.reason in FINAL for error in failed):
             break
         note(f"{one.name}: {done} of {len(missing)} answered")
-    for line in model.notes if isinstance(model, EndpointModel) else ():
-        note(line)
+    for deviation in model.notes if isinstance(model, EndpointModel) else ():
+        note(deviation)
     if failed:
         raise NetworkError(
             f"{one.name}: {plural(len(missing) - done, 'question')} of {len(questions.questions)} without an answer: "
