@@ -131,6 +131,8 @@ def setup(folder: Path, given: Mapping[str, Any]) -> Setup:
     endpoint = None if local else Endpoint.named(given["url"], given["model"], given["key_variable"], given["timeout"])
     if endpoint is not None and not given["dry_run"]:
         endpoint.key()
+        if endpoint.url.startswith("http:") and not endpoint.on_this_machine:
+            output.note(f"{endpoint.host} is reached without encryption: key and answers can be read on the way")
     price = read_price(given["prices"], given["model"]) if given["prices"] else None
     if given["max_cost"] is not None and price is None:
         raise UsageError("--max-cost needs prices, and none are built in", hint="give a file with --prices")
