@@ -213,5 +213,8 @@ def test_a_study_of_tiny_runs_goes_on_from_a_stop_and_measures_the_base_once(her
     again = shell(*line)
     assert again.status == 0 and again.out == done.out and not Path("studies/tiny/runs").exists()
     shutil.rmtree("studies/tiny/results/tiny.1")
+    (kept_base,) = Path("studies/tiny/base").iterdir()
+    kept_base.write_bytes(kept_base.read_bytes()[:-8])
     repeated = shell(*line)
     assert repeated.out == done.out, "the same run gives the same figures again"
+    assert len(of_base) == 2, "losses of the base that are damaged are measured again"
