@@ -51,7 +51,7 @@ class LoraCard(Document):
     dropout: Share = 0.0
     rslora: bool = False
     targets: str | tuple[str, ...] = "all-linear"
-    ranks: Mapping[str, int] = Field(default_factory=dict)
+    ranks: Mapping[str, int] | tuple[int, ...] = ()
 
 
 class FederationCard(Document):

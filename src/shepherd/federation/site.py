@@ -71,7 +71,7 @@ class Site:
         self._last: tuple[bytes, bytes] = b"", b""  # digest of the last question, its answer
 
     def handle(self, data: bytes, report: Callable[[bytes], None] = lambda progress: None) -> bytes | None:
-        """The answer to a message, or None. `report` takes messages of progress, and raises nothing."""
+        """The answer to a message, or None. `report` takes progress. Raises OSError where the log cannot be written."""
         key = hashlib.sha256(data).digest() if type(data) is bytes else b""
         if key and key == self._last[0]:
             self.store.audit(time=self._time(), event="repeated", bytes_out=len(self._last[1]))
