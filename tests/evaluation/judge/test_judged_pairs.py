@@ -15,8 +15,8 @@ from shepherd.errors import DataError
 from shepherd.evaluation import questions
 from shepherd.evaluation.answer_files import hash_of
 from shepherd.evaluation.judge.calls.record import Call
+from shepherd.evaluation.judge.formats import exchanged
 from shepherd.evaluation.judge.lengths import length_controlled
-from shepherd.evaluation.judge.orders import exchanged
 from shepherd.evaluation.judge.pairs import summarise
 from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording, recordings_of

@@ -11,6 +11,7 @@ A recorded score is taken as it is. A score of −1, or an empty preference, sta
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,6 +55,26 @@ class Judgement:
     judge: str = ""
     outcome: str = "answered"
     call: Call | None = None
+
+
+_TURNED: Mapping[Verdict, Verdict] = {"a": "b", "b": "a", "tie": "tie"}
+
+
+def exchanged(judgement: Judgement) -> Judgement:
+    """The same judgement with a and b exchanged."""
+
+    def turned(pair: Any) -> Any:
+        return pair and pair[::-1]
+
+    return dataclasses.replace(
+        judgement,
+        points=turned(judgement.points),
+        reading=turned(judgement.reading),
+        b_first=not judgement.b_first,
+        right=judgement.right and _TURNED[judgement.right],
+        answers=turned(judgement.answers),
+        lengths=turned(judgement.lengths),
+    )
 
 
 class Format(NamedTuple):

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from shepherd.evaluation.judge import statistics
-from shepherd.evaluation.judge.formats import Judgement, Points
+from shepherd.evaluation.judge.formats import Judgement, Points, exchanged
 from shepherd.evaluation.judge.parsing import Verdict
 from shepherd.evaluation.judge.points import Matched, matched
 from shepherd.evaluation.judge.replay import Recording
-
-_TURNED: dict[Verdict, Verdict] = {"a": "b", "b": "a", "tie": "tie"}
 
 
 def order_effect(found: Matched) -> dict[str, Any]:
@@ -95,20 +93,3 @@ def _kind(recording: Recording) -> _Kind:
 def _turned(recording: Recording) -> _Kind:
     a, b, scores, judges = _kind(recording)
     return b, a, scores, judges
-
-
-def exchanged(judgement: Judgement) -> Judgement:
-    """The same judgement with a and b exchanged."""
-
-    def turned(pair: Any) -> Any:
-        return pair and pair[::-1]
-
-    return dataclasses.replace(
-        judgement,
-        points=turned(judgement.points),
-        reading=turned(judgement.reading),
-        b_first=not judgement.b_first,
-        right=judgement.right and _TURNED[judgement.right],
-        answers=turned(judgement.answers),
-        lengths=turned(judgement.lengths),
-    )

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import DataError, plural
 from shepherd.evaluation.judge.calls.record import Call, settled
-from shepherd.evaluation.judge.formats import FORMATS, Judgement, Malformed, judgement_of
+from shepherd.evaluation.judge.formats import FORMATS, Judgement, Malformed, exchanged, judgement_of
 
 NAMED = 5
 """Most malformed lines that an error names."""
@@ -106,9 +106,11 @@ def read(file: Path) -> Recording:
         rows.pop()
     found: list[Judgement] = []
     wrong: list[str] = []
+    pair = _Pair(name, [row for _, row in rows])
     for place, (where, row) in enumerate(rows):
         try:
-            found += _judgements(name, row, place)
+            judgements = _judgements(name, row, place)
+            found += map(exchanged, judgements) if pair.turned(row, judgements[0].question) else judgements
         except Malformed as reason:
             wrong.append(f"{file}, {where}: {reason}")
     if wrong:
@@ -116,6 +118,36 @@ def read(file: Path) -> Recording:
         raise DataError("\n".join(wrong[:NAMED]) + more, hint=f"the other rows are in the format {name!r}")
     a, b = FORMATS[name].names(first)
     return Recording(file, name, a, b, FORMATS[name].scores, tuple(found), torn)
+
+
+class _Pair:
+    """The pair of a file of one pair: which rows name b first, and which are of another pair."""
+
+    def __init__(self, name: str, rows: Sequence[Any]) -> None:
+        kind = FORMATS[name]
+        self.names, self.own = kind.names, kind.own
+        pairs = [(kind.names(row), row.get("question_id", place)) for place, row in enumerate(rows)
+                 if isinstance(row, Mapping) and kind.recognises(row)]  # fmt: skip
+        self.first, question = pairs[0]
+        # Ids are those of answers, other ones for each question, or names of systems, which recur.
+        self.systems = any({*pair} == {*self.first} and each != question for pair, each in pairs)
+        self.of_question: dict[Any, tuple[str, str]] = {}
+        self.reviews: set[str] = set()
+
+    def turned(self, row: Mapping[str, Any], question: Any) -> bool:
+        """Whether this row names b first. Raises Malformed for one of another pair, or one that was there already."""
+        if self.own:
+            return False
+        if row.get("review_id"):
+            content = json.dumps(row, sort_keys=True)
+            if content in self.reviews:
+                raise Malformed(f"the review {str(row['review_id'])[:40]!r} stands there already")
+            self.reviews.add(content)
+        named = self.names(row)
+        usual = self.first if self.systems else self.of_question.setdefault(question, named)
+        if self.systems and {*named} != {*usual}:
+            raise Malformed(f"of {named[0]} and {named[1]}, not of {usual[0]} and {usual[1]}: a file holds one pair")
+        return named != usual and named == usual[::-1]
 
 
 def _judgements(name: str, row: Any, place: int) -> list[Judgement]:
