@@ -32,6 +32,9 @@ def judge(context: click.Context, runs: tuple[str, ...], replayed: tuple[Path, .
         if unused := judge_calls.named(context):
             raise UsageError(f"{unused[0]} calls a judge, and --replay calls none", hint="leave one of the two out")
         files = [*replayed, *map(Path, runs)]
+        places = [file.resolve() for file in files]
+        if twice := [file for file, place in zip(files, places, strict=True) if places.count(place) > 1]:
+            raise UsageError(f"{twice[0]} is named twice and would count as two comparisons", hint="name it once")
         judged.show([one for file in files for one in replay.read_pairs(file)], given)
         return
     from shepherd.cli.judge_runs import judge_runs

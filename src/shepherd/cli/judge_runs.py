@@ -38,7 +38,9 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
 
     if not any((names, given["pairs"], given["calibrate"], given["probes"])):
         raise UsageError("nothing to judge", hint="name a run, or recorded judgements with --replay FILE")
-    runs = [find_run(name) for name in names]
+    runs = list({run.resolve(): run for run in reversed([find_run(name) for name in names])}.values())[::-1]
+    if len(runs) < len(names):
+        output.note(f"a run that is named twice is judged once: {', '.join(map(str, runs))}")
     folder = given["out"].parent if given["out"] else (runs[0] if runs else Path()) / "judge"
     set_up = setup(folder, given)
     questions = asked(given["questions"])

@@ -84,7 +84,7 @@ def test_the_table_names_files_verdicts_and_what_does_not_count(shell):
 
 def test_one_question_and_equal_differences_have_no_interval_and_the_reason(shell, tmp_path):
     lines = (RECORDINGS / "fastchat.jsonl").read_text("utf-8").splitlines(keepends=True)
-    for rows, reason in ((lines[:1], "a single question"), (lines[:1] * 2, "a single question"),
+    for rows, reason in ((lines[:1], "a single question"), ([lines[0], lines[0].replace('"r1"', '"r9"')], "a single question"),
                          ([lines[0], lines[0].replace('"question_id": 1,', '"question_id": 9,')],
                           "the difference is the same on every question")):  # fmt: skip
         (tmp_path / "few.jsonl").write_text("".join(rows), "utf-8")
@@ -111,3 +111,10 @@ def test_mistakes_have_a_reason_and_their_exit_status(shell, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     done = shell("judge", *words)
     assert done.status == status and reason in done.err and done.out == ""
+
+
+def test_a_recording_that_is_named_twice_is_refused(shell):
+    done = shell(
+        "judge", "--replay", RECORDINGS / "fastchat.jsonl", RECORDINGS / ".." / "recordings" / "fastchat.jsonl"
+    )
+    assert done.status == 2 and "is named twice and would count as two comparisons" in done.err and done.out == ""

@@ -132,6 +132,29 @@ def test_runs_that_differ_in_the_seed_are_seeds_of_one_pair_and_other_runs_are_n
     }  # fmt: skip
 
 
+def test_two_runs_of_one_name_are_two_pairs_and_a_run_named_twice_is_one(shell, tmp_path):
+    a_run(tmp_path / "x"), a_run(tmp_path / "y", alpha=32), a_run(tmp_path / "z")
+    with StubJudge(by_length) as stub:
+        done = judge(shell, stub, "x/runs/demo", "y/runs/demo", "z/runs/demo", "--json")
+        again = judge(shell, stub, "x/runs/demo", "./x/runs/demo", "--json")
+    assert [(p["a"], p["repeats"]) for p in json.loads(done.out)["pairs"] if "base" in p["a"]] == [
+        ("x/runs/demo:base", 1), ("y/runs/demo:base", 1), ("z/runs/demo:base", 1),
+    ]  # fmt: skip
+    assert [(p["a"], p["repeats"]) for p in json.loads(again.out)["pairs"]] == [("base", 1), ("centralised", 1)]
+    assert "named twice is judged once" in again.err and json.loads(again.out)["calls"]["cache_hits"] == 16
+
+
+def test_two_pairs_of_files_that_would_have_one_name_are_refused(shell, tmp_path):
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        row = {"question_id": 1, "model_id": "fox", "text": place}
+        (tmp_path / place / "fox.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    run = a_run(tmp_path / "x", count=1)
+    base = str(run / "answers" / "vicuna" / "base.jsonl")
+    done = shell("judge", "--judge", "local:x", "--pair", base, "one/fox.jsonl", "--pair", base, "two/fox.jsonl")
+    assert done.status == 2 and "they would count as one pair" in done.err and done.out == ""
+
+
 def test_arms_of_two_runs_and_files_of_answers_are_compared_by_name(shell, tmp_path):
     a_run(tmp_path, "one", ("base", "centralised", "federated", "@3"))
     a_run(tmp_path, "two", seed=1)
