@@ -84,7 +84,8 @@ def test_the_table_names_files_verdicts_and_what_does_not_count(shell):
 
 def test_one_question_and_equal_differences_have_no_interval_and_the_reason(shell, tmp_path):
     lines = (RECORDINGS / "fastchat.jsonl").read_text("utf-8").splitlines(keepends=True)
-    for rows, reason in ((lines[:1], "a single question"), ([lines[0], lines[0].replace('"r1"', '"r9"')], "a single question"),
+    again = lines[0].replace('"r1"', '"r9"')
+    for rows, reason in ((lines[:1], "a single question"), ([lines[0], again], "a single question"),
                          ([lines[0], lines[0].replace('"question_id": 1,', '"question_id": 9,')],
                           "the difference is the same on every question")):  # fmt: skip
         (tmp_path / "few.jsonl").write_text("".join(rows), "utf-8")

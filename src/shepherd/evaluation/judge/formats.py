@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from shepherd.evaluation.judge import parsing
-from shepherd.evaluation.judge.calls.protocols import PROTOCOLS
+from shepherd.evaluation.judge.calls.protocols import reading_of
 from shepherd.evaluation.judge.calls.record import Call
 from shepherd.evaluation.judge.parsing import Verdict
 
@@ -229,7 +229,7 @@ def call_of(row: Mapping[str, Any]) -> Call:
 
 def judgement_of(call: Call) -> Judgement:
     """What a call says of a and b, in the order of the pair, whichever was shown first."""
-    reading = PROTOCOLS[call.protocol].read(call.text) if call.outcome == "answered" else None
+    reading = reading_of(call)
     b_first = call.order == "ba"
     reading = (reading[1], reading[0]) if reading and b_first else reading
     return Judgement(
