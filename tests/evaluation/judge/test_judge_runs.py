@@ -297,6 +297,18 @@ def test_a_judge_that_is_not_fit_gives_no_verdict(shell, tmp_path):
     found = json.loads(again.out)
     assert {pair["verdict"] for pair in found["pairs"]} == {"judge not fit"} and "judge not fit" in done.out
     assert found["judge"]["calibration"]["fit"] is False and found["probes"]["probes"] == 50
+    replayed = json.loads(shell("judge", "--replay", run / "judge" / "calls.jsonl", "--json").out)
+    assert {pair["verdict"] for pair in replayed["pairs"]} == {"judge not fit"}, "also from the recorded calls"
+
+
+def test_a_judge_is_not_measured_where_calls_of_its_calibration_failed(shell, tmp_path):
+    run = a_run(tmp_path, count=1)
+    rows = [{"input": f"Q{n}?", "output_1": "right", "output_2": "no", "label": 1} for n in range(4)]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows), "utf-8")
+    with StubJudge(lambda n, request: error(500) if n % 2 else text("SCORES: 9 2")) as stub:
+        done = judge(shell, stub, "runs/demo", "--calibrate", "pairs.json", "--threads", 1)
+    assert done.status == 7 and "4 calls of runs/demo/judge/calibration.jsonl failed" in done.err
+    assert not (run / "judge" / "fitness.json").exists() and not recorded(run)
 
 
 MISTAKES = {
