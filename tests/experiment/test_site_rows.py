@@ -94,7 +94,7 @@ def test_sites_with_their_own_files_and_bases_give_the_bits_of_the_simulation(co
 
     def site(name: str) -> Site:
         own = Own(base.digest, base.tokenizer_digest, "0.1.0")
-        policy = Policy(approve="policy", least_cohort=1, least_group=2)
+        policy = Policy(approve="policy", least_cohort=1, min_rows_round=1, least_group=2)
         return Site(name, policy, own, site_trainer(site_file(config, folder, name)), SiteStore(places[name]))
 
     transport = MemoryTransport({name: partial(site, name) for name in NAMES})
