@@ -87,7 +87,7 @@ class Setting:
             client, lambda card: (LocalEngine(host), held_out), lambda *given: self.finish(client, *given)
         )
         own = Own(self.base.digest, self.base.tokenizer_digest, __version__)
-        policy = Policy(approve="policy", least_cohort=1, least_group=1, categories="shown")
+        policy = Policy(approve="policy", least_cohort=1, min_rows_round=1, least_group=1, categories="shown")
         return Site(client, policy, own, trainer, SiteStore(self.places[client]))
 
     def remote(self) -> Remote:

@@ -65,7 +65,7 @@ def card_of(**changes: Any) -> RunCard:
 
 
 CARD = card_of()
-POLICY = Policy(approve="policy", least_cohort=1)
+POLICY = Policy(approve="policy", least_cohort=1, min_rows_round=1)
 
 
 def task_of(number: int, model: int, rows: Mapping[str, int]) -> TrainTask:

@@ -67,6 +67,7 @@ def site_config(card: RunCard, site: SiteFile) -> Config:
             "run": {"seed": card.seed, "threads": own.threads},
             "model": {"base": site.model.base, "device": own.device, "dtype": own.dtype},
             "lora": card.lora.model_dump(exclude={"ranks"}),
+            "partition": {"name": "files"},  # all files of the source are rows of the site, also one called test
             "data": {**card.data.model_dump(), **site.data.model_dump()},
             "federation": card.federation.model_dump(),
             "method": dict(card.method),
