@@ -351,6 +351,14 @@ def test_a_file_of_questions_names_the_folder_of_its_answers(shell, tmp_path):
     assert done.status == 0 and "8 calls to make" in done.err
 
 
+def test_answers_to_an_id_as_a_number_and_as_a_text_are_refused(shell, tmp_path):
+    run = a_run(tmp_path, count=2)
+    file = run / "answers" / "vicuna" / "base.jsonl"
+    file.write_text(file.read_text("utf-8").replace('"question_id": 2', '"question_id": "1"'), "utf-8")
+    done = shell("judge", "runs/demo", "--judge", "local:x")
+    assert done.status == 3 and "base.jsonl: question '1' stands there as a number and as a text" in done.err
+
+
 def test_questions_of_two_wordings_are_not_compared(shell, tmp_path):
     run = a_run(tmp_path)
     file = run / "answers" / "vicuna" / "base.jsonl"
