@@ -14,6 +14,7 @@ from shepherd.evaluation.row_losses import LOSSES, losses_bytes
 from shepherd.experiment.study import running
 from shepherd.experiment.study.folder import StudyFolder
 from shepherd.experiment.study.record import LARGEST, record_of
+from shepherd.experiment.study.results import document
 from shepherd.experiment.study.running import carry_out, expected_seconds
 from study_runs import TWO, held_out, losses_of, record, run_directory, study_of, write_results
 
@@ -197,3 +198,21 @@ def test_a_run_directory_that_was_changed_is_not_recorded(tmp_path, study):
     (run_dir / LOSSES).write_bytes(losses_bytes(losses))
     with pytest.raises(DataError, match=r"the rows of the federated arm give a loss of"):
         record_of(run_dir, planned)
+
+
+def test_a_run_without_a_finite_loss_is_not_recorded_and_named(tmp_path, study):
+    planned = study.runs[0]
+    losses = losses_of(planned)
+    losses.models["local/north"].nll[:2] = np.nan
+    with pytest.raises(DataError, match="2 of 12 held-out rows have no finite loss under local/north: it diverged"):
+        record(planned, losses, tmp_path)
+
+
+def test_data_that_changed_between_two_runs_are_a_deviation(study, folder):
+    write_results(study, folder)
+    states = [folder.progress(planned) for planned in study.runs]
+    assert document(study, folder, states)["deviations"] == []
+    file = folder.results(study.runs[-1]) / "RUN.json"
+    file.write_text(file.read_text("utf-8").replace("d" * 64, "e" * 64, 1), "utf-8")
+    (said,) = document(study, folder, states)["deviations"]
+    assert said == "Not all runs are of one state: 2 different digests of data with the same settings."
