@@ -156,6 +156,28 @@ def test_a_damaged_record_is_named(text, study, folder):
         folder.record(study.runs[0])
 
 
+DAMAGE = {
+    "federated has 11 losses for 12 rows": lambda found: found["arms"]["federated"]["nll"].pop(),
+    "local/south has 11 losses for 12 rows": lambda found: found["arms"]["local"]["each"]["south"].pop(),
+    "the rows of federated give a loss of": lambda found: found["arms"]["federated"]["nll"].__setitem__(0, 1.0),
+    "the rows of base give a loss of": lambda found: found["rows"]["tokens"].__setitem__(0, 999),
+    "rows, their tokens or digests are missing": lambda found: found["digests"].pop("data"),
+    "KeyError: 'ids'": lambda found: found["rows"].pop("ids"),
+    "TypeError": lambda found: found["arms"]["federated"].update(nll="a" * 12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", DAMAGE)
+def test_a_record_whose_losses_do_not_fit_together_is_refused(reason, study, folder):
+    write_results(study, folder)
+    file = folder.results(study.runs[0]) / "RUN.json"
+    found = json.loads(file.read_text("utf-8"))
+    DAMAGE[reason](found)
+    file.write_text(json.dumps(found), "utf-8")
+    with pytest.raises(DataError, match=rf"RUN\.json is damaged: {reason}"):
+        folder.record(study.runs[0])
+
+
 def test_a_record_holds_rows_digests_and_settings_and_no_place(tmp_path, study):
     found = json.loads(record(study.runs[0], losses_of(study.runs[0]), tmp_path))
     assert set(found["digests"]) == {"config", "data", "held_out", "partition", "base", "tokenizer", "code", "adapter"}
