@@ -172,11 +172,11 @@ def test_arms_of_two_runs_and_files_of_answers_are_compared_by_name(shell, tmp_p
 def test_one_order_is_flagged_everywhere(shell, tmp_path):
     run = a_run(tmp_path)
     with StubJudge(by_length) as stub:
-        done = judge(shell, stub, "runs/demo", "--pair", "base", "federated", "--one-order")
+        done = judge(shell, stub, "runs/demo", "--pair", "base", "federated", "--one-order", "--latex", "t.tex")
         assert len(stub.requests) == 4
     assert "one order only, a deviation" in done.err and "One order only" in done.out
     (pair,) = json.loads((run / "judge" / "judge.json").read_text("utf-8"))["pairs"]
-    assert pair["orders"] == 1
+    assert pair["orders"] == 1 and "Judged in one order only." in (tmp_path / "t.tex").read_text("utf-8")
 
 
 FAULTS = {

@@ -258,6 +258,15 @@ def test_a_summary_has_what_is_recorded_and_none_for_the_rest():
     json.dumps(found, default=str, allow_nan=False)
 
 
+def test_a_call_that_serves_two_seeds_is_counted_once():
+    calls = [dataclasses.replace(call(q, order, "SCORES: 5 6", seed), key=f"{q}{order}")
+             for q in "qr" for order in ("ab", "ba") for seed in (0, 1)]  # fmt: skip
+    found = judged(recordings_of(FILE, calls))
+    assert found["pairs"][0]["judgements"] == 8
+    assert {key: found["calls"][key] for key in ("calls", "requests", "tokens_in")} == {
+        "calls": 4, "requests": 4, "tokens_in": 400}  # fmt: skip
+
+
 def test_a_published_question_set_is_known_by_its_digest_and_a_part_of_it_by_its_name(monkeypatch):
     calls = [dataclasses.replace(one, question_hash="0") for one in simulated(1, 2, 1)]
     (whole,) = {judged(recordings_of(FILE, calls))["questions"]["sha256"]}

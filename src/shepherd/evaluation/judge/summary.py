@@ -103,8 +103,9 @@ def _calls(recordings: Sequence[Recording]) -> list[Call]:
 
 
 def _spent(recordings: Sequence[Recording], known: Known) -> dict[str, Any] | None:
-    """Calls, requests and tokens of the calls that count, and what else is known; None where nothing is."""
-    calls = _calls(recordings)
+    """Calls, requests and tokens of the calls that count, and what else is known; None where nothing is. A call that
+    serves several pairs or seeds, as their answers are the same, is one."""
+    calls = list({call.key: call for call in _calls(recordings)}.values())
     if not calls:
         return dict(known.calls) or None
     counted = {
