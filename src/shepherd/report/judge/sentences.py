@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shepherd.report.judge.figures import Judged, labels, total
-from shepherd.report.wording import digits, from_to, listing, percent, plural, shorten, signed, significant
+from shepherd.report.wording import digits, from_to, listing, percent, plain, plural, shorten, signed, significant
 
 MOST = 12
 """Most pairs that get a sentence; the tables have all."""
@@ -43,6 +43,21 @@ def _verdict(pair: Judged) -> str:
     return text
 
 
+def unlike(judged: Judged) -> Iterator[str]:
+    """In what the arms answered differently: decoding, template, precision."""
+    for key in ("decoding", "template", "dtype"):
+        ways: dict[str, list[str]] = {}
+        for arm in judged["arms"]:
+            if arm.get(key):
+                ways.setdefault(plain(arm[key]), []).append(str(arm["name"]))
+        if len(ways) > 1:
+            which = "; ".join(f"{listing(names, 4)} with {way}" for way, names in ways.items())
+            yield f"The arms did not answer alike, in {_ALIKE[key]}: {which}."
+
+
+_ALIKE = {"decoding": "decoding", "template": "template", "dtype": "precision"}
+
+
 def cautions(judged: Judged) -> Iterator[str]:
     """What the verdicts do not cover, the most important first."""
     pairs, names = judged["pairs"], labels(judged["pairs"])
@@ -66,6 +81,7 @@ def cautions(judged: Judged) -> Iterator[str]:
         yield f"One seed{which}: the verdicts hold for this training; other seeds may turn them."
     if (budget := judged["budget"]) and budget.get("equal") is False:
         yield f"The arms did not have equal budgets: {listing([str(d) for d in budget.get('differences') or ()])}."
+    yield from unlike(judged)
     if trained := judged["questions"]["trained_on"]:
         yield f"Categories of these questions were trained on: {listing([str(each) for each in trained])}."
     small = [name for name, pair in zip(names, pairs, strict=True)
