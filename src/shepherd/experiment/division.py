@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from shepherd.data.containers import Parts
 
 Examples = tuple[Example, ...]
+AT_SITES = "sites:rows"
+"""What stands in data.source of a run whose rows stay at their sites."""
 MOST = 5
 """Cases that a line names; the rest are counted."""
 
@@ -31,6 +33,11 @@ def read_rows(
 
     rows: those of the recipe's source, where they were read before.
     """
+    if config.data.source == AT_SITES and not source and rows is None:
+        raise DataError(
+            "the rows of this run are at its sites and were never here",
+            hint="its report has what the sites measured (docs/sites.md)",
+        )
     table, columns = config.data, dict(config.data.columns)
     _, column = by_column(config.partition.name, config.partition.options)
     if column and columns.setdefault("source", column) != column:
@@ -100,11 +107,12 @@ def read_held_out(config: Config, dataset: Dataset) -> Dataset | None:
 
 
 def divide_rows(
-    config: Config, usable: Sequence[Example], held_out: Sequence[Example] | None
+    config: Config, usable: Sequence[Example], held_out: Sequence[Example] | None, *, some_held_out: bool = True
 ) -> tuple[Examples, Examples, Partition]:
     """(train, held out, partition) of usable rows; `held_out` are those of data.held_out_source.
 
-    Raises DataError where nothing is held out, or where the rows cannot be divided as the recipe says.
+    Raises DataError where nothing is held out, unless that may be, or where the rows cannot be divided as the recipe
+    says.
     """
     how = config.partition
     options, column = by_column(how.name, how.options)
@@ -116,7 +124,9 @@ def divide_rows(
         train, held_out = hold_out(usable, config.data.held_out_per_category, config.data_seed, key, pool_single=pool)
     else:
         train = tuple(usable)
-    if not held_out and config.data.held_out_per_category and not config.data.held_out_source:
+    if not held_out and not some_held_out:
+        held_out = ()
+    elif not held_out and config.data.held_out_per_category and not config.data.held_out_source:
         most = max(Counter(getattr(example, key) for example in usable).values())
         few = f"the largest {key} has {most} rows" if most > 1 else f"no {key} has more than one row"
         raise DataError(
@@ -124,7 +134,7 @@ def divide_rows(
             f"ask the same stay together, and {few}",
             hint="set data.held_out_source to a file, or give more rows, which ask different things",
         )
-    if not held_out:
+    elif not held_out:
         raise DataError(
             "there are no held-out rows, so nothing can be evaluated",
             hint="set data.held_out_per_category to at least 1, or data.held_out_source to a file",

@@ -96,7 +96,8 @@ def plan_checked(checked: Checked, progress: Callable[[str], None] | None = None
     window = context_window(shape)
     *_, unanswered = prepare_generation(config).prompts(rows.held_out, rows.examples, template, tokenizer, window)
     schedule = prepare_schedule(config)
-    found = estimate(config, composition, folder, rows, schedule, prepare_plan(config, composition, rows, schedule))
+    rounds = prepare_plan(config, composition, rows.sizes, schedule, rows.partition.labels)
+    found = estimate(config, composition, folder, rows, schedule, rounds)
     warnings = (*doubts(config), *found.warnings, *rows.warnings, *filter(None, [unanswered]))
     return replace(found, warnings=warnings, details=rows.details)
 

@@ -92,6 +92,8 @@ class DataCard(Document):
     template: str = Field("auto", max_length=100_000)
     max_length: int = Field(512, ge=16, le=2**20)
     held_out_per_category: int = Field(10, ge=0)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    """Of the rows that a site holds out; None: that of the run."""
 
 
 class TransformCard(Document):
