@@ -85,12 +85,12 @@ def test_the_hash_is_of_what_is_shown():
         ([], "has no rows"),
     ],
 )
-def test_rows_that_are_no_questions_are_named(tmp_path, rows, message):
+def test_rows_without_a_question_are_named(tmp_path, rows, message):
     with pytest.raises(DataError, match=message):
         read_questions(written(tmp_path, rows))
 
 
-def test_a_question_that_stands_twice_with_one_text_is_asked_once(tmp_path):
+def test_a_question_that_stands_twice_with_one_text_counts_once(tmp_path):
     row = {"question_id": 1, "text": "Why?"}
     assert len(read_questions(written(tmp_path, [row, row])).questions) == 1
 
@@ -108,7 +108,7 @@ def test_a_bench_that_is_not_here_names_the_file_that_is_wanted_and_its_place(tm
         load_questions("vicuna")
 
 
-def test_an_unknown_name_and_a_missing_file_are_told_apart(tmp_path, monkeypatch):
+def test_an_unknown_name_and_a_missing_file_are_distinguished(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"unknown question set: 'vicunna'\. Did you mean 'vicuna'\?"):
         load_questions("vicunna")

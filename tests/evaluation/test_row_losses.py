@@ -46,7 +46,7 @@ def test_losses_are_read_as_they_were_written(tmp_path):
     assert load_file(tmp_path / LOSSES)["nll"].shape == (5, 4), "any reader of safetensors has them"
 
 
-def test_arms_and_own_rows_are_told_apart():
+def test_arms_and_own_rows_are_distinguished():
     losses = held_out()
     assert list(losses.pooled) == ["base", "federated", "centralised"]
     assert {arm: list(models) for arm, models in losses.each.items()} == {"local": ["anna", "client-001"]}

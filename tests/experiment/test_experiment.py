@@ -257,7 +257,10 @@ def test_metrics_cover_every_arm_client_and_category_and_add_up(tiny_run):
     assert against_base["difference"] == pytest.approx(expected)
     assert against_base["ci95"][0] <= expected <= against_base["ci95"][1]
     means = [m["loss"] for m in metrics["arms"]["local"].values()]
-    assert ("federated", f"local:{CATEGORIES[int(np.argmin(means))]}") in pairs, "the best of the clients alone"
+    best = pairs["federated", "local best"]
+    assert best["clients"] == [CATEGORIES[int(np.argmin(means))]] and best["same_rows"], "16 rows are too few to halve"
+    assert best["difference"] == pytest.approx(metrics["arms"]["federated"]["loss"] - min(means))
+    assert tiny_run.summary["best"] == {"local": {"clients": best["clients"], "loss": min(means), "same_rows": True}}
     expected = metrics["arms"]["federated"]["loss"] - np.mean(means)
     assert pairs["federated", "local mean"]["difference"] == pytest.approx(expected)
     for client, found in metrics["own_rows"].items():

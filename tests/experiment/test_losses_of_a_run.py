@@ -43,6 +43,8 @@ def test_the_losses_of_the_arms_are_those_that_the_arms_kept(tiny_run):
     assert list(losses.local) == list(local.losses)
     for client, kept in local.losses.items():
         assert kept.nll.tobytes() == losses.local[client].nll.tobytes()
+    pooled = load_arm(tiny_run.path / "arms/centralised", per_client=False).losses["pooled"]
+    assert pooled.nll.tobytes() == losses.models["centralised"].nll.tobytes()
 
 
 def test_a_run_without_losses_is_still_opened_measured_and_reported(tiny_run, tmp_path):

@@ -17,7 +17,7 @@ from shepherd.data.sources import Dataset, dataset_notes
 from shepherd.data.tokenize import Tokenized
 from shepherd.errors import UsageError
 from shepherd.experiment.method import compose
-from shepherd.experiment.rows import _losses_of_tokens, prepare_rows
+from shepherd.experiment.rows import losses_of_tokens, prepare_rows
 from shepherd.experiment.schedule import prepare_schedule
 from shepherd.experiment.trainer import check_window, local_training
 from shepherd.model.base import load_base
@@ -65,7 +65,7 @@ def test_the_counts_of_left_out_rows_are_in_plain_words():
     few, many = ({"empty answer": tuple(f"x:{i + 1}" for i in range(n))} for n in (1, 1200))
     lines = [
         [*dataset_notes(Dataset((), "x", "dolly", "", refused=rows, changed=rows)),
-         *_losses_of_tokens(Tokenized((), rows, n, n, np.zeros(0), changed=rows))]
+         *losses_of_tokens(Tokenized((), rows, n, n, np.zeros(0), changed=rows))]
         for n, rows in ((1, few), (1200, many))
     ]  # fmt: skip
     assert lines[0] == [

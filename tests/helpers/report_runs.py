@@ -144,7 +144,11 @@ def write_run(
             best = min(local, key=lambda name: (local[name], name))
             fed = measured["federated"]["loss"]
             differences.append(_difference("federated", "local", fed - sum(local.values()) / len(local)))
-            differences.append(_difference("federated", f"local:{best}", fed - local[best]))
+            if len(local) > 1:
+                entry = _difference("federated", "local best", fed - local[best])
+                differences.append({**entry, "clients": [best], "same_rows": False})
+            else:
+                differences.append(_difference("federated", f"local:{best}", fed - local[best]))
 
     own = {}
     if {"federated", "local"} <= measured.keys():

@@ -198,7 +198,8 @@ def test_the_best_client_alone_is_named_and_compared(tmp_path):
         clients=3,
     )
     assert findings.best_and_worst_local(record) == ("b", "c")
-    assert "Federated is worse than the best client alone (b)" in verdict(record)[1]
+    text = "Federated is worse than the best client alone (b, chosen on the same rows, which favours it)"
+    assert text in verdict(record)[1]
 
 
 def test_the_share_of_the_pooled_gain_is_the_ratio_of_the_two_gains_over_the_base(tmp_path):

@@ -196,6 +196,9 @@ def test_a_broken_judge_json_is_an_error_that_names_the_place(tmp_path):
     change(run / "judge/judge.json", lambda found: found["pairs"][0].pop("wins"))
     with pytest.raises(DataError, match=r"judge.json at pairs.0: the key 'wins' is missing"):
         load_run(run)
+    written(run, judged(version=2))
+    with pytest.raises(DataError, match=r"judge.json was written by a later version"):
+        load_run(run)
     (run / "judge/judge.json").write_text("{")
     with pytest.raises(DataError, match=r"judge.json is not valid JSON"):
         load_run(run)
@@ -245,3 +248,7 @@ def test_the_command_writes_json_latex_and_reviews_and_renews_the_page_of_the_ru
     assert r"\toprule" in latex.read_text("utf-8") and len(list(reviews.iterdir())) == 4
     assert "How the answers were judged" in done.out and "Judge, as answered     judge-2024" in done.out
     assert 'id="judge"' in (run / "report.html").read_text("utf-8")
+    out.write_text("{")  # as an interrupted copy leaves it; it is written anew
+    done = Shell(capsys, monkeypatch)("judge", "--replay", RECORDINGS / "calls.jsonl", "--out", out)
+    assert done.status == 0 and f"budgets and categories of {run} are left out: {out} is not valid JSON" in done.err
+    assert json.loads(out.read_text("utf-8"))["budget"] is None

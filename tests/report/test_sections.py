@@ -9,7 +9,8 @@ import pytest
 
 from report_runs import CATEGORIES, Page, change, check, write_run
 from shepherd.errors import DataError
-from shepherd.report import write_report
+from shepherd.report import load_run, write_report
+from shepherd.report.sections.verdict import verdict
 
 
 def page(run, **options) -> Page:
@@ -272,3 +273,27 @@ def test_a_fold_of_the_report_has_every_row_that_was_refused_changed_or_found(tm
     assert page.rindex("<details", 0, at) > page.index('id="data"')
     assert "; ".join(ids) in page
     assert "y:1 = y:2; y:3 = y:4" in page
+
+
+def test_a_best_client_that_other_rows_chose_is_named_so_everywhere(tmp_path):
+    run = write_run(tmp_path / "demo", clients=("ann", "bob", "cleo"))
+
+    def cross_fitted(clients, same_rows=False):
+        def edit(metrics):
+            (entry,) = (d for d in metrics["differences"] if d["b"] == "local best")
+            entry.update(clients=clients, same_rows=same_rows, rows=30 if same_rows else 80)
+
+        change(run / "evaluation/metrics.json", edit)
+        found = load_run(run)
+        return " ".join(verdict(found)), page(run).text
+
+    said, text = cross_fitted(["ann", "cleo"])
+    assert "than the best client alone (ann or cleo, chosen on the other half of the rows): " in said
+    assert "best: ann, cleo" in text and "federated − best client alone (ann, cleo)" in text
+    assert "compared on the other, both ways (cross-fitting)" in text and "which favours it" not in text
+    said, text = cross_fitted(["bob"], same_rows=True)
+    assert "the best client alone (bob, chosen on the same rows, which favours it): " in said
+    assert "chosen on the same rows, which favours it. There are too few held-out rows to choose on one half" in text
+    assert "cross-fitting" not in text
+    change(run / "partition.json", lambda p: p.update(labels={"bob": "Ward 3"}))
+    assert "best client alone (Ward 3, chosen" in " ".join(verdict(load_run(run)))

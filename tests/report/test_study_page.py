@@ -108,8 +108,11 @@ def test_arms_with_another_budget_and_parts_that_were_not_done_are_declared(tmp_
     _, texts = written(tmp_path, TWO + '[judge]\nmodel = "gpt"\n[benchmarks]\ntasks = ["arc_easy"]\n')
     for words in (
         "fedit: the arms differ in optimizer steps in sequence: federated 6, centralised 6, local 3.",
-        "training alone failed for east", "Answers were not judged here; the study file names the judge gpt.",
-        "Benchmarks were not measured here: arc\\_easy.",
+        "training alone failed for east", "Answers were not judged here: the last section has the commands, for gpt.",
+        "Benchmarks were not measured here: the last section has the commands, for arc\\_easy.",
+        "    shepherd answer runs/fedit.0 runs/fedit.1 runs/fedit.2 --questions held-out --limit 80",
+        "    shepherd judge runs/flora.0 runs/flora.1 runs/flora.2 --judge gpt --questions held-out",
+        "    shepherd benchmark runs/fedit.0:base runs/fedit.0:federated --tasks arc_easy",
     ):  # fmt: skip
         assert words in texts["STUDY.md"], words
 

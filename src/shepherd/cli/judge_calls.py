@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,17 +84,22 @@ def named(context: click.Context) -> list[str]:
             and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setup:
-    """The judge, how it is reached, and where its calls are recorded. endpoint: None for a local model. spent: by this
-    command so far."""
+    """The judge, how it is reached, and where its calls are recorded. endpoint: None for a local model.
+
+    agreed: limits are lifted. made, cost: of this command so far. stop: set where no further request is wanted.
+    """
 
     judge: Judge
     endpoint: Endpoint | None
     folder: Path
     price: Price | None
     given: Mapping[str, Any]
-    spent: dict[str, float] = field(default_factory=lambda: {"calls": 0, "cost": 0.0})
+    agreed: bool = False
+    made: int = 0
+    cost: float = 0.0
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def complete(self) -> Complete:
         """Raises UsageError without a key, ModelError without the local model."""
@@ -101,7 +107,8 @@ class Setup:
             from shepherd.evaluation.judge.calls.client import connected
             from shepherd.evaluation.judge.calls.retry import Retries
 
-            return connected(self.endpoint, Retries(self.given["tries"]))
+            retries = Retries(self.given["tries"], sleep=self.stop.wait, cancelled=self.stop.is_set)
+            return connected(self.endpoint, retries)
         output.announce_torch()
         from shepherd.serving.local_judge import PREFIX, local_judge
 
@@ -191,6 +198,7 @@ def confirm(plans: Sequence[tuple[str, Sequence[Planned], Ledger]], set_up: Setu
                 "; ".join(above), hint="--yes makes them all the same, --max-calls and --max-cost set limits"
             )
         click.confirm(f"{'; '.join(above)}. Go on?", abort=True, err=True)
+    set_up.agreed = bool(above) or given["yes"]
     return True
 
 
@@ -198,18 +206,19 @@ def make(calls: Sequence[Planned], ledger: Ledger, complete: Complete, set_up: S
     """The calls, with a line of progress on a terminal. Raises the error that ended them."""
     from shepherd.evaluation.judge.calls.run import Limit, run
 
-    given, spent = set_up.given, set_up.spent
-    most = [None, None] if given["yes"] else [given["max_calls"], given["max_cost"]]
+    given = set_up.given
+    most = (None, None) if set_up.agreed else (given["max_calls"], given["max_cost"])
     limit = Limit(
-        None if most[0] is None else most[0] - int(spent["calls"]),
-        None if most[1] is None else most[1] - spent["cost"],
+        None if most[0] is None else most[0] - set_up.made,
+        None if most[1] is None else most[1] - set_up.cost,
         set_up.price,
+        set_up.stop,
     )
     with _progress(len(calls)) as observe:
         done = run(calls, set_up.judge.protocol, ledger, complete, limit=limit, observe=observe,
                    threads=1 if set_up.endpoint is None else given["threads"])  # fmt: skip
-    spent["calls"] += done.made
-    spent["cost"] += done.cost or 0.0
+    set_up.made += done.made
+    set_up.cost += done.cost or 0.0
     if done.fault is not None:
         raise done.fault
     return done

@@ -13,6 +13,7 @@ from shepherd.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from shepherd.evaluation.answer_files import AnswerFile, AnswerLine
+    from shepherd.evaluation.judge.calls.material import Asked
     from shepherd.evaluation.judge.calls.plan import Pair
 
 ARMS = ("federated", "base", "centralised")
@@ -28,7 +29,7 @@ class Side(NamedTuple):
 
 
 def pairs_of(
-    runs: Sequence[Path], named: Sequence[tuple[str, str]], questions: str
+    runs: Sequence[Path], named: Sequence[tuple[str, str]], questions: Asked
 ) -> tuple[list[Pair], dict[str, AnswerLine]]:
     """The pairs of all runs, and one line of answers of each arm by its name in the table.
 
@@ -37,12 +38,11 @@ def pairs_of(
     """
     from shepherd.evaluation.judge.calls import material
 
-    _, ids = material.set_of(questions)
     found: list[Pair] = []
     lines: dict[str, AnswerLine] = {}
 
     def add(one: Side, other: Side, names: tuple[str, str], seed: int | None) -> None:
-        found.append(material.pair_of(one.answers, other.answers, names, seed, ids))
+        found.append(material.pair_of(one.answers, other.answers, names, seed, questions.ids))
         for name, side in zip(names, (one, other), strict=True):
             lines.setdefault(name, next(iter(side.answers.lines.values())))
 
@@ -68,7 +68,7 @@ def pairs_of(
     return found, lines
 
 
-def _elsewhere(name: str, questions: str) -> Side | None:
+def _elsewhere(name: str, questions: Asked) -> Side | None:
     """A file of answers, RUN:ARM, RUN@ROUND or RUN; None for the name of an arm alone."""
     from shepherd.evaluation.answer_files import read_answers
     from shepherd.evaluation.judge.calls import material
@@ -92,14 +92,14 @@ def _is_run(place: Path) -> bool:
     return any((folder / "config.toml").is_file() for folder in (place, Path("runs") / place))
 
 
-def _arm(name: str, run: Path, arms: Mapping[str, AnswerFile], questions: str) -> Side:
+def _arm(name: str, run: Path, arms: Mapping[str, AnswerFile], questions: Asked) -> Side:
     from shepherd.evaluation.judge.calls import material
 
     if name in arms:
         return Side(name, arms[name], run)
     raise UsageError(
         f"{run} has no answers of {name!r}.{did_you_mean(name, arms)}",
-        hint=f"it has those of {', '.join(arms)}; {material.answer_command(run, material.set_of(questions)[0], name)}",
+        hint=f"it has those of {', '.join(arms)}; {material.answer_command(run, questions, name)}",
     )
 
 

@@ -14,12 +14,12 @@ from shepherd.cli.settings import find_run
 from shepherd.errors import DataError, EvaluationError, NetworkError, UsageError, plural
 
 if TYPE_CHECKING:
-    from shepherd.evaluation.answer_files import AnswerLine
     from shepherd.evaluation.judge.calls.client import Complete
     from shepherd.evaluation.judge.calls.ledger import Ledger
     from shepherd.evaluation.judge.calls.plan import Pair, Planned
     from shepherd.evaluation.judge.calls.record import Call
     from shepherd.evaluation.judge.calls.run import Done
+    from shepherd.evaluation.judge.summary import Known
 
 CALLS, CALIBRATION, PROBES = "calls.jsonl", "calibration.jsonl", "probes.jsonl"
 FITNESS = "fitness.json"
@@ -30,7 +30,10 @@ Plan = tuple[list["Planned"], "Ledger"]
 
 def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
     """Judge the answers of runs. given: values of the options of `judge_calls` and `judged`."""
+    from shepherd.evaluation.judge.calls.known import arms_of, budget_of, questions_of
+    from shepherd.evaluation.judge.calls.material import asked
     from shepherd.evaluation.judge.calls.quoting import secret_of
+    from shepherd.evaluation.judge.summary import Known
     from shepherd.store.lock import locked
 
     if not any((names, given["pairs"], given["calibrate"], given["probes"])):
@@ -38,7 +41,8 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
     runs = [find_run(name) for name in names]
     folder = given["out"].parent if given["out"] else (runs[0] if runs else Path()) / "judge"
     set_up = setup(folder, given)
-    pairs, lines = pairs_of(runs, given["pairs"], given["questions"])
+    questions = asked(given["questions"])
+    pairs, lines = pairs_of(runs, given["pairs"], questions)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         secret = secret_of(folder)
@@ -48,12 +52,16 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
         complete = set_up.complete()
         fitness = _fitness(plans, complete, set_up)
         if CALLS not in plans:
+            if given["as_json"]:
+                output.print_json(fitness)
             return
         calls, ledger = plans[CALLS]
         done = make(calls, ledger, complete, set_up)
         _say(done, set_up)
+        known = Known(questions_of(questions), arms_of(lines), budget_of(runs), _probed(fitness), _spent(done, set_up),
+                      fitness.get("calibration"))  # fmt: skip
         try:
-            _show(done, ledger, lines, fitness, set_up)
+            _show(done, ledger, known, set_up)
         except DataError:  # no question is left, because of the failed calls
             if not done.failed:
                 raise
@@ -170,12 +178,26 @@ def _say(done: Done, set_up: Setup) -> None:
         output.note("one order only, a deviation: the answer shown first gains with most judges")
 
 
-def _show(
-    done: Done, ledger: Ledger, lines: Mapping[str, AnswerLine], fitness: Mapping[str, Any], set_up: Setup
-) -> None:
-    from shepherd.evaluation.judge.calls.material import set_of
+def _probed(fitness: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The probes, with the shift of those appended to an answer as the one that a table shows."""
+    if not (found := fitness.get("probes")):
+        return None
+    return {**found["appended"], "shift_ci95": found["appended"]["ci95"], **found}
+
+
+def _spent(done: Done, set_up: Setup) -> dict[str, Any]:
+    return {
+        "made": done.made,
+        "cache_hits": done.recorded,
+        "failed": done.failed,
+        "cost": done.cost,
+        "currency": set_up.price.currency if set_up.price else None,
+        "wall_seconds": done.seconds,
+    }
+
+
+def _show(done: Done, ledger: Ledger, known: Known, set_up: Setup) -> None:
     from shepherd.evaluation.judge.replay import recordings_of
-    from shepherd.evaluation.judge.summary import Known
 
     recordings = recordings_of(ledger.file, done.calls)
     if not any(one.points for recording in recordings for one in recording.judgements):
@@ -185,14 +207,4 @@ def _show(
             "requires" + (f"; the first begins {first[:120]!r}" if first else ": all are empty"),
             hint="take another judge; the replies are kept",
         )
-    fields = ("adapter_digest", "base", "base_digest", "dtype", "template", "decoding")
-    probes = fitness.get("probes")
-    known = Known(
-        questions={"source": set_of(set_up.given["questions"])[0]},
-        arms={name: {field: getattr(line, field) or None for field in fields} for name, line in lines.items()},
-        probes={**probes["appended"], "shift_ci95": probes["appended"]["ci95"], **probes} if probes else None,
-        calibration=fitness.get("calibration"),
-        calls={"made": done.made, "cache_hits": done.recorded, "failed": done.failed, "cost": done.cost,
-               "currency": set_up.price.currency if set_up.price else None, "wall_seconds": done.seconds},
-    )  # fmt: skip
     judged.show(recordings, {**set_up.given, "out": set_up.given["out"] or set_up.folder / "judge.json"}, known)

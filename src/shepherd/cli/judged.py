@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shepherd.cli import output
-from shepherd.errors import ResourceError, UsageError
+from shepherd.errors import DataError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from shepherd.evaluation.judge.replay import Recording
@@ -54,10 +54,6 @@ def show(recordings: Sequence[Recording], given: Mapping[str, Any], known: Known
         _add_background(found, run)
     if given["out"] is not None:
         _write(given["out"], output.to_json(found, indent=2) + "\n")
-    if run is not None and (run / "report.html").exists():
-        from shepherd.report import write_report
-
-        output.note(f"wrote {write_report(run)}")
     if given["latex"] is not None:
         from shepherd.report.judge.latex_table import judged_table
 
@@ -71,6 +67,10 @@ def show(recordings: Sequence[Recording], given: Mapping[str, Any], known: Known
         output.print_json(found)
     else:
         _print(found)
+    if run is not None and (run / "report.html").exists():
+        from shepherd.report import write_report
+
+        output.note(f"wrote {write_report(run)}")
     return found
 
 
@@ -93,7 +93,11 @@ def _add_background(found: dict[str, Any], run: Path) -> None:
     from shepherd.report.judge import background
     from shepherd.report.load import load_run
 
-    record, names = load_run(run), [arm["name"] for arm in found["arms"]]
+    try:
+        record, names = load_run(run), [arm["name"] for arm in found["arms"]]
+    except DataError as error:
+        output.note(f"budgets and categories of {run} are left out: {error.message}")
+        return
     if found["budget"] is None:
         found["budget"] = background.budget(record, names)
     if found["questions"]["trained_on"] is None:

@@ -123,8 +123,11 @@ def print_status(study: Study, folder: Path, states: Sequence[Progress], as_json
     click.echo(f"\n{study.title}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
 
 
-def print_results(document: dict[str, Any], folder: Path) -> None:
-    """The table of comparisons on stdout, and what to read with it."""
+def print_results(document: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """The table of comparisons, and what to read with it."""
+    if as_json:
+        output.print_json(document)
+        return
     from shepherd.report.study.tables import comparisons_table
     from shepherd.report.study.words import title, warnings
 

@@ -57,33 +57,32 @@ def study_options(picks: bool = True) -> Callable[[Callable], Callable]:
 
 
 def _opened(
-    file: Path, out: Path | None, overrides: Sequence[str], only: Sequence[str], seeds: str
+    file: Path, out: Path | None, overrides: Sequence[str], only: Sequence[str] = (), seeds: str = ""
 ) -> tuple[Study, StudyFolder, list[Planned]]:
-    """A study, its folder, and the runs that the flags pick."""
+    """A study, its folder, which holds no other, and the runs that the flags pick."""
     from shepherd.experiment.study.design import load_study
     from shepherd.experiment.study.folder import StudyFolder
 
-    found = load_study(file, overrides)
+    found, folder = load_study(file, overrides), StudyFolder(out or Path("studies") / file.stem)
     try:
         picked = [int(seed) for seed in seeds.split(",") if seed.strip()]
     except ValueError:
         raise UsageError(f"cannot read --seeds {seeds!r}", hint="write numbers, e.g. --seeds 0,1") from None
-    return found, StudyFolder(out or Path("studies") / file.stem), found.picked(only, picked)
+    runs = found.picked(only, picked)
+    folder.check(found)
+    return found, folder, runs
 
 
 @study.command()
 @study_options()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(
-    file: Path, out: Path | None, overrides: tuple[str, ...], only: tuple[str, ...], seeds: str, as_json: bool
-) -> None:
+def check(as_json: bool, **flags: Any) -> None:
     """Check STUDY.toml and estimate its cost and sensitivity.
 
     Prints runs, hours, disk, calls of the judge with their cost, and for each comparison the smallest difference that
     it would find with 80 % power. Reads and divides the data; nothing is trained or written.
     """
-    found, folder, runs = _opened(file, out, overrides, only, seeds)
-    folder.check(found)
+    found, folder, runs = _opened(**flags)
     from shepherd.cli import printed_study
     from shepherd.experiment.study import forecast
     from shepherd.experiment.study.results import finished_records
@@ -108,18 +107,15 @@ def check(
               help="Processes that share the runs; threads are divided among them.")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
               help="Start no run that is not expected to end within N minutes from now.")  # fmt: skip
-def run(
-    file: Path, out: Path | None, overrides: tuple[str, ...], only: tuple[str, ...], seeds: str,
-    jobs: int, minutes: float | None,
-) -> None:  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print study.json without its tidy rows.")
+def run(jobs: int, minutes: float | None, as_json: bool, **flags: Any) -> None:
     """Carry out the runs of STUDY.toml that are left, and write the report.
 
     The same command on the same folder goes on: finished runs are skipped, also where only their RUN.json is left, a
     stopped run is resumed, failed ones are tried again. Several such processes share one folder. A failed run does not
     stop the others; the exit status is then that of the first one.
     """
-    found, folder, runs = _opened(file, out, overrides, only, seeds)
-    folder.check(found)
+    found, folder, runs = _opened(**flags)
     for planned in runs:
         folder.record(planned)  # refuse the record of another run before anything starts
     from shepherd.cli import printed_study
@@ -139,10 +135,10 @@ def run(
             finished = finished_records(found, folder)
             forecast.within_budget(found, forecast.forecast(found, found.runs, finished, estimate))
     folder.open(found)
-    others = [_process(file, folder, overrides, only, seeds, minutes, jobs) for _ in range(jobs - 1)]
-    threads = [f"run.threads={_threads(jobs)}"] if jobs > 1 and not found.sets_threads else []
-    if threads:
-        found, _, runs = _opened(file, out, [*overrides, *threads], only, seeds)
+    if jobs > 1 and not found.sets_threads:
+        flags["overrides"] = (*flags["overrides"], f"run.threads={_threads(jobs)}")
+        _, _, runs = _opened(**flags)
+    others = [_process(folder, minutes, **flags) for _ in range(jobs - 1)]
     try:
         expected = expected_seconds(folder, runs, lambda planned: float(estimate(planned)["seconds"]))
         for step in carry_out(folder, runs, expected, printed_study.begun(len(runs)), minutes):
@@ -153,19 +149,17 @@ def run(
         for process in others:
             if process.poll() is None:
                 process.terminate()
-    document = write_outputs(found, folder)
-    printed_study.print_results(document, folder.path)
-    _fail_where_runs_failed(folder, runs, file)
+    printed_study.print_results(write_outputs(found, folder), folder.path, as_json)
+    _fail_where_runs_failed(folder, runs, flags["file"])
 
 
 def _process(
-    file: Path, folder: StudyFolder, overrides: Sequence[str], only: Sequence[str], seeds: str,
-    minutes: float | None, jobs: int,
+    folder: StudyFolder, minutes: float | None, *, file: Path, overrides: Sequence[str], only: Sequence[str],
+    seeds: str, out: Path | None,
 ) -> subprocess.Popen:  # fmt: skip
     """A further process on the same folder; its talk goes to stderr, its table nowhere."""
+    del out  # the folder has it
     flags = [("--out", str(folder.path)), *(("--set", o) for o in overrides), *(("--only", o) for o in only)]
-    if not any(o.startswith("run.threads=") for o in overrides):
-        flags.append(("--set", f"run.threads={_threads(jobs)}"))
     flags += [("--seeds", seeds)] * bool(seeds) + ([("--minutes", str(minutes))] if minutes else [])
     line = [sys.executable, "-m", "shepherd", "study", "run", str(file), *(part for flag in flags for part in flag)]
     return subprocess.Popen(line, stdout=subprocess.DEVNULL)
@@ -196,8 +190,7 @@ def _fail_where_runs_failed(folder: StudyFolder, runs: Sequence[Planned], file: 
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(file: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """List the runs of STUDY.toml: finished, running, stopped, failed or waiting."""
-    found, folder, runs = _opened(file, out, overrides, (), "")
-    folder.check(found)
+    found, folder, runs = _opened(file, out, overrides)
     from shepherd.cli import printed_study
 
     printed_study.print_status(found, folder.path, [folder.progress(planned) for planned in runs], as_json)
@@ -210,15 +203,10 @@ def report(file: Path, out: Path | None, overrides: tuple[str, ...], as_json: bo
     """Write STUDY.md, study.json, study.csv, study.tex and report.html from the finished runs.
 
     Reads RUN.json files alone; the run directories need not be there."""
-    found, folder, _ = _opened(file, out, overrides, (), "")
-    folder.check(found)
+    found, folder, _ = _opened(file, out, overrides)
     if not folder.path.is_dir():
         raise UsageError(f"no study at {folder.path}", hint=f"shepherd study run {shlex.quote(str(file))} starts it")
     from shepherd.cli import printed_study
     from shepherd.experiment.study.outputs import write_outputs
 
-    document = write_outputs(found, folder)
-    if as_json:
-        output.print_json(document)
-    else:
-        printed_study.print_results(document, folder.path)
+    printed_study.print_results(write_outputs(found, folder), folder.path, as_json)

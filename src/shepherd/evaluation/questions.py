@@ -37,7 +37,7 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Question:
-    """A question of one or more turns of the user; each is asked after the answer to the one before.
+    """A question of one or more turns of the user; each follows the answer to the one before.
 
     before: a conversation that precedes the first turn. context: the passage that the only turn is about, where the
     template has a place for it. tools: as in `Example`. reference: right answers, one for each turn, where there are.
@@ -63,7 +63,7 @@ class Question:
 
     @property
     def hash(self) -> str:
-        """Identifies the texts, whatever the id."""
+        """Identifies the texts, not the id."""
         return hash_of(self.shown, self.preceding)
 
 
@@ -112,7 +112,7 @@ def digest(questions: Sequence[Question]) -> str:
 def load_questions(source: str) -> QuestionSet:
     """The questions of a file, of a bench in the cache, or of `hub:ORG/NAME[@SPLIT]`, which permits the network.
 
-    Raises DataError for a missing file, with the place where it is looked for, and for rows that are no questions;
+    Raises DataError for a missing file, with the place where it is looked for, and for rows that hold no question;
     UsageError for an unknown name.
     """
     if source.startswith("hub:"):

@@ -17,6 +17,7 @@ from shepherd._version import __version__
 from shepherd.evaluation.answers import generation_differences, generation_scores
 from shepherd.evaluation.row_losses import LOSSES, HeldOutLosses, RowLosses, losses_bytes
 from shepherd.evaluation.scoring import described, score_answers
+from shepherd.evaluation.selection import Best
 from shepherd.experiment.arms import POOLED, TrainedArm
 from shepherd.experiment.federated import Federated, federated_budget
 from shepherd.experiment.inputs import Inputs
@@ -29,6 +30,8 @@ from shepherd.experiment.session import Session
 from shepherd.experiment.summary import (
     arm_metrics,
     audit_findings,
+    best_clients,
+    best_metrics,
     brief,
     differences,
     own_rows,
@@ -73,12 +76,15 @@ def write_summary(inputs: Inputs, outcome: Outcome, session: Session) -> dict[st
     store, data = session.store, inputs.data
     lines, losses = read_rounds(store.path), outcome.losses(data)
     store.write_bytes(LOSSES, losses_bytes(losses))
-    measured = metrics(inputs, outcome, losses, lines)
+    best = best_clients(losses, inputs.seed)
+    measured = metrics(inputs, outcome, losses, best, lines)
     store.write_json("evaluation/metrics.json", measured)
     seen = rows_seen(lines, data.sizes, inputs.seed)
     store.write_lines(ROWS_SEEN, seen_by_id(seen, data))
     store.write_lines(LEFT_OUT, left_out(data))
     found = summary(inputs, outcome, lines, measured, seen, session.reporter.clock.read(), store.path)
+    if best:
+        found["best"] = {arm: best_metrics(one) for arm, one in best.items()}
     store.write_json("summary.json", found)
     store.journal("finished")
     return found
@@ -92,7 +98,9 @@ def write_report(store: RunDirectory) -> None:
         write(store.path)
 
 
-def metrics(inputs: Inputs, outcome: Outcome, losses: HeldOutLosses, lines: Lines) -> dict[str, Any]:
+def metrics(
+    inputs: Inputs, outcome: Outcome, losses: HeldOutLosses, best: Mapping[str, Best], lines: Lines
+) -> dict[str, Any]:
     """The contents of metrics.json: every arm's losses, the curves, and the differences with their intervals."""
     data, personal = inputs.data, outcome.personal
     measured: dict[str, Any] = {name: arm_metrics(found, data) for name, found in losses.pooled.items()}
@@ -106,7 +114,7 @@ def metrics(inputs: Inputs, outcome: Outcome, losses: HeldOutLosses, lines: Line
         "held_out_tokens": int(outcome.base.tokens.sum()),
         "arms": measured,
         "curves": _curves(outcome, losses, lines),
-        "differences": differences(losses, inputs.seed),
+        "differences": differences(losses, best, inputs.seed),
         "own_rows": own_rows(losses),
         "generation_differences": generation_differences(scores),
     }

@@ -39,15 +39,10 @@ def evaluate_run(run_dir: ArmName | Path | str, round_number: int | None = None)
 
 
 def same_rows(run: Path, config: Config, tokenizer: Any, tokenizer_digest: str) -> FederatedData:
-    """The rows of a run, read again from where its recipe says. Raises as check_rows does."""
+    """The rows of a run, read again from where its recipe says. Raises EvaluationError where data, held-out rows or
+    tokenizer are not those of the run."""
     data, _ = prepare_rows(config, tokenizer)
-    check_rows(run, config, data, tokenizer_digest)
-    return data
-
-
-def check_rows(run_dir: Path | str, config: Config, data: FederatedData, tokenizer_digest: str) -> None:
-    """Raise EvaluationError where data, held-out rows or tokenizer are not those of the run."""
-    divided, made_with = (read_json(Path(run_dir) / name) for name in ("partition.json", FILE))
+    divided, made_with = (read_json(run / name) for name in ("partition.json", FILE))
     apart = config.data.held_out_source or config.data.source
     for what, then, now, source in (
         ("held-out rows are not those", made_with.get("held_out"), held_out_digest(data), apart),
@@ -59,3 +54,4 @@ def check_rows(run_dir: Path | str, config: Config, data: FederatedData, tokeniz
                 f"the {what} of the run: digest {now[:12]}, then {str(then or 'unknown')[:12]}",
                 hint=f"give back what {source} held, and the config.toml that the run wrote",
             )
+    return data

@@ -13,6 +13,7 @@ from shepherd.data.audit import Audit
 from shepherd.data.tally import RowsByReason
 from shepherd.evaluation.answers import FIRST
 from shepherd.evaluation.row_losses import HeldOutLosses, RowLosses
+from shepherd.evaluation.selection import Best, best_of
 from shepherd.evaluation.statistics import paired_difference
 from shepherd.experiment.rows import FederatedData
 from shepherd.rng import stream
@@ -57,13 +58,21 @@ def personal_metrics(
     return found
 
 
-def differences(losses: HeldOutLosses, seed: int) -> list[dict[str, Any]]:
+def best_clients(losses: HeldOutLosses, seed: int) -> dict[str, Best]:
+    """The best client of each arm that has a model per client, where it has more than one, by `best_of`."""
+    each = losses.each.items()
+    return {arm: best_of(m, losses.groups, stream(seed, "halves", arm)) for arm, m in each if len(m) > 1}
+
+
+def differences(losses: HeldOutLosses, best: Mapping[str, Best], seed: int) -> list[dict[str, Any]]:
     """Federated against every other arm, and every baseline against the base, on the same rows.
 
-    Of an arm with one model per client federated is compared with the mean and the best.
+    Of an arm with one model per client federated is compared with the mean and the best, whose entry names the
+    `clients`, and `same_rows` where they were chosen on the rows of the comparison.
     a − b by the rules of `paired_difference`: below 0, a is better.
     """
     arms = losses.pooled
+    about = {f"{name} best": {"clients": list(one.chosen), "same_rows": one.same_rows} for name, one in best.items()}
     others = {name: one for name, one in arms.items() if name != "federated"}
     for name, models in losses.each.items():
         everyone = list(models.values())
@@ -72,14 +81,19 @@ def differences(losses: HeldOutLosses, seed: int) -> list[dict[str, Any]]:
             everyone[0].tokens,
             np.mean([one.hits for one in everyone], axis=0),
         )
-        best = min(models, key=lambda client: models[client].stat.mean)
-        others |= {f"{name} mean": mean, f"{name}:{best}": models[best]}
+        alone = {f"{name}:{client}": one for client, one in models.items()}
+        others |= {f"{name} mean": mean} | ({f"{name} best": best[name].losses} if name in best else alone)
     pairs = [("federated", name, arms["federated"], one) for name, one in others.items()]
     pairs += [(name, "base", one, arms["base"]) for name, one in arms.items() if name not in COMPARED]
     return [
-        {"a": a, "b": b, **paired_difference(first, second, stream(seed, "bootstrap", b))}
+        {"a": a, "b": b, **paired_difference(first, second, stream(seed, "bootstrap", b)), **about.get(b, {})}
         for a, b, first, second in pairs
     ]
+
+
+def best_metrics(best: Best) -> dict[str, Any]:
+    """The best client of an arm in summary.json: who, its loss, and whether it was chosen on the rows of this loss."""
+    return {"clients": list(best.chosen), **finite({"loss": best.losses.stat.mean}), "same_rows": best.same_rows}
 
 
 def own_rows(losses: HeldOutLosses) -> dict[str, dict[str, Any]]:

@@ -96,8 +96,8 @@ def _decode(
 ) -> list[list[int]]:
     """The new tokens of each row: the loop of `model.generate`, which prepares the arguments.
 
-    In place of its own loop: a finished row leaves the batch and the cache, and each row has its own generator of
-    random numbers.
+    Different from that of transformers: a finished row leaves the batch and the cache, and each row has a separate
+    generator of random numbers.
     """
     del state["stopping_criteria"]  # the limit and the ends below are all there are
     limit = generation_config.max_length - input_ids.shape[1]

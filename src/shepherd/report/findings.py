@@ -14,9 +14,11 @@ from typing import Any
 from shepherd.arms import Arm
 from shepherd.report.arms import every_arm, rivals
 from shepherd.report.load import RunRecord
-from shepherd.report.wording import number, plural
+from shepherd.report.wording import listing, number, plural
 
 INTERVAL = "95\N{NO-BREAK SPACE}% interval"
+BEST = "local best"
+"""The best of the clients that trained alone, in the differences of metrics.json."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Result:
 class Difference:
     """Loss of `a` minus loss of `b`, with its 95 % interval, or the reason for its absence.
 
-    rows, and their effective number given unequal lengths, are None where the run did not record them.
+    rows, and their effective number given unequal lengths, are None where the run did not record them. clients: those
+    that the best client stands for; same_rows: it was chosen on the rows of the comparison, which favours it.
     """
 
     a: str
@@ -55,6 +58,8 @@ class Difference:
     bootstrap: tuple[float, float] | None = None
     rows: int | None = None
     effective_rows: float | None = None
+    clients: tuple[str, ...] = ()
+    same_rows: bool = False
 
     @property
     def distinguishable(self) -> bool:
@@ -69,7 +74,8 @@ class Difference:
 
     @property
     def label(self) -> str:
-        return f"{plain_name(self.a)} {chr(0x2212)} {plain_name(self.b)}"
+        named = f" ({listing(list(self.clients))})" if self.clients else ""
+        return f"{plain_name(self.a)} {chr(0x2212)} {plain_name(self.b)}{named}"
 
 
 def measured(record: RunRecord) -> Mapping[str, Any]:
@@ -193,12 +199,26 @@ def generation_difference(record: RunRecord, metric: str, a: str, b: str) -> Dif
     return None
 
 
+def against_best(record: RunRecord) -> Difference | None:
+    """Federated − the best client alone, where several trained alone.
+
+    Runs from before the choice was cross-fitted have that of the client with the lowest loss on all rows.
+    """
+    ends = best_and_worst_local(record)
+    if not ends or len(local_arms(record)) < 2:
+        return None
+    if (found := difference(record, "federated", BEST)) is not None:
+        return found
+    found = difference(record, "federated", f"local:{ends[0]}")
+    return found and replace(found, b=BEST, clients=(ends[0],), same_rows=True)
+
+
 def headline_differences(record: RunRecord) -> list[Difference]:
     """Federated against every other arm and the best client alone, where the run has them."""
-    ends = best_and_worst_local(record)
-    best = [f"local:{ends[0]}"] if ends and len(local_arms(record)) > 1 else []
-    others = [name for arm in rivals(measured(record)) for name in (arm, *(best if arm == "local" else []))]
-    return [d for other in others if (d := difference(record, "federated", other)) is not None]
+    found: list[Difference | None] = []
+    for arm in rivals(measured(record)):
+        found += [difference(record, "federated", arm), *([against_best(record)] if arm == "local" else [])]
+    return [d for d in found if d is not None]
 
 
 def mean_of(values: Any) -> float | None:
@@ -228,7 +248,8 @@ def _difference(a: str, b: str, entry: Mapping[str, Any]) -> Difference | None:
     rows = number(entry.get("rows"))
     return Difference(
         a, b, value, interval, number(entry.get("p")), str(entry.get("no_interval") or ""), bootstrap,
-        None if rows is None else int(rows), number(entry.get("effective_rows")),
+        None if rows is None else int(rows), number(entry.get("effective_rows")), tuple(entry.get("clients") or ()),
+        bool(entry.get("same_rows")),
     )  # fmt: skip
 
 
@@ -256,6 +277,8 @@ def plain_name(name: str) -> str:
     """An arm or a client of one in words."""
     if name.startswith("local:"):
         return f"{name.removeprefix('local:')} alone"
+    if name == BEST:
+        return "best client alone"
     return every_arm([name])[name].label
 
 

@@ -35,7 +35,9 @@ _ARM = {
 _ARMS = {f"{name}?": {ANY_CLIENT: _ARM} if arm.per_client else _ARM for name, arm in registered().items()}
 _CURVE = [[object]]
 _CURVES = {f"{name}?": {ANY_CLIENT: _CURVE} if arm.per_client else _CURVE for name, arm in registered().items()}
-_DIFFERENCE = {"a": CLIENT, "b": CLIENT, "ci95?": [object], "bootstrap95?": [object]}
+_DIFFERENCE = {
+    "a": CLIENT, "b": CLIENT, "ci95?": [object], "bootstrap95?": [object], "clients?": [CLIENT], "same_rows?": bool,
+}  # fmt: skip
 _METRICS = {
     "arms": {**_ARMS, "*": _ARM},
     "curves?": {**_CURVES, "*": object},
@@ -48,6 +50,7 @@ _METRICS = {
 }
 _SUMMARY = {
     "arms": {"local?": {ANY_CLIENT: object}, "*": object},
+    "best?": {"*": {"clients": [CLIENT], "*": object}},
     "failed?": [{"client": CLIENT, "*": object}],
     "budget?": {"*": {"*": object}},
     "seconds?": {"*": object},
@@ -192,6 +195,8 @@ def load_run(path: str | Path) -> RunRecord:
 def judged(file: Path) -> dict[str, Any]:
     """The contents of a judge.json, with null for what is absent; empty where there is no file. DataError as above."""
     found = _json(file, contents.SHAPE, needed=False)
+    if found and found["version"] > contents.VERSION:
+        raise DataError(f"{file} was written by a later version of Shepherd", hint="update, or judge the run again")
     return contents.completed(found) if found else {}
 
 

@@ -77,6 +77,7 @@ def test_two_judges_of_the_same_answers_are_compared_and_others_are_not():
     one, two = judged("aabbt", "one")[0], judged("abbbt", "two")[0]
     (found,) = between_judges([one, two])
     assert (found["items"], found["share"], found["judges"]) == (5, 0.8, [["one"], ["two"]])
+    assert found["with"] == "judge" and between_judges([one, one])[0]["with"] == "same judge"
     others = dataclasses.replace(
         two, judgements=tuple(dataclasses.replace(j, answers=("x", "y")) for j in two.judgements)
     )

@@ -234,7 +234,7 @@ def test_a_prompt_beyond_the_window_is_refused_before_anything_is_paid():
     with pytest.raises(DataError) as error:
         planned([long], dataclasses.replace(JUDGE, window=2000), SECRET)
     assert "1 prompts do not fit" in error.value.message and "question 7, base and federated" in error.value.message
-    assert planned([long], dataclasses.replace(JUDGE, window=2000, answer_limit=600), SECRET)
+    assert planned([long], dataclasses.replace(JUDGE, window=2000, answer_limit=60), SECRET)
 
 
 def prompt_of(answer: str, limit: int = 8000, secret: bytes = SECRET) -> str:
@@ -254,6 +254,12 @@ def test_a_long_answer_is_cut_and_marked():
     text = prompt_of("x" * 50, limit=40)
     assert re.search(r"\n" + "x" * 40 + r"\n<<<[0-9a-f]{16}:CUT, 40 of 50 characters are shown>>>\n", text)
     assert ":CUT" not in prompt_of("x" * 40, limit=40)
+
+
+def test_a_text_with_half_a_surrogate_pair_is_recorded(ledger):
+    odd = Pair("base", "federated", (Item(1, ("Why?",), *(Shown((quoting.encodable(t),)) for t in ("\ud83d", "b"))),))
+    done = run(planned([odd], JUDGE, SECRET), FEDIT, ledger(), Counted("SCORES: 7 8", "SCORES: 7 8"))
+    assert done.made == 2 and len(ledger()) == 2 and "ANSWER-A>>>\n?\n" in prompt_of(quoting.encodable("\ud83d"))
 
 
 def test_both_turns_of_a_question_are_quoted():

@@ -109,6 +109,21 @@ def test_a_server_that_asks_for_a_long_pause_is_not_waited_for():
     assert len(stub.requests) == 1
 
 
+def test_a_cancelled_command_makes_no_further_try():
+    with StubJudge(lambda number, request: error(503)) as stub:
+        complete = connected(
+            Endpoint.named(stub.url, "judge"), Retries(5, sleep=lambda _: None, cancelled=lambda: True)
+        )
+        with pytest.raises(CallError, match="status 503"):
+            complete(ASK, Decoding())
+    assert len(stub.requests) == 1
+
+
+def test_half_a_surrogate_pair_in_a_reply_is_replaced():
+    with StubJudge(lambda number, request: text("\ud83d SCORES: 7 8")) as stub:
+        assert asked(stub)[0].text == "? SCORES: 7 8"
+
+
 def test_retry_after_is_a_number_of_seconds_or_a_date():
     assert seconds_of("12", 0.0) == 12 and seconds_of(None, 0.0) is None and seconds_of("soon", 0.0) is None
     assert (

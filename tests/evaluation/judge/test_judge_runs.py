@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 from answered_runs import a_run, recorded
 from console import Shell
 from shepherd.evaluation.answer_files import hash_of
+from shepherd.evaluation.judge.calls.known import budget_of
 from stub_judge import SILENT, StubJudge, error, text
 
 KEY = "sk-verysecret0123456789"
@@ -58,8 +60,23 @@ def test_the_default_pairs_are_judged_in_both_orders_and_the_figures_written(she
     assert found["judge"]["asked"] == ["judge"] and found["judge"]["hosts"] == [stub.url.split("/")[2]]
     assert found["calls"]["made"] == 24 and json.loads(again.out)["calls"]["cache_hits"] == 24
     assert [arm["base"] for arm in found["arms"]] == ["tiny"] * 4
+    assert found["questions"]["licence"] == "Apache-2.0 (FastChat)" and found["budget"] is None
     replayed = shell("judge", "--replay", run / "judge" / "calls.jsonl", "--json")
     assert [p["difference"] for p in json.loads(replayed.out)["pairs"]] == [2.25, 1.5, 0.75]
+
+
+def test_budgets_of_arms_that_differ_are_named(tmp_path):
+    run = a_run(tmp_path)
+    for steps, rate, differences in (
+        (40, 0.1, []),
+        (30, 0.1, ["demo: steps in sequence federated 40, centralised 30"]),
+        (40, 0.2, ["demo: learning rates federated 0.1, centralised 0.2"]),
+    ):
+        budget = {name: {"optimizer_steps_per_client": count, "learning_rate": peak}
+                  for name, count, peak in (("federated", 40, 0.1), ("centralised", steps, rate))}  # fmt: skip
+        (run / "summary.json").write_text(json.dumps({"budget": budget}), "utf-8")
+        assert budget_of([run]) == {"equal": not differences, "differences": differences}
+    assert budget_of([tmp_path]) is None
 
 
 def test_the_key_is_in_no_file_and_no_output(shell, tmp_path):
@@ -101,7 +118,7 @@ def test_runs_that_differ_in_the_seed_are_seeds_of_one_pair_and_other_runs_are_n
 
 
 def test_arms_of_two_runs_and_files_of_answers_are_compared_by_name(shell, tmp_path):
-    a_run(tmp_path, "one", ("base", "centralised", "federated", "federated@3"))
+    a_run(tmp_path, "one", ("base", "centralised", "federated", "@3"))
     a_run(tmp_path, "two", seed=1)
     file = "runs/two/answers/vicuna/base.jsonl"
     with StubJudge(by_length) as stub:
@@ -204,6 +221,17 @@ def test_limits_ask_and_without_a_terminal_refuse(shell, tmp_path):
     assert json.loads((run / "judge" / "judge.json").read_text("utf-8"))["calls"]["cost"] == 1.6
 
 
+@pytest.mark.parametrize(("reply", "status", "calls"), [("y\n", 0, 16), ("n\n", 130, 0)])
+def test_a_person_at_a_terminal_decides(shell, tmp_path, monkeypatch, reply, status, calls):
+    a_run(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(reply))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with StubJudge(by_length) as stub:
+        done = judge(shell, stub, "runs/demo", "--max-calls", "3")
+        assert done.status == status and len(stub.requests) == calls and "16 calls are more than 3. Go on?" in done.err
+
+
 def test_a_dry_run_needs_no_key_and_makes_no_call(shell, tmp_path, monkeypatch):
     a_run(tmp_path)
     monkeypatch.delenv("JUDGE_KEY")
@@ -229,7 +257,7 @@ def test_a_judge_that_is_not_fit_gives_no_verdict(shell, tmp_path):
     assert "injection in place: 50 probes move the weak answer by" in done.err
     assert len(recorded(run, "calibration.jsonl")) == 8 and len(recorded(run, "probes.jsonl")) == 210
     found = json.loads(again.out)
-    assert {pair["verdict"] for pair in found["pairs"]} == {"no verdict"} and "no verdict" in done.out
+    assert {pair["verdict"] for pair in found["pairs"]} == {"judge not fit"} and "judge not fit" in done.out
     assert found["judge"]["calibration"]["fit"] is False and found["probes"]["probes"] == 50
 
 
@@ -259,6 +287,18 @@ def test_mistakes_are_named_before_anything_is_loaded_or_paid_for(shell, tmp_pat
     for words, line in MISTAKES.items():
         done = shell("judge", *line)
         assert done.status in (2, 3) and words in done.err and done.out == "", (words, done.err)
+
+
+def test_a_file_of_questions_names_the_folder_of_its_answers(shell, tmp_path):
+    run = a_run(tmp_path, count=2)
+    rows = [{"question_id": n, "text": f"Question {n}?"} for n in (1, 2)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    done = shell("judge", "runs/demo", "--judge", "local:x", "--questions", "mine.jsonl", "--dry-run")
+    assert done.status == 2 and "shepherd answer runs/demo --questions mine.jsonl" in done.err
+    name = re.search(r"has no answers to '(mine-[0-9a-f]{8})'", done.err)[1]
+    (run / "answers" / "vicuna").rename(run / "answers" / name)
+    done = shell("judge", "runs/demo", "--judge", "local:x", "--questions", "mine.jsonl", "--dry-run")
+    assert done.status == 0 and "8 calls to make" in done.err
 
 
 def test_questions_of_two_wordings_are_not_compared(shell, tmp_path):

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shepherd.errors import DataError
+from shepherd.evaluation import questions
+from shepherd.evaluation.answer_files import hash_of
 from shepherd.evaluation.judge.calls.record import Call
 from shepherd.evaluation.judge.lengths import length_controlled
 from shepherd.evaluation.judge.orders import exchanged
@@ -18,6 +21,7 @@ from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording, recordings_of
 from shepherd.evaluation.judge.statistics import two_way
 from shepherd.evaluation.judge.summary import UNFIT, Known, judged
+from shepherd.evaluation.questions import Question, digest
 from shepherd.rng import stream
 
 FILE = Path("calls.jsonl")
@@ -85,6 +89,16 @@ def test_a_question_in_one_of_two_orders_is_left_out_and_counted():
     counts = {"unparsed": 1, "refused": 1, "failed": 1, "left out": 3, "one order only": 1}
     assert whole["left_out"]["by_arm"] == {"base": counts, "federated": counts}
     assert whole["left_out"]["by_question"]["q"] == {"unparsed": 1, "left out": 1, "one order only": 1}
+
+
+def test_a_pair_without_a_question_in_common_names_what_is_missing():
+    seeds = [call(f"q{seed}", order, "SCORES: 5 6", seed) for seed in (0, 1) for order in ("ab", "ba")]
+    with pytest.raises(DataError, match=r"federated against base: no question has .* under each of 2 seeds"):
+        pair(seeds)
+    with pytest.raises(DataError, match="no question has a score or a verdict in both orders"):
+        pair([call("q", "ab", "SCORES: 5 6"), call("q", "ba", "Neither.")])
+    with pytest.raises(DataError, match="none of its 1 judgements has a score or a verdict"):
+        pair([call("q", "ab", "Neither.")])
 
 
 def test_seeds_are_one_comparison_with_the_two_way_interval():
@@ -179,12 +193,28 @@ def test_a_summary_has_what_is_recorded_and_none_for_the_rest():
     }  # fmt: skip
     assert found["questions"]["count"] == 12 and found["questions"]["categories"] == {"c0": 4, "c1": 4, "c2": 4}
     assert (found["questions"]["licence"], found["questions"]["source"]) == ("Apache-2.0", None)
+    assert found["questions"]["sha256"] is None, "these calls have no hashes of questions"
+    hashed = [dataclasses.replace(one, question_hash=hash_of([f"Why {one.question[1:]}?"])) for one in calls]
+    digests = {judged(recordings_of(FILE, each))["questions"]["sha256"] for each in (hashed, hashed[::-1])}
+    assert digests == {digest([Question(f"q{n}", (f"Why {n}?",)) for n in range(12)])}
+
     base, federated = found["arms"]
     assert (federated["template"], base["template"], federated["cut"], base["cut"]) == ("alpaca", None, 1 / 12, 0)
     assert found["calls"] == {"calls": 144, "requests": 144, "tokens_in": 14_400, "tokens_out": 1440, "seconds": 72.0,
                               "cost": 0.5, "currency": "EUR"}  # fmt: skip
     assert (found["probes"], found["agreement"], found["budget"]["equal"]) == (None, [], False)
     json.dumps(found, default=str, allow_nan=False)
+
+
+def test_a_published_question_set_is_known_by_its_digest_and_a_part_of_it_by_its_name(monkeypatch):
+    calls = [dataclasses.replace(one, question_hash="0") for one in simulated(1, 2, 1)]
+    (whole,) = {judged(recordings_of(FILE, calls))["questions"]["sha256"]}
+    monkeypatch.setattr(questions, "BENCHES", {"small": questions.Bench("Two questions", "", "MIT", whole)})
+    found = judged(recordings_of(FILE, calls))["questions"]
+    assert (found["source"], found["licence"]) == ("Two questions", "MIT")
+    part = judged(recordings_of(FILE, calls[:2]), known=Known(questions={"source": "small"}))["questions"]
+    assert (part["source"], part["licence"]) == ("small", "MIT") and part["sha256"] != whole
+    assert judged(recordings_of(FILE, calls[:2]))["questions"]["licence"] is None
 
 
 def test_a_judge_that_is_not_fit_gives_no_verdicts_and_all_figures():

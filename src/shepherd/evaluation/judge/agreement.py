@@ -62,7 +62,10 @@ def with_people(
 
 
 def between_judges(recordings: Sequence[Recording]) -> list[dict[str, Any]]:
-    """Agreement of each two recordings that hold verdicts on the same answers, shown in the same order."""
+    """Agreement of each two recordings that hold verdicts on the same answers, which a and b are alike in both.
+
+    "with" is "judge", or "same judge" where both have the judge's name: another prompt or protocol, or a repetition.
+    """
     found = []
     verdicts = [
         {(cell, answers): verdict for cell, answers, verdict in _verdicts(recording) if answers}
@@ -75,7 +78,8 @@ def between_judges(recordings: Sequence[Recording]) -> list[dict[str, Any]]:
             )
             names = [judges_of(recordings[place]) for place in (i, j)]
             files = [str(recordings[place].file) for place in (i, j)]
-            found.append({"with": "judge", "judges": names, "source": files} | figures(judged))
+            kind = "same judge" if names[0] == names[1] != [] else "judge"
+            found.append({"with": kind, "judges": names, "source": files} | figures(judged))
     return found
 
 

@@ -83,10 +83,13 @@ def totals(recording: Recording) -> Points:
 def _comparison(recording: Recording, found: Matched, margin: float | None) -> Comparison:
     """Of the mean points of each question; the ratios of sums are those of all judgements in use."""
     if not found.questions:
-        lacking = " in both orders" if found.one_order else ""
-        raise DataError(
-            f"{recording.file}: none of its {len(recording.judgements)} judgements has a score or a verdict{lacking}"
-        )
+        of = f"{recording.file}, {recording.b} against {recording.a}: "
+        if found.one_order:
+            raise DataError(f"{of}no question has a score or a verdict in both orders", hint="judge what is missing")
+        if len(found.seeds) > 1 and found.lacking and any(one.points for one in recording.judgements):
+            raise DataError(f"{of}no question has a score or a verdict under each of {len(found.seeds)} seeds",
+                            hint="all seeds are judged on the same questions")  # fmt: skip
+        raise DataError(f"{of}none of its {len(recording.judgements)} judgements has a score or a verdict")
     compared = statistics.compare(found.mean_a, found.mean_b, margin)
     total_a, total_b = found.totals
     relative, inverse = (

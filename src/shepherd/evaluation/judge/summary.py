@@ -7,11 +7,12 @@ What is not recorded is None, which a reader is shown as "not recorded".
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from shepherd.evaluation.judge import agreement, pairs
@@ -19,6 +20,9 @@ from shepherd.evaluation.judge.calls.record import Call
 from shepherd.evaluation.judge.labels import Label
 from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording
+
+if TYPE_CHECKING:
+    from shepherd.evaluation.questions import Bench
 
 UNFIT = "judge not fit"
 """In place of a verdict where the calibration of the judge failed."""
@@ -30,11 +34,11 @@ VERSION = 1
 class Known:
     """What the recordings themselves do not hold.
 
-    questions: source, licence, sha256, trained_on (the categories that the arms were trained on). arms: by name,
-    adapter_digest, base, base_digest, dtype, template, decoding.
-    budget: equal (whether all trained arms used as much) and differences (in words). probes: as `calls.probes.shifts`
-    returns them. calls: cost, currency, cache_hits, wall_seconds and whatever adds to those of the
-    recordings. calibration: as `calls.calibration.calibration` returns it; a judge that is not fit gives no verdicts.
+    questions: source, licence, trained_on (the categories that the arms were trained on). arms: by name,
+    adapter_digest, base, base_digest, dtype, template, decoding. budget: equal (whether all trained arms used as much)
+    and differences (in words). probes: as `calls.probes.shifts` returns them. calls: cost, currency, cache_hits,
+    wall_seconds and whatever adds to those of the recordings. calibration: as `calls.calibration.calibration` returns
+    it; a judge that is not fit gives no verdicts.
     """
 
     questions: Mapping[str, Any] = field(default_factory=dict)
@@ -114,12 +118,30 @@ def _spent(recordings: Sequence[Recording], known: Known) -> dict[str, Any] | No
 def _questions(recordings: Sequence[Recording], known: Known) -> dict[str, Any]:
     category = {one.question: one.category for recording in recordings for one in recording.judgements}
     counts = Counter(category.values())
+    hashes = {str(call.question): call.question_hash for call in _calls(recordings)}
+    digest = _digest(hashes) if hashes and all(hashes.values()) else None
+    bench = _bench(digest, known.questions.get("source"))
     return {
         "count": len(category),
         "ids": list(category),
         "categories": dict(counts) if any(category.values()) else None,
-        **{name: known.questions.get(name) for name in ("source", "licence", "sha256", "trained_on")},
+        "sha256": digest,
+        "source": known.questions.get("source") or (bench and bench.title),
+        "licence": known.questions.get("licence") or (bench and bench.licence),
+        "trained_on": known.questions.get("trained_on"),
     }
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    """`QuestionSet.digest`, of ids and hashes of texts."""
+    return hashlib.sha256(json.dumps(sorted(hashes.items()), ensure_ascii=False).encode()).hexdigest()
+
+
+def _bench(digest: str | None, source: str | None) -> Bench | None:
+    """The published question set that these are, or that they are taken from."""
+    from shepherd.evaluation.questions import BENCHES
+
+    return next((bench for bench in BENCHES.values() if bench.digest == digest), BENCHES.get(source or ""))
 
 
 _OF_ARM = ("adapter_digest", "base", "base_digest", "dtype", "template", "decoding")

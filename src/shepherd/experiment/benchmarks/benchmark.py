@@ -25,8 +25,8 @@ from shepherd.experiment.benchmarks.documents import KINDS, Rows, none_left
 from shepherd.experiment.benchmarks.models import locate, pick_models
 from shepherd.experiment.benchmarks.record import merged_record, task_records
 from shepherd.experiment.benchmarks.tasks import HELD_OUT, Wanted, check_harness, file_stem, task_name, write_task
-from shepherd.experiment.remeasure import check_rows
-from shepherd.experiment.rows import losses_of_tokens, prepare_rows
+from shepherd.experiment.remeasure import same_rows
+from shepherd.experiment.rows import losses_of_tokens
 from shepherd.model.base import load_tokenizer
 from shepherd.model.digest import tokenizer_digest
 from shepherd.model.fetch import resolve
@@ -129,11 +129,10 @@ def _rows(source: str, run_dir: Path, config: Config, base: Path, tokenizer: Any
     """The rows of a source: the run's held-out rows, or those of a file, tokenised as the run does."""
     window = getattr(load_model_config(base).get_text_config(), "max_position_embeddings", None)
     limits = config.data.max_length, config.evaluation.max_new_tokens, window
-    if source == HELD_OUT:
-        data, template = prepare_rows(config, tokenizer)
-        check_rows(run_dir, config, data, tokenizer_digest(base))
-        return Rows(data.examples, data.held_out, template, tokenizer, *limits)
     template = build_template(config.data.template, tokenizer)
+    if source == HELD_OUT:
+        data = same_rows(run_dir, config, tokenizer, tokenizer_digest(base))
+        return Rows(data.examples, data.held_out, template, tokenizer, *limits)
     dataset = load_examples(source)
     found = tokenize(dataset.examples, tokenizer, template, config.data.max_length)
     for line in (*dataset_notes(dataset), *losses_of_tokens(found)):

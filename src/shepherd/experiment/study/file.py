@@ -37,7 +37,7 @@ class CompareTable(Table):
 
 
 class JudgeTable(Table):
-    """How answers are to be judged; counted by `check`."""
+    """How answers are to be judged (`shepherd judge`); counted by `check`."""
 
     model: str = Field(min_length=1)
     """The judge, as its endpoint names it."""
@@ -58,12 +58,12 @@ class JudgeTable(Table):
 
 
 class BenchmarksTable(Table):
-    """Benchmarks of lm-evaluation-harness."""
+    """Benchmarks of lm-evaluation-harness (`shepherd benchmark`)."""
 
     tasks: tuple[str, ...] = Field(min_length=1)
     """Names of tasks."""
-    on: tuple[Literal["base", "adapter", "merged"], ...] = Field(("base", "adapter"), min_length=1)
-    """The models that are measured."""
+    on: tuple[Literal["base", "federated", "merged"], ...] = Field(("base", "federated"), min_length=1)
+    """The models of each run that are measured."""
     limit: Annotated[int, Field(ge=0, strict=True)] = 0
     """Rows of each task; 0 takes all."""
 

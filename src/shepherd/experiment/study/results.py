@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from shepherd.arms import shown
+from shepherd.experiment.study.commands import commands
 from shepherd.experiment.study.comparisons import Records, compare_all, over_seeds
 from shepherd.experiment.study.design import SCHEMA, Study, flat
 from shepherd.experiment.study.folder import Progress, StudyFolder
@@ -49,7 +49,7 @@ def document(study: Study, folder: StudyFolder, states: Sequence[Progress]) -> d
         "runs": [_run(state, records) for state in states],
         "deviations": _deviations(records, study.file.test_rows == "fixed"),
         "environments": _environments(records),
-        "commands": _commands(study),
+        "commands": commands(study),
         "judge": study.file.judge.model_dump(mode="json") if study.file.judge else None,
         "benchmarks": study.file.benchmarks.model_dump(mode="json") if study.file.benchmarks else None,
         "rounded_to": max((r["rounded_to"] for each in records.values() for r in each.values()), default=None),
@@ -193,11 +193,3 @@ def _environments(records: Records) -> list[dict[str, Any]]:
     """The distinct machines and versions of the runs."""
     every = [dict(record["environment"]) for each in records.values() for record in each.values()]
     return [e for i, e in enumerate(every) if e not in every[:i]]
-
-
-def _commands(study: Study) -> list[str]:
-    """The commands that repeat the study, and one that repeats a single run of it."""
-    sets = [part for override in study.overrides for part in ("--set", override)]
-    line = ["shepherd", "study", "run", study.path.name, *sets]
-    variant, seed = study.variants[0].name, study.file.seeds[0]
-    return [shlex.join(line), shlex.join([*line, "--only", variant, "--seeds", str(seed)])]

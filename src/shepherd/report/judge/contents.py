@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+VERSION = 1
+"""The latest version of the keys that are understood."""
 _NUMBER = (int, float)
 _COUNTS = {"wins": int, "losses": int, "ties": int}
 _CATEGORY = {"category": str, "questions": int, "difference": _NUMBER, "ci95?": [object], "p?": object, **_COUNTS}

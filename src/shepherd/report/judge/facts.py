@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from shepherd.report.judge.figures import Judged
@@ -26,6 +27,7 @@ from shepherd.report.wording import (
 
 UNKNOWN = "not recorded"
 UNCHECKED = "not checked"
+_WITH = {"people": "people", "judge": "a second judge", "same judge": "the same judge again"}
 HASH = 12
 """Digits of a hash that a table shows; judge.json has all."""
 
@@ -101,7 +103,7 @@ def agreements(judged: Judged, limits: Limits) -> Table | None:
     """Agreement with second judges and with people; None where nobody checked."""
     rows = [
         [
-            "people" if found["with"] == "people" else "a second judge",
+            _WITH.get(str(found["with"]), str(found["with"])),
             _source(found),
             count(found["items"]),
             percent(found.get("share")),
@@ -167,7 +169,7 @@ def _calibration(found: Any) -> str:
 
 def _questions(questions: Judged) -> str:
     source, licence, digest = (questions[key] for key in ("source", "licence", "sha256"))
-    of = f"{len(questions['categories'])} categories" if questions["categories"] else f"categories {UNKNOWN}"
+    of = plural(len(questions["categories"]), "category") if questions["categories"] else f"categories {UNKNOWN}"
     ids = listing([str(each) for each in questions["ids"]], 4)
     return (
         f"{count(questions['count'])} ({ids}), {of}; source {shorten(str(source), 60) if source else UNKNOWN}; licence "
@@ -201,7 +203,7 @@ def _agreement(judged: Judged) -> str:
     if not found:
         return UNCHECKED
     return listing([
-        f"{'people' if each['with'] == 'people' else 'a second judge'} {percent(each['share'])}, κ "
+        f"{_WITH.get(str(each['with']), each['with'])} {percent(each['share'])}, κ "
         f"{digits(each['kappa'], 2)} on {count(each['items'])}" for each in found
     ], 4)  # fmt: skip
 
@@ -211,7 +213,7 @@ def _source(found: Judged) -> str:
     if found["with"] == "people":
         unmatched = f" ({plural(found['unmatched'], 'label')} on other answers)" if found.get("unmatched") else ""
         return shorten(str(source), 60, middle=True) + unmatched
-    return " and ".join(shorten(str(each), 44, middle=True) for each in source or ())
+    return " and ".join(shorten(PurePath(str(each)).name, 44, middle=True) for each in source or ())
 
 
 def _probes(found: Any) -> str:

@@ -77,5 +77,5 @@ def cautions(judged: Judged) -> Iterator[str]:
     if left:
         share = left / sum(pair["judgements"] for pair in pairs)
         yield f"{plural(left, 'judgement')} ({percent(share)}) without a score are left out."
-    if not any(each["items"] for each in judged["agreement"]):
+    if not any(each["items"] and each["with"] != "same judge" for each in judged["agreement"]):
         yield "Nobody checked whether people or a second judge agree with these verdicts."

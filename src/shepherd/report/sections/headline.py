@@ -30,6 +30,9 @@ def headline(record: RunRecord, limits: Limits) -> list[Figure | Table]:
     if not gaps:
         return []
     pairs = {frozenset((d.a, d.b)) for d in gaps}
+    best = findings.against_best(record)
+    if best is not None and best.same_rows:  # an older run has it by the client's name
+        pairs |= {frozenset(("federated", f"local:{client}")) for client in best.clients}
     extra = [d for d in findings.differences(record) if d.a != d.b and {d.a, d.b} not in pairs]
     shown = [*gaps, *extra]
     rows = [
@@ -100,11 +103,24 @@ def _how(shown: Sequence[findings.Difference]) -> str:
         "the variance between seeds (repeat the run with other seeds and compare them), nor is there a correction for "
         "multiple comparisons."
     )
-    if any(":" in d.b for d in shown):
-        text += " The best client is chosen on the same rows, which favours it slightly."
+    if best := next((d for d in shown if d.b == findings.BEST), None):
+        text += _chosen(best)
     if doubted := [d.label for d in shown if d.doubted]:
         text += f" The bootstrap over rows disagrees about 0 for {listing(doubted)}: treat that as undecided."
     return text
+
+
+def _chosen(best: findings.Difference) -> str:
+    """On which rows the best client was chosen."""
+    if not best.same_rows:
+        return (
+            " The best client is chosen on one half of the rows and compared on the other, both ways (cross-fitting), "
+            "so that the choice does not favour it."
+        )
+    few = " There are too few held-out rows to choose on one half and compare on the other."
+    return " The best client is chosen on the same rows, which favours it." + (
+        few if best.rows is not None and best.rows < 40 else ""
+    )
 
 
 def _verdict(d: findings.Difference) -> str:
@@ -115,8 +131,8 @@ def _verdict(d: findings.Difference) -> str:
 
 def _rival(d: findings.Difference) -> str:
     """A short name of the arm compared with: base, mean alone, best: client-a."""
-    if d.b.startswith("local:"):
-        return f"best: {d.b.removeprefix('local:')}"
+    if d.b == findings.BEST:
+        return f"best: {listing(list(d.clients))}"
     return findings.plain_name(d.b)
 
 

@@ -10,6 +10,7 @@ from shepherd.report.arms import rivals
 from shepherd.report.findings import (
     INTERVAL,
     Difference,
+    against_best,
     arms,
     best_and_worst_local,
     difference,
@@ -51,8 +52,7 @@ def verdict(record: RunRecord) -> list[str]:
         sentences += _own_rows(record)
         if alone > 1:
             which = f"the best of the {some}" if some else "the best client alone"
-            best = difference(record, "federated", f"local:{ends[0]}")
-            sentences.append(_compare(best, f"{which} ({shorten(ends[0], 60, middle=True)})"))
+            sentences.append(_against_best(against_best(record), which))
     else:
         sentences.append("No client was trained alone in this run, so it does not show whether federation pays.")
     others = rivals(measured(record))
@@ -86,6 +86,14 @@ def _compare(d: Difference | None, other: str) -> str:
         f"Federated is {word} than {other}: {signed(d.value)} nats per token ({INTERVAL} {signed(low)} to "
         f"{signed(high)})."
     )
+
+
+def _against_best(d: Difference | None, which: str) -> str:
+    if d is None:
+        return _compare(d, which)
+    names = " or ".join(shorten(client, 60, middle=True) for client in d.clients)
+    how = "chosen on the same rows, which favours it" if d.same_rows else "chosen on the other half of the rows"
+    return _compare(d, f"{which} ({names}, {how})")
 
 
 def _own_rows(record: RunRecord) -> list[str]:

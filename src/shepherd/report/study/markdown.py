@@ -17,11 +17,11 @@ def markdown(found: Document) -> str:
     if lines := warnings(found):
         parts += ["## Read with this in mind", "\n".join(f"- {_text(line)}" for line in lines)]
     parts += ["## Comparisons", *method_text(found), _table(tables.comparisons_table(found))]
-    parts += [_table(tables.checks_table(found))]
+    parts += [_table(tables.seeds_table(found)), _table(tables.checks_table(found))]
     parts += ["## Losses", _table(tables.arms_table(found)), "## Variants", _table(tables.variants_table(found))]
     parts += [_table(tables.budget_table(found)), "## Runs", _table(tables.runs_table(found))]
     parts += [_table(tables.environment_table(found)), "## To repeat it"]
-    parts.append("\n".join(f"    {line}" for line in found["commands"]))
+    parts.append("\n".join(f"    {line}" for _, line in found["commands"]))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

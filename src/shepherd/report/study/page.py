@@ -30,14 +30,14 @@ def page(found: Document) -> str:
     """The page as text."""
     lead = sentences(found)
     more = [f"The table lists {len(lead) - LEAD} further comparisons."] if len(lead) > LEAD else []
+    checks = [_table(tables.seeds_table(found)), _table(tables.checks_table(found))]
     sections = [
-        Section("comparisons", "Comparisons", method_text(found), [*_differences(found),
-                                                                   _table(tables.checks_table(found))]),
+        Section("comparisons", "Comparisons", method_text(found), [*_differences(found), *checks]),
         Section("losses", "Losses", [], [*_curves(found), _table(tables.arms_table(found))]),
         Section("variants", "Variants", [], [_table(tables.variants_table(found)), _table(tables.budget_table(found))]),
         Section("runs", "Runs", [], [_table(tables.runs_table(found)), _table(tables.environment_table(found))]),
         Section("repeat", "To repeat it", [], [_commands(found)]),
-    ]  # fmt: skip
+    ]
     return render(
         "compare.html.j2",
         title=title(found),
@@ -97,5 +97,10 @@ def _curves(found: Document) -> list[Figure | Table]:
 
 
 def _commands(found: Document) -> Table:
-    rows = [[what, line] for what, line in zip(("the study", "one run"), found["commands"], strict=True)]
-    return Table("Commands", ("What", "Command"), rows, texts=(0, 1))
+    return Table(
+        "Commands",
+        ("What", "Command"),
+        [list(command) for command in found["commands"]],
+        texts=(0, 1),
+        note="Lines with runs/ are for the folder of the study.",
+    )

@@ -124,9 +124,10 @@ def warnings(found: Document) -> list[str]:
     lines += _notes(found)
     lines += list(found["deviations"])
     if found["judge"]:
-        lines.append(f"Answers were not judged here; the study file names the judge {found['judge']['model']}.")
+        lines.append(f"Answers were not judged here: the last section has the commands, for {found['judge']['model']}.")
     if found["benchmarks"]:
-        lines.append(f"Benchmarks were not measured here: {listing(list(found['benchmarks']['tasks']))}.")
+        tasks = listing(list(found["benchmarks"]["tasks"]))
+        lines.append(f"Benchmarks were not measured here: the last section has the commands, for {tasks}.")
     return lines
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from shepherd.errors import DataError
 from shepherd.evaluation.judge.calls.plan import Item, Pair, Shown
+from shepherd.evaluation.judge.calls.quoting import encodable
 from shepherd.evaluation.judge.formats import Judgement
 
 LEAST_ACCURACY, MOST_FLIPS = 0.75, 0.25
@@ -43,7 +44,7 @@ def read_labelled(file: Path) -> tuple[Pair, Labels]:
             raise DataError(
                 f"{file}, entry {number}: no input, output_1 and output_2 with a label of 1 or 2", hint=_HINT
             )
-        question, one, other = map(str, texts)
+        question, one, other = (encodable(str(text)) for text in texts)
         items.append(Item(number, (question,), Shown((one,)), Shown((other,))))
         labels[number] = int(row["label"])
     if not items:

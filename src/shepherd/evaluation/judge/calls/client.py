@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from shepherd.errors import UsageError, missing_extra
 from shepherd.evaluation.judge.calls.faults import CallError, Reason, without_secret
+from shepherd.evaluation.judge.calls.quoting import encodable
 from shepherd.evaluation.judge.calls.retry import Retries, seconds_of, with_retries
 
 OPENAI = "https://api.openai.com/v1"
@@ -181,8 +182,8 @@ def _read(reply: Any, endpoint: Endpoint, decoding: Decoding) -> Completion:
     tokens_in, tokens_out = (_count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
     refused = (isinstance(refusal, str) and bool(refusal)) or finish == "content_filter"
     return Completion(
-        text=next((words for words in (text, refusal) if isinstance(words, str) and words), ""),
-        model=str(getattr(reply, "model", None) or ""),
+        text=encodable(next((words for words in (text, refusal) if isinstance(words, str) and words), "")),
+        model=encodable(str(getattr(reply, "model", None) or "")),
         refused=refused,
         finish=finish,
         tokens_in=tokens_in,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
 from shepherd.evaluation.answer_files import AnswerFile, AnswerLine, read_answers
 from shepherd.evaluation.judge.calls.plan import Item, Pair, Shown
 from shepherd.evaluation.judge.calls.protocols import FEDIT20
+from shepherd.evaluation.judge.calls.quoting import encodable
 
 FOLDER = "answers"
 TWENTY, ITS_SET = "fedit20", "vicuna"
@@ -21,17 +23,35 @@ TWENTY, ITS_SET = "fedit20", "vicuna"
 NAMED = 5
 
 
-def set_of(questions: str) -> tuple[str, Collection[int] | None]:
-    """The set whose answers are read, and the ids of the questions that are judged; None for all."""
-    return (ITS_SET, FEDIT20) if questions == TWENTY else (questions, None)
+@dataclass(frozen=True)
+class Asked:
+    """The questions of a command. name: of the folder of their answers. ids: those that are judged, None for all."""
+
+    name: str
+    source: str
+    ids: Collection[int] | None = None
+    licence: str = ""
+    digest: str = ""
 
 
-def answers_of(run: Path, questions: str) -> dict[str, AnswerFile]:
+def asked(source: str) -> Asked:
+    """Our list of twenty, a bench by name, or a file of questions, which is read. Raises DataError for the latter."""
+    if source == TWENTY:
+        return Asked(ITS_SET, f"{TWENTY}, of {ITS_SET}", FEDIT20)
+    if not Path(source).is_file():
+        return Asked(source, source)
+    from shepherd.evaluation.questions import read_questions
+
+    found = read_questions(Path(source))
+    return Asked(found.name, source, None, found.licence, found.digest)
+
+
+def answers_of(run: Path, questions: Asked) -> dict[str, AnswerFile]:
     """The files of answers of a run to a question set, by arm.
 
     UsageError: there are none, with the command that writes them.
     """
-    name, _ = set_of(questions)
+    name = questions.name
     folder = run / FOLDER / name
     files = [read_answers(file) for file in sorted(folder.rglob("*.jsonl"))] if folder.is_dir() else []
     if not files:
@@ -39,7 +59,7 @@ def answers_of(run: Path, questions: str) -> dict[str, AnswerFile]:
         answered = f"; it has answers to {', '.join(others)}" if others else ""
         raise UsageError(
             f"{run} has no answers to {name!r}{answered}.{did_you_mean(name, others)}".removesuffix("."),
-            hint=answer_command(run, name),
+            hint=answer_command(run, questions),
         )
     found: dict[str, AnswerFile] = {}
     for file in files:
@@ -51,24 +71,25 @@ def answers_of(run: Path, questions: str) -> dict[str, AnswerFile]:
     return found
 
 
-def answer_command(run: Path | str, questions: str, arm: str = "") -> str:
+def answer_command(run: Path, questions: Asked, arm: str = "") -> str:
     """The command that writes the answers which are missing."""
-    return f"shepherd answer {shlex.quote(f'{run}:{arm}' if arm else str(run))} --questions {shlex.quote(questions)}"
+    name = f"{run}{arm}" if arm.startswith("@") else f"{run}:{arm}" if arm else str(run)
+    source = questions.name if questions.ids is not None else questions.source
+    return f"shepherd answer {shlex.quote(name)} --questions {shlex.quote(source)}"
 
 
 def default_pairs(
-    run: Path, arms: Mapping[str, AnswerFile], wanted: Collection[str], questions: str
+    run: Path, arms: Mapping[str, AnswerFile], wanted: Collection[str], questions: Asked
 ) -> list[tuple[str, str]]:
     """(a, federated) for a = base, every local client, centralised: the arms of `wanted`, and any other with answers.
 
     UsageError: an arm of `wanted` has no answers, with the command that writes them.
     """
-    name, _ = set_of(questions)
     missing = [arm for arm in ("federated", *wanted) if arm not in arms]
     if missing:
         raise UsageError(
-            f"{run} has no answers of {', '.join(missing[:NAMED])} to {name!r}",
-            hint=answer_command(run, name, missing[0] if len(missing) == 1 else ""),
+            f"{run} has no answers of {', '.join(missing[:NAMED])} to {questions.name!r}",
+            hint=answer_command(run, questions, missing[0] if len(missing) == 1 else ""),
         )
     others = [arm for arm in arms if arm != "federated" and "@" not in arm]
     rank = {"base": 0, "centralised": 2}
@@ -108,11 +129,18 @@ def _item(one: AnswerLine, other: AnswerLine, a: AnswerFile, b: AnswerFile) -> I
             f"neither {a.file} nor {b.file} holds the text of question {question!r}",
             hint="one of the two must be a file of shepherd answer, which holds the questions",
         )
-    return Item(question, turns, _shown(one), _shown(other), one.category or other.category, next(iter(hashes), ""))
+    return Item(
+        question,
+        tuple(map(encodable, turns)),
+        _shown(one),
+        _shown(other),
+        one.category or other.category,
+        next(iter(hashes), ""),
+    )
 
 
 def _shown(line: AnswerLine) -> Shown:
-    return Shown(line.answers, line.name, any(line.cut))
+    return Shown(tuple(map(encodable, line.answers)), line.name, any(line.cut))
 
 
 def _in_order(key: str) -> tuple[bool, int, str]:

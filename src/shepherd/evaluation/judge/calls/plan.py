@@ -22,6 +22,8 @@ from shepherd.evaluation.judge.calls.quoting import PLACEHOLDER, mark_of
 from shepherd.evaluation.judge.calls.record import Call, Order
 
 BOTH: tuple[Order, ...] = ("ab", "ba")
+AGAIN_TOKENS = 64
+"""Of the words of a re-ask."""
 NAMED = 3
 """Most prompts that an error names."""
 
@@ -136,8 +138,9 @@ def _planned(pair: Pair, item: Item, judge: Judge, secret: bytes, order: Order, 
 
 
 def _check_window(calls: Sequence[Planned], judge: Judge) -> None:
-    """Servers such as transformers serve do not refuse a prompt beyond the window of the model."""
-    room = judge.window - judge.decoding.max_tokens
+    """Servers such as transformers serve do not refuse a prompt beyond the window of the model. A second call repeats
+    the prompt with the first reply."""
+    room = judge.window - 2 * judge.decoding.max_tokens - AGAIN_TOKENS
     long: dict[tuple[str | int, str, str], int] = {}
     for planned_call in calls:
         tokens = most_tokens(len(planned_call.text.encode()))
@@ -151,7 +154,7 @@ def _check_window(calls: Sequence[Planned], judge: Judge) -> None:
     ]
     more = f"\nand {len(named) - NAMED} more" if len(named) > NAMED else ""
     raise DataError(
-        f"{len(named)} prompts do not fit into the judge's window of {judge.window:,} tokens with a reply of "
+        f"{len(named)} prompts do not fit into the judge's window of {judge.window:,} tokens with two replies of "
         f"{judge.decoding.max_tokens:,}\n" + "\n".join(named[:NAMED]) + more,
         hint="give the judge's real window with --window, or show less of an answer with --answer-limit",
     )

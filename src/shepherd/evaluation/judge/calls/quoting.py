@@ -52,6 +52,11 @@ def quoted(name: str, text: str, mark: str, limit: int | None = None) -> str:
     return f"<<<{mark}:{name}>>>\n{escaped(shown)}{note}\n<<<{mark}:END>>>"
 
 
+def encodable(text: str) -> str:
+    """Text without halves of surrogate pairs, which JSON may hold and UTF-8 does not: ? in their place."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def escaped(text: str) -> str:
     """Text without runs of three or more `<`, with which every delimiter begins: ‹ in their place."""
     return _RUN_OF_BRACKETS.sub(lambda run: "‹" * len(run[0]), text)

@@ -23,13 +23,14 @@ class Retries:
     """How often a call is tried, and how long it waits in between.
 
     first_wait: seconds after the first failure, doubled after each further one. longest_wait: of one wait, seconds; a
-    server that asks for more ends the call. sleep: replaced in tests.
+    server that asks for more ends the call. sleep: waits. cancelled: whether no further try is wanted.
     """
 
     tries: int = 5
     first_wait: float = 1.0
     longest_wait: float = 60.0
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], object] = time.sleep
+    cancelled: Callable[[], bool] = lambda: False
 
 
 def with_retries(attempt: Callable[[], T], retries: Retries) -> tuple[T, int]:
@@ -47,6 +48,8 @@ def with_retries(attempt: Callable[[], T], retries: Retries) -> tuple[T, int]:
                 error.args = (error.message,)
                 raise
             retries.sleep(min(wait, retries.longest_wait))
+            if retries.cancelled():
+                raise
     raise AssertionError("at least one try")
 
 

@@ -30,11 +30,13 @@ IN_A_ROW = 3
 
 @dataclass(frozen=True)
 class Limit:
-    """Most calls and most money of one command; None: no limit. price: needed for `cost`."""
+    """Most calls and most money of one command; None: no limit. price: needed for `cost`. stop: set where no further
+    call is wanted, also by the command itself."""
 
     calls: int | None = None
     cost: float | None = None
     price: Price | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -62,7 +64,7 @@ class _Work:
                  limit: Limit) -> None:  # fmt: skip
         self.left = iter({one.call.key: one for one in calls}.values())  # equal calls are made once
         self.protocol, self.ledger, self.complete, self.limit = protocol, ledger, complete, limit
-        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.lock, self.stop = threading.Lock(), limit.stop
         self.done, self.in_a_row = Done(), 0
         self.crash: BaseException | None = None
 
