@@ -163,8 +163,7 @@ def load_run(path: str | Path) -> RunRecord:
     federated = "federated" in config.get("evaluation", {}).get("arms", ("federated",))
     notes: list[str] = []
     summary = _json(path / "summary.json", _SUMMARY, needed=finished)
-    at_sites = bool(summary.get("sites"))  # whose rows, and so whose partition, are not here
-    partition = _json(path / "partition.json", _PARTITION, needed=finished and not at_sites)
+    partition = _json(path / "partition.json", _PARTITION, needed=finished and not summary.get("sites"))
     labels = partition.get("labels") or {}
 
     def named(value: Any, shape: Any) -> Any:
