@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
-from shepherd.errors import DataError
+from shepherd.errors import DataError, ModelError, UsageError
 from shepherd.experiment.coordinate import coordinate, resume_coordination
+from shepherd.experiment.estimate import plan
 from shepherd.experiment.opened_run import evaluate, open_run
 from shepherd.experiment.run import run
 from shepherd.federation.transport import Aborted
 from shepherd.federation.transports.memory import Arrival
+from shepherd.model.digest import model_digest
 from shepherd.store.listing import entry
 from sites import SETTINGS, Sites, write_rows
 
@@ -107,3 +110,154 @@ def test_a_run_whose_coordinator_was_stopped_between_rounds_goes_on_to_the_same_
 
 def journal(folder):
     return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+def test_check_counts_prompts_at_two_clients_and_names_them(small_config, tmp_path):
+    write_rows(tmp_path / "apart")
+    folder = write_rows(tmp_path / "shared", {"north": 6, "south": 6, "west": 6})
+    lines = (folder / "north.jsonl").read_text().splitlines()
+    with open(folder / "south.jsonl", "a") as file:
+        file.write("\n".join(lines[:2]) + "\n")
+    given = small_config(f"data.source={tmp_path / 'apart'}", *SETTINGS)
+    assert not [line for line in plan(given).warnings if "prompt" in line]
+    given = small_config(f"data.source={folder}", *SETTINGS)
+    (line,) = [line for line in plan(given).warnings if "prompt" in line]
+    assert line.startswith("2 prompts at two or more clients: north and south (2). As sites,")
+    by_category = small_config(f"data.source={folder}", *SETTINGS, "partition.name=by_key")
+    assert not [line for line in plan(by_category).warnings if "prompts at two" in line]
+
+
+@pytest.mark.parametrize("name", ["ifca", "finetune", "feddpa"])
+def test_models_of_sites_are_those_of_the_simulation_and_stay_there(name, begin, config, sites, tmp_path):
+    settings = [f"personalization.name={name}", "federation.rounds=1", "federation.method=fedit"]
+    settings += ["personalization.clusters=2"] if name == "ifca" else ["personalization.steps=2"]
+    expected = run(config(*settings), lambda event: None, tmp_path / "simulated")
+    done = begin(*settings)
+    for client, losses in expected.metrics["personal"].items():
+        assert done.metrics["personal"][client]["personal"] == pytest.approx(losses["personal"], rel=1e-6)
+        assert done.metrics["personal"][client]["global"] == pytest.approx(losses["global"], rel=1e-6)
+    assert not (done.path / "personal").exists() and not (done.path / "clusters").exists()
+    for client in ("north", "south"):
+        (kept,) = (sites.folder / client / "runs").glob("*/model")
+        adapter = "adapter_model.safetensors"
+        found = {path.relative_to(kept).as_posix(): path.read_bytes() for path in kept.rglob(adapter)}
+        if name == "ifca":
+            homes = [number for number, members in expected.metrics["clusters"].items() if client in members]
+            there = expected.path / "clusters" / homes[0]
+        else:
+            there = expected.path / "personal" / client
+        assert found == {path.relative_to(there).as_posix(): path.read_bytes() for path in there.rglob(adapter)}
+        assert found
+
+
+def test_rows_of_the_coordinator_are_measured_there_and_sites_hold_out_none(begin, config, tmp_path):
+    own = write_rows(tmp_path / "own", {"own": 4}) / "own.jsonl"
+    settings = ["federation.rounds=1", f"data.held_out_source={own}"]
+    expected = run(config(*settings), lambda event: None, tmp_path / "simulated")
+    done = begin(*settings)
+    assert adapter_of(done) == adapter_of(expected)
+    assert {client: site["rows"] for client, site in done.summary["sites"].items()} == {"north": 7, "south": 5}
+    for arm in ("base", "federated"):
+        assert done.metrics["arms"][arm]["loss"] == expected.metrics["arms"][arm]["loss"]
+    (difference,) = done.metrics["differences"]
+    assert difference == expected.metrics["differences"][0]
+
+
+def test_a_coordinator_without_weights_runs_a_method_that_needs_none(config, sites, simulated, model_folder, tmp_path):
+    whole, bare = model_folder("llama"), tmp_path / "bare"
+    shutil.copytree(whole, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    given = config()
+    given = given.model_copy(update={"model": given.model.model_copy(update={"base": str(bare)})})
+    terms = sites.terms(digest=model_digest(whole))
+    done = coordinate(given, sites.transport, lambda event: None, tmp_path / "runs", terms)
+    assert adapter_of(done) == adapter_of(simulated)
+    with pytest.raises(UsageError, match="has no weights, so the digest of the base is not known"):
+        coordinate(given, sites.transport, lambda event: None, tmp_path / "more", sites.terms())
+    federation = given.federation.model_copy(update={"method": "frlora"})
+    given = given.model_copy(update={"federation": federation})
+    with pytest.raises(ModelError, match="has no weights, and frlora begins from the weights of the base"):
+        coordinate(given, sites.transport, None, tmp_path / "more", terms)
+
+
+# What goes wrong
+
+
+def test_each_reason_against_a_site_is_a_sentence_and_the_run_waits_and_goes_on(
+    begin, sites, rows, simulated, tmp_path
+):
+    other = write_rows(tmp_path / "other", {"north": 9})
+    usual = sites.rows
+    sites.policy["north"] = {"methods": ("ffa_lora",)}
+    sites.transport.restart("north")
+    with pytest.raises(UsageError) as few:
+        begin()
+    assert few.value.message.splitlines() == [
+        "round 1 waits for 2 sites, and 1 take part",
+        "  north: refused: the policy does not allow the method, or it is none of the built-in ones",
+    ]
+    assert few.value.exit_code == 2 and "nothing is lost" in few.value.hint
+    assert (
+        sum("north does not take part: the policy does not allow the method" in line for line in warnings(sites)) == 1
+    )
+    (folder,) = (tmp_path / "runs").iterdir()
+    audit = (sites.folder / "north" / "audit.jsonl").read_text()
+    assert "ffa_lora" not in (folder / "journal.jsonl").read_text() and '"method"' in audit
+
+    sites.policy["north"] = {"approve": "ask"}
+    sites.transport.restart("north")
+    again = lambda: resume_coordination(folder, sites.transport, sites.events.append, sites.terms())  # noqa: E731
+    with pytest.raises(UsageError, match="north: a person at the site has not approved the card yet"):
+        again()
+    sites.transport.running["north"].approve(journal_run(folder))
+
+    def stop(event):
+        if event["event"] == "round":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resume_coordination(folder, sites.transport, stop, sites.terms())
+    sites.rows = other
+    sites.transport.restart("north")
+    with pytest.raises(UsageError, match="north: refused: the rows are others than at the start of the run"):
+        again()
+    sites.rows = usual
+    sites.transport.restart("north")
+    done = again()
+    assert adapter_of(done) == adapter_of(simulated)
+
+
+def test_another_base_or_version_and_a_site_without_rows_are_named_with_both_sides(
+    begin, sites, model_folder, tmp_path
+):
+    base = sites.base
+    sites.base = model_folder("qwen3")
+    sites.transport.restart("north")
+    sites.base = base
+    sites.rows = tmp_path / "none"
+    sites.rows.mkdir()
+    (sites.rows / "south.jsonl").write_text('{"instruction": "What?", "response": ""}\n')
+    sites.transport.restart("south")
+    with pytest.raises(UsageError, match="2 sites, and 0 take part") as few:
+        begin(enough=1.0)
+    assert "south: refused: the site has no usable rows" in few.value.message
+    there, here = model_digest(model_folder("qwen3")), model_digest(base)
+    assert (
+        "north does not take part: the site has another base model, or its policy allows another one only: "
+        f"{there[:12]} there, {here[:12]} here" in warnings(sites)
+    )
+
+
+def test_settings_that_sites_cannot_carry_out_are_refused_or_named(begin, sites):
+    with pytest.raises(UsageError, match=r"lora\.ranks is a list in the order of the clients, and sites come and go"):
+        begin("lora.ranks=1,2", "federation.method=flexlora")
+    with pytest.raises(UsageError):
+        begin("evaluation.arms=base,federated,local", "data.rows_per_category=3", "data.source=nowhere", enough=0.0,
+              sites=3)  # fmt: skip
+    assert warnings(sites)[:2] == [
+        "evaluation.arms: local need the rows of all sites and are left out",
+        "data.rows_per_category: each site trains on all of its own rows",
+    ]
+
+
+def journal_run(folder):
+    return json.loads((folder / "identity.json").read_text())["run"]

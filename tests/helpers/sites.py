@@ -16,9 +16,9 @@ from shepherd.federation.transports.memory import MemoryTransport
 
 ROWS = {"north": 7, "south": 5}
 SETTINGS = (
-    "partition.name=files", "data.rows_per_category=0", "data.held_out_per_category=2", "federation.rounds=2", "federation.min_updates=2",
-    "training.local_steps=2", "training.batch_size=2", "training.learning_rate=1e-2", "training.tokens_per_pass=512",
-    "run.threads=1", "evaluation.arms=base,federated", "evaluation.generate=0",
+    "partition.name=files", "data.rows_per_category=0", "data.held_out_per_category=2", "federation.rounds=2",
+    "federation.min_updates=2", "training.local_steps=2", "training.batch_size=2", "training.learning_rate=1e-2",
+    "training.tokens_per_pass=512", "run.threads=1", "evaluation.arms=base,federated", "evaluation.generate=0",
 )  # fmt: skip
 
 

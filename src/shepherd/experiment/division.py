@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from shepherd.data.builtins import RawRows
+from shepherd.data.holdout import prompt_key
 from shepherd.data.names import look_alikes
 from shepherd.data.partition import divide, hold_out, partitioners, short_categories
 from shepherd.data.partitioners import Key
@@ -208,6 +209,31 @@ def remarks(
         same = [" = ".join(map(repr, group)) for group in groups]
         add(f"names of a {named[kind]} that look alike and are kept apart", {s: f"{named[kind]} {s}" for s in same})
     return found
+
+
+def shared_prompts(config: Config, data: Dataset, examples: Iterable[Example]) -> str:
+    """A sentence on prompts that occur at two or more clients that are sources; "" where there are none.
+
+    Held-out rows of a simulation are drawn with all rows that ask the same; a real site sees its own only. So with such
+    prompts the two worlds hold out different rows (docs/decisions/0015).
+    """
+    how = config.partition
+    options, _ = by_column(how.name, how.options)
+    apart = config.data.held_out_source or data.held_out is not None or not config.data.held_out_per_category
+    if apart or how.name not in ("by_key", "files") or natural_key({"name": how.name, **options}) != "source":
+        return ""
+    at: dict[str, set[str]] = {}
+    for example in examples:
+        at.setdefault(prompt_key(example), set()).add(example.source)
+    pairs = Counter(tuple(sorted(sources)) for sources in at.values() if len(sources) > 1)
+    if not pairs:
+        return ""
+    shown = [f"{' and '.join(sources)} ({count})" for sources, count in pairs.most_common(MOST)]
+    more = [f"and {len(pairs) - MOST:,} more"] if len(pairs) > MOST else []
+    return (
+        f"{plural(pairs.total(), 'prompt')} at two or more clients: {', '.join(shown + more)}. As sites, which "
+        "hold out rows each by itself, they would train on other rows than in this simulation"
+    )
 
 
 def by_column(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -16,6 +16,7 @@ import torch
 
 from shepherd.config import Config
 from shepherd.experiment.checks import Checked
+from shepherd.experiment.division import shared_prompts
 from shepherd.experiment.method import Composition, compose, doubts
 from shepherd.experiment.named_clients import kept_names, local_names
 from shepherd.experiment.plan import prepare_plan
@@ -98,7 +99,8 @@ def plan_checked(checked: Checked, progress: Callable[[str], None] | None = None
     schedule = prepare_schedule(config)
     rounds = prepare_plan(config, composition, rows.sizes, schedule, rows.partition.labels)
     found = estimate(config, composition, folder, rows, schedule, rounds)
-    warnings = (*doubts(config), *found.warnings, *rows.warnings, *filter(None, [unanswered]))
+    shared = shared_prompts(config, rows.dataset, rows.examples.values())
+    warnings = (*doubts(config), *found.warnings, *rows.warnings, *filter(None, [unanswered, shared]))
     return replace(found, warnings=warnings, details=rows.details)
 
 

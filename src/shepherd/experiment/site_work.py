@@ -80,7 +80,8 @@ class SiteWork:
             self._base = load_base(**config.model.model_dump())
         data = site_rows(config, self.client, self._base.tokenizer)
         trainer, schedule = prepare_trainer(config, composition, self._base), prepare_schedule(config)
-        plan = prepare_plan(config, composition, data.sizes, schedule)
+        alone = replace(composition, personal=replace(composition.personal, clusters=0))  # one client makes none
+        plan = prepare_plan(config, alone, data.sizes, schedule)
         self._loaded = Loaded(card, composition, data, trainer, plan, schedule)
         return LocalEngine(trainer.host(data.clients)), data.held_out
 
@@ -93,7 +94,7 @@ class SiteWork:
         if own is None or not own.composition.personal_models:
             raise UsageError("the run makes no models of single sites")
         client, state = self.client, _state_of(task, self.client, private)
-        if own.plan.clusters:
+        if own.composition.personal.clusters:
             number = choose_clusters(own.trainer, own.data, state, own.plan.seed)[client]
             models = {client: state.clusters[number - 1]} if number else {}
         else:
