@@ -110,6 +110,10 @@ margin = 0.01
 row_sd = 0.1
 seed_sd = 0.01
 [[compare]]
+a = "fedit:federated"
+b = "fedit:local"
+rows = "own"
+[[compare]]
 a = "flora"
 b = "fedit"
 [judge]
@@ -133,13 +137,15 @@ def estimated(monkeypatch):
 
 
 def test_check_prints_runs_hours_disk_the_judges_cost_and_what_can_be_seen(here, shell, estimated):
-    study_of(here, JUDGED)
+    study_of(here, JUDGED.replace('"evaluation.arms', '"evaluation.local_clients=3", "evaluation.arms'))
     (here / "prices.toml").write_text("[judge-1]\ninput = 10\noutput = 30\n")
     done = shell("study", "check", "study.toml")
     assert done.status == 0, done.err
     assert "6 runs, about 1 h 00 min and 6.00 GB in all; 6 left" in done.out
     # 2 comparisons × 3 seeds × 20 questions × 2 orders × 2 repeats; 800 tokens in at 10, 142 out at 30 per million
     assert f"judge: 480 calls of judge-1, cost about {480 * (800 * 10 + 142 * 30) / 1e6:.2f}" in done.out
+    own = next(line for line in done.out.splitlines() if "own rows" in line)
+    assert "  3 clients  " in own, "three of the eight clients train alone"
     assert "study file" in done.out and "earlier studies" in done.out and not (here / "studies").exists()
     assert "its margin of 0.01 is below the smallest visible difference" in done.err and "short rows" in done.err
 
@@ -213,5 +219,8 @@ def test_a_study_of_tiny_runs_goes_on_from_a_stop_and_measures_the_base_once(her
     again = shell(*line)
     assert again.status == 0 and again.out == done.out and not Path("studies/tiny/runs").exists()
     shutil.rmtree("studies/tiny/results/tiny.1")
+    (kept_base,) = Path("studies/tiny/base").iterdir()
+    kept_base.write_bytes(kept_base.read_bytes()[:-8])
     repeated = shell(*line)
     assert repeated.out == done.out, "the same run gives the same figures again"
+    assert len(of_base) == 2, "losses of the base that are damaged are measured again"

@@ -16,6 +16,7 @@ from shepherd.engines.site_trainer import EngineTrainer
 from shepherd.errors import UsageError
 from shepherd.experiment.personal_models import choose_clusters, mixtures, personal_models
 from shepherd.experiment.rows import prepare_rows
+from shepherd.experiment.run_card import run_card
 from shepherd.experiment.schedule import prepare_schedule
 from shepherd.federation.cards import Policy, RunCard
 from shepherd.federation.coordinator import Coordinator
@@ -34,12 +35,17 @@ from shepherd.updates.gate import Gate
 
 USUAL = (
     "partition.name=iid", "partition.clients=3", "data.categories=open_qa,summarization", "federation.rounds=3",
-    "training.local_steps=2", "training.tokens_per_pass=512", "run.threads=1", "federation.on_too_few=skip",
+    "training.local_steps=1", "training.tokens_per_pass=512", "run.threads=1", "federation.on_too_few=skip",
 )  # fmt: skip
 METHODS = {
     "fedit": (),
     "ffa_lora": ("federation.method=ffa_lora", "federation.clip_update_norm=median"),
-    "scaffold": ("objective.scaffold=true", "training.optimizer=sgd", "training.learning_rate=0.1"),
+    "scaffold": (
+        "objective.scaffold=true",
+        "training.local_steps=2",
+        "training.optimizer=sgd",
+        "training.learning_rate=0.1",
+    ),
     "mixed ranks": ("federation.method=flexlora", "lora.ranks=1,2", "federation.clients_per_round=2"),
     "remainder": ("federation.method=fedex_lora", "server.optimizer=fedavgm"),
     "clusters": ("personalization.name=ifca", "personalization.clusters=2"),
@@ -48,7 +54,7 @@ METHODS = {
     "feddpa T": ("personalization.name=feddpa", "personalization.variant=T"),
     "feddpa F": ("personalization.name=feddpa", "personalization.steps=2"),
     "fedsa_lora": ("federation.method=fedsa_lora",),
-    "fedper_lora": ("federation.method=fedper_lora", "training.local_steps=1"),
+    "fedper_lora": ("federation.method=fedper_lora",),
 }
 
 
@@ -70,15 +76,8 @@ class Setting:
 
     @property
     def card(self) -> RunCard:
-        config, objective = self.config, self.plan.objective
-        return RunCard(
-            run="demo", version=__version__, base={"name": "tiny", "digest": self.base.digest},
-            tokenizer=self.base.tokenizer_digest, lora={"r": config.lora.r, "alpha": config.lora.alpha},
-            federation={"rounds": 3, "method": config.federation.method, "clip_update_norm": self.plan.clip},
-            training={"learning_rate": config.training.learning_rate, "batch_size": 2},
-            objective=dict(vars(objective)), personalization={"name": config.personalization.name},
-            parameters=self.trainer.adapter.num_parameters,
-        )  # fmt: skip
+        digests = {"base": self.base.digest, "tokenizer": self.base.tokenizer_digest}
+        return run_card(self.config, "demo", **digests, parameters=self.trainer.adapter.num_parameters)
 
     def site(self, client: str) -> Site:
         """A site that holds the rows of one client."""
@@ -88,7 +87,7 @@ class Setting:
             client, lambda card: (LocalEngine(host), held_out), lambda *given: self.finish(client, *given)
         )
         own = Own(self.base.digest, self.base.tokenizer_digest, __version__)
-        policy = Policy(approve="policy", least_cohort=1, least_group=1, categories="shown")
+        policy = Policy(approve="policy", least_cohort=1, min_rows_round=1, least_group=1, categories="shown")
         return Site(client, policy, own, trainer, SiteStore(self.places[client]))
 
     def remote(self) -> Remote:

@@ -16,8 +16,9 @@ from shepherd.evaluation.judge.calls.retry import Retries
 from shepherd.evaluation.questions import Question, QuestionSet
 from shepherd.experiment import answer as module
 from shepherd.experiment.answer import Asked, answer, arms_of, asked_of
+from shepherd.serving import answering_models as models
 from shepherd.serving.answering import AnswerDecoding, EndpointModel
-from shepherd.serving.answering_models import adapter_model, run_model, whole_model
+from shepherd.serving.answering_models import adapter_model, whole_model
 from shepherd.serving.tuned import load_tuned
 from shepherd.store.adapters import ArmName, kept_adapters
 from stub_judge import StubJudge, error, text
@@ -59,14 +60,9 @@ def ask(asked, questions=QUESTIONS, decoding=SHORT, **options):
 
 
 def test_a_run_answers_with_the_arms_of_the_default_pairs_over_one_base(run, monkeypatch):
-    loads = []
-    original = run_model
-
-    def counted(arm, last=None):
-        loads.append((str(arm).removeprefix(str(run)), last.base if last else None))
-        return original(arm, last)
-
-    monkeypatch.setattr(module, "run_model", counted)
+    loads: list[str] = []
+    original = models.load_base
+    monkeypatch.setattr(models, "load_base", lambda name, **options: loads.append(name) or original(name, **options))
     found = ask(arms_of(run))
     kept = [one.client for one in kept_adapters(run) if one.client]
     assert len(kept) == 3
@@ -76,8 +72,7 @@ def test_a_run_answers_with_the_arms_of_the_default_pairs_over_one_base(run, mon
     assert [one.file.relative_to(run / "answers" / "few").as_posix() for one in found] == [
         "federated.jsonl", "base.jsonl", "centralised.jsonl", *(f"local/{client}.jsonl" for client in kept)
     ]  # fmt: skip
-    bases = [base for _, base in loads[1:]]
-    assert loads[0][1] is None and len(set(map(id, bases))) == 1
+    assert len(loads) == 1
     digests = {line.adapter_digest for one in found for line in read_answers(one.file).lines.values()}
     assert len(digests) == 6 and "" in digests
 
@@ -127,8 +122,13 @@ def test_other_decoding_and_other_texts_are_asked_anew_and_earlier_answers_come_
     assert batches == [3, 3, 1]
     ask(federated)
     assert batches == [3, 3, 1] and read_answers(one.file).lines == first.lines
-    drawn = [ask(federated, decoding=AnswerDecoding(5, 1.5, seed))[0].generated for seed in (1, 2, 1)]
-    assert drawn == [3, 3, 0]
+    drawn = [
+        (ask(federated, decoding=AnswerDecoding(5, 1.5, seed)), read_answers(one.file).lines) for seed in (1, 2, 1)
+    ]
+    assert [answered.generated for (answered,), _ in drawn] == [3, 3, 0]
+    assert drawn[0][1] == drawn[2][1]
+    answers = {line.answers for _, lines in drawn for line in lines.values()}
+    assert len(answers) == 6  # each question and seed has numbers of its own
 
 
 def test_the_base_of_two_runs_answers_once(run, batches):
@@ -220,15 +220,17 @@ def remote(stub, place: Path) -> Asked:
 def test_an_endpoint_is_asked_each_turn_after_its_own_answer(tmp_path):
     def script(_number, request):
         last = request["messages"][-1]["content"]
-        return text(f"to {last[:5]}", model="far", choices=[{
+        return text(f"to {last[:5]}", model="far-v2", choices=[{
             "index": 0, "finish_reason": "length" if last.startswith("Name") else "stop",
             "message": {"role": "assistant", "content": f"to {last[:5]}"},
         }])  # fmt: skip
 
+    notes: list[str] = []
     with StubJudge(script) as stub:
-        (one,) = ask([remote(stub, tmp_path)], batch_size=2)
+        (one,) = ask([remote(stub, tmp_path)], batch_size=2, note=notes.append)
         again = ask([remote(stub, tmp_path)], batch_size=2)
         assert len(stub.requests) == 4 and again[0].reused == 3
+    assert notes[-1].endswith("answered as far-v2, asked for far")
     lines = read_answers(one.file).lines
     assert lines[81].answers == ("to Where", "to Say i") and lines[81].tokens == (10, 10)
     assert [line.cut for line in lines.values()] == [(True,), (False, False), (False,)]

@@ -53,7 +53,7 @@ class Federation:
         self.coordinator.open()
 
     def site(self, name: str) -> Site:
-        policy = Policy(**{"approve": "policy", "least_cohort": 1, **self.policies.get(name, {})})
+        policy = Policy(**{"approve": "policy", "least_cohort": 1, "min_rows_round": 1, **self.policies.get(name, {})})
         return Site(name, policy, self.own[name], self.trainers[name], SiteStore(self.places[name]))
 
     def another(self) -> Coordinator:

@@ -1,7 +1,8 @@
 """A thousand schedules of faults between a coordinator and its sites, against a small model of the rules.
 
 What arrives is decided by a seed: messages are lost, delayed, repeated, replayed, damaged and forged, processes of both
-ends end at any point, transports are aborted. The rules (federation_rules.py) are written apart from the code.
+ends end at any point, disks are full, transports are aborted. The rules (federation_rules.py) are written apart from
+the code.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from shepherd.federation import coordinator, inbox, site, site_store, site_train
 
 LEAST = 50
 """Every kind of fault and of outcome happens at least this often in a thousand schedules."""
+WAYS = ("lost", "delayed", "duplicated", "replayed", "aborted", "site restarted", "site stopped")
+FORGED = ("other counts", "other session", "other run", "other attempt", "second answer", "damaged")
 KINDS = {
-    *(f"{way}: {fault}" for way in ("down", "up") for fault in (
-        "lost", "delayed", "duplicated", "replayed", "aborted", "site restarted", "site stopped")),
+    *(f"{way}: {fault}" for way in ("down", "up") for fault in WAYS),
     *(f"training: {mood}" for mood in ("crash", "raise", "diverge", "nan")),
-    *(f"forged: {kind}" for kind in (
-        "other counts", "other session", "other run", "other attempt", "second answer", "damaged")),
+    *(f"forged: {kind}" for kind in FORGED),
     *(f"outcome: {outcome}" for outcome in ("trained", "failed", "lost", "late", "rejected")),
-    "coordinator restarted", "coordinator restarted between rounds", "killed after the commit", "paused",
+    "site: disk full", "journal: disk full", "coordinator restarted", "coordinator restarted between rounds",
+    "killed after the commit", "paused",
 }  # fmt: skip
 
 

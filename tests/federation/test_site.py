@@ -226,6 +226,20 @@ def test_a_task_outside_the_window_of_the_site_is_refused():
     assert (answer.code, answer.detail) == ("refused", "window")
 
 
+def test_a_task_of_a_few_rows_is_refused_since_its_update_would_show_them():
+    answer = asked(admitted(min_rows_round=5), question())
+    assert (answer.code, answer.detail) == ("refused", "rows")
+    assert asked(admitted(min_rows_round=4), question()).code == ""
+
+
+def test_a_policy_that_is_changed_holds_from_the_next_start_also_for_tasks_without_an_offer():
+    place = MemoryPlace()
+    asked(admitted(place=place), question(1, 2))
+    for changed, verdict in (({"methods": ("ffa_lora",)}, "method"), ({"approve": "ask"}, "approval")):
+        again = a_site(place=place, **changed)
+        assert asked(again, question(1, 3)).detail == verdict and again.trainer.loaded == 0
+
+
 def test_a_round_with_fewer_sites_than_the_policy_wants_is_refused():
     site = admitted()
     site.policy = POLICY.model_copy(update={"least_cohort": 3})

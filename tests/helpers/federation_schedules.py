@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -65,7 +65,7 @@ def card_of(**changes: Any) -> RunCard:
 
 
 CARD = card_of()
-POLICY = Policy(approve="policy", least_cohort=1)
+POLICY = Policy(approve="policy", least_cohort=1, min_rows_round=1)
 
 
 def task_of(number: int, model: int, rows: Mapping[str, int]) -> TrainTask:
@@ -79,19 +79,24 @@ def task_of(number: int, model: int, rows: Mapping[str, int]) -> TrainTask:
 class MemoryPlace:
     """What outlasts a site's process, without a disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, fails: Callable[[], bool] = lambda: False) -> None:
         self.files: dict[str, bytes] = {}
+        self.fails = fails
 
     def read(self, name):
         return self.files.get(name)
 
     def write(self, name, data):
+        if self.fails():
+            raise OSError(28, "no space left")
         self.files[name] = data
 
     def remove(self, name):
         self.files.pop(name, None)
 
     def append(self, name, line):
+        if self.fails():
+            raise OSError(28, "no space left")
         self.files[name] = self.files.get(name, b"") + line
 
 
@@ -150,7 +155,7 @@ class Schedule:
         self.clients = tuple(sorted(self.rng.sample(sorted(ROWS), self.rng.choice((2, 3)))))
         self.rounds = self.rng.choice((2, 3, 4))
         self.intensity = self.rng.choice((0.05, 0.15, 0.3))
-        self.places = {client: MemoryPlace() for client in self.clients}
+        self.places = {client: MemoryPlace(lambda: self.strikes("site: disk full", 0.05)) for client in self.clients}
         self.handling: dict[str, Train] = {}
         self.sessions: dict[str, str] = {}
         self.lines: list[str] = []
@@ -175,7 +180,10 @@ class Schedule:
                 message = read(data)
                 if isinstance(message, Train):
                     self.handling[client] = message
-                return handle(data, report)
+                try:
+                    return handle(data, report)
+                except OSError:  # it cannot write its log
+                    raise Crash from None
 
             site.handle = watched  # type: ignore[method-assign]
             self.sessions[client] = site.session
@@ -184,8 +192,13 @@ class Schedule:
         return start
 
     def coordinates(self) -> Coordinator:
-        ledger = Ledger(lambda line: self.lines.append(json.dumps(line)), map(json.loads, self.lines))
+        ledger = Ledger(self.write, map(json.loads, self.lines))
         return Coordinator(self.card, self.transport, ledger, clock=self.transport.clock)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        if self.strikes("journal: disk full", 0.02):
+            raise OSError(28, "no space left")
+        self.lines.append(json.dumps(line))
 
     # Faults
 
@@ -286,7 +299,9 @@ class Schedule:
 
     def run(self) -> None:
         """Rounds until all are committed; faults stop after a while, so that every schedule ends."""
+        self.intensity, wanted = 0.0, self.intensity
         self.coordinator.open()
+        self.intensity = wanted
         for step in range(60):
             if self.state["round"] == self.rounds:
                 break
@@ -294,7 +309,7 @@ class Schedule:
             self.between_rounds()
             try:
                 self.one_round()
-            except Aborted:
+            except (Aborted, OSError):
                 self.hits["coordinator restarted"] += 1
                 self.coordinator = self.coordinates()
             if self.wrong:

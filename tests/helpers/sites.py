@@ -36,7 +36,14 @@ def write_rows(folder: Path, counts: dict[str, int] | None = None) -> Path:
 
 
 def site_file(name: str, rows: Path, base: Path | str, **policy: Any) -> SiteFile:
-    allowed = {"approve": "policy", "least_cohort": 1, "least_group": 1, "categories": "shown", **policy}
+    allowed = {
+        "approve": "policy",
+        "least_cohort": 1,
+        "least_group": 1,
+        "min_rows_round": 1,
+        "categories": "shown",
+        **policy,
+    }
     return SiteFile.model_validate(
         {
             "site": {"name": name, "dtype": "float32", "device": "cpu", "threads": 1, "tokens_per_pass": 512},

@@ -94,7 +94,7 @@ def test_greedy_ids_of_50_questions_are_those_of_batch_size_1_for_the_real_model
     lines = (QUESTIONS / "vicuna_bench" / "question.jsonl").read_text(encoding="utf-8").splitlines()[:50]
     prompts = [encode_prompt(template, base.tokenizer, [Message("user", json.loads(line)["turns"][0])])
                for line in lines]  # fmt: skip
-    arguments = {"stops": template.stops, "max_new_tokens": 32}
+    arguments = {"stops": template.stops, "max_new_tokens": 16}
     alone = generate(base.model, base.tokenizer, prompts, **arguments, batch_size=1)
     assert [a.ids for a in generate(base.model, base.tokenizer, prompts, **arguments, batch_size=25)] == [
         a.ids for a in alone

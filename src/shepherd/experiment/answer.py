@@ -21,12 +21,13 @@ from shepherd.experiment.held_out_questions import held_out_questions
 from shepherd.serving.answering import (
     AnswerDecoding,
     AnsweringModel,
+    EndpointModel,
     LocalModel,
     Reply,
     answer_batch,
     check_window,
 )
-from shepherd.serving.answering_models import BASE, run_model
+from shepherd.serving.answering_models import BASE, SharedBase, run_model
 from shepherd.store.adapters import FEDERATED, ArmName, KeptAdapter, find_adapter, kept_adapters
 from shepherd.store.disk import DISK, make_folders
 from shepherd.store.lines import append
@@ -42,13 +43,13 @@ class Asked:
     """A model that is to answer. place: the folder that holds its files, by question set; file: the name there.
 
     run: the folder of its run, or None. arm: "federated", "local/NAME", "@3", or the name of a model without a run.
-    load: the model; the one before it is given, whose base may be the same.
+    load: the model, on the base that is shared where it is the same.
     """
 
     arm: str
     place: Path
     file: str
-    load: Callable[[AnsweringModel | None], AnsweringModel]
+    load: Callable[[SharedBase], AnsweringModel]
     run: Path | None = None
 
     @property
@@ -109,20 +110,21 @@ def answer(
     that an endpoint did not give, after all others are written.
     """
     known = _known({one.place for one in asked}, note)
-    last: AnsweringModel | None = None
+    shared = SharedBase()
     rows: dict[Path, QuestionSet] = {}
     for one in asked:
-        last = one.load(last)
+        model = one.load(shared)
         if isinstance(questions, QuestionSet):
             found = questions
         else:
-            assert one.run is not None and isinstance(last, LocalModel)
+            assert one.run is not None and isinstance(model, LocalModel)
             if one.run not in rows:
-                rows[one.run] = held_out_questions(one.run, last, decoding.max_new_tokens, questions, note)
+                rows[one.run] = held_out_questions(one.run, model, decoding.max_new_tokens, questions, note)
             found = rows[one.run]
-        if isinstance(last, LocalModel):
-            check_window(last, found.questions, decoding, one.name)
-        yield _answer(one, last, found, decoding, known, batch_size, note)
+        if isinstance(model, LocalModel):
+            check_window(model, found.questions, decoding, one.name)
+        yield _answer(one, model, found, decoding, known, batch_size, note)
+        del model  # its base must not stay in memory beside the next one
 
 
 def _answer(
@@ -164,6 +166,8 @@ def _answer(
         if any(error.reason in FINAL for error in failed):
             break
         note(f"{one.name}: {done} of {len(missing)} answered")
+    for deviation in model.notes if isinstance(model, EndpointModel) else ():
+        note(deviation)
     if failed:
         raise NetworkError(
             f"{one.name}: {plural(len(missing) - done, 'question')} of {len(questions.questions)} without an answer: "
@@ -237,7 +241,4 @@ def _kept(run: Path, kept: KeptAdapter) -> Asked:
 
 
 def _of_run(arm: ArmName, name: str, file: str) -> Asked:
-    def load(last: AnsweringModel | None) -> AnsweringModel:
-        return run_model(arm, last if isinstance(last, LocalModel) else None)
-
-    return Asked(name, arm.run / FOLDER, file, load, arm.run)
+    return Asked(name, arm.run / FOLDER, file, lambda shared: run_model(arm, shared), arm.run)

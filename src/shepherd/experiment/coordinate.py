@@ -35,7 +35,6 @@ from shepherd.experiment.run_card import for_sites, known_ranks, run_card
 from shepherd.experiment.schedule import Schedule, prepare_schedule
 from shepherd.experiment.site_attendance import USUAL, Attendance, Terms
 from shepherd.experiment.site_measures import Measured, entry_of_rows, entry_of_sites, finish_task, in_common
-from shepherd.federation.cards import BaseCard
 from shepherd.federation.coordinator import Coordinator
 from shepherd.federation.transport import Transport
 from shepherd.outcomes import outcomes_of
@@ -108,10 +107,13 @@ def _carry_out(
         beginning = begin_coordination(config, base, store, force)
         reporter.warn(*beginning.notes)
         card = run_card(
-            config, composition, beginning.run_id,
-            base=BaseCard(name=config.model.base[:200], digest=base.digest), tokenizer=base.tokenizer_digest,
-            parameters=base.adapter.num_parameters, offers=terms.offers,
-        )  # fmt: skip
+            config,
+            beginning.run_id,
+            base=base.digest,
+            tokenizer=base.tokenizer_digest,
+            parameters=base.adapter.num_parameters,
+            offers=terms.offers,
+        )
         attendance = Attendance(card, transport, store, reporter, terms)
         run = Coordination(config, composition, base, attendance)
         try:

@@ -1,24 +1,26 @@
 """A recipe as a run card that all sites agree on, and back: the config of one site from a card and its site.toml.
 
     config = for_sites(recipe)                          # what of a recipe a federation of sites computes
-    card = run_card(config, composition, run_id, …)
-    site_config(card, read_site("site.toml"))           # machine, rows and base are the site's own, the rest the card's
+    card = run_card(config, run_id, base=digest, tokenizer=digest, parameters=adapter.num_parameters)
+    config = site_config(card, read_site("site.toml"))  # machine, rows and base are the site's own
 
 Both ways lead through the same tables, so that a site trains as a simulation of the recipe does. Loads no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from shepherd._version import __version__
-from shepherd.config import Config
+from shepherd.config import Config, Table
 from shepherd.errors import UsageError
 from shepherd.experiment.division import AT_SITES
-from shepherd.experiment.method import Composition
+from shepherd.experiment.method import compose
 from shepherd.federation.cards import (
     BaseCard,
     DataCard,
+    Document,
     FederationCard,
     LoraCard,
     ObjectiveCard,
@@ -29,9 +31,9 @@ from shepherd.federation.cards import (
 )
 from shepherd.types import ClientId
 
-_BY_SOURCE = {"name": "by_key", "key": "source"}
-"""The partition of the same rows in one process: each site is a source."""
-_SHARED_TRAINING = tuple(TrainingCard.model_fields)
+BY_FILE = {"name": "files"}
+"""The partition of the same rows in one process: a file for each site."""
+Part = TypeVar("Part", bound=Document)
 
 
 def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
@@ -60,73 +62,69 @@ def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
         | ({"held_out_per_category": 0} if config.data.held_out_source else {})
     )
     tables = config.model_dump(exclude_unset=True)
-    tables |= {"data": data.model_dump(), "partition": _BY_SOURCE}
+    tables |= {"data": data.model_dump(), "partition": BY_FILE}
     tables["evaluation"] = {"arms": ("base", "federated"), "generate": 0, "every": config.evaluation.every}
     return Config.model_validate(tables), tuple(notes)
 
 
 def run_card(
-    config: Config, composition: Composition, run: str, *, base: BaseCard, tokenizer: str, parameters: int,
-    offers: Sequence[str] = (),
-) -> RunCard:  # fmt: skip
-    """The card of a recipe `for_sites`. base, tokenizer: their digests; parameters: of the adapter."""
-    lora, federation, data = config.lora, config.federation, config.data
+    config: Config, run: str, *, base: str, tokenizer: str, parameters: int, offers: Iterable[str] = ()
+) -> RunCard:
+    """The card of a run with this id. base, tokenizer: digests. parameters: trainable numbers of the adapter.
+
+    The rate ratio is that of the method where the recipe leaves it open. Raises the UsageErrors of `compose`.
+    """
+    composition = compose(config)
+    personal, objective = config.personalization, config.objective.model_dump()
     return RunCard(
         run=run,
         name=config.run.name,
         version=__version__,
         seed=config.run.seed,
-        base=base,
+        base=BaseCard(name=config.model.base[:200], digest=base),
         tokenizer=tokenizer,
-        lora=LoraCard(
-            r=lora.r, alpha=lora.alpha, dropout=lora.dropout, rslora=lora.rslora, targets=lora.targets,
-            ranks=dict(lora.ranks) if isinstance(lora.ranks, Mapping) else {},
-        ),
-        federation=FederationCard(
-            rounds=federation.rounds, method=federation.method, weights=federation.weights,
-            min_updates=federation.min_updates, clip_update_norm=federation.clip_update_norm,
-        ),
-        training=TrainingCard(**{key: getattr(config.training, key) for key in _SHARED_TRAINING}),
-        data=DataCard(
-            template=data.template, max_length=data.max_length, held_out_per_category=data.held_out_per_category,
-            seed=config.data_seed,
-        ),
+        lora=_part(LoraCard, config.lora),
+        federation=_part(FederationCard, config.federation),
+        training=_part(TrainingCard, config.training),
+        data=_part(DataCard, config.data),
         method=config.method.options,
         server={"optimizer": config.server.optimizer, **config.server.options},
-        objective=ObjectiveCard(**config.objective.model_dump() | {"rate_ratio": composition.rate_ratio}),
-        personalization=PersonalizationCard(
-            name=config.personalization.name, options=config.personalization.options
-        ),
+        objective=ObjectiveCard(**objective | {"rate_ratio": float(composition.rate_ratio)}),
+        personalization=PersonalizationCard(name=personal.name, options=personal.options),
         parameters=parameters,
         offers=tuple(offers),
-    )  # fmt: skip
+    )
 
 
-def site_config(card: RunCard, file: SiteFile) -> Config:
-    """The settings of one site: from its own file what is this machine's, the rest from the card.
+def site_config(card: RunCard, site: SiteFile) -> Config:
+    """The settings with which a site loads its rows and trains: those of the card, on the machine of the site file.
 
-    Its rows are those of one client, divided as `by_key` divides rows by their source: so they are held out as in a
-    simulation whose clients are sources (docs/decisions/0015).
+    Its rows are those of one client of a simulation with a file for each, so that they are held out as there
+    (docs/decisions/0015).
     """
-    lora, data = card.lora.model_dump(), card.data.model_dump()
-    seed, name = data.pop("seed"), file.site.name
-    lora["ranks"] = {name: card.lora.ranks[name]} if name in card.lora.ranks else {}
+    own, ranks = site.site, card.lora.ranks
+    rank = {own.name: ranks[own.name]} if isinstance(ranks, Mapping) and own.name in ranks else {}
     return Config.model_validate(
         {
-            "run": {"seed": card.seed, "threads": file.site.threads},
-            "model": {"base": file.model.base, "device": file.site.device, "dtype": file.site.dtype},
-            "lora": lora,
-            "data": {**data, **file.data.model_dump(), "seed": card.seed if seed is None else seed},
-            "partition": _BY_SOURCE,
+            "run": {"seed": card.seed, "threads": own.threads},
+            "model": {"base": site.model.base, "device": own.device, "dtype": own.dtype},
+            "lora": {**card.lora.model_dump(), "ranks": rank},
+            "partition": BY_FILE,  # all files of the source are rows of the site, also one called test
+            "data": {**card.data.model_dump(), **site.data.model_dump()},
             "federation": card.federation.model_dump() | {"min_updates": 1},
             "method": dict(card.method),
             "server": dict(card.server),
-            "training": {**card.training.model_dump(), "tokens_per_pass": file.site.tokens_per_pass},
             "objective": card.objective.model_dump(),
             "personalization": {"name": card.personalization.name, **card.personalization.options},
+            "training": {**card.training.model_dump(), "tokens_per_pass": own.tokens_per_pass},
             "evaluation": {"arms": ("base", "federated"), "generate": 0},
         }
     )
+
+
+def _part(kind: type[Part], table: Table) -> Part:
+    """The keys of a recipe's table that a card has."""
+    return kind.model_validate(table.model_dump(include=set(kind.model_fields)))
 
 
 def known_ranks(config: Config, clients: Sequence[ClientId]) -> Config:

@@ -81,14 +81,16 @@ def _entry(stat: Stat, rows: int) -> dict[str, float | None]:
 def finish_task(state: ServerState, plan: Plan, personal: Personalization, schedule: Schedule) -> TrainTask:
     """The last models as a task for each client of a plan: of them a site makes its own model.
 
-    The work states what the site will do at most: the steps of a fine-tuning, or one row where there are none.
+    The work states what the site will do: the steps of a fine-tuning, or where there are none the share of a round,
+    which is as much as it does for the other measures.
     """
-    steps, rate = max(1, personal.steps), personal.learning_rate or schedule.learning_rate
-    view = ClientModel(state.model.adapter)
-    work = {
-        c: Work(c, state.cursors.get(c, 0), steps * min(schedule.batch_size, size), (rate,) * steps)
-        for c, size in sorted(plan.sizes.items())
-    }
+    rate, view = personal.learning_rate or schedule.learning_rate, ClientModel(state.model.adapter)
+
+    def work_of(client: ClientId) -> Work:
+        at, rows = state.cursors.get(client, 0), personal.steps * min(schedule.batch_size, plan.sizes[client])
+        return Work(client, at, rows, (rate,) * personal.steps) if rows else plan.work(client, state.round, at)
+
+    work = {client: work_of(client) for client in sorted(plan.sizes)}
     models = tuple(ClientModel(model.adapter) for model in state.clusters)
     return TrainTask(
         state.round + 1,

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from shepherd.data.sources import Dataset
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.site_trainer import EngineTrainer
-from shepherd.errors import DataError, UsageError
+from shepherd.errors import DataError, ModelError, UsageError
 from shepherd.evaluation.row_losses import RowLosses
-from shepherd.experiment.division import Sources, read_held_out, read_rows
+from shepherd.experiment.division import Sources, read_rows
 from shepherd.experiment.method import Composition, compose
 from shepherd.experiment.personal_models import (
     choose_clusters,
@@ -78,6 +77,8 @@ class SiteWork:
         use_threads(config.run.threads)
         if self._base is None:
             self._base = load_base(**config.model.model_dump())
+        if (self._base.digest, self._base.tokenizer_digest) != (card.base.digest, card.tokenizer):
+            raise ModelError(f"{self.file.model.base} is another base or tokenizer than the run has")
         data = site_rows(config, self.client, self._base.tokenizer)
         trainer, schedule = prepare_trainer(config, composition, self._base), prepare_schedule(config)
         alone = replace(composition, personal=replace(composition.personal, clusters=0))  # one client makes none
@@ -114,9 +115,10 @@ def site_rows(config: Any, client: ClientId, tokenizer: Any) -> FederatedData:
     """The rows of a site, all of one client, with those that it holds out: at most half, by the stream (seed, "hold
     out", its name). Raises DataError where no row can be used."""
     dataset = read_rows(config)
-    apart = read_held_out(config, dataset)
-    sources = Sources(_of_client(dataset, client), None if apart is None else _of_client(apart, client))
-    data, _ = prepare_rows(config, tokenizer, sources=sources, some_held_out=False)
+    if not dataset.examples:
+        raise DataError(f"no row of {dataset.name} can be used")
+    own = replace(dataset, examples=tuple(replace(e, source=client) for e in dataset.examples), unusable={})
+    data, _ = prepare_rows(config, tokenizer, sources=Sources(own, None), some_held_out=False)
     ((_, rows),) = data.clients.items()
     partition = replace(data.partition, clients={client: tuple(row.id for row in rows)}, labels={client: client})
     return replace(data, clients={client: rows}, partition=partition)
@@ -127,12 +129,6 @@ def by_category(losses: RowLosses, rows: Sequence[Tokens]) -> dict[str, Group]:
     counts = Counter(row.category for row in rows)
     of = np.array([row.category for row in rows])
     return {name: Group(losses.select(of == name).stat, counts[name]) for name in sorted(counts)}
-
-
-def _of_client(dataset: Dataset, client: ClientId) -> Dataset:
-    if not dataset.examples:
-        raise DataError(f"no row of {dataset.name} can be used")
-    return replace(dataset, examples=tuple(replace(e, source=client) for e in dataset.examples), unusable={})
 
 
 def _state_of(task: TrainTask, client: ClientId, private: Tensors) -> ServerState:

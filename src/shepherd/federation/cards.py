@@ -51,7 +51,7 @@ class LoraCard(Document):
     dropout: Share = 0.0
     rslora: bool = False
     targets: str | tuple[str, ...] = "all-linear"
-    ranks: Mapping[str, int] = Field(default_factory=dict)
+    ranks: Mapping[str, int] | tuple[int, ...] = ()
 
 
 class FederationCard(Document):
@@ -92,8 +92,7 @@ class DataCard(Document):
     template: str = Field("auto", max_length=100_000)
     max_length: int = Field(512, ge=16, le=2**20)
     held_out_per_category: int = Field(10, ge=0)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    """Of the rows that a site holds out; None: that of the run."""
+    seed: Literal["run"] | Annotated[int, Field(ge=0, lt=2**63)] = "run"
 
 
 class TransformCard(Document):
@@ -187,6 +186,8 @@ class Policy(Document):
     """Optimizer steps in one round."""
     max_rows: int = Field(100_000, ge=1)
     """Rows that pass through training in one round."""
+    min_rows_round: int = Field(8, ge=1)
+    """The fewest of them: an update of a single row shows much of it."""
     max_learning_rate: float = Field(1.0, gt=0)
     max_trainings: int = Field(300, ge=1)
     """Tasks that are trained in a run, those that are repeated after a fault included."""

@@ -64,11 +64,9 @@ def judge(card: RunCard, policy: Policy, own: Own) -> str:
     return next((code for code, against in reasons.items() if against), ADMITTED)
 
 
-def judge_task(
-    task: TrainTask, message: Train | Finish, card: RunCard, policy: Policy, now: datetime, *, finishing: bool = False
-) -> str:
+def judge_task(task: TrainTask, message: Train | Finish, card: RunCard, policy: Policy, now: datetime) -> str:
     """The code of the first reason against a task; "" for none."""
-    client = message.client
+    client, finishing = message.client, isinstance(message, Finish)
     if task.round != message.round or list(task.work) != [client]:
         return "task"
     work, views = task.work[client], (task.views[client], *task.clusters.get(client, ()))
@@ -77,7 +75,7 @@ def judge_task(
         "cohort": isinstance(message, Train) and message.cohort < policy.least_cohort,
         "rounds": not 1 <= task.round <= min(card.federation.rounds + finishing, policy.max_rounds + finishing),
         "steps": work.steps > policy.max_local_steps,
-        "rows": not 1 <= work.rows <= policy.max_rows,
+        "rows": not policy.min_rows_round <= work.rows <= policy.max_rows,
         "rates": max(work.learning_rates) > policy.max_learning_rate,
         "base": any(view.adapter.base_digest != card.base.digest for view in views),
         "transform": not _transforms_of_the_card(task, card, policy),

@@ -71,7 +71,7 @@ class Site:
         self._last: tuple[bytes, bytes] = b"", b""  # digest of the last question, its answer
 
     def handle(self, data: bytes, report: Callable[[bytes], None] = lambda progress: None) -> bytes | None:
-        """The answer to a message, or None. `report` takes messages of progress, and raises nothing."""
+        """The answer to a message, or None. `report` takes progress. Raises OSError where the log cannot be written."""
         key = hashlib.sha256(data).digest() if type(data) is bytes else b""
         if key and key == self._last[0]:
             self.store.audit(time=self._time(), event="repeated", bytes_out=len(self._last[1]))
@@ -141,20 +141,20 @@ class Site:
             return "card-changed"
         if record.get("left"):
             return "left"
-        verdict = judge(card, self.policy, self.own)
-        if verdict != ADMITTED:
-            return verdict
-        if not record:
+        if not record and judge(card, self.policy, self.own) == ADMITTED:
             self.store.keep_card(offer.run, card.to_json())
             self.store.note(offer.run, card=card.digest, attempt=0)
-        if self.policy.approve == "ask" and self.store.record(offer.run).get("approved") != card.digest:
-            return WAITING
         return self._load(offer.run, card)
 
     def _load(self, run: str, card: RunCard) -> str:
-        """Read the rows, once by process and run: "admitted", or what is against them."""
+        """Read the rows, once by process and run, of a card that is allowed: "admitted", or the reason against it."""
         if self._loaded == run:
             return ADMITTED
+        verdict, ask = judge(card, self.policy, self.own), self.policy.approve == "ask"
+        if verdict == ADMITTED and ask and self.store.record(run).get("approved") != card.digest:
+            verdict = WAITING
+        if verdict != ADMITTED:
+            return verdict
         try:
             facts = self.trainer.load_rows(card)
         except Exception as error:
@@ -212,10 +212,7 @@ class Site:
             task = read_task(message.task, header_limit=self._limit // 4)
         except WireError:
             raise Refused("task") from None
-        against = judge_task(
-            task, message, card, self.policy, self.now(), finishing=isinstance(message, Finish)
-        )  # fmt: skip
-        if against:
+        if against := judge_task(task, message, card, self.policy, self.now()):
             raise Refused(against)
         return task
 
@@ -265,14 +262,8 @@ class Site:
         news = steps.get(self.name)
         if isinstance(news, Steps):
             name = (message.run, message.round, message.attempt, self.session)
-            report(
-                pack(
-                    Progress(
-                        *name, news.state, news.step, news.steps, is_finite(news.loss), news.targets, news.tokens,
-                        float(news.seconds),
-                    )
-                )
-            )  # fmt: skip
+            loss, seconds = is_finite(news.loss), float(news.seconds)
+            report(pack(Progress(*name, news.state, news.step, news.steps, loss, news.targets, news.tokens, seconds)))
 
     def _envelope(self, run: str, task: TrainTask, card: RunCard) -> Envelope:
         adapter = task.views[self.name].adapter

@@ -25,7 +25,7 @@ VERDICTS: Mapping[str, str] = {
     "measures": "more measures in a run than the policy allows",
     "steps": "more local steps than the policy allows",
     "rates": "a learning rate above the limit of the policy",
-    "rows": "a task goes through more rows than the policy allows",
+    "rows": "a task goes through more rows, or fewer, than the policy allows",
     "size": "an adapter with more parameters, or a larger message, than the policy allows",
     "cohort": "fewer sites in a round than the policy allows",
     "require": "a protection that the policy requires is missing",

@@ -7,6 +7,7 @@ bare = run_model(arm_name("runs/demo:base"), model)         # over the same base
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -30,20 +31,33 @@ BASE = "base"
 """The arm of the bare base."""
 
 
-def run_model(arm: ArmName, last: LocalModel | None = None) -> LocalModel:
-    """An arm of a run, "base" included. The base of `last` is used again where the run has the same.
+@dataclass
+class SharedBase:
+    """The base that was loaded last, for all arms on it. It is dropped before another is loaded."""
+
+    table: ModelTable | None = None
+    base: Base | None = None
+
+    def load(self, table: ModelTable) -> Base:
+        """The base of this table, loaded unless it is the last one. Raises ModelError and others as `load_base`."""
+        if self.base is None or self.table != table:
+            self.table = self.base = None
+            self.base, self.table = _base(table), table
+        return self.base
+
+
+def run_model(arm: ArmName, shared: SharedBase | None = None) -> LocalModel:
+    """An arm of a run, "base" included, on the base that is shared where the run has the same.
 
     Raises UsageError and ModelError as `load_tuned`.
     """
     config = load_config(open_run(arm.run) / "config.toml")
-    table = config.model
-    shared = last.base if last is not None and last.table == table else None
+    use_threads(config.run.threads)
+    base = (shared or SharedBase()).load(config.model)
     if arm.arm == BASE and arm.round is None:
-        use_threads(config.run.threads)
-        base = shared or _base(table)
-        return LocalModel(base, None, build_template(config.data.template, base.tokenizer), table)
-    tuned = load_tuned(arm, shared=shared)
-    return LocalModel(tuned.base, tuned.lora, tuned.template, table, digest(tuned.adapter))
+        return LocalModel(base, None, build_template(config.data.template, base.tokenizer), config.model)
+    tuned = load_tuned(arm, shared=base)
+    return LocalModel(base, tuned.lora, tuned.template, config.model, digest(tuned.adapter))
 
 
 def adapter_model(folder: Path, base: str = "", template: str = "auto", dtype: Dtype = "auto") -> LocalModel:

@@ -8,12 +8,12 @@ import pytest
 
 from shepherd.errors import NetworkError, UsageError
 from shepherd.evaluation.judge.calls.client import Decoding, Endpoint, connected
-from shepherd.evaluation.judge.calls.faults import CallError
+from shepherd.evaluation.judge.calls.faults import CallError, without_secret
 from shepherd.evaluation.judge.calls.retry import Retries, seconds_of
 from stub_judge import SILENT, Reply, StubJudge, error, text
 
 ASK = [{"role": "user", "content": "Which is better?"}]
-KEY = "sk-verysecret0123456789"
+KEY = "verysecret0123456789"  # not of the form that is blotted out anyway
 
 
 def asked(stub: StubJudge, decoding: Decoding = Decoding(), *, tries: int = 1, timeout: float = 5):  # noqa: B008
@@ -130,6 +130,13 @@ def test_retry_after_is_a_number_of_seconds_or_a_date():
         seconds_of("Thu, 01 Jan 1970 00:01:40 GMT", 40.0) == 60
         and seconds_of("Thu, 01 Jan 1970 00:00:00 GMT", 9.0) == 0
     )
+
+
+def test_what_looks_like_a_key_is_blotted_out_of_the_words_of_a_server():
+    said = without_secret(
+        "Incorrect key sk-proj-abc***xyz,\nBearer abcdef123456 and verysecret0123456789" + " x" * 200, KEY
+    )
+    assert said.startswith("Incorrect key [key], [key] and [key] x") and len(said) == 200
 
 
 EMPTY = {

@@ -84,6 +84,14 @@ def test_ties_and_unread_texts_are_not_right(tmp_path):
     assert (found["accuracy"], found["same"], found["unread"], found["fit"]) == (0, 0, 40, False)
 
 
+def test_a_tie_in_one_order_is_not_a_flip(tmp_path):
+    def complete(messages, decoding):
+        return knows(messages, decoding) if shown(messages)[0].startswith("right") else Completion("VERDICT: TIE")
+
+    found = calibrated(complete, tmp_path)
+    assert (found["accuracy"], found["flips"], found["same"]) == (0.5, 0, 0)
+
+
 def test_the_interval_of_a_share_is_wilsons():
     # Newcombe (1998), table I: 81 of 263: 0.2553 to 0.3662
     assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4) and wilson(0.0, 0) is None

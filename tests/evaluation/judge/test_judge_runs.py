@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -307,3 +308,22 @@ def test_questions_of_two_wordings_are_not_compared(shell, tmp_path):
     file.write_text(file.read_text("utf-8").replace(hash_of(["Question 2?"]), hash_of(["Another?"])), "utf-8")
     done = shell("judge", "runs/demo", "--judge", "local:x")
     assert done.status == 3 and "question 2 is not the same in" in done.err
+
+
+def test_the_answers_of_a_finished_run_are_judged_and_shown_in_its_report(shell, tiny_run, tmp_path):
+    shutil.copytree(tiny_run.path, tmp_path / "runs" / "demo")
+    rows = [{"question_id": 1, "text": "Why?"}, {"question_id": "two", "turns": ["Who?", "Where?"]}]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    asked = shell("answer", "runs/demo", "--questions", "few.jsonl", "--max-new-tokens", 3)
+    assert asked.status == 0, asked.err
+    with StubJudge(lambda number, request: text("SCORES: 6 7")) as stub:
+        done = judge(shell, stub, "runs/demo", "--questions", "few.jsonl", "--json")
+    assert done.status == 0, done.err
+    found = json.loads(done.out)
+    names = [pair["a"] for pair in found["pairs"]]
+    assert names[0] == "base" and names[-1] == "centralised" and len(names) > 2
+    assert all(name.startswith("local/") for name in names[1:-1])
+    assert {(pair["b"], pair["difference"], pair["first_gain"]) for pair in found["pairs"]} == {("federated", 0, -1)}
+    assert found["budget"]["equal"] is True and found["questions"]["source"] == "few.jsonl"
+    assert all(arm["cut"] == 1 for arm in found["arms"])
+    assert "How the answers were judged" in (tmp_path / "runs" / "demo" / "report.html").read_text("utf-8")

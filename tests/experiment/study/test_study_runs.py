@@ -159,7 +159,15 @@ def test_a_record_holds_rows_digests_and_settings_and_no_place(tmp_path, study):
     found = json.loads(record(study.runs[0], losses_of(study.runs[0]), tmp_path))
     assert set(found["digests"]) == {"config", "data", "held_out", "partition", "base", "tokenizer", "code", "adapter"}
     assert found["digests"]["config"] == study.runs[0].digest and found["config"]["run"] == {"seed": 0}
-    assert set(found["arms"]["local"]) == {"loss", "mean", "best", "best_clients", "losses", "each"}
+    assert set(found["arms"]["local"]) == {
+        "loss",
+        "mean",
+        "best",
+        "best_clients",
+        "best_on_same_rows",
+        "losses",
+        "each",
+    }
     assert str(tmp_path) not in json.dumps(found)
 
 

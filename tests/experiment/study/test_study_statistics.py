@@ -11,7 +11,6 @@ from shepherd.evaluation.judge.statistics import two_way
 from shepherd.experiment.study.comparisons import compare_all, measure
 from shepherd.experiment.study.forecast import smallest_visible
 from shepherd.experiment.study.losses import losses_of
-from shepherd.experiment.study.record import cross_fitted
 from shepherd.experiment.study.sides import Pair, Side
 from study_runs import held_out, record, study_of
 
@@ -156,12 +155,28 @@ def test_a_comparison_with_a_client_that_is_not_there_names_the_nearest(records)
     assert entry["reason"].endswith("'nort' has no model in the local arm. Did you mean 'north'?")
 
 
-def test_the_best_client_is_chosen_on_other_rows_than_it_is_measured_on():
-    tokens = np.ones(4, int)
-    lucky = {"a": np.array([0.0, 5.0, 0.0, 5.0]), "b": np.array([1.0, 1.0, 1.0, 1.0])}
-    # On even rows a is best, so odd rows are a's, 5 each; on odd rows b is best, so even rows are b's.
-    chosen, best = cross_fitted(lucky, tokens)
-    assert chosen == ("a", "b") and best.tolist() == [1.0, 5.0, 1.0, 5.0]
+@pytest.mark.parametrize("rows", [20, 60])
+def test_the_best_client_is_chosen_on_other_rows_than_it_is_compared_on(rows, records):
+    """Two clients that are equal but for noise: chosen on the same rows the best one looks better than their mean."""
+    tokens = np.full(rows, 50)
+
+    def made(planned):
+        rng = np.random.default_rng([planned.seed, rows])
+        models = {client: tokens * (2 + rng.normal(0, 0.2, rows)) for client in ("north", "south")}
+        return held_out(tokens, dict.fromkeys(("base", "federated", "centralised"), tokens * 2.0), models)
+
+    found = records(made)
+    gaps = compare_all([Pair(Side("fedit", "local:best"), Side("fedit", "local:mean"))], found)[0]
+    assert rows >= 40 or max(gaps["per_seed"]) < 0
+    assert found["fedit"][0]["arms"]["local"]["best_on_same_rows"] is (rows < 40)
+    words = (
+        "on the 20 rows that it is compared on" if rows < 40 else "on one half of the rows and compared on the other"
+    )
+    assert words in gaps["notes"][0]
+    if rows >= 40:
+        best = losses_of(found["fedit"][0], "local:best")
+        each = np.stack([losses_of(found["fedit"][0], f"local/{client}") for client in ("north", "south")])
+        assert (np.isclose(best, each).any(axis=0)).all(), "on each row it is one of the two"
 
 
 def test_losses_of_rows_are_rounded_and_means_are_not(records):

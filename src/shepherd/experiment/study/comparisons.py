@@ -17,11 +17,10 @@ import numpy as np
 from shepherd.errors import DataError
 from shepherd.evaluation.judge import significance
 from shepherd.evaluation.judge.statistics import Comparison, Estimate, equivalence, table, two_way
+from shepherd.evaluation.selection import FEWEST
 from shepherd.experiment.study.losses import Record, Rows, clients_of, losses_of, own_losses, own_rows_of, rows_of
 from shepherd.experiment.study.sides import Pair, base_arm
 
-FEW = 40
-"""Below this number of rows, a best client chosen on half of them is chosen mostly by chance."""
 Records = Mapping[str, Mapping[int, Record]]
 """{variant: {seed: RUN.json}}"""
 
@@ -196,8 +195,11 @@ def _notes(pair: Pair, measured: Measured) -> list[str]:
     elif measured.values is None:
         found.append("each seed has other test rows: the interval is over seeds alone")
     if any(side.arm.endswith(":best") for side in (pair.a, pair.b)):
-        few = f"; on {measured.rows} rows that choice is mostly chance" if measured.rows < FEW else ""
-        found.append(f"the best client is chosen on one half of the rows and measured on the other{few}")
+        found.append(
+            f"the best client is chosen on the {measured.rows} rows that it is compared on, which favours it"
+            if measured.rows < FEWEST
+            else "the best client is chosen on one half of the rows and compared on the other"
+        )
     return found
 
 

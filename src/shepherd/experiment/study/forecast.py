@@ -133,13 +133,21 @@ def _visible(study: Study, pair: Pair, costs: Mapping[str, VariantCost], finishe
     seeds = [s for s in study.variant(pair.a.variant).seeds if s in study.variant(pair.b.variant).seeds]
     own = pair.rows == "own"
     one = any("/" in side.arm for side in (pair.a, pair.b))
-    units = cost.held_out_rows if not own else cost.clients if not one else cost.held_out_rows // cost.clients
+    each = cost.held_out_rows // cost.clients
+    units = cost.held_out_rows if not own else each if one else _trained_alone(study, pair, cost.clients)
     row_sd, seed_sd, source = _spread(pair, finished)
     fixed = study.file.test_rows == "fixed"
     return Visible(
         pair.label, units, "client" if own and not one else "row", len(seeds), row_sd, seed_sd, source,
         smallest_visible(units, len(seeds), row_sd, seed_sd, fixed), pair.margin,
     )  # fmt: skip
+
+
+def _trained_alone(study: Study, pair: Pair, clients: int) -> int:
+    """The number of clients that train alone in both variants, of `clients` in all."""
+    given = [study.variant(side.variant).config.evaluation.local_clients for side in (pair.a, pair.b)]
+    counts = [clients if some == "all" else some if isinstance(some, int) else len(some) for some in given]
+    return min(clients, *counts)
 
 
 def smallest_visible(units: int, seeds: int, row_sd: float, seed_sd: float, fixed: bool) -> float | None:

@@ -15,7 +15,9 @@ import numpy as np
 
 from shepherd.errors import DataError, ResourceError
 from shepherd.evaluation.row_losses import HeldOutLosses, read_losses
+from shepherd.evaluation.selection import Best, best_of
 from shepherd.experiment.study.design import SCHEMA, Planned
+from shepherd.rng import stream
 from shepherd.store import read_json
 from shepherd.store.records import read_rounds
 
@@ -38,6 +40,8 @@ def record_of(run_dir: Path, planned: Planned) -> bytes:
     summary, identity = read_json(run_dir / "summary.json"), read_json(run_dir / "identity.json")
     metrics, rounds = read_json(run_dir / "evaluation" / "metrics.json"), read_rounds(run_dir)
     _check_means(run_dir, losses, summary)
+    # The same halves as in the run's own metrics.json.
+    best = {arm: best_of(m, losses.groups, stream(planned.seed, "halves", arm)) for arm, m in losses.each.items()}
     for decimals, whole in LEVELS:
         found = {
             "schema": SCHEMA,
@@ -68,7 +72,7 @@ def record_of(run_dir: Path, planned: Planned) -> bytes:
                 "tokens": losses.models["base"].tokens.tolist(),
                 "own": {client: losses.own(client).tolist() for client in losses.holds},
             },
-            "arms": _arms(losses, summary["arms"], decimals, whole),
+            "arms": _arms(losses, best, summary["arms"], decimals, whole),
         }
         encoded = _encoded(found)
         if len(encoded) <= LARGEST:
@@ -79,39 +83,25 @@ def record_of(run_dir: Path, planned: Planned) -> bytes:
     )
 
 
-def _arms(losses: HeldOutLosses, means: Mapping[str, Any], decimals: int, whole: bool) -> dict[str, Any]:
+def _arms(
+    losses: HeldOutLosses, best: Mapping[str, Best], means: Mapping[str, Any], decimals: int, whole: bool
+) -> dict[str, Any]:
     tokens = losses.models["base"].tokens
     found: dict[str, Any] = {
         arm: {"loss": means[arm]["loss"], "nll": _rounded(model.nll, decimals)} for arm, model in losses.pooled.items()
     }
     for arm, each in losses.each.items():
         models = {client: model.nll for client, model in each.items()}
-        chosen, best = cross_fitted(models, tokens)
         found[arm] = {
             "loss": float(np.mean([nll.sum() for nll in models.values()]) / tokens.sum()),
             "mean": _rounded(np.mean(list(models.values()), axis=0), decimals),
-            "best": _rounded(best, decimals),
-            "best_clients": list(chosen),
+            "best": _rounded(best[arm].losses.nll, decimals),
+            "best_clients": list(best[arm].chosen),
+            "best_on_same_rows": best[arm].same_rows,
             "losses": {client: means[arm][client]["loss"] for client in models},
             "each": {client: _rounded(nll, decimals) for client, nll in models.items()} if whole else {},
         }
     return found
-
-
-def cross_fitted(models: Mapping[str, np.ndarray], tokens: np.ndarray) -> tuple[tuple[str, str], np.ndarray]:
-    """The clients with the least loss on the rows of even and of odd place, and nll float64[rows] of the chosen ones.
-
-    Each row is taken from the client that was chosen on the other half, so that the choice does not flatter it.
-    """
-    result = np.zeros(len(tokens))
-    halves = (np.arange(len(tokens)) % 2 == 0, np.arange(len(tokens)) % 2 == 1)
-    picked = []
-    for chosen_on, measured_on in (halves, halves[::-1]):
-        where = chosen_on if tokens[chosen_on].sum() else measured_on
-        client = min(models, key=lambda c: (float(models[c][where].sum()), c))
-        result[measured_on] = models[client][measured_on]
-        picked.append(client)
-    return (picked[0], picked[1]), result
 
 
 def _check_means(run_dir: Path, losses: HeldOutLosses, summary: Mapping[str, Any]) -> None:

@@ -93,7 +93,7 @@ def arms_table(found: Document) -> Table:
         rows,
         texts=(0, 1),
         note="Standard errors are over seeds, of losses; differences within a seed vary less. The best client is "
-        "chosen on one half of the rows and measured on the other.",
+        "chosen on one half of the rows and compared on the other, with fewer than 40 rows on all of them.",
     )
 
 

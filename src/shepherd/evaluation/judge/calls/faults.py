@@ -36,7 +36,7 @@ def without_secret(text: str, secret: str) -> str:
     """A server's words, short and on one line, with the key and what looks like one blotted out."""
     if secret:
         text = text.replace(secret, "[key]")
-    text = re.sub(r"(?i)\b(?:sk|pk|key|bearer)[-_ ][\w*.-]{6,}", "[key]", text)
+    text = re.sub(r"(?i)\b(?:(?:sk|pk|key)[-_]|bearer )[\w*.-]{6,}", "[key]", text)
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split())
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
