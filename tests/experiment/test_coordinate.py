@@ -12,6 +12,7 @@ from shepherd.experiment.coordinate import coordinate, resume_coordination
 from shepherd.experiment.estimate import plan
 from shepherd.experiment.opened_run import evaluate, open_run
 from shepherd.experiment.run import run
+from shepherd.federation.messages import Answer, read
 from shepherd.federation.transport import Aborted
 from shepherd.federation.transports.memory import Arrival
 from shepherd.model.digest import model_digest
@@ -110,6 +111,23 @@ def test_a_run_whose_coordinator_was_stopped_between_rounds_goes_on_to_the_same_
 
 def journal(folder):
     return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+def test_selection_knows_the_seconds_in_which_sites_answered_and_one_lost_answer_costs_a_round_only(begin, sites):
+    def slow(hop):
+        message = read(hop.data, 2**30)
+        lost = hop.client == "south" and isinstance(message, Answer) and message.round == 2
+        return [] if lost else [Arrival({"north": 2.0, "south": 5.0}[hop.client], hop.data)]
+
+    sites.transport.hop = slow
+    done = begin("federation.min_updates=1", "federation.deadline=30.0", "federation.rounds=3", step=1000.0)
+    lines = done.rounds()
+    assert [line["late"] for line in lines] == [[], ["south"], []]
+    assert [sorted(line["weights"]) for line in lines] == [["north", "south"], ["north"], ["north", "south"]]
+    states = [json.loads((done.path / f"checkpoints/round-000{n}/state.json").read_text()) for n in (2, 3)]
+    seconds = [{client: memory["seconds"] for client, memory in state["history"].items()} for state in states]
+    assert seconds == [{"north": 4.0, "south": 30.0}, {"north": 4.0, "south": 10.0}]
+    assert states[-1]["strikes"] == {}
 
 
 def test_check_counts_prompts_at_two_clients_and_names_them(small_config, tmp_path):

@@ -26,6 +26,7 @@ from shepherd.errors import DataError
 from shepherd.federation.cards import RunCard, read_card
 from shepherd.federation.groups import Group
 from shepherd.federation.site_trainer import SiteTrainer, code_of
+from shepherd.federation.verdicts import Refused
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, GlobalModel, SiteFacts, Tensors, TrainTask
 from shepherd.updates.task_wire import pack_global, pack_task, read_global, read_task
 
@@ -36,10 +37,6 @@ Make = Callable[[], SiteTrainer]
 
 class TrainerEnded(Exception):
     """The child ended, or gave no sign of life."""
-
-
-class RowsChanged(DataError):
-    """The child that replaced another one found other rows."""
 
 
 class ProcessTrainer:
@@ -113,7 +110,7 @@ class ProcessTrainer:
         if again and self._loaded is not None:
             card, facts = self._loaded
             if self._ask("load_rows", card.to_json()) != facts:
-                raise RowsChanged("the rows are others than at the start of the run")
+                raise Refused("rows-changed")
 
 
 def _raised(name: str, is_data: bool) -> Exception:

@@ -114,7 +114,7 @@ def _carry_out(
             parameters=base.adapter.num_parameters,
             offers=terms.offers,
         )
-        attendance = Attendance(card, transport, store, reporter, terms)
+        attendance = Attendance(card, transport, store, reporter, terms, config.federation.deadline)
         run = Coordination(config, composition, base, attendance)
         try:
             summary = run.carry_out(beginning.state)
@@ -204,7 +204,8 @@ class Coordination:
         while state.round < self.schedule.rounds:
             number = state.round + 1
             self.attendance.wait_for(number)
-            state, record = run_round(state, self.plan(number), self.engine, partial(observe, number))
+            after, record = run_round(state, self.plan(number), self.engine, partial(observe, number))
+            state = self.attendance.timed(state, after, record)
             yield state, record
 
     def _start(self, state: ServerState, lines: list[Mapping[str, Any]]) -> Meter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shepherd.errors import UsageError, plural
@@ -20,7 +20,8 @@ from shepherd.federation.states import OVER, Ledger
 from shepherd.federation.transport import Transport
 from shepherd.federation.verdicts import ADMITTED, VERDICTS
 from shepherd.store import RunDirectory, read_journal
-from shepherd.types import ClientId, GlobalModel, TrainTask
+from shepherd.store.records import RoundRecord
+from shepherd.types import ClientId, GlobalModel, ServerState, TrainTask
 
 WHAT, OWN = "sites", "own models"
 """Kinds of lines in the run's journal: a change of the federation, and what sites measured of their own models."""
@@ -55,16 +56,23 @@ USUAL = Terms()
 
 
 class Attendance:
-    """The sites of a run: who is admitted, who is there, and what they answer."""
+    """The sites of a run: who is admitted, who is there, and what they answer. deadline: seconds for an update."""
 
     def __init__(
-        self, card: RunCard, transport: Transport, store: RunDirectory, reporter: Reporter, terms: Terms
+        self,
+        card: RunCard,
+        transport: Transport,
+        store: RunDirectory,
+        reporter: Reporter,
+        terms: Terms,
+        deadline: float = 0.0,
     ) -> None:
         self.store, self.reporter, self.terms = store, reporter, terms
         self.least = max(terms.sites, card.federation.min_updates)
         lines = [row for row in read_journal(store.path / "journal.jsonl").rows if row["what"] == WHAT]
         ledger = Ledger(self._write, [_change(line) for line in lines])
         self.coordinator = Coordinator(card, transport, ledger, patience=terms.step, clock=terms.clock)
+        self.deadline = deadline
         self._said: set[tuple[ClientId, str]] = set()
 
     def wait_for(self, number: int) -> tuple[ClientId, ...]:
@@ -93,6 +101,18 @@ class Attendance:
         known = {client for at, clients in rounds.items() if at <= (1 if founders else number) for client in clients}
         facts = {client: self.coordinator.ledger.of(client).facts for client in sorted(known)}
         return {client: found.rows for client, found in facts.items() if found is not None}
+
+    def timed(self, before: ServerState, after: ServerState, record: RoundRecord) -> ServerState:
+        """The state after a round with the seconds that its sites took to answer; a late one took the longest of them,
+        or the deadline. Of a site without an answer the seconds stay as they were."""
+        found = self.coordinator.seconds
+        least = max(self.deadline, *found.values(), 0.0)
+        taken = {c: found[c] for c in record.cohort if c in found} | dict.fromkeys(record.late, least)
+        history = dict(after.history)
+        for client in record.cohort:
+            former = before.history.get(client)
+            history[client] = replace(history[client], seconds=taken.get(client, former.seconds if former else None))
+        return replace(after, history=history)
 
     def measure(self, model: GlobalModel | None) -> Measures:
         """What the sites that are there measure of a model, None for the bare base, on the rows that they hold out."""
