@@ -200,7 +200,7 @@ def test_a_baseline_with_a_flipped_bit_in_any_file_is_refused_by_the_name_of_the
         folder = tmp_path / arm
         shutil.copytree(whole.path / "arms" / arm, folder)
         load_arm(folder, per_client=arm == "local")
-        names = sorted(path.name for path in folder.iterdir())
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         assert {"MANIFEST.json", "arm.json", "losses.safetensors"} <= set(names)
         for name in names:
             data = (folder / name).read_bytes()

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from shepherd.cli import judge_calls, judged
+from shepherd.cli.completion import complete_run
 from shepherd.errors import UsageError
 
 
 @click.command()
-@click.argument("runs", nargs=-1, metavar="[RUN…]")
+@click.argument("runs", nargs=-1, metavar="[RUN…]", shell_complete=complete_run)
 @click.option("--replay", "replayed", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
               help="Compare by recorded judgements; further FILEs may follow. Their format is recognised.")  # fmt: skip
 @judge_calls.options

@@ -88,7 +88,8 @@ def named(context: click.Context) -> list[str]:
 class Setup:
     """The judge, how it is reached, and where its calls are recorded. endpoint: None for a local model.
 
-    agreed: limits are lifted. made, cost: of this command so far. stop: set where no further request is wanted.
+    calls: whether any is to be made; recorded ones need neither key nor model. agreed: limits are lifted. made, cost:
+    of this command so far. stop: set where no further request is wanted.
     """
 
     judge: Judge
@@ -96,13 +97,16 @@ class Setup:
     folder: Path
     price: Price | None
     given: Mapping[str, Any]
+    calls: bool = True
     agreed: bool = False
     made: int = 0
     cost: float = 0.0
     stop: threading.Event = field(default_factory=threading.Event)
 
     def complete(self) -> Complete:
-        """Raises UsageError without a key, ModelError without the local model."""
+        """Raises UsageError without a key, ModelError without the local model; nothing where no call is to be made."""
+        if not self.calls:
+            return _not_called
         if self.endpoint is not None:
             from shepherd.evaluation.judge.calls.client import connected
             from shepherd.evaluation.judge.calls.retry import Retries
@@ -113,6 +117,10 @@ class Setup:
         from shepherd.serving.local_judge import PREFIX, local_judge
 
         return local_judge(self.judge.model.removeprefix(PREFIX))
+
+
+def _not_called(*_: Any) -> Any:
+    raise AssertionError("all calls are recorded")
 
 
 def setup(folder: Path, given: Mapping[str, Any]) -> Setup:
@@ -129,8 +137,6 @@ def setup(folder: Path, given: Mapping[str, Any]) -> Setup:
         )
     local = given["model"].startswith("local:")
     endpoint = None if local else Endpoint.named(given["url"], given["model"], given["key_variable"], given["timeout"])
-    if endpoint is not None and not given["dry_run"]:
-        endpoint.key()
     price = read_price(given["prices"], given["model"]) if given["prices"] else None
     if given["max_cost"] is not None and price is None:
         raise UsageError("--max-cost needs prices, and none are built in", hint="give a file with --prices")
@@ -173,7 +179,7 @@ def confirm(plans: Sequence[tuple[str, Sequence[Planned], Ledger]], set_up: Setu
     from shepherd.evaluation.judge.calls.run import to_make
 
     given, price = set_up.given, set_up.price
-    missing = [(name, to_make(calls, ledger), len(calls)) for name, calls, ledger in plans]
+    missing = [(name, to_make(calls, set_up.judge.protocol, ledger), len(calls)) for name, calls, ledger in plans]
     every = [call.text for _, calls, _ in missing for call in calls]
     found = estimate(every, 0, set_up.judge.decoding.max_tokens, price)
     for name, calls, count in missing:
@@ -186,6 +192,9 @@ def confirm(plans: Sequence[tuple[str, Sequence[Planned], Ledger]], set_up: Setu
     )
     if given["dry_run"]:
         return False
+    if set_up.endpoint is not None and every:
+        _check_key(set_up.endpoint)
+    set_up.calls = bool(every)
     limit = ASKED_ABOVE if given["max_calls"] is None else given["max_calls"]
     above = []
     if found.calls > limit:
@@ -200,6 +209,12 @@ def confirm(plans: Sequence[tuple[str, Sequence[Planned], Ledger]], set_up: Setu
         click.confirm(f"{'; '.join(above)}. Go on?", abort=True, err=True)
     set_up.agreed = bool(above) or given["yes"]
     return True
+
+
+def _check_key(endpoint: Endpoint) -> None:
+    endpoint.key()
+    if endpoint.url.startswith("http:") and not endpoint.on_this_machine:
+        output.note(f"{endpoint.host} is reached without encryption: key and answers can be read on the way")
 
 
 def make(calls: Sequence[Planned], ledger: Ledger, complete: Complete, set_up: Setup) -> Done:

@@ -91,7 +91,7 @@ def test_nothing_is_paid_twice(ledger):
     run(calls[:4], FEDIT, ledger(), complete)
     done = run(calls, FEDIT, ledger(), complete)
     assert (done.made, done.recorded, len(complete.asked), len(done.calls)) == (2, 4, 6, 6)
-    assert to_make(calls, ledger()) == []
+    assert to_make(calls, FEDIT, ledger()) == []
 
 
 def test_exchanging_a_and_b_exchanges_every_figure_and_makes_no_new_call(ledger):
@@ -146,6 +146,16 @@ def test_a_text_that_nobody_can_read_gets_one_more_call_and_is_then_unparsed(led
     assert [one.points for one in recording.judgements] == [(7, 8), None]
     again = run(calls, FEDIT, ledger(), complete, threads=1)
     assert again.made == 0 and again.calls == done.calls
+
+
+def test_a_second_call_that_an_interrupted_command_owes_is_made(ledger):
+    calls = planned([pair(count=1)], JUDGE, SECRET, ("ab",))
+    run(calls, FEDIT, ledger(), Counted("Both are fine."), threads=1, limit=Limit(calls=1))
+    (owed,) = to_make(calls, FEDIT, ledger())
+    assert owed.call.ask == 1 and owed.call.key != calls[0].call.key
+    done = run(calls, FEDIT, ledger(), Counted("SCORES: 7 8"))
+    assert done.made == 1 and [call.text for call in done.calls] == ["SCORES: 7 8"]
+    assert to_make(calls, FEDIT, ledger()) == []
 
 
 def test_an_empty_reply_is_not_sent_back_empty(ledger):

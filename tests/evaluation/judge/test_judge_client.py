@@ -169,6 +169,8 @@ def test_a_refusal_is_not_an_answer():
         ("ftp://host/v1", "not the address of an endpoint: 'ftp://host/v1'"),
         ("host", "not the address"),
         ("http://host:port/v1", "not the address"),
+        ("http://host/v\n1", "not the address"),
+        ("http://a b/v1", "not the address"),
         ("https://me:pass@host/v1", "holds a password or a query"),
         ("https://host/v1?key=pass", "holds a password or a query"),
     ],

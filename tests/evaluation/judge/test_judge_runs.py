@@ -16,6 +16,7 @@ import pytest
 from answered_runs import a_run, recorded
 from console import Shell
 from shepherd.evaluation.answer_files import hash_of
+from shepherd.evaluation.judge.calls.client import Endpoint
 from shepherd.evaluation.judge.calls.known import budget_of
 from stub_judge import SILENT, StubJudge, error, text
 
@@ -64,6 +65,19 @@ def test_the_default_pairs_are_judged_in_both_orders_and_the_figures_written(she
     assert found["questions"]["licence"] == "Apache-2.0 (FastChat)" and found["budget"] is None
     replayed = shell("judge", "--replay", run / "judge" / "calls.jsonl", "--json")
     assert [p["difference"] for p in json.loads(replayed.out)["pairs"]] == [2.25, 1.5, 0.75]
+
+
+def test_recorded_calls_need_no_key(shell, tmp_path, monkeypatch):
+    a_run(tmp_path, count=2)
+    with StubJudge(by_length) as stub:
+        first = judge(shell, stub, "runs/demo", "--probes", "--json")
+        monkeypatch.delenv("JUDGE_KEY")
+        monkeypatch.setattr(Endpoint, "on_this_machine", False)
+        again = judge(shell, stub, "runs/demo", "--probes", "--json")
+        other = judge(shell, stub, "runs/demo", "--seed", 1)
+    assert again.status == 0 and json.loads(again.out)["pairs"] == json.loads(first.out)["pairs"]
+    assert json.loads(again.out)["probes"] == json.loads(first.out)["probes"]
+    assert other.status == 2 and "JUDGE_KEY is not set" in other.err
 
 
 def test_budgets_of_arms_that_differ_are_named(tmp_path):

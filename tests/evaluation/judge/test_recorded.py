@@ -7,6 +7,7 @@ leaderboards.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import statistics
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
+from shepherd.evaluation.judge.calls.calibration import calibration, read_labelled
 from shepherd.evaluation.judge.orders import exchanged
 from shepherd.evaluation.judge.pairs import both_orders, summarise, totals
 from shepherd.evaluation.judge.points import matched
@@ -275,3 +277,16 @@ def test_the_win_rates_of_alpaca_eval_are_those_of_its_leaderboards(model):
     assert found["win_rate_stderr"] == pytest.approx(float(printed["standard_error"]), rel=1e-8)
     counts = [found[name] for name in ("wins", "losses", "ties")]
     assert counts == [int(printed[name]) for name in ("n_wins", "n_wins_base", "n_draws")]
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "flips"), [("Natural", 0.955, 0.05), ("Adversarial-Neighbor", 0.7873, 0.0672)]
+)
+def test_gpt_4_is_calibrated_by_its_recorded_verdicts(name, right, flips):
+    """Its statistics file has correct_average 95.5 and 78.73 %, and equal 95 and 93.28 %."""
+    file = FOLDER / f"llmbar/{name}.gpt-4.vanilla.result.json"
+    pair, labels = read_labelled(file)
+    judgements = [dataclasses.replace(one, question=int(one.question) + 1) for one in read(file).judgements]
+    found = calibration(judgements, labels)
+    assert found["pairs"] == len(pair.items) and found["fit"] is True
+    assert (found["accuracy"], found["flips"]) == pytest.approx((right, flips), abs=5e-4)

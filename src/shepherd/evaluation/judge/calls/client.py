@@ -54,7 +54,8 @@ class Endpoint:
                 f"the address of the endpoint at {parts.hostname} holds a password or a query, which would be recorded",
                 hint=f"put the key into the environment variable {key_variable}",
             )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        readable = url.isprintable() and " " not in url
+        if parts.scheme not in ("http", "https") or not parts.hostname or not readable:
             raise UsageError(f"not the address of an endpoint: {url!r}", hint=f"for example {OPENAI}")
         if not model:
             raise UsageError("the endpoint needs the name of a model")

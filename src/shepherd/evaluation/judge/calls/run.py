@@ -183,9 +183,17 @@ def unread(call: Call, protocol: Protocol) -> bool:
     return call.outcome == "answered" and protocol.read(call.text) is None
 
 
-def to_make(calls: Sequence[Planned], ledger: Ledger) -> list[Planned]:
-    """The calls that no line records, equal ones once."""
-    return list({one.call.key: one for one in calls if ledger.found(one.call.key) is None}.values())
+def to_make(calls: Sequence[Planned], protocol: Protocol, ledger: Ledger) -> list[Planned]:
+    """The calls that no line records, equal ones once, and the re-asks that an interrupted command owes."""
+    missing: dict[str, Planned] = {}
+    for one in calls:
+        found = ledger.found(one.call.key)
+        if found is not None and unread(found, protocol):
+            one = again(one, found.text, protocol)
+            found = ledger.found(one.call.key)
+        if found is None:
+            missing[one.call.key] = one
+    return list(missing.values())
 
 
 def _reply(planned: Planned, protocol: Protocol, ledger: Ledger) -> Call | None:
