@@ -11,7 +11,7 @@ from shepherd.errors import DataError, ModelError, UsageError
 from shepherd.experiment.coordinate import coordinate, resume_coordination
 from shepherd.experiment.estimate import plan
 from shepherd.experiment.opened_run import evaluate, open_run
-from shepherd.experiment.run import run
+from shepherd.experiment.run import resume, run
 from shepherd.federation.messages import Answer, read
 from shepherd.federation.transport import Aborted
 from shepherd.federation.transports.memory import Arrival
@@ -101,7 +101,9 @@ def test_a_run_whose_coordinator_was_stopped_between_rounds_goes_on_to_the_same_
         begin()
     sites.transport.hop = usual
     (folder,) = (sites.folder.parent / "runs").iterdir()
-    assert entry(folder).rounds == 1
+    assert entry(folder).rounds == 1 and journal(folder)[-1]["state"] == "stopped"
+    with pytest.raises(DataError, match="the rows of this run are at its sites"):
+        resume(folder)
     sites.transport.restart("north")  # its private state and the digest of its rows outlast it
     done = resume_coordination(folder, sites.transport, terms=sites.terms())
     assert adapter_of(done) == adapter_of(simulated)

@@ -119,7 +119,7 @@ def _carry_out(
         try:
             summary = run.carry_out(beginning.state)
         except BaseException:
-            attendance.coordinator.stop()
+            attendance.stop()
             raise
         emit({"event": "end", "run": str(store.path), "summary": summary})
         return Run(store.path, summary)
@@ -143,6 +143,7 @@ class Coordination:
         """The rounds after a state, measures, models of sites, adapter, summary and report."""
         self.coordinator.open()
         state = self._train(state)
+        self.attendance.gather()
         with self.reporter.phase("evaluate", "base"):
             measured = self._measure_arms(state)
         personal = self._finish(state)

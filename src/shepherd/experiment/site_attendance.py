@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shepherd.errors import UsageError, plural
+from shepherd.errors import ShepherdError, UsageError, plural
 from shepherd.experiment.progress import Reporter
 from shepherd.experiment.site_measures import Measures
 from shepherd.federation.cards import RunCard
@@ -75,17 +76,31 @@ class Attendance:
         self.deadline = deadline
         self._said: set[tuple[ClientId, str]] = set()
 
-    def wait_for(self, number: int) -> tuple[ClientId, ...]:
+    def wait_for(self, number: int) -> Sequence[ClientId]:
         """The sites that may be sampled in a round, when enough are there.
 
         Raises UsageError, with what each site has against it, when they are not within the patience; the run is paused.
         """
+        return self._wait(number, lambda: self._eligible(number))
+
+    def gather(self) -> None:
+        """Wait for enough sites to measure the model, who need not be those of the last round."""
+        least = self.coordinator.card.federation.min_updates
+        self._wait(self.coordinator.ledger.round, lambda: found if len(found := self._there()) >= least else ())
+
+    def stop(self) -> None:
+        """Stop the run, which can be resumed; what is wrong with its directory is somebody else's to say."""
+        if self.coordinator.ledger.state:
+            with suppress(ShepherdError):
+                self.coordinator.stop()
+
+    def _wait(self, number: int, look: Callable[[], Sequence[ClientId]]) -> Sequence[ClientId]:
         begin, pause = self.terms.clock(), self.terms.pause
         while True:
             verdicts = self.coordinator.admit(self.terms.offer)
             for client, verdict in verdicts.items():
                 self._say(client, verdict)
-            if found := self._eligible(number):
+            if found := look():
                 return found
             if self.terms.clock() - begin >= self.terms.enough:
                 raise UsageError(self._too_few(number), hint="resume the run when they are there; nothing is lost")
@@ -158,8 +173,8 @@ class Attendance:
         self.reporter.warn(f"{client} does not take part: {VERDICTS.get(verdict, verdict)}{both}")
 
     def _too_few(self, number: int) -> str:
-        there = self._there()
-        lines = [f"round {number} waits for {plural(self.least, 'site')}, and {len(there)} take part"]
+        there, least = self._there(), self.least if number == 1 else self.coordinator.card.federation.min_updates
+        lines = [f"round {number} waits for {plural(least, 'site')}, and {len(there)} take part"]
         ledger = self.coordinator.ledger
         for client in sorted(ledger.sites.keys() - set(there)):
             site = ledger.of(client)
