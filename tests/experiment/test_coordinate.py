@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 
 import pytest
 
@@ -12,12 +13,14 @@ from shepherd.experiment.coordinate import coordinate, resume_coordination
 from shepherd.experiment.estimate import plan
 from shepherd.experiment.opened_run import evaluate, open_run
 from shepherd.experiment.run import resume, run
+from shepherd.experiment.site import open_site
+from shepherd.experiment.site_attendance import Terms
 from shepherd.federation.messages import Answer, read
 from shepherd.federation.transport import Aborted
-from shepherd.federation.transports.memory import Arrival
+from shepherd.federation.transports.memory import Arrival, MemoryTransport
 from shepherd.model.digest import model_digest
 from shepherd.store.listing import entry
-from sites import SETTINGS, Sites, write_rows
+from sites import ROWS, SETTINGS, Sites, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +284,89 @@ def test_settings_that_sites_cannot_carry_out_are_refused_or_named(begin, sites)
 
 def journal_run(folder):
     return json.loads((folder / "identity.json").read_text())["run"]
+
+
+# Who takes part
+
+
+def test_a_resumed_round_has_the_cohort_of_its_first_draw_whoever_has_come_since(small_config, model_folder, tmp_path):
+    names = ("east", "north", "south", "west")
+    rows = write_rows(tmp_path / "rows", dict.fromkeys(names, 6))
+    given = small_config(f"data.source={rows}", *SETTINGS, "federation.clients_per_round=2", "evaluation.every=0",
+                         "objective.scaffold=true", "training.optimizer=sgd")  # fmt: skip
+    whole = Sites(rows, model_folder("llama"), tmp_path / "whole", names[1:])
+    expected = coordinate(given, whole.transport, lambda event: None, tmp_path / "runs", whole.terms(sites=3))
+    again = Sites(rows, model_folder("llama"), tmp_path / "again", names)
+    again.transport.stop("east")
+    again.transport.leases.end("east")
+
+    def abort(hop):
+        if hop.way == "up" and isinstance(message := read(hop.data, 2**30), Answer) and message.round == 2:
+            raise Aborted
+        return [Arrival(0.0, hop.data)]
+
+    usual, again.transport.hop = again.transport.hop, abort
+    with pytest.raises(Aborted):
+        coordinate(given, again.transport, lambda event: None, tmp_path / "more", again.terms(sites=3))
+    again.transport.hop = usual
+    again.transport.start("east")
+    (folder,) = (tmp_path / "more").iterdir()
+    done = resume_coordination(folder, again.transport, lambda event: None, again.terms())
+    assert [line["cohort"] for line in done.rounds()] == [line["cohort"] for line in expected.rounds()]
+    assert adapter_of(done) == adapter_of(expected)
+    assert "east" not in done.summary["sites"] or done.summary["clients"] == 3
+    assert done.metrics["arms"]["federated"]["per_client"].keys() == set(names), "it measures all the same"
+
+
+def test_a_site_that_comes_later_takes_part_from_the_next_round_on_but_under_scaffold(config, sites):
+    sites.transport.stop("south")
+    sites.transport.leases.end("south")
+
+    def later(event):
+        if event["event"] == "round" and event["round"] == 1:
+            sites.transport.start("south")
+
+    for number, settings in enumerate(((), ("objective.scaffold=true", "training.optimizer=sgd"))):
+        done = coordinate(
+            config("federation.min_updates=1", *settings), sites.transport, later,
+            sites.folder / f"runs-{number}", sites.terms(sites=1),
+        )  # fmt: skip
+        assert [line["cohort"] for line in done.rounds()] == [["north"], ["north"] if settings else ["north", "south"]]
+        sites.transport.stop("south")
+        sites.transport.leases.end("south")
+
+
+# The site
+
+
+def test_a_site_holds_its_identity_while_it_is_open_and_reads_no_row_before_a_card_is_approved(
+    rows, model_folder, tmp_path
+):
+    file = tmp_path / "site.toml"
+    file.write_text(
+        f'[site]\nname = "north"\n[data]\nsource = "{rows}/nowhere.jsonl"\n[model]\nbase = "{model_folder("llama")}"\n'
+    )
+    with open_site(file, tmp_path / "north") as site:
+        assert site.own.base == model_digest(model_folder("llama")) and site.policy.approve == "ask"
+        with pytest.raises(UsageError, match="another process is the site north"), open_site(file, tmp_path / "north"):
+            pass
+    with open_site(file, tmp_path / "north") as again:
+        assert again.session != site.session
+
+
+@pytest.mark.slow
+def test_sites_with_trainers_in_processes_give_the_same_adapter(config, rows, simulated, model_folder, tmp_path):
+    with ExitStack() as stack:
+        opened = {}
+        for name in ROWS:
+            file = tmp_path / f"{name}.toml"
+            file.write_text(
+                f'[site]\nname = "{name}"\ndtype = "float32"\ndevice = "cpu"\nthreads = 1\ntokens_per_pass = 512\n'
+                f'[data]\nsource = "{rows}/{name}.jsonl"\n[model]\nbase = "{model_folder("llama")}"\n[policy]\n'
+                'approve = "policy"\nleast_cohort = 1\nleast_group = 1\nmin_rows_round = 1\n'
+            )
+            opened[name] = stack.enter_context(open_site(file, tmp_path / name))
+        transport = MemoryTransport({name: lambda name=name: opened[name] for name in opened})
+        terms = Terms(sites=2, clock=transport.clock, sleep=lambda seconds: None)
+        done = coordinate(config(), transport, lambda event: None, tmp_path / "runs", terms)
+    assert adapter_of(done) == adapter_of(simulated)
