@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from shepherd.report.judge.figures import Judged, labels, total
 from shepherd.report.wording import digits, from_to, listing, percent, plain, plural, shorten, signed, significant
@@ -89,9 +89,19 @@ def cautions(judged: Judged) -> Iterator[str]:
     if small:
         least = min(pair["smallest_difference"] for pair in pairs if pair["smallest_difference"])
         yield f"This design finds differences from {digits(least)} points on with 80 % power; smaller ones it may miss."
+    yield from _uncounted(pairs)
+    if not any(each["items"] and each["with"] != "same judge" for each in judged["agreement"]):
+        yield "Nobody checked whether people or a second judge agree with these verdicts."
+
+
+def _uncounted(pairs: Sequence[Judged]) -> Iterator[str]:
+    """Judgements and questions that are in no figure."""
     left = sum(pair["left_out"] for pair in pairs)
     if left:
         share = left / sum(pair["judgements"] for pair in pairs)
         yield f"{plural(left, 'judgement')} ({percent(share)}) without a score are left out."
-    if not any(each["items"] and each["with"] != "same judge" for each in judged["agreement"]):
-        yield "Nobody checked whether people or a second judge agree with these verdicts."
+    dropped = sum((pair.get("one_order") or 0) + (pair.get("lacking") or 0) for pair in pairs)
+    if dropped:
+        yield f"{plural(dropped, 'question')} of these pairs are in no figure, without a score in each order and seed."
+    if superseded := sum(pair.get("superseded") or 0 for pair in pairs):
+        yield f"{plural(superseded, 'judgement')} of answers that were written anew since are left out."
