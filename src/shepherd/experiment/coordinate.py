@@ -208,8 +208,8 @@ class Coordination:
             up, down = self.coordinator.bytes_up, self.coordinator.bytes_down
             after, record = run_round(state, self.plan(number), self.engine, partial(observe, number))
             state = self.attendance.timed(state, after, record)
-            sent = {"bytes_up": self.coordinator.bytes_up - up, "bytes_down": self.coordinator.bytes_down - down}
-            yield state, replace(record, **sent)
+            sent, received = self.coordinator.bytes_down - down, self.coordinator.bytes_up - up
+            yield state, replace(record, bytes_up=received, bytes_down=sent)
 
     def _start(self, state: ServerState, lines: list[Mapping[str, Any]]) -> Meter:
         """The start of the events: how much is planned, and which rounds are committed already."""
