@@ -77,6 +77,8 @@ def test_a_run_over_sites_has_the_adapter_and_the_losses_of_the_simulation_and_h
         assert done.summary[key] == sum(line[key] for line in lines)
         assert simulated.summary[key] < done.summary[key] < 2 * simulated.summary[key]
     assert done.summary["trained_rows"] == simulated.summary["trained_rows"]
+    steps = [event for event in sites.events if event["event"] == "step"]
+    assert {client for event in steps for client in event["clients"]} == {"north", "south"}
     stated = done.summary["sites"]
     assert {client: site["rows"] for client, site in stated.items()} == {"north": 5, "south": 3}
     assert len({site["digest"] for site in stated.values()}) == 2
