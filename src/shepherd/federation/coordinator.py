@@ -50,6 +50,8 @@ class Coordinator:
         self.patience, self.clock = patience, clock
         self.seconds: dict[ClientId, float] = {}
         """From the question to the answer, of the last attempt."""
+        self.bytes_up = self.bytes_down = 0
+        """Of usable answers and of tasks, with all that is around their tensors, since this object was made."""
         self.inbox = Inbox(card.run, transport, ledger)
         self._bytes = card.to_json()
 
@@ -147,6 +149,7 @@ class Coordinator:
             self.ledger.site(client, "working", round=task.round, attempt=attempt, end=end)
             part = pack_task(task.part([client]))
             messages[client] = pack(Train(self.card.run, task.round, attempt, client, counted[client], cohort, part))
+        self.bytes_down += sum(map(len, messages.values()))
         waiting, self.seconds = Waiting(messages, self.clock, self.patience), {}
         over = lambda: enough() or waiting.settled  # noqa: E731
         wait = Wait(deadline, largest_answer(self.card), over, waiting.sign)
@@ -236,6 +239,7 @@ class Coordinator:
             return self._failed(client, task, error.code, error.detail, waiting)
         if facts is None or rows != facts.rows:
             return self._failed(client, task, "count", "other rows than the site stated at its admission", waiting)
+        self.bytes_up += len(answer.update)
         waiting.settle(client)
         self.ledger.site(client, "answered", round=task.round)
         return Sealed(client, answer.update)
