@@ -21,6 +21,7 @@ VERDICTS: Mapping[str, str] = {
     "transform": "the policy does not allow a transform of updates, or it is none of the built-in ones",
     "outside-code": "the message names code from outside the package",
     "rounds": "more rounds than the policy allows",
+    "runs": "more runs than the policy allows the site to keep",
     "trainings": "more tasks in a run than the policy allows",
     "measures": "more measures in a run than the policy allows",
     "steps": "more local steps than the policy allows",
