@@ -33,10 +33,10 @@ PROGRESS = Progress("demo", 1, 0, "0" * 32, "training", 1, 2, 0.5, 3, 4, 0.1)
 
 class Measuring(Numbers):
     def measure(self, model, rows_of):
-        return {"flu": Group(Stat(3.0 * ord(self.client), 2.0), 12)}
+        return {"flu": Group(Stat(3.0 * ord(self.client), 2.0), 4)}
 
     def finish(self, task, private):
-        return {"flu": Group(Stat(float(private["p"][0]), 1.0), 12)}
+        return {"flu": Group(Stat(float(private["p"][0]), 1.0), 4)}
 
 
 class Federation:
@@ -53,7 +53,8 @@ class Federation:
         self.coordinator.open()
 
     def site(self, name: str) -> Site:
-        policy = Policy(**{"approve": "policy", "least_cohort": 1, "min_rows_round": 1, **self.policies.get(name, {})})
+        usual = {"approve": "policy", "least_cohort": 1, "min_rows_round": 1, "least_group": 4}
+        policy = Policy(**{**usual, **self.policies.get(name, {})})
         return Site(name, policy, self.own[name], self.trainers[name], SiteStore(self.places[name]))
 
     def another(self) -> Coordinator:

@@ -13,7 +13,7 @@ import pytest
 
 from federation_schedules import Schedule
 from planted import plant, texts_that_are_not_there_once
-from shepherd.federation import coordinator, inbox, site, site_store, site_trainer, states, waiting
+from shepherd.federation import coordinator, inbox, limits, site, site_store, site_trainer, states, waiting
 
 LEAST = 50
 """Every kind of fault and of outcome happens at least this often in a thousand schedules."""
@@ -64,7 +64,7 @@ FAULTS = {
     "an answer to an attempt that is over counts": (inbox, "message.attempt != attempt", "False"),
     "an answer of another run counts": (inbox, "message.run != self.run,", "False,"),
     "an answer without the lease counts": (inbox, '"lease": getattr(message, "session", "") !=', '"lease": False and'),
-    "counts of the wire are believed": (coordinator, "if facts is None or rows != facts.rows:", "if facts is None:"),
+    "counts of the wire are believed": (limits, "if facts is None or rows != facts.rows:", "if facts is None:"),
     "an aborted transport commits": (coordinator, ANSWERS, QUIETLY),
     "a resumed round has other sites": (
         coordinator, "        return self.ledger.eligible[round_number]",

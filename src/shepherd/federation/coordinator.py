@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from shepherd.clients.progress import Observe, ignore
 from shepherd.federation.cards import RunCard
 from shepherd.federation.inbox import Inbox, Wait
+from shepherd.federation.limits import check_counts, is_possible, verdict_on
 from shepherd.federation.messages import Answer, Bye, Facts, Finish, Measure, Measured, Message, Offer, Train, pack
 from shepherd.federation.policy import largest_answer
 from shepherd.federation.states import OVER, Ledger
@@ -31,7 +32,7 @@ from shepherd.types import ClientFailure, ClientId, GlobalModel, SiteFacts, Trai
 from shepherd.updates.layout import WireError
 from shepherd.updates.replies import Late, Reply
 from shepherd.updates.task_wire import pack_global, pack_task
-from shepherd.updates.wire import Sealed, read_header
+from shepherd.updates.wire import Sealed
 
 
 class Coordinator:
@@ -52,6 +53,7 @@ class Coordinator:
         """From the question to the answer, of the last attempt."""
         self.inbox = Inbox(card.run, transport, ledger)
         self._bytes = card.to_json()
+        self._usable: tuple[int, set[ClientId]] = 0, set()  # a round, and who gave a usable update in it
 
     # The run and its sites
 
@@ -140,7 +142,7 @@ class Coordinator:
         counted = {client: self.ledger.counted(client, work.first_row) for client, work in task.work.items()}
         if self.ledger.state != "round" or self.ledger.round != task.round:
             self.ledger.run("round", round=task.round)
-        attempt, cohort = self.ledger.attempted(task.round, task.work, "train"), len(task.work)
+        attempt, cohort = self.ledger.attempted(task.round, task.work, "train"), len(self._in_round(task))
         messages = {}
         for client, work in sorted(task.work.items()):
             end = work.first_row + work.rows
@@ -187,7 +189,8 @@ class Coordinator:
         }  # fmt: skip
         found = self._measured(messages, attempt, deadline)
         for client in sorted(found):
-            self.ledger.site(client, "finished")
+            if self.ledger.of(client).admitted:  # it may have left since
+                self.ledger.site(client, "finished")
         return found
 
     def end(self) -> None:
@@ -197,11 +200,17 @@ class Coordinator:
         for client in sorted(self.ledger.present):
             self.transport.tell(client, goodbye)
 
+    def _in_round(self, task: TrainTask) -> set[ClientId]:
+        """The sites of a task, with those of earlier cohorts of the round that gave a usable update."""
+        if self._usable[0] != task.round:
+            self._usable = task.round, set()
+        return self._usable[1] | task.work.keys()
+
     # What arrives
 
     def _judge(self, client: ClientId, facts: Facts) -> str:
         """Admit a site, or note why not."""
-        site, verdict = self.ledger.of(client), facts.verdict
+        site, verdict = self.ledger.of(client), verdict_on(facts, self.card)
         if verdict == ADMITTED and site.facts not in (None, SiteFacts(facts.rows, facts.digest)):
             verdict = "rows-changed"
         if verdict == ADMITTED:
@@ -229,14 +238,12 @@ class Coordinator:
             return None
         if answer.code:
             return self._failed(client, task, answer.code, answer.detail, waiting)
-        facts = self.ledger.of(client).facts
         try:
-            rows = read_header(answer.update, largest_answer(self.card)).fields["num_examples"]
+            check_counts(answer.update, task, client, self.ledger.of(client).facts, self.card)
         except WireError as error:
             return self._failed(client, task, error.code, error.detail, waiting)
-        if facts is None or rows != facts.rows:
-            return self._failed(client, task, "count", "other rows than the site stated at its admission", waiting)
         waiting.settle(client)
+        self._usable[1].add(client)
         self.ledger.site(client, "answered", round=task.round)
         return Sealed(client, answer.update)
 
@@ -276,8 +283,12 @@ class Coordinator:
     def _measured(self, messages: Mapping[ClientId, bytes], attempt: int, deadline: float) -> dict[ClientId, Measured]:
         found: dict[ClientId, Measured] = {}
         for client, message, _ in self.inbox.answers(messages, attempt, Wait(deadline)):
-            if isinstance(message, Measured) and not message.code and client not in found:
+            if not isinstance(message, Measured) or message.code or client in found:
+                continue
+            if is_possible(message, self.ledger.of(client).facts, self.card):
                 found[client] = message
+            else:
+                self.ledger.ignored(client, "count", round=message.round)
         return dict(sorted(found.items()))
 
     # Before a question

@@ -33,6 +33,7 @@ VERDICTS: Mapping[str, str] = {
     "window": "outside the hours of the policy",
     "no-rows": "the site has no usable rows",
     "few-rows": "the site has fewer usable rows than its policy asks for",
+    "many-rows": "the site states more rows than a run can have",
     "rows-changed": "the rows are others than at the start of the run",
     "not-admitted": "the site does not take part in the run",
     "left": "the site has left the run",
