@@ -20,7 +20,7 @@ OUTCOMES = ("trained", "failed", "lost", "late", "rejected")
 TROUBLES = frozenset(OUTCOMES[1:])
 
 STRIKES = frozenset({"failed", "rejected"})
-"""Outcomes that count towards quarantine at sites (docs/decisions/0014)."""
+"""Outcomes that count towards quarantine (docs/decisions/0014)."""
 FAILED = frozenset({"diverged", "out-of-memory", "error", "no-state"})
 """Codes of a client's training; `error:ValueError` names the class of an exception."""
 LOST = frozenset({"lost", "hang", "refused"})

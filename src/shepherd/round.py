@@ -20,7 +20,7 @@ from shepherd.clients.history import pool_of, quarantined_by, remembered, strike
 from shepherd.clients.pool import Selection
 from shepherd.clients.progress import Observe, Progress, StepReport, ignore
 from shepherd.errors import ClientError
-from shepherd.outcomes import outcome_of
+from shepherd.outcomes import STRIKES, outcome_of
 from shepherd.rng import stream
 from shepherd.server.clusters import combine_clusters, group
 from shepherd.server.diagnostics import diagnose
@@ -382,7 +382,8 @@ def _aggregate_clusters(
 def next_state(state: ServerState, plan: Plan, replies: Replies, result: Aggregate) -> ServerState:
     """The state after a round. Only counted updates move their clients on, in rows and in private state."""
     number, updates, work = state.round + 1, replies.counted, replies.work
-    strikes = strikes_of(state.strikes, replies.replied, {f.client for f in replies.failures} & work.keys())
+    against = {f.client for f in replies.failures if outcome_of(f.code, f.detail) in STRIKES}
+    strikes = strikes_of(state.strikes, replies.replied, against & work.keys())
     reached = quarantined_by(strikes, plan.policy.quarantine_after, state.quarantined)
     model = result.model
     for client in reached if plan.objective.scaffold else ():

@@ -158,7 +158,7 @@ def test_check_prints_runs_hours_disk_the_judges_cost_and_what_can_be_seen(here,
 ])  # fmt: skip
 def test_a_study_beyond_its_budget_is_refused_before_anything_starts(change, words, status, here, shell, estimated):
     study_of(here, JUDGED.replace(*change))
-    (here / "prices.toml").write_text("[judge-1]\ninput = 10\noutput = 30\n")
+    (here / "prices.toml").write_text("[models.judge-1]\ninput = 10\noutput = 30\n")  # as shepherd judge reads it
     for command in ("check", *(("run",) if status == 5 else ())):
         done = shell("study", command, "study.toml")
         assert done.status == status and words in done.err, done.err

@@ -90,6 +90,20 @@ def test_rows_without_a_question_are_named(tmp_path, rows, message):
         read_questions(written(tmp_path, rows))
 
 
+def test_a_text_of_another_encoding_is_refused_and_only_a_line_break_ends_a_question(tmp_path):
+    (tmp_path / "old.txt").write_bytes("Why café?\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"old.txt: not a text in UTF-8 \(byte 7\)"):
+        read_questions(tmp_path / "old.txt")
+    (tmp_path / "new.txt").write_bytes("\ufeffWhy\u2028so?\r\nHow?\r\n".encode())
+    assert list(texts(tmp_path / "new.txt").values()) == [("Why\u2028so?",), ("How?",)]
+
+
+def test_an_id_as_a_number_and_as_a_text_is_one_id(tmp_path):
+    rows = [{"question_id": 1, "text": "Why?"}, {"question_id": "1", "text": "How?"}]
+    with pytest.raises(DataError, match="rows 1 and 2 have the id '1' and different texts"):
+        read_questions(written(tmp_path, rows))
+
+
 def test_a_question_that_stands_twice_with_one_text_counts_once(tmp_path):
     row = {"question_id": 1, "text": "Why?"}
     assert len(read_questions(written(tmp_path, [row, row])).questions) == 1

@@ -201,6 +201,34 @@ def test_a_folder_with_an_adapter_and_a_whole_model_answer_like_the_arms(run, mo
         adapter_model(run / "adapter", str(model_folder("qwen2")))
 
 
+def test_an_adapter_of_another_scale_is_not_answered_from_the_cache(run, model_folder, tmp_path):
+    tiny, folder = str(model_folder()), tmp_path / "adapter"
+    shutil.copytree(run / "adapter", folder)
+    asked = Asked("adapter", tmp_path / "out", "adapter", lambda _: adapter_model(folder, tiny, dtype="float32"))
+    (first,) = ask([asked])
+    config = folder / "adapter_config.json"
+    table = json.loads(config.read_text("utf-8"))
+    config.write_text(json.dumps(table | {"lora_alpha": 2 * table["lora_alpha"]}), "utf-8")
+    (second,) = ask([asked])
+    assert (first.generated, second.generated, second.reused) == (3, 3, 0)
+
+
+def test_two_models_of_one_name_do_not_write_one_file_unsaid(model_folder, tmp_path):
+    def called(folder):
+        return Asked("adapter", tmp_path / "out", "adapter", lambda _: whole_model(str(folder), dtype="float32"))
+
+    one, other = called(model_folder()), called(model_folder("qwen2"))
+    with pytest.raises(UsageError, match="two of the models are both called adapter"):
+        ask([one, other])
+    said = []
+    for asked in (one, one, other):
+        ask([asked], note=said.append)
+    assert [line for line in said if "answers of another model of that name" in line] == [
+        f"{tmp_path / 'out' / 'few' / 'adapter.jsonl'} holds answers of another model of that name, which count no "
+        "more; another --out keeps them"
+    ]
+
+
 def test_an_arm_that_is_not_there_is_refused_by_name(run):
     with pytest.raises(UsageError, match="has no client 'nobody'"):
         asked_of(ArmName(run, "local", "nobody"))

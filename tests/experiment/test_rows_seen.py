@@ -97,10 +97,7 @@ def test_the_row_order_advances_after_work_that_counted_and_repeats_after_work_t
         {"examples": {}},  # a round of an older Shepherd, which a forced resumption goes on from
         {"examples": {}, "unused_examples": {"a": 1}},
     ]
-    rows = SimpleNamespace(
-        clients={c: [SimpleNamespace(id=f"row {i}") for i in range(n)] for c, n in (("b", 1), ("a", 3))}
-    )
-    seen = rows_seen.rows_seen(lines, rows, 7)
+    seen = rows_seen.rows_seen(lines, {"b": 1, "a": 3}, 7)
     expected = Counter([*walk[0:2], *walk[2:6], *walk[2:7], *walk[7:8]])
     assert dict(zip(ids, seen["a"].tolist(), strict=True)) == expected and seen["b"].tolist() == [2]
 

@@ -17,7 +17,7 @@ from shepherd.engines.remote import Remote
 from shepherd.errors import DataError, ModelError
 from shepherd.experiment.rows import prepare_rows
 from shepherd.experiment.run_card import run_card, site_config
-from shepherd.experiment.site import site_rows, site_trainer
+from shepherd.experiment.site_work import site_rows, site_trainer
 from shepherd.federation.cards import Policy, SiteFile
 from shepherd.federation.coordinator import Coordinator
 from shepherd.federation.policy import Own
@@ -82,12 +82,14 @@ def test_a_site_has_the_training_rows_and_the_held_out_rows_of_the_simulation(co
     for name in NAMES:
         rows = site_rows(site_config(card_of(config, base), site_file(config, folder, name)), name, base.tokenizer)
         held_out = [simulated.held_out[i] for i in simulated.held_out_of(name)]
-        assert facts_of({name: rows.training})[name] == facts_of(simulated.clients)[name]
+        assert facts_of(rows.clients)[name] == facts_of(simulated.clients)[name]
         assert facts_of({name: rows.held_out})[name] == facts_of({name: held_out})[name]
         assert len(held_out) == 2
 
 
-def test_sites_with_their_own_files_and_bases_give_the_bits_of_the_simulation(config, base, folder, simulated):
+def test_sites_with_their_own_files_and_bases_give_the_bits_of_the_simulation(
+    config, base, folder, simulated, tmp_path
+):
     trainer, plan = trainer_of(config, base), plan_of(config, simulated)
     start = ServerState(0, plan.method.start(trainer.adapter, config.run.seed, None))
     places = {name: MemoryPlace() for name in NAMES}
@@ -95,7 +97,7 @@ def test_sites_with_their_own_files_and_bases_give_the_bits_of_the_simulation(co
     def site(name: str) -> Site:
         own = Own(base.digest, base.tokenizer_digest, "0.1.0")
         policy = Policy(approve="policy", least_cohort=1, min_rows_round=1, least_group=2)
-        return Site(name, policy, own, site_trainer(site_file(config, folder, name)), SiteStore(places[name]))
+        return Site(name, policy, own, site_trainer(site_file(config, folder, name), tmp_path), SiteStore(places[name]))
 
     transport = MemoryTransport({name: partial(site, name) for name in NAMES})
     coordinator = Coordinator(card_of(config, base), transport, Ledger([].append), clock=transport.clock)
@@ -121,7 +123,7 @@ def test_a_site_without_rows_of_use_or_with_another_base_does_not_take_part(conf
     (tmp_path / "hospital-a.jsonl").write_text('{"other": 1}\n')
     card = card_of(config, base)
     with pytest.raises(DataError):
-        site_trainer(site_file(config, tmp_path, "hospital-a")).load_rows(card)
+        site_trainer(site_file(config, tmp_path, "hospital-a"), tmp_path).load_rows(card)
     other = card.model_copy(update={"tokenizer": "e" * 64})
     with pytest.raises(ModelError, match="is another base or tokenizer than the run has"):
-        site_trainer(site_file(config, folder, "hospital-a")).load_rows(other)
+        site_trainer(site_file(config, folder, "hospital-a"), tmp_path).load_rows(other)

@@ -352,6 +352,19 @@ def test_strikes_quarantine_a_client_and_a_good_update_forgives_them():
     assert record.quarantined == () and state.quarantined == ("b",)
 
 
+@pytest.mark.parametrize("code", ["lost", "hang", "refused"])
+def test_a_lost_client_gets_no_strike_and_keeps_those_that_it_has(code):
+    at_once = plan(policy=Policy(quarantine_after=1, on_too_few="skip"))
+    state, record = run_round(begin(), at_once, failing("a", "b", code=code))
+    assert [entry["code"] for entry in record.rejected] == [code, code]
+    assert state.strikes == {} and record.quarantined == ()
+    thrice = plan(policy=Policy(quarantine_after=3))
+    state, _ = run_round(begin(strikes={"b": 2}), thrice, failing("b", code=code))
+    assert state.strikes == {"b": 2}
+    state, record = run_round(state, thrice, failing("b"))
+    assert record.quarantined == ("b",)
+
+
 def test_when_all_are_quarantined_the_error_names_them():
     with pytest.raises(ClientError, match="a: quarantined\n  b: quarantined"):
         run_round(begin(quarantined=("a", "b", "c")), plan(), Answers(all_three))

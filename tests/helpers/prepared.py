@@ -14,7 +14,7 @@ from shepherd.round import Plan
 
 
 def plan_of(config: Config, data: FederatedData) -> Plan:
-    return prepare_plan(config, compose(config), data, prepare_schedule(config))
+    return prepare_plan(config, compose(config), data.sizes, prepare_schedule(config), data.partition.labels)
 
 
 def trainer_of(config: Config, base: Any) -> Trainer:

@@ -27,12 +27,17 @@ def judge(context: click.Context, runs: tuple[str, ...], replayed: tuple[Path, .
     b - a with a 95 % interval, and a verdict on b. Every call is recorded in RUN/judge/calls.jsonl; the same command
     goes on where it stopped. With --replay no judge is called."""
     if replayed:
+        from shepherd.cli.judge_runs import fitness_of
         from shepherd.evaluation.judge import replay
 
         if unused := judge_calls.named(context):
             raise UsageError(f"{unused[0]} calls a judge, and --replay calls none", hint="leave one of the two out")
         files = [*replayed, *map(Path, runs)]
-        judged.show([one for file in files for one in replay.read_pairs(file)], given)
+        places = [file.resolve() for file in files]
+        if twice := [file for file, place in zip(files, places, strict=True) if places.count(place) > 1]:
+            raise UsageError(f"{twice[0]} is named twice and would count as two comparisons", hint="name it once")
+        recordings = [one for file in files for one in replay.read_pairs(file)]
+        judged.show(recordings, given, fitness_of(recordings))
         return
     from shepherd.cli.judge_runs import judge_runs
 

@@ -34,14 +34,23 @@ def pairs_of(
     """The pairs of all runs, and one line of answers of each arm by its name in the table.
 
     named: pairs of the command line; an arm without a run is one of each of `runs`. Without any, those of
-    `material.default_pairs`. Runs that differ in the seed only are seeds of one pair.
+    `material.default_pairs`. Runs that differ in the seed only are seeds of one pair. UsageError: two different pairs
+    would stand under one name in the table.
     """
     from shepherd.evaluation.judge.calls import material
 
     found: list[Pair] = []
     lines: dict[str, AnswerLine] = {}
+    named_so: dict[tuple[str, str, int | None], tuple[Path, Path]] = {}
 
     def add(one: Side, other: Side, names: tuple[str, str], seed: int | None) -> None:
+        files = one.answers.file, other.answers.file
+        if (before := named_so.setdefault((*names, seed), files)) != files:
+            raise UsageError(
+                f"{before[0]} and {before[1]}, and {files[0]} and {files[1]}, are both {names[0]} and {names[1]}: they "
+                "would count as one pair",
+                hint="judge them by two commands, with --out FILE in another folder",
+            )
         found.append(material.pair_of(one.answers, other.answers, names, seed, questions.ids))
         for name, side in zip(names, (one, other), strict=True):
             lines.setdefault(name, next(iter(side.answers.lines.values())))
@@ -57,15 +66,21 @@ def pairs_of(
             raise UsageError(f"neither a file of answers nor RUN:ARM: {other if a else one}",
                              hint="name the run, as in runs/demo:federated")  # fmt: skip
     groups = _groups(runs)
-    several = len(set(groups.values())) > 1
+    titles = _titles(set(groups.values()))
     for run in runs if of_runs or not named else ():
         arms = material.answers_of(run, questions)
         for pair in of_runs or material.default_pairs(run, arms, _expected(run), questions):
             a, b = (_elsewhere(name, questions) or _arm(name, run, arms, questions) for name in pair)
-            prefix = f"{groups[run].name}:" if several else ""
+            prefix = f"{titles[groups[run]]}:" if len(titles) > 1 else ""
             names = tuple(side.name if side.run != run else f"{prefix}{side.name}" for side in (a, b))
             add(a, b, (names[0], names[1]), _seed(run))
     return found, lines
+
+
+def _titles(runs: Collection[Path]) -> dict[Path, str]:
+    """The name of each run, its whole path where another one has that name too."""
+    names = [run.resolve().name for run in runs]
+    return {run: name if names.count(name) == 1 else run.as_posix() for run, name in zip(runs, names, strict=True)}
 
 
 def _elsewhere(name: str, questions: Asked) -> Side | None:

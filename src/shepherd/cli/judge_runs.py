@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shepherd.evaluation.judge.calls.plan import Pair, Planned
     from shepherd.evaluation.judge.calls.record import Call
     from shepherd.evaluation.judge.calls.run import Done
+    from shepherd.evaluation.judge.replay import Recording
     from shepherd.evaluation.judge.summary import Known
 
 CALLS, CALIBRATION, PROBES = "calls.jsonl", "calibration.jsonl", "probes.jsonl"
@@ -38,7 +39,9 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
 
     if not any((names, given["pairs"], given["calibrate"], given["probes"])):
         raise UsageError("nothing to judge", hint="name a run, or recorded judgements with --replay FILE")
-    runs = [find_run(name) for name in names]
+    runs = list({run.resolve(): run for run in reversed([find_run(name) for name in names])}.values())[::-1]
+    if len(runs) < len(names):
+        output.note(f"a run that is named twice is judged once: {', '.join(map(str, runs))}")
     folder = given["out"].parent if given["out"] else (runs[0] if runs else Path()) / "judge"
     set_up = setup(folder, given)
     questions = asked(given["questions"])
@@ -101,26 +104,54 @@ def _fitness(plans: Mapping[str, Plan], complete: Complete, set_up: Setup) -> di
     from shepherd.evaluation.judge.formats import judgement_of
 
     file = set_up.folder / FITNESS
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-        known = known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
-        known = {}
-    judge = set_up.judge
+    known, judge = _recorded_fitness(file), set_up.judge
     name = f"{judge.endpoint} {judge.model} {judge.protocol.prompt.id} {judge.protocol.prompt.hash}"
     fitness = dict(known.get(name) or {})
     if CALIBRATION in plans:
-        done = make(*plans[CALIBRATION], complete, set_up)
+        done = _made(plans[CALIBRATION], complete, set_up)
         _, labels = read_labelled(set_up.given["calibrate"])
         fitness["calibration"] = calibration(map(judgement_of, done.calls), labels)
         _print_calibration(fitness["calibration"])
     if PROBES in plans:
-        done = make(*plans[PROBES], complete, set_up)
+        done = _made(plans[PROBES], complete, set_up)
         fitness["probes"] = shifts({name: [judgement_of(call) for call in each] for name, each in _by_b(done).items()})
         _print_probes(fitness["probes"], judge.protocol.name)
     if CALIBRATION in plans or PROBES in plans:
         file.write_text(output.to_json(known | {name: fitness}, indent=2) + "\n", encoding="utf-8")
     return json.loads(output.to_json(fitness))
+
+
+def _made(plan: Plan, complete: Complete, set_up: Setup) -> Done:
+    """All calls of a plan. NetworkError: some failed; a judge is not measured on the rest."""
+    done = make(*plan, complete, set_up)
+    if done.failed:
+        raise NetworkError(f"{plural(done.failed, 'call')} of {plan[1].file} failed: the judge is not measured on the "
+                           "rest", hint="the same command makes them again")  # fmt: skip
+    return done
+
+
+def _recorded_fitness(file: Path) -> dict[str, Any]:
+    """The contents of fitness.json, empty where there is none."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def fitness_of(recordings: Sequence[Recording]) -> Known | None:
+    """Calibration and probes of the judge of recorded calls, measured in their folder; the least fit of several."""
+    from shepherd.evaluation.judge.summary import Known
+
+    found = []
+    for one in recordings:
+        call = one.judgements[0].call if one.judgements else None
+        if call is None:
+            continue
+        known = _recorded_fitness(one.file.parent / FITNESS)
+        found.append(known.get(f"{call.endpoint} {call.model} {call.prompt} {call.prompt_hash}") or {})
+    found.sort(key=lambda fitness: bool((fitness.get("calibration") or {"fit": True}).get("fit")))
+    return Known(probes=_probed(found[0]), calibration=found[0].get("calibration")) if found else None
 
 
 def _by_b(done: Done) -> dict[str, list[Call]]:

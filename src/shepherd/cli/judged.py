@@ -212,10 +212,24 @@ def _left_out(pair: Mapping[str, Any]) -> Sequence[str]:
     found = (
         ("left_out", f"{pair['left_out']} of {pair['judgements']} judgements without a score are left out"),
         ("one_order", f"{pair['one_order']} of the questions have a score in one order only and are left out"),
+        ("lacking", _lacking(pair)),
+        ("superseded", f"{pair['superseded']} judgements of answers that were written anew since are left out"),
         ("unparsed", unparsed),
         ("disagreements", f"{pair['disagreements']} recorded scores differ from their texts"),
     )
-    return [text for key, text in found if pair[key]]
+    lines = [text for key, text in found if pair[key] and text]
+    first, second = pair.get("in_order", {"a_first": 0, "b_first": 0}).values()
+    if first != second:
+        lines.append(f"{first} judgements in use show a first and {second} b: totals and b / a lean to the order that "
+                     "has more, b - a does not")  # fmt: skip
+    return lines
+
+
+def _lacking(pair: Mapping[str, Any]) -> str:
+    """Questions without a score under one of several seeds; with one seed the judgements without one are counted."""
+    if pair["seeds"] == 1:
+        return ""
+    return f"{pair['lacking']} of the questions have no score under one of the {pair['seeds']} seeds and are left out"
 
 
 def _seen(pair: Mapping[str, Any]) -> Sequence[str]:

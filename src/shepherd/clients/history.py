@@ -60,7 +60,11 @@ def remembered(
 def strikes_of(
     strikes: Mapping[ClientId, int], good: Collection[ClientId], failed: Collection[ClientId]
 ) -> dict[ClientId, int]:
-    """The consecutive unusable replies of each client after a round, given the `good` and `failed` clients in it."""
+    """The strikes of each client after a round: its consecutive replies that were rejected, or whose training `failed`.
+
+    good: the clients that replied, whose strikes end. Of a lost client nothing is known, and its strikes stay as they
+    were (docs/decisions/0014).
+    """
     after = {client: count for client, count in strikes.items() if client not in good}
     for client in sorted(failed):
         after[client] = after.get(client, 0) + 1

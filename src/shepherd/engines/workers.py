@@ -152,7 +152,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         process = context.Process(target=work_for, args=(theirs, self.build, self.data), daemon=True)
-        with _ctrl_c_held_back():
+        with ctrl_c_held_back():
             process.start()
         self.process = process  # one that did not start cannot be ended either
         theirs.close()  # so that the worker's end is the end of the pipe
@@ -193,7 +193,7 @@ class Worker:
 
 
 @contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
+def ctrl_c_held_back() -> Iterator[None]:
     """A process that is started within the block never meets Ctrl-C, not even while it imports; ours comes later."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

@@ -168,7 +168,10 @@ def _named(source: str, stem: str, questions: tuple[Question, ...], licence: str
 def _texts(path: Path) -> list[tuple[int, str]] | None:
     """The texts of a file that has no rows but plain texts, with their numbers; None for other files."""
     if suffix_of(path) == ".txt":
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        try:
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not a text in UTF-8 (byte {error.start})", hint="save it as UTF-8") from None
         return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if suffix_of(path) not in TEXTS or not path.is_file():
         return None
@@ -192,10 +195,10 @@ def _questions(source: str, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> tu
             f"{source}: {plural(len(nameless), 'question')} without an id: row {_few(nameless)}",
             hint=f"add question_id, a number or a name: answers and judgements are matched by it ({', '.join(IDS)})",
         )
-    found: dict[QuestionId, tuple[int, Question]] = {}
+    found: dict[str, tuple[int, Question]] = {}  # answers are matched by the words of an id: 1 and "1" are one
     for number, row in rows:
         question = _question(f"{source}:{number}", row)
-        first, before = found.setdefault(question.id, (number, question))
+        first, before = found.setdefault(str(question.id), (number, question))
         if before.hash != question.hash:
             raise DataError(
                 f"{source}: rows {first} and {number} have the id {question.id!r} and different texts",

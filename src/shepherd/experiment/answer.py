@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shepherd.errors import NetworkError, ShepherdError, plural
+from shepherd.errors import NetworkError, ShepherdError, UsageError, plural
 from shepherd.evaluation.answer_files import AnswerLine, read_lines
 from shepherd.evaluation.judge.calls.faults import FINAL, CallError
 from shepherd.evaluation.questions import Question, QuestionSet
@@ -106,9 +106,10 @@ def answer(
 ) -> Iterator[Answered]:
     """Let each model answer the questions; None or a number stands for all or so many held-out rows of its run.
 
-    Raises DataError for questions that do not fit into a model's window, before any is asked; NetworkError for answers
-    that an endpoint did not give, after all others are written.
+    Raises UsageError for two models with one file; DataError for questions that do not fit into a model's window,
+    before any is asked; NetworkError for answers that an endpoint did not give, after all others are written.
     """
+    _check_files(asked)
     known = _known({one.place for one in asked}, note)
     shared = SharedBase()
     rows: dict[Path, QuestionSet] = {}
@@ -127,6 +128,16 @@ def answer(
         del model  # its base must not stay in memory beside the next one
 
 
+def _check_files(asked: Sequence[Asked]) -> None:
+    """Raise UsageError where two models without a run would write one file, in which the later one alone counts."""
+    files = [(one.place, one.file) for one in asked if one.run is None]
+    if twice := next((file for file in files if files.count(file) > 1), None):
+        raise UsageError(
+            f"two of the models are both called {twice[1]} and would write one file of answers in {twice[0]}",
+            hint="one command for each, with another --out",
+        )
+
+
 def _answer(
     one: Asked,
     model: AnsweringModel,
@@ -140,6 +151,9 @@ def _answer(
     make_folders(DISK, file.parent)
     facts: dict[str, Any] = {**model.facts(), "run": one.run_name, "arm": one.arm, "decoding": decoding.to_row()}
     there = {line.question_id: line for line in _lines(file)}
+    same = ("adapter_digest", "base", "base_digest", "endpoint")
+    if one.run is None and any(getattr(line, f) != facts.get(f, "") for line in there.values() for f in same):
+        note(f"{file} holds answers of another model of that name, which count no more; another --out keeps them")
     keys = {question.id: model.key(question, decoding) for question in questions.questions}
     lines: dict[Any, AnswerLine] = {}
     copies: list[AnswerLine] = []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from shepherd.data.builtins import RawRows
+from shepherd.data.holdout import prompt_key
 from shepherd.data.names import look_alikes
 from shepherd.data.partition import divide, hold_out, partitioners, short_categories
 from shepherd.data.partitioners import Key
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from shepherd.data.containers import Parts
 
 Examples = tuple[Example, ...]
+AT_SITES = "sites:rows"
+"""What stands in data.source of a run whose rows stay at their sites."""
 MOST = 5
 """Cases that a line names; the rest are counted."""
 
@@ -31,6 +34,11 @@ def read_rows(
 
     rows: those of the recipe's source, where they were read before.
     """
+    if config.data.source == AT_SITES and not source and rows is None:
+        raise DataError(
+            "the rows of this run are at its sites and were never here",
+            hint="its report has what the sites measured (docs/sites.md)",
+        )
     table, columns = config.data, dict(config.data.columns)
     _, column = by_column(config.partition.name, config.partition.options)
     if column and columns.setdefault("source", column) != column:
@@ -100,11 +108,12 @@ def read_held_out(config: Config, dataset: Dataset) -> Dataset | None:
 
 
 def divide_rows(
-    config: Config, usable: Sequence[Example], held_out: Sequence[Example] | None
+    config: Config, usable: Sequence[Example], held_out: Sequence[Example] | None, *, some_held_out: bool = True
 ) -> tuple[Examples, Examples, Partition]:
     """(train, held out, partition) of usable rows; `held_out` are those of data.held_out_source.
 
-    Raises DataError where nothing is held out, or where the rows cannot be divided as the recipe says.
+    Raises DataError where nothing is held out, unless that may be, or where the rows cannot be divided as the recipe
+    says.
     """
     how = config.partition
     options, column = by_column(how.name, how.options)
@@ -116,7 +125,9 @@ def divide_rows(
         train, held_out = hold_out(usable, config.data.held_out_per_category, config.data_seed, key, pool_single=pool)
     else:
         train = tuple(usable)
-    if not held_out and config.data.held_out_per_category and not config.data.held_out_source:
+    if not held_out and not some_held_out:
+        held_out = ()
+    elif not held_out and config.data.held_out_per_category and not config.data.held_out_source:
         most = max(Counter(getattr(example, key) for example in usable).values())
         few = f"the largest {key} has {most} rows" if most > 1 else f"no {key} has more than one row"
         raise DataError(
@@ -124,7 +135,7 @@ def divide_rows(
             f"ask the same stay together, and {few}",
             hint="set data.held_out_source to a file, or give more rows, which ask different things",
         )
-    if not held_out:
+    elif not held_out:
         raise DataError(
             "there are no held-out rows, so nothing can be evaluated",
             hint="set data.held_out_per_category to at least 1, or data.held_out_source to a file",
@@ -198,6 +209,31 @@ def remarks(
         same = [" = ".join(map(repr, group)) for group in groups]
         add(f"names of a {named[kind]} that look alike and are kept apart", {s: f"{named[kind]} {s}" for s in same})
     return found
+
+
+def shared_prompts(config: Config, data: Dataset, examples: Iterable[Example]) -> str:
+    """A sentence on prompts that occur at two or more clients that are sources; "" where there are none.
+
+    Held-out rows of a simulation are drawn with all rows that ask the same; a real site sees its own only. So with such
+    prompts the two worlds hold out different rows (docs/decisions/0015).
+    """
+    how = config.partition
+    options, _ = by_column(how.name, how.options)
+    apart = config.data.held_out_source or data.held_out is not None or not config.data.held_out_per_category
+    if apart or how.name not in ("by_key", "files") or natural_key({"name": how.name, **options}) != "source":
+        return ""
+    at: dict[str, set[str]] = {}
+    for example in examples:
+        at.setdefault(prompt_key(example), set()).add(example.source)
+    pairs = Counter(tuple(sorted(sources)) for sources in at.values() if len(sources) > 1)
+    if not pairs:
+        return ""
+    shown = [f"{' and '.join(sources)} ({count})" for sources, count in pairs.most_common(MOST)]
+    more = [f"and {len(pairs) - MOST:,} more"] if len(pairs) > MOST else []
+    return (
+        f"{plural(pairs.total(), 'prompt')} at two or more clients: {', '.join(shown + more)}. As sites, which "
+        "hold out rows each by itself, they would train on other rows than in this simulation"
+    )
 
 
 def by_column(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

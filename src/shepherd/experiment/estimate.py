@@ -16,6 +16,7 @@ import torch
 
 from shepherd.config import Config
 from shepherd.experiment.checks import Checked
+from shepherd.experiment.division import shared_prompts
 from shepherd.experiment.method import Composition, compose, doubts
 from shepherd.experiment.named_clients import kept_names, local_names
 from shepherd.experiment.plan import prepare_plan
@@ -96,8 +97,10 @@ def plan_checked(checked: Checked, progress: Callable[[str], None] | None = None
     window = context_window(shape)
     *_, unanswered = prepare_generation(config).prompts(rows.held_out, rows.examples, template, tokenizer, window)
     schedule = prepare_schedule(config)
-    found = estimate(config, composition, folder, rows, schedule, prepare_plan(config, composition, rows, schedule))
-    warnings = (*doubts(config), *found.warnings, *rows.warnings, *filter(None, [unanswered]))
+    rounds = prepare_plan(config, composition, rows.sizes, schedule, rows.partition.labels)
+    found = estimate(config, composition, folder, rows, schedule, rounds)
+    shared = shared_prompts(config, rows.dataset, rows.examples.values())
+    warnings = (*doubts(config), *found.warnings, *rows.warnings, *filter(None, [unanswered, shared]))
     return replace(found, warnings=warnings, details=rows.details)
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -42,17 +42,19 @@ def train_federated(state: ServerState, plan: Plan, engine: Engine, inputs: Inpu
     """
     reporter, store, schedule = session.reporter, session.store, inputs.schedule
     measured = [(line["held_out_loss"], line["round"]) for line in read_rounds(store.path)]
+    kept = KeptAs(inputs.trainer.base_name, inputs.trainer.conv1d, inputs.checkpoints_kept)
     losses = None
     with reporter.phase("train", "federated"):
         rounds = federated_rounds(state, plan, engine, schedule.rounds, session.meter.steps("federated"))
-        for state, record in _journalled(rounds, store):
+        for state, record in journalled(rounds, store):
             begin = time.perf_counter()
             losses = None
             if schedule.measured_after(state.round):
                 losses = evaluate("federated", state.model, state.round, engine, inputs, session)
-            line = _line(record, losses, inputs, time.perf_counter() - begin)
+            parts = arm_metrics(losses, inputs.data) if losses else None
+            line = round_line(record, parts, time.perf_counter() - begin)
             measured.append((line["held_out_loss"], state.round))
-            _commit(state, line, _best(measured), inputs, store)
+            commit_round(state, line, best_round(measured), store, kept)
             reporter.emit(cast("RoundEvent", {"event": "round", **line}))
             reporter.warn(*notes(record, inputs.data.partition.label))
     # The last round is always measured; without one to run, everything was committed before.
@@ -97,7 +99,7 @@ def federated_budget(lines: Sequence[Mapping[str, Any]], cohort_size: int, learn
     return Budget(steps, steps / cohort_size, rows, tokens, learning_rate)
 
 
-def _journalled(
+def journalled(
     rounds: Iterator[tuple[ServerState, RoundRecord]], store: RunDirectory
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """The same rounds, with a line in the journal for updates that did not count and for a round that failed."""
@@ -111,32 +113,38 @@ def _journalled(
         raise
 
 
-def _line(record: RoundRecord, losses: RowLosses | None, inputs: Inputs, seconds: float) -> RoundLine:
-    """The line of a round in rounds.jsonl, with what was measured after it."""
+def round_line(record: RoundRecord, measured: Mapping[str, Any] | None, seconds: float) -> RoundLine:
+    """The line of a round in rounds.jsonl, with what was measured after it in `seconds`, as metrics.json has it."""
     written = asdict(record)
     for key in ("clipped", "clip_norm"):
         if written[key] is None:  # a line has them only where updates are clipped
             del written[key]
     line = cast("RoundLine", written)
-    line["held_out_loss"] = losses.stat.mean if losses else None
-    parts = arm_metrics(losses, inputs.data) if losses else None
-    line["held_out_per_category"] = {k: v["loss"] for k, v in parts["per_category"].items()} if parts else None
-    line["held_out_per_client"] = {k: v["loss"] for k, v in parts["per_client"].items()} if parts else None
+    line["held_out_loss"] = measured["loss"] if measured else None
+    line["held_out_per_category"] = {k: v["loss"] for k, v in measured["per_category"].items()} if measured else None
+    line["held_out_per_client"] = {k: v["loss"] for k, v in measured["per_client"].items()} if measured else None
     line["seconds"]["evaluate"] = seconds
     return line
 
 
-def _best(measured: Sequence[tuple[float | None, int]]) -> int:
+def best_round(measured: Sequence[tuple[float | None, int]]) -> int:
     """The round with the least held-out loss; 0 where none was measured."""
     return min(((loss, number) for loss, number in measured if loss is not None), default=(0.0, 0))[1]
 
 
-def _commit(state: ServerState, line: RoundLine, best: int, inputs: Inputs, store: RunDirectory) -> None:
+class KeptAs(NamedTuple):
+    """How checkpoints are written: the base's name for PEFT, whether its layers are Conv1D, and how many stay."""
+
+    base_name: str
+    conv1d: bool
+    checkpoints: int
+
+
+def commit_round(state: ServerState, line: RoundLine, best: int, store: RunDirectory, kept: KeptAs) -> None:
     """Commit a round: state and line together, or not at all. Of the checkpoints the newest and the best are kept."""
-    trainer = inputs.trainer
     begin = time.perf_counter()
     with store.commit_round(state.round, line) as folder:
-        save_state(folder, state, base_name=trainer.base_name, conv1d=trainer.conv1d, disk=store.disk)
+        save_state(folder, state, base_name=kept.base_name, conv1d=kept.conv1d, disk=store.disk)
         line["seconds"]["commit"] = time.perf_counter() - begin
-    store.prune_checkpoints(inputs.checkpoints_kept, best)
+    store.prune_checkpoints(kept.checkpoints, best)
     store.journal("committed", round=state.round, adapter=digest(state.model.adapter))

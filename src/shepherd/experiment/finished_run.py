@@ -79,7 +79,7 @@ def write_summary(inputs: Inputs, outcome: Outcome, session: Session) -> dict[st
     best = best_clients(losses, inputs.seed)
     measured = metrics(inputs, outcome, losses, best, lines)
     store.write_json("evaluation/metrics.json", measured)
-    seen = rows_seen(lines, data, inputs.seed)
+    seen = rows_seen(lines, data.sizes, inputs.seed)
     store.write_lines(ROWS_SEEN, seen_by_id(seen, data))
     store.write_lines(LEFT_OUT, left_out(data))
     found = summary(inputs, outcome, lines, measured, seen, session.reporter.clock.read(), store.path)
@@ -192,7 +192,7 @@ def summary(
         "rounds": inputs.schedule.rounds,
         "cohort": cohort,
         "failed": [dataclasses.asdict(f) for arm in outcome.baselines.values() for f in arm.failures],
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         "command": _again(run_dir),
         "version": __version__,
         "seed": inputs.seed,
@@ -211,7 +211,7 @@ def _again(run_dir: Path) -> str:
     return shlex.join(["shepherd", "run", str(path / "config.toml")])
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Most memory this process has held, in bytes."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)

@@ -88,7 +88,7 @@ def load_inputs(checked: Checked, place: Path | None, reporter: Reporter) -> Inp
         data, template = prepare_rows(config, tokenizer, reading, checked.sources)
         alone = local_names(config, tuple(data.clients), data.partition.labels)
         schedule = prepare_schedule(config)
-        plan = prepare_plan(config, composition, data, schedule)
+        plan = prepare_plan(config, composition, data.sizes, schedule, data.partition.labels)
         expected = estimate(config, composition, folder, data, schedule, plan, timed=False)
         fits_here(dataclasses.asdict(expected), place, MARGIN)
     with reporter.phase("load model"):

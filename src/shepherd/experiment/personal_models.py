@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from urllib.parse import quote
 
 from shepherd.clients.cohort import Cohort
@@ -65,20 +66,32 @@ def _tuned(inputs: Inputs, state: ServerState, session: Session) -> tuple[Person
     trainer, data = inputs.trainer, inputs.data
     observe = session.meter.steps("personal")
     models, failures = personal_models(trainer, inputs.plan, data, state, inputs.schedule, observe)
-    mixed: dict[ClientId, Mixture] = {}
-    if trainer.settings.personal.mix is not None:
-        local = {client: model.adapter for client, model in models.items()}
-        mixed = mixtures(trainer, data, state.model.adapter, local, inputs.seed)
+    mixed = mixed_models(trainer, data, state, models, inputs.seed)
     if models:
         with session.store.commit_folder("personal") as folder:
             for client, model in sorted(models.items()):
                 own = folder / quote(client, safe=" ", errors="surrogatepass").replace(".", "%2E")
-                if client in mixed:
-                    save_mixture(own, mixed[client], base_name=trainer.base_name, conv1d=trainer.conv1d)
-                else:
-                    save_adapter(own, merged_adapter(model), base_name=trainer.base_name, conv1d=trainer.conv1d)
+                save_own(own, model, mixed.get(client), trainer)
     notes = [f"{data.partition.label(f.client)}: {f.code}: {f.detail}" for f in failures]
     return PersonalModels(models, mixed), notes
+
+
+def mixed_models(
+    trainer: Trainer, data: FederatedData, state: ServerState, models: Mapping[ClientId, GlobalModel], seed: int
+) -> dict[ClientId, Mixture]:
+    """The mixture of each client's own model with the global one; empty where the run mixes none."""
+    if trainer.settings.personal.mix is None:
+        return {}
+    local = {client: model.adapter for client, model in models.items()}
+    return mixtures(trainer, data, state.model.adapter, local, seed)
+
+
+def save_own(folder: Path, model: GlobalModel, mixture: Mixture | None, trainer: Trainer) -> None:
+    """Write a client's own model: an adapter as a PEFT folder, or a mixture of two."""
+    if mixture is not None:
+        save_mixture(folder, mixture, base_name=trainer.base_name, conv1d=trainer.conv1d)
+    else:
+        save_adapter(folder, merged_adapter(model), base_name=trainer.base_name, conv1d=trainer.conv1d)
 
 
 def _clusters(inputs: Inputs, state: ServerState, session: Session) -> tuple[PersonalModels, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +13,6 @@ from shepherd.config import Config
 from shepherd.errors import UsageError
 from shepherd.experiment.method import Composition, check_clients, prepare_selection
 from shepherd.experiment.named_clients import client_ranks
-from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.schedule import Schedule
 from shepherd.round import Plan, Policy
 from shepherd.server.method import Method
@@ -24,16 +23,23 @@ from shepherd.updates.composition import build_transforms
 from shepherd.updates.gate import Gate, Limits
 
 
-def prepare_plan(config: Config, composition: Composition, data: FederatedData, schedule: Schedule) -> Plan:
+def prepare_plan(
+    config: Config,
+    composition: Composition,
+    sizes: Mapping[ClientId, int],
+    schedule: Schedule,
+    labels: Mapping[ClientId, str] = {},
+) -> Plan:
     """What stays the same over the rounds; the gate still lacks the run's id and the tokenizer's digest.
 
-    Raises the UsageError of `check_clients`.
+    sizes: the training rows of each client, all that a plan knows of them. labels: their names in the data, where they
+    are others. Raises the UsageError of `check_clients`.
     """
     federation, method = config.federation, composition.method
-    clients = tuple(sorted(data.clients))
-    check_clients(config, composition, clients, data.partition.labels)
-    ranks = client_ranks(config.lora, clients, data.partition.labels)
-    sizes = {client: len(data.clients[client]) for client in clients}
+    clients = tuple(sorted(sizes))
+    check_clients(config, composition, clients, labels)
+    ranks = client_ranks(config.lora, clients, labels)
+    sizes = {client: sizes[client] for client in clients}
 
     def work(client: ClientId, round_number: int, first_row: int) -> Work:
         count, steps = schedule.share(sizes[client])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,15 +45,26 @@ def begin_or_resume(
     if wrap is not None:
         named = wrap if hasattr(wrap, "__qualname__") else type(wrap)
         now["engine"] = f"{named.__module__}:{named.__qualname__}"
-    if not (store.path / FILE).exists():
-        run_id = secrets.token_hex(16)  # not from the seed: two runs of one recipe are two
+
+    def write() -> None:
         partition = inputs.data.partition
         store.write_json("partition.json", partition_document(partition, list(inputs.data.examples.values())))
         store.write_json("env.json", _environment(inputs.base))
         store.write_text("config.toml", to_toml(inputs.resolved))
         store.journal("started", model=inputs.base.digest, data=inputs.data.dataset.digest)
+
+    return begin_or_go_on(store, now, inputs.start, write, force)
+
+
+def begin_or_go_on(
+    store: RunDirectory, now: Mapping[str, Any], start: ServerState, write: Callable[[], None], force: bool = False
+) -> Beginning:
+    """The same, given the identity that the run has `now`, and what writes the other files of a new one."""
+    if not (store.path / FILE).exists():
+        run_id = secrets.token_hex(16)  # not from the seed: two runs of one recipe are two
+        write()
         store.write_json(FILE, {"run": run_id, **now})  # last: with it, the run can be resumed
-        return Beginning(run_id, inputs.start)
+        return Beginning(run_id, start)
     then = read_json(store.path / FILE)
     forced = differences(then, now)
     if forced and not force:
@@ -70,7 +81,7 @@ def begin_or_resume(
         )
     forced += [recovered.lines] if recovered.lines else []
     notes = [f"{name}: {reason}" for name, reason in recovered.rejected] + list(recovered.notes)
-    state = load_state(recovered.checkpoint.folder) if recovered.checkpoint else inputs.start
+    state = load_state(recovered.checkpoint.folder) if recovered.checkpoint else start
     store.journal("resumed", round=state.round, found=notes, forced=forced)
     return Beginning(str(then.get("run", secrets.token_hex(16))), state, tuple(notes))
 

@@ -40,6 +40,11 @@ class FederatedData:
     day: str = ""
 
     @property
+    def sizes(self) -> dict[ClientId, int]:
+        """The number of training rows of each client."""
+        return {client: len(rows) for client, rows in self.clients.items()}
+
+    @property
     def other_labels(self) -> dict[str, str]:
         """The names, as the data write them, of the clients whose ids are not their names."""
         return {client: label for client, label in self.partition.labels.items() if label != client}
@@ -62,11 +67,16 @@ class FederatedData:
 
 
 def prepare_rows(
-    config: Config, tokenizer: Any, progress: Callable[[str], None] | None = None, sources: Sources | None = None
+    config: Config,
+    tokenizer: Any,
+    progress: Callable[[str], None] | None = None,
+    sources: Sources | None = None,
+    *,
+    some_held_out: bool = True,
 ) -> tuple[FederatedData, Template]:
     """Tokenize, hold out, divide and audit the rows of `sources`, which are read where they were not read before.
 
-    `progress` is called with lines about what takes long.
+    `progress` is called with lines about what takes long. some_held_out: whether there must be held-out rows.
 
     Raises DataError for data that cannot be used."""
     data = config.data
@@ -84,7 +94,7 @@ def prepare_rows(
         apart = [e for e in extra.examples if e.id in kept.by_id]
         where = data.held_out_source or "held-out rows"
         beside = [f"{where}: {note}" for note in (*dataset_notes(extra), *losses_of_tokens(kept))]
-    train, held_out, partition = divide_rows(config, usable, apart)
+    train, held_out, partition = divide_rows(config, usable, apart, some_held_out=some_held_out)
     details = remarks(config, dataset, usable, held_out if extra is None else None, partition)
     examples = {e.id: e for e in (*train, *held_out)}
     found = audit(partition, train, held_out, tokenized, dataset)

@@ -15,16 +15,17 @@ ROWS_SEEN = "evaluation/rows_seen.jsonl"
 LEFT_OUT = "evaluation/left_out.jsonl"
 
 
-def rows_seen(lines: Sequence[Mapping[str, Any]], rows: FederatedData, seed: int) -> dict[str, np.ndarray]:
-    """int[rows] of each client: how often the rounds trained on each row, by the lines of rounds.jsonl.
+def rows_seen(lines: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
+    """int[rows] of each client: how often the rounds trained on each row, by the lines of rounds.jsonl and the number
+    of rows of each client.
 
     A row is seen when a local step is done with it, whether or not the update counts in the end. Where a round trains
     more than one adapter on its rows that is once, and probes of slots and tuning after the last round are left out.
     """
-    at = dict.fromkeys(sorted(rows.clients), 0)
+    at = dict.fromkeys(sorted(sizes), 0)
 
     def walked(client: str, count: int) -> np.ndarray:
-        return times_drawn(len(rows.clients[client]), client, count, seed)
+        return times_drawn(sizes[client], client, count, seed)
 
     seen = {client: walked(client, 0) for client in at}
     for line in lines:

@@ -1,18 +1,21 @@
-"""A recipe as two documents, and back: the run card of a coordinator, and the settings of a site that has a card.
+"""A recipe as a run card that all sites agree on, and back: the config of one site from a card and its site.toml.
 
-    card = run_card(config, run, base=digest, tokenizer=digest, parameters=adapter.num_parameters)
-    config = site_config(card, read_site("site.toml"))
+    config = for_sites(recipe)                          # what of a recipe a federation of sites computes
+    card = run_card(config, run_id, base=digest, tokenizer=digest, parameters=adapter.num_parameters)
+    config = site_config(card, read_site("site.toml"))  # machine, rows and base are the site's own
 
-What both have to agree on comes from the card, what is the machine's own from its site file. Loads no torch.
+Both ways lead through the same tables, so that a site trains as a simulation of the recipe does. Loads no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from shepherd._version import __version__
 from shepherd.config import Config, Table
+from shepherd.errors import UsageError
+from shepherd.experiment.division import AT_SITES
 from shepherd.experiment.method import compose
 from shepherd.federation.cards import (
     BaseCard,
@@ -26,8 +29,42 @@ from shepherd.federation.cards import (
     SiteFile,
     TrainingCard,
 )
+from shepherd.types import ClientId
 
+BY_FILE = {"name": "files"}
+"""The partition of the same rows in one process: a file for each site."""
 Part = TypeVar("Part", bound=Document)
+
+
+def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
+    """(the recipe as sites carry it out, a sentence for each setting that changes by that).
+
+    Raises UsageError, for all settings at once, where they need rows of sites, or a fixed list of them.
+    """
+    problems, notes = [], []
+    if config.lora.ranks and not isinstance(config.lora.ranks, Mapping):
+        problems.append(
+            "lora.ranks is a list in the order of the clients, and sites come and go: name them, "
+            "lora.ranks = {hospital-a = 4}"
+        )
+    if config.model.quantize != "none":
+        problems.append(f'model.quantize = "{config.model.quantize}" is not agreed on with sites')
+    if problems:
+        raise UsageError("\n".join(problems))
+    dropped = [name for name in config.evaluation.arms if name not in ("base", "federated")]
+    if dropped:
+        notes.append(f"evaluation.arms: {' and '.join(dropped)} need the rows of all sites and are left out")
+    picks = [key for key in ("categories", "rows_per_category") if getattr(config.data, key)]
+    if picks:
+        notes.append(f"{' and '.join(f'data.{key}' for key in picks)}: each site trains on all of its own rows")
+    data = config.data.model_copy(
+        update={"source": AT_SITES, "languages": ("english",), "categories": (), "rows_per_category": 0}
+        | ({"held_out_per_category": 0} if config.data.held_out_source else {})
+    )
+    tables = config.model_dump(exclude_unset=True)
+    tables |= {"data": data.model_dump(), "partition": BY_FILE}
+    tables["evaluation"] = {"arms": ("base", "federated"), "generate": 0, "every": config.evaluation.every}
+    return Config.model_validate(tables), tuple(notes)
 
 
 def run_card(
@@ -44,7 +81,7 @@ def run_card(
         name=config.run.name,
         version=__version__,
         seed=config.run.seed,
-        base=BaseCard(name=config.model.base, digest=base),
+        base=BaseCard(name=config.model.base[:200], digest=base),
         tokenizer=tokenizer,
         lora=_part(LoraCard, config.lora),
         federation=_part(FederationCard, config.federation),
@@ -60,21 +97,27 @@ def run_card(
 
 
 def site_config(card: RunCard, site: SiteFile) -> Config:
-    """The settings with which a site loads its rows and trains: those of the card, on the machine of the site file."""
-    own = site.site
+    """The settings with which a site loads its rows and trains: those of the card, on the machine of the site file.
+
+    Its rows are those of one client of a simulation with a file for each, so that they are held out as there
+    (docs/decisions/0015).
+    """
+    own, ranks = site.site, card.lora.ranks
+    rank = {own.name: ranks[own.name]} if isinstance(ranks, Mapping) and own.name in ranks else {}
     return Config.model_validate(
         {
             "run": {"seed": card.seed, "threads": own.threads},
             "model": {"base": site.model.base, "device": own.device, "dtype": own.dtype},
-            "lora": card.lora.model_dump(exclude={"ranks"}),
-            "partition": {"name": "files"},  # all files of the source are rows of the site, also one called test
+            "lora": {**card.lora.model_dump(), "ranks": rank},
+            "partition": BY_FILE,  # all files of the source are rows of the site, also one called test
             "data": {**card.data.model_dump(), **site.data.model_dump()},
-            "federation": card.federation.model_dump(),
+            "federation": card.federation.model_dump() | {"min_updates": 1},
             "method": dict(card.method),
             "server": dict(card.server),
             "objective": card.objective.model_dump(),
             "personalization": {"name": card.personalization.name, **card.personalization.options},
             "training": {**card.training.model_dump(), "tokens_per_pass": own.tokens_per_pass},
+            "evaluation": {"arms": ("base", "federated"), "generate": 0},
         }
     )
 
@@ -82,3 +125,13 @@ def site_config(card: RunCard, site: SiteFile) -> Config:
 def _part(kind: type[Part], table: Table) -> Part:
     """The keys of a recipe's table that a card has."""
     return kind.model_validate(table.model_dump(include=set(kind.model_fields)))
+
+
+def known_ranks(config: Config, clients: Sequence[ClientId]) -> Config:
+    """The config with lora.ranks of these clients only: others that it names may come later."""
+    if not config.lora.ranks:
+        return config
+    assert isinstance(config.lora.ranks, Mapping)
+    ranks = {client: rank for client, rank in config.lora.ranks.items() if client in clients}
+    ranks = ranks or dict.fromkeys(clients, config.lora.r)
+    return config.model_copy(update={"lora": config.lora.model_copy(update={"ranks": ranks})})

@@ -103,7 +103,7 @@ class Simulation(Iterator[Round]):
     @property
     def clients(self) -> dict[ClientId, int]:
         """The training rows of each client."""
-        return {client: len(rows) for client, rows in self.inputs.data.clients.items()}
+        return self.inputs.data.sizes
 
     @property
     def config(self) -> Config:

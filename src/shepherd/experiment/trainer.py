@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import torch
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from shepherd.clients.personal.methods import Personalization
 from shepherd.clients.settings import LocalTraining
@@ -75,18 +75,36 @@ class Trainer:
         return TrainingHost(self.packed, self.make_lora, self.settings, data)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """The layers that carry an adapter, and the adapter that changes nothing yet. The model may lie on the meta device:
+    shapes are all that is read."""
+
+    adapter: Adapter
+    modules: Mapping[str, torch.nn.Module]
+
+    @property
+    def conv1d(self) -> bool:
+        """Whether the layers hold their weights as GPT-2's do."""
+        return any(type(layer).__name__ == "Conv1D" for layer in self.modules.values())
+
+
+def lay_out(config: Config, model: PreTrainedModel, base_digest: str) -> Layout:
+    """The adapter of a recipe on a model. Raises UsageError for targets that are not there."""
+    lora = config.lora
+    modules = {name: model.get_submodule(name) for name in pick_targets(model, lora.targets)}
+    sizes = {name: features(layer) for name, layer in modules.items()}
+    fresh = fresh_adapter(sizes, lora.r, lora.alpha, config.run.seed, rslora=lora.rslora, base_digest=base_digest)
+    return Layout(fresh, modules)
+
+
 def prepare_trainer(config: Config, composition: Composition, base: Base) -> Trainer:
     """Wrap the base for packed passes and lay out the adapters."""
-    names = pick_targets(base.model, config.lora.targets)
-    modules = {name: base.model.get_submodule(name) for name in names}
-    sizes = {name: features(layer) for name, layer in modules.items()}
-    lora = config.lora
-    adapter = fresh_adapter(
-        sizes, lora.r, lora.alpha, config.run.seed, rslora=lora.rslora, base_digest=base.digest
-    )  # fmt: skip
+    layout = lay_out(config, base.model, base.digest)
+    modules, adapter = layout.modules, layout.adapter
 
     def make_lora() -> CohortLora:
-        return CohortLora(modules, dropout=lora.dropout, device=base.device)
+        return CohortLora(modules, dropout=config.lora.dropout, device=base.device)
 
     packed = PackedModel(base.model)
     packed.check_called(modules)
@@ -96,7 +114,7 @@ def prepare_trainer(config: Config, composition: Composition, base: Base) -> Tra
         settings=local_training(config, composition.personal, base.device, adapter.num_parameters),
         adapter=adapter,
         base_name=base.public_name,
-        conv1d=any(type(layer).__name__ == "Conv1D" for layer in modules.values()),
+        conv1d=layout.conv1d,
     )
 
 

@@ -82,6 +82,19 @@ def outline(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
     return model, judge(folder, model, info, tensors)
 
 
+def skeleton(folder: Path) -> PreTrainedModel:
+    """The model of a folder's config.json on the meta device. Its weights need not be there, and are not compared."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = load_config(folder)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            return kind(config)
+    except Exception as error:
+        raise ModelError(f"{folder}: the model cannot be laid out: {first_line(error)}", hint=AGAIN) from error
+
+
 def check_packable(model: PreTrainedModel) -> None:
     """Raise ModelError, before the load, for an architecture whose classes mix packed sequences.
 

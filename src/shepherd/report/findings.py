@@ -284,3 +284,8 @@ def plain_name(name: str) -> str:
 
 def _exp(loss: float | None) -> float | None:
     return None if loss is None or loss > 700 else math.exp(loss)
+
+
+def at_sites(record: RunRecord) -> bool:
+    """Whether the rows of the run stay at its sites, and never were with the coordinator."""
+    return record.setting("data", "source") == "sites:rows"

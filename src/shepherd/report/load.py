@@ -60,6 +60,7 @@ _SUMMARY = {
     "reload_check?": {"*": object},
     "trained_rows?": {ANY_CLIENT: {"*": object}},
     "rows_seen?": str,
+    "sites?": {ANY_CLIENT: {"rows": int, "digest": str, "version": str}},
 }
 _ROUND = {
     "round": int,
@@ -161,7 +162,8 @@ def load_run(path: str | Path) -> RunRecord:
     finished = (path / "summary.json").exists()
     federated = "federated" in config.get("evaluation", {}).get("arms", ("federated",))
     notes: list[str] = []
-    partition = _json(path / "partition.json", _PARTITION, needed=finished)
+    summary = _json(path / "summary.json", _SUMMARY, needed=finished)
+    partition = _json(path / "partition.json", _PARTITION, needed=finished and not summary.get("sites"))
     labels = partition.get("labels") or {}
 
     def named(value: Any, shape: Any) -> Any:
@@ -172,7 +174,7 @@ def load_run(path: str | Path) -> RunRecord:
         state="finished" if finished else "unfinished",
         config=config,
         config_text=text,
-        summary=named(_json(path / "summary.json", _SUMMARY, needed=finished), _SUMMARY),
+        summary=named(summary, _SUMMARY),
         metrics=named(_json(path / "evaluation" / "metrics.json", _METRICS, needed=finished), _METRICS),
         rounds=tuple(
             named(line, _ROUND)

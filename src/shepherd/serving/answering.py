@@ -82,13 +82,14 @@ class AnsweringModel(Protocol):
 @dataclass(frozen=True, eq=False)
 class LocalModel:
     """A base with or without an adapter. table: how the base was loaded. `lora` holds one slot; adapter_digest: ""
-    without one."""
+    without one. scale: of an adapter whose folder anyone may have changed, None for one of a run."""
 
     base: Base
     lora: CohortLora | None
     template: Template
     table: ModelTable
     adapter_digest: str = ""
+    scale: float | None = None
     _prompts: dict[str, list[int]] = field(default_factory=dict)
 
     @property
@@ -123,7 +124,8 @@ class LocalModel:
 
     def key(self, question: Question, decoding: AnswerDecoding) -> str:
         """The ids of the first prompt stand for tokenizer, template and the passage before it."""
-        model = [self.adapter_digest, self.base.digest, self.precision]
+        model: list[Any] = [self.adapter_digest, self.base.digest, self.precision]
+        model += [] if self.scale is None else [self.scale]
         return _sha256([*model, self.first(question), question.hash, decoding.to_row()])
 
     def batches(self, questions: Sequence[Question], size: int) -> list[list[Question]]:

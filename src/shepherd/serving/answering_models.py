@@ -78,7 +78,7 @@ def adapter_model(folder: Path, base: str = "", template: str = "auto", dtype: D
     names = pick_targets(loaded.model, tuple(adapter.factors))
     modules = {name: loaded.model.get_submodule(name) for name in names}
     lora = CohortLora(modules, device=loaded.device).hold([adapter])
-    return LocalModel(loaded, lora, build_template(template, loaded.tokenizer), table, digest(adapter))
+    return LocalModel(loaded, lora, build_template(template, loaded.tokenizer), table, digest(adapter), adapter.scale)
 
 
 def whole_model(name: str, template: str = "auto", dtype: Dtype = "auto") -> LocalModel:

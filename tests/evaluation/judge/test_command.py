@@ -38,7 +38,8 @@ def test_the_json_has_one_entry_per_file_with_the_figures_of_the_pair(shell):
 SAME = {
     "file", "format", "judgements", "questions", "seeds", "orders", "stderr", "degrees", "p", "holm_p", "wilcoxon_p",
     "sign_p", "permutation_p", "equal_p", "smallest_difference", "ties", "scope", "left_out", "texts", "unparsed",
-    "disagreements", "refused", "failed", "one_order", "repeats", "repeats_sd", "lengths", "categories",
+    "disagreements", "refused", "failed", "one_order", "lacking", "superseded", "repeats", "repeats_sd", "lengths",
+    "categories",
 }  # fmt: skip
 EXCHANGED = {"a": "b", "total_a": "total_b", "wins": "losses", "relative": "inverse",
              **{f"relative_{part}": f"inverse_{part}" for part in ("stderr", "ci95", "bca95")}}  # fmt: skip
@@ -83,7 +84,8 @@ def test_the_table_names_files_verdicts_and_what_does_not_count(shell):
 
 def test_one_question_and_equal_differences_have_no_interval_and_the_reason(shell, tmp_path):
     lines = (RECORDINGS / "fastchat.jsonl").read_text("utf-8").splitlines(keepends=True)
-    for rows, reason in ((lines[:1], "a single question"), (lines[:1] * 2, "a single question"),
+    again = lines[0].replace('"r1"', '"r9"')
+    for rows, reason in ((lines[:1], "a single question"), ([lines[0], again], "a single question"),
                          ([lines[0], lines[0].replace('"question_id": 1,', '"question_id": 9,')],
                           "the difference is the same on every question")):  # fmt: skip
         (tmp_path / "few.jsonl").write_text("".join(rows), "utf-8")
@@ -110,3 +112,10 @@ def test_mistakes_have_a_reason_and_their_exit_status(shell, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     done = shell("judge", *words)
     assert done.status == status and reason in done.err and done.out == ""
+
+
+def test_a_recording_that_is_named_twice_is_refused(shell):
+    done = shell(
+        "judge", "--replay", RECORDINGS / "fastchat.jsonl", RECORDINGS / ".." / "recordings" / "fastchat.jsonl"
+    )
+    assert done.status == 2 and "is named twice and would count as two comparisons" in done.err and done.out == ""

@@ -158,6 +158,17 @@ def test_a_second_call_that_an_interrupted_command_owes_is_made(ledger):
     assert to_make(calls, FEDIT, ledger()) == []
 
 
+@pytest.mark.parametrize("words, read", [("SCORES: 8 1", False), ("SCORES: 8 1\n", True), ("SCORES: 8", False)])
+def test_scores_cut_at_the_limit_of_tokens_are_not_read(ledger, words, read):
+    def complete(messages, decoding):
+        return Completion(words, finish="length") if len(messages) == 2 else Completion("SCORES: 8 10", finish="stop")
+
+    done = run(planned([pair(count=1)], JUDGE, SECRET), FEDIT, ledger(), complete, threads=1)
+    assert (done.made, [call.ask for call in done.calls]) == ((2, [0, 0]) if read else (4, [1, 1]))
+    (found,) = recordings_of(ledger().file, done.calls)
+    assert [one.points for one in found.judgements] == ([(8, 1), (1, 8)] if read else [(8, 10), (10, 8)])
+
+
 def test_an_empty_reply_is_not_sent_back_empty(ledger):
     complete = Counted("", "SCORES: 7 8")
     run(planned([pair(count=1)], JUDGE, SECRET, ("ab",)), FEDIT, ledger(), complete)

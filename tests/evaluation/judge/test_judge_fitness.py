@@ -156,3 +156,16 @@ def test_a_probe_that_makes_the_judge_silent_is_counted(tmp_path):
 
     found = shifts(judged(probe_pairs("fedit"), complete, tmp_path, "fedit"))
     assert (found[IN_PLACE]["probes"], found[IN_PLACE]["unread"]) == (49, 1)
+
+
+def test_a_probe_with_points_in_one_order_only_is_counted_as_unread(tmp_path):
+    strong = {text for _, text, _ in probe_texts.QUESTIONS}
+
+    def complete(messages, decoding):
+        """The answer shown first gains five points; nobody can read what it says where a role tag is shown second."""
+        first, second = shown(messages)
+        tag = "<|im_start|>" in second and first in strong
+        return Completion("I will not." if tag else "SCORES: 9 4")
+
+    found = shifts(judged(probe_pairs("fedit"), complete, tmp_path, "fedit"))
+    assert found[APPENDED]["unread"] == 1 and found[APPENDED]["shift"] == 0 == found[APPENDED]["largest"]

@@ -132,6 +132,29 @@ def test_runs_that_differ_in_the_seed_are_seeds_of_one_pair_and_other_runs_are_n
     }  # fmt: skip
 
 
+def test_two_runs_of_one_name_are_two_pairs_and_a_run_named_twice_is_one(shell, tmp_path):
+    a_run(tmp_path / "x"), a_run(tmp_path / "y", alpha=32), a_run(tmp_path / "z")
+    with StubJudge(by_length) as stub:
+        done = judge(shell, stub, "x/runs/demo", "y/runs/demo", "z/runs/demo", "--json")
+        again = judge(shell, stub, "x/runs/demo", "./x/runs/demo", "--json")
+    assert [(p["a"], p["repeats"]) for p in json.loads(done.out)["pairs"] if "base" in p["a"]] == [
+        ("x/runs/demo:base", 1), ("y/runs/demo:base", 1), ("z/runs/demo:base", 1),
+    ]  # fmt: skip
+    assert [(p["a"], p["repeats"]) for p in json.loads(again.out)["pairs"]] == [("base", 1), ("centralised", 1)]
+    assert "named twice is judged once" in again.err and json.loads(again.out)["calls"]["cache_hits"] == 16
+
+
+def test_two_pairs_of_files_that_would_have_one_name_are_refused(shell, tmp_path):
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        row = {"question_id": 1, "model_id": "fox", "text": place}
+        (tmp_path / place / "fox.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    run = a_run(tmp_path / "x", count=1)
+    base = str(run / "answers" / "vicuna" / "base.jsonl")
+    done = shell("judge", "--judge", "local:x", "--pair", base, "one/fox.jsonl", "--pair", base, "two/fox.jsonl")
+    assert done.status == 2 and "they would count as one pair" in done.err and done.out == ""
+
+
 def test_arms_of_two_runs_and_files_of_answers_are_compared_by_name(shell, tmp_path):
     a_run(tmp_path, "one", ("base", "centralised", "federated", "@3"))
     a_run(tmp_path, "two", seed=1)
@@ -149,11 +172,11 @@ def test_arms_of_two_runs_and_files_of_answers_are_compared_by_name(shell, tmp_p
 def test_one_order_is_flagged_everywhere(shell, tmp_path):
     run = a_run(tmp_path)
     with StubJudge(by_length) as stub:
-        done = judge(shell, stub, "runs/demo", "--pair", "base", "federated", "--one-order")
+        done = judge(shell, stub, "runs/demo", "--pair", "base", "federated", "--one-order", "--latex", "t.tex")
         assert len(stub.requests) == 4
     assert "one order only, a deviation" in done.err and "One order only" in done.out
     (pair,) = json.loads((run / "judge" / "judge.json").read_text("utf-8"))["pairs"]
-    assert pair["orders"] == 1
+    assert pair["orders"] == 1 and "Judged in one order only." in (tmp_path / "t.tex").read_text("utf-8")
 
 
 FAULTS = {
@@ -274,6 +297,18 @@ def test_a_judge_that_is_not_fit_gives_no_verdict(shell, tmp_path):
     found = json.loads(again.out)
     assert {pair["verdict"] for pair in found["pairs"]} == {"judge not fit"} and "judge not fit" in done.out
     assert found["judge"]["calibration"]["fit"] is False and found["probes"]["probes"] == 50
+    replayed = json.loads(shell("judge", "--replay", run / "judge" / "calls.jsonl", "--json").out)
+    assert {pair["verdict"] for pair in replayed["pairs"]} == {"judge not fit"}, "also from the recorded calls"
+
+
+def test_a_judge_is_not_measured_where_calls_of_its_calibration_failed(shell, tmp_path):
+    run = a_run(tmp_path, count=1)
+    rows = [{"input": f"Q{n}?", "output_1": "right", "output_2": "no", "label": 1} for n in range(4)]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows), "utf-8")
+    with StubJudge(lambda n, request: error(500) if n % 2 else text("SCORES: 9 2")) as stub:
+        done = judge(shell, stub, "runs/demo", "--calibrate", "pairs.json", "--threads", 1)
+    assert done.status == 7 and "4 calls of runs/demo/judge/calibration.jsonl failed" in done.err
+    assert not (run / "judge" / "fitness.json").exists() and not recorded(run)
 
 
 MISTAKES = {
@@ -314,6 +349,14 @@ def test_a_file_of_questions_names_the_folder_of_its_answers(shell, tmp_path):
     (run / "answers" / "vicuna").rename(run / "answers" / name)
     done = shell("judge", "runs/demo", "--judge", "local:x", "--questions", "mine.jsonl", "--dry-run")
     assert done.status == 0 and "8 calls to make" in done.err
+
+
+def test_answers_to_an_id_as_a_number_and_as_a_text_are_refused(shell, tmp_path):
+    run = a_run(tmp_path, count=2)
+    file = run / "answers" / "vicuna" / "base.jsonl"
+    file.write_text(file.read_text("utf-8").replace('"question_id": 2', '"question_id": "1"'), "utf-8")
+    done = shell("judge", "runs/demo", "--judge", "local:x")
+    assert done.status == 3 and "base.jsonl: question '1' stands there as a number and as a text" in done.err
 
 
 def test_questions_of_two_wordings_are_not_compared(shell, tmp_path):

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from console import Shell
 from shepherd.errors import DataError
 from shepherd.evaluation import questions
 from shepherd.evaluation.answer_files import hash_of
 from shepherd.evaluation.judge.calls.record import Call
+from shepherd.evaluation.judge.formats import exchanged
 from shepherd.evaluation.judge.lengths import length_controlled
-from shepherd.evaluation.judge.orders import exchanged
 from shepherd.evaluation.judge.pairs import summarise
 from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording, recordings_of
@@ -25,6 +26,11 @@ from shepherd.evaluation.questions import Question, digest
 from shepherd.rng import stream
 
 FILE = Path("calls.jsonl")
+
+
+@pytest.fixture
+def shell(capsys, monkeypatch) -> Shell:
+    return Shell(capsys, monkeypatch)
 
 
 def call(question: str, order: str, text: str, seed: int | None = 0, repeat: int = 0, **more: Any) -> Call:
@@ -89,6 +95,52 @@ def test_a_question_in_one_of_two_orders_is_left_out_and_counted():
     counts = {"unparsed": 1, "refused": 1, "failed": 1, "left out": 3, "one order only": 1}
     assert whole["left_out"]["by_arm"] == {"base": counts, "federated": counts}
     assert whole["left_out"]["by_question"]["q"] == {"unparsed": 1, "left out": 1, "one order only": 1}
+
+
+def test_a_question_that_lacks_points_under_one_seed_is_left_out_and_said(shell, tmp_path):
+    calls = [call(q, o, "SCORES: 5 6", seed) for seed in (0, 1) for q in "pqrs"[: 4 - seed] for o in ("ab", "ba")]
+    found = pair(calls)
+    assert (found["questions"], found["lacking"], found["one_order"], found["left_out"]) == (3, 1, 0, 0)
+    assert judged(recordings_of(FILE, calls))["left_out"]["by_question"] == {"s": {"not under every seed": 2}}
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(one.to_row()) + "\n" for one in calls), "utf-8")
+    said = shell("judge", "--replay", tmp_path / "calls.jsonl").out
+    assert "1 of the questions have no score under one of the 2 seeds and are left out" in said
+
+
+def test_judgements_of_answers_that_were_written_anew_are_left_out_and_said(shell, tmp_path):
+    old = [call(q, order, "SCORES: 5 9" if order == "ab" else "SCORES: 9 5") for q in "qr" for order in ("ab", "ba")]
+    new = [dataclasses.replace(each, b_answer="anew", text="SCORES: 5 5", key=f"{each.key} anew") for each in old[:3]]
+    (recording,) = recordings_of(FILE, [*old, *new])
+    assert recording.superseded == 4 and [one.points for one in recording.judgements] == [(5, 5)] * 3
+    assert (pair([*old, *new])["repeats"], pair([*old, *new])["one_order"]) == (1, 1)
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(one.to_row()) + "\n" for one in [*old, *new]), "utf-8")
+    said = shell("judge", "--replay", tmp_path / "calls.jsonl").out
+    assert "4 judgements of answers that were written anew since are left out" in said
+
+
+def test_calls_of_another_decoding_are_another_recording_and_repeats_are_not():
+    given = [
+        call("q", order, "SCORES: 5 6", repeat=repeat, decoding={"temperature": heat, "seed": repeat})
+        for heat in (0, 1) for repeat in (0, 1) for order in ("ab", "ba")
+    ]  # fmt: skip
+    assert [len(each.judgements) for each in recordings_of(FILE, given)] == [4, 4]
+
+
+def test_more_readings_of_one_order_than_of_the_other_are_said(shell, tmp_path):
+    calls = [call(q, order, "SCORES: 9 5", repeat=n) for q in "qr" for order, times in (("ab", 3), ("ba", 1))
+             for n in range(times)]  # fmt: skip
+    found = pair(calls)
+    assert found["difference"] == 0 and found["relative"] == 0.75 and found["in_order"] == {"a_first": 6, "b_first": 2}
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(one.to_row()) + "\n" for one in calls), "utf-8")
+    said = shell("judge", "--replay", tmp_path / "calls.jsonl").out
+    assert "6 judgements in use show a first and 2 b: totals and b / a lean to the order that has more" in said
+
+
+def test_recordings_of_two_judges_are_not_one_pair_in_both_orders():
+    there, again = ([call(q, "ab", "SCORES: 9 5", model=name) for q in "qr"] for name in ("one", "two"))
+    (one,), (two,) = recordings_of(FILE, there), recordings_of(FILE, again)
+    turned = [dataclasses.replace(each, a=each.b, b=each.a) for each in (one, two)]
+    assert len(summarise([one, turned[0]])["orders"]) == 1 and summarise([one, turned[1]])["orders"] == []
 
 
 def test_a_pair_without_a_question_in_common_names_what_is_missing():
@@ -204,6 +256,15 @@ def test_a_summary_has_what_is_recorded_and_none_for_the_rest():
                               "cost": 0.5, "currency": "EUR"}  # fmt: skip
     assert (found["probes"], found["agreement"], found["budget"]["equal"]) == (None, [], False)
     json.dumps(found, default=str, allow_nan=False)
+
+
+def test_a_call_that_serves_two_seeds_is_counted_once():
+    calls = [dataclasses.replace(call(q, order, "SCORES: 5 6", seed), key=f"{q}{order}")
+             for q in "qr" for order in ("ab", "ba") for seed in (0, 1)]  # fmt: skip
+    found = judged(recordings_of(FILE, calls))
+    assert found["pairs"][0]["judgements"] == 8
+    assert {key: found["calls"][key] for key in ("calls", "requests", "tokens_in")} == {
+        "calls": 4, "requests": 4, "tokens_in": 400}  # fmt: skip
 
 
 def test_a_published_question_set_is_known_by_its_digest_and_a_part_of_it_by_its_name(monkeypatch):

@@ -108,6 +108,42 @@ def test_a_question_that_was_judged_twice_counts_once(tmp_path):
     assert found["difference"] == -0.25  # question 1: +1 and −2, question 2: 0
 
 
+def both_orders(questions: int) -> list[dict]:
+    """Rows of two systems by name, each question in both orders; the answer shown first gains two points."""
+    return [
+        {"question_id": q, "answer1_id": one, "answer2_id": two, "score": [8, 6], "text": "8 6"}
+        for q in range(questions) for one, two in (("fox", "owl"), ("owl", "fox"))
+    ]  # fmt: skip
+
+
+def test_a_row_that_names_the_second_system_first_is_turned(tmp_path):
+    written(tmp_path, both_orders(3))
+    found = pair("recorded.jsonl", tmp_path)
+    assert (found["a"], found["orders"], found["difference"], found["first_gain"]) == ("fox", 2, 0, 2)
+    assert figures(found, "questions", "total_a", "total_b") == [3, 42, 42]
+    rows = rows_of("fastchat.jsonl")[:2]
+    turned = {**rows[0], "answer1_id": rows[0]["answer2_id"], "answer2_id": rows[0]["answer1_id"]}
+    written(tmp_path, [*rows, {**turned, "text": "again"}, {**rows[1], "text": "again"}])
+    found = pair("recorded.jsonl", tmp_path)
+    assert (found["orders"], found["questions"], found["one_order"]) == (2, 1, 1), (
+        "ids of answers, question by question"
+    )
+
+
+@pytest.mark.parametrize(
+    "rows, reason",
+    [
+        ([*both_orders(2), {**both_orders(1)[0], "answer2_id": "cat"}], "line 5: of fox and cat, not"),
+        ([{"preference": 1.9, "generator_1": "g", "generator_2": name} for name in "xxy"], "line 3: of g and y, not"),
+        ([{**row, "review_id": "r"} for row in (*both_orders(2), both_orders(1)[0])], "line 5: the review 'r' stands"),
+    ],
+)  # fmt: skip
+def test_a_row_of_another_pair_and_a_row_that_stands_twice_are_malformed(tmp_path, rows, reason):
+    written(tmp_path, rows)
+    with pytest.raises(DataError, match=reason):
+        pair("recorded.jsonl", tmp_path)
+
+
 def test_a_score_that_differs_from_its_text_is_taken_as_recorded_and_counted(tmp_path):
     first, second = rows_of("fastchat.jsonl")[:2]
     written(tmp_path, [{**first, "score": [9, 8]}, second])

@@ -14,6 +14,7 @@ from shepherd.evaluation.row_losses import LOSSES, losses_bytes
 from shepherd.experiment.study import running
 from shepherd.experiment.study.folder import StudyFolder
 from shepherd.experiment.study.record import LARGEST, record_of
+from shepherd.experiment.study.results import document
 from shepherd.experiment.study.running import carry_out, expected_seconds
 from study_runs import TWO, held_out, losses_of, record, run_directory, study_of, write_results
 
@@ -155,6 +156,28 @@ def test_a_damaged_record_is_named(text, study, folder):
         folder.record(study.runs[0])
 
 
+DAMAGE = {
+    "federated has 11 losses for 12 rows": lambda found: found["arms"]["federated"]["nll"].pop(),
+    "local/south has 11 losses for 12 rows": lambda found: found["arms"]["local"]["each"]["south"].pop(),
+    "the rows of federated give a loss of": lambda found: found["arms"]["federated"]["nll"].__setitem__(0, 1.0),
+    "the rows of base give a loss of": lambda found: found["rows"]["tokens"].__setitem__(0, 999),
+    "rows, their tokens or digests are missing": lambda found: found["digests"].pop("data"),
+    "KeyError: 'ids'": lambda found: found["rows"].pop("ids"),
+    "TypeError": lambda found: found["arms"]["federated"].update(nll="a" * 12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", DAMAGE)
+def test_a_record_whose_losses_do_not_fit_together_is_refused(reason, study, folder):
+    write_results(study, folder)
+    file = folder.results(study.runs[0]) / "RUN.json"
+    found = json.loads(file.read_text("utf-8"))
+    DAMAGE[reason](found)
+    file.write_text(json.dumps(found), "utf-8")
+    with pytest.raises(DataError, match=rf"RUN\.json is damaged: {reason}"):
+        folder.record(study.runs[0])
+
+
 def test_a_record_holds_rows_digests_and_settings_and_no_place(tmp_path, study):
     found = json.loads(record(study.runs[0], losses_of(study.runs[0]), tmp_path))
     assert set(found["digests"]) == {"config", "data", "held_out", "partition", "base", "tokenizer", "code", "adapter"}
@@ -197,3 +220,21 @@ def test_a_run_directory_that_was_changed_is_not_recorded(tmp_path, study):
     (run_dir / LOSSES).write_bytes(losses_bytes(losses))
     with pytest.raises(DataError, match=r"the rows of the federated arm give a loss of"):
         record_of(run_dir, planned)
+
+
+def test_a_run_without_a_finite_loss_is_not_recorded_and_named(tmp_path, study):
+    planned = study.runs[0]
+    losses = losses_of(planned)
+    losses.models["local/north"].nll[:2] = np.nan
+    with pytest.raises(DataError, match="2 of 12 held-out rows have no finite loss under local/north: it diverged"):
+        record(planned, losses, tmp_path)
+
+
+def test_data_that_changed_between_two_runs_are_a_deviation(study, folder):
+    write_results(study, folder)
+    states = [folder.progress(planned) for planned in study.runs]
+    assert document(study, folder, states)["deviations"] == []
+    file = folder.results(study.runs[-1]) / "RUN.json"
+    file.write_text(file.read_text("utf-8").replace("d" * 64, "e" * 64, 1), "utf-8")
+    (said,) = document(study, folder, states)["deviations"]
+    assert said == "Not all runs are of one state: 2 different digests of data with the same settings."

@@ -13,6 +13,7 @@ from shepherd.experiment.study.forecast import smallest_visible
 from shepherd.experiment.study.losses import losses_of
 from shepherd.experiment.study.sides import Pair, Side
 from study_runs import held_out, record, study_of
+from study_runs import losses_of as made_up
 
 FEDERATED, FLORA = Side("fedit", "federated"), Side("flora", "federated")
 
@@ -59,6 +60,27 @@ def test_the_difference_is_a_ratio_of_sums_and_its_interval_is_two_way(records):
     assert (entry["stderr"], entry["degrees"]) == pytest.approx((expected.stderr, expected.degrees))
     assert entry["per_seed"] == pytest.approx(between.sum(axis=1) / tokens.sum())
     assert entry["interval"] == "two-way" and entry["units"] == 4 and entry["seeds"] == [0, 1, 2]
+
+
+def test_a_row_counts_as_lower_by_its_own_difference_however_long_it_is(records):
+    tokens = np.array([10] * 19 + [2000])
+    better = tokens * np.array([0.5] * 19 + [0.1])
+    found = records(lambda planned: table_of({"base": tokens * 3.0, "federated": tokens * 3.0 - better}, tokens))
+    (entry,) = compare_all([Pair(FEDERATED, Side("fedit", "base"))], found)
+    assert (entry["lower"], entry["higher"], entry["ties"]) == (20, 0, 0)
+    assert entry["sign_p"] == pytest.approx(2 / 2**20) and entry["wilcoxon_p"] < 1e-4
+
+
+def test_a_client_with_a_model_in_some_seeds_only_is_left_out_and_named(records):
+    def losses(planned):
+        found = made_up(planned)
+        if planned.seed == 1:
+            del found.models["local/north"]
+        return found
+
+    pair = Pair(FEDERATED, Side("fedit", "local:mean"), rows="own")
+    (entry,) = compare_all([pair], records(losses))
+    assert entry["units"] == 1 and "left out, with a model in some seeds only: north" in entry["notes"]
 
 
 def test_exchanging_the_sides_exchanges_every_figure_exactly(records):

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.errors import ResourceError
-from shepherd.evaluation.judge.formats import Judgement
-from shepherd.evaluation.judge.orders import exchanged, winner
+from shepherd.evaluation.judge.formats import Judgement, exchanged
+from shepherd.evaluation.judge.orders import winner
 from shepherd.evaluation.judge.replay import Recording
 
 _CLASSES = {"a": 1, "b": 2, "tie": 3, None: -1}

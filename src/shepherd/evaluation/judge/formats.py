@@ -11,13 +11,14 @@ A recorded score is taken as it is. A score of −1, or an empty preference, sta
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from shepherd.evaluation.judge import parsing
-from shepherd.evaluation.judge.calls.protocols import PROTOCOLS
+from shepherd.evaluation.judge.calls.protocols import reading_of
 from shepherd.evaluation.judge.calls.record import Call
 from shepherd.evaluation.judge.parsing import Verdict
 
@@ -54,6 +55,26 @@ class Judgement:
     judge: str = ""
     outcome: str = "answered"
     call: Call | None = None
+
+
+_TURNED: Mapping[Verdict, Verdict] = {"a": "b", "b": "a", "tie": "tie"}
+
+
+def exchanged(judgement: Judgement) -> Judgement:
+    """The same judgement with a and b exchanged."""
+
+    def turned(pair: Any) -> Any:
+        return pair and pair[::-1]
+
+    return dataclasses.replace(
+        judgement,
+        points=turned(judgement.points),
+        reading=turned(judgement.reading),
+        b_first=not judgement.b_first,
+        right=judgement.right and _TURNED[judgement.right],
+        answers=turned(judgement.answers),
+        lengths=turned(judgement.lengths),
+    )
 
 
 class Format(NamedTuple):
@@ -208,7 +229,7 @@ def call_of(row: Mapping[str, Any]) -> Call:
 
 def judgement_of(call: Call) -> Judgement:
     """What a call says of a and b, in the order of the pair, whichever was shown first."""
-    reading = PROTOCOLS[call.protocol].read(call.text) if call.outcome == "answered" else None
+    reading = reading_of(call)
     b_first = call.order == "ba"
     reading = (reading[1], reading[0]) if reading and b_first else reading
     return Judgement(

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from shepherd.evaluation.judge import statistics
-from shepherd.evaluation.judge.formats import Judgement, Points
+from shepherd.evaluation.judge.formats import Judgement, Points, exchanged
 from shepherd.evaluation.judge.parsing import Verdict
 from shepherd.evaluation.judge.points import Matched, matched
 from shepherd.evaluation.judge.replay import Recording
-
-_TURNED: dict[Verdict, Verdict] = {"a": "b", "b": "a", "tie": "tie"}
 
 
 def order_effect(found: Matched) -> dict[str, Any]:
@@ -71,29 +69,27 @@ def winner(points: Points | None) -> Verdict | None:
 
 
 def in_both_orders(recordings: Sequence[Recording]) -> Iterator[tuple[Recording, Recording, Recording]]:
-    """Two recordings that show one pair in both orders, and both as one recording in the order of the first."""
+    """Two recordings of one judge that show one pair in both orders, and both as one in the order of the first."""
     left = list(recordings)
     while left:
         one = left.pop(0)
-        other = next((r for r in left if (r.a, r.b, r.scores) == (one.b, one.a, one.scores)), None)
+        other = next((r for r in left if _turned(r) == _kind(one)), None)
         if other is not None and one.a != one.b:
             left.remove(other)
             joined = (*one.judgements, *map(exchanged, other.judgements))
-            yield one, other, dataclasses.replace(one, judgements=joined)
+            left_out = one.superseded + other.superseded
+            yield one, other, dataclasses.replace(one, judgements=joined, superseded=left_out)
 
 
-def exchanged(judgement: Judgement) -> Judgement:
-    """The same judgement with a and b exchanged."""
+_Kind = tuple[str, str, bool, frozenset[tuple[str, str]]]
 
-    def turned(pair: Any) -> Any:
-        return pair and pair[::-1]
 
-    return dataclasses.replace(
-        judgement,
-        points=turned(judgement.points),
-        reading=turned(judgement.reading),
-        b_first=not judgement.b_first,
-        right=judgement.right and _TURNED[judgement.right],
-        answers=turned(judgement.answers),
-        lengths=turned(judgement.lengths),
-    )
+def _kind(recording: Recording) -> _Kind:
+    """The pair, the kind of its points, and who judged by which prompt."""
+    judges = frozenset((one.judge, one.call.prompt_hash if one.call else "") for one in recording.judgements)
+    return recording.a, recording.b, recording.scores, judges
+
+
+def _turned(recording: Recording) -> _Kind:
+    a, b, scores, judges = _kind(recording)
+    return b, a, scores, judges

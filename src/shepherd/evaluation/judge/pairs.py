@@ -140,11 +140,15 @@ def _entry(recording: Recording, points: Matched, found: Comparison) -> dict[str
         "categories": _categories(points),
         **_readings(recording.judgements),
         "one_order": len(points.one_order),
+        "lacking": len(points.lacking),
+        "superseded": recording.superseded,
     }
     if not recording.scores:
         entry |= _win_rate(points)
     if entry["orders"] == 2:
         entry |= order_effect(points)
+        b_first = sum(one.b_first for one in points.used)
+        entry["in_order"] = {"a_first": len(points.used) - b_first, "b_first": b_first}
     if any(judgement.right for judgement in recording.judgements):
         entry["right"] = right_answers(recording.judgements)
     return entry

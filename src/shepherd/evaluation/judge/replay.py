@@ -6,14 +6,15 @@ replay.read(Path("review_gpt35_vicuna-13b.jsonl")).judgements[0].points    # (9.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import DataError, plural
 from shepherd.evaluation.judge.calls.record import Call, settled
-from shepherd.evaluation.judge.formats import FORMATS, Judgement, Malformed, judgement_of
+from shepherd.evaluation.judge.formats import FORMATS, Judgement, Malformed, exchanged, judgement_of
 
 NAMED = 5
 """Most malformed lines that an error names."""
@@ -24,7 +25,8 @@ class Recording:
     """The judgements of one pair of systems, in one file.
 
     format: a name of `formats.FORMATS`. a, b: what the file's first row calls the two. scores: points are ratings on a
-    scale, not verdicts. torn: the file ends in an unfinished line, which is left out.
+    scale, not verdicts. torn: the file ends in an unfinished line, which is left out. superseded: calls on earlier
+    answers to questions that were answered and judged again, which are left out.
     """
 
     file: Path
@@ -34,6 +36,7 @@ class Recording:
     scores: bool
     judgements: tuple[Judgement, ...]
     torn: bool = False
+    superseded: int = 0
 
 
 def read_pairs(file: Path) -> list[Recording]:
@@ -45,19 +48,37 @@ def read_pairs(file: Path) -> list[Recording]:
 
 
 def recordings_of(file: Path, calls: Iterable[Call], torn: bool = False) -> list[Recording]:
-    """Calls to one recording per judge, protocol and pair, with one judgement per `settled` call.
+    """Calls to one recording per judge, protocol, decoding and pair, with one judgement per `settled` call.
 
-    In order of questions, seeds, repeats and orders: calls made at once are recorded in any order, and sums of floats
-    depend on theirs.
+    Where an arm answered a question anew, only the judgements of the answers that were judged last count. In order of
+    questions, seeds, repeats and orders: calls made at once are recorded in any order, and sums of floats depend on
+    theirs.
     """
-    found: dict[tuple[str, str, str, str, str, str], list[Judgement]] = {}
+    calls = list(calls)
+    last = {_cell(call): _answers(call) for call in calls}
+    found: dict[tuple[str, ...], list[Judgement]] = {}
+    superseded: Counter[tuple[str, ...]] = Counter()
     for call in sorted(settled(calls), key=_place):
-        key = (call.endpoint, call.model, call.prompt_hash, call.protocol, call.a, call.b)
-        found.setdefault(key, []).append(judgement_of(call))
+        if last[_cell(call)] == _answers(call):
+            found.setdefault(_recording(call), []).append(judgement_of(call))
+        else:
+            superseded[_recording(call)] += 1
     return [
-        Recording(file, "calls", a, b, protocol == "fedit", tuple(judgements), torn)
-        for (*_, protocol, a, b), judgements in found.items()
+        Recording(file, "calls", key[-2], key[-1], key[-3] == "fedit", tuple(judgements), torn, superseded[key])
+        for key, judgements in found.items()
     ]
+
+
+def _recording(call: Call) -> tuple[str, ...]:
+    return call.endpoint, call.model, call.prompt_hash, call.drawn_by, call.protocol, call.a, call.b
+
+
+def _cell(call: Call) -> tuple[Any, ...]:
+    return *_recording(call), call.seed, call.question
+
+
+def _answers(call: Call) -> tuple[str, ...]:
+    return call.question_hash, call.a_answer, call.b_answer
 
 
 def _place(call: Call) -> tuple[Any, ...]:
@@ -85,9 +106,11 @@ def read(file: Path) -> Recording:
         rows.pop()
     found: list[Judgement] = []
     wrong: list[str] = []
+    pair = _Pair(name, [row for _, row in rows])
     for place, (where, row) in enumerate(rows):
         try:
-            found += _judgements(name, row, place)
+            judgements = _judgements(name, row, place)
+            found += map(exchanged, judgements) if pair.turned(row, judgements[0].question) else judgements
         except Malformed as reason:
             wrong.append(f"{file}, {where}: {reason}")
     if wrong:
@@ -95,6 +118,36 @@ def read(file: Path) -> Recording:
         raise DataError("\n".join(wrong[:NAMED]) + more, hint=f"the other rows are in the format {name!r}")
     a, b = FORMATS[name].names(first)
     return Recording(file, name, a, b, FORMATS[name].scores, tuple(found), torn)
+
+
+class _Pair:
+    """The pair of a file of one pair: which rows name b first, and which are of another pair."""
+
+    def __init__(self, name: str, rows: Sequence[Any]) -> None:
+        kind = FORMATS[name]
+        self.names, self.own = kind.names, kind.own
+        pairs = [(kind.names(row), row.get("question_id", place)) for place, row in enumerate(rows)
+                 if isinstance(row, Mapping) and kind.recognises(row)]  # fmt: skip
+        self.first, question = pairs[0]
+        # Ids are those of answers, other ones for each question, or names of systems, which recur.
+        self.systems = any({*pair} == {*self.first} and each != question for pair, each in pairs)
+        self.of_question: dict[Any, tuple[str, str]] = {}
+        self.reviews: set[str] = set()
+
+    def turned(self, row: Mapping[str, Any], question: Any) -> bool:
+        """Whether this row names b first. Raises Malformed for one of another pair, or one that was there already."""
+        if self.own:
+            return False
+        if row.get("review_id"):
+            content = json.dumps(row, sort_keys=True)
+            if content in self.reviews:
+                raise Malformed(f"the review {str(row['review_id'])[:40]!r} stands there already")
+            self.reviews.add(content)
+        named = self.names(row)
+        usual = self.first if self.systems else self.of_question.setdefault(question, named)
+        if self.systems and {*named} != {*usual}:
+            raise Malformed(f"of {named[0]} and {named[1]}, not of {usual[0]} and {usual[1]}: a file holds one pair")
+        return named != usual and named == usual[::-1]
 
 
 def _judgements(name: str, row: Any, place: int) -> list[Judgement]:

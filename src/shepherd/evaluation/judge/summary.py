@@ -103,8 +103,9 @@ def _calls(recordings: Sequence[Recording]) -> list[Call]:
 
 
 def _spent(recordings: Sequence[Recording], known: Known) -> dict[str, Any] | None:
-    """Calls, requests and tokens of the calls that count, and what else is known; None where nothing is."""
-    calls = _calls(recordings)
+    """Calls, requests and tokens of the calls that count, and what else is known; None where nothing is. A call that
+    serves several pairs or seeds, as their answers are the same, is one."""
+    calls = list({call.key: call for call in _calls(recordings)}.values())
     if not calls:
         return dict(known.calls) or None
     counted = {
@@ -180,11 +181,15 @@ def _left_out(recordings: Sequence[Recording]) -> dict[str, Any]:
     by_arm: dict[str, Counter[str]] = {}
     by_question: dict[str, Counter[str]] = {}
     for recording in recordings:
-        one_order = set(matched(recording.judgements).one_order)
+        found = matched(recording.judgements)
+        one_order, lacking = set(found.one_order), set(found.lacking)
         for one in recording.judgements:
             reasons = [one.outcome] if one.outcome != "answered" else []
             reasons += ["unparsed"] if one.text and one.reading is None else []
-            reasons += ["left out"] if one.points is None else ["one order only"] if one.question in one_order else []
+            if one.points is None:
+                reasons.append("left out")
+            elif one.question in one_order | lacking:
+                reasons.append("one order only" if one.question in one_order else "not under every seed")
             for reason in reasons:
                 by_question.setdefault(str(one.question), Counter())[reason] += 1
                 for name in (recording.a, recording.b):

@@ -30,7 +30,9 @@ class Measured:
     """The differences of one comparison. per_seed: the difference under each seed.
 
     values: float64[seeds, units] whose mean is the difference, linearised; None where each seed has rows of its own.
-    unit: "row" (held-out rows) or "client".
+    each: float64[units], the mean over seeds of each unit's own difference, in nats per token of the mean row, whose
+    signs and ranks are tested; of each seed where these have rows of their own. unit: "row" (held out) or "client".
+    partly: clients with a model in some seeds only, which are left out.
     """
 
     seeds: tuple[int, ...]
@@ -39,6 +41,8 @@ class Measured:
     units: int
     rows: int
     unit: str
+    each: np.ndarray
+    partly: tuple[str, ...] = ()
 
 
 def compare_all(pairs: Sequence[Pair], records: Records) -> list[dict[str, Any]]:
@@ -81,11 +85,12 @@ def measure(pair: Pair, records: Records) -> Measured:
     if not all(np.isfinite(values).all() for values in between):
         raise DataError("a loss is not finite")
     per_seed = np.array([values.sum() / weights.sum() for values, weights in zip(between, tokens, strict=True)])
-    linear = None
+    linear, each = None, per_seed
     if fixed:
         mean = per_seed.mean()
         linear = mean + (np.array(between) - mean * tokens[0]) / tokens[0].mean()
-    return Measured(tuple(seeds), per_seed, linear, len(tokens[0]), len(tokens[0]), "row")
+        each = np.mean(between, axis=0) / tokens[0].mean()
+    return Measured(tuple(seeds), per_seed, linear, len(tokens[0]), len(tokens[0]), "row", each)
 
 
 def _measure_own(
@@ -95,10 +100,11 @@ def _measure_own(
     if not rows[0].own:
         raise DataError("the runs do not record which rows are whose own")
     arms = [(i, side.arm) for i, side in enumerate((pair.a, pair.b)) if side.arm.endswith(":mean")]
-    clients = set(rows[0].own)
+    clients, some = set(rows[0].own), set[str]()
     for seed, r in zip(seeds, rows, strict=True):
         models = [set(clients_of(sides[i][seed], base_arm(arm))) for i, arm in arms]
-        clients &= {client for client, at in r.own.items() if len(at)}.intersection(*models)
+        there = {client for client, at in r.own.items() if len(at)}.intersection(*models)
+        clients, some = clients & there, some | there
     if not clients:
         raise DataError("no client has rows of its own and a model in every seed")
     names = sorted(clients)
@@ -110,7 +116,10 @@ def _measure_own(
     values = np.array(differences)
     if not np.isfinite(values).all():
         raise DataError("a loss is not finite")
-    return Measured(tuple(seeds), values.mean(axis=1), values if fixed else None, len(names), number, "client")
+    per_seed, each = values.mean(axis=1), values.mean(axis=0)
+    partly = tuple(sorted(some - clients))
+    return Measured(tuple(seeds), per_seed, values if fixed else None, len(names), number, "client",
+                    each if fixed else per_seed, partly)  # fmt: skip
 
 
 def _shared_rows(a: Record, b: Record) -> Rows:
@@ -131,7 +140,7 @@ def _estimate(measured: Measured) -> Estimate:
 def _comparison(pair: Pair, measured: Measured) -> Comparison:
     """The statistics of a − b, so that `table` adjusts them and words the verdict on a."""
     found = _estimate(measured)
-    each = measured.per_seed if measured.values is None else measured.values.mean(axis=0)
+    each = measured.each
     lower, higher = int((each < 0).sum()), int((each > 0).sum())
     return Comparison(
         questions=measured.units,
@@ -194,6 +203,8 @@ def _notes(pair: Pair, measured: Measured) -> list[str]:
         found.append("one seed: the verdict holds for this training, other seeds may turn it")
     elif measured.values is None:
         found.append("each seed has other test rows: the interval is over seeds alone")
+    if measured.partly:
+        found.append(f"left out, with a model in some seeds only: {', '.join(measured.partly)}")
     if any(side.arm.endswith(":best") for side in (pair.a, pair.b)):
         found.append(
             f"the best client is chosen on the {measured.rows} rows that it is compared on, which favours it"

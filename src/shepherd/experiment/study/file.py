@@ -54,7 +54,7 @@ class JudgeTable(Table):
     repeats: Count = 1
     """Judgements of each pair, question and order."""
     prices: str = ""
-    """TOML file of prices: a table per model with input and output, per million tokens."""
+    """TOML file of prices as `shepherd judge --prices` reads it: [models.NAME] with input and output, per million."""
 
 
 class BenchmarksTable(Table):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from shepherd.errors import DataError, UsageError
 from shepherd.experiment.study.design import Planned, Study, changes
+from shepherd.experiment.study.losses import problem_of
 from shepherd.store import Writer, read_json, writer_of
 from shepherd.store.disk import DISK, make_folders, write_whole
 from shepherd.store.lock import locked
@@ -111,6 +112,10 @@ class StudyFolder:
             raise UsageError(
                 f"{file} is of a run with other settings than the study has now:\n{shown}",
                 hint="put the settings back, or take another folder with --out",
+            )
+        if problem := problem_of(found):
+            raise DataError(
+                f"{file} is damaged: {problem}", hint="restore it from a copy, or delete it: the run is repeated"
             )
         return found
 

@@ -223,9 +223,10 @@ def _cost(judge: JudgeTable, calls: int, folder: Path) -> float | None:
         raise UsageError(f"judge.prices: {file} is not there", hint="give a TOML file beside the study file") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"judge.prices: {file} cannot be read: {error}") from None
-    price = prices.get(judge.model)
+    tables = prices.get("models", prices)  # as shepherd judge --prices has them, or at the top
+    price = tables.get(judge.model) if isinstance(tables, dict) else None
     if not isinstance(price, dict):
-        near = did_you_mean(judge.model, prices)
+        near = did_you_mean(judge.model, tables if isinstance(tables, dict) else ())
         raise UsageError(f"judge.prices: {file} has no table of {judge.model!r}.{near}")
     try:
         per_call = TOKENS_IN * float(price["input"]) + TOKENS_OUT * float(price["output"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,38 @@ class Rows:
     def same(self, other: Rows) -> bool:
         """Whether these are the same tokens of the same rows."""
         return (self.ids, self.digest) == (other.ids, other.digest) and np.array_equal(self.tokens, other.tokens)
+
+
+def problem_of(record: Record) -> str:
+    """What is wrong with the losses of a RUN.json, "" where nothing is.
+
+    The rows of each model must be those of the run, and their sum must give the mean loss beside them, up to rounding.
+    """
+    try:
+        rows, arms, digests = record["rows"], record["arms"], record["digests"]
+        count, total = len(rows["ids"]), sum(rows["tokens"])
+        if len(rows["tokens"]) != count or not total or not {"data", "held_out", "tokenizer"} <= digests.keys():
+            return "rows, their tokens or digests are missing"
+        slack = record["rounded_to"] * count / (2 * total)
+        for name, values, loss in _models(arms):
+            if len(values) != count:
+                return f"{name} has {len(values)} losses for {count} rows"
+            if not abs(sum(values) / total - loss) <= slack + 1e-6 * max(1.0, abs(loss)):
+                return f"the rows of {name} give a loss of {sum(values) / total:.6f}, beside them stands {loss:.6f}"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _models(arms: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[float], float]]:
+    """The name of each model, its losses by row, and their mean."""
+    for arm, entry in arms.items():
+        if "losses" not in entry:
+            yield arm, entry["nll"], entry["loss"]
+            continue
+        yield f"{arm}:mean", entry["mean"], entry["loss"]
+        for client, values in entry["each"].items():
+            yield f"{arm}/{client}", values, entry["losses"][client]
 
 
 def rows_of(record: Record) -> Rows:

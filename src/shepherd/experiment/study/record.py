@@ -39,6 +39,7 @@ def record_of(run_dir: Path, planned: Planned) -> bytes:
     losses = read_losses(run_dir)
     summary, identity = read_json(run_dir / "summary.json"), read_json(run_dir / "identity.json")
     metrics, rounds = read_json(run_dir / "evaluation" / "metrics.json"), read_rounds(run_dir)
+    _check_finite(run_dir, losses)
     _check_means(run_dir, losses, summary)
     # The same halves as in the run's own metrics.json.
     best = {arm: best_of(m, losses.groups, stream(planned.seed, "halves", arm)) for arm, m in losses.each.items()}
@@ -102,6 +103,16 @@ def _arms(
             "each": {client: _rounded(nll, decimals) for client, nll in models.items()} if whole else {},
         }
     return found
+
+
+def _check_finite(run_dir: Path, losses: HeldOutLosses) -> None:
+    """Raise DataError for a model without a finite loss, of which no mean and no comparison exists."""
+    for name, model in losses.models.items():
+        if broken := int(np.count_nonzero(~np.isfinite(model.nll))):
+            raise DataError(
+                f"{run_dir}: {broken} of {len(losses.ids)} held-out rows have no finite loss under {name}: it diverged",
+                hint="lower training.learning_rate in this variant, or leave the variant out",
+            )
 
 
 def _check_means(run_dir: Path, losses: HeldOutLosses, summary: Mapping[str, Any]) -> None:

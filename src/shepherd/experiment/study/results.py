@@ -186,6 +186,13 @@ def _deviations(records: Records, fixed: bool) -> list[str]:
         digests = {r["digests"].get(key) for each in records.values() for r in each.values()}
         if len(digests) > 1:
             found.append(f"Not all runs are of one state: {len(digests)} different digests of {what}.")
+    states: dict[str, set[Any]] = {}
+    for seeds in records.values():
+        for record in seeds.values():
+            given = {key: value for key, value in record["config"].get("data", {}).items() if key != "seed"}
+            states.setdefault(json.dumps(given, sort_keys=True), set()).add(record["digests"].get("data"))
+    if most := max((len(digests) for digests in states.values() if len(digests) > 1), default=0):
+        found.append(f"Not all runs are of one state: {most} different digests of data with the same settings.")
     return found
 
 

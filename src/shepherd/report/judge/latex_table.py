@@ -5,6 +5,7 @@ from __future__ import annotations
 from shepherd.report import latex
 from shepherd.report.judge.facts import UNKNOWN
 from shepherd.report.judge.figures import Judged, labels
+from shepherd.report.judge.sentences import cautions
 from shepherd.report.latex import Measured
 from shepherd.report.wording import listing, number
 
@@ -29,6 +30,9 @@ def judged_table(judged: Judged) -> str:
         "Intervals over questions and seeds."
         if seeds > 1
         else "Intervals over questions; one seed, so that other seeds may turn a verdict.",
+    ]
+    notes += [
+        caution for caution in cautions(judged) if caution.startswith(("Judged in one order", "This judge is not"))
     ]
     return latex.table(
         ("Pair", "Questions", "Relative score", "Difference", "Won/lost/tied"),

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from shepherd.arms import registered
+from shepherd.report.findings import at_sites
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Section, Table
 from shepherd.report.wording import (
@@ -77,19 +78,34 @@ def privacy(record: RunRecord) -> Section:
         ["Differential privacy", "none"],
         ["Secure aggregation", "none: the server sees each client's update"],
     ]
-    baselines = ", ".join(arm.title[:1].lower() + arm.title[1:] for arm in registered().values() if arm.train)
+    if at_sites(record):
+        rows[0][1] += "; sums of the losses on the rows that it holds out"
+        where = (
+            "The rows stay at the sites: the coordinator, which wrote this page, has none of them. It sees each site's "
+            "update and its number of rows as the site states it, which say something about the rows."
+        )
+    else:
+        baselines = ", ".join(arm.title[:1].lower() + arm.title[1:] for arm in registered().values() if arm.train)
+        where = (
+            "This run simulated its clients in one process that held all rows. The table lists what would leave a "
+            f"client in a deployment of the same run. The comparison arms ({baselines}) and "
+            "the samples on this page use rows directly; a page made from private rows is itself private."
+        )
     text = [
         "An update can reveal information about its training rows. This run neither adds noise to updates nor hides "
         "them from the server.",
-        "This run simulated its clients in one process that held all rows. The table lists what would leave a client "
-        f"in a deployment of the same run. The comparison arms ({baselines}) and "
-        "the samples on this page use rows directly; a page made from private rows is itself private.",
+        where,
     ]
     return Section("privacy", "Privacy", text, [Table("What leaves a client", ("", ""), rows, texts=(0, 1))])
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:
-    """The command that repeats the run. Reports are passed on: only a path below the folder of the start is shown."""
+    """The command that repeats the run. Reports are passed on: only a path below the folder of the start is shown.
+
+    None for a run over sites, whose rows a command does not find.
+    """
+    if at_sites(record):
+        return []
     where, path = "the folder that holds this run's folder", Path(clean(record.name)) / "config.toml"
     words = clean(str(record.summary.get("command") or ""))
     try:

@@ -103,7 +103,7 @@ def pair_of(
 
     DataError: a question that one arm lacks, that differs between them, or whose text no file holds.
     """
-    lines = {str(key): line for key, line in a.lines.items()}, {str(key): line for key, line in b.lines.items()}
+    lines = _by_id(a), _by_id(b)
     wanted = {str(number) for number in ids} if ids is not None else lines[0].keys() | lines[1].keys()
     for file, found in zip((a, b), lines, strict=True):
         if lacking := sorted(wanted - found.keys(), key=_in_order):
@@ -113,6 +113,16 @@ def pair_of(
                 hint="repeat the shepherd answer that wrote it: it adds what is missing",
             )
     return Pair(*names, tuple(_item(lines[0][key], lines[1][key], a, b) for key in sorted(wanted, key=_in_order)), seed)
+
+
+def _by_id(answers: AnswerFile) -> dict[str, AnswerLine]:
+    """The lines by the words of their ids, as 81 in one file is "81" in another. DataError: both are in one file."""
+    found: dict[str, AnswerLine] = {}
+    for key, line in answers.lines.items():
+        if found.setdefault(str(key), line) is not line:
+            raise DataError(f"{answers.file}: question {str(key)!r} stands there as a number and as a text",
+                            hint="give each question its own id")  # fmt: skip
+    return found
 
 
 def _item(one: AnswerLine, other: AnswerLine, a: AnswerFile, b: AnswerFile) -> Item:

@@ -71,10 +71,10 @@ def shifts(judgements: Mapping[str, Iterable[Judgement]]) -> dict[str, Any]:
 
 
 def _points(judgements: Iterable[Judgement]) -> dict[str | int, float | None]:
-    """b's mean points of each question, None where nothing was read."""
-    found: dict[str | int, list[float]] = defaultdict(list)
+    """b's mean points of each question over both orders, None where one of them has none."""
+    found: dict[str | int, dict[bool, float]] = defaultdict(dict)
     for judgement in judgements:
         each = found[judgement.question]
         if judgement.points is not None:
-            each.append(judgement.points[1])
-    return {question: float(np.mean(each)) if each else None for question, each in found.items()}
+            each[judgement.b_first] = judgement.points[1]
+    return {question: float(np.mean([*each.values()])) if len(each) == 2 else None for question, each in found.items()}

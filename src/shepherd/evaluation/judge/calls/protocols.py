@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from shepherd.evaluation.judge import parsing
 from shepherd.evaluation.judge.calls.prompts import FEDIT, PAIRWISE, Prompt
+from shepherd.evaluation.judge.calls.record import Call
 from shepherd.rng import stream
 
 Points = tuple[float, float]
@@ -31,6 +32,16 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "fedit": Protocol("fedit", FEDIT, parsing.own_scores),
     "pairwise": Protocol("pairwise", PAIRWISE, parsing.own_points),
 }
+
+
+def reading_of(call: Call) -> Points | None:
+    """The points of the answer shown first and of the second; None for a text that nobody can read.
+
+    A text that ended at the limit of tokens within its last line is not read: `SCORES: 8 1` may be the start of 8 10.
+    """
+    within = call.finish == "length" and not call.text[-1:].isspace()
+    return None if call.outcome != "answered" or within else PROTOCOLS[call.protocol].read(call.text)
+
 
 FEDIT20_SEED = 20
 FEDIT20 = (3, 4, 6, 11, 15, 20, 24, 26, 29, 31, 33, 35, 37, 39, 49, 57, 64, 69, 76, 77)

@@ -9,6 +9,7 @@ themselves stand in the files of `shepherd answer`; a line has their hashes.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -71,6 +72,13 @@ class Call:
     error: str = ""
     time: str = ""
 
+    @property
+    def drawn_by(self) -> str:
+        """The decoding as JSON, the same for all repeats, each of which adds its number to the seed."""
+        seed = self.decoding.get("seed")
+        first = {"seed": seed - self.repeat} if isinstance(seed, int) else {}
+        return json.dumps({**self.decoding, **first}, sort_keys=True, default=str)
+
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Call:
         """Raises ValueError with the field that is missing or not of its kind; unknown fields are left out."""
@@ -110,12 +118,13 @@ _REQUIRED = ("key", "endpoint", "model", "protocol", "prompt", "prompt_hash", "q
 
 
 def settled(calls: Iterable[Call]) -> list[Call]:
-    """One call per question, pair, order, repeat and seed: the re-ask where there is one, else the first; a failed one
-    only where no other is there. In order of first appearance."""
+    """One call per question, pair, order, repeat, seed and way of decoding: the re-ask where there is one, else the
+    first; a failed one only where no other is there. In order of first appearance."""
     found: dict[tuple[Any, ...], Call] = {}
     for call in calls:
         place = (call.protocol, call.prompt_hash, call.a, call.b, call.seed, call.a_answer, call.b_answer,
-                 call.question, call.order, call.repeat, call.model, call.endpoint)  # fmt: skip
+                 call.question, call.question_hash, call.order, call.repeat, call.model, call.endpoint,
+                 call.drawn_by)  # fmt: skip
         before = found.get(place)
         if before is None or _rank(call) >= _rank(before):
             found[place] = call

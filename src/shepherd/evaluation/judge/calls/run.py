@@ -21,7 +21,7 @@ from shepherd.evaluation.judge.calls.cost import BYTES_PER_TOKEN, Price
 from shepherd.evaluation.judge.calls.faults import FINAL, CallError
 from shepherd.evaluation.judge.calls.ledger import Ledger
 from shepherd.evaluation.judge.calls.plan import Planned, again
-from shepherd.evaluation.judge.calls.protocols import Protocol
+from shepherd.evaluation.judge.calls.protocols import Protocol, reading_of
 from shepherd.evaluation.judge.calls.record import Call
 
 IN_A_ROW = 3
@@ -85,7 +85,7 @@ class _Work:
 
     def judge(self, planned: Planned) -> None:
         first = self.call(planned)
-        if first is not None and unread(first, self.protocol):
+        if first is not None and unread(first):
             self.call(again(planned, first.text, self.protocol))
 
     def call(self, planned: Planned) -> Call | None:
@@ -178,9 +178,9 @@ def run(
     return done
 
 
-def unread(call: Call, protocol: Protocol) -> bool:
+def unread(call: Call) -> bool:
     """Whether the judge replied with a text that the protocol does not read."""
-    return call.outcome == "answered" and protocol.read(call.text) is None
+    return call.outcome == "answered" and reading_of(call) is None
 
 
 def to_make(calls: Sequence[Planned], protocol: Protocol, ledger: Ledger) -> list[Planned]:
@@ -188,7 +188,7 @@ def to_make(calls: Sequence[Planned], protocol: Protocol, ledger: Ledger) -> lis
     missing: dict[str, Planned] = {}
     for one in calls:
         found = ledger.found(one.call.key)
-        if found is not None and unread(found, protocol):
+        if found is not None and unread(found):
             one = again(one, found.text, protocol)
             found = ledger.found(one.call.key)
         if found is None:
@@ -199,7 +199,7 @@ def to_make(calls: Sequence[Planned], protocol: Protocol, ledger: Ledger) -> lis
 def _reply(planned: Planned, protocol: Protocol, ledger: Ledger) -> Call | None:
     """The planned call with its recorded reply, or that of its re-ask, under the names of the plan."""
     found = ledger.found(planned.call.key)
-    if found is not None and unread(found, protocol):
+    if found is not None and unread(found):
         found = ledger.found(again(planned, found.text, protocol).call.key) or found
     if found is None:
         return None

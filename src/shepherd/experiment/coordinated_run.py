@@ -1,0 +1,186 @@
+"""The run directory of a run over sites: identity, adapter, metrics and summary, without any row.
+
+There is no partition.json: of each site its number of rows as stated, a digest with the site's own salt, and its
+version are in summary.json, and in the journal from its admission on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shepherd._version import __version__
+from shepherd.config import Config
+from shepherd.errors import EvaluationError
+from shepherd.experiment.coordinator_base import CoordinatorBase
+from shepherd.experiment.federated import federated_budget
+from shepherd.experiment.finished_run import peak_memory
+from shepherd.experiment.identity import code_digest, plugin_digests
+from shepherd.experiment.resume import Beginning, begin_or_go_on, resumptions
+from shepherd.experiment.rows_seen import rows_seen, times_seen
+from shepherd.experiment.site_attendance import WHAT
+from shepherd.experiment.site_measures import Measured, rows_of
+from shepherd.experiment.summary import brief
+from shepherd.model.adapter import digest, load_adapter
+from shepherd.model.adapter import save_adapter as write_adapter
+from shepherd.model.adapter_card import adapter_card
+from shepherd.recipe import to_toml
+from shepherd.server.merged_adapter import merged_adapter
+from shepherd.store import RunDirectory, read_journal
+from shepherd.store.records import read_rounds
+from shepherd.types import ClientId, ServerState
+
+LICENCE = "unknown"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run over sites after its last round. personal: (nats, targets, rows) of each site's own model; sizes: the rows
+    of each site as stated."""
+
+    state: ServerState
+    measured: Measured
+    personal: Mapping[ClientId, tuple[float, float, int]]
+    sizes: Mapping[ClientId, int]
+    cohort: int
+
+
+def begin_coordination(config: Config, base: CoordinatorBase, store: RunDirectory, force: bool) -> Beginning:
+    """Write what the run is made with and its id; or, in a directory that has them, check and read them.
+
+    Raises UsageError, with what differs, where a resumed run was started with something else.
+    """
+    import numpy
+
+    now = {
+        "config": config.model_dump(mode="json"),
+        "base": base.digest,
+        "tokenizer": base.tokenizer_digest,
+        "rows": "at sites",
+        "shepherd": __version__,
+        "code": code_digest(),
+        "plugins": plugin_digests(config),
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+    }
+
+    def write() -> None:
+        store.write_json("env.json", {"shepherd": __version__, "python": platform.python_version(),
+                                      "platform": platform.platform(), "numpy": numpy.__version__})  # fmt: skip
+        store.write_text("config.toml", to_toml(config))
+        store.journal("started", model=base.digest)
+
+    return begin_or_go_on(store, now, base.start, write, force)
+
+
+def save_adapter(
+    state: ServerState, base: CoordinatorBase, measured: Measured, sizes: Mapping[ClientId, int], store: RunDirectory
+) -> None:
+    """Write the final adapter as a PEFT folder. Raises EvaluationError where what is read back is another one."""
+    merged = merged_adapter(state.model)
+    with store.commit_folder("adapter") as folder:
+        write_adapter(folder, merged, base_name=base.public_name, conv1d=base.conv1d)
+        base.tokenizer.save_pretrained(folder)
+        before, after = (measured.arms[arm]["loss"] for arm in ("base", "federated"))
+        card = adapter_card(
+            merged, base=base.facts["name"], base_licence=base.facts["licence"], data="rows of the sites",
+            data_licence=LICENCE, rows=sum(sizes.values()), clients=len(sizes), rounds=state.round,
+            loss_before=float("nan") if before is None else before,
+            loss_after=float("nan") if after is None else after, version=__version__,
+        )  # fmt: skip
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    if digest(load_adapter(store.path / "adapter")) != digest(merged):
+        raise EvaluationError("the adapter on disk is not the one that was written", hint="look at the disk")
+
+
+def write_results(
+    config: Config, base: CoordinatorBase, results: Results, seconds: Mapping[str, float], store: RunDirectory
+) -> dict[str, Any]:
+    """Write evaluation/metrics.json and summary.json, with which the run is finished; the summary."""
+    lines = read_rounds(store.path)
+    store.write_json("evaluation/metrics.json", _metrics(results, lines))
+    found = _summary(config, base, results, lines, seconds, store)
+    store.write_json("summary.json", found)
+    store.journal("finished")
+    return found
+
+
+def _metrics(results: Results, lines: list[Mapping[str, Any]]) -> dict[str, Any]:
+    measured = results.measured
+    federated = measured.arms["federated"]
+    curve = [[line["round"], line["held_out_loss"]] for line in lines if line["held_out_loss"] is not None]
+    found = {
+        "held_out_rows": federated["rows"],
+        "held_out_tokens": federated["tokens"],
+        "arms": measured.arms,
+        "curves": {"federated": [[0, measured.arms["base"]["loss"]], *curve]},
+        "differences": measured.differences,
+        "own_rows": {},
+        "generation_differences": [],
+    }
+    if results.personal:
+        found["personal"] = _personal(results)
+    return found
+
+
+def _personal(results: Results) -> dict[str, Any]:
+    """Each site's losses on its own held-out rows under the base, the global and its own model."""
+    found = {}
+    for client, (total, weight, rows) in sorted(results.personal.items()):
+        by_site = results.measured.by_site
+        own = {name: by_site[arm][client] for name, arm in (("base", "base"), ("global", "federated"))
+               if client in by_site.get(arm, {})}  # fmt: skip
+        losses = {name: answer.stat.mean for name, answer in own.items() if rows_of(answer) == rows}
+        found[client] = {"base": None, "global": None, **losses, "personal": total / weight, "rows": rows}
+    return found
+
+
+def _summary(
+    config: Config, base: CoordinatorBase, results: Results, lines: list[Mapping[str, Any]],
+    seconds: Mapping[str, float], store: RunDirectory,
+) -> dict[str, Any]:  # fmt: skip
+    state, sizes, arms = results.state, results.sizes, results.measured.arms
+    adapter = merged_adapter(state.model)
+    return {
+        "arms": {name: brief(entry) for name, entry in arms.items()},
+        "budget": {
+            "federated": dataclasses.asdict(federated_budget(lines, results.cohort, config.training.learning_rate))
+        },
+        "bytes_up": sum(line["bytes_up"] for line in lines),
+        "bytes_down": sum(line["bytes_down"] for line in lines),
+        "seconds": dict(seconds),
+        "model": dict(base.facts),
+        "adapter_sha256": digest(adapter),
+        "adapter": {
+            "r": adapter.r, "alpha": adapter.alpha, "parameters": adapter.num_parameters, "bytes": adapter.nbytes,
+            "targets": sorted({n.rsplit(".", 1)[-1] for n in adapter.factors}),
+        },
+        "data": {
+            "name": "rows of the sites", "licence": LICENCE, "train_rows": sum(sizes.values()),
+            "held_out_rows": arms["federated"]["rows"],
+        },
+        "sites": sites_of(store),
+        "clients": len(sizes), "labels": {},
+        "rounds": config.federation.rounds,
+        "cohort": results.cohort,
+        "failed": [],
+        "peak_memory_bytes": peak_memory(),
+        "version": __version__,
+        "seed": config.run.seed,
+        "trained_rows": times_seen(rows_seen(lines, sizes, config.run.seed)),
+        **resumptions(store.path),
+    }  # fmt: skip
+
+
+def sites_of(store: RunDirectory) -> dict[ClientId, dict[str, Any]]:
+    """Every site that took part: its rows as stated, the digest that it salted, and its version, from the journal."""
+    admitted = [
+        row for row in read_journal(store.path / "journal.jsonl").rows
+        if row["what"] == WHAT and row.get("state") == "admitted"
+    ]  # fmt: skip
+    # A card of another version is refused, so the version of an admitted site is that of the run.
+    facts = {row["client"]: {"rows": row["rows"], "digest": row["digest"], "version": __version__} for row in admitted}
+    return dict(sorted(facts.items()))

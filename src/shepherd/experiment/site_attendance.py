@@ -1,0 +1,187 @@
+"""Which sites take part, and when: admission, waiting for enough of them, and questions to those that are there.
+
+Every change is a line of the run's journal ("what": "sites"), so that a resumed run has the same sites in each round.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from shepherd.errors import ShepherdError, UsageError, plural
+from shepherd.experiment.progress import Reporter
+from shepherd.experiment.site_measures import Measures
+from shepherd.federation.cards import RunCard
+from shepherd.federation.coordinator import Coordinator
+from shepherd.federation.states import OVER, Ledger
+from shepherd.federation.transport import Transport
+from shepherd.federation.verdicts import ADMITTED, VERDICTS
+from shepherd.store import RunDirectory, read_journal
+from shepherd.store.records import RoundRecord
+from shepherd.types import ClientId, GlobalModel, ServerState, TrainTask
+
+WHAT, OWN = "sites", "own models"
+"""Kinds of lines in the run's journal: a change of the federation, and what sites measured of their own models."""
+LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a run over sites is carried out, beside its recipe.
+
+    sites: how many take part before the first round; later rounds need federation.min_updates. digest: of the base,
+    where its weights are not here. offers: protections that the run gives, for sites that require them.
+
+    The rest are seconds for which the coordinator waits, by a monotonic clock. offer: for answers to a card. enough:
+    for enough sites before a round. step: for the next step of a site that is connected. measure: for measures and own
+    models. pause: between two looks at who is there; it doubles, to a minute.
+    """
+
+    sites: int = 1
+    digest: str = ""
+    offers: tuple[str, ...] = ()
+    offer: float = 60.0
+    enough: float = math.inf
+    step: float = math.inf
+    measure: float = 600.0
+    pause: float = 1.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+USUAL = Terms()
+
+
+class Attendance:
+    """The sites of a run: who is admitted, who is there, and what they answer. deadline: seconds for an update."""
+
+    def __init__(
+        self,
+        card: RunCard,
+        transport: Transport,
+        store: RunDirectory,
+        reporter: Reporter,
+        terms: Terms,
+        deadline: float = 0.0,
+    ) -> None:
+        self.store, self.reporter, self.terms = store, reporter, terms
+        self.least = max(terms.sites, card.federation.min_updates)
+        lines = [row for row in read_journal(store.path / "journal.jsonl").rows if row["what"] == WHAT]
+        ledger = Ledger(self._write, [_change(line) for line in lines])
+        self.coordinator = Coordinator(card, transport, ledger, patience=terms.step, clock=terms.clock)
+        self.deadline = deadline
+        self._said: set[tuple[ClientId, str]] = set()
+
+    def wait_for(self, number: int) -> Sequence[ClientId]:
+        """The sites that may be sampled in a round, when enough are there.
+
+        Raises UsageError, with what each site has against it, when they are not within the patience; the run is paused.
+        """
+        return self._wait(number, lambda: self._eligible(number))
+
+    def gather(self) -> None:
+        """Wait for enough sites to measure the model, who need not be those of the last round."""
+        least = self.coordinator.card.federation.min_updates
+        self._wait(self.coordinator.ledger.round, lambda: found if len(found := self._there()) >= least else ())
+
+    def stop(self) -> None:
+        """Stop the run, which can be resumed; what is wrong with its directory is somebody else's to say."""
+        if self.coordinator.ledger.state:
+            with suppress(ShepherdError):
+                self.coordinator.stop()
+
+    def _wait(self, number: int, look: Callable[[], Sequence[ClientId]]) -> Sequence[ClientId]:
+        begin, pause = self.terms.clock(), self.terms.pause
+        while True:
+            verdicts = self.coordinator.admit(self.terms.offer)
+            for client, verdict in verdicts.items():
+                self._say(client, verdict)
+            if found := look():
+                return found
+            if self.terms.clock() - begin >= self.terms.enough:
+                raise UsageError(self._too_few(number), hint="resume the run when they are there; nothing is lost")
+            self.terms.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def sizes(self, number: int, *, founders: bool = False) -> dict[ClientId, int]:
+        """The rows that sites stated, of all that were eligible until a round; founders: of those in the first one.
+
+        A site that comes back has the same number: else it is not admitted.
+        """
+        rounds = self.coordinator.ledger.eligible
+        known = {client for at, clients in rounds.items() if at <= (1 if founders else number) for client in clients}
+        facts = {client: self.coordinator.ledger.of(client).facts for client in sorted(known)}
+        return {client: found.rows for client, found in facts.items() if found is not None}
+
+    def timed(self, before: ServerState, after: ServerState, record: RoundRecord) -> ServerState:
+        """The state after a round with the seconds that its sites took to answer; a late one took the longest of them,
+        or the deadline. Of a site without an answer the seconds stay as they were."""
+        found = self.coordinator.seconds
+        least = max(self.deadline, *found.values(), 0.0)
+        taken = {c: found[c] for c in record.cohort if c in found} | dict.fromkeys(record.late, least)
+        history = dict(after.history)
+        for client in record.cohort:
+            former = before.history.get(client)
+            history[client] = replace(history[client], seconds=taken.get(client, former.seconds if former else None))
+        return replace(after, history=history)
+
+    def measure(self, model: GlobalModel | None) -> Measures:
+        """What the sites that are there measure of a model, None for the bare base, on the rows that they hold out."""
+        return self.coordinator.measure(model, self._there(), "held-out", self.terms.measure)
+
+    def finish(self, task: TrainTask) -> dict[ClientId, Any]:
+        """What sites measured of their own models, those of an earlier process included: (nats, targets, rows)."""
+        found: dict[ClientId, Any] = {}
+        for row in read_journal(self.store.path / "journal.jsonl").rows:
+            if row["what"] == OWN:
+                found |= row["measures"]
+        left = [c for c in self._there() if c in task.work and self.coordinator.ledger.of(c).state != "finished"]
+        answers = self.coordinator.finish(task.part(left), self.terms.measure) if left else {}
+        new = {c: [a.stat.total, a.stat.weight, sum(rows for *_, rows in a.groups)] for c, a in answers.items()}
+        if new:
+            self.store.journal(OWN, measures=new)
+        return found | new
+
+    def _there(self) -> list[ClientId]:
+        """The admitted sites that are connected, those that have finished included."""
+        ledger, present = self.coordinator.ledger, self.coordinator.inbox.present()
+        away = {"", "offered", "refused", *OVER}
+        return [client for client in sorted(present) if ledger.of(client).state not in away]
+
+    def _eligible(self, number: int) -> tuple[ClientId, ...]:
+        if number == 1 and number not in self.coordinator.ledger.eligible and len(self._there()) < self.least:
+            return ()
+        return self.coordinator.eligible(number)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self.store.journal(WHAT, **line)
+        if line.get("state") == "refused":
+            self._say(line["client"], line["reason"], str(line.get(line["reason"], "")))
+
+    def _say(self, client: ClientId, verdict: str, theirs: str = "") -> None:
+        """A warning for each verdict against a site, once."""
+        if verdict == ADMITTED or (client, verdict) in self._said:
+            return
+        self._said.add((client, verdict))
+        card = self.coordinator.card
+        ours = {"version": card.version, "base": card.base.digest, "tokenizer": card.tokenizer}.get(verdict, "")
+        both = f": {theirs[:12]} there, {ours[:12]} here" if theirs and ours else ""
+        self.reporter.warn(f"{client} does not take part: {VERDICTS.get(verdict, verdict)}{both}")
+
+    def _too_few(self, number: int) -> str:
+        there, least = self._there(), self.least if number == 1 else self.coordinator.card.federation.min_updates
+        lines = [f"round {number} waits for {plural(least, 'site')}, and {len(there)} take part"]
+        ledger = self.coordinator.ledger
+        for client in sorted(ledger.sites.keys() - set(there)):
+            site = ledger.of(client)
+            reason = f"refused: {VERDICTS.get(site.reason, site.reason)}" if site.state == "refused" else "not there"
+            lines.append(f"  {client}: {VERDICTS['approval'] if site.state == 'offered' else reason}")
+        return "\n".join(lines)
+
+
+def _change(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ("at", "what")}
