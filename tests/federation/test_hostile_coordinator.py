@@ -298,3 +298,9 @@ def test_the_own_model_of_a_site_is_made_of_a_task_that_no_round_would_have():
 
 def test_the_objective_is_that_of_the_card():
     assert verdict_on(replace(TASK, objective=Objective(proximal=0.1))) == "task"
+
+
+def test_a_task_has_the_clusters_of_its_card_or_none():
+    card = card_of(personalization={"name": "ifca", "options": {"clusters": 2}})
+    for clusters, refusal in ((0, ""), (2, ""), (1, "task"), (10_000, "task")):
+        assert verdict_on(replace(TASK, clusters={"a": (VIEW,) * clusters} if clusters else {}), card) == refusal

@@ -176,3 +176,26 @@ def test_a_further_cohort_of_a_round_states_all_sites_of_the_round():
     assert all(isinstance(reply, Sealed) for reply in {**first, **second}.values())
     alone = federation.round(2, {"c": 6})
     assert alone["c"].code == "refused", "a round of its own is of one site"
+
+
+# A coordinator that is back before its sites
+
+
+def test_a_round_that_was_begun_waits_for_its_sites_after_a_restart_and_is_not_committed_without_them():
+    federation = admitted(card=card_of(federation={"rounds": 4, "method": "fedit", "min_updates": 2}))
+    assert federation.coordinator.eligible(1) == ("a", "b", "c")
+    federation.round()
+    for name in "abc":
+        federation.transport.stop(name)
+    federation.transport.clock.now += 10.0
+    federation.coordinator = federation.another()
+    federation.coordinator.open()
+    federation.coordinator.admit()
+    assert federation.coordinator.eligible(1) == (), "nobody is there: a round now would be of lost sites only"
+    assert federation.coordinator.ledger.state == "paused"
+    federation.transport.start("b")
+    federation.coordinator.admit()
+    assert federation.coordinator.eligible(1) == ()
+    federation.transport.start("c")
+    federation.coordinator.admit()
+    assert federation.coordinator.eligible(1) == ("a", "b", "c"), "the same draw"

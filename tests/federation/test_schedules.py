@@ -67,8 +67,7 @@ FAULTS = {
     "counts of the wire are believed": (limits, "if facts is None or rows != facts.rows:", "if facts is None:"),
     "an aborted transport commits": (coordinator, ANSWERS, QUIETLY),
     "a resumed round has other sites": (
-        coordinator, "        return self.ledger.eligible[round_number]",
-        "        return tuple(sorted(c for c in self.inbox.present() if self.ledger.of(c).admitted))"),
+        coordinator, "return known or self.ledger", "return tuple(sorted(there)) if known else self.ledger"),
     "who is connected is lost, not late": (coordinator, "elif client not in there:", "elif client in there:"),
     "a site trains a task that is over": (site, 'message.attempt < record["attempt"]', "False"),
     "a site forgets the task that it has trained": (

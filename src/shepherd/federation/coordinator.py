@@ -86,16 +86,15 @@ class Coordinator:
     def eligible(self, round_number: int) -> tuple[ClientId, ...]:
         """The sites that may be sampled in a round: present and admitted when enough of them were. Else none: it waits.
 
-        What is returned once is returned again, also after a restart.
+        What is returned once is returned again when enough of them are there, also after a restart.
         """
-        if round_number not in self.ledger.eligible:
-            there = [c for c in self.inbox.present() if self.ledger.of(c).admitted]
-            if len(there) < self.card.federation.min_updates:
-                if self.ledger.state != "paused":
-                    self.ledger.run("paused", round=self.ledger.round)
-                return ()
-            self.ledger.eligible_in(round_number, there)
-        return self.ledger.eligible[round_number]
+        known = self.ledger.eligible.get(round_number)
+        there = [c for c in self.inbox.present() if self.ledger.of(c).admitted and (known is None or c in known)]
+        if len(there) < self.card.federation.min_updates and self.ledger.state != "finished":
+            if self.ledger.state != "paused":
+                self.ledger.run("paused", round=self.ledger.round)
+            return ()
+        return known or self.ledger.eligible_in(round_number, there)
 
     def facts(self) -> dict[ClientId, SiteFacts]:
         """What the admitted sites stated of their rows."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from shepherd.clients.personal.methods import Personalization, personalizations
-from shepherd.errors import UsageError
 from shepherd.federation.cards import Policy, RunCard
 from shepherd.federation.verdicts import ADMITTED
 from shepherd.registry import Registry
@@ -40,7 +39,7 @@ def largest_answer(card: RunCard) -> int:
 
 def judge(card: RunCard, policy: Policy, own: Own) -> str:
     """The verdict on a card, but for rows, hours and approval: "admitted", or the code of the first reason against."""
-    federation, personal = card.federation, _personalization_of(card)
+    federation, personal = card.federation, personalization_of(card)
     reasons = {
         "version": card.version != own.version,
         "base": card.base.digest != own.base
@@ -104,7 +103,7 @@ def method_of(card: RunCard) -> Method | None:
             return None
     try:
         return build_method(card.federation.method, card.method, optimizer, options)
-    except (UsageError, ValueError, TypeError):
+    except Exception:  # whatever a value of another kind leads to
         return None
 
 
@@ -113,12 +112,12 @@ def _optimizer(card: RunCard) -> tuple[str, Mapping[str, Any]]:
     return str(card.server.get("optimizer", "fedavg")), options
 
 
-def _personalization_of(card: RunCard) -> Personalization | None:
+def personalization_of(card: RunCard) -> Personalization | None:
     """The personalization of a card; None where its options are not those of a built-in one."""
     name, options = card.personalization.name, card.personalization.options
     if name not in builtin(personalizations) or "name" in options:
         return None
     try:
         return personalizations.build(name, options)
-    except (UsageError, ValueError, TypeError):
+    except Exception:  # whatever a value of another kind leads to
         return None

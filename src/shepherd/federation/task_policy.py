@@ -15,7 +15,7 @@ from shepherd.clients.local_work import local_work
 from shepherd.errors import UsageError
 from shepherd.federation.cards import Policy, RunCard
 from shepherd.federation.messages import Finish, Train
-from shepherd.federation.policy import is_allowed, method_of, names_code, texts_in
+from shepherd.federation.policy import is_allowed, method_of, names_code, personalization_of, texts_in
 from shepherd.federation.window import is_open
 from shepherd.types import ClientModel, TrainTask, Work
 from shepherd.updates.composition import transforms
@@ -66,7 +66,7 @@ def _transforms_of_the_card(task: TrainTask, card: RunCard, policy: Policy) -> b
 
 def _fits(task: TrainTask, card: RunCard, views: tuple[ClientModel, ...]) -> bool:
     """Whether objective, seed, rank and clusters of a task are those of the card."""
-    agreed_on, given = card.objective, task.objective
+    agreed_on, given, personal = card.objective, task.objective, personalization_of(card)
     objective = (given.proximal, given.proximal_form, given.rate_ratio, given.scaffold)
     agreed = (agreed_on.proximal, agreed_on.proximal_form, agreed_on.rate_ratio, agreed_on.scaffold)
     return (
@@ -74,7 +74,7 @@ def _fits(task: TrainTask, card: RunCard, views: tuple[ClientModel, ...]) -> boo
         and task.seed == card.seed
         and (given.scaffold or not task.control)
         and all(view.adapter.r <= card.lora.r for view in views)
-        and (card.personalization.name == "ifca" or not task.clusters)
+        and len(views) - 1 in (0, personal.clusters if personal else 0)
     )
 
 
