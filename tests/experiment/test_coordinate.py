@@ -73,7 +73,12 @@ def test_a_run_over_sites_has_the_adapter_and_the_losses_of_the_simulation_and_h
     assert [{key: line[key] for key in same} for line in lines] == [
         {key: line[key] for key in same} for line in expected
     ]
+    for key in ("bytes_up", "bytes_down"):  # of the messages, where a simulation counts the tensors
+        assert done.summary[key] == sum(line[key] for line in lines)
+        assert simulated.summary[key] < done.summary[key] < 2 * simulated.summary[key]
     assert done.summary["trained_rows"] == simulated.summary["trained_rows"]
+    steps = [event for event in sites.events if event["event"] == "step"]
+    assert {client for event in steps for client in event["clients"]} == {"north", "south"}
     stated = done.summary["sites"]
     assert {client: site["rows"] for client, site in stated.items()} == {"north": 5, "south": 3}
     assert len({site["digest"] for site in stated.values()}) == 2
@@ -150,7 +155,7 @@ def test_check_counts_prompts_at_two_clients_and_names_them(small_config, tmp_pa
     assert not [line for line in plan(by_category).warnings if "prompts at two" in line]
 
 
-@pytest.mark.parametrize("name", ["ifca", "finetune", "feddpa"])
+@pytest.mark.parametrize("name", ["ifca", pytest.param("finetune", marks=pytest.mark.slow), "feddpa"])
 def test_models_of_sites_are_those_of_the_simulation_and_stay_there(name, begin, config, sites, tmp_path):
     settings = [f"personalization.name={name}", "federation.rounds=1", "federation.method=fedit"]
     settings += ["personalization.clusters=2"] if name == "ifca" else ["personalization.steps=2"]

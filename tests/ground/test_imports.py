@@ -212,6 +212,7 @@ for name in shepherd.__all__:
         "shepherd.store",
         "shepherd.engines.remote",
         "shepherd.federation.site",
+        "shepherd.experiment.site",
         "shepherd.testing",
     ],
 )

@@ -205,9 +205,11 @@ class Coordination:
         while state.round < self.schedule.rounds:
             number = state.round + 1
             self.attendance.wait_for(number)
+            up, down = self.coordinator.bytes_up, self.coordinator.bytes_down
             after, record = run_round(state, self.plan(number), self.engine, partial(observe, number))
             state = self.attendance.timed(state, after, record)
-            yield state, record
+            sent, received = self.coordinator.bytes_down - down, self.coordinator.bytes_up - up
+            yield state, replace(record, bytes_up=received, bytes_down=sent)
 
     def _start(self, state: ServerState, lines: list[Mapping[str, Any]]) -> Meter:
         """The start of the events: how much is planned, and which rounds are committed already."""

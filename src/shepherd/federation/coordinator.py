@@ -51,6 +51,8 @@ class Coordinator:
         self.patience, self.clock = patience, clock
         self.seconds: dict[ClientId, float] = {}
         """From the question to the answer, of the last attempt."""
+        self.bytes_up = self.bytes_down = 0
+        """Of usable answers and of tasks, with all that is around their tensors, since this object was made."""
         self.inbox = Inbox(card.run, transport, ledger)
         self._bytes = card.to_json()
         self._usable: tuple[int, set[ClientId]] = 0, set()  # a round, and who gave a usable update in it
@@ -148,6 +150,7 @@ class Coordinator:
             self.ledger.site(client, "working", round=task.round, attempt=attempt, end=end)
             part = pack_task(task.part([client]))
             messages[client] = pack(Train(self.card.run, task.round, attempt, client, counted[client], cohort, part))
+        self.bytes_down += sum(map(len, messages.values()))
         waiting, self.seconds = Waiting(messages, self.clock, self.patience), {}
         over = lambda: enough() or waiting.settled  # noqa: E731
         wait = Wait(deadline, largest_answer(self.card), over, waiting.sign)
@@ -241,6 +244,7 @@ class Coordinator:
             check_counts(answer.update, task, client, self.ledger.of(client).facts, self.card)
         except WireError as error:
             return self._failed(client, task, error.code, error.detail, waiting)
+        self.bytes_up += len(answer.update)
         waiting.settle(client)
         self._usable[1].add(client)
         self.ledger.site(client, "answered", round=task.round)
