@@ -33,10 +33,10 @@ PROGRESS = Progress("demo", 1, 0, "0" * 32, "training", 1, 2, 0.5, 3, 4, 0.1)
 
 class Measuring(Numbers):
     def measure(self, model, rows_of):
-        return {"flu": Group(Stat(3.0 * ord(self.client), 2.0), 12)}
+        return {"flu": Group(Stat(3.0 * ord(self.client), 2.0), 4)}
 
     def finish(self, task, private):
-        return {"flu": Group(Stat(float(private["p"][0]), 1.0), 12)}
+        return {"flu": Group(Stat(float(private["p"][0]), 1.0), 4)}
 
 
 class Federation:
@@ -53,7 +53,8 @@ class Federation:
         self.coordinator.open()
 
     def site(self, name: str) -> Site:
-        policy = Policy(**{"approve": "policy", "least_cohort": 1, "min_rows_round": 1, **self.policies.get(name, {})})
+        usual = {"approve": "policy", "least_cohort": 1, "min_rows_round": 1, "least_group": 4}
+        policy = Policy(**{**usual, **self.policies.get(name, {})})
         return Site(name, policy, self.own[name], self.trainers[name], SiteStore(self.places[name]))
 
     def another(self) -> Coordinator:
@@ -110,20 +111,24 @@ def test_a_site_that_restarts_shows_its_rows_again_and_other_rows_are_refused():
 
 
 def test_the_sites_of_a_round_are_those_of_its_first_draw_also_after_a_restart_and_with_too_few_the_run_waits():
-    federation = Federation(card=card_of(federation={"rounds": 4, "method": "fedit", "min_updates": 3}))
+    federation = Federation(card=card_of(federation={"rounds": 4, "method": "fedit", "min_updates": 2}))
     transport = federation.transport
-    transport.stop("c")
+    for name in "bc":
+        transport.stop(name)
     transport.clock.now += 10.0
     federation.coordinator.admit()
     assert federation.coordinator.eligible(1) == federation.coordinator.eligible(1) == ()
     assert federation.coordinator.ledger.state == "paused"
-    transport.start("c")
+    for name in "bc":
+        transport.start(name)
     federation.coordinator.admit()
     assert federation.coordinator.eligible(1) == ("a", "b", "c")
     transport.stop("a")
     transport.clock.now += 10.0
     assert federation.another().eligible(1) == ("a", "b", "c")
-    assert federation.another().eligible(2) == ()
+    transport.stop("b")
+    transport.clock.now += 10.0
+    assert federation.another().eligible(2) == federation.another().eligible(1) == ()
     states = [line["state"] for line in federation.lines if line["event"] == "run"]
     assert states == ["drafted", "open", "paused"], "one line, however often it is looked at"
 

@@ -153,6 +153,10 @@ def hostile_tasks(rng: random.Random) -> Iterator[tuple[str, Message]]:
                 replace(TASK, clusters={"a": (view,)}),
                 replace(TASK, objective=replace(TASK.objective, proximal=1.0)),
                 replace(TASK, round=2),
+                replace(TASK, seed=attempt),
+                replace(TASK, remainder={"q": LowRank(np.ones((1, 2)), np.ones((2, 1)))}),
+                replace(TASK, views={"a": replace(view, trains=("AB",))}),
+                replace(TASK, work={"a": replace(work, rows=3)}),
             )),
             "steps": replace(TASK, work={"a": replace(work, learning_rates=(0.1,) * 1001)}),
             "rates": replace(TASK, work={"a": replace(work, learning_rates=(0.1, rng.choice((1.1, 1e300))))}),
@@ -174,8 +178,7 @@ def hostile_tasks(rng: random.Random) -> Iterator[tuple[str, Message]]:
             "task",
             Train("demo", 1, attempt, "a", 0, 2, good[:place] + rng.randbytes(1 + rng.randrange(40)) + good[place:]),
         )
-        remainder = {"q": LowRank(np.ones((1, 2)), np.ones((2, 1)))}
-        yield "", Train("demo", 1, attempt, "a", 0, 2, pack_task(replace(TASK, seed=attempt, remainder=remainder)))
+        yield "", Train("demo", 1, attempt, "a", 0, 2, pack_task(task_of(1, attempt, {"a": 0})))
 
 
 def test_a_site_refuses_hostile_tasks_by_name_without_training_and_writes_only_in_its_folder(tmp_path):

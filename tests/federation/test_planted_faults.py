@@ -12,7 +12,7 @@ import test_site as sites
 
 from planted import notice, texts_that_are_not_there_once
 from shepherd.errors import DataError
-from shepherd.federation import coordinator, groups, inbox, policy, site, site_store, states, transport
+from shepherd.federation import coordinator, groups, inbox, policy, site, site_store, states, task_policy, transport
 
 judged = cards.test_a_policy_judges_a_card_by_the_first_reason_against_it
 lease = coordinators.test_one_process_at_a_time_has_the_lease_of_a_site_and_answers_of_another_are_ignored
@@ -41,14 +41,14 @@ FAULTS = [
      sites.test_a_repeated_question_gets_the_same_bytes_and_after_a_restart_the_same_update),
     (site, "if done >= most:", "if False:",
      sites.test_a_run_gets_a_limited_number_of_trainings_and_of_measures_also_over_restarts),
-    (groups, "< least:", "< 0:", shown),
+    (groups, "in rest) < least:", "in rest) < 0:", shown),
     (policy, '"outside-code": any(map(names_code, _names(card))),', '"outside-code": False,', partial(
         judged, verdict="outside-code", card={"method": {"split": "os:system"}}, policy={})),
-    (policy, "return name in builtin(registry) and", "return name in registry and",
+    (policy, 'partition(".")[0] == "shepherd"', 'partition(".")[0] != ""',
      cards.test_a_method_that_a_plug_in_or_a_user_registered_is_not_built_in),
-    (policy, '"window": not is_open(policy.window, now),', '"window": False,',
+    (task_policy, '"window": not is_open(policy.window, now),', '"window": False,',
      sites.test_a_task_outside_the_window_of_the_site_is_refused),
-    (policy, "isinstance(message, Train) and message.cohort", "False and message.cohort",
+    (task_policy, "isinstance(message, Train) and message.cohort", "False and message.cohort",
      sites.test_a_round_with_fewer_sites_than_the_policy_wants_is_refused),
     (site_store, "SALT, found)", "RECORD, found)", salt),
     (transport, "if held is not None and held.session not in (session, replaces)", "if False", lease),

@@ -13,7 +13,7 @@ import pytest
 
 from federation_schedules import Schedule
 from planted import plant, texts_that_are_not_there_once
-from shepherd.federation import coordinator, inbox, site, site_store, site_trainer, states, waiting
+from shepherd.federation import coordinator, inbox, limits, site, site_store, site_trainer, states, waiting
 
 LEAST = 50
 """Every kind of fault and of outcome happens at least this often in a thousand schedules."""
@@ -64,11 +64,10 @@ FAULTS = {
     "an answer to an attempt that is over counts": (inbox, "message.attempt != attempt", "False"),
     "an answer of another run counts": (inbox, "message.run != self.run,", "False,"),
     "an answer without the lease counts": (inbox, '"lease": getattr(message, "session", "") !=', '"lease": False and'),
-    "counts of the wire are believed": (coordinator, "if facts is None or rows != facts.rows:", "if facts is None:"),
+    "counts of the wire are believed": (limits, "if facts is None or rows != facts.rows:", "if facts is None:"),
     "an aborted transport commits": (coordinator, ANSWERS, QUIETLY),
     "a resumed round has other sites": (
-        coordinator, "        return self.ledger.eligible[round_number]",
-        "        return tuple(sorted(c for c in self.inbox.present() if self.ledger.of(c).admitted))"),
+        coordinator, "return known or self.ledger", "return tuple(sorted(there)) if known else self.ledger"),
     "who is connected is lost, not late": (coordinator, "elif client not in there:", "elif client in there:"),
     "a site trains a task that is over": (site, 'message.attempt < record["attempt"]', "False"),
     "a site forgets the task that it has trained": (

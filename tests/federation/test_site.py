@@ -173,7 +173,11 @@ def test_a_digest_of_rows_says_nothing_to_another_site_and_a_small_number_of_row
     assert (one.rows, two.rows) == (4, 1000)
     again = a_site(place=first.store.place)
     assert asked(again, offer()).digest == one.digest, "and keeps it"
-    answers = [wire.unpack(asked(site, question()).update)[0].num_examples for site in (first, second)]
+    task = task_of(1, 1, {"a": 0})
+    work = replace(task.work["a"], rows=1000, learning_rates=(0.1,) * 500)  # the share of a round of as many as stated
+    larger = pack(Train("demo", 1, 2, "a", 0, 2, pack_task(replace(task, work={"a": work}))))
+    sent = (asked(first, question()), asked(second, larger))
+    answers = [wire.unpack(answer.update)[0].num_examples for answer in sent]
     assert answers == [4, 1000], "an update does not give the number away"
 
 
@@ -227,9 +231,14 @@ def test_a_task_outside_the_window_of_the_site_is_refused():
 
 
 def test_a_task_of_a_few_rows_is_refused_since_its_update_would_show_them():
-    answer = asked(admitted(min_rows_round=5), question())
-    assert (answer.code, answer.detail) == ("refused", "rows")
-    assert asked(admitted(min_rows_round=4), question()).code == ""
+    card = card_of(training={"learning_rate": 0.1, "batch_size": 2, "local_steps": 2})
+    for least, refusal in ((5, ("refused", "rows")), (4, ("", ""))):
+        trainer = Clinic("a")
+        trainer.facts = SiteFacts(8, "rows")
+        site = a_site(trainer, min_rows_round=least)
+        assert asked(site, offer(card)).verdict == "admitted"
+        answer = asked(site, question())
+        assert (answer.code, answer.detail) == refusal
 
 
 def test_a_policy_that_is_changed_holds_from_the_next_start_also_for_tasks_without_an_offer():

@@ -59,7 +59,7 @@ def card_of(**changes: Any) -> RunCard:
     fields: dict[str, Any] = {
         "run": "demo", "version": "0.1.0", "base": {"name": "numbers", "digest": BASE}, "tokenizer": TOKENIZER,
         "lora": {"r": 1, "alpha": 1.0}, "federation": {"rounds": 4, "method": "fedit"},
-        "training": {"learning_rate": 0.1, "batch_size": 2}, "parameters": 2,
+        "method": {"train": "B"}, "training": {"learning_rate": 0.1, "batch_size": 2}, "parameters": 2,
     }  # fmt: skip
     return RunCard(**fields | changes)
 
@@ -72,7 +72,7 @@ def task_of(number: int, model: int, rows: Mapping[str, int]) -> TrainTask:
     """A task for the clients in `rows`, which go on from those rows."""
     pair = Factors(np.ones((1, 1), np.float32), np.full((1, 1), model, np.float32))
     view = ClientModel(Adapter({"q": pair}, 1, 1.0, base_digest=BASE), ("B",), "B")
-    work = {client: Work(client, first, ROWS[client], (0.1, 0.1)) for client, first in rows.items()}
+    work = {client: Work(client, first, ROWS[client], (0.1,) * -(-ROWS[client] // 2)) for client, first in rows.items()}
     return TrainTask(number, dict.fromkeys(work, view), 0, work)
 
 
@@ -93,6 +93,9 @@ class MemoryPlace:
 
     def remove(self, name):
         self.files.pop(name, None)
+
+    def folders(self, name):
+        return sorted({file.split("/")[1] for file in self.files if file.startswith(f"{name}/")})
 
     def append(self, name, line):
         if self.fails():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shepherd.clients.learning_rates import learning_rates
+from shepherd.clients.local_work import local_work
 from shepherd.config import Config
 
 
@@ -34,11 +34,7 @@ class Schedule:
 
     def share(self, rows: int) -> tuple[int, int]:
         """(rows, optimizer steps) in one round of a client that holds `rows`; a batch is never larger than that."""
-        batch = min(self.batch_size, rows)
-        if self.local_steps:
-            return self.local_steps * batch, self.local_steps
-        trained = max(1, round(self.local_epochs * rows))
-        return trained, math.ceil(trained / batch)
+        return local_work(rows, self.batch_size, self.local_steps, self.local_epochs)
 
     def peak(self, arm: str = "federated") -> float:
         """The peak learning rate of an arm: the one that is set for it, or that of the federated arm."""

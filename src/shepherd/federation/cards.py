@@ -140,9 +140,15 @@ def read_card(data: bytes) -> RunCard:
         raise WireError("too-large", f"a card of {len(data)} bytes, the limit is {MOST_CARD_BYTES}")
     json_object(data, "card")  # unique keys and finite numbers, which pydantic does not ask for
     try:
-        return RunCard.model_validate_json(data)
+        card = RunCard.model_validate_json(data)
+        kept = card.to_json()
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    else:
+        if len(kept) > MOST_CARD_BYTES:
+            raise WireError("too-large", f"a card that takes {len(kept)} bytes, the limit is {MOST_CARD_BYTES}")
+        json_object(kept, "card")  # 1e999 is a number, and infinite
+        return card
     raise WireError("fields", f"the card: {_place(first['loc'])} {_PROBLEMS.get(first['type'], 'has another value')}")
 
 
@@ -187,8 +193,10 @@ class Policy(Document):
     max_rows: int = Field(100_000, ge=1)
     """Rows that pass through training in one round."""
     min_rows_round: int = Field(8, ge=1)
-    """The fewest of them: an update of a single row shows much of it."""
+    """The fewest of them, and of the site's rows: an update of a single row shows much of it."""
     max_learning_rate: float = Field(1.0, gt=0)
+    max_runs: int = Field(100, ge=1)
+    """Runs of which the site keeps anything; a person removes the folders of old ones."""
     max_trainings: int = Field(300, ge=1)
     """Tasks that are trained in a run, those that are repeated after a fault included."""
     max_measures: int = Field(300, ge=0)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from shepherd.clients.progress import Observe, ignore
 from shepherd.federation.cards import RunCard
 from shepherd.federation.inbox import Inbox, Wait
+from shepherd.federation.limits import check_counts, is_possible, verdict_on
 from shepherd.federation.messages import Answer, Bye, Facts, Finish, Measure, Measured, Message, Offer, Train, pack
 from shepherd.federation.policy import largest_answer
 from shepherd.federation.states import OVER, Ledger
@@ -31,7 +32,7 @@ from shepherd.types import ClientFailure, ClientId, GlobalModel, SiteFacts, Trai
 from shepherd.updates.layout import WireError
 from shepherd.updates.replies import Late, Reply
 from shepherd.updates.task_wire import pack_global, pack_task
-from shepherd.updates.wire import Sealed, read_header
+from shepherd.updates.wire import Sealed
 
 
 class Coordinator:
@@ -54,6 +55,7 @@ class Coordinator:
         """Of usable answers and of tasks, with all that is around their tensors, since this object was made."""
         self.inbox = Inbox(card.run, transport, ledger)
         self._bytes = card.to_json()
+        self._usable: tuple[int, set[ClientId]] = 0, set()  # a round, and who gave a usable update in it
 
     # The run and its sites
 
@@ -86,16 +88,15 @@ class Coordinator:
     def eligible(self, round_number: int) -> tuple[ClientId, ...]:
         """The sites that may be sampled in a round: present and admitted when enough of them were. Else none: it waits.
 
-        What is returned once is returned again, also after a restart.
+        What is returned once is returned again when enough of them are there, also after a restart.
         """
-        if round_number not in self.ledger.eligible:
-            there = [c for c in self.inbox.present() if self.ledger.of(c).admitted]
-            if len(there) < self.card.federation.min_updates:
-                if self.ledger.state != "paused":
-                    self.ledger.run("paused", round=self.ledger.round)
-                return ()
-            self.ledger.eligible_in(round_number, there)
-        return self.ledger.eligible[round_number]
+        known = self.ledger.eligible.get(round_number)
+        there = [c for c in self.inbox.present() if self.ledger.of(c).admitted and (known is None or c in known)]
+        if len(there) < self.card.federation.min_updates and self.ledger.state != "finished":
+            if self.ledger.state != "paused":
+                self.ledger.run("paused", round=self.ledger.round)
+            return ()
+        return known or self.ledger.eligible_in(round_number, there)
 
     def facts(self) -> dict[ClientId, SiteFacts]:
         """What the admitted sites stated of their rows."""
@@ -142,7 +143,7 @@ class Coordinator:
         counted = {client: self.ledger.counted(client, work.first_row) for client, work in task.work.items()}
         if self.ledger.state != "round" or self.ledger.round != task.round:
             self.ledger.run("round", round=task.round)
-        attempt, cohort = self.ledger.attempted(task.round, task.work, "train"), len(task.work)
+        attempt, cohort = self.ledger.attempted(task.round, task.work, "train"), len(self._in_round(task))
         messages = {}
         for client, work in sorted(task.work.items()):
             end = work.first_row + work.rows
@@ -190,7 +191,8 @@ class Coordinator:
         }  # fmt: skip
         found = self._measured(messages, attempt, deadline)
         for client in sorted(found):
-            self.ledger.site(client, "finished")
+            if self.ledger.of(client).admitted:  # it may have left since
+                self.ledger.site(client, "finished")
         return found
 
     def end(self) -> None:
@@ -200,11 +202,17 @@ class Coordinator:
         for client in sorted(self.ledger.present):
             self.transport.tell(client, goodbye)
 
+    def _in_round(self, task: TrainTask) -> set[ClientId]:
+        """The sites of a task, with those of earlier cohorts of the round that gave a usable update."""
+        if self._usable[0] != task.round:
+            self._usable = task.round, set()
+        return self._usable[1] | task.work.keys()
+
     # What arrives
 
     def _judge(self, client: ClientId, facts: Facts) -> str:
         """Admit a site, or note why not."""
-        site, verdict = self.ledger.of(client), facts.verdict
+        site, verdict = self.ledger.of(client), verdict_on(facts, self.card)
         if verdict == ADMITTED and site.facts not in (None, SiteFacts(facts.rows, facts.digest)):
             verdict = "rows-changed"
         if verdict == ADMITTED:
@@ -232,15 +240,13 @@ class Coordinator:
             return None
         if answer.code:
             return self._failed(client, task, answer.code, answer.detail, waiting)
-        facts = self.ledger.of(client).facts
         try:
-            rows = read_header(answer.update, largest_answer(self.card)).fields["num_examples"]
+            check_counts(answer.update, task, client, self.ledger.of(client).facts, self.card)
         except WireError as error:
             return self._failed(client, task, error.code, error.detail, waiting)
-        if facts is None or rows != facts.rows:
-            return self._failed(client, task, "count", "other rows than the site stated at its admission", waiting)
         self.bytes_up += len(answer.update)
         waiting.settle(client)
+        self._usable[1].add(client)
         self.ledger.site(client, "answered", round=task.round)
         return Sealed(client, answer.update)
 
@@ -280,8 +286,12 @@ class Coordinator:
     def _measured(self, messages: Mapping[ClientId, bytes], attempt: int, deadline: float) -> dict[ClientId, Measured]:
         found: dict[ClientId, Measured] = {}
         for client, message, _ in self.inbox.answers(messages, attempt, Wait(deadline)):
-            if isinstance(message, Measured) and not message.code and client not in found:
+            if not isinstance(message, Measured) or message.code or client in found:
+                continue
+            if is_possible(message, self.ledger.of(client).facts, self.card):
                 found[client] = message
+            else:
+                self.ledger.ignored(client, "count", round=message.round)
         return dict(sorted(found.items()))
 
     # Before a question

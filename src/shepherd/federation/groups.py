@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -22,12 +23,21 @@ class Group(NamedTuple):
     rows: int
 
 
-def shown(groups: Mapping[str, Group], least: int, *, names: bool) -> tuple[tuple[str, float, float, int], ...]:
+def are_finite(groups: Mapping[str, Group]) -> bool:
+    """Whether all losses are: a model can make them overflow."""
+    return all(math.isfinite(group.stat.total) and math.isfinite(group.stat.weight) for group in groups.values())
+
+
+def shown(
+    groups: Mapping[str, Group], least: int, *, names: bool, instead: int = 0
+) -> tuple[tuple[str, float, float, int], ...]:
     """(category, total, weight, rows) of what may leave the site, sorted; the group "" has the rows without a name.
 
     No group has fewer than `least` rows, "" included: else the smallest named one joins it. Nothing where all rows
-    together are fewer.
+    together are fewer. instead: stated in place of the number of rows, all in one group, whose sizes would add up to
+    it.
     """
+    names = names and not instead
     named = {name: group for name, group in sorted(groups.items()) if names and name and group.rows >= least}
     rest = [group for name, group in sorted(groups.items()) if name not in named]
     while named and 0 < sum(group.rows for group in rest) < least:
@@ -36,4 +46,6 @@ def shown(groups: Mapping[str, Group], least: int, *, names: bool) -> tuple[tupl
     if rest:
         total = sum((group.stat for group in rest), Stat())
         found.insert(0, ("", float(total.total), float(total.weight), sum(group.rows for group in rest)))
-    return tuple(found) if sum(rows for *_, rows in found) >= least else ()
+    if sum(rows for *_, rows in found) < least:
+        return ()
+    return tuple((*group[:3], instead or group[3]) for group in found)

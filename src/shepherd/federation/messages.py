@@ -265,3 +265,13 @@ def read(data: bytes, limit: int) -> Message:
 def is_finite(value: float) -> float | None:
     """The number, or None where it is not finite: JSON has no other."""
     return value if math.isfinite(value) else None
+
+
+def verdict_of(answer: Message | None) -> str:
+    """The verdict or code in a site's answer; "" for none."""
+    match answer:
+        case Facts():
+            return answer.verdict
+        case Answer() | Measured():
+            return answer.detail if answer.code == "refused" else answer.code
+    return ""

@@ -21,7 +21,7 @@ from shepherd.clients.progress import Progress as Steps
 from shepherd.clients.progress import StepReport
 from shepherd.errors import DataError, UsageError
 from shepherd.federation.cards import Policy, RunCard, read_card
-from shepherd.federation.groups import shown
+from shepherd.federation.groups import are_finite, shown
 from shepherd.federation.messages import (
     Answer,
     Bye,
@@ -36,10 +36,12 @@ from shepherd.federation.messages import (
     is_finite,
     pack,
     read,
+    verdict_of,
 )
-from shepherd.federation.policy import Own, judge, judge_task
+from shepherd.federation.policy import Own, judge
 from shepherd.federation.site_store import SiteStore, StateLost
 from shepherd.federation.site_trainer import SiteTrainer, code_of
+from shepherd.federation.task_policy import MOST_HEADER_BYTES, judge_task, smallest_batch
 from shepherd.federation.verdicts import ADMITTED, WAITING, Refused
 from shepherd.rng import derive
 from shepherd.types import ClientFailure, TrainTask
@@ -66,8 +68,10 @@ class Site:
         self.name, self.policy, self.own, self.trainer, self.store, self.now = name, policy, own, trainer, store, now
         self.session = secrets.token_hex(16)
         self._limit = policy.max_message_mib * 2**20
+        self._header_limit = min(self._limit // 4, MOST_HEADER_BYTES)
         self._cards: dict[str, RunCard] = {}
         self._loaded = ""  # the run whose rows the trainer holds
+        self._hides_rows = False  # whether their number is stated larger
         self._last: tuple[bytes, bytes] = b"", b""  # digest of the last question, its answer
 
     def handle(self, data: bytes, report: Callable[[bytes], None] = lambda progress: None) -> bytes | None:
@@ -85,7 +89,7 @@ class Site:
         sent = pack(answer) if answer is not None else None
         self.store.audit(
             time=self._time(), event=type(message).__name__.lower(), run=message.run, round=message.round,
-            attempt=message.attempt, bytes_in=len(data), bytes_out=len(sent or b""), verdict=_verdict_of(answer),
+            attempt=message.attempt, bytes_in=len(data), bytes_out=len(sent or b""), verdict=verdict_of(answer),
         )  # fmt: skip
         if isinstance(answer, Answer) and not answer.code:
             self._last = key, sent or b""
@@ -141,6 +145,8 @@ class Site:
             return "card-changed"
         if record.get("left"):
             return "left"
+        if not record and len(self.store.runs()) >= self.policy.max_runs:
+            return "runs"
         if not record and judge(card, self.policy, self.own) == ADMITTED:
             self.store.keep_card(offer.run, card.to_json())
             self.store.note(offer.run, card=card.digest, attempt=0)
@@ -155,12 +161,13 @@ class Site:
             verdict = WAITING
         if verdict != ADMITTED:
             return verdict
+        self._loaded = ""  # whatever comes of it, the trainer no longer has the rows of the run before
         try:
             facts = self.trainer.load_rows(card)
         except Exception as error:
             _log.debug("rows cannot be loaded", exc_info=True)
             return "no-rows" if isinstance(error, DataError) else "cannot"
-        if facts.rows < max(1, self.policy.min_rows):
+        if facts.rows < max(self.policy.min_rows, self.policy.min_rows_round):
             return "few-rows" if facts.rows else "no-rows"
         stated = max(facts.rows, self.policy.min_rows_tell)
         salted = hashlib.sha256(self.store.salt() + f"{facts.rows}:{facts.digest}".encode()).hexdigest()
@@ -169,6 +176,7 @@ class Site:
             return "rows-changed"
         if "digest" not in record:
             self.store.note(run, rows=stated, digest=salted)
+        self._hides_rows = stated > facts.rows
         self._loaded = run
         return ADMITTED
 
@@ -209,10 +217,10 @@ class Site:
     def _task(self, message: Train | Finish, card: RunCard) -> TrainTask:
         """The task of a message, within the policy. Raises Refused."""
         try:
-            task = read_task(message.task, header_limit=self._limit // 4)
+            task = read_task(message.task, self._header_limit)
         except WireError:
             raise Refused("task") from None
-        if against := judge_task(task, message, card, self.policy, self.now()):
+        if against := judge_task(task, message, card, self.policy, self.now(), self.store.record(message.run)["rows"]):
             raise Refused(against)
         return task
 
@@ -221,7 +229,9 @@ class Site:
         work = task.work[self.name]
         private = self.store.state(message.run, message.counted, work.first_row)
         self._count(message, "trainings", self.policy.max_trainings)
-        reply = self.trainer.train(task, private, lambda steps: self._report(message, steps, report))
+        # A step over a few rows is a measure of them.
+        losses = smallest_batch(work, card) >= self.policy.least_group
+        reply = self.trainer.train(task, private, lambda steps: self._report(message, steps, report, losses))
         name = (message.run, message.round, message.attempt, self.session)
         if isinstance(reply, ClientFailure):
             return Answer(*name, reply.code, reply.detail, b"")
@@ -239,17 +249,21 @@ class Site:
             groups = self.trainer.finish(task, self.store.state(message.run, message.counted, first))
         else:
             try:
-                model = read_global(message.model, header_limit=self._limit // 4) if message.model else None
+                model = read_global(message.model, self._header_limit) if message.model else None
             except WireError:
                 raise Refused("task") from None
             if model is not None and model.adapter.base_digest != card.base.digest:
                 raise Refused("base")
             self._count(message, "measures", self.policy.max_measures)
             groups = self.trainer.measure(model, message.rows_of)
-        rows = shown(groups, self.policy.least_group, names=self.policy.categories == "shown")
+        name = (message.run, message.round, message.attempt, self.session)
+        if not are_finite(groups):
+            return Measured(*name, "diverged", "a loss is not finite", ())
+        instead = self.policy.min_rows_tell * self._hides_rows
+        rows = shown(groups, self.policy.least_group, names=self.policy.categories == "shown", instead=instead)
         if not rows:
             raise Refused("few-held-out")
-        return Measured(message.run, message.round, message.attempt, self.session, "", "", rows)
+        return Measured(*name, "", "", rows)
 
     def _count(self, message: Train | Measure | Finish, what: str, most: int) -> None:
         """Note that the work of a message begins. Raises Refused after too many: each shows something of the rows."""
@@ -258,11 +272,11 @@ class Site:
             raise Refused(what)
         self.store.note(message.run, attempt=message.attempt, **{what: done + 1})
 
-    def _report(self, message: Train, steps: StepReport, report: Callable[[bytes], None]) -> None:
+    def _report(self, message: Train, steps: StepReport, report: Callable[[bytes], None], losses: bool) -> None:
         news = steps.get(self.name)
         if isinstance(news, Steps):
             name = (message.run, message.round, message.attempt, self.session)
-            loss, seconds = is_finite(news.loss), float(news.seconds)
+            loss, seconds = is_finite(news.loss) if losses else None, float(news.seconds)
             report(pack(Progress(*name, news.state, news.step, news.steps, loss, news.targets, news.tokens, seconds)))
 
     def _envelope(self, run: str, task: TrainTask, card: RunCard) -> Envelope:
@@ -280,12 +294,3 @@ class Site:
 
     def _time(self) -> str:
         return self.now().isoformat(timespec="seconds")
-
-
-def _verdict_of(answer: Message | None) -> str:
-    match answer:
-        case Facts():
-            return answer.verdict
-        case Answer() | Measured():
-            return answer.detail if answer.code == "refused" else answer.code
-    return ""

@@ -56,12 +56,15 @@ class Place(Protocol):
     def append(self, name: str, line: bytes) -> None:
         """Add a line."""
 
+    def folders(self, name: str) -> list[str]:
+        """The folders in a folder."""
+
 
 class Folder:
     """The place of a real site: a folder, private to its owner."""
 
     def __init__(self, path: Path, disk: Disk = DISK) -> None:
-        self.path, self.disk = path, disk
+        self.path, self.disk, self._closed = path, disk, False
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file; None where there is none."""
@@ -84,10 +87,16 @@ class Folder:
         self._make(self.path)
         append(self.disk, self.path / name, line)
 
+    def folders(self, name: str) -> list[str]:
+        """The folders in a folder; none where it is not there."""
+        found = self.path / name
+        return sorted(path.name for path in found.iterdir() if path.is_dir()) if found.is_dir() else []
+
     def _make(self, folder: Path) -> None:
-        if not self.path.is_dir():
-            make_folders(self.disk, self.path)
+        make_folders(self.disk, self.path)
+        if not self._closed:  # also one that was there, and was open to others
             os.chmod(self.path, 0o700)
+            self._closed = True
         make_folders(self.disk, folder)
 
 
@@ -114,8 +123,15 @@ class SiteStore:
     def record(self, run: str) -> Mapping[str, Any]:
         """What the site noted of a run; empty for one that it does not know."""
         if run not in self._records:
-            self._records[run] = self._json(self._name(run, RECORD), {})
+            found = self._json(self._name(run, RECORD), {})
+            if not found:  # nothing is kept of the names that a message may make up
+                return {}
+            self._records[run] = found
         return self._records[run]
+
+    def runs(self) -> list[str]:
+        """The runs of which the site keeps anything."""
+        return self.place.folders("runs")
 
     def note(self, run: str, **values: Any) -> None:
         """Add to the record of a run, durably."""

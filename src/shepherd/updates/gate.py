@@ -104,7 +104,7 @@ class Gate:
 
     def _opened(self, sealed: Sealed, task: TrainTask) -> ClientUpdate:
         """The update in a message, whose largest possible size follows from the client model."""
-        header_limit, values_limit = _largest(task, sealed.client)
+        header_limit, values_limit = largest_message(task, sealed.client)
         limit = 8 + header_limit + values_limit
         if not _is(sealed.data, bytes):
             raise WireError("format", "the message is not bytes")
@@ -179,7 +179,7 @@ class Gate:
         return update if same else replace(update, **plain)
 
 
-def _largest(task: TrainTask, client: ClientId) -> tuple[int, int]:
+def largest_message(task: TrainTask, client: ClientId) -> tuple[int, int]:
     """The largest possible sizes of the header and of the values of a client's message, in bytes."""
     view = task.views[client]
     sizes = {name: math.prod(shape) for name, shape in expected_shapes(view, task, client).items()}
