@@ -65,7 +65,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-cost", type=click.FloatRange(min=0), metavar="COST",
                      help="Ask above this cost, and stop at it; needs --prices."),
         click.option("--prices", metavar="FILE", type=_PATH, help="Prices per million tokens, in TOML."),
-        click.option("--yes", is_flag=True, help="Do not ask."),
+        click.option("--yes", is_flag=True, help="Do not ask; limits that are given end the calls."),
         click.option("--dry-run", is_flag=True, help="Print the calls and their cost, and end."),
         click.option("--calibrate", metavar="FILE", type=_PATH,
                      help="Measure the judge on pairs with a known right answer first (LLMBar's format)."),
@@ -88,7 +88,7 @@ def named(context: click.Context) -> list[str]:
 class Setup:
     """The judge, how it is reached, and where its calls are recorded. endpoint: None for a local model.
 
-    calls: whether any is to be made; recorded ones need neither key nor model. agreed: limits are lifted. made, cost:
+    calls: whether any is to be made; recorded ones need neither key nor model. agreed: a person lifted the limits. made, cost:
     of this command so far. stop: set where no further request is wanted.
     """
 
@@ -204,10 +204,11 @@ def confirm(plans: Sequence[tuple[str, Sequence[Planned], Ledger]], set_up: Setu
     if above and not given["yes"]:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise UsageError(
-                "; ".join(above), hint="--yes makes them all the same, --max-calls and --max-cost set limits"
+                "; ".join(above),
+                hint="--yes starts without asking, and ends at --max-calls or --max-cost where they are given",
             )
         click.confirm(f"{'; '.join(above)}. Go on?", abort=True, err=True)
-    set_up.agreed = bool(above) or given["yes"]
+    set_up.agreed = bool(above) and not given["yes"]
     return True
 
 

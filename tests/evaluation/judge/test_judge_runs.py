@@ -266,7 +266,9 @@ def test_limits_ask_and_without_a_terminal_refuse(shell, tmp_path):
         ):
             done = judge(shell, stub, "runs/demo", *words)
             assert done.status == 2 and reason in done.err and stub.requests == []
-        assert judge(shell, stub, "runs/demo", "--max-calls", "3", "--yes").status == 0 and len(stub.requests) == 16
+        done = judge(shell, stub, "runs/demo", "--max-calls", "3", "--yes")
+        assert done.status == 5 and "--max-calls" in done.err and len(stub.requests) == 3, "a given limit is one"
+        assert judge(shell, stub, "runs/demo", "--yes").status == 0 and len(stub.requests) == 16
         done = judge(shell, stub, "runs/demo", "--prices", "prices.toml", "--seed", "1")
     assert done.status == 0 and " EUR; at most" in done.err
     # 16 calls of 100 tokens in, as the stub counts, at 1,000 per million
