@@ -23,6 +23,7 @@ from shepherd.federation.messages import (
     Measured,
     Message,
     Offer,
+    Progress,
     Train,
     pack,
     read,
@@ -31,6 +32,7 @@ from shepherd.federation.states import Ledger
 from shepherd.federation.transports.memory import MemoryTransport
 from shepherd.types import ClientFailure, ClientUpdate
 from shepherd.updates import wire
+from shepherd.updates.layout import WireError
 from shepherd.updates.wire import Envelope, Sealed
 
 SESSIONS = {name: str(place) * 32 for place, name in enumerate("ab", 1)}
@@ -176,6 +178,14 @@ def test_a_further_cohort_of_a_round_states_all_sites_of_the_round():
     assert all(isinstance(reply, Sealed) for reply in {**first, **second}.values())
     alone = federation.round(2, {"c": 6})
     assert alone["c"].code == "refused", "a round of its own is of one site"
+
+
+@pytest.mark.parametrize("seconds", [1e-320, 1e300, -1.0])
+def test_progress_has_no_seconds_that_would_make_a_rate_infinite(seconds):
+    good = Progress("demo", 1, 2, SESSIONS["a"], "training", 1, 2, 0.5, 3, 2**39, 0.5)
+    assert read(pack(good), 2**20) == good
+    with pytest.raises(WireError, match="seconds is of another kind or out of its range"):
+        read(pack(replace(good, seconds=seconds)), 2**20)
 
 
 # A coordinator that is back before its sites
