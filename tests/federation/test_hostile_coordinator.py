@@ -55,7 +55,7 @@ def test_steps_without_a_learning_rate_do_not_hide_that_an_update_shows_a_few_ro
     assert verdict_on(TASK, min_rows_round=4) == ""
 
 
-def test_a_warm_up_and_a_decay_within_a_round_are_no_reason_against_a_task():
+def test_a_task_with_a_warm_up_within_the_round_is_trained():
     assert verdict_on(replace(TASK, work={"a": replace(WORK, learning_rates=(0.05, 0.1))}), min_rows_round=3) == ""
 
 
@@ -91,7 +91,7 @@ def test_a_task_trains_and_sends_what_the_method_of_the_card_does(changed):
     assert verdict_on(replace(TASK, views={"a": replace(VIEW, **changed)}), card) == "task"
 
 
-def test_modules_that_the_method_leaves_at_the_site_are_not_sent_because_a_task_says_so():
+def test_modules_that_the_method_leaves_at_the_site_are_not_sent_because_a_task_asks_for_them():
     card = card_of(federation={"rounds": 4, "method": "fedper_lora"}, method={}, parameters=8)
     pair = VIEW.adapter.factors["q"]
     adapter = replace(VIEW.adapter, factors={"layers.0.q": pair, "layers.1.q": pair})
@@ -236,7 +236,7 @@ def test_a_model_that_makes_the_losses_overflow_is_a_code_and_ends_no_site(bad):
     assert (answer.code, answer.groups) == ("diverged", ())
 
 
-def test_a_number_of_rows_that_is_stated_larger_is_not_told_by_a_measure_or_by_the_size_of_its_groups():
+def test_a_number_of_rows_that_is_stated_larger_cannot_be_seen_in_a_measure_or_by_the_size_of_its_groups():
     site = admitted(min_rows_tell=1000, categories="shown", least_group=5)
     assert measured(site, "training").groups == (("", 59.0, 16.0, 1000),)
     assert measured(site).groups == (("", 59.0, 16.0, 1000),)

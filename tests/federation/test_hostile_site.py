@@ -39,7 +39,7 @@ SESSIONS = {name: str(place) * 32 for place, name in enumerate("ab", 1)}
 
 
 class Says:
-    """A site's process that answers as it was told; None: as it should, with an update of zeros."""
+    """A site's process that answers as the test asks; else as it should, with an update of zeros."""
 
     def __init__(self, name: str, **answers: Any) -> None:
         self.name, self.answers, self.session = name, answers, SESSIONS[name]
@@ -109,7 +109,7 @@ def test_a_site_that_admits_itself_without_what_the_run_needs_is_refused(facts, 
 
 
 @pytest.mark.parametrize(("tokens", "code"), [(5 * 512, ""), (5 * 512 + 1, "count"), (10**12, "count")])
-def test_target_tokens_are_no_more_than_the_rows_of_the_task_can_have_since_they_may_be_weights(tokens, code):
+def test_target_tokens_may_be_weights_so_there_is_a_limit_from_the_rows_of_the_task(tokens, code):
     reply = Federation(counts={"num_tokens": tokens}).round()["b"]
     assert getattr(reply, "code", "") == code and isinstance(reply, Sealed if not code else ClientFailure)
 
@@ -191,7 +191,7 @@ def test_progress_has_no_seconds_that_would_make_a_rate_infinite(seconds):
 # A coordinator that is back before its sites
 
 
-def test_a_round_that_was_begun_waits_for_its_sites_after_a_restart_and_is_not_committed_without_them():
+def test_an_uncommitted_round_waits_for_its_sites_after_a_restart_and_is_not_committed_without_them():
     federation = admitted(card=card_of(federation={"rounds": 4, "method": "fedit", "min_updates": 2}))
     assert federation.coordinator.eligible(1) == ("a", "b", "c")
     federation.round()
