@@ -17,6 +17,7 @@ from broken_disks import QuickDisk
 from federation_schedules import BASE, CARD, POLICY, MemoryPlace, card_of, task_of
 from federations import a_round, begin
 from shepherd.clients.progress import Progress as Steps
+from shepherd.errors import UsageError
 from shepherd.federation.cards import read_card
 from shepherd.federation.groups import Group
 from shepherd.federation.messages import Bye, Finish, Train, pack, read
@@ -304,3 +305,30 @@ def test_a_task_has_the_clusters_of_its_card_or_none():
     card = card_of(personalization={"name": "ifca", "options": {"clusters": 2}})
     for clusters, refusal in ((0, ""), (2, ""), (1, "task"), (10_000, "task")):
         assert verdict_on(replace(TASK, clusters={"a": (VIEW,) * clusters} if clusters else {}), card) == refusal
+
+
+class CaseBlind(MemoryPlace):
+    """A disk to which upper and lower case are one."""
+
+    def read(self, name):
+        return super().read(name.lower())
+
+    def write(self, name, data):
+        super().write(name.lower(), data)
+
+
+def test_a_run_in_other_letters_does_not_get_the_card_and_the_limits_of_another():
+    site = admitted(place=CaseBlind(), max_trainings=1)
+    assert asked(site, train(TASK, run="DEMO")).detail == "not-admitted"
+    assert asked(site, offer(card_of(run="DEMO"))).verdict == "card-changed"
+    assert asked(site, question()).code == ""
+
+
+@pytest.mark.parametrize("run", ["../outside", "no-such-run", "", "a\n"])
+def test_a_run_that_was_not_offered_is_neither_approved_nor_left(run):
+    site = admitted()
+    files = dict(site.store.place.files)
+    for act in (site.approve, site.leave):
+        with pytest.raises(UsageError, match="no card of a run"):
+            act(run)
+    assert site.store.place.files == files

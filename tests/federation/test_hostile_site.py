@@ -105,6 +105,16 @@ def test_a_site_that_admits_itself_without_what_the_run_needs_is_refused(facts, 
     assert federation.coordinator.admit(5.0) == {"b": verdict}, "and again, where it is offered again"
 
 
+@pytest.mark.parametrize("name", ["../outside", "a b", "a\n", "", "\u0430", "a" * 65])
+def test_a_certificate_with_a_name_that_no_site_may_have_takes_no_part(name):
+    transport = MemoryTransport({"a": lambda: Says("a"), name: lambda: Says("a")})
+    lines: list[dict] = []
+    coordinator = Coordinator(CARD, transport, Ledger(lines.append), clock=transport.clock)
+    coordinator.open()
+    assert coordinator.admit(5.0) == {"a": "admitted"}
+    assert coordinator.eligible(1) == ("a",) and {line.get("client", "a") for line in lines} == {"a"}
+
+
 # Answers
 
 
