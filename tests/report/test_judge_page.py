@@ -135,6 +135,9 @@ def test_what_limits_the_verdicts_is_said_and_nothing_else():
     unfit = judged()
     unfit["judge"]["calibration"] = {"fit": False, "accuracy": 0.5, "flips": 0.9, "pairs": 100}
     assert next(cautions(unfit)).startswith("This judge is not fit")
+    fewer = judged(pair(one_order=2, lacking=1), pair(superseded=4))
+    assert "3 questions of these pairs are in no figure, without a score in each order and seed." in cautions(fewer)
+    assert "4 judgements of answers that were written anew since are left out." in cautions(fewer)
     row = dict(facts.facts(unfit, Limits()).rows)["Calibration"]
     assert row.replace("\N{NO-BREAK SPACE}", " ") == (
         "50.0 % right of 100 pairs, 90.0 % turn with the order; not fit: no verdicts"

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shepherd.cli import output
 from shepherd.cli.settings import find_run
 from shepherd.errors import UsageError, did_you_mean
 
@@ -53,6 +54,8 @@ def pairs_of(
             )
         found.append(material.pair_of(one.answers, other.answers, names, seed, questions.ids))
         for name, side in zip(names, (one, other), strict=True):
+            if not all(line.question_hash for line in side.answers.lines.values()):
+                output.note(f"{side.answers.file} does not hold its questions: they are matched by their ids alone")
             lines.setdefault(name, next(iter(side.answers.lines.values())))
 
     of_runs = []

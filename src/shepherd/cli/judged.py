@@ -188,6 +188,8 @@ def _print_tables(found: Mapping[str, Any]) -> None:
 
 
 def _notes(found: Mapping[str, Any]) -> Sequence[str]:
+    from shepherd.report.judge.contents import completed
+    from shepherd.report.judge.sentences import unlike
     from shepherd.report.wording import digits, signed
 
     lines = []
@@ -203,7 +205,7 @@ def _notes(found: Mapping[str, Any]) -> Sequence[str]:
                      "first; give the recording of the other order too.")  # fmt: skip
     if any(pair["seeds"] == 1 for pair in found["pairs"]):
         lines.append("The verdicts hold for this training; other seeds may turn them.")
-    return lines
+    return [*lines, *unlike(completed(found))]
 
 
 def _left_out(pair: Mapping[str, Any]) -> Sequence[str]:

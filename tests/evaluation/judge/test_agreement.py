@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shepherd.errors import DataError, ResourceError
-from shepherd.evaluation.judge.agreement import agreement, between_judges, with_people
+from shepherd.evaluation.judge.agreement import agreement, between_judges, each_with_people, with_people
 from shepherd.evaluation.judge.calls.record import Call
 from shepherd.evaluation.judge.labels import Label, append_vote, read_labels
 from shepherd.evaluation.judge.replay import Recording, recordings_of
@@ -82,6 +82,15 @@ def test_two_judges_of_the_same_answers_are_compared_and_others_are_not():
         two, judgements=tuple(dataclasses.replace(j, answers=("x", "y")) for j in two.judgements)
     )
     assert between_judges([one, others]) == []
+
+
+def test_people_agree_with_each_judge_apart():
+    both = [judged("aabb", "one")[0], judged("abbb", "two")[0]]
+    labels = [Label(j.question, "base", "federated", "b") for j in both[0].judgements[:4]]
+    found = each_with_people(both, labels, "votes.jsonl")
+    assert [(each["items"], each["share"]) for each in found] == [(4, 0.5), (4, 0.75)]
+    assert [each["judges"] for each in found] == [[["one"]], [["two"]]]
+    assert each_with_people(both[:1], labels) == [with_people(both[:1], labels)]
 
 
 def test_a_file_of_two_judges_is_a_recording_each():

@@ -195,3 +195,18 @@ def test_what_a_call_records_does_not_hold_the_key():
     with StubJudge(lambda number, request: text("Fine.")) as stub:
         found, _ = asked(stub)
     assert KEY not in json.dumps(vars(found)) and KEY not in repr(Endpoint.named(stub.url, "judge", "JUDGE_KEY"))
+
+
+def test_a_reply_that_repeats_the_key_is_kept_without_it():
+    with StubJudge(lambda number, request: text(f"Your key is {KEY}.", model=f"m-{KEY}")) as stub:
+        found, _ = asked(stub)
+    assert (found.text, found.model) == ("Your key is [key].", "m-[key]")
+
+
+def test_a_redirection_is_not_followed():
+    with StubJudge(lambda number, request: text("Fine.")) as other:
+        place = other.url.replace("127.0.0.1", "localhost")
+        with StubJudge(lambda number, request: Reply(307, {}, {"location": f"{place}/chat/completions"})) as stub:
+            with pytest.raises(CallError, match=r"redirects to localhost:\d+ \(status 307\), which is not followed"):
+                asked(stub)
+            assert len(stub.requests) == 1 and other.requests == []

@@ -151,6 +151,8 @@ def test_two_pairs_of_files_that_would_have_one_name_are_refused(shell, tmp_path
         (tmp_path / place / "fox.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
     run = a_run(tmp_path / "x", count=1)
     base = str(run / "answers" / "vicuna" / "base.jsonl")
+    said = "one/fox.jsonl does not hold its questions: they are matched by their ids alone"
+    assert said in shell("judge", "--judge", "local:x", "--pair", base, "one/fox.jsonl", "--dry-run").err
     done = shell("judge", "--judge", "local:x", "--pair", base, "one/fox.jsonl", "--pair", base, "two/fox.jsonl")
     assert done.status == 2 and "they would count as one pair" in done.err and done.out == ""
 
@@ -177,6 +179,18 @@ def test_one_order_is_flagged_everywhere(shell, tmp_path):
     assert "one order only, a deviation" in done.err and "One order only" in done.out
     (pair,) = json.loads((run / "judge" / "judge.json").read_text("utf-8"))["pairs"]
     assert pair["orders"] == 1 and "Judged in one order only." in (tmp_path / "t.tex").read_text("utf-8")
+
+
+def test_arms_that_did_not_answer_alike_are_named(shell, tmp_path):
+    run = a_run(tmp_path)
+    for arm, most in (("base", 64), ("federated", 512)):
+        file = run / "answers" / "vicuna" / f"{arm}.jsonl"
+        decoding = f'"decoding": {{"max_new_tokens": {most}, "temperature": 0.0}}'
+        file.write_text(file.read_text("utf-8").replace('"decoding": {}', decoding), "utf-8")
+    with StubJudge(by_length) as stub:
+        done = judge(shell, stub, "runs/demo", "--pair", "base", "federated")
+    words = "The arms did not answer alike, in decoding: base with max_new_tokens: 64, temperature: 0"
+    assert words in done.out.replace("\xa0", " "), done.out
 
 
 FAULTS = {

@@ -155,6 +155,15 @@ def test_runs_that_were_measured_on_other_rows_are_not_compared(records):
     assert "were not measured on the same tokens of the same held-out rows" in entry["reason"]
 
 
+def test_seeds_of_which_only_some_share_their_rows_are_not_compared(records):
+    def rows(planned):
+        tokens = np.array([10, 20, 11 if planned.seed == 2 else 12])
+        return table_of({"base": tokens * 2.0, "federated": tokens * 1.5}, tokens)
+
+    (entry,) = compare_all([Pair(FEDERATED, Side("fedit", "base"))], records(rows))
+    assert entry["reason"] == "seeds 0 and 1 have the same held-out rows, and other seeds have others"
+
+
 def test_own_rows_compare_each_client_on_its_rows_with_its_own_model(records):
     tokens = np.array([10, 20, 30, 40])
     base = tokens * 2.0

@@ -61,6 +61,20 @@ def with_people(
     return about | {"unmatched": unmatched} | figures(agreement(judge, people, questions))
 
 
+def each_with_people(
+    recordings: Sequence[Recording], labels: Sequence[Label], file: Path | str | None = None
+) -> list[dict[str, Any]]:
+    """`with_people` of each judge, prompt and decoding; with several also "judges", as in `between_judges`."""
+    by_judge: dict[Hashable, list[Recording]] = {}
+    for recording in recordings:
+        call = recording.judgements[0].call if recording.judgements else None
+        how = (call.endpoint, call.prompt_hash, call.drawn_by) if call else recording.scores
+        by_judge.setdefault((*judges_of(recording), how), []).append(recording)
+    found = [(with_people(each, labels, file), judges_of(each[0])) for each in by_judge.values()]
+    several = len(found) > 1
+    return [entry | ({"judges": [judges]} if several else {}) for entry, judges in found if entry]
+
+
 def between_judges(recordings: Sequence[Recording]) -> list[dict[str, Any]]:
     """Agreement of each two recordings that hold verdicts on the same answers, which a and b are alike in both.
 

@@ -60,7 +60,7 @@ def judged(
     labels: people's verdicts by the file that they come from. DataError: a recording has no points.
     """
     known = known or Known()
-    people = (agreement.with_people(recordings, each, file) for file, each in labels)
+    people = (found for file, each in labels for found in agreement.each_with_people(recordings, each, file))
     figures = pairs.summarise(recordings, margin)
     if known.calibration is not None and not known.calibration.get("fit"):
         for entry in (*figures["pairs"], *(found["both"] for found in figures["orders"] if found["both"])):
@@ -74,7 +74,7 @@ def judged(
         "margin": margin,
         **figures,
         "left_out": _left_out(recordings),
-        "agreement": [*agreement.between_judges(recordings), *(found for found in people if found)],
+        "agreement": [*agreement.between_judges(recordings), *people],
         "probes": known.probes,
         "calls": _spent(recordings, known),
     }

@@ -68,7 +68,7 @@ def measure(pair: Pair, records: Records) -> Measured:
     if not seeds:
         raise DataError("no seed is finished on both sides")
     rows = [_shared_rows(sides[0][seed], sides[1][seed]) for seed in seeds]
-    fixed = all(rows[0].same(other) for other in rows[1:])
+    fixed = _all_same(seeds, rows)
     client = next((side.arm.partition("/")[2] for side in (pair.a, pair.b) if "/" in side.arm), "")
     if pair.rows == "own" and not client:
         return _measure_own(pair, sides, seeds, rows, fixed)
@@ -127,6 +127,17 @@ def _shared_rows(a: Record, b: Record) -> Rows:
     if not one.same(other):
         raise DataError(f"{a['run']} and {b['run']} were not measured on the same tokens of the same held-out rows")
     return one
+
+
+def _all_same(seeds: Sequence[int], rows: Sequence[Rows]) -> bool:
+    """Whether all seeds share their rows. DataError where only some do: neither interval holds then."""
+    alike = [[seed for seed, other in zip(seeds, rows, strict=True) if one.same(other)] for one in rows]
+    if len(alike[0]) == len(seeds):
+        return True
+    if shared := next((found for found in alike if len(found) > 1), None):
+        listed = " and ".join(map(str, shared[:2]))
+        raise DataError(f"seeds {listed} have the same held-out rows, and other seeds have others")
+    return False
 
 
 def _estimate(measured: Measured) -> Estimate:

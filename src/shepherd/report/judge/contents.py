@@ -19,7 +19,8 @@ _PAIR: dict[str, Any] = {
     "ci95?": [object], "p?": object, "holm_p?": object, "smallest_difference?": object, **_COUNTS, "verdict": str,
     "repeats": int, "repeats_sd?": object, "lengths?": _LENGTHS, "categories": [_CATEGORY | {"*": object}],
     "left_out": int, "first_gain?": object, "first_gain_ci95?": [object], "same_verdict?": object,
-    "reversed_verdict?": object, "by_order?": {"*": _COUNTS}, "*": object,
+    "reversed_verdict?": object, "by_order?": {"*": _COUNTS}, "one_order?": int, "lacking?": int,
+    "superseded?": int, "*": object,
 }  # fmt: skip
 SHAPE: dict[str, Any] = {
     "version": int,

@@ -212,7 +212,8 @@ def _source(found: Judged) -> str:
     source = found.get("source")
     if found["with"] == "people":
         unmatched = f" ({plural(found['unmatched'], 'label')} on other answers)" if found.get("unmatched") else ""
-        return shorten(str(source), 60, middle=True) + unmatched
+        judges = "".join(f"{listing([*map(str, each)])}: " for each in found.get("judges") or ())
+        return judges + shorten(str(source), 60, middle=True) + unmatched
     return " and ".join(shorten(PurePath(str(each)).name, 44, middle=True) for each in source or ())
 
 

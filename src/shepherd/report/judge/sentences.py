@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from shepherd.report.judge.figures import Judged, labels, total
-from shepherd.report.wording import digits, from_to, listing, percent, plural, shorten, signed, significant
+from shepherd.report.wording import digits, from_to, listing, percent, plain, plural, shorten, signed, significant
 
 MOST = 12
 """Most pairs that get a sentence; the tables have all."""
@@ -43,6 +43,21 @@ def _verdict(pair: Judged) -> str:
     return text
 
 
+def unlike(judged: Judged) -> Iterator[str]:
+    """In what the arms answered differently: decoding, template, precision."""
+    for key in ("decoding", "template", "dtype"):
+        ways: dict[str, list[str]] = {}
+        for arm in judged["arms"]:
+            if arm.get(key):
+                ways.setdefault(plain(arm[key]), []).append(str(arm["name"]))
+        if len(ways) > 1:
+            which = "; ".join(f"{listing(names, 4)} with {way}" for way, names in ways.items())
+            yield f"The arms did not answer alike, in {_ALIKE[key]}: {which}."
+
+
+_ALIKE = {"decoding": "decoding", "template": "template", "dtype": "precision"}
+
+
 def cautions(judged: Judged) -> Iterator[str]:
     """What the verdicts do not cover, the most important first."""
     pairs, names = judged["pairs"], labels(judged["pairs"])
@@ -66,6 +81,7 @@ def cautions(judged: Judged) -> Iterator[str]:
         yield f"One seed{which}: the verdicts hold for this training; other seeds may turn them."
     if (budget := judged["budget"]) and budget.get("equal") is False:
         yield f"The arms did not have equal budgets: {listing([str(d) for d in budget.get('differences') or ()])}."
+    yield from unlike(judged)
     if trained := judged["questions"]["trained_on"]:
         yield f"Categories of these questions were trained on: {listing([str(each) for each in trained])}."
     small = [name for name, pair in zip(names, pairs, strict=True)
@@ -73,9 +89,19 @@ def cautions(judged: Judged) -> Iterator[str]:
     if small:
         least = min(pair["smallest_difference"] for pair in pairs if pair["smallest_difference"])
         yield f"This design finds differences from {digits(least)} points on with 80 % power; smaller ones it may miss."
+    yield from _uncounted(pairs)
+    if not any(each["items"] and each["with"] != "same judge" for each in judged["agreement"]):
+        yield "Nobody checked whether people or a second judge agree with these verdicts."
+
+
+def _uncounted(pairs: Sequence[Judged]) -> Iterator[str]:
+    """Judgements and questions that are in no figure."""
     left = sum(pair["left_out"] for pair in pairs)
     if left:
         share = left / sum(pair["judgements"] for pair in pairs)
         yield f"{plural(left, 'judgement')} ({percent(share)}) without a score are left out."
-    if not any(each["items"] and each["with"] != "same judge" for each in judged["agreement"]):
-        yield "Nobody checked whether people or a second judge agree with these verdicts."
+    dropped = sum((pair.get("one_order") or 0) + (pair.get("lacking") or 0) for pair in pairs)
+    if dropped:
+        yield f"{plural(dropped, 'question')} of these pairs are in no figure, without a score in each order and seed."
+    if superseded := sum(pair.get("superseded") or 0 for pair in pairs):
+        yield f"{plural(superseded, 'judgement')} of answers that were written anew since are left out."

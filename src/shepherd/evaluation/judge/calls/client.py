@@ -133,7 +133,10 @@ def connected(endpoint: Endpoint, retries: Retries | None = None) -> Complete:
     except ImportError:
         raise missing_extra("openai", "judge") from None
     key = endpoint.key()
-    client: Any = openai.OpenAI(api_key=key or "none", base_url=endpoint.url, timeout=endpoint.timeout, max_retries=0)
+    http = openai.DefaultHttpxClient(follow_redirects=False)  # questions and answers go to the host that is named
+    client: Any = openai.OpenAI(
+        api_key=key or "none", base_url=endpoint.url, timeout=endpoint.timeout, max_retries=0, http_client=http
+    )
     retries = Retries() if retries is None else retries
     limit = {"max_tokens": "max_tokens"}
 
@@ -157,7 +160,7 @@ def connected(endpoint: Endpoint, retries: Retries | None = None) -> Complete:
                 reply = request(messages, decoding)
         except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that does not parse as JSON
             raise _fault(error, endpoint, key) from None
-        return _read(reply, endpoint, decoding)
+        return _read(reply, endpoint, decoding, key)
 
     def complete(messages: Messages, decoding: Decoding) -> Completion:
         start = time.monotonic()
@@ -167,8 +170,13 @@ def connected(endpoint: Endpoint, retries: Retries | None = None) -> Complete:
     return complete
 
 
-def _read(reply: Any, endpoint: Endpoint, decoding: Decoding) -> Completion:
-    """`openai` does not check what it receives: any field may be missing or of another kind."""
+def _read(reply: Any, endpoint: Endpoint, decoding: Decoding, key: str = "") -> Completion:
+    """`openai` does not check what it receives: any field may be missing or of another kind. A reply that repeats the
+    key is kept without it."""
+
+    def kept(words: str) -> str:
+        return encodable(words.replace(key, "[key]") if key else words)
+
     choices = getattr(reply, "choices", None)
     if not isinstance(choices, list):
         raise CallError(
@@ -183,8 +191,8 @@ def _read(reply: Any, endpoint: Endpoint, decoding: Decoding) -> Completion:
     tokens_in, tokens_out = (_count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
     refused = (isinstance(refusal, str) and bool(refusal)) or finish == "content_filter"
     return Completion(
-        text=encodable(next((words for words in (text, refusal) if isinstance(words, str) and words), "")),
-        model=encodable(str(getattr(reply, "model", None) or "")),
+        text=kept(next((words for words in (text, refusal) if isinstance(words, str) and words), "")),
+        model=kept(str(getattr(reply, "model", None) or "")),
         refused=refused,
         finish=finish,
         tokens_in=tokens_in,
@@ -271,6 +279,10 @@ def _refused(error: Any, endpoint: Endpoint, key: str) -> CallError:
         )
     if status == 429 and getattr(error, "code", None) == "insufficient_quota":
         return CallError(f"{host} has no quota left for this key (status 429){said}", reason="quota")
+    if 300 <= status < 400:
+        place = urlsplit(error.response.headers.get("location", "")).netloc
+        return CallError(f"{host} redirects to {place or 'another address'} (status {status}), which is not followed",
+                         hint="give the address of the endpoint itself", reason="request")  # fmt: skip
     wait = seconds_of(error.response.headers.get("retry-after"), time.time())
     reason: Reason = "limit" if status == 429 else "server" if status >= 500 or status in (408, 409) else "request"
     what = {"limit": "receives too many requests", "server": "fails"}.get(reason, "refuses the request")
