@@ -183,6 +183,15 @@ def test_the_pieces_of_a_method_are_built_in_and_fit():
         assert judge(card_of(**fits), POLICY, OWN) == "admitted"
 
 
+def test_a_policy_that_names_methods_allows_these_and_not_their_names_for_other_pieces():
+    named = POLICY.model_copy(update={"methods": ("ffa_lora",)})
+    whole = {"federation": {"rounds": 4, "method": "ffa_lora"}, "method": {}}
+    assert judge(card_of(**whole), named, OWN) == "admitted"
+    assert judge(card_of(**whole | {"method": {"start": "orthonormal"}}), named, OWN) == "admitted", "an option of it"
+    for pieces in ({"train": "AB"}, {"remainder": {"name": "keep"}}, {"view": "prefix"}):
+        assert judge(card_of(**whole | {"method": pieces}), named, OWN) == "method"
+
+
 @pytest.mark.parametrize("options", ['{"x": 1e999}', json.dumps({"x": "\U0001f411" * 120_000}, ensure_ascii=False)])
 def test_a_card_that_the_site_could_not_read_again_is_refused(options):
     text = CARD.to_json().decode().replace('"method": {"train": "B"}', f'"method": {options}')

@@ -219,3 +219,14 @@ def test_an_uncommitted_round_waits_for_its_sites_after_a_restart_and_is_not_com
     federation.transport.start("c")
     federation.coordinator.admit()
     assert federation.coordinator.eligible(1) == ("a", "b", "c"), "the same draw"
+
+
+def test_a_run_whose_journal_could_not_be_begun_can_be_stopped():
+    def full(line):
+        raise OSError(28, "no space left")
+
+    coordinator = Coordinator(CARD, MemoryTransport({}), Ledger(full))
+    with pytest.raises(OSError, match="no space left"):
+        coordinator.open()
+    coordinator.stop()
+    assert coordinator.ledger.state == ""
