@@ -252,6 +252,13 @@ def test_a_number_of_rows_that_is_stated_larger_cannot_be_seen_in_a_measure_or_b
     assert measured(site).groups == (("", 59.0, 16.0, 1000),)
 
 
+@pytest.mark.parametrize(("first", "then", "rows"), [(0, 1000, 24), (1000, 0, 1000), (1000, 2000, 1000)])
+def test_a_number_of_rows_that_was_stated_once_stays_as_stated_in_measures_of_the_run(first, then, rows):
+    place = MemoryPlace()
+    admitted(place=place, min_rows_tell=first)
+    assert measured(a_site(place=place, min_rows_tell=then)).groups == (("", 59.0, 16.0, rows),)
+
+
 def losses_of(batches: tuple[int, int], **policy: Any) -> list[float | None]:
     """The losses in the progress of a task of (rows, steps)."""
     rows, steps = batches

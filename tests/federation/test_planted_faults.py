@@ -44,7 +44,7 @@ FAULTS = [
      sites.test_rows_that_change_within_a_run_are_refused_before_they_are_trained_on),
     (site, "self.store.salt() + f", "f", salt),
     (site, "stated = max(facts.rows, self.policy.min_rows_tell)", "stated = facts.rows", salt),
-    (site, 'names=self.policy.categories == "shown"', "names=True",
+    (site, 'names = self.policy.categories == "shown"', "names = True",
      sites.test_a_measure_is_sums_and_weights_without_the_names_of_categories),
     (site, "if not rows:", "if False:", sites.test_fewer_held_out_rows_than_the_policy_shows_are_not_measured),
     (site, "if message.client != self.name:", "if False:",

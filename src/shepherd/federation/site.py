@@ -72,7 +72,7 @@ class Site:
         self._header_limit = min(self._limit // 4, MOST_HEADER_BYTES)
         self._cards: dict[str, RunCard] = {}
         self._loaded = ""  # the run whose rows the trainer holds
-        self._hides_rows = False  # whether their number is stated larger
+        self._instead = 0  # of their number, as it is stated where that is larger
         self._last: tuple[bytes, bytes] = b"", b""  # digest of the last question, its answer
 
     def handle(self, data: bytes, report: Callable[[bytes], None] = lambda progress: None) -> bytes | None:
@@ -179,7 +179,8 @@ class Site:
             return "rows-changed"
         if "digest" not in record:
             self.store.note(run, rows=stated, digest=salted)
-        self._hides_rows = stated > facts.rows
+        stated = int(self.store.record(run)["rows"])  # also where the policy is another one since
+        self._instead = stated if stated > facts.rows else 0
         self._loaded = run
         return ADMITTED
 
@@ -262,8 +263,8 @@ class Site:
         name = (message.run, message.round, message.attempt, self.session)
         if not are_finite(groups):
             return Measured(*name, "diverged", "a loss is not finite", ())
-        instead = self.policy.min_rows_tell * self._hides_rows
-        rows = shown(groups, self.policy.least_group, names=self.policy.categories == "shown", instead=instead)
+        names = self.policy.categories == "shown"
+        rows = shown(groups, self.policy.least_group, names=names, instead=self._instead)
         if not rows:
             raise Refused("few-held-out")
         return Measured(*name, "", "", rows)
