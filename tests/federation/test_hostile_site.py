@@ -221,7 +221,7 @@ def test_an_uncommitted_round_waits_for_its_sites_after_a_restart_and_is_not_com
     assert federation.coordinator.eligible(1) == ("a", "b", "c"), "the same draw"
 
 
-def test_a_run_whose_journal_could_not_be_begun_can_be_stopped():
+def test_a_run_that_could_not_write_its_first_line_can_be_stopped():
     def full(line):
         raise OSError(28, "no space left")
 
