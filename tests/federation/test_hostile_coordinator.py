@@ -17,6 +17,7 @@ from broken_disks import QuickDisk
 from federation_schedules import BASE, CARD, POLICY, MemoryPlace, card_of, task_of
 from federations import a_round, begin
 from shepherd.clients.progress import Progress as Steps
+from shepherd.errors import UsageError
 from shepherd.federation.cards import read_card
 from shepherd.federation.groups import Group
 from shepherd.federation.messages import Bye, Finish, Train, pack, read
@@ -55,7 +56,7 @@ def test_steps_without_a_learning_rate_do_not_hide_that_an_update_shows_a_few_ro
     assert verdict_on(TASK, min_rows_round=4) == ""
 
 
-def test_a_warm_up_and_a_decay_within_a_round_are_no_reason_against_a_task():
+def test_a_task_with_a_warm_up_within_the_round_is_trained():
     assert verdict_on(replace(TASK, work={"a": replace(WORK, learning_rates=(0.05, 0.1))}), min_rows_round=3) == ""
 
 
@@ -91,7 +92,7 @@ def test_a_task_trains_and_sends_what_the_method_of_the_card_does(changed):
     assert verdict_on(replace(TASK, views={"a": replace(VIEW, **changed)}), card) == "task"
 
 
-def test_modules_that_the_method_leaves_at_the_site_are_not_sent_because_a_task_says_so():
+def test_modules_that_the_method_leaves_at_the_site_are_not_sent_because_a_task_asks_for_them():
     card = card_of(federation={"rounds": 4, "method": "fedper_lora"}, method={}, parameters=8)
     pair = VIEW.adapter.factors["q"]
     adapter = replace(VIEW.adapter, factors={"layers.0.q": pair, "layers.1.q": pair})
@@ -182,6 +183,15 @@ def test_the_pieces_of_a_method_are_built_in_and_fit():
         assert judge(card_of(**fits), POLICY, OWN) == "admitted"
 
 
+def test_a_policy_that_names_methods_allows_these_and_not_their_names_for_other_pieces():
+    named = POLICY.model_copy(update={"methods": ("ffa_lora",)})
+    whole = {"federation": {"rounds": 4, "method": "ffa_lora"}, "method": {}}
+    assert judge(card_of(**whole), named, OWN) == "admitted"
+    assert judge(card_of(**whole | {"method": {"start": "orthonormal"}}), named, OWN) == "admitted", "an option of it"
+    for pieces in ({"train": "AB"}, {"remainder": {"name": "keep"}}, {"view": "prefix"}):
+        assert judge(card_of(**whole | {"method": pieces}), named, OWN) == "method"
+
+
 @pytest.mark.parametrize("options", ['{"x": 1e999}', json.dumps({"x": "\U0001f411" * 120_000}, ensure_ascii=False)])
 def test_a_card_that_the_site_could_not_read_again_is_refused(options):
     text = CARD.to_json().decode().replace('"method": {"train": "B"}', f'"method": {options}')
@@ -236,10 +246,17 @@ def test_a_model_that_makes_the_losses_overflow_is_a_code_and_ends_no_site(bad):
     assert (answer.code, answer.groups) == ("diverged", ())
 
 
-def test_a_number_of_rows_that_is_stated_larger_is_not_told_by_a_measure_or_by_the_size_of_its_groups():
+def test_a_number_of_rows_that_is_stated_larger_cannot_be_seen_in_a_measure_or_by_the_size_of_its_groups():
     site = admitted(min_rows_tell=1000, categories="shown", least_group=5)
     assert measured(site, "training").groups == (("", 59.0, 16.0, 1000),)
     assert measured(site).groups == (("", 59.0, 16.0, 1000),)
+
+
+@pytest.mark.parametrize(("first", "then", "rows"), [(0, 1000, 24), (1000, 0, 1000), (1000, 2000, 1000)])
+def test_a_number_of_rows_that_was_stated_once_stays_as_stated_in_measures_of_the_run(first, then, rows):
+    place = MemoryPlace()
+    admitted(place=place, min_rows_tell=first)
+    assert measured(a_site(place=place, min_rows_tell=then)).groups == (("", 59.0, 16.0, rows),)
 
 
 def losses_of(batches: tuple[int, int], **policy: Any) -> list[float | None]:
@@ -304,3 +321,30 @@ def test_a_task_has_the_clusters_of_its_card_or_none():
     card = card_of(personalization={"name": "ifca", "options": {"clusters": 2}})
     for clusters, refusal in ((0, ""), (2, ""), (1, "task"), (10_000, "task")):
         assert verdict_on(replace(TASK, clusters={"a": (VIEW,) * clusters} if clusters else {}), card) == refusal
+
+
+class CaseBlind(MemoryPlace):
+    """A disk to which upper and lower case are one."""
+
+    def read(self, name):
+        return super().read(name.lower())
+
+    def write(self, name, data):
+        super().write(name.lower(), data)
+
+
+def test_a_run_in_other_letters_does_not_get_the_card_and_the_limits_of_another():
+    site = admitted(place=CaseBlind(), max_trainings=1)
+    assert asked(site, train(TASK, run="DEMO")).detail == "not-admitted"
+    assert asked(site, offer(card_of(run="DEMO"))).verdict == "card-changed"
+    assert asked(site, question()).code == ""
+
+
+@pytest.mark.parametrize("run", ["../outside", "no-such-run", "", "a\n"])
+def test_a_run_that_was_not_offered_is_neither_approved_nor_left(run):
+    site = admitted()
+    files = dict(site.store.place.files)
+    for act in (site.approve, site.leave):
+        with pytest.raises(UsageError, match="no card of a run"):
+            act(run)
+    assert site.store.place.files == files

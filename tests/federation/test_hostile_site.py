@@ -23,6 +23,7 @@ from shepherd.federation.messages import (
     Measured,
     Message,
     Offer,
+    Progress,
     Train,
     pack,
     read,
@@ -31,13 +32,14 @@ from shepherd.federation.states import Ledger
 from shepherd.federation.transports.memory import MemoryTransport
 from shepherd.types import ClientFailure, ClientUpdate
 from shepherd.updates import wire
+from shepherd.updates.layout import WireError
 from shepherd.updates.wire import Envelope, Sealed
 
 SESSIONS = {name: str(place) * 32 for place, name in enumerate("ab", 1)}
 
 
 class Says:
-    """A site's process that answers as it was told; None: as it should, with an update of zeros."""
+    """A site's process that answers as the test asks; else as it should, with an update of zeros."""
 
     def __init__(self, name: str, **answers: Any) -> None:
         self.name, self.answers, self.session = name, answers, SESSIONS[name]
@@ -103,11 +105,21 @@ def test_a_site_that_admits_itself_without_what_the_run_needs_is_refused(facts, 
     assert federation.coordinator.admit(5.0) == {"b": verdict}, "and again, where it is offered again"
 
 
+@pytest.mark.parametrize("name", ["../outside", "a b", "a\n", "", "\u0430", "a" * 65])
+def test_a_certificate_with_a_name_that_no_site_may_have_takes_no_part(name):
+    transport = MemoryTransport({"a": lambda: Says("a"), name: lambda: Says("a")})
+    lines: list[dict] = []
+    coordinator = Coordinator(CARD, transport, Ledger(lines.append), clock=transport.clock)
+    coordinator.open()
+    assert coordinator.admit(5.0) == {"a": "admitted"}
+    assert coordinator.eligible(1) == ("a",) and {line.get("client", "a") for line in lines} == {"a"}
+
+
 # Answers
 
 
 @pytest.mark.parametrize(("tokens", "code"), [(5 * 512, ""), (5 * 512 + 1, "count"), (10**12, "count")])
-def test_target_tokens_are_no_more_than_the_rows_of_the_task_can_have_since_they_may_be_weights(tokens, code):
+def test_target_tokens_may_be_weights_so_there_is_a_limit_from_the_rows_of_the_task(tokens, code):
     reply = Federation(counts={"num_tokens": tokens}).round()["b"]
     assert getattr(reply, "code", "") == code and isinstance(reply, Sealed if not code else ClientFailure)
 
@@ -178,10 +190,18 @@ def test_a_further_cohort_of_a_round_states_all_sites_of_the_round():
     assert alone["c"].code == "refused", "a round of its own is of one site"
 
 
+@pytest.mark.parametrize("seconds", [1e-320, 1e300, -1.0])
+def test_progress_has_no_seconds_that_would_make_a_rate_infinite(seconds):
+    good = Progress("demo", 1, 2, SESSIONS["a"], "training", 1, 2, 0.5, 3, 2**39, 0.5)
+    assert read(pack(good), 2**20) == good
+    with pytest.raises(WireError, match="seconds is of another kind or out of its range"):
+        read(pack(replace(good, seconds=seconds)), 2**20)
+
+
 # A coordinator that is back before its sites
 
 
-def test_a_round_that_was_begun_waits_for_its_sites_after_a_restart_and_is_not_committed_without_them():
+def test_an_uncommitted_round_waits_for_its_sites_after_a_restart_and_is_not_committed_without_them():
     federation = admitted(card=card_of(federation={"rounds": 4, "method": "fedit", "min_updates": 2}))
     assert federation.coordinator.eligible(1) == ("a", "b", "c")
     federation.round()
@@ -199,3 +219,14 @@ def test_a_round_that_was_begun_waits_for_its_sites_after_a_restart_and_is_not_c
     federation.transport.start("c")
     federation.coordinator.admit()
     assert federation.coordinator.eligible(1) == ("a", "b", "c"), "the same draw"
+
+
+def test_a_run_that_could_not_write_its_first_line_can_be_stopped():
+    def full(line):
+        raise OSError(28, "no space left")
+
+    coordinator = Coordinator(CARD, MemoryTransport({}), Ledger(full))
+    with pytest.raises(OSError, match="no space left"):
+        coordinator.open()
+    coordinator.stop()
+    assert coordinator.ledger.state == ""

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 
 import pytest
 import test_cards as cards
 import test_coordinator as coordinators
+import test_hostile_coordinator as hostile
+import test_hostile_site as outsiders
 import test_site as sites
 
 from planted import notice, texts_that_are_not_there_once
 from shepherd.errors import DataError
-from shepherd.federation import coordinator, groups, inbox, policy, site, site_store, states, task_policy, transport
+from shepherd.federation import (
+    coordinator,
+    groups,
+    inbox,
+    limits,
+    policy,
+    site,
+    site_store,
+    states,
+    task_policy,
+    transport,
+)
+from shepherd.types import Stat
 
 judged = cards.test_a_policy_judges_a_card_by_the_first_reason_against_it
 lease = coordinators.test_one_process_at_a_time_has_the_lease_of_a_site_and_answers_of_another_are_ignored
@@ -29,7 +44,7 @@ FAULTS = [
      sites.test_rows_that_change_within_a_run_are_refused_before_they_are_trained_on),
     (site, "self.store.salt() + f", "f", salt),
     (site, "stated = max(facts.rows, self.policy.min_rows_tell)", "stated = facts.rows", salt),
-    (site, 'names=self.policy.categories == "shown"', "names=True",
+    (site, 'names = self.policy.categories == "shown"', "names = True",
      sites.test_a_measure_is_sums_and_weights_without_the_names_of_categories),
     (site, "if not rows:", "if False:", sites.test_fewer_held_out_rows_than_the_policy_shows_are_not_measured),
     (site, "if message.client != self.name:", "if False:",
@@ -63,6 +78,29 @@ FAULTS = [
      coordinators.test_a_change_that_cannot_be_written_has_not_happened),
     (states, "if number <= MOST_IGNORED:", "if True:",
      coordinators.test_a_site_that_sends_in_vain_without_end_gets_a_limited_number_of_lines),
+    (site, '        self._loaded = ""  # whatever', "        # whatever",
+     hostile.test_a_run_that_is_refused_after_its_rows_were_read_leaves_none_of_them_to_another_run),
+    (site, "if not are_finite(groups):", "if False:", partial(
+        hostile.test_a_model_that_makes_the_losses_overflow_is_a_code_and_ends_no_site, bad=Stat(math.nan, 10.0))),
+    (site, "is_finite(news.loss) if losses else None", "is_finite(news.loss)",
+     hostile.test_the_loss_of_a_step_over_a_few_rows_stays_at_the_site),
+    (site, "len(self.store.runs()) >= self.policy.max_runs", "False",
+     hostile.test_a_coordinator_cannot_fill_the_disk_or_the_memory_of_a_site_with_cards),
+    (groups, "names = names and not instead", "names = names",
+     hostile.test_a_number_of_rows_that_is_stated_larger_cannot_be_seen_in_a_measure_or_by_the_size_of_its_groups),
+    (task_policy, "return (work.rows, work.steps) == expected", "return True", partial(
+        hostile.test_two_tasks_cannot_differ_by_a_row_since_rows_and_steps_of_a_round_follow_from_the_card,
+        changed={"rows": 5})),
+    (task_policy, "or _effective_rows(work) < policy.min_rows_round", "", partial(
+        hostile.test_steps_without_a_learning_rate_do_not_hide_that_an_update_shows_a_few_rows, rates=(0.1, 0.0))),
+    (task_policy, "and [view.local_modules for view in views] == local", "",
+     hostile.test_modules_that_the_method_leaves_at_the_site_are_not_sent_because_a_task_asks_for_them),
+    (coordinator, "if self.ledger.of(client).admitted:  # it may", "if True:  # it may",
+     outsiders.test_a_site_that_leaves_right_after_its_last_answer_does_not_end_the_run),
+    (coordinator, "return self._usable[1] | task.work.keys()", "return set(task.work)",
+     outsiders.test_a_further_cohort_of_a_round_states_all_sites_of_the_round),
+    (limits, "<= MOST_LOSS * weight", "< float('inf')", partial(
+        outsiders.test_a_measure_that_cannot_be_is_left_out_with_a_line, kind="a loss that overflows")),
 ]  # fmt: skip
 
 

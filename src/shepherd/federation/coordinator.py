@@ -116,7 +116,7 @@ class Coordinator:
 
     def stop(self) -> None:
         """Stop the run; it can be opened again."""
-        if self.ledger.state not in ("finished", "stopped"):
+        if self.ledger.state not in ("", "finished", "stopped"):
             self.ledger.run("stopped")
 
     # A round

@@ -7,12 +7,14 @@ Everything else is ignored, with a line in the journal.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
 from shepherd.clients.progress import Observe, State, StepReport, ignore
 from shepherd.clients.progress import Progress as Steps
+from shepherd.federation.cards import NAME
 from shepherd.federation.messages import Bye, Message, Progress, read
 from shepherd.federation.states import Ledger
 from shepherd.federation.transport import Transport
@@ -45,8 +47,9 @@ class Inbox:
         """The session that holds, or held last, the lease of each site."""
 
     def present(self) -> set[ClientId]:
-        """The sites that are connected; those that came and went since the last call have a line in the journal."""
-        seen = self.transport.present()
+        """The sites that are connected and have the name of a site; those that came and went since the last call have
+        a line in the journal."""
+        seen = {c: sign for c, sign in self.transport.present().items() if re.fullmatch(NAME, c)}
         self.holders |= {client: sign.session for client, sign in seen.items()}
         for client in sorted(seen.keys() ^ self.ledger.present):
             self.ledger.connection(client, client in seen)

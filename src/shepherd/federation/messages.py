@@ -80,7 +80,7 @@ _CHECKS: Mapping[str, Check] = {
     "verdict": _VERDICT, "rows": is_size, "digest": _DIGEST, "base": _DIGEST, "tokenizer": _DIGEST,
     "version": _words(40), "counted": is_size, "cohort": is_size, "code": _is_code, "detail": _words(200),
     "state": lambda value: value in STATES, "step": is_size, "steps": is_size, "loss": _is_loss, "targets": is_size,
-    "tokens": is_size, "seconds": lambda value: is_number(value) and value >= 0,
+    "tokens": is_size, "seconds": lambda value: is_number(value) and (value == 0 or 1e-9 <= value < 1e12),
     "rows_of": lambda value: value in ("training", "held-out"), "groups": _is_groups,
     "reason": _text(r"[a-z-]{0,32}"),
 }  # fmt: skip

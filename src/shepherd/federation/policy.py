@@ -47,7 +47,9 @@ def judge(card: RunCard, policy: Policy, own: Own) -> str:
         "tokenizer": card.tokenizer != own.tokenizer,
         "outside-code": any(map(names_code, _names(card))),
         "optimizer": not is_allowed(_optimizer(card)[0], optimizers, ()),
-        "method": not is_allowed(federation.method, methods, policy.methods) or method_of(card) is None,
+        "method": not is_allowed(federation.method, methods, policy.methods)
+        or method_of(card) is None
+        or bool(policy.methods and _replaced(card)),  # a name allows the method, not others under its name
         "personalization": not is_allowed(card.personalization.name, personalizations, policy.personalizations)
         or personal is None,
         "transform": not all(is_allowed(t.name, transforms, policy.transforms) for t in card.transforms),
@@ -96,7 +98,7 @@ def method_of(card: RunCard) -> Method | None:
     named: list[tuple[Any, Registry]] = [(card.federation.method, methods), (optimizer, optimizers)]
     if any(type(name) is not str or name not in builtin(registry) for name, registry in named):
         return None
-    for kind in card.method.keys() & REGISTRIES.keys() - methods.options(card.federation.method).keys():
+    for kind in _replaced(card):
         spec = card.method[kind]
         name = spec if not isinstance(spec, Mapping) else spec.get("name", "")  # "": options of the method's own piece
         if type(name) is not str or ((name or spec == name) and name not in builtin(REGISTRIES[kind])):
@@ -105,6 +107,11 @@ def method_of(card: RunCard) -> Method | None:
         return build_method(card.federation.method, card.method, optimizer, options)
     except Exception:  # whatever a value of another kind leads to
         return None
+
+
+def _replaced(card: RunCard) -> set[str]:
+    """The kinds of the pieces of its method that a card replaces. The method is a known one."""
+    return card.method.keys() & REGISTRIES.keys() - methods.options(card.federation.method).keys()
 
 
 def _optimizer(card: RunCard) -> tuple[str, Mapping[str, Any]]:

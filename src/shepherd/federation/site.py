@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from datetime import datetime
 from shepherd.clients.progress import Progress as Steps
 from shepherd.clients.progress import StepReport
 from shepherd.errors import DataError, UsageError
-from shepherd.federation.cards import Policy, RunCard, read_card
+from shepherd.federation.cards import RUN, Policy, RunCard, read_card
 from shepherd.federation.groups import are_finite, shown
 from shepherd.federation.messages import (
     Answer,
@@ -71,7 +72,7 @@ class Site:
         self._header_limit = min(self._limit // 4, MOST_HEADER_BYTES)
         self._cards: dict[str, RunCard] = {}
         self._loaded = ""  # the run whose rows the trainer holds
-        self._hides_rows = False  # whether their number is stated larger
+        self._instead = 0  # of their number, as it is stated where that is larger
         self._last: tuple[bytes, bytes] = b"", b""  # digest of the last question, its answer
 
     def handle(self, data: bytes, report: Callable[[bytes], None] = lambda progress: None) -> bytes | None:
@@ -97,7 +98,7 @@ class Site:
 
     def approve(self, run: str) -> RunCard:
         """Approve the card that a run has offered. Raises UsageError where there is none."""
-        card = self._card(run)
+        card = self._card(run) if re.fullmatch(RUN, run) else None
         if card is None:
             raise UsageError(f"no card of a run {run} was offered to {self.name}")
         self.store.note(run, approved=card.digest)
@@ -105,7 +106,9 @@ class Site:
         return card
 
     def leave(self, run: str) -> bytes:
-        """Leave a run: the goodbye to send. Tasks of the run are refused from now on."""
+        """Leave a run: the goodbye to send. Tasks of the run are refused from now on. Raises UsageError for no run."""
+        if not re.fullmatch(RUN, run) or not self.store.record(run):
+            raise UsageError(f"no card of a run {run} was offered to {self.name}")
         self.store.note(run, left=True)
         self.store.audit(time=self._time(), event="left", run=run)
         return pack(Bye(run, 0, 0, self.session, "left"))
@@ -176,7 +179,8 @@ class Site:
             return "rows-changed"
         if "digest" not in record:
             self.store.note(run, rows=stated, digest=salted)
-        self._hides_rows = stated > facts.rows
+        stated = int(self.store.record(run)["rows"])  # also where the policy is another one since
+        self._instead = stated if stated > facts.rows else 0
         self._loaded = run
         return ADMITTED
 
@@ -259,8 +263,8 @@ class Site:
         name = (message.run, message.round, message.attempt, self.session)
         if not are_finite(groups):
             return Measured(*name, "diverged", "a loss is not finite", ())
-        instead = self.policy.min_rows_tell * self._hides_rows
-        rows = shown(groups, self.policy.least_group, names=self.policy.categories == "shown", instead=instead)
+        names = self.policy.categories == "shown"
+        rows = shown(groups, self.policy.least_group, names=names, instead=self._instead)
         if not rows:
             raise Refused("few-held-out")
         return Measured(*name, "", "", rows)
@@ -289,7 +293,10 @@ class Site:
             data = self.store.card(run)
             if data is None:
                 return None
-            self._cards[run] = read_card(data)
+            card = read_card(data)
+            if card.run != run:  # of a file system to which upper and lower case are one
+                return None
+            self._cards[run] = card
         return self._cards[run]
 
     def _time(self) -> str:

@@ -89,7 +89,7 @@ def _highest_rate(card: RunCard, policy: Policy) -> float:
 
 
 def _work_of_the_card(work: Work, card: RunCard, rows: int) -> bool:
-    """Whether a round's rows and steps are those of the card, for a site that stated so many rows."""
+    """Whether a round's rows and steps are those of the card, for a site that stated `rows`."""
     training = card.training
     expected = local_work(rows, training.batch_size, training.local_steps, training.local_epochs)
     return (work.rows, work.steps) == expected
