@@ -7,8 +7,7 @@
 
 (run, round, attempt, client) names an answer, and the first usable one counts. An attempt that ends with an exception
 has not happened: the same task asked again is another attempt, and each site starts from the private state of the last
-round in which its update counted. Time is monotonic; no site's clock is believed, and no count of a site but those of
-its admission.
+round in which its update counted. Time is monotonic; of a site only the counts of its admission are believed.
 """
 
 from __future__ import annotations
@@ -49,10 +48,8 @@ class Coordinator:
     ) -> None:
         self.card, self.transport, self.ledger = card, transport, ledger
         self.patience, self.clock = patience, clock
-        self.seconds: dict[ClientId, float] = {}
-        """From the question to the answer, of the last attempt."""
-        self.bytes_up = self.bytes_down = 0
-        """Of usable answers and of tasks, with all that is around their tensors, since this object was made."""
+        self.seconds: dict[ClientId, float] = {}  # from the question to the answer, of the last attempt
+        self.bytes_up = self.bytes_down = 0  # of usable answers and of tasks, whole, since this object was made
         self.inbox = Inbox(card.run, transport, ledger)
         self._bytes = card.to_json()
         self._usable: tuple[int, set[ClientId]] = 0, set()  # a round, and who gave a usable update in it

@@ -58,14 +58,9 @@ class Site:
     """One site. `session` names this process; a copy of the site's folder that runs elsewhere has another."""
 
     def __init__(
-        self,
-        name: str,
-        policy: Policy,
-        own: Own,
-        trainer: SiteTrainer,
-        store: SiteStore,
+        self, name: str, policy: Policy, own: Own, trainer: SiteTrainer, store: SiteStore,
         now: Callable[[], datetime] = datetime.now,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.name, self.policy, self.own, self.trainer, self.store, self.now = name, policy, own, trainer, store, now
         self.session = secrets.token_hex(16)
         self._limit = policy.max_message_mib * 2**20
