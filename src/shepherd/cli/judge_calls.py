@@ -88,8 +88,8 @@ def named(context: click.Context) -> list[str]:
 class Setup:
     """The judge, how it is reached, and where its calls are recorded. endpoint: None for a local model.
 
-    calls: whether any is to be made; recorded ones need neither key nor model. agreed: a person lifted the limits. made,
-    cost: of this command so far. stop: set where no further request is wanted.
+    calls: whether any is to be made; recorded ones need neither key nor model. agreed: a person lifted the limits.
+    made, cost: of this command so far. stop: set where no further request is wanted.
     """
 
     judge: Judge
