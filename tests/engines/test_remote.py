@@ -18,6 +18,7 @@ from shepherd.experiment.personal_models import choose_clusters, mixtures, perso
 from shepherd.experiment.rows import prepare_rows
 from shepherd.experiment.run_card import run_card
 from shepherd.experiment.schedule import prepare_schedule
+from shepherd.experiment.trainer import base_weights
 from shepherd.federation.cards import Policy, RunCard
 from shepherd.federation.coordinator import Coordinator
 from shepherd.federation.groups import Group
@@ -29,6 +30,7 @@ from shepherd.federation.transport import Aborted
 from shepherd.federation.transports.memory import Arrival, MemoryTransport
 from shepherd.model.base import load_base
 from shepherd.round import Engine, run_round
+from shepherd.server.methods import methods
 from shepherd.testing.engines import has_the_methods_of_the_protocol
 from shepherd.types import ClientFailure, ClientModel, GlobalModel, ServerState, Stat, TrainTask, Work
 from shepherd.updates.gate import Gate
@@ -72,7 +74,9 @@ class Setting:
 
     @property
     def start(self) -> ServerState:
-        return ServerState(0, self.plan.method.start(self.trainer.adapter, self.config.run.seed, None))
+        adapter, method = self.trainer.adapter, self.plan.method
+        weights = base_weights(self.base, list(adapter.factors)) if method.needs_base else None
+        return ServerState(0, method.start(adapter, self.config.run.seed, weights))
 
     @property
     def card(self) -> RunCard:
@@ -179,6 +183,15 @@ def test_sites_give_the_bits_of_one_process_and_their_personal_models_too(method
     finished = engine.coordinator.finish(task)
     assert sorted(finished) == sorted(work)
     assert here.own == personal
+
+
+@pytest.mark.parametrize("method", sorted(set(methods) - set(METHODS) - {"flexlora", "fedex_lora"}))
+def test_sites_give_the_bits_of_one_process_for_each_other_method(method, setting):
+    here = setting(f"federation.method={method}", "lora.r=4")
+    expected, records = here.run(here.local(), rounds=2)
+    state, remote_records = here.run(here.remote(), rounds=2)
+    assert model_bits(state) == model_bits(expected) and model_bits(state) != model_bits(here.start)
+    assert remote_records == records and all(record.weights for record in records)
 
 
 def test_rounds_with_lost_answers_an_abort_and_restarts_have_the_bits_of_a_simulation_in_which_the_same_clients_counted(
