@@ -18,6 +18,7 @@ from console import Shell
 from shepherd.evaluation.answer_files import hash_of
 from shepherd.evaluation.judge.calls.client import Endpoint
 from shepherd.evaluation.judge.calls.known import budget_of
+from shepherd.evaluation.judge.calls.material import asked, default_pairs
 from stub_judge import SILENT, StubJudge, error, text
 
 KEY = "sk-verysecret0123456789"
@@ -254,6 +255,12 @@ def test_a_killed_command_goes_on_and_the_calls_add_up(shell, tmp_path):
         assert done.status == 0, done.err
         assert len(stub.requests) == 20 + 1 and len(recorded(run)) == 20
     assert len({row["key"] for row in recorded(run)}) == 20
+
+
+def test_a_client_may_have_an_at_sign_in_its_name_and_rounds_are_in_no_default_pair(tmp_path):
+    arms = dict.fromkeys(("federated", "base", "local/a@b", "federated@3", "@3"))
+    pairs = default_pairs(tmp_path, arms, ["base"], asked("vicuna"))
+    assert pairs == [("base", "federated"), ("local/a@b", "federated")]
 
 
 def test_limits_ask_and_without_a_terminal_refuse(shell, tmp_path):

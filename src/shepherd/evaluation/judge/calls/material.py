@@ -91,7 +91,7 @@ def default_pairs(
             f"{run} has no answers of {', '.join(missing[:NAMED])} to {questions.name!r}",
             hint=answer_command(run, questions, missing[0] if len(missing) == 1 else ""),
         )
-    others = [arm for arm in arms if arm != "federated" and "@" not in arm]
+    others = [arm for arm in arms if arm != "federated" and "@" not in arm.partition("/")[0]]  # no round
     rank = {"base": 0, "centralised": 2}
     return [(arm, "federated") for arm in sorted(others, key=lambda arm: (rank.get(arm, 1), arm))]
 
