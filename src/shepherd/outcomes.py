@@ -29,6 +29,14 @@ _TRAINING = re.compile(r"the (held-out )?(loss|gradient) became |its loss is not
 """Details that a client's training gave with the code `non-finite`, before it had the code `diverged`."""
 
 
+def code_of(error: Exception) -> str:
+    """The part of an exception that may leave a client: that memory ran out, or the name of its class."""
+    if isinstance(error, MemoryError):
+        return "out-of-memory"
+    name = re.sub(r"[^A-Za-z0-9_]", "", type(error).__name__)[:64]
+    return f"error:{name}" if re.match("[A-Za-z_]", name) else "error:Exception"
+
+
 def outcome_of(code: str, detail: str = "") -> Literal["failed", "lost", "rejected"]:
     """The outcome "failed", "lost" or "rejected" of an entry of `rejected`. An unknown code is a rejection."""
     kind = code.partition(":")[0]

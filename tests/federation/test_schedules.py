@@ -13,7 +13,8 @@ import pytest
 
 from federation_schedules import Schedule
 from planted import plant, texts_that_are_not_there_once
-from shepherd.federation import coordinator, inbox, limits, site, site_store, site_trainer, states, waiting
+from shepherd import outcomes
+from shepherd.federation import coordinator, inbox, limits, site, site_store, states, waiting
 
 LEAST = 50
 """Every kind of fault and of outcome happens at least this often in a thousand schedules."""
@@ -75,7 +76,7 @@ FAULTS = {
     "a site does not keep its private state": (
         site, "        self.store.keep(message.run, message.round, work.first_row + work.rows, message.counted, "
         "reply.private)\n", ""),
-    "the text of an exception leaves the site": (site_trainer, "type(error).__name__", "str(error)"),
+    "the text of an exception leaves the site": (outcomes, "type(error).__name__", "str(error)"),
     "an attempt is not in the journal": (
         states, "self._write(line)  # first", 'line["event"] == "attempt" or self._write(line)  # first'),
     "an answer is not in the journal": (

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import gc
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from shepherd.clients.progress import Observe, StepReport, ignore
 from shepherd.errors import ShepherdError
+from shepherd.outcomes import code_of
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, TrainTask
 
 SMALLER = 4
@@ -64,8 +64,7 @@ def failure_of(error: Exception, client: ClientId, round_number: int) -> ClientF
     """The part of an exception that may leave the client: that memory ran out, or the name of its class."""
     if out_of_memory(error):
         return ClientFailure(client, round_number, "out-of-memory", "even with smaller passes")
-    name = re.sub(r"[^A-Za-z0-9_]", "", type(error).__name__)[:64]
-    return ClientFailure(client, round_number, f"error:{name}", "raised while training")
+    return ClientFailure(client, round_number, code_of(error), "raised while training")
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -25,8 +25,9 @@ from shepherd.engines.workers import ctrl_c_held_back
 from shepherd.errors import DataError
 from shepherd.federation.cards import RunCard, read_card
 from shepherd.federation.groups import Group
-from shepherd.federation.site_trainer import SiteTrainer, code_of
+from shepherd.federation.site_trainer import SiteTrainer
 from shepherd.federation.verdicts import Refused
+from shepherd.outcomes import code_of
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, GlobalModel, SiteFacts, Tensors, TrainTask
 from shepherd.updates.task_wire import pack_global, pack_task, read_global, read_task
 

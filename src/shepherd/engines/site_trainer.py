@@ -6,6 +6,7 @@ site's own model. Nothing here sees a message.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from shepherd.clients.facts import facts_of
 from shepherd.clients.progress import Observe
 from shepherd.engines.local import LocalEngine
 from shepherd.errors import UsageError
+from shepherd.evaluation.row_losses import RowLosses
 from shepherd.federation.cards import RunCard
 from shepherd.federation.groups import Group
 from shepherd.types import ClientFailure, ClientId, ClientUpdate, GlobalModel, SiteFacts, Tensors, Tokens, TrainTask
@@ -47,12 +49,7 @@ class EngineTrainer:
     def measure(self, model: GlobalModel | None, rows_of: str) -> Mapping[str, Group]:
         """Losses by category of the rows for "training" or of those "held-out"."""
         rows = self._rows if rows_of == "training" else self._held_out
-        losses = self._engine.evaluate(model, rows)
-        found: dict[str, Group] = {}
-        for category in sorted({row.category for row in rows}):
-            places = np.flatnonzero([row.category == category for row in rows])
-            found[category] = Group(losses.select(places).stat, len(places))
-        return found
+        return by_category(self._engine.evaluate(model, rows), rows)
 
     def finish(self, task: TrainTask, private: Tensors) -> Mapping[str, Group]:
         """Make, keep and measure the site's own model."""
@@ -63,3 +60,10 @@ class EngineTrainer:
     @property
     def _rows(self) -> Sequence[Tokens]:
         return self._engine.site.data[self.client]
+
+
+def by_category(losses: RowLosses, rows: Sequence[Tokens]) -> dict[str, Group]:
+    """The losses of some rows by their category."""
+    counts = Counter(row.category for row in rows)
+    of = np.array([row.category for row in rows])
+    return {name: Group(losses.select(of == name).stat, counts[name]) for name in sorted(counts)}

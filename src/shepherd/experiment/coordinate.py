@@ -18,6 +18,7 @@ from typing import Any, cast
 from shepherd.config import Config
 from shepherd.engines.remote import Remote
 from shepherd.errors import EvaluationError
+from shepherd.evaluation.row_losses import RowLosses
 from shepherd.evaluation.statistics import paired_difference
 from shepherd.experiment.capacity import check_place
 from shepherd.experiment.checks import from_anywhere
@@ -133,6 +134,7 @@ class Coordination:
         self.store, self.reporter = attendance.store, attendance.reporter
         self.schedule: Schedule = prepare_schedule(config)
         self.engine = Remote(attendance.coordinator, base.here, attendance.terms.step)
+        self._measured: dict[int, RowLosses] = {}
 
     @property
     def coordinator(self) -> Coordinator:
@@ -221,18 +223,12 @@ class Coordination:
         meter.skip("federated", state.round / self.schedule.rounds)
         self.reporter.emit(
             {
-                "event": "start",
-                "run": str(self.store.path),
-                "config": self.config.model_dump(mode="json"),
-                "model": self.config.model.base,
-                "clients": sorted(self.attendance.sizes(number)),
-                "labels": {},
-                "rounds": self.schedule.rounds,
-                "arms": list(self.config.evaluation.arms),
-                "round": state.round,
+                "event": "start", "run": str(self.store.path), "config": self.config.model_dump(mode="json"),
+                "model": self.config.model.base, "clients": sorted(self.attendance.sizes(number)), "labels": {},
+                "rounds": self.schedule.rounds, "arms": list(self.config.evaluation.arms), "round": state.round,
                 "fraction": meter.fraction,
             }
-        )
+        )  # fmt: skip
         for line in lines:
             self.reporter.emit(cast("CommittedEvent", {"event": "committed", **line}))
         return meter
@@ -242,16 +238,22 @@ class Coordination:
     def _entry(self, model: GlobalModel | None, number: int) -> dict[str, Any] | None:
         """A model as an arm of metrics.json; None where no site measured it."""
         if self.base.here is not None:
-            losses = self.engine.evaluate(model, self.base.held_out)
+            losses = self._losses(model, number)
             return self._checked(entry_of_rows(losses, self.base.held_out), model, number)
         measured = self.attendance.measure(model)
         return self._checked(entry_of_sites(measured), model, number) if measured else None
+
+    def _losses(self, model: GlobalModel | None, number: int) -> RowLosses:
+        """The losses of a round's model, or of the base as number 0, on the coordinator's own rows."""
+        if number not in self._measured:
+            self._measured[number] = self.engine.evaluate(model, self.base.held_out)
+        return self._measured[number]
 
     def _measure_arms(self, state: ServerState) -> Measured:
         """Base and federated on the same rows: those of the coordinator, or those of the sites that measured both."""
         models = {"base": (None, 0), "federated": (state.model, state.round)}
         if self.base.here is not None:
-            losses = {arm: self.engine.evaluate(model, self.base.held_out) for arm, (model, _) in models.items()}
+            losses = {arm: self._losses(*model) for arm, model in models.items()}
             entries = {arm: entry_of_rows(found, self.base.held_out) for arm, found in losses.items()}
             between = paired_difference(
                 losses["federated"], losses["base"], stream(self.config.run.seed, "bootstrap", "base")

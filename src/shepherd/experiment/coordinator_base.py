@@ -83,7 +83,7 @@ def prepare_base(config: Config, composition: Composition, digest: str = "") -> 
     check_window(config, model.config)
     check_packable(model)
     layout = lay_out(config, model, digest)
-    needed = composition.method.needs_base and base is not None
+    needed = composition.method.needs_base
     weights = base_weights(base, list(layout.adapter.factors)) if needed and base else None
     name = config.model.base
     known = catalogue.BUILTIN.get(name)

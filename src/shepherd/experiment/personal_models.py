@@ -24,7 +24,7 @@ from shepherd.model.adapter import save_adapter
 from shepherd.rng import stream
 from shepherd.round import Plan
 from shepherd.server.merged_adapter import merged_adapter
-from shepherd.types import Adapter, ClientFailure, ClientId, GlobalModel, Objective, ServerState, Work
+from shepherd.types import Adapter, ClientFailure, ClientId, GlobalModel, Objective, ServerState
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,7 @@ def personal_models(
         begins = {c: kept.get(c, model.adapter) for c in names[start : start + at_once]}
         views = {client: tuned_from(personal, adapter) for client, adapter in begins.items()}
         cohort = Cohort(trainer.packed, lora, trainer.settings, views, data.clients, plan.seed, objective)
-        rate = personal.learning_rate or schedule.learning_rate
-        work = [
-            Work(c, state.cursors.get(c, 0), personal.steps * min(schedule.batch_size, len(data.clients[c])),
-                 (rate,) * personal.steps)
-            for c in views
-        ]  # fmt: skip
+        work = [schedule.tuning(c, state.cursors.get(c, 0), len(data.clients[c]), personal) for c in views]
         cohort.run(work, state.round + 1, lambda report: observe(state.round, report))
         failures |= cohort.failures
         for slot, client in enumerate(views):

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from shepherd.clients.learning_rates import learning_rates
 from shepherd.clients.local_work import local_work
+from shepherd.clients.personal.methods import Personalization
 from shepherd.config import Config
+from shepherd.types import ClientId, Work
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ class Schedule:
             warmup_steps=self.warmup_steps,
             warmup_rounds=self.warmup_rounds,
         )
+
+    def tuning(self, client: ClientId, first_row: int, rows: int, personal: Personalization) -> Work:
+        """The steps of a personal model after the last round, of a client that holds `rows`."""
+        rate = personal.learning_rate or self.learning_rate
+        used = personal.steps * min(self.batch_size, rows)
+        return Work(client, first_row, used, (rate,) * personal.steps)
 
     def measured_after(self, round_number: int) -> bool:
         """Whether the federated model is measured on the held-out rows after a round."""

@@ -84,11 +84,13 @@ def finish_task(state: ServerState, plan: Plan, personal: Personalization, sched
     The work states what the site will do: the steps of a fine-tuning, or where there are none the share of a round,
     which is as much as it does for the other measures.
     """
-    rate, view = personal.learning_rate or schedule.learning_rate, ClientModel(state.model.adapter)
+    view = ClientModel(state.model.adapter)
 
     def work_of(client: ClientId) -> Work:
-        at, rows = state.cursors.get(client, 0), personal.steps * min(schedule.batch_size, plan.sizes[client])
-        return Work(client, at, rows, (rate,) * personal.steps) if rows else plan.work(client, state.round, at)
+        at = state.cursors.get(client, 0)
+        if not personal.steps:
+            return plan.work(client, state.round, at)
+        return schedule.tuning(client, at, plan.sizes[client], personal)
 
     work = {client: work_of(client) for client in sorted(plan.sizes)}
     models = tuple(ClientModel(model.adapter) for model in state.clusters)

@@ -5,18 +5,14 @@ In: a run card and the site's own file. Out: a `SiteTrainer` for `federation.sit
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shepherd.engines.local import LocalEngine
-from shepherd.engines.site_trainer import EngineTrainer
+from shepherd.engines.site_trainer import EngineTrainer, by_category
 from shepherd.errors import DataError, ModelError, UsageError
-from shepherd.evaluation.row_losses import RowLosses
 from shepherd.experiment.division import Sources, read_rows
 from shepherd.experiment.method import Composition, compose
 from shepherd.experiment.personal_models import (
@@ -122,13 +118,6 @@ def site_rows(config: Any, client: ClientId, tokenizer: Any) -> FederatedData:
     ((_, rows),) = data.clients.items()
     partition = replace(data.partition, clients={client: tuple(row.id for row in rows)}, labels={client: client})
     return replace(data, clients={client: rows}, partition=partition)
-
-
-def by_category(losses: RowLosses, rows: Sequence[Tokens]) -> dict[str, Group]:
-    """The losses of some rows by their category."""
-    counts = Counter(row.category for row in rows)
-    of = np.array([row.category for row in rows])
-    return {name: Group(losses.select(of == name).stat, counts[name]) for name in sorted(counts)}
 
 
 def _state_of(task: TrainTask, client: ClientId, private: Tensors) -> ServerState:

@@ -75,8 +75,8 @@ def _is_code(value: Any) -> bool:
 _SESSION, _DIGEST = _text(r"([0-9a-f]{32})?"), _text(r"([0-9a-f]{64})?")
 _VERDICT: Check = lambda value: type(value) is str and value in VERDICTS  # noqa: E731
 _CHECKS: Mapping[str, Check] = {
-    "run": _text(RUN.removeprefix("^").removesuffix("$")), "round": is_size, "attempt": is_size,
-    "client": _text(NAME.removeprefix("^").removesuffix("$")), "session": _SESSION,
+    "run": _text(RUN), "round": is_size, "attempt": is_size,
+    "client": _text(NAME), "session": _SESSION,
     "verdict": _VERDICT, "rows": is_size, "digest": _DIGEST, "base": _DIGEST, "tokenizer": _DIGEST,
     "version": _words(40), "counted": is_size, "cohort": is_size, "code": _is_code, "detail": _words(200),
     "state": lambda value: value in STATES, "step": is_size, "steps": is_size, "loss": _is_loss, "targets": is_size,

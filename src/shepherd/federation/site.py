@@ -41,9 +41,10 @@ from shepherd.federation.messages import (
 )
 from shepherd.federation.policy import Own, judge
 from shepherd.federation.site_store import SiteStore, StateLost
-from shepherd.federation.site_trainer import SiteTrainer, code_of
+from shepherd.federation.site_trainer import SiteTrainer
 from shepherd.federation.task_policy import MOST_HEADER_BYTES, judge_task, smallest_batch
 from shepherd.federation.verdicts import ADMITTED, WAITING, Refused
+from shepherd.outcomes import code_of
 from shepherd.rng import derive
 from shepherd.types import ClientFailure, TrainTask
 from shepherd.updates.layout import WireError

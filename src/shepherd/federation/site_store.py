@@ -173,16 +173,16 @@ class SiteStore:
 
     def keep(self, run: str, round_number: int, row: int, counted: int, tensors: Tensors) -> None:
         """Keep the state after a round that started from the state of round `counted`."""
-        earlier = [v for v in self._versions(run) if v["round"] != round_number]
+        old = self._versions(run)
+        earlier = [v for v in old if v["round"] != round_number]
         until = [v for v in earlier if v["round"] <= counted][-2:]
         file = ""
         if tensors:
-            used = {v["file"] for v in self._versions(run)}
+            used = {v["file"] for v in old}
             file = next(name for n in range(len(used) + 1) if (name := f"state-{n}.safetensors") not in used)
             self.place.write(self._name(run, file), to_bytes(tensors))
         new = {"round": round_number, "row": row, "file": file, "names": list(tensors)}
         kept = sorted([*until, new], key=lambda v: v["round"])
-        old = self._versions(run)
         self.place.write(self._name(run, STATES), json.dumps(kept).encode())
         for name in {v["file"] for v in old} - {v["file"] for v in kept} - {""}:
             self.place.remove(self._name(run, name))

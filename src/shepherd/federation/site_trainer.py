@@ -1,8 +1,7 @@
-"""The local work of a site as its loop sees it, and the part of an exception that may leave the site."""
+"""The local work of a site as its loop sees it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -26,11 +25,3 @@ class SiteTrainer(Protocol):
 
     def finish(self, task: TrainTask, private: Tensors) -> Mapping[str, Group]:
         """Make, keep and measure the site's own model, from the last models and its private state."""
-
-
-def code_of(error: Exception) -> str:
-    """The part of an exception that may leave the site: that memory ran out, or the name of its class."""
-    if isinstance(error, MemoryError):
-        return "out-of-memory"
-    name = re.sub(r"[^A-Za-z0-9_]", "", type(error).__name__)[:64]
-    return f"error:{name}" if re.match("[A-Za-z_]", name) else "error:Exception"

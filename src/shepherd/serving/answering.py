@@ -21,7 +21,7 @@ from shepherd.data.tokenize import encode_prompt
 from shepherd.data.values import Refusal
 from shepherd.errors import DataError
 from shepherd.evaluation.judge.calls.client import Complete, Completion, Decoding, Endpoint
-from shepherd.evaluation.judge.calls.faults import FINAL, CallError
+from shepherd.evaluation.judge.calls.faults import CallError
 from shepherd.evaluation.questions import Question
 from shepherd.model.base import Base
 from shepherd.model.generate import TOP_P, generate
@@ -229,11 +229,6 @@ def answer_batch(
             else:
                 before.append(reply)
     return found
-
-
-def ends_the_command(error: CallError) -> bool:
-    """Whether every further call would meet the same fault."""
-    return error.reason in FINAL
 
 
 def check_window(model: LocalModel, questions: Sequence[Question], decoding: AnswerDecoding, name: str) -> None:
