@@ -9,7 +9,7 @@ config is saved in the run directory and can be run again as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -34,6 +34,14 @@ class Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False, allow_inf_nan=False
     )
+    later: ClassVar[tuple[str, ...]] = ()
+    """Keys that came after runs had been written: their defaults stay out of the resolved config, so that these runs
+    can be resumed."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {k: v for k, v in handler(self).items() if k not in self.later or getattr(self, k) != fields[k].default}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -91,6 +99,7 @@ class LoraTable(Table):
 
 
 class DataTable(Table):
+    later = ("seed",)
     source: str = "builtin:instructions"
     """A file, a folder with a file or sub-folder per client, `builtin:instructions`, `builtin:chatterbot`, or
     `hub:org/name`."""
@@ -118,14 +127,6 @@ class DataTable(Table):
     """Seed of the rows: which are drawn by rows_per_category, which are held out, and which client has which. "run" is
     run.seed; a number holds the test rows and the partition fixed while run.seed varies."""
 
-    @model_serializer(mode="wrap")
-    def _without_the_seed_of_the_run(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the default out of the resolved config: runs from before it had a key can be resumed."""
-        table = handler(self)
-        if self.seed == "run":
-            table.pop("seed", None)
-        return table
-
 
 class PartitionTable(Table):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
@@ -143,6 +144,7 @@ class PartitionTable(Table):
 
 
 class FederationTable(Table):
+    later = ("clip_update_norm",)
     rounds: int = Field(3, ge=1)
     """Communication rounds."""
     clients_per_round: int = Field(0, ge=0)
@@ -183,14 +185,6 @@ class FederationTable(Table):
     updates_in_memory_mib: int = Field(256, ge=0)
     """Memory for the updates of a round, in MiB; the rest spill to an unnamed temporary file in the run directory.
     Results do not depend on it."""
-
-    @model_serializer(mode="wrap")
-    def _without_clipping_that_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the default out of the resolved config: runs from before it had a key can be resumed."""
-        table = handler(self)
-        if not self.clip_update_norm:
-            table.pop("clip_update_norm", None)
-        return table
 
     @model_validator(mode="after")
     def _enough_clients(self) -> FederationTable:
@@ -331,6 +325,7 @@ class TrainingTable(Table):
 
 
 class EvaluationTable(Table):
+    later = ("metrics", "keep_local")
     arms: tuple[str, ...] = ("base", "federated", "local", "centralised")
     """Arms to train and compare at equal budget: the untuned base, the federated model, each client alone, all data
     pooled."""
@@ -360,16 +355,6 @@ class EvaluationTable(Table):
             if not isinstance(entry, str) and not isinstance(entry.get("name"), str):
                 raise ValueError(f'must have a name, as in {{name = "rouge_l", beta = 2.0}}, got {dict(entry)}')
         return entries
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave defaults of later keys out of the resolved config: runs from before they had one can be resumed."""
-        table = handler(self)
-        if not self.sets_metrics:
-            table.pop("metrics", None)
-        if not self.sets_keep_local:
-            table.pop("keep_local", None)
-        return table
 
     @model_validator(mode="after")
     def _rates_belong_to_arms(self) -> EvaluationTable:

@@ -14,7 +14,7 @@ from shepherd.evaluation.row_losses import LOSSES, losses_bytes
 from shepherd.experiment.study import running
 from shepherd.experiment.study.folder import StudyFolder
 from shepherd.experiment.study.record import LARGEST, record_of
-from shepherd.experiment.study.results import document
+from shepherd.experiment.study.results import document, finished_records
 from shepherd.experiment.study.running import carry_out, expected_seconds
 from study_runs import TWO, held_out, losses_of, record, run_directory, study_of, write_results
 
@@ -233,8 +233,8 @@ def test_a_run_without_a_finite_loss_is_not_recorded_and_named(tmp_path, study):
 def test_data_that_changed_between_two_runs_are_a_deviation(study, folder):
     write_results(study, folder)
     states = [folder.progress(planned) for planned in study.runs]
-    assert document(study, folder, states)["deviations"] == []
+    assert document(study, finished_records(study, folder), states)["deviations"] == []
     file = folder.results(study.runs[-1]) / "RUN.json"
     file.write_text(file.read_text("utf-8").replace("d" * 64, "e" * 64, 1), "utf-8")
-    (said,) = document(study, folder, states)["deviations"]
+    (said,) = document(study, finished_records(study, folder), states)["deviations"]
     assert said == "Not all runs are of one state: 2 different digests of data with the same settings."

@@ -20,8 +20,8 @@ def write_outputs(study: Study, folder: StudyFolder) -> dict[str, Any]:
 
     make_folders(DISK, folder.path)
     with locked(folder.path, patience=60.0):
-        found = document(study, folder, [folder.progress(planned) for planned in study.runs])
         records = finished_records(study, folder)
+        found = document(study, records, [folder.progress(planned) for planned in study.runs])
         for name, text in (
             ("study.json", to_json(found, records)),
             ("study.csv", to_csv(records)),

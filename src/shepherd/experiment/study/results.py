@@ -29,9 +29,8 @@ def finished_records(study: Study, folder: StudyFolder) -> dict[str, dict[int, R
     return found
 
 
-def document(study: Study, folder: StudyFolder, states: Sequence[Progress]) -> dict[str, Any]:
+def document(study: Study, records: Records, states: Sequence[Progress]) -> dict[str, Any]:
     """The contents of study.json but for the tidy rows."""
-    records = finished_records(study, folder)
     compared = compare_all(study.pairs, records)
     done = sum(map(len, records.values()))
     return {

@@ -101,6 +101,7 @@ def expected_seconds(
     An estimate is multiplied by the largest ratio of measured to estimated seconds among other variants.
     """
     estimated: dict[str, float] = {}
+    finished: dict[str, float] = {}
 
     def of(planned: Planned) -> float:
         name = planned.variant.name
@@ -109,7 +110,10 @@ def expected_seconds(
         return estimated[name]
 
     def expected(planned: Planned) -> float:
-        done = [(run, float(record["seconds"]["total"])) for run in runs if (record := folder.record(run)) is not None]
+        for run in runs:
+            if run.name not in finished and (record := folder.record(run)) is not None:
+                finished[run.name] = float(record["seconds"]["total"])
+        done = [(run, finished[run.name]) for run in runs if run.name in finished]
         own = [seconds for run, seconds in done if run.variant.name == planned.variant.name]
         if own:
             return max(own)
