@@ -6,7 +6,7 @@ Adapters are numpy float32, so that a server needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from shepherd.lowrank import LowRank
 
 ClientId = str
+
+
+def client_id(name: str, clients: Collection[ClientId], labels: Mapping[ClientId, str]) -> ClientId:
+    """The client that is meant by an id or a label; `name` itself where no client has it."""
+    return name if name in clients else next((client for client, label in labels.items() if label == name), name)
+
+
 Tensors = Mapping[str, np.ndarray]
 """Arrays by name. A factor of a module is `<module>.A` or `<module>.B`."""
 CONTROL, CLUSTER = ".control", "cluster/"

@@ -6,6 +6,6 @@ noun and the registry. Add an arm as a file with a factory, and its import below
 """
 
 from shepherd.arms import base, centralised, federated, local  # noqa: F401  their factories are registered
-from shepherd.arms.arm import COMPARED, Arm, Row, Setup, arm_named, arms, in_order, registered, shown
+from shepherd.arms.arm import COMPARED, Arm, Row, Setup, arm_named, arms, in_order, parts_of, registered, shown
 
-__all__ = ["COMPARED", "Arm", "Row", "Setup", "arm_named", "arms", "in_order", "registered", "shown"]
+__all__ = ["COMPARED", "Arm", "Row", "Setup", "arm_named", "arms", "in_order", "parts_of", "registered", "shown"]

@@ -101,6 +101,12 @@ def arm_named(name: str) -> Arm:
     return _worded(replace(arms.build(name), name=name.rpartition(":")[2]))
 
 
+def parts_of(text: str) -> tuple[str, str, str]:
+    """(arm, pick, client) of `NAME`, `NAME:pick` as local:best, or `NAME/CLIENT`; what is not there is ""."""
+    name, _, client = text.partition("/")
+    return (name, "", client) if client else (*name.partition(":")[::2], "")
+
+
 def registered(names: Iterable[str] = arms) -> dict[str, Arm]:
     """Every registered arm by its name, in the order in which tables and pictures show them."""
     return {arm.name: arm for arm in in_order(map(arm_named, names))}

@@ -13,7 +13,7 @@ import click
 
 from shepherd.cli import output
 from shepherd.cli.completion import complete_run
-from shepherd.cli.settings import find_arm
+from shepherd.cli.settings import find_arm, run_named
 from shepherd.errors import UsageError, plural
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def answer(**given: Any) -> None:
     wanted = Wanted(**given)
     wanted.check()
     questions = _questions(wanted)
-    named = [(name, _plain_run(name)) for name in wanted.models]
+    named = [(name, run_named(name)) for name in wanted.models]
     output.announce_torch()
     from shepherd.experiment.answer import answer as ask
     from shepherd.experiment.answer import arms_of
@@ -125,11 +125,6 @@ def _questions(wanted: Wanted) -> QuestionSet | None:
     found = load_questions(wanted.source)
     output.note(f"{found.name}: {plural(len(found.questions), 'question')} of {found.source}, licence: {found.licence}")
     return dataclasses.replace(found, questions=found.questions[: wanted.limit])
-
-
-def _plain_run(name: str) -> Path | None:
-    """The folder of a run that is named without an arm."""
-    return next((path for path in (Path(name), Path("runs") / name) if (path / "config.toml").is_file()), None)
 
 
 def _single(name: str, wanted: Wanted) -> Asked:

@@ -71,7 +71,7 @@ def _split(name: str) -> tuple[Path, str]:
         )
     if found.arm == FEDERATED and not name.endswith(f":{FEDERATED}"):
         return found.run, ""
-    return found.run, f"{found.arm}/{found.client}" if found.client else found.arm
+    return found.run, found.model
 
 
 def _print(records: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shepherd.cli import output
-from shepherd.cli.settings import find_run
+from shepherd.cli.settings import find_run, run_named
 from shepherd.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -97,17 +97,13 @@ def _elsewhere(name: str, questions: Asked) -> Side | None:
     if name in ARMS or name.startswith("local/"):
         return None
     wanted = arm_name(name)
-    if ":" not in name and not _is_run(wanted.run):
+    if ":" not in name and run_named(wanted.run) is None:
         return None
-    run, arm = find_run(str(wanted.run)), f"{wanted.arm}/{wanted.client}" if wanted.client else wanted.arm
+    run, arm = find_run(str(wanted.run)), wanted.model
     arms = material.answers_of(run, questions)
     if wanted.round is not None:
         arm = next((each for each in arms if each.endswith(f"@{wanted.round}")), f"@{wanted.round}")
     return _arm(arm, run, arms, questions)._replace(name=name)
-
-
-def _is_run(place: Path) -> bool:
-    return any((folder / "config.toml").is_file() for folder in (place, Path("runs") / place))
 
 
 def _arm(name: str, run: Path, arms: Mapping[str, AnswerFile], questions: Asked) -> Side:

@@ -14,6 +14,7 @@ from shepherd.cli.settings import find_run
 from shepherd.errors import DataError, EvaluationError, NetworkError, UsageError, plural
 
 if TYPE_CHECKING:
+    from shepherd.evaluation.judge.calls.calibration import Labels
     from shepherd.evaluation.judge.calls.client import Complete
     from shepherd.evaluation.judge.calls.ledger import Ledger
     from shepherd.evaluation.judge.calls.plan import Pair, Planned
@@ -31,6 +32,7 @@ Plan = tuple[list["Planned"], "Ledger"]
 
 def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
     """Judge the answers of runs. given: values of the options of `judge_calls` and `judged`."""
+    from shepherd.evaluation.judge.calls.calibration import read_labelled
     from shepherd.evaluation.judge.calls.known import arms_of, budget_of, questions_of
     from shepherd.evaluation.judge.calls.material import asked
     from shepherd.evaluation.judge.calls.quoting import secret_of
@@ -49,11 +51,12 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         secret = secret_of(folder)
-        plans = _plans(pairs, set_up, secret)
+        labelled = read_labelled(given["calibrate"]) if given["calibrate"] else None
+        plans = _plans(pairs, labelled, set_up, secret)
         if not confirm([(name, *plan) for name, plan in plans.items()], set_up):
             return
         complete = set_up.complete()
-        fitness = _fitness(plans, complete, set_up)
+        fitness = _fitness(plans, labelled, complete, set_up)
         if CALLS not in plans:
             if given["as_json"]:
                 output.print_json(fitness)
@@ -73,17 +76,18 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
                                hint="the same command makes them again")  # fmt: skip
 
 
-def _plans(pairs: Sequence[Pair], set_up: Setup, secret: bytes) -> dict[str, Plan]:
+def _plans(
+    pairs: Sequence[Pair], labelled: tuple[Pair, Labels] | None, set_up: Setup, secret: bytes
+) -> dict[str, Plan]:
     """The calls of each file, in the order in which they are made."""
-    from shepherd.evaluation.judge.calls.calibration import read_labelled
     from shepherd.evaluation.judge.calls.ledger import Ledger
     from shepherd.evaluation.judge.calls.plan import BOTH, planned
     from shepherd.evaluation.judge.calls.probes import probe_pairs
 
     given, judge = set_up.given, set_up.judge
     wanted: dict[str, tuple[Sequence[Pair], Any, int]] = {}
-    if given["calibrate"]:
-        wanted[CALIBRATION] = [read_labelled(given["calibrate"])[0]], BOTH, 1
+    if labelled is not None:
+        wanted[CALIBRATION] = [labelled[0]], BOTH, 1
     if given["probes"]:
         wanted[PROBES] = probe_pairs(judge.protocol.name), BOTH, 1
     if pairs:
@@ -97,27 +101,29 @@ def _plans(pairs: Sequence[Pair], set_up: Setup, secret: bytes) -> dict[str, Pla
     return found
 
 
-def _fitness(plans: Mapping[str, Plan], complete: Complete, set_up: Setup) -> dict[str, Any]:
+def _fitness(
+    plans: Mapping[str, Plan], labelled: tuple[Pair, Labels] | None, complete: Complete, set_up: Setup
+) -> dict[str, Any]:
     """{calibration, probes} of this judge: measured now, or by an earlier command in this folder."""
-    from shepherd.evaluation.judge.calls.calibration import calibration, read_labelled
+    from shepherd.evaluation.judge.calls.calibration import calibration
     from shepherd.evaluation.judge.calls.probes import shifts
     from shepherd.evaluation.judge.formats import judgement_of
+    from shepherd.report.page import write_page
 
     file = set_up.folder / FITNESS
     known, judge = _recorded_fitness(file), set_up.judge
-    name = f"{judge.endpoint} {judge.model} {judge.protocol.prompt.id} {judge.protocol.prompt.hash}"
+    name = _judge_key(judge.endpoint, judge.model, judge.protocol.prompt.id, judge.protocol.prompt.hash)
     fitness = dict(known.get(name) or {})
-    if CALIBRATION in plans:
+    if labelled is not None:
         done = _made(plans[CALIBRATION], complete, set_up)
-        _, labels = read_labelled(set_up.given["calibrate"])
-        fitness["calibration"] = calibration(map(judgement_of, done.calls), labels)
+        fitness["calibration"] = calibration(map(judgement_of, done.calls), labelled[1])
         _print_calibration(fitness["calibration"])
     if PROBES in plans:
         done = _made(plans[PROBES], complete, set_up)
         fitness["probes"] = shifts({name: [judgement_of(call) for call in each] for name, each in _by_b(done).items()})
         _print_probes(fitness["probes"], judge.protocol.name)
     if CALIBRATION in plans or PROBES in plans:
-        file.write_text(output.to_json(known | {name: fitness}, indent=2) + "\n", encoding="utf-8")
+        write_page(file, output.to_json(known | {name: fitness}, indent=2) + "\n")
     return json.loads(output.to_json(fitness))
 
 
@@ -130,13 +136,22 @@ def _made(plan: Plan, complete: Complete, set_up: Setup) -> Done:
     return done
 
 
+def _judge_key(endpoint: str, model: str, prompt: str, digest: str) -> str:
+    """A judge in fitness.json."""
+    return f"{endpoint} {model} {prompt} {digest}"
+
+
 def _recorded_fitness(file: Path) -> dict[str, Any]:
-    """The contents of fitness.json, empty where there is none."""
+    """The contents of fitness.json, empty where there is none. DataError: damaged; a judge could seem fit."""
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return {}
-    return known if isinstance(known, dict) else {}
+    except (OSError, ValueError) as error:
+        known = error
+    if not isinstance(known, dict):
+        raise DataError(f"{file} is damaged", hint="remove it, and measure the judge again with --calibrate")
+    return known
 
 
 def fitness_of(recordings: Sequence[Recording]) -> Known | None:
@@ -149,7 +164,7 @@ def fitness_of(recordings: Sequence[Recording]) -> Known | None:
         if call is None:
             continue
         known = _recorded_fitness(one.file.parent / FITNESS)
-        found.append(known.get(f"{call.endpoint} {call.model} {call.prompt} {call.prompt_hash}") or {})
+        found.append(known.get(_judge_key(call.endpoint, call.model, call.prompt, call.prompt_hash)) or {})
     found.sort(key=lambda fitness: bool((fitness.get("calibration") or {"fit": True}).get("fit")))
     return Known(probes=_probed(found[0]), calibration=found[0].get("calibration")) if found else None
 

@@ -196,11 +196,15 @@ def looks_like_recipe(argument: str) -> bool:
     return argument.endswith(".toml") or (argument in recipes() and not Path(argument).exists())
 
 
+def run_named(argument: str | Path) -> Path | None:
+    """The run directory of a path, or of a name under runs/; None where there is none."""
+    return next((at for at in (Path(argument), Path("runs") / argument) if (at / "config.toml").is_file()), None)
+
+
 def find_run(argument: str) -> Path:
     """Find a run directory by path, or by name under runs/. Raises UsageError with the nearest name."""
-    for candidate in (Path(argument), Path("runs") / argument):
-        if (candidate / "config.toml").is_file():
-            return candidate
+    if (found := run_named(argument)) is not None:
+        return found
     alone = Path(argument).name == argument  # a path into a folder means a run of that folder
     folders = {Path(), Path("runs")} if alone else {Path(argument).parent}
     runs = sorted(str(path.parent) for folder in folders if folder.is_dir() for path in folder.glob("*/config.toml"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -166,8 +165,9 @@ def _process(
 
 
 def _threads(jobs: int) -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // jobs)
+    from shepherd.model.threads import available_cores
+
+    return max(1, available_cores() // jobs)
 
 
 def _fail_where_runs_failed(folder: StudyFolder, runs: Sequence[Planned], file: Path) -> None:

@@ -86,6 +86,11 @@ class AnswerFile:
     lines: Mapping[QuestionId, AnswerLine]
 
 
+def digest_of(hashes: Iterable[tuple[str, str]]) -> str:
+    """sha256 (hex) of a question set, over the ids of its questions and the hashes of their texts, in any order."""
+    return hashlib.sha256(json.dumps(sorted(hashes), ensure_ascii=False).encode()).hexdigest()
+
+
 def hash_of(turns: Sequence[str], before: Sequence[Mapping[str, str]] = ()) -> str:
     """sha256 (hex, 16 digits) of the turns of a question, and of a conversation that stands before them."""
     content = [list(turns), *([list(map(dict, before))] if before else [])]

@@ -11,7 +11,6 @@ their content; a row without an id is refused, since answers and judgements are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from shepherd.data.hub import hub
 from shepherd.data.trees import shorten
 from shepherd.data.values import missing, visible
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
-from shepherd.evaluation.answer_files import QuestionId, hash_of
+from shepherd.evaluation.answer_files import QuestionId, digest_of, hash_of
 from shepherd.model.digest import cache_root
 from shepherd.types import Message
 
@@ -105,8 +104,7 @@ BENCHES: Mapping[str, Bench] = {
 
 def digest(questions: Sequence[Question]) -> str:
     """sha256 (hex) over ids and texts, in any order."""
-    rows = sorted([str(question.id), question.hash] for question in questions)
-    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
+    return digest_of((str(question.id), question.hash) for question in questions)
 
 
 def load_questions(source: str) -> QuestionSet:

@@ -23,12 +23,12 @@ from shepherd.experiment.plan import prepare_plan
 from shepherd.experiment.progress import training_tokens
 from shepherd.experiment.rows import FederatedData, prepare_generation, prepare_rows
 from shepherd.experiment.schedule import Schedule, prepare_schedule
-from shepherd.experiment.trainer import check_window, context_window, local_training
+from shepherd.experiment.trainer import check_window, local_training
 from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import check_fit, check_folder, check_quantize, load_tokenizer, pick_device, pick_dtype
 from shepherd.model.fetch import resolve
 from shepherd.model.folder import inspect_folder
-from shepherd.model.outline import check_packable, load_config, outline
+from shepherd.model.outline import check_packable, context_window, load_config, outline
 from shepherd.model.slots import features
 from shepherd.model.targets import pick_targets, reach
 from shepherd.model.threads import matmul_peak, use_threads

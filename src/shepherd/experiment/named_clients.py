@@ -10,7 +10,7 @@ import numpy as np
 from shepherd.arms import Arm
 from shepherd.config import Config, LoraTable
 from shepherd.errors import UsageError, did_you_mean
-from shepherd.types import ClientId
+from shepherd.types import ClientId, client_id
 
 
 def client_ranks(
@@ -19,14 +19,11 @@ def client_ranks(
     """The rank of each client, which lora.ranks names by its id or label. Raises UsageError for one that is neither."""
     if not isinstance(lora.ranks, Mapping):
         return {client: lora.ranks[i % len(lora.ranks)] if lora.ranks else lora.r for i, client in enumerate(clients)}
-    ids = {label: client for client, label in labels.items()}
-    given = {name if name in clients else ids.get(name, name): rank for name, rank in lora.ranks.items()}
+    given = {client_id(name, clients, labels): rank for name, rank in lora.ranks.items()}
     unknown = sorted(set(given) - set(clients))
     if unknown:
-        raise UsageError(
-            f"lora.ranks names {unknown[0]!r}, which is not a client.{did_you_mean(unknown[0], [*clients, *ids])}",
-            hint=_some(clients),
-        )
+        near = did_you_mean(unknown[0], [*clients, *labels.values()])
+        raise UsageError(f"lora.ranks names {unknown[0]!r}, which is not a client.{near}", hint=_some(clients))
     return {client: given.get(client, lora.r) for client in clients}
 
 
@@ -78,10 +75,9 @@ def _chosen(
     if isinstance(wanted, int):
         picks = np.linspace(0, len(names) - 1, min(wanted, len(names))).round().astype(int)
         return tuple(names[i] for i in picks)
-    ids = {label: client for client, label in labels.items()}
-    given = tuple(name if name in names else ids.get(name, name) for name in wanted)
+    given = tuple(client_id(name, names, labels) for name in wanted)
     if unknown := sorted(set(given) - set(names)):
-        near = did_you_mean(unknown[0], [*names, *ids])
+        near = did_you_mean(unknown[0], [*names, *labels.values()])
         raise UsageError(f"evaluation.{key} names {unknown[0]!r}, which is not a client.{near}", hint=_some(names))
     return given
 

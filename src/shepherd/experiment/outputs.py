@@ -16,11 +16,11 @@ from shepherd.experiment.arms import POOLED, TrainedArm
 from shepherd.experiment.federated import Federated
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.session import Session
-from shepherd.experiment.trainer import context_window
 from shepherd.model.adapter import load_adapter
 from shepherd.model.adapter import save_adapter as write_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.model.generate import generate
+from shepherd.model.outline import context_window
 from shepherd.round import Engine
 from shepherd.server.merged_adapter import merged_adapter
 from shepherd.types import GlobalModel

@@ -21,6 +21,7 @@ from shepherd.model.adapter import fresh_adapter
 from shepherd.model.base import Base, load_base
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
+from shepherd.model.outline import context_window
 from shepherd.model.slots import features
 from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
@@ -52,11 +53,6 @@ def _changing_rope(shape: PretrainedConfig) -> tuple[str, int | None]:
             original = original or getattr(text, "original_max_position_embeddings", None) or context_window(shape)
             return str(table["rope_type"]), original
     return "", None
-
-
-def context_window(shape: PretrainedConfig) -> int | None:
-    """The largest number of positions of the model, or None where its config has none."""
-    return getattr(shape.get_text_config(), "max_position_embeddings", None)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ def load_config(folder: Path) -> PretrainedConfig:
     return found
 
 
+def context_window(shape: PretrainedConfig) -> int | None:
+    """The largest number of positions of the model, or None where its config has none."""
+    return getattr(shape.get_text_config(), "max_position_embeddings", None)
+
+
 def outline(folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model on the meta device, and notes on the weights that it would not read.
 

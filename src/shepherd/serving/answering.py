@@ -26,6 +26,7 @@ from shepherd.evaluation.questions import Question
 from shepherd.model.base import Base
 from shepherd.model.generate import TOP_P, generate
 from shepherd.model.lora import CohortLora
+from shepherd.model.outline import context_window
 from shepherd.rng import derive
 from shepherd.types import Message
 
@@ -134,7 +135,7 @@ class LocalModel:
 
     def too_long(self, question: Question, max_new_tokens: int) -> str:
         """Why question and answers do not fit into the model's window, or why they cannot be rendered; else ""."""
-        window = getattr(self.base.model.config.get_text_config(), "max_position_embeddings", None)
+        window = context_window(self.base.model.config)
         try:
             prompt = len(self.first(question))
             if len(question.turns) > 1:

@@ -18,6 +18,7 @@ from shepherd.data.tokenize import encode_prompt
 from shepherd.data.values import Refusal
 from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
+from shepherd.model.outline import context_window
 from shepherd.rng import derive
 from shepherd.serving.tuned import Tuned, load_tuned
 from shepherd.store.adapters import ArmName
@@ -50,7 +51,7 @@ class Voice:
 
         Raises Refusal when the question alone is too long, or when the template refuses it.
         """
-        window = getattr(self.tuned.base.model.config.get_text_config(), "max_position_embeddings", None)
+        window = context_window(self.tuned.base.model.config)
         forgotten = 0
         while True:
             first = [Message("system", system)] if system else []

@@ -18,6 +18,7 @@ from shepherd.evaluation.judge.calls.client import Complete, Completion, Decodin
 from shepherd.evaluation.judge.calls.faults import CallError
 from shepherd.model.base import load_base
 from shepherd.model.generate import generate
+from shepherd.model.outline import context_window
 from shepherd.types import Message
 
 PREFIX = "local:"
@@ -27,7 +28,7 @@ def local_judge(name: str, device: str = "auto") -> Complete:
     """The function that completes chats with a base model, one at a time. Raises ModelError as `load_base`."""
     base = load_base(name, device=device)
     template = build_template("auto", base.tokenizer)
-    window = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    window = context_window(base.model.config)
     turn = threading.Lock()
 
     def complete(messages: Messages, decoding: Decoding) -> Completion:

@@ -19,6 +19,7 @@ from shepherd.model.adapter import load_adapter, save_adapter
 from shepherd.model.base import Base, load_base
 from shepherd.model.generate import generate
 from shepherd.model.lora import CohortLora
+from shepherd.model.outline import context_window
 from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.recipe import load as load_config
@@ -67,7 +68,7 @@ class Tuned:
             ids = encode_prompt(self.template, self.base.tokenizer, turns)
         except Refusal as reason:
             raise UsageError(f"the conversation cannot be asked: {reason}") from None
-        window = getattr(self.base.model.config.get_text_config(), "max_position_embeddings", None)
+        window = context_window(self.base.model.config)
         room = max_new_tokens if window is None else min(max_new_tokens, window - len(ids))
         if room < 1:
             raise UsageError(f"the conversation has {len(ids)} tokens, and {self.name} reads {window}")

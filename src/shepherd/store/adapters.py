@@ -23,7 +23,7 @@ from shepherd.errors import ModelError, UsageError, did_you_mean
 from shepherd.store.manifest import MANIFEST, check_sealed
 from shepherd.store.rounds import Rounds, checkpoint_name
 from shepherd.store.run import open_run, read_json
-from shepherd.types import ClientId
+from shepherd.types import ClientId, client_id
 
 FEDERATED = "federated"
 _CONFIG = "adapter_config.json"
@@ -40,8 +40,12 @@ class ArmName(NamedTuple):
     def __str__(self) -> str:
         if self.round is not None:
             return f"{self.run}@{self.round}"
-        rest = f"{self.arm}/{self.client}" if self.client else self.arm
-        return str(self.run) if rest == FEDERATED else f"{self.run}:{rest}"
+        return str(self.run) if self.model == FEDERATED else f"{self.run}:{self.model}"
+
+    @property
+    def model(self) -> str:
+        """ARM, or ARM/CLIENT."""
+        return f"{self.arm}/{self.client}" if self.client else self.arm
 
 
 @dataclass(frozen=True)
@@ -195,14 +199,13 @@ def _of_client(run: Path, wanted: ArmName) -> KeptAdapter:
         raise UsageError(
             f"{wanted} is one model per client, so it needs a client: {run}:{arm}/NAME", hint=f"kept: {held}"
         )
-    ids = {label: client for client, label in labels.items()}
-    client = wanted.client if wanted.client in labels else ids.get(wanted.client, wanted.client)
+    client = client_id(wanted.client, labels, labels)
     place = client_folder(folder, client)
     if client in labels and (place / _CONFIG).is_file():
         whole(folder, below=place.relative_to(folder).as_posix())
         return KeptAdapter(place, arm, client, labels[client])
     if client not in labels:
-        near = did_you_mean(wanted.client, [*labels, *ids])
+        near = did_you_mean(wanted.client, [*labels, *labels.values()])
         raise UsageError(f"{run} has no client {wanted.client!r}.{near}", hint=f"kept: {held}")
     again = f"shepherd run {shlex.quote(f'{run}/config.toml')} --set"
     outcome = read_json(folder / "arm.json")

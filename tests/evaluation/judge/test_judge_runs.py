@@ -322,6 +322,11 @@ def test_a_judge_that_is_not_fit_gives_no_verdict(shell, tmp_path):
     assert found["judge"]["calibration"]["fit"] is False and found["probes"]["probes"] == 50
     replayed = json.loads(shell("judge", "--replay", run / "judge" / "calls.jsonl", "--json").out)
     assert {pair["verdict"] for pair in replayed["pairs"]} == {"judge not fit"}, "also from the recorded calls"
+    fitness = run / "judge" / "fitness.json"
+    for content in (fitness.read_text("utf-8")[:40], "[]"):
+        fitness.write_text(content, "utf-8")
+        done = shell("judge", "--replay", run / "judge" / "calls.jsonl")
+        assert done.status == 3 and f"{fitness} is damaged" in done.err, "no verdict of a judge that may not be fit"
 
 
 def test_a_judge_is_not_measured_where_calls_of_its_calibration_failed(shell, tmp_path):

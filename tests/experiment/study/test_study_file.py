@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shepherd.arms import parts_of
 from shepherd.errors import UsageError
 from shepherd.experiment.study.design import load_study
 from shepherd.experiment.study.variants import digest_of, portable, run_name
@@ -152,3 +153,11 @@ def test_long_names_of_runs_are_cut_and_stay_apart():
 def test_the_published_studies_can_be_read(name, runs, pytestconfig):
     study = load_study(pytestconfig.rootpath / "docs" / "studies" / f"{name}.toml")
     assert len(study.runs) == runs
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("base", ("base", "", "")), ("local:best", ("local", "best", "")), ("local/a", ("local", "", "a")),
+    ("local/a:best", ("local", "", "a:best")), ("local/x/y", ("local", "", "x/y")),
+])  # fmt: skip
+def test_a_side_has_an_arm_and_a_pick_or_a_client_whose_name_may_hold_a_colon(text, parts):
+    assert parts_of(text) == parts

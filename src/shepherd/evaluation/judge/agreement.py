@@ -5,7 +5,7 @@ Share of equal verdicts and Cohen's κ, with intervals over questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shepherd.evaluation.judge.formats import TURNED
 from shepherd.evaluation.judge.labels import Label
 from shepherd.evaluation.judge.orders import winner
 from shepherd.evaluation.judge.parsing import Verdict
@@ -21,7 +22,6 @@ from shepherd.evaluation.judge.replay import Recording
 from shepherd.evaluation.judge.statistics import Estimate, two_way
 
 CLASSES: tuple[Verdict, ...] = ("a", "b", "tie")
-_TURNED: Mapping[Verdict, Verdict] = {"a": "b", "b": "a", "tie": "tie"}
 Answers = tuple[str, str]
 
 
@@ -37,7 +37,7 @@ def with_people(
     by_names: dict[tuple[str, str, str], list[tuple[Question, Verdict]]] = {}
     for recording in recordings:
         for (_, question), answers, verdict in _verdicts(recording):
-            for there, one in ((True, verdict), (False, _TURNED[verdict])):
+            for there, one in ((True, verdict), (False, TURNED[verdict])):
                 if answers:
                     by_answers.setdefault(answers if there else answers[::-1], []).append((question, one))
                 names = (recording.a, recording.b) if there else (recording.b, recording.a)

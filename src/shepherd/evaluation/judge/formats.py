@@ -24,7 +24,7 @@ from shepherd.evaluation.judge.parsing import Verdict
 
 Points = tuple[float, float]
 """The points of answer a and answer b: their two scores, or 1 for a win, ½ for a tie, 0 for a loss."""
-OF_VERDICT: Mapping[Verdict, Points] = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5)}
+OF_VERDICT: Mapping[Verdict, Points] = parsing.POINTS
 
 
 class Malformed(Exception):
@@ -57,7 +57,7 @@ class Judgement:
     call: Call | None = None
 
 
-_TURNED: Mapping[Verdict, Verdict] = {"a": "b", "b": "a", "tie": "tie"}
+TURNED: Mapping[Verdict, Verdict] = {"a": "b", "b": "a", "tie": "tie"}
 
 
 def exchanged(judgement: Judgement) -> Judgement:
@@ -71,7 +71,7 @@ def exchanged(judgement: Judgement) -> Judgement:
         points=turned(judgement.points),
         reading=turned(judgement.reading),
         b_first=not judgement.b_first,
-        right=judgement.right and _TURNED[judgement.right],
+        right=judgement.right and TURNED[judgement.right],
         answers=turned(judgement.answers),
         lengths=turned(judgement.lengths),
     )

@@ -20,7 +20,7 @@ LOWEST, HIGHEST = 1, 10
 _NUMBER = r"([0-9]{1,2}(?:\.[0-9]+)?)"
 _SCORES = re.compile(rf"{_NUMBER}(?: *, *| +){_NUMBER}")
 _OWN_VERDICTS: dict[str, Verdict] = {"VERDICT: A": "a", "VERDICT: B": "b", "VERDICT: TIE": "tie"}
-_POINTS: dict[Verdict, tuple[float, float]] = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5)}
+POINTS: dict[Verdict, tuple[float, float]] = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5)}
 _CLASSES: dict[str, Verdict] = {"1": "a", "2": "b", "3": "tie"}
 _OUTPUTS: dict[str, Verdict] = {"Output (a)": "a", "Output (b)": "b"}
 
@@ -39,7 +39,7 @@ def own_verdict(text: str) -> Verdict | None:
 def own_points(text: str) -> tuple[float, float] | None:
     """The points of a last line `VERDICT: …`: 1 for a win, ½ for a tie, 0 for a loss; None for anything else."""
     verdict = own_verdict(text)
-    return None if verdict is None else _POINTS[verdict]
+    return None if verdict is None else POINTS[verdict]
 
 
 def first_line_scores(text: str) -> tuple[float, float] | None:

@@ -139,20 +139,29 @@ def compare(a: np.ndarray, b: np.ndarray, margin: float | None = None) -> Compar
     if not a.size:
         raise ValueError("no question has points of both")
     between = b - a
-    difference, each = two_way(between), between.mean(axis=0)
+    found = of_units(
+        two_way(between), between.mean(axis=0), margin=margin, seeds=len(a), totals=(float(a.sum()), float(b.sum()))
+    )
+    return replace(found, relative=relative_score(a, b), inverse=relative_score(b, a))
+
+
+def of_units(
+    difference: Estimate, each: np.ndarray, *, margin: float | None, seeds: int, totals: tuple[float, float]
+) -> Comparison:
+    """The comparison of a difference, with the tests on its single units. each: float[units], the mean over seeds."""
     wins, losses = int((each > 0).sum()), int((each < 0).sum())
     return Comparison(
-        questions=a.shape[1],
-        seeds=a.shape[0],
-        total_a=float(a.sum()),
-        total_b=float(b.sum()),
+        questions=len(each),
+        seeds=seeds,
+        total_a=totals[0],
+        total_b=totals[1],
         difference=difference,
-        relative=relative_score(a, b),
-        inverse=relative_score(b, a),
+        relative=None,
+        inverse=None,
         p=difference.p(),
         wins=wins,
         losses=losses,
-        ties=a.shape[1] - wins - losses,
+        ties=len(each) - wins - losses,
         sign_p=significance.sign(wins, losses),
         wilcoxon_p=significance.wilcoxon(each),
         permutation_p=significance.permutation(each) if len(each) < significance.FEW else None,

@@ -7,7 +7,6 @@ What is not recorded is None, which a reader is shown as "not recorded".
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from shepherd.evaluation.answer_files import digest_of
 from shepherd.evaluation.judge import agreement, pairs
 from shepherd.evaluation.judge.calls.record import Call
 from shepherd.evaluation.judge.labels import Label
@@ -120,7 +120,7 @@ def _questions(recordings: Sequence[Recording], known: Known) -> dict[str, Any]:
     category = {one.question: one.category for recording in recordings for one in recording.judgements}
     counts = Counter(category.values())
     hashes = {str(call.question): call.question_hash for call in _calls(recordings)}
-    digest = _digest(hashes) if hashes and all(hashes.values()) else None
+    digest = digest_of(hashes.items()) if hashes and all(hashes.values()) else None
     bench = _bench(digest, known.questions.get("source"))
     return {
         "count": len(category),
@@ -133,11 +133,6 @@ def _questions(recordings: Sequence[Recording], known: Known) -> dict[str, Any]:
     }
 
 
-def _digest(hashes: Mapping[str, str]) -> str:
-    """`QuestionSet.digest`, of ids and hashes of texts."""
-    return hashlib.sha256(json.dumps(sorted(hashes.items()), ensure_ascii=False).encode()).hexdigest()
-
-
 def _bench(digest: str | None, source: str | None) -> Bench | None:
     """The published question set that these are, or that they are taken from."""
     from shepherd.evaluation.questions import BENCHES
@@ -145,7 +140,7 @@ def _bench(digest: str | None, source: str | None) -> Bench | None:
     return next((bench for bench in BENCHES.values() if bench.digest == digest), BENCHES.get(source or ""))
 
 
-_OF_ARM = ("adapter_digest", "base", "base_digest", "dtype", "template", "decoding")
+OF_ARM = ("adapter_digest", "base", "base_digest", "dtype", "template", "decoding")
 
 
 def _arms(recordings: Sequence[Recording], known: Known) -> list[dict[str, Any]]:
@@ -166,7 +161,7 @@ def _arms(recordings: Sequence[Recording], known: Known) -> list[dict[str, Any]]
             "name": name,
             "mean_characters": _mean(each.values()),
             "cut": _mean(cut.get(name, {}).values()),
-            **{key: known.arms.get(name, {}).get(key) for key in _OF_ARM},
+            **{key: known.arms.get(name, {}).get(key) for key in OF_ARM},
         }
         for name, each in lengths.items()
     ]

@@ -30,6 +30,7 @@ from shepherd.experiment.rows import losses_of_tokens
 from shepherd.model.base import load_tokenizer
 from shepherd.model.digest import tokenizer_digest
 from shepherd.model.fetch import resolve
+from shepherd.model.outline import context_window
 from shepherd.model.outline import load_config as load_model_config
 from shepherd.recipe import load as load_config
 from shepherd.store import RunDirectory, open_run, read_json
@@ -127,7 +128,7 @@ def _write_tasks(
 
 def _rows(source: str, run_dir: Path, config: Config, base: Path, tokenizer: Any, note: Callable[[str], None]) -> Rows:
     """The rows of a source: the run's held-out rows, or those of a file, tokenised as the run does."""
-    window = getattr(load_model_config(base).get_text_config(), "max_position_embeddings", None)
+    window = context_window(load_model_config(base))
     limits = config.data.max_length, config.evaluation.max_new_tokens, window
     template = build_template(config.data.template, tokenizer)
     if source == HELD_OUT:

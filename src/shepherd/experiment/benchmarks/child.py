@@ -74,24 +74,32 @@ def load_tasks(manager: Any, names: Sequence[str], fewshot: int | None) -> Any:
                 f"unknown task: {name!r}.{did_you_mean(name, manager.all_tasks)}",
                 hint="lm_eval ls tasks lists the tasks of the harness; held-out is the run's own rows",
             )
-    for name in names:
-        try:
-            manager.load([name])
-        except OSError as error:  # all that the hub's libraries raise for a dataset that they cannot reach
-            sources = ", ".join(dict.fromkeys(_datasets(manager, name))) or "data from the network"
-            if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-                raise NetworkError(
-                    f"task {name!r} reads {sources}, which is not on this machine, and the network is off",
-                    hint="--download lets tasks download their data; held-out and FILE.jsonl need none",
-                ) from error
-            why = (str(error) or type(error).__name__).splitlines()[0]
-            raise NetworkError(f"task {name!r}: {sources} cannot be read: {why}", hint="check the network") from error
-    found = manager.load([*names])
+    try:
+        found = manager.load([*names])
+    except OSError:  # all that the hub's libraries raise for a dataset that they cannot reach
+        for name in names:
+            _load_alone(manager, name)
+        raise
     for task in found["tasks"].values():
         if task.get_config("num_fewshot") is None or (fewshot is not None and task.get_config("num_fewshot") != 0):
             task.set_config(key="num_fewshot", value=fewshot or 0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     return found
+
+
+def _load_alone(manager: Any, name: str) -> None:
+    """Load one task. NetworkError: its data cannot be read."""
+    try:
+        manager.load([name])
+    except OSError as error:
+        sources = ", ".join(dict.fromkeys(_datasets(manager, name))) or "data from the network"
+        if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+            raise NetworkError(
+                f"task {name!r} reads {sources}, which is not on this machine, and the network is off",
+                hint="--download lets tasks download their data; held-out and FILE.jsonl need none",
+            ) from error
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise NetworkError(f"task {name!r}: {sources} cannot be read: {why}", hint="check the network") from error
 
 
 def _datasets(manager: Any, name: str) -> Iterator[str]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from shepherd.arms import parts_of
 from shepherd.errors import DataError
-from shepherd.evaluation.judge import significance
-from shepherd.evaluation.judge.statistics import Comparison, Estimate, equivalence, table, two_way
+from shepherd.evaluation.judge.statistics import Comparison, Estimate, of_units, table, two_way
 from shepherd.evaluation.selection import FEWEST
 from shepherd.experiment.study.losses import Record, Rows, clients_of, losses_of, own_losses, own_rows_of, rows_of
 from shepherd.experiment.study.sides import Pair, base_arm
@@ -69,7 +69,7 @@ def measure(pair: Pair, records: Records) -> Measured:
         raise DataError("no seed is finished on both sides")
     rows = [_shared_rows(sides[0][seed], sides[1][seed]) for seed in seeds]
     fixed = _all_same(seeds, rows)
-    client = next((side.arm.partition("/")[2] for side in (pair.a, pair.b) if "/" in side.arm), "")
+    client = next(filter(None, (parts_of(side.arm)[2] for side in (pair.a, pair.b))), "")
     if pair.rows == "own" and not client:
         return _measure_own(pair, sides, seeds, rows, fixed)
     own = pair.rows == "own"
@@ -99,7 +99,7 @@ def _measure_own(
     """Differences per client on its own rows, each client with the same weight."""
     if not rows[0].own:
         raise DataError("the runs do not record which rows are whose own")
-    arms = [(i, side.arm) for i, side in enumerate((pair.a, pair.b)) if side.arm.endswith(":mean")]
+    arms = [(i, side.arm) for i, side in enumerate((pair.a, pair.b)) if parts_of(side.arm)[1] == "mean"]
     clients, some = set(rows[0].own), set[str]()
     for seed, r in zip(seeds, rows, strict=True):
         models = [set(clients_of(sides[i][seed], base_arm(arm))) for i, arm in arms]
@@ -143,34 +143,15 @@ def _all_same(seeds: Sequence[int], rows: Sequence[Rows]) -> bool:
 def _estimate(measured: Measured) -> Estimate:
     if measured.values is not None:
         return two_way(measured.values)
-    mean, seeds = float(measured.per_seed.mean()), len(measured.per_seed)
-    spread = float(measured.per_seed.std(ddof=1)) / math.sqrt(seeds)
-    return Estimate(mean, spread, seeds - 1.0) if spread > 0 else Estimate(mean, None, None)
+    mean, spread = over_seeds(measured.per_seed.tolist())
+    return Estimate(mean, spread, len(measured.per_seed) - 1.0) if spread else Estimate(mean, None, None)
 
 
 def _comparison(pair: Pair, measured: Measured) -> Comparison:
     """The statistics of a − b, so that `table` adjusts them and words the verdict on a."""
     found = _estimate(measured)
-    each = measured.each
-    lower, higher = int((each < 0).sum()), int((each > 0).sum())
-    return Comparison(
-        questions=measured.units,
-        seeds=len(measured.seeds),
-        total_a=0.0,
-        total_b=found.value,
-        difference=found,
-        relative=None,
-        inverse=None,
-        p=found.p(),
-        wins=lower,
-        losses=higher,
-        ties=len(each) - lower - higher,
-        sign_p=significance.sign(lower, higher),
-        wilcoxon_p=significance.wilcoxon(each),
-        permutation_p=significance.permutation(each) if len(each) < significance.FEW else None,
-        smallest=found.smallest(),
-        equal_p=equivalence(found, pair.margin) if pair.margin is not None else None,
-    )
+    one = of_units(found, measured.each, margin=pair.margin, seeds=len(measured.seeds), totals=(0.0, found.value))
+    return replace(one, questions=measured.units)
 
 
 def _names(pair: Pair) -> dict[str, Any]:
@@ -198,8 +179,8 @@ def _entry(pair: Pair, measured: Measured, found: Comparison) -> dict[str, Any]:
         "sign_p": found.sign_p,
         "wilcoxon_p": found.wilcoxon_p,
         "permutation_p": found.permutation_p,
-        "lower": found.wins,
-        "higher": found.losses,
+        "lower": found.losses,
+        "higher": found.wins,
         "ties": found.ties,
         "equal_p": found.equal_p,
         "smallest_difference": found.smallest,
@@ -216,7 +197,7 @@ def _notes(pair: Pair, measured: Measured) -> list[str]:
         found.append("each seed has other test rows: the interval is over seeds alone")
     if measured.partly:
         found.append(f"left out, with a model in some seeds only: {', '.join(measured.partly)}")
-    if any(side.arm.endswith(":best") for side in (pair.a, pair.b)):
+    if any(parts_of(side.arm)[1] == "best" for side in (pair.a, pair.b)):
         found.append(
             f"the best client is chosen on the {measured.rows} rows that it is compared on, which favours it"
             if measured.rows < FEWEST

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shepherd.arms import parts_of
 from shepherd.errors import DataError, ResourceError, UsageError, did_you_mean
 from shepherd.evaluation.judge.power import planned, smallest_difference
 from shepherd.experiment.study.comparisons import Measured, Records, measure
@@ -204,7 +205,7 @@ def judging(study: Study, runs: Sequence[Planned]) -> tuple[int, float | None]:
     if judge is None:
         return 0, None
     picked = {(run.variant.name, run.seed) for run in runs}
-    pairs = [p for p in study.pairs if not p.a.arm.endswith(":mean") and not p.b.arm.endswith(":mean")]
+    pairs = [p for p in study.pairs if "mean" not in (parts_of(p.a.arm)[1], parts_of(p.b.arm)[1])]
     judged = sum(
         all((side.variant, seed) in picked for side in (pair.a, pair.b)) for pair in pairs for seed in study.file.seeds
     )
@@ -246,7 +247,7 @@ def check_named_clients(study: Study, runs: Iterable[Planned], folder: Path) -> 
     from shepherd.experiment.division import divide_rows
     from shepherd.experiment.named_clients import local_names
 
-    wanted = {(s.variant, s.arm.partition("/")[2]) for p in study.pairs for s in (p.a, p.b) if "/" in s.arm}
+    wanted = {(s.variant, client) for p in study.pairs for s in (p.a, p.b) if (client := parts_of(s.arm)[2])}
     done: set[str] = set()
     for run in runs:
         name = run.variant.name

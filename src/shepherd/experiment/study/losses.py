@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from shepherd.arms import parts_of
 from shepherd.errors import DataError, did_you_mean
+from shepherd.types import client_id
 
 Record = Mapping[str, Any]
 """The contents of a RUN.json."""
@@ -76,19 +78,18 @@ def clients_of(record: Record, arm: str) -> tuple[str, ...]:
 
 def losses_of(record: Record, arm: str) -> np.ndarray:
     """nll float64[rows] of `NAME`, `NAME:mean`, `NAME:best` or `NAME/CLIENT`. Raises DataError where it is missing."""
-    name, slash, client = arm.partition("/")
-    name, _, pick = name.partition(":") if not slash else (name, "", "")
+    name, pick, client = parts_of(arm)
     found = record["arms"].get(name)
     if found is None:
         raise DataError(f"{record['run']} has no {name} arm: all its clients failed")
-    if slash:
+    if client:
         return _values(_each(record, name, client))
     return _values(found[pick] if pick else found["nll"])
 
 
 def own_losses(record: Record, arm: str, clients: Sequence[str]) -> dict[str, np.ndarray]:
     """For each client the nll of its own rows, under its own model where the arm has one per client."""
-    name, _, pick = arm.partition(":")
+    name, pick, _ = parts_of(arm)
     rows = rows_of(record)
     if pick == "mean":
         return {client: _values(_each(record, name, client))[rows.own[client]] for client in clients}
@@ -99,20 +100,20 @@ def own_losses(record: Record, arm: str, clients: Sequence[str]) -> dict[str, np
 def own_rows_of(record: Record, client: str) -> np.ndarray:
     """The indices of a client's own rows, by its id or label. Raises DataError where it has none."""
     rows = rows_of(record).own
-    ids = {label: name for name, label in (record.get("labels") or {}).items()}
-    found = rows.get(client if client in rows else ids.get(client, client))
+    labels = record.get("labels") or {}
+    found = rows.get(client_id(client, rows, labels))
     if found is None or not len(found):
-        raise DataError(f"{record['run']} records no held-out rows of {client!r}.{did_you_mean(client, [*rows, *ids])}")
+        near = did_you_mean(client, [*rows, *labels.values()])
+        raise DataError(f"{record['run']} records no held-out rows of {client!r}.{near}")
     return found
 
 
 def _each(record: Record, arm: str, client: str) -> Sequence[float | None]:
-    names = record.get("labels") or {}
-    ids = {label: name for name, label in names.items()}
+    labels = record.get("labels") or {}
     kept, known = record["arms"][arm].get("each") or {}, clients_of(record, arm)
-    client = client if client in known else ids.get(client, client)
+    client = client_id(client, known, labels)
     if client not in known:
-        near = did_you_mean(client, [*known, *ids])
+        near = did_you_mean(client, [*known, *labels.values()])
         raise DataError(f"{record['run']}: {client!r} has no model in the {arm} arm.{near}")
     if client not in kept:
         raise DataError(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shepherd.arms import arm_named
+from shepherd.arms import arm_named, parts_of
 from shepherd.errors import UsageError, did_you_mean
 from shepherd.experiment.study.file import CompareTable, StudyFile
 from shepherd.experiment.study.variants import Variant
@@ -50,7 +50,7 @@ def _short(side: Side) -> str:
 
 def base_arm(arm: str) -> str:
     """The arm of evaluation.arms that a side takes its losses from."""
-    return arm.partition("/")[0].partition(":")[0]
+    return parts_of(arm)[0]
 
 
 def pairs_of(file: StudyFile, variants: Sequence[Variant], reference: str, problems: list[str]) -> list[Pair]:
@@ -109,7 +109,7 @@ def _pairs(entry: CompareTable, variants: Sequence[Variant]) -> list[Pair]:
                 raise UsageError(
                     f"{variant.name!r} has no arm {base_arm(arm)!r}: its evaluation.arms are {', '.join(variant.arms)}"
                 )
-    if entry.rows == "own" and not any("/" in arm or arm.endswith(":mean") for arm in (arm_a, arm_b)):
+    if entry.rows == "own" and not any(pick == "mean" or client for _, pick, client in map(parts_of, (arm_a, arm_b))):
         raise UsageError('rows = "own" compares with models of clients: name local:mean or local/NAME')
     return [
         Pair(Side(a.name, arm_a), Side(b.name, arm_b), entry.margin, entry.rows, entry.row_sd, entry.seed_sd)

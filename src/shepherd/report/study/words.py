@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from shepherd.arms import parts_of
 from shepherd.errors import plural
 from shepherd.report.arms import every_arm
 from shepherd.report.wording import ABSENT, MINUS, digits, listing, number, signed
@@ -33,10 +34,9 @@ def facts(found: Document) -> list[str]:
 
 def arm_text(arm: str) -> str:
     """An arm of a comparison in words: `local:mean` is "clients alone, mean"."""
-    name, slash, client = arm.partition("/")
-    if slash:
+    name, pick, client = parts_of(arm)
+    if client:
         return f"{client} alone" if name == "local" else f"{client}, {_label(name)}"
-    name, _, pick = name.partition(":")
     label = _label(name)
     return f"{label}, {pick}" if pick else label
 

@@ -18,6 +18,7 @@ from shepherd.errors import DataError
 from shepherd.evaluation.judge.calls.plan import Item, Pair, Shown
 from shepherd.evaluation.judge.calls.quoting import encodable
 from shepherd.evaluation.judge.formats import Judgement
+from shepherd.evaluation.judge.orders import winner
 
 LEAST_ACCURACY, MOST_FLIPS = 0.75, 0.25
 Z95 = 1.959963984540054
@@ -67,9 +68,10 @@ def calibration(judgements: Iterable[Judgement], labels: Labels) -> dict[str, An
     judged = {question: found for question, found in by_pair.items() if found}
     shares, flips, same, unread = [], 0, 0, 0
     for question, found in judged.items():
-        winners = [_winner(judgement) for judgement in found]
-        shares.append(sum(winner == labels[question] for winner in winners) / len(winners))
-        flips += {1, 2} <= set(winners)
+        winners = [winner(judgement.points) for judgement in found]
+        right = "a" if labels[question] == 1 else "b"
+        shares.append(sum(one == right for one in winners) / len(winners))
+        flips += {"a", "b"} <= set(winners)
         same += len(winners) > 1 and len(set(winners)) == 1 and winners[0] is not None
         unread += sum(judgement.points is None for judgement in found)
     pairs = len(judged)
@@ -93,11 +95,3 @@ def wilson(share: float, count: int) -> tuple[float, float] | None:
     centre, z2 = share + Z95**2 / (2 * count), Z95**2
     half = Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
     return max(0.0, (centre - half) / (1 + z2 / count)), min(1.0, (centre + half) / (1 + z2 / count))
-
-
-def _winner(judgement: Judgement) -> int | None:
-    """1, 2, 0 for a tie, None for an unread text."""
-    if judgement.points is None:
-        return None
-    a, b = judgement.points
-    return 1 if a > b else 2 if b > a else 0

@@ -9,8 +9,8 @@ from typing import Any
 
 from shepherd.evaluation.answer_files import AnswerLine
 from shepherd.evaluation.judge.calls.material import Asked
+from shepherd.evaluation.judge.summary import OF_ARM
 
-_OF_ARM = ("adapter_digest", "base", "base_digest", "dtype", "template", "decoding")
 SAME = 0.01
 """Relative difference of steps below which budgets count as equal: rounding of epochs to steps."""
 
@@ -29,7 +29,7 @@ def questions_of(asked: Asked) -> dict[str, Any]:
 
 def arms_of(lines: Mapping[str, AnswerLine]) -> dict[str, dict[str, Any]]:
     """What answered, by name in the table."""
-    return {name: {key: getattr(line, key) or None for key in _OF_ARM} for name, line in lines.items()}
+    return {name: {key: getattr(line, key) or None for key in OF_ARM} for name, line in lines.items()}
 
 
 def budget_of(runs: Iterable[Path]) -> dict[str, Any] | None:
