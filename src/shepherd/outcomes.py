@@ -61,6 +61,7 @@ def entry_outcome(entry: Mapping[str, Any]) -> str:
 VERDICTS: Mapping[str, str] = {
     "admitted": "the site takes part",
     "approval": "a person at the site has not approved the card yet",
+    "declined": "a person at the site has declined the card",
     "card": "the card cannot be read",
     "card-changed": "the run had another card before",
     "version": "the site runs another version",

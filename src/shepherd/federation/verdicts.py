@@ -6,8 +6,9 @@ from shepherd.outcomes import VERDICTS
 
 ADMITTED = "admitted"
 WAITING = "approval"
+DECLINED = "declined"
 
-__all__ = ["ADMITTED", "VERDICTS", "WAITING", "Refused"]
+__all__ = ["ADMITTED", "DECLINED", "VERDICTS", "WAITING", "Refused"]
 
 
 class Refused(Exception):

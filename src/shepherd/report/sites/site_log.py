@@ -43,17 +43,18 @@ def read_site_log(runs: Sequence[Path], log: Path) -> dict[str, Any]:
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    card, record = _json(folder / "card.json"), _json(folder / "run.json")
+    card, record, decision = (_json(folder / name) for name in ("card.json", "run.json", "decision.json"))
     digest = record.get("card")
     state = "over" if record.get("over") else "left" if record.get("left") else ""
     if not state:
         state = "takes part" if record.get("digest") else "not admitted"
+    decided = decision if digest and decision.get("card") == digest else {}
     federation = card.get("federation") or {}
     return {
         "name": card.get("name", ""), "method": federation.get("method", ""), "planned": federation.get("rounds"),
         "base": (card.get("base") or {}).get("name", ""),
         "personal": (card.get("personalization") or {}).get("name", "none"), "state": state,
-        "approved": "by a person" if digest and record.get("approved") == digest else "",
+        "decision": decided.get("verdict", ""), "decided": decided.get("time", ""),
         "rows": record.get("rows"), "digest": record.get("digest"), "card": digest,
         "trainings": record.get("trainings", 0), "measures": record.get("measures", 0),
         "models": [name for name, place in (("own", "model"), ("global", "adapter")) if (folder / place).is_dir()],

@@ -159,7 +159,8 @@ def _policy(policy: Policy) -> Section:
 
 
 def _state(about: Mapping[str, Any]) -> str:
-    return about["state"] + (f", approved {about['approved']}" if about["approved"] else "")
+    words = {"admitted": "approved", "declined": "declined"}.get(about["decision"])
+    return about["state"] + (f", {words} on {_moment(about['decided'])}" if words else "")
 
 
 def _moment(text: Any) -> str:
