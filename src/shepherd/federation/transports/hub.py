@@ -181,7 +181,7 @@ class Hub:
         """Whether a process may have the identity; not yet proved, so this does not count as a sign of life."""
         held = self.leases.present(self._now).get(client)
         if held is not None and held.session not in (head["session"], head["replaces"]):
-            self.on_event("refused", site=client, why="another process uses this identity")
+            self.on_event("refused", site=client, code="lease", why="another process uses this identity")
             return {"code": "lease", "why": "another process uses this identity"}
         return {"code": "ok"}
 
