@@ -3,7 +3,7 @@
     with hold(kit, session) as former: ...
 
 The coordinator lets a process take the place of its predecessor at once if it names the predecessor's session. The
-session is read only in the folder in which that one ran: a copy of the kit elsewhere has the file, but is another folder.
+session is read only in the folder in which that one ran: a copy of the kit has the file, but is another folder.
 """
 
 from __future__ import annotations
