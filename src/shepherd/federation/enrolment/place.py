@@ -48,7 +48,7 @@ from shepherd.federation.enrolment.requests import (
     to_bytes,
 )
 from shepherd.federation.transports.kits import write_site_kit
-from shepherd.store.disk import PRIVATE, discard, make_folders, remove_tree, temporary, write_whole
+from shepherd.store.disk import PRIVATE, discard, make_folders, remove_tree, sweep, temporary, write_whole
 from shepherd.store.lock import locked
 
 ENROLMENT, PENDING, ADDRESS = "enrolment", "pending", "address.toml"
@@ -104,9 +104,10 @@ def renewal_due(site_folder: str | Path) -> bool:
 
 
 def settle(site_folder: str | Path) -> None:
-    """Complete the installation of a certificate that was interrupted. Call it before each start of the site."""
-    with settled(site_folder):
-        pass
+    """Make the kit of a member ready to start, after an interruption too. Call it before each start of the site."""
+    with settled(site_folder) as folder:
+        if (folder / ENROLMENT / ADDRESS).is_file():
+            _write_kit(folder, read_address(folder / ENROLMENT / ADDRESS))
 
 
 @contextmanager
@@ -115,6 +116,7 @@ def settled(site_folder: str | Path) -> Iterator[Path]:
     folder = Path(site_folder)
     make_folders(PRIVATE, folder / ENROLMENT)
     with locked(folder / ENROLMENT, disk=PRIVATE):
+        sweep(PRIVATE, folder / ENROLMENT)
         _settle(folder)
         yield folder
 
@@ -125,12 +127,17 @@ def _settle(folder: Path) -> None:
     if not source.is_dir():
         return
     address = read_address(source / ADDRESS)
-    kit = folder / "kit"
-    install(place, kit / "startup", "client", address.authority.encode())
-    write_site_kit(kit, federation=address.federation, site=address.site, host=address.host, port=address.port)
+    install(place, folder / "kit" / "startup", "client", address.authority.encode())
+    _write_kit(folder, address)
     write_whole(PRIVATE, place / ADDRESS, (source / ADDRESS).read_bytes())
-    remove_tree(PRIVATE, place / PENDING)
-    remove_tree(PRIVATE, source)
+    discard(PRIVATE, place / PENDING)  # by its name first: what is left of a folder must not look like one
+    discard(PRIVATE, source)
+
+
+def _write_kit(folder: Path, address: Address) -> None:
+    write_site_kit(
+        folder / "kit", federation=address.federation, site=address.site, host=address.host, port=address.port
+    )
 
 
 def member_of(folder: Path, invitation: Invitation) -> Membership | None:
@@ -198,8 +205,7 @@ def _made(folder: Path, fits: Callable[[Request], bool]) -> bytes | None:
 
 def _make(folder: Path, address: Address, kind: str, proof: Callable[[bytes], str]) -> bytes:
     target = folder / ENROLMENT / PENDING
-    making = temporary(target)
-    remove_tree(PRIVATE, making)
+    making = temporary(target.with_name("request"))
     PRIVATE.make_folder(making)
     try:
         signing = make_request(making, address.federation, address.site)
@@ -233,7 +239,6 @@ def accept(folder: Path, data: bytes) -> datetime:
         problem = _problem(answer, address, key, pem)
         if not problem:
             making = temporary(folder / ENROLMENT / IDENTITY)
-            remove_tree(PRIVATE, making)
             PRIVATE.make_folder(making)
             more = {ADDRESS: (pending / ADDRESS).read_bytes()}
             fill_identity(making, key, pem, folder / ENROLMENT / IDENTITY, more)
