@@ -58,6 +58,7 @@ LIBRARIES = {
     "filelock": {"model", "store"},
     "psutil": {"cli", "experiment", "model"},
     "nvflare": {"federation"},
+    "cryptography": {"federation"},
     "click": {"cli"},
     "rich": {"cli", "serving"},
     "tqdm": {"model"},

@@ -16,15 +16,19 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from shepherd.errors import ShepherdError
 from shepherd.federation.transport import Aborted, Leases, Reply, Seen
 from shepherd.federation.transports.bridge import Gone, Head
 from shepherd.types import ClientId
 
+TOO_LARGE = "exceeds configured limit"
+"""What the engine answers to a message above the limit of the other side."""
 BEAT = 1.0
 """Seconds between two looks at whether it is enough."""
 DELIVERY = 600.0
@@ -55,16 +59,21 @@ class Question:
 
 class Hub:
     """A Transport whose bytes go through the process of an engine. gone: seconds without a sign after which a site is
-    absent; lost: after which it has lost its question."""
+    absent; lost: after which it has lost its question; members: the names that may connect, read again at each tick."""
 
     def __init__(
-        self, on_event: Callable[..., None] = lambda kind, **facts: None, *, gone: float = 5.0, lost: float = 60.0
+        self,
+        on_event: Callable[..., None] = lambda kind, **facts: None,
+        *,
+        members: Callable[[], Collection[ClientId]] | None = None,
+        gone: float = 5.0,
+        lost: float = 60.0,
     ) -> None:
-        self.on_event, self.lost = on_event, lost
+        self.on_event, self.members, self.lost = on_event, members, lost
         self.leases = Leases(gone)
         self.expelled: set[ClientId] = set()
         self.late = 0  # answers that nobody waited for
-        self._now = time.monotonic()
+        self._now = self.heard = time.monotonic()  # of the engine's last sign there, and here
         self._wire: Wire | None = None
         self._aborted = ""
         self._lock = threading.RLock()
@@ -73,6 +82,8 @@ class Hub:
         self._pool = ThreadPoolExecutor(32, "questions")
         self._connected: set[ClientId] = set()
         self._last: dict[ClientId, float] = {}
+        self._names: frozenset[ClientId] | None = frozenset() if members is not None else None
+        self._read_members()
 
     # The engine's process
 
@@ -88,13 +99,13 @@ class Hub:
         """Take what comes from the engine's process."""
         with self._lock:
             self._now = max(self._now, float(head.get("time", self._now)))
-            if head["event"] == "tick":
-                self._absences()
-                return None
+            self.heard = time.monotonic()
             client = str(head.get("client", ""))
-            if client in self.expelled:
-                return {"code": "removed", "why": "this site has been removed from the federation"}
+            if head["event"] != "tick" and not self._is_member(client):
+                return {"code": "removed", "why": "this site is not, or no longer, a member of the federation"}
             match head["event"]:
+                case "tick":
+                    self._absences()
                 case "register":
                     return self._register(client, head)
                 case "hello":
@@ -103,6 +114,8 @@ class Hub:
                     return self._answer(client, head, data)
                 case "progress":
                     self._progress(client, head, data)
+                case "message":
+                    self._arrived.put(("answer", client, data))
         return {"code": "ok"}
 
     # The protocol
@@ -160,7 +173,11 @@ class Hub:
         with self._lock:
             self.expelled.add(client)
             self.leases.end(client)
-        self._call({"do": "expel", "client": client}, b"", timeout=10.0)
+            question = self._open.get(client)
+            if question is not None and not question.done:
+                question.done = True
+                self._arrived.put(("answer", client, None))
+        self._pool.submit(self._call, {"do": "expel", "client": client}, b"", 10.0)
         self.on_event("expelled", site=client)
 
     def close(self) -> None:
@@ -174,13 +191,17 @@ class Hub:
         """Whether a process may have the identity; not yet proved, so this does not count as a sign of life."""
         held = self.leases.present(self._now).get(client)
         if held is not None and held.session not in (head["session"], head["replaces"]):
-            self.on_event("refused", site=client, why="another process uses this identity")
+            self.on_event("refused", site=client, code="lease", why="another process uses this identity")
             return {"code": "lease", "why": "another process uses this identity"}
         return {"code": "ok"}
 
     def _hello(self, client: ClientId, head: Head) -> Head:
         if not self.leases.sign(client, head["session"], float(head["time"]), head["replaces"]):
             return {"code": "lease", "why": "another process uses this identity"}
+        if head["note"] == "leaving":
+            self.leases.end(client)
+            self._absences()
+            return {"code": "ok"}
         self._last[client] = float(head["time"])
         if client not in self._connected:
             self._connected.add(client)
@@ -218,9 +239,12 @@ class Hub:
 
     def _deliver(self, client: ClientId, question: Question) -> None:
         try:
-            self._call({"do": "ask", "client": client, "key": question.key}, question.data)
+            answer = self._call({"do": "ask", "client": client, "key": question.key}, question.data)
         finally:
             question.sending = False  # what did not arrive is sent again after the next sign of the site
+        if TOO_LARGE in str(answer.get("why", "")):
+            why = f"a question of {len(question.data):,} bytes is larger than the site takes"
+            self.on_event("refused", site=client, code="size", why=why)
 
     def _call(self, head: Head, data: bytes, timeout: float = DELIVERY) -> Head:
         if self._wire is None:
@@ -232,7 +256,20 @@ class Hub:
 
     # Absence
 
+    def _is_member(self, client: ClientId) -> bool:
+        return client not in self.expelled and (self._names is None or client in self._names)
+
+    def _read_members(self) -> None:
+        """Read the list again; one that cannot be read stays as it was."""
+        if self.members is not None:
+            with suppress(OSError, ValueError, ShepherdError):
+                self._names = frozenset(self.members())
+
     def _absences(self) -> None:
+        self._read_members()
+        for client in sorted(self.leases.present(self._now)):
+            if not self._is_member(client):
+                self.expel(client)
         for client in sorted(self._connected - self.leases.present(self._now).keys()):
             self._connected.remove(client)
             self.on_event("lost", site=client)

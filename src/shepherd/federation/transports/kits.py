@@ -82,6 +82,11 @@ def read_address(folder: Path) -> tuple[str, int]:
     return host, int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether the engine listens on loopback only for this host."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def read_site(folder: Path) -> str:
     """The name of the site in its kit. Raises OSError, ValueError or LookupError where it is damaged."""
     return str(json.loads((folder / "startup" / "fed_client.json").read_text())["client"]["fqsn"])
@@ -110,4 +115,6 @@ def _write_local(folder: Path, part: Mapping[str, Any]) -> None:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.touch(mode=0o600)
+    path.chmod(0o600)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
