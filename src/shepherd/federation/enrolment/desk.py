@@ -45,16 +45,17 @@ REPEATED = timedelta(days=1)
 """How long the answer to a renewal is repeated over the network, when the site has not confirmed that it has it."""
 
 
-def invite(folder: FederationFolder, site: str, days: float = 7) -> bytes:
+def invite(folder: FederationFolder, site: str, days: float = 7, *, again: bool = False) -> bytes:
     """Open an enrolment of `site`, and return the file of its invitation; an earlier one is void.
 
+    again: though the name is that of a removed site whose certificate is valid; who still has its key is let in.
     Raises UsageError where the name cannot be one of a site, or is that of a member or of a former one.
     """
     if not 0 < days <= 90:
         raise UsageError(f"an invitation cannot be open for {days:g} days", hint="choose up to 90 days")
     with folder.lock():
         members, at = dict(folder.members), now()
-        check_name(site, folder.settings.host, members, at)
+        check_name(site, folder.settings.host, members, at, again)
         code, expires = new_code(), (at + timedelta(days=days)).replace(microsecond=0)
         authority = folder.certificate.decode()
         settings = folder.settings

@@ -13,7 +13,7 @@ import json
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -107,7 +107,7 @@ class FederationFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """The only writer of the list of members, for the moment of a change: a run does not hold it."""
-        with locked(self.authority, patience=30.0, disk=PRIVATE):
+        with alone_in(self.authority, patience=30.0):
             yield
 
     def record(self, event: str, **facts: object) -> None:
@@ -132,6 +132,17 @@ class FederationFolder:
         install(self.path, startup, "server", self.certificate)
         discard(PRIVATE, self.path / IDENTITY)
         write_server_kit(self.kit, federation=self.name, host=self.settings.host, port=self.settings.port)
+
+
+@contextmanager
+def alone_in(folder: Path, patience: float = 1.0) -> Iterator[None]:
+    """Hold the write lock of a folder. Raises UsageError, which names the other process, after `patience` seconds."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder, patience, PRIVATE))
+        except UsageError as error:
+            raise UsageError(error.message, hint="wait until it has ended, or stop it") from None
+        yield
 
 
 def new_federation(

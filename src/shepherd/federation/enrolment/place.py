@@ -27,7 +27,7 @@ from shepherd.federation.enrolment.authority import (
     names_of,
     sign,
 )
-from shepherd.federation.enrolment.folder import IDENTITY, KIT_FILES, fill_identity, install
+from shepherd.federation.enrolment.folder import IDENTITY, KIT_FILES, alone_in, fill_identity, install
 from shepherd.federation.enrolment.invitation import (
     Address,
     Invitation,
@@ -49,7 +49,6 @@ from shepherd.federation.enrolment.requests import (
 )
 from shepherd.federation.transports.kits import write_site_kit
 from shepherd.store.disk import PRIVATE, discard, make_folders, remove_tree, sweep, temporary, write_whole
-from shepherd.store.lock import locked
 
 ENROLMENT, PENDING, ADDRESS = "enrolment", "pending", "address.toml"
 _TITLE = "The federation of which this site is a member."
@@ -115,7 +114,7 @@ def settled(site_folder: str | Path) -> Iterator[Path]:
     """The site's folder, settled, with no other process at its enrolment."""
     folder = Path(site_folder)
     make_folders(PRIVATE, folder / ENROLMENT)
-    with locked(folder / ENROLMENT, disk=PRIVATE):
+    with alone_in(folder / ENROLMENT):
         sweep(PRIVATE, folder / ENROLMENT)
         _settle(folder)
         yield folder
