@@ -9,10 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import NameOID
 
-from federation_kits import Authority
+from federation_kits import Authority, key
 from shepherd.errors import ResourceError, UsageError
 from shepherd.federation.enrolment import FederationFolder, Invitation, invite, new_federation, remove, renew, request
 from shepherd.federation.enrolment import members as lists
@@ -142,12 +144,29 @@ def test_damaged_signing_requests_are_refused_by_a_code() -> None:
             check_request(cut, "lab", "hospital-a")
 
 
+def pem_of(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def certified(authority: Authority, subject: x509.Name) -> bytes:
+    """A certificate of an authority for hospital-a as its only DNS name, and any subject."""
+    builder = (
+        x509.CertificateBuilder(authority.certificate.subject, subject, key("stranger").public_key())
+        .serial_number(1)
+        .not_valid_before(lists.now())
+        .not_valid_after(lists.now() + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("hospital-a")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    )
+    return pem_of(builder.sign(key("ours/"), hashes.SHA256()))
+
+
 def test_a_certificate_of_another_kind_is_not_used(federation: FederationFolder, tmp_path: Path) -> None:
     """Should NVFlare read in a zip file what `check_request` did not, its certificate is judged again."""
     data = make_request(tmp_path, "lab", "hospital-a")
     pem = issue(federation.authority, data, federation="lab", name="hospital-a", days=90)
     check_certificate(pem, federation.certificate, "hospital-a", 90)
-    foreign = Authority("other").certificate.public_bytes(serialization.Encoding.PEM)
+    foreign = pem_of(Authority("other").certificate)
     server = (federation.kit / "startup" / "server.crt").read_bytes()
     for certificate, authority, name, days in [
         (pem, federation.certificate, "hospital-b", 90), (pem, federation.certificate, "hospital-a", 89),
@@ -156,6 +175,12 @@ def test_a_certificate_of_another_kind_is_not_used(federation: FederationFolder,
     ]:  # fmt: skip
         with pytest.raises(ResourceError, match="issued another certificate for"):
             check_certificate(certificate, authority, name, days)
+    ours = Authority("ours")
+    for role, right in ("client", True), ("lead", False), ("server", False):
+        subject = x509.Name([x509.NameAttribute(oid, text) for oid, text in [
+            (NameOID.COMMON_NAME, "hospital-a"), (NameOID.UNSTRUCTURED_NAME, role)]])  # fmt: skip
+        with contextlib.nullcontext() if right else pytest.raises(ResourceError):
+            check_certificate(certified(ours, subject), pem_of(ours.certificate), "hospital-a", 90)
     with pytest.raises(ResourceError, match="issued another certificate for hospital-b"):
         issue(federation.authority, data, federation="lab", name="hospital-b", days=90)
 
@@ -180,7 +205,7 @@ def test_a_renewal_needs_the_present_key_and_is_in_the_members_name(
 ) -> None:
     grant(federation, _right(federation, invited("hospital-a")))
     renew(federation, "hospital-a")
-    key = (federation.path.parent / "site" / "enrolment" / "pending" / "key").read_bytes()
+    present = (federation.path.parent / "site" / "enrolment" / "pending" / "key").read_bytes()
     data = signing_request()
 
     def renewal(by: bytes, message: bytes, **more: str) -> bytes:
@@ -190,16 +215,16 @@ def test_a_renewal_needs_the_present_key_and_is_in_the_members_name(
     other.put(tmp_path / "other", "hospital-a")
     foreign = (tmp_path / "other" / "startup" / "client.key").read_bytes()
     assert refusal(federation, renewal(foreign, renewal_message(data))) == "key-proof"
-    assert refusal(federation, renewal(key, data)) == "key-proof"
-    assert refusal(federation, renewal(key, renewal_message(b"other"))) == "key-proof"
-    assert refusal(federation, renewal(key, renewal_message(data), site="hospital-b")) == "key-proof"
+    assert refusal(federation, renewal(present, data)) == "key-proof"
+    assert refusal(federation, renewal(present, renewal_message(b"other"))) == "key-proof"
+    assert refusal(federation, renewal(present, renewal_message(data), site="hospital-b")) == "key-proof"
     with pytest.raises(Refused, match="format"):
         grant(federation, request_of(federation, "0" * 40, data, kind="renew", proof="not base64"))
     other_name = signing_request(names=("hospital-b",))
-    proof = encoded(sign(key, renewal_message(other_name)))
+    proof = encoded(sign(present, renewal_message(other_name)))
     assert refusal(federation, request_of(federation, "0" * 40, other_name, kind="renew", proof=proof)) == "name"
     remove(federation, "hospital-a")
-    assert refusal(federation, renewal(key, renewal_message(data))) == "removed"
+    assert refusal(federation, renewal(present, renewal_message(data))) == "removed"
 
 
 def test_only_the_confirmation_of_the_same_request_ends_the_repetition(
