@@ -31,6 +31,7 @@ from shepherd.report.sections.samples import samples
 from shepherd.report.sections.time import time
 from shepherd.report.sections.traffic import traffic
 from shepherd.report.sections.verdict import verdict
+from shepherd.report.sites.section import sites
 from shepherd.report.wording import size
 
 
@@ -54,6 +55,7 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
         *([judged(record.judge, limits)] if record.judge else []),
         budget(record),
         rounds(record, limits),
+        *([over_sites] if (over_sites := sites(record, limits)) else []),
         clients(record, limits),
         *([own] if (own := personal(record, limits)) else []),
         categories(record, limits),

@@ -29,10 +29,11 @@ from shepherd.model.fetch import resolve
 from shepherd.model.quiet import quiet_transformers
 from shepherd.recipe import load as load_config
 from shepherd.report.wording import size
-from shepherd.serving.merged_card import merged_card
+from shepherd.serving.merged_card import model_card
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import MANIFEST, commit_folder, open_run, read_json
 from shepherd.store.adapters import FEDERATED, ArmName, KeptAdapter, arm_name, find_adapter
+from shepherd.store.site_folder import site_place
 from shepherd.types import Message
 
 FORMS = ("peft", "merged")
@@ -108,7 +109,8 @@ def export(
             f"{wanted} is a checkpoint, and adapters are exported as they are at the end of a run",
             hint="in Python, shepherd.load_tuned of it gives a peft model: .peft()",
         )
-    folder, target = open_run(wanted.run, needs="summary.json"), _free(out)
+    at_site = site_place(wanted.run) is not None
+    folder, target = open_run(wanted.run, needs="config.toml" if at_site else "summary.json"), _free(out)
     kept = find_adapter(wanted)
     if to == "merged":
         _refuse_quantised(folder)
@@ -116,12 +118,12 @@ def export(
     try:
         with commit_folder(target) as pending:
             if to == "peft":
-                _copy(kept, ours, pending)
+                _copy(kept, ours, pending, whole=not at_site)
                 _name_base(pending, base or ours.public_name)
                 expected, got = ours.logits, _logits(_with_adapter(ours.base, pending), ours.conversations)
             else:
                 expected = _write_merged(ours, kept.folder, pending, DTYPES[dtype])
-                card = merged_card(read_json(folder / "summary.json"), dtype, kept, digest(load_adapter(kept.folder)))
+                card = model_card(folder, dtype, kept, digest(load_adapter(kept.folder)))
                 (pending / "README.md").write_text(card, encoding="utf-8")
                 got = _logits(_load(pending), ours.conversations)
             difference = _check(got, expected, "the exported files give")
@@ -158,9 +160,9 @@ def _refuse_quantised(folder: Path) -> None:
         )
 
 
-def _copy(kept: KeptAdapter, ours: _Reference, pending: Path) -> None:
-    """The adapter folder as it is; of another arm the adapter, with the tokenizer that the run's own folder has."""
-    if kept.arm == FEDERATED:
+def _copy(kept: KeptAdapter, ours: _Reference, pending: Path, whole: bool) -> None:
+    """The adapter folder as it is; of another arm, and where it is not `whole`, the adapter with the tokenizer."""
+    if kept.arm == FEDERATED and whole:
         shutil.copytree(kept.folder, pending, dirs_exist_ok=True)
         return
     for name in (CONFIG, WEIGHTS):
@@ -183,9 +185,6 @@ def _as_named(base: str, digest: str) -> str:
     except ModelError:
         return f"{base} is not on this machine: whether it is the base of the run was not looked at"
     return f"{base} is the base of the run" if same else f"warning: {base} is not the base that the run tuned"
-
-
-# What is compared
 
 
 def _reference(wanted: ArmName) -> _Reference:
