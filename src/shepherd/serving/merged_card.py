@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from shepherd._version import __version__
-from shepherd.model.adapter_card import base_named, hub_name, plain
+from shepherd.model.adapter_card import base_named, hub_name, plain, private_row
+from shepherd.report.guarantee import guarantee_sentence
 from shepherd.report.wording import plural
 from shepherd.store.adapters import FEDERATED, KeptAdapter
 
@@ -16,8 +17,10 @@ def merged_card(summary: Mapping[str, Any], dtype: str, kept: KeptAdapter, sha25
     """The merged model's README.md: what it was made of, and whose licences apply. sha256: of the adapter inside."""
     model, data, adapter, arms = (summary[key] for key in ("model", "data", "adapter", "arms"))
     measured = arms[kept.arm][kept.client] if kept.client else arms[kept.arm]
+    guarantee = guarantee_sentence(summary["privacy"]) if kept.arm == FEDERATED and "privacy" in summary else ""
     base, before, after = model["name"], arms["base"]["loss"], measured["loss"]
-    clients, rows = plural(summary["clients"], "client"), f"{data['train_rows']} training rows"
+    clients = plural(summary["clients"], "client")
+    rows = f"{data['train_rows']} training rows" if "train_rows" in data else "training rows"
     if kept.client:
         title, rows = f"A model tuned by one client alone, {plain(kept.label)}", "the training rows of this client"
     elif kept.arm != FEDERATED:
@@ -42,7 +45,7 @@ tags: [lora, federated-learning, instruction-tuning, shepherd]
 | data's licence | {plain(data["licence"])} |
 | adapter | r = {adapter["r"]}, alpha = {adapter["alpha"]:g}, on {", ".join(adapter["targets"])} |
 | adapter's sha256 | `{sha256}` |
-| held-out loss | {before:.4f} before, {after:.4f} after (nats per token, measured before merging) |
+| held-out loss | {before:.4f} before, {after:.4f} after (nats per token, measured before merging) |{private_row(guarantee)}
 | weights | merged in float32, saved in {dtype} |
 | made with | Shepherd {__version__}, federated instruction tuning (Zhang et al., 2023) |
 
