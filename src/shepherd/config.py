@@ -355,7 +355,7 @@ class PrivacyTable(Table):
     """Draw cohorts and noise from run.seed, so that a run repeats: for tests. Such a run is not private, and every
     record marks it."""
     publish_nothing: bool = False
-    """Allow arms and personal models that are trained without noise in the run directory, for a study."""
+    """Allow arms that are trained without noise, for a study: nothing of the run directory is for publication."""
 
     @model_validator(mode="after")
     def _one_mechanism(self) -> PrivacyTable:

@@ -21,6 +21,7 @@ from shepherd.recipe import to_toml
 from shepherd.store import RunDirectory, read_journal, read_json
 from shepherd.store.state import load_state
 from shepherd.types import ServerState
+from shepherd.updates.privacy.publication import place_of
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,14 @@ def begin_or_go_on(
     store: RunDirectory, now: Mapping[str, Any], start: ServerState, write: Callable[[], None], force: bool = False
 ) -> Beginning:
     """The same, given the identity that the run has `now`, and what writes the other files of a new one."""
+    if now["config"].get("privacy", {}).get("unit", "none") != "none":
+        store.withhold()
     if not (store.path / FILE).exists():
         run_id = secrets.token_hex(16)  # not from the seed: two runs of one recipe are two
         write()
         store.write_json(FILE, {"run": run_id, **now})  # last: with it, the run can be resumed
         return Beginning(run_id, start)
-    then = read_json(store.path / FILE)
+    then = read_json(place_of(store.path, FILE))
     forced = differences(then, now)
     if forced and not force:
         listed = "\n".join(f"  {line}" for line in forced)
@@ -89,7 +92,7 @@ def begin_or_go_on(
 def resumptions(run_dir: Path) -> dict[str, list[str]]:
     """The journal's entries on every time that the run was resumed: what it was forced over, and what was found
     damaged, each with the round after which it went on."""
-    resumed = [row for row in read_journal(run_dir / "journal.jsonl").rows if row["what"] == "resumed"]
+    resumed = [row for row in read_journal(place_of(run_dir, "journal.jsonl")).rows if row["what"] == "resumed"]
     return {
         kind: [f"after round {row['round']}: {line}" for row in resumed for line in row[kind]]
         for kind in ("forced", "found")
