@@ -324,6 +324,34 @@ class TrainingTable(Table):
         return self
 
 
+class AuditTable(Table):
+    """Codes that are planted for `shepherd privacy audit`."""
+
+    canaries: int = Field(0, ge=0, le=200)
+    """Number of codes, each with its own name: "The access code of NAME is dddd"."""
+    copies: tuple[Annotated[int, Field(ge=0, le=1000)], ...] = Field((0, 1, 4, 16), min_length=1)
+    """Training rows of each code, in turn; codes with 0 are never trained on and are the comparison."""
+    clients: tuple[str, ...] = ()
+    """Clients whose rows get them, in turn, by id or label; empty: all."""
+
+    @model_validator(mode="after")
+    def _canaries_have_copies_and_some_have_none(self) -> AuditTable:
+        if self.canaries and 0 not in self.copies[: self.canaries]:
+            raise ValueError(
+                f"copies = {list(self.copies)} leaves no code without a copy, with which the others are compared: add 0"
+            )
+        if self.canaries and not any(self.copies[: self.canaries]):
+            raise ValueError(f"copies = {list(self.copies)} plants nothing: add a number above 0")
+        return self
+
+
+class PrivacyTable(Table):
+    later = ("audit",)
+    audit: AuditTable = AuditTable()
+    """Codes planted into training rows for `shepherd privacy audit`: {canaries = 12, copies = [0, 1, 4, 16], clients =
+    ["a"]}. Number of codes, rows of each in turn, and clients that get them (empty: all). 0 canaries plant nothing."""
+
+
 class EvaluationTable(Table):
     later = ("metrics", "keep_local")
     arms: tuple[str, ...] = ("base", "federated", "local", "centralised")
@@ -393,6 +421,7 @@ class CheckpointTable(Table):
 class Config(Table):
     """All settings of a run."""
 
+    later = ("privacy",)
     run: RunTable = RunTable()
     model: ModelTable = ModelTable()
     lora: LoraTable = LoraTable()
@@ -405,6 +434,7 @@ class Config(Table):
     training: TrainingTable = TrainingTable()
     objective: ObjectiveTable = ObjectiveTable()
     personalization: PersonalizationTable = PersonalizationTable()
+    privacy: PrivacyTable = PrivacyTable()
     evaluation: EvaluationTable = EvaluationTable()
     checkpoints: CheckpointTable = CheckpointTable()
 

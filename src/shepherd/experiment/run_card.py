@@ -49,6 +49,8 @@ def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
         )
     if config.model.quantize != "none":
         problems.append(f'model.quantize = "{config.model.quantize}" is not agreed on with sites')
+    if config.privacy.audit.canaries:
+        problems.append("privacy.audit.canaries plants codes into rows, and those of the clients are at their sites")
     if problems:
         raise UsageError("\n".join(problems))
     dropped = [name for name in config.evaluation.arms if name not in ("base", "federated")]

@@ -29,6 +29,10 @@ class Disk:
     def make_folder(self, folder: Path) -> None:
         os.mkdir(folder)
 
+    def restrict(self, path: Path) -> None:
+        """Let the owner alone read and write a file or folder: modes 0600 and 0700."""
+        os.chmod(path, 0o700 if path.is_dir() else 0o600)
+
     def write(self, file: Path, data: bytes) -> None:
         """Create or truncate `file`, and fill it."""
         with _naming(file), open(file, "wb", buffering=0) as stream:

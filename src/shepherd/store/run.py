@@ -3,7 +3,7 @@
 runs/<name>/config.toml, identity.json, partition.json, rounds.jsonl, journal.jsonl, env.json, summary.json,
             report.html, checkpoints/round-0001/, adapter/, arms/NAME/, personal/, clusters/,
             evaluation/{losses.safetensors, metrics.json, generations.jsonl, rows_seen.jsonl, left_out.jsonl},
-            benchmarks/TASK.json
+            benchmarks/TASK.json, audit.json, private/
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name
 from shepherd.store.scratch import Scratch
 
 ROUNDS, JOURNAL = "rounds.jsonl", "journal.jsonl"
+PRIVATE = "private"
+"""The folder of a run directory for what is withheld: it goes into no report and no export."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,17 @@ class RunDirectory:
         with self._explained(target):
             make_folders(self.disk, target.parent)
             write_whole(self.disk, target, data)
+        return target
+
+    def write_private(self, name: str, data: bytes) -> Path:
+        """Write a withheld file, `private/NAME`, atomically: only the owner reads it (0600, its folder 0700)."""
+        folder = self.path / PRIVATE
+        with self._explained(folder / name):
+            make_folders(self.disk, folder)
+            self.disk.restrict(folder)
+        target = self.write_bytes(f"{PRIVATE}/{name}", data)
+        with self._explained(target):
+            self.disk.restrict(target)
         return target
 
     def write_text(self, name: str, text: str) -> Path:
