@@ -20,35 +20,53 @@ def matching_pursuit(
 ) -> list[int]:
     """The `wanted` atoms, by index, that explain the observations best, the most explaining first.
 
-    observed: float[rows, d_j] of each layer j; atoms: float[V, d_j], the vector of each token in that layer. `known`
-    atoms are explained away when they fit, and do not count. Fewer come where nothing is left to explain.
+    observed: float[rows, d_j] of each layer j; atoms: float[V, d_j], the vector of each token there. `known` atoms do
+    not count: they are explained away first, in a layer with fewer than d_j/2 of them, else when they fit. Fewer come
+    where nothing is left to explain.
     """
-    left = [np.array(one, np.float64) for one in observed]
-    scale = [np.linalg.norm(one) for one in left]
-    usable = [j for j, size in enumerate(scale) if size > 0]
-    unit = {j: _unit(np.asarray(atoms[j], np.float64)) for j in usable}
-    basis: dict[int, list[np.ndarray]] = {j: [] for j in usable}
-    open_ = np.ones(len(atoms[0]), bool)
+    layers = [_Layer(*pair) for pair in zip(observed, atoms, strict=True) if np.any(pair[0])]
+    apart = sorted(known)
+    for layer in layers:
+        for atom in apart if 2 * len(apart) < layer.unit.shape[1] else ():
+            layer.explain(atom)
+    free = np.ones(len(atoms[0]), bool)
     found: list[int] = []
-    room = sum(unit[j].shape[1] for j in usable)
-    for _ in range(room):
-        scores = sum((np.square(unit[j] @ (left[j].T / scale[j])).sum(axis=1) for j in usable), np.zeros(len(open_)))
-        scores[~open_] = -1.0
+    for _ in range(sum(layer.unit.shape[1] for layer in layers)):
+        scores = sum((layer.scores() for layer in layers), np.zeros(len(free)))
+        scores[~free] = -1.0
         best = int(scores.argmax())
         if scores[best] <= _NOTHING**2 or len(found) >= wanted:
             break
-        open_[best] = False
-        if best not in known:
+        free[best] = False
+        if best not in apart:
             found.append(best)
-        for j in usable:
-            direction = unit[j][best].copy()
-            for earlier in basis[j]:
-                direction -= (direction @ earlier) * earlier
-            size = np.linalg.norm(direction)
-            if size > _NOTHING:
-                basis[j].append(direction / size)
-                left[j] -= np.outer(left[j] @ basis[j][-1], basis[j][-1])
+        for layer in layers:
+            layer.explain(best)
     return found
+
+
+class _Layer:
+    """What is left to explain of one layer, float[rows, d] of norm 1 at first, and its atoms at norm 1."""
+
+    def __init__(self, observed: np.ndarray, atoms: np.ndarray) -> None:
+        self.left = np.asarray(observed, np.float64) / np.linalg.norm(observed)
+        norms = np.linalg.norm(atoms, axis=1, keepdims=True)
+        self.unit = np.divide(atoms, norms, out=np.zeros_like(atoms), where=norms > 0)
+        self.basis: list[np.ndarray] = []
+
+    def scores(self) -> np.ndarray:
+        """float[V]: the squared length of what is left along each atom."""
+        return np.square(self.unit @ self.left.T.astype(self.unit.dtype)).sum(axis=1, dtype=np.float64)
+
+    def explain(self, atom: int) -> None:
+        """Take away what lies along the atom, as far as it is new."""
+        direction = self.unit[atom].astype(np.float64)
+        for earlier in self.basis:
+            direction -= (direction @ earlier) * earlier
+        size = np.linalg.norm(direction)
+        if size > _NOTHING:
+            self.basis.append(direction / size)
+            self.left -= np.outer(self.left @ self.basis[-1], self.basis[-1])
 
 
 def recall(guessed: Collection[int], present: Collection[int]) -> float:
@@ -73,8 +91,3 @@ def most_frequent(rows: Sequence[np.ndarray], wanted: int, without: Collection[i
             counts[token] = counts.get(token, 0) + 1
     ranked = sorted((token for token in counts if token not in set(without)), key=lambda t: (-counts[t], t))
     return ranked[:wanted]
-
-
-def _unit(atoms: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(atoms, axis=1, keepdims=True)
-    return np.divide(atoms, norms, out=np.zeros_like(atoms), where=norms > 0)
