@@ -13,7 +13,7 @@ import pytest
 
 from shepherd.errors import DataError, EvaluationError, ModelError, ShepherdError, UsageError
 from shepherd.evaluation.attacks.exposure import chance
-from shepherd.experiment.audit import AUDIT, NOT_A_PROOF, AuditOptions, audit_run
+from shepherd.experiment.audit import AUDIT, NOT_A_PROOF, NOT_COVERED, AuditOptions, audit_run
 from shepherd.experiment.audit_canaries import canary_tokens, candidates, draw_canaries, plant
 from shepherd.store.records import read_rounds
 from shepherd.types import Example, Message, Partition
@@ -211,11 +211,15 @@ def test_an_audit_repeats_and_is_written_with_the_report(attacked, copied):
     assert audit_run(copied, options=QUICK) == found
 
 
-def test_epsilon_of_the_run_stands_beside_what_was_found(copied):
+def test_with_privacy_epsilon_stands_beside_what_was_found_and_clients_are_withheld(copied):
     (copied / "privacy.json").write_text('{"epsilon": 3.99, "delta": 1e-4}')
-    found = audit_run(copied, ["membership"], AuditOptions(rows=100))
-    assert found["privacy"] == {"epsilon": 3.99, "delta": 1e-4}
-    assert "ε = 3.990 at δ = 0.0001" in (copied / "report.html").read_text()
+    found = audit_run(copied, options=QUICK)
+    assert found["privacy"] == {"epsilon": 3.99, "delta": 1e-4} and found["notes"] == [NOT_A_PROOF, NOT_COVERED]
+    page, shown = (copied / "report.html").read_text(), json.loads((copied / AUDIT).read_text())
+    assert "ε = 3.990 at δ = 0.0001" in page and NOT_COVERED in page
+    assert "client-00" not in json.dumps(shown) and shown["exposure"]["by_copies"] == found["exposure"]["by_copies"]
+    withheld = copied / "private" / AUDIT
+    assert json.loads(withheld.read_text()) == found and stat.S_IMODE(withheld.stat().st_mode) == 0o600
 
 
 def test_a_run_that_withholds_who_trained_is_audited_by_all_rows_of_its_clients(copied):

@@ -10,6 +10,7 @@ proofs.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,7 @@ from shepherd.types import ClientId, GlobalModel
 AUDIT = "audit.json"
 """The file in a run directory."""
 NOT_A_PROOF = "Failures to attack are not proofs: another attack may succeed where these do not."
+NOT_COVERED = "These figures are computed from training rows without noise, so epsilon does not cover them."
 Note = Callable[[str], None]
 
 
@@ -122,9 +124,24 @@ def audit_run(
         raise refused[0]
     store = RunDirectory(run.folder)
     with store.lock():
-        store.write_json(AUDIT, found)
+        if found["privacy"]:
+            found["notes"].append(NOT_COVERED)
+            store.write_private(AUDIT, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+        store.write_json(AUDIT, published(found) if found["privacy"] else found)
         write_report(store)
     return found
+
+
+def published(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What audit.json of a run with differential privacy holds: figures over all rows, without clients."""
+    kept = dict(found)
+    if "exposure" in kept:
+        kept["exposure"] = {key: value for key, value in kept["exposure"].items() if key != "codes"}
+    if "membership" in kept:
+        kept["membership"] = {**kept["membership"], "clients": {}}
+    if "tokens" in kept:
+        kept["tokens"] = {**kept["tokens"], "client": "withheld"}
+    return kept
 
 
 def open_audited(run_dir: Path | str, note: Note = lambda line: None) -> AuditedRun:
@@ -183,4 +200,5 @@ def _check_same(folder: Path, inputs: Inputs) -> None:
 def stated_privacy(folder: Path) -> dict[str, Any] | None:
     """What the run states of its differential privacy, to stand beside what attacks find; None where it has none."""
     file = folder / "privacy.json"
-    return dict(read_json(file)) if file.is_file() else None
+    stated = read_json(file) if file.is_file() else read_json(folder / "summary.json").get("privacy")
+    return dict(stated) if stated else None
