@@ -16,6 +16,7 @@ from shepherd.report.judge.section import section as judged
 from shepherd.report.load import RunRecord, load_run
 from shepherd.report.page import LARGEST, LEVELS, Limits, Section, render, write_page
 from shepherd.report.sections.alerts import alerts, resumptions
+from shepherd.report.sections.audit import audit
 from shepherd.report.sections.benchmarks import benchmarks
 from shepherd.report.sections.budget import budget
 from shepherd.report.sections.cards import cards, measure
@@ -78,6 +79,7 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
         shown(diagnostics),
         data_notes(record, limits),
         private_section(record) if withholds(record) else privacy(record),
+        *([audit(record, limits)] if record.audit else []),
     ]
     if record.summary.get("forced"):
         before.insert(0, forced(record))
