@@ -51,6 +51,8 @@ def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
         )
     if config.model.quantize != "none":
         problems.append(f'model.quantize = "{config.model.quantize}" is not agreed on with sites')
+    if config.privacy.audit.canaries:
+        problems.append("privacy.audit.canaries plants codes into rows, and those of the clients are at their sites")
     if config.privacy.unit != "none":
         problems.append(
             f'privacy.unit = "{config.privacy.unit}" is there for simulations only: a run over sites adds no noise'

@@ -9,6 +9,7 @@ from typing import Any
 
 from shepherd._version import __version__
 from shepherd.model.adapter_card import base_named, hub_name, plain
+from shepherd.report.guarantee import guarantee_sentence
 from shepherd.report.wording import plural
 from shepherd.store import read_json
 from shepherd.store.adapters import FEDERATED, KeptAdapter
@@ -26,8 +27,10 @@ def merged_card(summary: Mapping[str, Any], dtype: str, kept: KeptAdapter, sha25
     """The merged model's README.md: what it was made of, and whose licences apply. sha256: of the adapter inside."""
     model, data, adapter, arms = (summary[key] for key in ("model", "data", "adapter", "arms"))
     measured = arms[kept.arm][kept.client] if kept.client else arms[kept.arm]
+    guarantee = guarantee_sentence(summary["privacy"]) if kept.arm == FEDERATED and "privacy" in summary else ""
     base, before, after = model["name"], arms["base"]["loss"], measured["loss"]
-    clients, rows = plural(summary["clients"], "client"), f"{data['train_rows']} training rows"
+    clients = plural(summary["clients"], "client")
+    rows = f"{data['train_rows']} training rows" if "train_rows" in data else "training rows"
     if kept.client:
         title, rows = f"A model tuned by one client alone, {plain(kept.label)}", "the training rows of this client"
     elif kept.arm != FEDERATED:
@@ -45,6 +48,7 @@ def merged_card(summary: Mapping[str, Any], dtype: str, kept: KeptAdapter, sha25
         "adapter": f"r = {adapter['r']}, alpha = {adapter['alpha']:g}, on {', '.join(adapter['targets'])}",
         "adapter's sha256": f"`{sha256}`",
         "held-out loss": loss,
+        **({"privacy": plain(guarantee)} if guarantee else {}),
     }
     return _text(base, title, facts, dtype)
 
