@@ -68,8 +68,8 @@ def test_one_process_has_a_kit_and_names_the_one_before_only_in_its_own_folder(k
         assert former == ""
 
 
-def test_a_folder_that_is_no_kit_or_a_damaged_one_is_refused(kits, tmp_path):
-    with pytest.raises(UsageError, match="no kit of a federation"), serve_federation(tmp_path, limit=1):
+def test_a_folder_without_a_kit_or_with_a_damaged_one_is_refused(kits, tmp_path):
+    with pytest.raises(UsageError, match="is not a kit of a federation"), serve_federation(tmp_path, limit=1):
         pass
     kit = kits.site("a")
     (kit / "startup" / "fed_client.json").write_text("{")
