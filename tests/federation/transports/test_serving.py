@@ -43,6 +43,7 @@ def test_nothing_in_a_kit_allows_a_job_a_shell_or_a_class_of_others(kits):
 
 def test_the_limits_of_the_wire_are_those_of_the_run_and_the_files_are_private(kits):
     kit = kits.server()
+    (kit / "local" / "comm_config.json").touch(mode=0o644)
     write_limits(kit, 12345)
     limits = json.loads((kit / "local" / "comm_config.json").read_text())
     assert limits["streaming_max_blob_size"] == 12345
