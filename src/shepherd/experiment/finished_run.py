@@ -86,6 +86,7 @@ def write_summary(inputs: Inputs, outcome: Outcome, session: Session) -> dict[st
     found = summary(inputs, outcome, lines, measured, seen, session.reporter.clock.read(), store.path)
     if "privacy" in measured:
         found["privacy"] = measured["privacy"]
+        store.write_json("privacy.json", measured["privacy"])
     if best:
         found["best"] = {arm: best_metrics(one) for arm, one in best.items()}
     store.write_json("summary.json", found)

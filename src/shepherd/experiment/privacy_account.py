@@ -29,7 +29,7 @@ def with_ledger(plan: Plan, store: RunDirectory, facts: Mapping[str, Any] | None
             raise DataError(f"{store.path} was begun with privacy, and its recipe has none: {CUT}")
         return plan
     if facts is not None and mark is None:
-        raise DataError(f"the rounds of {store.path} had no privacy, so a later one cannot give it: begin a new run")
+        raise DataError(f"the rounds of {store.path} had no privacy, so no later one can give it: begin a new run")
     ledger = Ledger(read_releases(path), lambda line: store.append(FILE, line))
     ledger.check(mark)
     return replace(plan, privacy=plan.privacy.with_ledger(ledger))
