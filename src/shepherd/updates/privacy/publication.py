@@ -75,6 +75,7 @@ ROUND = {
 STATE = {
     "round": RELEASED,
     "model": RELEASED,  # ε counts every round
+    "clip": RELEASED,  # it follows from a noised count
     **dict.fromkeys(("cursors", "clients", "strikes", "history", "clusters", "median_norm"), NEVER),
     "quarantined": WITHHELD,
 }
