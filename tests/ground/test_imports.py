@@ -56,6 +56,7 @@ LIBRARIES = {
     "pydantic_core": {"config"},
     "filelock": {"model", "store"},
     "psutil": {"cli", "experiment", "model"},
+    "nvflare": {"federation"},
     "click": {"cli"},
     "rich": {"cli", "serving"},
     "tqdm": {"model"},

@@ -1,0 +1,227 @@
+"""NVFlare's parent processes with a part of ours in them: messages go between the wire and a bridge to our process.
+
+    main("server", kit, descriptor)       # or "site"; engine_process.py starts a process with it
+
+The only file that imports nvflare. It rests on parts of 2.9 without a promise of stability (parents, cells, headers of
+their messages, the list of clients), so another version is refused; tests/federation/transports/ holds what is relied
+on. No job is ever submitted. Neither torch nor rows nor a model are in these processes, and what comes is bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.fl_exception import NotAuthenticated
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.cellnet.utils import make_reply, new_cell_message
+from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.private.defs import CellMessageHeaderKeys
+
+from shepherd.federation.transports.bridge import Bridge, Gone, Head
+from shepherd.federation.transports.kits import SERVER, read_site
+
+CHANNEL, SESSION = "shepherd", "shepherd_session"
+WAIT = 15.0
+"""Seconds without progress after which a message counts as not delivered."""
+ANSWER = 4.0
+"""Seconds in which our process answers; a site is answered "busy" after them."""
+
+
+class Link:
+    """The bridge to our process, and the part of NVFlare that it belongs to once that is made."""
+
+    bridge: Bridge
+    part: _Part | None = None
+
+    @classmethod
+    def open(cls, descriptor: int) -> None:
+        cls.bridge = Bridge(Connection(descriptor), cls.handle, threads=64)
+        threading.Thread(target=cls._end, daemon=True).start()
+
+    @classmethod
+    def handle(cls, head: Head, data: bytes) -> Head | None:
+        if cls.part is None or cls.part.cell is None:
+            return {"code": "not-up"}
+        return cls.part.do(head, data)
+
+    @classmethod
+    def post(cls, **head: Any) -> None:
+        with suppress(Gone):
+            cls.bridge.post(head)
+
+    @classmethod
+    def _end(cls) -> None:
+        """Our process has ended, or wants this one to: no state is here that could be lost."""
+        cls.bridge.closed.wait()
+        os._exit(0)
+
+
+class _Part(FLComponent):
+    """What both parents have in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell: Any = None
+        Link.part = self
+
+    def do(self, head: Head, data: bytes) -> Head | None:
+        raise NotImplementedError
+
+    def send(self, target: str, topic: str, headers: dict[str, Any], data: bytes, timeout: float = WAIT) -> Head:
+        """Send a message, and return what the other side answers: a code, and what belongs to it."""
+        reply = self.cell.send_request(
+            channel=CHANNEL, topic=topic, target=target, request=new_cell_message(headers, data), timeout=timeout,
+            optional=True,
+        )  # fmt: skip
+        code = reply.get_header(MessageHeaderKey.RETURN_CODE)
+        if code == ReturnCode.OK and reply.payload:
+            return json.loads(bytes(reply.payload))
+        return {"code": str(code), "why": str(reply.get_header(MessageHeaderKey.ERROR) or "")}
+
+
+class ServerPart(_Part):
+    """In the coordinator's parent: who sends is who the engine has authenticated."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        if event_type == EventType.SYSTEM_BOOTSTRAP:
+            logging.getLogger().addHandler(_Refusals())
+        elif event_type == EventType.CLIENT_REGISTER_RECEIVED:
+            self._may_register(fl_ctx.get_peer_context())
+        elif event_type == EventType.SYSTEM_START:
+            self.engine = fl_ctx.get_engine()
+            self.cell = self.engine.get_cell()
+            for topic in ("hello", "answer", "progress"):
+                self.cell.register_request_cb(channel=CHANNEL, topic=topic, cb=self._received)
+            threading.Thread(target=self._tick, daemon=True).start()
+            Link.post(event="up")
+
+    def do(self, head: Head, data: bytes) -> Head | None:
+        if head["do"] == "expel":
+            self.engine.disable_clients([head["client"]])
+            return {"code": "ok"}
+        target = next((c.get_fqcn() for c in self.engine.get_clients() if c.name == head["client"]), None)
+        if target is None:
+            return {"code": "absent"}
+        return self.send(target, head["do"], {"key": head.get("key", "")}, data)
+
+    def _received(self, message: Any) -> Any:
+        client = self._sender(message)
+        if client is None:
+            return make_reply(ReturnCode.UNAUTHENTICATED, "not a member")
+        topic = str(message.get_header(MessageHeaderKey.TOPIC))
+        data = message.payload
+        if not isinstance(data, bytes | bytearray | memoryview):
+            return make_reply(ReturnCode.INVALID_REQUEST, "not bytes")
+        told = {name: str(message.get_header(name) or "")[:200] for name in ("session", "replaces", "key", "note")}
+        head = {"event": topic, "client": client, "time": time.monotonic(), **told}
+        try:
+            answer = Link.bridge.call(head, bytes(data), timeout=ANSWER)
+        except (Gone, TimeoutError):
+            answer = {"code": "busy"}
+        return make_reply(ReturnCode.OK, "", json.dumps(dict(answer)).encode())
+
+    def _sender(self, message: Any) -> str | None:
+        """The member that a message comes from. The engine has checked token, signature and origin; the signature
+        outlives an expulsion, so the token must still be a client's."""
+        client = self.engine.client_manager.clients.get(message.get_header(CellMessageHeaderKeys.TOKEN))
+        if client is None or client.name != message.get_header(CellMessageHeaderKeys.CLIENT_NAME):
+            return None
+        return client.name if message.get_header(MessageHeaderKey.ORIGIN) == client.get_fqcn() else None
+
+    def _may_register(self, peer: FLContext) -> None:
+        """Refuse a second process with the identity of a present one, before it takes the place of the first."""
+        told = str(peer.get_prop(SESSION, "") or "")[:200].partition(" ")
+        head = {"event": "register", "client": peer.get_identity_name(), "session": told[0], "replaces": told[2]}
+        try:
+            answer = Link.bridge.call({**head, "time": time.monotonic()}, timeout=ANSWER)
+        except (Gone, TimeoutError):
+            return
+        if answer.get("code") != "ok":
+            raise NotAuthenticated(str(answer.get("why", "")))
+
+    def _tick(self) -> None:
+        while not Link.bridge.closed.wait(1.0):
+            Link.post(event="tick", time=time.monotonic())
+
+
+class SitePart(_Part):
+    """In a site's parent: only the coordinator's messages count, for the members of a federation reach each other."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        if event_type == EventType.SYSTEM_BOOTSTRAP:
+            logging.getLogger().addHandler(_Refusals())
+        elif event_type == EventType.BEFORE_CLIENT_REGISTER:
+            fl_ctx.set_prop(SESSION, os.environ.get("SHEPHERD_SESSION", ""), private=False, sticky=True)
+        elif event_type == EventType.SYSTEM_START:
+            self.cell = fl_ctx.get_engine().get_cell()
+            for topic in ("ask", "tell"):
+                self.cell.register_request_cb(channel=CHANNEL, topic=topic, cb=self._received)
+            Link.post(event="up")
+
+    def do(self, head: Head, data: bytes) -> Head | None:
+        told = {name: head[name] for name in ("session", "replaces", "key", "note") if name in head}
+        return self.send(SERVER, head["do"], told, data, 5.0 if head["do"] == "hello" else WAIT)
+
+    def _received(self, message: Any) -> Any:
+        origin = message.get_header(MessageHeaderKey.ORIGIN)
+        if origin != SERVER:
+            Link.post(event="refused", why=f"a message from {str(origin)[:80]!r}, which is not the coordinator")
+            return make_reply(ReturnCode.UNAUTHENTICATED, "only the coordinator")
+        data = message.payload
+        if not isinstance(data, bytes | bytearray | memoryview):
+            return make_reply(ReturnCode.INVALID_REQUEST, "not bytes")
+        head = {"event": message.get_header(MessageHeaderKey.TOPIC), "key": str(message.get_header("key") or "")}
+        try:
+            Link.bridge.post(head, bytes(data))
+        except Gone:
+            return make_reply(ReturnCode.SERVICE_UNAVAILABLE, "the site ends")
+        return make_reply(ReturnCode.OK, "", b'{"code": "ok"}')
+
+
+class _Refusals(logging.Handler):
+    """What the engine says of refusals, of which it has no event."""
+
+    _PATTERNS = (
+        r"registration rejected: (?P<why>.*)",
+        r"(?P<why>authenticated as '[^']*' but claimed endpoint '[^']*')",
+        r"(?P<why>unauthenticated msg .* received from .*)",
+    )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for pattern in self._PATTERNS:
+            if found := re.search(pattern, record.getMessage()):
+                Link.post(event="refused", why=found["why"][:400])
+
+
+def main(role: str, kit: str, descriptor: str) -> int:
+    """Run a parent until our process ends."""
+    os.umask(0o077)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)  # the end of our process is the end of this one
+    Link.open(int(descriptor))
+    common = ["--set", "secure_train=true", "org=shepherd", "config_folder=config"]
+    if role == SERVER:
+        from nvflare.private.fed.app.server import server_train as app
+
+        sys.argv = ["server", "-m", kit, "-s", "fed_server.json", *common]
+    else:
+        from nvflare.private.fed.app.client import client_train as app
+
+        name = f"uid={read_site(Path(kit))}"
+        sys.argv = ["site", "-m", kit, "-s", "fed_client.json", *common, name, "heart_beat_interval=2"]
+    arguments = app.parse_arguments()
+    return int(MainProcessMonitor.run(main_func=app.main, run_dir=arguments.workspace, args=arguments) or 0)
