@@ -51,9 +51,9 @@ def run(
     RECIPE is a TOML file or the name of a packaged recipe (`shepherd list recipes`); the default is demo, or own-data
     with --data. All results are written to the run directory, whose path is printed at the end.
 
-    With --federation the rows are those of the sites; data.source and [partition] are not read. The federation is served
-    until the run is over: sites join and connect meanwhile. With too few of them the run waits, and goes on when they
-    are back. By default it begins when all members take part, and goes on with federation.min_updates, at least 2.
+    With --federation the rows are those of the sites; data.source and [partition] are not read. The federation is
+    served until the run is over: sites join and connect meanwhile. With too few of them the run waits, and goes on when
+    they are back. By default it begins when all members take part, and goes on with federation.min_updates, at least 2.
     """
     from shepherd.cli import printed_result, progress
     from shepherd.experiment import run as experiment

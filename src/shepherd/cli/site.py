@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 named = click.option("--site", "name", metavar="NAME", shell_complete=complete_site,
                      help="Site; needed where sites/ has several.")  # fmt: skip
-yes_option = click.option("--yes", is_flag=True, help="Approve each run that the policy of site.toml allows, as long as this process runs; "
-                          'for good: approve = "policy" there.')  # fmt: skip
+yes_option = click.option(
+    "--yes", is_flag=True,
+    help='Approve what the policy allows, as long as this process runs. For good: approve = "policy" in site.toml.',
+)  # fmt: skip
 once_option = click.option("--once", is_flag=True, help="End when a run is over, in place of waiting for the next one.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
 

@@ -50,8 +50,9 @@ def run_federation(
 ) -> Run:
     """Begin a run over the federation in a folder, and carry it out.
 
-    began: takes the run directory as soon as it is there, before the first site. min_sites: how many begin, and go on; without it all members begin, and federation.min_updates go on, which is 2
-    unless `keep_least`. Raises UsageError for a federation that is served by another process or has too few members.
+    began: takes the run directory as soon as it is there, before the first site. min_sites: how many begin, and go on;
+    without it all members begin, and federation.min_updates go on, which is 2 unless `keep_least`. Raises UsageError
+    for a federation that is served by another process or has too few members.
     """
     from shepherd.experiment.coordinate import begin_over
 

@@ -37,8 +37,10 @@ STRICT: dict[str, tuple[object, str]] = {
 
 @dataclass(frozen=True)
 class NewSite:
-    """What a new site.toml says beside the strict policy, of which `policy` changes some. rows, base: where they lie, as
-    the site's process finds them from any folder."""
+    """What a new site.toml says beside the strict policy, of which `policy` changes some.
+
+    rows, base: where they lie, as the site's process finds them from any folder.
+    """
 
     name: str
     rows: str

@@ -90,7 +90,7 @@ def divided(config: Config, sites: int) -> dict[str, list[Example]]:
     _, _, made = divide_rows(changed, found.examples, None, some_held_out=False)
     if len(made.clients) != sites:
         raise UsageError(
-            f"the partition {partition.name} makes {len(made.clients)} clients of these rows, and {sites} sites are wanted",
+            f"the partition {partition.name} makes {len(made.clients)} clients of these rows, and not {sites}",
             hint=f"--sites {len(made.clients)}, or --set partition.name=iid",
         )
     by_id = {example.id: example for example in found.examples}
@@ -100,6 +100,8 @@ def divided(config: Config, sites: int) -> dict[str, list[Example]]:
 def row_of(example: Example) -> dict[str, Any]:
     """A row of a file that is read as this example."""
     row: dict[str, Any] = {"category": example.category}
+    if [message.role for message in example.messages] == ["text"]:
+        return {"text": example.messages[0].content, **row}
     if [message.role for message in example.messages] == ["user", "assistant"] and not example.tools:
         instruction, response = (message.content for message in example.messages)
         return {"instruction": instruction, "input": example.context, "output": response, **row}
