@@ -21,7 +21,9 @@ days_option = click.option("--days", type=click.FloatRange(0, 90, min_open=True)
 
 @click.group(cls=Commands)
 def federation() -> None:
-    """Make a federation of sites, whose rows stay with them (Linux; extra federation).
+    """Make federations of sites, invite and remove sites.
+
+    The rows of a site stay on its machine. Linux only; extra federation.
 
     \b
     shepherd federation new lab --invite a,b     federations/lab, and an invitation for each site

@@ -30,7 +30,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print events
 
 @click.group(cls=Commands)
 def site() -> None:
-    """Take part in a federation with the rows of this machine (Linux; extra federation)."""
+    """Join a federation with rows of this machine, and serve.
+
+    The rows stay here. Linux only; extra federation."""
 
 
 @site.command()

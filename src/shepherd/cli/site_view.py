@@ -67,7 +67,7 @@ class SiteView:
                 number = wording.plural(self.messages.get(run, 0), "message")
                 return f"run {run[:12]} is over: {wording.size(self.sent.get(run, 0))} sent in {number}"
             case "left":
-                return "left; the coordinator is notified"
+                return "left the runs of the federation"
         return ""
 
     def _offer(self, run: str, verdict: str) -> str:

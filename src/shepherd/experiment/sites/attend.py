@@ -32,8 +32,8 @@ Show = Callable[[SiteEvent], None]
 SETTINGS = "site.toml"
 LOOK = 0.5
 """Seconds between two looks at what other processes ask of this one."""
-GOODBYE = 3.0
-"""Seconds for the goodbyes of a site that leaves."""
+DELIVERY = 5.0
+"""Seconds in which the last answer of a site that leaves goes out."""
 DAY = 86400.0
 
 
@@ -53,7 +53,6 @@ class Attending:
         self.file = read_site(folder / SETTINGS)
         self.session = ""
         self._stop = threading.Event()
-        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._busy = threading.Lock()
         self._verdict = ""
@@ -141,7 +140,7 @@ class Attending:
 
         def serve() -> None:
             try:
-                links.serve_site(self.folder / "kit", self, self._stop, self._outbox, self._on_event)
+                links.serve_site(self.folder / "kit", self, self._stop, self._on_event)
             except BaseException as error:
                 self._failed = error
 
@@ -197,9 +196,9 @@ class Attending:
         """Leave every run, after the question at work unless the person wants it dropped; then end."""
         if wish.now or self._busy.acquire(timeout=LOOK):
             for run in leaving.runs_of(self.site.store):
-                self._outbox.put(self.site.leave(run))
+                self.site.leave(run)
             self.show({"event": "left"})
-            time.sleep(GOODBYE)
+            time.sleep(0.0 if wish.now else DELIVERY)
             self._stop.set()
             if not wish.now:
                 self._busy.release()

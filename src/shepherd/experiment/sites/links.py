@@ -6,7 +6,6 @@ The names here are the seam between the commands and the network: a test replace
 from __future__ import annotations
 
 import importlib.util
-import queue
 import sys
 import threading
 from collections.abc import Callable
@@ -57,10 +56,8 @@ def open_desk(folder: Any, say: Say) -> AbstractContextManager[object]:
     return listener(folder, say)
 
 
-def serve_site(
-    kit: Path, site: Process, stop: threading.Event, outbox: queue.SimpleQueue[bytes], on_event: OnEvent
-) -> None:
-    """Answer the coordinator until `stop` is set. outbox: messages that answer nothing."""
+def serve_site(kit: Path, site: Process, stop: threading.Event, on_event: OnEvent) -> None:
+    """Answer the coordinator until `stop` is set."""
     from shepherd.federation.transports.serving import serve_site
 
-    serve_site(kit, site, stop=stop, outbox=outbox, on_event=on_event)
+    serve_site(kit, site, stop=stop, on_event=on_event)
