@@ -36,6 +36,7 @@ FLOORS = (
 FACES = ("__init__", "__main__")
 """What the package shows: names that are imported at their first use, and the command. Nothing imports from them."""
 LIBRARIES = {
+    "cryptography": {"federation"},
     "torch": {"cli", "clients", "engines", "experiment", "model", "server", "serving", "testing"},
     "transformers": {"experiment", "model", "serving", "testing"},
     "peft": {"experiment", "model", "serving"},
