@@ -16,7 +16,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -55,16 +55,21 @@ class Question:
 
 class Hub:
     """A Transport whose bytes go through the process of an engine. gone: seconds without a sign after which a site is
-    absent; lost: after which it has lost its question."""
+    absent; lost: after which it has lost its question; members: the names that may connect, read again at each tick."""
 
     def __init__(
-        self, on_event: Callable[..., None] = lambda kind, **facts: None, *, gone: float = 5.0, lost: float = 60.0
+        self,
+        on_event: Callable[..., None] = lambda kind, **facts: None,
+        *,
+        members: Callable[[], Collection[ClientId]] | None = None,
+        gone: float = 5.0,
+        lost: float = 60.0,
     ) -> None:
-        self.on_event, self.lost = on_event, lost
+        self.on_event, self.members, self.lost = on_event, members, lost
         self.leases = Leases(gone)
         self.expelled: set[ClientId] = set()
         self.late = 0  # answers that nobody waited for
-        self._now = time.monotonic()
+        self._now = self.heard = time.monotonic()  # of the engine's last sign there, and here
         self._wire: Wire | None = None
         self._aborted = ""
         self._lock = threading.RLock()
@@ -88,13 +93,13 @@ class Hub:
         """Take what comes from the engine's process."""
         with self._lock:
             self._now = max(self._now, float(head.get("time", self._now)))
-            if head["event"] == "tick":
-                self._absences()
-                return None
+            self.heard = time.monotonic()
             client = str(head.get("client", ""))
-            if client in self.expelled:
-                return {"code": "removed", "why": "this site has been removed from the federation"}
+            if head["event"] != "tick" and not self._is_member(client):
+                return {"code": "removed", "why": "this site is not, or no longer, a member of the federation"}
             match head["event"]:
+                case "tick":
+                    self._absences()
                 case "register":
                     return self._register(client, head)
                 case "hello":
@@ -103,6 +108,8 @@ class Hub:
                     return self._answer(client, head, data)
                 case "progress":
                     self._progress(client, head, data)
+                case "message":
+                    self._arrived.put(("answer", client, data))
         return {"code": "ok"}
 
     # The protocol
@@ -160,7 +167,7 @@ class Hub:
         with self._lock:
             self.expelled.add(client)
             self.leases.end(client)
-        self._call({"do": "expel", "client": client}, b"", timeout=10.0)
+        self._pool.submit(self._call, {"do": "expel", "client": client}, b"", 10.0)
         self.on_event("expelled", site=client)
 
     def close(self) -> None:
@@ -181,6 +188,10 @@ class Hub:
     def _hello(self, client: ClientId, head: Head) -> Head:
         if not self.leases.sign(client, head["session"], float(head["time"]), head["replaces"]):
             return {"code": "lease", "why": "another process uses this identity"}
+        if head["note"] == "leaving":
+            self.leases.end(client)
+            self._absences()
+            return {"code": "ok"}
         self._last[client] = float(head["time"])
         if client not in self._connected:
             self._connected.add(client)
@@ -232,7 +243,15 @@ class Hub:
 
     # Absence
 
+    def _is_member(self, client: ClientId) -> bool:
+        if client in self.expelled:
+            return False
+        return self.members is None or client in self.members()
+
     def _absences(self) -> None:
+        for client in sorted(self.leases.present(self._now)):
+            if not self._is_member(client):
+                self.expel(client)
         for client in sorted(self._connected - self.leases.present(self._now).keys()):
             self._connected.remove(client)
             self.on_event("lost", site=client)

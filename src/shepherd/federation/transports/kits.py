@@ -82,6 +82,11 @@ def read_address(folder: Path) -> tuple[str, int]:
     return host, int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether the engine listens on loopback only for this host."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def read_site(folder: Path) -> str:
     """The name of the site in its kit. Raises OSError, ValueError or LookupError where it is damaged."""
     return str(json.loads((folder / "startup" / "fed_client.json").read_text())["client"]["fqsn"])

@@ -3,16 +3,19 @@
     link = Link(site, on_event=...)
     link.attach(wire)                 # an engine's process; another one after a restart of it
     link.handle(head, data)           # what comes from there: a question, a message without an answer
+    link.beat()                       # each second
     link.serve(stop)                  # works on questions until `stop` is set
 
 The newest question counts. Its answer is sent until the coordinator has taken it, over as many connections as needed.
-The engine's process is to be started again when nobody has answered for a while (`is_silent`): a connection that a
+The engine's process is to be started again when nobody has answered for a while (`silence`): a connection that a
 network has cut without a word looks like one that is open.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +30,10 @@ _log = logging.getLogger(__name__)
 BEAT = 1.0
 SILENCE = 15.0
 """Seconds without an answer to a sign of life after which the connection counts as cut."""
+ANSWERS = ("ok", "lease", "removed", "busy")
+"""What a coordinator answers to a sign of life; busy: it has not come to it."""
+PROGRESS = 0.2
+"""Seconds between two messages of progress."""
 AGAIN = 5.0
 """Seconds until a site tries again what its disk refused."""
 DELIVERY = 600.0
@@ -50,10 +57,13 @@ class Link:
         *,
         replaces: str = "",
         on_event: Callable[..., None] = lambda kind, **facts: None,
+        outbox: queue.SimpleQueue[bytes] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.site, self.replaces, self.on_event, self.clock = site, replaces, on_event, clock
+        self.outbox = outbox if outbox is not None else queue.SimpleQueue()
         self.connected = False
+        self._reported = -math.inf
         self._wire: Wire | None = None
         self._heard = clock()
         self._key = ""
@@ -82,23 +92,26 @@ class Link:
         """Give a sign of life. The code of the answer: ok, lease, removed, or what the engine says."""
         answer = self._call({"do": "hello", "key": self._key}, timeout=10.0)
         code = str(answer.get("code", ""))
-        if code != "timeout" and answer:
+        if code in ANSWERS:
             self._heard = self.clock()
-        if code in ("ok", "lease", "removed", "busy"):
-            if (code == "ok") != self.connected:
-                self.connected = code == "ok"
-                if self.connected:
-                    self.on_event("connected")
-                elif code != "busy":
-                    self.on_event("refused", code=code, why=str(answer.get("why", "")))
-        elif self.connected:
-            self.connected = False
+        if code == "ok" and not self.connected:
+            self.on_event("connected")
+        elif code in ("lease", "removed"):
+            self.on_event("refused", code=code, why=str(answer.get("why", "")))
+        elif code not in ANSWERS and self.connected:
             self.on_event("lost", why="the coordinator does not answer")
+        if code != "busy":
+            self.connected = code == "ok"
         return code
 
-    def is_silent(self) -> bool:
-        """Whether nobody has answered for too long."""
-        return self.clock() - self._heard > SILENCE
+    def leave(self) -> None:
+        """Give up the identity, so that another process may have it at once."""
+        self._call({"do": "hello", "key": self._key, "note": "leaving"}, timeout=2.0)
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the coordinator's last answer, or since the start of the engine's process."""
+        return self.clock() - self._heard
 
     # Work
 
@@ -128,8 +141,15 @@ class Link:
                 return None
         return None
 
+    def send_outbox(self) -> None:
+        """Send the messages that answer nothing; what does not arrive is lost."""
+        while not self.outbox.empty():
+            self._call({"do": "message"}, self.outbox.get(), timeout=DELIVERY)
+
     def _progress(self, key: str, data: bytes) -> None:
-        if self.connected and key == self._key:
+        now = self.clock()
+        if self.connected and key == self._key and now - self._reported >= PROGRESS:
+            self._reported = now
             self._post({"do": "progress", "key": key}, data)
 
     def _deliver(self, key: str, answer: bytes | None, stop: threading.Event) -> None:
