@@ -8,7 +8,7 @@ import time
 import pytest
 from rich.console import Console
 
-from shepherd.cli import live_table, progress
+from shepherd.cli import event_lines, live_table, progress
 
 START = {
     "event": "start", "run": "runs/demo", "config": {}, "model": "tiny", "clients": ["a", "b"], "rounds": 3,
@@ -154,7 +154,7 @@ def test_plain_lines_are_one_per_event_and_leave_out_steps_that_come_fast(capsys
 
 def test_a_long_round_gives_a_sign_of_life(capsys, monkeypatch):
     lines = progress.PlainLines()
-    lines.last_line -= progress.SECONDS_BETWEEN_LINES
+    lines.last_line -= event_lines.SECONDS_BETWEEN_LINES
     lines(step({"a": "training"}))
     assert plain(capsys.readouterr().err) == "federated, round 1/3: 37 % done, 412 tokens/s, 41.0 s left\n"
 
@@ -255,7 +255,7 @@ def test_a_run_over_sites_has_a_row_for_each_site_with_its_state_bytes_and_last_
     assert [line.split() for line in lines] == [
         ["a", "training", "2/4", "2.310", "20.0", "kB", "1.00", "kB", "now"],
         ["b", "not", "approved", "yet", "now"],
-        ["c", "not", "there", "2", "min", "0", "s", "ago"],
+        ["c", "not", "there", "2", "min", "00", "s", "ago"],
         ["d", "not", "there"],
     ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shepherd.cli import output
-from shepherd.cli.progress import Observer, describe, named, position
+from shepherd.cli.event_lines import Observer, describe, named, position
 from shepherd.report import wording
 
 if TYPE_CHECKING:

@@ -53,7 +53,9 @@ class SiteView:
                 return "connected to the coordinator; waiting for a run"
             case "lost":
                 return "the coordinator is not reached; trying again"
-            case "refused" | "restarting" | "expelled" | "failed":
+            case "waiting":
+                return f"waiting: {event.get('why', 'the coordinator is not reached')}"
+            case "refused" | "restarting" | "failed":
                 return f"{event['event']}: {event.get('why', 'no reason is known')}"
             case "note":
                 return str(event["text"])

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from shepherd.errors import ShepherdError
 from shepherd.experiment.site import open_site
 from shepherd.experiment.sites import leaving, links
 from shepherd.experiment.sites.decisions import Offered, decide, find_offer
@@ -33,7 +34,7 @@ SETTINGS = "site.toml"
 LOOK = 0.5
 """Seconds between two looks at what other processes ask of this one."""
 DELIVERY = 5.0
-"""Seconds in which the last answer of a site that leaves goes out."""
+"""Seconds in which the last answer of a site that leaves goes out, and its goodbye."""
 DAY = 86400.0
 
 
@@ -53,6 +54,7 @@ class Attending:
         self.file = read_site(folder / SETTINGS)
         self.session = ""
         self._stop = threading.Event()
+        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._busy = threading.Lock()
         self._verdict = ""
@@ -140,7 +142,8 @@ class Attending:
 
         def serve() -> None:
             try:
-                links.serve_site(self.folder / "kit", self, self._stop, self._on_event)
+                limit = self.file.policy.max_message_mib * 2**20
+                links.serve_site(self.folder / "kit", self, self._stop, self._outbox, self._on_event, limit)
             except BaseException as error:
                 self._failed = error
 
@@ -171,7 +174,7 @@ class Attending:
     def _note(self, event: SiteEvent) -> None:
         """Keep what of an event is presence."""
         kind = event["event"]
-        if kind in ("connected", "lost", "refused", "restarting"):
+        if kind in ("connected", "lost", "waiting", "refused", "restarting"):
             self._presence.set(
                 connected=kind == "connected", state="connected" if kind == "connected" else "connecting"
             )
@@ -196,9 +199,9 @@ class Attending:
         """Leave every run, after the question at work unless the person wants it dropped; then end."""
         if wish.now or self._busy.acquire(timeout=LOOK):
             for run in leaving.runs_of(self.site.store):
-                self.site.leave(run)
+                self._outbox.put(self.site.leave(run))
             self.show({"event": "left"})
-            time.sleep(0.0 if wish.now else DELIVERY)
+            time.sleep(DELIVERY)
             self._stop.set()
             if not wish.now:
                 self._busy.release()
@@ -208,4 +211,9 @@ class Attending:
 
         if not renewal_due(self.folder):
             return False
-        return renew_site(self.folder, lambda text: self.show({"event": "note", "text": text}))
+        try:
+            renew_site(self.folder, lambda text: self.show({"event": "note", "text": text}))
+        except ShepherdError as error:  # it is tried again in an hour, and the certificate is valid for weeks
+            self.show({"event": "note", "text": f"the certificate was not renewed: {error.message}"})
+            return False
+        return True

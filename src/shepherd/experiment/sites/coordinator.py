@@ -160,7 +160,7 @@ class Served:
             limit = largest_answer(card)
             with (
                 links.open_desk(self.files, lambda text: self._notes.put(Note(text, False))),
-                links.open_transport(self.files.kit, limit, self._on_event) as transport,
+                links.open_transport(self.files.kit, limit, self.files.allowed, self._on_event) as transport,
             ):
                 watched = Watched(transport, lambda: self._look(watched))
                 yield watched

@@ -6,6 +6,7 @@ The names here are the seam between the commands and the network: a test replace
 from __future__ import annotations
 
 import importlib.util
+import queue
 import sys
 import threading
 from collections.abc import Callable
@@ -42,11 +43,16 @@ def check_machine() -> None:
         raise missing_extra("nvflare", "federation")
 
 
-def open_transport(kit: Path, limit: int, on_event: OnEvent) -> AbstractContextManager[Transport]:
-    """The coordinator's transport over the kit of a server. limit: bytes of the largest message of a run."""
+def open_transport(
+    kit: Path, limit: int, members: Callable[[], frozenset[str]], on_event: OnEvent
+) -> AbstractContextManager[Transport]:
+    """The coordinator's transport over the kit of a server.
+
+    limit: bytes of the largest message of a run. members: who may connect, read again and again.
+    """
     from shepherd.federation.transports.serving import serve_federation
 
-    return serve_federation(kit, limit=limit, on_event=on_event)
+    return serve_federation(kit, limit=limit, members=members, on_event=on_event)
 
 
 def open_desk(folder: Any, say: Say) -> AbstractContextManager[object]:
@@ -56,8 +62,15 @@ def open_desk(folder: Any, say: Say) -> AbstractContextManager[object]:
     return listener(folder, say)
 
 
-def serve_site(kit: Path, site: Process, stop: threading.Event, on_event: OnEvent) -> None:
-    """Answer the coordinator until `stop` is set."""
+def serve_site(
+    kit: Path,
+    site: Process,
+    stop: threading.Event,
+    outbox: queue.SimpleQueue[bytes],
+    on_event: OnEvent,
+    limit: int = 2**30,
+) -> None:
+    """Answer the coordinator until `stop` is set. outbox: messages that answer nothing. limit: bytes of a question."""
     from shepherd.federation.transports.serving import serve_site
 
-    serve_site(kit, site, stop=stop, on_event=on_event)
+    serve_site(kit, site, stop=stop, limit=limit, outbox=outbox, on_event=on_event)

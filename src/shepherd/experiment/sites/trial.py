@@ -69,7 +69,8 @@ def try_federation(
     say(f"{place}: rows/ ({', '.join(f'{name}: {len(rows[name])}' for name in rows)}), federations/, sites/, runs/, "
         "and a log of each site")  # fmt: skip
     run = config.run.model_copy(update={"out": str(place / "runs")})
-    with processes({name: ["site", "join", f"{name}.invite"] for name in rows}, place):
+    shepherd = [sys.executable, "-m", "shepherd"]
+    with processes({name: [*shepherd, "site", "join", f"{name}.invite"] for name in rows}, place):
         done = run_federation(config.model_copy(update={"run": run}), federation.path, observer, min_sites=sites)
     say(f"the same in one process, with the same bytes on this machine: shepherd run RECIPE --data {place}/rows "
         "--set partition.name=files")  # fmt: skip
@@ -112,13 +113,13 @@ def row_of(example: Example) -> dict[str, Any]:
 
 @contextmanager
 def processes(commands: Mapping[str, list[str]], place: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Command lines of this program, each in a process with NAME.log; all end with the block, or with this process."""
+    """Command lines, each in a process with NAME.log; all end with the block, or with this process."""
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, arguments in commands.items():
             with open(place / f"{name}.log", "ab") as log:
                 running[name] = subprocess.Popen(
-                    [sys.executable, "-m", "shepherd", *arguments], cwd=place, stdin=subprocess.DEVNULL, stdout=log,
+                    arguments, cwd=place, stdin=subprocess.DEVNULL, stdout=log,
                     stderr=log, start_new_session=True, preexec_fn=_end_with_parent,
                 )  # fmt: skip
         yield running
