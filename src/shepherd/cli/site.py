@@ -155,7 +155,7 @@ def _serve(place: Path, *, yes: bool, once: bool, as_json: bool) -> None:
     from shepherd.experiment.sites.attend import Attending
 
     ask = _asked if sys.stdin.isatty() and sys.stderr.isatty() and not as_json else None
-    view = SiteView(place, as_json=as_json, asks=ask is not None)
+    view = SiteView(place, as_json=as_json, asks=yes or ask is not None)
     try:
         Attending(place, view, yes=yes, once=once, ask=ask).serve()
     finally:

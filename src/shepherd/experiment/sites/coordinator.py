@@ -8,9 +8,7 @@ With too few sites the run waits, and goes on when they are back. It ends by its
 
 from __future__ import annotations
 
-import math
 import queue
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
 FILE = "federation.json"
 """In a run directory: the federation that the run belongs to, and with how many sites it begins."""
+MEMBERS = "members.json"
 EVENTS = {
     "restarting": "the network's process is started again: {why}",
     "refused": "a connection was refused: {why}",
@@ -123,7 +122,7 @@ class Served:
         self.members = tuple(name for name, member in self.files.members.items() if member.state != "removed")
         self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
         self._presence: Presence | None = None
-        self._read, self._members = -math.inf, frozenset[str]()
+        self._state, self._members = (0, 0, 0), frozenset[str]()
 
     def terms(self, sites: int) -> Any:
         """The terms of a run that begins with this many sites."""
@@ -178,9 +177,10 @@ class Served:
         self.observer(event)
 
     def _allowed(self) -> frozenset[str]:
-        """Who may take part, from a list that another process may change; read once a second."""
-        if time.monotonic() - self._read >= 1.0:
-            self._read, self._members = time.monotonic(), self.files.allowed()
+        """Who may take part, from a list that another process may change; read when its file has changed."""
+        file = (self.folder / MEMBERS).stat()
+        if (state := (file.st_mtime_ns, file.st_ino, file.st_size)) != self._state:
+            self._state, self._members = state, self.files.allowed()
         return self._members
 
     def _look(self, watched: Any) -> None:
