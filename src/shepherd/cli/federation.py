@@ -12,6 +12,7 @@ from shepherd.cli import output
 from shepherd.cli.completion import complete_federation, complete_recipe
 from shepherd.cli.group import Commands
 from shepherd.cli.settings import gather, recipe_options
+from shepherd.errors import UsageError
 
 named = click.option("--federation", "name", metavar="NAME", shell_complete=complete_federation,
                      help="Federation; needed where federations/ has several.")  # fmt: skip
@@ -137,6 +138,8 @@ def try_(recipe: str | None, sites: int, folder: Path | None, as_json: bool, pla
     from shepherd.experiment.sites import links, trial
 
     links.check_machine()
+    if flags["out"] is not None:
+        raise UsageError("the runs of a trial are in its folder", hint="use --dir in place of --out")
     settings = gather(recipe, **flags)
     for line in settings.notes:
         output.note(line)

@@ -106,10 +106,11 @@ def start(name: str | None, **serving: Any) -> None:
 @click.option("--yes", "answer", flag_value="yes", help="Approve without a question.")
 @click.option("--no", "answer", flag_value="no", help="Decline without a question.")
 def approve(run: str | None, name: str | None, answer: str | None) -> None:
-    """Show the card of RUN and what would leave this machine; approve or decline it.
+    """Approve or decline RUN, by its card in plain words.
 
-    RUN is the name of the run, its id or the beginning of it; without it, the only one that waits. Works beside the
-    process of the site, which goes on within seconds. A run that was declined can be approved later."""
+    Shows what is computed, what would leave this machine and what stays. RUN is the name of the run, its id or the
+    beginning of it; without it, the only one that waits. Works beside the process of the site, which goes on within
+    seconds. A run that was declined can be approved later."""
     from shepherd.experiment.sites import decisions, folders
     from shepherd.federation.cards import read_site
 
@@ -126,7 +127,7 @@ def approve(run: str | None, name: str | None, answer: str | None) -> None:
 @site.command()
 @named
 @click.option("--now", is_flag=True, help="Drop the task at work; by default it is finished and answered.")
-@click.option("--delete-key", is_flag=True, help="Delete key and certificate, too: to come back takes an invitation.")
+@click.option("--delete-key", is_flag=True, help="Delete the key, too: to come back takes an invitation.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def leave(name: str | None, now: bool, delete_key: bool, yes: bool) -> None:
     """Leave the runs of the federation, and stop serving.

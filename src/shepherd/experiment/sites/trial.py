@@ -45,7 +45,7 @@ def try_federation(
 ) -> tuple[Run, Path]:
     """Carry out a recipe over this many sites on this machine; the run, and the folder with all that was made.
 
-    Raises UsageError where the rows cannot be divided so, or the folder is not empty.
+    Raises DataError where the rows cannot be divided so, UsageError for a folder that is not empty.
     """
     from shepherd.experiment.checks import from_anywhere
     from shepherd.experiment.sites.coordinator import run_federation
@@ -62,7 +62,7 @@ def try_federation(
     )
     for name, examples in rows.items():
         file = place / "rows" / f"{name}.jsonl"
-        file.write_text("".join(json.dumps(row_of(e), ensure_ascii=False) + "\n" for e in examples), encoding="utf-8")
+        file.write_text("".join(map(line_of, examples)), encoding="utf-8")
         new = NewSite(name, str(file), config.model.base, threads=threads, policy=SHOWN)
         write_site(place / folders.SITES / name, new)
         place.joinpath(f"{name}.invite").write_bytes(invite(federation, name, 1))
@@ -80,7 +80,7 @@ def try_federation(
 def divided(config: Config, sites: int) -> dict[str, list[Example]]:
     """The rows of a recipe for each site, by its partition; those of data.held_out_source stay with the coordinator.
 
-    Raises UsageError where the partition does not make this many.
+    Raises DataError where the partition does not make this many clients.
     """
     from shepherd.experiment.division import divide_rows, read_rows
 
@@ -89,26 +89,24 @@ def divided(config: Config, sites: int) -> dict[str, list[Example]]:
     found = read_rows(config)
     changed = config.model_copy(update={"data": data, "partition": partition})
     _, _, made = divide_rows(changed, found.examples, None, some_held_out=False)
-    if len(made.clients) != sites:
-        raise UsageError(
-            f"the partition {partition.name} makes {len(made.clients)} clients of these rows, and not {sites}",
-            hint=f"--sites {len(made.clients)}, or --set partition.name=iid",
-        )
     by_id = {example.id: example for example in found.examples}
     return {f"site-{number}": [by_id[row] for row in rows] for number, rows in enumerate(made.clients.values(), 1)}
 
 
-def row_of(example: Example) -> dict[str, Any]:
-    """A row of a file that is read as this example."""
-    row: dict[str, Any] = {"category": example.category}
-    if [message.role for message in example.messages] == ["text"]:
-        return {"text": example.messages[0].content, **row}
-    if [message.role for message in example.messages] == ["user", "assistant"] and not example.tools:
+def line_of(example: Example) -> str:
+    """A line of JSON that is read as this example."""
+    return json.dumps({**_row_of(example), "category": example.category}, ensure_ascii=False) + "\n"
+
+
+def _row_of(example: Example) -> dict[str, Any]:
+    roles = [message.role for message in example.messages]
+    if roles == ["text"]:
+        return {"text": example.messages[0].content}
+    if roles == ["user", "assistant"] and not example.tools:
         instruction, response = (message.content for message in example.messages)
-        return {"instruction": instruction, "input": example.context, "output": response, **row}
+        return {"instruction": instruction, "input": example.context, "output": response}
     turns = [{"role": message.role, "content": message.content} for message in example.messages]
-    more = {"tools": example.tools} if example.tools else {}
-    return {"messages": turns, **more, **row}
+    return {"messages": turns, **({"tools": example.tools} if example.tools else {})}
 
 
 @contextmanager
