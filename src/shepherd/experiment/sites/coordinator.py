@@ -122,6 +122,7 @@ class Served:
         self.members = tuple(name for name, member in self.files.members.items() if member.state != "removed")
         self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
         self._presence: Presence | None = None
+        self._warned: set[str] = set()
         self._state, self._members = (0, 0, 0), frozenset[str]()
 
     def terms(self, sites: int) -> Any:
@@ -187,9 +188,10 @@ class Served:
         self.present.tick(watched.last)
         while not self._notes.empty():
             note = self._notes.get()
-            if note.warning:
+            if note.warning and note.text not in self._warned:  # a site that is refused comes again and again
+                self._warned.add(note.text)
                 self.emit({"event": "warning", "message": note.text})
-            else:
+            elif not note.warning:
                 self.emit({"event": "phase", "phase": "wait for sites", "arm": None, "detail": note.text})
 
     def _on_event(self, kind: str, **facts: Any) -> None:

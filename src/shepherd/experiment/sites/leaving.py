@@ -57,5 +57,5 @@ def leave_alone(folder: Path, name: str, *, delete_key: bool) -> None:
         store = SiteStore(Folder(folder))
         for run in runs_of(store):
             store.note(run, left=True)
-        if delete_key:
-            shutil.rmtree(folder / "kit", ignore_errors=True)
+        for part in ("kit", "enrolment") if delete_key else ():  # the key with its certificate, and what was requested
+            shutil.rmtree(folder / part, ignore_errors=True)
