@@ -36,7 +36,6 @@ FLOORS = (
 FACES = ("__init__", "__main__")
 """What the package shows: names that are imported at their first use, and the command. Nothing imports from them."""
 LIBRARIES = {
-    "cryptography": {"federation", "updates"},
     "torch": {"cli", "clients", "engines", "experiment", "model", "server", "serving", "testing"},
     "transformers": {"experiment", "model", "serving", "testing"},
     "peft": {"experiment", "model", "serving"},
@@ -52,6 +51,7 @@ LIBRARIES = {
     "markupsafe": {"report"},
     "openai": {"evaluation"},
     "scipy": {"evaluation", "report", "updates"},
+    "cryptography": {"federation", "updates"},
     "dp_accounting": {"updates"},
     "pydantic": {"config", "experiment", "federation", "recipe", "registry"},
     "pydantic_core": {"config"},

@@ -79,6 +79,13 @@ class Member:
             else str(payload),
         }  # fmt: skip
 
+    def flood(self, count: int) -> dict:
+        """Many small messages at once, without waiting for an answer."""
+        for _ in range(count):
+            message = new_cell_message({"session": "one"}, b"")
+            self.cell.fire_and_forget(channel="shepherd", topic="progress", targets=["server"], message=message)
+        return {"code": "ok"}
+
     def _forge(self, message: object) -> None:
         names = {
             "origin": MessageHeaderKey.ORIGIN, "name": CellMessageHeaderKeys.CLIENT_NAME,

@@ -18,6 +18,7 @@ from shepherd.federation.enrolment import (
     approve,
     complete,
     enrol,
+    invite,
     listener,
     membership,
     remove,
@@ -134,6 +135,8 @@ def test_a_removed_site_is_refused_by_name_until_its_certificate_has_expired(
         approve(federation, renewal)
     with pytest.raises(UsageError, match=r"not free before .*would let it in again"):
         invited("hospital-a")
+    assert invite(federation, "hospital-a", again=True)
+    remove(federation, "hospital-a")
     later = lists.now() + timedelta(days=91)
     monkeypatch.setattr("shepherd.federation.enrolment.desk.now", lambda: later)
     assert invited("hospital-a").site == "hospital-a"

@@ -5,6 +5,13 @@ in the kits of NVFlare, and the list of members. Keys are made where they are us
 for the coordinator, `listener.py` is its door to the network, `joining.py` is the site; NVFlare's own tool issues.
 """
 
+import importlib.util
+
+from shepherd.errors import missing_extra
+
+if importlib.util.find_spec("cryptography") is None:
+    raise missing_extra("cryptography", "federation")
+
 from shepherd.federation.enrolment.desk import approve, invite, remove, renew
 from shepherd.federation.enrolment.folder import FederationFolder, new_federation
 from shepherd.federation.enrolment.invitation import Invitation, read_invitation

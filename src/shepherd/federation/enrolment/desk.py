@@ -12,7 +12,7 @@ renewal is due. The same request again has the same answer, so that a lost one c
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -45,16 +45,17 @@ REPEATED = timedelta(days=1)
 """How long the answer to a renewal is repeated over the network, when the site has not confirmed that it has it."""
 
 
-def invite(folder: FederationFolder, site: str, days: float = 7) -> bytes:
+def invite(folder: FederationFolder, site: str, days: float = 7, *, again: bool = False) -> bytes:
     """Open an enrolment of `site`, and return the file of its invitation; an earlier one is void.
 
+    again: though the name is that of a removed site whose certificate is valid; who still has its key is let in.
     Raises UsageError where the name cannot be one of a site, or is that of a member or of a former one.
     """
     if not 0 < days <= 90:
         raise UsageError(f"an invitation cannot be open for {days:g} days", hint="choose up to 90 days")
     with folder.lock():
         members, at = dict(folder.members), now()
-        check_name(site, folder.settings.host, members, at)
+        check_name(site, folder.settings.host, members, at, again)
         code, expires = new_code(), (at + timedelta(days=days)).replace(microsecond=0)
         authority = folder.certificate.decode()
         settings = folder.settings
@@ -76,6 +77,13 @@ def grant(folder: FederationFolder, data: bytes, way: str = "network") -> bytes:
     if request.federation != folder.name or request.fingerprint != folder.fingerprint:
         raise Refused("federation")
     try:
+        # Who has no proof is refused without the lock: strangers must not hold up the coordinator's own commands.
+        try:
+            _judge(folder.members, request, signing)
+        except Refused as why:
+            if why.code == "proof":
+                _count(folder, request.site)
+            raise
         with folder.lock():
             return _grant(folder, request, signing, way)
     except ResourceError as error:
@@ -84,73 +92,80 @@ def grant(folder: FederationFolder, data: bytes, way: str = "network") -> bytes:
         raise Refused("busy", str(error)) from None
 
 
+def _judge(members: Mapping[str, Member], request: Request, signing: bytes) -> Member:
+    """The member whose request is granted, or has been. Raises Refused: without a proof nobody learns more."""
+    member, at = members.get(request.site), now()
+    if member is not None and member.state == "member" and hmac.compare_digest(member.request, request.digest):
+        return member
+    if request.kind == "renew":
+        pem = member.certificate.encode() if member is not None else b""
+        if member is None or not pem or not is_signed(pem, renewal_message(signing), decoded(request.proof)):
+            raise Refused("key-proof")
+        if member.state != "member":
+            raise Refused("removed")
+        if not member.renewable(at):
+            raise Refused("not-due")
+        return member
+    invited = member.invitation if member is not None else None
+    # A name without an invitation takes as long as one with another code.
+    expected = proof_of(invited.verifier if invited is not None else "00" * 32, signing)
+    if not hmac.compare_digest(expected.encode(), request.proof.encode()) or member is None or invited is None:
+        raise Refused("proof")
+    if member.state == "member":
+        raise Refused("used")
+    if at >= invited.expires:
+        raise Refused("expired")
+    if not member.invitation_open(at):
+        raise Refused("closed")
+    return member
+
+
+def _count(folder: FederationFolder, site: str) -> None:
+    """Count a request without the right proof against the open invitation of a site, if there is one."""
+
+    def tried(member: Member) -> Member:
+        invited = member.invitation
+        if invited is None or not member.invitation_open(now()):
+            return member
+        return member.model_copy(update={"invitation": invited.model_copy(update={"tries": invited.tries + 1})})
+
+    member = folder.members.get(site)
+    if member is None or not member.invitation_open(now()) or not _change(folder, site, tried):
+        return
+    if not folder.members[site].invitation_open(now()):
+        folder.record("closed", site=site, tries=lists.MOST_TRIES)
+
+
 def _grant(folder: FederationFolder, request: Request, signing: bytes, way: str) -> bytes:
     members, at = dict(folder.members), now()
-    member = members.get(request.site)
-    if member is None:  # without a proof nobody learns which names there are
-        raise Refused("proof" if request.kind == "enrol" else "key-proof")
-    if member.state == "member" and hmac.compare_digest(member.request, request.digest):
+    member = _judge(members, request, signing)
+    if member.state == "member" and member.request == request.digest:
         return _answer(folder, request.site, member)
-    if request.kind == "enrol":
-        invitation = _check_code(folder, members, request, signing)
-        repeat_until = invitation.expires
-    else:
-        _check_key(member, request, signing)
-        invitation, repeat_until = None, at + REPEATED
     try:
         check_request(signing, folder.name, request.site)
     except BadRequest as error:
         raise Refused(error.code) from None
-    certificate = issue(
-        folder.authority, signing, federation=folder.name, name=request.site, days=folder.settings.certificate_days
-    )
+    days = folder.settings.certificate_days
+    certificate = issue(folder.authority, signing, federation=folder.name, name=request.site, days=days)
     _, expires = dates_of(certificate)
+    first = request.kind == "enrol"
+    until = member.invitation.expires if first and member.invitation is not None else at + REPEATED
     joined = Member(
-        state="member", since=member.since if request.kind == "renew" else at, invitation=invitation,
-        certificate=certificate.decode(), serial=serial_of(certificate), issued=at, expires=expires,
-        name_until=max(expires, member.name_until or expires), request=request.digest,
-        repeat_until=repeat_until if way == "network" else None,
-    )  # fmt: skip
+        state="member",
+        since=at if first else member.since,
+        invitation=member.invitation if first else None,
+        certificate=certificate.decode(),
+        serial=serial_of(certificate),
+        issued=at,
+        expires=expires,
+        name_until=max(expires, member.name_until or expires),
+        request=request.digest,
+        repeat_until=until if way == "network" else None,
+    )
     lists.save(folder.path, {**members, request.site: joined})
-    folder.record("enrolled" if request.kind == "enrol" else "renewed", site=request.site, serial=joined.serial,
-                  expires=expires.isoformat(), way=way)  # fmt: skip
+    event = "enrolled" if first else "renewed"
+    folder.record(event, site=request.site, serial=joined.serial, expires=expires.isoformat(), way=way)
     return _answer(folder, request.site, joined)
-
-
-def _check_code(
-    folder: FederationFolder, members: dict[str, Member], request: Request, signing: bytes
-) -> Invited:  # fmt: skip
-    """The invitation whose code the sender has. Only who has it learns what became of the invitation."""
-    member = members[request.site]
-    invited = member.invitation
-    if invited is None:
-        raise Refused("proof")
-    if not hmac.compare_digest(proof_of(invited.verifier, signing).encode(), request.proof.encode()):
-        if member.invitation_open(now()):
-            tried = invited.model_copy(update={"tries": invited.tries + 1})
-            lists.save(folder.path, {**members, request.site: member.model_copy(update={"invitation": tried})})
-            if tried.tries == lists.MOST_TRIES:
-                folder.record("closed", site=request.site, tries=tried.tries)
-        raise Refused("proof")
-    if member.state == "member":
-        raise Refused("used")
-    if now() >= invited.expires:
-        raise Refused("expired")
-    if not member.invitation_open(now()):
-        raise Refused("closed")
-    return invited
-
-
-def _check_key(member: Member, request: Request, signing: bytes) -> None:
-    """Refuse a renewal that is not signed by the key of the present certificate, or that is not due."""
-    signature = decoded(request.proof)
-    pem = member.certificate.encode()
-    if not pem or not is_signed(pem, renewal_message(signing), signature):
-        raise Refused("key-proof")
-    if member.state != "member":
-        raise Refused("removed")
-    if not member.renewable(now()):
-        raise Refused("not-due")
 
 
 def _answer(folder: FederationFolder, site: str, member: Member) -> bytes:

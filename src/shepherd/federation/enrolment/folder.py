@@ -13,7 +13,7 @@ import json
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -25,6 +25,7 @@ from shepherd.federation.cards import NAME, Document
 from shepherd.federation.enrolment import members as lists
 from shepherd.federation.enrolment.authority import (
     AUTHORITY,
+    AUTHORITY_KEY,
     dates_of,
     fingerprint,
     is_issued_by,
@@ -36,7 +37,7 @@ from shepherd.federation.enrolment.authority import (
 from shepherd.federation.enrolment.invitation import Host, Port
 from shepherd.federation.enrolment.members import RENEWABLE, Member, now
 from shepherd.federation.transports.kits import SERVER, write_server_kit
-from shepherd.store.disk import PRIVATE, make_folders, remove_tree, temporary, write_whole
+from shepherd.store.disk import PRIVATE, TEMPORARY, discard, make_folders, remove_tree, sweep, temporary, write_whole
 from shepherd.store.lines import line_of
 from shepherd.store.lock import locked
 
@@ -106,7 +107,7 @@ class FederationFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """The only writer of the list of members, for the moment of a change: a run does not hold it."""
-        with locked(self.authority, patience=30.0, disk=PRIVATE):
+        with alone_in(self.authority, patience=30.0):
             yield
 
     def record(self, event: str, **facts: object) -> None:
@@ -120,12 +121,28 @@ class FederationFolder:
             self._prepare()
 
     def _prepare(self) -> None:
+        sweep(PRIVATE, self.path)
+        sweep(PRIVATE, self.authority)
         startup = self.kit / "startup"
-        if not _has_time_left(startup / "server.crt", self.certificate) and not (self.path / IDENTITY).exists():
+        rest = _time_left(startup / "server.crt", self.certificate)
+        away = not (self.authority / AUTHORITY_KEY).is_file()
+        # With the key away, a certificate that is still valid does.
+        if (rest <= 0 if away else rest <= RENEWABLE) and not (self.path / IDENTITY).exists():
             _make_identity(self.path, self.settings, self.authority)
         install(self.path, startup, "server", self.certificate)
-        remove_tree(PRIVATE, self.path / IDENTITY)
+        discard(PRIVATE, self.path / IDENTITY)
         write_server_kit(self.kit, federation=self.name, host=self.settings.host, port=self.settings.port)
+
+
+@contextmanager
+def alone_in(folder: Path, patience: float = 1.0) -> Iterator[None]:
+    """Hold the write lock of a folder. Raises UsageError, which names the other process, after `patience` seconds."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder, patience, PRIVATE))
+        except UsageError as error:
+            raise UsageError(error.message, hint="wait until it has ended, or stop it") from None
+        yield
 
 
 def new_federation(
@@ -164,7 +181,8 @@ def new_federation(
 def _build(path: Path, settings: Settings) -> None:
     make_folders(PRIVATE, path.parent)
     pending = temporary(path)
-    remove_tree(PRIVATE, pending)
+    for former in path.parent.glob(f"{TEMPORARY}{path.name}-*"):
+        remove_tree(PRIVATE, former)
     try:
         for folder in (pending, pending / "authority", pending / "server"):
             PRIVATE.make_folder(folder)
@@ -183,7 +201,6 @@ def _build(path: Path, settings: Settings) -> None:
 def _make_identity(place: Path, settings: Settings, authority: Path) -> None:
     """A new key of the server and its certificate in `place`/identity, which is there as a whole or not at all."""
     pending = temporary(place / IDENTITY)
-    remove_tree(PRIVATE, pending)
     PRIVATE.make_folder(pending)
     try:
         request = make_request(pending, settings.name, SERVER, [settings.host])
@@ -210,6 +227,7 @@ def fill_identity(
 def install(place: Path, startup: Path, role: str, authority: bytes) -> None:
     """Copy the identity in `place`, if there is one, to the kit's `startup`; the caller removes it afterwards."""
     make_folders(PRIVATE, startup)
+    sweep(PRIVATE, startup)
     if not (startup / AUTHORITY).is_file() or (startup / AUTHORITY).read_bytes() != authority:
         write_whole(PRIVATE, startup / AUTHORITY, authority)
     source = place / IDENTITY
@@ -220,17 +238,15 @@ def install(place: Path, startup: Path, role: str, authority: bytes) -> None:
     write_whole(PRIVATE, startup / certificate, (source / "certificate").read_bytes())
 
 
-def _has_time_left(certificate: Path, authority: bytes) -> bool:
+def _time_left(certificate: Path, authority: bytes) -> float:
+    """The share of its time that a certificate has left; 0 where it is not there, damaged, or of another key."""
     try:
         pem = certificate.read_bytes()
         begin, end = dates_of(pem)
-        return (
-            is_issued_by(pem, authority)
-            and is_pair(certificate.with_suffix(".key").read_bytes(), pem)
-            and end - (end - begin) * RENEWABLE > now()
-        )
-    except (OSError, ValueError):
-        return False
+        fits = is_issued_by(pem, authority) and is_pair(certificate.with_suffix(".key").read_bytes(), pem)
+        return (end - now()) / (end - begin) if fits else 0.0
+    except (OSError, ValueError, TypeError):
+        return 0.0
 
 
 def _read_settings(path: Path) -> Settings:

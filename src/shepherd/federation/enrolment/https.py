@@ -88,16 +88,19 @@ class Server:
                     self._connections[id(end)] = _Connection(end, address, time.monotonic())
             if full:
                 end.close()
-            else:
+                continue
+            try:
                 threading.Thread(target=self._serve, args=(end, address), daemon=True).start()
+            except RuntimeError:  # the system has no thread for it
+                self._forget(end)
 
     def _cut(self, seconds: float) -> None:
         """Shut down the connections that last longer: their threads wake up, and close them."""
         with self._lock:
             for each in self._connections.values():
                 if time.monotonic() - each.since >= seconds:
-                    with suppress(OSError):
-                        each.end.shutdown(socket.SHUT_RDWR)
+                    with suppress(OSError):  # the socket's own shutdown: that of TLS would go on in clear
+                        socket.socket.shutdown(each.end, socket.SHUT_RDWR)
 
     def _serve(self, end: socket.socket, address: str) -> None:
         try:
@@ -111,9 +114,12 @@ class Server:
         except (OSError, ValueError):
             pass  # a stranger who speaks another protocol, or leaves, has caused nothing
         finally:
-            with self._lock:
-                del self._connections[id(end)]
-            end.close()
+            self._forget(end)
+
+    def _forget(self, end: socket.socket) -> None:
+        with self._lock:
+            del self._connections[id(end)]
+        end.close()
 
 
 class _Limited(io.RawIOBase):

@@ -82,7 +82,8 @@ def proof_of(verifier: str, request: bytes) -> str:
 def write_address(address: Address, title: str) -> bytes:
     """An address or an invitation as TOML that a person can read."""
     lines = [f"# {line}" for line in title.splitlines()]
-    for name, value in address.model_dump(by_alias=True, exclude={"authority"}).items():
+    fields = address.model_dump(by_alias=True, exclude={"authority"})
+    for name, value in sorted(fields.items(), key=lambda field: field[0] != "schema"):
         text = value.isoformat(timespec="seconds") if isinstance(value, datetime) else json.dumps(value)
         lines.append(f"{name} = {text}")
     return "\n".join([*lines, f'authority = """\n{address.authority.strip()}\n"""', ""]).encode()

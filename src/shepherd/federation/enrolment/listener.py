@@ -106,6 +106,8 @@ class Door:
             refused = why
         except (ShepherdError, OSError) as error:
             refused = Refused("busy", str(error))
+        except Exception as error:  # a fault of ours, which a stranger found: it must end neither the door nor the run
+            refused = Refused("busy", f"a fault: {type(error).__name__}")
         else:
             self._lines.issued(who, read(Request, body).site)
             return 200, answer

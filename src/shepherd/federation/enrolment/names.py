@@ -16,8 +16,8 @@ from shepherd.federation.transports.kits import SERVER
 MOST_SITES = 1000
 
 
-def check_name(site: str, host: str, members: Mapping[str, Member], at: datetime) -> None:
-    """Raise UsageError unless `site` can be invited: names that differ by case only are one name."""
+def check_name(site: str, host: str, members: Mapping[str, Member], at: datetime, again: bool) -> None:
+    """Raise UsageError unless `site` can be invited: names that differ by case are one. again: see `invite`."""
     if not re.fullmatch(NAME, site):
         raise UsageError(
             f"{site!r} cannot be the name of a site",
@@ -36,11 +36,11 @@ def check_name(site: str, host: str, members: Mapping[str, Member], at: datetime
             f"the name {site} is taken: {taken} is a member since {member.since:%Y-%m-%d}",
             hint=f"choose another name; `shepherd federation renew {taken}` for a new certificate",
         )
-    if member.state == "removed" and member.name_until is not None and at < member.name_until:
+    if not again and member.state == "removed" and member.name_until is not None and at < member.name_until:
         raise UsageError(
             f"the name {site} is not free before {member.name_until:%Y-%m-%d %H:%M} UTC: a certificate of the removed "
             f"{taken} is valid until then, and would let it in again",
-            hint="choose another name",
+            hint="choose another name; from Python, invite(…, again=True) if that key is destroyed",
         )
     if taken != site:
         raise UsageError(f"the name {site} is taken: there is {taken}", hint=f"invite {taken}, or choose another name")

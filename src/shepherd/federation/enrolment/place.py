@@ -27,7 +27,7 @@ from shepherd.federation.enrolment.authority import (
     names_of,
     sign,
 )
-from shepherd.federation.enrolment.folder import IDENTITY, KIT_FILES, fill_identity, install
+from shepherd.federation.enrolment.folder import IDENTITY, KIT_FILES, alone_in, fill_identity, install
 from shepherd.federation.enrolment.invitation import (
     Address,
     Invitation,
@@ -48,8 +48,7 @@ from shepherd.federation.enrolment.requests import (
     to_bytes,
 )
 from shepherd.federation.transports.kits import write_site_kit
-from shepherd.store.disk import PRIVATE, discard, make_folders, remove_tree, temporary, write_whole
-from shepherd.store.lock import locked
+from shepherd.store.disk import PRIVATE, discard, make_folders, remove_tree, sweep, temporary, write_whole
 
 ENROLMENT, PENDING, ADDRESS = "enrolment", "pending", "address.toml"
 _TITLE = "The federation of which this site is a member."
@@ -104,9 +103,10 @@ def renewal_due(site_folder: str | Path) -> bool:
 
 
 def settle(site_folder: str | Path) -> None:
-    """Complete the installation of a certificate that was interrupted. Call it before each start of the site."""
-    with settled(site_folder):
-        pass
+    """Make the kit of a member ready to start, after an interruption too. Call it before each start of the site."""
+    with settled(site_folder) as folder:
+        if (folder / ENROLMENT / ADDRESS).is_file():
+            _write_kit(folder, read_address(folder / ENROLMENT / ADDRESS))
 
 
 @contextmanager
@@ -114,7 +114,8 @@ def settled(site_folder: str | Path) -> Iterator[Path]:
     """The site's folder, settled, with no other process at its enrolment."""
     folder = Path(site_folder)
     make_folders(PRIVATE, folder / ENROLMENT)
-    with locked(folder / ENROLMENT, disk=PRIVATE):
+    with alone_in(folder / ENROLMENT):
+        sweep(PRIVATE, folder / ENROLMENT)
         _settle(folder)
         yield folder
 
@@ -125,12 +126,17 @@ def _settle(folder: Path) -> None:
     if not source.is_dir():
         return
     address = read_address(source / ADDRESS)
-    kit = folder / "kit"
-    install(place, kit / "startup", "client", address.authority.encode())
-    write_site_kit(kit, federation=address.federation, site=address.site, host=address.host, port=address.port)
+    install(place, folder / "kit" / "startup", "client", address.authority.encode())
+    _write_kit(folder, address)
     write_whole(PRIVATE, place / ADDRESS, (source / ADDRESS).read_bytes())
-    remove_tree(PRIVATE, place / PENDING)
-    remove_tree(PRIVATE, source)
+    discard(PRIVATE, place / PENDING)  # by its name first: what is left of a folder must not look like one
+    discard(PRIVATE, source)
+
+
+def _write_kit(folder: Path, address: Address) -> None:
+    write_site_kit(
+        folder / "kit", federation=address.federation, site=address.site, host=address.host, port=address.port
+    )
 
 
 def member_of(folder: Path, invitation: Invitation) -> Membership | None:
@@ -198,8 +204,7 @@ def _made(folder: Path, fits: Callable[[Request], bool]) -> bytes | None:
 
 def _make(folder: Path, address: Address, kind: str, proof: Callable[[bytes], str]) -> bytes:
     target = folder / ENROLMENT / PENDING
-    making = temporary(target)
-    remove_tree(PRIVATE, making)
+    making = temporary(target.with_name("request"))
     PRIVATE.make_folder(making)
     try:
         signing = make_request(making, address.federation, address.site)
@@ -233,7 +238,6 @@ def accept(folder: Path, data: bytes) -> datetime:
         problem = _problem(answer, address, key, pem)
         if not problem:
             making = temporary(folder / ENROLMENT / IDENTITY)
-            remove_tree(PRIVATE, making)
             PRIVATE.make_folder(making)
             more = {ADDRESS: (pending / ADDRESS).read_bytes()}
             fill_identity(making, key, pem, folder / ENROLMENT / IDENTITY, more)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 PER_SECOND, BURST = 50.0, 200.0
 """Messages of a member; a site at work sends about ten a second."""
 STALE = 60.0
-"""Seconds without a part after which a message is no longer on its way."""
+"""Seconds without a part after which a message does not count as one that is on its way."""
 
 
 @dataclass

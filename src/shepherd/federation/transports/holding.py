@@ -2,8 +2,8 @@
 
     with hold(kit, session) as former: ...
 
-The coordinator lets a process take the place of its predecessor at once if it names the predecessor's session. That is
-told only from the folder in which that one ran: a copy of the kit elsewhere has the file, but is another folder.
+The coordinator lets a process take the place of its predecessor at once if it names the predecessor's session. The
+session is read only in the folder in which that one ran: a copy of the kit has the file, but is another folder.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from shepherd.errors import UsageError
-from shepherd.store.lock import locked
+from shepherd.store.lock import locked, writer_of
 
 FILE = "session.json"
 
@@ -28,7 +28,14 @@ def hold(kit: Path, session: str = "") -> Iterator[str]:
     """
     if not (kit / "startup").is_dir() or not (kit / "local").is_dir():
         raise UsageError(f"{kit} is no kit of a federation: it has no startup/ and local/", hint="join again")
-    with locked(kit):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(kit))
+        except UsageError:
+            raise UsageError(
+                f"{kit} is in use by {writer_of(kit) or 'another process'}",
+                hint="end that process; one process at a time has a kit",
+            ) from None
         former, here = "", _place(kit)
         with suppress(OSError, ValueError, LookupError, TypeError):
             note = json.loads((kit / FILE).read_text(encoding="utf-8"))
@@ -39,7 +46,7 @@ def hold(kit: Path, session: str = "") -> Iterator[str]:
 
 
 def _place(kit: Path) -> str:
-    """What tells this folder from a copy of it."""
+    """A mark of this folder that a copy of it does not have."""
     status = kit.stat()
     with suppress(OSError):
         return f"{Path('/etc/machine-id').read_text().strip()}:{status.st_dev}:{status.st_ino}"

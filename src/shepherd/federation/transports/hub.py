@@ -18,13 +18,17 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from shepherd.errors import ShepherdError
 from shepherd.federation.transport import Aborted, Leases, Reply, Seen
 from shepherd.federation.transports.bridge import Gone, Head
 from shepherd.types import ClientId
 
+TOO_LARGE = "exceeds configured limit"
+"""What the engine answers to a message above the limit of the other side."""
 BEAT = 1.0
 """Seconds between two looks at whether it is enough."""
 DELIVERY = 600.0
@@ -78,6 +82,8 @@ class Hub:
         self._pool = ThreadPoolExecutor(32, "questions")
         self._connected: set[ClientId] = set()
         self._last: dict[ClientId, float] = {}
+        self._names: frozenset[ClientId] | None = frozenset() if members is not None else None
+        self._read_members()
 
     # The engine's process
 
@@ -167,6 +173,10 @@ class Hub:
         with self._lock:
             self.expelled.add(client)
             self.leases.end(client)
+            question = self._open.get(client)
+            if question is not None and not question.done:
+                question.done = True
+                self._arrived.put(("answer", client, None))
         self._pool.submit(self._call, {"do": "expel", "client": client}, b"", 10.0)
         self.on_event("expelled", site=client)
 
@@ -181,7 +191,7 @@ class Hub:
         """Whether a process may have the identity; not yet proved, so this does not count as a sign of life."""
         held = self.leases.present(self._now).get(client)
         if held is not None and held.session not in (head["session"], head["replaces"]):
-            self.on_event("refused", site=client, why="another process uses this identity")
+            self.on_event("refused", site=client, code="lease", why="another process uses this identity")
             return {"code": "lease", "why": "another process uses this identity"}
         return {"code": "ok"}
 
@@ -229,9 +239,12 @@ class Hub:
 
     def _deliver(self, client: ClientId, question: Question) -> None:
         try:
-            self._call({"do": "ask", "client": client, "key": question.key}, question.data)
+            answer = self._call({"do": "ask", "client": client, "key": question.key}, question.data)
         finally:
             question.sending = False  # what did not arrive is sent again after the next sign of the site
+        if TOO_LARGE in str(answer.get("why", "")):
+            why = f"a question of {len(question.data):,} bytes is larger than the site takes"
+            self.on_event("refused", site=client, code="size", why=why)
 
     def _call(self, head: Head, data: bytes, timeout: float = DELIVERY) -> Head:
         if self._wire is None:
@@ -244,11 +257,16 @@ class Hub:
     # Absence
 
     def _is_member(self, client: ClientId) -> bool:
-        if client in self.expelled:
-            return False
-        return self.members is None or client in self.members()
+        return client not in self.expelled and (self._names is None or client in self._names)
+
+    def _read_members(self) -> None:
+        """Read the list again; one that cannot be read stays as it was."""
+        if self.members is not None:
+            with suppress(OSError, ValueError, ShepherdError):
+                self._names = frozenset(self.members())
 
     def _absences(self) -> None:
+        self._read_members()
         for client in sorted(self.leases.present(self._now)):
             if not self._is_member(client):
                 self.expel(client)

@@ -115,4 +115,6 @@ def _write_local(folder: Path, part: Mapping[str, Any]) -> None:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.touch(mode=0o600)
+    path.chmod(0o600)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

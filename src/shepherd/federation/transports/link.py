@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from shepherd.federation.transports.bridge import Gone, Head
-from shepherd.federation.transports.hub import Wire
+from shepherd.federation.transports.hub import TOO_LARGE, Wire
 from shepherd.outcomes import code_of
 
 _log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class Link:
             taken = self._call({"do": "answer", "key": key, "note": note}, b"" if note else answer, timeout=DELIVERY)
             if taken.get("code") in ("ok", "late"):
                 return
-            if "exceeds configured limit" in str(taken.get("why", "")):
+            if TOO_LARGE in str(taken.get("why", "")):
                 note = "too-large"
                 self.on_event("failed", why="the answer is larger than the coordinator takes")
             stop.wait(BEAT)

@@ -140,7 +140,9 @@ class ServerPart(_Part):
     def _received(self, message: Any) -> Any:
         client = self._sender(message)
         if client is None:
-            return make_reply(ReturnCode.UNAUTHENTICATED, "not a member")
+            name = str(message.get_header(CellMessageHeaderKeys.CLIENT_NAME))
+            code = "removed" if self.engine.client_manager.is_client_disabled(name) else "unknown"
+            return make_reply(ReturnCode.OK, "", json.dumps({"code": code}).encode())
         topic = str(message.get_header(MessageHeaderKey.TOPIC))
         data = message.payload
         if not isinstance(data, bytes | bytearray | memoryview):

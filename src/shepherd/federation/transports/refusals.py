@@ -26,6 +26,7 @@ _HANDSHAKE = {
     ),
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": Refusal("certificate", "a peer has no certificate"),
     "CERTIFICATE_VERIFY_FAILED": Refusal("certificate", "a peer's certificate is that of another authority"),
+    "ALERT": Refusal("certificate", "a peer does not accept the coordinator's certificate: of another federation"),
     "NO_SHARED_CIPHER": Refusal("tls", "a peer does not speak TLS 1.3"),
     "UNSUPPORTED_PROTOCOL": Refusal("tls", "a peer does not speak TLS 1.3"),
     "WRONG_VERSION_NUMBER": Refusal("tls", "a peer does not speak TLS"),

@@ -251,7 +251,7 @@ def _address(kit: Path) -> tuple[str, int]:
 
 
 def _check_port(host: str, port: int) -> None:
-    """The engine shares a port with whoever has it, and gets no connection: so it is tried here."""
+    """The engine would share the port with its present holder, without an error: so it is tried here."""
     try:
         with socket.socket() as end:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
