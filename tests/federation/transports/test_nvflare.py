@@ -37,6 +37,7 @@ class Federation:
     kits: Kits
     transport: Transport
     events: Events
+    names: set[str]
     sites: dict[str, ServedSite] = field(default_factory=dict)
 
     def ask(self, *names: str, data: bytes = b"?", deadline: float = 30.0) -> dict[str, bytes | None]:
@@ -65,8 +66,9 @@ class Federation:
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     kits, events = Kits(tmp_path_factory.mktemp("federation")), Events()
-    with serve_federation(kits.server(), limit=LIMIT, on_event=events) as transport:
-        one = Federation(kits, transport, events)
+    names = set("abcde")
+    with serve_federation(kits.server(), limit=LIMIT, members=lambda: names, on_event=events) as transport:
+        one = Federation(kits, transport, events, names)
         one.sites = {name: ServedSite(kits.site(name)) for name in "ab"}
         kits.site("c")
         one.await_sites("a", "b")
@@ -272,12 +274,22 @@ def test_a_cut_without_a_word_is_noticed_and_the_answer_arrives_over_a_new_conne
     until(lambda: "d" not in federation.transport.present(), 3.0)  # it has said goodbye
 
 
+def test_a_name_that_is_not_in_the_list_of_members_is_refused_at_the_next_second(federation):
+    """Also one that NVFlare takes for a boolean, as it takes every setting."""
+    site = ServedSite(federation.kits.site("f"))
+    until(lambda: site.error)
+    assert "no longer, a member" in str(site.error)
+    federation.names.discard("b")
+    until(lambda: "b" not in federation.transport.present())
+    until(lambda: federation.sites["b"].error)
+
+
 def test_a_removed_site_is_refused_at_once_and_learns_why(federation):
     site = ServedSite(federation.kits.site("e"))
     federation.await_sites("e")
     federation.transport.expel("e")
     until(lambda: site.error)
-    assert "removed" in str(site.error)
+    assert "no longer, a member" in str(site.error)
     assert "e" not in federation.transport.present()
     raw = RawMember(federation.kits.folder / "e", federation.kits.port)
     assert raw("register")["code"] == "refused"

@@ -29,6 +29,7 @@ from shepherd.types import ClientId
 
 TOO_LARGE = "exceeds configured limit"
 """What the engine answers to a message above the limit of the other side."""
+NO_MEMBER = "this site is not, or no longer, a member of the federation"
 BEAT = 1.0
 """Seconds between two looks at whether it is enough."""
 DELIVERY = 600.0
@@ -102,7 +103,8 @@ class Hub:
             self.heard = time.monotonic()
             client = str(head.get("client", ""))
             if head["event"] != "tick" and not self._is_member(client):
-                return {"code": "removed", "why": "this site is not, or no longer, a member of the federation"}
+                self.on_event("refused", site=client, code="removed", why=NO_MEMBER)
+                return {"code": "removed", "why": NO_MEMBER}
             match head["event"]:
                 case "tick":
                     self._absences()

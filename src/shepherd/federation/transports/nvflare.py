@@ -171,7 +171,7 @@ class ServerPart(_Part):
             answer = Link.bridge.call({**head, "time": time.monotonic()}, timeout=ANSWER)
         except (Gone, TimeoutError):
             return
-        if answer.get("code") != "ok":
+        if answer.get("code") == "lease":  # one that is no member registers, and learns it from its first sign
             raise NotAuthenticated(str(answer.get("why", "")))
 
     def _filter(self, message: Any) -> Any:
@@ -261,6 +261,12 @@ class SitePart(_Part):
         return make_reply(ReturnCode.OK, "", b'{"code": "ok"}')
 
 
+def _keep_name(module: Any, name: str) -> None:
+    """Let a module of NVFlare take the name of a site as it is: it takes "f" for a boolean and "7" for a number."""
+    parse = module.parse_vars
+    module.parse_vars = lambda items: {**parse(items), "uid": name}
+
+
 def main(role: str, kit: str, descriptor: str, largest: str) -> int:
     """Run a parent until our process ends. largest: bytes of a message."""
     os.umask(0o077)
@@ -274,9 +280,12 @@ def main(role: str, kit: str, descriptor: str, largest: str) -> int:
 
         sys.argv = ["server", "-m", kit, "-s", "fed_server.json", *common]
     else:
+        from nvflare.private.fed.app import fl_conf
         from nvflare.private.fed.app.client import client_train as app
 
-        name = f"uid={read_site(Path(kit))}"
-        sys.argv = ["site", "-m", kit, "-s", "fed_client.json", *common, name, "heart_beat_interval=2"]
+        name = read_site(Path(kit))
+        for module in (app, fl_conf):
+            _keep_name(module, name)
+        sys.argv = ["site", "-m", kit, "-s", "fed_client.json", *common, f"uid={name}", "heart_beat_interval=2"]
     arguments = app.parse_arguments()
     return int(MainProcessMonitor.run(main_func=app.main, run_dir=arguments.workspace, args=arguments) or 0)

@@ -214,7 +214,7 @@ class _Client:
         """Give a sign of life, and judge the answer."""
         code = self.link.beat()
         if code == "removed":
-            self.removed = "the coordinator has removed this site from the federation"
+            self.removed = "this site is not, or no longer, a member of the federation"
         elif code == "ok":
             self.link.send_outbox()
         if self.link.silence > SILENCE and self.is_reachable():
