@@ -59,9 +59,9 @@ def join(
     read and change. A site.toml that is there stays. Why the coordinator does not answer is printed within 30 s; then
     it is waited for: it answers while it serves, as in shepherd run --federation.
 
-    Then the site serves. A run's card is shown in plain words, with what would leave this machine, and you are asked;
-    where no terminal is, the run waits for shepherd site approve RUN. Ctrl-C ends it; shepherd site start goes on. For
-    a site that cannot call, FILE may also be the SITE.signed that answers its request."""
+    Then the site serves. A run's card is shown in plain words, with what would leave this machine, and the terminal
+    waits for a yes or no; without a terminal the run waits for shepherd site approve RUN. Ctrl-C ends it; shepherd site
+    start goes on. For a site that cannot call, FILE may also be the SITE.signed that answers its request."""
     from shepherd.cli.settings import columns_of
     from shepherd.experiment.sites import joining, links
 
