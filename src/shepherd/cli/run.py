@@ -74,7 +74,9 @@ def run(
         raise UsageError("--min-sites is for sites, and no federation is named", hint="add --federation NAME")
     with observer:
         if federation is not None:
-            result = _carry_out(_over_sites(settings, federation, min_sites, observer), observer)
+            start = _over_sites(settings, federation, min_sites, observer)
+            output.announce_torch()
+            result = _carry_out(start, observer)
         else:
             checked = checks.look_first(settings.config, output.note, None if as_json else output.note)
             output.announce_torch()
