@@ -128,7 +128,7 @@ def test_a_site_that_is_no_member_any_more_is_removed_and_the_run_goes_on_withou
         return [Arrival(0.0, hop.data)]
 
     sites.transport.hop = remove
-    done = begin("federation.min_updates=1", allowed=lambda: members, members=("north", "south"))
+    done = begin("federation.min_updates=1", allowed=lambda: members, expected=("north", "south"))
     assert [sorted(line["weights"]) for line in done.rounds()] == [["north"], ["north"]]
     assert journal(done.path, event="site", client="south", state="removed")
     assert "south" in sites.transport.expelled

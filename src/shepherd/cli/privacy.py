@@ -1,4 +1,4 @@
-"""`shepherd privacy`: what differential privacy would guarantee, before a run."""
+"""`shepherd privacy`: what differential privacy would guarantee, before a run; attacks on a finished one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shepherd.cli import output
+from shepherd.cli.audit import audit
 from shepherd.cli.group import Commands
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ PLANS_ONLY = "This version plans: no setting of a run adds noise yet, and no run
 
 @click.group(cls=Commands)
 def privacy() -> None:
-    """Plan differential privacy before a run."""
+    """Plan differential privacy, or attack a run."""
+
+
+privacy.add_command(audit)
 
 
 @privacy.command()

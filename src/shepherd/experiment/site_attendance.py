@@ -21,12 +21,14 @@ from shepherd.federation.coordinator import Coordinator
 from shepherd.federation.states import OVER, Ledger
 from shepherd.federation.transport import Transport
 from shepherd.federation.verdicts import ADMITTED, VERDICTS, WAITING
+from shepherd.report.sites.history import EXPECTED, WHAT
+from shepherd.report.wording import listing
 from shepherd.store import RunDirectory, read_journal
 from shepherd.store.records import RoundRecord
 from shepherd.types import ClientId, GlobalModel, ServerState, TrainTask
 
-WHAT, OWN = "sites", "own models"
-"""Kinds of lines in the run's journal: a change of the federation, and what sites measured of their own models."""
+OWN = "own models"
+"""Kind of lines in the run's journal: what sites measured of their own models."""
 LONGEST_PAUSE = 15.0
 """Seconds until the card is offered again to sites that did not take part: a person may have approved it since."""
 
@@ -35,25 +37,29 @@ LONGEST_PAUSE = 15.0
 class Terms:
     """How a run over sites is carried out, beside its recipe.
 
-    sites: how many take part before the first round; later rounds need federation.min_updates. members: the sites that
-    were invited. allowed: those that may take part now; one that is not among them is removed. digest: of the base,
-    where its weights are not here. offers: protections that the run gives, for sites that require them.
+    sites: how many take part before the first round; later rounds need federation.min_updates. expected: names of
+    sites that should take part, which are waited for by name, and in the report where they never came. allowed: those
+    that may take part now; one that is not among them is removed. digest: of the base, where its weights are not here.
+    offers: protections that the run gives, for sites that require them.
 
     The rest are seconds for which the coordinator waits, by a monotonic clock. offer: for answers to a card. enough:
-    for enough sites before a round. step: for the next step of a site that is connected. measure: for measures and own
-    models. pause: until the card is offered again to sites that do not take part; it doubles, to LONGEST_PAUSE. A
-    site that connects is offered the card within a second.
+    for enough sites before a round. back: after a restart, for the sites that took part before. step: for the next
+    step of a site that is connected. measure: for measures. finish: for own models, which are trained. pause: until the
+    card is offered again to sites that do not take part; it doubles, to LONGEST_PAUSE. A site that connects is offered
+    the card within a second.
     """
 
     sites: int = 1
-    members: tuple[ClientId, ...] = ()
+    expected: tuple[ClientId, ...] = ()
     allowed: Callable[[], Collection[ClientId]] | None = None
     digest: str = ""
     offers: tuple[str, ...] = ()
     offer: float = 60.0
     enough: float = math.inf
+    back: float = 60.0
     step: float = math.inf
     measure: float = 600.0
+    finish: float = 3600.0
     pause: float = 1.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -84,6 +90,10 @@ class Attendance:
         self._said: set[tuple[ClientId, str]] = set()
         self._waiting: dict[ClientId, str] = {}  # verdicts that are no refusal
         self._shown: Any = None
+        self._awaited = {client for client, site in ledger.sites.items() if site.admitted}
+        """Sites of an earlier process that may still come back."""
+        if terms.expected:
+            store.journal(EXPECTED, names=sorted(terms.expected))
 
     def wait_for(self, number: int) -> Sequence[ClientId]:
         """The sites that may be sampled in a round, when enough are there.
@@ -104,21 +114,23 @@ class Attendance:
                 self.coordinator.stop()
 
     def _wait(self, number: int, look: Callable[[], Sequence[ClientId]]) -> Sequence[ClientId]:
-        begin, pause, shown = self.terms.clock(), self.terms.pause, ""
+        begin, pause, shown, first = self.terms.clock(), self.terms.pause, "", True
         while True:
             verdicts = self.coordinator.admit(self.terms.offer)
             for client, verdict in verdicts.items():
                 self._say(client, verdict)
             self._waiting |= verdicts
             self._look()
-            if found := look():
+            waited = self.terms.clock() - begin
+            away, first = self._still_away(waited, first=first), False
+            if not away and (found := look()):
                 return found
             few = self._too_few(number)
-            if self.terms.clock() - begin >= self.terms.enough:
+            if waited >= self.terms.enough:
                 raise UsageError(few, hint="resume the run when they are there; nothing is lost")
-            if few != shown:
+            if few != shown and not away:
+                shown = few
                 self.reporter.detail("wait for sites", "; ".join(line.strip() for line in few.splitlines()))
-            shown = few
             self._sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -147,6 +159,20 @@ class Attendance:
         few = len(there.intersection(eligible)) < self.coordinator.card.federation.min_updates
         return bool(lost) and (few or again)
 
+    def _still_away(self, waited: float, *, first: bool) -> bool:
+        """Whether sites that took part before a restart may still come back: the first wait after it is for them too,
+        as the cohort of a round may have them."""
+        ledger = self.coordinator.ledger
+        self._awaited -= set(self._there())
+        self._awaited = {c for c in self._awaited if ledger.of(c).state not in ("refused", *OVER)}
+        if self._awaited and waited < min(self.terms.back, self.terms.enough):
+            if first:
+                names = listing(sorted(self._awaited))
+                self.reporter.warn(f"waits up to {self.terms.back:g} s for {names}: they took part before")
+            return True
+        self._awaited = set()
+        return False
+
     def sizes(self, number: int, *, founders: bool = False) -> dict[ClientId, int]:
         """The rows that sites stated, of all that were eligible until a round; founders: of those in the first one.
 
@@ -173,6 +199,10 @@ class Attendance:
         """What the sites that are there measure of a model, None for the bare base, on the rows that they hold out."""
         return self.coordinator.measure(model, self._there(), "held-out", self.terms.measure)
 
+    def hand_over(self, model: GlobalModel) -> None:
+        """Send the sites that are there the last model, which they keep."""
+        self.coordinator.measure(model, self._there(), "none", self.terms.measure)
+
     def finish(self, task: TrainTask) -> dict[ClientId, Any]:
         """What sites measured of their own models, those of an earlier process included: (nats, targets, rows)."""
         found: dict[ClientId, Any] = {}
@@ -180,7 +210,7 @@ class Attendance:
             if row["what"] == OWN:
                 found |= row["measures"]
         left = [c for c in self._there() if c in task.work and self.coordinator.ledger.of(c).state != "finished"]
-        answers = self.coordinator.finish(task.part(left), self.terms.measure) if left else {}
+        answers = self.coordinator.finish(task.part(left), self.terms.finish) if left else {}
         new = {c: [a.stat.total, a.stat.weight, sum(rows for *_, rows in a.groups)] for c, a in answers.items()}
         if new:
             self.store.journal(OWN, measures=new)
@@ -208,7 +238,7 @@ class Attendance:
         for client in sorted(self.watched.seen.keys() - set(allowed)):
             if self.coordinator.ledger.of(client).state != "removed":
                 self.coordinator.remove(client)
-        rows = self.watched.rows(self.coordinator.ledger, self._waiting, self.terms.members)
+        rows = self.watched.rows(self.coordinator.ledger, self._waiting, self.terms.expected)
         news = {client: {**row, "last": None} for client, row in rows.items()}
         if news != self._shown:
             self._shown = news
@@ -228,7 +258,7 @@ class Attendance:
         there, least = self._there(), self.least if number == 1 else self.coordinator.card.federation.min_updates
         lines = [f"round {number} waits for {plural(least, 'site')}, and {len(there)} take part"]
         ledger = self.coordinator.ledger
-        for client in sorted({*ledger.sites, *self.terms.members} - set(there)):
+        for client in sorted({*ledger.sites, *self.terms.expected} - set(there)):
             site = ledger.of(client)
             reason = f"refused: {VERDICTS.get(site.reason, site.reason)}" if site.state == "refused" else "not there"
             waits = site.state == "offered" and client in self.watched.seen

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = ".tmp-"
 """The prefix of unfinished work of a process: nothing reads it, and the next writer deletes it."""
@@ -28,6 +29,10 @@ class Disk:
 
     def make_folder(self, folder: Path) -> None:
         os.mkdir(folder)
+
+    def restrict(self, path: Path) -> None:
+        """Let the owner alone read and write a file or folder: modes 0600 and 0700."""
+        os.chmod(path, 0o700 if path.is_dir() else 0o600)
 
     def write(self, file: Path, data: bytes) -> None:
         """Create or truncate `file`, and fill it."""
@@ -123,6 +128,24 @@ PRIVATE = PrivateDisk()
 
 def _private(file: str, flags: int) -> int:
     return os.open(file, flags, 0o600)
+
+
+class OwnersDisk:
+    """A disk whose files and folders only their owner may read (0600, 0700), from before they appear by name."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+
+    def __getattr__(self, operation: str) -> Any:
+        return getattr(self.disk, operation)
+
+    def sync(self, file: Path) -> None:
+        self.disk.restrict(file)  # all that becomes durable passes here, before it is renamed
+        self.disk.sync(file)
+
+    def sync_folder(self, folder: Path) -> None:
+        self.disk.restrict(folder)
+        self.disk.sync_folder(folder)
 
 
 def _write_all(stream: FileIO, data: bytes | memoryview) -> None:

@@ -129,7 +129,7 @@ class Served:
         """The terms of a run that begins with this many sites."""
         from shepherd.experiment.site_attendance import Terms
 
-        return Terms(sites=sites, members=self.members, allowed=self._allowed, offers=links.PROTECTIONS)
+        return Terms(sites=sites, expected=self.members, allowed=self._allowed, offers=links.PROTECTIONS)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
