@@ -1,0 +1,36 @@
+"""Poisson sampling of a client's rows: each row independently with probability q, in every step anew."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from shepherd.types import Work
+
+
+class Randomness(Protocol):
+    """A source of randomness for rows and noise. Never a named stream (rng.py): those repeat."""
+
+    def uniform(self, count: int) -> np.ndarray:
+        """float64[count] in [0, 1)."""
+        ...
+
+    def normal(self, count: int) -> np.ndarray:
+        """float64[count] of N(0, 1)."""
+        ...
+
+
+def planned_batch(work: Work) -> float:
+    """b, the mean number of rows in a step: the planned rows over the steps."""
+    return work.rows / work.steps
+
+
+def sampling_rate(work: Work, held: int) -> float:
+    """q = b/n of a client that holds n = `held` rows; at most 1, where every step takes all rows."""
+    return min(1.0, planned_batch(work) / held)
+
+
+def drawn_rows(held: int, rate: float, randomness: Randomness) -> np.ndarray:
+    """The positions int64[m] of the rows of one step, ascending. m varies, and may be 0."""
+    return np.flatnonzero(randomness.uniform(held) < rate)
