@@ -324,6 +324,60 @@ class TrainingTable(Table):
         return self
 
 
+class PrivacyTable(Table):
+    later = (
+        "unit",
+        "clip",
+        "adaptive_clip",
+        "noise_multiplier",
+        "epsilon",
+        "delta",
+        "repeatable_noise",
+        "publish_nothing",
+    )
+    unit: Literal["none", "client", "example"] = "none"
+    """Whose data differential privacy protects: all rows of a `client`, or each `example`; `none` adds no noise."""
+    clip: float = Field(0.0, ge=0)
+    """L2 norm C to which each update is clipped, on the client and again on the server; with adaptive_clip that of the
+    first round."""
+    adaptive_clip: bool = False
+    """Move the clip to the median norm of the updates, by a noised count of those that it exceeds (Andrew et al.,
+    2021)."""
+    noise_multiplier: Literal["from_epsilon"] | Annotated[float, Field(ge=0, strict=True)] = "from_epsilon"
+    """z: standard deviation of the noise on the sum of updates, over the clip. `from_epsilon`: the least for
+    privacy.epsilon in all rounds; 0 clips without noise and protects nothing."""
+    epsilon: float = Field(0.0, ge=0)
+    """Budget: the noise is the least that keeps within it, and the run ends before a round that would exceed it; 0 sets
+    none, and noise_multiplier is given."""
+    delta: float = Field(0.0, ge=0, lt=1)
+    """Probability with which epsilon may not hold: at most 1/N of N clients, better 1/(10N). It has no default."""
+    repeatable_noise: bool = False
+    """Draw cohorts and noise from run.seed, so that a run repeats: for tests. Such a run is not private, and every
+    record marks it."""
+    publish_nothing: bool = False
+    """Allow arms and personal models that are trained without noise in the run directory, for a study."""
+
+    @model_validator(mode="after")
+    def _one_mechanism(self) -> PrivacyTable:
+        if self.unit == "none":
+            if given := [key for key in self.later if getattr(self, key) != type(self).model_fields[key].default]:
+                keys = " and ".join(f"privacy.{key}" for key in given)
+                raise ValueError(f'{keys} would have no effect: set privacy.unit = "client", or leave it out')
+            return self
+        if not self.clip:
+            raise ValueError(
+                "privacy.clip is missing: the noise is a multiple of the norm that an update may have at most; set it "
+                "to the usual norm of an update, which the report of a run without privacy shows"
+            )
+        if not self.delta:
+            raise ValueError("privacy.delta is missing: at most 1/N for N clients, better 1/(10N)")
+        if self.noise_multiplier == "from_epsilon" and not self.epsilon:
+            raise ValueError("neither privacy.noise_multiplier nor privacy.epsilon is given: set one of them")
+        if self.noise_multiplier != "from_epsilon" and self.epsilon:
+            raise ValueError("privacy.noise_multiplier and privacy.epsilon are both given: leave one out")
+        return self
+
+
 class EvaluationTable(Table):
     later = ("metrics", "keep_local")
     arms: tuple[str, ...] = ("base", "federated", "local", "centralised")
@@ -393,6 +447,7 @@ class CheckpointTable(Table):
 class Config(Table):
     """All settings of a run."""
 
+    later = ("privacy",)
     run: RunTable = RunTable()
     model: ModelTable = ModelTable()
     lora: LoraTable = LoraTable()
@@ -405,6 +460,7 @@ class Config(Table):
     training: TrainingTable = TrainingTable()
     objective: ObjectiveTable = ObjectiveTable()
     personalization: PersonalizationTable = PersonalizationTable()
+    privacy: PrivacyTable = PrivacyTable()
     evaluation: EvaluationTable = EvaluationTable()
     checkpoints: CheckpointTable = CheckpointTable()
 

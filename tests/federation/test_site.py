@@ -32,6 +32,7 @@ from shepherd.federation.messages import (
 from shepherd.federation.policy import Own
 from shepherd.federation.site import Site
 from shepherd.federation.site_store import Folder, SiteStore, StateLost, identity_lock
+from shepherd.federation.verdicts import ADMITTED, DECLINED
 from shepherd.store import read_journal
 from shepherd.types import GlobalModel, SiteFacts, Stat
 from shepherd.updates import wire
@@ -112,6 +113,18 @@ def test_no_row_is_read_before_a_person_has_approved_the_card():
     assert asked(site, offer(card_of(seed=1))).verdict == "card-changed", "another card was not approved"
     with pytest.raises(UsageError, match="no card of a run other"):
         site.approve("other")
+
+
+def test_a_person_decides_in_another_process_and_may_change_the_decision_before_the_rows_are_read():
+    place = MemoryPlace()
+    site, elsewhere = a_site(place=place, approve="ask"), SiteStore(place)
+    assert asked(site, offer()).verdict == "approval"
+    elsewhere.decide("demo", "0" * 64, ADMITTED)
+    assert asked(site, offer()).verdict == "approval", "another card was approved"
+    elsewhere.decide("demo", CARD.digest, DECLINED)
+    assert asked(site, offer()).verdict == "declined" and site.trainer.loaded == 0
+    elsewhere.decide("demo", CARD.digest, ADMITTED)
+    assert (asked(site, offer()).verdict, site.trainer.loaded) == ("admitted", 1)
 
 
 def test_a_card_that_asks_for_what_the_policy_forbids_gets_the_code_and_no_text_and_no_row_is_read():

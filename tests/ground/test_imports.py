@@ -51,6 +51,7 @@ LIBRARIES = {
     "markupsafe": {"report"},
     "openai": {"evaluation"},
     "scipy": {"evaluation", "report", "updates"},
+    "cryptography": {"updates"},
     "dp_accounting": {"updates"},
     "pydantic": {"config", "experiment", "federation", "recipe", "registry"},
     "pydantic_core": {"config"},

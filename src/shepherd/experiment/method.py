@@ -16,6 +16,7 @@ from shepherd.clients.selection_conflicts import conflicts
 from shepherd.config import Config
 from shepherd.errors import ShepherdError, UsageError, plural
 from shepherd.experiment.named_clients import client_ranks, kept_names
+from shepherd.experiment.privacy_conflicts import check_privacy, check_private_clients
 from shepherd.server.clusters import check_clusters
 from shepherd.server.composition import control_conflicts
 from shepherd.server.method import Method
@@ -93,7 +94,9 @@ def compose(config: Config) -> Composition:
     rate_ratio = config.objective.rate_ratio or method.rate_ratio
     personal = prepare_personal(config, method)
     check_clipping(config, method, personal)
-    return Composition(method, personal, prepare_arms(config.evaluation.arms), rate_ratio)
+    arms = prepare_arms(config.evaluation.arms)
+    check_privacy(config, method, personal, arms)
+    return Composition(method, personal, arms, rate_ratio)
 
 
 def prepare_arms(names: Sequence[str]) -> tuple[Arm, ...]:
@@ -196,6 +199,7 @@ def check_clients(
     attempt(lambda: prepare_selection(config, method, clients))
     if not found:
         attempt(clusters)
+        attempt(lambda: check_private_clients(config, len(clients), prepare_selection(config, method, clients)[1]))
     attempt(lambda: kept_names(config, composition.baselines, clients, labels))
     if found:
         raise UsageError("\n".join(error.message for error in found), next((e.hint for e in found if e.hint), ""))

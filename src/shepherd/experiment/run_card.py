@@ -49,6 +49,10 @@ def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
         )
     if config.model.quantize != "none":
         problems.append(f'model.quantize = "{config.model.quantize}" is not agreed on with sites')
+    if config.privacy.unit != "none":
+        problems.append(
+            f'privacy.unit = "{config.privacy.unit}" is there for simulations only: a run over sites adds no noise'
+        )
     if problems:
         raise UsageError("\n".join(problems))
     dropped = [name for name in config.evaluation.arms if name not in ("base", "federated")]

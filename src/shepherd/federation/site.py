@@ -43,7 +43,7 @@ from shepherd.federation.policy import Own, judge
 from shepherd.federation.site_store import SiteStore, StateLost
 from shepherd.federation.site_trainer import SiteTrainer
 from shepherd.federation.task_policy import MOST_HEADER_BYTES, judge_task, smallest_batch
-from shepherd.federation.verdicts import ADMITTED, WAITING, Refused
+from shepherd.federation.verdicts import ADMITTED, Refused
 from shepherd.outcomes import code_of
 from shepherd.rng import derive
 from shepherd.types import ClientFailure, TrainTask
@@ -97,7 +97,7 @@ class Site:
         card = self._card(run) if re.fullmatch(RUN, run) else None
         if card is None:
             raise UsageError(f"no card of a run {run} was offered to {self.name}")
-        self.store.note(run, approved=card.digest)
+        self.store.decide(run, card.digest, ADMITTED)
         self.store.audit(time=self._time(), event="approved", run=run, card=card.digest)
         return card
 
@@ -155,9 +155,9 @@ class Site:
         """Read the rows, once by process and run, of a card that is allowed: "admitted", or the reason against it."""
         if self._loaded == run:
             return ADMITTED
-        verdict, ask = judge(card, self.policy, self.own), self.policy.approve == "ask"
-        if verdict == ADMITTED and ask and self.store.record(run).get("approved") != card.digest:
-            verdict = WAITING
+        verdict = judge(card, self.policy, self.own)
+        if verdict == ADMITTED and self.policy.approve == "ask":
+            verdict = self.store.decision(run, card.digest)
         if verdict != ADMITTED:
             return verdict
         self._loaded = ""  # whatever comes of it, the trainer no longer has the rows of the run before

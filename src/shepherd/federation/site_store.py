@@ -1,7 +1,8 @@
 """What a site keeps between messages, in its folder only: a record of each run, private tensors of the last rounds.
 
     runs/<run>/card.json           the run card
-    runs/<run>/run.json            its digest, approval, rows and digest as stated, last attempt
+    runs/<run>/run.json            its digest, rows and digest as stated, last attempt
+    runs/<run>/decision.json       the verdict of a person on the card; any process of the site's owner may write it
     runs/<run>/states.json         the versions of the private state: round, row, file
     runs/<run>/state-<n>.safetensors
     audit.jsonl                    every message with the verdict on it; it stays at the site
@@ -20,6 +21,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +30,7 @@ from safetensors.numpy import load
 
 from shepherd.errors import UsageError
 from shepherd.federation.cards import RUN
+from shepherd.federation.verdicts import WAITING
 from shepherd.model.arrays import to_bytes
 from shepherd.store.disk import DISK, Disk, make_folders, write_whole
 from shepherd.store.lines import append, journal_line
@@ -35,6 +38,7 @@ from shepherd.store.lock import locked, writer_of
 from shepherd.types import Tensors
 
 STATES, RECORD, CARD, AUDIT, SALT = "states.json", "run.json", "card.json", "audit.jsonl", "salt"
+DECISION = "decision.json"
 
 
 class StateLost(Exception):
@@ -146,6 +150,19 @@ class SiteStore:
     def keep_card(self, run: str, card: bytes) -> None:
         """Keep the card of a run."""
         self.place.write(self._name(run, CARD), card)
+
+    def decide(self, run: str, card: str, verdict: str) -> None:
+        """Keep the verdict of a person, ADMITTED or DECLINED, on the card with this digest."""
+        found = {"card": card, "verdict": verdict, "time": datetime.now().isoformat(timespec="seconds")}
+        self.place.write(self._name(run, DECISION), json.dumps(found, sort_keys=True).encode())
+
+    def decision(self, run: str, card: str) -> str:
+        """The verdict of a person on this card, WAITING before there is one.
+
+        Read from the file at each call: the person decides in another process than the one that holds the identity.
+        """
+        found = self._json(self._name(run, DECISION), {})
+        return str(found["verdict"]) if found.get("card") == card else WAITING
 
     def salt(self) -> bytes:
         """The site's random bytes, which make the digest of its rows a number of no meaning to others."""

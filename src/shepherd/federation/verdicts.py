@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 ADMITTED = "admitted"
 WAITING = "approval"
+DECLINED = "declined"
 
 VERDICTS: Mapping[str, str] = {
     ADMITTED: "the site takes part",
     WAITING: "a person at the site has not approved the card yet",
+    DECLINED: "a person at the site has declined the card",
     "card": "the card cannot be read",
     "card-changed": "the run had another card before",
     "version": "the site runs another version",

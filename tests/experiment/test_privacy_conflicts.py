@@ -1,0 +1,168 @@
+"""Refusals of `[privacy]`: what would void the guarantee is a sentence before anything loads."""
+
+from __future__ import annotations
+
+import pytest
+
+from console import Shell
+from shepherd.config import Config
+from shepherd.errors import UsageError
+from shepherd.experiment import privacy_conflicts
+from shepherd.experiment.method import check_clients, compose
+from shepherd.experiment.run_card import for_sites
+from shepherd.recipe import merge, resolve
+
+PRIVATE = {
+    "privacy": {"unit": "client", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3},
+    "federation": {"weights": "uniform", "on_too_few": "skip", "quarantine_after": 0, "method": "ffa_lora"},
+    "selection": {"name": "poisson"},
+    "evaluation": {"arms": ["base", "federated"]},
+}
+"""The tables of a private recipe."""
+
+
+def private(**tables) -> Config:
+    """The private recipe with other settings."""
+    return resolve(merge([("private", PRIVATE), ("test", tables)])[0])
+
+
+def refused(clients: int = 0, **tables) -> str:
+    """The sentence with which the private recipe is refused for these settings."""
+    with pytest.raises(UsageError) as error:
+        checked(clients, private(**tables))
+    return str(error.value.message)
+
+
+def checked(clients: int, config: Config) -> None:
+    """Compose a recipe and, with a number of clients, check it for them."""
+    composition = compose(config)
+    if clients:
+        check_clients(config, composition, tuple(f"c{i:03}" for i in range(clients)), {})
+
+
+def test_a_private_recipe_with_nothing_to_refuse_is_composed():
+    checked(100, private(federation={"clients_per_round": 20}))
+
+
+SUM = 'its merge needs every client\'s own factors, and a sum with noise is all that may leave; use "ffa_lora" or'
+
+
+@pytest.mark.parametrize("method", ["fedmomentum", "fedex_lora", "flora", "florist", "flexlora", "lora_fair"])
+def test_a_method_that_merges_products_is_refused(method):
+    assert refused(federation={"method": method}).startswith(
+        f'privacy.unit = "client" and federation.method = "{method}" do not fit: {SUM} "fed_sb"'
+    )
+
+
+@pytest.mark.parametrize(
+    "tables, why, instead",
+    [
+        ({"federation": {"method": "hetlora"}}, "a client's weight is computed from its update", 'use "fedit"'),
+        ({"federation": {"method": "fedrot_lora"}}, "rotation of a client's factors is computed", 'use "fedit"'),
+        ({"lora": {"r": 8, "ranks": [4, 8]}, "federation": {"method": "fedilora"}},
+         "a slot that few clients own is divided by few", "give all one rank"),
+        ({"federation": {"weights": "examples"}}, "a client's size would change its bound", 'set federation.weights = "'
+         'uniform"'),
+        ({"federation": {"on_too_few": "stop"}}, "one client's failure would change", 'federation.on_too_few = "skip"'),
+        ({"federation": {"on_too_few": "wait"}}, "one client's failure would change", 'federation.on_too_few = "skip"'),
+        ({"federation": {"over_select": 0.5}}, "one client's failure would change", "leave federation.over_select at"),
+        ({"federation": {"quarantine_after": 3}}, "one client's failure would change", "set federation.quarantine_afte"
+         "r = 0"),
+        ({"federation": {"min_updates": 2}}, "one client's failure would change", "set federation.min_updates = 1"),
+        ({"federation": {"deadline": 9.0}}, "who is late depends on the rows", "leave federation.deadline at 0"),
+        ({"federation": {"clip_update_norm": 1.0}}, "the noise is a multiple of privacy.clip", "clip_update_norm out"),
+        ({"federation": {"method": "fedit", "aggregator": "trimmed_mean"}}, "its rule takes each client's own update",
+         "leave federation.aggregator out"),
+        ({"objective": {"scaffold": True}, "federation": {"method": "fedit"}, "training": {"optimizer": "sgd",
+          "betas": [0.9, 0.999]}}, "it carries what a client learned past the noise", "set objective.scaffold = false"),
+        ({"server": {"optimizer": "fednova"}}, "it carries what a client learned past the noise", 'use server.optimi'),
+        ({"personalization": {"name": "ifca"}, "federation": {"method": "fedit"}},
+         "it carries what a client learned past the noise", 'set personalization.name = "none"'),
+    ],
+)  # fmt: skip
+def test_a_setting_that_voids_the_guarantee_is_refused(tables, why, instead):
+    said = refused(**tables)
+    assert 'privacy.unit = "client" and ' in said and why in said and instead in said
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        {"name": "uniform"},
+        {"name": "size_weighted"},
+        {"name": "everyone"},
+        {"name": "oort"},
+        {"name": "power_of_choice"},
+    ],
+)
+def test_a_draw_that_is_not_of_each_client_independently_is_refused(selection):
+    assert refused(selection=selection).endswith(
+        f'selection.name = "{selection["name"]}" do not fit: epsilon is computed for a draw of each client '
+        'independently of the others; use "poisson"'
+    )
+
+
+def test_arms_and_personal_models_without_noise_are_refused_unless_nothing_is_published():
+    arms = {"arms": ["base", "federated", "local", "centralised"]}
+    said = refused(evaluation=arms)
+    assert 'the arms "local", "centralised" do not fit: their adapters are trained without noise' in said
+    assert 'federation.method = "fedsa_lora" do not fit: the clients\' own' in refused(
+        federation={"method": "fedsa_lora"}
+    )
+    ditto = {"federation": {"method": "fedit"}, "personalization": {"name": "ditto"}}
+    assert 'personalization.name = "ditto" do not fit' in refused(**ditto)
+    compose(private(privacy={"publish_nothing": True}, evaluation=arms, **ditto))
+
+
+def test_adaptive_clipping_needs_clients_to_count():
+    adaptive = {"privacy": {"adaptive_clip": True}, "federation": {"clients_per_round": 5}}
+    said = refused(100, **adaptive)
+    assert said.startswith("privacy.adaptive_clip with 5 clients a round: counting who was clipped would need more")
+    assert "than z = 1 leaves" in said
+    adaptive["federation"]["clients_per_round"] = 11
+    checked(100, private(**adaptive))
+
+
+def test_delta_is_at_most_one_by_the_number_of_clients():
+    said = refused(100, privacy={"delta": 0.02})
+    assert said == "privacy.delta = 0.02 for 100 clients: at most 1/N, better 1/(10N); set 0.001"
+
+
+@pytest.mark.parametrize(
+    "table, said",
+    [
+        ({"unit": "none"}, 'would have no effect: set privacy.unit = "client"'),
+        ({"clip": 0.0}, "privacy.clip is missing"),
+        ({"delta": 0.0}, "privacy.delta is missing: at most 1/N for N clients"),
+        ({"noise_multiplier": "from_epsilon"}, "neither privacy.noise_multiplier nor privacy.epsilon is given"),
+        ({"epsilon": 4.0}, "privacy.noise_multiplier and privacy.epsilon are both given: leave one out"),
+        ({"delta": 1.0}, "privacy.delta: must be less than 1"),
+    ],
+)
+def test_a_table_that_is_no_mechanism_is_refused(table, said):
+    assert said in refused(privacy=table)
+
+
+def test_examples_are_not_a_unit_yet():
+    assert 'privacy.unit = "example" is not there in this version' in refused(privacy={"unit": "example"})
+
+
+def test_a_run_over_sites_adds_no_noise_and_refuses():
+    with pytest.raises(UsageError, match="a run over sites adds no noise"):
+        for_sites(private())
+
+
+@pytest.mark.parametrize("module", ["cryptography", "dp_accounting"])
+def test_a_missing_package_is_named_with_its_install_line(module, monkeypatch):
+    monkeypatch.setattr(privacy_conflicts, "find_spec", lambda name: None if name == module else name)
+    with pytest.raises(UsageError) as error:
+        compose(private())
+    assert module.replace("_", "-") in error.value.message and "[dp]" in error.value.hint
+
+
+def test_check_refuses_with_status_2_before_the_data_are_read(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings = [f"--set=privacy.{key}={value}" for key, value in PRIVATE["privacy"].items()]
+    done = Shell(capsys, monkeypatch)("check", "demo", "--data", "absent.jsonl", *settings)
+    assert done.status == 2 and 'selection.name = "uniform" do not fit' in done.err
+    assert "absent.jsonl" not in done.err
