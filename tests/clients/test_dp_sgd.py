@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from dp_sgd import Drawn, Given, trained_by_hand, trained_privately
-from shepherd.clients.example_level.sampling import drawn_rows, planned_batch, sampling_rate
+from shepherd.clients.example_level.sampling import drawn_rows, planned_batch
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.training import TrainingHost, train
 from shepherd.errors import ClientError
@@ -15,6 +15,7 @@ from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.server.methods import build_method
 from shepherd.types import ClientFailure, ClientModel, ExamplePrivacy, GlobalModel, Objective, TrainTask, Work
+from shepherd.updates.privacy.example_account import sampling_rate
 from tiny_training import base_model, distance, same_bytes, some_data, targets_of
 from view_training import MODULES, ROUNDING, adapter_of, core_view
 

@@ -40,14 +40,15 @@ from shepherd.updates.composition import Transforms, build_transforms
 class TrainingHost:
     """The resources of local training: the frozen base, a factory of adapter slots on its layers, settings and rows.
 
-    account(task, work, rows held): enters a client's steps in the privacy ledger and gives the randomness for them.
+    account(task, work, rows held): enters a client's steps in its privacy ledger and gives the randomness for them;
+    None where its budget is spent.
     """
 
     packed: PackedModel
     make_lora: Callable[[], CohortLora]
     settings: LocalTraining
     data: Mapping[ClientId, Sequence[Tokens]]
-    account: Callable[[TrainTask, Work, int], Randomness] | None = None
+    account: Callable[[TrainTask, Work, int], Randomness | None] | None = None
 
 
 def train(
@@ -204,6 +205,6 @@ def _second_adapters(
     }
     for name in metrics:
         kept = {**updates[name].private, **second_tensors(task.views[name], cohort.optimizers[name].tensors())}
-        measured = {**updates[name].metrics, "personal_loss": metrics[name]["loss"]}
+        measured = {**updates[name].metrics, "personal_loss": metrics[name]["loss"]} if task.privacy is None else {}
         found[name] = replace(updates[name], private=kept, metrics=measured)
     return found

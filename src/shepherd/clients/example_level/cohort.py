@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from shepherd.clients.example_level.gradients import ExampleGradients, noised
-from shepherd.clients.example_level.sampling import Randomness, drawn_rows, planned_batch, sampling_rate
+from shepherd.clients.example_level.sampling import Randomness, drawn_rows, planned_batch
 from shepherd.clients.local_optimizer import LocalOptimizer
 from shepherd.clients.progress import ObserveTraining, Progress, State
 from shepherd.clients.settings import LocalTraining
@@ -17,9 +17,12 @@ from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.rng import derive
 from shepherd.types import ClientFailure, ClientId, ClientModel, ExamplePrivacy, Objective, Tensors, Tokens, Work
+from shepherd.updates.privacy.example_account import sampling_rate
 
-Account = Callable[[Work, int], Randomness]
-"""(work of a client in a round, rows that it holds) -> the randomness of its steps, which are in its ledger by then."""
+Account = Callable[[Work, int], Randomness | None]
+"""(work of a client in a round, rows that it holds) -> the randomness of its steps, which are in its ledger by then.
+
+None where they would exceed the client's budget."""
 
 
 @dataclass
@@ -54,7 +57,7 @@ class ExampleCohort:
     ) -> dict[ClientId, dict[str, float]]:
         """Train the clients of `work` and return the metrics of those that did not fail: planned steps and rows.
 
-        A client whose noised gradient is not finite is added to `failures`.
+        A client whose noised gradient is not finite, or whose budget is spent, is added to `failures`.
         """
         less_memory = checkpointing(self.packed.model) if self.settings.gradient_checkpointing else nullcontext()
         with self.packed.packing(), less_memory:
@@ -68,6 +71,10 @@ class ExampleCohort:
         at_once = max(1, min(math.ceil(planned_batch(work)), self.settings.clients_at_once))
         gradients = ExampleGradients(self.packed, self.lora, optimizer, self.settings, at_once)
         randomness = self.account(work, len(self.data[work.client]))
+        if randomness is None:
+            failure = ClientFailure(work.client, round_number, "refused", "its privacy budget is spent")
+            self.failures[work.client] = failure
+            return
         with self.lora.attached():
             self._steps(work, optimizer, gradients, randomness, round_number, observe)
 

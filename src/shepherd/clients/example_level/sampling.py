@@ -13,7 +13,7 @@ class Randomness(Protocol):
     """A source of randomness for rows and noise. Never a named stream (rng.py): those repeat."""
 
     def uniform(self, count: int) -> np.ndarray:
-        """float64[count] in [0, 1)."""
+        """float64[count] between 0 and 1."""
         ...
 
     def normal(self, count: int) -> np.ndarray:
@@ -26,11 +26,7 @@ def planned_batch(work: Work) -> float:
     return work.rows / work.steps
 
 
-def sampling_rate(work: Work, held: int) -> float:
-    """q = b/n of a client that holds n = `held` rows; at most 1, where every step takes all rows."""
-    return min(1.0, planned_batch(work) / held)
-
-
 def drawn_rows(held: int, rate: float, randomness: Randomness) -> np.ndarray:
     """The positions int64[m] of the rows of one step, ascending. m varies, and may be 0."""
-    return np.flatnonzero(randomness.uniform(held) < rate)
+    drawn = randomness.uniform(held) < rate
+    return np.flatnonzero(drawn) if rate < 1 else np.arange(held)
