@@ -19,6 +19,7 @@ from shepherd.store.manifest import read_manifest
 from shepherd.types import ClientUpdate, ExamplePrivacy, TrainTask, Work
 from shepherd.updates.privacy.accountant import Rounds, epsilons
 from shepherd.updates.privacy.ledger import Ledger
+from shepherd.updates.privacy.publication import place_of
 from stopped_runs import Stop, after_round, stopped
 
 PRIVATE = (
@@ -43,7 +44,7 @@ def whole(config, tmp_path_factory):
 
 def ledgers(run: Path) -> dict[str, Ledger]:
     """The ledger of each client that has lines."""
-    clients = json.loads((run / "partition.json").read_text())["clients"]
+    clients = json.loads(place_of(run, "partition.json").read_text())["clients"]
     found = {client: open_ledger(run, client) for client in clients}
     return {client: ledger for client, ledger in found.items() if ledger.releases}
 
@@ -59,7 +60,7 @@ def adapter_bytes(run: Path) -> bytes:
 
 
 def test_each_client_has_a_line_for_each_of_its_rounds_and_the_summary_the_largest_epsilon(whole):
-    rounds = [json.loads(line) for line in (whole / "rounds.jsonl").read_text().splitlines()]
+    rounds = [json.loads(line) for line in place_of(whole, "rounds.jsonl").read_text().splitlines()]
     there = ledgers(whole)
     assert {client: [line.round for line in ledger.releases] for client, ledger in there.items()} == {
         client: [r["round"] for r in rounds if client in r["cohort"]] for r in rounds for client in r["cohort"]
@@ -72,18 +73,20 @@ def test_each_client_has_a_line_for_each_of_its_rounds_and_the_summary_the_large
     assert (said["private"], said["noise"], said["clients"]) == (True, "secret", 8)
     assert said["sampling_rate"] == [0.5, 0.5] and said["steps"][1] == most
     assert said["unit"].startswith("example") and any("repeat one another" in line for line in said["not_covered"])
-    marks = [read_manifest(folder)[0]["facts"]["examples"] for folder in sorted(whole.glob("checkpoints/*"))]
+    marks = [
+        read_manifest(folder)[0]["facts"]["examples"] for folder in sorted(place_of(whole, "checkpoints").glob("*"))
+    ]
     assert sum(mark["lines"] for mark in marks[-1].values()) == 6
 
 
 def test_nothing_that_follows_from_the_drawn_rows_is_kept(whole):
-    for line in map(json.loads, (whole / "rounds.jsonl").read_text().splitlines()):
+    for line in map(json.loads, place_of(whole, "rounds.jsonl").read_text().splitlines()):
         assert line["train_loss"] == line["tokens"] == {}
         assert set(line["examples"].values()) == {HELD} and set(line["steps"].values()) == {2}, "as planned"
-    summary = json.loads((whole / "summary.json").read_text())
+    summary = json.loads(place_of(whole, "summary.json").read_text())
     assert "trained_rows" not in summary and summary["budget"]["federated"]["target_tokens"] is None
-    assert not (whole / "evaluation/rows_seen.jsonl").exists()
-    state = json.loads(max(whole.glob("checkpoints/*/state.json")).read_text())
+    assert not [*whole.rglob("rows_seen.jsonl")]
+    state = json.loads(max(place_of(whole, "checkpoints").glob("*/state.json")).read_text())
     assert {past["loss"] for past in state["history"].values()} == {None}
 
 
@@ -126,7 +129,7 @@ def test_a_crash_after_the_lines_of_a_round_draws_anew_and_both_attempts_count(c
 def test_a_ledger_that_was_cut_or_changed_ends_the_run_also_with_force(config, tmp_path, force):
     run = stopped(config, tmp_path, after_round(1))
     client = next(iter(ledgers(run)))
-    (file,) = (path for path in run.rglob("ledger.*.jsonl") if client in path.name)
+    file = run / "private/ledgers" / f"{client}.jsonl"
     kept = file.read_text()
     for text, said in (
         ("", "has 0 of the 1 lines"),

@@ -184,9 +184,12 @@ def test_a_broken_run_leaves_the_old_page_alone(tmp_path):
     assert not list(run.glob(".*part"))
 
 
-def test_the_privacy_statement_is_written_again_when_the_settings_learn_about_privacy():
-    # The page says "none" for differential privacy and secure aggregation because no setting can turn them on.
-    assert not {"privacy", "secure_aggregation", "security"} & set(Config.model_fields)
+def test_a_run_without_privacy_has_no_guarantee_on_its_page(tmp_path):
+    text = page(write_run(tmp_path / "run")).text
+    assert "This run neither adds noise to updates nor hides them from the server." in text
+    assert "ε" not in text
+    # Secure aggregation is "none" on every page because no setting can turn it on.
+    assert not {"secure_aggregation", "secure", "security"} & set(Config.model_fields)
 
 
 def test_the_report_needs_neither_torch_nor_numpy():

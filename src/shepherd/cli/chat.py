@@ -22,6 +22,7 @@ from shepherd.errors import ResourceError, did_you_mean
 from shepherd.serving.chat import Conversation, Emit, Sampling, load_voices
 from shepherd.serving.tuned import named
 from shepherd.store.adapters import ArmName
+from shepherd.updates.privacy.publication import place_of
 
 COMMANDS = ("/better", "/help", "/quit", "/reset", "/system")
 HELP = """  /reset         forgets the conversation
@@ -29,7 +30,7 @@ HELP = """  /reset         forgets the conversation
   /better a|b    records which of two models answered better, the first or the second; or tie
   /quit          ends
 A question that begins with / gets a space before it."""
-VOTES = Path("judge", "votes.jsonl")
+VOTES = "judge/votes.jsonl"
 TWO_COLUMNS = 96  # from this width of the terminal on, two answers stand side by side
 
 # A terminal sequence, or a line end, of which the rest may still come.
@@ -124,11 +125,12 @@ def _vote(run_dir: Path, conversation: Conversation, verdict: str) -> str:
     )
     hashes = Shown(answers[0]).hash, Shown(answers[1]).hash
     label = Label(turns[0][-1], one.name, other.name, VERDICTS[verdict], hashes)
+    file = place_of(run_dir, VOTES)
     try:
-        append_vote(run_dir / VOTES, label, turns[0], conversation.system)
+        append_vote(file, label, turns[0], conversation.system)
     except ResourceError as error:
         return f"not recorded: {error.message}"
-    return f"recorded in {run_dir / VOTES}"
+    return f"recorded in {file}"
 
 
 class Screen:

@@ -12,6 +12,7 @@ from shepherd.cli.judge_calls import Setup, confirm, make, setup
 from shepherd.cli.judge_pairs import pairs_of
 from shepherd.cli.settings import find_run
 from shepherd.errors import DataError, EvaluationError, NetworkError, UsageError, plural
+from shepherd.updates.privacy.publication import place_of
 
 if TYPE_CHECKING:
     from shepherd.evaluation.judge.calls.calibration import Labels
@@ -44,7 +45,7 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
     runs = list({run.resolve(): run for run in reversed([find_run(name) for name in names])}.values())[::-1]
     if len(runs) < len(names):
         output.note(f"a run that is named twice is judged once: {', '.join(map(str, runs))}")
-    folder = given["out"].parent if given["out"] else (runs[0] if runs else Path()) / "judge"
+    folder = given["out"].parent if given["out"] else place_of(runs[0] if runs else Path(), "judge")
     set_up = setup(folder, given)
     questions = asked(given["questions"])
     pairs, lines = pairs_of(runs, given["pairs"], questions)

@@ -13,6 +13,7 @@ import click
 
 from shepherd.cli import output
 from shepherd.errors import DataError, ResourceError, UsageError
+from shepherd.updates.privacy.publication import PRIVATE, place_of
 
 if TYPE_CHECKING:
     from shepherd.evaluation.judge.replay import Recording
@@ -79,12 +80,13 @@ def _run_of(out: Path | None) -> Path | None:
     if out is None or out.parts[-2:] != ("judge", "judge.json"):
         return None
     run = out.parent.parent
+    run = run.parent if run.name == PRIVATE else run
     return run if (run / "config.toml").is_file() else None
 
 
 def _votes(run: Path | None, named: Sequence[Path]) -> list[Path]:
     """The votes of `/better` in chats with a run, where they are not named already."""
-    votes = None if run is None else run / "judge" / "votes.jsonl"
+    votes = None if run is None else place_of(run, "judge/votes.jsonl")
     return [votes] if votes and votes.is_file() and votes.resolve() not in {one.resolve() for one in named} else []
 
 

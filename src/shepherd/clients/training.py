@@ -202,6 +202,7 @@ def _second_adapters(
     found: dict[ClientId, ClientUpdate | ClientFailure] = {
         name: replace(failure, detail=f"of its second adapter {failure.detail}")
         for name, failure in cohort.failures.items()
+        if task.privacy is None  # else a training without noise would decide what leaves
     }
     for name in metrics:
         kept = {**updates[name].private, **second_tensors(task.views[name], cohort.optimizers[name].tensors())}

@@ -21,6 +21,7 @@ from shepherd.errors import DataError
 from shepherd.evaluation.ratios import ratio
 from shepherd.model.arrays import from_file, to_bytes
 from shepherd.types import ClientId, Stat
+from shepherd.updates.privacy.publication import place_of
 
 LOSSES = "evaluation/losses.safetensors"
 """The file in a run directory."""
@@ -123,7 +124,7 @@ def losses_bytes(losses: HeldOutLosses) -> bytes:
 
 def read_losses(run_dir: Path | str) -> HeldOutLosses:
     """The losses of all models of a finished run. Raises DataError where it has none, or where they are damaged."""
-    file = Path(run_dir) / LOSSES
+    file = place_of(Path(run_dir), LOSSES)
     if not file.is_file():
         raise DataError(
             f"{run_dir} has no {LOSSES}: it did not get to its end, or is of a version that did not write it",

@@ -31,6 +31,7 @@ from shepherd.serving.answering_models import BASE, SharedBase, run_model
 from shepherd.store.adapters import FEDERATED, ArmName, KeptAdapter, find_adapter, kept_adapters
 from shepherd.store.disk import DISK, make_folders
 from shepherd.store.lines import append
+from shepherd.updates.privacy.publication import place_of
 
 FOLDER = "answers"
 """The folder of a run that holds answers, and the default place of those of other models."""
@@ -255,4 +256,4 @@ def _kept(run: Path, kept: KeptAdapter) -> Asked:
 
 
 def _of_run(arm: ArmName, name: str, file: str) -> Asked:
-    return Asked(name, arm.run / FOLDER, file, lambda shared: run_model(arm, shared), arm.run)
+    return Asked(name, place_of(arm.run, FOLDER), file, lambda shared: run_model(arm, shared), arm.run)

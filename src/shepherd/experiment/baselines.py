@@ -25,6 +25,7 @@ from shepherd.experiment.session import Session
 from shepherd.experiment.trainer import Trainer
 from shepherd.model.lora import CohortLora
 from shepherd.types import Adapter, ClientFailure, ClientId, ClientModel, Objective, Tokens, Work
+from shepherd.updates.privacy.publication import place_of
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def train_baselines(inputs: Inputs, session: Session) -> tuple[dict[str, Trained
 
 def folder_of(name: str, run_dir: Path) -> Path:
     """Where a baseline is kept once it is trained."""
-    return run_dir / "arms" / name
+    return place_of(run_dir, f"arms/{name}")
 
 
 def _kept_or_trained(arm: Arm, train: Callable[[], TrainedArm], inputs: Inputs, session: Session) -> TrainedArm:

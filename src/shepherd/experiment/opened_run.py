@@ -11,6 +11,7 @@ from shepherd.store import open_run as folder_of
 from shepherd.store import read_json
 from shepherd.store.adapters import kept_adapters
 from shepherd.store.records import read_rounds
+from shepherd.updates.privacy.publication import place_of
 
 if TYPE_CHECKING:
     from shepherd.evaluation.row_losses import HeldOutLosses
@@ -32,7 +33,7 @@ class Run:
     @property
     def metrics(self) -> Mapping[str, Any]:
         """What evaluation/metrics.json holds: the losses and scores of every arm, and their differences."""
-        return read_json(self.path / "evaluation" / "metrics.json")
+        return read_json(place_of(self.path, "evaluation/metrics.json"))
 
     def rounds(self) -> list[Mapping[str, Any]]:
         """The record of each round, as rounds.jsonl has it: cohort, weights, losses, bytes, seconds.
@@ -68,7 +69,7 @@ def open_run(path: Path | str | Run) -> Run:
     if isinstance(path, Run):
         return path
     folder = folder_of(path, "summary.json")
-    return Run(folder, read_json(folder / "summary.json"))
+    return Run(folder, read_json(place_of(folder, "summary.json")))
 
 
 def load_tuned(run: Run | Path | str, *, round: int | None = None, dtype: str = "", device: str = "") -> Tuned:

@@ -45,7 +45,7 @@ def privacy_conflicts(
     )
     for setting, why, instead in found:
         yield f"{unit} and {setting} do not fit: {why}; {instead}"
-    yield from _without_noise(config, personal, method, arms)
+    yield from _without_noise(config, arms)
 
 
 def _of_the_method(config: Config, method: Method) -> Iterator[tuple[str, str, str]]:
@@ -109,8 +109,8 @@ def _past_the_noise(config: Config, method: Method, personal: Personalization) -
         yield f'personalization.name = "{personal.name}"', why, 'set personalization.name = "none"'
 
 
-def _without_noise(config: Config, personal: Personalization, method: Method, arms: tuple[Arm, ...]) -> Iterator[str]:
-    """What would be trained without noise and kept in the run directory."""
+def _without_noise(config: Config, arms: tuple[Arm, ...]) -> Iterator[str]:
+    """Arms that would be trained without noise. Personal models stay with their clients, and in a run in private/."""
     if config.privacy.publish_nothing:
         return
     trained = [f'"{arm.name}"' for arm in arms if arm.train]
@@ -119,17 +119,6 @@ def _without_noise(config: Config, personal: Personalization, method: Method, ar
         yield (
             f'privacy.unit = "{config.privacy.unit}" and the arms {", ".join(trained)} do not fit: their adapters are '
             f"trained without noise in the folder you publish; leave them out of evaluation.arms, {instead}"
-        )
-    own = (
-        f'personalization.name = "{personal.name}"'
-        if personal.name != "none"
-        else f'federation.method = "{method.name}"'
-    )
-    kept = config.privacy.unit == "client" and method.pieces.personal  # parts that stay are trained with noise on rows
-    if not personal.clusters and (personal.name != "none" or kept):
-        yield (
-            f'privacy.unit = "{config.privacy.unit}" and {own} do not fit: the clients\' own models are trained '
-            f"without noise in the folder you publish; leave it out, {instead}"
         )
 
 

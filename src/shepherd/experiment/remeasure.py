@@ -17,6 +17,7 @@ from shepherd.rng import stream
 from shepherd.serving.tuned import load_tuned, named
 from shepherd.store import read_json
 from shepherd.store.adapters import ArmName
+from shepherd.updates.privacy.publication import place_of
 
 
 def evaluate_run(run_dir: ArmName | Path | str, round_number: int | None = None) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def same_rows(run: Path, config: Config, tokenizer: Any, tokenizer_digest: str) 
     """The rows of a run, read again from where its recipe says. Raises EvaluationError where data, held-out rows or
     tokenizer are not those of the run."""
     data, _ = prepare_rows(config, tokenizer)
-    divided, made_with = (read_json(run / name) for name in ("partition.json", FILE))
+    divided, made_with = (read_json(place_of(run, name)) for name in ("partition.json", FILE))
     apart = config.data.held_out_source or config.data.source
     for what, then, now, source in (
         ("held-out rows are not those", made_with.get("held_out"), held_out_digest(data), apart),

@@ -14,6 +14,7 @@ import torch
 from shepherd._version import __version__
 from shepherd.data.partition import partition_document
 from shepherd.errors import DataError, UsageError
+from shepherd.experiment.audit_canaries import CANARIES, canaries_bytes
 from shepherd.experiment.identity import FILE, differences, identity
 from shepherd.experiment.inputs import Inputs
 from shepherd.model.base import Base
@@ -21,6 +22,7 @@ from shepherd.recipe import to_toml
 from shepherd.store import RunDirectory, read_journal, read_json
 from shepherd.store.state import load_state
 from shepherd.types import ServerState
+from shepherd.updates.privacy.publication import place_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ def begin_or_resume(
         store.write_json("partition.json", partition_document(partition, list(inputs.data.examples.values())))
         store.write_json("env.json", _environment(inputs.base))
         store.write_text("config.toml", to_toml(inputs.resolved))
+        if inputs.data.canaries:
+            store.write_private(CANARIES, canaries_bytes(inputs.data.canaries))
         store.journal("started", model=inputs.base.digest, data=inputs.data.dataset.digest)
 
     return begin_or_go_on(store, now, inputs.start, write, force)
@@ -64,12 +68,14 @@ def begin_or_go_on(
     store: RunDirectory, now: Mapping[str, Any], start: ServerState, write: Callable[[], None], force: bool = False
 ) -> Beginning:
     """The same, given the identity that the run has `now`, and what writes the other files of a new one."""
+    if now["config"].get("privacy", {}).get("unit", "none") != "none":
+        store.withhold()
     if not (store.path / FILE).exists():
         run_id = secrets.token_hex(16)  # not from the seed: two runs of one recipe are two
         write()
         store.write_json(FILE, {"run": run_id, **now})  # last: with it, the run can be resumed
         return Beginning(run_id, start)
-    then = read_json(store.path / FILE)
+    then = read_json(place_of(store.path, FILE))
     forced = differences(then, now)
     if forced and not force:
         listed = "\n".join(f"  {line}" for line in forced)
@@ -94,7 +100,7 @@ def begin_or_go_on(
 def resumptions(run_dir: Path) -> dict[str, list[str]]:
     """The journal's entries on every time that the run was resumed: what it was forced over, and what was found
     damaged, each with the round after which it went on."""
-    resumed = [row for row in read_journal(run_dir / "journal.jsonl").rows if row["what"] == "resumed"]
+    resumed = [row for row in read_journal(place_of(run_dir, "journal.jsonl")).rows if row["what"] == "resumed"]
     return {
         kind: [f"after round {row['round']}: {line}" for row in resumed for line in row[kind]]
         for kind in ("forced", "found")

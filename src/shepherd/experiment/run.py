@@ -13,6 +13,7 @@ from shepherd.experiment.checks import Checked, check_workers, look_first
 from shepherd.experiment.events import Emit, Event
 from shepherd.experiment.opened_run import Run
 from shepherd.store import RunDirectory, open_run, read_json
+from shepherd.updates.privacy.publication import place_of
 
 if TYPE_CHECKING:
     from shepherd.config import Config
@@ -87,7 +88,7 @@ def resume(
         return carry_out(checked, folder, lambda: store, emit, force, engine, base_losses)
     if not (folder / "report.html").exists():
         write_report(store)
-    return Run(folder, read_json(folder / "summary.json"))
+    return Run(folder, read_json(place_of(folder, "summary.json")))
 
 
 def _fetching(emit: Emit) -> Callable[[str], None]:

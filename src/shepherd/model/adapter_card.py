@@ -28,14 +28,18 @@ def adapter_card(
     base_licence: str,
     data: str,
     data_licence: str,
-    rows: int,
+    rows: int | None,
     clients: int,
     rounds: int,
     loss_before: float,
     loss_after: float,
     version: str,
+    privacy: str = "",
 ) -> str:
-    """Markdown with the front matter that model hubs read. Losses are held-out, in nats per target token."""
+    """Markdown with the front matter that model hubs read. Losses are held-out, in nats per target token.
+
+    rows: of all clients, None where that is withheld. privacy: the guarantee of the run in a sentence, or "".
+    """
     targets = sorted({name.rsplit(".", 1)[-1] for name in adapter.factors})
     rank_stabilised = ", rank-stabilised" if adapter.rslora else ""
     return f"""---
@@ -50,11 +54,11 @@ tags: [lora, federated-learning, instruction-tuning, shepherd]
 |---|---|
 | base model | {base_named(base)} |
 | base model's licence | {plain(base_licence)} |
-| data | {plain(data)}, {rows} training rows that stayed with their clients |
+| data | {plain(data)}, {"training" if rows is None else f"{rows} training"} rows that stayed with their clients |
 | data's licence | {plain(data_licence)} |
 | adapter | r = {adapter.r}, alpha = {adapter.alpha:g}{rank_stabilised}, on {", ".join(targets)} |
 | base digest | `{adapter.base_digest}` |
-| held-out loss | {loss_before:.4f} before, {loss_after:.4f} after (nats per token) |
+| held-out loss | {loss_before:.4f} before, {loss_after:.4f} after (nats per token) |{private_row(privacy)}
 | made with | Shepherd {version}, federated instruction tuning (Zhang et al., 2023) |
 
 ```python
@@ -65,6 +69,11 @@ model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
 {elsewhere(base)}
 The licences of the base model and of the data apply to what is made with this adapter.
 """
+
+
+def private_row(privacy: str) -> str:
+    """The row of a card's table that states the guarantee; "" without one."""
+    return f"\n| privacy | {plain(privacy)} |" if privacy else ""
 
 
 def base_named(base: str) -> str:

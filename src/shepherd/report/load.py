@@ -15,18 +15,10 @@ from typing import Any
 
 from shepherd.arms import registered
 from shepherd.errors import DataError
+from shepherd.report import audit_contents
 from shepherd.report.judge import contents
+from shepherd.report.shapes import AGAIN, ANY_CLIENT, CLIENT, check, with_labels
 
-# Shapes: a type or types, a mapping of known keys ("*" is any other key), or a list with the shape of its items.
-# A key ending in "?" may be null. Absent keys are allowed; numbers are checked where they are used. A client's id is
-# a `Client`, and "@" any key that is one: reports show the client's label instead.
-
-
-class Client(str):
-    """Mark of a text in a shape that is a client's id, or "local:" and an id."""
-
-
-CLIENT, ANY_CLIENT = Client("client"), "@"
 _ARM = {
     "per_category?": {"*": {"*": object}},
     "per_client?": {ANY_CLIENT: {"*": object}},
@@ -84,6 +76,7 @@ _ROUND = {
     "clipped?": int,
     "diagnostics?": {"increment_norm?": {ANY_CLIENT: object}},
 }
+_RELEASED = {**_ROUND, "cohort?": [CLIENT]}
 _PARTITION = {
     "clients": {ANY_CLIENT: [str]},
     "labels?": {"*": str},
@@ -99,11 +92,8 @@ _BENCHMARK = {
     "differences?": [{"metric": str, **_DIFFERENCE}],
 }
 _LEFT_OUT = {"what": str, "reason": str, "groups": [[str]]}
-_GENERATION = {
-    "prompt": [{"role": str, "content": str}],
-    "answers": {"*": (str, type(None))},
-    "finish_reason?": {"*": str},
-}
+_TURNS = [{"role": str, "content": str}]
+_GENERATION = {"prompt": _TURNS, "answers": {"*": (str, type(None))}, "finish_reason?": {"*": str}}
 
 
 @dataclass(frozen=True)
@@ -112,10 +102,10 @@ class RunRecord:
 
     `state` is "finished", or "unfinished" while there is no summary.json.
 
-    config: the resolved settings by table; config_text: config.toml as written. rounds: one mapping per committed
-    round, in order. left_out: rows that were refused, changed, or found by the audit. benchmarks: the record of each
-    task. judge: the contents of judge/judge.json. metrics, summary and partition are empty, rounds, generations,
-    left_out and benchmarks are (), where the run has none. notes: sentences about files that were read only in part.
+    config: the settings by table; config_text: config.toml as written. rounds: one mapping per committed round, in
+    order. left_out: rows refused, changed, or found by the audit of the data. benchmarks: the record of each task.
+    judge, audit: judge/judge.json and audit.json. Each is empty where the run has none. notes: sentences about files
+    that were read only in part.
     """
 
     path: Path
@@ -133,6 +123,7 @@ class RunRecord:
     identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     judge: Mapping[str, Any] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -157,17 +148,19 @@ def load_run(path: str | Path) -> RunRecord:
     try:
         config = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path / 'config.toml'} is not valid TOML: {error}", hint=_AGAIN) from None
-    _check(config, {"*": {"*": object}}, path / "config.toml")
+        raise DataError(f"{path / 'config.toml'} is not valid TOML: {error}", hint=AGAIN) from None
+    check(config, {"*": {"*": object}}, path / "config.toml")
     finished = (path / "summary.json").exists()
     federated = "federated" in config.get("evaluation", {}).get("arms", ("federated",))
     notes: list[str] = []
     summary = _json(path / "summary.json", _SUMMARY, needed=finished)
-    partition = _json(path / "partition.json", _PARTITION, needed=finished and not summary.get("sites"))
+    private = config.get("privacy", {}).get("unit", "none") != "none"  # then only what is released is read
+    divided = finished and not private and not summary.get("sites")
+    partition = _json(path / "partition.json", _PARTITION, needed=divided)
     labels = partition.get("labels") or {}
 
     def named(value: Any, shape: Any) -> Any:
-        return _named(value, shape, labels) if labels else value
+        return with_labels(value, shape, labels) if labels else value
 
     return RunRecord(
         path=path,
@@ -178,7 +171,13 @@ def load_run(path: str | Path) -> RunRecord:
         metrics=named(_json(path / "evaluation" / "metrics.json", _METRICS, needed=finished), _METRICS),
         rounds=tuple(
             named(line, _ROUND)
-            for line in _lines(path / "rounds.jsonl", _ROUND, finished and federated, notes, torn=not finished)
+            for line in _lines(
+                path / "rounds.jsonl",
+                _RELEASED if private else _ROUND,
+                finished and federated,
+                notes,
+                torn=not finished,
+            )
         ),
         partition=named(partition, _PARTITION),
         generations=_lines(path / "evaluation" / "generations.jsonl", _GENERATION, False, notes, torn=not finished),
@@ -188,6 +187,7 @@ def load_run(path: str | Path) -> RunRecord:
         identity=_json(path / "identity.json", {"held_out?": str}, needed=False),
         notes=tuple(notes),
         judge=judged(path / "judge" / "judge.json"),
+        audit=named(_json(path / "audit.json", audit_contents.SHAPE, needed=False), audit_contents.SHAPE),
     )
 
 
@@ -199,16 +199,13 @@ def judged(file: Path) -> dict[str, Any]:
     return contents.completed(found) if found else {}
 
 
-_AGAIN = "restore the file from a copy, or repeat the run"
-
-
 def _read(file: Path, hint: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{file} is missing", hint=hint) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text: {error}", hint=_AGAIN) from None
+        raise DataError(f"{file} is not UTF-8 text: {error}", hint=AGAIN) from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}", hint="check the path and its permissions") from None
 
@@ -217,10 +214,10 @@ def _json(file: Path, shape: Any, needed: bool) -> dict[str, Any]:
     if not needed and not file.exists():
         return {}
     try:
-        value = json.loads(_read(file, f"the run has ended but this file is gone; {_AGAIN}"))
+        value = json.loads(_read(file, f"the run has ended but this file is gone; {AGAIN}"))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{file} is not valid JSON: {error}", hint=_AGAIN) from None
-    _check(value, shape, file)
+        raise DataError(f"{file} is not valid JSON: {error}", hint=AGAIN) from None
+    check(value, shape, file)
     return value
 
 
@@ -228,7 +225,7 @@ def _lines(file: Path, shape: Any, needed: bool, notes: list[str], torn: bool) -
     """Read JSON lines. With `torn`, a last line that does not parse is being written: it is left out, with a note."""
     if not needed and not file.exists():
         return ()
-    text = _read(file, f"the run has ended but this file is gone; {_AGAIN}")
+    text = _read(file, f"the run has ended but this file is gone; {AGAIN}")
     records = []
     # Not splitlines(): JSON texts may hold U+2028 and its kin unescaped.
     lines = text.split("\n")
@@ -241,60 +238,7 @@ def _lines(file: Path, shape: Any, needed: bool, notes: list[str], torn: bool) -
             if torn and position == len(lines):
                 notes.append(f"The last line of {file.name} is incomplete and is left out.")
                 continue
-            raise DataError(f"{file}, line {position} is not valid JSON: {error}", hint=_AGAIN) from None
-        _check(record, shape, file, f"line {position}")
+            raise DataError(f"{file}, line {position} is not valid JSON: {error}", hint=AGAIN) from None
+        check(record, shape, file, f"line {position}")
         records.append(record)
     return tuple(records)
-
-
-def _named(value: Any, shape: Any, labels: Mapping[str, str]) -> Any:
-    """`value`, which has `shape`, with each client's label in place of its id."""
-    if isinstance(shape, Client):
-        local = "local:" if value.startswith("local:") else ""
-        client = value.removeprefix(local)
-        return local + labels.get(client, client) if local or value in labels else value
-    if value is None or not isinstance(shape, (list, dict)):
-        return value
-    if isinstance(shape, list):
-        return [_named(item, shape[0], labels) for item in value]
-    known = _known(shape)
-    named = {}
-    for key, item in value.items():
-        client = key not in known and ANY_CLIENT in shape
-        inner, _ = known.get(key, _other(shape))
-        named[labels.get(key, key) if client else key] = _named(item, inner, labels)
-    return named
-
-
-def _known(shape: Mapping[str, Any]) -> dict[str, tuple[Any, bool]]:
-    """{key that a table names: (its shape, whether it may be null)}."""
-    return {key.rstrip("?"): (inner, key.endswith("?")) for key, inner in shape.items() if key not in ("*", ANY_CLIENT)}
-
-
-def _other(shape: Mapping[str, Any]) -> tuple[Any, bool]:
-    """The shape of a key that a table does not name."""
-    return shape.get(ANY_CLIENT, shape.get("*", object)), False
-
-
-_KINDS = {list: "a list", dict: "a table", str: "a text", int: "a whole number"}
-
-
-def _check(value: Any, shape: Any, file: Path, place: str = "") -> None:
-    """Raise DataError where `value` does not have `shape`, naming the place as `a.b.0`."""
-    kind: Any = str if isinstance(shape, Client) else type(shape) if isinstance(shape, (list, dict)) else shape
-    where = f" at {place}" if place else ""
-    if not isinstance(value, kind):
-        wanted = "another type" if isinstance(kind, tuple) else _KINDS.get(kind, "another type")
-        raise DataError(f"{file}{where}: expected {wanted}, found {type(value).__name__}", hint=_AGAIN)
-    if isinstance(shape, list):
-        for position, item in enumerate(value):
-            _check(item, shape[0], file, f"{place}.{position}".lstrip("."))
-    elif isinstance(shape, dict):
-        known = _known(shape)
-        for key, (_, optional) in known.items():
-            if key not in value and not optional:
-                raise DataError(f"{file}{where}: the key {key!r} is missing", hint=_AGAIN)
-        for key, item in value.items():
-            inner, optional = known.get(key, _other(shape))
-            if not (item is None and optional):
-                _check(item, inner, file, f"{place}.{key}".lstrip("."))

@@ -8,43 +8,32 @@ of the run's own model.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shepherd.data.prompts import Rendered, Template
-from shepherd.data.tokenize import encode
-from shepherd.data.values import Refusal
-from shepherd.errors import DataError, EvaluationError, ModelError, ResourceError, UsageError, did_you_mean
+from shepherd.errors import EvaluationError, ModelError, ResourceError, UsageError, did_you_mean
 from shepherd.model.adapter import CONFIG, WEIGHTS, digest, load_adapter, named_base, rename_base
 from shepherd.model.digest import model_digest
 from shepherd.model.fetch import resolve
 from shepherd.model.quiet import quiet_transformers
 from shepherd.recipe import load as load_config
 from shepherd.report.wording import size
-from shepherd.serving.merged_card import merged_card
+from shepherd.serving.conversations import conversations_of
+from shepherd.serving.merged_card import model_card
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import MANIFEST, commit_folder, open_run, read_json
 from shepherd.store.adapters import FEDERATED, ArmName, KeptAdapter, arm_name, find_adapter
-from shepherd.types import Message
+from shepherd.store.site_folder import site_place
 
 FORMS = ("peft", "merged")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CONVERSATIONS, TOKENS = 4, 128  # whose logits are compared: so many, at most so many tokens of each
 TOLERANCE = 1e-4  # times 1 + the largest logit; float32 sums in another order stay well below
-
-FIXED = (
-    ("What is the capital of France?", "The capital of France is Paris."),
-    ("Name three colours.", "Red, blue and green."),
-    ("Write a short sentence about sheep.", "The sheep graze on the hill."),
-)
 
 
 @dataclass(frozen=True)
@@ -108,7 +97,8 @@ def export(
             f"{wanted} is a checkpoint, and adapters are exported as they are at the end of a run",
             hint="in Python, shepherd.load_tuned of it gives a peft model: .peft()",
         )
-    folder, target = open_run(wanted.run, needs="summary.json"), _free(out)
+    at_site = site_place(wanted.run) is not None
+    folder, target = open_run(wanted.run, needs="config.toml" if at_site else "summary.json"), _free(out)
     kept = find_adapter(wanted)
     if to == "merged":
         _refuse_quantised(folder)
@@ -116,12 +106,12 @@ def export(
     try:
         with commit_folder(target) as pending:
             if to == "peft":
-                _copy(kept, ours, pending)
+                _copy(kept, ours, pending, whole=not at_site)
                 _name_base(pending, base or ours.public_name)
                 expected, got = ours.logits, _logits(_with_adapter(ours.base, pending), ours.conversations)
             else:
                 expected = _write_merged(ours, kept.folder, pending, DTYPES[dtype])
-                card = merged_card(read_json(folder / "summary.json"), dtype, kept, digest(load_adapter(kept.folder)))
+                card = model_card(folder, dtype, kept, digest(load_adapter(kept.folder)))
                 (pending / "README.md").write_text(card, encoding="utf-8")
                 got = _logits(_load(pending), ours.conversations)
             difference = _check(got, expected, "the exported files give")
@@ -158,9 +148,9 @@ def _refuse_quantised(folder: Path) -> None:
         )
 
 
-def _copy(kept: KeptAdapter, ours: _Reference, pending: Path) -> None:
-    """The adapter folder as it is; of another arm the adapter, with the tokenizer that the run's own folder has."""
-    if kept.arm == FEDERATED:
+def _copy(kept: KeptAdapter, ours: _Reference, pending: Path, whole: bool) -> None:
+    """The adapter folder as it is; of another arm, and where it is not `whole`, the adapter with the tokenizer."""
+    if kept.arm == FEDERATED and whole:
         shutil.copytree(kept.folder, pending, dirs_exist_ok=True)
         return
     for name in (CONFIG, WEIGHTS):
@@ -185,50 +175,15 @@ def _as_named(base: str, digest: str) -> str:
     return f"{base} is the base of the run" if same else f"warning: {base} is not the base that the run tuned"
 
 
-# What is compared
-
-
 def _reference(wanted: ArmName) -> _Reference:
     """On the CPU in float32, whatever the run computed in: what is compared are files, not ways to round."""
     tuned = load_tuned(wanted, device="cpu", dtype="float32", quantize="none")
-    conversations = _conversations(wanted.run, tuned.template, tuned.base.tokenizer)
+    conversations = conversations_of(wanted.run, tuned.template, tuned.base.tokenizer)
     logits = tuple(tuned.logits(ids) for ids in conversations)
     found = tuned.base
     return _Reference(
         found.path, found.public_name, found.digest, found.licence, found.tokenizer, conversations, logits
     )
-
-
-def _conversations(folder: Path, template: Template, tokenizer: Any) -> tuple[tuple[int, ...], ...]:
-    """Held-out rows that the run answered, or fixed questions when it answered none, as token ids."""
-    path = folder / "evaluation" / "generations.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    try:
-        answered = [_conversation(record) for record in map(json.loads, lines[:CONVERSATIONS])]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read: {error!r}", hint="run `shepherd run` again") from None
-    fixed = [([Message("user", question), Message("assistant", answer)], "") for question, answer in FIXED]
-    texts = [([Message("text", answer)], "") for _, answer in FIXED]  # no template refuses these
-    shown = next(filter(None, (_shown(conversations, template) for conversations in (answered, fixed, texts))))
-    encoded = encode(shown, tokenizer)
-    return tuple(tuple(ids[:TOKENS].tolist()) for ids, _ in encoded)
-
-
-def _shown(conversations: Sequence[tuple[list[Message], str]], template: Template) -> list[Rendered]:
-    """Those of the conversations (messages, tools) that the template shows."""
-    rendered = []
-    for messages, tools in conversations:
-        with contextlib.suppress(Refusal):
-            rendered.append(template.render(messages, "", tools))
-    return rendered
-
-
-def _conversation(record: Mapping[str, Any]) -> tuple[list[Message], str]:
-    """(messages, tools) of a line of generations.jsonl, its reference for the answer."""
-    asked = [
-        Message(m["role"], m["content"], True, m.get("reasoning", ""), m.get("extra", "")) for m in record["prompt"]
-    ]
-    return [*asked, Message("assistant", record["reference"])], record.get("tools", "")
 
 
 @torch.no_grad()

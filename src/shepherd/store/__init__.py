@@ -11,8 +11,9 @@ from shepherd.store.folders import commit_folder
 from shepherd.store.lines import Journal, read_journal
 from shepherd.store.lock import Writer, writer_of
 from shepherd.store.manifest import MANIFEST, check_sealed
+from shepherd.store.reading import open_run, read_json
 from shepherd.store.rounds import Checkpoint, Found, Rejected, Rounds, checkpoint_name
-from shepherd.store.run import Recovered, RunDirectory, open_run, read_json
+from shepherd.store.run import Recovered, RunDirectory
 
 __all__ = [
     "MANIFEST", "Checkpoint", "Disk", "Found", "Journal", "Recovered", "Rejected", "Rounds", "RunDirectory", "Writer",

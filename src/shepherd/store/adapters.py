@@ -4,6 +4,7 @@
     RUN@3                  the global adapter after round 3, while its checkpoint is kept
     RUN:centralised        an arm of one model
     RUN:local/NAME         a client that trained alone, by its id or by its name in the data
+    SITE:own               the model that a site made of its own, in its folder (`store.site_folder`)
 
 RUN is a path. A directory whose own name looks like one of these is that directory.
 """
@@ -21,9 +22,11 @@ from typing import Any, NamedTuple, NoReturn
 
 from shepherd.errors import ModelError, UsageError, did_you_mean
 from shepherd.store.manifest import MANIFEST, check_sealed
+from shepherd.store.reading import open_run, read_json
 from shepherd.store.rounds import Rounds, checkpoint_name
-from shepherd.store.run import open_run, read_json
+from shepherd.store.site_folder import OWN, OWN_FOLDER, site_place
 from shepherd.types import ClientId, client_id
+from shepherd.updates.privacy.publication import place_of
 
 FEDERATED = "federated"
 _CONFIG = "adapter_config.json"
@@ -96,6 +99,7 @@ def kept_adapters(run_dir: Path | str) -> tuple[KeptAdapter, ...]:
     run = Path(run_dir)
     labels = _labels(run)
     found = [KeptAdapter(run / "adapter")] if (run / "adapter" / _CONFIG).is_file() else []
+    found += [KeptAdapter(run / OWN_FOLDER, OWN)] if site_place(run) and (run / OWN_FOLDER / _CONFIG).is_file() else []
     arms = _trained(run)
     found += [KeptAdapter(path, path.name) for path in arms if (path / _CONFIG).is_file()]
     found += [
@@ -103,7 +107,7 @@ def kept_adapters(run_dir: Path | str) -> tuple[KeptAdapter, ...]:
         for path in arms
         for own in sorted((path / "adapters").glob(f"*/{_CONFIG}"))
     ]
-    rounds = Rounds(run / "checkpoints")
+    rounds = Rounds(place_of(run, "checkpoints"))
     return (*found, *(KeptAdapter(rounds.folder / checkpoint_name(n), round=n) for n in rounds.numbers()))
 
 
@@ -117,6 +121,10 @@ def find_adapter(name: ArmName | str | Path) -> KeptAdapter:
     run = open_run(wanted.run)
     if wanted.round is not None:
         return KeptAdapter(_round(run, wanted.round), round=wanted.round)
+    if wanted.arm == OWN and site_place(run):
+        if (run / OWN_FOLDER / _CONFIG).is_file():
+            return KeptAdapter(run / OWN_FOLDER, OWN)
+        raise UsageError(f"{wanted}: the run makes no model of a single site", hint=f"{run}:{FEDERATED}")
     if wanted.arm == FEDERATED:
         if wanted.client:
             raise UsageError(
@@ -162,7 +170,7 @@ def whole(folder: Path, instead: str = "", *, below: str = "") -> Path:
 
 def _final(run: Path) -> Path:
     """The folder of the final federated adapter."""
-    kept = ", ".join(map(str, Rounds(run / "checkpoints").numbers()))
+    kept = ", ".join(map(str, Rounds(place_of(run, "checkpoints")).numbers()))
     if (run / "adapter").is_dir():
         return whole(run / "adapter", "; chat and evaluate take a round with --round: " + kept if kept else "")
     place, finished = shlex.quote(str(run)), (run / "summary.json").exists()
@@ -175,7 +183,7 @@ def _final(run: Path) -> Path:
 
 def _round(run: Path, number: int) -> Path:
     """The folder of a round's checkpoint, verified."""
-    rounds = Rounds(run / "checkpoints")
+    rounds = Rounds(place_of(run, "checkpoints"))
     kept = ", ".join(map(str, rounds.numbers()))
     folder = rounds.folder / checkpoint_name(number)
     if number not in rounds.numbers():
@@ -193,7 +201,7 @@ def _round(run: Path, number: int) -> Path:
 
 def _of_client(run: Path, wanted: ArmName) -> KeptAdapter:
     """The adapter of a client in an arm with one model per client."""
-    arm, folder, labels = wanted.arm, run / "arms" / wanted.arm, _labels(run)
+    arm, folder, labels = wanted.arm, place_of(run, f"arms/{wanted.arm}"), _labels(run)
     held = _held(run, per_client=True) or "none"
     if not wanted.client:
         raise UsageError(
@@ -246,7 +254,7 @@ def _held(run: Path, per_client: bool) -> str:
 
 def _trained(run: Path) -> list[Path]:
     """The folders of the arms that are trained."""
-    return sorted(path for path in (run / "arms").glob("*") if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in place_of(run, "arms").glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
 def _arms(run: Path) -> list[str]:
@@ -261,7 +269,7 @@ def _arms(run: Path) -> list[str]:
 def _labels(run: Path) -> Mapping[ClientId, str]:
     """{client: its name in the data}."""
     try:
-        document: Any = json.loads((run / "partition.json").read_text(encoding="utf-8"))
+        document: Any = json.loads(place_of(run, "partition.json").read_text(encoding="utf-8"))
         labels = document.get("labels", {})
         return {client: str(labels.get(client, client)) for client in document["clients"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

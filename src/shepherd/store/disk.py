@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = ".tmp-"
 """The prefix of unfinished work of a process: nothing reads it, and the next writer deletes it."""
@@ -28,6 +29,10 @@ class Disk:
 
     def make_folder(self, folder: Path) -> None:
         os.mkdir(folder)
+
+    def restrict(self, path: Path) -> None:
+        """Let the owner alone read and write a file or folder: modes 0600 and 0700."""
+        os.chmod(path, 0o700 if path.is_dir() else 0o600)
 
     def write(self, file: Path, data: bytes) -> None:
         """Create or truncate `file`, and fill it."""
@@ -100,7 +105,47 @@ class Disk:
         _write_all(scratch, data)
 
 
+class PrivateDisk(Disk):
+    """Operations whose new folders and files only their owner can enter and read, 0700 and 0600."""
+
+    def make_folder(self, folder: Path) -> None:
+        os.mkdir(folder, 0o700)
+
+    def write(self, file: Path, data: bytes) -> None:
+        """Create or truncate `file`, and fill it; it is never readable by others, not for an instant."""
+        with _naming(file), open(file, "wb", buffering=0, opener=_private) as stream:
+            os.chmod(file, 0o600)
+            _write_all(stream, data)
+
+    def append(self, file: Path, data: bytes) -> None:
+        with _naming(file), open(file, "ab", buffering=0, opener=_private) as stream:
+            _write_all(stream, data)
+
+
 DISK = Disk()
+PRIVATE = PrivateDisk()
+
+
+def _private(file: str, flags: int) -> int:
+    return os.open(file, flags, 0o600)
+
+
+class OwnersDisk:
+    """A disk whose files and folders only their owner may read (0600, 0700), from before they appear by name."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+
+    def __getattr__(self, operation: str) -> Any:
+        return getattr(self.disk, operation)
+
+    def sync(self, file: Path) -> None:
+        self.disk.restrict(file)  # all that becomes durable passes here, before it is renamed
+        self.disk.sync(file)
+
+    def sync_folder(self, folder: Path) -> None:
+        self.disk.restrict(folder)
+        self.disk.sync_folder(folder)
 
 
 def _write_all(stream: FileIO, data: bytes | memoryview) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from shepherd.arms import registered
 from shepherd.errors import UsageError
 from shepherd.store import Rounds, RunDirectory, read_journal, writer_of
+from shepherd.updates.privacy.publication import place_of
 
 PARTS = ("checkpoints", "adapter", "evaluation", "report.html")
 
@@ -49,9 +50,9 @@ def list_runs(folder: Path) -> list[Entry]:
 
 def entry(path: Path) -> Entry:
     """The entry of the run directory `path`."""
-    writer, committed = writer_of(path), Rounds(path / "checkpoints").numbers()
+    writer, committed = writer_of(path), Rounds(place_of(path, "checkpoints")).numbers()
     finished = (path / "summary.json").exists()
-    losses, alone = _losses(path / "summary.json")
+    losses, alone = _losses(place_of(path, "summary.json"))
     return Entry(
         name=path.name,
         path=path,
@@ -63,7 +64,7 @@ def entry(path: Path) -> Entry:
         bytes=size_of(path.resolve()),
         started=_started(path),
         writer=str(writer or ""),
-        benchmarks=tuple(sorted(file.stem for file in path.glob("benchmarks/*.json"))),
+        benchmarks=tuple(sorted(file.stem for file in place_of(path, "benchmarks").glob("*.json"))),
     )
 
 
@@ -84,7 +85,7 @@ def delete(path: Path) -> int:
     Raises UsageError while a process writes to it, and for folders that only look like a run: projects may have a
     config.toml too.
     """
-    if not (path / "journal.jsonl").is_file() and not (path / "partition.json").is_file():
+    if not any(place_of(path, name).is_file() for name in ("journal.jsonl", "partition.json")):
         raise UsageError(
             f"{path} has a config.toml, but neither journal nor partition: it is not deleted, it may not be a run",
             hint="delete it by hand if you are sure",
@@ -109,7 +110,7 @@ def size_of(path: Path) -> int:
 
 def _started(path: Path) -> float:
     try:
-        journal = read_journal(path / "journal.jsonl").rows
+        journal = read_journal(place_of(path, "journal.jsonl")).rows
     except OSError:
         journal = ()
     return next((row["at"] for row in journal if "at" in row), (path / "config.toml").stat().st_mtime)

@@ -10,6 +10,7 @@ from typing import Any
 
 from shepherd.errors import DataError
 from shepherd.types import ClientId
+from shepherd.updates.privacy.publication import place_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def notes(record: RoundRecord, label: Callable[[ClientId], str] = str) -> list[s
 
 def read_rounds(run_dir: Path) -> list[Mapping[str, Any]]:
     """The committed rounds' lines of rounds.jsonl, in order. Raises DataError for a line that is none."""
-    path = run_dir / "rounds.jsonl"
+    path = place_of(run_dir, "rounds.jsonl")
     lines: list[Mapping[str, Any]] = []
     try:
         for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):

@@ -3,7 +3,9 @@
 runs/<name>/config.toml, identity.json, partition.json, rounds.jsonl, journal.jsonl, privacy.jsonl, env.json,
             summary.json, report.html, checkpoints/round-0001/, adapter/, arms/NAME/, personal/, clusters/,
             evaluation/{losses.safetensors, metrics.json, generations.jsonl, rows_seen.jsonl, left_out.jsonl},
-            benchmarks/TASK.json
+            benchmarks/TASK.json, privacy.jsonl, privacy.json, audit.json
+
+A run with differential privacy has in private/ what `updates/privacy/publication.py` withholds, under the same names.
 """
 
 from __future__ import annotations
@@ -16,17 +18,18 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from shepherd.errors import DataError, ResourceError, ShepherdError, UsageError, did_you_mean
+from shepherd.errors import ResourceError, ShepherdError
 from shepherd.store import lines
-from shepherd.store.disk import DISK, TEMPORARY, Disk, discard, make_folders, sweep, write_whole
+from shepherd.store.disk import DISK, TEMPORARY, Disk, OwnersDisk, discard, make_folders, sweep, write_whole
 from shepherd.store.failures import REASONS, error_number
 from shepherd.store.folders import FORMER, commit_folder, restore
 from shepherd.store.lock import locked
 from shepherd.store.manifest import seal_folder
 from shepherd.store.rounds import Checkpoint, Rejected, Rounds, checkpoint_name
 from shepherd.store.scratch import Scratch
+from shepherd.updates.privacy.publication import KEYS, PRIVATE, RELEASED, class_of, released, withholds
 
 ROUNDS, JOURNAL = "rounds.jsonl", "journal.jsonl"
 
@@ -55,8 +58,29 @@ class RunDirectory:
 
     def __init__(self, path: Path, disk: Disk = DISK) -> None:
         self.path, self.disk = Path(path), disk
-        self.rounds = Rounds(self.path / "checkpoints", disk)
-        self._written = lines.Growing(self.path / ROUNDS)
+        self._owners = cast("Disk", OwnersDisk(disk))
+        self._arrange(withholds(self.path))
+
+    def _arrange(self, withholds: bool) -> None:
+        self.withholds = withholds
+        self.rounds = Rounds(*self._place("checkpoints"))
+        self._written = lines.Growing(self._place(ROUNDS)[0])
+
+    def withhold(self) -> None:
+        """From now on write to private/ what may not be published. Called before anything else of a run is written."""
+        with self._explained(self.path / PRIVATE):
+            self._make_private()
+        self._arrange(True)
+
+    def _make_private(self) -> None:
+        make_folders(self.disk, self.path / PRIVATE)
+        self.disk.restrict(self.path / PRIVATE)
+
+    def _place(self, name: str) -> tuple[Path, Disk]:
+        """Where `name` is written as a whole, and the disk that writes it."""
+        if self.withholds and class_of(name) != RELEASED:
+            return self.path / PRIVATE / name, self._owners
+        return self.path / name, self.disk
 
     @classmethod
     def create(cls, out: Path, name: str, disk: Disk = DISK) -> RunDirectory:
@@ -91,53 +115,71 @@ class RunDirectory:
                 discard(self.disk, self.path)
 
     def write_bytes(self, name: str, data: bytes) -> Path:
-        """Write a file atomically."""
-        target = self.path / name
+        """Write a file atomically; of a run that withholds, to private/ unless it is released. Returns its path."""
+        return self._write(*self._place(name), data)
+
+    def write_private(self, name: str, data: bytes) -> Path:
+        """Write private/NAME, of any run, atomically: only the owner reads it."""
+        with self._explained(self.path / PRIVATE / name):
+            self._make_private()
+        return self._write(self.path / PRIVATE / name, self._owners, data)
+
+    def _write(self, target: Path, disk: Disk, data: bytes) -> Path:
         with self._explained(target):
-            make_folders(self.disk, target.parent)
-            write_whole(self.disk, target, data)
+            make_folders(disk, target.parent)
+            write_whole(disk, target, data)
         return target
 
     def write_text(self, name: str, text: str) -> Path:
         return self.write_bytes(name, text.encode("utf-8"))
 
     def write_json(self, name: str, value: Any) -> Path:
-        return self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        """Write a JSON object; of a run that withholds, its released keys at the usual place after the whole."""
+        target = self.write_bytes(name, _json(value))
+        if self.withholds and name in KEYS:
+            self._write(self.path / name, self.disk, _json(released(name, value)))
+        return target
 
     def write_lines(self, name: str, rows: Iterable[Any]) -> Path:
-        return self.write_text(name, b"".join(map(lines.line_of, rows)).decode("utf-8"))
+        return self.write_bytes(name, b"".join(map(lines.line_of, rows)))
 
     def append(self, name: str, row: Any) -> None:
         """Add a line to a JSON Lines file."""
-        with self._explained(self.path / name):
-            lines.append(self.disk, self.path / name, lines.line_of(row))
+        self._append(name, lines.line_of(row))
+
+    def _append(self, name: str, line: bytes) -> None:
+        file, disk = self._place(name)
+        with self._explained(file):
+            if not file.parent.is_dir():
+                make_folders(disk, file.parent)
+            lines.append(disk, file, line)
 
     def journal(self, what: str, **details: Any) -> None:
         """Append an event to the journal: {"at": unix seconds, "what": …, …, "crc": …}."""
-        with self._explained(self.path / JOURNAL):
-            row = {"at": round(time.time(), 3), "what": what, **details}
-            lines.append(self.disk, self.path / JOURNAL, lines.journal_line(row))
+        row = {"at": round(time.time(), 3), "what": what, **details}
+        self._append(JOURNAL, lines.journal_line(row))
 
     @contextmanager
     def commit_folder(self, name: str) -> Iterator[Path]:
-        """A folder that is filled under a hidden name and appears, with its manifest, when the block ends without an
-        error."""
-        with self._explained(self.path / name), commit_folder(self.path / name, self.disk) as folder:
+        """A folder that is filled under a hidden name and appears, with its manifest, when the block ends well."""
+        target, disk = self._place(name)
+        with self._explained(target), commit_folder(target, disk) as folder:
             yield folder
-            seal_folder(self.disk, folder)
+            seal_folder(disk, folder)
 
     @contextmanager
     def commit_round(self, number: int, line: Mapping[str, Any], **facts: Any) -> Iterator[Path]:
         """A folder to fill with the state after round `number`; committed when the block ends.
 
         `line` is its line in rounds.jsonl, read when the block ends and written just before the round becomes
-        visible; the manifest holds the extent of that file. After an error neither exists.
+        visible; the manifest holds the extent of that file. After an error neither exists. Of a run that withholds,
+        the released keys of the line follow at the usual place.
         """
-        metrics = self.path / ROUNDS
+        metrics, disk = self._place(ROUNDS)
         before = metrics.stat().st_size if metrics.exists() else 0
 
         def seal() -> dict[str, Any]:
-            lines.append(self.disk, metrics, lines.line_of(line))
+            lines.append(disk, metrics, lines.line_of(line))
             return {**facts, ROUNDS: self._written.mark()}
 
         with self._explained(self.rounds.folder / checkpoint_name(number)):
@@ -150,6 +192,8 @@ class RunDirectory:
                         self.disk.cut(metrics, before)
                     self._written = lines.Growing(metrics)
                 raise
+            if self.withholds:
+                lines.append(self.disk, self.path / ROUNDS, lines.line_of(released(ROUNDS, line)))
 
     def scratch(self) -> Scratch:
         """An anonymous file of this process; a ResourceError says when it cannot be created, written or read."""
@@ -170,7 +214,7 @@ class RunDirectory:
         """
         with self._explained(self.path):
             notes = [f"unfinished {name} was removed" for name in self._sweep()]
-            journal = lines.mend_journal(self.disk, self.path / JOURNAL)
+            journal = lines.mend_journal(self.disk, self._place(JOURNAL)[0])
             if journal.torn:
                 notes.append(f"{JOURNAL}: an unfinished last line of {journal.torn} bytes was cut off")
             notes += [f"{JOURNAL}, line {number} {reason}" for number, reason in journal.damaged]
@@ -178,14 +222,21 @@ class RunDirectory:
             for name in self.rounds.rewind(checkpoint.round if checkpoint else 0):
                 notes.append(f"{name} was put aside")
             there = checkpoint.facts.get(ROUNDS) if checkpoint else lines.START
-            wrong = lines.cut_to(self.disk, self.path / ROUNDS, there) if there else ""
-            self._written = lines.Growing(self.path / ROUNDS)
+            metrics, disk = self._place(ROUNDS)
+            wrong = lines.cut_to(disk, metrics, there) if there else ""
+            self._written = lines.Growing(metrics)
+            if self.withholds and metrics.exists() and not wrong:
+                rows = map(json.loads, metrics.read_bytes().splitlines())
+                write_whole(
+                    self.disk, self.path / ROUNDS, b"".join(lines.line_of(released(ROUNDS, row)) for row in rows)
+                )
             return Recovered(checkpoint, rejected, tuple(notes), wrong)
 
     def _sweep(self) -> list[str]:
         """Delete unfinished work; a folder that was being replaced gets its former content back."""
         found: list[str] = []
-        for folder in (self.path, *sorted(path for path in self.path.iterdir() if path.is_dir())):
+        roots = (self.path, self.path / PRIVATE) if self.withholds else (self.path,)
+        for folder in (*roots, *sorted(path for root in roots for path in root.iterdir() if path.is_dir())):
             for former in sorted(folder.glob(f"{FORMER}*")):
                 restore(self.disk, folder / former.name.removeprefix(FORMER))
             found += sweep(self.disk, folder)
@@ -221,31 +272,5 @@ class RunDirectory:
         return ResourceError(f"{reason}: {file} was not {verb}; {intact}", hint=f"{mend}, {again}")
 
 
-def open_run(path: str | Path, needs: str = "config.toml") -> Path:
-    """The folder of an existing run. Raises UsageError, with the nearest name, when `needs` is not in it."""
-    folder = Path(path)
-    if not folder.is_dir():
-        near = did_you_mean(folder.name, [p.name for p in folder.parent.glob("*") if p.is_dir()])
-        raise UsageError(f"no run directory at {folder}.{near}", hint="give the folder that `shepherd run` printed")
-    if not (folder / needs).exists():
-        hint = f"shepherd resume {folder} continues a stopped run" if needs != "identity.json" else ""
-        raise UsageError(f"{folder} has no {needs}: it is not a run directory, or the run did not get that far", hint)
-    return folder
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """Read a JSON object from a file. Raises DataError, which names the file, where it is missing or broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing", hint=_RESTORE) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}", hint=_RESTORE) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}", hint=_RESTORE) from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a table, found {type(value).__name__}", hint=_RESTORE)
-    return value
-
-
-_RESTORE = "restore the file from a copy, or repeat the run"
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

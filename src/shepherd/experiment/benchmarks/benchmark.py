@@ -34,6 +34,7 @@ from shepherd.model.outline import context_window
 from shepherd.model.outline import load_config as load_model_config
 from shepherd.recipe import load as load_config
 from shepherd.store import RunDirectory, open_run, read_json
+from shepherd.updates.privacy.publication import place_of
 
 FOLDER = "benchmarks"
 CHILD = "shepherd.experiment.benchmarks.child"
@@ -204,7 +205,7 @@ def _written(
             file = f"{FOLDER}/{file_stem(name)}.json"
             if name in left_out:
                 record["left_out"] = dict(left_out[name])
-            former = read_json(run_dir / file) if (run_dir / file).is_file() else {}
+            former = read_json(place) if (place := place_of(run_dir, file)).is_file() else {}
             record = merged_record(former, record)
             store.write_json(file, record)
             written.append(record)

@@ -20,6 +20,7 @@ from shepherd.experiment.study.losses import problem_of
 from shepherd.store import Writer, read_json, writer_of
 from shepherd.store.disk import DISK, make_folders, write_whole
 from shepherd.store.lock import locked
+from shepherd.updates.privacy.publication import place_of
 
 DESIGN, RECORD, ERROR = "design.json", "RUN.json", "ERROR.json"
 _IGNORED = "runs/\nbase/\n.lock\n.writer.json\n"
@@ -147,7 +148,7 @@ class StudyFolder:
         return Progress(planned, "stopped", far) if rounds else Progress(planned, "waiting")
 
     def _rounds(self, planned: Planned) -> int:
-        file = self.run(planned) / "rounds.jsonl"
+        file = place_of(self.run(planned), "rounds.jsonl")
         return file.read_bytes().count(b"\n") if file.exists() else 0
 
 

@@ -6,12 +6,14 @@ from shepherd.report import findings
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Limits, Section
 from shepherd.report.sections.attendance import attendance
+from shepherd.report.sections.guarantee import guarantee, without_rounds
 from shepherd.report.wording import left_out, listing, plural, shorten
 
 
 def alerts(record: RunRecord) -> list[str]:
     """Caveats for a reader of the headline alone: what went wrong, and the section with the details."""
-    found = []
+    found = guarantee(record)
+    record = without_rounds(record)
     if record.summary.get("forced"):
         found.append("The run was resumed with --force although something differed: see Resumed with differences.")
     if skipped := sum(bool(line.get("skipped")) for line in record.rounds):

@@ -7,6 +7,7 @@ from typing import Any
 
 from shepherd.report.load import RunRecord
 from shepherd.report.page import Limits, Section, Table, without_empty
+from shepherd.report.sections.guarantee import withholds
 from shepherd.report.wording import (
     ABSENT,
     count,
@@ -44,7 +45,7 @@ def data_notes(record: RunRecord, limits: Limits) -> Section:
         if key not in labels and key not in ("refused", "changed", "notes", "audit", "details")
     ]
     items = [Table("Data of this run", ("", ""), rows, texts=(0, 1))]
-    text = ["No row was refused."]
+    text = ["How many rows were read and refused is withheld." if withholds(record) else "No row was refused."]
     for what, counts in (("refused", data.get("refused")), ("changed", data.get("changed"))):
         if isinstance(counts, Mapping) and counts:
             items.append(_reasons(f"{what.capitalize()} rows", counts, limits))

@@ -10,6 +10,7 @@ from shepherd.report.arms import every_arm
 from shepherd.report.load import RunRecord
 from shepherd.report.metrics import Metric, metric
 from shepherd.report.page import Limits, Table, without_empty
+from shepherd.report.sections.guarantee import withholds
 from shepherd.report.wording import count, left_out, listing, number, shorten
 
 OTHERS = 8
@@ -29,6 +30,8 @@ def samples(record: RunRecord, limits: Limits) -> dict[str, Any]:
         text = "No answers have been generated yet."
         if record.state != "unfinished":
             text = "No answers were generated in this run (evaluation.generate)."
+        if withholds(record):
+            text = "Withheld: the texts of held-out rows. The operator of the run finds the answers in private/."
     unanswered = record.summary.get("unanswered")
     lost = [f"{shorten(unanswered, 300)}."] if isinstance(unanswered, str) and unanswered else []
     items = [_scores(record, scored)] if scored else []

@@ -10,6 +10,7 @@ from typing import Any
 from shepherd.evaluation.answer_files import AnswerLine
 from shepherd.evaluation.judge.calls.material import Asked
 from shepherd.evaluation.judge.summary import OF_ARM
+from shepherd.updates.privacy.publication import place_of
 
 SAME = 0.01
 """Relative difference of steps below which budgets count as equal: rounding of epochs to steps."""
@@ -50,7 +51,7 @@ def budget_of(runs: Iterable[Path]) -> dict[str, Any] | None:
 
 def _budget(run: Path) -> dict[str, dict[str, Any]]:
     try:
-        arms = json.loads((run / "summary.json").read_text(encoding="utf-8")).get("budget") or {}
+        arms = json.loads(place_of(run, "summary.json").read_text(encoding="utf-8")).get("budget") or {}
     except (OSError, ValueError, AttributeError):
         return {}
     return {name: spent for name, spent in arms.items() if isinstance(spent, dict)} if isinstance(arms, dict) else {}

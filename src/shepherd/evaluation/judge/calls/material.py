@@ -16,6 +16,7 @@ from shepherd.evaluation.answer_files import AnswerFile, AnswerLine, read_answer
 from shepherd.evaluation.judge.calls.plan import Item, Pair, Shown
 from shepherd.evaluation.judge.calls.protocols import FEDIT20
 from shepherd.evaluation.judge.calls.quoting import encodable
+from shepherd.updates.privacy.publication import place_of
 
 FOLDER = "answers"
 TWENTY, ITS_SET = "fedit20", "vicuna"
@@ -52,10 +53,10 @@ def answers_of(run: Path, questions: Asked) -> dict[str, AnswerFile]:
     UsageError: there are none, with the command that writes them.
     """
     name = questions.name
-    folder = run / FOLDER / name
+    folder = place_of(run, FOLDER) / name
     files = [read_answers(file) for file in sorted(folder.rglob("*.jsonl"))] if folder.is_dir() else []
     if not files:
-        others = sorted(path.name for path in (run / FOLDER).glob("*") if path.is_dir())
+        others = sorted(path.name for path in place_of(run, FOLDER).glob("*") if path.is_dir())
         answered = f"; it has answers to {', '.join(others)}" if others else ""
         raise UsageError(
             f"{run} has no answers to {name!r}{answered}.{did_you_mean(name, others)}".removesuffix("."),
