@@ -75,7 +75,7 @@ ROUND = {
 
 STATE = {
     "round": RELEASED,
-    "model": RELEASED,  # ε counts every round
+    **dict.fromkeys(("model", "clip"), RELEASED),  # ε counts every round
     **dict.fromkeys(("cursors", "clients", "strikes", "history", "clusters", "median_norm"), NEVER),
     "quarantined": WITHHELD,
 }
