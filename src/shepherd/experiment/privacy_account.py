@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from shepherd.errors import DataError
+from shepherd.experiment.example_privacy import example_warnings
 from shepherd.experiment.privacy_plan import MECHANISM, NOT_COVERED, RELATION, UNIT, noise_warnings, signal_of
 from shepherd.round import Plan
 from shepherd.store import RunDirectory
@@ -70,7 +71,7 @@ def privacy_warnings(plan: Plan, rounds: int) -> list[str]:
     """What a person should know of the numbers of a private plan before it begins."""
     privacy = plan.privacy
     if privacy is None:
-        return []
+        return example_warnings(plan)
     found = noise_warnings(
         len(privacy.clients), privacy.delta, privacy.noise_multiplier, _planned(privacy, rounds).least
     )

@@ -35,6 +35,7 @@ FILES = {
     "identity.json": IN_PART,
     "privacy.jsonl": RELEASED,  # of unit "client": no line depends on rows
     "privacy.json": RELEASED,
+    "ledgers": WITHHELD,  # of unit "example": a line shows the number of a client's rows, and its rounds
     "rounds.jsonl": IN_PART,
     "journal.jsonl": WITHHELD,
     "partition.json": NEVER,
