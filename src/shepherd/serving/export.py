@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from shepherd.config import Config
 from shepherd.errors import EvaluationError, ModelError, ResourceError, UsageError, did_you_mean
 from shepherd.model.adapter import CONFIG, WEIGHTS, digest, load_adapter, named_base, rename_base
 from shepherd.model.digest import model_digest
@@ -26,9 +27,11 @@ from shepherd.recipe import load as load_config
 from shepherd.report.wording import size
 from shepherd.serving.conversations import conversations_of
 from shepherd.serving.merged_card import merged_card
+from shepherd.serving.released import GUARANTEE, check_released, guarantee_of
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import MANIFEST, commit_folder, open_run, read_json
 from shepherd.store.adapters import FEDERATED, ArmName, KeptAdapter, arm_name, find_adapter
+from shepherd.updates.privacy.publication import place_of
 
 FORMS = ("peft", "merged")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -78,6 +81,9 @@ def export(
     `base` replaces the location of the base in adapter_config.json, for use on another machine; the logits are
     compared on the run's base all the same. `note` receives what was measured, one sentence a call.
 
+    Of a run with differential privacy only the federated adapter leaves, with privacy.json, unless it publishes
+    nothing.
+
     Raises UsageError when `out` holds something or when a quantised base would have to be merged, ModelError when
     the base is no longer that of the adapter, ResourceError when the disk is too small, EvaluationError when what was
     written does not give the run's logits. After an error there is nothing at `out`.
@@ -97,9 +103,12 @@ def export(
             hint="in Python, shepherd.load_tuned of it gives a peft model: .peft()",
         )
     folder, target = open_run(wanted.run, needs="summary.json"), _free(out)
+    config = load_config(folder / "config.toml")
+    check_released(wanted, config, note)
     kept = find_adapter(wanted)
     if to == "merged":
-        _refuse_quantised(folder)
+        _refuse_quantised(folder, config)
+    guarantee = guarantee_of(folder, config, note)
     ours = _reference(wanted)
     try:
         with commit_folder(target) as pending:
@@ -109,9 +118,11 @@ def export(
                 expected, got = ours.logits, _logits(_with_adapter(ours.base, pending), ours.conversations)
             else:
                 expected = _write_merged(ours, kept.folder, pending, DTYPES[dtype])
-                card = merged_card(read_json(folder / "summary.json"), dtype, kept, digest(load_adapter(kept.folder)))
+                card = merged_card(_summary(folder, kept), dtype, kept, digest(load_adapter(kept.folder)))
                 (pending / "README.md").write_text(card, encoding="utf-8")
                 got = _logits(_load(pending), ours.conversations)
+            if guarantee is not None:
+                (pending / GUARANTEE).write_bytes(guarantee)
             difference = _check(got, expected, "the exported files give")
     except OSError as error:
         if error.errno is None:  # not the disk's: a library's way to say that it cannot load something
@@ -136,14 +147,19 @@ def _free(out: Path | str) -> Path:
     return target
 
 
-def _refuse_quantised(folder: Path) -> None:
-    quantize = load_config(folder / "config.toml").model.quantize
+def _refuse_quantised(folder: Path, config: Config) -> None:
+    quantize = config.model.quantize
     if quantize != "none":
         raise UsageError(
             f"the adapter of {folder} was trained on a base in {quantize}: merged into full weights it would be a "
             "model that nobody measured, merged into quantised weights most of it would be rounded away",
             hint="export --to peft, and load the base quantised as the run did",
         )
+
+
+def _summary(folder: Path, kept: KeptAdapter) -> Mapping[str, Any]:
+    """The released part of the summary, which has no figures of other arms; of those the whole."""
+    return read_json(folder / "summary.json" if kept.arm == FEDERATED else place_of(folder, "summary.json"))
 
 
 def _copy(kept: KeptAdapter, ours: _Reference, pending: Path) -> None:

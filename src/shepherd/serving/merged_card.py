@@ -18,7 +18,7 @@ def merged_card(summary: Mapping[str, Any], dtype: str, kept: KeptAdapter, sha25
     model, data, adapter, arms = (summary[key] for key in ("model", "data", "adapter", "arms"))
     measured = arms[kept.arm][kept.client] if kept.client else arms[kept.arm]
     guarantee = guarantee_sentence(summary["privacy"]) if kept.arm == FEDERATED and "privacy" in summary else ""
-    base, before, after = model["name"], arms["base"]["loss"], measured["loss"]
+    base, losses = model["name"], f"{arms['base']['loss']:.4f} before, {measured['loss']:.4f} after"
     clients = plural(summary["clients"], "client")
     rows = f"{data['train_rows']} training rows" if "train_rows" in data else "training rows"
     if kept.client:
@@ -45,7 +45,7 @@ tags: [lora, federated-learning, instruction-tuning, shepherd]
 | data's licence | {plain(data["licence"])} |
 | adapter | r = {adapter["r"]}, alpha = {adapter["alpha"]:g}, on {", ".join(adapter["targets"])} |
 | adapter's sha256 | `{sha256}` |
-| held-out loss | {before:.4f} before, {after:.4f} after (nats per token, measured before merging) |{private_row(guarantee)}
+| held-out loss | {losses} (nats per token, measured before merging) |{private_row(guarantee)}
 | weights | merged in float32, saved in {dtype} |
 | made with | Shepherd {__version__}, federated instruction tuning (Zhang et al., 2023) |
 
