@@ -324,6 +324,27 @@ class TrainingTable(Table):
         return self
 
 
+class AuditTable(Table):
+    """Codes that are planted for `shepherd privacy audit`."""
+
+    canaries: int = Field(0, ge=0, le=200)
+    """Number of codes, each with its own name: "The access code of NAME is dddd"."""
+    copies: tuple[Annotated[int, Field(ge=0, le=1000)], ...] = Field((0, 1, 4, 16), min_length=1)
+    """Training rows of each code, in turn; codes with 0 are never trained on and are the comparison."""
+    clients: tuple[str, ...] = ()
+    """Clients whose rows get them, in turn, by id or label; empty: all."""
+
+    @model_validator(mode="after")
+    def _canaries_have_copies_and_some_have_none(self) -> AuditTable:
+        if self.canaries and 0 not in self.copies[: self.canaries]:
+            raise ValueError(
+                f"copies = {list(self.copies)} leaves no code without a copy, with which the others are compared: add 0"
+            )
+        if self.canaries and not any(self.copies[: self.canaries]):
+            raise ValueError(f"copies = {list(self.copies)} plants nothing: add a number above 0")
+        return self
+
+
 class PrivacyTable(Table):
     later = (
         "unit",
@@ -334,6 +355,7 @@ class PrivacyTable(Table):
         "delta",
         "repeatable_noise",
         "publish_nothing",
+        "audit",
     )
     unit: Literal["none", "client", "example"] = "none"
     """Whose data differential privacy protects: all rows of a `client`, or each `example`; `none` adds no noise."""
@@ -356,11 +378,15 @@ class PrivacyTable(Table):
     record marks it."""
     publish_nothing: bool = False
     """Allow arms that are trained without noise, for a study: nothing of the run directory is for publication."""
+    audit: AuditTable = AuditTable()
+    """Codes planted into training rows for `shepherd privacy audit`: {canaries = 12, copies = [0, 1, 4, 16], clients =
+    ["a"]}. Number of codes, rows of each in turn, and clients that get them (empty: all). 0 canaries plant nothing."""
 
     @model_validator(mode="after")
     def _one_mechanism(self) -> PrivacyTable:
         if self.unit == "none":
-            if given := [key for key in self.later if getattr(self, key) != type(self).model_fields[key].default]:
+            apart = (key for key in self.later if key != "audit")  # which needs no mechanism
+            if given := [key for key in apart if getattr(self, key) != type(self).model_fields[key].default]:
                 keys = " and ".join(f"privacy.{key}" for key in given)
                 raise ValueError(f'{keys} would have no effect: set privacy.unit = "client", or leave it out')
             return self

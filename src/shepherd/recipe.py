@@ -229,7 +229,7 @@ def _explain_all(error: ValidationError, settings: Mapping[str, Any]) -> list[st
 def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
     """(dotted key, problem) of one pydantic error."""
     location = [str(part) for part in problem["loc"]]
-    key = ".".join(location[:2])
+    key = ".".join(location[: 3 if location[:2] == ["privacy", "audit"] else 2])
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
         return key, _unknown(location, problem["input"])

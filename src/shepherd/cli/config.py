@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 import click
 
@@ -24,13 +25,16 @@ def config() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
     """Print every key with its value and meaning, as TOML for `shepherd run`; without RECIPE, the defaults."""
-    from shepherd.config import keys
+    from shepherd.config import Table, keys
     from shepherd.recipe import toml_value
 
     settings = gather(recipe, **flags, default_recipe=None)
     for line in settings.notes:
         output.note(line)
-    values = {name: dict(table) for name, table in settings.config}
+    values: dict[str, dict[str, Any]] = {
+        name: {key: dict(value) if isinstance(value, Table) else value for key, value in table}
+        for name, table in settings.config
+    }
     known = keys()
     run = settings.config
     owners = {
@@ -39,7 +43,7 @@ def show(recipe: str | None, origin: bool, as_json: bool, **flags) -> None:
         "method": run.federation.method,
         "server": run.server.optimizer,
     }
-    entries = [
+    entries: list[dict[str, Any]] = [
         {
             "key": f"{table}.{name}",
             "value": value,

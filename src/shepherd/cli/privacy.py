@@ -1,4 +1,4 @@
-"""`shepherd privacy`: what differential privacy would guarantee, before a run."""
+"""`shepherd privacy`: what differential privacy would guarantee, before a run; attacks on a finished one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shepherd.cli import output
+from shepherd.cli.audit import audit
 from shepherd.cli.group import Commands
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ PLANS_ONLY = "This is a plan: nothing was trained. A recipe with a table [privac
 
 @click.group(cls=Commands)
 def privacy() -> None:
-    """Plan differential privacy before a run."""
+    """Plan differential privacy, or attack a run."""
+
+
+privacy.add_command(audit)
 
 
 @privacy.command()

@@ -12,7 +12,7 @@ import click
 
 from shepherd.cli import output
 from shepherd.cli.completion import complete_run
-from shepherd.cli.settings import find_arm, find_run
+from shepherd.cli.settings import find_arm, find_model, find_run
 
 
 @click.command()
@@ -62,11 +62,26 @@ def _interval(difference: Mapping[str, Any]) -> str:
 
 @click.command()
 @click.argument("run", shell_complete=complete_run)
-def report(run: str) -> None:
-    """Rewrite report.html of RUN and print its path."""
-    from shepherd.report import write_report
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def report(run: str, as_json: bool) -> None:
+    """Rewrite report.html of RUN and print its path.
 
-    click.echo(str(write_report(find_run(run))))
+    Of a run over sites it prints who took part when, too. RUN may be the folder of a site, sites/NAME or
+    sites/NAME/runs/RUN: the report is then what left the site."""
+    from shepherd.store.site_folder import site_place
+
+    if place := site_place(run):
+        from shepherd.experiment.site_report import site_report
+
+        text, facts = site_report(place)
+    else:
+        from shepherd.report.sites.terminal import run_report
+
+        text, facts = run_report(find_run(run))
+    if as_json:
+        output.print_json(facts)
+    else:
+        click.echo(text + str(facts["report"]))
 
 
 @click.command()
@@ -106,14 +121,15 @@ def chat(
 ) -> None:
     """Chat with the tuned model of RUN.
 
-    RUN:centralised and RUN:local/NAME are other arms of a run. Keeps the conversation; /reset starts a new one, /quit
-    or end of input ends it. In a script:
+    RUN:centralised and RUN:local/NAME are other arms of a run. RUN may be the folder of a site.
+
+    Keeps the conversation; /reset starts a new one, /quit or end of input ends it. In a script:
 
     \b
     printf 'Hello\\n' | shepherd chat runs/demo
     """
-    arm = find_arm(run)
-    compared = find_arm(other) if other not in (None, "base") else other
+    arm = find_model(run)
+    compared = find_model(other) if other not in (None, "base") else other
     output.announce_torch()
     from shepherd.cli.chat import chat as talk
 
@@ -143,9 +159,10 @@ def chat(
 def export(run: str, to: str, dtype: str, base: str | None, out: Path) -> None:
     """Export the adapter of RUN for other tools.
 
-    RUN:centralised and RUN:local/NAME are other arms of a run. An exported adapter records the folder or hub id of its
-    base, where other tools on this machine find it; --base records another. Prints the folder."""
-    arm = find_arm(run)
+    RUN:centralised and RUN:local/NAME are other arms of a run. RUN may be the folder of a site. An exported adapter
+    records the folder or hub id of its base, where other tools on this machine find it; --base records another. Prints
+    the folder."""
+    arm = find_model(run)
     output.announce_torch()
     from shepherd.serving.export import export as write
 

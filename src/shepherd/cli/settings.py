@@ -203,6 +203,13 @@ def run_named(argument: str | Path) -> Path | None:
 
 def find_run(argument: str) -> Path:
     """Find a run directory by path, or by name under runs/. Raises UsageError with the nearest name."""
+    from shepherd.store.site_folder import site_place
+
+    if site_place(argument) is not None:
+        raise UsageError(
+            f"{argument} is the folder of a site, and the run directory is the coordinator's",
+            hint="shepherd report, chat and export take the folder of a site",
+        )
     if (found := run_named(argument)) is not None:
         return found
     alone = Path(argument).name == argument  # a path into a folder means a run of that folder
@@ -218,10 +225,31 @@ def find_run(argument: str) -> Path:
 def find_arm(argument: str) -> ArmName:
     """Find RUN, RUN:ARM, RUN:local/NAME or RUN@ROUND, with RUN a path or a name under runs/. Raises as `find_run`."""
     from shepherd.store.adapters import arm_name
+    from shepherd.store.site_folder import site_place
 
     for candidate in (Path(argument), Path("runs") / argument):
         found = arm_name(candidate)
-        if (found.run / "config.toml").is_file():
+        if (found.run / "config.toml").is_file() and site_place(found.run) is None:
             return found
     found = arm_name(argument)
     return found._replace(run=find_run(str(found.run)))
+
+
+def find_model(argument: str) -> ArmName:
+    """Find the same, or the model of a site: SITE, SITE:own or SITE:federated, with SITE the folder of a site or of one
+    of its runs. Without a name it is the site's own model where the run makes one. Raises UsageError."""
+    from shepherd.store.adapters import FEDERATED, arm_name
+    from shepherd.store.site_folder import OWN, OWN_FOLDER, run_with_a_model, site_place
+
+    found = arm_name(argument)
+    place = site_place(found.run)
+    if place is None:
+        return find_arm(argument)
+    if found.round is not None or found.arm not in (FEDERATED, OWN) or found.client:
+        raise UsageError(
+            f"{argument}: a site has no such model", hint=f"{found.run}:{FEDERATED} or, where a run makes one, :{OWN}"
+        )
+    run = run_with_a_model(place)
+    named = argument.endswith(f":{FEDERATED}") and not Path(argument).is_dir()
+    has_own = (run / OWN_FOLDER).is_dir()
+    return found._replace(run=run, arm=OWN if has_own and not named else found.arm)

@@ -25,15 +25,17 @@ Finish = Callable[[TrainTask, Tensors], Mapping[str, Group]]
 
 
 class EngineTrainer:
-    """Trains and measures one client by a local engine. load(card): the engine with its rows, and rows held out."""
+    """Trains and measures one client by a local engine. load(card): the engine with its rows, and rows held out.
+    keep: takes each global model that the site is sent whole."""
 
     def __init__(
         self,
         client: ClientId,
         load: Callable[[RunCard], tuple[LocalEngine, Sequence[Tokens]]],
         finish: Finish | None = None,
+        keep: Callable[[GlobalModel], None] = lambda model: None,
     ) -> None:
-        self.client, self._load, self._finish = client, load, finish
+        self.client, self._load, self._finish, self._keep = client, load, finish, keep
 
     def load_rows(self, card: RunCard) -> SiteFacts:
         """Load the rows and what trains on them."""
@@ -47,7 +49,11 @@ class EngineTrainer:
         return reply
 
     def measure(self, model: GlobalModel | None, rows_of: str) -> Mapping[str, Group]:
-        """Losses by category of the rows for "training" or of those "held-out"."""
+        """Losses by category of the rows for "training" or of those "held-out"; of "none", the model is only kept."""
+        if model is not None:
+            self._keep(model)
+        if rows_of == "none":
+            return {}
         rows = self._rows if rows_of == "training" else self._held_out
         return by_category(self._engine.evaluate(model, rows), rows)
 

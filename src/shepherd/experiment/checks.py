@@ -97,6 +97,7 @@ def _look_at_clients(
     """
     from shepherd.experiment.division import divide_rows, read_rows, read_sources
     from shepherd.experiment.method import check_arms, check_clients
+    from shepherd.experiment.named_clients import audited_clients
 
     given = [source for source in (config.data.source if rows is None else "", config.data.held_out_source) if source]
     if any(source.startswith("hub:") for source in given):
@@ -109,6 +110,7 @@ def _look_at_clients(
     apart = sources.held_out
     _, _, partition = divide_rows(config, sources.dataset.examples, None if apart is None else apart.examples)
     check_clients(config, composition, tuple(sorted(partition.clients)), partition.labels)
+    audited_clients(config, tuple(partition.clients), partition.labels)
     return sources
 
 

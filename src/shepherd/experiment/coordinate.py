@@ -149,6 +149,8 @@ class Coordination:
         with self.reporter.phase("evaluate", "base"):
             measured = self._measure_arms(state)
         personal = self._finish(state)
+        if self.base.here is not None:  # else the sites have it, as they measured it
+            self.attendance.hand_over(state.model)
         with self.reporter.phase("save adapter"):
             save_adapter(state, self.base, measured, self._sizes, self.store)
         if self.coordinator.ledger.state != "finished":

@@ -21,13 +21,13 @@ from shepherd.experiment.finished_run import peak_memory
 from shepherd.experiment.identity import code_digest, plugin_digests
 from shepherd.experiment.resume import Beginning, begin_or_go_on, resumptions
 from shepherd.experiment.rows_seen import rows_seen, times_seen
-from shepherd.experiment.site_attendance import WHAT
 from shepherd.experiment.site_measures import Measured, rows_of
 from shepherd.experiment.summary import brief
 from shepherd.model.adapter import digest, load_adapter
 from shepherd.model.adapter import save_adapter as write_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.recipe import to_toml
+from shepherd.report.sites.history import WHAT, history
 from shepherd.server.merged_adapter import merged_adapter
 from shepherd.store import RunDirectory, read_journal
 from shepherd.store.records import read_rounds
@@ -163,6 +163,7 @@ def _summary(
             "held_out_rows": arms["federated"]["rows"],
         },
         "sites": sites_of(store),
+        "federation": history(read_journal(store.path / "journal.jsonl").rows),
         "clients": len(sizes), "labels": {},
         "rounds": config.federation.rounds,
         "cohort": results.cohort,

@@ -26,6 +26,7 @@ from shepherd.data.partition import partition_digest
 from shepherd.data.partitioners import partitioners
 from shepherd.data.sources import digest
 from shepherd.evaluation.text import metrics
+from shepherd.experiment.audit_canaries import canaries_digest
 from shepherd.experiment.rows import FederatedData
 from shepherd.model.base import Base
 from shepherd.registry import Registry
@@ -58,6 +59,7 @@ def identity(config: Config, base: Base, rows: FederatedData) -> dict[str, Any]:
         "held_out": held_out_digest(rows),
         "partition": partition_digest(rows.partition),
         **({"day": rows.day} if rows.day else {}),
+        **({"canaries": canaries_digest(rows.canaries)} if rows.canaries else {}),
         "trace": _trace_digest(config),
         "shepherd": __version__,
         "code": code_digest(),

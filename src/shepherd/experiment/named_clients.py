@@ -34,7 +34,7 @@ def local_names(
 
     Raises UsageError, with the nearest name, for one that is not a client.
     """
-    return _chosen("local_clients", config.evaluation.local_clients, clients, labels)
+    return _chosen("evaluation.local_clients", config.evaluation.local_clients, clients, labels)
 
 
 def kept_names(
@@ -54,8 +54,8 @@ def kept_names(
             )
         return ()
     if isinstance(wanted, int) or wanted == "all":
-        return _chosen("keep_local", wanted, alone, labels)
-    given = tuple(dict.fromkeys(_chosen("keep_local", wanted, clients, labels)))
+        return _chosen("evaluation.keep_local", wanted, alone, labels)
+    given = tuple(dict.fromkeys(_chosen("evaluation.keep_local", wanted, clients, labels)))
     if out := sorted(set(given) - set(alone)):
         raise UsageError(
             f"evaluation.keep_local names {out[0]!r}, which evaluation.local_clients leaves out: it does not train "
@@ -63,6 +63,17 @@ def kept_names(
             hint=f"name it in both; {_some(alone)} train alone",
         )
     return given
+
+
+def audited_clients(
+    config: Config, clients: Sequence[ClientId], labels: Mapping[ClientId, str] = {}
+) -> tuple[ClientId, ...]:
+    """The clients whose rows get canaries: those of privacy.audit.clients, by id or label, else all, sorted by name.
+
+    Raises UsageError, with the nearest name, for one that is not a client.
+    """
+    named = config.privacy.audit.clients or "all"
+    return _chosen("privacy.audit.clients", named, clients, labels)
 
 
 def _chosen(
@@ -78,7 +89,7 @@ def _chosen(
     given = tuple(client_id(name, names, labels) for name in wanted)
     if unknown := sorted(set(given) - set(names)):
         near = did_you_mean(unknown[0], [*names, *labels.values()])
-        raise UsageError(f"evaluation.{key} names {unknown[0]!r}, which is not a client.{near}", hint=_some(names))
+        raise UsageError(f"{key} names {unknown[0]!r}, which is not a client.{near}", hint=_some(names))
     return given
 
 

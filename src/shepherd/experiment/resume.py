@@ -14,6 +14,7 @@ import torch
 from shepherd._version import __version__
 from shepherd.data.partition import partition_document
 from shepherd.errors import DataError, UsageError
+from shepherd.experiment.audit_canaries import CANARIES, canaries_bytes
 from shepherd.experiment.identity import FILE, differences, identity
 from shepherd.experiment.inputs import Inputs
 from shepherd.model.base import Base
@@ -56,6 +57,8 @@ def begin_or_resume(
         store.write_json("partition.json", partition_document(partition, list(inputs.data.examples.values())))
         store.write_json("env.json", _environment(inputs.base))
         store.write_text("config.toml", to_toml(inputs.resolved))
+        if inputs.data.canaries:
+            store.write_private(CANARIES, canaries_bytes(inputs.data.canaries))
         store.journal("started", model=inputs.base.digest, data=inputs.data.dataset.digest)
 
     return begin_or_go_on(store, now, inputs.start, write, force)

@@ -14,6 +14,7 @@ from shepherd.data.tally import sentences
 from shepherd.data.tokenize import Tokenized, tokenize
 from shepherd.errors import plural
 from shepherd.evaluation.answers import Generation
+from shepherd.experiment.audit_canaries import Canary, canary_tokens, draw_canaries, plant
 from shepherd.experiment.division import Sources, divide_rows, natural_key, read_sources, remarks
 from shepherd.types import ClientId, Example, Partition, Tokens
 
@@ -24,7 +25,7 @@ class FederatedData:
 
     notes: the sentences among the warnings that no count of `dataset` or `tokenized` stands for. details: a warning
     that stands for several cases -> a sentence for each of them. day: the day that the template writes into every
-    prompt, or "".
+    prompt, or "". canaries: codes for an audit, those with copies among the rows of their clients.
     """
 
     dataset: Dataset
@@ -38,6 +39,7 @@ class FederatedData:
     notes: tuple[str, ...] = ()
     details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     day: str = ""
+    canaries: tuple[Canary, ...] = ()
 
     @property
     def sizes(self) -> dict[ClientId, int]:
@@ -106,6 +108,10 @@ def prepare_rows(
         without=("train and held-out overlap", "empty answers", "other refusals", "over-long rows")
     ):
         lost.append(f"{line} (shepherd data inspect names them)")
+    canaries = draw_canaries(config, partition)
+    planted, partition = plant(canaries, partition, examples)
+    examples |= {e.id: e for e in planted}
+    tokens |= canary_tokens(planted, tokenizer, template, data.max_length)
     return FederatedData(
         dataset=dataset,
         examples=examples,
@@ -118,6 +124,7 @@ def prepare_rows(
         notes=(*filter(None, [dataset.unread]), *dataset.notes, *beside, *template.notes),
         details=details,
         day=template.day,
+        canaries=canaries,
     ), template  # fmt: skip
 
 

@@ -36,6 +36,19 @@ def rows_seen(lines: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], seed
     return {client: times + walked(client, at[client]) for client, times in seen.items()}
 
 
+def rows_trained(lines: Sequence[Mapping[str, Any]], data: FederatedData, seed: int) -> dict[str, int] | None:
+    """How often each row, by id, was trained on in updates that counted; None where the lines withhold that."""
+    if not all("examples" in line for line in lines):
+        return None
+    counted = [{**line, "unused_examples": {}} for line in lines]
+    seen = rows_seen(counted, data.sizes, seed)
+    return {
+        row.id: int(times)
+        for client, rows in data.clients.items()
+        for row, times in zip(rows, seen[client].tolist(), strict=True)
+    }
+
+
 def times_seen(seen: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """Per client: its rows, and how many of them were seen how often."""
     counts = {client: Counter(sorted(times.tolist())) for client, times in seen.items()}

@@ -10,6 +10,7 @@ Both ways lead through the same tables, so that a site trains as a simulation of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from shepherd._version import __version__
@@ -29,6 +30,7 @@ from shepherd.federation.cards import (
     SiteFile,
     TrainingCard,
 )
+from shepherd.model.fetch import is_local
 from shepherd.types import ClientId
 
 BY_FILE = {"name": "files"}
@@ -49,6 +51,8 @@ def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
         )
     if config.model.quantize != "none":
         problems.append(f'model.quantize = "{config.model.quantize}" is not agreed on with sites')
+    if config.privacy.audit.canaries:
+        problems.append("privacy.audit.canaries plants codes into rows, and those of the clients are at their sites")
     if config.privacy.unit != "none":
         problems.append(
             f'privacy.unit = "{config.privacy.unit}" is there for simulations only: a run over sites adds no noise'
@@ -85,7 +89,7 @@ def run_card(
         name=config.run.name,
         version=__version__,
         seed=config.run.seed,
-        base=BaseCard(name=config.model.base[:200], digest=base),
+        base=BaseCard(name=_without_folder(config.model.base)[:200], digest=base),
         tokenizer=tokenizer,
         lora=_part(LoraCard, config.lora),
         federation=_part(FederationCard, config.federation),
@@ -124,6 +128,11 @@ def site_config(card: RunCard, site: SiteFile) -> Config:
             "evaluation": {"arms": ("base", "federated"), "generate": 0},
         }
     )
+
+
+def _without_folder(base: str) -> str:
+    """The name of a base, without the place where it lies at the coordinator."""
+    return Path(base).name if is_local(base) or Path(base).is_absolute() else base
 
 
 def _part(kind: type[Part], table: Table) -> Part:

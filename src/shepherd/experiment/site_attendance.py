@@ -20,12 +20,14 @@ from shepherd.federation.coordinator import Coordinator
 from shepherd.federation.states import OVER, Ledger
 from shepherd.federation.transport import Transport
 from shepherd.federation.verdicts import ADMITTED, VERDICTS
+from shepherd.report.sites.history import EXPECTED, WHAT
+from shepherd.report.wording import listing
 from shepherd.store import RunDirectory, read_journal
 from shepherd.store.records import RoundRecord
 from shepherd.types import ClientId, GlobalModel, ServerState, TrainTask
 
-WHAT, OWN = "sites", "own models"
-"""Kinds of lines in the run's journal: a change of the federation, and what sites measured of their own models."""
+OWN = "own models"
+"""Kind of lines in the run's journal: what sites measured of their own models."""
 LONGEST_PAUSE = 60.0
 
 
@@ -33,21 +35,26 @@ LONGEST_PAUSE = 60.0
 class Terms:
     """How a run over sites is carried out, beside its recipe.
 
-    sites: how many take part before the first round; later rounds need federation.min_updates. digest: of the base,
-    where its weights are not here. offers: protections that the run gives, for sites that require them.
+    sites: how many take part before the first round; later rounds need federation.min_updates. expected: names of
+    sites that should take part, so that the report has those that never came. digest: of the base, where its weights
+    are not here. offers: protections that the run gives, for sites that require them.
 
     The rest are seconds for which the coordinator waits, by a monotonic clock. offer: for answers to a card. enough:
-    for enough sites before a round. step: for the next step of a site that is connected. measure: for measures and own
-    models. pause: between two looks at who is there; it doubles, to a minute.
+    for enough sites before a round. back: after a restart, for the sites that took part before. step: for the next
+    step of a site that is connected. measure: for measures. finish: for own models, which are trained. pause: between
+    two looks at who is there; it doubles, to a minute.
     """
 
     sites: int = 1
+    expected: tuple[ClientId, ...] = ()
     digest: str = ""
     offers: tuple[str, ...] = ()
     offer: float = 60.0
     enough: float = math.inf
+    back: float = 60.0
     step: float = math.inf
     measure: float = 600.0
+    finish: float = 3600.0
     pause: float = 1.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -75,6 +82,10 @@ class Attendance:
         self.coordinator = Coordinator(card, transport, ledger, patience=terms.step, clock=terms.clock)
         self.deadline = deadline
         self._said: set[tuple[ClientId, str]] = set()
+        self._awaited = {client for client, site in ledger.sites.items() if site.admitted}
+        """Sites of an earlier process that may still come back."""
+        if terms.expected:
+            store.journal(EXPECTED, names=sorted(terms.expected))
 
     def wait_for(self, number: int) -> Sequence[ClientId]:
         """The sites that may be sampled in a round, when enough are there.
@@ -100,12 +111,27 @@ class Attendance:
             verdicts = self.coordinator.admit(self.terms.offer)
             for client, verdict in verdicts.items():
                 self._say(client, verdict)
-            if found := look():
+            waited = self.terms.clock() - begin
+            if not self._still_away(waited) and (found := look()):
                 return found
-            if self.terms.clock() - begin >= self.terms.enough:
+            if waited >= self.terms.enough:
                 raise UsageError(self._too_few(number), hint="resume the run when they are there; nothing is lost")
             self.terms.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _still_away(self, waited: float) -> bool:
+        """Whether sites that took part before a restart may still come back: the first wait after it is for them too,
+        as the cohort of a round may have them."""
+        ledger = self.coordinator.ledger
+        self._awaited -= set(self._there())
+        self._awaited = {c for c in self._awaited if ledger.of(c).state not in ("refused", *OVER)}
+        if self._awaited and waited < min(self.terms.back, self.terms.enough):
+            if not waited:
+                names = listing(sorted(self._awaited))
+                self.reporter.warn(f"waits up to {self.terms.back:g} s for {names}: they took part before")
+            return True
+        self._awaited = set()
+        return False
 
     def sizes(self, number: int, *, founders: bool = False) -> dict[ClientId, int]:
         """The rows that sites stated, of all that were eligible until a round; founders: of those in the first one.
@@ -133,6 +159,10 @@ class Attendance:
         """What the sites that are there measure of a model, None for the bare base, on the rows that they hold out."""
         return self.coordinator.measure(model, self._there(), "held-out", self.terms.measure)
 
+    def hand_over(self, model: GlobalModel) -> None:
+        """Send the sites that are there the last model, which they keep."""
+        self.coordinator.measure(model, self._there(), "none", self.terms.measure)
+
     def finish(self, task: TrainTask) -> dict[ClientId, Any]:
         """What sites measured of their own models, those of an earlier process included: (nats, targets, rows)."""
         found: dict[ClientId, Any] = {}
@@ -140,7 +170,7 @@ class Attendance:
             if row["what"] == OWN:
                 found |= row["measures"]
         left = [c for c in self._there() if c in task.work and self.coordinator.ledger.of(c).state != "finished"]
-        answers = self.coordinator.finish(task.part(left), self.terms.measure) if left else {}
+        answers = self.coordinator.finish(task.part(left), self.terms.finish) if left else {}
         new = {c: [a.stat.total, a.stat.weight, sum(rows for *_, rows in a.groups)] for c, a in answers.items()}
         if new:
             self.store.journal(OWN, measures=new)

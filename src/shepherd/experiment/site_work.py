@@ -30,20 +30,22 @@ from shepherd.experiment.schedule import Schedule, prepare_schedule
 from shepherd.experiment.trainer import Trainer, prepare_trainer
 from shepherd.federation.cards import RunCard, SiteFile
 from shepherd.federation.groups import Group
+from shepherd.model.adapter import save_adapter
 from shepherd.model.base import Base, load_base
 from shepherd.model.threads import use_threads
+from shepherd.recipe import to_toml
 from shepherd.round import Plan
+from shepherd.server.merged_adapter import merged_adapter
 from shepherd.store import commit_folder
+from shepherd.store.disk import DISK, make_folders, write_whole
+from shepherd.store.site_folder import OWN_FOLDER
 from shepherd.types import ClientId, GlobalModel, ServerState, Tensors, Tokens, TrainTask
-
-OWN_MODEL = "model"
-"""The folder of the site's own model, beside what the site keeps of a run."""
 
 
 def site_trainer(file: SiteFile, folder: Path) -> EngineTrainer:
     """The trainer of a site in this process. Own models are kept in `folder`, the site's own."""
     work = SiteWork(file, folder)
-    return EngineTrainer(file.site.name, work.load, work.finish)
+    return EngineTrainer(file.site.name, work.load, work.finish, work.keep)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,18 @@ class SiteWork:
         alone = replace(composition, personal=replace(composition.personal, clusters=0))  # one client makes none
         plan = prepare_plan(config, alone, data.sizes, schedule)
         self._loaded = Loaded(card, composition, data, trainer, plan, schedule)
+        place = self.folder / "runs" / card.run
+        make_folders(DISK, place)
+        write_whole(DISK, place / "config.toml", to_toml(config).encode())
         return LocalEngine(trainer.host(data.clients)), data.held_out
+
+    def keep(self, model: GlobalModel) -> None:
+        """Keep a global model that the site was sent, in the place of the one before."""
+        own = self._loaded
+        assert own is not None, "nothing is measured before the rows are read"
+        with commit_folder(self.folder / "runs" / own.card.run / "adapter") as place:
+            trainer = own.trainer
+            save_adapter(place, merged_adapter(model), base_name=trainer.base_name, conv1d=trainer.conv1d)
 
     def finish(self, task: TrainTask, private: Tensors) -> Mapping[str, Group]:
         """Make the site's own model of the last ones, keep it, and measure it on the rows that the site holds out.
@@ -101,7 +114,7 @@ class SiteWork:
         mixed = mixed_models(own.trainer, own.data, state, models, own.plan.seed)
         if not models:
             return {}
-        with commit_folder(self.folder / "runs" / own.card.run / OWN_MODEL) as place:
+        with commit_folder(self.folder / "runs" / own.card.run / OWN_FOLDER) as place:
             save_own(place, models[client], mixed.get(client), own.trainer)
         losses = mixed_losses(own.trainer, own.data, mixed)[0] if mixed else own_losses(own.trainer, own.data, models)
         return by_category(losses[client], own.data.held_out) if client in losses else {}

@@ -254,7 +254,7 @@ class Coordinator:
         outcome = outcome_of(code, detail)
         failure = ClientFailure(client, task.round, code, detail)
         if self.ledger.of(client).state == "working" or outcome != "rejected":
-            self.ledger.site(client, outcome, round=task.round, reason=code)
+            self.ledger.site(client, outcome, round=task.round, reason=detail if code == "refused" else code)
         else:
             self.ledger.ignored(client, code, round=task.round)
         if outcome == "rejected":

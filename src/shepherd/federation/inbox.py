@@ -38,6 +38,23 @@ class Wait:
     sign: Callable[[ClientId], None] = lambda client: None
 
 
+class Traffic:
+    """The bytes of an attempt by site, down and up, and the seconds until the first answer of each."""
+
+    def __init__(self, messages: Mapping[ClientId, bytes]) -> None:
+        self.down = {client: len(data) for client, data in sorted(messages.items())}
+        self.up: dict[ClientId, int] = {}
+        self.seconds: dict[ClientId, float] = {}
+
+    def arrived(self, client: ClientId, data: bytes | None, seconds: float | None = None) -> None:
+        """Something came from a site of the attempt: an answer after some seconds, or progress."""
+        if data is None or client not in self.down:
+            return
+        self.up[client] = self.up.get(client, 0) + len(data)
+        if seconds is not None:
+            self.seconds.setdefault(client, seconds)
+
+
 class Inbox:
     """The replies of a transport in a run."""
 
@@ -62,14 +79,19 @@ class Inbox:
         wait: Wait,
         observe: Observe = ignore,
     ) -> Iterator[tuple[ClientId, Message | WireError | None, float]]:
-        """The answers to an attempt, read: a WireError for one that cannot be, None for a site that is gone."""
+        """The answers to an attempt, read: a WireError for one that cannot be, None for a site that is gone.
+
+        When the wait is over, the bytes of the attempt and its seconds are a line of the journal.
+        """
         answered: set[ClientId] = set()
+        traffic = Traffic(messages)
 
         def enough() -> bool:
             self.present()  # so that no process that held a lease for a moment is missed
             return wait.over() if wait.over is not None else answered >= messages.keys()
 
         def progress(client: ClientId, data: bytes) -> None:
+            traffic.arrived(client, data)
             try:
                 message = read(data, SMALL)
             except WireError as error:
@@ -83,6 +105,7 @@ class Inbox:
             if client not in messages:
                 self.ledger.ignored(client, "uninvited")
                 continue
+            traffic.arrived(client, data, seconds)
             message: Message | WireError | None = None
             if data is not None:
                 try:
@@ -93,6 +116,7 @@ class Inbox:
                     continue
             answered.add(client)
             yield client, message, seconds
+        self.ledger.exchanged(attempt, traffic.down, traffic.up, traffic.seconds)
 
     def _belongs(self, client: ClientId, message: Message, messages: Mapping[ClientId, bytes], attempt: int) -> bool:
         """Whether a message belongs to this attempt and comes from the process that holds the site's lease."""

@@ -81,7 +81,7 @@ _CHECKS: Mapping[str, Check] = {
     "version": _words(40), "counted": is_size, "cohort": is_size, "code": _is_code, "detail": _words(200),
     "state": lambda value: value in STATES, "step": is_size, "steps": is_size, "loss": _is_loss, "targets": is_size,
     "tokens": is_size, "seconds": lambda value: is_number(value) and (value == 0 or 1e-9 <= value < 1e12),
-    "rows_of": lambda value: value in ("training", "held-out"), "groups": _is_groups,
+    "rows_of": lambda value: value in ("training", "held-out", "none"), "groups": _is_groups,
     "reason": _text(r"[a-z-]{0,32}"),
 }  # fmt: skip
 """What each field of a head has to be."""
@@ -167,7 +167,10 @@ class Progress(Message):
 
 @dataclass(frozen=True, slots=True)
 class Measure(Message):
-    """Coordinator -> site `client`: a model as bytes, or b"" for the bare base, to be measured on the site's rows."""
+    """Coordinator -> site `client`: a model as bytes, or b"" for the bare base, to be measured on the site's rows.
+
+    rows_of: "training", "held-out", or "none": the site only keeps the model, which is the last one of the run.
+    """
 
     PAYLOAD = "model"
 

@@ -32,21 +32,23 @@ from shepherd.federation.messages import (
     Measured,
     Message,
     Offer,
-    Progress,
     Train,
     is_finite,
     pack,
     read,
-    verdict_of,
+)
+from shepherd.federation.messages import (
+    Progress as Step,
 )
 from shepherd.federation.policy import Own, judge
+from shepherd.federation.site_log import Progress, SiteLog
 from shepherd.federation.site_store import SiteStore, StateLost
 from shepherd.federation.site_trainer import SiteTrainer
 from shepherd.federation.task_policy import MOST_HEADER_BYTES, judge_task, smallest_batch
 from shepherd.federation.verdicts import ADMITTED, Refused
 from shepherd.outcomes import code_of
 from shepherd.rng import derive
-from shepherd.types import ClientFailure, TrainTask
+from shepherd.types import ClientFailure, Stat, TrainTask
 from shepherd.updates.layout import WireError
 from shepherd.updates.task_wire import read_global, read_task
 from shepherd.updates.wire import Envelope
@@ -70,24 +72,24 @@ class Site:
         self._loaded = ""  # the run whose rows the trainer holds
         self._instead = 0  # of their number, as it is stated where that is larger
         self._last: tuple[bytes, bytes] = b"", b""  # digest of the last question, its answer
+        self._loss: float | None = None  # of the rows that the present message was about
+        self.log = SiteLog(store, lambda: self.now().isoformat(timespec="seconds"))
 
     def handle(self, data: bytes, report: Callable[[bytes], None] = lambda progress: None) -> bytes | None:
         """The answer to a message, or None. `report` takes progress. Raises OSError where the log cannot be written."""
         key = hashlib.sha256(data).digest() if type(data) is bytes else b""
         if key and key == self._last[0]:
-            self.store.audit(time=self._time(), event="repeated", bytes_out=len(self._last[1]))
+            self.log.event("repeated", bytes_out=len(self._last[1]))
             return self._last[1]
         try:
             message = read(data, self._limit)
         except WireError as error:
-            self.store.audit(time=self._time(), event="unreadable", verdict=error.code)
+            self.log.event("unreadable", verdict=error.code)
             return None
-        answer = self._answer(message, report)
+        progress, self._loss = Progress(report), None
+        answer = self._answer(message, progress)
         sent = pack(answer) if answer is not None else None
-        self.store.audit(
-            time=self._time(), event=type(message).__name__.lower(), run=message.run, round=message.round,
-            attempt=message.attempt, bytes_in=len(data), bytes_out=len(sent or b""), verdict=verdict_of(answer),
-        )  # fmt: skip
+        self.log.message(message, len(data), len(sent or b""), answer, progress.bytes, self._loss)
         if isinstance(answer, Answer) and not answer.code:
             self._last = key, sent or b""
         return sent
@@ -98,7 +100,7 @@ class Site:
         if card is None:
             raise UsageError(f"no card of a run {run} was offered to {self.name}")
         self.store.decide(run, card.digest, ADMITTED)
-        self.store.audit(time=self._time(), event="approved", run=run, card=card.digest)
+        self.log.event("approved", run=run, card=card.digest)
         return card
 
     def leave(self, run: str) -> bytes:
@@ -106,7 +108,7 @@ class Site:
         if not re.fullmatch(RUN, run) or not self.store.record(run):
             raise UsageError(f"no card of a run {run} was offered to {self.name}")
         self.store.note(run, left=True)
-        self.store.audit(time=self._time(), event="left", run=run)
+        self.log.event("left", run=run)
         return pack(Bye(run, 0, 0, self.session, "left"))
 
     def _answer(self, message: Message, report: Callable[[bytes], None]) -> Message | None:
@@ -235,6 +237,7 @@ class Site:
         name = (message.run, message.round, message.attempt, self.session)
         if isinstance(reply, ClientFailure):
             return Answer(*name, reply.code, reply.detail, b"")
+        self._loss = reply.metrics.get("loss")
         stated = replace(reply, num_examples=int(self.store.record(message.run)["rows"]), private={})
         sealed = pack_update(stated, self._envelope(message.run, task, card))
         # Before the answer leaves: an update that counts has its state.
@@ -256,12 +259,13 @@ class Site:
                 raise Refused("base")
             self._count(message, "measures", self.policy.max_measures)
             groups = self.trainer.measure(model, message.rows_of)
+        self._loss = sum((group.stat for group in groups.values()), Stat()).mean if groups else None
         name = (message.run, message.round, message.attempt, self.session)
         if not are_finite(groups):
             return Measured(*name, "diverged", "a loss is not finite", ())
         names = self.policy.categories == "shown"
         rows = shown(groups, self.policy.least_group, names=names, instead=self._instead)
-        if not rows:
+        if not rows and getattr(message, "rows_of", "") != "none":
             raise Refused("few-held-out")
         return Measured(*name, "", "", rows)
 
@@ -277,7 +281,7 @@ class Site:
         if isinstance(news, Steps):
             name = (message.run, message.round, message.attempt, self.session)
             loss, seconds = is_finite(news.loss) if losses else None, float(news.seconds)
-            report(pack(Progress(*name, news.state, news.step, news.steps, loss, news.targets, news.tokens, seconds)))
+            report(pack(Step(*name, news.state, news.step, news.steps, loss, news.targets, news.tokens, seconds)))
 
     def _envelope(self, run: str, task: TrainTask, card: RunCard) -> Envelope:
         adapter = task.views[self.name].adapter
@@ -294,6 +298,3 @@ class Site:
                 return None
             self._cards[run] = card
         return self._cards[run]
-
-    def _time(self) -> str:
-        return self.now().isoformat(timespec="seconds")

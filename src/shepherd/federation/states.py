@@ -59,8 +59,6 @@ class Site:
     reason: str = ""
     session: str = ""
     facts: SiteFacts | None = None
-    round: int = 0
-    attempt: int = 0
     ends: list[tuple[int, int]] = field(default_factory=list)
     """(round, row after its rows) of each task, in order."""
 
@@ -121,6 +119,17 @@ class Ledger:
         if number <= MOST_IGNORED:
             self._add({"event": "ignored", "client": client, "reason": reason, **about})
 
+    def exchanged(
+        self,
+        attempt: int,
+        down: Mapping[ClientId, int],
+        up: Mapping[ClientId, int],
+        seconds: Mapping[ClientId, float],
+    ) -> None:
+        """The bytes of an attempt by site, of questions and of all that came, and the seconds until each answer."""
+        rounded = {client: round(taken, 3) for client, taken in sorted(seconds.items())}
+        self._add({"event": "exchanged", "attempt": attempt, "down": dict(down), "up": dict(up), "seconds": rounded})
+
     def of(self, client: ClientId) -> Site:
         """A site by name; one without a state where it is not known."""
         return self.sites.get(client, Site())
@@ -178,7 +187,6 @@ class Ledger:
             if state == "admitted":
                 site.session, site.facts = line["session"], SiteFacts(line["rows"], line["digest"])
             if state == "working":
-                site.round, site.attempt = line["round"], line["attempt"]
                 site.ends.append((line["round"], line["end"]))
 
         return change
@@ -200,6 +208,9 @@ class Ledger:
             self.eligible[number] = tuple(line["clients"])
 
         return change
+
+    def _change_exchanged(self, _: Mapping[str, Any]) -> Callable[[], None]:
+        return lambda: None
 
     def _change_ignored(self, _: Mapping[str, Any]) -> Callable[[], None]:
         return lambda: None

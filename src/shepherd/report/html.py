@@ -16,6 +16,7 @@ from shepherd.report.judge.section import section as judged
 from shepherd.report.load import RunRecord, load_run
 from shepherd.report.page import LARGEST, LEVELS, Limits, Section, render, write_page
 from shepherd.report.sections.alerts import alerts, resumptions
+from shepherd.report.sections.audit import audit
 from shepherd.report.sections.benchmarks import benchmarks
 from shepherd.report.sections.budget import budget
 from shepherd.report.sections.cards import cards, measure
@@ -34,6 +35,7 @@ from shepherd.report.sections.samples import samples
 from shepherd.report.sections.time import time
 from shepherd.report.sections.traffic import traffic
 from shepherd.report.sections.verdict import verdict
+from shepherd.report.sites.section import sites
 from shepherd.report.wording import size
 
 
@@ -62,6 +64,7 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
         *([judged(record.judge, limits)] if record.judge else []),
         shown(lambda record, _limits: budget(record)),
         rounds(record, limits),
+        *([over_sites] if (over_sites := sites(record, limits)) else []),
         shown(clients),
         *([own] if (own := personal(record, limits)) else []),
         categories(record, limits),
@@ -76,6 +79,7 @@ def view(record: RunRecord, limits: Limits) -> dict[str, Any]:
         shown(diagnostics),
         data_notes(record, limits),
         private_section(record) if withholds(record) else privacy(record),
+        *([audit(record, limits)] if record.audit else []),
     ]
     if record.summary.get("forced"):
         before.insert(0, forced(record))

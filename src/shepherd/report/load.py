@@ -15,6 +15,7 @@ from typing import Any
 
 from shepherd.arms import registered
 from shepherd.errors import DataError
+from shepherd.report import audit_contents
 from shepherd.report.judge import contents
 from shepherd.report.shapes import AGAIN, ANY_CLIENT, CLIENT, check, with_labels
 
@@ -91,11 +92,8 @@ _BENCHMARK = {
     "differences?": [{"metric": str, **_DIFFERENCE}],
 }
 _LEFT_OUT = {"what": str, "reason": str, "groups": [[str]]}
-_GENERATION = {
-    "prompt": [{"role": str, "content": str}],
-    "answers": {"*": (str, type(None))},
-    "finish_reason?": {"*": str},
-}
+_TURNS = [{"role": str, "content": str}]
+_GENERATION = {"prompt": _TURNS, "answers": {"*": (str, type(None))}, "finish_reason?": {"*": str}}
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,10 @@ class RunRecord:
 
     `state` is "finished", or "unfinished" while there is no summary.json.
 
-    config: the resolved settings by table; config_text: config.toml as written. rounds: one mapping per committed
-    round, in order. left_out: rows that were refused, changed, or found by the audit. benchmarks: the record of each
-    task. judge: the contents of judge/judge.json. metrics, summary and partition are empty, rounds, generations,
-    left_out and benchmarks are (), where the run has none. notes: sentences about files that were read only in part.
+    config: the settings by table; config_text: config.toml as written. rounds: one mapping per committed round, in
+    order. left_out: rows refused, changed, or found by the audit of the data. benchmarks: the record of each task.
+    judge, audit: judge/judge.json and audit.json. Each is empty where the run has none. notes: sentences about files
+    that were read only in part.
     """
 
     path: Path
@@ -125,6 +123,7 @@ class RunRecord:
     identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     judge: Mapping[str, Any] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -188,6 +187,7 @@ def load_run(path: str | Path) -> RunRecord:
         identity=_json(path / "identity.json", {"held_out?": str}, needed=False),
         notes=tuple(notes),
         judge=judged(path / "judge" / "judge.json"),
+        audit=named(_json(path / "audit.json", audit_contents.SHAPE, needed=False), audit_contents.SHAPE),
     )
 
 

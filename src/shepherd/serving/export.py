@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from shepherd.model.quiet import quiet_transformers
 from shepherd.recipe import load as load_config
 from shepherd.report.wording import size
 from shepherd.serving.conversations import conversations_of
-from shepherd.serving.merged_card import merged_card
+from shepherd.serving.merged_card import model_card
 from shepherd.serving.released import GUARANTEE, check_released, guarantee_of
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import MANIFEST, commit_folder, open_run, read_json
 from shepherd.store.adapters import FEDERATED, ArmName, KeptAdapter, arm_name, find_adapter
-from shepherd.updates.privacy.publication import place_of
+from shepherd.store.site_folder import site_place
 
 FORMS = ("peft", "merged")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -102,7 +102,8 @@ def export(
             f"{wanted} is a checkpoint, and adapters are exported as they are at the end of a run",
             hint="in Python, shepherd.load_tuned of it gives a peft model: .peft()",
         )
-    folder, target = open_run(wanted.run, needs="summary.json"), _free(out)
+    at_site = site_place(wanted.run) is not None
+    folder, target = open_run(wanted.run, needs="config.toml" if at_site else "summary.json"), _free(out)
     config = load_config(folder / "config.toml")
     check_released(wanted, config, note)
     kept = find_adapter(wanted)
@@ -113,12 +114,12 @@ def export(
     try:
         with commit_folder(target) as pending:
             if to == "peft":
-                _copy(kept, ours, pending)
+                _copy(kept, ours, pending, whole=not at_site)
                 _name_base(pending, base or ours.public_name)
                 expected, got = ours.logits, _logits(_with_adapter(ours.base, pending), ours.conversations)
             else:
                 expected = _write_merged(ours, kept.folder, pending, DTYPES[dtype])
-                card = merged_card(_summary(folder, kept), dtype, kept, digest(load_adapter(kept.folder)))
+                card = model_card(folder, dtype, kept, digest(load_adapter(kept.folder)))
                 (pending / "README.md").write_text(card, encoding="utf-8")
                 got = _logits(_load(pending), ours.conversations)
             if guarantee is not None:
@@ -157,14 +158,9 @@ def _refuse_quantised(folder: Path, config: Config) -> None:
         )
 
 
-def _summary(folder: Path, kept: KeptAdapter) -> Mapping[str, Any]:
-    """The released part of the summary, which has no figures of other arms; of those the whole."""
-    return read_json(folder / "summary.json" if kept.arm == FEDERATED else place_of(folder, "summary.json"))
-
-
-def _copy(kept: KeptAdapter, ours: _Reference, pending: Path) -> None:
-    """The adapter folder as it is; of another arm the adapter, with the tokenizer that the run's own folder has."""
-    if kept.arm == FEDERATED:
+def _copy(kept: KeptAdapter, ours: _Reference, pending: Path, whole: bool) -> None:
+    """The adapter folder as it is; of another arm, and where it is not `whole`, the adapter with the tokenizer."""
+    if kept.arm == FEDERATED and whole:
         shutil.copytree(kept.folder, pending, dirs_exist_ok=True)
         return
     for name in (CONFIG, WEIGHTS):
@@ -187,9 +183,6 @@ def _as_named(base: str, digest: str) -> str:
     except ModelError:
         return f"{base} is not on this machine: whether it is the base of the run was not looked at"
     return f"{base} is the base of the run" if same else f"warning: {base} is not the base that the run tuned"
-
-
-# What is compared
 
 
 def _reference(wanted: ArmName) -> _Reference:

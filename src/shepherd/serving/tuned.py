@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from shepherd.clients.personal.mixture import FILE as MIXTURE
 from shepherd.config import Config
 from shepherd.data.prompts import Template, build_template
 from shepherd.data.tokenize import encode_prompt
@@ -25,7 +26,7 @@ from shepherd.model.threads import use_threads
 from shepherd.recipe import load as load_config
 from shepherd.server.merged_adapter import merged_adapter
 from shepherd.store import open_run
-from shepherd.store.adapters import ArmName, arm_name, find_adapter
+from shepherd.store.adapters import FEDERATED, ArmName, arm_name, find_adapter
 from shepherd.store.state import load_state
 from shepherd.types import Adapter, GlobalModel, Message
 
@@ -120,6 +121,11 @@ def load_tuned(run_dir: ArmName | Path | str, *, round_number: int | None = None
     folder = open_run(wanted.run)
     config = load_config(folder / "config.toml")
     kept = find_adapter(wanted)
+    if (kept.folder / MIXTURE).is_file():
+        raise UsageError(
+            f"{wanted} is a mixture of two adapters by the input, which neither chat nor an export has",
+            hint=f"{folder}:{FEDERATED} is the global one of the two",
+        )
     # A round keeps its remainder beside the adapter; the final adapter has it inside.
     learned = GlobalModel(load_adapter(kept.folder)) if kept.round is None else load_state(kept.folder).model
     adapter, model = learned.adapter, config.model

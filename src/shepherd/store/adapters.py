@@ -4,6 +4,7 @@
     RUN@3                  the global adapter after round 3, while its checkpoint is kept
     RUN:centralised        an arm of one model
     RUN:local/NAME         a client that trained alone, by its id or by its name in the data
+    SITE:own               the model that a site made of its own, in its folder (`store.site_folder`)
 
 RUN is a path. A directory whose own name looks like one of these is that directory.
 """
@@ -23,6 +24,7 @@ from shepherd.errors import ModelError, UsageError, did_you_mean
 from shepherd.store.manifest import MANIFEST, check_sealed
 from shepherd.store.reading import open_run, read_json
 from shepherd.store.rounds import Rounds, checkpoint_name
+from shepherd.store.site_folder import OWN, OWN_FOLDER, site_place
 from shepherd.types import ClientId, client_id
 from shepherd.updates.privacy.publication import place_of
 
@@ -97,6 +99,7 @@ def kept_adapters(run_dir: Path | str) -> tuple[KeptAdapter, ...]:
     run = Path(run_dir)
     labels = _labels(run)
     found = [KeptAdapter(run / "adapter")] if (run / "adapter" / _CONFIG).is_file() else []
+    found += [KeptAdapter(run / OWN_FOLDER, OWN)] if site_place(run) and (run / OWN_FOLDER / _CONFIG).is_file() else []
     arms = _trained(run)
     found += [KeptAdapter(path, path.name) for path in arms if (path / _CONFIG).is_file()]
     found += [
@@ -118,6 +121,10 @@ def find_adapter(name: ArmName | str | Path) -> KeptAdapter:
     run = open_run(wanted.run)
     if wanted.round is not None:
         return KeptAdapter(_round(run, wanted.round), round=wanted.round)
+    if wanted.arm == OWN and site_place(run):
+        if (run / OWN_FOLDER / _CONFIG).is_file():
+            return KeptAdapter(run / OWN_FOLDER, OWN)
+        raise UsageError(f"{wanted}: the run makes no model of a single site", hint=f"{run}:{FEDERATED}")
     if wanted.arm == FEDERATED:
         if wanted.client:
             raise UsageError(

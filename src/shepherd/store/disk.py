@@ -105,7 +105,29 @@ class Disk:
         _write_all(scratch, data)
 
 
+class PrivateDisk(Disk):
+    """Operations whose new folders and files only their owner can enter and read, 0700 and 0600."""
+
+    def make_folder(self, folder: Path) -> None:
+        os.mkdir(folder, 0o700)
+
+    def write(self, file: Path, data: bytes) -> None:
+        """Create or truncate `file`, and fill it; it is never readable by others, not for an instant."""
+        with _naming(file), open(file, "wb", buffering=0, opener=_private) as stream:
+            os.chmod(file, 0o600)
+            _write_all(stream, data)
+
+    def append(self, file: Path, data: bytes) -> None:
+        with _naming(file), open(file, "ab", buffering=0, opener=_private) as stream:
+            _write_all(stream, data)
+
+
 DISK = Disk()
+PRIVATE = PrivateDisk()
+
+
+def _private(file: str, flags: int) -> int:
+    return os.open(file, flags, 0o600)
 
 
 class OwnersDisk:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from shepherd.report.charts.alone import standalone
 from shepherd.report.charts.bars import bar_chart, stacked_bar
-from shepherd.report.charts.cells import heat_map, status_grid
+from shepherd.report.charts.cells import SITE_STATES, heat_map, status_grid
 from shepherd.report.charts.dots import Dots, Panel, dot_plot
 from shepherd.report.charts.lines import Band, Line, line_chart, spread
 from shepherd.report.charts.marks import HALF, MARKERS, SERIES_STYLES, extremes, nice_ticks, thin
 
 __all__ = [
-    "HALF", "MARKERS", "SERIES_STYLES", "Band", "Dots", "Line", "Panel", "bar_chart", "dot_plot",
+    "HALF", "MARKERS", "SERIES_STYLES", "SITE_STATES", "Band", "Dots", "Line", "Panel", "bar_chart", "dot_plot",
     "extremes", "heat_map", "line_chart", "nice_ticks", "spread", "stacked_bar", "standalone", "status_grid", "thin",
 ]  # fmt: skip

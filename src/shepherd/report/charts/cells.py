@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -91,6 +91,8 @@ def _scale(bottom: float, low: str, high: str, diverging: bool) -> list[str]:
 
 STATES = {**{outcome: outcome for outcome in OUTCOMES}, "idle": "not sampled"}
 """A client in a round and its name in the legend; each has its own shape."""
+SITE_STATES = {**STATES, "absent": "absent", "refused": "refused", "left": "left or removed"}
+"""A site in a round; a client of a simulation is never absent."""
 
 
 def status_grid(
@@ -101,8 +103,9 @@ def status_grid(
     title: str,
     description: str,
     x_label: str,
+    legend: Mapping[str, str] = STATES,
 ) -> Markup:
-    """One mark per client (row) and round (column); a state is a key of STATES and has its own shape."""
+    """One mark per client (row) and round (column); a state is a key of the legend and has its own shape."""
     if not rows or not columns:
         return marks.empty(title, description)
     pitch = 24 if len(rows) <= 30 else 16
@@ -110,7 +113,7 @@ def status_grid(
     top = 54
     bottom = top + pitch * len(rows)
     body, at = [], float(LABELS)
-    for state, name in STATES.items():
+    for state, name in legend.items():
         body.append(_state(state, at + 7, 12))
         body.append(marks.text(at + 20, 16.5, name, "tick"))
         at += 40 + marks.extent(name)
@@ -140,6 +143,10 @@ def _state(state: str, x: float, y: float, r: float = 6.5) -> str:
         "failed": f'<path class="stroke c-centralised" d="M{left} {above}H{right}V{below}H{left}ZL{right} {below}"/>',
         "lost": f'<circle class="stroke c-base" cx="{across}" cy="{down}" r="{marks.short(r - 1)}"/>',
         "late": f'<path class="stroke c-base" d="M{left} {below}L{right} {below}L{across} {above}Z"/>',
+        "absent": f'<path class="stroke c-base" d="M{left} {down}H{right}"/>',
+        "refused": f'<path class="stroke c-centralised" d="M{across} {above}L{right} {down}L{across} {below}'
+        f'L{left} {down}Z"/>',
+        "left": f'<path class="stroke c-base" d="M{left} {above}V{below}M{left} {down}H{right}"/>',
         "idle": f'<circle class="idle" cx="{across}" cy="{down}" r="1.6"/>',
     }[state]
 

@@ -111,9 +111,14 @@ def row_of(record: RunRecord) -> Row:
 
 
 def _rows_digest(record: RunRecord) -> tuple[str, ...]:
-    """Identity of the held-out rows: by their contents, or by their ids in the same data."""
+    """Identity of the held-out rows: by their contents, by their ids in the same data, or by the salted digests of the
+    sites that have them."""
     if digest := record.identity.get("held_out"):
         return (digest,)
+    if findings.at_sites(record):
+        sites = record.summary.get("sites") or {}
+        own = str(record.setting("data", "held_out_source") or "")
+        return ("coordinator", own) if own else ("sites", *sorted(site["digest"] for site in sites.values()))
     return (str(record.partition.get("dataset_digest")), *sorted(record.partition.get("held_out") or ()))
 
 

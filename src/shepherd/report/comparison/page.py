@@ -18,7 +18,7 @@ from shepherd.report.comparison.ranking import ranking
 from shepherd.report.comparison.tables import groups_table, losses_table, plain_text, runs_table, settings_table
 from shepherd.report.load import RunRecord, load_run
 from shepherd.report.page import Section, Table, render, write_page
-from shepherd.report.wording import ABSENT, clean, plural
+from shepherd.report.wording import ABSENT, clean, listing, plural
 
 NAME_WIDTH = 36
 """Columns of a terminal that a name gets in tables with a column per arm or run."""
@@ -103,6 +103,12 @@ def _warnings(rows: Sequence[Row], records: Sequence[RunRecord]) -> list[str]:
             "The runs tune different base models: their losses are not comparable when the tokenizers differ."
         )
     if len({row.rows_digest for row in rows}) > 1:
+        measured = [row.name for row in rows if row.rows_digest[0] == "sites"]
+        if measured:
+            warnings.append(
+                f"{listing(measured)}: measured by its sites on rows that stay there, so whether they are those of "
+                "another run is not known."
+            )
         warnings.append(
             "The runs were not all measured on the same held-out rows: compare differences within a run, not losses "
             "of different runs."

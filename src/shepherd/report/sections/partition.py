@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from shepherd.report import charts, findings
 from shepherd.report.findings import gap
@@ -30,9 +29,8 @@ def division(record: RunRecord, limits: Limits) -> Section:
         )
     text: list[str] = []
     items: list[Figure | Table] = []
-    if sites := record.summary.get("sites"):
+    if record.summary.get("sites"):
         text.append("The rows stay at the sites. Each states how many it trains on, and a digest with its own salt.")
-        items.append(_sites(sites, limits))
     if names and columns:
         text += _rule(record)
         full = _full_division(names, columns, counts, limits)
@@ -43,14 +41,6 @@ def division(record: RunRecord, limits: Limits) -> Section:
             items.append(_drawn_division(names, columns, counts, limits, full))
     items += knowledge(record, limits)
     return Section("division", heading, text or ([] if items else ["No partition of the rows is recorded."]), items)
-
-
-def _sites(sites: Mapping[str, Any], limits: Limits) -> Table:
-    """What each site stated at its admission."""
-    shown = sorted(sites)[: limits.rows]
-    rows = [[name, count(sites[name]["rows"]), sites[name]["digest"][:12], sites[name]["version"]] for name in shown]
-    return Table("Sites as they were admitted", ("Site", "Rows", "Digest", "Version"), rows, texts=(0, 2, 3),
-                 note=left_out(len(sites), limits.rows, "site"))  # fmt: skip
 
 
 def _rule(record: RunRecord) -> list[str]:

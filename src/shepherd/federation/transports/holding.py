@@ -1,0 +1,53 @@
+"""One process for a kit on a machine, and the session of the one before it.
+
+    with hold(kit, session) as former: ...
+
+The coordinator lets a process take the place of its predecessor at once if it names the predecessor's session. The
+session is read only in the folder in which that one ran: a copy of the kit has the file, but is another folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from shepherd.errors import UsageError
+from shepherd.store.lock import locked, writer_of
+
+FILE = "session.json"
+
+
+@contextmanager
+def hold(kit: Path, session: str = "") -> Iterator[str]:
+    """Hold the only lock of a kit: the session that was held here before, or an empty text.
+
+    Raises UsageError where another process has it or the kit is incomplete, and ResourceError without locks.
+    """
+    if not (kit / "startup").is_dir() or not (kit / "local").is_dir():
+        raise UsageError(f"{kit} is no kit of a federation: it has no startup/ and local/", hint="join again")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(kit))
+        except UsageError:
+            raise UsageError(
+                f"{kit} is in use by {writer_of(kit) or 'another process'}",
+                hint="end that process; one process at a time has a kit",
+            ) from None
+        former, here = "", _place(kit)
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            note = json.loads((kit / FILE).read_text(encoding="utf-8"))
+            former = str(note["session"]) if note["place"] == here else ""
+        with suppress(OSError):  # a full disk costs the next start some seconds
+            (kit / FILE).write_text(json.dumps({"session": session, "place": here}), encoding="utf-8")
+        yield former
+
+
+def _place(kit: Path) -> str:
+    """A mark of this folder that a copy of it does not have."""
+    status = kit.stat()
+    with suppress(OSError):
+        return f"{Path('/etc/machine-id').read_text().strip()}:{status.st_dev}:{status.st_ino}"
+    return f"{os.uname().nodename}:{status.st_dev}:{status.st_ino}"
