@@ -24,7 +24,7 @@ from shepherd.experiment.federated import Federated, federated_budget
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.outputs import Answers
 from shepherd.experiment.personal_models import PersonalModels
-from shepherd.experiment.privacy_account import statement
+from shepherd.experiment.privacy_account import package_of_accountant, statement
 from shepherd.experiment.resume import resumptions
 from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.rows_seen import LEFT_OUT, ROWS_SEEN, left_out, rows_seen, seen_by_id, times_seen
@@ -89,7 +89,7 @@ def write_summary(inputs: Inputs, outcome: Outcome, session: Session) -> dict[st
     found = summary(inputs, outcome, lines, measured, seen, session.reporter.clock.read(), store.path)
     if "privacy" in measured:
         found["privacy"] = measured["privacy"]
-        store.write_json("privacy.json", measured["privacy"])
+        store.write_json("privacy.json", {"shepherd": __version__, **package_of_accountant(), **measured["privacy"]})
     if best:
         found["best"] = {arm: best_metrics(one) for arm, one in best.items()}
     store.write_json("summary.json", found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 from shepherd.errors import DataError
@@ -103,6 +104,11 @@ def _guarantee(privacy: ClientLevel, found: Epsilons) -> dict[str, Any]:
         "epsilon_rdp": _finite(found.rdp),
         "accountant": "PLD" if found.pld <= found.rdp else "RDP",
     }
+
+
+def package_of_accountant() -> dict[str, str]:
+    """{"accountant_package": its name and version}."""
+    return {"accountant_package": f"dp-accounting {version('dp-accounting')}"}
 
 
 def _finite(value: float) -> float | None:
