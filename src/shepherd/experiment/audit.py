@@ -35,8 +35,8 @@ from shepherd.model.adapter import digest, load_adapter
 from shepherd.recipe import load as load_config
 from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.store.records import read_rounds
-from shepherd.store.run import PRIVATE
 from shepherd.types import ClientId, GlobalModel
+from shepherd.updates.privacy.publication import PRIVATE, place_of
 
 AUDIT = "audit.json"
 """The file in a run directory."""
@@ -160,7 +160,7 @@ def open_audited(run_dir: Path | str, note: Note = lambda line: None) -> Audited
 
 def _check_same(folder: Path, inputs: Inputs) -> None:
     """Raise EvaluationError where rows, tokenizer or canaries are not those of the run, ModelError for another base."""
-    then, data, base = read_json(folder / FILE), inputs.data, inputs.base
+    then, data, base = read_json(place_of(folder, FILE)), inputs.data, inputs.base
     if then.get("base") != base.digest:
         raise ModelError(
             f"the run was trained on another base: digest {str(then.get('base'))[:12]}, now {base.digest[:12]}",
