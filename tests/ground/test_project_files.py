@@ -164,8 +164,10 @@ def test_no_pin_is_below_its_floor():
     pins = dict(line.split("==") for line in read("constraints.txt").splitlines() if "==" in line)
     pins = {name.casefold().replace("_", "-"): version for name, version in pins.items()}
     needed = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
-    for name, floor in (need.split(">=") for need in needed if ">=" in need):
+    for name, bounds in (need.split(">=") for need in needed if ">=" in need):
+        floor, _, ceiling = bounds.partition(",<")
         assert numbers(pins[name.casefold()]) >= numbers(floor), name
+        assert not ceiling or numbers(pins[name.casefold()]) < numbers(ceiling), name
 
 
 def numbers(version: str) -> list[int]:
