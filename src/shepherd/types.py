@@ -395,7 +395,8 @@ class ServerState:
     cursors: each client's position in its row order. clients: the private tensors of simulated clients. strikes:
     consecutive unusable updates of a client; quarantined clients are no longer sampled. history: the record of each
     client sampled before. clusters: the model of each cluster of clients, empty before they are formed. median_norm: of
-    the last round's updates before clipping, where updates are clipped to it; 0 before the first.
+    the last round's updates before clipping, where updates are clipped to it; 0 before the first. clip: to which the
+    next round clips, where privacy adapts it; 0 before the first round.
     """
 
     round: int
@@ -407,6 +408,7 @@ class ServerState:
     history: Mapping[ClientId, ClientHistory] = field(default_factory=dict)
     clusters: tuple[GlobalModel, ...] = ()
     median_norm: float = 0.0
+    clip: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from shepherd.experiment.federated import Federated, federated_budget
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.outputs import Answers
 from shepherd.experiment.personal_models import PersonalModels
+from shepherd.experiment.privacy_account import statement
 from shepherd.experiment.resume import resumptions
 from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.rows_seen import LEFT_OUT, ROWS_SEEN, left_out, rows_seen, seen_by_id, times_seen
@@ -83,6 +84,8 @@ def write_summary(inputs: Inputs, outcome: Outcome, session: Session) -> dict[st
     store.write_lines(ROWS_SEEN, seen_by_id(seen, data))
     store.write_lines(LEFT_OUT, left_out(data))
     found = summary(inputs, outcome, lines, measured, seen, session.reporter.clock.read(), store.path)
+    if "privacy" in measured:
+        found["privacy"] = measured["privacy"]
     if best:
         found["best"] = {arm: best_metrics(one) for arm, one in best.items()}
     store.write_json("summary.json", found)
@@ -124,6 +127,8 @@ def metrics(
         found["personal"] = personal_metrics(personal.losses, losses, personal.shares)
     if personal.members:
         found["clusters"] = personal.members
+    if inputs.plan.privacy is not None:
+        found["privacy"] = statement(inputs.plan.privacy, inputs.config.privacy.publish_nothing)
     return found
 
 

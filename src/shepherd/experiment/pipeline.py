@@ -23,6 +23,7 @@ from shepherd.experiment.inputs import Inputs, load_inputs
 from shepherd.experiment.opened_run import Run
 from shepherd.experiment.outputs import generate_answers, save_adapter
 from shepherd.experiment.personal_models import train_personal
+from shepherd.experiment.privacy_account import with_ledger
 from shepherd.experiment.progress import Meter, Reporter, training_tokens
 from shepherd.experiment.resume import Beginning, begin_or_resume
 from shepherd.experiment.session import Session
@@ -52,6 +53,7 @@ def carry_out(
         store = open_store()
         with store.lock():
             beginning = begin_or_resume(inputs, store, force, wrap)
+            inputs = replace(inputs, plan=with_ledger(inputs.plan, store, beginning.facts))
             session = replace(open_session(inputs, beginning, store, reporter), base_losses=base_losses)
             with open_engine(inputs, session.run_id) as engine:
                 base = evaluate_base(engine, inputs, session)

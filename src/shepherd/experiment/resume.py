@@ -27,11 +27,15 @@ from shepherd.updates.privacy.publication import place_of
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where a run begins or goes on: its id, the state before the next round, and what was found on the way there."""
+    """Where a run begins or goes on: its id, the state before the next round, and what was found on the way there.
+
+    facts: of the manifest of the last committed round; None before the first.
+    """
 
     run_id: str
     state: ServerState
     notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] | None = None
 
 
 def begin_or_resume(
@@ -89,7 +93,8 @@ def begin_or_go_on(
     notes = [f"{name}: {reason}" for name, reason in recovered.rejected] + list(recovered.notes)
     state = load_state(recovered.checkpoint.folder) if recovered.checkpoint else start
     store.journal("resumed", round=state.round, found=notes, forced=forced)
-    return Beginning(str(then.get("run", secrets.token_hex(16))), state, tuple(notes))
+    facts = recovered.checkpoint.facts if recovered.checkpoint else None
+    return Beginning(str(then.get("run", secrets.token_hex(16))), state, tuple(notes), facts)
 
 
 def resumptions(run_dir: Path) -> dict[str, list[str]]:
