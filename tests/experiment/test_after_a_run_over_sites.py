@@ -165,6 +165,9 @@ def test_chat_answer_export_and_runs_take_the_run_of_sites(world, shell, tmp_pat
     shutil.copytree(world.path, run)
     answered = shell("answer", str(run), "--questions", "questions.jsonl", "--max-new-tokens", "3", "--json")
     assert {one["name"] for one in json.loads(answered.out)["answers"]} == {"run:federated", "run:base"}
+    (questions,) = (path.name for path in (run / "answers").iterdir())
+    judged = shell("judge", str(run), "--questions", questions, "--judge", "some", "--dry-run")
+    assert judged.status == 0 and "2 calls to make" in judged.err, "federated against base, in both orders"
     exported = shell("export", str(world.path), "--out", "adapter")
     assert exported.status == 0 and digest(load_adapter(tmp_path / "adapter")) == world.done.summary["adapter_sha256"]
     merged = shell("export", str(world.path), "--to", "merged", "--out", "merged")

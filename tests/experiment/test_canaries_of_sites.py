@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
+import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -47,7 +49,41 @@ def in_memory(starts: Mapping[str, Start]) -> Iterator[tuple[Transport, Terms]]:
     transport.close()
 
 
-@pytest.fixture(scope="module", params=[in_memory], ids=["memory"])
+class InTurn:
+    """A site that shares this process, and torch's random numbers, with another one."""
+
+    turn = threading.Lock()
+
+    def __init__(self, site: Site) -> None:
+        self.site, self.session = site, site.session
+
+    def handle(self, data: bytes, report: Callable[[bytes], None]) -> bytes | None:
+        with self.turn:
+            return self.site.handle(data, report)
+
+
+@contextmanager
+def over_the_network(starts: Mapping[str, Start]) -> Iterator[tuple[Transport, Terms]]:
+    pytest.importorskip("nvflare")
+    from federation_kits import Kits
+    from network_sites import ServedSite
+    from shepherd.federation.transports.serving import serve_federation
+
+    with tempfile.TemporaryDirectory() as folder:
+        kits = Kits(Path(folder) / "kits")
+        with serve_federation(kits.server(), limit=4 * 2**20) as transport:
+            served = [ServedSite(kits.site(name), InTurn(start())) for name, start in starts.items()]
+            yield transport, Terms(sites=len(starts), enough=60.0)
+            for site in served:
+                site.end()
+        for path in kits.folder.rglob("*"):  # what the engine wrote, on both sides
+            assert not path.is_file() or not found_in(path.read_bytes(), CANARY), path
+
+
+NETWORK = pytest.param(over_the_network, marks=pytest.mark.slow, id="network")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(in_memory, id="memory"), NETWORK])
 def connect(request) -> Connect:
     return request.param
 
