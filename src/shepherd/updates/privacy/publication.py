@@ -83,7 +83,6 @@ STATE = {
     "clip": RELEASED,  # it follows from a noised count
     **dict.fromkeys(("cursors", "clients", "strikes", "history", "clusters", "median_norm"), NEVER),
     "quarantined": WITHHELD,
-    "clip": RELEASED,
 }
 """The state of the server in a checkpoint, which is withheld as a whole."""
 
