@@ -16,6 +16,7 @@ from shepherd.experiment import run as experiment
 from shepherd.model.adapter import load_adapter
 from shepherd.store.manifest import read_manifest
 from shepherd.updates.privacy.ledger import Ledger, read_releases
+from shepherd.updates.privacy.publication import place_of
 from stopped_runs import Stop, after_round, checkpoint_digest, stop_at, stopped
 
 PRIVATE = (
@@ -66,9 +67,12 @@ def adapter_bytes(run: Path) -> bytes:
 
 def test_a_private_run_has_a_line_for_each_round_and_its_manifests_count_them(whole):
     assert lines(whole) == [(1, 1), (2, 1), (3, 1)]
-    marks = [read_manifest(folder)[0]["facts"]["privacy"]["lines"] for folder in sorted(whole.glob("checkpoints/*"))]
-    assert marks == [2, 3]
-    for line in map(json.loads, (whole / "rounds.jsonl").read_text().splitlines()):
+    marks = [
+        read_manifest(folder)[0]["facts"]["privacy"]["lines"]
+        for folder in sorted(place_of(whole, "checkpoints").iterdir())
+    ]
+    assert marks[-2:] == [2, 3], "and the best round"
+    for line in map(json.loads, place_of(whole, "rounds.jsonl").read_text().splitlines()):
         assert set(line["weights"].values()) <= {1 / 4} and line["diagnostics"] == {}
         assert all(norm <= 0.1 for norm in line["update_norm"].values())
         assert line["clip_norm"] == 0.1 and "clipped" not in line
@@ -77,7 +81,7 @@ def test_a_private_run_has_a_line_for_each_round_and_its_manifests_count_them(wh
 def test_its_summary_and_metrics_state_the_epsilon_of_the_lines_and_what_is_not_covered(whole):
     summary, metrics = (json.loads((whole / name).read_text()) for name in ("summary.json", "evaluation/metrics.json"))
     said = summary["privacy"]
-    assert said == metrics["privacy"]
+    assert said == metrics["privacy"] == json.loads((whole / "privacy.json").read_text())
     spent = Ledger(read_releases(whole / "privacy.jsonl")).epsilon(0.01)
     assert (said["epsilon"], said["epsilon_pld"], said["epsilon_rdp"]) == (spent.least, spent.pld, spent.rdp)
     assert said["private"] is True and said["noise"] == "secret" and said["releases"] == 3
@@ -130,7 +134,7 @@ def test_a_run_that_had_no_privacy_cannot_get_it_by_force(small_config, config, 
     settings = (run / "config.toml").read_text()
     assert "[privacy]" not in settings
     (run / "config.toml").write_text(f"{settings}[privacy]\n{table(config.privacy.model_dump())}")
-    with pytest.raises(DataError, match="had no privacy, so a later one cannot give it"):
+    with pytest.raises(DataError, match="had no privacy, so no later one can give it"):
         experiment.resume(run, observer=lambda event: None, force=True)
 
 
@@ -151,7 +155,7 @@ def test_the_run_ends_before_the_round_that_would_exceed_its_epsilon_and_is_fini
     warnings = [event["message"] for event in events if event["event"] == "warning"]
     assert any(line.startswith("the run ends after round 2 of 3: one more would exceed privacy.epsilon = 2") for line
                in warnings)  # fmt: skip
-    assert "privacy budget spent" in (run / "journal.jsonl").read_text()
+    assert "privacy budget spent" in place_of(run, "journal.jsonl").read_text()
     assert (run / "report.html").exists() and (run / "adapter").is_dir()
     assert [json.loads(line)["round"] for line in (run / "rounds.jsonl").read_text().splitlines()] == [1, 2]
 
@@ -165,10 +169,10 @@ def test_only_with_repeatable_noise_a_run_goes_on_to_the_same_bytes_and_it_is_ma
     experiment.resume(crashed_run, observer=stop_at(lambda event: False))
     assert lines(crashed_run) == [(1, 1), (2, 1), (3, 1), (3, 2)]
     assert adapter_bytes(crashed_run) == adapter_bytes(once)
-    assert checkpoint_digest(crashed_run) == checkpoint_digest(once)
+    assert checkpoint_digest(crashed_run / "private") == checkpoint_digest(once / "private")
     clips = [line.clip for line in read_releases(once / "privacy.jsonl")]
     assert clips[0] == 0.1 and len(set(clips)) == 3
-    state = json.loads(sorted(once.glob("checkpoints/*/state.json"))[-1].read_text())
+    state = json.loads(sorted(place_of(once, "checkpoints").glob("*/state.json"))[-1].read_text())
     assert state["clip"] > 0 and state["clip"] not in clips
     summary = json.loads((once / "summary.json").read_text())
     assert summary["privacy"]["private"] is False and summary["privacy"]["noise"] == "repeatable"

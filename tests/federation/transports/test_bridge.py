@@ -81,7 +81,7 @@ def test_the_end_of_one_side_is_seen_at_the_other_and_ends_its_calls():
         one.post({"say": 2})
 
 
-def test_what_is_no_head_ends_the_bridge_and_nothing_is_unpickled(tmp_path):
+def test_bytes_that_are_not_a_head_end_the_bridge_and_nothing_is_unpickled(tmp_path):
     import os
     import pickle
 

@@ -74,7 +74,7 @@ def test_a_listener_that_stays_silent(kits, monkeypatch):
         assert "no answer from" in diagnose(kits.site("a")).why
 
 
-def test_a_listener_that_is_no_coordinator(kits):
+def test_a_listener_other_than_a_coordinator(kits):
     def answer() -> None:
         with plain.accept()[0] as connection:
             connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -82,7 +82,7 @@ def test_a_listener_that_is_no_coordinator(kits):
 
     with socket.create_server(("127.0.0.1", kits.port)) as plain:
         threading.Thread(target=answer, daemon=True).start()
-        assert "is no coordinator" in diagnose(kits.site("a")).why
+        assert "not a coordinator" in diagnose(kits.site("a")).why
 
 
 def test_a_site_whose_certificate_has_expired_or_is_of_another_federation(kits):

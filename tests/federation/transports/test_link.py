@@ -57,8 +57,12 @@ def test_an_answer_is_sent_until_it_is_taken(monkeypatch):
         ask(link, "one")
         ask(link, "one")  # the same once more
         until(lambda: len(engine.of("answer")) == 5)
+        ask(link, "one")  # and after it is taken
+        for message in (b"then", b"last"):
+            link.handle({"event": "tell"}, message)
+            until(lambda: message in link.site.seen)  # noqa: B023
     assert {(head["key"], data) for head, data in engine.of("answer")} == {("one", b"re:?")}
-    assert link.site.seen == [b"?"]
+    assert link.site.seen == [b"?", b"then", b"last"]
 
 
 def test_the_newest_question_counts(monkeypatch):

@@ -43,6 +43,7 @@ def test_nothing_in_a_kit_allows_a_job_a_shell_or_a_class_of_others(kits):
 
 def test_the_limits_of_the_wire_are_those_of_the_run_and_the_files_are_private(kits):
     kit = kits.server()
+    (kit / "local" / "comm_config.json").touch(mode=0o644)
     write_limits(kit, 12345)
     limits = json.loads((kit / "local" / "comm_config.json").read_text())
     assert limits["streaming_max_blob_size"] == 12345
@@ -68,8 +69,8 @@ def test_one_process_has_a_kit_and_names_the_one_before_only_in_its_own_folder(k
         assert former == ""
 
 
-def test_a_folder_that_is_no_kit_or_a_damaged_one_is_refused(kits, tmp_path):
-    with pytest.raises(UsageError, match="no kit of a federation"), serve_federation(tmp_path, limit=1):
+def test_a_folder_without_a_kit_or_with_a_damaged_one_is_refused(kits, tmp_path):
+    with pytest.raises(UsageError, match="is not a kit of a federation"), serve_federation(tmp_path, limit=1):
         pass
     kit = kits.site("a")
     (kit / "startup" / "fed_client.json").write_text("{")

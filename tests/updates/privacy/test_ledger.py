@@ -123,7 +123,7 @@ def test_a_last_line_without_its_end_was_not_durable_and_does_not_count(tmp_path
         ("{", "["),
     ],
 )
-def test_a_line_that_is_no_release_of_this_version_is_refused(tmp_path, old, new):
+def test_a_line_of_another_version_or_without_meaning_is_refused(tmp_path, old, new):
     path = tmp_path / "privacy.jsonl"
     written(path, release(1))
     path.write_text(path.read_text().replace(old, new))

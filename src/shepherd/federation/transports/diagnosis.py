@@ -81,7 +81,7 @@ def _fault(error: OSError, host: str, port: int) -> Fault:
         code, why = _VERIFICATION.get(error.verify_code, other)
         return Fault(code, why.format(host=place))
     if isinstance(error, ssl.SSLError):
-        return Fault("tls", f"what listens at {place} is no coordinator, or does not accept this site's certificate")
+        return Fault("tls", f"{place} is not a coordinator, or does not accept this site's certificate")
     if isinstance(error, socket.gaierror):
         return Fault("host", f"the name {host!r} cannot be resolved on this machine")
     if isinstance(error, ConnectionRefusedError):

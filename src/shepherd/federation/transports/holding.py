@@ -27,7 +27,7 @@ def hold(kit: Path, session: str = "") -> Iterator[str]:
     Raises UsageError where another process has it or the kit is incomplete, and ResourceError without locks.
     """
     if not (kit / "startup").is_dir() or not (kit / "local").is_dir():
-        raise UsageError(f"{kit} is no kit of a federation: it has no startup/ and local/", hint="join again")
+        raise UsageError(f"{kit} is not a kit of a federation: startup/ or local/ is missing", hint="join again")
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(kit))

@@ -171,7 +171,7 @@ class ServerPart(_Part):
             answer = Link.bridge.call({**head, "time": time.monotonic()}, timeout=ANSWER)
         except (Gone, TimeoutError):
             return
-        if answer.get("code") == "lease":  # one that is no member registers, and learns it from its first sign
+        if answer.get("code") == "lease":  # others learn it from their first sign of life
             raise NotAuthenticated(str(answer.get("why", "")))
 
     def _filter(self, message: Any) -> Any:

@@ -45,7 +45,7 @@ class ClientLevel:
 
     @property
     def weight(self) -> float:
-        """1/(qN), the weight of every update and of the noise, whoever replied."""
+        """1/(qN), the weight of every update and of the noise, however many replied."""
         return 1 / self.expected
 
     @property
