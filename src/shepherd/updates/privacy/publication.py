@@ -56,7 +56,6 @@ FILES = {
     "benchmarks": WITHHELD,
     "answers": WITHHELD,
     "judge": WITHHELD,
-    "audit.json": RELEASED,  # figures over all rows, without clients; the whole is in private/
     ".lock": RELEASED,
     ".writer.json": RELEASED,
 }
