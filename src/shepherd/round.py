@@ -17,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shepherd.clients.history import pool_of, quarantined_by, remembered, strikes_of
-from shepherd.clients.pool import Selection
+from shepherd.clients.pool import Draw, Selection
 from shepherd.clients.progress import Observe, Progress, StepReport, ignore
 from shepherd.errors import ClientError
 from shepherd.outcomes import STRIKES, outcome_of
@@ -45,6 +45,8 @@ from shepherd.types import (
 from shepherd.updates.clipping import ClipNorm, clip_of, clip_specs, clipped, unclipped_norm, was_clipped
 from shepherd.updates.composition import Transforms
 from shepherd.updates.gate import Gate
+from shepherd.updates.privacy.client_level import ClientLevel
+from shepherd.updates.privacy.example_level import ExampleLevel
 from shepherd.updates.replies import Admitted, Late, Outcome, Replies, Reply, failure_entry
 from shepherd.updates.rules import update_norm
 from shepherd.updates.spool import Spool
@@ -135,6 +137,8 @@ class Plan:
     that took `steps` of its steps. `sizes` counts the rows that each client holds, `probed` those on which it trains
     before each round for a choice of slots. clusters: how many are trained beside the global model. clip: the L2 norm
     to which updates are clipped, 0 for none. transforms: of the updates, on clients and on the server, after clipping.
+    privacy: what draws the cohorts, sets the clip and adds noise to the sum, or None.
+    examples: privacy of rows, by DP-SGD in local training, or None.
     """
 
     seed: int
@@ -149,6 +153,8 @@ class Plan:
     objective: Objective
     clip: ClipNorm = 0.0
     transforms: Transforms = field(default_factory=Transforms)
+    privacy: ClientLevel | None = None
+    examples: ExampleLevel | None = None
     policy: Policy = Policy()
     gate: Callable[..., Gate] = Gate
     spool: Callable[[], Spool] = Spool
@@ -159,7 +165,14 @@ class Plan:
 
     def clip_norm(self, state: ServerState) -> float:
         """The L2 norm to which the updates of the round after `state` are clipped; 0: they are not."""
+        if self.privacy is not None:
+            return state.clip or self.privacy.clip
         return state.median_norm if self.clip == "median" else self.clip
+
+    @property
+    def reports_norms(self) -> bool:
+        """Whether clients report the norm of their updates before clipping."""
+        return self.clip == "median" or (self.privacy is not None and self.privacy.adaptive)
 
     @property
     def asked(self) -> int:
@@ -169,7 +182,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """The next model, and how it came about: weights and clusters (from 1) of the updates that counted, diagnostics."""
+    """The next model, and how it came about: weights and clusters (from 1) of the updates that counted, diagnostics.
+
+    clip: that of the next round where the plan has privacy.
+    """
 
     model: GlobalModel
     clusters: tuple[GlobalModel, ...]
@@ -177,6 +193,7 @@ class Aggregate:
     cluster_of: Mapping[ClientId, int] = field(default_factory=dict)
     deviation: float = 0.0
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    clip: float = 0.0
 
 
 # The round
@@ -215,7 +232,7 @@ def gather_replies(state: ServerState, plan: Plan, engine: Engine, spool: Spool,
         if cohort is not None:
             task = task_of(state, plan, cohort)
             replies = replies.joined(train_cohort(cohort, task, wanted, plan, engine, spool, observe))
-        if replies.usable >= plan.min_updates:
+        if replies.usable >= plan.min_updates or plan.privacy is not None:  # which releases noise in every round
             return replies
     nobody_drawn = replies.draws and not replies.work
     if plan.policy.on_too_few != "skip" and not nobody_drawn:
@@ -242,13 +259,26 @@ def draw_cohort(state: ServerState, plan: Plan, so_far: Replies, wanted: int) ->
     nobody is left.
     """
     number, policy = state.round + 1, plan.policy
+    if plan.privacy is not None:
+        return _cohort_of(state, plan, _secret_draw(plan.privacy, number))
     free = [c for c in plan.clients if c not in so_far.work and c not in state.quarantined]
     size = min(len(free), policy.ask(wanted))
     if not size:
         return None
     pool = pool_of(free, number, state.history, plan.sizes, plan.weights)
     again = [so_far.draws] if so_far.draws else []
-    draw = plan.select.draw(pool, size, stream(plan.seed, "select", number, *again))
+    return _cohort_of(state, plan, plan.select.draw(pool, size, stream(plan.seed, "select", number, *again)))
+
+
+def _secret_draw(privacy: ClientLevel, round_number: int) -> Draw:
+    """A draw from all clients of the plan, whether or not they failed before, with weights that depend on nobody."""
+    drawn = privacy.draw(round_number)
+    return Draw(drawn, dict.fromkeys(drawn, privacy.weight), len(drawn), fixed=True)
+
+
+def _cohort_of(state: ServerState, plan: Plan, draw: Draw) -> Replies:
+    """The cohort of a draw, with its work."""
+    number, policy = state.round + 1, plan.policy
     work = {client: plan.work(client, number, state.cursors.get(client, 0)) for client in draw.clients}
     seconds = {client: policy.clock(work[client], number) if policy.clock else 0.0 for client in draw.clients}
     return Replies(
@@ -273,7 +303,8 @@ def task_of(state: ServerState, plan: Plan, cohort: Replies) -> TrainTask:
         plan.objective,
         control(state.model.memory) if plan.objective.scaffold else {},
         cohort.cluster_views,
-        (*clip_specs(plan.clip_norm(state), plan.clip), *plan.transforms.sent),
+        (*clip_specs(plan.clip_norm(state), plan.reports_norms), *plan.transforms.sent),
+        plan.examples.task if plan.examples is not None else None,
     )
     return whole.part(sent)
 
@@ -331,7 +362,8 @@ def admit(reply: Reply, task: TrainTask, gate: Gate, spool: Spool, observe: Obse
 def aggregate(state: ServerState, plan: Plan, replies: Replies) -> Aggregate:
     """The next model from the updates that count, and those of the clusters; the model as it was where none counts.
 
-    The server halves of transforms may add pseudo-updates to what is merged, also where no update counts.
+    The server halves of transforms may add pseudo-updates to what is merged, also where no update counts, and so does
+    the noise of privacy; what is released of a private round is its model, so there are no diagnostics.
     """
     updates, views, method, number = replies.counted, replies.views, plan.method, state.round + 1
     weights = round_weights(
@@ -344,12 +376,15 @@ def aggregate(state: ServerState, plan: Plan, replies: Replies) -> Aggregate:
     steps = {u.client: plan.effective_steps(replies.work[u.client], u.steps, number) for u in updates}
     start = partial(method.view, state.model, SERVER, state.model.adapter.r, number, plan.seed)
     given = Contributions(number, tuple(updates), views, weights, steps)
-    merged = plan.transforms.on_server(given, start, plan.seed)
+    merged, clip = plan.transforms.on_server(given, start, plan.seed), 0.0
+    if plan.privacy is not None:
+        unclipped = [replies.unclipped[u.client] for u in updates]
+        merged, clip = plan.privacy.release(merged, start(), plan.clip_norm(state), unclipped)
     if not merged.updates:
-        return Aggregate(state.model, state.clusters)
+        return Aggregate(state.model, state.clusters, clip=clip)
     model = method.combine(state.model, merged.views, merged.updates, merged.weights, merged.steps)
-    if not updates:
-        return Aggregate(model, state.clusters)
+    if not updates or plan.privacy is not None:
+        return Aggregate(model, state.clusters, weights, clip=clip)
     clusters, cluster_of = _aggregate_clusters(state, plan, replies, weights, steps)
     total = sum(weights.values())  # One, unless the selection has a fixed denominator.
     shares = {c: w / total for c, w in weights.items()}
@@ -403,6 +438,7 @@ def next_state(state: ServerState, plan: Plan, replies: Replies, result: Aggrega
         median_norm=median(replies.unclipped[u.client] for u in updates)
         if plan.clip == "median" and updates
         else state.median_norm,
+        clip=result.clip if plan.privacy is not None and plan.privacy.adaptive else 0.0,
     )
 
 
@@ -418,7 +454,9 @@ def record(
     updates, work = replies.counted, replies.work
     limit = plan.clip_norm(state)
     longest = max((w.learning_rates for w in work.values()), key=len, default=(0.0,))
-    sampled_ranks, counted_ranks = ([plan.rank(c) for c in some] for some in (work, (u.client for u in updates)))
+    # Of a private round the planned bytes go down, not those of its secret cohort.
+    sampled = plan.clients[: plan.cohort_size] if plan.privacy is not None else tuple(work)
+    sampled_ranks, counted_ranks = ([plan.rank(c) for c in some] for some in (sampled, (u.client for u in updates)))
     _, bytes_down = round_bytes(
         plan.method, state.model.adapter, after.round, sampled_ranks, counted_ranks, plan.objective.scaffold,
         len(state.clusters), added_ranks(state.model.remainder, after.model.remainder),
@@ -429,10 +467,10 @@ def record(
         missing=replies.missing,
         rejected=tuple(map(failure_entry, replies.failures)),
         weights=result.weights,
-        train_loss={u.client: u.metrics["loss"] for u in updates},
+        train_loss={u.client: u.metrics["loss"] for u in updates if "loss" in u.metrics},
         steps={u.client: u.steps for u in updates},
         examples={u.client: work[u.client].rows for u in updates},
-        tokens={u.client: u.num_tokens for u in updates},
+        tokens={} if plan.examples is not None else {u.client: u.num_tokens for u in updates},
         bytes_up=replies.bytes_up,
         bytes_down=bytes_down,
         seconds=seconds,
@@ -447,7 +485,7 @@ def record(
         clusters=result.cluster_of,
         unused_examples=replies.unused,
         clipped=sum(was_clipped(replies.unclipped[u.client], limit) for u in updates) if plan.clip else None,
-        clip_norm=limit if plan.clip else None,
+        clip_norm=limit if plan.clip or plan.privacy is not None else None,
     )
 
 

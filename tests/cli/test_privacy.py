@@ -56,7 +56,7 @@ def test_the_plan_as_json_is_the_plan(shell):
         found["epsilon"], found["epsilon_rdp"], found["sampling_rate"])  # fmt: skip
     assert [method["name"] for method in found["methods"]] == [method.name for method in again.methods]
     assert found["unit"] and found["relation"] and found["accountant"] == "PLD" and found["not_covered"]
-    assert found["noise_is_added"] is False, "this version plans"
+    assert found["noise_is_added"] is True, "by a recipe with [privacy]"
 
 
 def test_an_infinite_epsilon_is_null_in_json_and_said_in_words(shell):

@@ -75,13 +75,13 @@ def test_what_is_not_finite_is_left_to_the_gate():
 def test_the_client_half_clips_and_reports_the_norm_before_only_where_a_median_is_taken():
     own = random(8.0)
     for setting, reported in ((2.0, None), ("median", 8.0)):
-        sent = build_transforms(clip_specs(2.0, setting)).on_client(own, START, 0)
+        sent = build_transforms(clip_specs(2.0, setting == "median")).on_client(own, START, 0)
         assert 2.0 * (1 - 1e-6) <= update_norm(sent) <= 2.0
         assert sent.metrics.get(REPORTED) == (reported and pytest.approx(reported, rel=1e-6))
         assert unclipped_norm(sent, update_norm(sent), 0.0) == (sent.metrics.get(REPORTED) or update_norm(sent))
-    short = build_transforms(clip_specs(9.0, 9.0)).on_client(own, START, 0)
+    short = build_transforms(clip_specs(9.0)).on_client(own, START, 0)
     assert all(short.delta[name] is array for name, array in own.delta.items()) and short.metrics == own.metrics
-    assert clip_specs(0.0, "median") == ()
+    assert clip_specs(0.0, report=True) == ()
 
 
 @pytest.mark.parametrize("norm", [0.0, -1.0, float("inf"), float("nan")])

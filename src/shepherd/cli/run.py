@@ -13,6 +13,7 @@ import click
 
 from shepherd.cli import interrupts, output
 from shepherd.cli.completion import complete_federation, complete_recipe, complete_run
+from shepherd.cli.privacy import print_forecast
 from shepherd.cli.settings import Settings, find_run, gather, recipe_options
 from shepherd.errors import UsageError
 from shepherd.experiment import capacity, checks
@@ -28,7 +29,7 @@ LABELS = {
     "disk_bytes": "disk, about",
     "seconds": "time, about",
 }
-PRINTED_ELSEWHERE = ("bytes_up_are", "bytes_down_are", "warnings", "details")
+PRINTED_ELSEWHERE = ("bytes_up_are", "bytes_down_are", "privacy", "warnings", "details")
 
 
 @click.command()
@@ -105,9 +106,9 @@ def _over_sites(settings: Settings, name: str, min_sites: int | None, observer: 
 def resume(run: str, force: bool, as_json: bool, plain: bool) -> None:
     """Resume a stopped run from its last committed round.
 
-    The result is identical, byte for byte, to that of an uninterrupted run. If settings, data, base, tokenizer, code
-    or machine have changed since the start, the differences are listed and nothing is run. A run over the sites of a
-    federation serves that federation again.
+    The result is identical, byte for byte, to that of an uninterrupted run, but for a private run, which draws cohorts
+    and noise anew. If settings, data, base, tokenizer, code or machine have changed since the start, the differences
+    are listed and nothing is run. A run over the sites of a federation serves that federation again.
     """
     from shepherd.cli import printed_result, progress
     from shepherd.experiment import run as experiment
@@ -159,6 +160,8 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
 
     plan = plan_checked(checked, note)
     values = dataclasses.asdict(plan) if dataclasses.is_dataclass(plan) else dict(plan)
+    if values.get("privacy") is None:
+        values.pop("privacy", None)
     if as_json:
         output.print_json(values)
     else:
@@ -170,6 +173,8 @@ def check(recipe: str | None, as_json: bool, **flags: Any) -> None:
                 if key not in PRINTED_ELSEWHERE
             ],
         )
+        if "privacy" in values:
+            print_forecast(values["privacy"])
     for line in values.get("warnings", ()):
         output.note(f"warning: {line}")
     capacity.fits_here(values, Path(settings.config.run.out))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from shepherd.config import Config
+from shepherd.types import ClientId
 from shepherd.updates.privacy.accountant import least_noise
+from shepherd.updates.privacy.client_level import ClientLevel
 
 
 def noise_multiplier(config: Config, sampling_rate: float) -> float:
@@ -19,3 +21,24 @@ def noise_multiplier(config: Config, sampling_rate: float) -> float:
 def sampling_rate_of(config: Config, clients: int, cohort: int) -> float:
     """q: selection.q, or the share of a cohort of all clients."""
     return config.selection.options.get("q") or cohort / clients
+
+
+def client_level(config: Config, clients: tuple[ClientId, ...], cohort: int) -> ClientLevel | None:
+    """The mechanism of a recipe for these clients, with an empty ledger in memory; None without privacy.
+
+    cohort: clients expected in a round. Raises UsageError where no noise gives privacy.epsilon.
+    """
+    privacy = config.privacy
+    if privacy.unit != "client":
+        return None
+    q = sampling_rate_of(config, len(clients), cohort)
+    return ClientLevel(
+        clients=clients,
+        sampling_rate=q,
+        noise_multiplier=noise_multiplier(config, q),
+        clip=privacy.clip,
+        delta=privacy.delta,
+        adaptive=privacy.adaptive_clip,
+        epsilon=privacy.epsilon,
+        repeatable=config.run.seed if privacy.repeatable_noise else None,
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ import torch
 from shepherd.config import Config
 from shepherd.experiment.checks import Checked
 from shepherd.experiment.division import shared_prompts
+from shepherd.experiment.example_privacy import example_forecast, extra_slots
 from shepherd.experiment.method import Composition, compose, doubts
 from shepherd.experiment.named_clients import kept_names, local_names
 from shepherd.experiment.plan import prepare_plan
+from shepherd.experiment.privacy_account import forecast, privacy_warnings
 from shepherd.experiment.progress import training_tokens
 from shepherd.experiment.rows import FederatedData, prepare_generation, prepare_rows
 from shepherd.experiment.schedule import Schedule, prepare_schedule
@@ -46,7 +49,8 @@ class Estimate:
     """Sizes of a run. `seconds` and `memory_bytes` are estimates; `bytes_up_are` is "exact", "about" or "at most".
 
     adapted_share: how much of the weights of the model's blocks carries an adapter. learning_rates: the peak of each
-    arm. warnings: what a run would warn of before it begins. details: a warning that stands for several cases -> a
+    arm. privacy: what its differential privacy will guarantee and the noise that it adds, None without. warnings: what
+    a run would warn of before it begins. details: a warning that stands for several cases -> a
     sentence for each of them.
     """
 
@@ -72,6 +76,7 @@ class Estimate:
     memory_bytes: int
     disk_bytes: int
     seconds: float
+    privacy: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     details: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -100,7 +105,13 @@ def plan_checked(checked: Checked, progress: Callable[[str], None] | None = None
     rounds = prepare_plan(config, composition, rows.sizes, schedule, rows.partition.labels)
     found = estimate(config, composition, folder, rows, schedule, rounds)
     shared = shared_prompts(config, rows.dataset, rows.examples.values())
-    warnings = (*doubts(config), *found.warnings, *rows.warnings, *filter(None, [unanswered, shared]))
+    warnings = (
+        *doubts(config),
+        *privacy_warnings(rounds, schedule.rounds),
+        *found.warnings,
+        *rows.warnings,
+        *filter(None, [unanswered, shared]),
+    )
     return replace(found, warnings=warnings, details=rows.details)
 
 
@@ -148,6 +159,7 @@ def estimate(
     up, down, up_are, down_are = _traffic(rounds, adapter, count)
     alone = any(arm.per_client for arm in composition.baselines)
     slots = min(max(rounds.asked, len(names) if alone else 1), settings.clients_at_once)
+    slots = max(slots, extra_slots(rounds, settings.clients_at_once))
     text = shape.get_text_config()
     body = model.num_parameters() - text.vocab_size * text.hidden_size
     head = 2 * text.vocab_size * text.hidden_size
@@ -181,6 +193,9 @@ def estimate(
             + 10e6
         ),
         seconds=operations / (PEAK_SHARE * matmul_peak(dtype, str(device)) * 1e9) + 10 if timed else 0.0,
+        privacy=forecast(rounds.privacy, count, up / (4 * count * rounds.cohort_size))
+        if rounds.privacy
+        else example_forecast(rounds, adapter),
         warnings=(*inspect_folder(folder), *unread, *adapted.notes),
     )
 
@@ -200,14 +215,21 @@ def _traffic(plan: Plan, adapter: Adapter, count: int) -> tuple[int, int, str, s
         clusters = clusters or (plan.clusters if plan.clusters <= len(counted) else 0)
     mixed = any(plan.rank(client) < adapter.r for client in plan.clients)
     late = plan.policy.deadline > 0
-    if (plan.select.learns and (mixed or late)) or (late and plan.policy.on_too_few == "wait"):
+    learned = plan.select.learns and (mixed or late)
+    if plan.privacy is not None or learned or (late and plan.policy.on_too_few == "wait"):
         return up, down, "about", "about"
     one_step = all(plan.work(client, 1, 0).steps == 1 for client in plan.clients)
     return up, down, *bounds(plan.method, adapter, mixed, one_step)
 
 
 def _cohort(plan: Plan, state: ServerState) -> tuple[tuple[ClientId, ...], list[ClientId], list[ClientId]]:
-    """Of the round after `state` the clients that are sampled, that meet the deadline, and whose updates count."""
+    """Of the round after `state` the clients that are sampled, that meet the deadline, and whose updates count.
+
+    A secret cohort is planned by its mean size.
+    """
+    if plan.privacy is not None:
+        mean = plan.clients[: plan.cohort_size]
+        return mean, list(mean), list(mean)
     cohort = draw_cohort(state, plan, Replies(), plan.cohort_size) or Replies()
     sent = sorted((c for c in cohort.work if c not in cohort.late), key=cohort.seconds.__getitem__)
     surplus = cohort.surplus(sent, plan.cohort_size if plan.policy.over_select else None)

@@ -16,6 +16,7 @@ from shepherd.evaluation.row_losses import RowLosses
 from shepherd.experiment.arms import Budget
 from shepherd.experiment.base_losses import kept_or_measured
 from shepherd.experiment.events import RoundEvent, RoundLine
+from shepherd.experiment.example_ledgers import marks_of
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.session import Session
 from shepherd.experiment.summary import arm_metrics
@@ -54,21 +55,36 @@ def train_federated(state: ServerState, plan: Plan, engine: Engine, inputs: Inpu
             parts = arm_metrics(losses, inputs.data) if losses else None
             line = round_line(record, parts, time.perf_counter() - begin)
             measured.append((line["held_out_loss"], state.round))
-            commit_round(state, line, best_round(measured), store, kept)
+            commit_round(state, line, best_round(measured), store, kept, plan)
             reporter.emit(cast("RoundEvent", {"event": "round", **line}))
             reporter.warn(*notes(record, inputs.data.partition.label))
-    # The last round is always measured; without one to run, everything was committed before.
+        if early := ended_early(state, plan, schedule.rounds):
+            store.journal("privacy budget spent", round=state.round)
+            reporter.warn(early)
+    # The last round is measured here where it was not before.
     return Federated(state, losses or evaluate("federated", state.model, state.round, engine, inputs, session))
 
 
 def federated_rounds(
     state: ServerState, plan: Plan, engine: Engine, rounds: int, observe: Callable[[int, StepReport], None]
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
-    """The rounds after `state`, one by one."""
+    """The rounds after `state`, one by one, as far as the privacy budget of the plan reaches."""
     while state.round < rounds:
         number = state.round + 1
+        if plan.privacy is not None and not plan.privacy.affords(number, rounds):
+            return
         state, record = run_round(state, plan, engine, partial(observe, number))
         yield state, record
+
+
+def ended_early(state: ServerState, plan: Plan, rounds: int) -> str:
+    """Why a run ends after `state` before its last round, or ""."""
+    if plan.privacy is None or state.round >= rounds:
+        return ""
+    return (
+        f"the run ends after round {state.round} of {rounds}: one more would exceed privacy.epsilon = "
+        f"{plan.privacy.epsilon:g}, because attempts that were not committed count as well"
+    )
 
 
 def evaluate(
@@ -140,10 +156,23 @@ class KeptAs(NamedTuple):
     checkpoints: int
 
 
-def commit_round(state: ServerState, line: RoundLine, best: int, store: RunDirectory, kept: KeptAs) -> None:
-    """Commit a round: state and line together, or not at all. Of the checkpoints the newest and the best are kept."""
+def commit_round(
+    state: ServerState,
+    line: RoundLine,
+    best: int,
+    store: RunDirectory,
+    kept: KeptAs,
+    plan: Plan | None = None,
+) -> None:
+    """Commit a round: state and line together, or not at all. Of the checkpoints the newest and the best are kept.
+
+    The manifest of a private round holds the number of lines that its ledgers have.
+    """
     begin = time.perf_counter()
-    with store.commit_round(state.round, line) as folder:
+    facts = {} if plan is None else marks_of(plan)
+    if plan is not None and plan.privacy is not None:
+        facts["privacy"] = plan.privacy.ledger.mark()
+    with store.commit_round(state.round, line, **facts) as folder:
         save_state(folder, state, base_name=kept.base_name, conv1d=kept.conv1d, disk=store.disk)
         line["seconds"]["commit"] = time.perf_counter() - begin
     store.prune_checkpoints(kept.checkpoints, best)

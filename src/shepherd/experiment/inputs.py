@@ -21,6 +21,7 @@ from shepherd.experiment.estimate import Estimate, estimate
 from shepherd.experiment.method import Composition, doubts
 from shepherd.experiment.named_clients import kept_names, local_names
 from shepherd.experiment.plan import prepare_plan
+from shepherd.experiment.privacy_account import privacy_warnings
 from shepherd.experiment.progress import Reporter
 from shepherd.experiment.rows import FederatedData, prepare_generation, prepare_rows
 from shepherd.experiment.schedule import Schedule, prepare_schedule
@@ -116,7 +117,7 @@ def load_inputs(checked: Checked, place: Path | None, reporter: Reporter) -> Inp
         seed=config.run.seed,
         checkpoints_kept=config.checkpoints.keep,
         updates_in_memory=config.federation.updates_in_memory_mib * 2**20,
-        warnings=(*doubts(config), *expected.warnings, *data.warnings),
+        warnings=(*doubts(config), *privacy_warnings(plan, schedule.rounds), *expected.warnings, *data.warnings),
     )
 
 

@@ -144,7 +144,7 @@ def check_clipping(config: Config, method: Method, personal: Personalization) ->
     wanted = config.federation.clip_update_norm
     limit = 1.0 if wanted == "median" else wanted
     problems = transform_conflicts(
-        build_transforms(clip_specs(limit, wanted)),
+        build_transforms(clip_specs(limit, wanted == "median")),
         method,
         weights=config.federation.weights,
         scaffold=config.objective.scaffold,

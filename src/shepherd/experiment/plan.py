@@ -11,6 +11,8 @@ from shepherd.clients.slots import probe_work
 from shepherd.clients.virtual_clock import virtual_seconds
 from shepherd.config import Config
 from shepherd.errors import UsageError
+from shepherd.experiment.client_privacy import client_level
+from shepherd.experiment.example_privacy import example_level
 from shepherd.experiment.method import Composition, check_clients, prepare_selection
 from shepherd.experiment.named_clients import client_ranks
 from shepherd.experiment.schedule import Schedule
@@ -46,7 +48,7 @@ def prepare_plan(
         return Work(client, first_row, count, schedule.rates(steps, round_number))
 
     selection, size = prepare_selection(config, method, clients)
-    return Plan(
+    plan = Plan(
         seed=config.run.seed,
         clients=clients,
         cohort_size=size,
@@ -69,10 +71,12 @@ def prepare_plan(
         sizes=sizes,
         clusters=composition.personal.clusters,
         clip=federation.clip_update_norm,
+        privacy=client_level(config, clients, size),
         probed={c: _probed_rows(method, work(c, 1, 0), sizes[c]) for c in clients if ranks[c] < config.lora.r},
         gate=partial(Gate, Limits(norm=federation.max_update_norm)),
         effective_steps=partial(_effective_steps, config, composition),
     )
+    return replace(plan, examples=example_level(config, plan))
 
 
 def with_transforms(plan: Plan, specs: Sequence[TransformSpec], r: int) -> Plan:
@@ -81,14 +85,22 @@ def with_transforms(plan: Plan, specs: Sequence[TransformSpec], r: int) -> Plan:
     Raises UsageError, for all problems at once, for unknown names and options and for what the plan cannot give them.
     """
     transforms = build_transforms(specs)
-    problems = conflicts(
-        transforms,
-        plan.method,
-        weights=plan.weights,
-        scaffold=plan.objective.scaffold,
-        clusters=plan.clusters,
-        mixed_ranks=any(plan.rank(client) < r for client in plan.clients),
+    problems = list(
+        conflicts(
+            transforms,
+            plan.method,
+            weights=plan.weights,
+            scaffold=plan.objective.scaffold,
+            clusters=plan.clusters,
+            mixed_ranks=any(plan.rank(client) < r for client in plan.clients),
+        )
     )
+    for transform in transforms.built if plan.privacy is not None else ():
+        if transform.on_server is not None:
+            what = transform.setting or f'transform "{transform.name}"'
+            problems.append(
+                f"[privacy] and the server half of {what} do not fit: it comes before the noise; leave it out"
+            )
     if text := "\n".join(problems):
         raise UsageError(text)
     return replace(plan, transforms=transforms)

@@ -34,6 +34,9 @@ BREAKING = (
     "noise covers",
 )
 """Settings that void the guarantee of every method."""
+UNIT = "client: all rows of one client"
+RELATION = "zero-out (REPLACE_SPECIAL): the rows of one client are replaced by none, and it still counts in N"
+MECHANISM = "Gaussian noise on the sum of clipped updates, added once by the server, in every round"
 NOT_COVERED = (
     "anything against the server: it sees each update, clips and adds the noise",
     "membership in the federation: that a client takes part is not hidden, what its rows contain is",
@@ -41,6 +44,7 @@ NOT_COVERED = (
     "losses, counts and norms of clients, cohorts, the arms local and centralised: they carry no noise",
     "one person's rows at several clients: the unit is one client",
     "the base model and its pretraining data",
+    "the rounding of floating-point numbers, by which noise and sum differ from real numbers",
 )
 
 
@@ -73,13 +77,13 @@ class PrivacyPlan:
     epsilon_rdp: float
     methods: tuple[MethodPlan, ...]
     warnings: tuple[str, ...]
-    unit: str = "client: all rows of one client"
-    relation: str = "zero-out (REPLACE_SPECIAL): the rows of one client are replaced by none, and it still counts in N"
-    mechanism: str = "Gaussian noise on the sum of clipped updates, added once by the server, in every round"
+    unit: str = UNIT
+    relation: str = RELATION
+    mechanism: str = MECHANISM
     example: str = EXAMPLE
     breaks: tuple[str, ...] = BREAKING
     not_covered: tuple[str, ...] = NOT_COVERED
-    noise_is_added: bool = False
+    noise_is_added: bool = True
 
     @property
     def sampling_rate(self) -> float:
@@ -120,7 +124,7 @@ def plan_privacy(
     assert noise is not None
     found = epsilons([Rounds(q, noise, rounds)], delta)
     methods = tuple(_method(row, noise, per_round, rounds) for row in table())
-    warnings = tuple(_warnings(clients, delta, noise, found.least))
+    warnings = tuple(noise_warnings(clients, delta, noise, found.least))
     return PrivacyPlan(clients, per_round, rounds, delta, noise, found.pld, found.rdp, methods, warnings)
 
 
@@ -163,7 +167,8 @@ def _problems(
     return found
 
 
-def _warnings(clients: int, delta: float, noise: float, epsilon: float) -> list[str]:
+def noise_warnings(clients: int, delta: float, noise: float, epsilon: float) -> list[str]:
+    """A sentence for each number that makes the guarantee weak, or none."""
     found = []
     if delta > 1 / clients:
         found.append(
@@ -187,6 +192,10 @@ def _method(row: dict, noise: float, per_round: int, rounds: int) -> MethodPlan:
     method = build_method(row["name"])
     conflicts = reasons(NOISE, method, weights="uniform", scaffold=False, clusters=0, mixed_ranks=False)
     breaks = "; ".join(why for _, why, _ in conflicts)
+    return MethodPlan(row["name"], values, ratio, breaks, "none" if breaks else signal_of(ratio, rounds))
+
+
+def signal_of(ratio: float, rounds: int) -> str:
+    """Whether updates are visible under noise that is `ratio` times the clip in each round: yes, doubtful or no."""
     # √rounds: updates add up at most like the rounds, independent noise like their root.
-    signal = "yes" if ratio <= 1 else "doubtful" if ratio <= math.sqrt(rounds) else "no"
-    return MethodPlan(row["name"], values, ratio, breaks, "none" if breaks else signal)
+    return "yes" if ratio <= 1 else "doubtful" if ratio <= math.sqrt(rounds) else "no"

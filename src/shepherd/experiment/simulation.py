@@ -57,10 +57,10 @@ class Round:
 
     @property
     def train_loss(self) -> float:
-        """The mean of `losses` by the weights of the round; NaN where no update counted."""
+        """The mean of `losses` by the weights of the round; NaN where no update counted, or none has a loss."""
         total = sum(self.record.weights.values())
         weighted = sum(self.record.weights[client] * loss for client, loss in self.losses.items())
-        return weighted / total if total else float("nan")
+        return weighted / total if total and self.losses else float("nan")
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -130,17 +130,20 @@ class Simulation(Iterator[Round]):
         return next(self._rounds)
 
     def _carry_out(self, plan: Plan) -> Iterator[Round]:
-        from shepherd.experiment.federated import federated_rounds
+        from shepherd.experiment.federated import ended_early, federated_rounds
 
+        state = self.inputs.start
         try:
             rounds = federated_rounds(
-                self.inputs.start, plan, self._engine, self.inputs.schedule.rounds, lambda _number, _report: None
+                state, plan, self._engine, self.inputs.schedule.rounds, lambda _number, _report: None
             )
             for state, record in rounds:
                 label = self.inputs.data.partition.label
                 for line in (*_did_not_count(record, label), *notes(record, label)):
                     warn({"event": "warning", "message": line})
                 yield Round(record, state, self)
+            if early := ended_early(state, plan, self.inputs.schedule.rounds):
+                warn({"event": "warning", "message": early})
         finally:
             self._close()
 

@@ -1,7 +1,7 @@
 """The run directory: its files appear atomically, its rounds are committed or absent.
 
-runs/<name>/config.toml, identity.json, partition.json, rounds.jsonl, journal.jsonl, env.json, summary.json,
-            report.html, checkpoints/round-0001/, adapter/, arms/NAME/, personal/, clusters/,
+runs/<name>/config.toml, identity.json, partition.json, rounds.jsonl, journal.jsonl, privacy.jsonl, env.json,
+            summary.json, report.html, checkpoints/round-0001/, adapter/, arms/NAME/, personal/, clusters/,
             evaluation/{losses.safetensors, metrics.json, generations.jsonl, rows_seen.jsonl, left_out.jsonl},
             benchmarks/TASK.json, privacy.jsonl, privacy.json, audit.json
 
@@ -150,6 +150,8 @@ class RunDirectory:
     def _append(self, name: str, line: bytes) -> None:
         file, disk = self._place(name)
         with self._explained(file):
+            if not file.parent.is_dir():
+                make_folders(disk, file.parent)
             lines.append(disk, file, line)
 
     def journal(self, what: str, **details: Any) -> None:

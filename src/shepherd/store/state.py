@@ -4,7 +4,8 @@
     state.safetensors                                remainder/<module>/L, memory/<name>, clients/<client>/<name>,
                                                      clusters/<number>/… of the model of each cluster
     state.json                                       round, cursors, strikes, quarantined, history, order of names,
-                                                     median norm of updates if they are clipped to it
+                                                     median norm of updates if they are clipped to it, and the clip
+                                                     of the next round where privacy adapts it
 
 Arrays keep their dtype, shape and bits, and mappings of arrays their order, because sums over tensors depend on it;
 clients are sorted by name. Equal states give equal bytes.
@@ -70,6 +71,7 @@ def state_files(state: ServerState, *, base_name: str, conv1d: bool = False) -> 
         "quarantined": list(state.quarantined),
         "history": {client: asdict(memory) for client, memory in sorted(state.history.items())},
         **({"median_norm": float(state.median_norm)} if state.median_norm else {}),
+        **({"clip": float(state.clip)} if state.clip else {}),
         "order": {
             **_order(model),
             "clients": {client: list(private) for client, private in clients.items()},
@@ -121,6 +123,7 @@ def load_state(folder: Path) -> ServerState:
             history={client: ClientHistory(**memory) for client, memory in scalars["history"].items()},
             clusters=tuple(clusters),
             median_norm=scalars.get("median_norm", 0.0),
+            clip=scalars.get("clip", 0.0),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise _broken(folder, f"lacks {error}") from None

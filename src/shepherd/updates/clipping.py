@@ -61,11 +61,11 @@ def clipped(update: ClientUpdate, limit: float) -> ClientUpdate:
     return replace(update, delta=shorter)
 
 
-def clip_specs(limit: float, setting: ClipNorm) -> tuple[TransformSpec, ...]:
-    """What a task asks of its clients for a limit; nothing without one."""
+def clip_specs(limit: float, report: bool = False) -> tuple[TransformSpec, ...]:
+    """What a task asks of its clients for a limit, and whether they report the norm before; nothing without one."""
     if not limit:
         return ()
-    return (TransformSpec("clip", {"norm": limit} | ({"report": True} if setting == "median" else {})),)
+    return (TransformSpec("clip", {"norm": limit} | ({"report": True} if report else {})),)
 
 
 def clip_of(task: TrainTask) -> float:

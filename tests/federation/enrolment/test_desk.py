@@ -24,6 +24,7 @@ from shepherd.federation.enrolment.authority import (
     check_request,
     issue,
     make_request,
+    names_of,
     sign,
 )
 from shepherd.federation.enrolment.desk import confirm, grant
@@ -159,6 +160,15 @@ def certified(authority: Authority, subject: x509.Name) -> bytes:
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     )
     return pem_of(builder.sign(key("ours/"), hashes.SHA256()))
+
+
+@pytest.mark.parametrize("site", ["yes", "1", "1e5", "null", "a" * 64])
+def test_a_name_that_yaml_takes_for_something_else_is_a_name(
+    federation: FederationFolder, tmp_path: Path, site: str
+) -> None:
+    data = make_request(tmp_path, "lab", site)
+    check_request(data, "lab", site)
+    assert names_of(issue(federation.authority, data, federation="lab", name=site, days=90)) == [site]
 
 
 def test_a_certificate_of_another_kind_is_not_used(federation: FederationFolder, tmp_path: Path) -> None:

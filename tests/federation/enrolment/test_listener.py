@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import random
 import resource
 import socket
@@ -166,6 +167,16 @@ def test_a_thousand_refusals_have_thirty_lines_and_little_memory(
     assert len([line for line in lines if "no readable request" in line]) == 30
     assert (federation.path / "enrolment.jsonl").read_text().count("refused") == 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000, "kB"
+
+
+def test_no_more_than_the_limit_is_read_of_a_connection() -> None:
+    class Endless:
+        def recv_into(self, buffer: memoryview) -> int:
+            buffer[:] = b"a" * len(buffer)
+            return len(buffer)
+
+    limited = io.BufferedReader(https._Limited(Endless(), 1000))  # type: ignore[arg-type]
+    assert limited.readline() == b"a" * 1000 and limited.read() == b""
 
 
 def test_tls_before_1_3_is_refused(federation: FederationFolder, door: Door) -> None:

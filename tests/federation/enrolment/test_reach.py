@@ -12,6 +12,7 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from federation_kits import Authority, free_port
 from shepherd.errors import NetworkError, UsageError
@@ -33,6 +34,7 @@ from shepherd.federation.enrolment import members as lists
 from shepherd.federation.enrolment.authority import fingerprint
 from shepherd.federation.enrolment.invitation import write_invitation
 from shepherd.federation.enrolment.reach import Unreachable, explain, post
+from shepherd.federation.enrolment.requests import Answer, read, to_bytes
 
 Invited = Callable[..., Invitation]
 
@@ -210,6 +212,14 @@ def test_an_answer_for_another_site_or_key_is_not_used(
         complete(site, Path(__file__))
     first = request(invited("hospital-a"), tmp_path / "first", tmp_path)
     signed = approve(federation, first)
+    request(read_invitation(tmp_path / "hospital-a.invite"), site, tmp_path)
+    with pytest.raises(UsageError, match="for another key than this site's"):
+        complete(site, signed)
+    foreign = Authority("lab").issue("hospital-a").public_bytes(serialization.Encoding.PEM).decode()
+    answer = read(Answer, signed.read_bytes()).model_copy(update={"certificate": foreign})
+    (tmp_path / "foreign.signed").write_bytes(to_bytes(answer))
+    with pytest.raises(UsageError, match="not from the invitation's authority"):
+        complete(site, tmp_path / "foreign.signed")
     request(invited("hospital-b"), site, tmp_path)
     with pytest.raises(UsageError, match="for another name than hospital-b"):
         complete(site, signed)

@@ -81,6 +81,7 @@ class Server:
             except OSError:  # no descriptor is left, perhaps: wait until connections have ended
                 time.sleep(0.25)
                 continue
+            address = address.removeprefix("::ffff:")  # IPv4 in the clothes of IPv6
             with self._lock:
                 of_one = sum(each.address == address for each in self._connections.values())
                 full = len(self._connections) >= MOST or of_one >= MOST_OF_ONE
