@@ -152,6 +152,24 @@ def test_a_run_that_is_stopped_while_it_waits_is_resumed_with_its_federation_and
     assert len(open_run("runs/tiny").rounds()) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "begin", "go_on"),
+    [((), 2, 2), (("--min-sites", "1"), 1, 1), (("--set", "federation.min_updates=1"), 2, 1)],
+)
+def test_all_members_begin_and_two_go_on_unless_it_is_said_otherwise(
+    shell, network, monkeypatch, arguments, begin, go_on
+):
+    given = []
+
+    def begin_over(config, carrier, observer, terms):
+        given.append((terms.sites, config.federation.min_updates, terms.expected))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shepherd.experiment.coordinate.begin_over", begin_over)
+    assert shell("run", "demo", "--federation", "lab", *arguments).status == 130
+    assert given == [(begin, go_on, ("north", "south"))]
+
+
 def test_a_run_over_sites_names_what_it_lacks(shell, recipe, network):
     for arguments, words in {
         ("--federation", "lba"): "no federation lba in federations/ here. Did you mean 'lab'?",
