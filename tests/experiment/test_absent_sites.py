@@ -116,13 +116,16 @@ def test_a_present_site_whose_training_fails_is_a_matter_of_on_too_few_and_its_l
     assert asked[1:] == ["lost"] * 3
 
 
-def test_a_site_that_is_no_member_any_more_is_removed_and_the_run_goes_on_without_it(begin, sites):
+@pytest.mark.parametrize("expelled_before", [False, True])
+def test_a_site_that_is_no_member_any_more_is_removed_and_the_run_goes_on_without_it(begin, sites, expelled_before):
     members = {"north", "south"}
 
     def remove(hop):
         answer = answer_of(hop)
         if hop.client == "south" and answer is not None and answer.round == 1:
             members.discard("south")
+            if expelled_before:
+                sites.transport.expel("south")  # as the hub of NVFlare does by itself, each second
             return []
         return [Arrival(0.0, hop.data)]
 

@@ -234,10 +234,11 @@ class Attendance:
 
     def _look(self) -> None:
         """Remove who is no member any more; an event where the state, presence or bytes of a site changed."""
-        allowed = self.terms.allowed() if self.terms.allowed is not None else self.watched.seen
-        for client in sorted(self.watched.seen.keys() - set(allowed)):
-            if self.coordinator.ledger.of(client).state != "removed":
-                self.coordinator.remove(client)
+        if self.terms.allowed is not None:  # the transport may have expelled it before, so that it is not seen here
+            known = self.watched.seen.keys() | self.coordinator.ledger.sites.keys()
+            for client in sorted(known - set(self.terms.allowed())):
+                if self.coordinator.ledger.of(client).state != "removed":
+                    self.coordinator.remove(client)
         rows = self.watched.rows(self.coordinator.ledger, self._waiting, self.terms.expected)
         news = {client: {**row, "last": None} for client, row in rows.items()}
         if news != self._shown:
