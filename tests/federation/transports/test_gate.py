@@ -1,4 +1,4 @@
-"""Which messages reach NVFlare's parents: ours and a few of its own, from who they say, in as many parts as stated."""
+"""Which messages reach NVFlare's parents: ours and a few of the engine, from their true sender, in bounded parts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("role", ["server", "site"])
-def test_no_command_of_nvflares_own_is_taken_from_anyone(role):
+def test_no_command_of_the_engine_is_taken_from_anyone(role):
     door = Door(role)
     for channel, topic in commands():
         assert door(channel, topic) == "its channel is not in use", (channel, topic)

@@ -238,7 +238,7 @@ def test_the_engine_of_a_site_or_of_the_coordinator_is_killed_in_mid_question_an
 
 
 def test_torch_is_not_in_the_engines_processes_and_a_site_does_not_listen(federation):
-    """NVFlare's parents listen on loopback, without TLS, and take commands there from whoever says to be the server."""
+    """NVFlare's parents listen on loopback without TLS, and take commands there from a sender named as the server."""
     ports = {}
     for role, kit in (("server", "server"), ("site", "a")):
         engine = federation.engine(role, kit)

@@ -1,10 +1,10 @@
-"""Which of NVFlare's messages reach its parents: those of our channel and five of its own. Nothing else is decoded.
+"""Which of NVFlare's messages reach its parents: those of our channel and five of the engine. Nothing else is decoded.
 
     Gate("server", Guard(2**20), refused).install()       # before a cell is made
 
-A parent of NVFlare also takes commands: deploy a job, delete a folder, stop. It takes them from whoever says to be the
-server, and over a listener on loopback without TLS, which every person on the machine reaches. So the gate is in place
-before a cell connects, that listener is not opened, and at a site the coordinator has no other channel than ours.
+A parent of NVFlare also takes commands: deploy a job, delete a folder, stop. It takes them from a sender that says to
+be the server, and over a listener on loopback without TLS, which every person on the machine reaches. So the gate is in
+place before a cell connects, that listener is not opened, and at a site the coordinator has no other channel than ours.
 """
 
 from __future__ import annotations
