@@ -275,7 +275,8 @@ class TrainingTable(Table):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Betas of adamw and adam."""
     max_grad_norm: float = Field(1.0, ge=0)
-    """Clip each client's gradient to this norm; 0 turns clipping off."""
+    """Clip each client's gradient to this norm; 0 turns clipping off. Not applied with privacy.unit = "example", where
+    privacy.clip limits the gradient of each row."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning-rate schedule after the warm-up."""
     schedule_over: Literal["run", "round", "rounds"] = "run"
@@ -361,18 +362,19 @@ class PrivacyTable(Table):
     """Whose data differential privacy protects: all rows of a `client`, or each `example`; `none` adds no noise."""
     clip: float = Field(0.0, ge=0)
     """L2 norm C to which each update is clipped, on the client and again on the server; with adaptive_clip that of the
-    first round."""
+    first round. Unit `example`: that of the gradient of each row."""
     adaptive_clip: bool = False
     """Move the clip to the median norm of the updates, by a noised count of those that it exceeds (Andrew et al.,
     2021)."""
     noise_multiplier: Literal["from_epsilon"] | Annotated[float, Field(ge=0, strict=True)] = "from_epsilon"
-    """z: standard deviation of the noise on the sum of updates, over the clip. `from_epsilon`: the least for
-    privacy.epsilon in all rounds; 0 clips without noise and protects nothing."""
+    """z: standard deviation of the noise on the sum of updates, over the clip; unit `example`: on the sum of a local
+    step. `from_epsilon`: the least for privacy.epsilon in all rounds; 0 clips without noise and protects nothing."""
     epsilon: float = Field(0.0, ge=0)
     """Budget: the noise is the least that keeps within it, and the run ends before a round that would exceed it; 0 sets
     none, and noise_multiplier is given."""
     delta: float = Field(0.0, ge=0, lt=1)
-    """Probability with which epsilon may not hold: at most 1/N of N clients, better 1/(10N). It has no default."""
+    """Probability with which epsilon may not hold: at most 1/N of N clients, better 1/(10N); unit `example`: of the N
+    rows of a client. It has no default."""
     repeatable_noise: bool = False
     """Draw cohorts and noise from run.seed, so that a run repeats: for tests. Such a run is not private, and every
     record marks it."""

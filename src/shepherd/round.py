@@ -46,6 +46,7 @@ from shepherd.updates.clipping import ClipNorm, clip_of, clip_specs, clipped, un
 from shepherd.updates.composition import Transforms
 from shepherd.updates.gate import Gate
 from shepherd.updates.privacy.client_level import ClientLevel
+from shepherd.updates.privacy.example_level import ExampleLevel
 from shepherd.updates.replies import Admitted, Late, Outcome, Replies, Reply, failure_entry
 from shepherd.updates.rules import update_norm
 from shepherd.updates.spool import Spool
@@ -137,6 +138,7 @@ class Plan:
     before each round for a choice of slots. clusters: how many are trained beside the global model. clip: the L2 norm
     to which updates are clipped, 0 for none. transforms: of the updates, on clients and on the server, after clipping.
     privacy: what draws the cohorts, sets the clip and adds noise to the sum, or None.
+    examples: privacy of rows, by DP-SGD in local training, or None.
     """
 
     seed: int
@@ -152,6 +154,7 @@ class Plan:
     clip: ClipNorm = 0.0
     transforms: Transforms = field(default_factory=Transforms)
     privacy: ClientLevel | None = None
+    examples: ExampleLevel | None = None
     policy: Policy = Policy()
     gate: Callable[..., Gate] = Gate
     spool: Callable[[], Spool] = Spool
@@ -301,6 +304,7 @@ def task_of(state: ServerState, plan: Plan, cohort: Replies) -> TrainTask:
         control(state.model.memory) if plan.objective.scaffold else {},
         cohort.cluster_views,
         (*clip_specs(plan.clip_norm(state), plan.reports_norms), *plan.transforms.sent),
+        plan.examples.task if plan.examples is not None else None,
     )
     return whole.part(sent)
 
@@ -463,10 +467,10 @@ def record(
         missing=replies.missing,
         rejected=tuple(map(failure_entry, replies.failures)),
         weights=result.weights,
-        train_loss={u.client: u.metrics["loss"] for u in updates},
+        train_loss={u.client: u.metrics["loss"] for u in updates if "loss" in u.metrics},
         steps={u.client: u.steps for u in updates},
         examples={u.client: work[u.client].rows for u in updates},
-        tokens={u.client: u.num_tokens for u in updates},
+        tokens={} if plan.examples is not None else {u.client: u.num_tokens for u in updates},
         bytes_up=replies.bytes_up,
         bytes_down=bytes_down,
         seconds=seconds,

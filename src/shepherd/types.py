@@ -309,13 +309,28 @@ class TransformSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ExamplePrivacy:
+    """Example-level differential privacy of local training (DP-SGD, Abadi et al., 2016, 1607.00133).
+
+    clip: C, the L2 norm to which the gradient of each row is clipped. noise_multiplier: z; the noise on the sum of the
+    clipped gradients has the standard deviation zC in every coordinate. repeatable: rows and noise follow from the
+    seed, so that there is no privacy.
+    """
+
+    clip: float
+    noise_multiplier: float
+    repeatable: bool = False
+
+
 @dataclass(frozen=True)
 class TrainTask:
     """Server -> clients: one round's work. `views` and `work` have an entry for each client of the cohort.
 
     `remainder` is an increment that lies frozen beside the base, the same for all clients; `control` is SCAFFOLD's c,
     by the names of the tensors that travel. `clusters` holds each client's views of the clusters' adapters, if any.
-    `transforms` are those that each client applies to its update, in this order.
+    `transforms` are those that each client applies to its update, in this order. With `privacy`, local training is
+    DP-SGD, and counts and losses of a client's rows do not travel.
     """
 
     round: int
@@ -327,6 +342,7 @@ class TrainTask:
     control: Tensors = field(default_factory=dict)
     clusters: Mapping[ClientId, tuple[ClientModel, ...]] = field(default_factory=dict)
     transforms: tuple[TransformSpec, ...] = ()
+    privacy: ExamplePrivacy | None = None
 
     def part(self, clients: Iterable[ClientId]) -> TrainTask:
         """The task restricted to some of its clients."""

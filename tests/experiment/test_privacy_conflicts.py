@@ -143,10 +143,6 @@ def test_a_table_that_is_no_mechanism_is_refused(table, said):
     assert said in refused(privacy=table)
 
 
-def test_examples_are_not_a_unit_yet():
-    assert 'privacy.unit = "example" is not there in this version' in refused(privacy={"unit": "example"})
-
-
 def test_a_run_over_sites_adds_no_noise_and_refuses():
     with pytest.raises(UsageError, match="a run over sites adds no noise"):
         for_sites(private())

@@ -82,7 +82,7 @@ def train_plainly(
     trained = [n for n in values if n.endswith(".core" if view.core is not None else (".A", ".B"))]
     extra = {"momentum": momentum} if optimizer == "sgd" else {"betas": betas}
     torches = {n: OPTIMIZERS[optimizer]([values[n]], lr=1.0, weight_decay=weight_decay, **extra) for n in trained}
-    allowed = {n: _mask(n, values[n], view) for n in trained}
+    allowed = {n: mask_of(n, values[n], view) for n in trained}
 
     def B_of(name):
         if view.core is None:
@@ -132,7 +132,8 @@ def train_plainly(
     return arrays, losses, new
 
 
-def _mask(name, value, view):
+def mask_of(name, value, view):
+    """1 where a tensor may move, else 0."""
     if view.slots is None:
         return torch.ones_like(value)
     module, part = name.rsplit(".", 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shepherd.experiment import run as experiment
+from shepherd.updates.privacy.publication import place_of
 
 
 class Stop(Exception):
@@ -38,10 +39,10 @@ def after_round(number: int):
 def checkpoint_digest(run: Path) -> str:
     """sha256 over the files of the last committed state and the numbers of its rounds."""
     total = hashlib.sha256()
-    last = max((run / "checkpoints").glob("round-*"))
+    last = max(place_of(run, "checkpoints").glob("round-*"))
     for path in sorted(p for p in last.iterdir() if p.name.startswith(("adapter_model", "state"))):
         total.update(path.read_bytes())
-    for line in (run / "rounds.jsonl").read_text().splitlines():
+    for line in place_of(run, "rounds.jsonl").read_text().splitlines():
         record = json.loads(line)
         total.update(json.dumps({k: v for k, v in record.items() if k != "seconds"}).encode())
     return total.hexdigest()

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from forged import ABSENT, BASE, CHOOSING, FIELDS, RUN, SHAPES, TASK, TOKENIZER, forged, update, values
-from shepherd.types import REASONS, ClientFailure, ClientUpdate, Objective
+from shepherd.types import REASONS, ClientFailure, ClientUpdate, ExamplePrivacy, Objective
 from shepherd.updates import wire
 from shepherd.updates.gate import UNKNOWN, Gate, Limits
 from shepherd.updates.rules import expected_shapes, update_norm
@@ -240,6 +240,14 @@ def test_the_control_variate_of_an_untrained_part_must_not_change():
         answer = admit(replace(controlled(q_A=np.full((2, 5), 0.1, np.float32)), steps=steps), task=task)
         assert getattr(answer, "code", "") == code
     assert isinstance(admit(replace(controlled(), steps=1), task=task), ClientUpdate)
+
+
+@pytest.mark.parametrize("metrics", [{}, {"loss": 1.0}, {"last_loss": 1.0}])
+def test_an_update_of_a_private_task_has_no_metrics(metrics):
+    private = replace(TASK, privacy=ExamplePrivacy(1.0, 1.0))
+    answer = admit(update(metrics=metrics), task=private)
+    assert isinstance(answer, ClientFailure) == bool(metrics)
+    assert metrics or admit(sealed(metrics={}), task=private).metrics == {}
 
 
 @pytest.mark.parametrize("metrics", [{}, {"loss": float("nan")}, {"loss": float("inf")}, {"loss": 1.0, "x": np.nan}])

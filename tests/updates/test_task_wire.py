@@ -21,6 +21,7 @@ from shepherd.types import (
     Adapter,
     ClientModel,
     Core,
+    ExamplePrivacy,
     GlobalModel,
     Objective,
     SlotChoice,
@@ -97,6 +98,7 @@ def test_every_field_of_a_task_s_nouns_has_a_place_in_its_envelope():
     increment = {field.name for field in dataclasses.fields(LowRank) if field.compare}
     for kinds, noun, others in (
         (task_wire._TRANSFORM, names_of(TransformSpec), set()),
+        (task_wire._PRIVACY, names_of(ExamplePrivacy), set()),
         (task_wire._TASK, names_of(TrainTask), {"models"}),
         (task_wire._OBJECTIVE, names_of(Objective), set()),
         (task_wire._WORK, names_of(Work) - {"client"}, set()),  # the key
@@ -106,6 +108,16 @@ def test_every_field_of_a_task_s_nouns_has_a_place_in_its_envelope():
         (task_models._CHOICE, names_of(SlotChoice), set()),
     ):
         assert kinds.keys() - others == noun
+
+
+def test_the_privacy_of_a_task_arrives_and_numbers_of_no_mechanism_are_refused():
+    sent = replace(TASK, privacy=ExamplePrivacy(0.5, 1.25, repeatable=True))
+    assert_same(sent, read_task(pack_task(sent)))
+    assert read_task(pack_task(TASK)).privacy is None
+    for clip, noise in ((0.0, 1.0), (-1.0, 1.0), (1.0, -0.5)):
+        with pytest.raises(WireError) as refusal:
+            read_task(pack_task(replace(TASK, privacy=ExamplePrivacy(clip, noise))))
+        assert refusal.value.code == "fields"
 
 
 def names_of(noun: type) -> set[str]:

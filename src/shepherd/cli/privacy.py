@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -129,13 +129,13 @@ def print_forecast(found: Mapping[str, Any]) -> None:
     epsilon, pld, rdp = (found[key] for key in ("epsilon", "epsilon_pld", "epsilon_rdp"))
     bound = "infinite" if epsilon is None else f"{epsilon:.4g}"
     both = ", ".join(f"{name} {'infinite' if e is None else f'{e:.5g}'}" for name, e in (("PLD", pld), ("RDP", rdp)))
+    when, whose = ("step", "; the largest of a client") if "steps" in found else ("round", "")
     lines = {
-        "epsilon": f"{bound} at delta = {found['delta']:g} ({both})",
+        "epsilon": f"{bound} at delta = {found['delta']:g} ({both}){whose}",
         "noise multiplier": f"{found['noise_multiplier']:g}",
-        "noise/clip": f"{found['noise_over_clip']:.3g} in a round's mean of {found['values']:,} values; "
+        "noise/clip": f"{found['noise_over_clip']:.3g} in a {when}'s mean of {found['values']:,} values; "
         f"signal: {found['signal']}",
-        "sampling": f"Poisson, secret: {found['clients']:,} clients, each with q = {found['sampling_rate']:g}, "
-        f"in {found['releases']:,} rounds",
+        "sampling": _sampling(found),
         "unit": found["unit"],
         "relation": found["relation"],
         "mechanism": found["mechanism"],
@@ -145,6 +145,23 @@ def print_forecast(found: Mapping[str, Any]) -> None:
     for name, text in lines.items():
         click.echo(f"{name:<17} {text}")
     _bullets("Not covered", tuple(found["not_covered"]))
+
+
+def _sampling(found: Mapping[str, Any]) -> str:
+    """Who or what is drawn, how likely, and how often."""
+    if "steps" not in found:
+        return (
+            f"Poisson, secret: {found['clients']:,} clients, each with q = {found['sampling_rate']:g}, "
+            f"in {found['releases']:,} rounds"
+        )
+    rates, steps = (_range(found[key]) for key in ("sampling_rate", "steps"))
+    return f"Poisson, secret: each row of {found['clients']:,} clients with q = {rates}, in {steps} local steps"
+
+
+def _range(both: Sequence[float]) -> str:
+    """The least and the greatest, or the one number that they are."""
+    least, greatest = (f"{value:,.4g}" for value in both)
+    return least if least == greatest else f"{least} to {greatest}"
 
 
 def _bullets(title: str, texts: tuple[str, ...]) -> None:

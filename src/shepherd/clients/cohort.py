@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from shepherd.clients.local_optimizer import LocalOptimizer
+from shepherd.clients.passes import accumulate
 from shepherd.clients.progress import ObserveTraining, Progress, State
 from shepherd.clients.row_order import next_rows
 from shepherd.clients.settings import LocalTraining
 from shepherd.model.checkpointing import checkpointing
-from shepherd.model.forward import ROWS_MULTIPLE, PackedModel
+from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
-from shepherd.model.packing import Row, cut, pack
+from shepherd.model.packing import Row
 from shepherd.rng import derive
 from shepherd.types import Adapter, ClientFailure, ClientId, ClientModel, Objective, Tensors, Tokens, Work
 
@@ -155,25 +156,7 @@ class Cohort:
         """(summed loss by slot, norm of each client's gradient); leaves the gradients in the optimizers."""
         for client, _ in by_slot:
             self.optimizers[client].begin(step)
-        sums = self._backward(rows, counts)
+        sums = accumulate(self.packed, self.lora, rows, self.settings)
         return sums, torch.stack(
             [self.optimizers[client].settle(counts[local.slot]) for client, local in by_slot]
         ).tolist()
-
-    def _backward(self, rows: Sequence[Row], counts: Mapping[int, int]) -> dict[int, float]:
-        """Accumulate the gradient of each client's summed loss in its slot and return the summed loss by slot.
-
-        The division by the number of targets comes afterwards, in float32: a bfloat16 head would round it.
-        """
-        sums = dict.fromkeys(counts, 0.0)
-        for part in cut(rows, self.settings.tokens_per_pass):
-            batch = pack(part, ROWS_MULTIPLE).to(self.packed.device)
-            self.lora.segments = batch.segments
-            if self.settings.dropout:
-                ends = pairwise(batch.bounds[: len(batch.seeds) + 1])
-                self.lora.dropout_seeds = [(*pair, seed) for pair, seed in zip(ends, batch.seeds, strict=True)]
-            nll = self.packed.loss_sums(batch)
-            nll.sum().backward()
-            for segment, value in zip(batch.target_segments, nll.tolist(), strict=True):
-                sums[segment.slot] += value
-        return sums

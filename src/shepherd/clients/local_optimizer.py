@@ -6,6 +6,7 @@ rate, gradient and optimizer state, so a part that a step skips keeps its bits: 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,9 +63,9 @@ class CoreMap:
         for name, (_, B) in self.slot.factors(torch.float32).items():
             torch.bmm(self._cores[name].transpose(1, 2), self._bases[name], out=B.view(self._bases[name].shape))
 
-    def pull(self) -> None:
-        """Compute the gradient of the core from that of B."""
-        for name, (_, grad_B) in self.slot.gradients.items():
+    def pull(self, slot: Slot | None = None) -> None:
+        """Compute the gradient of the core from that of B, in the core's slot or in a twin of it."""
+        for name, (_, grad_B) in (slot or self.slot).gradients.items():
             grad_B = grad_B.view(self._bases[name].shape)
             torch.bmm(self._bases[name], grad_B.transpose(1, 2), out=self._gradients[name])
 
@@ -122,6 +123,34 @@ class LocalOptimizer:
         for part in self.active:
             if mu and form == "factors":
                 add_proximal(part.gradient, part.values, part.anchor, mu)
+            if part.mask is not None:
+                part.gradient.mul_(part.mask)
+        return torch.linalg.vector_norm(self._gradient if self.core is None else self.core.gradient)
+
+    def gradients_of(self, twin: Slot) -> list[Tensor]:
+        """The gradient of the active parts that a twin of the slot accumulated, float32[n] each; no objective is added.
+
+        Masked entries are zero. May be views of the twin's gradient.
+        """
+        if self.core is not None:
+            self.core.pull(twin)
+            found = [self.core.gradient.clone()]
+        else:
+            vectors = [twin.flat(part.name)[1] for part in self.active]
+            found = [vector for vector in vectors if vector is not None]
+        return [
+            vector if part.mask is None else vector.mul_(part.mask)
+            for part, vector in zip(self.active, found, strict=True)
+        ]
+
+    def settle_with(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Set the gradients of the active parts to these plus those of the objective's terms; return their norm.
+
+        gradients: any float dtype, in the order of `gradients_of`. The slot's gradient must be zero, as after `begin`.
+        """
+        self.settle(1)
+        for part, gradient in zip(self.active, gradients, strict=True):
+            part.gradient.add_(gradient.to(part.gradient.dtype).to(part.gradient.device))
             if part.mask is not None:
                 part.gradient.mul_(part.mask)
         return torch.linalg.vector_norm(self._gradient if self.core is None else self.core.gradient)

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from shepherd.clients.cohort import Cohort
+from shepherd.clients.example_level.cohort import ExampleCohort
+from shepherd.clients.example_level.sampling import Randomness
 from shepherd.clients.local_optimizer import LocalOptimizer
 from shepherd.clients.personal.methods import local_tensors, second_tensors, second_view, with_local_parts
 from shepherd.clients.progress import ObserveTraining, Progress
 from shepherd.clients.settings import LocalTraining
 from shepherd.clients.slots import best_slots, probe_work
+from shepherd.errors import ClientError
 from shepherd.model.forward import PackedModel
 from shepherd.model.lora import CohortLora
 from shepherd.types import (
@@ -27,18 +31,24 @@ from shepherd.types import (
     Tensors,
     Tokens,
     TrainTask,
+    Work,
 )
 from shepherd.updates.composition import Transforms, build_transforms
 
 
 @dataclass(frozen=True)
 class TrainingHost:
-    """The resources of local training: the frozen base, a factory of adapter slots on its layers, settings and rows."""
+    """The resources of local training: the frozen base, a factory of adapter slots on its layers, settings and rows.
+
+    account(task, work, rows held): enters a client's steps in its privacy ledger and gives the randomness for them;
+    None where its budget is spent.
+    """
 
     packed: PackedModel
     make_lora: Callable[[], CohortLora]
     settings: LocalTraining
     data: Mapping[ClientId, Sequence[Tokens]]
+    account: Callable[[TrainTask, Work, int], Randomness | None] | None = None
 
 
 def train(
@@ -52,22 +62,20 @@ def train(
     Raises UsageError for a transform that is not known here.
     """
     names, settings = sorted(task.work), host.settings
+    at_once = settings.clients_at_once if task.privacy is None else 1
     transforms = build_transforms(task.transforms)
     lora = host.make_lora().lay(task.remainder)
     # Before clusters exist, the global adapter alone is trained.
     trainings = settings.personal.cost.trainings if task.clusters or not settings.personal.clusters else 1
-    for start in range(0, len(names), settings.clients_at_once):
-        chunk = names[start : start + settings.clients_at_once]
+    for start in range(0, len(names), at_once):
+        chunk = names[start : start + at_once]
         views = {name: with_local_parts(task.views[name], private.get(name, {})) for name in chunk}
         replies: dict[ClientId, ClientUpdate | ClientFailure] = {}
         reported: Mapping[ClientId, Progress] = {}
         if any(view.choice is not None for view in views.values()):
             views, replies, reported = _probed(task, views, private, host, lora, trainings, observe)
         if views:
-            cohort = Cohort(
-                host.packed, lora, settings, views, host.data, task.seed, task.objective, task.control, private,
-                before=reported, trainings=trainings,
-            )  # fmt: skip
+            cohort = _cohort(task, views, private, host, lora, reported, trainings)
             metrics = cohort.run([task.work[name] for name in views], task.round, observe)
             replies |= cohort.failures
             for name in metrics:
@@ -80,6 +88,29 @@ def train(
         if settings.personal.in_rounds:
             replies |= _second_adapters(task, private, host, lora, replies, reported, observe)
         yield from (replies[name] for name in chunk)
+
+
+def _cohort(
+    task: TrainTask,
+    views: Mapping[ClientId, ClientModel],
+    private: Mapping[ClientId, Tensors],
+    host: TrainingHost,
+    lora: CohortLora,
+    reported: Mapping[ClientId, Progress],
+    trainings: int,
+) -> Cohort | ExampleCohort:
+    """The clients with these models, for the round: as one batch, or each by DP-SGD where the task has `privacy`."""
+    if task.privacy is None:
+        return Cohort(
+            host.packed, lora, host.settings, views, host.data, task.seed, task.objective, task.control, private,
+            before=reported, trainings=trainings,
+        )  # fmt: skip
+    if host.account is None:
+        raise ClientError("the task is one of DP-SGD, and there is no ledger here for its steps")
+    return ExampleCohort(
+        host.packed, lora, host.settings, views, host.data, task.seed, task.privacy, partial(host.account, task),
+        task.objective, task.control, private,
+    )  # fmt: skip
 
 
 def _probed(
@@ -139,7 +170,7 @@ def _update(
         num_examples=num_examples,
         num_tokens=int(metrics["targets"]),
         steps=int(metrics["steps"]),
-        metrics={"loss": metrics["loss"], "last_loss": metrics["last_loss"]},
+        metrics={name: metrics[name] for name in ("loss", "last_loss") if name in metrics},
         private={**before, **kept, **local_tensors(moving.view, moving.tensors())},
         slots=(moving.view.slots or {}) if task.views[client].choice is not None else {},
     )
@@ -171,9 +202,10 @@ def _second_adapters(
     found: dict[ClientId, ClientUpdate | ClientFailure] = {
         name: replace(failure, detail=f"of its second adapter {failure.detail}")
         for name, failure in cohort.failures.items()
+        if task.privacy is None  # else a training without noise would decide what leaves
     }
     for name in metrics:
         kept = {**updates[name].private, **second_tensors(task.views[name], cohort.optimizers[name].tensors())}
-        measured = {**updates[name].metrics, "personal_loss": metrics[name]["loss"]}
+        measured = {**updates[name].metrics, "personal_loss": metrics[name]["loss"]} if task.privacy is None else {}
         found[name] = replace(updates[name], private=kept, metrics=measured)
     return found

@@ -50,7 +50,9 @@ class LocalEngine:
     ) -> Iterable[ClientUpdate | ClientFailure]:
         """An update or a failure for every client of the task, sorted by name."""
         del deadline, enough  # simulated clients arrive by the plan's virtual clock, not in this process's time
-        return isolated(task, self.site.settings.clients_at_once, self._train_part, observe)
+        # By DP-SGD each client is trained alone: a repeated chunk would enter all of its steps in the ledger again.
+        at_once = self.site.settings.clients_at_once if task.privacy is None else 1
+        return isolated(task, at_once, self._train_part, observe)
 
     def measure(self, model: GlobalModel | None, cohort: Iterable[ClientId]) -> Mapping[ClientId, Stat]:
         """The loss of each client's training rows, in nats per target token."""

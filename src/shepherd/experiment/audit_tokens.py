@@ -23,6 +23,7 @@ from shepherd.round import sample_cohort, task_of
 from shepherd.store.rounds import Rounds
 from shepherd.store.state import load_state
 from shepherd.types import ClientId, ClientModel, ClientUpdate, ServerState, client_id
+from shepherd.updates.privacy.publication import place_of
 from shepherd.updates.replies import Replies
 from shepherd.updates.rules import update_norm
 
@@ -93,6 +94,8 @@ def replay(inputs: Inputs, state: ServerState, line: Mapping[str, Any], client: 
     """Train one client in the round after a state once more. Raises ClientError where it fails."""
     alone = Selection(lambda pool, size, rng: Draw((client,)), random=False)
     plan = replace(inputs.plan, clients=(client,), cohort_size=1, select=alone)
+    if plan.privacy is not None:  # which draws its cohorts itself
+        plan = replace(plan, privacy=replace(plan.privacy, clients=(client,), sampling_rate=1.0))
     plan = replace(plan, policy=replace(plan.policy, over_select=0.0, deadline=0.0))
     cohort = sample_cohort(state, plan, Replies(), 1)
     if cohort is None:
@@ -145,7 +148,7 @@ def _round(
     inputs: Inputs, folder: Path, lines: Sequence[Mapping[str, Any]], wanted: int
 ) -> tuple[ServerState, Mapping[str, Any]]:
     """The state before a committed round, and the round's line: the last such round, or the one that is wanted."""
-    valid, _ = Rounds(folder / "checkpoints").check_all()
+    valid, _ = Rounds(place_of(folder, "checkpoints")).check_all()
     before = {checkpoint.round: checkpoint.folder for checkpoint in valid}
     possible = {line["round"]: line for line in lines if line["round"] == 1 or line["round"] - 1 in before}
     if not possible:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,12 +19,15 @@ from shepherd.round import Engine
 @contextmanager
 def open_engine(inputs: Inputs, run_id: str) -> Iterator[Engine]:
     """Who trains the clients, until the block ends. Workers share the threads of this process."""
-    table, clients = inputs.config.run, inputs.data.clients
-    local = LocalEngine(inputs.trainer.host(clients))
+    table, clients, examples = inputs.config.run, inputs.data.clients, inputs.plan.examples
+    host = inputs.trainer.host(clients)
+    local = LocalEngine(host if examples is None else replace(host, account=examples.accounts.enter))
     if not table.workers:
         yield local
         return
     threads = max(1, torch.get_num_threads() // table.workers)
     build = partial(worker_engine, inputs.resolved, threads)
+    if examples is not None:
+        build = partial(build, open_ledger=examples.accounts.open_ledger)
     with Workers(table.workers, build, clients, local, run=run_id, patience=table.patience) as workers:
         yield workers

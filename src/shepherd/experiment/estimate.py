@@ -18,6 +18,7 @@ import torch
 from shepherd.config import Config
 from shepherd.experiment.checks import Checked
 from shepherd.experiment.division import shared_prompts
+from shepherd.experiment.example_privacy import example_forecast, extra_slots
 from shepherd.experiment.method import Composition, compose, doubts
 from shepherd.experiment.named_clients import kept_names, local_names
 from shepherd.experiment.plan import prepare_plan
@@ -158,6 +159,7 @@ def estimate(
     up, down, up_are, down_are = _traffic(rounds, adapter, count)
     alone = any(arm.per_client for arm in composition.baselines)
     slots = min(max(rounds.asked, len(names) if alone else 1), settings.clients_at_once)
+    slots = max(slots, extra_slots(rounds, settings.clients_at_once))
     text = shape.get_text_config()
     body = model.num_parameters() - text.vocab_size * text.hidden_size
     head = 2 * text.vocab_size * text.hidden_size
@@ -191,7 +193,9 @@ def estimate(
             + 10e6
         ),
         seconds=operations / (PEAK_SHARE * matmul_peak(dtype, str(device)) * 1e9) + 10 if timed else 0.0,
-        privacy=forecast(rounds.privacy, count, up / (4 * count * rounds.cohort_size)) if rounds.privacy else None,
+        privacy=forecast(rounds.privacy, count, up / (4 * count * rounds.cohort_size))
+        if rounds.privacy
+        else example_forecast(rounds, adapter),
         warnings=(*inspect_folder(folder), *unread, *adapted.notes),
     )
 

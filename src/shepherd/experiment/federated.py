@@ -16,6 +16,7 @@ from shepherd.evaluation.row_losses import RowLosses
 from shepherd.experiment.arms import Budget
 from shepherd.experiment.base_losses import kept_or_measured
 from shepherd.experiment.events import RoundEvent, RoundLine
+from shepherd.experiment.example_ledgers import marks_of
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.session import Session
 from shepherd.experiment.summary import arm_metrics
@@ -25,7 +26,6 @@ from shepherd.store import RunDirectory
 from shepherd.store.records import RoundRecord, notes, read_rounds, troubles
 from shepherd.store.state import save_state
 from shepherd.types import GlobalModel, ServerState
-from shepherd.updates.privacy.client_level import ClientLevel
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def train_federated(state: ServerState, plan: Plan, engine: Engine, inputs: Inpu
             parts = arm_metrics(losses, inputs.data) if losses else None
             line = round_line(record, parts, time.perf_counter() - begin)
             measured.append((line["held_out_loss"], state.round))
-            commit_round(state, line, best_round(measured), store, kept, plan.privacy)
+            commit_round(state, line, best_round(measured), store, kept, plan)
             reporter.emit(cast("RoundEvent", {"event": "round", **line}))
             reporter.warn(*notes(record, inputs.data.partition.label))
         if early := ended_early(state, plan, schedule.rounds):
@@ -162,14 +162,16 @@ def commit_round(
     best: int,
     store: RunDirectory,
     kept: KeptAs,
-    privacy: ClientLevel | None = None,
+    plan: Plan | None = None,
 ) -> None:
     """Commit a round: state and line together, or not at all. Of the checkpoints the newest and the best are kept.
 
-    The manifest of a private round holds the number of lines that its ledger has.
+    The manifest of a private round holds the number of lines that its ledgers have.
     """
     begin = time.perf_counter()
-    facts = {} if privacy is None else {"privacy": privacy.ledger.mark()}
+    facts = {} if plan is None else marks_of(plan)
+    if plan is not None and plan.privacy is not None:
+        facts["privacy"] = plan.privacy.ledger.mark()
     with store.commit_round(state.round, line, **facts) as folder:
         save_state(folder, state, base_name=kept.base_name, conv1d=kept.conv1d, disk=store.disk)
         line["seconds"]["commit"] = time.perf_counter() - begin

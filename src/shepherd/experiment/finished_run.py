@@ -19,11 +19,12 @@ from shepherd.evaluation.row_losses import LOSSES, HeldOutLosses, RowLosses, los
 from shepherd.evaluation.scoring import described, score_answers
 from shepherd.evaluation.selection import Best
 from shepherd.experiment.arms import POOLED, TrainedArm
+from shepherd.experiment.example_privacy import example_statement
 from shepherd.experiment.federated import Federated, federated_budget
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.outputs import Answers
 from shepherd.experiment.personal_models import PersonalModels
-from shepherd.experiment.privacy_account import statement
+from shepherd.experiment.privacy_account import package_of_accountant, statement
 from shepherd.experiment.resume import resumptions
 from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.rows_seen import LEFT_OUT, ROWS_SEEN, left_out, rows_seen, seen_by_id, times_seen
@@ -80,13 +81,15 @@ def write_summary(inputs: Inputs, outcome: Outcome, session: Session) -> dict[st
     best = best_clients(losses, inputs.seed)
     measured = metrics(inputs, outcome, losses, best, lines)
     store.write_json("evaluation/metrics.json", measured)
-    seen = rows_seen(lines, data.sizes, inputs.seed)
-    store.write_lines(ROWS_SEEN, seen_by_id(seen, data))
+    # Which rows DP-SGD drew is a secret of its noise.
+    seen = rows_seen(lines, data.sizes, inputs.seed) if inputs.plan.examples is None else None
+    if seen is not None:
+        store.write_lines(ROWS_SEEN, seen_by_id(seen, data))
     store.write_lines(LEFT_OUT, left_out(data))
     found = summary(inputs, outcome, lines, measured, seen, session.reporter.clock.read(), store.path)
     if "privacy" in measured:
         found["privacy"] = measured["privacy"]
-        store.write_json("privacy.json", measured["privacy"])
+        store.write_json("privacy.json", {"shepherd": __version__, **package_of_accountant(), **measured["privacy"]})
     if best:
         found["best"] = {arm: best_metrics(one) for arm, one in best.items()}
     store.write_json("summary.json", found)
@@ -130,6 +133,8 @@ def metrics(
         found["clusters"] = personal.members
     if inputs.plan.privacy is not None:
         found["privacy"] = statement(inputs.plan.privacy, inputs.config.privacy.publish_nothing)
+    if inputs.plan.examples is not None:
+        found["privacy"] = example_statement(inputs.plan.examples, inputs.config.privacy.publish_nothing)
     return found
 
 
@@ -151,7 +156,7 @@ def summary(
     outcome: Outcome,
     lines: Lines,
     measured: Mapping[str, Any],
-    seen: Mapping[str, np.ndarray],
+    seen: Mapping[str, np.ndarray] | None,
     seconds: Mapping[str, float],
     run_dir: Path,
 ) -> dict[str, Any]:
@@ -167,7 +172,10 @@ def summary(
     return {
         "arms": losses,
         "budget": {
-            "federated": dataclasses.asdict(federated_budget(lines, cohort, inputs.schedule.peak())),
+            "federated": {
+                **dataclasses.asdict(federated_budget(lines, cohort, inputs.schedule.peak())),
+                **({"target_tokens": None} if inputs.plan.examples is not None else {}),
+            },
             **{name: dataclasses.asdict(arm.budget) for name, arm in outcome.baselines.items()},
         },
         "bytes_up": sum(line["bytes_up"] for line in lines),
@@ -203,8 +211,7 @@ def summary(
         "version": __version__,
         "seed": inputs.seed,
         "reload_check": outcome.check,
-        "trained_rows": times_seen(seen),
-        "rows_seen": ROWS_SEEN,
+        **({"trained_rows": times_seen(seen), "rows_seen": ROWS_SEEN} if seen is not None else {}),
         **resumptions(run_dir),
         "unanswered": outcome.answers.missing,
     }  # fmt: skip

@@ -15,12 +15,14 @@ from shepherd.evaluation.row_losses import RowLosses
 from shepherd.experiment.arms import POOLED, TrainedArm
 from shepherd.experiment.federated import Federated
 from shepherd.experiment.inputs import Inputs
+from shepherd.experiment.privacy_account import statement
 from shepherd.experiment.session import Session
 from shepherd.model.adapter import load_adapter
 from shepherd.model.adapter import save_adapter as write_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.model.generate import generate
 from shepherd.model.outline import context_window
+from shepherd.report.guarantee import guarantee_sentence
 from shepherd.round import Engine
 from shepherd.server.merged_adapter import merged_adapter
 from shepherd.types import GlobalModel
@@ -43,6 +45,7 @@ def save_adapter(
     """
     base, trainer, data, store = inputs.base, inputs.trainer, inputs.data, session.store
     state, reported = federated.state, federated.losses.stat.mean
+    plan, publish_nothing = inputs.plan, inputs.config.privacy.publish_nothing
     merged = merged_adapter(state.model)
     with session.reporter.phase("save adapter"):
         with store.commit_folder("adapter") as folder:
@@ -54,12 +57,13 @@ def save_adapter(
                 base_licence=base.licence,
                 data=data.dataset.name,
                 data_licence=data.dataset.licence,
-                rows=sum(map(len, data.clients.values())),
+                rows=None if plan.privacy else sum(map(len, data.clients.values())),
                 clients=len(data.clients),
                 rounds=state.round,
                 loss_before=base_losses.stat.mean,
                 loss_after=reported,
                 version=__version__,
+                privacy=guarantee_sentence(statement(plan.privacy, publish_nothing)) if plan.privacy else "",
             )
             (folder / "README.md").write_text(card, encoding="utf-8")
         with session.reporter.clock.on("evaluate"):

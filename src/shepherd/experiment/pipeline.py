@@ -17,6 +17,7 @@ from shepherd.experiment.baselines import folder_of, train_baselines
 from shepherd.experiment.checks import Checked
 from shepherd.experiment.engine import open_engine
 from shepherd.experiment.events import CommittedEvent, Emit
+from shepherd.experiment.example_ledgers import with_accounts
 from shepherd.experiment.federated import evaluate_base, train_federated
 from shepherd.experiment.finished_run import Outcome, write_report, write_summary
 from shepherd.experiment.inputs import Inputs, load_inputs
@@ -24,7 +25,7 @@ from shepherd.experiment.opened_run import Run
 from shepherd.experiment.outputs import generate_answers, save_adapter
 from shepherd.experiment.personal_models import train_personal
 from shepherd.experiment.privacy_account import with_ledger
-from shepherd.experiment.progress import Meter, Reporter, training_tokens
+from shepherd.experiment.progress import Meter, Reporter, step_tokens, training_tokens
 from shepherd.experiment.resume import Beginning, begin_or_resume
 from shepherd.experiment.session import Session
 from shepherd.round import Engine, Plan
@@ -53,7 +54,8 @@ def carry_out(
         store = open_store()
         with store.lock():
             beginning = begin_or_resume(inputs, store, force, wrap)
-            inputs = replace(inputs, plan=with_ledger(inputs.plan, store, beginning.facts))
+            plan = with_accounts(inputs.plan, store, beginning.facts)
+            inputs = replace(inputs, plan=with_ledger(plan, store, beginning.facts))
             session = replace(open_session(inputs, beginning, store, reporter), base_losses=base_losses)
             with open_engine(inputs, session.run_id) as engine:
                 base = evaluate_base(engine, inputs, session)
@@ -79,7 +81,7 @@ def open_session(inputs: Inputs, beginning: Beginning, store: RunDirectory, repo
     data, schedule = inputs.data, inputs.schedule
     cost = inputs.trainer.settings.personal.cost
     planned = training_tokens(schedule, inputs.composition.baselines, data, inputs.plan, inputs.alone, cost)
-    meter = Meter(reporter.emit, planned, schedule.rounds)
+    meter = Meter(reporter.emit, planned, schedule.rounds, step_tokens(inputs.plan, data))
     meter.skip("federated", beginning.state.round / schedule.rounds)
     for arm in inputs.arms:
         if folder_of(arm.name, store.path).is_dir():

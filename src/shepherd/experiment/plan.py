@@ -12,6 +12,7 @@ from shepherd.clients.virtual_clock import virtual_seconds
 from shepherd.config import Config
 from shepherd.errors import UsageError
 from shepherd.experiment.client_privacy import client_level
+from shepherd.experiment.example_privacy import example_level
 from shepherd.experiment.method import Composition, check_clients, prepare_selection
 from shepherd.experiment.named_clients import client_ranks
 from shepherd.experiment.schedule import Schedule
@@ -47,7 +48,7 @@ def prepare_plan(
         return Work(client, first_row, count, schedule.rates(steps, round_number))
 
     selection, size = prepare_selection(config, method, clients)
-    return Plan(
+    plan = Plan(
         seed=config.run.seed,
         clients=clients,
         cohort_size=size,
@@ -75,6 +76,7 @@ def prepare_plan(
         gate=partial(Gate, Limits(norm=federation.max_update_norm)),
         effective_steps=partial(_effective_steps, config, composition),
     )
+    return replace(plan, examples=example_level(config, plan))
 
 
 def with_transforms(plan: Plan, specs: Sequence[TransformSpec], r: int) -> Plan:

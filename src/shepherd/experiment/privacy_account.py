@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 from shepherd.errors import DataError
+from shepherd.experiment.example_privacy import example_warnings
 from shepherd.experiment.privacy_plan import MECHANISM, NOT_COVERED, RELATION, UNIT, noise_warnings, signal_of
 from shepherd.round import Plan
 from shepherd.store import RunDirectory
@@ -70,7 +72,7 @@ def privacy_warnings(plan: Plan, rounds: int) -> list[str]:
     """What a person should know of the numbers of a private plan before it begins."""
     privacy = plan.privacy
     if privacy is None:
-        return []
+        return example_warnings(plan)
     found = noise_warnings(
         len(privacy.clients), privacy.delta, privacy.noise_multiplier, _planned(privacy, rounds).least
     )
@@ -102,6 +104,11 @@ def _guarantee(privacy: ClientLevel, found: Epsilons) -> dict[str, Any]:
         "epsilon_rdp": _finite(found.rdp),
         "accountant": "PLD" if found.pld <= found.rdp else "RDP",
     }
+
+
+def package_of_accountant() -> dict[str, str]:
+    """{"accountant_package": its name and version}."""
+    return {"accountant_package": f"dp-accounting {version('dp-accounting')}"}
 
 
 def _finite(value: float) -> float | None:

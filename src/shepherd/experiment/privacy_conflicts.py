@@ -14,6 +14,7 @@ from shepherd.clients.personal.methods import Personalization
 from shepherd.config import Config
 from shepherd.errors import UsageError, missing_extra
 from shepherd.experiment.client_privacy import noise_multiplier, sampling_rate_of
+from shepherd.experiment.example_conflicts import example_conflicts
 from shepherd.server.method import Method
 from shepherd.updates.privacy.adaptive_clip import count_noise, update_noise
 
@@ -37,14 +38,12 @@ def privacy_conflicts(
 ) -> Iterator[str]:
     """A sentence for every setting that voids the guarantee: which, why, and an alternative."""
     unit = f'privacy.unit = "{config.privacy.unit}"'
-    if config.privacy.unit == "example":
-        yield f'{unit} is not there in this version: it protects all rows of a client, privacy.unit = "client"'
-        return
-    for setting, why, instead in (
-        *_of_the_method(config, method),
-        *_of_who_counts(config),
-        *_past_the_noise(config, method, personal),
-    ):
+    found = (
+        example_conflicts(config, method, personal)
+        if config.privacy.unit == "example"
+        else (*_of_the_method(config, method), *_of_who_counts(config), *_past_the_noise(config, method, personal))
+    )
+    for setting, why, instead in found:
         yield f"{unit} and {setting} do not fit: {why}; {instead}"
     yield from _without_noise(config, arms)
 
@@ -136,7 +135,7 @@ def check_private_clients(config: Config, clients: int, cohort: int) -> None:
     cohort: clients expected in a round.
     """
     privacy = config.privacy
-    if privacy.unit == "none":
+    if privacy.unit != "client":
         return
     if privacy.delta > 1 / clients:
         raise UsageError(

@@ -64,6 +64,17 @@ def training_tokens(
     return tokens
 
 
+def step_tokens(plan: Plan, rows: FederatedData) -> dict[ClientId, float]:
+    """The mean tokens of a step of each client, from the planned rows; empty where clients report their tokens."""
+    if plan.examples is None:
+        return {}
+    work = {client: plan.work(client, 1, 0) for client in rows.clients}
+    return {
+        client: work[client].rows / work[client].steps * float(np.mean([len(row.input_ids) for row in held]))
+        for client, held in rows.clients.items()
+    }
+
+
 class Clock:
     """Seconds by what they were spent on. What is timed within something else counts only there, so all add up."""
 
@@ -96,9 +107,14 @@ class Clock:
 class Meter:
     """The share of its planned tokens that a run has trained on. `skip` counts those of an earlier process."""
 
-    def __init__(self, emit: Emit, planned: Mapping[str, float], rounds: int) -> None:
-        """planned: about how many tokens each arm trains on (`training_tokens`)."""
-        self.emit, self.planned, self.rounds = emit, planned, rounds
+    def __init__(
+        self, emit: Emit, planned: Mapping[str, float], rounds: int, of_a_step: Mapping[ClientId, float] | None = None
+    ) -> None:
+        """planned: about how many tokens each arm trains on (`training_tokens`).
+
+        of_a_step: the mean number in a step of clients that report no tokens, in the federated arm.
+        """
+        self.emit, self.planned, self.rounds, self.of_a_step = emit, planned, rounds, of_a_step or {}
         self.skipped = self.done = 0.0
         self.begin = time.perf_counter()
 
@@ -118,6 +134,8 @@ class Meter:
                 now = known._replace(state=news) if isinstance(news, str) else news
                 rows[client] = number, now
                 self.done += now.tokens - known.tokens
+                if arm == "federated":
+                    self.done += (now.step - known.step) * self.of_a_step.get(client, 0.0)
                 stepped |= now.step != known.step or now.tokens != known.tokens
             changed = {client: _row(rows[client][1]) for client in report}
             if not stepped:

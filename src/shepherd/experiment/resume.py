@@ -22,7 +22,7 @@ from shepherd.recipe import to_toml
 from shepherd.store import RunDirectory, read_journal, read_json
 from shepherd.store.state import load_state
 from shepherd.types import ServerState
-from shepherd.updates.privacy.publication import place_of
+from shepherd.updates.privacy.publication import PRIVATE, place_of
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,25 @@ def begin_or_go_on(
     store: RunDirectory, now: Mapping[str, Any], start: ServerState, write: Callable[[], None], force: bool = False
 ) -> Beginning:
     """The same, given the identity that the run has `now`, and what writes the other files of a new one."""
-    if now["config"].get("privacy", {}).get("unit", "none") != "none":
-        if (store.path / FILE).exists() and not store.withholds:
-            raise DataError(f"the rounds of {store.path} had no privacy, so no later one can give it: begin a new run")
-        store.withhold()
     if not (store.path / FILE).exists():
+        if _is_private(now):
+            store.withhold()
         run_id = secrets.token_hex(16)  # not from the seed: two runs of one recipe are two
         write()
         store.write_json(FILE, {"run": run_id, **now})  # last: with it, the run can be resumed
         return Beginning(run_id, start)
     then = read_json(place_of(store.path, FILE))
+    if _is_private(now) and not _is_private(then):
+        raise DataError(f"the rounds of {store.path} had no privacy, so no later one can give it: begin a new run")
+    if _is_private(then) and not _is_private(now):
+        raise DataError(
+            f"the rounds of {store.path} had noise, and one without would end their guarantee: begin a new run"
+        )
+    if _is_private(then) and not store.withholds:
+        raise DataError(
+            f"{store.path} has no {PRIVATE}/journal.jsonl: what a private run withholds is gone, so it cannot go on",
+            hint=f"restore {store.path / PRIVATE} from a copy, or begin a new run",
+        )
     forced = differences(then, now)
     if forced and not force:
         listed = "\n".join(f"  {line}" for line in forced)
@@ -97,6 +106,10 @@ def begin_or_go_on(
     store.journal("resumed", round=state.round, found=notes, forced=forced)
     facts = recovered.checkpoint.facts if recovered.checkpoint else None
     return Beginning(str(then.get("run", secrets.token_hex(16))), state, tuple(notes), facts)
+
+
+def _is_private(made_with: Mapping[str, Any]) -> bool:
+    return made_with["config"].get("privacy", {}).get("unit", "none") != "none"
 
 
 def resumptions(run_dir: Path) -> dict[str, list[str]]:

@@ -57,10 +57,10 @@ class Round:
 
     @property
     def train_loss(self) -> float:
-        """The mean of `losses` by the weights of the round; NaN where no update counted."""
+        """The mean of `losses` by the weights of the round; NaN where no update counted, or none has a loss."""
         total = sum(self.record.weights.values())
         weighted = sum(self.record.weights[client] * loss for client, loss in self.losses.items())
-        return weighted / total if total else float("nan")
+        return weighted / total if total and self.losses else float("nan")
 
     @cached_property
     def adapter(self) -> Adapter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
@@ -26,6 +26,8 @@ from shepherd.model.slots import features
 from shepherd.model.targets import pick_targets
 from shepherd.model.threads import use_threads
 from shepherd.types import Adapter, ClientId, Tokens
+from shepherd.updates.privacy.example_account import ExampleAccounts, empty_ledger
+from shepherd.updates.privacy.ledger import Ledger
 
 TOKENS_PER_PASS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 
@@ -115,16 +117,20 @@ def prepare_trainer(config: Config, composition: Composition, base: Base) -> Tra
 
 
 def worker_engine(
-    config: Config, threads: int, data: Mapping[ClientId, Sequence[Tokens]]
+    config: Config,
+    threads: int,
+    data: Mapping[ClientId, Sequence[Tokens]],
+    open_ledger: Callable[[ClientId], Ledger] = empty_ledger,
 ) -> tuple[LocalEngine, str, str]:
     """The engine of a worker process for some clients, and the digests of its base and tokenizer.
 
-    The config is a resolved one.
+    The config is a resolved one. open_ledger: of the clients' privacy accounts.
     """
     use_threads(threads)
     base = load_base(**config.model.model_dump())
-    trainer = prepare_trainer(config, compose(config), base)
-    return LocalEngine(trainer.host(data)), base.digest, base.tokenizer_digest
+    trainer, privacy = prepare_trainer(config, compose(config), base), config.privacy
+    accounts = ExampleAccounts(privacy.delta, privacy.epsilon, open_ledger)
+    return LocalEngine(replace(trainer.host(data), account=accounts.enter)), base.digest, base.tokenizer_digest
 
 
 def local_training(config: Config, personal: Personalization, device: torch.device, parameters: int) -> LocalTraining:

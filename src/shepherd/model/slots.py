@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +104,7 @@ class Slot:
         self.gradient = torch.zeros_like(self.vector) if trainable else None
         self.gradients = {} if self.gradient is None else self._matrices(self.gradient)
         self._factors = self._matrices(self.vector)
-        self._cast: dict[torch.dtype, Mapping[str, tuple[Tensor, Tensor]]] = {}
-        self.changed()
+        self._cast: dict[torch.dtype, Mapping[str, tuple[Tensor, Tensor]]] = {torch.float32: self._factors}
 
     def packed(self, adapter: Adapter) -> Tensor:
         """The flat vector float32[n] of an adapter with this slot's modules and rank."""
@@ -125,7 +125,14 @@ class Slot:
 
     def changed(self) -> None:
         """Invalidate the cast factors; to be called after every change of the vector."""
-        self._cast = {torch.float32: self._factors}
+        self._cast.clear()  # not a new dict: it is shared with the twins
+        self._cast[torch.float32] = self._factors
+
+    def twin(self, gradient: Tensor) -> Slot:
+        """A slot with these factors themselves, not a copy, and this gradient float32[n], which only it writes to."""
+        made = copy(self)
+        made.gradient, made.gradients = gradient, self._matrices(gradient)
+        return made
 
     def read(self) -> dict[str, Factors]:
         """The factors, as new float32 arrays."""

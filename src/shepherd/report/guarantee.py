@@ -20,7 +20,7 @@ def guarantee_sentence(found: Statement) -> str:
         f"q\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{_shown(found['sampling_rate'])}",
         f"z\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{_shown(found['noise_multiplier'])}",
         f"C\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{_shown(found.get('clip'))}",
-        f"T\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{_shown(found.get('releases'))}",
+        f"T\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{_shown(found.get('releases', found.get('steps')))}",
     ]
     text = (
         f"Differential privacy: ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{spent} at δ\N{NO-BREAK SPACE}="

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from shepherd.config import Config
 from shepherd.errors import EvaluationError, ModelError, ResourceError, UsageError, did_you_mean
 from shepherd.model.adapter import CONFIG, WEIGHTS, digest, load_adapter, named_base, rename_base
 from shepherd.model.digest import model_digest
@@ -26,6 +27,7 @@ from shepherd.recipe import load as load_config
 from shepherd.report.wording import size
 from shepherd.serving.conversations import conversations_of
 from shepherd.serving.merged_card import model_card
+from shepherd.serving.released import GUARANTEE, check_released, guarantee_of
 from shepherd.serving.tuned import load_tuned
 from shepherd.store import MANIFEST, commit_folder, open_run, read_json
 from shepherd.store.adapters import FEDERATED, ArmName, KeptAdapter, arm_name, find_adapter
@@ -79,6 +81,9 @@ def export(
     `base` replaces the location of the base in adapter_config.json, for use on another machine; the logits are
     compared on the run's base all the same. `note` receives what was measured, one sentence a call.
 
+    Of a run with differential privacy only the federated adapter leaves, with privacy.json, unless it publishes
+    nothing.
+
     Raises UsageError when `out` holds something or when a quantised base would have to be merged, ModelError when
     the base is no longer that of the adapter, ResourceError when the disk is too small, EvaluationError when what was
     written does not give the run's logits. After an error there is nothing at `out`.
@@ -99,9 +104,12 @@ def export(
         )
     at_site = site_place(wanted.run) is not None
     folder, target = open_run(wanted.run, needs="config.toml" if at_site else "summary.json"), _free(out)
+    config = load_config(folder / "config.toml")
+    check_released(wanted, config, note)
     kept = find_adapter(wanted)
     if to == "merged":
-        _refuse_quantised(folder)
+        _refuse_quantised(folder, config)
+    guarantee = guarantee_of(folder, config, note)
     ours = _reference(wanted)
     try:
         with commit_folder(target) as pending:
@@ -114,6 +122,8 @@ def export(
                 card = model_card(folder, dtype, kept, digest(load_adapter(kept.folder)))
                 (pending / "README.md").write_text(card, encoding="utf-8")
                 got = _logits(_load(pending), ours.conversations)
+            if guarantee is not None:
+                (pending / GUARANTEE).write_bytes(guarantee)
             difference = _check(got, expected, "the exported files give")
     except OSError as error:
         if error.errno is None:  # not the disk's: a library's way to say that it cannot load something
@@ -138,8 +148,8 @@ def _free(out: Path | str) -> Path:
     return target
 
 
-def _refuse_quantised(folder: Path) -> None:
-    quantize = load_config(folder / "config.toml").model.quantize
+def _refuse_quantised(folder: Path, config: Config) -> None:
+    quantize = config.model.quantize
     if quantize != "none":
         raise UsageError(
             f"the adapter of {folder} was trained on a base in {quantize}: merged into full weights it would be a "

@@ -14,13 +14,16 @@ from shepherd.report.wording import plural
 from shepherd.store import read_json
 from shepherd.store.adapters import FEDERATED, KeptAdapter
 from shepherd.store.site_folder import CARD, site_place
+from shepherd.updates.privacy.publication import place_of
 
 
 def model_card(run: Path, dtype: str, kept: KeptAdapter, sha256: str) -> str:
     """The merged model's README.md, for a run directory or the folder of a site's run."""
     if site_place(run) is not None:
         return site_card(read_json(run / CARD), dtype, kept, sha256)
-    return merged_card(read_json(run / "summary.json"), dtype, kept, sha256)
+    # The released part of the summary has no figures of other arms.
+    file = run / "summary.json" if kept.arm == FEDERATED else place_of(run, "summary.json")
+    return merged_card(read_json(file), dtype, kept, sha256)
 
 
 def merged_card(summary: Mapping[str, Any], dtype: str, kept: KeptAdapter, sha256: str) -> str:

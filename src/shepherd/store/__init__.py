@@ -3,7 +3,8 @@
 In: bytes, rows, folders. Out: files that appear atomically, and rounds that are committed or absent after any crash,
 power cut or full disk. `run.py` is the directory, `rounds.py` commits and verifies checkpoints, `lines.py` appends to
 journal and metrics, `lock.py` admits one writer, `state.py` saves a server state, `records.py` a round.
-Add a file of a run with a method of `RunDirectory`; write through `disk.py`, so that tests can break every operation.
+Add a file of a run with a method of `RunDirectory` and a class in `updates/privacy/publication.py`; write through
+`disk.py`, so that tests can break every operation.
 """
 
 from shepherd.store.disk import Disk

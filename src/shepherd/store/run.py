@@ -150,6 +150,8 @@ class RunDirectory:
     def _append(self, name: str, line: bytes) -> None:
         file, disk = self._place(name)
         with self._explained(file):
+            if not file.parent.is_dir():
+                make_folders(disk, file.parent)
             lines.append(disk, file, line)
 
     def journal(self, what: str, **details: Any) -> None:

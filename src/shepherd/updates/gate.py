@@ -146,7 +146,7 @@ class Gate:
         }
         counts = {name: _count(name, getattr(update, name), limit) for name, limit in limits.items()}
         cluster = _cluster(update.cluster, len(task.clusters.get(update.client, ())))
-        metrics = _metrics(update.metrics, self.limits.metrics)
+        metrics = _metrics(update.metrics, self.limits.metrics, task.privacy is not None)
         _arrays("delta", update.delta)
         _arrays("private", update.private)
         _arrays("slots", update.slots)

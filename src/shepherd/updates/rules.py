@@ -113,8 +113,11 @@ def _cluster(value: Any, count: int) -> int:
     return int(value)
 
 
-def _metrics(metrics: Any, most: int) -> dict[str, float]:
-    """Finite numbers by short plain names, including `loss`. Names are never shown: they are text from the client."""
+def _metrics(metrics: Any, most: int, private: bool = False) -> dict[str, float]:
+    """Finite numbers by short plain names, including `loss`, or none at all where training is `private`.
+
+    Names are never shown: they are text from the client.
+    """
     if not _is(metrics, dict):
         raise WireError("fields", f"metrics is {_kind(metrics)}, expected dict")
     if len(metrics) > most:
@@ -123,8 +126,10 @@ def _metrics(metrics: Any, most: int) -> dict[str, float]:
         raise WireError("fields", "a metric's name is not 1 to 32 small letters, digits or '_'")
     if not all(_is(value, *_FLOATS, *_INTEGERS) and _fits_float(value) for value in metrics.values()):
         raise WireError("fields", "a metric is not a number")
+    if private and metrics:
+        raise WireError("fields", f"{len(metrics)} metrics, and the task is private to each example: expected none")
     plain = {name: float(value) for name, value in metrics.items()}
-    if "loss" not in plain or not all(map(math.isfinite, plain.values())):
+    if ("loss" not in plain and not private) or not all(map(math.isfinite, plain.values())):
         what = "there is no loss" if "loss" not in plain else "a metric is not finite"
         raise WireError("non-finite", f"metrics: {what}")
     return plain

@@ -9,7 +9,10 @@ so that what a cohort shares is written once. Mappings keep their order, arrays 
      "models": [{"factors": {"<module>": ["0", "1"]}, "r": 8, "alpha": 16.0, …, "slots": null, "core": null, …}],
      "work": {"<client>": {"first_row": 0, "rows": 64, "learning_rates": [0.001, …]}},
      "remainder": {"<module>": {"L": "2.T", "R": "3", "apart": 0}}, "control": {"<tensor>": "4"},
-     "transforms": [{"name": "clip", "options": {"norm": 1.0}}]}
+     "transforms": [{"name": "clip", "options": {"norm": 1.0}}],
+     "privacy": {"clip": 1.0, "noise_multiplier": 0.8, "repeatable": false}}
+
+`privacy` is empty for a task without example-level privacy.
 
 The decomposition that an increment of the remainder came out of (`LowRank.known`) stays with the server, which alone
 decomposes it again.
@@ -22,7 +25,16 @@ from dataclasses import asdict
 from typing import Any
 
 from shepherd.lowrank import LowRank
-from shepherd.types import ClientId, ClientModel, GlobalModel, Objective, TrainTask, TransformSpec, Work
+from shepherd.types import (
+    ClientId,
+    ClientModel,
+    ExamplePrivacy,
+    GlobalModel,
+    Objective,
+    TrainTask,
+    TransformSpec,
+    Work,
+)
 from shepherd.updates.layout import (
     ITEM_BYTES,
     Kinds,
@@ -49,6 +61,7 @@ _TASK: Kinds = {
     "remainder": (dict,),
     "control": (dict,),
     "transforms": (list,),
+    "privacy": (dict,),
 }
 _OBJECTIVE: Kinds = {
     "proximal": (int, float),
@@ -58,6 +71,7 @@ _OBJECTIVE: Kinds = {
 }
 _WORK: Kinds = {"first_row": (int,), "rows": (int,), "learning_rates": (list,)}
 _INCREMENT: Kinds = {"L": (str,), "R": (str,), "apart": (int,)}
+_PRIVACY: Kinds = {"clip": (int, float), "noise_multiplier": (int, float), "repeatable": (bool,)}
 _TRANSFORM: Kinds = {"name": (str,), "options": (dict,)}
 _GLOBAL: Kinds = {"models": (list,), "remainder": (dict,)}
 _DEEPEST = 8
@@ -88,6 +102,7 @@ def pack_task(task: TrainTask) -> bytes:
         "remainder": _remainder_entries(task.remainder, arrays),
         "control": arrays.add_all(task.control),
         "transforms": [{"name": spec.name, "options": dict(spec.options)} for spec in task.transforms],
+        "privacy": {} if task.privacy is None else asdict(task.privacy),
     }
     # The largest items first: so each tensor is aligned.
     return write_message(FORMAT, fields, sorted(arrays.values, key=lambda values: -ITEM_BYTES[values.dtype]))
@@ -115,6 +130,7 @@ def read_task(data: bytes, header_limit: int = 2**24) -> TrainTask:
         control=arrays.take_all(fields["control"], "control"),
         clusters={client: _pick_all(models, indices) for client, indices in fields["clusters"].items()},
         transforms=tuple(_read_transform(value, f"transform {i}") for i, value in enumerate(fields["transforms"])),
+        privacy=_read_privacy(fields["privacy"]) if fields["privacy"] else None,
     )
     clients = task.work.keys()
     expect(task.views.keys() == clients, "fields", "views and work are not of the same clients")
@@ -186,6 +202,14 @@ def _read_objective(value: Any) -> Objective:
     expect(is_number(fields["proximal"]) and is_number(fields["rate_ratio"]), "fields", "objective: no such number")
     expect(fields["proximal_form"] in ("factors", "product"), "fields", "proximal_form is not factors or product")
     return Objective(**fields)
+
+
+def _read_privacy(value: Any) -> ExamplePrivacy:
+    fields = check_fields(value, _PRIVACY, "privacy")
+    clip, noise = fields["clip"], fields["noise_multiplier"]
+    known = is_number(clip) and is_number(noise) and clip > 0 and noise >= 0
+    expect(known, "fields", "privacy: clip is not above 0, or noise_multiplier below 0")
+    return ExamplePrivacy(**fields)
 
 
 def _read_transform(value: Any, where: str) -> TransformSpec:

@@ -114,6 +114,13 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
             near = did_you_mean(reference, names)
             points = f" Name a point of the grid: {', '.join(family)}." if family else ""
             problems.append(f"reference: {reference!r} is not a variant.{near}{points} Variants: {', '.join(names)}")
+    for variant in variants:
+        privacy = variant.config.privacy
+        if privacy.unit != "none" and not privacy.publish_nothing:
+            problems.append(
+                f"{variant.name}: a study keeps whole records of its runs, with figures that carry no noise; set "
+                "privacy.publish_nothing = true, or carry out the run with shepherd run"
+            )
     pairs: list[Pair] = []
     if variants and not problems:
         pairs = pairs_of(file, variants, reference, problems)

@@ -20,6 +20,7 @@ from shepherd.experiment.study.design import SCHEMA, Planned
 from shepherd.rng import stream
 from shepherd.store import read_json
 from shepherd.store.records import read_rounds
+from shepherd.updates.privacy.publication import place_of
 
 LARGEST = 300_000
 """Bytes of one RUN.json."""
@@ -37,8 +38,10 @@ def record_of(run_dir: Path, planned: Planned) -> bytes:
     `LARGEST`.
     """
     losses = read_losses(run_dir)
-    summary, identity = read_json(run_dir / "summary.json"), read_json(run_dir / "identity.json")
-    metrics, rounds = read_json(run_dir / "evaluation" / "metrics.json"), read_rounds(run_dir)
+    summary, identity, metrics = (
+        read_json(place_of(run_dir, name)) for name in ("summary.json", "identity.json", "evaluation/metrics.json")
+    )
+    rounds = read_rounds(run_dir)
     _check_finite(run_dir, losses)
     _check_means(run_dir, losses, summary)
     # The same halves as in the run's own metrics.json.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -71,6 +72,14 @@ def epsilons(rounds: Iterable[Rounds], delta: float) -> Epsilons:
     if not 0 < delta < 1:
         raise ValueError(f"delta = {delta} is not between 0 and 1")
     return _epsilons(tuple(part for part in rounds if part.count), delta, 1.0)
+
+
+def combined(rounds: Iterable[Rounds]) -> tuple[Rounds, ...]:
+    """The same rounds with those of one kind counted together, in one order: equal accounts give equal bits of ε."""
+    counts: Counter[tuple[float, float]] = Counter()
+    for part in rounds:
+        counts[part.sampling_rate, part.noise_multiplier] += part.count
+    return tuple(Rounds(rate, noise, count) for (rate, noise), count in sorted(counts.items()) if count)
 
 
 def least_noise(epsilon: float, *, sampling_rate: float, rounds: int, delta: float) -> float:

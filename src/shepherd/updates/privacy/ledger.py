@@ -12,18 +12,48 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from shepherd.errors import DataError
-from shepherd.updates.privacy.accountant import Epsilons, Rounds, epsilons
+from shepherd.updates.privacy.accountant import Epsilons, Rounds, combined, epsilons
 
 FILE, MECHANISM, VERSION = "privacy.jsonl", "poisson-gaussian", 1
 CUT = "the privacy account was cut; this run cannot go on as private"
 """The end of a refusal that --force does not lift."""
+
+
+class Line(Protocol):
+    """A line of a ledger, a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def round(self) -> int:
+        """The round of the run."""
+        ...
+
+    @property
+    def noise(self) -> str:
+        """Whether it is "secret" or "repeatable"."""
+        ...
+
+    @property
+    def noise_multiplier(self) -> float:
+        """z."""
+        ...
+
+    @property
+    def clip(self) -> float:
+        """C."""
+        ...
+
+    @property
+    def rounds(self) -> Rounds:
+        """The line as the accountant takes it. Raises ValueError where it is of no known mechanism."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,19 +87,25 @@ class Release:
 
 
 class Ledger:
-    """The releases of a run in order. write: makes a line durable; it returns, or raises and nothing may be drawn."""
+    """The releases of a run, or of a client, in order.
+
+    write: makes a line durable; it returns, or raises and nothing may be drawn. name: of the file, for messages.
+    """
 
     def __init__(
-        self, releases: Iterable[Release] = (), write: Callable[[Mapping[str, Any]], None] = lambda line: None
+        self,
+        releases: Iterable[Line] = (),
+        write: Callable[[Mapping[str, Any]], None] = lambda line: None,
+        name: str = FILE,
     ) -> None:
-        self._releases, self._write = [*releases], write
+        self._releases, self._write, self.name = [*releases], write, name
 
     @property
-    def releases(self) -> tuple[Release, ...]:
+    def releases(self) -> tuple[Line, ...]:
         """All lines so far."""
         return tuple(self._releases)
 
-    def enter(self, release: Release) -> None:
+    def enter(self, release: Line) -> None:
         """Add a line, durably."""
         self._write(asdict(release))
         self._releases.append(release)
@@ -78,11 +114,9 @@ class Ledger:
         """The number of the next attempt at a round, from 1."""
         return 1 + sum(release.round == round_number for release in self._releases)
 
-    def epsilon(self, delta: float, more: Iterable[Release] = ()) -> Epsilons:
+    def epsilon(self, delta: float, more: Iterable[Line] = ()) -> Epsilons:
         """ε of all lines, and of `more` after them."""
-        counts = Counter((r.rounds.sampling_rate, r.rounds.noise_multiplier) for r in (*self._releases, *more))
-        # In one order, so that the same releases give the same ε to the bit.
-        return epsilons([Rounds(q, z, count) for (q, z), count in sorted(counts.items())], delta)
+        return epsilons(combined(release.rounds for release in (*self._releases, *more)), delta)
 
     @property
     def private(self) -> bool:
@@ -103,14 +137,15 @@ class Ledger:
         count = mark["lines"]
         if len(self._releases) < count:
             raise DataError(
-                f"{FILE} has {len(self._releases)} of the {count} lines that the last round was committed with: {CUT}"
+                f"{self.name} has {len(self._releases)} of the {count} lines that the last round was committed with: "
+                + CUT
             )
         if _digest(self._releases[:count]) != mark["sha256"]:
-            raise DataError(f"{FILE} was changed after the last round was committed: {CUT}")
+            raise DataError(f"{self.name} was changed after the last round was committed: {CUT}")
 
 
-def read_releases(file: Path) -> list[Release]:
-    """The lines of a ledger. Raises DataError for one that is none: no ε can be computed without it.
+def read_releases(file: Path, kind: type[Line] = Release) -> list[Line]:
+    """The lines of a ledger, of one `kind`. Raises DataError for one that is none: no ε can be computed without it.
 
     A last line without its end was not durable, so no noise was drawn for it, and it does not count.
     """
@@ -119,15 +154,15 @@ def read_releases(file: Path) -> list[Release]:
     for number, line in enumerate(lines, 1):
         try:
             values = json.loads(line)
-            if values.keys() != {field.name for field in fields(Release)}:
+            if values.keys() != {field.name for field in fields(kind)}:
                 raise ValueError("other keys")
-            releases.append(release := Release(**values))
+            releases.append(release := kind(**values))
             _ = release.rounds
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
             raise DataError(f"{file}, line {number} is not a release ({error}): {CUT}") from None
     return releases
 
 
-def _digest(releases: Iterable[Release]) -> str:
+def _digest(releases: Iterable[Line]) -> str:
     text = "".join(json.dumps(asdict(release), sort_keys=True) + "\n" for release in releases)
     return hashlib.sha256(text.encode()).hexdigest()

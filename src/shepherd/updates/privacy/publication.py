@@ -35,6 +35,7 @@ FILES = {
     "identity.json": IN_PART,
     "privacy.jsonl": RELEASED,  # of unit "client": no line depends on rows
     "privacy.json": RELEASED,
+    "ledgers": WITHHELD,  # of unit "example": a line shows the number of a client's rows, and its rounds
     "rounds.jsonl": IN_PART,
     "journal.jsonl": WITHHELD,
     "partition.json": NEVER,
@@ -49,6 +50,8 @@ FILES = {
     "evaluation/rows_seen.jsonl": NEVER,
     "evaluation/left_out.jsonl": NEVER,
     "summary.json": IN_PART,
+    "audit.json": RELEASED,  # figures over all rows; the whole is in private/
+    "canaries.json": NEVER,
     "report.html": RELEASED,
     "benchmarks": WITHHELD,
     "answers": WITHHELD,
@@ -63,11 +66,12 @@ ROUND = {
     "held_out_loss": RELEASED,
     "held_out_per_category": RELEASED,
     "clip_norm": RELEASED,
+    "bytes_down": RELEASED,  # of a private run as planned, for qN clients
     "held_out_per_client": NEVER,
     "learning_rate": WITHHELD,  # of the client with the most steps; the schedule is in config.toml
     **dict.fromkeys(("cohort", "missing", "rejected", "late", "ignored", "quarantined", "skipped"), WITHHELD),
     **dict.fromkeys(("weights", "train_loss", "steps", "examples", "unused_examples", "tokens"), WITHHELD),
-    **dict.fromkeys(("bytes_up", "bytes_down", "seconds", "deviation", "update_norm", "clipped"), WITHHELD),
+    **dict.fromkeys(("bytes_up", "seconds", "deviation", "update_norm", "clipped"), WITHHELD),
     **dict.fromkeys(("diagnostics", "clusters"), WITHHELD),
 }
 """A line of rounds.jsonl."""
@@ -103,8 +107,8 @@ METRICS = {
 
 SUMMARY = {
     "arms": {**dict.fromkeys(sorted(ARMS), RELEASED), "*": NEVER},
-    **dict.fromkeys(("budget", "bytes_up", "bytes_down", "seconds", "peak_memory_bytes"), WITHHELD),
-    **dict.fromkeys(("model", "adapter_sha256", "adapter"), RELEASED),
+    **dict.fromkeys(("budget", "bytes_up", "seconds", "peak_memory_bytes"), WITHHELD),
+    **dict.fromkeys(("model", "adapter_sha256", "adapter", "bytes_down"), RELEASED),
     "data": {
         **dict.fromkeys(("name", "licence", "held_out_rows"), RELEASED),
         **dict.fromkeys(("digest", "rows", "train_rows", "refused", "changed", "notes", "cut_rows"), WITHHELD),

@@ -1,0 +1,55 @@
+"""What may leave a run with differential privacy: its federated model, with the guarantee that its ledger states."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shepherd.config import Config
+from shepherd.errors import DataError, UsageError
+from shepherd.report.guarantee import not_private, published_sentence
+from shepherd.store import read_json
+from shepherd.store.adapters import FEDERATED, ArmName
+from shepherd.updates.privacy.ledger import CUT, FILE, Ledger, read_releases
+
+GUARANTEE = "privacy.json"
+"""The file of a run directory, and of an export, that states the guarantee."""
+
+
+def check_released(wanted: ArmName, config: Config, note: Callable[[str], None]) -> None:
+    """Raise UsageError for a model of a private run that was trained without noise, unless it publishes nothing."""
+    if config.privacy.unit == "none" or wanted.arm == FEDERATED:
+        return
+    text = f"{wanted} was trained without noise: the guarantee of {wanted.run} does not cover it"
+    if not config.privacy.publish_nothing:
+        raise UsageError(text, hint=f"export the federated model, {wanted.run}")
+    note(f"warning: {text}; privacy.publish_nothing is set, so it is not for publication")
+
+
+def guarantee_of(run: Path, config: Config, note: Callable[[str], None]) -> bytes | None:
+    """The contents of privacy.json of a private run, compared with its ledger; None without privacy.
+
+    Raises DataError where the lines of the ledger are fewer than stated, or give another ε.
+    """
+    if config.privacy.unit == "none":
+        return None
+    stated = read_json(run / GUARANTEE)
+    if config.privacy.unit == "client":
+        _check(stated, run / FILE)
+    for warning in (not_private(stated), published_sentence(stated)):
+        if warning:
+            note(f"warning: {warning}")
+    return (json.dumps(stated, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _check(stated: Mapping[str, Any], file: Path) -> None:
+    ledger = Ledger(read_releases(file))
+    if len(ledger.releases) != stated["releases"]:
+        raise DataError(f"{file} has {len(ledger.releases)} lines, {GUARANTEE} states {stated['releases']}: {CUT}")
+    found, epsilon = ledger.epsilon(stated["delta"]).least, stated["epsilon"]
+    same = math.isinf(found) if epsilon is None else math.isclose(found, epsilon, rel_tol=1e-6)
+    if not same or ledger.private != stated["private"]:
+        raise DataError(f"{GUARANTEE} states ε = {epsilon}, the lines of {file} give {found:g}: {CUT}")
