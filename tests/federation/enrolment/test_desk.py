@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -276,3 +277,13 @@ def test_a_federation_has_a_usable_name_host_and_ports(tmp_path: Path, federatio
     with pytest.raises(UsageError, match="there is no federation in"):
         FederationFolder(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_in_the_current_folder_is_not_part_of_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nvflare", "yaml", "cryptography"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shepherd.federation.enrolment.authority.subprocess", subprocess)
+    make_request(tmp_path / "made", "lab", "a")
+    assert not (tmp_path / "ran").exists()

@@ -21,7 +21,7 @@ if sys.platform.startswith("linux"):
     )
     from nvflare.private.defs import TrainingTopic
 
-    from shepherd.federation.transports.gate import OF_THE_ENGINE, SMALL, Gate
+    from shepherd.federation.transports.gate import MOST_CONNECTIONS, OF_THE_ENGINE, SMALL, Gate
     from shepherd.federation.transports.guard import OPEN, PER_SECOND, STALE, Guard
 
 MIB = 2**20
@@ -169,3 +169,27 @@ def test_a_reply_counts_for_many_since_the_engine_keeps_something_of_it():
     assert sum(not server.part(number, **reply) for number in range(100)) < PER_SECOND
     assert StreamHeaderKey.RETRY_TIMEOUT not in server.message.headers
     assert Door("server").part(**{StreamHeaderKey.RELIABLE: True}) == "it is to be kept"
+
+
+class Connection:
+    """A connection with a certificate."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.cancelled = name, False
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {"x509_common_name": [self.name.encode()]} if self.name else {}
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_connections_of_one_certificate_take_the_place_of_its_oldest_ones_only():
+    gate = Door("server").gate
+    ours = [Connection("a") for _ in range(MOST_CONNECTIONS + 2)]
+    served = [gate.connected(each, lambda: iter([b"x", b"y"])) for each in [Connection("b"), *ours]]
+    assert [next(each) for each in served] == [b"x"] * len(served)
+    assert [each.cancelled for each in ours] == [True, True, *[False] * MOST_CONNECTIONS]
+    for each in served:
+        assert list(each) == [b"y"]
+    assert not any(gate._connections.values())

@@ -9,8 +9,11 @@ place before a cell connects, that listener is not opened, and at a site the coo
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
@@ -23,6 +26,7 @@ from nvflare.fuel.f3.cellnet.defs import (
     ReturnCode,
 )
 from nvflare.fuel.f3.cellnet.utils import make_reply
+from nvflare.fuel.f3.drivers.grpc_driver import Servicer
 from nvflare.fuel.f3.streaming.byte_receiver import RxTask
 from nvflare.fuel.f3.streaming.stream_const import (
     STREAM_ACK_TOPIC,
@@ -47,6 +51,8 @@ OF_THE_ENGINE = (
 """What a site's engine asks that of the coordinator."""
 SMALL = 2**16
 """Bytes of a message of the engine's own, and of ours but an answer."""
+MOST_CONNECTIONS = 4
+"""Connections with one certificate at a time, each of which takes a thread; a site has one."""
 COST_OF_A_REPLY = 10.0
 """For how many messages a reply counts: the engine keeps a thread for a minute after each."""
 
@@ -56,6 +62,8 @@ class Gate:
 
     def __init__(self, role: str, guard: Guard, refused: Callable[[str, str], None]) -> None:
         self.role, self.guard, self.refused = role, guard, refused
+        self._lock = threading.Lock()
+        self._connections: defaultdict[str, list[Any]] = defaultdict(list)
 
     def install(self) -> None:
         """Filter every cell of this process from before its start, and let none listen without TLS."""
@@ -65,8 +73,27 @@ class Gate:
             cell.add_incoming_filter("*", "*", self.judge)
             start(cell)
 
+        serve = Servicer.Stream
         CoreCell.start = guarded
         CoreCell._create_internal_listener = lambda *_, **__: None
+        Servicer.Stream = lambda servicer, frames, context: self.connected(
+            context, lambda: serve(servicer, frames, context)
+        )
+
+    def connected(self, context: Any, serve: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+        """Serve a connection; the oldest ones of the same certificate end, such as those a network has cut silently."""
+        name = b"".join(context.auth_context().get("x509_common_name", ())[:1]).decode(errors="replace")
+        with self._lock:
+            mine = self._connections[name]
+            oldest = mine[: max(0, len(mine) + 1 - MOST_CONNECTIONS)]
+            mine.append(context)
+        for each in oldest:
+            each.cancel()
+        try:
+            yield from serve()
+        finally:
+            with self._lock, suppress(ValueError):
+                mine.remove(context)
 
     def judge(self, message: Any) -> Any:
         """None for a message that may pass; otherwise NVFlare drops it."""
