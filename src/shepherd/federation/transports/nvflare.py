@@ -146,7 +146,9 @@ class ServerPart(_Part):
         client = self.engine.client_manager.clients.get(message.get_header(CellMessageHeaderKeys.TOKEN))
         if client is None or client.name != message.get_header(CellMessageHeaderKeys.CLIENT_NAME):
             return None
-        return client.name if message.get_header(MessageHeaderKey.ORIGIN) == client.get_fqcn() else None
+        # The engine signs a token in the server's name too, and sends it along: a member's has that of its connection.
+        origin = message.get_header(MessageHeaderKey.ORIGIN)
+        return client.name if origin == client.get_fqcn() == client.name else None
 
     def _may_register(self, peer: FLContext) -> None:
         """Refuse a second process with the identity of a present one, before it takes the place of the first."""
