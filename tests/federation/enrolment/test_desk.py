@@ -28,7 +28,7 @@ from shepherd.federation.enrolment.authority import (
     names_of,
     sign,
 )
-from shepherd.federation.enrolment.desk import confirm, grant
+from shepherd.federation.enrolment.desk import approve, confirm, grant
 from shepherd.federation.enrolment.invitation import proof_of, verifier_of
 from shepherd.federation.enrolment.refusals import Refused
 from shepherd.federation.enrolment.requests import (
@@ -40,6 +40,7 @@ from shepherd.federation.enrolment.requests import (
     renewal_message,
     to_bytes,
 )
+from shepherd.store.disk import temporary
 from signing_requests import signing_request
 
 Invited = Callable[..., Invitation]
@@ -287,3 +288,17 @@ def test_a_file_in_the_current_folder_is_not_part_of_the_tool(tmp_path: Path, mo
     monkeypatch.setattr("shepherd.federation.enrolment.authority.subprocess", subprocess)
     make_request(tmp_path / "made", "lab", "a")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_link_that_another_person_has_put_in_a_shared_folder_is_not_followed(
+    federation: FederationFolder, invited: Invited, tmp_path: Path
+) -> None:
+    shared, victim = tmp_path / "shared", tmp_path / "victim"
+    shared.mkdir()
+    victim.write_text("kept")
+    file = shared / "a.request"
+    file.write_bytes(_right(federation, invited("a")))
+    temporary(shared / "a.signed").symlink_to(victim)
+    with pytest.raises(OSError, match=r"a\.signed"):
+        approve(federation, file)
+    assert victim.read_text() == "kept"
