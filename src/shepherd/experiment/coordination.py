@@ -184,7 +184,10 @@ class Coordination:
             both = {arm: self.attendance.measure(model) for arm, (model, _) in models.items()}
             by_site, differences = in_common(both["base"], both["federated"]), []
             if not by_site["base"]:
-                self.reporter.warn("no site measured the model on rows of its own, so no loss is known")
+                self.reporter.warn(
+                    "no site measured the model on rows of its own, so no loss is known: each shows the losses of "
+                    "policy.least_group rows or more, and holds out data.held_out_per_category rows of a category"
+                )
             entries = {arm: entry_of_sites(found) for arm, found in by_site.items()}
         arms = {arm: self._checked(entry, *models[arm]) for arm, entry in entries.items()}
         return Measured(arms, by_site, differences)
