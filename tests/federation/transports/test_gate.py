@@ -120,8 +120,9 @@ def test_nothing_but_bytes_is_decoded_on_our_channel(role):
     assert door.part(**{MessageHeaderKey.ENCRYPTED: True}) == "it is encrypted apart"
 
 
-def test_a_message_has_no_more_parts_and_bytes_than_its_size_says():
-    server = Door("server")
+@pytest.mark.parametrize("role", ["server", "site"])
+def test_a_message_has_no_more_parts_and_bytes_than_its_size_says(role):
+    server = Door(role)
     assert not server.part(1, 2 * MIB, 0, bytes(MIB))
     assert not server.part(1, 2 * MIB, 2, b"")
     assert not server.part(1, 2 * MIB, 3, b"")
@@ -131,6 +132,13 @@ def test_a_message_has_no_more_parts_and_bytes_than_its_size_says():
         server.part(7, "10"), server.part(8, True), server.part(None), server.part("x" * 65), server.part(b"1"),
     ):  # fmt: skip
         assert against
+
+
+def test_a_coordinator_has_two_of_the_largest_questions_on_their_way_to_a_site():
+    site = Door("site")
+    assert [site.part(number, 4 * MIB, 0, b"") for number in range(3)] == ["", "", "too much is on its way"]
+    assert site.part(4, SMALL, 0, b"", topic="tell") == "it is too large"
+    assert [site.part(number, 0, 0, b"") for number in range(10, 100)][-1] == "too many are on their way"
 
 
 def test_only_an_answer_is_large_and_one_above_the_limit_is_answered_without_its_bytes():

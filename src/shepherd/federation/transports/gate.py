@@ -45,12 +45,13 @@ from shepherd.federation.transports.kits import SERVER
 CHANNEL = "shepherd"
 OF_SITES, OF_THE_COORDINATOR = ("hello", "answer", "progress", "message"), ("ask", "tell")
 """Topics of our channel."""
+LARGE = ("answer", "ask")
 OF_THE_ENGINE = (
     CellChannelTopic.Challenge, CellChannelTopic.Register, CellChannelTopic.HEART_BEAT, CellChannelTopic.Quit,
 )  # fmt: skip
 """What a site's engine asks that of the coordinator."""
 SMALL = 2**16
-"""Bytes of a message of the engine's own, and of ours but an answer."""
+"""Bytes of a message of the engine's own, and of ours but a question and its answer."""
 MOST_CONNECTIONS = 4
 """Connections with one certificate at a time, each of which takes a thread; a site has one."""
 COST_OF_A_REPLY = 10.0
@@ -156,8 +157,6 @@ class Gate:
             return "its channel is not in use"
         if part.get(StreamHeaderKey.PAYLOAD_ENCODING) not in (Encoding.BYTES, Encoding.NONE):
             return "it is not bytes"
-        if self.role != SERVER:
-            return ""
         stream, size, number = (
             part.get(key) for key in (StreamHeaderKey.STREAM_ID, StreamHeaderKey.SIZE, StreamHeaderKey.SEQUENCE)
         )
@@ -171,7 +170,7 @@ class Gate:
             return "a part is larger than it may be"
         if ours and part.get(StreamHeaderKey.RELIABLE):
             return "it is to be kept"
-        if ours and topic != "answer" and size >= SMALL:
+        if ours and topic not in LARGE and size >= SMALL:
             return "it is too large"
         for key in (StreamHeaderKey.RETRY_TIMEOUT, StreamHeaderKey.RETRY_WAIT):  # how long the engine keeps it
             part.pop(key, None)

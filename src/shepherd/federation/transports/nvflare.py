@@ -181,6 +181,8 @@ class SitePart(_Part):
             Link.post(event="up")
 
     def do(self, head: Head, data: bytes) -> Head | None:
+        if head["do"] == "hello":  # each second
+            Link.gate.drop_stale(time.monotonic())
         told = {name: head[name] for name in ("session", "replaces", "key", "note") if name in head}
         return self.send(SERVER, head["do"], told, data, 5.0 if head["do"] == "hello" else WAIT)
 
