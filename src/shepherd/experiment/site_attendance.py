@@ -81,7 +81,6 @@ class Attendance:
         deadline: float = 0.0,
     ) -> None:
         self.store, self.reporter, self.terms = store, reporter, terms
-        self.least = max(terms.sites, card.federation.min_updates)
         lines = [row for row in read_journal(store.path / "journal.jsonl").rows if row["what"] == WHAT]
         ledger = Ledger(self._write, [_change(line) for line in lines])
         self.watched = Watched(transport, self._look, terms.clock)
@@ -94,6 +93,12 @@ class Attendance:
         """Sites of an earlier process that may still come back."""
         if terms.expected:
             store.journal(EXPECTED, names=sorted(terms.expected))
+
+    @property
+    def least(self) -> int:
+        """The sites with which the first round begins: those of the terms, without members that were removed since."""
+        removed = sum(self.coordinator.ledger.of(client).state == "removed" for client in self.terms.expected)
+        return max(self.terms.sites - removed, self.coordinator.card.federation.min_updates)
 
     def wait_for(self, number: int) -> Sequence[ClientId]:
         """The sites that may be sampled in a round, when enough are there.
