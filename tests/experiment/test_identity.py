@@ -16,7 +16,12 @@ from shepherd.types import Partition
 def test_a_device_that_is_not_of_cuda_has_a_processor_too(device):
     base = SimpleNamespace(device=torch.device(device), digest="", tokenizer_digest="")
     rows = SimpleNamespace(
-        dataset=SimpleNamespace(digest=""), examples={}, held_out=(), partition=Partition({}, ""), day=""
+        dataset=SimpleNamespace(digest=""),
+        examples={},
+        held_out=(),
+        partition=Partition({}, ""),
+        day="",
+        canaries=(),
     )
     said = identity(Config(), base, rows)
     assert said["device"] == device and said["processor"]

@@ -150,7 +150,8 @@ class RunDirectory:
     def _append(self, name: str, line: bytes) -> None:
         file, disk = self._place(name)
         with self._explained(file):
-            if not file.parent.is_dir():
+            place = self.path / PRIVATE if disk is self._owners else self.path
+            if place.is_dir():  # one that was deleted under the run does not come back without what was in it
                 make_folders(disk, file.parent)
             lines.append(disk, file, line)
 
