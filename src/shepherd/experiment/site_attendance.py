@@ -25,6 +25,7 @@ from shepherd.report.wording import listing
 from shepherd.store import RunDirectory, read_journal
 from shepherd.store.records import RoundRecord
 from shepherd.types import ClientId, GlobalModel, ServerState, TrainTask
+from shepherd.updates.privacy.publication import place_of
 
 OWN = "own models"
 """Kind of lines in the run's journal: what sites measured of their own models."""
@@ -76,8 +77,9 @@ class Attendance:
         deadline: float = 0.0,
     ) -> None:
         self.store, self.reporter, self.terms = store, reporter, terms
-        self.least = max(terms.sites, card.federation.min_updates)
-        lines = [row for row in read_journal(store.path / "journal.jsonl").rows if row["what"] == WHAT]
+        self.least = max(terms.sites, card.federation.min_updates, card.privacy.sites if card.privacy else 0)
+        self._journal = place_of(store.path, "journal.jsonl")
+        lines = [row for row in read_journal(self._journal).rows if row["what"] == WHAT]
         ledger = Ledger(self._write, [_change(line) for line in lines])
         self.coordinator = Coordinator(card, transport, ledger, patience=terms.step, clock=terms.clock)
         self.deadline = deadline
@@ -166,7 +168,7 @@ class Attendance:
     def finish(self, task: TrainTask) -> dict[ClientId, Any]:
         """What sites measured of their own models, those of an earlier process included: (nats, targets, rows)."""
         found: dict[ClientId, Any] = {}
-        for row in read_journal(self.store.path / "journal.jsonl").rows:
+        for row in read_journal(self._journal).rows:
             if row["what"] == OWN:
                 found |= row["measures"]
         left = [c for c in self._there() if c in task.work and self.coordinator.ledger.of(c).state != "finished"]

@@ -52,6 +52,7 @@ FILES = {
     "summary.json": IN_PART,
     "audit.json": RELEASED,  # figures over all rows; the whole is in private/
     "canaries.json": NEVER,
+    "card.json": WITHHELD,  # of a run over sites
     "report.html": RELEASED,
     "benchmarks": WITHHELD,
     "answers": WITHHELD,
@@ -82,7 +83,6 @@ STATE = {
     "clip": RELEASED,  # it follows from a noised count
     **dict.fromkeys(("cursors", "clients", "strikes", "history", "clusters", "median_norm"), NEVER),
     "quarantined": WITHHELD,
-    "clip": RELEASED,
 }
 """The state of the server in a checkpoint, which is withheld as a whole."""
 
@@ -117,7 +117,7 @@ SUMMARY = {
     },
     **dict.fromkeys(("clients", "rounds", "cohort", "command", "version", "seed", "reload_check"), RELEASED),
     **dict.fromkeys(("labels", "failed", "rows_seen", "found"), WITHHELD),
-    **dict.fromkeys(("trained_rows", "best", "sites"), NEVER),
+    **dict.fromkeys(("trained_rows", "best", "sites", "federation"), NEVER),
     "forced": WHETHER,
     "unanswered": RELEASED,
     "privacy": RELEASED,
