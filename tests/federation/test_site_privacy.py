@@ -99,7 +99,7 @@ def test_a_card_whose_settings_void_its_guarantee_promises_none(federation):
 def test_a_site_that_requires_privacy_takes_no_word_for_it(monkeypatch, tmp_path):
     assert verdict(card_of(offers=("dp",)), **DP) == "require"
     monkeypatch.setattr(site_privacy, "find_spec", lambda name: None)
-    assert verdict(private(CLIENT), **DP) == "accountant", "without an accountant of its own it believes none"
+    assert verdict(private(CLIENT), **DP) == "accountant", "without the extra dp it believes none"
     assert verdict(private(CLIENT)) == "admitted"
     text = '[site]\nname = "a"\n[data]\nsource = "x"\n[model]\nbase = "y"\n[policy]\nrequire = ["dp"]\n'
     (tmp_path / "site.toml").write_text(text)

@@ -52,6 +52,7 @@ from shepherd.round import Plan, run_round
 from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.store.records import RoundRecord, notes, read_rounds
 from shepherd.types import ClientId, GlobalModel, ServerState
+from shepherd.updates.privacy.publication import place_of
 from shepherd.updates.spool import Spool
 
 
@@ -94,7 +95,7 @@ def resume_coordination(
     if (folder / "summary.json").exists():
         if not (folder / "report.html").exists():
             write_report(store)
-        return Run(folder, read_json(folder / "summary.json"))
+        return Run(folder, read_json(place_of(folder, "summary.json")))
     return _carry_out(load(folder / "config.toml"), lambda: store, transport, observer or warn, terms, force=force)
 
 
@@ -294,6 +295,6 @@ class Coordination:
             self.reporter.warn("no round had enough usable updates, so no cluster was begun")
             return {}
         number = state.round
-        task = finish_task(state, self.plan(number), self.composition.personal, self.schedule)
+        task = finish_task(state, self.plan(max(1, number)), self.composition.personal, self.schedule)
         with self.reporter.phase("personal models"):
             return self.attendance.finish(task)

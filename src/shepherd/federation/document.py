@@ -1,4 +1,4 @@
-"""The form of a federation's documents: tables of exactly the known keys, each with a value of its own type."""
+"""The form of a federation's documents: tables of exactly the known keys, with values of exactly their types."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     protected(train, store, run, task, card)
 
 ε is that of the site's own accountant, never a number of the coordinator. Where the coordinator draws the noise, a site
-sees neither that it does nor whom else it samples; how often it samples the site itself, it sees.
+sees neither that it does nor which other sites it samples; how often it samples the site itself, it sees.
 """
 
 from __future__ import annotations
