@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from report_runs import write_run
-from shepherd.cli import data_tables, progress
+from shepherd.cli import data_tables, live_table, progress
 from shepherd.data.names import look_alikes, safe_names
 from shepherd.data.partition import divide, load_partition, partition_document, save_partition
 from shepherd.experiment.named_clients import client_ranks, local_names
@@ -117,7 +117,7 @@ def test_the_live_table_and_the_lines_show_names():
             "tokens_per_second": 0.0, "fraction": 1.0, "eta_seconds": None}  # fmt: skip
     lost = {"event": "round", "round": 1, "cohort": ["a", "client-000"], "missing": ["client-000"], "rejected": [
         {"client": "client-000", "code": "x", "detail": "y"}]}  # fmt: skip
-    live = progress.LiveTable(Console(width=100, height=40, file=io.StringIO(), force_terminal=True))
+    live = live_table.LiveTable(Console(width=100, height=40, file=io.StringIO(), force_terminal=True))
     with live:
         live(start)
         live(step)

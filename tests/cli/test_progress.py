@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
-from shepherd.cli import progress
+from shepherd.cli import event_lines, live_table, progress
 
 START = {
     "event": "start", "run": "runs/demo", "config": {}, "model": "tiny", "clients": ["a", "b"], "rounds": 3,
@@ -32,13 +33,13 @@ def plain(text: str) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def drawn(table: progress.LiveTable, width: int = 100) -> list[str]:
+def drawn(table: live_table.LiveTable, width: int = 100) -> list[str]:
     console = Console(width=width, height=40, file=io.StringIO())
     console.print(table.render())
     return [line.rstrip() for line in plain(console.file.getvalue()).splitlines()]
 
 
-def screen(table: progress.LiveTable) -> list[str]:
+def screen(table: live_table.LiveTable) -> list[str]:
     """What is drawn but the third line, whose memory is never the same."""
     title, bar, _, *rows = drawn(table)
     return [title, bar, *rows]
@@ -46,7 +47,7 @@ def screen(table: progress.LiveTable) -> list[str]:
 
 @pytest.fixture
 def table():
-    live = progress.LiveTable(Console(width=100, height=40, file=io.StringIO(), force_terminal=True))
+    live = live_table.LiveTable(Console(width=100, height=40, file=io.StringIO(), force_terminal=True))
     with live:
         yield live
 
@@ -63,7 +64,7 @@ def test_the_table_has_a_row_for_each_client_with_state_step_loss_and_speed(tabl
 
 def test_clients_can_be_told_apart_on_a_narrow_terminal():
     console = Console(width=40, height=40, file=io.StringIO(), force_terminal=True)
-    with progress.LiveTable(console) as table:
+    with live_table.LiveTable(console) as table:
         table(START)
         table(step({"client-000": "training", "client-001": "training"}))
         shown = Console(width=40, file=io.StringIO())
@@ -101,7 +102,7 @@ def test_a_large_cohort_shows_those_that_train_and_counts_the_rest(table):
     table(START)
     table(step(states))
     rows = screen(table)[3:]
-    assert len(rows) == progress.CLIENTS_SHOWN + 1
+    assert len(rows) == live_table.CLIENTS_SHOWN + 1
     assert all("training" in row for row in rows[:-1])
     assert rows[-1].split("  ")[0] == "and 44 more" and "30 done, 14 training" in rows[-1]
 
@@ -153,7 +154,7 @@ def test_plain_lines_are_one_per_event_and_leave_out_steps_that_come_fast(capsys
 
 def test_a_long_round_gives_a_sign_of_life(capsys, monkeypatch):
     lines = progress.PlainLines()
-    lines.last_line -= progress.SECONDS_BETWEEN_LINES
+    lines.last_line -= event_lines.SECONDS_BETWEEN_LINES
     lines(step({"a": "training"}))
     assert plain(capsys.readouterr().err) == "federated, round 1/3: 37 % done, 412 tokens/s, 41.0 s left\n"
 
@@ -166,7 +167,7 @@ def test_no_colour_and_no_terminal_mean_plain_lines(monkeypatch):
     monkeypatch.setattr("sys.stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert isinstance(progress.observer(), progress.LiveTable)
+    assert isinstance(progress.observer(), live_table.LiveTable)
     monkeypatch.setenv("NO_COLOR", "1")
     assert isinstance(progress.observer(), progress.PlainLines)
     monkeypatch.delenv("NO_COLOR")
@@ -185,7 +186,7 @@ def test_the_third_line_says_loss_upload_so_far_and_memory(table):
 
 
 def test_a_narrow_terminal_breaks_no_line_of_the_table_and_no_word_above_it():
-    narrow = progress.LiveTable(
+    narrow = live_table.LiveTable(
         Console(width=80, height=40, file=io.StringIO(), force_terminal=True, color_system=None)
     )
     with narrow:
@@ -234,3 +235,33 @@ def test_of_many_rounds_before_the_last_ones_are_shown(capsys):
     start, *before = capsys.readouterr().err.splitlines()
     assert "resumed after round 195" in start
     assert [line.split(" (before)")[0] for line in before] == [f"round {number}/200" for number in range(191, 196)]
+
+
+SITE = {"state": "", "reason": "", "present": True, "last": 0.0, "bytes_down": 0, "bytes_up": 0}
+
+
+def test_a_run_over_sites_has_a_row_for_each_site_with_its_state_bytes_and_last_sign(table):
+    table(START)
+    rows = {
+        "a": {**SITE, "state": "working", "bytes_down": 20_000, "bytes_up": 1_000},
+        "b": {**SITE, "state": "offered", "reason": "approval"},
+        "c": {**SITE, "present": False, "last": time.time() - 120},
+        "d": {**SITE, "present": False, "last": None},
+    }
+    table({"event": "sites", "sites": rows})
+    table(step({"a": "training"}))
+    head, *lines = screen(table)[2:]
+    assert head.split() == ["site", "state", "step", "loss", "received", "sent", "last", "sign"]
+    assert [line.split() for line in lines] == [
+        ["a", "training", "2/4", "2.310", "20.0", "kB", "1.00", "kB", "now"],
+        ["b", "not", "approved", "yet", "now"],
+        ["c", "not", "there", "2", "min", "00", "s", "ago"],
+        ["d", "not", "there"],
+    ]
+
+
+def test_lines_of_a_run_over_sites_name_who_comes_and_goes(capsys):
+    lines = progress.PlainLines()
+    for present in (True, True, False):
+        lines({"event": "sites", "sites": {"a": {**SITE, "present": present}, "b": {**SITE, "present": False}}})
+    assert capsys.readouterr().err.splitlines() == ["a is connected", "a is gone"]

@@ -48,7 +48,7 @@ def recipe(small_config, tmp_path):
 def test_every_line_of_a_run_with_json_has_its_type(recipe, lines):
     status, told = lines("run", recipe("federation.rounds=1"))
     assert status == 0 and not wrong(told)
-    assert {event["event"] for event in told} == set(KINDS) - {"committed", "error"}
+    assert {event["event"] for event in told} == set(KINDS) - {"committed", "error", "sites"}
 
 
 def test_every_line_of_a_resumed_run_has_its_type(small_config, tmp_path, lines):

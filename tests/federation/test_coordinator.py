@@ -180,6 +180,24 @@ def test_a_copy_of_a_site_cannot_take_it_out_of_the_run():
     assert federation.states() == {"a": "answered", "b": "left"}
 
 
+@pytest.mark.parametrize("how", ["left", "removed"])
+def test_a_site_that_leaves_at_work_or_is_removed_does_not_hold_a_round_without_a_deadline(how):
+    federation, looks = admitted("ab"), iter([False] * 100)
+
+    def hop(hop):
+        if hop.client == "b" and hop.way == "down" and how == "left":
+            federation.transport.send_up("b", federation.transport.running["b"].leave("demo"))
+        elif hop.client == "b" and hop.way == "down":
+            federation.coordinator.remove("b")
+        return [] if hop.client == "b" and hop.way == "down" else [Arrival(0.0, hop.data)]
+
+    federation.transport.hop = hop
+    replies = federation.round(deadline=math.inf, enough=lambda: next(looks))
+    assert isinstance(replies["a"], Sealed)
+    assert replies["b"] == ClientFailure("b", 1, "lost", "the site has left")
+    assert federation.states() == {"a": "answered", "b": how}
+
+
 def test_who_is_connected_at_the_deadline_is_late_and_who_is_gone_is_lost():
     federation = admitted()
     federation.transport.hop = lambda hop: [Arrival(30.0 * (hop.way == "up" and hop.client == "a"), hop.data)]

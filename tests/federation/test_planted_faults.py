@@ -118,7 +118,7 @@ FAULTS = [
     (site_privacy, 'return "" if epsilon <= limit and epsilon < math.inf else "epsilon"', 'return ""',
      privacy.test_the_promised_epsilon_is_that_of_the_cards_q_z_and_rounds),
     (site_privacy, "max(rows, policy.min_rows_tell)), found", "10**6), found",
-     privacy.test_epsilon_of_a_site_is_that_of_its_own_rows_and_of_all_rounds),
+     privacy.test_epsilon_of_a_site_is_that_of_the_rows_it_holds_and_of_all_rounds),
     (site_privacy, 'if find_spec("dp_accounting") is None:', "if False:",
      privacy.test_a_site_that_requires_privacy_takes_no_word_for_it),
     (site_privacy, "return min(most, drawn + REPEATS)", "return most",

@@ -231,7 +231,7 @@ def test_noise_and_clip_of_a_task_are_those_of_the_card(changes):
     assert trained(private(EXAMPLE), dp_task(), site).code == "" and lines_of(site) == [(1, 1)]
 
 
-def test_epsilon_of_a_site_is_that_of_its_own_rows_and_of_all_rounds():
+def test_epsilon_of_a_site_is_that_of_the_rows_it_holds_and_of_all_rounds():
     """Four rows, of which a step draws two: q = 1/2, and two steps in each of four rounds."""
     spent = epsilons([Rounds(0.5, 3.0, 8)], 0.05).least
     for most, expected in ((spent, "admitted"), (spent * 0.999, "epsilon")):

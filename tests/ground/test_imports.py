@@ -215,6 +215,8 @@ for name in shepherd.__all__:
         "shepherd.engines.remote",
         "shepherd.federation.site",
         "shepherd.experiment.site",
+        "shepherd.experiment.sites.attend",
+        "shepherd.experiment.sites.coordinator",
         "shepherd.testing",
     ],
 )
@@ -236,6 +238,8 @@ LIGHT = {
     ("runs", "ls"): ("numpy", "pydantic"),
     ("data", "partition", "demo"): (),
     ("doctor",): (),
+    ("federation", "new", "--help"): ("numpy", "pydantic", "rich", "nvflare"),
+    ("site", "join", "--help"): ("numpy", "pydantic", "rich", "nvflare"),
     ("privacy", "--help"): ("numpy", "pydantic", "scipy", "dp_accounting"),
     ("privacy", "plan", "--clients=9", "--per-round=3", "--rounds=1", "--noise=2", "--delta=1e-3"): (),
 }

@@ -82,7 +82,7 @@ def page() -> str:
     parts = [before.rstrip()]
     for name, kind in KINDS.items():
         parts += [f"## {name}", *_about(kind, "event")]
-    for kind in (events.ClientRow, events.Failure):
+    for kind in (events.ClientRow, events.SiteRow, events.Failure):
         parts += [f"## {_words(kind)}", *_about(kind)]
     return "\n\n".join(parts) + "\n"
 
@@ -116,7 +116,7 @@ def _words(hint: Any) -> str:
     if hint in names:
         return names[hint]
     if is_typeddict(hint):
-        return {events.ClientRow: "client row", events.Failure: "failure"}[hint]
+        return {events.ClientRow: "client row", events.Failure: "failure", events.SiteRow: "site row"}[hint]
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)

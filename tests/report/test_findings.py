@@ -234,6 +234,12 @@ def test_without_a_federated_arm_nothing_is_said_about_federation(tmp_path):
     assert verdict(record) == ["This run has no federated arm, so it does not show what federation gains."]
 
 
+def test_a_federated_arm_whose_loss_nobody_measured_is_not_taken_for_a_missing_one(tmp_path):
+    record = record_with(tmp_path, losses={"base": 2.6, "federated": None})
+    expected = "This run has no held-out loss of the federated model, so it does not show what federation gains."
+    assert verdict(record) == [expected]
+
+
 def test_one_client_alone_is_neither_a_mean_nor_the_best_of_several(tmp_path):
     record = load_run(write_run(tmp_path / "demo", clients=1))
     sentences = " ".join(verdict(record))

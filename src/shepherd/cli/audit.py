@@ -20,7 +20,7 @@ from shepherd.cli.completion import complete_run
     "attacks",
     multiple=True,
     metavar="NAME",
-    help="exposure, membership or tokens; repeatable. Default: all that the run allows.",
+    help="exposure, membership, tokens or release; repeatable. Default: all that the run allows.",
 )
 @click.option("--candidates", default=1000, show_default=True, help="Codes among which each canary is ranked.")
 @click.option("--rows", default=1000, show_default=True, help="Most rows of each kind for membership inference.")
@@ -31,8 +31,9 @@ from shepherd.cli.completion import complete_run
 def audit(run: Path, attacks: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Attack a finished run and print what was found.
 
-    Exposure of planted codes (privacy.audit in the recipe), membership inference, and token presence in one client's
-    update; each beside its baseline. Needs the rows that the run was trained on. Writes audit.json and the report.
+    Exposure of planted codes (privacy.audit in the recipe), membership inference, token presence in one client's
+    update; each beside its baseline. Under client-level differential privacy also a lower bound of epsilon. Needs the
+    rows that the run was trained on. Writes audit.json and the report.
     """
     from shepherd.experiment.audit import AuditOptions, audit_run
 
@@ -46,7 +47,7 @@ def audit(run: Path, attacks: tuple[str, ...], as_json: bool, **options: Any) ->
 def _print(found: Mapping[str, Any]) -> None:
     if privacy := found["privacy"]:
         click.echo(f"differential privacy  epsilon = {privacy.get('epsilon')} at delta = {privacy.get('delta')}\n")
-    parts = {"exposure": _exposure, "membership": _membership, "tokens": _tokens}
+    parts = {"exposure": _exposure, "membership": _membership, "tokens": _tokens, "release": _release}
     for name, show in parts.items():
         if name in found:
             show(found[name])
@@ -91,6 +92,19 @@ def _membership(found: Mapping[str, Any]) -> None:
     if within:
         text += f"; AUC within categories {within['auc']:.3f}"
     click.echo(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  "))
+
+
+def _release(found: Mapping[str, Any]) -> None:
+    verdict = "ALARM: more than its noise allows" if found["alarm"] else "no alarm, which is no proof"
+    click.echo(
+        f"lower bound of epsilon of one release, {found['releases']:,} with a canary and as many without, at delta = "
+        f"{found['delta']:g}: {verdict}"
+    )
+    output.print_table(
+        ("lower bound", "estimate", "by its noise multiplier"),
+        [(f"{found['lower_bound']:.3f}", f"{found['estimate']:.3f}", f"{found['claimed']:.3f}")],
+        right=(0, 1, 2),
+    )
 
 
 def _figures(found: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -34,6 +34,7 @@ def _add_commands() -> None:
         config,
         copy,
         data,
+        federation,
         judge,
         model,
         privacy,
@@ -41,13 +42,16 @@ def _add_commands() -> None:
         run,
         runs,
         shells,
+        site,
+        status,
         study,
     )
     from shepherd.cli.list import list_names
 
     for command in (
-        run.run, run.check, run.resume, data.data, model.model, results.evaluate, results.report, results.compare,
-        study.study, answer.answer, judge.judge, benchmark.benchmark, results.chat, results.export, privacy.privacy,
+        run.run, run.check, run.resume, federation.federation, site.site, status.status, data.data, model.model,
+        results.evaluate, results.report, results.compare, study.study, answer.answer, judge.judge,
+        benchmark.benchmark, results.chat, results.export, privacy.privacy,
         runs.runs, list_names, copy.copy, config.config, about.doctor, about.completion,
     ):  # fmt: skip
         cli.add_command(command)

@@ -58,6 +58,18 @@ def complete_run(_: click.Context, __: click.Parameter, incomplete: str) -> list
     ]
 
 
+def complete_federation(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Federations under federations/, by name."""
+    found = sorted(path.parent.name for path in Path("federations").glob("*/federation.toml"))
+    return [name for name in found if name.startswith(incomplete)]
+
+
+def complete_site(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Sites under sites/, by name."""
+    found = sorted(path.parent.name for path in Path("sites").glob("*/site.toml"))
+    return [name for name in found if name.startswith(incomplete)]
+
+
 def complete_setting(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Keys up to the `=` of KEY=VALUE, then values of the key: names in its registry, choices, true and false."""
     key, equals, value = incomplete.partition("=")

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 import click
 
+from shepherd.errors import UsageError
+
 
 def note(message: str) -> None:
     """Print a line of talk on stderr."""
@@ -73,3 +75,13 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy
         return _plain(value.tolist())
     return str(value)
+
+
+def confirm(question: str, done: str) -> bool:
+    """Ask on the terminal. Raises UsageError without one: nothing was `done`."""
+    try:
+        return click.confirm(clean(question), err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise UsageError(f"no terminal to confirm on; nothing was {done}", hint="confirm with --yes") from None

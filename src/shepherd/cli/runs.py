@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -111,19 +110,12 @@ def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
             )
     deleted = []
     for found in entries:
-        if yes or _sure(f"delete {found.path} ({found.state}, {plural(found.rounds, 'round')}, {size(found.bytes)})?"):
+        if yes or output.confirm(
+            f"delete {found.path} ({found.state}, {plural(found.rounds, 'round')}, {size(found.bytes)})?", "deleted"
+        ):
             deleted.append({"name": found.name, "path": found.path, "bytes": delete(found.path)})
     if as_json:
         output.print_json(deleted)
     else:
         for gone in deleted:
             click.echo(f"deleted {output.clean(str(gone['path']))}, {size(gone['bytes'])}")
-
-
-def _sure(question: str) -> bool:
-    try:
-        return click.confirm(output.clean(question), err=True)
-    except click.Abort:
-        if sys.stdin.isatty():
-            raise
-        raise UsageError("no terminal to confirm on; nothing was deleted", hint="confirm with --yes") from None

@@ -90,7 +90,7 @@ def gather(
         (flag, {table: {key: value}})
         for flag, table, key, value in (
             ("--data", "data", "source", data),
-            ("--columns", "data", "columns", _columns(columns) or None),
+            ("--columns", "data", "columns", columns_of(columns) or None),
             ("--model", "model", "base", model),
             ("--out", "run", "out", out),
             ("--name", "run", "name", name),
@@ -178,7 +178,7 @@ def _quick(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[dict
     return layer, "--quick sets " + (", ".join(changed) or "nothing: the recipe is already that small")
 
 
-def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
+def columns_of(pairs: tuple[str, ...]) -> dict[str, str]:
     """`("instruction=question,response=answer",)` -> {"instruction": "question", "response": "answer"}."""
     columns = {}
     for pair in (part for text in pairs for part in text.split(",")):

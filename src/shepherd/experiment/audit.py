@@ -24,6 +24,7 @@ from shepherd.errors import DataError, EvaluationError, ModelError, ShepherdErro
 from shepherd.experiment.audit_canaries import CANARIES, canaries_digest
 from shepherd.experiment.audit_exposure import attack_codes
 from shepherd.experiment.audit_membership import attack_membership
+from shepherd.experiment.audit_release import RELEASES, attack_release
 from shepherd.experiment.audit_tokens import attack_tokens
 from shepherd.experiment.checks import look_first
 from shepherd.experiment.division import AT_SITES
@@ -35,9 +36,8 @@ from shepherd.model.adapter import digest, load_adapter
 from shepherd.recipe import load as load_config
 from shepherd.store import RunDirectory, open_run, read_json
 from shepherd.store.records import read_rounds
-from shepherd.store.run import PRIVATE
 from shepherd.types import ClientId, GlobalModel
-from shepherd.updates.privacy.publication import place_of
+from shepherd.updates.privacy.publication import PRIVATE, place_of
 
 AUDIT = "audit.json"
 """The file in a run directory."""
@@ -49,13 +49,15 @@ Note = Callable[[str], None]
 @dataclass(frozen=True)
 class AuditOptions:
     """candidates: codes among which each canary is ranked. rows: the most that membership inference takes of each kind.
-    round, client: of the update whose tokens are looked for; 0 and "" choose. seed: of all that is drawn."""
+    round, client: of the update whose tokens are looked for; 0 and "" choose. releases: drawn with a canary, and
+    as many without. seed: of all that is drawn."""
 
     candidates: int = 1000
     rows: int = 1000
     round: int = 0
     client: ClientId = ""
     seed: int = 0
+    releases: int = RELEASES
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ ATTACKS: Mapping[str, Attack] = {
     "tokens": lambda run, options, note: attack_tokens(
         run.inputs, run.folder, run.lines, options.round, options.client, note
     ),
+    "release": lambda run, options, note: attack_release(run.inputs.plan.privacy, options.seed, note, options.releases),
 }
 """Each raises a ShepherdError where a run does not allow it."""
 

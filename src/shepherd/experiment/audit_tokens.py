@@ -94,6 +94,8 @@ def replay(inputs: Inputs, state: ServerState, line: Mapping[str, Any], client: 
     """Train one client in the round after a state once more. Raises ClientError where it fails."""
     alone = Selection(lambda pool, size, rng: Draw((client,)), random=False)
     plan = replace(inputs.plan, clients=(client,), cohort_size=1, select=alone)
+    if plan.privacy is not None:  # which draws its cohorts itself
+        plan = replace(plan, privacy=replace(plan.privacy, clients=(client,), sampling_rate=1.0))
     plan = replace(plan, policy=replace(plan.policy, over_select=0.0, deadline=0.0))
     cohort = sample_cohort(state, plan, Replies(), 1)
     if cohort is None:

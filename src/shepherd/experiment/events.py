@@ -23,8 +23,8 @@ class PhaseEvent(TypedDict):
 
     event: Literal["phase"]
     phase: str
-    """fetch model, prepare data, load model, prepare model, evaluate, train, personal models, save adapter, generate or
-    report."""
+    """fetch model, prepare data, load model, prepare model, wait for sites, evaluate, train, personal models, save
+    adapter, generate or report."""
     arm: str | None
     """The arm that is trained or evaluated, null where the phase belongs to none."""
     detail: str
@@ -139,6 +139,31 @@ class Failure(TypedDict):
     """Text for a person."""
 
 
+class SiteRow(TypedDict):
+    """A site of a run over sites."""
+
+    state: str
+    """Its state in the run (docs/sites.md), empty before it was offered the card."""
+    reason: str
+    """Code of what is against it, or empty."""
+    present: bool
+    """Whether it is connected."""
+    last: float | None
+    """Its last sign, in seconds since 1970, null before the first."""
+    bytes_down: int
+    """Bytes of the questions to it, since this process began."""
+    bytes_up: int
+    """Bytes of its answers."""
+
+
+class SitesEvent(TypedDict):
+    """The state of a site changed, in a run over sites."""
+
+    event: Literal["sites"]
+    sites: Mapping[str, SiteRow]
+    """All sites."""
+
+
 class RoundLine(TypedDict):
     """A line of rounds.jsonl."""
 
@@ -243,6 +268,7 @@ Event = (
     | EvaluationEvent
     | ClientsEvent
     | StepEvent
+    | SitesEvent
     | RoundEvent
     | EndEvent
     | ErrorEvent

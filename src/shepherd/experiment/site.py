@@ -8,11 +8,11 @@ Loads no torch: rows and base are in the trainer's process, and nothing of eithe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shepherd._version import __version__
 from shepherd.engines.site_process import ProcessTrainer
@@ -28,8 +28,18 @@ if TYPE_CHECKING:
     from shepherd.engines.site_trainer import EngineTrainer
 
 
+Watch = Callable[[Mapping[str, Any]], None]
+"""Takes each line of a site's log."""
+
+
+def unwatched(_: Mapping[str, Any]) -> None:
+    """Watch nothing."""
+
+
 @contextmanager
-def open_site(path: str | Path, folder: Path, protections: Iterable[str] = ()) -> Iterator[Site]:
+def open_site(
+    path: str | Path, folder: Path, protections: Iterable[str] = (), watch: Watch = unwatched
+) -> Iterator[Site]:
     """A site whose trainer is a child process, until the block ends. `folder` is what it keeps between messages.
 
     Raises UsageError for a site.toml with mistakes and where another process is this site, ModelError for a base that
@@ -39,17 +49,19 @@ def open_site(path: str | Path, folder: Path, protections: Iterable[str] = ()) -
     with identity_lock(folder, file.site.name):
         trainer = ProcessTrainer(partial(trainer_of, file, folder), file.site.name)
         try:
-            yield compose_site(file, folder, trainer, protections)
+            yield compose_site(file, folder, trainer, protections, watch)
         finally:
             trainer.close()
 
 
-def compose_site(file: SiteFile, folder: Path, trainer: SiteTrainer, protections: Iterable[str] = ()) -> Site:
+def compose_site(
+    file: SiteFile, folder: Path, trainer: SiteTrainer, protections: Iterable[str] = (), watch: Watch = unwatched
+) -> Site:
     """A site around a trainer. Raises ModelError for a base that is not here."""
     fetch.look_at(file.model.base)
     base = fetch.resolve(file.model.base)
     own = Own(model_digest(base), tokenizer_digest(base), __version__, frozenset(protections))
-    return Site(file.site.name, file.policy, own, trainer, SiteStore(Folder(folder)))
+    return Site(file.site.name, file.policy, own, trainer, SiteStore(Folder(folder), watch))
 
 
 def trainer_of(file: SiteFile, folder: Path) -> EngineTrainer:

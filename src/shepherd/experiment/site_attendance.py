@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 from shepherd.errors import ShepherdError, UsageError, plural
 from shepherd.experiment.progress import Reporter
 from shepherd.experiment.site_measures import Measures
+from shepherd.experiment.sites.watched import Watched
 from shepherd.federation.cards import RunCard
 from shepherd.federation.coordinator import Coordinator
 from shepherd.federation.states import OVER, Ledger
 from shepherd.federation.transport import Transport
-from shepherd.federation.verdicts import ADMITTED, VERDICTS
+from shepherd.federation.verdicts import ADMITTED, VERDICTS, WAITING
 from shepherd.report.sites.history import EXPECTED, WHAT
 from shepherd.report.wording import listing
 from shepherd.store import RunDirectory, read_journal
@@ -29,7 +30,8 @@ from shepherd.updates.privacy.publication import place_of
 
 OWN = "own models"
 """Kind of lines in the run's journal: what sites measured of their own models."""
-LONGEST_PAUSE = 60.0
+LONGEST_PAUSE = 15.0
+"""Seconds until the card is offered again to sites that did not take part: a person may have approved it since."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,20 @@ class Terms:
     """How a run over sites is carried out, beside its recipe.
 
     sites: how many take part before the first round; later rounds need federation.min_updates. expected: names of
-    sites that should take part, so that the report has those that never came. digest: of the base, where its weights
-    are not here. offers: protections that the run gives, for sites that require them.
+    sites that should take part, which are waited for by name, and in the report where they never came. allowed: those
+    that may take part now; one that is not among them is removed. digest: of the base, where its weights are not here.
+    offers: protections that the run gives, for sites that require them.
 
     The rest are seconds for which the coordinator waits, by a monotonic clock. offer: for answers to a card. enough:
     for enough sites before a round. back: after a restart, for the sites that took part before. step: for the next
-    step of a site that is connected. measure: for measures. finish: for own models, which are trained. pause: between
-    two looks at who is there; it doubles, to a minute.
+    step of a site that is connected. measure: for measures. finish: for own models, which are trained. pause: until the
+    card is offered again to sites that do not take part; it doubles, to LONGEST_PAUSE. A site that connects is offered
+    the card within a second.
     """
 
     sites: int = 1
     expected: tuple[ClientId, ...] = ()
+    allowed: Callable[[], Collection[ClientId]] | None = None
     digest: str = ""
     offers: tuple[str, ...] = ()
     offer: float = 60.0
@@ -81,9 +86,12 @@ class Attendance:
         self._journal = place_of(store.path, "journal.jsonl")
         lines = [row for row in read_journal(self._journal).rows if row["what"] == WHAT]
         ledger = Ledger(self._write, [_change(line) for line in lines])
-        self.coordinator = Coordinator(card, transport, ledger, patience=terms.step, clock=terms.clock)
+        self.watched = Watched(transport, self._look, terms.clock)
+        self.coordinator = Coordinator(card, self.watched, ledger, patience=terms.step, clock=terms.clock)
         self.deadline = deadline
         self._said: set[tuple[ClientId, str]] = set()
+        self._waiting: dict[ClientId, str] = {}  # verdicts that are no refusal
+        self._shown: Any = None
         self._awaited = {client for client, site in ledger.sites.items() if site.admitted}
         """Sites of an earlier process that may still come back."""
         if terms.expected:
@@ -108,27 +116,59 @@ class Attendance:
                 self.coordinator.stop()
 
     def _wait(self, number: int, look: Callable[[], Sequence[ClientId]]) -> Sequence[ClientId]:
-        begin, pause = self.terms.clock(), self.terms.pause
+        begin, pause, shown, first = self.terms.clock(), self.terms.pause, "", True
         while True:
             verdicts = self.coordinator.admit(self.terms.offer)
             for client, verdict in verdicts.items():
                 self._say(client, verdict)
+            self._waiting |= verdicts
+            self._look()
             waited = self.terms.clock() - begin
-            if not self._still_away(waited) and (found := look()):
+            away, first = self._still_away(waited, first=first), False
+            if not away and (found := look()):
                 return found
+            few = self._too_few(number)
             if waited >= self.terms.enough:
-                raise UsageError(self._too_few(number), hint="resume the run when they are there; nothing is lost")
-            self.terms.sleep(pause)
+                raise UsageError(few, hint="resume the run when they are there; nothing is lost")
+            if few != shown and not away:
+                shown = few
+                self.reporter.detail("wait for sites", "; ".join(line.strip() for line in few.splitlines()))
+            self._sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _still_away(self, waited: float) -> bool:
+    def _sleep(self, seconds: float) -> None:
+        """Sleep until the seconds are over, or another process of a site is connected."""
+        before = self._sessions()
+        for _ in range(math.ceil(seconds)):
+            self.terms.sleep(min(1.0, seconds))
+            if self._sessions() - before:
+                return
+
+    def _sessions(self) -> set[str]:
+        self.coordinator.inbox.present()
+        return {seen.session for seen in self.watched.seen.values()}
+
+    def lacks(self, number: int, again: bool) -> bool:
+        """Whether a round has too few updates because of sites that are lost. With enough of them there, `again` says
+        whether the round may be done once more."""
+        ledger, there = self.coordinator.ledger, self.coordinator.inbox.present()
+        eligible = ledger.eligible[number]
+        sites = {client: ledger.of(client) for client in eligible}
+        lost = [
+            client for client, site in sites.items()
+            if client not in there or not site.admitted or (site.state, site.reason) == ("lost", "lost")
+        ]  # fmt: skip
+        few = len(there.intersection(eligible)) < self.coordinator.card.federation.min_updates
+        return bool(lost) and (few or again)
+
+    def _still_away(self, waited: float, *, first: bool) -> bool:
         """Whether sites that took part before a restart may still come back: the first wait after it is for them too,
         as the cohort of a round may have them."""
         ledger = self.coordinator.ledger
         self._awaited -= set(self._there())
         self._awaited = {c for c in self._awaited if ledger.of(c).state not in ("refused", *OVER)}
         if self._awaited and waited < min(self.terms.back, self.terms.enough):
-            if not waited:
+            if first:
                 names = listing(sorted(self._awaited))
                 self.reporter.warn(f"waits up to {self.terms.back:g} s for {names}: they took part before")
             return True
@@ -194,6 +234,19 @@ class Attendance:
         if line.get("state") == "refused":
             self._say(line["client"], line["reason"], str(line.get(line["reason"], "")))
 
+    def _look(self) -> None:
+        """Remove who is no member any more; an event where the state, presence or bytes of a site changed."""
+        if self.terms.allowed is not None:  # the transport may have expelled it before, so that it is not seen here
+            known = self.watched.seen.keys() | self.coordinator.ledger.sites.keys()
+            for client in sorted(known - set(self.terms.allowed())):
+                if self.coordinator.ledger.of(client).state != "removed":
+                    self.coordinator.remove(client)
+        rows = self.watched.rows(self.coordinator.ledger, self._waiting, self.terms.expected)
+        news = {client: {**row, "last": None} for client, row in rows.items()}
+        if news != self._shown:
+            self._shown = news
+            self.reporter.emit({"event": "sites", "sites": rows})
+
     def _say(self, client: ClientId, verdict: str, theirs: str = "") -> None:
         """A warning for each verdict against a site, once."""
         if verdict == ADMITTED or (client, verdict) in self._said:
@@ -208,10 +261,11 @@ class Attendance:
         there, least = self._there(), self.least if number == 1 else self.coordinator.card.federation.min_updates
         lines = [f"round {number} waits for {plural(least, 'site')}, and {len(there)} take part"]
         ledger = self.coordinator.ledger
-        for client in sorted(ledger.sites.keys() - set(there)):
+        for client in sorted({*ledger.sites, *self.terms.expected} - set(there)):
             site = ledger.of(client)
             reason = f"refused: {VERDICTS.get(site.reason, site.reason)}" if site.state == "refused" else "not there"
-            lines.append(f"  {client}: {VERDICTS['approval'] if site.state == 'offered' else reason}")
+            waits = site.state == "offered" and client in self.watched.seen
+            lines.append(f"  {client}: {VERDICTS[self._waiting.get(client, WAITING)] if waits else reason}")
         return "\n".join(lines)
 
 

@@ -149,7 +149,7 @@ class Coordinator:
             part = pack_task(task.part([client]))
             messages[client] = pack(Train(self.card.run, task.round, attempt, client, counted[client], cohort, part))
         self.bytes_down += sum(map(len, messages.values()))
-        waiting, self.seconds = Waiting(messages, self.clock, self.patience), {}
+        waiting, self.seconds = Waiting(messages, self.clock, self.patience, self._has_left), {}
         over = lambda: enough() or waiting.settled  # noqa: E731
         wait = Wait(deadline, largest_answer(self.card), over, waiting.sign)
         for client, answer, seconds in self.inbox.answers(messages, attempt, wait, observe):
@@ -168,23 +168,19 @@ class Coordinator:
     ) -> dict[ClientId, Measured]:
         """What each site of the cohort measures on its rows; a site without an answer is left out."""
         clients = sorted(cohort)
-        attempt = self.ledger.attempted(self.ledger.round, clients, "measure")
+        number, run = self.ledger.round, self.card.run
+        attempt = self.ledger.attempted(number, clients, "measure")
         data = pack_global(model) if model is not None else b""
-        messages = {c: pack(Measure(self.card.run, self.ledger.round, attempt, c, rows_of, data)) for c in clients}
+        messages = {c: pack(Measure(run, number, attempt, c, rows_of, data)) for c in clients}
         return self._measured(messages, attempt, deadline)
 
     def finish(self, task: TrainTask, deadline: float = math.inf) -> dict[ClientId, Measured]:
         """Let each site make its own model of the last ones, and take the measures of it."""
         attempt = self.ledger.attempted(task.round, task.work, "finish")
-        messages = {
-            client: pack(
-                Finish(
-                    self.card.run, task.round, attempt, client, self.ledger.counted(client, work.first_row),
-                    pack_task(task.part([client])),
-                )
-            )
-            for client, work in sorted(task.work.items())
-        }  # fmt: skip
+        messages = {}
+        for client, work in sorted(task.work.items()):
+            counted, part = self.ledger.counted(client, work.first_row), pack_task(task.part([client]))
+            messages[client] = pack(Finish(self.card.run, task.round, attempt, client, counted, part))
         found = self._measured(messages, attempt, deadline)
         for client in sorted(found):
             if self.ledger.of(client).admitted:  # it may have left since
@@ -224,7 +220,7 @@ class Coordinator:
         self, client: ClientId, answer: Message | WireError | None, task: TrainTask, waiting: Waiting
     ) -> Reply | None:
         """The reply in an answer; None where it has no effect."""
-        if not waiting.awaits(client) or self.ledger.of(client).state in OVER:
+        if not waiting.awaits(client) or self._has_left(client):
             self.ledger.ignored(client, "duplicate", round=task.round)
             return None
         if answer is None:
@@ -291,6 +287,9 @@ class Coordinator:
         return dict(sorted(found.items()))
 
     # Before a question
+
+    def _has_left(self, client: ClientId) -> bool:
+        return self.ledger.of(client).state in OVER
 
     def _is_to_be_offered(self, client: ClientId) -> bool:
         site = self.ledger.of(client)

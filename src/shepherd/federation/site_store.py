@@ -19,7 +19,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -118,10 +118,10 @@ def identity_lock(folder: Path, name: str) -> Iterator[None]:
 
 
 class SiteStore:
-    """A site's records of its runs, by run id."""
+    """A site's records of its runs, by run id. watch: takes each line of the log, once it is written."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, place: Place, watch: Callable[[Mapping[str, Any]], None] = lambda line: None) -> None:
+        self.place, self.watch = place, watch
         self._records: dict[str, dict[str, Any]] = {}
 
     def record(self, run: str) -> Mapping[str, Any]:
@@ -175,6 +175,7 @@ class SiteStore:
     def audit(self, **values: Any) -> None:
         """Add a line to the site's own log."""
         self.place.append(AUDIT, journal_line(values))
+        self.watch(values)
 
     def state(self, run: str, round_number: int, row: int) -> Tensors:
         """The private tensors after the training of a round that ended at `row`; none before any round (0).

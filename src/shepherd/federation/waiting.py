@@ -8,10 +8,17 @@ from shepherd.types import ClientFailure, ClientId
 
 
 class Waiting:
-    """The sites of an attempt: who has answered, and when each gave its last sign."""
+    """The sites of an attempt: who has answered, and when each gave its last sign. left: whether one takes no part any
+    more."""
 
-    def __init__(self, clients: Iterable[ClientId], clock: Callable[[], float], patience: float) -> None:
-        self.clock, self.patience = clock, patience
+    def __init__(
+        self,
+        clients: Iterable[ClientId],
+        clock: Callable[[], float],
+        patience: float,
+        left: Callable[[ClientId], bool] = lambda client: False,
+    ) -> None:
+        self.clock, self.patience, self.left = clock, patience, left
         self._last = dict.fromkeys(sorted(clients), clock())
         self._final: set[ClientId] = set()
         self._rejected: dict[ClientId, ClientFailure] = {}
@@ -19,7 +26,7 @@ class Waiting:
     @property
     def settled(self) -> bool:
         """Whether nothing is waited for any more."""
-        return all(c in self._final or c in self._rejected or self.hangs(c) for c in self._last)
+        return all(c in self._final or c in self._rejected or self.hangs(c) or self.left(c) for c in self._last)
 
     @property
     def outstanding(self) -> list[ClientId]:

@@ -22,6 +22,7 @@ SHAPE = {
         "*": object,
     },
     "tokens?": {"round": int, "client": str, "*": object},
+    "release?": {"releases": int, "alarm": bool, "*": object},
     "*": object,
 }
 """In the words of `report.load`: "@" is a client's id, "?" marks what may be null, "*" any other key."""

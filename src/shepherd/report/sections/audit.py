@@ -36,6 +36,8 @@ def audit(record: RunRecord, limits: Limits) -> Section:
         tables.append(_membership(membership, limits))
     if tokens := found.get("tokens"):
         tables.append(_tokens(record, tokens))
+    if release := found.get("release"):
+        tables.append(_release(release))
     text += [f"Left out, {name}: {reason}." for name, reason in found["left_out"].items()]
     return Section("audit", "Attacks on this run", text, tables)
 
@@ -85,6 +87,19 @@ def _scores(found: Mapping[str, Any]) -> list[str]:
     low, high = (digits(bound) for bound in found["ci95"])
     below, above = (percent(bound) for bound in found["tpr_ci95"])
     return [digits(found["auc"]), f"{low} to {high}", percent(found["tpr"]), f"{below} to {above}"]
+
+
+def _release(found: Mapping[str, Any]) -> Table:
+    row = [significant(found.get(key)) for key in ("lower_bound", "estimate", "claimed", "noise_multiplier", "delta")]
+    return Table(
+        "Lower bound of ε of one release, whose canary takes part",
+        ("Lower bound", "Estimate", "By the noise multiplier", "Noise multiplier", "δ"),
+        [row],
+        texts=(),
+        note=f"From {count(found['releases'])} releases with a canary and as many without, through the clip and the "
+        "noise of the run, at 95 % confidence. A smoke alarm, not a proof: "
+        + ("it went off, the noise is less than it stands for." if found["alarm"] else "it did not go off."),
+    )
 
 
 def _tokens(record: RunRecord, found: Mapping[str, Any]) -> Table:

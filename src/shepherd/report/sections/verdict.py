@@ -40,7 +40,8 @@ def verdict(record: RunRecord) -> list[str]:
             text += f" The last measured held-out loss of the federated model is {digits(losses['federated'])}."
         return [text, "shepherd resume continues a stopped run."]
     if losses.get("federated") is None:
-        return ["This run has no federated arm, so it does not show what federation gains."]
+        missing = "no held-out loss of the federated model" if "federated" in losses else "no federated arm"
+        return [f"This run has {missing}, so it does not show what federation gains."]
     sentences = []
     ends, alone = best_and_worst_local(record), len(local_arms(record))
     if ends:
