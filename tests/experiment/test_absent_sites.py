@@ -138,6 +138,22 @@ def test_a_site_that_is_no_member_any_more_is_removed_and_the_run_goes_on_withou
     assert (last["south"]["state"], last["south"]["present"], last["north"]["present"]) == ("removed", False, True)
 
 
+def test_a_first_round_does_not_wait_for_a_member_that_is_removed_before_it(begin, sites):
+    sites.policy["east"] = {"approve": "ask"}
+    sites.transport.starts = {**sites.transport.starts, "east": sites.starter("east")}
+    sites.transport.start("east")
+    members, clock = {"north", "south", "east"}, sites.transport.clock
+
+    def sleep(seconds):
+        clock.now += seconds
+        if clock() > 20.0:
+            members.discard("east")
+
+    done = begin(sites=3, sleep=sleep, allowed=lambda: members, expected=("north", "south", "east"))
+    assert any("round 1 waits for 3 sites" in line for line in details(sites))
+    assert clock() > 20.0 and done.rounds()[0]["cohort"] == ["north", "south"]
+
+
 def test_an_approval_from_another_process_is_seen_within_16_seconds_and_nobody_restarts(begin, sites):
     sites.policy["north"] = {"approve": "ask"}
     sites.transport.restart("north")

@@ -82,7 +82,6 @@ class Attendance:
         deadline: float = 0.0,
     ) -> None:
         self.store, self.reporter, self.terms = store, reporter, terms
-        self.least = max(terms.sites, card.federation.min_updates, card.privacy.sites if card.privacy else 0)
         self._journal = place_of(store.path, "journal.jsonl")
         lines = [row for row in read_journal(self._journal).rows if row["what"] == WHAT]
         ledger = Ledger(self._write, [_change(line) for line in lines])
@@ -96,6 +95,15 @@ class Attendance:
         """Sites of an earlier process that may still come back."""
         if terms.expected:
             store.journal(EXPECTED, names=sorted(terms.expected))
+
+    @property
+    def least(self) -> int:
+        """The sites with which the first round begins: those of the terms, without members that were removed since, and
+        the N that the card of a private run promises."""
+        removed = sum(self.coordinator.ledger.of(client).state == "removed" for client in self.terms.expected)
+        card = self.coordinator.card
+        promised = card.privacy.sites if card.privacy is not None else 0
+        return max(self.terms.sites - removed, card.federation.min_updates, promised)
 
     def wait_for(self, number: int) -> Sequence[ClientId]:
         """The sites that may be sampled in a round, when enough are there.
