@@ -17,6 +17,7 @@ from shepherd.experiment.run_card import run_card
 from shepherd.experiment.sites import trial
 from shepherd.experiment.sites.card_text import card_lines
 from shepherd.federation.cards import Policy
+from shepherd.federation.privacy_card import TRUST, PrivacyCard
 from shepherd.recipe import load
 from shepherd.types import Example, Message
 
@@ -103,6 +104,11 @@ def test_a_card_in_plain_words_names_what_leaves_and_what_the_policy_keeps_back(
         "the rows in /data/rows.jsonl: texts, answers, ids, paths",
     ):  # fmt: skip
         assert words in text, text
+    table = PrivacyCard(unit="client", clip=0.5, noise_multiplier=2.0, delta=1e-3, sites=10, sampling_rate=0.25,
+                        drawn_by="coordinator", trust=TRUST["client"])  # fmt: skip
+    found = dict(card_lines(card.model_copy(update={"privacy": table}), Policy(), ""))
+    assert "2.5 of 10 sites on average" in found["method"]
+    assert "noise multiplier 2, q = 0.25, delta = 0.001. The coordinator is trusted" in found["protection"]
     own = run_card(load(None, ["data.held_out_source=builtin:instructions", "data.held_out_per_category=0"]), "a1",
                    base="b" * 64, tokenizer="c" * 64, parameters=1)  # fmt: skip
     assert ("", "no measure: the coordinator has held-out rows") in card_lines(own, Policy(), "")

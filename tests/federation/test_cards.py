@@ -166,7 +166,9 @@ def changed(**fields):
         ("size", {"parameters": 2**30}, {}),
         ("cohort", {"federation__min_updates": 2}, {"least_cohort": 3}),
         ("require", {}, {"require": ("tls1.3", "dp")}),
-        ("admitted", {"offers": ["dp"]}, {"require": ("tls1.3", "dp")}),
+        ("require", {"offers": ["dp"]}, {"require": ("tls1.3", "dp")}),
+        ("require", {}, {"require": ("tls1.3", "audited")}),
+        ("admitted", {"offers": ["audited"]}, {"require": ("tls1.3", "audited")}),
     ],
 )  # fmt: skip
 def test_a_policy_judges_a_card_by_the_first_reason_against_it(verdict, card, policy):

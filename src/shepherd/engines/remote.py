@@ -25,10 +25,16 @@ if TYPE_CHECKING:  # torch is for rows that the server holds
 
 
 class Remote:
-    """The engine of a federation of sites."""
+    """The engine of a federation of sites. sent: called with each task, before it goes to the sites."""
 
-    def __init__(self, coordinator: Coordinator, here: LocalEngine | None = None, patience: float = math.inf) -> None:
-        self.coordinator, self.here, self.patience = coordinator, here, patience
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        here: LocalEngine | None = None,
+        patience: float = math.inf,
+        sent: Callable[[TrainTask], None] = lambda task: None,
+    ) -> None:
+        self.coordinator, self.here, self.patience, self.sent = coordinator, here, patience, sent
 
     def describe(self) -> Mapping[ClientId, SiteFacts]:
         """What the admitted sites stated: rows, at least as many as they have, and a digest with the site's salt."""
@@ -50,6 +56,7 @@ class Remote:
         observe: Observe = ignore,
     ) -> Iterable[Reply]:
         """A reply for every client of the task, as they come. Raises what the transport raises."""
+        self.sent(task)
         return self.coordinator.train(task, deadline, enough, observe)
 
     def measure(self, model: GlobalModel | None, cohort: Iterable[ClientId]) -> Mapping[ClientId, Stat]:

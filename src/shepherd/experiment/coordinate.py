@@ -17,21 +17,23 @@ from pathlib import Path
 from shepherd.config import Config
 from shepherd.experiment.capacity import check_place
 from shepherd.experiment.checks import from_anywhere
-from shepherd.experiment.coordinated_run import begin_coordination
+from shepherd.experiment.coordinated_run import begin_coordination, card_of
 from shepherd.experiment.coordination import Coordination
 from shepherd.experiment.coordinator_base import prepare_base
 from shepherd.experiment.events import Emit
 from shepherd.experiment.finished_run import write_report
 from shepherd.experiment.method import compose
 from shepherd.experiment.opened_run import Run
+from shepherd.experiment.private_coordination import Protection
 from shepherd.experiment.progress import Reporter
 from shepherd.experiment.run import warn
-from shepherd.experiment.run_card import for_sites, run_card
+from shepherd.experiment.run_card import for_sites
 from shepherd.experiment.site_attendance import USUAL, Attendance, Terms
 from shepherd.federation.cards import RunCard
 from shepherd.federation.transport import Transport
 from shepherd.recipe import load
 from shepherd.store import RunDirectory, open_run, read_json
+from shepherd.updates.privacy.publication import place_of
 
 Carrier = Callable[[RunCard, RunDirectory], AbstractContextManager[Transport]]
 """What opens the transport of a run, given its card and its directory."""
@@ -94,7 +96,7 @@ def resume_over(
     if (folder / "summary.json").exists():
         if not (folder / "report.html").exists():
             write_report(store)
-        return Run(folder, read_json(folder / "summary.json"))
+        return Run(folder, read_json(place_of(folder, "summary.json")))
     return _carry_out(load(folder / "config.toml"), lambda: store, carrier, observer or warn, terms, force=force)
 
 
@@ -114,17 +116,11 @@ def _carry_out(
     with store.lock():
         beginning = begin_coordination(config, base, store, force)
         reporter.warn(*beginning.notes)
-        card = run_card(
-            config,
-            beginning.run_id,
-            base=base.digest,
-            tokenizer=base.tokenizer_digest,
-            parameters=base.adapter.num_parameters,
-            offers=terms.offers,
-        )
+        card = card_of(config, base, beginning.run_id, terms, store)
+        protection = Protection(config, card.privacy, store, beginning.facts)
         with carrier(card, store) as transport:
             attendance = Attendance(card, transport, store, reporter, terms, config.federation.deadline)
-            run = Coordination(config, composition, base, attendance)
+            run = Coordination(config, composition, base, attendance, protection)
             try:
                 summary = run.carry_out(beginning.state)
             except BaseException:

@@ -8,30 +8,39 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from shepherd._version import __version__
 from shepherd.config import Config
 from shepherd.errors import EvaluationError
 from shepherd.experiment.coordinator_base import CoordinatorBase
+from shepherd.experiment.events import CommittedEvent, Emit
 from shepherd.experiment.federated import federated_budget
 from shepherd.experiment.finished_run import peak_memory
 from shepherd.experiment.identity import code_digest, plugin_digests
+from shepherd.experiment.privacy_account import package_of_accountant
+from shepherd.experiment.private_coordination import CARD, privacy_card, sites_of_the_card
+from shepherd.experiment.progress import Meter
 from shepherd.experiment.resume import Beginning, begin_or_go_on, resumptions
 from shepherd.experiment.rows_seen import rows_seen, times_seen
+from shepherd.experiment.run_card import run_card
+from shepherd.experiment.site_attendance import Terms
 from shepherd.experiment.site_measures import Measured, rows_of
 from shepherd.experiment.summary import brief
+from shepherd.federation.cards import RunCard
 from shepherd.model.adapter import digest, load_adapter
 from shepherd.model.adapter import save_adapter as write_adapter
 from shepherd.model.adapter_card import adapter_card
 from shepherd.recipe import to_toml
+from shepherd.report.guarantee import guarantee_sentence
 from shepherd.report.sites.history import WHAT, history
 from shepherd.server.merged_adapter import merged_adapter
 from shepherd.store import RunDirectory, read_journal
 from shepherd.store.records import read_rounds
 from shepherd.types import ClientId, ServerState
+from shepherd.updates.privacy.publication import place_of
 
 LICENCE = "unknown"
 
@@ -39,13 +48,19 @@ LICENCE = "unknown"
 @dataclass(frozen=True)
 class Results:
     """A run over sites after its last round. personal: (nats, targets, rows) of each site's own model; sizes: the rows
-    of each site as stated."""
+    of each site as stated; privacy: the statement of its guarantee, empty without."""
 
     state: ServerState
     measured: Measured
     personal: Mapping[ClientId, tuple[float, float, int]]
     sizes: Mapping[ClientId, int]
     cohort: int
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether numbers of rows and tokens that trained are known: by DP-SGD they are not."""
+        return "steps" not in self.privacy
 
 
 def begin_coordination(config: Config, base: CoordinatorBase, store: RunDirectory, force: bool) -> Beginning:
@@ -76,10 +91,41 @@ def begin_coordination(config: Config, base: CoordinatorBase, store: RunDirector
     return begin_or_go_on(store, now, base.start, write, force)
 
 
-def save_adapter(
-    state: ServerState, base: CoordinatorBase, measured: Measured, sizes: Mapping[ClientId, int], store: RunDirectory
+def card_of(config: Config, base: CoordinatorBase, run_id: str, terms: Terms, store: RunDirectory) -> RunCard:
+    """The card of a run. That of a private one is kept: a resumed run has the same N, whatever its terms are."""
+    sites = sites_of_the_card(store) or max(terms.sites, config.federation.min_updates)
+    card = run_card(
+        config,
+        run_id,
+        base=base.digest,
+        tokenizer=base.tokenizer_digest,
+        parameters=base.adapter.num_parameters,
+        offers=terms.offers,
+        privacy=privacy_card(config, sites),
+    )
+    if card.privacy is not None:
+        store.write_private(CARD, card.to_json())
+    return card
+
+
+def announce(
+    emit: Emit, config: Config, store: RunDirectory, clients: Iterable[ClientId], state: ServerState, meter: Meter
 ) -> None:
+    """Emit the start of a run, and the rounds that are committed already."""
+    emit(
+        {
+            "event": "start", "run": str(store.path), "config": config.model_dump(mode="json"),
+            "model": config.model.base, "clients": sorted(clients), "labels": {}, "rounds": config.federation.rounds,
+            "arms": list(config.evaluation.arms), "round": state.round, "fraction": meter.fraction,
+        }
+    )  # fmt: skip
+    for line in read_rounds(store.path):
+        emit(cast("CommittedEvent", {"event": "committed", **line}))
+
+
+def save_adapter(results: Results, base: CoordinatorBase, store: RunDirectory) -> None:
     """Write the final adapter as a PEFT folder. Raises EvaluationError where what is read back is another one."""
+    state, measured, sizes, privacy = results.state, results.measured, results.sizes, results.privacy
     merged = merged_adapter(state.model)
     with store.commit_folder("adapter") as folder:
         write_adapter(folder, merged, base_name=base.public_name, conv1d=base.conv1d)
@@ -87,7 +133,8 @@ def save_adapter(
         before, after = (measured.arms[arm]["loss"] for arm in ("base", "federated"))
         card = adapter_card(
             merged, base=base.facts["name"], base_licence=base.facts["licence"], data="rows of the sites",
-            data_licence=LICENCE, rows=sum(sizes.values()), clients=len(sizes), rounds=state.round,
+            data_licence=LICENCE, clients=len(sizes), rounds=state.round,
+            rows=None if privacy else sum(sizes.values()), privacy=guarantee_sentence(privacy) if privacy else "",
             loss_before=float("nan") if before is None else before,
             loss_after=float("nan") if after is None else after, version=__version__,
         )  # fmt: skip
@@ -103,6 +150,9 @@ def write_results(
     lines = read_rounds(store.path)
     store.write_json("evaluation/metrics.json", _metrics(results, lines))
     found = _summary(config, base, results, lines, seconds, store)
+    if results.privacy:
+        found["privacy"] = results.privacy
+        store.write_json("privacy.json", {"shepherd": __version__, **package_of_accountant(), **results.privacy})
     store.write_json("summary.json", found)
     store.journal("finished")
     return found
@@ -123,6 +173,8 @@ def _metrics(results: Results, lines: list[Mapping[str, Any]]) -> dict[str, Any]
     }
     if results.personal:
         found["personal"] = _personal(results)
+    if results.privacy:
+        found["privacy"] = results.privacy
     return found
 
 
@@ -147,7 +199,10 @@ def _summary(
     return {
         "arms": {name: brief(entry) for name, entry in arms.items()},
         "budget": {
-            "federated": dataclasses.asdict(federated_budget(lines, results.cohort, config.training.learning_rate))
+            "federated": {
+                **dataclasses.asdict(federated_budget(lines, results.cohort, config.training.learning_rate)),
+                **({} if results.by_rows else {"target_tokens": None}),
+            }
         },
         "bytes_up": sum(line["bytes_up"] for line in lines),
         "bytes_down": sum(line["bytes_down"] for line in lines),
@@ -163,7 +218,7 @@ def _summary(
             "held_out_rows": arms["federated"]["rows"],
         },
         "sites": sites_of(store),
-        "federation": history(read_journal(store.path / "journal.jsonl").rows),
+        "federation": history(read_journal(place_of(store.path, "journal.jsonl")).rows),
         "clients": len(sizes), "labels": {},
         "rounds": config.federation.rounds,
         "cohort": results.cohort,
@@ -171,7 +226,7 @@ def _summary(
         "peak_memory_bytes": peak_memory(),
         "version": __version__,
         "seed": config.run.seed,
-        "trained_rows": times_seen(rows_seen(lines, sizes, config.run.seed)),
+        **({"trained_rows": times_seen(rows_seen(lines, sizes, config.run.seed))} if results.by_rows else {}),
         **resumptions(store.path),
     }  # fmt: skip
 
@@ -179,7 +234,7 @@ def _summary(
 def sites_of(store: RunDirectory) -> dict[ClientId, dict[str, Any]]:
     """Every site that took part: its rows as stated, the digest that it salted, and its version, from the journal."""
     admitted = [
-        row for row in read_journal(store.path / "journal.jsonl").rows
+        row for row in read_journal(place_of(store.path, "journal.jsonl")).rows
         if row["what"] == WHAT and row.get("state") == "admitted"
     ]  # fmt: skip
     # A card of another version is refused, so the version of an admitted site is that of the run.

@@ -30,6 +30,7 @@ from shepherd.federation.cards import (
     SiteFile,
     TrainingCard,
 )
+from shepherd.federation.privacy_card import PrivacyCard
 from shepherd.model.fetch import is_local
 from shepherd.types import ClientId
 
@@ -53,9 +54,10 @@ def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
         problems.append(f'model.quantize = "{config.model.quantize}" is not agreed on with sites')
     if config.privacy.audit.canaries:
         problems.append("privacy.audit.canaries plants codes into rows, and those of the clients are at their sites")
-    if config.privacy.unit != "none":
+    if config.privacy.unit == "example" and config.privacy.noise_multiplier == "from_epsilon":
         problems.append(
-            f'privacy.unit = "{config.privacy.unit}" is there for simulations only: a run over sites adds no noise'
+            "privacy.epsilon: the card has the noise before a site states its rows, from which epsilon follows; set "
+            "privacy.noise_multiplier, and each site's policy.epsilon_max is its budget"
         )
     if problems:
         raise UsageError("\n".join(problems))
@@ -65,9 +67,12 @@ def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
     picks = [key for key in ("categories", "rows_per_category") if getattr(config.data, key)]
     if picks:
         notes.append(f"{' and '.join(f'data.{key}' for key in picks)}: each site trains on all of its own rows")
+    private = config.privacy.unit != "none"
+    if private and config.data.held_out_per_category and not config.data.held_out_source:
+        notes.append("privacy: sites hold out no rows, so no loss is known; set data.held_out_source for losses")
     data = config.data.model_copy(
         update={"source": AT_SITES, "languages": ("english",), "categories": (), "rows_per_category": 0}
-        | ({"held_out_per_category": 0} if config.data.held_out_source else {})
+        | ({"held_out_per_category": 0} if config.data.held_out_source or private else {})
     )
     tables = config.model_dump(exclude_unset=True)
     tables |= {"data": data.model_dump(), "partition": BY_FILE}
@@ -76,9 +81,17 @@ def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
 
 
 def run_card(
-    config: Config, run: str, *, base: str, tokenizer: str, parameters: int, offers: Iterable[str] = ()
+    config: Config,
+    run: str,
+    *,
+    base: str,
+    tokenizer: str,
+    parameters: int,
+    offers: Iterable[str] = (),
+    privacy: PrivacyCard | None = None,
 ) -> RunCard:
-    """The card of a run with this id. base, tokenizer: digests. parameters: trainable numbers of the adapter.
+    """The card of a run with this id. base, tokenizer: digests. parameters: trainable numbers of the adapter. privacy:
+    the mechanism of the recipe, for a number of sites (private_coordination.py).
 
     The rate ratio is that of the method where the recipe leaves it open. Raises the UsageErrors of `compose`.
     """
@@ -101,6 +114,7 @@ def run_card(
         personalization=PersonalizationCard(name=personal.name, options=personal.options),
         parameters=parameters,
         offers=tuple(offers),
+        privacy=privacy,
     )
 
 

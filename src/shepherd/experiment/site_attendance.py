@@ -26,6 +26,7 @@ from shepherd.report.wording import listing
 from shepherd.store import RunDirectory, read_journal
 from shepherd.store.records import RoundRecord
 from shepherd.types import ClientId, GlobalModel, ServerState, TrainTask
+from shepherd.updates.privacy.publication import place_of
 
 OWN = "own models"
 """Kind of lines in the run's journal: what sites measured of their own models."""
@@ -81,7 +82,8 @@ class Attendance:
         deadline: float = 0.0,
     ) -> None:
         self.store, self.reporter, self.terms = store, reporter, terms
-        lines = [row for row in read_journal(store.path / "journal.jsonl").rows if row["what"] == WHAT]
+        self._journal = place_of(store.path, "journal.jsonl")
+        lines = [row for row in read_journal(self._journal).rows if row["what"] == WHAT]
         ledger = Ledger(self._write, [_change(line) for line in lines])
         self.watched = Watched(transport, self._look, terms.clock)
         self.coordinator = Coordinator(card, self.watched, ledger, patience=terms.step, clock=terms.clock)
@@ -96,9 +98,12 @@ class Attendance:
 
     @property
     def least(self) -> int:
-        """The sites with which the first round begins: those of the terms, without members that were removed since."""
+        """The sites with which the first round begins: those of the terms, without members that were removed since, and
+        the N that the card of a private run promises."""
         removed = sum(self.coordinator.ledger.of(client).state == "removed" for client in self.terms.expected)
-        return max(self.terms.sites - removed, self.coordinator.card.federation.min_updates)
+        card = self.coordinator.card
+        promised = card.privacy.sites if card.privacy is not None else 0
+        return max(self.terms.sites - removed, card.federation.min_updates, promised)
 
     def wait_for(self, number: int) -> Sequence[ClientId]:
         """The sites that may be sampled in a round, when enough are there.
@@ -211,7 +216,7 @@ class Attendance:
     def finish(self, task: TrainTask) -> dict[ClientId, Any]:
         """What sites measured of their own models, those of an earlier process included: (nats, targets, rows)."""
         found: dict[ClientId, Any] = {}
-        for row in read_journal(self.store.path / "journal.jsonl").rows:
+        for row in read_journal(self._journal).rows:
             if row["what"] == OWN:
                 found |= row["measures"]
         left = [c for c in self._there() if c in task.work and self.coordinator.ledger.of(c).state != "finished"]

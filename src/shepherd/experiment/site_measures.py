@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shepherd.clients.personal.methods import Personalization
+from shepherd.errors import EvaluationError
 from shepherd.evaluation.row_losses import RowLosses
+from shepherd.experiment.events import Emit
 from shepherd.experiment.schedule import Schedule
 from shepherd.experiment.summary import finite
 from shepherd.federation import messages
@@ -61,6 +63,19 @@ def entry_of_rows(losses: RowLosses, rows: tuple[Tokens, ...]) -> dict[str, Any]
     of = np.array([row.category for row in rows])
     parts = {str(name): finite(losses.select(of == name).summary()) for name in sorted(set(of))}
     return {**finite(losses.summary()), "per_category": parts, "per_client": {}, "generation": None}
+
+
+def checked(entry: dict[str, Any], arm: str, number: int, emit: Emit) -> dict[str, Any]:
+    """The entry of an arm after round `number`, which is reported. Raises EvaluationError for a loss that is not
+    finite."""
+    if entry["loss"] is None and entry["rows"]:
+        raise EvaluationError(
+            f"round {number}: the held-out loss of the {arm} arm is not finite",
+            hint='lower training.learning_rate, or set model.dtype = "float32"',
+        )
+    if entry["loss"] is not None:
+        emit({"event": "evaluation", "arm": arm, "round": number, "loss": entry["loss"]})
+    return entry
 
 
 def rows_of(answer: messages.Measured) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shepherd.experiment.site_accounts import site_account
 from shepherd.federation.cards import read_site
 from shepherd.federation.policy_words import policy_words
 from shepherd.report.sites.site_log import read_site_log
@@ -22,6 +23,8 @@ def site_report(place: SitePlace) -> tuple[str, dict[str, Any]]:
     policy = policy_words(file.policy) if file else ()
     runs = place.runs()
     found = read_site_log(runs, place.folder / LOG)
+    for run in runs:
+        found["runs"][run.name]["privacy"] = site_account(run, found["runs"][run.name])
     path = (runs[0] if place.run else place.folder) / "report.html"
     write_site_report(path, f"{name}, {runs[0].name[:12]}" if place.run else name, found, policy)
     return site_text(found, policy), site_facts(name, path, found, policy)

@@ -30,6 +30,7 @@ from shepherd.experiment.schedule import Schedule, prepare_schedule
 from shepherd.experiment.trainer import Trainer, prepare_trainer
 from shepherd.federation.cards import RunCard, SiteFile
 from shepherd.federation.groups import Group
+from shepherd.federation.site_privacy import LEDGER
 from shepherd.model.adapter import save_adapter
 from shepherd.model.base import Base, load_base
 from shepherd.model.threads import use_threads
@@ -38,8 +39,11 @@ from shepherd.round import Plan
 from shepherd.server.merged_adapter import merged_adapter
 from shepherd.store import commit_folder
 from shepherd.store.disk import DISK, make_folders, write_whole
+from shepherd.store.lines import append, line_of
 from shepherd.store.site_folder import OWN_FOLDER
 from shepherd.types import ClientId, GlobalModel, ServerState, Tensors, Tokens, TrainTask
+from shepherd.updates.privacy.example_account import ExampleAccounts, ExampleRelease
+from shepherd.updates.privacy.ledger import Ledger, read_releases
 
 
 def site_trainer(file: SiteFile, folder: Path) -> EngineTrainer:
@@ -85,7 +89,13 @@ class SiteWork:
         place = self.folder / "runs" / card.run
         make_folders(DISK, place)
         write_whole(DISK, place / "config.toml", to_toml(config).encode())
-        return LocalEngine(trainer.host(data.clients)), data.held_out
+        host = trainer.host(data.clients)
+        if card.privacy is not None and card.privacy.unit == "example":
+            accounts = ExampleAccounts(
+                card.privacy.delta, self.file.policy.epsilon_max, lambda client: own_ledger(place / LEDGER)
+            )
+            host = replace(host, account=accounts.enter)
+        return LocalEngine(host), data.held_out
 
     def keep(self, model: GlobalModel) -> None:
         """Keep a global model that the site was sent, in the place of the one before."""
@@ -118,6 +128,16 @@ class SiteWork:
             save_own(place, models[client], mixed.get(client), own.trainer)
         losses = mixed_losses(own.trainer, own.data, mixed)[0] if mixed else own_losses(own.trainer, own.data, models)
         return by_category(losses[client], own.data.held_out) if client in losses else {}
+
+
+def own_ledger(file: Path) -> Ledger:
+    """The ledger of a site in one run: a line is on the medium before its noise is drawn. Raises DataError for lines
+    that are none."""
+
+    def write(line: Mapping[str, Any]) -> None:
+        append(DISK, file, line_of(line))
+
+    return Ledger(read_releases(file, ExampleRelease), write, file.name)
 
 
 def site_rows(config: Any, client: ClientId, tokenizer: Any) -> FederatedData:

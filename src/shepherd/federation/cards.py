@@ -15,9 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from shepherd.errors import UsageError, did_you_mean, plural
+from shepherd.federation.document import Document
+from shepherd.federation.privacy_card import PrivacyCard
 from shepherd.federation.window import check_window
 from shepherd.updates.layout import WireError, json_object
 
@@ -30,14 +32,6 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Options = Mapping[str, JsonValue]
-
-
-class Document(BaseModel):
-    """A frozen table that takes no other keys, and no value of another type."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class BaseCard(Document):
@@ -123,11 +117,13 @@ class RunCard(Document):
     parameters: int = Field(ge=1, le=2**40)
     """Trainable numbers of the adapter, from which the largest answer follows."""
     offers: tuple[Annotated[str, Field(max_length=32)], ...] = ()
-    """Protections that the run gives, e.g. "dp", for sites that require them."""
+    """Protections that the run gives, for sites that require them. "dp" is none of them: `privacy` is."""
+    privacy: PrivacyCard | None = None
 
     def to_json(self) -> bytes:
-        """The same bytes for equal cards."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True).encode()
+        """The same bytes for equal cards; those without privacy have no such key."""
+        without = {"privacy"} if self.privacy is None else set()
+        return json.dumps(self.model_dump(mode="json", by_alias=True, exclude=without), sort_keys=True).encode()
 
     @property
     def digest(self) -> str:
@@ -168,7 +164,7 @@ def _names(model: type[BaseModel]) -> Iterator[str]:
             yield from _names(field.annotation)
 
 
-_NAMES = {*_names(RunCard), *_names(TransformCard)}
+_NAMES = {*_names(RunCard), *_names(TransformCard), *_names(PrivacyCard)}
 
 
 # The site's own
@@ -215,6 +211,10 @@ class Policy(Document):
     """Whether the names of the site's categories may appear in measures."""
     require: tuple[str, ...] = ()
     """Protections without which the site does not take part, e.g. "tls1.3", "dp"."""
+    epsilon_max: float = Field(0.0, ge=0)
+    """The largest ε of a private run, as the site computes it; 0: any. Needed where `require` has "dp"."""
+    delta_max: float = Field(0.0, ge=0, lt=1)
+    """The largest δ of a private run; 0: any."""
     least_cohort: int = Field(2, ge=1)
     """No round with fewer sites."""
     window: str = ""
@@ -264,6 +264,8 @@ def read_site(path: str | Path) -> SiteFile:
     try:
         site = SiteFile.model_validate(_tuples(tables))
         problems += [f"policy.window: {text}" for text in check_window(site.policy.window)]
+        if "dp" in site.policy.require and not (site.policy.epsilon_max and site.policy.delta_max):
+            problems.append('policy.require: "dp" needs policy.epsilon_max and policy.delta_max, e.g. 8.0 and 1e-5')
     except ValidationError as error:
         problems += [_problem(found) for found in error.errors(include_url=False)]
     if problems:

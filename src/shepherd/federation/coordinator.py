@@ -22,6 +22,7 @@ from shepherd.federation.inbox import Inbox, Wait
 from shepherd.federation.limits import check_counts, is_possible, verdict_on
 from shepherd.federation.messages import Answer, Bye, Facts, Finish, Measure, Measured, Message, Offer, Train, pack
 from shepherd.federation.policy import largest_answer
+from shepherd.federation.privacy_card import shown_cohort
 from shepherd.federation.states import OVER, Ledger
 from shepherd.federation.transport import Transport
 from shepherd.federation.verdicts import ADMITTED, WAITING
@@ -140,7 +141,7 @@ class Coordinator:
         counted = {client: self.ledger.counted(client, work.first_row) for client, work in task.work.items()}
         if self.ledger.state != "round" or self.ledger.round != task.round:
             self.ledger.run("round", round=task.round)
-        attempt, cohort = self.ledger.attempted(task.round, task.work, "train"), len(self._in_round(task))
+        attempt, cohort = self.ledger.attempted(task.round, task.work, "train"), self._cohort(task)
         messages = {}
         for client, work in sorted(task.work.items()):
             end = work.first_row + work.rows
@@ -193,11 +194,11 @@ class Coordinator:
         for client in sorted(self.ledger.present):
             self.transport.tell(client, goodbye)
 
-    def _in_round(self, task: TrainTask) -> set[ClientId]:
-        """The sites of a task, with those of earlier cohorts of the round that gave a usable update."""
+    def _cohort(self, task: TrainTask) -> int:
+        """How many sites a task has, with those of earlier cohorts of the round that gave a usable update."""
         if self._usable[0] != task.round:
             self._usable = task.round, set()
-        return self._usable[1] | task.work.keys()
+        return shown_cohort(self.card.privacy, len(self._usable[1] | task.work.keys()))
 
     # What arrives
 

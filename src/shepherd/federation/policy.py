@@ -13,6 +13,7 @@ from typing import Any
 
 from shepherd.clients.personal.methods import Personalization, personalizations
 from shepherd.federation.cards import Policy, RunCard
+from shepherd.federation.site_privacy import DP, is_drawn, judge_privacy
 from shepherd.federation.verdicts import ADMITTED
 from shepherd.registry import Registry
 from shepherd.server.composition import REGISTRIES
@@ -57,10 +58,11 @@ def judge(card: RunCard, policy: Policy, own: Own) -> str:
         "steps": max(card.training.local_steps, personal.steps if personal else 0) > policy.max_local_steps,
         "rates": max(card.training.learning_rate, personal.learning_rate if personal else 0) > policy.max_learning_rate,
         "size": card.parameters > policy.max_parameters,
-        "cohort": federation.min_updates < policy.least_cohort,
-        "require": not set(policy.require) <= own.protections.union(card.offers),
+        "cohort": not is_drawn(card) and federation.min_updates < policy.least_cohort,
+        "require": not {*policy.require} - {DP} <= own.protections.union(card.offers),
     }
-    return next((code for code, against in reasons.items() if against), ADMITTED)
+    found = next((code for code, against in reasons.items() if against), "")
+    return found or judge_privacy(card, policy, method_of(card), personal.clusters if personal else 0) or ADMITTED
 
 
 def names_code(text: str) -> bool:

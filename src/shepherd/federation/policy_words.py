@@ -41,8 +41,15 @@ def policy_words(policy: Policy) -> tuple[tuple[str, str], ...]:
         ),
         ("Other sites", f"no round with fewer than {plural(policy.least_cohort, 'site')}"),
         ("Protections", _names(policy.require, "none is required")),
+        ("Privacy", _privacy(policy)),
         ("Hours", policy.window or "always"),
     )
+
+
+def _privacy(policy: Policy) -> str:
+    limits = [f"{name} of at most {most:g}" for name, most in
+              (("epsilon", policy.epsilon_max), ("delta", policy.delta_max)) if most]  # fmt: skip
+    return f"in a private run {' and '.join(limits)}, as this site computes it" if limits else "no limit of epsilon"
 
 
 def _names(names: Sequence[str], none: str) -> str:

@@ -17,9 +17,8 @@ import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
-from shepherd.clients.progress import Progress as Steps
-from shepherd.clients.progress import StepReport
 from shepherd.errors import DataError, UsageError
 from shepherd.federation.cards import RUN, Policy, RunCard, read_card
 from shepherd.federation.groups import are_finite, shown
@@ -33,18 +32,15 @@ from shepherd.federation.messages import (
     Message,
     Offer,
     Train,
-    is_finite,
     pack,
     read,
 )
-from shepherd.federation.messages import (
-    Progress as Step,
-)
 from shepherd.federation.policy import Own, judge
-from shepherd.federation.site_log import Progress, SiteLog
+from shepherd.federation.site_log import Progress, SiteLog, reporter
+from shepherd.federation.site_privacy import judge_rows, most_trainings, protected
 from shepherd.federation.site_store import SiteStore, StateLost
 from shepherd.federation.site_trainer import SiteTrainer
-from shepherd.federation.task_policy import MOST_HEADER_BYTES, judge_task, smallest_batch
+from shepherd.federation.task_policy import MOST_HEADER_BYTES, judge_task, shown_of_a_step
 from shepherd.federation.verdicts import ADMITTED, Refused
 from shepherd.outcomes import code_of
 from shepherd.rng import derive
@@ -168,6 +164,8 @@ class Site:
             return "no-rows" if isinstance(error, DataError) else "cannot"
         if facts.rows < max(self.policy.min_rows, self.policy.min_rows_round):
             return "few-rows" if facts.rows else "no-rows"
+        if against := judge_rows(card, self.policy, facts.rows):
+            return against
         stated = max(facts.rows, self.policy.min_rows_tell)
         salted = hashlib.sha256(self.store.salt() + f"{facts.rows}:{facts.digest}".encode()).hexdigest()
         record = self.store.record(run)
@@ -228,10 +226,9 @@ class Site:
         task = self._task(message, card)
         work = task.work[self.name]
         private = self.store.state(message.run, message.counted, work.first_row)
-        self._count(message, "trainings", self.policy.max_trainings)
-        # A step over a few rows is a measure of them.
-        losses = smallest_batch(work, card) >= self.policy.least_group
-        reply = self.trainer.train(task, private, lambda steps: self._report(message, steps, report, losses))
+        self._count(message, "trainings", most_trainings(card, self.policy.max_trainings))
+        steps = reporter(message, self.session, report, shown_of_a_step(work, card, self.policy))
+        reply = protected(partial(self.trainer.train, task, private, steps), self.store, message.run, task, card)
         name = (message.run, message.round, message.attempt, self.session)
         if isinstance(reply, ClientFailure):
             return Answer(*name, reply.code, reply.detail, b"")
@@ -255,10 +252,14 @@ class Site:
                 raise Refused("task") from None
             if model is not None and model.adapter.base_digest != card.base.digest:
                 raise Refused("base")
+            if card.privacy is not None and message.rows_of != "none":
+                raise Refused("losses")
             self._count(message, "measures", self.policy.max_measures)
             groups = self.trainer.measure(model, message.rows_of)
         self._loss = sum((group.stat for group in groups.values()), Stat()).mean if groups else None
         name = (message.run, message.round, message.attempt, self.session)
+        if card.privacy is not None and isinstance(message, Finish):
+            raise Refused("losses")
         if not are_finite(groups):
             return Measured(*name, "diverged", "a loss is not finite", ())
         names = self.policy.categories == "shown"
@@ -273,13 +274,6 @@ class Site:
         if done >= most:
             raise Refused(what)
         self.store.note(message.run, attempt=message.attempt, **{what: done + 1})
-
-    def _report(self, message: Train, steps: StepReport, report: Callable[[bytes], None], losses: bool) -> None:
-        news = steps.get(self.name)
-        if isinstance(news, Steps):
-            name = (message.run, message.round, message.attempt, self.session)
-            loss, seconds = is_finite(news.loss) if losses else None, float(news.seconds)
-            report(pack(Step(*name, news.state, news.step, news.steps, loss, news.targets, news.tokens, seconds)))
 
     def _envelope(self, run: str, task: TrainTask, card: RunCard) -> Envelope:
         adapter = task.views[self.name].adapter

@@ -6,9 +6,12 @@ The log stays at the site: `audit.jsonl` of its folder. `shepherd report` reads 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from shepherd.federation.messages import Measure, Message, is_finite, verdict_of
+from shepherd.clients.progress import Progress as Steps
+from shepherd.clients.progress import StepReport
+from shepherd.federation.messages import Measure, Message, Train, is_finite, pack, verdict_of
+from shepherd.federation.messages import Progress as Step
 from shepherd.federation.site_store import SiteStore
 
 
@@ -21,6 +24,22 @@ class Progress:
     def __call__(self, data: bytes) -> None:
         self.bytes += len(data)
         self.report(data)
+
+
+def reporter(
+    message: Train, session: str, report: Callable[[bytes], None], shown: Literal["losses", "counts", "steps"]
+) -> Callable[[StepReport], None]:
+    """What sends the progress of a task as messages: its steps, with counts and seconds, or with losses too."""
+
+    def send(steps: StepReport) -> None:
+        news = steps.get(message.client)
+        if isinstance(news, Steps):
+            loss = is_finite(news.loss) if shown == "losses" else None
+            counts = (0, 0, 0.0) if shown == "steps" else (news.targets, news.tokens, float(news.seconds))
+            name = (message.run, message.round, message.attempt, session)
+            report(pack(Step(*name, news.state, news.step, news.steps, loss, *counts)))
+
+    return send
 
 
 class SiteLog:

@@ -10,12 +10,14 @@ two tasks differ by a row; what is trained and sent follows from its method, so 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from shepherd.clients.local_work import local_work
 from shepherd.errors import UsageError
 from shepherd.federation.cards import Policy, RunCard
 from shepherd.federation.messages import Finish, Train
 from shepherd.federation.policy import is_allowed, method_of, names_code, personalization_of, texts_in
+from shepherd.federation.site_privacy import clip_of_the_card, fits_the_card, is_drawn
 from shepherd.federation.window import is_open
 from shepherd.types import ClientModel, TrainTask, Work
 from shepherd.updates.composition import transforms
@@ -34,15 +36,16 @@ def judge_task(
     work, views = task.work[client], (task.views[client], *task.clusters.get(client, ()))
     reasons = {
         "window": not is_open(policy.window, now),
-        "cohort": isinstance(message, Train) and message.cohort < policy.least_cohort,
+        "cohort": isinstance(message, Train) and not is_drawn(card) and message.cohort < policy.least_cohort,
         "rounds": not 1 <= task.round <= min(card.federation.rounds + finishing, policy.max_rounds + finishing),
         "steps": work.steps > policy.max_local_steps,
         "rows": not policy.min_rows_round <= work.rows <= policy.max_rows
         or _effective_rows(work) < policy.min_rows_round,
         "rates": max(work.learning_rates) > (policy.max_learning_rate if finishing else _highest_rate(card, policy)),
         "base": any(view.adapter.base_digest != card.base.digest for view in views),
-        "transform": not _transforms_of_the_card(task, card, policy),
+        "transform": not (finishing and not task.transforms) and not _transforms_of_the_card(task, card, policy),
         "size": any(view.adapter.num_parameters > card.parameters for view in views),
+        "privacy": not (finishing or fits_the_card(task, card)),
         "task": not _fits(task, card, views)
         or not (finishing or (_work_of_the_card(work, card, rows) and _views_of_the_method(task, card, views))),
     }
@@ -58,6 +61,8 @@ def _transforms_of_the_card(task: TrainTask, card: RunCard, policy: Policy) -> b
     if not all(is_allowed(name, transforms, policy.transforms) for name in names):
         return False
     agreed = [(transform.name, dict(transform.options)) for transform in card.transforms]
+    if is_drawn(card):
+        return clip_of_the_card(given, task.round, card) and given[1:] == agreed
     norm = card.federation.clip_update_norm
     if norm == "median":  # that of the last round's updates, which the site does not know
         return (given[1:] if names[:1] == ["clip"] else given) == agreed
@@ -115,6 +120,10 @@ def _views_of_the_method(task: TrainTask, card: RunCard, views: tuple[ClientMode
     )
 
 
-def smallest_batch(work: Work, card: RunCard) -> int:
-    """Rows of the smallest step of a task: the last one where they do not divide evenly."""
-    return min(card.training.batch_size, work.rows - (work.steps - 1) * card.training.batch_size)
+def shown_of_a_step(work: Work, card: RunCard, policy: Policy) -> Literal["losses", "counts", "steps"]:
+    """What the progress of a task may show: a loss is a measure of the rows of a step, of which the smallest is the
+    last one where they do not divide evenly. By DP-SGD the drawn rows are a secret, and so are counts of them."""
+    if card.privacy is not None and card.privacy.unit == "example":
+        return "steps"
+    smallest = min(card.training.batch_size, work.rows - (work.steps - 1) * card.training.batch_size)
+    return "losses" if smallest >= policy.least_group else "counts"

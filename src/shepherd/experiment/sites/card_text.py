@@ -10,11 +10,14 @@ def card_lines(card: RunCard, policy: Policy, rows: str) -> list[tuple[str, str]
     """(what, in words) for each part of a card. rows: where the rows of the site are."""
     federation, training, personal = card.federation, card.training, card.personalization.name
     work = plural(training.local_steps, "step") if training.local_steps else f"{training.local_epochs:g} epochs"
-    sites = plural(federation.min_updates, "site")
+    private = card.privacy
+    sites = f"{plural(federation.min_updates, 'site')} or more"
+    if private is not None and private.unit == "client":
+        sites = f"{private.cohort:g} of {plural(private.sites, 'site')} on average, drawn at random"
     lines = [
         ("run", f"{card.name or 'without a name'}, id {card.run}"),
         ("base model", f"{card.base.name}, digest {card.base.digest[:12]}"),
-        ("method", f"{federation.method}, {plural(federation.rounds, 'round')}, each with {sites} or more"),
+        ("method", f"{federation.method}, {plural(federation.rounds, 'round')}, each with {sites}"),
         ("each round", f"trains on your rows for {work} of {training.batch_size}, learning rate "
                        f"{training.learning_rate:g}, rows cut at {card.data.max_length} tokens"),
     ]  # fmt: skip
@@ -24,7 +27,9 @@ def card_lines(card: RunCard, policy: Policy, rows: str) -> list[tuple[str, str]
         ("leaves here", f"each round an update of the adapter: {count(card.parameters)} numbers, about "
                         f"{size(4 * card.parameters)}"),
         ("", _rows(policy)),
-        ("", "the mean loss, the number of steps and of target tokens of a round; progress while it trains"),
+        ("", "the planned numbers of rows and steps; progress in steps, without losses"
+             if private is not None and private.unit == "example" else
+             "the mean loss, the number of steps and of target tokens of a round; progress while it trains"),
         ("", _held_out(card, policy)),
         ("stays here", f"the rows in {rows}: texts, answers, ids, paths, and errors in words"),
         ("protection", _protection(card)),
@@ -40,6 +45,8 @@ def _rows(policy: Policy) -> str:
 
 
 def _held_out(card: RunCard, policy: Policy) -> str:
+    if card.privacy is not None:
+        return "no measure: a private run has no losses of your rows"
     if not card.data.held_out_per_category:
         return "no measure: the coordinator has held-out rows"
     names = "by category, with the names" if policy.categories == "shown" else "without names of categories"
@@ -48,6 +55,12 @@ def _held_out(card: RunCard, policy: Policy) -> str:
 
 def _protection(card: RunCard) -> str:
     offered = f"the run offers: {', '.join(card.offers)}. " if card.offers else ""
+    if (found := card.privacy) is not None:
+        each = f"q = {found.sampling_rate:g}, " if found.unit == "client" else ""
+        return (
+            f"{offered}TLS on the way. Differential privacy of each {found.unit}: clip {found.clip:g}, noise "
+            f"multiplier {found.noise_multiplier:g}, {each}delta = {found.delta:g}. {found.trust}"
+        )
     return (
         offered + "TLS on the way. The coordinator sees each update of this site; an update says something of the rows"
     )

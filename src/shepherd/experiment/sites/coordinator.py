@@ -20,6 +20,7 @@ from shepherd.experiment.sites import folders, links
 from shepherd.experiment.sites.presence import Presence
 from shepherd.federation.policy import largest_answer
 from shepherd.store import RunDirectory, open_run, read_json
+from shepherd.updates.privacy.publication import place_of
 
 if TYPE_CHECKING:
     from shepherd.config import Config
@@ -67,6 +68,8 @@ def run_federation(
     least = table.min_updates if keep_least else max(table.min_updates, 2)
     least = min(sites, least) if min_sites is None else sites
     least = min(least, table.clients_per_round or least)
+    if config.privacy.unit == "client":  # whose rounds release noise, whoever answers
+        least = table.min_updates
     config = config.model_copy(update={"federation": table.model_copy(update={"min_updates": least})})
     with served.alone():
         return begin_over(config, served.carrier(sites), served.emit, terms=served.terms(sites))
@@ -77,7 +80,7 @@ def resume_federation(run_dir: Path, observer: Emit, *, force: bool = False) -> 
     from shepherd.experiment.coordinate import resume_over
 
     folder = open_run(run_dir, "identity.json")
-    known = read_json(folder / FILE)
+    known = read_json(place_of(folder, FILE))
     served, sites = Served(_folder_of(known), observer), int(known["sites"])
     if served.fingerprint != known["fingerprint"]:
         raise UsageError(
@@ -90,7 +93,7 @@ def resume_federation(run_dir: Path, observer: Emit, *, force: bool = False) -> 
 
 def is_federated(run_dir: Path) -> bool:
     """Whether a run belongs to a federation of sites."""
-    return (run_dir / FILE).is_file()
+    return place_of(run_dir, FILE).is_file()
 
 
 def _folder_of(known: Any) -> Path:
@@ -149,7 +152,7 @@ class Served:
             from shepherd.experiment.sites.watched import Watched
 
             found = {"federation": self.name, "folder": str(self.folder.absolute()), "fingerprint": self.fingerprint}
-            if not (store.path / FILE).exists():
+            if not place_of(store.path, FILE).exists():
                 store.write_json(FILE, {**found, "sites": sites})
             self.began(str(store.path))
             self.present.set(run=str(store.path), rounds=card.federation.rounds)

@@ -28,7 +28,9 @@ STRICT: dict[str, tuple[object, str]] = {
     "min_rows_tell": (0, "state a smaller number of rows as this one"),
     "least_group": (10, "measures of fewer held-out rows stay here"),
     "categories": ("hidden", '"shown": names of categories may leave with measures'),
-    "require": (["tls1.3"], "protections without which this site takes no part"),
+    "require": (["tls1.3"], 'protections without which this site takes no part; "dp": differential privacy'),
+    "epsilon_max": (0.0, 'the largest epsilon of a private run, as this site computes it; 0: any. "dp" needs it'),
+    "delta_max": (0.0, 'the largest delta of a private run; 0: any. "dp" needs it'),
     "least_cohort": (2, "no round with fewer sites"),
     "window": ("", 'hours of local time in which this site trains, e.g. "Mon-Fri 20:00-06:00"; empty: always'),
 }

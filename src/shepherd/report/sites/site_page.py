@@ -28,7 +28,7 @@ def write_site_report(path: Path, name: str, found: Mapping[str, Any], policy: P
         title=name,
         facts=[plural(len(runs), "run"), f"{size(_sum(runs, 'bytes_out'))} left this site"],
         verdict=sentences(found),
-        items=[overview(runs, limits)] if runs else [],
+        items=[table for table in (overview(runs, limits), privacy_table(runs, limits)) if table] if runs else [],
         sections=sections,
     )
     return write_page(path, page)
@@ -40,7 +40,8 @@ def site_text(found: Mapping[str, Any], policy: Policy) -> str:
     parts = ["\n".join(map(clean, sentences(found)))]
     if runs:
         newest = next(iter(runs))
-        parts += [plain_text(overview(runs, limits)), plain_text(_by_round(runs[newest], limits))]
+        tables = (overview(runs, limits), privacy_table(runs, limits), _by_round(runs[newest], limits))
+        parts += [plain_text(table) for table in tables if table]
     if policy:
         parts.append(plain_text(Table("Policy of this site", ("", ""), policy, texts=(0, 1))))
     return "\n\n".join(parts) + "\n\n"
@@ -81,8 +82,29 @@ def overview(runs: Mapping[str, Any], limits: Limits) -> Table:
     return without_empty(Table("Runs of this site", columns, rows, texts=(0, 1, 2), note=note.strip()))
 
 
+def privacy_table(runs: Mapping[str, Any], limits: Limits) -> Table | None:
+    """What has left under privacy, one line per private run; None without any."""
+    private = {run: about["privacy"] for run, about in runs.items() if about.get("privacy")}
+    if not private:
+        return None
+    rows = [
+        [run[:12], found["unit"], count(found["releases"]), digits(found["epsilon"]), f"{found['delta']:g}",
+         f"{found['noise_multiplier']:g}", f"{found['clip']:g}", f"the {found['drawn_by']}"]
+        for run, found in list(private.items())[: limits.rows]
+    ]  # fmt: skip
+    columns = ("Run", "Unit", "Releases", "ε so far", "δ", "z", "C", "Noise by")
+    note = left_out(len(private), limits.rows, "run")
+    note += (
+        " Unit example: what this site entered in its own ledger. Unit client: its updates, and ε of all rounds so far "
+        "by the card; whether the coordinator adds that noise, no site sees. ε of several runs adds up."
+    )
+    return Table("Privacy of what left", columns, rows, texts=(0, 1, 7), note=note.strip())
+
+
 def _section(key: str, run: str, about: Mapping[str, Any], limits: Limits) -> Section:
     text = [f"{about['name'] or 'A run'}: {_state(about)}."]
+    if about.get("privacy"):
+        text.append(about["privacy"]["trust"])
     models = {
         "own": "its own model (shepherd chat of this folder)",
         "global": "the last global model that was sent here",

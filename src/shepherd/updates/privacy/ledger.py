@@ -149,7 +149,12 @@ def read_releases(file: Path, kind: type[Line] = Release) -> list[Line]:
 
     A last line without its end was not durable, so no noise was drawn for it, and it does not count.
     """
-    *lines, _unfinished = file.read_bytes().split(b"\n") if file.exists() else (b"",)
+    return releases_in(file.read_bytes() if file.exists() else b"", kind, str(file))
+
+
+def releases_in(data: bytes, kind: type[Line], name: str) -> list[Line]:
+    """The same for the bytes of a ledger. name: of its file, for messages."""
+    *lines, _unfinished = data.split(b"\n")
     releases = []
     for number, line in enumerate(lines, 1):
         try:
@@ -159,7 +164,7 @@ def read_releases(file: Path, kind: type[Line] = Release) -> list[Line]:
             releases.append(release := kind(**values))
             _ = release.rounds
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
-            raise DataError(f"{file}, line {number} is not a release ({error}): {CUT}") from None
+            raise DataError(f"{name}, line {number} is not a release ({error}): {CUT}") from None
     return releases
 
 

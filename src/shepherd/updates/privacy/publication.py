@@ -52,6 +52,7 @@ FILES = {
     "summary.json": IN_PART,
     "audit.json": RELEASED,  # figures over all rows; the whole is in private/
     "canaries.json": NEVER,
+    "card.json": WITHHELD,  # of a run over sites
     "report.html": RELEASED,
     "benchmarks": WITHHELD,
     "answers": WITHHELD,
@@ -116,7 +117,7 @@ SUMMARY = {
     },
     **dict.fromkeys(("clients", "rounds", "cohort", "command", "version", "seed", "reload_check"), RELEASED),
     **dict.fromkeys(("labels", "failed", "rows_seen", "found"), WITHHELD),
-    **dict.fromkeys(("trained_rows", "best", "sites"), NEVER),
+    **dict.fromkeys(("trained_rows", "best", "sites", "federation"), NEVER),
     "forced": WHETHER,
     "unanswered": RELEASED,
     "privacy": RELEASED,
