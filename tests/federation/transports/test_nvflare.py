@@ -205,6 +205,7 @@ def test_a_second_process_with_one_identity_is_refused_and_learns_it(federation)
     copy = federation.kits.folder / "copy"
     shutil.copytree(federation.kits.folder / "a", copy)
     session = federation.transport.present()["a"].session
+    assert not [file for file in copy.rglob("*") if file.is_file() and session.encode() in file.read_bytes()]
     second = ServedSite(copy)
     until(lambda: "another process uses this identity" in second.events.reasons())
     second.end()
