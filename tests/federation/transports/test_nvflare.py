@@ -301,5 +301,7 @@ def test_a_removed_site_is_refused_at_once_and_learns_why(federation):
     assert "e" not in federation.transport.present()
     raw = RawMember(federation.kits.folder / "e", federation.kits.port)
     assert raw("register")["code"] == "refused"
+    assert raw(core=True, fobs=True, timeout=0.3)["code"] != "ok"
     raw.end()
+    until(lambda: "a message from 'e' was dropped: this site is not" in federation.events.reasons())
     assert '"e"' in (federation.kits.folder / "server" / "disabled_clients.json").read_text()
