@@ -207,7 +207,7 @@ class _Client:
         while not stop.wait(wait):
             begin = time.monotonic()
             if self.removed:
-                raise NetworkError(self.removed, hint="ask the coordinator for an invitation to join again")
+                raise NetworkError(self.removed, hint="ask the coordinator: to come back takes another name")
             if not self.engine.is_alive():
                 self.start()
             elif self.up.is_set():
