@@ -187,7 +187,7 @@ def test_a_run_over_sites_names_what_it_lacks(shell, recipe, network):
     assert not Path("runs").exists() and not network
 
 
-def test_a_federation_is_made_with_private_files_and_an_invitation_for_each_site(shell):
+def test_a_federation_is_made_with_private_files_and_an_invitation_for_each_site(shell, monkeypatch):
     outcome = shell("federation", "new", "other", "--invite", "east,west", "--port", "7400")
     assert outcome.status == 0, outcome.err
     assert "federations/other: sites connect to localhost:7400, enrolment is at port 7401" in outcome.out
@@ -202,6 +202,9 @@ def test_a_federation_is_made_with_private_files_and_an_invitation_for_each_site
     ]  # fmt: skip
     before = Path("east.invite").read_bytes()
     assert shell("federation", "invite", "east", "--federation", "other").status == 0
+    monkeypatch.setattr(enrolment, "approve", lambda folder, file: file.with_name("east.signed"))
+    outcome = shell("federation", "approve", "from-the-mail.txt", "--federation", "other")
+    assert outcome.out == "east.signed: send it back; there: shepherd site join east.signed\n"
     assert Path("east.invite").read_bytes() != before
     outcome = shell("federation", "invite", "east")
     assert outcome.status == 2 and "there are 2 federations here" in outcome.err

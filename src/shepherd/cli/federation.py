@@ -86,7 +86,8 @@ def approve(file: Path, name: str | None) -> None:
     folder = _folder(name)
     from shepherd.federation.enrolment import approve as sign
 
-    click.echo(f"{sign(folder, file)}: send it back; there: shepherd site join {file.with_suffix('.signed').name}")
+    signed = sign(folder, file)
+    click.echo(f"{signed}: send it back; there: shepherd site join {signed.name}")
 
 
 @federation.command()

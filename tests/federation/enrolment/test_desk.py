@@ -212,6 +212,27 @@ def test_names_that_no_site_may_have(federation: FederationFolder, invited: Invi
     assert set(federation.members) == {"hospital-a"}
 
 
+def test_the_server_does_not_take_the_name_of_a_site(federation: FederationFolder, invited: Invited) -> None:
+    invited("hospital-a")
+    settings = federation.path / "federation.toml"
+    text = settings.read_text()
+    settings.write_text(text.replace('"localhost"', '"Hospital-A"'))
+    with pytest.raises(UsageError, match="the host Hospital-A is the name of a site, hospital-a"):
+        FederationFolder(federation.path).prepare()
+    settings.write_text(text.replace('"localhost"', '"hospital-b"'))
+    FederationFolder(federation.path).prepare()
+
+
+def test_a_proof_that_is_not_base64_is_refused_alike_for_every_name(
+    federation: FederationFolder, invited: Invited
+) -> None:
+    invited("hospital-b")
+    grant(federation, _right(federation, invited("hospital-a")))
+    for site in "hospital-a", "hospital-b", "hospital-c":
+        bad = request_of(federation, "0" * 40, site=site, kind="renew", proof="not base64")
+        assert refusal(federation, bad) == "format", site
+
+
 def test_a_renewal_needs_the_present_key_and_is_in_the_members_name(
     federation: FederationFolder, invited: Invited, tmp_path: Path
 ) -> None:

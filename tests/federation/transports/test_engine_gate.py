@@ -23,6 +23,7 @@ if sys.platform.startswith("linux"):
 
     from shepherd.federation.transports.gate import MOST_CONNECTIONS, OF_THE_ENGINE, SMALL, Gate
     from shepherd.federation.transports.guard import OPEN, PER_SECOND, STALE, Guard
+    from shepherd.federation.transports.refusals import NO_MEMBER
 
 MIB = 2**20
 
@@ -107,6 +108,33 @@ def test_the_coordinator_takes_a_message_only_over_the_connection_of_its_sender(
     assert {sender for sender, _ in server.refused} == {"a", "b", ""}  # of certificates, not as a message claims
     server.target = "b"
     assert server(CellChannel.SERVER_MAIN, OF_THE_ENGINE[0]) == "it is for another site"
+
+
+class Replies(list):
+    """A cell, and the answers that it sends."""
+
+    def _send_reply(self, reply: object, endpoint: object) -> None:
+        self.append(reply)
+
+
+def test_the_coordinator_decodes_nothing_of_a_removed_site_which_has_no_allowance():
+    server = Door("server")
+    server.gate.members, server.gate.cell = frozenset("bc"), Replies()
+    for topic in OF_THE_ENGINE:
+        assert server(CellChannel.SERVER_MAIN, topic, **{MessageHeaderKey.PAYLOAD_ENCODING: Encoding.FOBS}) == NO_MEMBER
+    assert server.part() == server("cellnet.channel", "bye") == NO_MEMBER
+    assert server(CellChannel.SERVER_MAIN, OF_THE_ENGINE[0], cn="b") == "it came over the connection of another one"
+    assert not server.gate.guard._members.keys() - {""}
+    for _ in range(1000):
+        server.part()
+    assert len(server.gate.cell) < 300, "the answers have an allowance"
+    server.gate.members = frozenset("ab")
+    assert not server.part()
+    assert not server(CellChannel.SERVER_MAIN, OF_THE_ENGINE[1])
+    site, answer = Door("site"), server.gate.cell[0]
+    assert site("", "", kind=answer.get_header(MessageHeaderKey.MSG_TYPE), **answer.headers) == NO_MEMBER
+    assert site.refused == [("server", NO_MEMBER)]
+    assert site("", "", over="b", **answer.headers) == "only the coordinator sends messages to a site"
 
 
 @pytest.mark.parametrize("role", ["server", "site"])

@@ -205,6 +205,7 @@ def test_a_second_process_with_one_identity_is_refused_and_learns_it(federation)
     copy = federation.kits.folder / "copy"
     shutil.copytree(federation.kits.folder / "a", copy)
     session = federation.transport.present()["a"].session
+    assert not [file for file in copy.rglob("*") if file.is_file() and session.encode() in file.read_bytes()]
     second = ServedSite(copy)
     until(lambda: "another process uses this identity" in second.events.reasons())
     second.end()
@@ -300,5 +301,7 @@ def test_a_removed_site_is_refused_at_once_and_learns_why(federation):
     assert "e" not in federation.transport.present()
     raw = RawMember(federation.kits.folder / "e", federation.kits.port)
     assert raw("register")["code"] == "refused"
+    assert raw(core=True, fobs=True, timeout=0.3)["code"] != "ok"
     raw.end()
+    until(lambda: "a message from 'e' was dropped: this site is not" in federation.events.reasons())
     assert '"e"' in (federation.kits.folder / "server" / "disabled_clients.json").read_text()

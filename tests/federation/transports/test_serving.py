@@ -55,19 +55,30 @@ def test_the_limits_of_the_wire_are_those_of_the_run_and_the_files_are_private(k
 
 def test_one_process_has_a_kit_and_names_the_one_before_only_in_its_own_folder(kits):
     kit = kits.site("a")
-    with hold(kit, "one") as former:
+    with hold(kit, "session-one") as former:
         assert former == ""
         with pytest.raises(UsageError, match="is in use by process"), hold(kit, "two"):
             pass
-    copy = kits.folder / "copy"
-    shutil.copytree(kit, copy)
-    with hold(copy, "three") as former:
+    copies = kits.folder / "copies"
+    copies.mkdir()
+    shutil.copytree(kit, copies / "a")
+    assert not [file for file in (copies / "a").rglob("*") if file.is_file() and b"session-one" in file.read_bytes()]
+    note = kits.folder / "a-session.json"
+    shutil.copy(note, copies)  # as with the whole folder of a site
+    with hold(copies / "a", "three") as former:
         assert former == ""
     with hold(kit, "two") as former:
-        assert former == "one"
-    (kit / "session.json").write_text("[]")
+        assert former == "session-one"
+    assert note.stat().st_mode & 0o777 == 0o600
+    note.write_text("[]")
     with hold(kit, "four") as former:
         assert former == ""
+
+
+def test_no_file_of_the_coordinators_kit_has_a_session(kits):
+    with hold(kits.server()) as former:
+        assert former == ""
+    assert not list(kits.folder.rglob("*session*"))
 
 
 def test_a_folder_without_a_kit_or_with_a_damaged_one_is_refused(kits, tmp_path):

@@ -95,11 +95,12 @@ def grant(folder: FederationFolder, data: bytes, way: str = "network") -> bytes:
 def _judge(members: Mapping[str, Member], request: Request, signing: bytes) -> Member:
     """The member whose request is granted, or has been. Raises Refused: without a proof nobody learns more."""
     member, at = members.get(request.site), now()
+    proof = decoded(request.proof) if request.kind == "renew" else b""  # first: the same refusal for every name
     if member is not None and member.state == "member" and hmac.compare_digest(member.request, request.digest):
         return member
     if request.kind == "renew":
         pem = member.certificate.encode() if member is not None else b""
-        if member is None or not pem or not is_signed(pem, renewal_message(signing), decoded(request.proof)):
+        if member is None or not pem or not is_signed(pem, renewal_message(signing), proof):
             raise Refused("key-proof")
         if member.state != "member":
             raise Refused("removed")
@@ -121,7 +122,11 @@ def _judge(members: Mapping[str, Member], request: Request, signing: bytes) -> M
 
 
 def _count(folder: FederationFolder, site: str) -> None:
-    """Count a request without the right proof against the open invitation of a site, if there is one."""
+    """Count a request without the right proof against the open invitation of a site, if there is one.
+
+    The refusal of an invited name takes longer by this write to the disk, so who has the fingerprint may learn by the
+    time whether a name is invited; ten such requests close the invitation, and the coordinator sees it in the log.
+    """
 
     def tried(member: Member) -> Member:
         invited = member.invitation

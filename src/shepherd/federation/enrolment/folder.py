@@ -36,6 +36,7 @@ from shepherd.federation.enrolment.authority import (
 )
 from shepherd.federation.enrolment.invitation import Host, Port
 from shepherd.federation.enrolment.members import RENEWABLE, Member, now
+from shepherd.federation.enrolment.names import check_host
 from shepherd.federation.transports.kits import SERVER, write_server_kit
 from shepherd.store.disk import PRIVATE, TEMPORARY, discard, make_folders, remove_tree, sweep, temporary, write_whole
 from shepherd.store.lines import line_of
@@ -116,13 +117,15 @@ class FederationFolder:
 
     def prepare(self) -> None:
         """Make the server's kit ready to start: a certificate with time left, and NVFlare's files. Call it before each
-        start of the server. Raises ResourceError where a new certificate is due and the authority's key is away."""
+        start of the server. Raises ResourceError where a new certificate is due and the authority's key is away, and
+        UsageError where the host has the name of a site."""
         with self.lock():
             self._prepare()
 
     def _prepare(self) -> None:
         sweep(PRIVATE, self.path)
         sweep(PRIVATE, self.authority)
+        check_host(self.settings.host, self.members, self.path / SETTINGS)
         startup = self.kit / "startup"
         rest = _time_left(startup / "server.crt", self.certificate)
         away = not (self.authority / AUTHORITY_KEY).is_file()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 
 from shepherd.errors import UsageError
 from shepherd.federation.cards import NAME
@@ -14,6 +15,16 @@ from shepherd.federation.enrolment.members import Member
 from shepherd.federation.transports.kits import SERVER
 
 MOST_SITES = 1000
+
+
+def check_host(host: str, members: Mapping[str, Member], settings: Path) -> None:
+    """Raise UsageError where a site has the name of the host: its certificate would be good for the server's name."""
+    taken = next((name for name in members if name.casefold() == host.casefold()), None)
+    if taken is not None:
+        raise UsageError(
+            f"{settings}: the host {host} is the name of a site, {taken}, which could play the server",
+            hint="give the server another DNS name, or its IPv4 address",
+        )
 
 
 def check_name(site: str, host: str, members: Mapping[str, Member], at: datetime, again: bool) -> None:

@@ -5,6 +5,7 @@
 A parent of NVFlare also takes commands: deploy a job, delete a folder, stop. It takes them from a sender that says to
 be the server, and over a listener on loopback without TLS, which every person on the machine reaches. So the gate is in
 place before a cell connects, that listener is not opened, and at a site the coordinator has no other channel than ours.
+A removed site has a valid certificate for a while: its messages are dropped at the coordinator before they are decoded.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from nvflare.private.defs import CellChannelTopic
 
 from shepherd.federation.transports.guard import Guard, Stream
 from shepherd.federation.transports.kits import SERVER
+from shepherd.federation.transports.refusals import NO_MEMBER
 
 CHANNEL = "shepherd"
 OF_SITES, OF_THE_COORDINATOR = ("hello", "answer", "progress", "message"), ("ask", "tell")
@@ -59,10 +61,15 @@ COST_OF_A_REPLY = 10.0
 
 
 class Gate:
-    """A filter of all that comes to a parent. role: server or site. refused: takes who sent it, and what is against."""
+    """A filter of all that comes to a parent. role: server or site. refused: takes who sent it, and what is against.
+
+    members: the names whose messages the coordinator takes, replaced as a whole; None: those of every certificate.
+    """
 
     def __init__(self, role: str, guard: Guard, refused: Callable[[str, str], None]) -> None:
         self.role, self.guard, self.refused = role, guard, refused
+        self.members: frozenset[str] | None = None
+        self.cell: Any = None
         self._lock = threading.Lock()
         self._connections: defaultdict[str, list[Any]] = defaultdict(list)
 
@@ -71,6 +78,7 @@ class Gate:
         start = CoreCell.start
 
         def guarded(cell: Any) -> None:
+            self.cell = cell
             cell.add_incoming_filter("*", "*", self.judge)
             start(cell)
 
@@ -99,11 +107,31 @@ class Gate:
     def judge(self, message: Any) -> Any:
         """None for a message that may pass; otherwise NVFlare drops it."""
         sender, against = self._sender(message)
+        if not against and self.role == SERVER and self.members is not None and sender not in self.members:
+            against = NO_MEMBER
+            self._answer_stranger(sender, message)
         against = against or self._against(sender, message)
         if not against:
             return None
         self.refused(sender, against)
         return make_reply(ReturnCode.UNAUTHENTICATED, against)
+
+    def _answer_stranger(self, sender: str, message: Any) -> None:
+        """Answer that the sender is not a member: so a removed site ends. All of them together have one allowance."""
+        if self.cell is None or not self.guard.admits("", time.monotonic()):
+            return
+        reply = make_reply(ReturnCode.UNAUTHENTICATED, NO_MEMBER)
+        reply.add_headers(
+            {
+                MessageHeaderKey.FROM_CELL: SERVER,
+                MessageHeaderKey.TO_CELL: sender,
+                MessageHeaderKey.ORIGIN: SERVER,
+                MessageHeaderKey.DESTINATION: sender,
+                MessageHeaderKey.REQ_ID: message.get_header(MessageHeaderKey.REQ_ID, ""),
+                MessageHeaderKey.MSG_TYPE: MessageType.REPLY,
+            }
+        )
+        self.cell._send_reply(reply, message.get_prop(MessagePropKey.ENDPOINT))
 
     def drop_stale(self, now: float) -> None:
         """Drop messages whose parts no longer come, with what the engine holds of them."""
@@ -129,6 +157,8 @@ class Gate:
         head = message.get_header
         channel, topic, size = head(MessageHeaderKey.CHANNEL), head(MessageHeaderKey.TOPIC), len(message.payload or b"")
         kind, encoding = head(MessageHeaderKey.MSG_TYPE), head(MessageHeaderKey.PAYLOAD_ENCODING)
+        if self.role != SERVER and head(MessageHeaderKey.ERROR) == NO_MEMBER:
+            return NO_MEMBER
         if head(MessageHeaderKey.ENCRYPTED):
             return "it is encrypted apart"
         of_the_engine = channel == CellChannel.SERVER_MAIN and topic in OF_THE_ENGINE

@@ -2,8 +2,10 @@
 
     with hold(kit, session) as former: ...
 
-The coordinator lets a process take the place of its predecessor at once if it names the predecessor's session. The
-session is read only in the folder in which that one ran: a copy of the kit has the file, but is another folder.
+The coordinator lets a process take the place of its predecessor at once if it names the predecessor's session. So the
+session lies next to the kit, as `kit-session.json` in the site's folder: who copies the kit has not got it. A copy of
+the whole `sites/NAME` has the file. It is not read there, since it was written in another folder; but a hostile process
+may read it, and take the place of the site as long as that session is the present one.
 """
 
 from __future__ import annotations
@@ -15,14 +17,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from shepherd.errors import UsageError
+from shepherd.store.disk import PRIVATE, write_whole
 from shepherd.store.lock import locked, writer_of
 
 FILE = "session.json"
+"""After the name of the kit."""
 
 
 @contextmanager
 def hold(kit: Path, session: str = "") -> Iterator[str]:
     """Hold the only lock of a kit: the session that was held here before, or an empty text.
+
+    session: that of a site's process; the coordinator has none.
 
     Raises UsageError where another process has it or the kit is incomplete, and ResourceError without locks.
     """
@@ -36,13 +42,18 @@ def hold(kit: Path, session: str = "") -> Iterator[str]:
                 f"{kit} is in use by {writer_of(kit) or 'another process'}",
                 hint="end that process; one process at a time has a kit",
             ) from None
-        former, here = "", _place(kit)
-        with suppress(OSError, ValueError, LookupError, TypeError):
-            note = json.loads((kit / FILE).read_text(encoding="utf-8"))
-            former = str(note["session"]) if note["place"] == here else ""
-        with suppress(OSError):  # a full disk costs the next start some seconds
-            (kit / FILE).write_text(json.dumps({"session": session, "place": here}), encoding="utf-8")
-        yield former
+        yield _exchange(kit.with_name(f"{kit.name}-{FILE}"), session, _place(kit)) if session else ""
+
+
+def _exchange(path: Path, session: str, here: str) -> str:
+    """The session in the file, if it ran here; the file has the new one then."""
+    former = ""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        note = json.loads(path.read_text(encoding="utf-8"))
+        former = str(note["session"]) if note["place"] == here else ""
+    with suppress(OSError):  # a full disk costs the next start some seconds
+        write_whole(PRIVATE, path, json.dumps({"session": session, "place": here}).encode())
+    return former
 
 
 def _place(kit: Path) -> str:

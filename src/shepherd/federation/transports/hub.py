@@ -26,11 +26,11 @@ from typing import Protocol
 from shepherd.errors import ShepherdError
 from shepherd.federation.transport import Aborted, Leases, Reply, Seen
 from shepherd.federation.transports.bridge import Gone, Head
+from shepherd.federation.transports.refusals import NO_MEMBER
 from shepherd.types import ClientId
 
 TOO_LARGE = "exceeds configured limit"
 """What the engine answers to a message above the limit of the other side."""
-NO_MEMBER = "this site is not, or no longer, a member of the federation"
 BEAT = 1.0
 """Seconds between two looks at whether it is enough."""
 MOST_WAITING = 50
@@ -87,7 +87,7 @@ class Hub:
         self._pool = ThreadPoolExecutor(32, "questions")
         self._connected: set[ClientId] = set()
         self._last: dict[ClientId, float] = {}
-        self._names: frozenset[ClientId] | None = frozenset() if members is not None else None
+        self.names: frozenset[ClientId] | None = frozenset() if members is not None else None
         self._read_members()
 
     # The engine's process
@@ -271,13 +271,13 @@ class Hub:
     # Absence
 
     def _is_member(self, client: ClientId) -> bool:
-        return client not in self.expelled and (self._names is None or client in self._names)
+        return client not in self.expelled and (self.names is None or client in self.names)
 
     def _read_members(self) -> None:
         """Read the list again; one that cannot be read stays as it was."""
         if self.members is not None:
             with suppress(OSError, ValueError, ShepherdError):
-                self._names = frozenset(self.members())
+                self.names = frozenset(self.members())
 
     def _absences(self) -> None:
         self._read_members()

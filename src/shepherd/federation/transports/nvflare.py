@@ -34,6 +34,7 @@ from shepherd.federation.transports.bridge import Bridge, Gone, Head
 from shepherd.federation.transports.gate import CHANNEL, OF_SITES, OF_THE_COORDINATOR, Gate
 from shepherd.federation.transports.guard import Guard
 from shepherd.federation.transports.kits import SERVER, read_site
+from shepherd.federation.transports.refusals import NO_MEMBER
 
 SESSION = "shepherd_session"
 WAIT = 15.0
@@ -56,6 +57,9 @@ class Link:
 
     @classmethod
     def handle(cls, head: Head, data: bytes) -> Head | None:
+        if head["do"] == "members":
+            cls.gate.members = frozenset(json.loads(data))
+            return None
         if cls.part is None or cls.part.cell is None:
             return {"code": "not-up"}
         return cls.part.do(head, data)
@@ -67,6 +71,9 @@ class Link:
 
     @classmethod
     def refused(cls, sender: str, why: str) -> None:
+        if sender == SERVER and why == NO_MEMBER:  # the coordinator's word on this site
+            cls.post(event="refused", code="removed", why=why)
+            return
         cls.post(event="refused", code="message", why=f"a message from {sender[:80]!r} was dropped: {why}")
 
     @classmethod

@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+NO_MEMBER = "this site is not, or no longer, a member of the federation"
+"""What the coordinator answers to others than members."""
+
 
 class Refusal(NamedTuple):
     """A refusal. code: certificate, tls, name, lease, removed, federation, message."""

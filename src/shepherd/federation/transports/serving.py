@@ -22,14 +22,14 @@ from pathlib import Path
 from shepherd.errors import NetworkError, ResourceError, UsageError
 from shepherd.federation.transport import Transport
 from shepherd.federation.transports.audit import Audit
-from shepherd.federation.transports.bridge import Head
+from shepherd.federation.transports.bridge import Gone, Head
 from shepherd.federation.transports.diagnosis import Fault, diagnose
 from shepherd.federation.transports.engine_process import EngineProcess, check_engine
 from shepherd.federation.transports.holding import hold
 from shepherd.federation.transports.hub import Hub
 from shepherd.federation.transports.kits import is_loopback, read_address
 from shepherd.federation.transports.link import BEAT, SILENCE, Link, Process
-from shepherd.federation.transports.refusals import refusal_in
+from shepherd.federation.transports.refusals import NO_MEMBER, refusal_in
 from shepherd.store.disk import PRIVATE, write_whole
 from shepherd.types import ClientId
 
@@ -88,6 +88,7 @@ class _Server:
         self.hub, self.limit, self.audit = hub, limit, audit
         self.stop, self.up = threading.Event(), threading.Event()
         self.failures = 0
+        self.posted: frozenset[ClientId] | None = None
         self.engine = EngineProcess("server", kit, self.handle, lambda line: _note(line, audit))
 
     def handle(self, head: Head, data: bytes) -> Head | None:
@@ -115,7 +116,17 @@ class _Server:
                 self.stop.wait(0.5 * (self.failures - 1))
                 self.hub.heard = time.monotonic()
                 self.hub.attach(self.engine.start(self.limit() if callable(self.limit) else self.limit))
+                self.posted = None
+            self.post_members()
             self.stop.wait(0.25)
+
+    def post_members(self) -> None:
+        """Send the names that may connect to the engine's process if they have changed: it drops what others send."""
+        bridge, names = self.engine.bridge, self.hub.names
+        if bridge is not None and names is not None and names - self.hub.expelled != self.posted:
+            self.posted = names - self.hub.expelled
+            with suppress(Gone):  # another process is started then
+                bridge.post({"do": "members"}, json.dumps(sorted(self.posted)).encode())
 
     def wait(self, port: int) -> None:
         """Wait for the first start, until sites can connect. Raises NetworkError."""
@@ -180,7 +191,7 @@ class _Client:
         if head["event"] == "up":
             self.up.set()
         elif head["event"] == "refused":
-            self.audit("refused", **{key: value for key, value in head.items() if key != "event"})
+            self.refused("refused", **{key: value for key, value in head.items() if key != "event"})
         else:
             return self.link.handle(head, data)
         return None
@@ -215,7 +226,7 @@ class _Client:
         """Give a sign of life, and judge the answer."""
         code = self.link.beat()
         if code == "removed":
-            self.removed = "this site is not, or no longer, a member of the federation"
+            self.removed = NO_MEMBER
         elif code == "ok":
             self.link.send_outbox()
         if self.link.silence > SILENCE and self.is_reachable():
