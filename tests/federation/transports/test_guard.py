@@ -15,19 +15,25 @@ def test_messages_above_a_rate_are_dropped_and_others_come_through():
 
 def test_two_messages_of_the_largest_size_may_be_on_their_way():
     guard = Guard(100)
-    assert guard.collects("a", "one", 100, 0.0)
-    assert guard.collects("a", "two", 100, 0.0)
-    assert not guard.collects("a", "three", 1, 0.0)
-    assert guard.collects("a", "one", 100, 0.0)  # its next part
-    assert guard.collects("b", "one", 100, 0.0)
-    guard.ends("a", "one")
-    assert guard.collects("a", "three", 100, 0.0)
+    assert guard.collects("a", "one", 100, 40, 0.0)
+    assert guard.collects("a", "two", 100, 40, 0.0)
+    assert not guard.collects("a", "three", 1, 1, 0.0)
+    assert guard.collects("a", "one", 100, 40, 0.0)  # its next part
+    assert guard.collects("b", "one", 100, 40, 0.0)
+    assert not guard.collects("a", "three", 100, 40, 0.0)
+    assert guard.collects("a", "one", 100, 20, 0.0)
+    assert guard.collects("a", "three", 100, 40, 0.0)
+
+
+def test_messages_whose_last_part_overtakes_another_one_leave_nothing_on_the_way():
+    guard = Guard(100)
+    for stream in range(10):
+        assert all(guard.collects("a", str(stream), 100, part, 0.0) for part in (40, 20, 40)), stream
 
 
 def test_a_message_that_stopped_coming_is_forgotten():
     guard = Guard(100)
-    assert guard.collects("a", "one", 100, 0.0)
-    assert guard.collects("a", "two", 100, STALE)
-    assert not guard.collects("a", "three", 100, STALE)
-    assert guard.collects("a", "three", 100, STALE + 1)
-    guard.ends("nobody", "one")
+    assert guard.collects("a", "one", 100, 40, 0.0)
+    assert guard.collects("a", "two", 100, 40, STALE)
+    assert not guard.collects("a", "three", 100, 40, STALE)
+    assert guard.collects("a", "three", 100, 40, STALE + 1)

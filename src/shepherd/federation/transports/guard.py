@@ -18,7 +18,8 @@ STALE = 60.0
 class _Member:
     left: float
     time: float
-    streams: dict[str, tuple[int, float]] = field(default_factory=dict)
+    streams: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    """Of each message on its way its bytes, those that are still to come, and the time of its last part."""
 
 
 class Guard:
@@ -38,21 +39,23 @@ class Guard:
         known.left -= 1
         return True
 
-    def collects(self, member: str, stream: str, size: int, now: float) -> bool:
-        """Whether a part of a message of `size` bytes in all may be collected."""
+    def collects(self, member: str, stream: str, size: int, part: int, now: float) -> bool:
+        """Whether a part of `part` bytes of a message of `size` bytes in all may be collected.
+
+        Parts arrive in any order, the last one too, so a message is no longer on its way when all bytes have come.
+        """
         streams = self._member(member, now).streams
-        for name in [name for name, (_, last) in streams.items() if now - last > STALE]:
+        for name in [name for name, (*_, last) in streams.items() if now - last > STALE]:
             del streams[name]
-        others = sum(size for name, (size, _) in streams.items() if name != stream)
+        others = sum(whole for name, (whole, *_) in streams.items() if name != stream)
         if others + size > self.most:
             return False
-        streams[stream] = size, now
+        left = streams.get(stream, (size, size, now))[1] - part
+        if left > 0:
+            streams[stream] = size, left, now
+        else:
+            streams.pop(stream, None)
         return True
-
-    def ends(self, member: str, stream: str) -> None:
-        """A message has come as a whole."""
-        if member in self._members:
-            self._members[member].streams.pop(stream, None)
 
     def _member(self, member: str, now: float) -> _Member:
         return self._members.setdefault(member, _Member(BURST, now))

@@ -32,7 +32,6 @@ from nvflare.fuel.f3.streaming.stream_const import (
     STREAM_CHANNEL,
     STREAM_DATA_TOPIC,
     STREAM_ERROR_TOPIC,
-    StreamDataType,
     StreamHeaderKey,
 )
 from nvflare.private.defs import CellChannelTopic, CellMessageHeaderKeys
@@ -212,10 +211,9 @@ class ServerPart(_Part):
             return "its size is not stated"
         if not part.get(StreamHeaderKey.SEQUENCE) and not Link.guard.admits(origin, now):
             return "there are too many"
-        if size <= Link.guard.most // 2 and not Link.guard.collects(origin, stream, size, now):
+        here = len(message.payload or b"")
+        if size <= Link.guard.most // 2 and not Link.guard.collects(origin, stream, size, here, now):
             return "too much is on its way"  # one that is larger is refused by the streaming, which answers
-        if part.get(StreamHeaderKey.DATA_TYPE) == StreamDataType.FINAL:
-            Link.guard.ends(origin, stream)
         return ""
 
     def _tick(self) -> None:
