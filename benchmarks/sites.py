@@ -111,7 +111,7 @@ def main() -> None:
     names, data = [f"site-{n:02}" for n in range(given.sites)], secrets.token_bytes(int(given.mb * 1e6))
     with (
         tempfile.TemporaryDirectory() as folder,
-        federation(Path(folder), names, len(data) + MIB) as (transport, children),
+        federation(Path(folder), names, 4 * len(data) + MIB) as (transport, children),
     ):
         show("before the first round", [], children)
         show(f"{given.rounds} rounds", [ask(transport, names, data) for _ in range(given.rounds)], children)

@@ -28,6 +28,7 @@ from shepherd.experiment.sites.presence import read_presence
 from shepherd.federation import enrolment
 from shepherd.federation.cards import Policy, read_site
 from shepherd.federation.messages import Bye, Offer, pack
+from shepherd.federation.site_store import Folder, SiteStore
 from shepherd.model.digest import model_digest, tokenizer_digest
 from shepherd.recipe import load, to_toml
 from shepherd.types import SiteFacts
@@ -330,6 +331,24 @@ def test_a_card_is_shown_in_plain_words_and_decided_beside_the_process_of_the_si
     assert site.site.store.record("a1b2c3")["left"] is True
     outcome = shell("site", "approve")
     assert outcome.status == 2 and "no run waits for approval" in outcome.err
+
+
+def test_a_name_of_the_coordinator_can_neither_add_lines_to_a_card_nor_control_the_terminal(shell, a_site):
+    place, card = a_site
+    card = card.model_copy(update={"name": "demo\nprotection   updates are secret\x1b[2J"})
+    SiteStore(Folder(place)).keep_card(card.run, card.to_json())
+    outcome = shell("site", "approve", "--yes")
+    assert outcome.out == "demo protection updates are secret: approved\n"
+    assert not [line for line in outcome.err.splitlines() if line.startswith("protection   updates")]
+
+
+def test_an_answer_to_a_request_names_no_folder_beyond_sites(shell, rows, tmp_path):
+    for name in ("../outside", str(tmp_path / "outside"), "a/b", "."):
+        file = Path("x.signed")
+        file.write_text(json.dumps({"site": name, "certificate": ""}))
+        outcome = shell("site", "join", "x.signed", "--data", str(rows / "north.jsonl"))
+        assert outcome.status == 2 and "it is for no name of a site" in outcome.err
+    assert not (tmp_path / "outside").exists()
 
 
 def test_yes_approves_as_long_as_the_process_runs_and_once_ends_with_the_run(shell, enrolled, a_site, monkeypatch):

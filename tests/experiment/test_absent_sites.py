@@ -116,13 +116,16 @@ def test_a_present_site_whose_training_fails_is_a_matter_of_on_too_few_and_its_l
     assert asked[1:] == ["lost"] * 3
 
 
-def test_a_site_that_is_no_member_any_more_is_removed_and_the_run_goes_on_without_it(begin, sites):
+@pytest.mark.parametrize("expelled_before", [False, True])
+def test_a_site_that_is_no_member_any_more_is_removed_and_the_run_goes_on_without_it(begin, sites, expelled_before):
     members = {"north", "south"}
 
     def remove(hop):
         answer = answer_of(hop)
         if hop.client == "south" and answer is not None and answer.round == 1:
             members.discard("south")
+            if expelled_before:
+                sites.transport.expel("south")  # as the hub of NVFlare does by itself, each second
             return []
         return [Arrival(0.0, hop.data)]
 
@@ -133,6 +136,22 @@ def test_a_site_that_is_no_member_any_more_is_removed_and_the_run_goes_on_withou
     assert "south" in sites.transport.expelled
     last = [event for event in sites.events if event["event"] == "sites"][-1]["sites"]
     assert (last["south"]["state"], last["south"]["present"], last["north"]["present"]) == ("removed", False, True)
+
+
+def test_a_first_round_does_not_wait_for_a_member_that_is_removed_before_it(begin, sites):
+    sites.policy["east"] = {"approve": "ask"}
+    sites.transport.starts = {**sites.transport.starts, "east": sites.starter("east")}
+    sites.transport.start("east")
+    members, clock = {"north", "south", "east"}, sites.transport.clock
+
+    def sleep(seconds):
+        clock.now += seconds
+        if clock() > 20.0:
+            members.discard("east")
+
+    done = begin(sites=3, sleep=sleep, allowed=lambda: members, expected=("north", "south", "east"))
+    assert any("round 1 waits for 3 sites" in line for line in details(sites))
+    assert clock() > 20.0 and done.rounds()[0]["cohort"] == ["north", "south"]
 
 
 def test_an_approval_from_another_process_is_seen_within_16_seconds_and_nobody_restarts(begin, sites):

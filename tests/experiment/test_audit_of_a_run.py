@@ -217,6 +217,9 @@ def test_with_privacy_epsilon_stands_beside_what_was_found_and_clients_are_withh
     assert found["privacy"] == {"epsilon": 3.99, "delta": 1e-4} and found["notes"] == [NOT_A_PROOF, NOT_COVERED]
     page, shown = (copied / "report.html").read_text(), json.loads((copied / AUDIT).read_text())
     assert "ε = 3.990 at δ = 0.0001" in page and NOT_COVERED in page
+    assert {"membership", "tokens"} <= found.keys() and not {"membership", "tokens"} & shown.keys()
+    assert set(shown["left_out"]) == {"membership", "tokens", "release"} and "private/audit.json" in page
+    assert all("private/audit.json" in why for why in shown["left_out"].values())
     assert "client-00" not in json.dumps(shown) and shown["exposure"]["by_copies"] == found["exposure"]["by_copies"]
     withheld = copied / "private" / AUDIT
     assert json.loads(withheld.read_text()) == found and stat.S_IMODE(withheld.stat().st_mode) == 0o600

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from shepherd.experiment import run as experiment
 from shepherd.experiment.example_ledgers import open_ledger
 from shepherd.experiment.trainer import worker_engine
 from shepherd.model.adapter import load_adapter
+from shepherd.recipe import load
+from shepherd.serving.released import guarantee_of
 from shepherd.store.manifest import read_manifest
 from shepherd.types import ClientUpdate, ExamplePrivacy, TrainTask, Work
 from shepherd.updates.privacy.accountant import Rounds, epsilons
@@ -158,3 +161,31 @@ def test_a_worker_process_enters_the_lines_of_its_clients_in_the_same_ledgers(co
         (update,) = engine.train(replace(task, round=number))
         assert isinstance(update, ClientUpdate)
     assert [line.round for line in open_ledger(run, client).releases] == [1, 2]
+
+
+def test_its_card_states_the_guarantee_and_no_number_of_rows(whole):
+    card = (whole / "adapter" / "README.md").read_text()
+    assert "Differential privacy: ε" in card and "Unit: example" in card
+    assert ", training rows that stayed with their clients" in card and f"{8 * HELD} training" not in card
+
+
+def test_an_export_whose_ledgers_give_another_epsilon_is_refused(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    config, stated = load(run / "config.toml"), json.loads((run / "privacy.json").read_text())
+    notes: list[str] = []
+    assert json.loads(guarantee_of(run, config, notes.append) or "") == stated and not notes
+    there = ledgers(run)
+    client = max(there, key=lambda name: len(there[name].releases))
+    file = run / "private/ledgers" / f"{client}.jsonl"
+    kept = file.read_text()
+    for text in (kept + kept.splitlines(keepends=True)[-1], kept.replace('_multiplier": 2.0', '_multiplier": 1.0')):
+        file.write_text(text)
+        with pytest.raises(DataError, match="cannot go on as private"):
+            guarantee_of(run, config, notes.append)
+    file.write_text(kept)
+    shutil.rmtree(run / "private/ledgers")
+    with pytest.raises(DataError, match="cannot go on as private"):
+        guarantee_of(run, config, notes.append)
+    shutil.rmtree(run / "private")  # as readers have it
+    assert guarantee_of(run, config, notes.append) and "no ledger" in notes[0]

@@ -127,6 +127,18 @@ def test_a_person_decides_in_another_process_and_may_change_the_decision_before_
     assert (asked(site, offer()).verdict, site.trainer.loaded) == ("admitted", 1)
 
 
+def test_a_person_who_declines_a_run_at_work_stops_it_at_the_next_question():
+    place = MemoryPlace()
+    site, elsewhere = a_site(place=place, approve="ask"), SiteStore(place)
+    elsewhere.decide("demo", CARD.digest, ADMITTED)
+    assert asked(site, offer()).verdict == "admitted"
+    assert not asked(site, question()).code
+    elsewhere.decide("demo", CARD.digest, DECLINED)
+    answer = asked(site, question(2, 3, 1, 4))
+    assert (answer.code, answer.detail, len(site.trainer.given)) == ("refused", "declined", 1)
+    assert asked(site, offer()).verdict == "declined"
+
+
 def test_a_card_that_asks_for_what_the_policy_forbids_gets_the_code_and_no_text_and_no_row_is_read():
     site = a_site(methods=("ffa_lora",), require=("a protection of our own",))
     sent = site.handle(offer())

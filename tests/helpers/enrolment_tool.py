@@ -12,14 +12,14 @@ from unittest import mock
 
 
 def run_here(command: Sequence[str], *, env: Mapping[str, str], **_: object) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` for the command `python -m nvflare.cli …`."""
+    """`subprocess.run` for the command `python -P -m nvflare.cli …`."""
     from nvflare.cli import main
 
-    assert list(command[:3]) == [sys.executable, "-m", "nvflare.cli"]
+    assert list(command[:4]) == [sys.executable, "-P", "-m", "nvflare.cli"]
     out, code = io.StringIO(), 0
     with (
         mock.patch.dict(os.environ, env, clear=True),
-        mock.patch.object(sys, "argv", ["nvflare", *command[3:]]),
+        mock.patch.object(sys, "argv", ["nvflare", *command[4:]]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(io.StringIO()),
     ):

@@ -121,7 +121,7 @@ def approve(run: str | None, name: str | None, answer: str | None) -> None:
         output.note('the policy of this site approves by itself (approve = "policy")')
     approved = answer == "yes" if answer else _sure(offer)
     decisions.decide(place, offer, approved)
-    click.echo(f"{offer.card.name or offer.run}: {'approved' if approved else 'declined'}")
+    click.echo(f"{_name(offer)}: {'approved' if approved else 'declined'}")
 
 
 @site.command()
@@ -173,12 +173,21 @@ def _show_card(offer: Offered, file: SiteFile) -> None:
 
     width = max(len(what) for what, _ in card_lines(offer.card, file.policy, file.data.source))
     for what, words in card_lines(offer.card, file.policy, file.data.source):
-        output.note(f"{what:<{width}}  {words}")
+        output.note(f"{what:<{width}}  {_line(words)}")
+
+
+def _name(offer: Offered) -> str:
+    return _line(offer.card.name) or offer.run
+
+
+def _line(words: str) -> str:
+    """Words of a coordinator as a part of one line: none of them can look like a line of this program."""
+    return " ".join(output.clean(words).split())
 
 
 def _sure(offer: Offered) -> bool:
     try:
-        return click.confirm(output.clean(f"take part in {offer.card.name or offer.run}?"), err=True)
+        return click.confirm(f"take part in {_name(offer)}?", err=True)
     except click.Abort:
         if sys.stdin.isatty():
             raise

@@ -42,7 +42,12 @@ from shepherd.updates.privacy.publication import PRIVATE, place_of
 AUDIT = "audit.json"
 """The file in a run directory."""
 NOT_A_PROOF = "Failures to attack are not proofs: another attack may succeed where these do not."
-NOT_COVERED = "These figures are computed from training rows without noise, so epsilon does not cover them."
+NOT_COVERED = (
+    "Figures that are computed from training rows without noise are in private/audit.json alone: epsilon does not "
+    "cover them."
+)
+OF_ROWS = ("membership", "tokens")
+"""The attacks whose figures follow from training rows beside the model."""
 Note = Callable[[str], None]
 
 
@@ -137,14 +142,12 @@ def audit_run(
 
 
 def published(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What audit.json of a run with differential privacy holds: figures over all rows, without clients."""
-    kept = dict(found)
+    """What audit.json of a run with differential privacy holds: what follows from model, codes and mechanism alone."""
+    kept = {key: value for key, value in found.items() if key not in OF_ROWS}
     if "exposure" in kept:
         kept["exposure"] = {key: value for key, value in kept["exposure"].items() if key != "codes"}
-    if "membership" in kept:
-        kept["membership"] = {**kept["membership"], "clients": {}}
-    if "tokens" in kept:
-        kept["tokens"] = {**kept["tokens"], "client": "withheld"}
+    withheld = (*found["left_out"], *(name for name in OF_ROWS if name in found))
+    kept["left_out"] = dict.fromkeys(withheld, f"withheld, as it follows from rows: see {PRIVATE}/{AUDIT}")
     return kept
 
 

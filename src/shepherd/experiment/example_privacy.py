@@ -28,6 +28,7 @@ NOT_COVERED = (
     "how many rows a client has, which rounds it takes part in, and how long its steps take",
     "the held-out rows of server and clients, and what is published about them",
     "the arms local and centralised, and personal models that are trained without noise",
+    "other runs over the same rows, and copies of a run that both go on: each has an ε of its own, and they add up",
     "the base model and its pretraining data",
     "the rounding of floating-point numbers, by which noise and sum differ from real numbers",
 )

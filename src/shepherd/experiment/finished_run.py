@@ -19,12 +19,11 @@ from shepherd.evaluation.row_losses import LOSSES, HeldOutLosses, RowLosses, los
 from shepherd.evaluation.scoring import described, score_answers
 from shepherd.evaluation.selection import Best
 from shepherd.experiment.arms import POOLED, TrainedArm
-from shepherd.experiment.example_privacy import example_statement
 from shepherd.experiment.federated import Federated, federated_budget
 from shepherd.experiment.inputs import Inputs
 from shepherd.experiment.outputs import Answers
 from shepherd.experiment.personal_models import PersonalModels
-from shepherd.experiment.privacy_account import package_of_accountant, statement
+from shepherd.experiment.privacy_account import package_of_accountant, statement_of
 from shepherd.experiment.resume import resumptions
 from shepherd.experiment.rows import FederatedData
 from shepherd.experiment.rows_seen import LEFT_OUT, ROWS_SEEN, left_out, rows_seen, seen_by_id, times_seen
@@ -131,10 +130,8 @@ def metrics(
         found["personal"] = personal_metrics(personal.losses, losses, personal.shares)
     if personal.members:
         found["clusters"] = personal.members
-    if inputs.plan.privacy is not None:
-        found["privacy"] = statement(inputs.plan.privacy, inputs.config.privacy.publish_nothing)
-    if inputs.plan.examples is not None:
-        found["privacy"] = example_statement(inputs.plan.examples, inputs.config.privacy.publish_nothing)
+    if guarantee := statement_of(inputs.plan, inputs.config.privacy.publish_nothing):
+        found["privacy"] = guarantee
     return found
 
 

@@ -15,7 +15,7 @@ from shepherd.evaluation.row_losses import RowLosses
 from shepherd.experiment.arms import POOLED, TrainedArm
 from shepherd.experiment.federated import Federated
 from shepherd.experiment.inputs import Inputs
-from shepherd.experiment.privacy_account import statement
+from shepherd.experiment.privacy_account import statement_of
 from shepherd.experiment.session import Session
 from shepherd.model.adapter import load_adapter
 from shepherd.model.adapter import save_adapter as write_adapter
@@ -45,7 +45,7 @@ def save_adapter(
     """
     base, trainer, data, store = inputs.base, inputs.trainer, inputs.data, session.store
     state, reported = federated.state, federated.losses.stat.mean
-    plan, publish_nothing = inputs.plan, inputs.config.privacy.publish_nothing
+    guarantee = statement_of(inputs.plan, inputs.config.privacy.publish_nothing)
     merged = merged_adapter(state.model)
     with session.reporter.phase("save adapter"):
         with store.commit_folder("adapter") as folder:
@@ -57,13 +57,13 @@ def save_adapter(
                 base_licence=base.licence,
                 data=data.dataset.name,
                 data_licence=data.dataset.licence,
-                rows=None if plan.privacy else sum(map(len, data.clients.values())),
+                rows=None if guarantee else sum(map(len, data.clients.values())),
                 clients=len(data.clients),
                 rounds=state.round,
                 loss_before=base_losses.stat.mean,
                 loss_after=reported,
                 version=__version__,
-                privacy=guarantee_sentence(statement(plan.privacy, publish_nothing)) if plan.privacy else "",
+                privacy=guarantee_sentence(guarantee) if guarantee else "",
             )
             (folder / "README.md").write_text(card, encoding="utf-8")
         with session.reporter.clock.on("evaluate"):

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from shepherd.errors import DataError
-from shepherd.experiment.example_privacy import example_warnings
+from shepherd.experiment.example_privacy import example_statement, example_warnings
 from shepherd.experiment.privacy_plan import MECHANISM, NOT_COVERED, RELATION, UNIT, noise_warnings, signal_of
 from shepherd.round import Plan
 from shepherd.store import RunDirectory
@@ -35,6 +35,13 @@ def with_ledger(plan: Plan, store: RunDirectory, facts: Mapping[str, Any] | None
     ledger = Ledger(read_releases(path), lambda line: store.append(FILE, line))
     ledger.check(mark)
     return replace(plan, privacy=plan.privacy.with_ledger(ledger))
+
+
+def statement_of(plan: Plan, publish_nothing: bool = False) -> dict[str, Any] | None:
+    """The block `privacy` of a run with privacy of either unit, from the lines of its ledgers; None without."""
+    if plan.examples is not None:
+        return example_statement(plan.examples, publish_nothing)
+    return statement(plan.privacy, publish_nothing) if plan.privacy is not None else None
 
 
 def statement(privacy: ClientLevel, publish_nothing: bool = False) -> dict[str, Any]:

@@ -90,6 +90,9 @@ def _of_who_counts(config: Config) -> Iterator[tuple[str, str, str]]:
     if federation.deadline:
         why = "who is late depends on the rows of a client, and changes what it counts for"
         yield f"federation.deadline = {federation.deadline:g}", why, "leave federation.deadline at 0"
+    if config.run.workers:
+        why = "one client that ends or stalls a process would take the updates of all others in it along"
+        yield f"run.workers = {config.run.workers}", why, "set run.workers = 0"
     if federation.clip_update_norm:
         yield (
             f"federation.clip_update_norm = {_shown(federation.clip_update_norm)}",

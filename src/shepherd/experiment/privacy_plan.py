@@ -43,6 +43,7 @@ NOT_COVERED = (
     "the server's held-out rows, and what is published about them",
     "losses, counts and norms of clients, cohorts, the arms local and centralised: they carry no noise",
     "one person's rows at several clients: the unit is one client",
+    "other runs over the same rows, and copies of a run that both go on: each has an ε of its own, and they add up",
     "the base model and its pretraining data",
     "the rounding of floating-point numbers, by which noise and sum differ from real numbers",
 )

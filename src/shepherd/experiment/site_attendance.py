@@ -81,7 +81,6 @@ class Attendance:
         deadline: float = 0.0,
     ) -> None:
         self.store, self.reporter, self.terms = store, reporter, terms
-        self.least = max(terms.sites, card.federation.min_updates)
         lines = [row for row in read_journal(store.path / "journal.jsonl").rows if row["what"] == WHAT]
         ledger = Ledger(self._write, [_change(line) for line in lines])
         self.watched = Watched(transport, self._look, terms.clock)
@@ -94,6 +93,12 @@ class Attendance:
         """Sites of an earlier process that may still come back."""
         if terms.expected:
             store.journal(EXPECTED, names=sorted(terms.expected))
+
+    @property
+    def least(self) -> int:
+        """The sites with which the first round begins: those of the terms, without members that were removed since."""
+        removed = sum(self.coordinator.ledger.of(client).state == "removed" for client in self.terms.expected)
+        return max(self.terms.sites - removed, self.coordinator.card.federation.min_updates)
 
     def wait_for(self, number: int) -> Sequence[ClientId]:
         """The sites that may be sampled in a round, when enough are there.
@@ -234,10 +239,11 @@ class Attendance:
 
     def _look(self) -> None:
         """Remove who is no member any more; an event where the state, presence or bytes of a site changed."""
-        allowed = self.terms.allowed() if self.terms.allowed is not None else self.watched.seen
-        for client in sorted(self.watched.seen.keys() - set(allowed)):
-            if self.coordinator.ledger.of(client).state != "removed":
-                self.coordinator.remove(client)
+        if self.terms.allowed is not None:  # the transport may have expelled it before, so that it is not seen here
+            known = self.watched.seen.keys() | self.coordinator.ledger.sites.keys()
+            for client in sorted(known - set(self.terms.allowed())):
+                if self.coordinator.ledger.of(client).state != "removed":
+                    self.coordinator.remove(client)
         rows = self.watched.rows(self.coordinator.ledger, self._waiting, self.terms.expected)
         news = {client: {**row, "last": None} for client, row in rows.items()}
         if news != self._shown:

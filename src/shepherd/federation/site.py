@@ -155,12 +155,10 @@ class Site:
 
     def _load(self, run: str, card: RunCard) -> str:
         """Read the rows, once by process and run, of a card that is allowed: "admitted", or the reason against it."""
-        if self._loaded == run:
-            return ADMITTED
-        verdict = judge(card, self.policy, self.own)
-        if verdict == ADMITTED and self.policy.approve == "ask":
+        verdict = ADMITTED if self._loaded == run else judge(card, self.policy, self.own)
+        if verdict == ADMITTED and self.policy.approve == "ask":  # also of a run at work, which a person may stop so
             verdict = self.store.decision(run, card.digest)
-        if verdict != ADMITTED:
+        if verdict != ADMITTED or self._loaded == run:
             return verdict
         self._loaded = ""  # whatever comes of it, the trainer no longer has the rows of the run before
         try:

@@ -13,10 +13,14 @@ from shepherd.errors import DataError, UsageError
 from shepherd.report.guarantee import not_private, published_sentence
 from shepherd.store import read_json
 from shepherd.store.adapters import FEDERATED, ArmName
+from shepherd.updates.privacy.example_account import ExampleRelease, largest_epsilon
 from shepherd.updates.privacy.ledger import CUT, FILE, Ledger, read_releases
+from shepherd.updates.privacy.publication import place_of, withholds
 
 GUARANTEE = "privacy.json"
 """The file of a run directory, and of an export, that states the guarantee."""
+LEDGERS = "ledgers"
+"""The folder of the ledgers of unit "example", one file a client."""
 
 
 def check_released(wanted: ArmName, config: Config, note: Callable[[str], None]) -> None:
@@ -32,6 +36,7 @@ def check_released(wanted: ArmName, config: Config, note: Callable[[str], None])
 def guarantee_of(run: Path, config: Config, note: Callable[[str], None]) -> bytes | None:
     """The contents of privacy.json of a private run, compared with its ledger; None without privacy.
 
+    The ledgers of unit "example" are withheld: a copy of the published part is not compared, which `note` receives.
     Raises DataError where the lines of the ledger are fewer than stated, or give another ε.
     """
     if config.privacy.unit == "none":
@@ -39,17 +44,39 @@ def guarantee_of(run: Path, config: Config, note: Callable[[str], None]) -> byte
     stated = read_json(run / GUARANTEE)
     if config.privacy.unit == "client":
         _check(stated, run / FILE)
+    elif withholds(run):
+        _check_examples(stated, place_of(run, LEDGERS))
+    else:
+        note(f"warning: {run} has no ledger of its clients, so {GUARANTEE} is taken as it is")
     for warning in (not_private(stated), published_sentence(stated)):
         if warning:
             note(f"warning: {warning}")
     return (json.dumps(stated, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def _check_examples(stated: Mapping[str, Any], folder: Path) -> None:
+    ledgers = {file.stem: Ledger(read_releases(file, ExampleRelease)) for file in sorted(folder.glob("*.jsonl"))}
+    spent = {client: [line.rounds for line in ledger.releases] for client, ledger in ledgers.items()}
+    steps = max((sum(part.count for part in parts) for parts in spent.values()), default=0)
+    if steps != stated["steps"][1]:
+        raise DataError(
+            f"{folder} has at most {steps} steps of a client, {GUARANTEE} states {stated['steps'][1]}: {CUT}"
+        )
+    found = largest_epsilon(spent, stated["delta"])[1].least
+    private = all(ledger.private for ledger in ledgers.values())
+    _compare(stated, found, private and math.isfinite(found), folder)
+
+
 def _check(stated: Mapping[str, Any], file: Path) -> None:
     ledger = Ledger(read_releases(file))
     if len(ledger.releases) != stated["releases"]:
         raise DataError(f"{file} has {len(ledger.releases)} lines, {GUARANTEE} states {stated['releases']}: {CUT}")
-    found, epsilon = ledger.epsilon(stated["delta"]).least, stated["epsilon"]
+    found = ledger.epsilon(stated["delta"]).least
+    _compare(stated, found, ledger.private and math.isfinite(found), file)
+
+
+def _compare(stated: Mapping[str, Any], found: float, private: bool, file: Path) -> None:
+    epsilon = stated["epsilon"]
     same = math.isinf(found) if epsilon is None else math.isclose(found, epsilon, rel_tol=1e-6)
-    if not same or ledger.private != stated["private"]:
+    if not same or private != stated["private"]:
         raise DataError(f"{GUARANTEE} states ε = {epsilon}, the lines of {file} give {found:g}: {CUT}")

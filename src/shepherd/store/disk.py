@@ -112,8 +112,9 @@ class PrivateDisk(Disk):
         os.mkdir(folder, 0o700)
 
     def write(self, file: Path, data: bytes) -> None:
-        """Create or truncate `file`, and fill it; it is never readable by others, not for an instant."""
-        with _naming(file), open(file, "wb", buffering=0, opener=_private) as stream:
+        """Create or truncate `file`, and fill it; it is never readable by others, not for an instant. No link is
+        followed, which another person may have put in a folder that is shared."""
+        with _naming(file), open(file, "wb", buffering=0, opener=_private_no_link) as stream:
             os.chmod(file, 0o600)
             _write_all(stream, data)
 
@@ -128,6 +129,10 @@ PRIVATE = PrivateDisk()
 
 def _private(file: str, flags: int) -> int:
     return os.open(file, flags, 0o600)
+
+
+def _private_no_link(file: str, flags: int) -> int:
+    return os.open(file, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
 
 
 class OwnersDisk:

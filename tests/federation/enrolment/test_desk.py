@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ from shepherd.federation.enrolment.authority import (
     names_of,
     sign,
 )
-from shepherd.federation.enrolment.desk import confirm, grant
+from shepherd.federation.enrolment.desk import approve, confirm, grant
 from shepherd.federation.enrolment.invitation import proof_of, verifier_of
 from shepherd.federation.enrolment.refusals import Refused
 from shepherd.federation.enrolment.requests import (
@@ -39,6 +40,7 @@ from shepherd.federation.enrolment.requests import (
     renewal_message,
     to_bytes,
 )
+from shepherd.store.disk import temporary
 from signing_requests import signing_request
 
 Invited = Callable[..., Invitation]
@@ -276,3 +278,27 @@ def test_a_federation_has_a_usable_name_host_and_ports(tmp_path: Path, federatio
     with pytest.raises(UsageError, match="there is no federation in"):
         FederationFolder(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_in_the_current_folder_is_not_part_of_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nvflare", "yaml", "cryptography"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shepherd.federation.enrolment.authority.subprocess", subprocess)
+    make_request(tmp_path / "made", "lab", "a")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_link_that_another_person_has_put_in_a_shared_folder_is_not_followed(
+    federation: FederationFolder, invited: Invited, tmp_path: Path
+) -> None:
+    shared, victim = tmp_path / "shared", tmp_path / "victim"
+    shared.mkdir()
+    victim.write_text("kept")
+    file = shared / "a.request"
+    file.write_bytes(_right(federation, invited("a")))
+    temporary(shared / "a.signed").symlink_to(victim)
+    with pytest.raises(OSError, match=r"a\.signed"):
+        approve(federation, file)
+    assert victim.read_text() == "kept"

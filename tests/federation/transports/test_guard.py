@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shepherd.federation.transports.guard import BURST, PER_SECOND, STALE, Guard
+from shepherd.federation.transports.guard import BURST, OPEN, PER_SECOND, SETTLED, STALE, Guard
 
 
 def test_messages_above_a_rate_are_dropped_and_others_come_through():
@@ -14,26 +14,37 @@ def test_messages_above_a_rate_are_dropped_and_others_come_through():
 
 
 def test_two_messages_of_the_largest_size_may_be_on_their_way():
-    guard = Guard(100)
-    assert guard.collects("a", "one", 100, 40, 0.0)
-    assert guard.collects("a", "two", 100, 40, 0.0)
-    assert not guard.collects("a", "three", 1, 1, 0.0)
-    assert guard.collects("a", "one", 100, 40, 0.0)  # its next part
-    assert guard.collects("b", "one", 100, 40, 0.0)
-    assert not guard.collects("a", "three", 100, 40, 0.0)
-    assert guard.collects("a", "one", 100, 20, 0.0)
-    assert guard.collects("a", "three", 100, 40, 0.0)
+    guard, held = Guard(100), {1, 2}
+    collects = lambda member, stream, size, now=0.0: guard.collects(member, stream, size, now, held.__contains__)  # noqa: E731
+    assert not collects("a", 1, 100)
+    assert not collects("a", 2, 100)
+    assert collects("a", 3, 1) == "too much is on its way"
+    assert not collects("a", 1, 100)  # its next part
+    assert not collects("b", 1, 100)
+    assert collects("a", 3, 100, SETTLED + 1) == "too much is on its way"  # whatever was said of their end
+    held.remove(1)
+    assert not collects("a", 3, 100, SETTLED + 1)
 
 
-def test_messages_whose_last_part_overtakes_another_one_leave_nothing_on_the_way():
-    guard = Guard(100)
-    for stream in range(10):
-        assert all(guard.collects("a", str(stream), 100, part, 0.0) for part in (40, 20, 40)), stream
+def test_a_message_counts_for_a_moment_though_the_engine_does_not_hold_it_yet():
+    guard, nothing = Guard(100), lambda stream: False
+    assert not any(guard.collects("a", number, 1, 0.0, nothing) for number in range(OPEN))
+    assert guard.collects("a", OPEN, 1, SETTLED, nothing) == "too many are on their way"
+    assert not guard.collects("a", OPEN, 1, SETTLED + 0.1, nothing)
 
 
-def test_a_message_that_stopped_coming_is_forgotten():
-    guard = Guard(100)
-    assert guard.collects("a", "one", 100, 40, 0.0)
-    assert guard.collects("a", "two", 100, 40, STALE)
-    assert not guard.collects("a", "three", 100, 40, STALE)
-    assert guard.collects("a", "three", 100, 40, STALE + 1)
+def test_each_message_counts_at_its_first_part_whatever_its_number():
+    guard, nothing = Guard(100), lambda stream: False
+    codes = [guard.collects("a", number, 0, 100.0 + number / 1e3, nothing) for number in range(300)]
+    assert "there are too many" not in codes[: int(BURST)]
+    assert codes[-1] == "there are too many"
+
+
+def test_a_message_that_stopped_coming_is_to_be_dropped():
+    guard, held = Guard(100), lambda stream: True
+    assert not guard.collects("a", 1, 100, 0.0, held)
+    assert not guard.collects("a", 2, 100, STALE, held)
+    assert guard.stale(STALE) == []
+    assert guard.collects("a", 3, 100, STALE, held)
+    assert guard.stale(STALE + 1) == [("a", 1)]
+    assert not guard.collects("a", 3, 100, STALE + 1, held)

@@ -11,7 +11,7 @@ import pytest
 from network_sites import Events, until
 from shepherd.federation.transport import Aborted, Reply
 from shepherd.federation.transports.bridge import Gone
-from shepherd.federation.transports.hub import Hub
+from shepherd.federation.transports.hub import MOST_WAITING, Hub
 
 
 class Engine:
@@ -245,3 +245,38 @@ def test_a_question_that_is_larger_than_a_site_takes_is_named(federation):
     until(lambda: federation.events.of("refused"))
     assert federation.events.of("refused")[0]["code"] == "size"
     federation.thread.join(5)
+
+
+def test_what_a_site_sends_beside_its_answer_is_kept_within_bounds(federation):
+    federation.send("hello", "a")
+    federation.send("hello", "b")
+    for _ in range(500):  # nobody reads between two questions
+        federation.send("message", "a", bytes(1000))
+    assert federation.hub._arrived.empty()
+    read = threading.Event()
+    federation.events.all = HeldUp(read)
+    replies = federation.begin("a", "b")
+    for _ in range(500):
+        federation.send("progress", "a", bytes(1000), key=federation.engine.keys["a"])
+        federation.send("message", "a", bytes(1000))
+    assert federation.hub._arrived.qsize() <= MOST_WAITING
+    for client in "ab":
+        assert federation.send("answer", client, b"!", key=federation.engine.keys[client]) == "ok"
+    read.set()
+    federation.thread.join(5)
+    assert [reply for reply in replies if reply.data == b"!"]
+    assert {reply.client for reply in replies if reply.data == b"!"} == {"a", "b"}
+    assert federation.hub._waiting["a"] == 0
+
+
+class HeldUp(list):
+    """A list that takes progress when it is let: the reader is behind."""
+
+    def __init__(self, go: threading.Event) -> None:
+        super().__init__()
+        self.go = go
+
+    def append(self, item: tuple[str, dict]) -> None:
+        if item[0] == "progress":
+            self.go.wait(5)
+        super().append(item)

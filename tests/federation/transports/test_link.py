@@ -6,10 +6,12 @@ import queue
 import threading
 from contextlib import contextmanager
 
+import pytest
+
 from network_sites import EchoSite, Events, until
 from shepherd.federation.transports import link as links
 from shepherd.federation.transports.bridge import Gone
-from shepherd.federation.transports.link import Link
+from shepherd.federation.transports.link import A_SECOND, BURST, MOST_TOLD, SMALL, Link
 
 
 class Engine:
@@ -188,3 +190,22 @@ def test_messages_that_answer_nothing_go_up_and_come_down():
     link.send_outbox()
     assert [data for _, data in engine.of("message")] == [b"left"]
     assert not engine.of("answer")
+
+
+def test_a_coordinator_fills_neither_the_memory_of_a_site_nor_its_log(monkeypatch):
+    now, waits = [0.0], []
+    link = Link(EchoSite(), clock=lambda: now[0])
+    for _ in range(100):
+        link.handle({"event": "tell"}, bytes(SMALL + 1))
+        link.handle({"event": "tell"}, b"bye")
+    assert link._told == [b"bye"] * MOST_TOLD
+
+    class Stop:
+        def wait(self, seconds: float) -> None:
+            waits.append(seconds)
+            now[0] += seconds
+
+    for _ in range(int(BURST) + 20):
+        link._pace(Stop())
+    assert waits == pytest.approx([1 / A_SECOND] * 20)
+    assert now[0] == pytest.approx(20 / A_SECOND)

@@ -88,7 +88,9 @@ def member(federation: Federation, name: str = "c", **registration: str) -> Iter
         raw.end()
 
 
-def handshake(federation: Federation, kit: str = "", *, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> str:
+def handshake(
+    federation: Federation, kit: str = "", *, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, port: int = 0
+) -> str:
     """The version of TLS that is agreed on with the certificate of a kit; empty where the connection is refused."""
     startup = federation.kits.folder / "a" / "startup"
     context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
@@ -99,7 +101,7 @@ def handshake(federation: Federation, kit: str = "", *, version: ssl.TLSVersion 
         context.load_cert_chain(startup / "client.crt", startup / "client.key")
     with (
         suppress(OSError),
-        socket.create_connection(("localhost", federation.kits.port)) as plain,
+        socket.create_connection(("localhost", port or federation.kits.port)) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
         return str(connection.version()) if connection.recv(1) else ""
@@ -148,7 +150,7 @@ def test_a_member_cannot_take_the_name_or_the_token_of_another_or_reach_a_site(f
         assert raw(fobs=True, timeout=0.3)["code"] == "timeout"
         assert raw(target="b", topic="ask", headers={"key": "k"}, timeout=0.3)["code"] == "timeout"
     reasons = federation.events.reasons()
-    for reason in ("not message origin b", "invalid auth token signature", "is not in use", "is not bytes",
+    for reason in ("the connection of another one", "invalid auth token signature", "is not in use", "is not bytes",
                    "for another site"):  # fmt: skip
         assert reason in reasons
     assert federation.sites["b"].site.seen == before
@@ -235,15 +237,20 @@ def test_the_engine_of_a_site_or_of_the_coordinator_is_killed_in_mid_question_an
     assert [site.site.seen for site in federation.sites.values()] == [[b"!"], [b"!"]]  # no work was done twice
 
 
-def test_neither_torch_nor_a_listener_beyond_loopback_is_in_the_engines_processes(federation):
+def test_torch_is_not_in_the_engines_processes_and_a_site_does_not_listen(federation):
+    """NVFlare's parents listen on loopback without TLS, and take commands there from a sender named as the server."""
+    ports = {}
     for role, kit in (("server", "server"), ("site", "a")):
         engine = federation.engine(role, kit)
         maps = Path(f"/proc/{engine.pid}/maps").read_text()
         assert "grpc" in maps
         assert "torch" not in maps
-        listening = [c.laddr.ip for c in engine.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-        assert listening
-        assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+        ports[role] = [c.laddr for c in engine.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert ports["site"] == []
+    assert {address.ip.removeprefix("::ffff:") for address in ports["server"]} == {"127.0.0.1"}
+    for address in ports["server"]:
+        assert handshake(federation, "a", port=address.port) == "TLSv1.3"
+        assert not handshake(federation, port=address.port)
 
 
 def test_a_cut_without_a_word_is_noticed_and_the_answer_arrives_over_a_new_connection(federation, monkeypatch):

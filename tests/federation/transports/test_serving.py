@@ -18,6 +18,7 @@ from shepherd.federation.transports.engine_process import check_engine
 from shepherd.federation.transports.holding import hold
 from shepherd.federation.transports.kits import FRAME, write_limits
 from shepherd.federation.transports.serving import _enable, serve_federation, serve_site
+from shepherd.store.disk import PrivateDisk
 
 
 @pytest.fixture
@@ -125,3 +126,16 @@ def test_a_member_that_was_removed_once_is_let_in_by_the_list(tmp_path):
     path.write_text(json.dumps({"disabled_clients": ["a", "b"]}))
     _enable(tmp_path, {"a"})
     assert json.loads(path.read_text()) == {"disabled_clients": ["b"]}
+
+
+def test_an_end_in_mid_write_leaves_the_list_of_the_removed_which_the_engine_needs_to_start(tmp_path, monkeypatch):
+    path = tmp_path / "disabled_clients.json"
+    path.write_text('{"disabled_clients": ["a", "b"]}')
+
+    def ends(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PrivateDisk, "sync", ends)
+    with pytest.raises(KeyboardInterrupt):
+        _enable(tmp_path, {"a"})
+    assert json.loads(path.read_text()) == {"disabled_clients": ["a", "b"]}

@@ -169,6 +169,16 @@ def test_the_noise_of_a_round_is_normal_with_z_times_the_clip_over_qn_in_every_t
     assert record.clip_norm == CLIP and record.clipped is None and not record.diagnostics
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1e3])
+def test_the_noise_does_not_depend_on_the_updates_of_a_round(size):
+    plan, before = private(sampling_rate=1.0, noise_multiplier=2.0), state()
+    replies = Clients(**dict.fromkeys(CLIENTS, lambda client, task: update(client, task, size)))
+    after, _ = run_round(before, plan, replies)
+    without, _ = run_round(before, private(sampling_rate=1.0, noise_multiplier=0.0), replies)
+    for name, values in moved(without, after).items():
+        assert abs(values.std() / (2.0 * CLIP / 20) - 1) < 4.9 / math.sqrt(2 * values.size), name
+
+
 def test_the_noise_is_uncorrelated_between_tensors_rounds_and_runs_of_one_seed():
     draws = []
     for _ in range(2):

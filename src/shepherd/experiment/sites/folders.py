@@ -31,7 +31,9 @@ def find(below: Path, name: str | None) -> Path:
             return below / names[0]
         if not names:
             raise UsageError(f"there is no {what} in {below}/ here", hint=_NEW[below])
-        raise UsageError(f"there are {len(names)} {below.name} here", hint=f"name one: {', '.join(names)}")
+        raise UsageError(
+            f"there are {len(names)} {below.name} here", hint=f"name one, --{what} {names[0]}: {', '.join(names)}"
+        )
     for folder in (below / name, Path(name)):
         if (folder / _MARKS[below]).is_file():
             return folder

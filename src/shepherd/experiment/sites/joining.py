@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from shepherd.errors import UsageError, plural
 from shepherd.experiment.sites import folders
 from shepherd.experiment.sites.site_file import NewSite, site_toml
+from shepherd.federation.cards import NAME
 
 if TYPE_CHECKING:
     from shepherd.federation.enrolment import Invitation
@@ -50,7 +52,12 @@ def _signed(file: Path) -> str:
         found = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < 2**16 else None
     except (OSError, ValueError, RecursionError):
         return ""
-    return str(found["site"]) if isinstance(found, dict) and {"site", "certificate"} <= found.keys() else ""
+    if not isinstance(found, dict) or not {"site", "certificate"} <= found.keys():
+        return ""
+    site = str(found["site"])
+    if not re.fullmatch(NAME, site):  # it names a folder
+        raise UsageError(f"{file} is damaged: it is for no name of a site", hint="get the file again, unchanged")
+    return site
 
 
 def settle_in(site: str, needs: Needs, say: Say) -> Path:

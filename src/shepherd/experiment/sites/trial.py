@@ -25,6 +25,7 @@ from shepherd.errors import UsageError
 from shepherd.experiment.sites import folders
 from shepherd.experiment.sites.joining import write_site
 from shepherd.experiment.sites.site_file import NewSite
+from shepherd.store.disk import PRIVATE
 
 if TYPE_CHECKING:
     from shepherd.config import Config
@@ -62,10 +63,10 @@ def try_federation(
     )
     for name, examples in rows.items():
         file = place / "rows" / f"{name}.jsonl"
-        file.write_text("".join(map(line_of, examples)), encoding="utf-8")
+        PRIVATE.write(file, "".join(map(line_of, examples)).encode())
         new = NewSite(name, str(file), config.model.base, threads=threads, policy=SHOWN)
         write_site(place / folders.SITES / name, new)
-        place.joinpath(f"{name}.invite").write_bytes(invite(federation, name, 1))
+        PRIVATE.write(place / f"{name}.invite", invite(federation, name, 1))
     say(f"{place}: rows/ ({', '.join(f'{name}: {len(rows[name])}' for name in rows)}), federations/, sites/, runs/, "
         "and a log of each site")  # fmt: skip
     run = config.run.model_copy(update={"out": str(place / "runs")})
@@ -144,7 +145,7 @@ def _end_with_parent() -> None:
 def _empty(folder: Path | None) -> Path:
     if folder is None:
         return Path(tempfile.mkdtemp(prefix="shepherd-federation-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", hint="give a new folder with --dir")
     return folder.absolute()

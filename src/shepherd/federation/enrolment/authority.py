@@ -234,7 +234,7 @@ def _tool(*arguments: str, home: Path) -> None:
     """Run `nvflare cert`, with its records of requests in `home` instead of the person's home folder."""
     if importlib.util.find_spec("nvflare") is None:
         raise missing_extra("nvflare", "federation")
-    command: Sequence[str] = (sys.executable, "-m", "nvflare.cli", "cert", *arguments, "--format", "json")
+    command: Sequence[str] = (sys.executable, "-P", "-m", "nvflare.cli", "cert", *arguments, "--format", "json")
     try:
         done = subprocess.run(
             command, env={**os.environ, "HOME": str(home)}, stdin=subprocess.DEVNULL, capture_output=True, text=True,

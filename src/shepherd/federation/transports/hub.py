@@ -16,6 +16,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -32,6 +33,8 @@ TOO_LARGE = "exceeds configured limit"
 NO_MEMBER = "this site is not, or no longer, a member of the federation"
 BEAT = 1.0
 """Seconds between two looks at whether it is enough."""
+MOST_WAITING = 50
+"""Messages of a site, beside its answer, that wait until they are read; what comes above is lost."""
 DELIVERY = 600.0
 """Seconds that the engine's process may take to deliver a question; without progress it gives up earlier."""
 
@@ -80,6 +83,7 @@ class Hub:
         self._lock = threading.RLock()
         self._open: dict[ClientId, Question] = {}
         self._arrived: queue.SimpleQueue[tuple[str, ClientId, bytes | None]] = queue.SimpleQueue()
+        self._waiting: Counter[ClientId] = Counter()
         self._pool = ThreadPoolExecutor(32, "questions")
         self._connected: set[ClientId] = set()
         self._last: dict[ClientId, float] = {}
@@ -117,7 +121,7 @@ class Hub:
                 case "progress":
                     self._progress(client, head, data)
                 case "message":
-                    self._arrived.put(("answer", client, data))
+                    self._put("message", client, data)
         return {"code": "ok"}
 
     # The protocol
@@ -142,7 +146,7 @@ class Hub:
         """
         begin = time.monotonic()
         with self._lock:
-            self._arrived = queue.SimpleQueue()
+            self._arrived, self._waiting = queue.SimpleQueue(), Counter()
             self._open = {c: Question(secrets.token_hex(8), data, limit, begin) for c, data in messages.items()}
             for client in sorted(messages):
                 self._send(client)
@@ -158,6 +162,8 @@ class Hub:
                 except queue.Empty:
                     yield from self._lost(begin)
                     continue
+                if kind != "answer":
+                    self._waiting[client] -= 1
                 if kind == "progress":
                     observe(client, data or b"")
                 else:
@@ -229,7 +235,13 @@ class Hub:
     def _progress(self, client: ClientId, head: Head, data: bytes) -> None:
         question = self._open.get(client)
         if question is not None and question.key == head["key"] and not question.done:
-            self._arrived.put(("progress", client, data))
+            self._put("progress", client, data)
+
+    def _put(self, kind: str, client: ClientId, data: bytes) -> None:
+        """Keep a message beside the answers until it is read: few of a site, and none without a question."""
+        if self._open and self._waiting[client] < MOST_WAITING:
+            self._waiting[client] += 1
+            self._arrived.put((kind, client, data))
 
     # Delivery
 

@@ -66,7 +66,7 @@ def write_limits(folder: Path, largest: int) -> None:
     limits = {
         "allow_adhoc_conns": False,
         "internal": {"scheme": "tcp", "resources": loopback},
-        "grpc": {"max_workers": 100, "options": options},
+        "grpc": {"max_workers": 1000, "options": options},  # a thread for each connection of a site
         "streaming_max_blob_size": largest,
         "max_message_size": FRAME,
     }

@@ -37,6 +37,10 @@ PROGRESS = 0.2
 AGAIN = 5.0
 """Seconds until a site tries again what its disk refused."""
 DELIVERY = 600.0
+A_SECOND, BURST = 5.0, 200.0
+"""Messages that a site works on, a second and at once: each has a line in its log, which no coordinator may fill."""
+MOST_TOLD, SMALL = 16, 2**16
+"""Messages without an answer that wait, and bytes of one; what comes above is lost."""
 
 
 class Process(Protocol):
@@ -64,6 +68,7 @@ class Link:
         self.outbox = outbox if outbox is not None else queue.SimpleQueue()
         self.connected = False
         self._reported = -math.inf
+        self._left, self._paced = BURST, clock()
         self._wire: Wire | None = None
         self._heard = clock()
         self._key = ""
@@ -83,7 +88,7 @@ class Link:
         with self._came:
             if head["event"] == "ask" and head["key"] != self._key:
                 self._key, self._question = head["key"], data
-            elif head["event"] == "tell":
+            elif head["event"] == "tell" and len(self._told) < MOST_TOLD and len(data) <= SMALL:
                 self._told.append(data)
             self._came.notify_all()
         return None
@@ -123,9 +128,19 @@ class Link:
                 told, self._told = self._told, []
                 key, question, self._question = self._key, self._question, None
             for message in told:
+                self._pace(stop)
                 self._work(message, "", stop)
             if question is not None:
+                self._pace(stop)
                 self._deliver(key, self._work(question, key, stop), stop)
+
+    def _pace(self, stop: threading.Event) -> None:
+        """Wait until the next message may be worked on."""
+        now = self.clock()
+        self._left = min(BURST, self._left + A_SECOND * (now - self._paced))
+        if self._left < 1:
+            stop.wait((1 - self._left) / A_SECOND)
+        self._left, self._paced = self._left - 1, now
 
     def _work(self, data: bytes, key: str, stop: threading.Event) -> bytes | None:
         """The site's answer. A disk that refuses is tried again: the same question has the same answer."""

@@ -2,9 +2,10 @@
 
     main("server", kit, descriptor)       # or "site"; engine_process.py starts a process with it
 
-The only file that imports nvflare. It rests on parts of 2.9 without a promise of stability (parents, cells, headers of
-their messages, the list of clients), so another version is refused; tests/federation/transports/ holds what is relied
-on. No job is ever submitted. Neither torch nor rows nor a model are in these processes, and what comes is bytes.
+No file but this one and gate.py imports nvflare. They rest on parts of 2.9 without a promise of stability (parents,
+cells, headers of their messages, the list of clients), so another version is refused; tests/federation/transports/
+holds what is relied on. No job is ever submitted. Neither torch nor rows nor a model are in these processes, and what
+comes is bytes.
 """
 
 from __future__ import annotations
@@ -24,31 +25,17 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.fl_exception import NotAuthenticated
-from nvflare.fuel.f3.cellnet.defs import CellChannel, Encoding, MessageHeaderKey, MessagePropKey, ReturnCode
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.utils import make_reply, new_cell_message
 from nvflare.fuel.f3.mpm import MainProcessMonitor
-from nvflare.fuel.f3.streaming.stream_const import (
-    STREAM_ACK_TOPIC,
-    STREAM_CHANNEL,
-    STREAM_DATA_TOPIC,
-    STREAM_ERROR_TOPIC,
-    StreamHeaderKey,
-)
-from nvflare.private.defs import CellChannelTopic, CellMessageHeaderKeys
+from nvflare.private.defs import CellMessageHeaderKeys
 
 from shepherd.federation.transports.bridge import Bridge, Gone, Head
+from shepherd.federation.transports.gate import CHANNEL, OF_SITES, OF_THE_COORDINATOR, Gate
 from shepherd.federation.transports.guard import Guard
 from shepherd.federation.transports.kits import SERVER, read_site
 
-CHANNEL, SESSION = "shepherd", "shepherd_session"
-TOPICS = ("hello", "answer", "progress", "message")
-"""What a site sends; the coordinator sends "ask" and "tell"."""
-OF_THE_ENGINE = (
-    CellChannelTopic.Challenge, CellChannelTopic.Register, CellChannelTopic.HEART_BEAT, CellChannelTopic.Quit,
-    CellChannelTopic.Bye,
-)  # fmt: skip
-SMALL = 2**16
-"""Bytes of a message of the engine's own."""
+SESSION = "shepherd_session"
 WAIT = 15.0
 """Seconds without progress after which a message counts as not delivered."""
 ANSWER = 4.0
@@ -59,7 +46,7 @@ class Link:
     """The bridge to our process, and the part of NVFlare that it belongs to once that is made."""
 
     bridge: Bridge
-    guard: Guard
+    gate: Gate
     part: _Part | None = None
 
     @classmethod
@@ -77,6 +64,10 @@ class Link:
     def post(cls, **head: Any) -> None:
         with suppress(Gone):
             cls.bridge.post(head)
+
+    @classmethod
+    def refused(cls, sender: str, why: str) -> None:
+        cls.post(event="refused", code="message", why=f"a message from {sender[:80]!r} was dropped: {why}")
 
     @classmethod
     def _end(cls) -> None:
@@ -107,10 +98,6 @@ class _Part(FLComponent):
             return json.loads(bytes(reply.payload))
         return {"code": str(code), "why": str(reply.get_header(MessageHeaderKey.ERROR) or "")}
 
-    def _dropped(self, origin: str, why: str) -> Any:
-        Link.post(event="refused", code="message", why=f"a message from {origin[:80]!r} was dropped: {why}")
-        return make_reply(ReturnCode.UNAUTHENTICATED, why)
-
 
 class ServerPart(_Part):
     """In the coordinator's parent: who sends is who the engine has authenticated."""
@@ -121,9 +108,8 @@ class ServerPart(_Part):
         elif event_type == EventType.SYSTEM_START:
             self.engine = fl_ctx.get_engine()
             self.cell = self.engine.get_cell()
-            for topic in TOPICS:
+            for topic in OF_SITES:
                 self.cell.register_request_cb(channel=CHANNEL, topic=topic, cb=self._received)
-            self.cell.core_cell.add_incoming_filter("*", "*", self._filter)
             threading.Thread(target=self._tick, daemon=True).start()
             Link.post(event="up")
 
@@ -160,12 +146,15 @@ class ServerPart(_Part):
         client = self.engine.client_manager.clients.get(message.get_header(CellMessageHeaderKeys.TOKEN))
         if client is None or client.name != message.get_header(CellMessageHeaderKeys.CLIENT_NAME):
             return None
-        return client.name if message.get_header(MessageHeaderKey.ORIGIN) == client.get_fqcn() else None
+        # The engine signs a token in the server's name too, and sends it along: a member's has that of its connection.
+        origin = message.get_header(MessageHeaderKey.ORIGIN)
+        return client.name if origin == client.get_fqcn() == client.name else None
 
     def _may_register(self, peer: FLContext) -> None:
         """Refuse a second process with the identity of a present one, before it takes the place of the first."""
         told = str(peer.get_prop(SESSION, "") or "")[:200].partition(" ")
-        head = {"event": "register", "client": peer.get_identity_name(), "session": told[0], "replaces": told[2]}
+        name = str(peer.get_identity_name())[:80]  # as it says; its first sign of life has its certificate's
+        head = {"event": "register", "client": name, "session": told[0], "replaces": told[2]}
         try:
             answer = Link.bridge.call({**head, "time": time.monotonic()}, timeout=ANSWER)
         except (Gone, TimeoutError):
@@ -173,51 +162,9 @@ class ServerPart(_Part):
         if answer.get("code") == "lease":  # others learn it from their first sign of life
             raise NotAuthenticated(str(answer.get("why", "")))
 
-    def _filter(self, message: Any) -> Any:
-        """Drop what no site of ours sends, before it is decoded or collected. NVFlare's filter has come first."""
-        origin, cell = str(message.get_header(MessageHeaderKey.ORIGIN)), message.get_prop(MessagePropKey.ENDPOINT)
-        if origin != message.get_prop(MessagePropKey.COMMON_NAME) or cell is None or cell.name != origin:
-            return self._dropped(origin, "it came over the connection of another one")
-        if message.get_header(MessageHeaderKey.DESTINATION) != SERVER:
-            return self._dropped(origin, "it is for another site")
-        if against := self._against(origin, message):
-            return self._dropped(origin, against)
-        return None
-
-    def _against(self, origin: str, message: Any) -> str:
-        channel, topic = message.get_header(MessageHeaderKey.CHANNEL), message.get_header(MessageHeaderKey.TOPIC)
-        now, size = time.monotonic(), len(message.payload or b"")
-        if (channel, topic) == (STREAM_CHANNEL, STREAM_DATA_TOPIC):
-            return self._against_part(origin, message, now)
-        if channel == STREAM_CHANNEL and topic in (STREAM_ACK_TOPIC, STREAM_ERROR_TOPIC):
-            return "" if size < SMALL else "it is too large"
-        if channel not in (CellChannel.SERVER_MAIN, CellChannel.CELLNET) or topic not in OF_THE_ENGINE:
-            return f"its channel {str(channel)[:40]!r} is not in use"
-        if size >= SMALL:
-            return "it is too large"
-        return "" if Link.guard.admits(origin, now) else "there are too many"
-
-    def _against_part(self, origin: str, message: Any, now: float) -> str:
-        """What is against a part of a message."""
-        part = message.headers
-        channel, topic = part.get(StreamHeaderKey.CHANNEL), str(part.get(StreamHeaderKey.TOPIC))
-        ours = channel == CHANNEL and topic in TOPICS
-        if not ours and (channel != CellChannel.RETURN_ONLY or not topic.startswith(f"{CHANNEL}:")):
-            return f"its channel {str(channel)[:40]!r} is not in use"
-        if part.get(StreamHeaderKey.PAYLOAD_ENCODING) not in (Encoding.BYTES, Encoding.NONE):
-            return "it is not bytes"
-        stream, size = str(part.get(StreamHeaderKey.STREAM_ID))[:40], part.get(StreamHeaderKey.SIZE)
-        if type(size) is not int or size < 0:
-            return "its size is not stated"
-        if not part.get(StreamHeaderKey.SEQUENCE) and not Link.guard.admits(origin, now):
-            return "there are too many"
-        here = len(message.payload or b"")
-        if size <= Link.guard.most // 2 and not Link.guard.collects(origin, stream, size, here, now):
-            return "too much is on its way"  # one that is larger is refused by the streaming, which answers
-        return ""
-
     def _tick(self) -> None:
         while not Link.bridge.closed.wait(1.0):
+            Link.gate.drop_stale(time.monotonic())
             Link.post(event="tick", time=time.monotonic())
 
 
@@ -229,21 +176,15 @@ class SitePart(_Part):
             fl_ctx.set_prop(SESSION, os.environ.get("SHEPHERD_SESSION", ""), private=False, sticky=True)
         elif event_type == EventType.SYSTEM_START:
             self.cell = fl_ctx.get_engine().get_cell()
-            self.cell.core_cell.add_incoming_filter("*", "*", self._filter)
-            for topic in ("ask", "tell"):
+            for topic in OF_THE_COORDINATOR:
                 self.cell.register_request_cb(channel=CHANNEL, topic=topic, cb=self._received)
             Link.post(event="up")
 
     def do(self, head: Head, data: bytes) -> Head | None:
+        if head["do"] == "hello":  # each second
+            Link.gate.drop_stale(time.monotonic())
         told = {name: head[name] for name in ("session", "replaces", "key", "note") if name in head}
         return self.send(SERVER, head["do"], told, data, 5.0 if head["do"] == "hello" else WAIT)
-
-    def _filter(self, message: Any) -> Any:
-        """Drop what does not come from the coordinator, before it is decoded or collected."""
-        origin = str(message.get_header(MessageHeaderKey.ORIGIN))
-        if origin == SERVER:
-            return None
-        return self._dropped(origin, "only the coordinator sends messages to a site")
 
     def _received(self, message: Any) -> Any:
         if message.get_header(MessageHeaderKey.ORIGIN) != SERVER:
@@ -270,7 +211,8 @@ def main(role: str, kit: str, descriptor: str, largest: str) -> int:
     os.umask(0o077)
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)  # the end of our process is the end of this one
-    Link.guard = Guard(int(largest))
+    Link.gate = Gate(role, Guard(int(largest)), Link.refused)
+    Link.gate.install()
     Link.open(int(descriptor))
     common = ["--set", "secure_train=true", "org=shepherd", "config_folder=config"]
     if role == SERVER:

@@ -30,6 +30,7 @@ from shepherd.federation.transports.hub import Hub
 from shepherd.federation.transports.kits import SERVER, is_loopback, read_address
 from shepherd.federation.transports.link import BEAT, SILENCE, Link, Process
 from shepherd.federation.transports.refusals import refusal_in
+from shepherd.store.disk import PRIVATE, write_whole
 from shepherd.types import ClientId
 
 OnEvent = Callable[..., None]
@@ -196,7 +197,7 @@ class _Client:
         while not stop.wait(wait):
             begin = time.monotonic()
             if self.removed:
-                raise NetworkError(self.removed, hint="ask the coordinator for an invitation to join again")
+                raise NetworkError(self.removed, hint="ask the coordinator: to come back takes another name")
             if not self.engine.is_alive():
                 self.start()
             elif self.up.is_set():
@@ -284,4 +285,4 @@ def _enable(kit: Path, members: Collection[ClientId]) -> None:
         disabled = json.loads(path.read_text(encoding="utf-8"))["disabled_clients"]
         kept = sorted(set(disabled) - set(members))
         if kept != disabled:
-            path.write_text(json.dumps({"disabled_clients": kept}), encoding="utf-8")
+            write_whole(PRIVATE, path, json.dumps({"disabled_clients": kept}).encode())
