@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from federation_schedules import card_of, task_of
-from process_trainers import ENDS, FULL, HANGS, RAISES, make
+from process_trainers import ENDS, ENDS_ONCE, FULL, HANGS, RAISES, make
 from shepherd.engines.site_process import ProcessTrainer
 from shepherd.errors import DataError
 from shepherd.federation.groups import Group
@@ -36,6 +36,13 @@ def trainer(rows):
 def task(rate: float = 0.1):
     found = task_of(1, 5, {"a": 0})
     return replace(found, work={"a": replace(found.work["a"], learning_rates=(rate,))})
+
+
+def test_a_trainer_that_is_killed_once_in_a_task_costs_no_answer(trainer):
+    trainer.load_rows(card_of())
+    before = {"p": np.full(1, 3.0, np.float32)}
+    reply = trainer.train(task(ENDS_ONCE), before, lambda report: None)
+    assert not isinstance(reply, ClientFailure) and reply.private["p"].tolist() == [4.0]
 
 
 def test_the_trainer_of_a_site_works_in_another_process_and_outlives_its_faults(trainer, rows, caplog):

@@ -40,12 +40,16 @@ class Authority:
     def __post_init__(self) -> None:
         self.certificate = self.issue(self.name, ca=True)
 
-    def issue(self, subject: str, *, ca: bool = False, days: float = 1, server: bool = False) -> x509.Certificate:
-        """A certificate. days: until it expires, or since it has where negative."""
+    def issue(
+        self, subject: str, *, ca: bool = False, days: float = 1, server: bool = False, begins: float | None = None
+    ) -> x509.Certificate:
+        """A certificate. days: until it expires, or since it has where negative; begins: days until it is valid."""
         now = datetime.datetime.now(datetime.UTC)
         name = lambda text: x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])  # noqa: E731
         end = now + datetime.timedelta(days=days)
         begin = min(now, end) - datetime.timedelta(days=1)
+        if begins is not None:
+            begin = now + datetime.timedelta(days=begins)
         public = key(f"{self.name}/{'' if ca else subject}").public_key()
         builder = (
             x509.CertificateBuilder()
@@ -76,13 +80,17 @@ class Authority:
                 builder = builder.add_extension(extension, critical=False)
         return builder.sign(authority, hashes.SHA256())
 
-    def put(self, folder: Path, subject: str, *, server: bool = False, days: float = 1) -> None:
+    def put(
+        self, folder: Path, subject: str, *, server: bool = False, days: float = 1, begins: float | None = None
+    ) -> None:
         """Write the certificate of a kit with its key and the authority's certificate."""
         startup, role = folder / "startup", "server" if server else "client"
         startup.mkdir(parents=True, exist_ok=True, mode=0o700)
         pem = serialization.Encoding.PEM
         (startup / "rootCA.pem").write_bytes(self.certificate.public_bytes(pem))
-        (startup / f"{role}.crt").write_bytes(self.issue(subject, server=server, days=days).public_bytes(pem))
+        (startup / f"{role}.crt").write_bytes(
+            self.issue(subject, server=server, days=days, begins=begins).public_bytes(pem)
+        )
         private = key(f"{self.name}/{subject}").private_bytes(
             pem, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
         )
@@ -106,9 +114,12 @@ class Kits:
         write_server_kit(kit, federation="lab", host=self.host, port=self.port)
         return kit
 
-    def site(self, name: str, authority: Authority | None = None, subject: str = "", days: float = 1) -> Path:
+    def site(
+        self, name: str, authority: Authority | None = None, subject: str = "", days: float = 1,
+        begins: float | None = None,
+    ) -> Path:  # fmt: skip
         """A site's kit. subject: the name in its certificate, where that is another one."""
         kit = self.folder / name
-        (authority or self.authority).put(kit, subject or name, days=days)
+        (authority or self.authority).put(kit, subject or name, days=days, begins=begins)
         write_site_kit(kit, federation="lab", site=name, host=self.host, port=self.port)
         return kit

@@ -3,8 +3,9 @@
     trainer = ProcessTrainer(partial(site_trainer, file, folder), name)     # a SiteTrainer; no torch in this process
 
 The control process keeps neither rows nor base. Tasks and models go to the child as bytes, updates come back as bytes
-with the private tensors beside them. A child that ends, or gives no sign of life for `patience` seconds, costs the
-answer and is replaced; the next one reads the rows again, and is refused where they have changed.
+with the private tensors beside them. A child that ends is replaced, and the work is done again once; one that ends
+twice, or gives no sign of life for `patience` seconds, costs the answer. The next one reads the rows again, and is
+refused where they have changed.
 """
 
 from __future__ import annotations
@@ -56,19 +57,19 @@ class ProcessTrainer:
         return facts
 
     def train(self, task: TrainTask, private: Tensors, observe: Observe) -> ClientUpdate | ClientFailure:
-        """Have the child train; "lost" where it ends, "hang" where it gives no sign of life."""
+        """Have the child train; "lost" where it ends twice, "hang" where it gives no sign of life."""
         try:
-            return self._ask("train", pack_task(task), dict(private), observe=observe)
+            return self._ask_again("train", pack_task(task), dict(private), observe=observe)
         except TrainerEnded as ended:
             return ClientFailure(self.client, task.round, str(ended), "the trainer of the site ended")
 
     def measure(self, model: GlobalModel | None, rows_of: str) -> Mapping[str, Group]:
         """Have the child measure."""
-        return self._ask("measure", pack_global(model) if model is not None else b"", rows_of)
+        return self._ask_again("measure", pack_global(model) if model is not None else b"", rows_of)
 
     def finish(self, task: TrainTask, private: Tensors) -> Mapping[str, Group]:
         """Have the child make, keep and measure the site's own model."""
-        return self._ask("finish", pack_task(task), dict(private))
+        return self._ask_again("finish", pack_task(task), dict(private))
 
     def close(self) -> None:
         """End the child."""
@@ -78,6 +79,15 @@ class ProcessTrainer:
             self._process.close()
             self._process = None
             self._pipe.close()
+
+    def _ask_again(self, what: str, *given: Any, observe: Observe = lambda report: None) -> Any:
+        """The answer of the child, or of the one in its place where it ends: the work is the same. Raises as `_ask`."""
+        try:
+            return self._ask(what, *given, observe=observe)
+        except TrainerEnded as ended:
+            if str(ended) != "lost":  # what hung once has cost its time
+                raise
+            return self._ask(what, *given, observe=observe)
 
     def _ask(self, what: str, *given: Any, observe: Observe = lambda report: None) -> Any:
         """The answer of the child. Raises what stands for its exception, or TrainerEnded with a code."""

@@ -97,7 +97,7 @@ def test_a_site_whose_certificate_has_expired_or_is_of_another_federation(kits):
 def test_a_clock_that_is_behind(kits):
     startup = kits.site("a") / "startup"
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=30)
-    fault = fault_of_certificate(startup / "client.crt", startup / "rootCA.pem", past)
+    fault = fault_of_certificate(startup / "client.crt", startup / "rootCA.pem", "a", past)
     assert "this machine's clock is behind" in fault.why
 
 

@@ -20,6 +20,8 @@ HANDSHAKE = "I1130 1 ssl_transport_security.cc:2563] Handshake failed with error
     (HANDSHAKE + "CERTIFICATE_VERIFY_FAILED: unable to get issuer", "certificate", "another authority"),
     (HANDSHAKE + "PEER_DID_NOT_RETURN_A_CERTIFICATE: Invalid context", "certificate", "has no certificate"),
     (HANDSHAKE + "NO_SHARED_CIPHER: Invalid context", "tls", "does not speak TLS 1.3"),
+    (HANDSHAKE + "BAD_PACKET_LENGTH: Invalid certificate verification context", "certificate",
+     "does not accept the coordinator's certificate"),
     (HANDSHAKE + "TLSV1_ALERT_UNKNOWN_CA", "certificate", "does not accept the coordinator's certificate"),
     ("ERROR x: Code: BAD_DATA Error: connection CN1 authenticated as 'b' but claimed endpoint 'c' requires", "name",
      "the certificate of 'b' wanted the name 'c'"),

@@ -100,6 +100,18 @@ def test_a_port_that_is_taken_is_refused(kits):
         pass
 
 
+@pytest.mark.parametrize(
+    "times, why",
+    [({"days": -1}, "own certificate expired on"), ({"days": 3, "begins": 2}, "own certificate is not valid yet")],
+    ids=["expired", "not valid yet"],
+)
+def test_a_coordinator_whose_own_certificate_is_out_of_its_time_is_refused_with_the_reason(kits, times, why):
+    kit = kits.server()
+    kits.authority.put(kit, "server", server=True, **times)
+    with pytest.raises(UsageError, match=why), serve_federation(kit, limit=1):
+        pass
+
+
 def test_another_system_or_version_and_a_missing_engine_are_refused(monkeypatch):
     check_engine()
     versions = {"nvflare": "2.10.0"}

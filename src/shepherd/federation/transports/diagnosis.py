@@ -11,9 +11,11 @@ import ssl
 from pathlib import Path
 from typing import NamedTuple
 
-from shepherd.federation.transports.kits import read_address
+from shepherd.federation.transports.kits import read_address, read_site
 
 PATIENCE = 4.0
+SWAPPED = "name"
+"""Code of the certificate of another site; the handshake is not refused for it, but what comes after it is."""
 _VERIFICATION = {
     9: ("clock", "the coordinator's certificate is not valid yet: compare the clocks of the two machines"),
     10: ("certificate", "the coordinator's certificate has expired; it is renewed at the coordinator's next start"),
@@ -37,8 +39,14 @@ def diagnose(kit: Path) -> Fault | None:
     """
     host, port = read_address(kit)
     startup = kit / "startup"
-    if fault := fault_of_certificate(startup / "client.crt", startup / "rootCA.pem"):
-        return fault
+    own = fault_of_certificate(startup / "client.crt", startup / "rootCA.pem", read_site(kit))
+    # Also with a certificate that is refused: the coordinator's log is to have a line about it.
+    handshake = _handshake(startup, host, port)
+    return own or handshake
+
+
+def _handshake(startup: Path, host: str, port: int) -> Fault | None:
+    """What a handshake with the coordinator fails at."""
     context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
@@ -55,22 +63,28 @@ def diagnose(kit: Path) -> Fault | None:
     return Fault("refused", f"{host}:{port} closes the connection: it does not accept this site's certificate")
 
 
-def fault_of_certificate(path: Path, authority: Path, now: datetime.datetime | None = None) -> Fault | None:
-    """What is wrong with the certificate of a site as far as the site can see."""
+def fault_of_certificate(
+    path: Path, authority: Path, name: str, now: datetime.datetime | None = None, whose: str = "this site's"
+) -> Fault | None:
+    """What is wrong with the certificate of a site, or with the coordinator's own one, as far as its holder can see."""
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
+    from cryptography.x509.oid import NameOID
 
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
     now = now or datetime.datetime.now(datetime.UTC)
     if now > certificate.not_valid_after_utc:
         day = certificate.not_valid_after_utc.date().isoformat()
-        return Fault("expired", f"this site's certificate expired on {day}, or this machine's clock is ahead")
+        return Fault("expired", f"{whose} certificate expired on {day}, or this machine's clock is ahead")
     if now < certificate.not_valid_before_utc:
-        return Fault("clock", "this site's certificate is not valid yet: this machine's clock is behind")
+        return Fault("clock", f"{whose} certificate is not valid yet: this machine's clock is behind")
     try:
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.read_bytes()))
     except (InvalidSignature, ValueError, TypeError):
-        return Fault("foreign", "this site's certificate is that of another federation")
+        return Fault("foreign", f"{whose} certificate is that of another federation")
+    names = [str(one.value) for one in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if names != [name]:
+        return Fault(SWAPPED, f"{whose} certificate is that of {', '.join(names)!r}, and the kit is that of {name!r}")
     return None
 
 

@@ -20,6 +20,10 @@ class Refusal(NamedTuple):
     why: str
 
 
+_OURS_REFUSED = Refusal(
+    "certificate",
+    "a peer does not accept the coordinator's certificate: it is of another federation, or compare the clocks",
+)
 _HANDSHAKE = {
     "certificate has expired": Refusal(
         "certificate", "a peer's certificate has expired, or this machine's clock is ahead"
@@ -29,7 +33,8 @@ _HANDSHAKE = {
     ),
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": Refusal("certificate", "a peer has no certificate"),
     "CERTIFICATE_VERIFY_FAILED": Refusal("certificate", "a peer's certificate is that of another authority"),
-    "ALERT": Refusal("certificate", "a peer does not accept the coordinator's certificate: of another federation"),
+    "ALERT": _OURS_REFUSED,
+    "BAD_PACKET_LENGTH": _OURS_REFUSED,  # an alert of OpenSSL, as BoringSSL reads it
     "NO_SHARED_CIPHER": Refusal("tls", "a peer does not speak TLS 1.3"),
     "UNSUPPORTED_PROTOCOL": Refusal("tls", "a peer does not speak TLS 1.3"),
     "WRONG_VERSION_NUMBER": Refusal("tls", "a peer does not speak TLS"),

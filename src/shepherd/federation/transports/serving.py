@@ -23,11 +23,11 @@ from shepherd.errors import NetworkError, ResourceError, UsageError
 from shepherd.federation.transport import Transport
 from shepherd.federation.transports.audit import Audit
 from shepherd.federation.transports.bridge import Gone, Head
-from shepherd.federation.transports.diagnosis import Fault, diagnose
+from shepherd.federation.transports.diagnosis import SWAPPED, Fault, diagnose, fault_of_certificate
 from shepherd.federation.transports.engine_process import EngineProcess, check_engine
 from shepherd.federation.transports.holding import hold
 from shepherd.federation.transports.hub import Hub
-from shepherd.federation.transports.kits import is_loopback, read_address
+from shepherd.federation.transports.kits import SERVER, is_loopback, read_address
 from shepherd.federation.transports.link import BEAT, SILENCE, Link, Process
 from shepherd.federation.transports.refusals import NO_MEMBER, refusal_in
 from shepherd.store.disk import PRIVATE, write_whole
@@ -67,6 +67,7 @@ def serve_federation(
     with hold(kit):
         host, port = _address(kit)
         _check_port(host, port)
+        _check_certificate(kit / "startup")
         _enable(kit, members() if members is not None else ())
         server = _Server(kit, Hub(audit, members=members), limit, audit)
         keeper = threading.Thread(target=server.keep, name="engine", daemon=True)
@@ -246,7 +247,7 @@ class _Client:
         if fault is not None and fault != self.fault:
             self.audit("waiting", code=fault.code, why=fault.why)
         self.fault = fault
-        return fault is None
+        return fault is None or fault.code == SWAPPED  # the coordinator names it too, as it refuses the name
 
 
 def _note(line: str, event: Callable[..., None]) -> None:
@@ -260,6 +261,18 @@ def _address(kit: Path) -> tuple[str, int]:
         return read_address(kit)
     except (OSError, ValueError, LookupError) as error:
         raise UsageError(f"the kit {kit} is damaged: {error}", hint="make or join the federation again") from None
+
+
+def _check_certificate(startup: Path) -> None:
+    """The engine would end at each start, without a reason that a person finds."""
+    try:
+        fault = fault_of_certificate(
+            startup / "server.crt", startup / "rootCA.pem", SERVER, whose="the coordinator's own"
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the kit {startup.parent} is damaged: {error}", hint="restore it from a copy") from None
+    if fault is not None:
+        raise UsageError(fault.why, hint="compare this machine's clock; `shepherd run` renews the certificate in time")
 
 
 def _check_port(host: str, port: int) -> None:
