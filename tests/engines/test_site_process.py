@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -43,6 +45,20 @@ def test_a_trainer_that_is_killed_once_in_a_task_costs_no_answer(trainer):
     before = {"p": np.full(1, 3.0, np.float32)}
     reply = trainer.train(task(ENDS_ONCE), before, lambda report: None)
     assert not isinstance(reply, ClientFailure) and reply.private["p"].tolist() == [4.0]
+
+
+def test_a_trainer_that_is_closed_at_work_ends_and_has_no_successor(trainer):
+    trainer.load_rows(card_of())
+    replies, steps = [], []
+    working = threading.Thread(target=lambda: replies.append(trainer.train(task(HANGS), {}, steps.append)))
+    working.start()
+    while not steps:
+        time.sleep(0.01)
+    trainer.close()
+    working.join(20)
+    assert replies == [ClientFailure("a", 1, "lost", "the trainer of the site ended")]
+    assert trainer._process is None
+    assert not multiprocessing.active_children()
 
 
 def test_the_trainer_of_a_site_works_in_another_process_and_outlives_its_faults(trainer, rows, caplog):

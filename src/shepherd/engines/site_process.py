@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -47,6 +48,7 @@ class ProcessTrainer:
     def __init__(self, make: Make, client: ClientId, patience: float = 600.0) -> None:
         self.make, self.client, self.patience = make, client, patience
         self._process: SpawnProcess | None = None
+        self._ended, self._lock = False, threading.Lock()
         self._pipe: Connection
         self._loaded: tuple[RunCard, SiteFacts] | None = None
 
@@ -72,13 +74,18 @@ class ProcessTrainer:
         return self._ask_again("finish", pack_task(task), dict(private))
 
     def close(self) -> None:
-        """End the child."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process.close()
-            self._process = None
-            self._pipe.close()
+        """End the child, also one at work for another thread; none is started in its place."""
+        self._ended = True
+        self._discard()
+
+    def _discard(self) -> None:
+        """End the child. The pipe is left to its reader, who sees the end of it."""
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.join()
+                self._process.close()
+                self._process = None
 
     def _ask_again(self, what: str, *given: Any, observe: Observe = lambda report: None) -> Any:
         """The answer of the child, or of the one in its place where it ends: the work is the same. Raises as `_ask`."""
@@ -91,7 +98,7 @@ class ProcessTrainer:
 
     def _ask(self, what: str, *given: Any, observe: Observe = lambda report: None) -> Any:
         """The answer of the child. Raises what stands for its exception, or TrainerEnded with a code."""
-        if self._process is None or not self._process.is_alive():
+        if not self._is_alive():
             self._start(again=what != "load_rows")
         try:
             self._pipe.send((what, *given))
@@ -104,19 +111,25 @@ class ProcessTrainer:
                 else:
                     raise _raised(*value)
         except (EOFError, OSError):
-            self.close()
+            self._discard()
             raise TrainerEnded("lost") from None
-        self.close()
+        self._discard()
         raise TrainerEnded("hang")
 
+    def _is_alive(self) -> bool:
+        with self._lock:
+            return self._process is not None and self._process.is_alive()
+
     def _start(self, *, again: bool) -> None:
-        self.close()
+        self._discard()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, self.make), daemon=True)
-        with ctrl_c_held_back():
+        with self._lock, ctrl_c_held_back():
+            if self._ended:
+                raise TrainerEnded("lost")
             process.start()
-        self._process = process
+            self._process = process
         theirs.close()
         if again and self._loaded is not None:
             card, facts = self._loaded
