@@ -9,7 +9,6 @@ from shepherd.config import Config
 from shepherd.errors import UsageError
 from shepherd.experiment import privacy_conflicts
 from shepherd.experiment.method import check_clients, compose
-from shepherd.experiment.run_card import for_sites
 from shepherd.recipe import merge, resolve
 
 PRIVATE = {
@@ -142,11 +141,6 @@ def test_delta_is_at_most_one_by_the_number_of_clients():
 )
 def test_a_table_that_is_no_mechanism_is_refused(table, said):
     assert said in refused(privacy=table)
-
-
-def test_a_run_over_sites_adds_no_noise_and_refuses():
-    with pytest.raises(UsageError, match="a run over sites adds no noise"):
-        for_sites(private())
 
 
 @pytest.mark.parametrize("module", ["cryptography", "dp_accounting"])

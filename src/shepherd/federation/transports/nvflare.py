@@ -74,7 +74,8 @@ class Link:
         if sender == SERVER and why == NO_MEMBER:  # the coordinator's word on this site
             cls.post(event="refused", code="removed", why=why)
             return
-        cls.post(event="refused", code="message", why=f"a message from {sender[:80]!r} was dropped: {why}")
+        said = f"a message from {sender[:80]!r} was dropped: {why}"
+        cls.post(event="refused", code="message", site=sender[:80], why=said)
 
     @classmethod
     def _end(cls) -> None:

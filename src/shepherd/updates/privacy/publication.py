@@ -145,6 +145,7 @@ EVENTS: dict[str, Mapping[str, Any]] = {
         **dict.fromkeys(("clients", "tokens_per_second", "fraction", "eta_seconds"), WITHHELD),
     },
     "round": ROUND,
+    "sites": {"sites": WITHHELD},
     "end": {"run": RELEASED, "summary": SUMMARY},
     "error": {"message": WITHHELD, "hint": WITHHELD, "exit_status": RELEASED},
 }
