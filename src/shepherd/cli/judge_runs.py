@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +50,11 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
     set_up = setup(folder, given)
     questions = asked(given["questions"])
     pairs, lines = pairs_of(runs, given["pairs"], questions)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        secret = secret_of(folder)
+    looks = given["dry_run"] and not folder.exists()  # then nothing is written
+    if not looks:
+        folder.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if looks else locked(folder):
+        secret = b"" if looks else secret_of(folder)
         labelled = read_labelled(given["calibrate"]) if given["calibrate"] else None
         plans = _plans(pairs, labelled, set_up, secret)
         if not confirm([(name, *plan) for name, plan in plans.items()], set_up):

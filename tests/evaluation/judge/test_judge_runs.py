@@ -293,11 +293,12 @@ def test_a_person_at_a_terminal_decides(shell, tmp_path, monkeypatch, reply, sta
         assert done.status == status and len(stub.requests) == calls and "16 calls are more than 3. Go on?" in done.err
 
 
-def test_a_dry_run_needs_no_key_and_makes_no_call(shell, tmp_path, monkeypatch):
-    a_run(tmp_path)
+def test_a_dry_run_needs_no_key_makes_no_call_and_writes_nothing(shell, tmp_path, monkeypatch):
+    run = a_run(tmp_path)
     monkeypatch.delenv("JUDGE_KEY")
     done = shell("judge", "runs/demo", "--judge", "judge", "--dry-run")
     assert done.status == 0 and "16 calls to make" in done.err and done.out == ""
+    assert not (run / "judge").exists()
 
 
 def test_a_judge_that_is_not_fit_gives_no_verdict(shell, tmp_path):
