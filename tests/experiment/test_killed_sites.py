@@ -53,6 +53,7 @@ def test_sigterm_ends_everything_in_order(done):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_hundred_random_kills_leave_the_adapter_as_it_is(tmp_path):
     done = kill_sites(tmp_path, rounds=25, kills=100, seed=1)
     kills = [kill for run in done["runs"] for kill in run["kills"]]

@@ -24,7 +24,8 @@ BLOCK = re.compile(r"^```(sh|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def fault(words: list[str]) -> str:
     """What the command line refuses in the words after `shepherd`, or an empty text; nothing is run."""
-    context, command = click.Context(cli), cli
+    # With the settings of the command line: a command keeps the names of its help that it had first.
+    context, command = click.Context(cli, **cli.context_settings), cli
     try:
         while isinstance(command, click.Group):
             if not words or words[0].startswith("-"):
