@@ -188,20 +188,9 @@ def _guarantee(level: ExampleLevel, spent: Mapping[ClientId, list[Rounds]]) -> d
         "clip": level.clip,
         "noise": "repeatable" if level.repeatable else "secret",
         "not_covered": list(NOT_COVERED),
-        **_bounds(found),
+        **found.stated(),
     }
 
 
 def _largest(level: ExampleLevel) -> Epsilons:
     return largest_epsilon({client: [part] for client, part in level.planned.items()}, level.delta)[1]
-
-
-def _bounds(found: Epsilons) -> dict[str, Any]:
-    """ε, an infinite one as null, and the accountant that it is by."""
-    finite = {name: bound if math.isfinite(bound) else None for name, bound in vars(found).items()}
-    return {
-        "epsilon": found.least if math.isfinite(found.least) else None,
-        "epsilon_pld": finite["pld"],
-        "epsilon_rdp": finite["rdp"],
-        "accountant": "PLD" if found.pld <= found.rdp else "RDP",
-    }

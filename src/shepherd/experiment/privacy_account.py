@@ -106,17 +106,10 @@ def _guarantee(privacy: ClientLevel, found: Epsilons) -> dict[str, Any]:
         "adaptive_clip": privacy.adaptive,
         "noise": "secret" if privacy.repeatable is None else "repeatable",
         "not_covered": list(NOT_COVERED),
-        "epsilon": _finite(found.least),
-        "epsilon_pld": _finite(found.pld),
-        "epsilon_rdp": _finite(found.rdp),
-        "accountant": "PLD" if found.pld <= found.rdp else "RDP",
+        **found.stated(),
     }
 
 
 def package_of_accountant() -> dict[str, str]:
     """{"accountant_package": its name and version}."""
     return {"accountant_package": f"dp-accounting {version('dp-accounting')}"}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -99,7 +99,7 @@ class PrivacyPlan:
     @property
     def accountant(self) -> str:
         """Which bound `epsilon` is."""
-        return "PLD" if self.epsilon_pld <= self.epsilon_rdp else "RDP"
+        return Epsilons(self.epsilon_pld, self.epsilon_rdp).accountant
 
 
 def plan_privacy(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ def site_account(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _epsilon(rounds: Iterable[Rounds], delta: float) -> float | None:
     try:
-        least = epsilons(rounds, delta).least
+        return epsilons(rounds, delta).stated()["epsilon"]
     except UsageError:  # without the extra dp
         return None
-    return least if math.isfinite(least) else None

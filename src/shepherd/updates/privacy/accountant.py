@@ -66,6 +66,17 @@ class Epsilons:
         """The smaller of the two, which holds as well: that of PLD but for very many rounds and very small δ."""
         return min(self.pld, self.rdp)
 
+    @property
+    def accountant(self) -> str:
+        """Which bound `least` is."""
+        return "PLD" if self.pld <= self.rdp else "RDP"
+
+    def stated(self) -> dict[str, Any]:
+        """The bounds as records have them; an infinite one is null."""
+        found = {"epsilon": self.least, "epsilon_pld": self.pld, "epsilon_rdp": self.rdp}
+        finite = {name: bound if math.isfinite(bound) else None for name, bound in found.items()}
+        return {**finite, "accountant": self.accountant}
+
 
 def epsilons(rounds: Iterable[Rounds], delta: float) -> Epsilons:
     """ε at `delta` of all these rounds together, 0 for none. Raises UsageError where the extra `dp` is missing."""
