@@ -171,6 +171,17 @@ def test_all_members_begin_and_two_go_on_unless_it_is_said_otherwise(
     assert given == [(begin, go_on, ("north", "south"))]
 
 
+def test_more_clients_per_round_than_members_are_named(shell, network, monkeypatch):
+    def begin_over(config, carrier, observer, terms):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shepherd.experiment.coordinate.begin_over", begin_over)
+    for wanted, named in ((9, True), (2, False)):
+        err = shell("run", "demo", "--federation", "lab", "--set", f"federation.clients_per_round={wanted}").err
+        said = "federation.clients_per_round = 9, and lab has 2 members: at most those take part"
+        assert (said in " ".join(err.split())) is named
+
+
 def test_a_run_over_sites_names_what_it_lacks(shell, recipe, network):
     for arguments, words in {
         ("--federation", "lba"): "no federation lba in federations/ here. Did you mean 'lab'?",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shepherd.experiment.method import compose
-from shepherd.experiment.run_card import run_card, site_config
+from shepherd.experiment.run_card import for_sites, run_card, site_config
 from shepherd.experiment.trainer import local_training
 from shepherd.federation.cards import Policy, SiteFile, read_card
 from shepherd.federation.policy import Own, judge
@@ -71,3 +71,19 @@ def test_every_packaged_recipe_has_a_card(recipe):
     card = card_of(config, offers=["dp"])
     assert card.federation.rounds == config.federation.rounds and card.offers == ("dp",)
     assert judge(card, Policy(least_cohort=1, max_rounds=10**6), OWN) in ("admitted", "steps")
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (["partition.name=shards", "partition.clients=4", "partition.per_client=2"],
+         'partition.name = "shards": each site is a client with all of its own rows'),
+        (["evaluation.generate=4"],
+         "evaluation.generate: a run over sites generates no answers; shepherd answer does afterwards"),
+        (["data.languages=german"], "data.languages: each site trains on all of its own rows"),
+        (["partition.name=files", "evaluation.generate=0"], None),
+    ],
+)  # fmt: skip
+def test_what_a_recipe_sets_and_sites_do_not_read_is_named(settings, said):
+    _, notes = for_sites(load(None, ["evaluation.arms=base,federated", "data.rows_per_category=0", *settings]))
+    assert notes == ((said,) if said else ())

@@ -65,8 +65,15 @@ def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
     if dropped:
         notes.append(f"evaluation.arms: {' and '.join(dropped)} need the rows of all sites and are left out")
     picks = [key for key in ("categories", "rows_per_category") if getattr(config.data, key)]
+    if config.data.languages != type(config.data).model_fields["languages"].default:
+        picks.append("languages")
     if picks:
         notes.append(f"{' and '.join(f'data.{key}' for key in picks)}: each site trains on all of its own rows")
+    partition = config.partition
+    if "partition" in config.model_fields_set and partition.name != BY_FILE["name"]:
+        notes.append(f'partition.name = "{partition.name}": each site is a client with all of its own rows')
+    if "generate" in config.evaluation.model_fields_set and config.evaluation.generate:
+        notes.append("evaluation.generate: a run over sites generates no answers; shepherd answer does afterwards")
     private = config.privacy.unit != "none"
     if private and config.data.held_out_per_category and not config.data.held_out_source:
         notes.append("privacy: sites hold out no rows, so no loss is known; set data.held_out_source for losses")

@@ -70,6 +70,9 @@ def run_federation(
     least = min(least, table.clients_per_round or least)
     if config.privacy.unit == "client":  # whose rounds release noise, whoever answers
         least = table.min_updates
+    if table.clients_per_round > members:
+        said = f"federation.clients_per_round = {table.clients_per_round}, and {served.name} has "
+        observer({"event": "warning", "message": f"{said}{plural(members, 'member')}: at most those take part"})
     config = config.model_copy(update={"federation": table.model_copy(update={"min_updates": least})})
     with served.alone():
         return begin_over(config, served.carrier(sites), served.emit, terms=served.terms(sites))
