@@ -131,9 +131,10 @@ def test_a_ledger_that_was_cut_or_changed_ends_the_run_as_a_private_one_also_wit
         experiment.resume(run, observer=lambda event: None, force=force)
 
 
-def test_a_run_that_had_no_privacy_cannot_get_it_by_force(small_config, config, tmp_path):
+@pytest.mark.parametrize("when", [after_round(1), lambda event: event["event"] == "start"], ids=["round 1", "start"])
+def test_a_run_that_had_no_privacy_cannot_get_it_by_force(small_config, config, tmp_path, when):
     plain = small_config(*(setting for setting in PRIVATE if not setting.startswith("privacy")))
-    run = stopped(plain, tmp_path, after_round(1))
+    run = stopped(plain, tmp_path, when)
     settings = (run / "config.toml").read_text()
     assert "[privacy]" not in settings
     (run / "config.toml").write_text(f"{settings}[privacy]\n{table(config.privacy.model_dump())}")
