@@ -12,7 +12,7 @@ from shepherd.experiment.run import run
 from shepherd.experiment.sites.decisions import decide, find_offer
 from shepherd.federation.messages import Answer, read
 from shepherd.federation.transports.memory import Arrival
-from sites import SETTINGS, Sites, write_rows
+from sites import SETTINGS, Sites, adapter_of, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +33,7 @@ def sites(rows, model_folder, tmp_path):
 @pytest.fixture
 def begin(config, sites, tmp_path):
     """begin(*settings) -> the run over the sites, with its events in sites.events."""
-    sites.events = []
-    return lambda *settings, **terms: coordinate(
-        config(*settings), sites.transport, sites.events.append, tmp_path / "runs", sites.terms(**terms)
-    )
-
-
-def adapter_of(run):
-    return (run.path / "adapter" / "adapter_model.safetensors").read_bytes()
+    return lambda *settings, **terms: sites.coordinate(config(*settings), tmp_path / "runs", **terms)
 
 
 def journal(folder, **wanted):

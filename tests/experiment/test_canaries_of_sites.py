@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -27,7 +26,7 @@ from shepherd.federation.site import Site
 from shepherd.federation.transport import Transport
 from shepherd.federation.transports.memory import MemoryTransport
 from shepherd.report.sites.terminal import run_report
-from sites import SETTINGS, site_file
+from sites import SETTINGS, InTurn, site_file
 
 CANARY = "xqzcanary"
 OURS = "xqzours"
@@ -47,19 +46,6 @@ def in_memory(starts: Mapping[str, Start]) -> Iterator[tuple[Transport, Terms]]:
 
     yield transport, Terms(sites=len(starts), enough=100.0, clock=transport.clock, sleep=sleep)
     transport.close()
-
-
-class InTurn:
-    """A site that shares this process, and torch's random numbers, with another one."""
-
-    turn = threading.Lock()
-
-    def __init__(self, site: Site) -> None:
-        self.site, self.session = site, site.session
-
-    def handle(self, data: bytes, report: Callable[[bytes], None]) -> bytes | None:
-        with self.turn:
-            return self.site.handle(data, report)
 
 
 @contextmanager

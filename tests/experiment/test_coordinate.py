@@ -20,7 +20,7 @@ from shepherd.federation.transport import Aborted
 from shepherd.federation.transports.memory import Arrival, MemoryTransport
 from shepherd.model.digest import model_digest
 from shepherd.store.listing import entry
-from sites import ROWS, SETTINGS, Sites, write_rows
+from sites import ROWS, SETTINGS, Sites, adapter_of, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +46,7 @@ def sites(rows, model_folder, tmp_path):
 @pytest.fixture
 def begin(config, sites, tmp_path):
     """begin(*settings) -> the run over the sites, with its events in sites.events."""
-    sites.events = []
-    return lambda *settings, **terms: coordinate(
-        config(*settings), sites.transport, sites.events.append, tmp_path / "runs", sites.terms(**terms)
-    )
-
-
-def adapter_of(run):
-    return (run.path / "adapter" / "adapter_model.safetensors").read_bytes()
+    return lambda *settings, **terms: sites.coordinate(config(*settings), tmp_path / "runs", **terms)
 
 
 def warnings(sites):

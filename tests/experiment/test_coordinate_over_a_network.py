@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -13,25 +11,11 @@ from network_sites import ServedSite
 from shepherd.experiment.coordinate import coordinate
 from shepherd.experiment.run import run
 from shepherd.experiment.site_attendance import Terms
-from shepherd.federation.site import Site
 from shepherd.federation.transports.serving import serve_federation
-from sites import ROWS, SETTINGS, Sites, write_rows
+from sites import ROWS, SETTINGS, InTurn, Sites, write_rows
 
 pytest.importorskip("nvflare")
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="NVFlare runs on Linux")
-
-
-class InTurn:
-    """A site that shares this process, and torch's random numbers, with another one."""
-
-    turn = threading.Lock()
-
-    def __init__(self, site: Site) -> None:
-        self.site, self.session = site, site.session
-
-    def handle(self, data: bytes, report: Callable[[bytes], None]) -> bytes | None:
-        with self.turn:
-            return self.site.handle(data, report)
 
 
 def test_a_run_over_the_network_has_the_adapter_of_the_simulation(small_config, model_folder, tmp_path):

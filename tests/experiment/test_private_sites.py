@@ -7,7 +7,7 @@ import json
 import pytest
 
 from shepherd.errors import DataError, UsageError
-from shepherd.experiment.coordinate import coordinate, resume_coordination
+from shepherd.experiment.coordinate import resume_coordination
 from shepherd.experiment.run import run
 from shepherd.experiment.site_report import site_report
 from shepherd.federation.messages import Answer, read
@@ -16,7 +16,7 @@ from shepherd.federation.transports.memory import Arrival
 from shepherd.store.site_folder import SitePlace
 from shepherd.updates.privacy.example_account import ExampleRelease
 from shepherd.updates.privacy.ledger import read_releases
-from sites import SETTINGS, Sites, write_rows
+from sites import SETTINGS, Sites, adapter_of, write_rows
 
 PRIVATE = (
     "federation.method=ffa_lora", "federation.weights=uniform", "federation.on_too_few=skip", "federation.rounds=3",
@@ -47,14 +47,7 @@ def sites(rows, model_folder, tmp_path):
 
 @pytest.fixture
 def begin(config, sites, tmp_path):
-    sites.events = []
-    return lambda *settings, **terms: coordinate(
-        config(*settings), sites.transport, sites.events.append, tmp_path / "runs", sites.terms(**terms)
-    )
-
-
-def adapter_of(run):
-    return (run.path / "adapter" / "adapter_model.safetensors").read_bytes()
+    return lambda *settings, **terms: sites.coordinate(config(*settings), tmp_path / "runs", **terms)
 
 
 def ledger(sites, name):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from shepherd.config import Config
+from shepherd.experiment.coordinate import coordinate
+from shepherd.experiment.opened_run import Run
 from shepherd.experiment.site import compose_site
 from shepherd.experiment.site_attendance import Terms
 from shepherd.experiment.site_work import site_trainer
@@ -60,6 +64,7 @@ class Sites:
     def __init__(self, rows: Path, base: Path | str, folder: Path, names: Iterable[str] = ROWS) -> None:
         self.rows, self.base, self.folder = rows, base, folder
         self.policy: dict[str, dict[str, Any]] = {}
+        self.events: list[dict[str, Any]] = []
         self.transport = MemoryTransport({name: self.starter(name) for name in names})
 
     def starter(self, name: str) -> Callable[[], Site]:
@@ -77,3 +82,25 @@ class Sites:
             clock.now += seconds
 
         return Terms(**{"sites": 2, "enough": 100.0, "clock": clock, "sleep": sleep} | changes)
+
+    def coordinate(self, config: Config, folder: Path, **terms: Any) -> Run:
+        """The run of a recipe over these sites, with its events in `events`."""
+        return coordinate(config, self.transport, self.events.append, folder, self.terms(**terms))
+
+
+class InTurn:
+    """A site that shares this process, and torch's random numbers, with another one."""
+
+    turn = threading.Lock()
+
+    def __init__(self, site: Site) -> None:
+        self.site, self.session = site, site.session
+
+    def handle(self, data: bytes, report: Callable[[bytes], None]) -> bytes | None:
+        with self.turn:
+            return self.site.handle(data, report)
+
+
+def adapter_of(run: Run) -> bytes:
+    """The bytes of the adapter of a run."""
+    return (run.path / "adapter" / "adapter_model.safetensors").read_bytes()
