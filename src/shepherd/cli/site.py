@@ -55,13 +55,14 @@ def join(
 ) -> None:  # fmt: skip
     """Join a federation by the invitation FILE, and serve.
 
-    Makes the site in sites/NAME: a key that never leaves, the certificate for it, and site.toml with a strict policy to
-    read and change. A site.toml that is there stays. Why the coordinator does not answer is printed within 30 s; then
-    it is waited for: it answers while it serves, as in shepherd run --federation.
+    Makes the site in sites/NAME: a private key that never leaves it, its certificate, and site.toml with a strict
+    policy to read and change. An existing site.toml is kept. If the coordinator does not answer, the reason is printed
+    within 30 s, and the command keeps trying; a coordinator answers while shepherd run --federation serves.
 
-    Then the site serves. A run's card is shown in plain words, with what would leave this machine, and the terminal
-    waits for a yes or no; without a terminal the run waits for shepherd site approve RUN. Ctrl-C ends it; shepherd site
-    start goes on. For a site that cannot call, FILE may also be the SITE.signed that answers its request."""
+    Then the site serves. Each run's card is shown in plain words, with what would leave this machine, and a person
+    answers yes or no; without a terminal the run waits for shepherd site approve RUN. Ctrl-C ends the site, and
+    shepherd site start serves again. Where the coordinator cannot be called, FILE may also be the SITE.signed that
+    answers a request."""
     from shepherd.cli.settings import columns_of
     from shepherd.experiment.sites import joining, links
 
