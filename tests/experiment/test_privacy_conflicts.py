@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from console import Shell
+from planted import notice, texts_that_are_not_there_once
 from shepherd.config import Config, PrivacyTable
 from shepherd.errors import UsageError
 from shepherd.experiment import privacy_conflicts
@@ -245,3 +246,30 @@ def test_no_method_and_no_server_optimizer_of_this_package_is_taken_for_a_plug_i
     for method in (build_method(name) for name in methods):
         for name in optimizers:
             assert not list(from_outside(method.pieces, optimizers.build(name, options.get(name, {}))))
+
+
+# Faults
+
+
+def refusal(table: str, **settings):
+    """The law that the private recipe is refused with these settings."""
+    return lambda: refused(**{table: settings})
+
+
+FAULTS = [
+    (privacy_conflicts, 'if federation.weights != "uniform":', "if False:", refusal("federation", weights="examples")),
+    (privacy_conflicts, 'if pieces.payload.name != "plain":', "if False:", refusal("federation", method="fedrot_lora")),
+    (privacy_conflicts, "if pieces.weigh.own:", "if False:", refusal("federation", method="hetlora")),
+    (privacy_conflicts, "elif not pieces.merge.linear:", "elif False:", refusal("federation", method="flora")),
+    (privacy_conflicts, 'if config.selection.name != "poisson":', "if False:", refusal("selection", name="everyone")),
+    (privacy_conflicts, "if federation.quarantine_after:", "if False:", refusal("federation", quarantine_after=3)),
+]
+
+
+def test_every_planted_fault_of_the_refusals_matches_the_source_exactly_once():
+    assert texts_that_are_not_there_once(FAULTS) == {}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[1])
+def test_without_its_line_a_setting_that_voids_the_guarantee_passes(fault, monkeypatch, tmp_path):
+    notice(fault, monkeypatch, tmp_path, {})
