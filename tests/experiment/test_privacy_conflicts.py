@@ -11,7 +11,7 @@ from shepherd.errors import UsageError
 from shepherd.experiment import privacy_conflicts
 from shepherd.experiment.method import check_clients, compose
 from shepherd.federation.privacy_card import PrivacyCard
-from shepherd.recipe import merge, resolve
+from shepherd.recipe import merge, resolve, to_toml
 from shepherd.server.composition import from_outside
 from shepherd.server.methods import build_method, methods
 from shepherd.server.optimizer import Optimizer, optimizers
@@ -188,6 +188,24 @@ def test_check_refuses_with_status_2_before_the_data_are_read(capsys, monkeypatc
     done = Shell(capsys, monkeypatch)("check", "demo", "--data", "absent.jsonl", *settings)
     assert done.status == 2 and 'selection.name = "uniform" do not fit' in done.err
     assert "absent.jsonl" not in done.err
+
+
+def test_the_command_refuses_a_private_recipe_in_the_words_of_privacy_and_of_no_other_rule(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private.toml").write_text(to_toml(private()))
+    shell = Shell(capsys, monkeypatch)
+    for setting, instead in {
+        "federation.method=hetlora": 'use "fedit"',
+        "selection.name=size_weighted": 'use "poisson"',
+        "selection.name=power_of_choice": 'use "poisson"',
+        "federation.on_too_few=wait": 'set federation.on_too_few = "skip"',
+        "federation.over_select=0.5": "leave federation.over_select at 0",
+    }.items():
+        done = shell("check", "private.toml", "--set", setting)
+        assert done.status == 2 and done.err.startswith('error: privacy.unit = "client" and '), done.err
+        assert instead in done.err and "federation.weights" not in done.err and done.err.count("do not fit") == 1
 
 
 # Plug-ins
