@@ -184,6 +184,13 @@ def test_an_export_whose_ledgers_give_another_epsilon_is_refused(whole, tmp_path
         with pytest.raises(DataError, match="cannot go on as private"):
             guarantee_of(run, config, notes.append)
     file.write_text(kept)
+    another = next(name for name in there if there[name].releases and name != client)
+    other = run / "private/ledgers" / f"{another}.jsonl"
+    kept = other.read_text()
+    for change in (lambda: other.write_text("".join(kept.splitlines(keepends=True)[:-1])), other.unlink):
+        change()
+        with pytest.raises(DataError, match=f"ledgers/{another}.jsonl has .* cannot go on as private"):
+            guarantee_of(run, config, notes.append)
     shutil.rmtree(run / "private/ledgers")
     with pytest.raises(DataError, match="cannot go on as private"):
         guarantee_of(run, config, notes.append)

@@ -5,11 +5,20 @@ from __future__ import annotations
 import pytest
 
 from console import Shell
-from shepherd.config import Config
+from shepherd.config import Config, PrivacyTable
 from shepherd.errors import UsageError
 from shepherd.experiment import privacy_conflicts
 from shepherd.experiment.method import check_clients, compose
+from shepherd.federation.privacy_card import PrivacyCard
 from shepherd.recipe import merge, resolve
+from shepherd.server.composition import from_outside
+from shepherd.server.methods import build_method, methods
+from shepherd.server.optimizer import Optimizer, optimizers
+from shepherd.server.pieces.merge import Merge, merges
+from shepherd.server.pieces.payload import Payload, payloads
+from shepherd.server.pieces.view import ViewRule, views
+from shepherd.server.pieces.weighing import Weighing, weighings
+from shepherd.updates.privacy.adaptive_clip import LEAST_CLIP, MOST_CLIP
 
 PRIVATE = {
     "privacy": {"unit": "client", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3},
@@ -123,6 +132,21 @@ def test_adaptive_clipping_needs_clients_to_count():
     checked(100, private(**adaptive))
 
 
+@pytest.mark.parametrize("more", [{}, {"adaptive_clip": True}])
+def test_a_rate_at_which_hardly_a_client_takes_part_is_refused(more):
+    said = refused(100, selection={"q": 1e-300}, privacy=more)
+    assert said.startswith("selection.q = 1e-300 of 100 clients samples 1e-298 clients in a round: below 0.01 nothing")
+
+
+def test_the_least_and_the_largest_clip_are_those_of_cards_and_of_adaptive_clipping():
+    def ends(table, least):
+        bounds = {type(bound).__name__: bound for bound in table.model_fields["clip"].metadata}
+        return least or bounds["Ge"].ge, bounds["Le"].le
+
+    assert ends(PrivacyCard, 0) == ends(PrivacyTable, LEAST_CLIP) == (LEAST_CLIP, MOST_CLIP)
+    compose(private(privacy={"clip": LEAST_CLIP}))
+
+
 def test_delta_is_at_most_one_by_the_number_of_clients():
     said = refused(100, privacy={"delta": 0.02})
     assert said == "privacy.delta = 0.02 for 100 clients: at most 1/N, better 1/(10N); set 0.001"
@@ -137,6 +161,12 @@ def test_delta_is_at_most_one_by_the_number_of_clients():
         ({"noise_multiplier": "from_epsilon"}, "neither privacy.noise_multiplier nor privacy.epsilon is given"),
         ({"epsilon": 4.0}, "privacy.noise_multiplier and privacy.epsilon are both given: leave one out"),
         ({"delta": 1.0}, "privacy.delta: must be less than 1"),
+        (
+            {"clip": 1e-39},
+            "privacy.clip = 1e-39 is below 1e-9: what a model shows of such an update",
+        ),
+        ({"clip": 1e13}, "privacy.clip: must be at most 1000000000000.0"),
+        ({"noise_multiplier": 1e7}, "privacy.noise_multiplier: must be"),
     ],
 )
 def test_a_table_that_is_no_mechanism_is_refused(table, said):
@@ -157,3 +187,61 @@ def test_check_refuses_with_status_2_before_the_data_are_read(capsys, monkeypatc
     done = Shell(capsys, monkeypatch)("check", "demo", "--data", "absent.jsonl", *settings)
     assert done.status == 2 and 'selection.name = "uniform" do not fit' in done.err
     assert "absent.jsonl" not in done.err
+
+
+# Plug-ins
+
+
+@pytest.fixture
+def plugged_in(monkeypatch):
+    """Pieces of a user's module, which state of themselves that they fit: each reads single updates."""
+    for registry in (weighings, merges, payloads, views, optimizers):
+        monkeypatch.setattr(registry, "_factories", dict(registry._factories))
+
+    @weighings
+    def by_size() -> Weighing:
+        """Weights by the size of the updates."""
+        return Weighing(lambda uploads, weights: lambda module: weights[:, None])
+
+    @merges
+    def largest() -> Merge:
+        """The largest update."""
+        return Merge(lambda uploads, module, shares, server: None, space="factors", linear=True)
+
+    @payloads
+    def louder() -> Payload:
+        """Twice the update."""
+        return Payload(lambda local, start, number: local)
+
+    @views
+    def closer() -> ViewRule:
+        """Another scale for each client."""
+        return ViewRule(lambda model, client, rank, number, seed: None)
+
+    @optimizers
+    def by_hand() -> Optimizer:
+        """Coefficients of its own."""
+        return Optimizer(coefficients=lambda shares, steps: shares / shares.sum())
+
+
+@pytest.mark.parametrize(
+    "table, named",
+    [
+        ({"method": {"weigh": "by_size"}}, 'method.weigh = "by_size"'),
+        ({"method": {"merge": "largest"}}, 'method.merge = "largest"'),
+        ({"method": {"payload": "louder"}}, 'method.payload = "louder"'),
+        ({"method": {"view": "closer"}}, 'method.view = "closer"'),
+        ({"server": {"optimizer": "by_hand"}}, 'server.optimizer = "by_hand"'),
+    ],
+)
+def test_a_plug_in_that_sees_single_updates_is_refused_whatever_it_states_of_itself(plugged_in, table, named):
+    said = refused(**table)
+    assert f'privacy.unit = "client" and {named} do not fit: a plug-in sees single updates' in said
+    checked(100, private(privacy={"unit": "example"}, **table))
+
+
+def test_no_method_and_no_server_optimizer_of_this_package_is_taken_for_a_plug_in():
+    options = {"torch": {"name": "SGD"}}
+    for method in (build_method(name) for name in methods):
+        for name in optimizers:
+            assert not list(from_outside(method.pieces, optimizers.build(name, options.get(name, {}))))

@@ -15,6 +15,7 @@ from shepherd.config import Config
 from shepherd.errors import UsageError, missing_extra
 from shepherd.experiment.client_privacy import noise_multiplier, sampling_rate_of
 from shepherd.experiment.example_conflicts import example_conflicts
+from shepherd.server.composition import from_outside
 from shepherd.server.method import Method
 from shepherd.updates.privacy.adaptive_clip import count_noise, update_noise
 
@@ -61,6 +62,9 @@ def _of_the_method(config: Config, method: Method) -> Iterator[tuple[str, str, s
         yield named, "a client's weight is computed from its update", 'use "fedit"'
     if pieces.payload.name != "plain":
         yield named, "the rotation of a client's factors is computed from its update, after the clip", 'use "fedit"'
+    for setting, name in from_outside(pieces, method.optimizer):
+        why = "a plug-in sees single updates, and nobody has shown what it makes of them"
+        yield f'{setting} = "{name}"', why, "use one of `shepherd list` that no package added"
     ranks = config.lora.ranks.values() if hasattr(config.lora.ranks, "values") else config.lora.ranks
     if any(rank != config.lora.r for rank in ranks):
         why = "a slot that few clients own is divided by few, so one client moves it more than the clip allows"
@@ -133,7 +137,7 @@ def _shown(value: float | str) -> str:
 
 
 def check_private_clients(config: Config, clients: int, cohort: int) -> None:
-    """Raise UsageError where delta is too large for this number of clients, or a cohort too small to count the clipped.
+    """Raise UsageError where delta is too large for this number of clients, or a cohort too small.
 
     cohort: clients expected in a round.
     """
@@ -145,8 +149,8 @@ def check_private_clients(config: Config, clients: int, cohort: int) -> None:
             f"privacy.delta = {privacy.delta:g} for {clients:,} clients: at most 1/N, better 1/(10N); set "
             f"{0.1 / clients:.2g}"
         )
+    q = sampling_rate_of(config, clients, cohort)
     if privacy.adaptive_clip:
-        q = sampling_rate_of(config, clients, cohort)
         z = noise_multiplier(config, q)
         try:
             update_noise(z, count_noise(q * clients))

@@ -21,6 +21,7 @@ from shepherd.federation.cards import Policy, RunCard
 from shepherd.federation.privacy_card import PrivacyCard
 from shepherd.federation.site_store import SiteStore
 from shepherd.federation.verdicts import Refused
+from shepherd.server.composition import from_outside
 from shepherd.server.method import Method
 from shepherd.types import ClientFailure, ClientUpdate, ExamplePrivacy, TrainTask, TransformSpec
 from shepherd.updates.clipping import clipped
@@ -108,6 +109,7 @@ def voids(card: RunCard, found: PrivacyCard, method: Method | None, clusters: in
         or not pieces.merge.linear
         or pieces.weigh.own
         or pieces.payload.name != "plain"
+        or any(from_outside(pieces, method.optimizer))
     )
 
 
