@@ -102,9 +102,9 @@ def held(found: Sequence[psutil.Process]) -> Held:
     )
 
 
-def cpu_seconds(kinds: Processes) -> float:
-    """CPU seconds that all the processes have used."""
-    return sum(sum(process.cpu_times()[:2]) for found in kinds.values() for process in found)
+def cpu_seconds(kinds: Processes) -> dict[str, float]:
+    """CPU seconds that the processes of each kind have used together."""
+    return {kind: sum(sum(process.cpu_times()[:2]) for process in found) for kind, found in kinds.items()}
 
 
 class Line:
@@ -138,10 +138,9 @@ class Line:
             for kind, (mib, fds, threads) in ((kind, zip(*found, strict=True)) for kind, found in self.held.items())
         )
         if self.seconds:
-            cpu = (cpu_seconds(self.kinds) - self.cpu) / len(self.seconds)
-            title += (
-                f": {statistics.median(self.seconds):.2f} s a round (at most {max(self.seconds):.2f}; CPU {cpu:.2f})"
-            )
+            now = cpu_seconds(self.kinds)
+            cpu = " + ".join(f"{(now[kind] - self.cpu[kind]) / len(self.seconds):.2f}" for kind in self.kinds)
+            title += f": {statistics.median(self.seconds):.2f} s a round (at most {max(self.seconds):.2f}; CPU {cpu})"
         print(f"{title}; {what}", flush=True)
 
 

@@ -141,7 +141,7 @@ class ServerPart(_Part):
         target = next((c.get_fqcn() for c in self.engine.get_clients() if c.name == head["client"]), None)
         if target is None:
             return {"code": "absent"}
-        return self.send(target, head["do"], {"key": head.get("key", "")}, data)
+        return self.send(target, head["do"], {name: head[name] for name in ("key", "limit") if name in head}, data)
 
     def _received(self, message: Any) -> Any:
         client = self._sender(message)
@@ -216,6 +216,7 @@ class SitePart(_Part):
         if not isinstance(data, bytes | bytearray | memoryview):
             return make_reply(ReturnCode.INVALID_REQUEST, "not bytes")
         head = {"event": message.get_header(MessageHeaderKey.TOPIC), "key": str(message.get_header("key") or "")}
+        head["limit"] = message.get_header("limit")
         try:
             Link.bridge.post(head, data)
         except Gone:

@@ -1,4 +1,4 @@
-"""Memory of an engine's process after a large message: what is no longer needed goes back to the system.
+"""Memory of an engine's process after a large message: what nobody needs goes back to the system.
 
     tidier.begin()                # once all is loaded
     tidier.note(len(data))        # at the end of a message, on its way in or out
@@ -27,11 +27,11 @@ def trim() -> None:
 
 
 class Tidier:
-    """Tidies at most once for all messages since the last time."""
+    """Frees messages each second in which one has ended, and gives memory back in the first second without one."""
 
     def __init__(self, collect: Callable[[], object] = gc.collect, trim: Callable[[], None] = trim) -> None:
         self._collect, self._trim = collect, trim
-        self._due = False
+        self._ended = self._freed = False
 
     def begin(self) -> None:
         """Leave out what is there by now: a look then takes a few milliseconds."""
@@ -40,11 +40,13 @@ class Tidier:
 
     def note(self, size: int) -> None:
         """Count a message of `size` bytes that has ended."""
-        self._due = self._due or size >= LARGE
+        self._ended = self._ended or size >= LARGE
 
     def tidy(self) -> None:
         """Free what large messages have left."""
-        if self._due:
-            self._due = False  # before the look: a message that ends meanwhile has another one
+        if self._ended:
+            self._ended, self._freed = False, True  # before the look: a message that ends meanwhile has another one
             self._collect()
+        elif self._freed:  # not before: the next message would have to ask for the same pages again
+            self._freed = False
             self._trim()
