@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from console import Shell
+from planted import notice, texts_that_are_not_there_once
 from shepherd.config import Config, PrivacyTable
 from shepherd.errors import UsageError
 from shepherd.experiment import privacy_conflicts
 from shepherd.experiment.method import check_clients, compose
 from shepherd.federation.privacy_card import PrivacyCard
-from shepherd.recipe import merge, resolve
+from shepherd.recipe import merge, resolve, to_toml
 from shepherd.server.composition import from_outside
 from shepherd.server.methods import build_method, methods
 from shepherd.server.optimizer import Optimizer, optimizers
@@ -189,6 +190,24 @@ def test_check_refuses_with_status_2_before_the_data_are_read(capsys, monkeypatc
     assert "absent.jsonl" not in done.err
 
 
+def test_the_command_refuses_a_private_recipe_in_the_words_of_privacy_and_of_no_other_rule(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private.toml").write_text(to_toml(private()))
+    shell = Shell(capsys, monkeypatch)
+    for setting, instead in {
+        "federation.method=hetlora": 'use "fedit"',
+        "selection.name=size_weighted": 'use "poisson"',
+        "selection.name=power_of_choice": 'use "poisson"',
+        "federation.on_too_few=wait": 'set federation.on_too_few = "skip"',
+        "federation.over_select=0.5": "leave federation.over_select at 0",
+    }.items():
+        done = shell("check", "private.toml", "--set", setting)
+        assert done.status == 2 and done.err.startswith('error: privacy.unit = "client" and '), done.err
+        assert instead in done.err and "federation.weights" not in done.err and done.err.count("do not fit") == 1
+
+
 # Plug-ins
 
 
@@ -245,3 +264,30 @@ def test_no_method_and_no_server_optimizer_of_this_package_is_taken_for_a_plug_i
     for method in (build_method(name) for name in methods):
         for name in optimizers:
             assert not list(from_outside(method.pieces, optimizers.build(name, options.get(name, {}))))
+
+
+# Faults
+
+
+def refusal(table: str, **settings):
+    """The law that the private recipe is refused with these settings."""
+    return lambda: refused(**{table: settings})
+
+
+FAULTS = [
+    (privacy_conflicts, 'if federation.weights != "uniform":', "if False:", refusal("federation", weights="examples")),
+    (privacy_conflicts, 'if pieces.payload.name != "plain":', "if False:", refusal("federation", method="fedrot_lora")),
+    (privacy_conflicts, "if pieces.weigh.own:", "if False:", refusal("federation", method="hetlora")),
+    (privacy_conflicts, "elif not pieces.merge.linear:", "elif False:", refusal("federation", method="flora")),
+    (privacy_conflicts, 'if config.selection.name != "poisson":', "if False:", refusal("selection", name="everyone")),
+    (privacy_conflicts, "if federation.quarantine_after:", "if False:", refusal("federation", quarantine_after=3)),
+]
+
+
+def test_every_planted_fault_of_the_refusals_matches_the_source_exactly_once():
+    assert texts_that_are_not_there_once(FAULTS) == {}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[1])
+def test_without_its_line_a_setting_that_voids_the_guarantee_passes(fault, monkeypatch, tmp_path):
+    notice(fault, monkeypatch, tmp_path, {})

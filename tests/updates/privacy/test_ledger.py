@@ -11,6 +11,7 @@ import pytest
 from shepherd.errors import DataError
 from shepherd.store.disk import DISK
 from shepherd.store.lines import append, line_of
+from shepherd.updates.privacy.accountant import Rounds, epsilons
 from shepherd.updates.privacy.ledger import Ledger, Release, read_releases
 
 SMALL, MIDDLE, LARGE = (100, 0.05, 20, 1e-3), (1000, 0.05, 200, 1e-4), (10_000, 0.01, 500, 1e-5)
@@ -56,6 +57,15 @@ def test_epsilon_rises_with_every_line_of_any_kind_and_does_not_depend_on_their_
     assert Ledger(reversed(lines)).epsilon(1e-3) == Ledger(lines).epsilon(1e-3)
     assert Ledger(lines[:2]).epsilon(1e-3, lines[2:]) == Ledger(lines).epsilon(1e-3)
     assert Ledger([*lines, release(z=0.0)]).epsilon(1e-3).least == math.inf
+
+
+def test_lines_of_one_noise_and_other_rates_each_count_with_their_own():
+    rare, often = (release(1, 3.0, q=q) for q in (0.05, 0.3))
+    spent = {name: Ledger(lines).epsilon(1e-3).least for name, lines in (
+        ("rare", [rare, rare]), ("both", [rare, often]), ("often", [often, often]),
+    )}  # fmt: skip
+    assert spent["rare"] < spent["both"] < spent["often"]
+    assert Ledger([rare, often]).epsilon(1e-3) == epsilons([Rounds(0.05, 3.0), Rounds(0.3, 3.0)], 1e-3)
 
 
 def test_attempts_at_a_round_are_numbered():
