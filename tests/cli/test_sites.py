@@ -24,7 +24,7 @@ from shepherd.experiment.run_card import run_card
 from shepherd.experiment.sites import folders, joining, links, site_file
 from shepherd.experiment.sites.attend import Attending
 from shepherd.experiment.sites.coordinator import FILE
-from shepherd.experiment.sites.presence import read_presence
+from shepherd.experiment.sites.presence import Presence, read_presence
 from shepherd.federation import enrolment
 from shepherd.federation.cards import Policy, read_site
 from shepherd.federation.messages import Bye, Offer, pack
@@ -345,6 +345,14 @@ def test_a_card_is_shown_in_plain_words_and_decided_beside_the_process_of_the_si
     assert site.site.store.record("a1b2c3")["left"] is True
     outcome = shell("site", "approve")
     assert outcome.status == 2 and "no run waits for approval" in outcome.err
+
+
+@pytest.mark.parametrize("verdict, state", [("admitted", "taking part"), ("rounds", "refused")])
+def test_a_site_takes_part_in_what_it_was_admitted_to_only(shell, a_site, monkeypatch, verdict, state):
+    site = Attending(a_site[0], print)
+    monkeypatch.setattr(site, "_presence", Presence(a_site[0]), raising=False)
+    site._note({"event": "offer", "run": "a1b2c3", "verdict": verdict})
+    assert read_presence(a_site[0])["state"] == state
 
 
 def test_a_name_of_the_coordinator_can_neither_add_lines_to_a_card_nor_control_the_terminal(shell, a_site):

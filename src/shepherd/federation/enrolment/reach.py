@@ -73,7 +73,8 @@ def explain(error: Exception, address: Address) -> tuple[str, str]:
     if isinstance(error, ConnectionRefusedError):
         return (
             f"nothing listens at {place}",
-            "the coordinator serves enrolments while it runs (`shepherd run … --federation`) and an invitation is open",
+            "the coordinator answers while it serves a run (`shepherd run … --federation`), if an invitation or a "
+            "renewal is open",
         )
     if isinstance(error, TimeoutError):
         return (
