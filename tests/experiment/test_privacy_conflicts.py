@@ -79,6 +79,8 @@ def test_a_method_that_merges_products_is_refused(method):
          "r = 0"),
         ({"federation": {"min_updates": 2}}, "one client's failure would change", "set federation.min_updates = 1"),
         ({"federation": {"deadline": 9.0}}, "who is late depends on the rows", "leave federation.deadline at 0"),
+        ({"federation": {"max_update_norm": 0.5}}, "longer updates would be rejected, and count as zero, before privacy"
+         ".clip = 1", "set federation.max_update_norm above privacy.clip"),
         ({"run": {"workers": 2}}, "one client that ends or stalls a process would", "set run.workers = 0"),
         ({"federation": {"clip_update_norm": 1.0}}, "the noise is a multiple of privacy.clip", "clip_update_norm out"),
         ({"federation": {"method": "fedit", "aggregator": "trimmed_mean"}}, "its rule takes each client's own update",

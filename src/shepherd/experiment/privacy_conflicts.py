@@ -42,7 +42,12 @@ def privacy_conflicts(
     found = (
         example_conflicts(config, method, personal)
         if config.privacy.unit == "example"
-        else (*_of_the_method(config, method), *_of_who_counts(config), *_past_the_noise(config, method, personal))
+        else (
+            *_of_the_method(config, method),
+            *_of_who_counts(config),
+            *_of_norms(config),
+            *_past_the_noise(config, method, personal),
+        )
     )
     for setting, why, instead in found:
         yield f"{unit} and {setting} do not fit: {why}; {instead}"
@@ -97,6 +102,15 @@ def _of_who_counts(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.run.workers:
         why = "one client that ends or stalls a process would take the updates of all others in it along"
         yield f"run.workers = {config.run.workers}", why, "set run.workers = 0"
+
+
+def _of_norms(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Limits of the norm beside the clip."""
+    federation = config.federation
+    if 0 < federation.max_update_norm < config.privacy.clip:
+        setting = f"federation.max_update_norm = {federation.max_update_norm:g}"
+        why = f"longer updates would be rejected, and count as zero, before privacy.clip = {config.privacy.clip:g}"
+        yield setting, why, "set federation.max_update_norm above privacy.clip"
     if federation.clip_update_norm:
         yield (
             f"federation.clip_update_norm = {_shown(federation.clip_update_norm)}",
