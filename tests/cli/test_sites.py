@@ -115,6 +115,11 @@ def test_a_run_over_a_federation_is_that_of_the_simulation_and_the_other_command
     for command in (("report", "runs/tiny"), ("runs", "ls"), ("compare", "runs/tiny"), ("resume", "runs/tiny"),
                     ("export", "runs/tiny", "--to", "peft", "--out", "exported")):  # fmt: skip
         assert shell(*command).status == 0, command
+    with folders.serving(Path("federations/lab"), "lab"):  # by another run
+        outcome = shell("resume", "runs/tiny")
+    assert outcome.status == 0 and "runs/tiny is already finished; nothing to resume" in outcome.err
+    shutil.move("federations", "moved")
+    assert shell("resume", "runs/tiny").status == 0
     assert len(network) == 1, "a finished run is not served again"
     outcome = shell("evaluate", "runs/tiny")
     assert outcome.status == 3 and "the rows of this run are at its sites" in outcome.err

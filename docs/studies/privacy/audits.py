@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-CANDIDATES = 100
-"""Codes among which each planted one is ranked."""
+CANDIDATES, ROWS = 64, 150
+"""Codes among which each planted one is ranked, and rows of each kind for membership inference."""
 
 
 def main() -> int:
@@ -65,13 +65,11 @@ def _summary(path: Path) -> dict[str, Any]:
 
 def _attacked(path: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of a run: losses, exposure by copies, membership inference, the account, and its movements."""
-    from shepherd.experiment.audit import AuditOptions, audit_run, open_audited
+    from shepherd.experiment.audit import ATTACKS, AuditOptions, open_audited
 
-    audit = audit_run(path, ("exposure", "membership"), AuditOptions(candidates=CANDIDATES))
-    run = open_audited(path)
-    codes = audit["exposure"]["codes"]
+    run, options = open_audited(path), AuditOptions(candidates=CANDIDATES, rows=ROWS)
+    exposure, membership = (ATTACKS[name](run, options, _progress) for name in ("exposure", "membership"))
     scores = ("auc", "ci95", "tpr", "tpr_ci95")
-    membership = audit["membership"]
     return {
         "adapter": summary["adapter_sha256"],
         "method": run.config.federation.method,
@@ -79,14 +77,14 @@ def _attacked(path: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
         "loss": {arm: summary["arms"][arm]["loss"] for arm in ("base", "federated")},
         "updates": sum(len(line["examples"]) for line in run.lines),
         "exposure": {
-            **{key: audit["exposure"][key] for key in ("candidates", "most", "chance")},
+            **{key: exposure[key] for key in ("candidates", "most", "chance")},
             "codes": [
                 {
                     **{key: code[key] for key in ("copies", "times_trained")},
                     "tuned": code["tuned"]["bits"],
                     "base": code["base"]["bits"],
                 }
-                for code in codes
+                for code in exposure["codes"]
             ],
         },
         "membership": {
@@ -97,6 +95,10 @@ def _attacked(path: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
         "movements": _movements(run),
         "noise_alone": _noise_alone(run) if run.config.privacy.unit == "client" else None,
     }
+
+
+def _progress(line: str) -> None:
+    print(f"  {line}", file=sys.stderr)
 
 
 def _account(stated: Mapping[str, Any] | None) -> dict[str, Any] | None:

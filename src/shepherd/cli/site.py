@@ -208,8 +208,9 @@ def _asked(offer: Offered, file: SiteFile) -> bool:
 def _show_card(offer: Offered, file: SiteFile) -> None:
     from shepherd.experiment.sites.card_text import card_lines
 
-    width = max(len(what) for what, _ in card_lines(offer.card, file.policy, file.data.source))
-    for what, words in card_lines(offer.card, file.policy, file.data.source):
+    lines = card_lines(offer.card, file.policy, file.data.source)
+    width = max(len(what) for what, _ in lines)
+    for what, words in lines:
         output.note(f"{what:<{width}}  {_line(words)}")
 
 

@@ -89,7 +89,7 @@ def privacy_table(runs: Mapping[str, Any], limits: Limits) -> Table | None:
         return None
     rows = [
         [run[:12], found["unit"], count(found["releases"]), digits(found["epsilon"]), f"{found['delta']:g}",
-         f"{found['noise_multiplier']:g}", f"{found['clip']:g}", f"the {found['drawn_by']}"]
+         f"{found['noise_multiplier']:g}", f"{found['clip']:g}", _noise_by(found)]
         for run, found in list(private.items())[: limits.rows]
     ]  # fmt: skip
     columns = ("Run", "Unit", "Releases", "ε so far", "δ", "z", "C", "Noise by")
@@ -99,6 +99,10 @@ def privacy_table(runs: Mapping[str, Any], limits: Limits) -> Table | None:
         "by the card; whether the coordinator adds that noise, no site sees. ε of several runs adds up."
     )
     return Table("Privacy of what left", columns, rows, texts=(0, 1, 7), note=note.strip())
+
+
+def _noise_by(found: Mapping[str, Any]) -> str:
+    return f"the {found['drawn_by']}" + (", repeatable: not private" if found["noise"] != "secret" else "")
 
 
 def _section(key: str, run: str, about: Mapping[str, Any], limits: Limits) -> Section:
