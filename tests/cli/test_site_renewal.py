@@ -16,6 +16,7 @@ import pytest
 from console import Shell
 from enrolment_tool import run_here
 from federation_kits import free_port
+from shepherd.errors import UsageError
 from shepherd.experiment.sites import folders, joining, renewal, site_file
 from shepherd.federation import enrolment
 from shepherd.federation.enrolment import members
@@ -125,6 +126,7 @@ def test_what_is_no_answer_to_a_request_is_refused(shell):
         (("north.invite",), "shepherd site join is for an invitation"),
         (("north.signed", "--request", "x"), "give one of the two"),
         (("north.signed",), "has no request that north.signed could answer"),
+        (("norht.signed",), "norht.signed cannot be read: No such file"),
         (("--site", "south"), "no site south in sites/ here"),
     ):
         outcome = shell("site", "renew", *arguments)
@@ -143,3 +145,17 @@ def test_a_site_that_serves_renews_what_is_due_and_goes_on_where_nobody_answers(
     with enrolment.listener(federation, lambda line: None):
         assert renewal.renew_if_due(SITE, lines.append)
     assert lines[-1] == f"the certificate was renewed: it is valid until {enrolment.membership(SITE).expires:%Y-%m-%d}"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), UsageError("the key and the certificate")])
+@pytest.mark.parametrize("name", ["renewal_due", "renew_site"])
+def test_neither_a_full_disk_nor_a_kit_that_is_being_replaced_ends_a_site_that_serves(shell, monkeypatch, name, error):
+    def failing(*given, **more):
+        raise error
+
+    in_days(monkeypatch, 5)
+    monkeypatch.setattr(enrolment, name, failing)
+    why = getattr(error, "strerror", None) or str(error)
+    lines: list[str] = []
+    assert not renewal.renew_if_due(SITE, lines.append)
+    assert lines == [f"the certificate is due and was not renewed: {why}; the next try is in an hour"]

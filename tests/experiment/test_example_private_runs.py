@@ -199,6 +199,11 @@ def test_an_export_whose_ledgers_give_another_epsilon_is_refused(whole, tmp_path
         with pytest.raises(DataError, match=f"ledgers/{another}.jsonl has .* cannot go on as private"):
             guarantee_of(run, config, notes.append)
     shutil.rmtree(run / "private/ledgers")
+    shutil.rmtree(run / "private/checkpoints")
+    nothing = {**stated, "steps": [0, 0], "epsilon": 0.0}  # every client refused, for its budget
+    (run / "privacy.json").write_text(json.dumps(nothing))
+    assert json.loads(guarantee_of(run, config, notes.append) or "") == nothing
+    (run / "privacy.json").write_text(json.dumps(stated))
     with pytest.raises(DataError, match="cannot go on as private"):
         guarantee_of(run, config, notes.append)
     shutil.rmtree(run / "private")  # as readers have it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from shepherd._version import __version__
 from shepherd.errors import DataError, ShepherdWarning
 from shepherd.experiment import federated
 from shepherd.experiment import run as experiment
+from shepherd.experiment.resume import begin_or_go_on
 from shepherd.model.adapter import load_adapter
+from shepherd.store import RunDirectory
 from shepherd.store.manifest import read_manifest
 from shepherd.updates.privacy.ledger import Ledger, read_releases
 from shepherd.updates.privacy.publication import place_of
@@ -131,6 +134,16 @@ def test_a_ledger_that_was_cut_or_changed_ends_the_run_as_a_private_one_also_wit
     (run / "config.toml").write_text(settings.replace(f"[privacy]\n{table(config.privacy.model_dump())}", ""))
     with pytest.raises(DataError, match="one without would end their guarantee"):
         experiment.resume(run, observer=lambda event: None, force=force)
+
+
+@pytest.mark.parametrize("unit", ["client", "example"])
+def test_rows_that_moved_to_other_clients_end_the_run_also_with_force(tmp_path, unit):
+    store, begun = RunDirectory(tmp_path), {"config": {"privacy": {"unit": unit}}, "partition": "1"}
+    start = SimpleNamespace(round=0)
+    begin_or_go_on(store, begun, start, lambda: store.journal("started"))
+    assert begin_or_go_on(store, begun, start, list).state is start
+    with pytest.raises(DataError, match="begun with other rows of its clients"):
+        begin_or_go_on(store, {**begun, "partition": "2"}, start, list, force=True)
 
 
 @pytest.mark.parametrize("when", [after_round(1), lambda event: event["event"] == "start"], ids=["round 1", "start"])

@@ -125,7 +125,7 @@ def renew(file: Path | None, name: str | None, wait: float, request: Path | None
         raise UsageError(
             f"{file} is the answer to a request, and --request makes a new one", hint="give one of the two"
         )
-    if file is not None and not joining.is_signed(file):
+    if file is not None and file.is_file() and not joining.is_signed(file):
         raise UsageError(f"{file} is not the answer to a request", hint="shepherd site join is for an invitation")
     place = folders.find(folders.SITES, name or (joining.site_of(file) if file is not None else None))
     if request is not None:

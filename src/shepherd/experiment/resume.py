@@ -44,8 +44,8 @@ def begin_or_resume(
     """Write what the run is made with and its id; or, in a directory that has them, check and read them.
 
     Raises UsageError, with what differs, where a resumed run was started with something else, and DataError where its
-    files were changed; `force` goes on all the same and notes it. wrap: what makes the engine from the recipe's; the
-    run is made with it, too.
+    files were changed; `force` goes on all the same and notes it, but for what ends a guarantee of privacy. wrap: what
+    makes the engine from the recipe's; the run is made with it, too.
     """
     now = identity(inputs.resolved, inputs.base, inputs.data)
     if wrap is not None:
@@ -86,6 +86,12 @@ def begin_or_go_on(
         raise DataError(
             f"{store.path} has no {PRIVATE}/journal.jsonl: what a private run withholds is gone, so it cannot go on",
             hint=f"restore {store.path / PRIVATE} from a copy, or begin a new run",
+        )
+    if _is_private(then) and then.get("partition") != now.get("partition"):
+        raise DataError(
+            f"{store.path} was begun with other rows of its clients: a row that moved to another client would have "
+            "spent in both accounts, and the larger of them counts; this run cannot go on as private",
+            hint="give back the data and the partition that it was started with, or begin a new run",
         )
     forced = differences(then, now)
     if forced and not force:

@@ -126,5 +126,18 @@ def test_a_coordinator_that_does_not_accept_the_certificate(kits):
         assert "does not accept this site's certificate" in diagnose(kits.site("a")).why
 
 
+def test_a_key_that_a_renewal_is_replacing_is_waited_for_and_one_that_stays_damages_the_kit(kits, monkeypatch):
+    kit = kits.site("a")
+    key = kit / "startup" / "client.key"
+    whole, other = key.read_bytes(), (kits.site("b") / "startup" / "client.key").read_bytes()
+    key.write_bytes(other)
+    threading.Timer(0.1, key.write_bytes, [whole]).start()
+    assert "nobody listens" in diagnose(kit).why
+    key.write_bytes(other)
+    monkeypatch.setattr(diagnosis, "SETTLING", 0.0)
+    with pytest.raises(ssl.SSLError, match="MISMATCH"):
+        diagnose(kit)
+
+
 def test_free_ports_differ():
     assert free_port() != 0

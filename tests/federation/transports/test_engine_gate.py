@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +23,8 @@ if sys.platform.startswith("linux"):
     )
     from nvflare.private.defs import TrainingTopic
 
+    from shepherd.federation.transports import nvflare
+    from shepherd.federation.transports.bridge import MOST_HEAD_BYTES
     from shepherd.federation.transports.gate import MOST_CONNECTIONS, OF_THE_ENGINE, SMALL, Gate
     from shepherd.federation.transports.guard import OPEN, PER_SECOND, STALE, Guard
     from shepherd.federation.transports.refusals import NO_MEMBER
@@ -229,3 +233,15 @@ def test_connections_of_one_certificate_take_the_place_of_its_oldest_ones_only()
     for each in served:
         assert list(each) == [b"y"]
     assert not any(gate._connections.values())
+
+
+@pytest.mark.parametrize("limit", ["x" * 2**17, 1 << 20_000, -1, True, 0.5, {"a": b"b"}, b"1", None], ids=range(8))
+def test_a_limit_of_a_hostile_coordinator_that_is_none_does_not_end_the_engine_of_a_site(limit, monkeypatch):
+    heads = []
+    monkeypatch.setattr(nvflare.Link, "bridge", SimpleNamespace(post=lambda head, data: heads.append(head)), False)
+    head = {MessageHeaderKey.ORIGIN: "server", MessageHeaderKey.TOPIC: "ask", "key": "k" * 2**17, "limit": limit}
+    nvflare.SitePart()._received(Message(head, b"question"))
+    assert heads[0]["limit"] is None
+    assert len(json.dumps(heads[0])) < MOST_HEAD_BYTES
+    nvflare.SitePart()._received(Message({**head, "limit": 7}, b"question"))
+    assert heads[1]["limit"] == 7

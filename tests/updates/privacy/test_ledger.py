@@ -140,6 +140,14 @@ def test_a_last_line_that_a_power_cut_tore_does_not_count_and_the_next_takes_its
         Ledger(read_releases(path)).check(ledger.mark())
 
 
+def test_a_damaged_line_with_bytes_after_it_was_durable_and_is_not_left_out(tmp_path):
+    path = tmp_path / "privacy.jsonl"
+    written(path, release(1), release(2))
+    path.write_bytes(path.read_bytes()[:-9] + bytes(8) + b'\n{"attempt": 1')
+    with pytest.raises(DataError, match="line 2 is not a release"):
+        read_releases(path)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -52,15 +52,19 @@ def take(folder: Path, signed: Path) -> datetime:
 
 
 def renew_if_due(folder: Path, say: Say) -> bool:
-    """Renew a certificate in the last third of its time, or after its end; whether it was renewed, at the first try."""
+    """Renew a certificate in the last third of its time, or after its end; whether it was renewed, at the first try.
+
+    What prevents it is said: it ends no site.
+    """
     from shepherd.federation.enrolment import renew_site, renewal_due
 
-    if not renewal_due(folder):
-        return False
     try:
+        if not renewal_due(folder):
+            return False
         until = renew_site(folder, say, wait=0.0)
-    except ShepherdError as error:  # the site tries again in an hour, and the certificate is valid for weeks
-        say(f"the certificate is due and was not renewed: {error.message}; the next try is in an hour")
+    except (ShepherdError, OSError) as error:  # a full disk too; the certificate is valid for weeks
+        why = error.message if isinstance(error, ShepherdError) else error.strerror or str(error)
+        say(f"the certificate is due and was not renewed: {why}; the next try is in an hour")
         return False
     say(f"the certificate was renewed: it is valid until {until:%Y-%m-%d}")
     return True

@@ -8,12 +8,15 @@ from __future__ import annotations
 import datetime
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 from shepherd.federation.transports.kits import read_address, read_site
 
 PATIENCE = 4.0
+SETTLING = 2.0
+"""Seconds in which a renewal replaces the key and then the certificate: in between they do not belong together."""
 SWAPPED = "name"
 """Code of the certificate of another site; the handshake is not refused for it, but what comes after it is."""
 _VERIFICATION = {
@@ -35,8 +38,19 @@ class Fault(NamedTuple):
 def diagnose(kit: Path) -> Fault | None:
     """What keeps the site of a kit from its coordinator, or None. Takes up to some seconds.
 
-    Raises OSError, ValueError or LookupError where the kit cannot be read.
+    Raises OSError, ValueError or LookupError where the kit cannot be read, also after the time of a renewal.
     """
+    end = time.monotonic() + SETTLING
+    while True:
+        try:
+            return _diagnose(kit)
+        except (OSError, ValueError, LookupError):
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.2)
+
+
+def _diagnose(kit: Path) -> Fault | None:
     host, port = read_address(kit)
     startup = kit / "startup"
     own = fault_of_certificate(startup / "client.crt", startup / "rootCA.pem", read_site(kit))

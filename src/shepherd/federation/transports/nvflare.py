@@ -215,8 +215,9 @@ class SitePart(_Part):
         data = message.payload
         if not isinstance(data, bytes | bytearray | memoryview):
             return make_reply(ReturnCode.INVALID_REQUEST, "not bytes")
-        head = {"event": message.get_header(MessageHeaderKey.TOPIC), "key": str(message.get_header("key") or "")}
-        head["limit"] = message.get_header("limit")
+        limit = message.get_header("limit")  # of any type: it may be of a hostile coordinator
+        head = {"event": message.get_header(MessageHeaderKey.TOPIC), "key": str(message.get_header("key") or "")[:200],
+                "limit": limit if type(limit) is int and 0 <= limit < 2**63 else None}  # fmt: skip
         try:
             Link.bridge.post(head, data)
         except Gone:

@@ -243,7 +243,8 @@ class _Client:
         try:
             fault = diagnose(self.engine.kit)
         except (OSError, ValueError, LookupError) as error:
-            raise UsageError(f"the kit {self.engine.kit} is damaged: {error}", hint="join again") from None
+            mend = "start the site again, which completes an interrupted renewal"
+            raise UsageError(f"the kit {self.engine.kit} is damaged: {error}", hint=mend) from None
         if fault is not None and fault != self.fault:
             self.audit("waiting", code=fault.code, why=fault.why)
         self.fault = fault

@@ -159,15 +159,16 @@ def read_releases(file: Path, kind: type[Line] = Release) -> list[Line]:
     """The lines of a ledger, of one `kind`. Raises DataError for one that is none: no ε can be computed without it.
 
     A last line without its end was not durable, so no noise was drawn for it, and it does not count. Nor does one with
-    a zero byte: no JSON holds one, so a power cut left a sector unwritten (store.lines.append cuts it off).
+    a zero byte: no JSON holds one, so a power cut left a sector unwritten (store.lines.append cuts it off). A line
+    with bytes after it was durable: with a zero byte it is damaged, and refused.
     """
     return releases_in(file.read_bytes() if file.exists() else b"", kind, str(file))
 
 
 def releases_in(data: bytes, kind: type[Line], name: str) -> list[Line]:
     """The same for the bytes of a ledger. name: of its file, for messages."""
-    *lines, _unfinished = data.split(b"\n")
-    if lines and b"\0" in lines[-1]:
+    *lines, unfinished = data.split(b"\n")
+    if lines and not unfinished and b"\0" in lines[-1]:
         lines.pop()
     releases = []
     for number, line in enumerate(lines, 1):
