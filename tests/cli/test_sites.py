@@ -24,7 +24,7 @@ from shepherd.experiment.run_card import run_card
 from shepherd.experiment.sites import folders, joining, links, site_file
 from shepherd.experiment.sites.attend import Attending
 from shepherd.experiment.sites.coordinator import FILE
-from shepherd.experiment.sites.presence import read_presence
+from shepherd.experiment.sites.presence import Presence, read_presence
 from shepherd.federation import enrolment
 from shepherd.federation.cards import Policy, read_site
 from shepherd.federation.messages import Bye, Offer, pack
@@ -115,6 +115,11 @@ def test_a_run_over_a_federation_is_that_of_the_simulation_and_the_other_command
     for command in (("report", "runs/tiny"), ("runs", "ls"), ("compare", "runs/tiny"), ("resume", "runs/tiny"),
                     ("export", "runs/tiny", "--to", "peft", "--out", "exported")):  # fmt: skip
         assert shell(*command).status == 0, command
+    with folders.serving(Path("federations/lab"), "lab"):  # by another run
+        outcome = shell("resume", "runs/tiny")
+    assert outcome.status == 0 and "runs/tiny is already finished; nothing to resume" in outcome.err
+    shutil.move("federations", "moved")
+    assert shell("resume", "runs/tiny").status == 0
     assert len(network) == 1, "a finished run is not served again"
     outcome = shell("evaluate", "runs/tiny")
     assert outcome.status == 3 and "the rows of this run are at its sites" in outcome.err
@@ -345,6 +350,14 @@ def test_a_card_is_shown_in_plain_words_and_decided_beside_the_process_of_the_si
     assert site.site.store.record("a1b2c3")["left"] is True
     outcome = shell("site", "approve")
     assert outcome.status == 2 and "no run waits for approval" in outcome.err
+
+
+@pytest.mark.parametrize("verdict, state", [("admitted", "taking part"), ("rounds", "refused")])
+def test_a_site_takes_part_in_what_it_was_admitted_to_only(shell, a_site, monkeypatch, verdict, state):
+    site = Attending(a_site[0], print)
+    monkeypatch.setattr(site, "_presence", Presence(a_site[0]), raising=False)
+    site._note({"event": "offer", "run": "a1b2c3", "verdict": verdict})
+    assert read_presence(a_site[0])["state"] == state
 
 
 def test_a_name_of_the_coordinator_can_neither_add_lines_to_a_card_nor_control_the_terminal(shell, a_site):

@@ -16,16 +16,7 @@ from shepherd.federation.transports.memory import Arrival
 from shepherd.store.site_folder import SitePlace
 from shepherd.updates.privacy.example_account import ExampleRelease
 from shepherd.updates.privacy.ledger import read_releases
-from sites import SETTINGS, Sites, adapter_of, write_rows
-
-PRIVATE = (
-    "federation.method=ffa_lora", "federation.weights=uniform", "federation.on_too_few=skip", "federation.rounds=3",
-    "federation.quarantine_after=0", "federation.min_updates=1", "privacy.clip=0.05", "privacy.noise_multiplier=2",
-)  # fmt: skip
-CLIENT = (
-    *PRIVATE, "privacy.unit=client", "privacy.delta=0.1", "selection.name=poisson", "federation.clients_per_round=1",
-)  # fmt: skip
-EXAMPLE = (*PRIVATE, "privacy.unit=example", "privacy.delta=0.05")
+from sites import CLIENT, EXAMPLE, SETTINGS, Sites, adapter_of, write_rows
 
 
 @pytest.fixture(scope="module")

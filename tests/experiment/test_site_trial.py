@@ -20,6 +20,7 @@ from shepherd.federation.cards import Policy
 from shepherd.federation.privacy_card import TRUST, PrivacyCard
 from shepherd.recipe import load
 from shepherd.types import Example, Message
+from shepherd.updates.privacy.accountant import Rounds, epsilons
 
 STUBBORN = """
 import os, signal, subprocess, sys, time
@@ -108,7 +109,16 @@ def test_a_card_in_plain_words_names_what_leaves_and_what_the_policy_keeps_back(
                         drawn_by="coordinator", trust=TRUST["client"])  # fmt: skip
     found = dict(card_lines(card.model_copy(update={"privacy": table}), Policy(), ""))
     assert "2.5 of 10 sites on average" in found["method"]
-    assert "noise multiplier 2, q = 0.25, delta = 0.001. The coordinator is trusted" in found["protection"]
+    epsilon = epsilons([Rounds(0.25, 2.0, card.federation.rounds)], 1e-3).least
+    said = (
+        f"delta = 0.001, epsilon = {epsilon:.4g} by this site's accountant, for all rounds. The coordinator is trusted"
+    )
+    assert f"noise multiplier 2, q = 0.25, {said}" in found["protection"] and "NOT private" not in found["protection"]
+    test = card.model_copy(update={"privacy": table.model_copy(update={"noise": "repeatable"})})
+    assert (
+        "NOT private, a test: the noise can be computed by others."
+        in dict(card_lines(test, Policy(), ""))["protection"]
+    )
     own = run_card(load(None, ["data.held_out_source=builtin:instructions", "data.held_out_per_category=0"]), "a1",
                    base="b" * 64, tokenizer="c" * 64, parameters=1)  # fmt: skip
     assert ("", "no measure: the coordinator has held-out rows") in card_lines(own, Policy(), "")

@@ -25,6 +25,16 @@ SETTINGS = (
     "training.tokens_per_pass=512", "run.threads=1", "evaluation.arms=base,federated", "evaluation.generate=0",
 )  # fmt: skip
 
+_PRIVATE = (
+    "federation.method=ffa_lora", "federation.weights=uniform", "federation.on_too_few=skip", "federation.rounds=3",
+    "federation.quarantine_after=0", "federation.min_updates=1", "privacy.clip=0.05", "privacy.noise_multiplier=2",
+)  # fmt: skip
+CLIENT = (
+    *_PRIVATE, "privacy.unit=client", "privacy.delta=0.1", "selection.name=poisson", "federation.clients_per_round=1",
+)  # fmt: skip
+EXAMPLE = (*_PRIVATE, "privacy.unit=example", "privacy.delta=0.05")
+"""Settings beside SETTINGS of a private run over both sites, by the unit of its privacy."""
+
 
 def write_rows(folder: Path, counts: dict[str, int] | None = None) -> Path:
     """A file of rows for each site, none of which asks what another one asks."""

@@ -87,7 +87,9 @@ def approve(file: Path, name: str | None) -> None:
     from shepherd.federation.enrolment import approve as sign
 
     signed = sign(folder, file)
-    click.echo(f"{signed}: send it back; there: shepherd site join {signed.name}")
+    member = folder.members.get(signed.stem)
+    verb = "renew" if member is not None and member.is_renewed else "join"
+    click.echo(f"{signed}: send it back; there: shepherd site {verb} {signed.name}")
 
 
 @federation.command()
@@ -96,12 +98,15 @@ def approve(file: Path, name: str | None) -> None:
 def renew(site: str, name: str | None) -> None:
     """Allow SITE a new certificate before its time.
 
-    Sites renew in the last third of a certificate's time without this."""
+    Sites renew in the last third of a certificate's time, and up to 14 days after its end, without this. Before and
+    after that it is allowed for 7 days; the site renews by shepherd site renew, while the federation is served."""
     folder = _folder(name)
     from shepherd.federation.enrolment import renew as allow
 
     allow(folder, site)
-    click.echo(f"{site} may renew its certificate within 7 days, while the federation is served")
+    click.echo(
+        f"{site} may renew its certificate within 7 days, while the federation is served; there: shepherd site renew"
+    )
 
 
 @federation.command()

@@ -102,6 +102,42 @@ def start(name: str | None, **serving: Any) -> None:
 
 
 @site.command()
+@click.argument("file", required=False, metavar="[SITE.signed]", type=click.Path(path_type=Path))
+@named
+@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="S",
+              help="Seconds to wait for the coordinator.  [default: one attempt]")  # fmt: skip
+@click.option("--request", metavar="FILE", type=click.Path(path_type=Path),
+              help="Do not call: write a request to FILE, for shepherd federation approve.")  # fmt: skip
+def renew(file: Path | None, name: str | None, wait: float, request: Path | None) -> None:
+    """Renew the certificate of a site now.
+
+    A site that serves does so by itself, in the last third of the certificate's time and up to 14 days after its end.
+    This command does it at once and prints the result. Outside of that time the coordinator has to allow it, by
+    shepherd federation renew SITE. The coordinator answers while it serves a run. The key is made anew, too, and stays
+    here. A process that serves goes on, and connects with the new certificate from the next time on.
+
+    Where the coordinator cannot be called, write a request to a file, have it signed by shepherd federation approve,
+    and give the answer, SITE.signed, to this command."""
+    from shepherd.experiment.sites import folders, joining, links, renewal
+
+    links.check_machine()
+    if file is not None and request is not None:
+        raise UsageError(
+            f"{file} is the answer to a request, and --request makes a new one", hint="give one of the two"
+        )
+    if file is not None and not joining.is_signed(file):
+        raise UsageError(f"{file} is not the answer to a request", hint="shepherd site join is for an invitation")
+    place = folders.find(folders.SITES, name or (joining.site_of(file) if file is not None else None))
+    if request is not None:
+        renewal.request(place, request, output.note)
+        click.echo(f"{request}: send it to the coordinator, for shepherd federation approve {request.name}; the answer "
+                   f"is for: shepherd site renew {place.name}.signed")  # fmt: skip
+        return
+    expires = renewal.take(place, file) if file is not None else renewal.renew(place, wait, output.note)
+    click.echo(f"{place.name} is renewed: a member until {expires:%Y-%m-%d}")
+
+
+@site.command()
 @click.argument("run", required=False)
 @named
 @click.option("--yes", "answer", flag_value="yes", help="Approve without a question.")
@@ -172,8 +208,9 @@ def _asked(offer: Offered, file: SiteFile) -> bool:
 def _show_card(offer: Offered, file: SiteFile) -> None:
     from shepherd.experiment.sites.card_text import card_lines
 
-    width = max(len(what) for what, _ in card_lines(offer.card, file.policy, file.data.source))
-    for what, words in card_lines(offer.card, file.policy, file.data.source):
+    lines = card_lines(offer.card, file.policy, file.data.source)
+    width = max(len(what) for what, _ in lines)
+    for what, words in lines:
         output.note(f"{what:<{width}}  {_line(words)}")
 
 

@@ -92,12 +92,19 @@ def resume_over(
 ) -> Run:
     """`resume_coordination` over a transport that is opened when card and run directory are there."""
     folder = open_run(run_dir, "identity.json")
+    if (done := finished(folder)) is not None:
+        return done
     store = RunDirectory(folder)
-    if (folder / "summary.json").exists():
-        if not (folder / "report.html").exists():
-            write_report(store)
-        return Run(folder, read_json(place_of(folder, "summary.json")))
     return _carry_out(load(folder / "config.toml"), lambda: store, carrier, observer or warn, terms, force=force)
+
+
+def finished(folder: Path) -> Run | None:
+    """A run over sites that is finished, with its report; None while it can be resumed. It needs no federation."""
+    if not (folder / "summary.json").exists():
+        return None
+    if not (folder / "report.html").exists():
+        write_report(RunDirectory(folder))
+    return Run(folder, read_json(place_of(folder, "summary.json")))
 
 
 def _carry_out(

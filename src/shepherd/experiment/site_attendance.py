@@ -20,7 +20,7 @@ from shepherd.federation.cards import RunCard
 from shepherd.federation.coordinator import Coordinator
 from shepherd.federation.states import OVER, Ledger
 from shepherd.federation.transport import Transport
-from shepherd.federation.verdicts import ADMITTED, VERDICTS, WAITING
+from shepherd.federation.verdicts import ADMITTED, VERDICTS
 from shepherd.report.sites.history import EXPECTED, WHAT
 from shepherd.report.wording import listing
 from shepherd.store import RunDirectory, read_journal
@@ -130,6 +130,7 @@ class Attendance:
             for client, verdict in verdicts.items():
                 self._say(client, verdict)
             self._waiting |= verdicts
+            self._waiting = {c: v for c, v in self._waiting.items() if self.coordinator.ledger.of(c).state == "offered"}
             self._look()
             waited = self.terms.clock() - begin
             away, first = self._still_away(waited, first=first), False
@@ -272,8 +273,10 @@ class Attendance:
         for client in sorted({*ledger.sites, *self.terms.expected} - set(there)):
             site = ledger.of(client)
             reason = f"refused: {VERDICTS.get(site.reason, site.reason)}" if site.state == "refused" else "not there"
-            waits = site.state == "offered" and client in self.watched.seen
-            lines.append(f"  {client}: {VERDICTS[self._waiting.get(client, WAITING)] if waits else reason}")
+            if site.state in ("", "offered") and client in self.watched.seen:
+                waits = self._waiting.get(client)
+                reason = VERDICTS[waits] if waits else "it has not answered the card yet, as when it reads its rows"
+            lines.append(f"  {client}: {reason}")
         return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ from shepherd.federation.cards import Policy, RunCard
 from shepherd.federation.privacy_card import PrivacyCard
 from shepherd.federation.site_store import SiteStore, Unwritten
 from shepherd.federation.verdicts import Refused
+from shepherd.server.composition import from_outside
 from shepherd.server.method import Method
 from shepherd.types import ClientFailure, ClientUpdate, ExamplePrivacy, TrainTask, TransformSpec
 from shepherd.updates.clipping import clipped
@@ -63,7 +64,7 @@ def judge_privacy(card: RunCard, policy: Policy, method: Method | None, clusters
         return "epsilon"
     if found.unit == "example" or not _is_limited(policy):
         return "epsilon" if _is_limited(policy) and not found.noise_multiplier else ""
-    return _judge_epsilon(Rounds(found.sampling_rate, found.noise_multiplier, card.federation.rounds), found, policy)
+    return _judge_epsilon(_rounds(card, found), found, policy)
 
 
 def judge_rows(card: RunCard, policy: Policy, rows: int) -> str:
@@ -108,7 +109,20 @@ def voids(card: RunCard, found: PrivacyCard, method: Method | None, clusters: in
         or not pieces.merge.linear
         or pieces.weigh.own
         or pieces.payload.name != "plain"
+        or any(from_outside(pieces, method.optimizer))
     )
+
+
+def epsilon_of(card: RunCard) -> float | None:
+    """ε of all rounds of a card of unit client, by this site's own accountant; None for another card, or without it."""
+    found = card.privacy
+    if found is None or found.unit != "client" or not found.noise_multiplier or find_spec("dp_accounting") is None:
+        return None
+    return epsilons([_rounds(card, found)], found.delta).least
+
+
+def _rounds(card: RunCard, found: PrivacyCard) -> Rounds:
+    return Rounds(found.sampling_rate, found.noise_multiplier, card.federation.rounds)
 
 
 def _is_limited(policy: Policy) -> bool:

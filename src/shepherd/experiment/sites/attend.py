@@ -16,16 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shepherd.errors import ShepherdError, UsageError
+from shepherd.errors import UsageError
 from shepherd.experiment.site import open_site
-from shepherd.experiment.sites import leaving, links
+from shepherd.experiment.sites import leaving, links, renewal
 from shepherd.experiment.sites.decisions import Offered, decide, find_offer
 from shepherd.experiment.sites.presence import Presence
 from shepherd.federation.cards import SiteFile, read_site
 from shepherd.federation.inbox import SMALL
 from shepherd.federation.messages import Progress, read
 from shepherd.federation.site import Site
-from shepherd.federation.verdicts import WAITING
+from shepherd.federation.verdicts import ADMITTED, WAITING
+from shepherd.store import read_json
+from shepherd.store.site_folder import ROWS
 
 SiteEvent = Mapping[str, Any]
 """An event of a site: {"event", …}. Those of messages are the lines of its log."""
@@ -36,6 +38,9 @@ LOOK = 0.5
 DELIVERY = 5.0
 """Seconds in which the last answer of a site that leaves goes out, and its goodbye."""
 DAY = 86400.0
+_READ = (ADMITTED, "no-rows", "few-rows", "cannot")
+"""Verdicts on a card for which the rows were read, or were to be."""
+_STATES = {ADMITTED: "taking part", WAITING: "waiting for approval"}
 
 
 class Attending:
@@ -60,6 +65,7 @@ class Attending:
         self._verdict = ""
         self._last: Mapping[str, Any] = {}
         self._asked: set[str] = set()
+        self._rows: dict[str, Mapping[str, Any]] = {}
         self._failed: BaseException | None = None
         self._site: Site | None = None
 
@@ -111,6 +117,7 @@ class Attending:
             self._site, self.session = site, site.session
             leaving.forget(self.folder)
             self._presence = Presence(self.folder, state="connecting")
+            self._renew()  # an expired certificate does not connect, and an hour is long for an operator who looks
             try:
                 while self._serve_until_renewed():
                     self._stop = threading.Event()
@@ -172,6 +179,8 @@ class Attending:
             return
         self._note(event)
         self.show(event)
+        if event["event"] == "offer" and event["verdict"] in _READ:
+            self._show_rows(str(event["run"]))
         if event["event"] == "offer" and event["verdict"] == WAITING:
             self._ask(str(event["run"]))
         if self.once and event["event"] == "bye":
@@ -187,8 +196,16 @@ class Attending:
         elif kind == "bye":
             self._presence.set(state="connected", run=None, round=0)
         elif "run" in event:
-            state = {"offer": "waiting for approval" if event.get("verdict") == WAITING else "taking part"}
-            self._presence.set(run=event["run"], round=event.get("round", 0), state=state.get(kind, "taking part"))
+            state = _STATES.get(str(event.get("verdict")), "refused") if kind == "offer" else "taking part"
+            self._presence.set(run=event["run"], round=event.get("round", 0), state=state)
+
+    def _show_rows(self, run: str) -> None:
+        """An event of what became of the rows that this process has read for a run; none of it leaves the site."""
+        file = self.folder / "runs" / run / ROWS
+        found = read_json(file) if file.is_file() else None
+        if found and found != self._rows.get(run):
+            self._rows[run] = found
+            self.show({"event": "rows", "run": run, **found})
 
     # A person
 
@@ -213,13 +230,4 @@ class Attending:
                 self._busy.release()
 
     def _renew(self) -> bool:
-        from shepherd.federation.enrolment import renew_site, renewal_due
-
-        if not renewal_due(self.folder):
-            return False
-        try:
-            renew_site(self.folder, lambda text: self.show({"event": "note", "text": text}))
-        except ShepherdError as error:  # it is tried again in an hour, and the certificate is valid for weeks
-            self.show({"event": "note", "text": f"the certificate was not renewed: {error.message}"})
-            return False
-        return True
+        return renewal.renew_if_due(self.folder, lambda text: self.show({"event": "note", "text": text}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shepherd.federation.cards import Policy, RunCard
+from shepherd.federation.site_privacy import epsilon_of
 from shepherd.report.wording import count, plural, size
 
 
@@ -46,7 +47,7 @@ def _rows(policy: Policy) -> str:
 
 def _held_out(card: RunCard, policy: Policy) -> str:
     if card.privacy is not None:
-        return "no measure: a private run has no losses of your rows"
+        return "no measure of held-out rows: in a private run all of your rows are trained on"
     if not card.data.held_out_per_category:
         return "no measure: the coordinator has held-out rows"
     names = "by category, with the names" if policy.categories == "shown" else "without names of categories"
@@ -57,9 +58,12 @@ def _protection(card: RunCard) -> str:
     offered = f"the run offers: {', '.join(card.offers)}. " if card.offers else ""
     if (found := card.privacy) is not None:
         each = f"q = {found.sampling_rate:g}, " if found.unit == "client" else ""
+        epsilon = epsilon_of(card)
+        own = f", epsilon = {epsilon:.4g} by this site's accountant, for all rounds" if epsilon is not None else ""
+        test = "NOT private, a test: the noise can be computed by others. " if found.noise != "secret" else ""
         return (
-            f"{offered}TLS on the way. Differential privacy of each {found.unit}: clip {found.clip:g}, noise "
-            f"multiplier {found.noise_multiplier:g}, {each}delta = {found.delta:g}. {found.trust}"
+            f"{offered}TLS on the way. {test}Differential privacy of each {found.unit}: clip {found.clip:g}, noise "
+            f"multiplier {found.noise_multiplier:g}, {each}delta = {found.delta:g}{own}. {found.trust}"
         )
     return (
         offered + "TLS on the way. The coordinator sees each update of this site; an update says something of the rows"

@@ -79,10 +79,15 @@ def run_federation(
 
 
 def resume_federation(run_dir: Path, observer: Emit, *, force: bool = False) -> Run:
-    """Go on with a run over the federation that it was begun with. Raises UsageError where that is not here."""
-    from shepherd.experiment.coordinate import resume_over
+    """Go on with a run over the federation that it was begun with; a finished one is returned as it is.
+
+    Raises UsageError where the federation is not here, or serves another run.
+    """
+    from shepherd.experiment.coordinate import finished, resume_over
 
     folder = open_run(run_dir, "identity.json")
+    if (done := finished(folder)) is not None:
+        return done
     known = read_json(place_of(folder, FILE))
     served, sites = Served(_folder_of(known), observer), int(known["sites"])
     if served.fingerprint != known["fingerprint"]:

@@ -105,7 +105,7 @@ def _judge(members: Mapping[str, Member], request: Request, signing: bytes) -> M
         if member.state != "member":
             raise Refused("removed")
         if not member.renewable(at):
-            raise Refused("not-due")
+            raise Refused("late" if member.expires is not None and at >= member.expires else "not-due")
         return member
     invited = member.invitation if member is not None else None
     # A name without an invitation takes as long as one with another code.

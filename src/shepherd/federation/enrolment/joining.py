@@ -78,7 +78,8 @@ def complete(site_folder: str | Path, signed: str | Path) -> datetime:
     with settled(site_folder) as folder:
         if not (folder / ENROLMENT / PENDING).is_dir():
             raise UsageError(
-                f"{folder} has no request that {signed} could answer", hint="`shepherd site join --request` makes one"
+                f"{folder} has no request that {signed} could answer",
+                hint="`shepherd site join --request`, or `renew --request`, makes one",
             )
         return accept(folder, data)
 

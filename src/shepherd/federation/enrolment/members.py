@@ -68,6 +68,11 @@ class Member(Document):
         invited = self.invitation
         return self.state == "invited" and invited is not None and at < invited.expires and invited.tries < MOST_TRIES
 
+    @property
+    def is_renewed(self) -> bool:
+        """Whether the newest certificate is that of a renewal."""
+        return self.state == "member" and self.invitation is None
+
     def renewable(self, at: datetime) -> bool:
         """Whether the certificate may be renewed: by the coordinator's word, or near its end."""
         if self.state != "member" or self.issued is None or self.expires is None:

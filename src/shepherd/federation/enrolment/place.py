@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from shepherd.errors import UsageError
 from shepherd.federation.enrolment.authority import (
@@ -36,7 +37,7 @@ from shepherd.federation.enrolment.invitation import (
     verifier_of,
     write_address,
 )
-from shepherd.federation.enrolment.members import RENEWABLE, now
+from shepherd.federation.enrolment.members import RENEWABLE, RENEWABLE_AFTER, now
 from shepherd.federation.enrolment.refusals import Refused
 from shepherd.federation.enrolment.requests import (
     Answer,
@@ -65,8 +66,19 @@ class Membership:
     """From when until when its certificate is valid."""
 
     @property
-    def renewal_due(self) -> bool:
-        return now() >= self.expires - (self.expires - self.begins) * RENEWABLE
+    def due(self) -> datetime:
+        """From when on it can be renewed."""
+        return self.expires - (self.expires - self.begins) * RENEWABLE
+
+    @property
+    def stage(self) -> Literal["early", "due", "expired", "late"]:
+        """early, late: the coordinator has to allow a renewal; expired: no connection, and a renewal is granted."""
+        at = now()
+        if at < self.due:
+            return "early"
+        if at < self.expires:
+            return "due"
+        return "expired" if at < self.expires + RENEWABLE_AFTER else "late"
 
 
 def membership(site_folder: str | Path) -> Membership | None:
@@ -99,7 +111,7 @@ def _membership(folder: Path) -> Membership | None:
 def renewal_due(site_folder: str | Path) -> bool:
     """Whether the certificate is in the last third of its time, or has expired."""
     found = membership(site_folder)
-    return found is not None and found.renewal_due
+    return found is not None and found.stage != "early"
 
 
 def settle(site_folder: str | Path) -> None:

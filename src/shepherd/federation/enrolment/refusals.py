@@ -53,6 +53,11 @@ REFUSALS = {
         "the coordinator can allow it earlier: `shepherd federation renew`",
         "a renewal that is not due",
     ),
+    "late": Why(
+        "its certificate expired more than 14 days ago",
+        "the coordinator can allow it again: `shepherd federation renew`",
+        "a renewal more than 14 days after the end of the certificate",
+    ),
     "key-proof": Why(
         "the renewal is not signed by the key of the site's present certificate",
         "restore the folder of the site from its backup, or ask the coordinator for an invitation in another name",
