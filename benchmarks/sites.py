@@ -1,8 +1,9 @@
 """What sites over a network cost beyond training: seconds a round, memory of each process, and both over time.
 
-python benchmarks/sites.py [--sites 2] [--mb 10] [--rounds 10] [--soak MINUTES] [--every SECONDS]
+python benchmarks/sites.py [--sites 2] [--mb 10] [--rounds 10] [--soak MINUTES] [--pace SECONDS] [--every SECONDS]
 
 Each site is a process without a trainer that answers a question with as many bytes. All run on this machine, over TLS.
+A soak exits with 1 where memory, descriptors or threads of a process grow in it (tests/helpers/flatness.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +28,10 @@ from shepherd.federation.transports.serving import serve_federation, serve_site
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from federation_kits import Kits
+from flatness import Held, not_flat
 
 MIB = 2**20
+Processes = dict[str, list[psutil.Process]]
 
 
 class Echo:
@@ -77,34 +81,98 @@ def ask(transport: Transport, names: list[str], data: bytes) -> float:
     return time.monotonic() - begin
 
 
-def usage(children: list[int]) -> dict[str, tuple[float, int]]:
-    """The greatest resident MiB and number of descriptors of each kind of process."""
+def processes(children: list[int]) -> Processes:
+    """The processes of each kind."""
     own = psutil.Process()
-    engines = [child for child in own.children() if child.pid not in children]
     sites = [psutil.Process(child) for child in children]
-    kinds = {
-        "coordinator": [own], "its engine": engines, "site": sites,
-        "engine of a site": [child for site in sites for child in site.children()],
-    }  # fmt: skip
     return {
-        kind: (max(p.memory_info().rss for p in found) / MIB, max(p.num_fds() for p in found))
-        for kind, found in kinds.items() if found
-    }  # fmt: skip
+        "coordinator": [own],
+        "its engine": [child for child in own.children() if child.pid not in children],
+        "site": sites,
+        "engine of a site": [child for site in sites for child in site.children()],
+    }
 
 
-def show(title: str, seconds: list[float], children: list[int]) -> None:
-    found = "; ".join(f"{kind} {mib:.0f} MiB, {fds} fds" for kind, (mib, fds) in usage(children).items())
-    median = f"{statistics.median(seconds):.2f} s a round (at most {max(seconds):.2f}); " if seconds else ""
-    print(f"{title}: {median}{found}", flush=True)
+def held(found: Sequence[psutil.Process]) -> Held:
+    """The greatest of what each of these processes holds now."""
+    return Held(
+        max(process.memory_info().rss for process in found) / MIB,
+        max(process.num_fds() for process in found),
+        max(process.num_threads() for process in found),
+    )
 
 
-def main() -> None:
+def cpu_seconds(kinds: Processes) -> dict[str, float]:
+    """CPU seconds that the processes of each kind have used together."""
+    return {kind: sum(sum(process.cpu_times()[:2]) for process in found) for kind, found in kinds.items()}
+
+
+class Line:
+    """What one line of the output sums up: rounds, and what the processes hold after a round and before the next."""
+
+    def __init__(self, kinds: Processes) -> None:
+        self.kinds = kinds
+        self.seconds: list[float] = []
+        self.held: defaultdict[str, list[Held]] = defaultdict(list)
+        self.cpu = cpu_seconds(kinds)
+
+    def look(self) -> None:
+        """Take a sample of every process."""
+        for kind, found in self.kinds.items():
+            self.held[kind].append(held(found))
+
+    def round(self, transport: Transport, names: list[str], data: bytes) -> None:
+        """One round, with a sample before and after it."""
+        self.look()
+        self.seconds.append(ask(transport, names, data))
+        self.look()
+
+    def kept(self) -> dict[str, Held]:
+        """The least that each kind of process held in a sample: what it keeps when nothing is on its way."""
+        return {kind: Held(*map(min, zip(*found, strict=True))) for kind, found in self.held.items()}
+
+    def show(self, title: str) -> None:
+        """Print the line."""
+        what = "; ".join(
+            f"{kind} {min(mib):.0f}-{max(mib):.0f} MiB, {max(fds)} fds, {max(threads)} threads"
+            for kind, (mib, fds, threads) in ((kind, zip(*found, strict=True)) for kind, found in self.held.items())
+        )
+        if self.seconds:
+            now = cpu_seconds(self.kinds)
+            cpu = " + ".join(f"{(now[kind] - self.cpu[kind]) / len(self.seconds):.2f}" for kind in self.kinds)
+            title += f": {statistics.median(self.seconds):.2f} s a round (at most {max(self.seconds):.2f}; CPU {cpu})"
+        print(f"{title}; {what}", flush=True)
+
+
+def soak(
+    transport: Transport, kinds: Processes, names: list[str], data: bytes, given: argparse.Namespace
+) -> dict[str, list[Held]]:
+    """Rounds for so many minutes, one each `pace` seconds: what each process kept, line by line."""
+    found: defaultdict[str, list[Held]] = defaultdict(list)
+    begin = time.monotonic()
+    end, line, due = begin + 60 * given.soak, Line(kinds), begin + given.every
+    while time.monotonic() < end:
+        next_round = time.monotonic() + given.pace
+        line.round(transport, names, data)
+        if time.monotonic() >= min(due, end):
+            line.show(f"{(time.monotonic() - begin) / 60:.1f} min, {len(line.seconds)} rounds")
+            for kind, least in line.kept().items():
+                found[kind].append(least)
+            line, due = Line(kinds), due + given.every
+        time.sleep(max(0.0, next_round - time.monotonic()))
+    return found
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--mb", type=float, default=10.0, help="10^6 bytes of a question, and of an answer")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument(
         "--soak", type=float, default=0.0, metavar="MINUTES", help="go on for so long; 60 for a release"
+    )
+    parser.add_argument(
+        "--pace", type=float, default=0.2, metavar="SECONDS", help="from a round of the soak to the next"
     )
     parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="between two lines of the soak")
     given = parser.parse_args()
@@ -113,16 +181,20 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         federation(Path(folder), names, 4 * len(data) + MIB) as (transport, children),
     ):
-        show("before the first round", [], children)
-        show(f"{given.rounds} rounds", [ask(transport, names, data) for _ in range(given.rounds)], children)
-        begin, line, seconds = time.monotonic(), given.every, []
-        while time.monotonic() - begin < 60 * given.soak:
-            seconds.append(ask(transport, names, data))
-            if time.monotonic() - begin >= line:
-                show(f"{line / 60:.1f} min, {len(seconds)} rounds", seconds, children)
-                line, seconds = line + given.every, []
-            time.sleep(0.2)
+        kinds = processes(children)
+        line = Line(kinds)
+        line.look()
+        line.show("before the first round")
+        line = Line(kinds)
+        for _ in range(given.rounds):
+            line.round(transport, names, data)
+        line.show(f"{given.rounds} rounds")
+        if not given.soak:
+            return 0
+        grown = not_flat(soak(transport, kinds, names, data, given))
+    print("\n".join(grown) or "flat: memory, descriptors and threads of every process", flush=True)
+    return 1 if grown else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -360,13 +360,13 @@ class PrivacyTable(Table):
     )
     unit: Literal["none", "client", "example"] = "none"
     """Whose data differential privacy protects: all rows of a `client`, or each `example`; `none` adds no noise."""
-    clip: float = Field(0.0, ge=0)
+    clip: float = Field(0.0, ge=0, le=1e12)
     """L2 norm C to which each update is clipped, on the client and again on the server; with adaptive_clip that of the
     first round. Unit `example`: that of the gradient of each row."""
     adaptive_clip: bool = False
     """Move the clip to the median norm of the updates, by a noised count of those that it exceeds (Andrew et al.,
     2021)."""
-    noise_multiplier: Literal["from_epsilon"] | Annotated[float, Field(ge=0, strict=True)] = "from_epsilon"
+    noise_multiplier: Literal["from_epsilon"] | Annotated[float, Field(ge=0, le=1e6, strict=True)] = "from_epsilon"
     """z: standard deviation of the noise on the sum of updates, over the clip; unit `example`: on the sum of a local
     step. `from_epsilon`: the least for privacy.epsilon in all rounds; 0 clips without noise and protects nothing."""
     epsilon: float = Field(0.0, ge=0)
@@ -396,6 +396,11 @@ class PrivacyTable(Table):
             raise ValueError(
                 "privacy.clip is missing: the noise is a multiple of the norm that an update may have at most; set it "
                 "to the usual norm of an update, which the report of a run without privacy shows"
+            )
+        if self.clip < 1e-9:
+            raise ValueError(
+                f"privacy.clip = {self.clip:g} is below 1e-9: what a model shows of such an update is decided by the "
+                "rounding of its numbers, and not by the noise; set it to the usual norm of an update"
             )
         if not self.delta:
             raise ValueError("privacy.delta is missing: at most 1/N for N clients, better 1/(10N)")

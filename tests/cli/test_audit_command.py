@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from console import Shell
+from shepherd.experiment import audit
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_json_is_the_content_of_audit_json_and_one_attack_can_be_chosen(shell, p
     assert found["tokens"]["client"] == "closed_qa" and "exposure" not in found and found["left_out"] == {}
 
 
-def test_what_a_run_does_not_allow_has_a_status_and_a_sentence(shell, planted, tiny_run, tmp_path):
+def test_what_a_run_does_not_allow_has_a_status_and_a_sentence(shell, planted, tiny_run, tmp_path, monkeypatch):
     done = shell("privacy", "audit", planted, "--attack=membership")
     assert done.status == 8 and "needs 100" in done.err and "data.held_out_per_category" in done.err
     plain = shutil.copytree(tiny_run.path, tmp_path / "plain")
@@ -48,6 +49,11 @@ def test_what_a_run_does_not_allow_has_a_status_and_a_sentence(shell, planted, t
     assert done.status == 2 and "nothing was planted in this run" in done.err
     done = shell("privacy", "audit", tmp_path / "nowhere")
     assert done.status == 2 and "no run directory" in done.err
+    with monkeypatch.context() as patch:
+        patch.delitem(audit.ATTACKS, "tokens")
+        done = shell("privacy", "audit", plain)
+    assert done.status == 2 and "no attack can be carried out on this run:\n  exposure: nothing was planted" in done.err
+    assert "  membership: " in done.err and "  release: the run has no client-level differential privacy" in done.err
     (plain / "summary.json").unlink()
     done = shell("privacy", "audit", plain)
     assert done.status == 2 and "has no summary.json" in done.err and "shepherd resume" in done.err

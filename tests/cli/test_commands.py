@@ -25,6 +25,7 @@ from shepherd.errors import EXIT_CODES
 from shepherd.experiment import remeasure
 
 SOURCES = Path(__file__).parents[2] / "src"
+DOCS = SOURCES.parent / "docs"
 
 
 @pytest.fixture
@@ -285,7 +286,7 @@ def test_the_doctor_ends_with_status_5_where_no_run_can_work(shell, monkeypatch)
     assert "hint: pip install 'no-such-package'" in outcome.err
 
 
-def test_the_readme_names_the_commands_that_take_no_json():
+def test_the_page_for_scripts_names_the_commands_that_take_no_json():
     def named(group: click.Group, before: str = ""):
         for name, command in group.commands.items():
             if isinstance(command, click.Group):
@@ -294,18 +295,19 @@ def test_the_readme_names_the_commands_that_take_no_json():
                 yield f"{before}{name}", command
 
     without = [f"`{name}`" for name, command in named(cli) if "as_json" not in {p.name for p in command.params}]
-    readme = " ".join((SOURCES.parent / "README.md").read_text(encoding="utf-8").split())
-    sentence = readme[readme.index("every command but") : readme.index("takes `--json`")]
+    page = " ".join((DOCS / "scripts.md").read_text(encoding="utf-8").split())
+    sentence = page[page.index("every command but") : page.index("takes `--json`")]
     assert sorted(re.findall("`[^`]+`", sentence)) == sorted(without) != []
 
 
-def test_the_readme_names_every_recipe_exit_status_and_only_commands_that_exist(shell):
-    readme = (SOURCES.parent / "README.md").read_text(encoding="utf-8")
-    assert [name for name in recipe.recipes() if f"| `{name}` |" not in readme] == []
-    assert [code for code in EXIT_CODES if code < 130 and f"\n| {code} | " not in readme] == []
+def test_the_first_pages_name_every_recipe_exit_status_and_only_commands_that_exist(shell):
+    recipes, scripts = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("recipes", "scripts"))
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert [name for name in recipe.recipes() if f"| `{name}` |" not in recipes] == []
+    assert [code for code in EXIT_CODES if code < 130 and f"\n| {code} | " not in scripts] == []
     from shepherd.cli.commands import cli
 
-    lines = [line.split("#")[0].split() for line in readme.splitlines() if line.startswith("shepherd ")]
+    lines = [line.split("#")[0].split() for line in f"{readme}\n{recipes}".splitlines() if line.startswith("shepherd ")]
     assert {line[1] for line in lines} <= set(cli.commands) and len(lines) > 10
     for line in lines:
         command = cli.commands[line[1]]

@@ -7,17 +7,19 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from shepherd.errors import DataError
 from shepherd.experiment import federated
 from shepherd.experiment import run as experiment
-from shepherd.experiment.example_ledgers import open_ledger
+from shepherd.experiment.example_ledgers import open_ledger, with_accounts
 from shepherd.experiment.trainer import worker_engine
 from shepherd.model.adapter import load_adapter
 from shepherd.recipe import load
 from shepherd.serving.released import guarantee_of
+from shepherd.store import RunDirectory
 from shepherd.store.manifest import read_manifest
 from shepherd.types import ClientUpdate, ExamplePrivacy, TrainTask, Work
 from shepherd.updates.privacy.accountant import Rounds, epsilons
@@ -145,6 +147,11 @@ def test_a_ledger_that_was_cut_or_changed_ends_the_run_also_with_force(config, t
             experiment.resume(run, observer=lambda event: None, force=force)
 
 
+def test_lines_of_rows_end_a_run_whose_recipe_has_no_privacy_of_rows_any_more(whole):
+    with pytest.raises(DataError, match="was begun with privacy of examples, and its recipe has none"):
+        with_accounts(SimpleNamespace(examples=None), RunDirectory(whole), None)  # stopped before its first round
+
+
 def test_a_worker_process_enters_the_lines_of_its_clients_in_the_same_ledgers(config, whole, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -184,6 +191,13 @@ def test_an_export_whose_ledgers_give_another_epsilon_is_refused(whole, tmp_path
         with pytest.raises(DataError, match="cannot go on as private"):
             guarantee_of(run, config, notes.append)
     file.write_text(kept)
+    another = next(name for name in there if there[name].releases and name != client)
+    other = run / "private/ledgers" / f"{another}.jsonl"
+    kept = other.read_text()
+    for change in (lambda: other.write_text("".join(kept.splitlines(keepends=True)[:-1])), other.unlink):
+        change()
+        with pytest.raises(DataError, match=f"ledgers/{another}.jsonl has .* cannot go on as private"):
+            guarantee_of(run, config, notes.append)
     shutil.rmtree(run / "private/ledgers")
     with pytest.raises(DataError, match="cannot go on as private"):
         guarantee_of(run, config, notes.append)

@@ -5,11 +5,21 @@ from __future__ import annotations
 import pytest
 
 from console import Shell
-from shepherd.config import Config
+from planted import notice, texts_that_are_not_there_once
+from shepherd.config import Config, PrivacyTable
 from shepherd.errors import UsageError
 from shepherd.experiment import privacy_conflicts
 from shepherd.experiment.method import check_clients, compose
-from shepherd.recipe import merge, resolve
+from shepherd.federation.privacy_card import PrivacyCard
+from shepherd.recipe import merge, resolve, to_toml
+from shepherd.server.composition import from_outside
+from shepherd.server.methods import build_method, methods
+from shepherd.server.optimizer import Optimizer, optimizers
+from shepherd.server.pieces.merge import Merge, merges
+from shepherd.server.pieces.payload import Payload, payloads
+from shepherd.server.pieces.view import ViewRule, views
+from shepherd.server.pieces.weighing import Weighing, weighings
+from shepherd.updates.privacy.adaptive_clip import LEAST_CLIP, MOST_CLIP
 
 PRIVATE = {
     "privacy": {"unit": "client", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3},
@@ -69,6 +79,8 @@ def test_a_method_that_merges_products_is_refused(method):
          "r = 0"),
         ({"federation": {"min_updates": 2}}, "one client's failure would change", "set federation.min_updates = 1"),
         ({"federation": {"deadline": 9.0}}, "who is late depends on the rows", "leave federation.deadline at 0"),
+        ({"federation": {"max_update_norm": 0.5}}, "longer updates would be rejected, and count as zero, before privacy"
+         ".clip = 1", "set federation.max_update_norm above privacy.clip"),
         ({"run": {"workers": 2}}, "one client that ends or stalls a process would", "set run.workers = 0"),
         ({"federation": {"clip_update_norm": 1.0}}, "the noise is a multiple of privacy.clip", "clip_update_norm out"),
         ({"federation": {"method": "fedit", "aggregator": "trimmed_mean"}}, "its rule takes each client's own update",
@@ -123,6 +135,21 @@ def test_adaptive_clipping_needs_clients_to_count():
     checked(100, private(**adaptive))
 
 
+@pytest.mark.parametrize("more", [{}, {"adaptive_clip": True}])
+def test_a_rate_at_which_hardly_a_client_takes_part_is_refused(more):
+    said = refused(100, selection={"q": 1e-300}, privacy=more)
+    assert said.startswith("selection.q = 1e-300 of 100 clients samples 1e-298 clients in a round: below 0.01 nothing")
+
+
+def test_the_least_and_the_largest_clip_are_those_of_cards_and_of_adaptive_clipping():
+    def ends(table, least):
+        bounds = {type(bound).__name__: bound for bound in table.model_fields["clip"].metadata}
+        return least or bounds["Ge"].ge, bounds["Le"].le
+
+    assert ends(PrivacyCard, 0) == ends(PrivacyTable, LEAST_CLIP) == (LEAST_CLIP, MOST_CLIP)
+    compose(private(privacy={"clip": LEAST_CLIP}))
+
+
 def test_delta_is_at_most_one_by_the_number_of_clients():
     said = refused(100, privacy={"delta": 0.02})
     assert said == "privacy.delta = 0.02 for 100 clients: at most 1/N, better 1/(10N); set 0.001"
@@ -137,6 +164,12 @@ def test_delta_is_at_most_one_by_the_number_of_clients():
         ({"noise_multiplier": "from_epsilon"}, "neither privacy.noise_multiplier nor privacy.epsilon is given"),
         ({"epsilon": 4.0}, "privacy.noise_multiplier and privacy.epsilon are both given: leave one out"),
         ({"delta": 1.0}, "privacy.delta: must be less than 1"),
+        (
+            {"clip": 1e-39},
+            "privacy.clip = 1e-39 is below 1e-9: what a model shows of such an update",
+        ),
+        ({"clip": 1e13}, "privacy.clip: must be at most 1000000000000.0"),
+        ({"noise_multiplier": 1e7}, "privacy.noise_multiplier: must be"),
     ],
 )
 def test_a_table_that_is_no_mechanism_is_refused(table, said):
@@ -157,3 +190,106 @@ def test_check_refuses_with_status_2_before_the_data_are_read(capsys, monkeypatc
     done = Shell(capsys, monkeypatch)("check", "demo", "--data", "absent.jsonl", *settings)
     assert done.status == 2 and 'selection.name = "uniform" do not fit' in done.err
     assert "absent.jsonl" not in done.err
+
+
+def test_the_command_refuses_a_private_recipe_in_the_words_of_privacy_and_of_no_other_rule(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private.toml").write_text(to_toml(private()))
+    shell = Shell(capsys, monkeypatch)
+    for setting, instead in {
+        "federation.method=hetlora": 'use "fedit"',
+        "selection.name=size_weighted": 'use "poisson"',
+        "selection.name=power_of_choice": 'use "poisson"',
+        "federation.on_too_few=wait": 'set federation.on_too_few = "skip"',
+        "federation.over_select=0.5": "leave federation.over_select at 0",
+    }.items():
+        done = shell("check", "private.toml", "--set", setting)
+        assert done.status == 2 and done.err.startswith('error: privacy.unit = "client" and '), done.err
+        assert instead in done.err and "federation.weights" not in done.err and done.err.count("do not fit") == 1
+
+
+# Plug-ins
+
+
+@pytest.fixture
+def plugged_in(monkeypatch):
+    """Pieces of a user's module, which state of themselves that they fit: each reads single updates."""
+    for registry in (weighings, merges, payloads, views, optimizers):
+        monkeypatch.setattr(registry, "_factories", dict(registry._factories))
+
+    @weighings
+    def by_size() -> Weighing:
+        """Weights by the size of the updates."""
+        return Weighing(lambda uploads, weights: lambda module: weights[:, None])
+
+    @merges
+    def largest() -> Merge:
+        """The largest update."""
+        return Merge(lambda uploads, module, shares, server: None, space="factors", linear=True)
+
+    @payloads
+    def louder() -> Payload:
+        """Twice the update."""
+        return Payload(lambda local, start, number: local)
+
+    @views
+    def closer() -> ViewRule:
+        """Another scale for each client."""
+        return ViewRule(lambda model, client, rank, number, seed: None)
+
+    @optimizers
+    def by_hand() -> Optimizer:
+        """Coefficients of its own."""
+        return Optimizer(coefficients=lambda shares, steps: shares / shares.sum())
+
+
+@pytest.mark.parametrize(
+    "table, named",
+    [
+        ({"method": {"weigh": "by_size"}}, 'method.weigh = "by_size"'),
+        ({"method": {"merge": "largest"}}, 'method.merge = "largest"'),
+        ({"method": {"payload": "louder"}}, 'method.payload = "louder"'),
+        ({"method": {"view": "closer"}}, 'method.view = "closer"'),
+        ({"server": {"optimizer": "by_hand"}}, 'server.optimizer = "by_hand"'),
+    ],
+)
+def test_a_plug_in_that_sees_single_updates_is_refused_whatever_it_states_of_itself(plugged_in, table, named):
+    said = refused(**table)
+    assert f'privacy.unit = "client" and {named} do not fit: a plug-in sees single updates' in said
+    checked(100, private(privacy={"unit": "example"}, **table))
+
+
+def test_no_method_and_no_server_optimizer_of_this_package_is_taken_for_a_plug_in():
+    options = {"torch": {"name": "SGD"}}
+    for method in (build_method(name) for name in methods):
+        for name in optimizers:
+            assert not list(from_outside(method.pieces, optimizers.build(name, options.get(name, {}))))
+
+
+# Faults
+
+
+def refusal(table: str, **settings):
+    """The law that the private recipe is refused with these settings."""
+    return lambda: refused(**{table: settings})
+
+
+FAULTS = [
+    (privacy_conflicts, 'if federation.weights != "uniform":', "if False:", refusal("federation", weights="examples")),
+    (privacy_conflicts, 'if pieces.payload.name != "plain":', "if False:", refusal("federation", method="fedrot_lora")),
+    (privacy_conflicts, "if pieces.weigh.own:", "if False:", refusal("federation", method="hetlora")),
+    (privacy_conflicts, "elif not pieces.merge.linear:", "elif False:", refusal("federation", method="flora")),
+    (privacy_conflicts, 'if config.selection.name != "poisson":', "if False:", refusal("selection", name="everyone")),
+    (privacy_conflicts, "if federation.quarantine_after:", "if False:", refusal("federation", quarantine_after=3)),
+]
+
+
+def test_every_planted_fault_of_the_refusals_matches_the_source_exactly_once():
+    assert texts_that_are_not_there_once(FAULTS) == {}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[1])
+def test_without_its_line_a_setting_that_voids_the_guarantee_passes(fault, monkeypatch, tmp_path):
+    notice(fault, monkeypatch, tmp_path, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -409,6 +410,40 @@ def test_the_store_keeps_the_state_that_counted_the_one_before_and_the_newest(tm
         file.unlink()
     with pytest.raises(StateLost):
         store.state("demo", 4, 40)
+
+
+@pytest.mark.parametrize("file", ["run.json", "states.json", "audit.jsonl"])
+def test_a_full_disk_costs_no_answer_and_no_second_training(file, tmp_path):
+    class Full(QuickDisk):
+        full = False
+
+        def write(self, target, data):
+            self.refuse(target)
+            super().write(target, data)
+
+        def append(self, target, data):
+            self.refuse(target)
+            super().append(target, data)
+
+        def refuse(self, target):
+            if self.full and file in target.name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    disk, whole = Full(), admitted()
+    site = admitted(place=Folder(tmp_path, disk))
+    disk.full = True
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space left on device"):
+            site.handle(question())
+    assert len(site.trainer.given) == (0 if file == "run.json" else 1), "it is counted before, and trained once"
+    disk.full = False
+    answer, undisturbed = asked(site, question()), asked(whole, question())
+    assert (answer.code, answer.update) == ("", undisturbed.update)
+    assert len(site.trainer.given) == 1
+    assert SiteStore(Folder(tmp_path)).record("demo")["trainings"] == 1
+    second = question(2, 3, counted=1, first=4)
+    assert asked(site, second).update == asked(whole, second).update, "from the state of the round"
+    assert len(site.trainer.given) == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")

@@ -1,4 +1,4 @@
-"""README.md as a newcomer follows it: every block of sh and of Python, in order, in one empty folder.
+"""README.md, then docs/recipes.md, as a newcomer follows them: every block of sh and of Python, in one empty folder.
 
 The built-in model is a tiny one here, and the commands run in this process, so that it takes seconds. Nothing is left
 out but the commands that `EXCEPT` names.
@@ -19,7 +19,8 @@ import pytest
 from console import Shell
 from tiny import tiny_builtin, tiny_model
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/recipes.md")
 EXCEPT = ("make ", "pip install ")
 """They install into the environment that they run in; `make test` would run this very test."""
 TYPED = "How long do I boil an egg?\n"
@@ -27,17 +28,18 @@ TYPED = "How long do I boil an egg?\n"
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, the line of README.md that it begins on, and its text."""
+    """A fenced block: its language, the page and the line that it begins on, and its text."""
 
     language: str
+    page: str
     line: int
     text: str
 
 
-def blocks() -> list[Block]:
-    text = README.read_text(encoding="utf-8")
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
     return [
-        Block(found[1], text.count("\n", 0, found.start(2)) + 1, found[2])
+        Block(found[1], page, text.count("\n", 0, found.start(2)) + 1, found[2])
         for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     ]
 
@@ -66,12 +68,12 @@ def shell(capsys, monkeypatch, tmp_path) -> Shell:
 
 
 @pytest.mark.timeout(900)  # six runs and more, on whatever machine
-def test_every_block_of_the_readme_works_as_it_stands_after_the_ones_before(shell, monkeypatch):
+def test_every_block_of_the_first_pages_works_as_it_stands_after_the_ones_before(shell, monkeypatch):
     done = []
-    for block in blocks():
-        assert block.language in ("sh", "python"), f"README.md:{block.line}: a block that nobody tries"
+    for block in (block for page in PAGES for block in blocks(page)):
+        assert block.language in ("sh", "python"), f"{block.page}:{block.line}: a block that nobody tries"
         if block.language == "python":
-            exec(compile("\n" * (block.line - 1) + block.text, str(README), "exec"), {"__name__": "readme"})
+            exec(compile("\n" * (block.line - 1) + block.text, block.page, "exec"), {"__name__": "readme"})
             done.append("python")
             continue
         for line, command in commands(block):
@@ -81,8 +83,8 @@ def test_every_block_of_the_readme_works_as_it_stands_after_the_ones_before(shel
             if words[0] == "shepherd":
                 monkeypatch.setattr("sys.stdin", io.StringIO(TYPED))
                 outcome = shell(*words[1:])
-                assert outcome.status == 0, f"README.md:{line}: {command}\n{outcome.err}"
-                assert outcome.out, f"README.md:{line}: {command} prints nothing"
+                assert outcome.status == 0, f"{block.page}:{line}: {command}\n{outcome.err}"
+                assert outcome.out, f"{block.page}:{line}: {command} prints nothing"
             else:
                 subprocess.run(["sh", "-ec", command], check=True, timeout=20)
             done.append(words[0])

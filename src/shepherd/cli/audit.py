@@ -11,6 +11,7 @@ import click
 
 from shepherd.cli import output
 from shepherd.cli.completion import complete_run
+from shepherd.errors import plural
 
 
 @click.command()
@@ -115,9 +116,10 @@ def _figures(found: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 def _tokens(found: Mapping[str, Any]) -> None:
     repeated = {True: "repeated bit for bit", False: "NOT repeated bit for bit", None: "not compared with the record"}
+    work = f"{plural(found['rows'], 'row')}, {plural(found['steps'], 'step')} of {found['optimizer']}"
     click.echo(
-        f"token presence in one update: round {found['round']}, {found['client']}, {found['rows']} rows, "
-        f"{found['steps']} steps of {found['optimizer']}; {repeated[found['replayed_exactly']]}"
+        f"token presence in one update: round {found['round']}, {found['client']}, {work}; "
+        f"{repeated[found['replayed_exactly']]}"
     )
     output.print_table(
         ("recall", "by frequency", "tokens", "attacked"),

@@ -130,7 +130,8 @@ def audit_run(
             refused.append(error)
             found["left_out"][name] = error.message
     if len(refused) == len(ATTACKS):
-        raise refused[0]
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in found["left_out"].items())
+        raise type(refused[0])(f"no attack can be carried out on this run:\n{reasons}", refused[0].hint)
     store = RunDirectory(run.folder)
     with store.lock():
         if found["privacy"]:

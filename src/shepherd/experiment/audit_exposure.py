@@ -38,7 +38,8 @@ def attack_codes(
         )
     if not 2 <= count <= CODES - len(canaries):
         raise UsageError(f"{count} candidates: between 2 and {CODES - len(canaries):,} codes can be ranked")
-    seen, lora = rows_trained(lines, inputs.data, inputs.seed), inputs.trainer.make_lora().load(model)
+    seen = rows_trained(lines, inputs.data, inputs.seed, inputs.plan.examples is not None)
+    lora = inputs.trainer.make_lora().load(model)
     tuned: list[Exposure] = []
     base: list[Exposure] = []
     codes = []

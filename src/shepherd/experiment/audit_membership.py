@@ -43,7 +43,8 @@ def attack_membership(
     if most < FEWEST:
         raise UsageError(f"{most} rows of each kind: a false positive rate of 1 % needs {FEWEST}", hint="leave it out")
     data = inputs.data
-    inside, outside, twins = _sides(data, lines, inputs.seed)
+    seen = rows_trained(lines, data, inputs.seed, inputs.plan.examples is not None)
+    inside, outside, twins = _sides(data, lines, seen)
     if len(outside) < FEWEST:
         raise EvaluationError(
             f"{len(outside)} rows of the source were never trained on, and a false positive rate of 1 % needs {FEWEST}",
@@ -91,17 +92,23 @@ def compared(inputs: Inputs, inside: Sequence[str], outside: Sequence[str]) -> d
             "outsiders were split off by category before the partition, so that within a category both kinds have one "
             "distribution; the shares of the categories differ"
         )
+    if inputs.plan.examples is not None:
+        text += "; which rows a step drew is secret, so all rows of clients that took part stand for those trained on"
     return {"rows": text, "categories_apart": apart}
 
 
 def _sides(
-    data: FederatedData, lines: Sequence[Mapping[str, Any]], seed: int
+    data: FederatedData, lines: Sequence[Mapping[str, Any]], seen: Mapping[str, int] | None
 ) -> tuple[list[Tokens], list[Tokens], int]:
-    """(rows trained on without canaries, held-out rows, how many of these were left out as equal to a training row)."""
+    """(rows trained on without canaries, held-out rows, how many of these were left out as equal to a training row).
+
+    seen: how often each row was trained on; None: unknown, so that all rows of clients whose updates counted are taken.
+    """
     planted = {f"canary/{canary.number:03d}/{copy}" for canary in data.canaries for copy in range(canary.copies)}
-    seen = rows_trained(lines, data, seed)
     held_by = {row.id: row for client in sorted(data.clients) for row in data.clients[client] if row.id not in planted}
-    inside = [row for row in held_by.values() if seen is None or seen[row.id]]
+    counted = {client for line in lines for client in line.get("examples", data.clients)}
+    taken = {row.id for client in counted for row in data.clients[client] if seen is None or seen[row.id]}
+    inside = [row for row in held_by.values() if row.id in taken]
     contents = {row.input_ids.tobytes() for row in held_by.values()}
     outside = [row for row in data.held_out if row.input_ids.tobytes() not in contents]
     return inside, outside, len(data.held_out) - len(outside)

@@ -50,8 +50,15 @@ def attack_tokens(
     """The share of the content tokens of one update's rows that the update gives away, beside a guess by frequency.
 
     Round 0 and client "": the last round that can be trained again, the first client of it. Raises UsageError where no
-    checkpoint allows that round or that client, EvaluationError where the adapter says nothing of tokens.
+    checkpoint allows that round or that client, or steps drew their rows in secret, EvaluationError where the adapter
+    says nothing of tokens.
     """
+    if inputs.plan.examples is not None:
+        raise UsageError(
+            "with privacy.unit = example a client draws rows and noise of its steps in secret, so its update cannot be "
+            "trained again",
+            hint="audit the same recipe without privacy",
+        )
     layers = {name: inputs.base.model.get_submodule(name) for name in inputs.trainer.adapter.factors}
     groups = token_inputs(inputs.base.model, layers)
     if not groups:

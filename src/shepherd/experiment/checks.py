@@ -221,6 +221,8 @@ def _selection_problems(tables: Mapping[str, Mapping[str, Any]], own_weighing: s
         selection = build_selection(name, options)
     except ShepherdError as error:
         return [_problem("selection.name", error)]
+    if tables.get("privacy", {}).get("unit") == "client":
+        return []  # compose refuses more, and what is advised here would be refused there
     try:
         federation = FederationTable.model_validate(tables.get("federation", {}))
     except ValidationError:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from shepherd.config import Config
+from shepherd.errors import UsageError
 from shepherd.types import ClientId
 from shepherd.updates.privacy.accountant import least_noise
 from shepherd.updates.privacy.client_level import ClientLevel
+
+FEWEST = 0.01
+"""qN, the clients expected in a round, below which a recipe is refused: the noise of the mean is z/(qN) clips."""
 
 
 def noise_multiplier(config: Config, sampling_rate: float) -> float:
@@ -19,8 +23,14 @@ def noise_multiplier(config: Config, sampling_rate: float) -> float:
 
 
 def sampling_rate_of(config: Config, clients: int, cohort: int) -> float:
-    """q: selection.q, or the share of a cohort of all clients."""
-    return config.selection.options.get("q") or cohort / clients
+    """q: selection.q, or the share of a cohort of all clients. Raises UsageError where hardly one is expected."""
+    q = config.selection.options.get("q") or cohort / clients
+    if q * clients < FEWEST:
+        raise UsageError(
+            f"selection.q = {q:g} of {clients:,} clients samples {q * clients:g} clients in a round: below {FEWEST:g} "
+            "nothing is left beside the noise; leave selection.q out, and set federation.clients_per_round"
+        )
+    return q
 
 
 def client_level(config: Config, clients: tuple[ClientId, ...], cohort: int) -> ClientLevel | None:

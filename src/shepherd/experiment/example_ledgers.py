@@ -31,7 +31,7 @@ def with_accounts(plan: Plan, store: RunDirectory, facts: Mapping[str, Any] | No
     """
     marks = facts.get(FACT) if facts is not None else None
     if plan.examples is None:
-        if marks is not None:
+        if marks is not None or place_of(store.path, LEDGERS).exists():
             raise DataError(f"{store.path} was begun with privacy of examples, and its recipe has none: {CUT}")
         return plan
     if facts is not None and marks is None:

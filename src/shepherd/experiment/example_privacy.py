@@ -16,6 +16,7 @@ from shepherd.types import Adapter, ClientId, GlobalModel, ServerState
 from shepherd.updates.privacy.accountant import Epsilons, Rounds, least_noise
 from shepherd.updates.privacy.example_account import ExampleAccounts, largest_epsilon, sampling_rate
 from shepherd.updates.privacy.example_level import ExampleLevel
+from shepherd.updates.privacy.ledger import noise_of, span
 from shepherd.updates.replies import Replies
 
 UNIT = "example: one row of a client, as given"
@@ -158,13 +159,22 @@ def example_warnings(plan: Plan) -> list[str]:
 
 
 def example_statement(level: ExampleLevel, publish_nothing: bool = False) -> dict[str, Any]:
-    """The block `privacy` of metrics.json and summary.json, from the lines of all ledgers; an infinite ε is null."""
+    """The block `privacy` of metrics.json and summary.json, from the lines of all ledgers; an infinite ε is null.
+
+    z and C are [the least, the most] where a run was forced to go on with another recipe.
+    """
     ledgers = {client: level.accounts.ledger(client) for client in level.planned}
     spent = {client: [line.rounds for line in ledger.releases] for client, ledger in ledgers.items()}
+    lines = [line for ledger in ledgers.values() for line in ledger.releases]
+    stated: dict[str, Any] = {}
+    if lines:  # what they have, not what the recipe has now
+        stated = {key: span(getattr(line, key) for line in lines) for key in ("noise_multiplier", "clip")}
+        stated["noise"] = noise_of(lines)
     guarantee = _guarantee(level, spent)
     return {
         "private": guarantee["epsilon"] is not None and all(ledger.private for ledger in ledgers.values()),
         **guarantee,
+        **stated,
         "publish_nothing": publish_nothing,
     }
 

@@ -15,7 +15,7 @@ from shepherd.round import Plan
 from shepherd.store import RunDirectory
 from shepherd.updates.privacy.accountant import Epsilons, Rounds, epsilons
 from shepherd.updates.privacy.client_level import ClientLevel
-from shepherd.updates.privacy.ledger import CUT, FILE, Ledger, read_releases
+from shepherd.updates.privacy.ledger import CUT, FILE, Ledger, Release, noise_of, read_releases, span
 
 
 def with_ledger(plan: Plan, store: RunDirectory, facts: Mapping[str, Any] | None) -> Plan:
@@ -45,12 +45,16 @@ def statement_of(plan: Plan, publish_nothing: bool = False) -> dict[str, Any] | 
 
 
 def statement(privacy: ClientLevel, publish_nothing: bool = False) -> dict[str, Any]:
-    """The block `privacy` of metrics.json and summary.json, from the lines of the ledger; an infinite ε is null."""
+    """The block `privacy` of metrics.json and summary.json, from the lines of the ledger; an infinite ε is null.
+
+    N, q and z are [the least, the most] where a run was forced to go on with another recipe.
+    """
     ledger = privacy.ledger
     spent = ledger.epsilon(privacy.delta)
     return {
         "private": ledger.private and math.isfinite(spent.least),
         **_guarantee(privacy, spent),
+        **_of_lines(ledger),
         "clip": [ledger.releases[0].clip, ledger.releases[-1].clip] if ledger.releases else None,
         "releases": len(ledger.releases),
         "publish_nothing": publish_nothing,
@@ -107,6 +111,18 @@ def _guarantee(privacy: ClientLevel, found: Epsilons) -> dict[str, Any]:
         "noise": "secret" if privacy.repeatable is None else "repeatable",
         "not_covered": list(NOT_COVERED),
         **found.stated(),
+    }
+
+
+def _of_lines(ledger: Ledger) -> dict[str, Any]:
+    """N, q, z and the noise as the lines have them, not as the recipe has them now; nothing without lines."""
+    lines = [line for line in ledger.releases if isinstance(line, Release)]
+    if not lines:
+        return {}
+    return {
+        **{key: span(getattr(line, key) for line in lines) for key in ("clients", "sampling_rate", "noise_multiplier")},
+        "adaptive_clip": any(line.count_noise for line in lines),
+        "noise": noise_of(lines),
     }
 
 

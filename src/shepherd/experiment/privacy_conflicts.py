@@ -15,6 +15,7 @@ from shepherd.config import Config
 from shepherd.errors import UsageError, missing_extra
 from shepherd.experiment.client_privacy import noise_multiplier, sampling_rate_of
 from shepherd.experiment.example_conflicts import example_conflicts
+from shepherd.server.composition import from_outside
 from shepherd.server.method import Method
 from shepherd.updates.privacy.adaptive_clip import count_noise, update_noise
 
@@ -41,7 +42,12 @@ def privacy_conflicts(
     found = (
         example_conflicts(config, method, personal)
         if config.privacy.unit == "example"
-        else (*_of_the_method(config, method), *_of_who_counts(config), *_past_the_noise(config, method, personal))
+        else (
+            *_of_the_method(config, method),
+            *_of_who_counts(config),
+            *_of_norms(config),
+            *_past_the_noise(config, method, personal),
+        )
     )
     for setting, why, instead in found:
         yield f"{unit} and {setting} do not fit: {why}; {instead}"
@@ -61,6 +67,9 @@ def _of_the_method(config: Config, method: Method) -> Iterator[tuple[str, str, s
         yield named, "a client's weight is computed from its update", 'use "fedit"'
     if pieces.payload.name != "plain":
         yield named, "the rotation of a client's factors is computed from its update, after the clip", 'use "fedit"'
+    for setting, name in from_outside(pieces, method.optimizer):
+        why = "a plug-in sees single updates, and nobody has shown what it makes of them"
+        yield f'{setting} = "{name}"', why, "use one of `shepherd list` that no package added"
     ranks = config.lora.ranks.values() if hasattr(config.lora.ranks, "values") else config.lora.ranks
     if any(rank != config.lora.r for rank in ranks):
         why = "a slot that few clients own is divided by few, so one client moves it more than the clip allows"
@@ -93,6 +102,15 @@ def _of_who_counts(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.run.workers:
         why = "one client that ends or stalls a process would take the updates of all others in it along"
         yield f"run.workers = {config.run.workers}", why, "set run.workers = 0"
+
+
+def _of_norms(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Limits of the norm beside the clip."""
+    federation = config.federation
+    if 0 < federation.max_update_norm < config.privacy.clip:
+        setting = f"federation.max_update_norm = {federation.max_update_norm:g}"
+        why = f"longer updates would be rejected, and count as zero, before privacy.clip = {config.privacy.clip:g}"
+        yield setting, why, "set federation.max_update_norm above privacy.clip"
     if federation.clip_update_norm:
         yield (
             f"federation.clip_update_norm = {_shown(federation.clip_update_norm)}",
@@ -133,7 +151,7 @@ def _shown(value: float | str) -> str:
 
 
 def check_private_clients(config: Config, clients: int, cohort: int) -> None:
-    """Raise UsageError where delta is too large for this number of clients, or a cohort too small to count the clipped.
+    """Raise UsageError where delta is too large for this number of clients, or a cohort too small.
 
     cohort: clients expected in a round.
     """
@@ -145,8 +163,8 @@ def check_private_clients(config: Config, clients: int, cohort: int) -> None:
             f"privacy.delta = {privacy.delta:g} for {clients:,} clients: at most 1/N, better 1/(10N); set "
             f"{0.1 / clients:.2g}"
         )
+    q = sampling_rate_of(config, clients, cohort)
     if privacy.adaptive_clip:
-        q = sampling_rate_of(config, clients, cohort)
         z = noise_multiplier(config, q)
         try:
             update_noise(z, count_noise(q * clients))

@@ -6,17 +6,19 @@ plan_privacy(clients=1000, per_round=50, rounds=200, delta=1e-4, noise=1.0).epsi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shepherd.errors import UsageError
 from shepherd.server.methods import build_method
 from shepherd.server.traffic import table
 from shepherd.server.transform_conflicts import reasons
-from shepherd.updates.privacy.accountant import LEAST, Epsilons, Rounds, epsilons, least_noise
+from shepherd.updates.privacy.accountant import ENOUGH, LEAST, Epsilons, Rounds, epsilons, least_noise
 from shepherd.updates.transforms import Transform
 
 MOST_ROUNDS = 1_000_000
 """More take minutes to compose."""
+MOST_CLIENTS = 10**12
 LITTLE = 20.0
 """An ε above it is warned of: e^20 is five hundred million."""
 EXAMPLE = "r = 8 on q and v of SmolLM2-135M"
@@ -138,6 +140,10 @@ def _problems(
         found.append(
             (f"clients = {clients}: a federation has at least one client", "--clients N, all that may be drawn")
         )
+    elif clients > MOST_CLIENTS:
+        found.append(
+            (f"clients = {clients:,} is more than a federation can have: {MOST_CLIENTS:,}", "--clients N, all of them")
+        )
     if per_round < 1:
         found.append((f"per-round = {per_round}: at least one client is expected in a round", "--per-round K"))
     elif per_round > clients >= 1:
@@ -152,20 +158,24 @@ def _problems(
     if not 0 < delta < 1:
         found.append((
             f"delta = {delta:g} is not between 0 and 1: it is the probability with which epsilon may not hold",
-            f"at most 1/N, better 1/(10N): --delta {0.1 / max(clients, 1):g}",
+            f"at most 1/N, better 1/(10N): --delta {0.1 / min(max(clients, 1), MOST_CLIENTS):g}",
         ))  # fmt: skip
+    return [*found, *_noise_problems(noise, epsilon)]
+
+
+def _noise_problems(noise: float | None, epsilon: float | None) -> Iterator[tuple[str, str]]:
+    """The same for the noise and the epsilon, of which one is given."""
     if noise is not None and epsilon is not None:
-        found.append(("noise and epsilon are both given: each follows from the other", "leave one out"))
+        yield "noise and epsilon are both given: each follows from the other", "leave one out"
     elif noise is None and epsilon is None:
-        found.append(
-            ("neither noise nor epsilon is given", "--noise Z for its epsilon, or --epsilon E for the least noise")
-        )
+        yield "neither noise nor epsilon is given", "--noise Z for its epsilon, or --epsilon E for the least noise"
     elif noise is not None and not 0 <= noise < math.inf:
-        found.append((f"noise = {noise:g}: a noise multiplier is a number from 0 on", "usually between 0.5 and 2"))
+        yield f"noise = {noise:g}: a noise multiplier is a number from 0 on", "usually between 0.5 and 2"
+    elif noise is not None and noise > ENOUGH:
+        yield f"noise = {noise:g} is more than {ENOUGH:,.0f}, which covers everything", "usually between 0.5 and 2"
     elif epsilon is not None and not 0 < epsilon < math.inf:
         why = "no noise reaches it" if epsilon <= 0 else "it is no bound"
-        found.append((f"epsilon = {epsilon:g}: {why}", "a number above 0, usually between 1 and 8"))
-    return found
+        yield f"epsilon = {epsilon:g}: {why}", "a number above 0, usually between 1 and 8"
 
 
 def noise_warnings(clients: int, delta: float, noise: float, epsilon: float) -> list[str]:

@@ -36,9 +36,14 @@ def rows_seen(lines: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], seed
     return {client: times + walked(client, at[client]) for client, times in seen.items()}
 
 
-def rows_trained(lines: Sequence[Mapping[str, Any]], data: FederatedData, seed: int) -> dict[str, int] | None:
-    """How often each row, by id, was trained on in updates that counted; None where the lines withhold that."""
-    if not all("examples" in line for line in lines):
+def rows_trained(
+    lines: Sequence[Mapping[str, Any]], data: FederatedData, seed: int, drawn_in_secret: bool = False
+) -> dict[str, int] | None:
+    """How often each row, by id, was trained on in updates that counted; None where the lines withhold that.
+
+    drawn_in_secret: whether local steps drew rows from the source of their noise, which is then unknown as well.
+    """
+    if drawn_in_secret or not all("examples" in line for line in lines):
         return None
     counted = [{**line, "unused_examples": {}} for line in lines]
     seen = rows_seen(counted, data.sizes, seed)

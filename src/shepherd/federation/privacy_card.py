@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shepherd.federation.document import Document
-from shepherd.updates.privacy.adaptive_clip import QUANTILE, RATE
+from shepherd.updates.privacy.adaptive_clip import LEAST_CLIP, MOST_CLIP, QUANTILE, RATE
 
 TRUST = {
     "client": "The coordinator is trusted: it sees the clipped update of each site, draws the cohorts and adds the "
@@ -32,7 +32,7 @@ class PrivacyCard(Document):
 
     unit: Literal["client", "example"]
     mechanism: Literal["poisson-gaussian"] = "poisson-gaussian"
-    clip: float = Field(gt=0, le=1e12)
+    clip: float = Field(ge=LEAST_CLIP, le=MOST_CLIP)
     """C: of an update, or of the gradient of one row."""
     adaptive_clip: bool = False
     noise_multiplier: float = Field(ge=0, le=1e6)

@@ -16,7 +16,7 @@ def guarantee_sentence(found: Statement) -> str:
     other = "infinite" if found.get("epsilon_rdp") is None else significant(found["epsilon_rdp"], 4)
     pld = "infinite" if found.get("epsilon_pld") is None else significant(found["epsilon_pld"], 4)
     numbers = [
-        f"N\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{found['clients']:,}",
+        f"N\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{_shown(found['clients'], ',')}",
         f"q\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{_shown(found['sampling_rate'])}",
         f"z\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{_shown(found['noise_multiplier'])}",
         f"C\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{_shown(found.get('clip'))}",
@@ -36,7 +36,13 @@ def not_private(found: Statement) -> str:
         return ""
     if found.get("noise") == "repeatable":
         return "Not private: cohorts and noise follow from run.seed, because privacy.repeatable_noise is set."
-    return "Not private: it ran without noise."
+    noise = found.get("noise_multiplier", 0)
+    least, most = noise if isinstance(noise, list | tuple) else (noise, noise)
+    if most == 0:
+        return "Not private: it ran without noise."
+    if least == 0:
+        return "Not private: a part of its rounds ran without noise."
+    return "Not private: its noise is too little for a bound of epsilon."
 
 
 def published_sentence(found: Statement) -> str:
@@ -49,9 +55,9 @@ def published_sentence(found: Statement) -> str:
     )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, form: str = "g") -> str:
     """A number, or the least and the most of several."""
     if isinstance(value, list | tuple):
-        ends = [_shown(each) for each in value]
+        ends = [_shown(each, form) for each in value]
         return ends[0] if len(set(ends)) == 1 else " to ".join(ends)
-    return "n/a" if value is None else f"{value:g}"
+    return "n/a" if value is None else f"{value:{form}}"

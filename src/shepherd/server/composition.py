@@ -188,6 +188,28 @@ def conflicts(p: Pieces) -> Iterator[str]:
         yield pair("train", other, "where B is zero, A has no gradient and nothing ever moves", 'use train "AB" or "B"')
 
 
+def from_outside(p: Pieces, optimizer: Optimizer) -> Iterator[tuple[str, str]]:
+    """(setting, name) of each part that sees single updates, or sets their weights, and is not of this package.
+
+    What a plug-in declares of itself (`linear`, `own`, `by_steps`) is not known to be true.
+    """
+    parts = {
+        ("method.view", p.view.name): (p.view.make,),
+        ("method.payload", p.payload.name): (p.payload.transform,),
+        ("method.weigh", p.weigh.name): (p.weigh.of,),
+        ("method.merge", p.merge.name): (p.merge.of,),
+        ("server.optimizer", optimizer.name): (optimizer.coefficients, optimizer.init, optimizer.step),
+    }
+    for part, functions in parts.items():
+        if any(not _is_own(function) for function in functions):
+            yield part
+
+
+def _is_own(function: Any) -> bool:
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return module.partition(".")[0] == __name__.partition(".")[0]
+
+
 def aggregator_conflicts(p: Pieces) -> Iterator[str]:
     """Why a rule over stacked deltas cannot take the place of the merge: one sentence for each reason."""
     if p.merge.space != "factors":

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from shepherd.config import Config
 from shepherd.errors import DataError, UsageError
 from shepherd.report.guarantee import not_private, published_sentence
-from shepherd.store import read_json
+from shepherd.store import RunDirectory, read_json
 from shepherd.store.adapters import FEDERATED, ArmName
 from shepherd.updates.privacy.example_account import ExampleRelease, largest_epsilon
 from shepherd.updates.privacy.ledger import CUT, FILE, Ledger, read_releases
@@ -43,9 +44,9 @@ def guarantee_of(run: Path, config: Config, note: Callable[[str], None]) -> byte
         return None
     stated = read_json(run / GUARANTEE)
     if config.privacy.unit == "client":
-        _check(stated, run / FILE)
+        _check(stated, run / FILE, _facts(run).get("privacy"))
     elif withholds(run):
-        _check_examples(stated, place_of(run, LEDGERS))
+        _check_examples(stated, place_of(run, LEDGERS), _facts(run).get("examples") or {})
     else:
         note(f"warning: {run} has no ledger of its clients, so {GUARANTEE} is taken as it is")
     for warning in (not_private(stated), published_sentence(stated)):
@@ -54,8 +55,20 @@ def guarantee_of(run: Path, config: Config, note: Callable[[str], None]) -> byte
     return (json.dumps(stated, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _check_examples(stated: Mapping[str, Any], folder: Path) -> None:
-    ledgers = {file.stem: Ledger(read_releases(file, ExampleRelease)) for file in sorted(folder.glob("*.jsonl"))}
+def _facts(run: Path) -> Mapping[str, Any]:
+    """The marks of the ledgers when the last round was committed; empty in a copy of the published part."""
+    newest = RunDirectory(run).rounds.newest().checkpoint
+    return newest.facts if newest is not None else {}
+
+
+def _check_examples(stated: Mapping[str, Any], folder: Path, marks: Mapping[str, Any]) -> None:
+    ledgers = {
+        file.stem: Ledger(read_releases(file, ExampleRelease), name=f"{LEDGERS}/{file.name}")
+        for file in sorted(folder.glob("*.jsonl"))
+    }
+    for client, mark in marks.items():
+        stem = quote(client, safe=" ")
+        ledgers.get(stem, Ledger(name=f"{LEDGERS}/{stem}.jsonl")).check(mark)
     spent = {client: [line.rounds for line in ledger.releases] for client, ledger in ledgers.items()}
     steps = max((sum(part.count for part in parts) for parts in spent.values()), default=0)
     if steps != stated["steps"][1]:
@@ -67,8 +80,9 @@ def _check_examples(stated: Mapping[str, Any], folder: Path) -> None:
     _compare(stated, found, private and math.isfinite(found), folder)
 
 
-def _check(stated: Mapping[str, Any], file: Path) -> None:
+def _check(stated: Mapping[str, Any], file: Path, mark: Mapping[str, Any] | None) -> None:
     ledger = Ledger(read_releases(file))
+    ledger.check(mark)
     if len(ledger.releases) != stated["releases"]:
         raise DataError(f"{file} has {len(ledger.releases)} lines, {GUARANTEE} states {stated['releases']}: {CUT}")
     found = ledger.epsilon(stated["delta"]).least

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shepherd.store.disk import Disk, write_whole
 
@@ -140,14 +140,21 @@ def _checked(line: bytes) -> Mapping[str, Any]:
 
 
 def _end(file: Path) -> int:
-    """The end of the last finished line."""
+    """The end of the last finished line. One with a zero byte, which no JSON holds, was torn by a power cut."""
     with open(file, "rb") as stream:
-        end = stream.seek(0, 2)
-        while end:
-            start = max(0, end - 65536)
-            stream.seek(start)
-            found = stream.read(end - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            end = start
+        end = _after_newline(stream, stream.seek(0, 2))
+        start = _after_newline(stream, end - 1)
+        stream.seek(start)
+        return start if b"\0" in stream.read(end - start) else end
+
+
+def _after_newline(stream: BinaryIO, end: int) -> int:
+    """The position after the last newline in the first `end` bytes; 0 without one."""
+    while end > 0:
+        start = max(0, end - 65536)
+        stream.seek(start)
+        found = stream.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
     return 0

@@ -6,6 +6,7 @@ import pytest
 
 from shepherd.arms import parts_of
 from shepherd.errors import UsageError
+from shepherd.experiment.study.commands import commands
 from shepherd.experiment.study.design import load_study
 from shepherd.experiment.study.variants import digest_of, portable, run_name
 from study_runs import BASE, TWO, study_of
@@ -144,12 +145,19 @@ def test_the_digest_of_a_run_ignores_its_machine_and_where_its_files_lie(tmp_pat
     assert str(tmp_path) not in str(portable(moved.variants[0].config)) and digest_of({"a": 1}) != digest_of({"a": 2})
 
 
+def test_the_commands_of_published_outputs_name_files_and_no_place_on_this_machine(tmp_path):
+    study = study_of(tmp_path, TWO, overrides=[f"data.source={tmp_path / 'rows.jsonl'}", "lora.r=2"])
+    lines = [line for _, line in commands(study)]
+    assert lines[0] == "shepherd study run study.toml --set data.source=rows.jsonl --set lora.r=2"
+    assert str(tmp_path) not in "".join(lines)
+
+
 def test_long_names_of_runs_are_cut_and_stay_apart():
     names = {run_name("x" * 80 + end, 7) for end in ("a", "b")}
     assert len(names) == 2 and all(len(name) <= 64 and name.endswith(".7") for name in names)
 
 
-@pytest.mark.parametrize("name, runs", [("dolly", 6), ("methods", 69), ("small", 24)])
+@pytest.mark.parametrize("name, runs", [("dolly", 6), ("methods", 69), ("privacy", 8), ("small", 24)])
 def test_the_published_studies_can_be_read(name, runs, pytestconfig):
     study = load_study(pytestconfig.rootpath / "docs" / "studies" / f"{name}.toml")
     assert len(study.runs) == runs

@@ -67,6 +67,22 @@ def test_an_answer_is_sent_until_it_is_taken(monkeypatch):
     assert link.site.seen == [b"?", b"then", b"last"]
 
 
+def test_an_answer_above_the_limit_of_its_question_stays_at_the_site_and_is_said(monkeypatch):
+    monkeypatch.setattr(links, "BEAT", 0.01)
+    events = Events()
+    engine, link = Engine(answer=["gone"]), Link(EchoSite(), on_event=events)
+    link.attach(engine)
+    with serving(link):
+        for key, data, limit in (("one", b"four", 6), ("two", b"four", 7), ("three", b"", "hostile")):
+            link.handle({"event": "ask", "key": key, "limit": limit}, data)
+            until(lambda: any(head["key"] == key for head, _ in engine.of("answer")[1:]))  # noqa: B023
+    assert [(head["key"], head["note"], data) for head, data in engine.of("answer")] == [
+        ("one", "too-large", b""), ("one", "too-large", b""), ("two", "", b"re:four"), ("three", "", b"re:"),
+    ]  # fmt: skip
+    assert "larger than the coordinator takes" in events.reasons("failed")
+    assert len(events.of("failed")) == 1
+
+
 def test_the_newest_question_counts(monkeypatch):
     monkeypatch.setattr(links, "BEAT", 0.01)
     release = threading.Event()
@@ -130,7 +146,8 @@ def test_a_full_disk_is_an_event_and_the_question_is_tried_again(monkeypatch):
         ask(link, "one")
         until(lambda: engine.of("answer"))
     assert link.site.seen == [b"?", b"?"]
-    assert events.of("failed") == [{"why": "cannot write: No space left on device"}]
+    said = "cannot write to the disk: No space left on device; nothing is lost, and it goes on once there is space"
+    assert events.of("failed") == [{"why": said}]
 
 
 def test_the_text_of_an_exception_stays_at_the_site_and_the_next_question_is_answered():

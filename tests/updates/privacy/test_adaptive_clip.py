@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from shepherd.updates.privacy.adaptive_clip import count_noise, next_clip, update_noise
+from shepherd.updates.privacy.adaptive_clip import LEAST_CLIP, MOST_CLIP, count_noise, next_clip, update_noise
 
 
 def test_the_noise_of_the_updates_is_that_of_the_paper():
@@ -39,3 +39,15 @@ def test_the_clip_falls_where_all_are_below_it_and_rises_where_none_is():
     assert next_clip(1.0, 5.0, 0.0, 10) == (pytest.approx(math.exp(-0.1)), 1.0)
     assert next_clip(1.0, -5.0, 0.0, 10) == (pytest.approx(math.exp(0.1)), 0.0)
     assert next_clip(1.0, 0.0, 0.0, 10) == (1.0, 0.5), "nobody in the round"
+
+
+def test_the_clip_reaches_neither_zero_nor_infinity():
+    low = high = 1.0
+    for _ in range(500):
+        low, high = next_clip(low, 5.0, 0.0, 10)[0], next_clip(high, -5.0, 0.0, 10)[0]
+    assert (low, high) == (LEAST_CLIP, MOST_CLIP)
+    assert next_clip(1.0, -0.5, 0.0, 1e-5)[0] == MOST_CLIP, "one client where hardly any was expected"
+
+
+def test_a_noise_multiplier_whose_inverse_square_overflows_is_that_of_the_updates():
+    assert update_noise(1e-200, count_noise(50)) == 1e-200

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 
 from shepherd.errors import DataError
+from shepherd.store.disk import DISK
+from shepherd.store.lines import append, line_of
+from shepherd.updates.privacy.accountant import Rounds, epsilons
 from shepherd.updates.privacy.ledger import Ledger, Release, read_releases
 
 SMALL, MIDDLE, LARGE = (100, 0.05, 20, 1e-3), (1000, 0.05, 200, 1e-4), (10_000, 0.01, 500, 1e-5)
@@ -53,6 +57,15 @@ def test_epsilon_rises_with_every_line_of_any_kind_and_does_not_depend_on_their_
     assert Ledger(reversed(lines)).epsilon(1e-3) == Ledger(lines).epsilon(1e-3)
     assert Ledger(lines[:2]).epsilon(1e-3, lines[2:]) == Ledger(lines).epsilon(1e-3)
     assert Ledger([*lines, release(z=0.0)]).epsilon(1e-3).least == math.inf
+
+
+def test_lines_of_one_noise_and_other_rates_each_count_with_their_own():
+    rare, often = (release(1, 3.0, q=q) for q in (0.05, 0.3))
+    spent = {name: Ledger(lines).epsilon(1e-3).least for name, lines in (
+        ("rare", [rare, rare]), ("both", [rare, often]), ("often", [often, often]),
+    )}  # fmt: skip
+    assert spent["rare"] < spent["both"] < spent["often"]
+    assert Ledger([rare, often]).epsilon(1e-3) == epsilons([Rounds(0.05, 3.0), Rounds(0.3, 3.0)], 1e-3)
 
 
 def test_attempts_at_a_round_are_numbered():
@@ -109,6 +122,22 @@ def test_a_last_line_without_its_end_was_not_durable_and_does_not_count(tmp_path
     written(path, release(1), release(2))
     path.write_bytes(path.read_bytes()[:-1])
     assert read_releases(path) == [release(1)]
+
+
+@pytest.mark.parametrize("torn", [bytes(99), bytes(99) + b"\n", bytes(50) + b'"version": 1}\n', b'{"attempt": 1\0\0\n'])
+def test_a_last_line_that_a_power_cut_tore_does_not_count_and_the_next_takes_its_place(tmp_path, torn):
+    path = tmp_path / "privacy.jsonl"
+    ledger = written(path, release(1), release(2))
+    path.write_bytes(path.read_bytes() + torn)
+    assert read_releases(path) == [release(1), release(2)]
+    append(DISK, path, line_of(asdict(release(3))))
+    assert read_releases(path) == [release(1), release(2), release(3)]
+    path.write_bytes(path.read_bytes().replace(b'{"attempt"', b"\0" * 10))  # all of them, and not the last alone
+    with pytest.raises(DataError, match="line 1 is not a release"):
+        read_releases(path)
+    path.write_bytes(bytes(99) + b"\n")
+    with pytest.raises(DataError, match="has 0 of the 2 lines"):
+        Ledger(read_releases(path)).check(ledger.mark())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from shepherd.experiment.study.design import Planned, Study
 
@@ -13,12 +14,18 @@ Command = tuple[str, str]
 
 def commands(study: Study) -> list[Command]:
     """The lines of a report, in order. Those on runs are for the folder of the study, where runs/ still holds them."""
-    sets = [part for override in study.overrides for part in ("--set", override)]
+    sets = [part for override in study.overrides for part in ("--set", _published(override))]
     line = ["shepherd", "study", "run", study.path.name, *sets]
     first = study.runs[0]
     one = [*line, "--only", first.variant.name, "--seeds", str(first.seed)]
     found = [("the study", shlex.join(line)), ("one run", shlex.join(one))]
     return [*found, *_judging(study), *_benchmarks(study)]
+
+
+def _published(override: str) -> str:
+    """A setting of the command line with the file's name in place of a path of this machine: outputs are published."""
+    key, sign, value = override.partition("=")
+    return f"{key}={Path(value).name}" if sign and Path(value).is_absolute() else override
 
 
 def _judging(study: Study) -> Iterator[Command]:

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 Head = Mapping[str, Any]
+Data = bytes | bytearray | memoryview
 Handle = Callable[[Head, bytes], Head | None]
 MOST_HEAD_BYTES = 2**16
 
@@ -54,7 +55,7 @@ class Bridge:
         self._pool = ThreadPoolExecutor(threads, "bridge") if threads else None
         threading.Thread(target=self._read, name="bridge", daemon=True).start()
 
-    def call(self, head: Head, data: bytes = b"", *, timeout: float) -> Head:
+    def call(self, head: Head, data: Data = b"", *, timeout: float) -> Head:
         """The head of the answer. Raises Gone, and TimeoutError after `timeout` seconds."""
         answer: list[Head] = []
         with self._lock:
@@ -74,7 +75,7 @@ class Bridge:
             raise Gone
         raise TimeoutError
 
-    def post(self, head: Head, data: bytes = b"") -> None:
+    def post(self, head: Head, data: Data = b"") -> None:
         """Send a message without an answer. Raises Gone."""
         self._send(head, data)
 
@@ -89,7 +90,7 @@ class Bridge:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _send(self, head: Head, data: bytes) -> None:
+    def _send(self, head: Head, data: Data) -> None:
         packed = json.dumps(head).encode()
         try:
             with self._sending:

@@ -57,7 +57,7 @@ SMALL = 2**16
 MOST_CONNECTIONS = 4
 """Connections with one certificate at a time, each of which takes a thread; a site has one."""
 COST_OF_A_REPLY = 10.0
-"""For how many messages a reply counts: the engine keeps a thread for a minute after each."""
+"""For how many messages a reply counts: the engine keeps a thread for 15 s after each (kits.RETRY)."""
 
 
 class Gate:

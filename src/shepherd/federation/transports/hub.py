@@ -51,7 +51,7 @@ class Wire(Protocol):
 
 @dataclass
 class Question:
-    """What a site is to answer. holder: the state of its delivery."""
+    """What a site is to answer. limit: bytes of its answer."""
 
     key: str
     data: bytes
@@ -154,8 +154,7 @@ class Hub:
             while not enough():
                 if self._aborted:
                     raise Aborted(self._aborted)
-                left = begin + deadline - time.monotonic()
-                if left <= 0:
+                if (left := begin + deadline - time.monotonic()) <= 0:
                     return
                 try:
                     kind, client, data = self._arrived.get(timeout=min(BEAT, left))
@@ -253,7 +252,8 @@ class Hub:
 
     def _deliver(self, client: ClientId, question: Question) -> None:
         try:
-            answer = self._call({"do": "ask", "client": client, "key": question.key}, question.data)
+            head = {"do": "ask", "client": client, "key": question.key, "limit": question.limit}
+            answer = self._call(head, question.data)
         finally:
             question.sending = False  # what did not arrive is sent again after the next sign of the site
         if TOO_LARGE in str(answer.get("why", "")):

@@ -20,6 +20,8 @@ SERVER = "server"
 PART = "shepherd.federation.transports.nvflare"
 FRAME = 4 * 2**20
 """Bytes of a frame on the wire: a chunk of a stream is 1 MiB. A larger frame ends its connection."""
+RETRY = 10.0
+"""Seconds for which a reply is sent again, nobody waits for longer; its receiver keeps a thread that long and 5 s."""
 ROLES = ("project_admin", "org_admin", "lead", "member")
 RIGHTS = ("submit_job", "clone_job", "manage_job", "download_job", "operate", "shell_commands", "byoc", "view")
 
@@ -68,6 +70,7 @@ def write_limits(folder: Path, largest: int) -> None:
         "internal": {"scheme": "tcp", "resources": loopback},
         "grpc": {"max_workers": 1000, "options": options},  # a thread for each connection of a site
         "streaming_max_blob_size": largest,
+        "streaming_retry_timeout": RETRY,
         "max_message_size": FRAME,
     }
     _write(folder / "local" / "comm_config.json", limits)

@@ -71,7 +71,7 @@ class Link:
         self._left, self._paced = BURST, clock()
         self._wire: Wire | None = None
         self._heard = clock()
-        self._key = ""
+        self._key, self._limit = "", math.inf  # of the answer, in bytes
         self._question: bytes | None = None
         self._told: list[bytes] = []
         self._came = threading.Condition()
@@ -88,6 +88,7 @@ class Link:
         with self._came:
             if head["event"] == "ask" and head["key"] != self._key:
                 self._key, self._question = head["key"], data
+                self._limit = head["limit"] if type(head.get("limit")) is int else math.inf
             elif head["event"] == "tell" and len(self._told) < MOST_TOLD and len(data) <= SMALL:
                 self._told.append(data)
             self._came.notify_all()
@@ -148,7 +149,8 @@ class Link:
             try:
                 return self.site.handle(data, lambda progress: self._progress(key, progress))
             except OSError as error:
-                self.on_event("failed", why=f"cannot write: {error.strerror or type(error).__name__}")
+                why = f"cannot write {error.filename or 'to the disk'}: {error.strerror or type(error).__name__}"
+                self.on_event("failed", why=f"{why}; nothing is lost, and it goes on once there is space")
                 stop.wait(AGAIN)
             except Exception as error:  # its text stays here
                 _log.debug("a question has failed", exc_info=True)
@@ -170,14 +172,19 @@ class Link:
     def _deliver(self, key: str, answer: bytes | None, stop: threading.Event) -> None:
         """Send an answer until it is taken, or another question has come."""
         note = ""
+        if answer is not None and len(answer) > self._limit:  # neither the engine's process nor the wire gets it
+            note = self._too_large()
         while answer is not None and key == self._key and not stop.is_set():
             taken = self._call({"do": "answer", "key": key, "note": note}, b"" if note else answer, timeout=DELIVERY)
             if taken.get("code") in ("ok", "late"):
                 return
             if TOO_LARGE in str(taken.get("why", "")):
-                note = "too-large"
-                self.on_event("failed", why="the answer is larger than the coordinator takes")
+                note = self._too_large()
             stop.wait(BEAT)
+
+    def _too_large(self) -> str:
+        self.on_event("failed", why="the answer is larger than the coordinator takes")
+        return "too-large"
 
     def _call(self, head: Head, data: bytes = b"", *, timeout: float) -> Head:
         if self._wire is None:

@@ -35,6 +35,7 @@ from shepherd.federation.transports.gate import CHANNEL, OF_SITES, OF_THE_COORDI
 from shepherd.federation.transports.guard import Guard
 from shepherd.federation.transports.kits import SERVER, read_site
 from shepherd.federation.transports.refusals import NO_MEMBER
+from shepherd.federation.transports.tidying import Tidier
 
 SESSION = "shepherd_session"
 WAIT = 15.0
@@ -48,6 +49,7 @@ class Link:
 
     bridge: Bridge
     gate: Gate
+    tidier = Tidier()
     part: _Part | None = None
 
     @classmethod
@@ -78,6 +80,16 @@ class Link:
         cls.post(event="refused", code="message", site=sender[:80], why=said)
 
     @classmethod
+    def up(cls) -> None:
+        cls.tidier.begin()
+        cls.post(event="up")
+
+    @classmethod
+    def each_second(cls) -> None:
+        cls.gate.drop_stale(time.monotonic())
+        cls.tidier.tidy()
+
+    @classmethod
     def _end(cls) -> None:
         """Our process has ended, or wants this one to: no state is here that could be lost."""
         cls.bridge.closed.wait()
@@ -101,6 +113,7 @@ class _Part(FLComponent):
             channel=CHANNEL, topic=topic, target=target, request=new_cell_message(headers, data), timeout=timeout,
             optional=True,
         )  # fmt: skip
+        Link.tidier.note(len(data))
         code = reply.get_header(MessageHeaderKey.RETURN_CODE)
         if code == ReturnCode.OK and reply.payload:
             return json.loads(bytes(reply.payload))
@@ -119,7 +132,7 @@ class ServerPart(_Part):
             for topic in OF_SITES:
                 self.cell.register_request_cb(channel=CHANNEL, topic=topic, cb=self._received)
             threading.Thread(target=self._tick, daemon=True).start()
-            Link.post(event="up")
+            Link.up()
 
     def do(self, head: Head, data: bytes) -> Head | None:
         if head["do"] == "expel":
@@ -128,7 +141,7 @@ class ServerPart(_Part):
         target = next((c.get_fqcn() for c in self.engine.get_clients() if c.name == head["client"]), None)
         if target is None:
             return {"code": "absent"}
-        return self.send(target, head["do"], {"key": head.get("key", "")}, data)
+        return self.send(target, head["do"], {name: head[name] for name in ("key", "limit") if name in head}, data)
 
     def _received(self, message: Any) -> Any:
         client = self._sender(message)
@@ -143,9 +156,11 @@ class ServerPart(_Part):
         told = {name: str(message.get_header(name) or "")[:200] for name in ("session", "replaces", "key", "note")}
         head = {"event": topic, "client": client, "time": time.monotonic(), **told}
         try:
-            answer = Link.bridge.call(head, bytes(data), timeout=ANSWER)
+            answer = Link.bridge.call(head, data, timeout=ANSWER)
         except (Gone, TimeoutError):
             answer = {"code": "busy"}
+        finally:
+            Link.tidier.note(len(data))
         return make_reply(ReturnCode.OK, "", json.dumps(dict(answer)).encode())
 
     def _sender(self, message: Any) -> str | None:
@@ -172,7 +187,7 @@ class ServerPart(_Part):
 
     def _tick(self) -> None:
         while not Link.bridge.closed.wait(1.0):
-            Link.gate.drop_stale(time.monotonic())
+            Link.each_second()
             Link.post(event="tick", time=time.monotonic())
 
 
@@ -186,11 +201,11 @@ class SitePart(_Part):
             self.cell = fl_ctx.get_engine().get_cell()
             for topic in OF_THE_COORDINATOR:
                 self.cell.register_request_cb(channel=CHANNEL, topic=topic, cb=self._received)
-            Link.post(event="up")
+            Link.up()
 
     def do(self, head: Head, data: bytes) -> Head | None:
         if head["do"] == "hello":  # each second
-            Link.gate.drop_stale(time.monotonic())
+            Link.each_second()
         told = {name: head[name] for name in ("session", "replaces", "key", "note") if name in head}
         return self.send(SERVER, head["do"], told, data, 5.0 if head["do"] == "hello" else WAIT)
 
@@ -201,10 +216,13 @@ class SitePart(_Part):
         if not isinstance(data, bytes | bytearray | memoryview):
             return make_reply(ReturnCode.INVALID_REQUEST, "not bytes")
         head = {"event": message.get_header(MessageHeaderKey.TOPIC), "key": str(message.get_header("key") or "")}
+        head["limit"] = message.get_header("limit")
         try:
-            Link.bridge.post(head, bytes(data))
+            Link.bridge.post(head, data)
         except Gone:
             return make_reply(ReturnCode.SERVICE_UNAVAILABLE, "the site ends")
+        finally:
+            Link.tidier.note(len(data))
         return make_reply(ReturnCode.OK, "", b'{"code": "ok"}')
 
 

@@ -144,10 +144,22 @@ class Ledger:
             raise DataError(f"{self.name} was changed after the last round was committed: {CUT}")
 
 
+def noise_of(lines: Iterable[Line]) -> str:
+    """Whether the noise of all lines is "secret", or that of some "repeatable"."""
+    return "secret" if all(line.noise == "secret" for line in lines) else "repeatable"
+
+
+def span(values: Iterable[Any]) -> Any:
+    """The one value of all lines, or [the least, the most] where the recipe was changed between them."""
+    found = sorted(set(values))
+    return found[0] if len(found) == 1 else [found[0], found[-1]]
+
+
 def read_releases(file: Path, kind: type[Line] = Release) -> list[Line]:
     """The lines of a ledger, of one `kind`. Raises DataError for one that is none: no ε can be computed without it.
 
-    A last line without its end was not durable, so no noise was drawn for it, and it does not count.
+    A last line without its end was not durable, so no noise was drawn for it, and it does not count. Nor does one with
+    a zero byte: no JSON holds one, so a power cut left a sector unwritten (store.lines.append cuts it off).
     """
     return releases_in(file.read_bytes() if file.exists() else b"", kind, str(file))
 
@@ -155,6 +167,8 @@ def read_releases(file: Path, kind: type[Line] = Release) -> list[Line]:
 def releases_in(data: bytes, kind: type[Line], name: str) -> list[Line]:
     """The same for the bytes of a ledger. name: of its file, for messages."""
     *lines, _unfinished = data.split(b"\n")
+    if lines and b"\0" in lines[-1]:
+        lines.pop()
     releases = []
     for number, line in enumerate(lines, 1):
         try:
