@@ -256,15 +256,23 @@ def test_a_task_outside_the_window_of_the_site_is_refused():
     assert (answer.code, answer.detail) == ("refused", "window")
 
 
-def test_a_task_of_a_few_rows_is_refused_since_its_update_would_show_them():
-    card = card_of(training={"learning_rate": 0.1, "batch_size": 2, "local_steps": 2})
-    for least, refusal in ((5, ("refused", "rows")), (4, ("", ""))):
-        trainer = Clinic("a")
-        trainer.facts = SiteFacts(8, "rows")
-        site = a_site(trainer, min_rows_round=least)
-        assert asked(site, offer(card)).verdict == "admitted"
-        answer = asked(site, question())
-        assert (answer.code, answer.detail) == refusal
+@pytest.mark.parametrize(
+    ("policy", "training", "verdict"),
+    [
+        ({"min_rows_round": 4}, {"local_steps": 2}, "admitted"),
+        ({"min_rows_round": 5}, {"local_steps": 2}, "rows"),
+        ({"max_rows": 15}, {"local_epochs": 2.0}, "rows"),
+        ({"max_local_steps": 7}, {"local_epochs": 2.0}, "steps"),
+        ({"max_local_steps": 8}, {"local_epochs": 2.0}, "admitted"),
+    ],
+)
+def test_a_run_whose_every_round_would_be_refused_is_refused_at_its_offer(policy, training, verdict):
+    trainer = Clinic("a")
+    trainer.facts = SiteFacts(8, "rows")
+    card = card_of(training={"learning_rate": 0.1, "batch_size": 2, **training})
+    site = a_site(trainer, **policy)
+    assert asked(site, offer(card)).verdict == verdict
+    assert ("rows" in site.store.record("demo")) == (verdict == "admitted")
 
 
 def test_a_policy_that_is_changed_holds_from_the_next_start_also_for_tasks_without_an_offer():

@@ -40,7 +40,7 @@ from shepherd.federation.site_log import Progress, SiteLog, reporter
 from shepherd.federation.site_privacy import judge_rows, most_trainings, protected
 from shepherd.federation.site_store import SiteStore, StateLost, Unwritten
 from shepherd.federation.site_trainer import SiteTrainer
-from shepherd.federation.task_policy import MOST_HEADER_BYTES, judge_task, shown_of_a_step
+from shepherd.federation.task_policy import MOST_HEADER_BYTES, judge_round, judge_task, shown_of_a_step
 from shepherd.federation.verdicts import ADMITTED, Refused
 from shepherd.outcomes import code_of
 from shepherd.rng import derive
@@ -167,16 +167,15 @@ class Site:
             return "no-rows" if isinstance(error, DataError) else "cannot"
         if facts.rows < max(self.policy.min_rows, self.policy.min_rows_round):
             return "few-rows" if facts.rows else "no-rows"
-        if against := judge_rows(card, self.policy, facts.rows):
-            return against
-        stated = max(facts.rows, self.policy.min_rows_tell)
-        salted = hashlib.sha256(self.store.salt() + f"{facts.rows}:{facts.digest}".encode()).hexdigest()
         record = self.store.record(run)
+        stated = int(record.get("rows", max(facts.rows, self.policy.min_rows_tell)))  # as first, whatever policy since
+        if against := judge_rows(card, self.policy, facts.rows) or judge_round(card, self.policy, stated):
+            return against
+        salted = hashlib.sha256(self.store.salt() + f"{facts.rows}:{facts.digest}".encode()).hexdigest()
         if record.get("digest", salted) != salted:
             return "rows-changed"
         if "digest" not in record:
             self.store.note(run, rows=stated, digest=salted)
-        stated = int(self.store.record(run)["rows"])  # also where the policy is another one since
         self._instead = stated if stated > facts.rows else 0
         self._loaded = run
         return ADMITTED

@@ -65,7 +65,7 @@ def test_a_machine_that_does_not_answer(invited: Invited, monkeypatch: pytest.Mo
         assert "does not answer within" in why(invitation)
 
 
-def test_a_coordinator_that_is_busy_is_no_firewall(invited: Invited, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_coordinator_is_not_taken_for_a_firewall(invited: Invited, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(*given: object, **more: object) -> None:
         raise TimeoutError
 
