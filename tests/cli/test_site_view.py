@@ -55,3 +55,14 @@ def test_with_json_each_event_is_a_line_on_stdout(capsys):
     view.close()
     out, err = capsys.readouterr()
     assert [json.loads(line) for line in out.splitlines()] == EVENTS and err == ""
+
+
+def test_what_became_of_the_rows_is_shown_to_the_operator(capsys):
+    view = SiteView(Path("sites/a"))
+    notes = ["1 row refused: empty answer (first: a:3)", "2 rows cut to data.max_length, 90 tokens in all"]
+    view({"event": "rows", "run": RUN, "trained_on": 26, "held_out": 4, "notes": notes})
+    view({"event": "rows", "run": RUN, "error": "rows.jsonl: not readable", "hint": "restore it"})
+    assert capsys.readouterr().err.splitlines() == [
+        "26 rows of this site trained on, 4 held out", *(f"  {note}" for note in notes),
+        "the rows cannot be used: rows.jsonl: not readable (restore it)",
+    ]  # fmt: skip

@@ -82,6 +82,11 @@ def test_every_packaged_recipe_has_a_card(recipe):
          "evaluation.generate: a run over sites generates no answers; shepherd answer does afterwards"),
         (["data.languages=german"], "data.languages: each site trains on all of its own rows"),
         (["partition.name=files", "evaluation.generate=0"], None),
+        (["data.held_out_per_category=9"],
+         "data.held_out_per_category = 9: a site shows no loss of fewer than 10 held-out rows unless its "
+         "policy.least_group is smaller; for losses set at least 10, or data.held_out_source"),
+        (["data.held_out_per_category=9", "data.held_out_source=builtin:instructions"], None),
+        (["data.held_out_per_category=0"], None),
     ],
 )  # fmt: skip
 def test_what_a_recipe_sets_and_sites_do_not_read_is_named(settings, said):

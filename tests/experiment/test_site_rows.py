@@ -119,6 +119,23 @@ def test_sites_with_their_own_files_and_bases_give_the_bits_of_the_simulation(
         assert measured.stat == here.evaluate(state.model, held_out).stat
 
 
+def test_a_site_keeps_what_became_of_its_rows_for_its_operator(config, base, folder, tmp_path):
+    card, place = card_of(config, base), tmp_path / "runs" / "demo" / "rows.json"
+    file = folder / "hospital-a.jsonl"
+    own = tmp_path / "rows" / "hospital-a.jsonl"
+    own.parent.mkdir()
+    own.write_text(file.read_text() + '{"instruction": "nothing", "response": ""}\n')
+    facts = site_trainer(site_file(config, own.parent, "hospital-a"), tmp_path).load_rows(card)
+    found = json.loads(place.read_text())
+    assert (found["trained_on"], found["held_out"]) == (facts.rows, 2)
+    assert any(note.startswith("1 row refused: empty answer") for note in found["notes"])
+    own.write_text('{"instruction": "nothing", "response": ""}\n')
+    with pytest.raises(DataError):
+        site_trainer(site_file(config, own.parent, "hospital-a"), tmp_path).load_rows(card)
+    found = json.loads(place.read_text())
+    assert "none of the 1 rows can be used" in found["error"] and "trained_on" not in found
+
+
 def test_a_site_without_rows_of_use_or_with_another_base_does_not_take_part(config, base, folder, tmp_path):
     (tmp_path / "hospital-a.jsonl").write_text('{"other": 1}\n')
     card = card_of(config, base)

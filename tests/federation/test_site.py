@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -255,15 +256,23 @@ def test_a_task_outside_the_window_of_the_site_is_refused():
     assert (answer.code, answer.detail) == ("refused", "window")
 
 
-def test_a_task_of_a_few_rows_is_refused_since_its_update_would_show_them():
-    card = card_of(training={"learning_rate": 0.1, "batch_size": 2, "local_steps": 2})
-    for least, refusal in ((5, ("refused", "rows")), (4, ("", ""))):
-        trainer = Clinic("a")
-        trainer.facts = SiteFacts(8, "rows")
-        site = a_site(trainer, min_rows_round=least)
-        assert asked(site, offer(card)).verdict == "admitted"
-        answer = asked(site, question())
-        assert (answer.code, answer.detail) == refusal
+@pytest.mark.parametrize(
+    ("policy", "training", "verdict"),
+    [
+        ({"min_rows_round": 4}, {"local_steps": 2}, "admitted"),
+        ({"min_rows_round": 5}, {"local_steps": 2}, "rows"),
+        ({"max_rows": 15}, {"local_epochs": 2.0}, "rows"),
+        ({"max_local_steps": 7}, {"local_epochs": 2.0}, "steps"),
+        ({"max_local_steps": 8}, {"local_epochs": 2.0}, "admitted"),
+    ],
+)
+def test_a_run_whose_every_round_would_be_refused_is_refused_at_its_offer(policy, training, verdict):
+    trainer = Clinic("a")
+    trainer.facts = SiteFacts(8, "rows")
+    card = card_of(training={"learning_rate": 0.1, "batch_size": 2, **training})
+    site = a_site(trainer, **policy)
+    assert asked(site, offer(card)).verdict == verdict
+    assert ("rows" in site.store.record("demo")) == (verdict == "admitted")
 
 
 def test_a_policy_that_is_changed_holds_from_the_next_start_also_for_tasks_without_an_offer():
@@ -409,6 +418,40 @@ def test_the_store_keeps_the_state_that_counted_the_one_before_and_the_newest(tm
         file.unlink()
     with pytest.raises(StateLost):
         store.state("demo", 4, 40)
+
+
+@pytest.mark.parametrize("file", ["run.json", "states.json", "audit.jsonl"])
+def test_a_full_disk_costs_no_answer_and_no_second_training(file, tmp_path):
+    class Full(QuickDisk):
+        full = False
+
+        def write(self, target, data):
+            self.refuse(target)
+            super().write(target, data)
+
+        def append(self, target, data):
+            self.refuse(target)
+            super().append(target, data)
+
+        def refuse(self, target):
+            if self.full and file in target.name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    disk, whole = Full(), admitted()
+    site = admitted(place=Folder(tmp_path, disk))
+    disk.full = True
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space left on device"):
+            site.handle(question())
+    assert len(site.trainer.given) == (0 if file == "run.json" else 1), "it is counted before, and trained once"
+    disk.full = False
+    answer, undisturbed = asked(site, question()), asked(whole, question())
+    assert (answer.code, answer.update) == ("", undisturbed.update)
+    assert len(site.trainer.given) == 1
+    assert SiteStore(Folder(tmp_path)).record("demo")["trainings"] == 1
+    second = question(2, 3, counted=1, first=4)
+    assert asked(site, second).update == asked(whole, second).update, "from the state of the round"
+    assert len(site.trainer.given) == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")

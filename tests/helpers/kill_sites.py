@@ -41,7 +41,7 @@ class Federation:
         from federation_kits import Kits
 
         self.folder, self.rounds, self.how, self.run = folder, rounds, how, folder / "runs" / "numbers"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         kits = Kits(folder)
         self.port = kits.port
         kits.server()
@@ -138,16 +138,22 @@ class Federation:
 
     def lines(self) -> list[dict]:
         """The lines of the committed rounds."""
-        file = self.run / "rounds.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return lines_of(self.run)
 
-    def ending(self) -> dict:
-        """Everything of the run that does not measure time or attempts."""
-        adapter = (self.run / "adapter" / "adapter_model.safetensors").read_bytes()
-        return {
-            "adapter": hashlib.sha256(adapter).hexdigest(),
-            "rounds": [{key: line[key] for key in SAME} for line in self.lines()],
-        }
+
+def lines_of(run: Path) -> list[dict]:
+    """The lines of the committed rounds of a run."""
+    file = run / "rounds.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def ending_of(run: Path) -> dict:
+    """Everything of a run that does not measure time or attempts."""
+    adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    return {
+        "adapter": hashlib.sha256(adapter).hexdigest(),
+        "rounds": [{key: line[key] for key in SAME} for line in lines_of(run)],
+    }
 
 
 def orphans(folder: Path) -> list[str]:
@@ -177,7 +183,7 @@ def carry_out(federation: Federation, kills: Callable[[], tuple[str, str, float]
                 at = time.monotonic() + (next_kill[2] if next_kill else 0.0)
         time.sleep(0.01)
     left = federation.end()
-    return {"ending": federation.ending(), "kills": done, "orphans": left, "ended": federation.ended}
+    return {"ending": ending_of(federation.run), "kills": done, "orphans": left, "ended": federation.ended}
 
 
 def visit(federation: Federation) -> dict:

@@ -2,6 +2,7 @@
 
     coordinate_numbers(folder, rounds)        # as `shepherd run` over sites; again in the same folder, as `resume`
     serve_numbers(folder, "north", seconds)   # as `shepherd site start`, until SIGTERM
+    rehearse_numbers(folder, rounds)          # the same run with its sites in this process, on a virtual clock
 
 What a site sends depends on the model, the round and its private state, so an update that counts twice, or starts from
 another state, makes another adapter.
@@ -82,6 +83,47 @@ def base_of_numbers(width: int = 4) -> Any:
     )  # fmt: skip
 
 
+def recipe_of_numbers(rounds: int, sites: int) -> Any:
+    """The config of a run."""
+    from shepherd.recipe import load
+
+    settings = [
+        "model.base=numbers", f"run.name={RUN}", "lora.r=2", "lora.alpha=4", f"federation.rounds={rounds}",
+        f"federation.min_updates={sites}", f"federation.clients_per_round={len(ROWS)}", "federation.method=fedit",
+        "training.local_steps=2", "training.batch_size=2", "evaluation.every=0", "evaluation.generate=0",
+        "evaluation.arms=base,federated", "data.source=rows", "partition.name=files",
+    ]  # fmt: skip
+    return load(None, settings)
+
+
+def site_of_numbers(name: str, trainer: Any, records: Path) -> Any:
+    """A site whose records are in that folder."""
+    from shepherd._version import __version__
+    from shepherd.federation.cards import Policy
+    from shepherd.federation.policy import Own
+    from shepherd.federation.site import Site
+    from shepherd.federation.site_store import Folder, SiteStore
+
+    policy = Policy(approve="policy", least_cohort=1, least_group=1, min_rows_round=1, max_trainings=10**6,
+                    max_measures=10**6, max_rounds=10**5)  # fmt: skip
+    return Site(name, policy, Own(BASE, TOKENIZER, __version__), trainer, SiteStore(Folder(records)))
+
+
+def rehearse_numbers(folder: Path, rounds: int, *, width: int = 4) -> None:
+    """The run in `folder/runs`, with sites in this process."""
+    from unittest import mock
+
+    from shepherd.experiment import coordinate as experiment
+    from shepherd.experiment.site_attendance import Terms
+    from shepherd.federation.transports.memory import MemoryTransport
+
+    sites = {name: site_of_numbers(name, NumberTrainer(name, 0.0, width), folder / name) for name in ROWS}
+    transport = MemoryTransport({name: lambda name=name: sites[name] for name in ROWS})
+    terms = Terms(sites=len(ROWS), clock=transport.clock, sleep=lambda seconds: None)
+    with mock.patch.object(experiment, "prepare_base", return_value=base_of_numbers(width)):
+        experiment.coordinate(recipe_of_numbers(rounds, len(ROWS)), transport, None, folder / "runs", terms)
+
+
 def coordinate_numbers(
     folder: Path,
     rounds: int,
@@ -102,15 +144,8 @@ def coordinate_numbers(
     from shepherd.experiment import coordinate as experiment
     from shepherd.experiment.site_attendance import Terms
     from shepherd.federation.transports import hub, serving
-    from shepherd.recipe import load
     from shepherd.store import RunDirectory
 
-    settings = [
-        "model.base=numbers", f"run.name={RUN}", "lora.r=2", "lora.alpha=4", f"federation.rounds={rounds}",
-        f"federation.min_updates={sites}", f"federation.clients_per_round={len(ROWS)}", "federation.method=fedit",
-        "training.local_steps=2", "training.batch_size=2", "evaluation.every=0", "evaluation.generate=0",
-        "evaluation.arms=base,federated", "data.source=rows", "partition.name=files",
-    ]  # fmt: skip
     commit = RunDirectory.commit_round
 
     def commit_later(*given: Any, **facts: Any) -> Any:
@@ -128,7 +163,7 @@ def coordinate_numbers(
         if (run / "identity.json").exists():
             experiment.resume_coordination(run, transport, None, terms)
         else:
-            experiment.coordinate(load(None, settings), transport, None, folder / "runs", terms)
+            experiment.coordinate(recipe_of_numbers(rounds, sites), transport, None, folder / "runs", terms)
 
 
 def serve_numbers(
@@ -140,24 +175,17 @@ def serve_numbers(
     on_event: Callable[..., None] = lambda kind, **facts: None,
 ) -> None:
     """Serve as a site whose kit and records are in `folder/<name>`, until SIGTERM."""
-    from shepherd._version import __version__
     from shepherd.engines.site_process import ProcessTrainer
-    from shepherd.federation.cards import Policy
-    from shepherd.federation.policy import Own
-    from shepherd.federation.site import Site
-    from shepherd.federation.site_store import Folder, SiteStore, identity_lock
+    from shepherd.federation.site_store import identity_lock
     from shepherd.federation.transports.serving import serve_site
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    policy = Policy(approve="policy", least_cohort=1, least_group=1, min_rows_round=1, max_trainings=10**6,
-                    max_measures=10**6, max_rounds=10**5)  # fmt: skip
     records = folder / f"{name}-records"
     with identity_lock(records, name):
         trainer = ProcessTrainer(partial(NumberTrainer, name, seconds, width), name)
         try:
-            own = Own(BASE, TOKENIZER, __version__)
-            site = Site(name, policy, own, trainer, SiteStore(Folder(records)))
+            site = site_of_numbers(name, trainer, records)
             serve_site(folder / name, site, stop=stop, on_event=on_event)
         finally:
             trainer.close()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 from report_runs import Page, change, check, write_run
 from shepherd.report import write_report
+from shepherd.report.load import load_run
+from shepherd.report.sections.alerts import alerts as caveats_of
 
 
 def page(run, **options) -> Page:
@@ -102,6 +105,18 @@ def test_who_reads_the_first_page_alone_learns_what_was_not_as_it_should_be(tmp_
     assert "2 updates of 15 did not count" in caveats
     assert "Training alone failed for 1 client," in caveats
     assert "No finite held-out loss was measured for: Centralised." in caveats
+
+
+def test_losses_that_sites_keep_back_are_explained_by_both_settings(tmp_path):
+    run = write_run(tmp_path / "run", clients=2, rounds=1)
+    change(run / "evaluation" / "metrics.json", lambda m: m["arms"]["federated"].update(loss=None))
+    record = load_run(run)
+    data = {"source": "sites:rows", "held_out_per_category": 4}
+    (found,) = [line for line in caveats_of(replace(record, config={"data": data})) if "No finite" in line]
+    assert "at least policy.least_group held-out rows, 10 in a new site.toml" in found
+    assert found.endswith("at most data.held_out_per_category = 4.")
+    for other in ({"held_out_source": "rows"}, {"source": "rows.jsonl"}, {"held_out_per_category": 0}):
+        assert not any("least_group" in line for line in caveats_of(replace(record, config={"data": data | other})))
 
 
 def test_updates_that_were_clipped_are_counted(tmp_path):

@@ -14,7 +14,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-CANDIDATES, ROWS = 64, 150
+CANDIDATES, ROWS = 32, 100
 """Codes among which each planted one is ranked, and rows of each kind for membership inference."""
 
 
@@ -32,17 +32,27 @@ def main() -> int:
     options = parser.parse_args()
     file = HERE / "audits.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    _measure_the_base_once()
     names = [run for run in _runs(HERE / "design.json") if (options.runs / run / "summary.json").exists()]
     for run in names:
         path = options.runs / run
         summary = _summary(path)
-        if found.get(run, {}).get("adapter") != summary["adapter_sha256"]:
+        if not _is_of(found.get(run), summary):
             print(f"{run} …", file=sys.stderr)
             found[run] = _attacked(path, summary)
             file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     order = [run for run in _runs(HERE / "design.json") if run in found]
     (HERE / "audits.md").write_text(_page({run: found[run] for run in order}), encoding="utf-8")
     return 0
+
+
+def _is_of(one: Mapping[str, Any] | None, summary: Mapping[str, Any]) -> bool:
+    """Whether figures are of this adapter, by the attacks as they are here."""
+    return one is not None and (one["adapter"], one["exposure"]["candidates"], one["membership"]["rows"]) == (
+        summary["adapter_sha256"],
+        CANDIDATES,
+        ROWS,
+    )
 
 
 def _runs(design: Path) -> list[str]:
@@ -58,6 +68,29 @@ def _summary(path: Path) -> dict[str, Any]:
     from shepherd.updates.privacy.publication import place_of
 
     return read_json(place_of(path, "summary.json"))
+
+
+def _measure_the_base_once() -> None:
+    """Keep what the attacks measure under the bare base, which is the same for all runs."""
+    from shepherd.experiment import audit_exposure, audit_membership
+
+    kept: dict[tuple[Any, ...], Any] = {}
+
+    def once(measure: Callable[..., Any], key: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
+        def measured(model: Any, *rows: Any) -> Any:
+            *rows, slot = rows
+            if slot is not None:
+                return measure(model, *rows, slot)
+            if key(*rows) not in kept:
+                kept[key(*rows)] = measure(model, *rows, None)
+            return kept[key(*rows)]
+
+        return measured
+
+    audit_exposure.continuation_losses = once(
+        audit_exposure.continuation_losses, lambda shared, ends: (*shared, *map(tuple, ends))
+    )
+    audit_membership.row_losses = once(audit_membership.row_losses, lambda rows: tuple(row.id for row in rows))
 
 
 # Figures of one run
@@ -88,6 +121,7 @@ def _attacked(path: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
             ],
         },
         "membership": {
+            "rows": ROWS,
             **{key: membership[key] for key in ("inside", "outside")},
             **{name: {key: membership[name][key] for key in scores} for name in ("difference", "base")},
         },
@@ -174,34 +208,34 @@ def _traces(found: Mapping[str, Mapping[str, Any]]) -> str:
     for run, one in found.items():
         if alone := one["noise_alone"]:
             low, high = alone["ci95"]
-            between = f"{alone['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+            between = f"{_signed(alone['difference'], 3)} ({_signed(low, 3)} to {_signed(high, 3)})"
             rows.append([_title(run), f"{alone['loss']:.3f}", f"{one['loss']['federated']:.3f}", between])
     head = ["", "noise alone", "federated", "federated − noise alone (95 %)"]
     return _table("Whether updates left a trace: loss of the same noise without any update", head, rows)
 
 
 def _exposures(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Mean and standard error over codes, by copies; the mean number of times that a code was trained on."""
+    """By copies, the mean over codes of exposure minus that under the base; mean times that a code was trained on."""
     first = next(iter(found.values()))["exposure"]
     counts = sorted({code["copies"] for code in first["codes"]})
-    head = ["", *(f"{count} copies" for count in counts), f"{counts[-1]} copies, base", "times trained"]
+    number = sum(code["copies"] == counts[-1] for code in first["codes"])
     rows = []
     for run, one in found.items():
-        codes = one["exposure"]["codes"]
-        by = {count: [code for code in codes if code["copies"] == count] for count in counts}
-        times = [statistics.mean(c["times_trained"] for c in by[n]) for n in counts if _known(by[n])]
+        by = {count: [code for code in one["exposure"]["codes"] if code["copies"] == count] for count in counts}
+        times = [statistics.mean(code["times_trained"] for code in by[n]) for n in counts if _known(by[n])]
+        most = [code["tuned"] for code in by[counts[-1]]]
         rows.append(
             [
                 _title(run),
-                *(_mean([code["tuned"] for code in by[count]]) for count in counts),
-                _mean([code["base"] for code in by[counts[-1]]]),
+                *(_mean([code["tuned"] - code["base"] for code in by[count]]) for count in counts),
+                f"{statistics.mean(most):.2f}",
                 " / ".join(f"{n:.0f}" for n in times) or "secret",
             ]
         )
-    number = sum(code["copies"] == counts[-1] for code in first["codes"])
+    head = ["", *(f"{count} copies" for count in counts), f"exposure, {counts[-1]} copies", "times trained"]
     return _table(
-        f"Exposure, bits: mean ± standard error over {number} codes; at most {first['most']:.2f}, "
-        f"{first['chance']:.2f} by chance",
+        f"Exposure, bits: that under the tuned model minus that under the base, mean (95 %) over {number} codes; "
+        f"exposure is at most {first['most']:.0f}, {first['chance']:.2f} by chance",
         head,
         rows,
     )
@@ -230,8 +264,7 @@ def _memberships(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _noises(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Root mean square of a round's movement over C: predicted noise, noise and signal together, observed."""
-    signal = {one["method"]: _rms(one["movements"]["norms"]) for one in found.values() if one["unit"] == "none"}
+    """Root mean square of a round's movement over C: the predicted noise alone, and observed, updates included."""
     rows = []
     for run, one in found.items():
         if one["unit"] != "client":
@@ -239,8 +272,6 @@ def _noises(found: Mapping[str, Mapping[str, Any]]) -> str:
         stated, moved = one["privacy"], one["movements"]
         clip, expected = stated["clip"][0], stated["sampling_rate"] * stated["clients"]
         noise = stated["noise_multiplier"] * math.sqrt(moved["values"]) / expected
-        without = signal.get(one["method"])
-        both = "" if without is None else f"{math.hypot(noise, without / clip):.3g}"
         rows.append(
             [
                 _title(run),
@@ -248,11 +279,10 @@ def _noises(found: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{clip:g}",
                 f"{moved['values']:,}",
                 f"{noise:.3g}",
-                both,
                 f"{_rms(moved['norms']) / clip:.3g}",
             ]
         )
-    head = ["", "z", "C", "values", "noise/clip: z·√p/(qN)", "with the movement without noise", "observed"]
+    head = ["", "z", "C", "values", "noise/clip: z·√p/(qN)", "observed, updates included"]
     return _table("Movement of the model in a round over the clip, root mean square over rounds", head, rows)
 
 
@@ -265,7 +295,18 @@ def _rms(norms: Sequence[float]) -> float:
 
 
 def _mean(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) / math.sqrt(len(values)):.2f}"
+    """The mean with the 95 % interval of Student's t."""
+    from shepherd.evaluation.statistics import difference_of_sums
+
+    ones = np.ones(len(values))
+    found = difference_of_sums(np.asarray(values), 0 * ones, ones)
+    low, high = found["ci95"]
+    interval = "" if low is None else f" ({_signed(low, 2)} to {_signed(high, 2)})"
+    return _signed(found["difference"], 2) + interval
+
+
+def _signed(value: float, decimals: int) -> str:
+    return f"{value:+.{decimals}f}".replace("-", "−")
 
 
 def _interval(value: float, bounds: Sequence[float]) -> str:

@@ -12,6 +12,7 @@ import click
 from shepherd.cli import output
 from shepherd.federation.verdicts import ADMITTED, VERDICTS, WAITING
 from shepherd.report import wording
+from shepherd.report.sites.site_page import rows_text
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -37,7 +38,8 @@ class SiteView:
             self.messages[run] = self.messages.get(run, 0) + 1
         line = self._line(event, run)
         if line and line != self._last:
-            output.note(line)
+            for part in line.split("\n"):
+                output.note(part)
         self._last = line or self._last
 
     def close(self) -> None:
@@ -61,6 +63,8 @@ class SiteView:
                 return str(event["text"])
             case "offer":
                 return self._offer(run, str(event["verdict"]))
+            case "rows":
+                return "\n".join(_rows(event))
             case "progress":
                 return self._step(event)
             case "train" | "measure" | "finish":
@@ -96,3 +100,8 @@ class SiteView:
         if verdict:
             return f"round {event['round']}: {VERDICTS.get(verdict, verdict)}; sent {sent}"
         return f"round {event['round']}: {what[event['event']]}; sent {sent}"
+
+
+def _rows(found: Mapping[str, Any]) -> list[str]:
+    """What became of the rows, the remarks indented below; none of it leaves the site."""
+    return [line if number == 0 else f"  {line}" for number, line in enumerate(rows_text(found))]

@@ -193,8 +193,9 @@ class Coordination:
             by_site, differences = in_common(both.get("base", {}), both.get("federated", {})), []
             if not by_site["base"]:
                 self.reporter.warn(
-                    "no site measured the model on rows of its own, so no loss is known: each shows the losses of "
-                    "policy.least_group rows or more, and holds out data.held_out_per_category rows of a category"
+                    "no site measured the model on rows of its own, so no loss is known: each shows losses of at least "
+                    "policy.least_group held-out rows, 10 in a new site.toml, and holds out at most "
+                    f"data.held_out_per_category = {self.config.data.held_out_per_category}"
                 )
             entries = {arm: entry_of_sites(found) for arm, found in by_site.items()}
         arms = {arm: self._checked(entry, *models[arm]) for arm, entry in entries.items()}

@@ -26,6 +26,7 @@ from shepherd.federation.cards import (
     LoraCard,
     ObjectiveCard,
     PersonalizationCard,
+    Policy,
     RunCard,
     SiteFile,
     TrainingCard,
@@ -34,6 +35,8 @@ from shepherd.federation.privacy_card import PrivacyCard
 from shepherd.model.fetch import is_local
 from shepherd.types import ClientId
 
+LEAST_GROUP: int = Policy.model_fields["least_group"].default
+"""Held-out rows of which a site with a new site.toml shows a loss."""
 BY_FILE = {"name": "files"}
 """The partition of the same rows in one process: a file for each site."""
 Part = TypeVar("Part", bound=Document)
@@ -75,8 +78,7 @@ def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
     if "generate" in config.evaluation.model_fields_set and config.evaluation.generate:
         notes.append("evaluation.generate: a run over sites generates no answers; shepherd answer does afterwards")
     private = config.privacy.unit != "none"
-    if private and config.data.held_out_per_category and not config.data.held_out_source:
-        notes.append("privacy: sites hold out no rows, so no loss is known; set data.held_out_source for losses")
+    notes += _without_losses(config)
     data = config.data.model_copy(
         update={"source": AT_SITES, "languages": ("english",), "categories": (), "rows_per_category": 0}
         | ({"held_out_per_category": 0} if config.data.held_out_source or private else {})
@@ -85,6 +87,21 @@ def for_sites(config: Config) -> tuple[Config, tuple[str, ...]]:
     tables |= {"data": data.model_dump(), "partition": BY_FILE}
     tables["evaluation"] = {"arms": ("base", "federated"), "generate": 0, "every": config.evaluation.every}
     return Config.model_validate(tables), tuple(notes)
+
+
+def _without_losses(config: Config) -> list[str]:
+    """Why sites will measure no held-out rows; [] where they will, or are not asked to."""
+    few = config.data.held_out_per_category
+    if not few or config.data.held_out_source:
+        return []
+    if config.privacy.unit != "none":
+        return ["privacy: sites hold out no rows, so no loss is known; set data.held_out_source for losses"]
+    if few >= LEAST_GROUP:
+        return []
+    return [
+        f"data.held_out_per_category = {few}: a site shows no loss of fewer than {LEAST_GROUP} held-out rows unless "
+        f"its policy.least_group is smaller; for losses set at least {LEAST_GROUP}, or data.held_out_source"
+    ]
 
 
 def run_card(

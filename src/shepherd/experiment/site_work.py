@@ -5,6 +5,7 @@ In: a run card and the site's own file. Out: a `SiteTrainer` for `federation.sit
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from shepherd.engines.local import LocalEngine
 from shepherd.engines.site_trainer import EngineTrainer, by_category
-from shepherd.errors import DataError, ModelError, UsageError
+from shepherd.errors import DataError, ModelError, ShepherdError, UsageError
 from shepherd.experiment.division import Sources, read_rows
 from shepherd.experiment.method import Composition, compose
 from shepherd.experiment.personal_models import (
@@ -40,7 +41,7 @@ from shepherd.server.merged_adapter import merged_adapter
 from shepherd.store import commit_folder
 from shepherd.store.disk import DISK, make_folders, write_whole
 from shepherd.store.lines import append, line_of
-from shepherd.store.site_folder import OWN_FOLDER
+from shepherd.store.site_folder import OWN_FOLDER, ROWS
 from shepherd.types import ClientId, GlobalModel, ServerState, Tensors, Tokens, TrainTask
 from shepherd.updates.privacy.example_account import ExampleAccounts, ExampleRelease
 from shepherd.updates.privacy.ledger import Ledger, read_releases
@@ -73,7 +74,19 @@ class SiteWork:
         self._loaded: Loaded | None = None
 
     def load(self, card: RunCard) -> tuple[LocalEngine, Sequence[Tokens]]:
-        """The engine with the site's rows, and the rows that it holds out. DataError where no row can be used."""
+        """The engine with the site's rows, and the rows that it holds out. DataError where no row can be used.
+
+        Keeps what became of the rows, or why they cannot be read, for the operator: none of it leaves the site."""
+        place = self.folder / "runs" / card.run
+        make_folders(DISK, place)
+        (place / ROWS).unlink(missing_ok=True)  # of other rows, perhaps
+        try:
+            return self._load(card, place)
+        except ShepherdError as error:
+            _keep_rows(place, error=error.message, hint=error.hint)
+            raise
+
+    def _load(self, card: RunCard, place: Path) -> tuple[LocalEngine, Sequence[Tokens]]:
         config = site_config(card, self.file)
         composition = compose(config)
         use_threads(config.run.threads)
@@ -86,9 +99,8 @@ class SiteWork:
         alone = replace(composition, personal=replace(composition.personal, clusters=0))  # one client makes none
         plan = prepare_plan(config, alone, data.sizes, schedule)
         self._loaded = Loaded(card, composition, data, trainer, plan, schedule)
-        place = self.folder / "runs" / card.run
-        make_folders(DISK, place)
         write_whole(DISK, place / "config.toml", to_toml(config).encode())
+        _keep_rows(place, trained_on=data.sizes[self.client], held_out=len(data.held_out), notes=list(data.warnings))
         host = trainer.host(data.clients)
         if card.privacy is not None and card.privacy.unit == "example":
             accounts = ExampleAccounts(
@@ -128,6 +140,10 @@ class SiteWork:
             save_own(place, models[client], mixed.get(client), own.trainer)
         losses = mixed_losses(own.trainer, own.data, mixed)[0] if mixed else own_losses(own.trainer, own.data, models)
         return by_category(losses[client], own.data.held_out) if client in losses else {}
+
+
+def _keep_rows(place: Path, **found: Any) -> None:
+    write_whole(DISK, place / ROWS, json.dumps(found, ensure_ascii=False, indent=1).encode())
 
 
 def own_ledger(file: Path) -> Ledger:

@@ -38,13 +38,13 @@ from shepherd.federation.messages import (
 from shepherd.federation.policy import Own, judge
 from shepherd.federation.site_log import Progress, SiteLog, reporter
 from shepherd.federation.site_privacy import judge_rows, most_trainings, protected
-from shepherd.federation.site_store import SiteStore, StateLost
+from shepherd.federation.site_store import SiteStore, StateLost, Unwritten
 from shepherd.federation.site_trainer import SiteTrainer
-from shepherd.federation.task_policy import MOST_HEADER_BYTES, judge_task, shown_of_a_step
+from shepherd.federation.task_policy import MOST_HEADER_BYTES, judge_round, judge_task, shown_of_a_step
 from shepherd.federation.verdicts import ADMITTED, Refused
 from shepherd.outcomes import code_of
 from shepherd.rng import derive
-from shepherd.types import ClientFailure, Stat, TrainTask
+from shepherd.types import ClientFailure, ClientUpdate, Stat, TrainTask
 from shepherd.updates.layout import WireError
 from shepherd.updates.task_wire import read_global, read_task
 from shepherd.updates.wire import Envelope
@@ -68,11 +68,14 @@ class Site:
         self._loaded = ""  # the run whose rows the trainer holds
         self._instead = 0  # of their number, as it is stated where that is larger
         self._last: tuple[bytes, bytes] = b"", b""  # digest of the last question, its answer
+        self._asked = b""  # digest of the present question
+        self._trained: tuple[bytes, ClientUpdate | ClientFailure | None] = b"", None  # what its training gave
         self._loss: float | None = None  # of the rows that the present message was about
         self.log = SiteLog(store, lambda: self.now().isoformat(timespec="seconds"))
 
     def handle(self, data: bytes, report: Callable[[bytes], None] = lambda progress: None) -> bytes | None:
-        """The answer to a message, or None. `report` takes progress. Raises OSError where the log cannot be written."""
+        """The answer to a message, or None. `report` takes progress. Raises Unwritten where the disk refuses what must
+        be on it before the answer leaves; the same message then has the same answer, and no training is repeated."""
         key = hashlib.sha256(data).digest() if type(data) is bytes else b""
         if key and key == self._last[0]:
             self.log.event("repeated", bytes_out=len(self._last[1]))
@@ -82,10 +85,10 @@ class Site:
         except WireError as error:
             self.log.event("unreadable", verdict=error.code)
             return None
-        progress, self._loss = Progress(report), None
-        answer = self._answer(message, progress)
-        sent = pack(answer) if answer is not None else None
+        progress, self._loss, self._asked = Progress(report), None, key
+        sent = pack(answer) if (answer := self._answer(message, progress)) is not None else None
         self.log.message(message, len(data), len(sent or b""), answer, progress.bytes, self._loss)
+        self._trained = b"", None
         if isinstance(answer, Answer) and not answer.code:
             self._last = key, sent or b""
         return sent
@@ -164,16 +167,15 @@ class Site:
             return "no-rows" if isinstance(error, DataError) else "cannot"
         if facts.rows < max(self.policy.min_rows, self.policy.min_rows_round):
             return "few-rows" if facts.rows else "no-rows"
-        if against := judge_rows(card, self.policy, facts.rows):
-            return against
-        stated = max(facts.rows, self.policy.min_rows_tell)
-        salted = hashlib.sha256(self.store.salt() + f"{facts.rows}:{facts.digest}".encode()).hexdigest()
         record = self.store.record(run)
+        stated = int(record.get("rows", max(facts.rows, self.policy.min_rows_tell)))  # as first, whatever policy since
+        if against := judge_rows(card, self.policy, facts.rows) or judge_round(card, self.policy, stated):
+            return against
+        salted = hashlib.sha256(self.store.salt() + f"{facts.rows}:{facts.digest}".encode()).hexdigest()
         if record.get("digest", salted) != salted:
             return "rows-changed"
         if "digest" not in record:
             self.store.note(run, rows=stated, digest=salted)
-        stated = int(self.store.record(run)["rows"])  # also where the policy is another one since
         self._instead = stated if stated > facts.rows else 0
         self._loaded = run
         return ADMITTED
@@ -191,6 +193,8 @@ class Site:
             code, detail = "refused", refusal.verdict
         except StateLost:
             code = "no-state"
+        except Unwritten:
+            raise
         except Exception as error:
             _log.debug("round %d failed", message.round, exc_info=True)
             code = code_of(error)
@@ -225,10 +229,13 @@ class Site:
     def _train(self, message: Train, card: RunCard, report: Callable[[bytes], None]) -> Answer:
         task = self._task(message, card)
         work = task.work[self.name]
-        private = self.store.state(message.run, message.counted, work.first_row)
-        self._count(message, "trainings", most_trainings(card, self.policy.max_trainings))
-        steps = reporter(message, self.session, report, shown_of_a_step(work, card, self.policy))
-        reply = protected(partial(self.trainer.train, task, private, steps), self.store, message.run, task, card)
+        key, reply = self._trained
+        if reply is None or key != self._asked:
+            private = self.store.state(message.run, message.counted, work.first_row)
+            self._count(message, "trainings", most_trainings(card, self.policy.max_trainings))
+            steps = reporter(message, self.session, report, shown_of_a_step(work, card, self.policy))
+            reply = protected(partial(self.trainer.train, task, private, steps), self.store, message.run, task, card)
+            self._trained = self._asked, reply
         name = (message.run, message.round, message.attempt, self.session)
         if isinstance(reply, ClientFailure):
             return Answer(*name, reply.code, reply.detail, b"")

@@ -19,7 +19,7 @@ from shepherd.clients.local_work import local_work
 from shepherd.errors import DataError
 from shepherd.federation.cards import Policy, RunCard
 from shepherd.federation.privacy_card import PrivacyCard
-from shepherd.federation.site_store import SiteStore
+from shepherd.federation.site_store import SiteStore, Unwritten
 from shepherd.federation.verdicts import Refused
 from shepherd.server.composition import from_outside
 from shepherd.server.method import Method
@@ -204,7 +204,10 @@ def protected(
     after = entered(store, run)
     if after <= before:
         raise Refused("ledger")
-    store.note(run, released=after)
+    try:
+        store.note(run, released=after)
+    except Unwritten:  # not to be tried again: each training draws new noise, and spends
+        raise Refused("ledger") from None
     return replace(reply, metrics={}, num_tokens=task.work[reply.client].rows)
 
 

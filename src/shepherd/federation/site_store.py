@@ -45,6 +45,10 @@ class StateLost(Exception):
     """The private state of a round is not there."""
 
 
+class Unwritten(OSError):
+    """The disk refuses what must be on it before an answer leaves; the same message may be tried again."""
+
+
 class Place(Protocol):
     """Named bytes that outlast the process, each written as a whole."""
 
@@ -78,8 +82,9 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         """Write a file as a whole."""
         file = self.path / name
-        self._make(file.parent)
-        write_whole(self.disk, file, data)
+        with _explained():
+            self._make(file.parent)
+            write_whole(self.disk, file, data)
 
     def remove(self, name: str) -> None:
         """Delete a file."""
@@ -88,8 +93,9 @@ class Folder:
 
     def append(self, name: str, line: bytes) -> None:
         """Append a line durably."""
-        self._make(self.path)
-        append(self.disk, self.path / name, line)
+        with _explained():
+            self._make(self.path)
+            append(self.disk, self.path / name, line)
 
     def folders(self, name: str) -> list[str]:
         """The folders in a folder; none where it is not there."""
@@ -102,6 +108,14 @@ class Folder:
             os.chmod(self.path, 0o700)
             self._closed = True
         make_folders(self.disk, folder)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unwritten(error.errno, error.strerror or type(error).__name__, error.filename) from error
 
 
 @contextmanager

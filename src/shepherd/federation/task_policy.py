@@ -1,5 +1,6 @@
 """The policy of a site, applied to a task.
 
+    judge_round(card, policy, rows)                     # before the first task: "", or the reason against each round
     judge_task(task, message, card, policy, now, rows)  # "", or the code of the first reason against it
 
 A site does not trust the coordinator: a task has to be the site's alone, of the card's base, method and objective, and
@@ -24,6 +25,14 @@ from shepherd.updates.composition import transforms
 
 MOST_HEADER_BYTES = 2**24
 """Bytes of the names, shapes and fields of a task, which take many times as much memory when they are read."""
+
+
+def judge_round(card: RunCard, policy: Policy, rows: int) -> str:
+    """ "rows" or "steps" where every round of a site that states `rows` would be against the policy; "" otherwise."""
+    trained, steps = _work(card, rows)
+    if not policy.min_rows_round <= trained <= policy.max_rows:
+        return "rows"
+    return "steps" if steps > policy.max_local_steps else ""
 
 
 def judge_task(
@@ -95,9 +104,12 @@ def _highest_rate(card: RunCard, policy: Policy) -> float:
 
 def _work_of_the_card(work: Work, card: RunCard, rows: int) -> bool:
     """Whether a round's rows and steps are those of the card, for a site that stated `rows`."""
+    return (work.rows, work.steps) == _work(card, rows)
+
+
+def _work(card: RunCard, rows: int) -> tuple[int, int]:
     training = card.training
-    expected = local_work(rows, training.batch_size, training.local_steps, training.local_epochs)
-    return (work.rows, work.steps) == expected
+    return local_work(rows, training.batch_size, training.local_steps, training.local_epochs)
 
 
 def _views_of_the_method(task: TrainTask, card: RunCard, views: tuple[ClientModel, ...]) -> bool:

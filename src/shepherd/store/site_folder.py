@@ -3,8 +3,9 @@
     sites/north               the site; of its runs the newest
     sites/north/runs/8f3c…    one of its runs
 
-Beside what `federation.site_store` keeps, a run of a site has `config.toml`, `adapter/`, the last global model that it
-was sent whole, and `model/`, its own one where the run makes such models.
+Beside what `federation.site_store` keeps, a run of a site has `config.toml`, `rows.json`, how many of its rows are used
+and why the others are not, `adapter/`, the last global model that it was sent whole, and `model/`, its own one where
+the run makes such models.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from shepherd.errors import UsageError
 OWN = "own"
 """The arm of a site's own model."""
 OWN_FOLDER, GLOBAL_FOLDER = "model", "adapter"
-LOG, CARD, RECORD = "audit.jsonl", "card.json", "run.json"
+LOG, CARD, RECORD, ROWS = "audit.jsonl", "card.json", "run.json", "rows.json"
 
 
 class SitePlace(NamedTuple):

@@ -157,7 +157,7 @@ def test_long_names_of_runs_are_cut_and_stay_apart():
     assert len(names) == 2 and all(len(name) <= 64 and name.endswith(".7") for name in names)
 
 
-@pytest.mark.parametrize("name, runs", [("dolly", 6), ("methods", 69), ("privacy", 8), ("small", 24)])
+@pytest.mark.parametrize("name, runs", [("dolly", 6), ("methods", 69), ("privacy", 9), ("small", 24)])
 def test_the_published_studies_can_be_read(name, runs, pytestconfig):
     study = load_study(pytestconfig.rootpath / "docs" / "studies" / f"{name}.toml")
     assert len(study.runs) == runs

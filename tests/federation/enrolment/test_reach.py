@@ -65,6 +65,17 @@ def test_a_machine_that_does_not_answer(invited: Invited, monkeypatch: pytest.Mo
         assert "does not answer within" in why(invitation)
 
 
+def test_a_busy_coordinator_is_not_taken_for_a_firewall(invited: Invited, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*given: object, **more: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(http.client.HTTPSConnection, "connect", lambda self: None)
+    monkeypatch.setattr(http.client.HTTPSConnection, "request", busy)
+    with pytest.raises(Unreachable, match="has the request, and no answer came within 10 s") as raised:
+        post(invited("hospital-a").address, "/enrol", b"{}")
+    assert "several sites join at once" in raised.value.hint
+
+
 @pytest.mark.parametrize("first", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n", b""])
 def test_a_port_that_speaks_something_else(invited: Invited, first: bytes) -> None:
     invitation = invited("hospital-a")

@@ -26,6 +26,18 @@ def test_two_messages_of_the_largest_size_may_be_on_their_way():
     assert not collects("a", 3, 100, SETTLED + 1)
 
 
+def test_a_message_that_our_process_has_counts_no_more():
+    guard, held = Guard(100), {1, 2}
+    collects = lambda stream, now=0.0: guard.collects("a", stream, 100, now, held.__contains__)  # noqa: E731
+    assert not collects(1) and not collects(2)
+    guard.done("b", 1)
+    guard.done("a", 7)
+    assert collects(3) == "too much is on its way"
+    guard.done("a", 1)
+    assert not collects(3)
+    assert collects(1) == "too much is on its way", "its stream anew is another message"
+
+
 def test_a_message_counts_for_a_moment_though_the_engine_does_not_hold_it_yet():
     guard, nothing = Guard(100), lambda stream: False
     assert not any(guard.collects("a", number, 1, 0.0, nothing) for number in range(OPEN))

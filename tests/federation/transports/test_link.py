@@ -146,7 +146,8 @@ def test_a_full_disk_is_an_event_and_the_question_is_tried_again(monkeypatch):
         ask(link, "one")
         until(lambda: engine.of("answer"))
     assert link.site.seen == [b"?", b"?"]
-    assert events.of("failed") == [{"why": "cannot write: No space left on device"}]
+    said = "cannot write to the disk: No space left on device; nothing is lost, and it goes on once there is space"
+    assert events.of("failed") == [{"why": said}]
 
 
 def test_the_text_of_an_exception_stays_at_the_site_and_the_next_question_is_answered():

@@ -194,7 +194,7 @@ def test_an_answer_that_is_too_large_costs_one_site_its_answer(federation):
 def test_a_flood_of_messages_is_cut_off(federation):
     with member(federation, session="one") as raw:
         codes = [raw(headers={"session": "one"}, timeout=0.2)["code"] for _ in range(2)]
-        answer = raw("flood", count=600)
+        answer = raw("flood", count=1200)  # in less than 20 s, also on a busy machine
     assert codes == ["ok", "ok"]
     until(lambda: "there are too many" in federation.events.reasons())
     assert answer["code"] == "ok"

@@ -26,6 +26,8 @@ from shepherd.federation.inbox import SMALL
 from shepherd.federation.messages import Progress, read
 from shepherd.federation.site import Site
 from shepherd.federation.verdicts import ADMITTED, WAITING
+from shepherd.store import read_json
+from shepherd.store.site_folder import ROWS
 
 SiteEvent = Mapping[str, Any]
 """An event of a site: {"event", …}. Those of messages are the lines of its log."""
@@ -36,6 +38,8 @@ LOOK = 0.5
 DELIVERY = 5.0
 """Seconds in which the last answer of a site that leaves goes out, and its goodbye."""
 DAY = 86400.0
+_READ = (ADMITTED, "no-rows", "few-rows", "cannot")
+"""Verdicts on a card for which the rows were read, or were to be."""
 _STATES = {ADMITTED: "taking part", WAITING: "waiting for approval"}
 
 
@@ -61,6 +65,7 @@ class Attending:
         self._verdict = ""
         self._last: Mapping[str, Any] = {}
         self._asked: set[str] = set()
+        self._rows: dict[str, Mapping[str, Any]] = {}
         self._failed: BaseException | None = None
         self._site: Site | None = None
 
@@ -174,6 +179,8 @@ class Attending:
             return
         self._note(event)
         self.show(event)
+        if event["event"] == "offer" and event["verdict"] in _READ:
+            self._show_rows(str(event["run"]))
         if event["event"] == "offer" and event["verdict"] == WAITING:
             self._ask(str(event["run"]))
         if self.once and event["event"] == "bye":
@@ -191,6 +198,14 @@ class Attending:
         elif "run" in event:
             state = _STATES.get(str(event.get("verdict")), "refused") if kind == "offer" else "taking part"
             self._presence.set(run=event["run"], round=event.get("round", 0), state=state)
+
+    def _show_rows(self, run: str) -> None:
+        """An event of what became of the rows that this process has read for a run; none of it leaves the site."""
+        file = self.folder / "runs" / run / ROWS
+        found = read_json(file) if file.is_file() else None
+        if found and found != self._rows.get(run):
+            self._rows[run] = found
+            self.show({"event": "rows", "run": run, **found})
 
     # A person
 

@@ -91,11 +91,13 @@ def write_site(folder: Path, new: NewSite) -> None:
 def _look(needs: Needs, say: Say) -> tuple[str, str]:
     """Rows and base as site.toml names them, when both are here."""
     from shepherd.config import Config
-    from shepherd.data.sources import is_path, load_examples
+    from shepherd.data.sources import dataset_notes, is_path, load_examples
     from shepherd.model import fetch
 
     rows = load_examples(needs.rows, columns=dict(needs.columns or {}), parts="clients")
     say(f"{needs.rows}: {plural(len(rows.examples), 'row')}")
+    for line in dataset_notes(rows):
+        say(f"{needs.rows}: {line}")
     base = needs.base or Config().model.base
     if any(entry.name == base and entry.path is None for entry in fetch.list_models()):
         say(f"fetching {base} once; it stays in the cache (shepherd model list)")

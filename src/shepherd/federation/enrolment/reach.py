@@ -45,12 +45,17 @@ def post(address: Address, path: str, data: bytes) -> Answered:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=address.authority)
     connection = http.client.HTTPSConnection(address.host, address.enrolment_port, timeout=PATIENCE, context=context)
+    connected = False
     try:
         connection.connect()  # the handshake, in which the certificate is verified, before anything of ours is sent
+        connected = True
         connection.request("POST", path, data, {"Content-Type": "application/json"})
         response = connection.getresponse()
         answer = Answered(response.read(MOST_BYTES + 1), _ahead(response.getheader("Date")))
     except (OSError, http.client.HTTPException) as error:
+        if connected and isinstance(error, TimeoutError):
+            busy = f"{_place(address)} has the request, and no answer came within {PATIENCE:.0f} s"
+            raise Unreachable(busy, "it is busy, as when several sites join at once: it helps to wait") from None
         raise Unreachable(*explain(error, address)) from None
     finally:
         connection.close()

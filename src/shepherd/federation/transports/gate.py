@@ -142,6 +142,10 @@ class Gate:
                 task.out_seq_chunks.clear()
                 task._remove_task()
 
+    def done(self, message: Any) -> None:
+        """Count a message no more: our process has it."""
+        self.guard.done(str(message.get_header(MessageHeaderKey.ORIGIN)), message.get_header(StreamHeaderKey.STREAM_ID))
+
     def _sender(self, message: Any) -> tuple[str, str]:
         """Whose connection a message came over, and what is against it."""
         cell, origin = message.get_prop(MessagePropKey.ENDPOINT), message.get_header(MessageHeaderKey.ORIGIN)

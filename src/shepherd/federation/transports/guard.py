@@ -2,7 +2,7 @@
 
 An answer is at most as large as the largest message of a run, so a member has no more than two of them on their way.
 What is above a limit is dropped before it is read or collected, and costs no other member anything. A message counts
-until the engine no longer holds it: what a member says of its end is not believed.
+until our process has it, or the engine no longer holds it: what a member says of its end is not believed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ PER_SECOND, BURST = 50.0, 200.0
 OPEN = 16
 """Messages of a member on their way at a time: each holds a thread of the engine, which has 64 for all members."""
 SETTLED = 1.0
-"""Seconds after the last part until which a message counts, though the engine does not hold it: it may be about to."""
+"""Seconds after the last part until which a message that our process has not counts, though the engine does not hold
+it: it may be about to."""
 STALE = 30.0
 """Seconds without a part after which a message is dropped."""
 Stream = int | str
@@ -59,6 +60,12 @@ class Guard:
                 return "too much is on its way"
             streams[stream] = size, now
             return ""
+
+    def done(self, member: str, stream: Stream) -> None:
+        """Count a message no more: our process has it."""
+        with self._lock:
+            if member in self._members:
+                self._members[member].streams.pop(stream, None)
 
     def stale(self, now: float) -> list[tuple[str, Stream]]:
         """The messages, by member, whose parts no longer come; they count no more, and are to be dropped."""

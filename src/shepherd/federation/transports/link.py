@@ -149,7 +149,8 @@ class Link:
             try:
                 return self.site.handle(data, lambda progress: self._progress(key, progress))
             except OSError as error:
-                self.on_event("failed", why=f"cannot write: {error.strerror or type(error).__name__}")
+                why = f"cannot write {error.filename or 'to the disk'}: {error.strerror or type(error).__name__}"
+                self.on_event("failed", why=f"{why}; nothing is lost, and it goes on once there is space")
                 stop.wait(AGAIN)
             except Exception as error:  # its text stays here
                 _log.debug("a question has failed", exc_info=True)

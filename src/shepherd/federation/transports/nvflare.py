@@ -107,6 +107,17 @@ class _Part(FLComponent):
     def do(self, head: Head, data: bytes) -> Head | None:
         raise NotImplementedError
 
+    def _take(self, message: Any) -> Any:
+        """Take a message, which counts for its sender until then."""
+        try:
+            return self._received(message)
+        finally:
+            Link.gate.done(message)
+            Link.tidier.note(len(message.payload or b""))
+
+    def _received(self, message: Any) -> Any:
+        raise NotImplementedError
+
     def send(self, target: str, topic: str, headers: dict[str, Any], data: bytes, timeout: float = WAIT) -> Head:
         """Send a message, and return what the other side answers: a code, and what belongs to it."""
         reply = self.cell.send_request(
@@ -130,7 +141,7 @@ class ServerPart(_Part):
             self.engine = fl_ctx.get_engine()
             self.cell = self.engine.get_cell()
             for topic in OF_SITES:
-                self.cell.register_request_cb(channel=CHANNEL, topic=topic, cb=self._received)
+                self.cell.register_request_cb(channel=CHANNEL, topic=topic, cb=self._take)
             threading.Thread(target=self._tick, daemon=True).start()
             Link.up()
 
@@ -159,8 +170,6 @@ class ServerPart(_Part):
             answer = Link.bridge.call(head, data, timeout=ANSWER)
         except (Gone, TimeoutError):
             answer = {"code": "busy"}
-        finally:
-            Link.tidier.note(len(data))
         return make_reply(ReturnCode.OK, "", json.dumps(dict(answer)).encode())
 
     def _sender(self, message: Any) -> str | None:
@@ -200,7 +209,7 @@ class SitePart(_Part):
         elif event_type == EventType.SYSTEM_START:
             self.cell = fl_ctx.get_engine().get_cell()
             for topic in OF_THE_COORDINATOR:
-                self.cell.register_request_cb(channel=CHANNEL, topic=topic, cb=self._received)
+                self.cell.register_request_cb(channel=CHANNEL, topic=topic, cb=self._take)
             Link.up()
 
     def do(self, head: Head, data: bytes) -> Head | None:
@@ -222,8 +231,6 @@ class SitePart(_Part):
             Link.bridge.post(head, data)
         except Gone:
             return make_reply(ReturnCode.SERVICE_UNAVAILABLE, "the site ends")
-        finally:
-            Link.tidier.note(len(data))
         return make_reply(ReturnCode.OK, "", b'{"code": "ok"}')
 
 

@@ -29,8 +29,20 @@ def alerts(record: RunRecord) -> list[str]:
         found.append(f"The mean and the best client alone are taken over {findings.trained_alone(record)}.")
     broken = [arm.title for arm in findings.arms(record) if arm.loss is None]
     if broken:
-        found.append(f"No finite held-out loss was measured for: {listing(broken)}.")
+        found.append(f"No finite held-out loss was measured for: {listing(broken)}.{_at_sites(record)}")
     return found
+
+
+def _at_sites(record: RunRecord) -> str:
+    """What keeps losses at the sites of a run, where no row of the coordinator is measured."""
+    data = record.config.get("data") or {}
+    few = data.get("held_out_per_category")
+    if data.get("source") != "sites:rows" or data.get("held_out_source") or not few:
+        return ""
+    return (
+        " Each site shows losses of at least policy.least_group held-out rows, 10 in a new site.toml, and holds out at "
+        f"most data.held_out_per_category = {few}."
+    )
 
 
 def resumptions(record: RunRecord, limits: Limits) -> Section | None:

@@ -22,9 +22,10 @@ OFFERS, OWN_MODEL, GOODBYE = "offer", "own model", "end"
 def read_site_log(runs: Sequence[Path], log: Path) -> dict[str, Any]:
     """{"runs": {id: …}, "other": {event: lines}} of a site.
 
-    A run has what its card and record say, "base_loss" and "own_loss", and "kinds": {kind: {"messages", "bytes_in",
-    "bytes_out", "verdicts": {verdict: messages}}}, "rounds": {round, or OFFERS or OWN_MODEL: {"messages", "bytes_in",
-    "bytes_out", "train_loss", "loss", "first", "last", "against": verdicts}}. bytes_out: of answers and progress.
+    A run has what its card and record say, "use_of_rows", what became of the site's rows, "base_loss", "own_loss", and
+    "kinds": {kind: {"messages", "bytes_in", "bytes_out", "verdicts": {verdict: messages}}}, "rounds": {round, or OFFERS
+    or OWN_MODEL: {"messages", "bytes_in", "bytes_out", "train_loss", "loss", "first", "last", "against": verdicts}}.
+    bytes_out: of answers and progress.
     Losses: nats per target token on the site's own rows, in training and on those held out. Raises DataError for a log
     that cannot be read; a line that cannot is left out.
     """
@@ -57,6 +58,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "decision": decided.get("verdict", ""), "decided": decided.get("time", ""),
         "rows": record.get("rows"), "digest": record.get("digest"), "card": digest,
         "trainings": record.get("trainings", 0), "measures": record.get("measures", 0),
+        "use_of_rows": _json(folder / "rows.json"),
         "models": [name for name, place in (("own", "model"), ("global", "adapter")) if (folder / place).is_dir()],
         "base_loss": None, "own_loss": None, "kinds": {}, "rounds": {},
     }  # fmt: skip

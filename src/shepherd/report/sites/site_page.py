@@ -41,6 +41,8 @@ def site_text(found: Mapping[str, Any], policy: Policy) -> str:
     if runs:
         newest = next(iter(runs))
         tables = (overview(runs, limits), privacy_table(runs, limits), _by_round(runs[newest], limits))
+        if lines := rows_text(runs[newest]["use_of_rows"]):
+            parts.append("\n".join(map(clean, [f"Rows in the run {newest[:12]}:", *lines])))
         parts += [plain_text(table) for table in tables if table]
     if policy:
         parts.append(plain_text(Table("Policy of this site", ("", ""), policy, texts=(0, 1))))
@@ -101,6 +103,21 @@ def privacy_table(runs: Mapping[str, Any], limits: Limits) -> Table | None:
     return Table("Privacy of what left", columns, rows, texts=(0, 1, 7), note=note.strip())
 
 
+def rows_text(found: Mapping[str, Any]) -> list[str]:
+    """How many rows of the site are trained on and held out, and why the others are not; [] where nothing is known.
+
+    found: "trained_on", "held_out" and "notes", or "error" and "hint" of rows that could not be used.
+    """
+    if "error" in found:
+        hint = f" ({found['hint']})" if found.get("hint") else ""
+        return [f"the rows cannot be used: {found['error']}{hint}"]
+    if "trained_on" not in found:
+        return []
+    held_out = number(found.get("held_out")) or 0
+    first = f"{plural(int(found['trained_on']), 'row')} of this site trained on, {count(held_out)} held out"
+    return [first, *(str(note) for note in found.get("notes", ()))]
+
+
 def _noise_by(found: Mapping[str, Any]) -> str:
     return f"the {found['drawn_by']}" + (", repeatable: not private" if found["noise"] != "secret" else "")
 
@@ -109,6 +126,7 @@ def _section(key: str, run: str, about: Mapping[str, Any], limits: Limits) -> Se
     text = [f"{about['name'] or 'A run'}: {_state(about)}."]
     if about.get("privacy"):
         text.append(about["privacy"]["trust"])
+    text += rows_text(about["use_of_rows"])
     models = {
         "own": "its own model (shepherd chat of this folder)",
         "global": "the last global model that was sent here",
