@@ -1,9 +1,11 @@
 """What sites over a network cost beyond training: seconds a round, memory of each process, and both over time.
 
 python benchmarks/sites.py [--sites 2] [--mb 10] [--rounds 10] [--soak MINUTES] [--pace SECONDS] [--every SECONDS]
+python benchmarks/sites.py --answer 500
 
 Each site is a process without a trainer that answers a question with as many bytes. All run on this machine, over TLS.
-A soak exits with 1 where memory, descriptors or threads of a process grow in it (tests/helpers/flatness.py).
+A soak exits with 1 where memory, descriptors or threads of a process grow in it (tests/helpers/flatness.py). With
+--answer one site answers once with so many 10^6 bytes: the memory that this costs, taken and above the limit.
 """
 
 from __future__ import annotations
@@ -34,18 +36,21 @@ MIB = 2**20
 Processes = dict[str, list[psutil.Process]]
 
 
-class Echo:
-    """A site that answers with its question."""
+LARGE = b"a large answer, please"
 
-    def __init__(self) -> None:
-        self.session = secrets.token_hex(8)
+
+class Echo:
+    """A site that answers with its question, or with `large` bytes."""
+
+    def __init__(self, large: int = 0) -> None:
+        self.session, self.large = secrets.token_hex(8), large
 
     def handle(self, data: bytes, _: Callable[[bytes], None]) -> bytes:
-        return bytes(data)
+        return secrets.token_bytes(self.large) if data == LARGE else bytes(data)
 
 
 @contextmanager
-def federation(folder: Path, names: list[str], limit: int) -> Iterator[tuple[Transport, list[int]]]:
+def federation(folder: Path, names: list[str], limit: int, large: int = 0) -> Iterator[tuple[Transport, list[int]]]:
     """A coordinator in this process and a process for each site: the transport, and the numbers of those processes."""
     kits, children = Kits(folder), []
     kits.server()
@@ -53,7 +58,7 @@ def federation(folder: Path, names: list[str], limit: int) -> Iterator[tuple[Tra
         kit = kits.site(name)
         child = os.fork()
         if not child:
-            serve_site(kit, Echo(), stop=threading.Event(), limit=limit)
+            serve_site(kit, Echo(large), stop=threading.Event(), limit=limit)
         children.append(child)
     try:
         with serve_federation(folder / "server", limit=limit) as transport:
@@ -163,6 +168,46 @@ def soak(
     return found
 
 
+def peaks(kinds: Processes) -> dict[str, float]:
+    """The greatest resident MiB of each kind of process since its start (Linux)."""
+    return {
+        kind: max(
+            int(line.split()[1]) / 1024
+            for process in found
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
+        for kind, found in kinds.items()
+    }
+
+
+def show_a_large_answer(size: int, limit: int) -> None:
+    """Print what an answer of `size` bytes costs where a round takes `limit` bytes of each."""
+    names = ["site-00", "site-01"]
+    with tempfile.TemporaryDirectory() as folder, federation(Path(folder), names, limit, size) as (transport, children):
+        kinds = processes(children)
+        ask(transport, names, b"?")
+        before, begin, seconds, taken = peaks(kinds), time.monotonic(), {}, True
+        for reply in transport.ask(
+            {"site-00": LARGE, "site-01": b"?"}, 600.0, lambda: len(seconds) == 2, limit, lambda client, news: None
+        ):
+            seconds[reply.client] = time.monotonic() - begin
+            taken &= reply.data is not None and len(reply.data) <= limit
+            del reply
+        after = peaks(kinds)
+        time.sleep(4.0)
+        rest = {kind: held(found).mib for kind, found in kinds.items()}
+    what = "; ".join(
+        f"{kind} +{after[kind] - before[kind]:.0f} MiB (peak {after[kind]:.0f}, then {rest[kind]:.0f})"
+        for kind in kinds
+    )
+    said = "" if taken else "not "
+    print(
+        f"{size / 1e6:.0f} MB, {said}taken, {max(seconds.values()):.1f} s, "
+        f"the other {min(seconds.values()):.1f} s; {what}"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sites", type=int, default=2)
@@ -175,7 +220,12 @@ def main() -> int:
         "--pace", type=float, default=0.2, metavar="SECONDS", help="from a round of the soak to the next"
     )
     parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="between two lines of the soak")
+    parser.add_argument("--answer", type=float, metavar="MB", help="what one answer of so many 10^6 bytes costs")
     given = parser.parse_args()
+    if given.answer:
+        for share in (0.2, 1.2):  # in this order: a peak stays
+            show_a_large_answer(int(given.answer * 1e6), int(given.answer * share * 1e6))
+        return 0
     names, data = [f"site-{n:02}" for n in range(given.sites)], secrets.token_bytes(int(given.mb * 1e6))
     with (
         tempfile.TemporaryDirectory() as folder,
