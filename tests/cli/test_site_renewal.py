@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 from console import Shell
 from enrolment_tool import run_here
 from federation_kits import free_port
-from shepherd.errors import UsageError
-from shepherd.experiment.sites import folders, joining, renewal, site_file
+from shepherd.errors import NetworkError, UsageError
+from shepherd.experiment.sites import attend, folders, joining, renewal, site_file
 from shepherd.federation import enrolment
 from shepherd.federation.enrolment import members
+from shepherd.federation.enrolment import place as place_of
 
 SITE = folders.SITES / "north"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="federations of sites need Linux")
@@ -159,3 +161,46 @@ def test_neither_a_full_disk_nor_a_kit_that_is_being_replaced_ends_a_site_that_s
     lines: list[str] = []
     assert not renewal.renew_if_due(SITE, lines.append)
     assert lines == [f"the certificate is due and was not renewed: {why}; the next try is in an hour"]
+
+
+def test_between_attempts_of_a_renewal_that_waits_other_processes_settle_the_folder(shell, monkeypatch):
+    in_days(monkeypatch, 5)
+    settled: list[float] = []
+
+    def meanwhile(seconds):
+        enrolment.settle(SITE)
+        settled.append(seconds)
+
+    monkeypatch.setattr("shepherd.federation.enrolment.joining.time", SimpleNamespace(
+        monotonic=iter(range(100)).__next__, sleep=meanwhile))  # fmt: skip
+    with pytest.raises(NetworkError, match="nothing listens"):
+        renewal.renew(SITE, 3.0, lambda line: None)
+    assert settled
+
+
+def test_a_site_that_serves_completes_a_renewal_that_was_killed_before_its_kit_was_whole(
+    shell, federation, monkeypatch
+):
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    in_days(monkeypatch, 5)
+    before, serves = key(), []
+    with enrolment.listener(federation, lambda line: None), monkeypatch.context() as patch:
+        patch.setattr(place_of, "install", killed)
+        with pytest.raises(KeyboardInterrupt):
+            enrolment.renew_site(SITE, lambda line: None)
+    assert enrolment.is_unsettled(SITE)
+    kept = shutil.copytree(SITE / place_of.ENROLMENT / place_of.IDENTITY, "kept")
+
+    def served(kit, attending, stop, *given):
+        serves.append(enrolment.is_unsettled(SITE))
+        if len(serves) == 1:  # as where the renewal was killed after the first connection
+            shutil.copytree(kept, SITE / place_of.ENROLMENT / place_of.IDENTITY)
+            raise UsageError("the kit is damaged")
+        attending.stop()
+
+    monkeypatch.setattr(attend.links, "serve_site", served)
+    monkeypatch.setattr(attend, "open_site", lambda *given: nullcontext(SimpleNamespace(session="s")))
+    attend.Attending(SITE, lambda event: None).serve()
+    assert serves == [False, False] and not enrolment.is_unsettled(SITE) and key() != before

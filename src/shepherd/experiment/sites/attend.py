@@ -130,6 +130,8 @@ class Attending:
 
     def _serve_until_renewed(self) -> bool:
         """Serve; True where the connection is to be made anew, with another certificate."""
+        from shepherd.federation.enrolment import is_unsettled
+
         with self._connected() as thread:
             looked, renewed = time.monotonic(), False
             while thread.is_alive() and not self._stop.is_set():
@@ -144,7 +146,10 @@ class Attending:
         while not self._events.empty():
             self._next_event()
         if self._failed is not None:
-            raise self._failed
+            if not is_unsettled(self.folder):
+                raise self._failed
+            # `shepherd site renew` was killed between key and certificate: connecting anew completes it.
+            self._failed, renewed = None, True
         return renewed
 
     @contextmanager

@@ -18,10 +18,10 @@ from shepherd.federation.enrolment.invitation import Invitation, read_invitation
 from shepherd.federation.enrolment.joining import complete, enrol, renew_site, request
 from shepherd.federation.enrolment.listener import listener
 from shepherd.federation.enrolment.members import Member
-from shepherd.federation.enrolment.place import Membership, membership, renewal_due, settle
+from shepherd.federation.enrolment.place import Membership, is_unsettled, membership, renewal_due, settle
 
 __all__ = [
-    "FederationFolder", "Invitation", "Member", "Membership", "approve", "complete", "enrol", "invite", "listener",
-    "membership", "new_federation", "read_invitation", "remove", "renew", "renew_site", "renewal_due", "request",
-    "settle",
+    "FederationFolder", "Invitation", "Member", "Membership", "approve", "complete", "enrol", "invite", "is_unsettled",
+    "listener", "membership", "new_federation", "read_invitation", "remove", "renew", "renew_site", "renewal_due",
+    "request", "settle",
 ]  # fmt: skip

@@ -45,16 +45,20 @@ def enrol(invitation: Invitation, site_folder: str | Path, wait: float | None, s
     attempt, of at most 20 s. A site that is a member already stays one. Raises UsageError where the coordinator refuses
     or the folder is another federation's, NetworkError after the wait.
     """
+
     with settled(site_folder) as folder:
         if (found := member_of(folder, invitation)) is not None:
             say(f"{invitation.site} is a member of {invitation.federation} already")
             return found.expires
-        data = pending(folder, invitation)
-        answer, ahead = _send(invitation, data, wait, say)
-        expires = accept(folder, answer)
-        _confirm(invitation, data)
-        _compare_clocks(folder, ahead, say)
-        return expires
+        pending(folder, invitation)  # the key takes its time, which is none of the coordinator's
+
+    def attempt() -> datetime:
+        with settled(site_folder) as folder:
+            if (found := member_of(folder, invitation)) is not None:
+                return found.expires
+            return _exchange(folder, invitation, pending(folder, invitation), say)
+
+    return _try(attempt, invitation, wait, say)
 
 
 def request(invitation: Invitation | None, site_folder: str | Path, to: Path | None = None) -> Path:
@@ -87,22 +91,35 @@ def complete(site_folder: str | Path, signed: str | Path) -> datetime:
 def renew_site(site_folder: str | Path, say: Say, wait: float | None = 30.0) -> datetime:
     """Get a new certificate, for a new key, over the network; return until when it is valid. As `enrol` otherwise."""
     with settled(site_folder) as folder:
-        data = pending_renewal(folder)
         address = present(folder).address
-        answer, ahead = _send(address, data, wait, say)
-        expires = accept(folder, answer)
-        _confirm(address, data)
-        _compare_clocks(folder, ahead, say)
-        return expires
+        pending_renewal(folder)
+
+    def attempt() -> datetime:
+        with settled(site_folder) as folder:
+            return _exchange(folder, address, pending_renewal(folder), say)
+
+    return _try(attempt, address, wait, say)
 
 
-def _send(address: Address, data: bytes, wait: float | None, say: Say) -> tuple[bytes, float | None]:
-    """The coordinator's answer. Tries until it comes, and says each new reason why it does not."""
+def _exchange(folder: Path, address: Address, data: bytes, say: Say) -> datetime:
+    """Send a request, and install what is answered. Raises Refused and Unreachable."""
+    answer, ahead = post(address, ENROL, data)
+    expires = accept(folder, answer)
+    _confirm(address, data)
+    _compare_clocks(folder, ahead, say)
+    return expires
+
+
+def _try(attempt: Callable[[], datetime], address: Address, wait: float | None, say: Say) -> datetime:
+    """Try until the coordinator answers, and say each new reason why it does not.
+
+    Between attempts the folder is free for other processes, such as the one that serves the site.
+    """
     end = None if wait is None else time.monotonic() + wait
     said, pause = "", 1.0
     while True:
         try:
-            return post(address, ENROL, data)
+            return attempt()
         except Refused as refused:
             sentence, hint = f"{address.federation} refuses {address.site}: {refused.why.site}", refused.why.hint
             if not refused.why.later:

@@ -121,6 +121,11 @@ def settle(site_folder: str | Path) -> None:
             _write_kit(folder, read_address(folder / ENROLMENT / ADDRESS))
 
 
+def is_unsettled(site_folder: str | Path) -> bool:
+    """Whether a new key and certificate lie ready and are not, or not both, in the kit: `settle` completes them."""
+    return (Path(site_folder) / ENROLMENT / IDENTITY).is_dir()
+
+
 @contextmanager
 def settled(site_folder: str | Path) -> Iterator[Path]:
     """The site's folder, settled, with no other process at its enrolment."""
