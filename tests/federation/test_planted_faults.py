@@ -47,7 +47,7 @@ FAULTS = [
     (site, 'if record.get("digest", salted) != salted:', "if False:",
      sites.test_rows_that_change_within_a_run_are_refused_before_they_are_trained_on),
     (site, "self.store.salt() + f", "f", salt),
-    (site, "stated = max(facts.rows, self.policy.min_rows_tell)", "stated = facts.rows", salt),
+    (site, "max(facts.rows, self.policy.min_rows_tell)", "facts.rows", salt),
     (site, 'names = self.policy.categories == "shown"', "names = True",
      sites.test_a_measure_is_sums_and_weights_without_the_names_of_categories),
     (site, 'if not rows and getattr(message, "rows_of", "") != "none":', "if False:",
@@ -93,7 +93,7 @@ FAULTS = [
      hostile.test_a_coordinator_cannot_fill_the_disk_or_the_memory_of_a_site_with_cards),
     (groups, "names = names and not instead", "names = names",
      hostile.test_a_number_of_rows_that_is_stated_larger_cannot_be_seen_in_a_measure_or_by_the_size_of_its_groups),
-    (task_policy, "return (work.rows, work.steps) == expected", "return True", partial(
+    (task_policy, "return (work.rows, work.steps) == _work(card, rows)", "return True", partial(
         hostile.test_two_tasks_cannot_differ_by_a_row_since_rows_and_steps_of_a_round_follow_from_the_card,
         changed={"rows": 5})),
     (task_policy, "or _effective_rows(work) < policy.min_rows_round", "", partial(
