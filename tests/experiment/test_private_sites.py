@@ -64,6 +64,13 @@ def test_with_repeatable_noise_a_private_run_over_sites_has_the_bytes_of_the_sim
     assert not (done.path / "journal.jsonl").exists() and not (done.path / "checkpoints").exists()
 
 
+def test_a_run_whose_every_cohort_is_empty_releases_noise_and_finishes(begin, monkeypatch):
+    monkeypatch.setattr("shepherd.updates.privacy.client_level.poisson_sample", lambda *given: ())
+    done = begin(*CLIENT)
+    assert [line["cohort"] for line in done.rounds()] == [[]] * 3 and len(releases(done.path)) == 3
+    assert done.summary["privacy"]["private"] is True
+
+
 def releases(run):
     return [(line.round, line.attempt) for line in read_releases(run / "privacy.jsonl")]
 

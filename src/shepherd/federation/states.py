@@ -21,13 +21,14 @@ MOST_IGNORED = 50
 RUN: Mapping[str, set[str]] = {
     "": {"drafted"},
     "drafted": {"open", "stopped"},
-    "open": {"round", "paused", "stopped"},
+    "open": {"round", "paused", "finished", "stopped"},
     "round": {"round", "paused", "finished", "stopped"},
     "paused": {"round", "paused", "open", "finished", "stopped"},
     "stopped": {"open"},
     "finished": set(),
 }
-"""State of the run -> those that may follow. A paused run waits until it is resumed or stopped."""
+"""State of the run -> those that may follow. A paused run waits until it is resumed or stopped. One that is open is
+finished without a round where every cohort is empty, or where a resumed run has no round left."""
 _ENDED = {"working", "offered", "finished"}
 SITE: Mapping[str, set[str]] = {
     "": {"offered"},
