@@ -94,7 +94,7 @@ def plan_of_no_account():
 def test_a_federation_without_signal_is_told_from_one_with(shell, monkeypatch):
     monkeypatch.setattr("shepherd.experiment.privacy_plan.epsilons", lambda *_: plan_of_no_account())
     small = ("privacy", "plan", "--clients=100", "--per-round=5", "--rounds=4", "--delta=1e-3")
-    assert "There will be no signal: with every method the noise covers" in shell(*small, "--noise=1").out
+    assert "Expect no signal: with every method the noise is larger than all updates" in shell(*small, "--noise=1").out
     assert "There is signal with fed_sb, ravan." in shell(*small, "--noise=0.06").out
 
 

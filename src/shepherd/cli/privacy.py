@@ -113,13 +113,14 @@ def _verdict(plan: PrivacyPlan) -> str:
     elif by["doubtful"]:
         text = f"Signal is doubtful, at best with {', '.join(by['doubtful'])}."
     else:
-        text = "There will be no signal: with every method the noise covers what the clients learn."
+        text = "Expect no signal: with every method the noise is larger than all updates of the run together."
     return "\n".join((
         "",
         textwrap.fill(text, 100),
         "  yes: the noise of a round is no larger than the largest update (noise/clip up to 1)",
         "  doubtful: larger, but updates that agree in all rounds could exceed it (up to √rounds)",
         "  no: larger than all updates of the run together",
+        "Norms are compared, which is no prediction of a loss; a run without noise and one with it show what is left.",
         "More clients per round lower the ratio most: it falls as 1/K. Fewer values do as their root.",
     ))  # fmt: skip
 
