@@ -145,8 +145,9 @@ def test_the_digest_of_a_run_ignores_its_machine_and_where_its_files_lie(tmp_pat
     assert str(tmp_path) not in str(portable(moved.variants[0].config)) and digest_of({"a": 1}) != digest_of({"a": 2})
 
 
-def test_the_commands_of_published_outputs_name_files_and_no_place_on_this_machine(tmp_path):
-    study = study_of(tmp_path, TWO, overrides=[f"data.source={tmp_path / 'rows.jsonl'}", "lora.r=2"])
+@pytest.mark.parametrize("quote", ["", '"', "'"])
+def test_the_commands_of_published_outputs_name_files_and_no_place_on_this_machine(tmp_path, quote):
+    study = study_of(tmp_path, TWO, overrides=[f"data.source={quote}{tmp_path / 'rows.jsonl'}{quote}", "lora.r=2"])
     lines = [line for _, line in commands(study)]
     assert lines[0] == "shepherd study run study.toml --set data.source=rows.jsonl --set lora.r=2"
     assert str(tmp_path) not in "".join(lines)

@@ -25,7 +25,8 @@ def commands(study: Study) -> list[Command]:
 def _published(override: str) -> str:
     """A setting of the command line with the file's name in place of a path of this machine: outputs are published."""
     key, sign, value = override.partition("=")
-    return f"{key}={Path(value).name}" if sign and Path(value).is_absolute() else override
+    path = Path(value.strip().strip("\"'"))
+    return f"{key}={path.name}" if sign and path.is_absolute() else override
 
 
 def _judging(study: Study) -> Iterator[Command]:
