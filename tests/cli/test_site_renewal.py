@@ -204,3 +204,13 @@ def test_a_site_that_serves_completes_a_renewal_that_was_killed_before_its_kit_w
     monkeypatch.setattr(attend, "open_site", lambda *given: nullcontext(SimpleNamespace(session="s")))
     attend.Attending(SITE, lambda event: None).serve()
     assert serves == [False, False] and not enrolment.is_unsettled(SITE) and key() != before
+
+
+def test_a_request_goes_to_the_file_or_the_folder_that_is_named_and_to_no_other(shell, monkeypatch):
+    in_days(monkeypatch, 5)
+    Path("north.request").write_text("mine")
+    Path("out").mkdir()
+    for given, made in ("other.txt", "other.txt"), ("out", "out/north.request"):
+        assert shell("site", "renew", "--request", given).out.startswith(f"{made}: send it to the coordinator")
+        assert Path(made).read_bytes()
+    assert Path("north.request").read_text() == "mine"

@@ -74,9 +74,8 @@ def join(
     if joining.is_signed(file):
         expires = enrolment.complete(place, file)
     elif request is not None:
-        made = enrolment.request(enrolment.read_invitation(file), place, request.parent)
-        made.replace(request)
-        click.echo(f"{request}: send it to the coordinator, for shepherd federation approve {request.name}; the answer "
+        made = enrolment.request(enrolment.read_invitation(file), place, request)
+        click.echo(f"{made}: send it to the coordinator, for shepherd federation approve {made.name}; the answer "
                    f"is for: shepherd site join {place.name}.signed")  # fmt: skip
         return
     else:
@@ -129,8 +128,8 @@ def renew(file: Path | None, name: str | None, wait: float, request: Path | None
         raise UsageError(f"{file} is not the answer to a request", hint="shepherd site join is for an invitation")
     place = folders.find(folders.SITES, name or (joining.site_of(file) if file is not None else None))
     if request is not None:
-        renewal.request(place, request, output.note)
-        click.echo(f"{request}: send it to the coordinator, for shepherd federation approve {request.name}; the answer "
+        made = renewal.request(place, request, output.note)
+        click.echo(f"{made}: send it to the coordinator, for shepherd federation approve {made.name}; the answer "
                    f"is for: shepherd site renew {place.name}.signed")  # fmt: skip
         return
     expires = renewal.take(place, file) if file is not None else renewal.renew(place, wait, output.note)

@@ -35,12 +35,12 @@ def renew(folder: Path, wait: float, say: Say) -> datetime:
         raise NetworkError(error.message, hint=f"{error.hint}; {_advice(member)}") from None
 
 
-def request(folder: Path, to: Path, say: Say) -> None:
-    """Write a request for a renewal to a file. Raises UsageError where the folder is that of no member."""
+def request(folder: Path, to: Path, say: Say) -> Path:
+    """Write a request for a renewal to a file, or into a folder; the file. Raises UsageError without a membership."""
     from shepherd.federation import enrolment
 
     say(_state(_member(folder)))
-    enrolment.request(None, folder, to.parent).replace(to)
+    return enrolment.request(None, folder, to)
 
 
 def take(folder: Path, signed: Path) -> datetime:

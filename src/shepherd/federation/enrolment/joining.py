@@ -62,12 +62,16 @@ def enrol(invitation: Invitation, site_folder: str | Path, wait: float | None, s
 
 
 def request(invitation: Invitation | None, site_folder: str | Path, to: Path | None = None) -> Path:
-    """Write a request into a file, SITE.request in the folder `to` (the current one); None: one for a renewal."""
+    """Write a request into the file `to`, or as SITE.request into that folder (the current one).
+
+    invitation: None for the request of a renewal.
+    """
     with settled(site_folder) as folder:
         if invitation is not None and member_of(folder, invitation) is not None:
             raise UsageError(f"{invitation.site} is a member of {invitation.federation} already")
         data = pending(folder, invitation) if invitation is not None else pending_renewal(folder)
-        path = (to or Path()) / f"{read(Request, data).site}.request"
+        path = to or Path()
+        path = path / f"{read(Request, data).site}.request" if path.is_dir() else path
         write_whole(PRIVATE, path, data)
     return path
 
