@@ -196,7 +196,7 @@ def test_a_flood_of_messages_is_cut_off(federation):
         codes = [raw(headers={"session": "one"}, timeout=0.2)["code"] for _ in range(2)]
         answer = raw("flood", count=1200)  # in less than 20 s, also on a busy machine
     assert codes == ["ok", "ok"]
-    until(lambda: "there are too many" in federation.events.reasons())
+    until(lambda: "too many" in federation.events.reasons())  # a second, or on their way: as fast as the machine is
     assert answer["code"] == "ok"
     assert set(federation.ask("a")) == {"a"}
 
