@@ -23,6 +23,7 @@ from shepherd.store import RunDirectory
 from shepherd.store.manifest import read_manifest
 from shepherd.types import ClientUpdate, ExamplePrivacy, TrainTask, Work
 from shepherd.updates.privacy.accountant import Rounds, epsilons
+from shepherd.updates.privacy.example_account import LEDGERS, ledger_name
 from shepherd.updates.privacy.ledger import Ledger
 from shepherd.updates.privacy.publication import place_of
 from stopped_runs import Stop, after_round, stopped
@@ -208,3 +209,10 @@ def test_an_export_whose_ledgers_give_another_epsilon_is_refused(whole, tmp_path
         guarantee_of(run, config, notes.append)
     shutil.rmtree(run / "private")  # as readers have it
     assert guarantee_of(run, config, notes.append) and "no ledger" in notes[0]
+
+
+@pytest.mark.parametrize("client", ["north", "a/b.c", "\u00e9 \u2603", "\ud800"])
+def test_the_ledger_of_a_client_is_one_file_whatever_its_name_is(client, tmp_path):
+    place = place_of(tmp_path, ledger_name(client))
+    assert place.name.endswith(".jsonl") and place.parent == place_of(tmp_path, LEDGERS)
+    assert open_ledger(tmp_path, client).name == ledger_name(client)

@@ -74,9 +74,7 @@ def join(
     if joining.is_signed(file):
         expires = enrolment.complete(place, file)
     elif request is not None:
-        made = enrolment.request(enrolment.read_invitation(file), place, request)
-        click.echo(f"{made}: send it to the coordinator, for shepherd federation approve {made.name}; the answer "
-                   f"is for: shepherd site join {place.name}.signed")  # fmt: skip
+        _requested(enrolment.request(enrolment.read_invitation(file), place, request), "join", place.name)
         return
     else:
         expires = joining.enrol(place, enrolment.read_invitation(file), wait, output.note)
@@ -128,9 +126,7 @@ def renew(file: Path | None, name: str | None, wait: float, request: Path | None
         raise UsageError(f"{file} is not the answer to a request", hint="shepherd site join is for an invitation")
     place = folders.find(folders.SITES, name or (joining.site_of(file) if file is not None else None))
     if request is not None:
-        made = renewal.request(place, request, output.note)
-        click.echo(f"{made}: send it to the coordinator, for shepherd federation approve {made.name}; the answer "
-                   f"is for: shepherd site renew {place.name}.signed")  # fmt: skip
+        _requested(renewal.request(place, request, output.note), "renew", place.name)
         return
     expires = renewal.take(place, file) if file is not None else renewal.renew(place, wait, output.note)
     click.echo(f"{place.name} is renewed: a member until {expires:%Y-%m-%d}")
@@ -197,6 +193,12 @@ def _serve(place: Path, *, yes: bool, once: bool, as_json: bool) -> None:
         Attending(place, view, yes=yes, once=once, ask=ask).serve()
     finally:
         view.close()
+
+
+def _requested(made: Path, command: str, site: str) -> None:
+    """Print what becomes of a request in a file."""
+    click.echo(f"{made}: send it to the coordinator, for shepherd federation approve {made.name}; the answer "
+               f"is for: shepherd site {command} {site}.signed")  # fmt: skip
 
 
 def _asked(offer: Offered, file: SiteFile) -> bool:

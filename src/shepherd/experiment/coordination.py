@@ -27,6 +27,7 @@ from shepherd.experiment.site_attendance import Attendance
 from shepherd.experiment.site_measures import Measured, checked, entry_of_rows, entry_of_sites, finish_task, in_common
 from shepherd.federation.coordinator import Coordinator
 from shepherd.outcomes import outcomes_of
+from shepherd.report.sites.history import rule_of_losses
 from shepherd.rng import stream
 from shepherd.round import Plan, run_round
 from shepherd.store.records import RoundRecord, notes, read_rounds
@@ -193,9 +194,8 @@ class Coordination:
             by_site, differences = in_common(both.get("base", {}), both.get("federated", {})), []
             if not by_site["base"]:
                 self.reporter.warn(
-                    "no site measured the model on rows of its own, so no loss is known: each shows losses of at least "
-                    "policy.least_group held-out rows, 10 in a new site.toml, and holds out at most "
-                    f"data.held_out_per_category = {self.config.data.held_out_per_category}"
+                    "no site measured the model on rows of its own, so no loss is known: "
+                    + rule_of_losses(self.config.data.held_out_per_category)
                 )
             entries = {arm: entry_of_sites(found) for arm, found in by_site.items()}
         arms = {arm: self._checked(entry, *models[arm]) for arm, entry in entries.items()}

@@ -7,18 +7,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from shepherd.errors import DataError
 from shepherd.round import Plan
 from shepherd.store import RunDirectory
 from shepherd.types import ClientId
-from shepherd.updates.privacy.example_account import ExampleAccounts, ExampleRelease
+from shepherd.updates.privacy.example_account import LEDGERS, ExampleAccounts, ExampleRelease, ledger_name
 from shepherd.updates.privacy.ledger import CUT, Ledger, read_releases
 from shepherd.updates.privacy.publication import place_of
 
-LEDGERS = "ledgers"
-"""The folder of the ledgers."""
 FACT = "examples"
 """The key of the ledgers in the manifest of a round."""
 
@@ -53,6 +50,6 @@ def marks_of(plan: Plan) -> dict[str, Any]:
 
 def open_ledger(folder: Path, client: ClientId) -> Ledger:
     """The ledger of a client in the run directory at `folder`. Raises DataError for lines that are none."""
-    name, store = f"{LEDGERS}/{quote(client, safe=' ')}.jsonl", RunDirectory(folder)
+    name, store = ledger_name(client), RunDirectory(folder)
     releases = read_releases(place_of(folder, name), ExampleRelease)
     return Ledger(releases, partial(store.append, name), name)

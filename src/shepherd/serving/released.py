@@ -7,21 +7,18 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from shepherd.config import Config
 from shepherd.errors import DataError, UsageError
 from shepherd.report.guarantee import not_private, published_sentence
 from shepherd.store import RunDirectory, read_json
 from shepherd.store.adapters import FEDERATED, ArmName
-from shepherd.updates.privacy.example_account import ExampleRelease, largest_epsilon
+from shepherd.updates.privacy.example_account import LEDGERS, ExampleRelease, largest_epsilon, ledger_name
 from shepherd.updates.privacy.ledger import CUT, FILE, Ledger, read_releases
 from shepherd.updates.privacy.publication import place_of, withholds
 
 GUARANTEE = "privacy.json"
 """The file of a run directory, and of an export, that states the guarantee."""
-LEDGERS = "ledgers"
-"""The folder of the ledgers of unit "example", one file a client."""
 
 
 def check_released(wanted: ArmName, config: Config, note: Callable[[str], None]) -> None:
@@ -62,13 +59,11 @@ def _facts(run: Path) -> Mapping[str, Any]:
 
 
 def _check_examples(stated: Mapping[str, Any], folder: Path, marks: Mapping[str, Any]) -> None:
-    ledgers = {
-        file.stem: Ledger(read_releases(file, ExampleRelease), name=f"{LEDGERS}/{file.name}")
-        for file in sorted(folder.glob("*.jsonl"))
-    }
+    files = {f"{LEDGERS}/{file.name}": file for file in sorted(folder.glob("*.jsonl"))}
+    ledgers = {name: Ledger(read_releases(file, ExampleRelease), name=name) for name, file in files.items()}
     for client, mark in marks.items():
-        stem = quote(client, safe=" ")
-        ledgers.get(stem, Ledger(name=f"{LEDGERS}/{stem}.jsonl")).check(mark)
+        name = ledger_name(client)
+        ledgers.get(name, Ledger(name=name)).check(mark)
     spent = {client: [line.rounds for line in ledger.releases] for client, ledger in ledgers.items()}
     steps = max((sum(part.count for part in parts) for parts in spent.values()), default=0)
     if steps != stated["steps"][1]:

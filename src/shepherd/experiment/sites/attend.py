@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shepherd.errors import UsageError
 from shepherd.experiment.site import open_site
 from shepherd.experiment.sites import leaving, links, renewal
 from shepherd.experiment.sites.decisions import Offered, decide, find_offer
@@ -106,13 +105,8 @@ class Attending:
 
     def serve(self) -> None:
         """Serve until the end. Raises what ended the transport, and UsageError where another process is this site."""
-        from shepherd.federation.enrolment import membership
-
         links.check_machine()
-        if membership(self.folder) is None:
-            raise UsageError(
-                f"{self.folder} is not the site of a member yet", hint="shepherd site join SITE.invite, or SITE.signed"
-            )
+        renewal.member_of(self.folder)
         with open_site(self.folder / SETTINGS, self.folder, links.PROTECTIONS, self._watch) as site:
             self._site, self.session = site, site.session
             leaving.forget(self.folder)

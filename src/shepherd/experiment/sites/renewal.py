@@ -27,7 +27,7 @@ def renew(folder: Path, wait: float, say: Say) -> datetime:
     """
     from shepherd.federation.enrolment import renew_site
 
-    member = _member(folder)
+    member = member_of(folder)
     say(_state(member))
     try:
         return renew_site(folder, say, wait)
@@ -39,7 +39,7 @@ def request(folder: Path, to: Path, say: Say) -> Path:
     """Write a request for a renewal to a file, or into a folder; the file. Raises UsageError without a membership."""
     from shepherd.federation import enrolment
 
-    say(_state(_member(folder)))
+    say(_state(member_of(folder)))
     return enrolment.request(None, folder, to)
 
 
@@ -47,7 +47,7 @@ def take(folder: Path, signed: Path) -> datetime:
     """Install the certificate of the coordinator's answer in a file; until when it is valid. Raises UsageError."""
     from shepherd.federation.enrolment import complete
 
-    _member(folder)
+    member_of(folder)
     return complete(folder, signed)
 
 
@@ -70,7 +70,8 @@ def renew_if_due(folder: Path, say: Say) -> bool:
     return True
 
 
-def _member(folder: Path) -> Membership:
+def member_of(folder: Path) -> Membership:
+    """The membership of a site's folder. Raises UsageError without one."""
     from shepherd.federation.enrolment import membership
 
     found = membership(folder)

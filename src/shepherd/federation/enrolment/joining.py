@@ -45,7 +45,6 @@ def enrol(invitation: Invitation, site_folder: str | Path, wait: float | None, s
     attempt, of at most 20 s. A site that is a member already stays one. Raises UsageError where the coordinator refuses
     or the folder is another federation's, NetworkError after the wait.
     """
-
     with settled(site_folder) as folder:
         if (found := member_of(folder, invitation)) is not None:
             say(f"{invitation.site} is a member of {invitation.federation} already")

@@ -113,7 +113,8 @@ class _Part(FLComponent):
             return self._received(message)
         finally:
             Link.gate.done(message)
-            Link.tidier.note(len(message.payload or b""))
+            if isinstance(message.payload, bytes | bytearray | memoryview):  # of any type: it may be hostile
+                Link.tidier.note(len(message.payload))
 
     def _received(self, message: Any) -> Any:
         raise NotImplementedError

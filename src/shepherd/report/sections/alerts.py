@@ -7,6 +7,7 @@ from shepherd.report.load import RunRecord
 from shepherd.report.page import Limits, Section
 from shepherd.report.sections.attendance import attendance
 from shepherd.report.sections.guarantee import guarantee, without_rounds
+from shepherd.report.sites.history import rule_of_losses
 from shepherd.report.wording import left_out, listing, plural, shorten
 
 
@@ -39,10 +40,8 @@ def _at_sites(record: RunRecord) -> str:
     few = data.get("held_out_per_category")
     if data.get("source") != "sites:rows" or data.get("held_out_source") or not few:
         return ""
-    return (
-        " Each site shows losses of at least policy.least_group held-out rows, 10 in a new site.toml, and holds out at "
-        f"most data.held_out_per_category = {few}."
-    )
+    rule = rule_of_losses(few)
+    return f" {rule[0].upper()}{rule[1:]}."
 
 
 def resumptions(record: RunRecord, limits: Limits) -> Section | None:

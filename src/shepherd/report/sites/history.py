@@ -24,6 +24,14 @@ ENDED = {"answered": "trained", "late": "late", "lost": "lost", "failed": "faile
 """State of a site after a task -> its outcome in the round."""
 
 
+def rule_of_losses(most: int) -> str:
+    """What a site needs to show losses. most: data.held_out_per_category of the recipe."""
+    return (
+        "each site shows losses of at least policy.least_group held-out rows, 10 in a new site.toml, and holds out at "
+        f"most data.held_out_per_category = {most}"
+    )
+
+
 def history(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """{"sites", "pauses", "opened", "began"} of a journal; empty where it has no line of a federation.
 

@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from shepherd.types import ClientId, TrainTask, Work
 from shepherd.updates.privacy.accountant import Epsilons, Rounds, combined, epsilons
@@ -50,6 +51,15 @@ class ExampleRelease:
         if not known or self.noise not in ("secret", "repeatable"):
             raise ValueError("another mechanism, or a newer version")
         return Rounds(self.sampling_rate, self.noise_multiplier, self.steps)
+
+
+LEDGERS = "ledgers"
+"""The folder of the clients' ledgers in a run directory."""
+
+
+def ledger_name(client: ClientId) -> str:
+    """The file of a client's ledger in a run directory, whatever characters the name of the client has."""
+    return f"{LEDGERS}/{quote(client, safe=' ', errors='surrogatepass')}.jsonl"
 
 
 def empty_ledger(_client: ClientId) -> Ledger:
