@@ -127,6 +127,8 @@ def test_what_is_no_answer_to_a_request_is_refused(shell):
     for arguments, words in (
         (("north.invite",), "shepherd site join is for an invitation"),
         (("north.signed", "--request", "x"), "give one of the two"),
+        (("north.signed", "--wait", "5"), "with north.signed none is"),
+        (("--request", "x", "--wait", "5"), "with --request none is"),
         (("north.signed",), "has no request that north.signed could answer"),
         (("norht.signed",), "norht.signed cannot be read: No such file"),
         (("--site", "south"), "no site south in sites/ here"),
@@ -214,3 +216,14 @@ def test_a_request_goes_to_the_file_or_the_folder_that_is_named_and_to_no_other(
         assert shell("site", "renew", "--request", given).out.startswith(f"{made}: send it to the coordinator")
         assert Path(made).read_bytes()
     assert Path("north.request").read_text() == "mine"
+
+
+def test_what_a_join_does_not_use_is_named(shell, federation):
+    Path("south.invite").write_bytes(enrolment.invite(federation, "south"))
+    joining.write_site(folders.SITES / "south", site_file.NewSite("south", "rows.jsonl", "base"))
+    join = ("site", "join", "south.invite", "--request", "asked")
+    outcome = shell(*join, "--yes", "--json", "--columns", "instruction=question")
+    assert outcome.status == 0 and "--yes is not used" in outcome.err and "--json is not used" in outcome.err
+    assert "sites/south/site.toml stays as it is" in outcome.err and "--once" not in outcome.err
+    refused = shell(*join, "--wait", "5")
+    assert refused.status == 2 and "--wait is for a coordinator that is called" in refused.err

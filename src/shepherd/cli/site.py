@@ -69,9 +69,14 @@ def join(
     links.check_machine()
     from shepherd.federation import enrolment
 
+    signed = joining.is_signed(file)
+    _check_call(file, signed, request, wait)
+    if no_start or request is not None:
+        for flag in (name for name, given in serving.items() if given):
+            output.note(f"warning: --{flag.removeprefix('as_')} is not used: this command does not serve")
     needs = joining.Needs(rows or "", columns_of(columns), base or "")
     place = joining.settle_in(joining.site_of(file), needs, output.note)
-    if joining.is_signed(file):
+    if signed:
         expires = enrolment.complete(place, file)
     elif request is not None:
         _requested(enrolment.request(enrolment.read_invitation(file), place, request), "join", place.name)
@@ -101,11 +106,11 @@ def start(name: str | None, **serving: Any) -> None:
 @site.command()
 @click.argument("file", required=False, metavar="[SITE.signed]", type=click.Path(path_type=Path))
 @named
-@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="S",
+@click.option("--wait", type=click.FloatRange(min=0), metavar="S",
               help="Seconds to wait for the coordinator.  [default: one attempt]")  # fmt: skip
 @click.option("--request", metavar="FILE", type=click.Path(path_type=Path),
               help="Do not call: write a request to FILE, for shepherd federation approve.")  # fmt: skip
-def renew(file: Path | None, name: str | None, wait: float, request: Path | None) -> None:
+def renew(file: Path | None, name: str | None, wait: float | None, request: Path | None) -> None:
     """Renew the certificate of a site now.
 
     A site that serves does so by itself, in the last third of the certificate's time and up to 14 days after its end.
@@ -118,17 +123,14 @@ def renew(file: Path | None, name: str | None, wait: float, request: Path | None
     from shepherd.experiment.sites import folders, joining, links, renewal
 
     links.check_machine()
-    if file is not None and request is not None:
-        raise UsageError(
-            f"{file} is the answer to a request, and --request makes a new one", hint="give one of the two"
-        )
+    _check_call(file, file is not None, request, wait)
     if file is not None and file.is_file() and not joining.is_signed(file):
         raise UsageError(f"{file} is not the answer to a request", hint="shepherd site join is for an invitation")
     place = folders.find(folders.SITES, name or (joining.site_of(file) if file is not None else None))
     if request is not None:
         _requested(renewal.request(place, request, output.note), "renew", place.name)
         return
-    expires = renewal.take(place, file) if file is not None else renewal.renew(place, wait, output.note)
+    expires = renewal.take(place, file) if file is not None else renewal.renew(place, wait or 0.0, output.note)
     click.echo(f"{place.name} is renewed: a member until {expires:%Y-%m-%d}")
 
 
@@ -193,6 +195,19 @@ def _serve(place: Path, *, yes: bool, once: bool, as_json: bool) -> None:
         Attending(place, view, yes=yes, once=once, ask=ask).serve()
     finally:
         view.close()
+
+
+def _check_call(file: Path | None, signed: bool, request: Path | None, wait: float | None) -> None:
+    """Raise UsageError for a choice that would not be used. signed: FILE is the answer to a request."""
+    if signed and request is not None:
+        raise UsageError(
+            f"{file} is the answer to a request, and --request makes a new one", hint="give one of the two"
+        )
+    if wait is not None and (signed or request is not None):
+        raise UsageError(
+            f"--wait is for a coordinator that is called, and with {file if signed else '--request'} none is",
+            hint="leave --wait out",
+        )
 
 
 def _requested(made: Path, command: str, site: str) -> None:

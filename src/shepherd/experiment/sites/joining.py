@@ -68,7 +68,7 @@ def settle_in(site: str, needs: Needs, say: Say) -> Path:
     folder = folders.SITES / site
     settings = folder / SETTINGS
     if settings.exists():
-        if needs.rows or needs.base:
+        if needs.rows or needs.base or needs.columns:
             say(f"{settings} stays as it is; change rows, base and policy there")
         return folder
     if not needs.rows:
