@@ -4,9 +4,9 @@
     tidier.note(len(data))        # at the end of a message, on its way in or out
     tidier.tidy()                 # each second
 
-The engine's task of a sent message refers to itself by way of its future, so the message stays until Python looks for
-such circles, which it seldom does; and the C library keeps freed memory in an arena for each thread. Without this, an
-engine that has to do with 10 MB messages holds some hundreds of MiB when nothing is on its way.
+NVFlare's task of a sent message is part of a reference cycle, so the message stays until a full garbage collection,
+which is rare; and the C library keeps freed memory in an arena for each thread. Without this, an engine that handles
+10 MB messages holds some hundreds of MiB when nothing is on its way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 LARGE = 2**16
-"""Bytes of a message after which it is worth a look."""
+"""Size in bytes from which the end of a message leads to a garbage collection."""
 
 
 def trim() -> None:
@@ -34,7 +34,7 @@ class Tidier:
         self._ended = self._freed = False
 
     def begin(self) -> None:
-        """Leave out what is there by now: a look then takes a few milliseconds."""
+        """Exempt the objects that exist by now from later collections, which then take a few milliseconds."""
         self._collect()
         gc.freeze()
 
@@ -43,9 +43,9 @@ class Tidier:
         self._ended = self._ended or size >= LARGE
 
     def tidy(self) -> None:
-        """Free what large messages have left."""
+        """Collect what large messages have left, or give it back to the system. Called each second."""
         if self._ended:
-            self._ended, self._freed = False, True  # before the look: a message that ends meanwhile has another one
+            self._ended, self._freed = False, True  # first: a message that ends meanwhile leads to another one
             self._collect()
         elif self._freed:  # not before: the next message would have to ask for the same pages again
             self._freed = False
