@@ -11,7 +11,8 @@ import pytest
 from shepherd.data.builtins import RawRows
 from shepherd.errors import DataError, UsageError
 from shepherd.evaluation import questions
-from shepherd.evaluation.questions import BENCHES, Question, load_questions, read_questions
+from shepherd.evaluation.question_rows import Question
+from shepherd.evaluation.questions import BENCHES, load_questions, read_questions
 
 DATA = Path(os.environ.get("SHEPHERD_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
 

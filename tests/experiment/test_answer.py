@@ -13,7 +13,8 @@ from shepherd.errors import DataError, EvaluationError, ModelError, NetworkError
 from shepherd.evaluation.answer_files import read_answers, read_lines
 from shepherd.evaluation.judge.calls.client import Endpoint, connected
 from shepherd.evaluation.judge.calls.retry import Retries
-from shepherd.evaluation.questions import Question, QuestionSet
+from shepherd.evaluation.question_rows import Question
+from shepherd.evaluation.questions import QuestionSet
 from shepherd.experiment import answer as module
 from shepherd.experiment.answer import Asked, answer, arms_of, asked_of
 from shepherd.serving import answering_models as models
@@ -297,7 +298,7 @@ def test_a_refused_key_ends_the_command_and_what_was_paid_for_stays(tmp_path):
 def shell(capsys, monkeypatch, run) -> Shell:
     monkeypatch.chdir(run.parent.parent)
     monkeypatch.setenv("SHEPHERD_CACHE", str(run.parent.parent / "cache"))
-    row = {"question_id": 1, "text": "Name three colours."}
+    row = {"question_id": 1, "text": "Name three colours.", "answer": "Red, green and blue."}
     Path("mine.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"question_id": 2, "text": "Why?"}) + "\n")
     Path("nameless.jsonl").write_text(json.dumps({"text": "Why?"}) + "\n")
     Path("empty.jsonl").write_text("")
@@ -310,7 +311,8 @@ def test_the_command_prints_a_line_for_each_arm_and_says_what_was_cut(shell):
     assert outcome.status == 0 and head.split()[:3] == ["answers", "of", "questions"]
     assert [row.split()[0] for row in rows][:3] == ["demo:federated", "demo:base", "demo:centralised"]
     assert rows[-1].split()[:5] == ["demo@2", "1", "0", "1", "1"]  # the last round is the federated adapter
-    assert "1 question of mine.jsonl" in outcome.err or "2 questions of mine.jsonl, licence: not stated" in outcome.err
+    assert "2 questions of mine.jsonl, licence: not stated" in outcome.err
+    assert "columns of the questions that are not used: answer (2 rows)" in outcome.err
     assert "marked as cut: 7 questions with an answer that ended at --max-new-tokens 4" in outcome.err
 
 

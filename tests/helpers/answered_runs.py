@@ -10,9 +10,9 @@ from shepherd.evaluation.answer_files import AnswerLine, hash_of
 
 
 def a_run(folder: Path, name: str = "demo", arms=("base", "centralised", "federated"), seed: int = 0, count: int = 4,
-          **settings) -> Path:  # fmt: skip
+          reference: tuple[str, ...] = (), **settings) -> Path:  # fmt: skip
     """A run directory as far as a judge reads it: answers of arms to questions, longer from arm to arm. It keeps the
-    adapter of the centralised arm."""
+    adapter of the centralised arm. reference: of every question."""
     run = folder / "runs" / name
     (run / "answers" / "vicuna").mkdir(parents=True)
     (run / "arms" / "centralised").mkdir(parents=True)
@@ -27,7 +27,7 @@ def a_run(folder: Path, name: str = "demo", arms=("base", "centralised", "federa
         for n in range(1, count + 1):
             words, asked = 3 + place * (1 + n % 2) + n + seed, f"Question {n}?"
             rows.append(AnswerLine(n, ("word " * words,), (asked,), hash_of([asked]), "generic", run=name, arm=arm,
-                                   base="tiny", key=f"{arm}-{n}"))  # fmt: skip
+                                   base="tiny", key=f"{arm}-{n}", reference=reference))  # fmt: skip
         file = run / "answers" / "vicuna" / f"{arm.replace('/', '-')}.jsonl"
         file.write_text("".join(row.to_json() + "\n" for row in rows), "utf-8")
     return run

@@ -124,6 +124,9 @@ def _questions(wanted: Wanted) -> QuestionSet | None:
 
     found = load_questions(wanted.source)
     output.note(f"{found.name}: {plural(len(found.questions), 'question')} of {found.source}, licence: {found.licence}")
+    if found.unused:
+        columns = ", ".join(f"{name} ({plural(count, 'row')})" for name, count in found.unused.items())
+        output.note(f"columns of the questions that are not used: {columns}")
     return dataclasses.replace(found, questions=found.questions[: wanted.limit])
 
 

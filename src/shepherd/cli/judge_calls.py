@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import threading
@@ -56,6 +57,8 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="The judge's window in tokens; a longer prompt is refused before the first call."),
         click.option("--answer-limit", type=_COUNT, default=8000, show_default=True, metavar="CHARACTERS",
                      help="Of an answer shown to the judge; the rest is cut and marked."),
+        click.option("--references", is_flag=True,
+                     help="Show the judge the right answers of questions that have them."),
         click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
                      metavar="SECONDS", help="Silence after which a request is given up."),
         click.option("--tries", type=_COUNT, default=5, show_default=True, help="Requests of one call at most."),
@@ -140,10 +143,13 @@ def setup(folder: Path, given: Mapping[str, Any]) -> Setup:
     price = read_price(given["prices"], given["model"]) if given["prices"] else None
     if given["max_cost"] is not None and price is None:
         raise UsageError("--max-cost needs prices, and none are built in", hint="give a file with --prices")
+    protocol = PROTOCOLS[given["protocol"]]
+    if given["references"]:
+        protocol = dataclasses.replace(protocol, prompt=protocol.prompt.with_references)
     judge = Judge(
         endpoint.url if endpoint else "local",
         given["model"],
-        PROTOCOLS[given["protocol"]],
+        protocol,
         _decoding(given),
         given["window"],
         given["answer_limit"],

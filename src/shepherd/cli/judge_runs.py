@@ -50,6 +50,7 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
     set_up = setup(folder, given)
     questions = asked(given["questions"])
     pairs, lines = pairs_of(runs, given["pairs"], questions)
+    _check_references(pairs, given["references"])
     looks = given["dry_run"] and not folder.exists()  # then nothing is written
     if not looks:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +79,18 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
         if done.failed:
             raise NetworkError(f"{plural(done.failed, 'call')} failed and count in no figure",
                                hint="the same command makes them again")  # fmt: skip
+
+
+def _check_references(pairs: Sequence[Pair], shown: bool) -> None:
+    """Name right answers that the judge does not see. UsageError: it is to see them, and there are none."""
+    every = {item.question: any(item.reference) for pair in pairs for item in pair.items}
+    known = sum(every.values())
+    if shown and pairs and not known:
+        raise UsageError("--references: no question has a right answer",
+                         hint="leave it out, or write answers to questions with a field reference")  # fmt: skip
+    if known and not shown:
+        output.note(f"{known} of {plural(len(every), 'question')} have right answers, which the judge does not see "
+                    "(--references shows them)")  # fmt: skip
 
 
 def _plans(

@@ -31,7 +31,7 @@ from shepherd.types import Message
 SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions")
 COMMON = ("category", "source")
-_NO_INPUT = ("<noinput>", "noinput", "no input", "n/a", "nan", "none", "null")
+NO_INPUT = ("<noinput>", "noinput", "no input", "n/a", "nan", "none", "null")
 
 
 formats = Registry("format")
@@ -59,8 +59,8 @@ def _pair(question: str, answer: str, contexts: Sequence[str]) -> Format:
         history = row.take("history")
         earlier = read_history(history, row.notes) if history is not None else []
         passage = row.text(*contexts, *(f for f in ("context", "input") if f in row.names)).strip()
-        if passage.casefold() in _NO_INPUT:
-            row.notes.change(f"a placeholder for an empty input, such as {_NO_INPUT[0]}")
+        if passage.casefold() in NO_INPUT:
+            row.notes.change(f"a placeholder for an empty input, such as {NO_INPUT[0]}")
             passage = ""
         instruction = text(prompt, repr(question)).strip()
         if not instruction:

@@ -27,19 +27,22 @@ QuestionId = str | int
 
 SETTINGS = ("run", "arm", "adapter_digest", "base", "base_digest", "endpoint", "dtype", "template", "decoding")
 """Fields that are the same in all lines of a file that count."""
+ROLES = ("system", "user", "assistant", "tool")
+"""Of turns before a question."""
 
 
 @dataclass(frozen=True)
 class AnswerLine:
     """The answers of one model to the turns of one question.
 
-    turns: the user's texts; empty in files of FastChat, which do not hold them. question_hash: `hash_of` the turns and
-    what stands before them. before: the conversation that preceded the first turn, {role, content} each. reference:
-    right answers, where the question has them. tokens: of each answer, as generated; None where an endpoint did not
-    count. cut: the answer ended at the limit of new tokens; empty where nobody noted it. key: identifies everything
-    that decides the answers. adapter_digest: "" for the base and for models without an adapter. dtype: precision of the
-    base, with the quantisation where there is one. endpoint: the host, where the model is behind one. decoding:
-    `max_new_tokens`, `temperature` and, where answers are drawn, `top_p` and `seed`.
+    turns: the user's texts; empty in files of FastChat, which do not hold them. question_hash: `hash_of` the turns
+    and what stands before them. before: the conversation that preceded the first turn, {role, content} each, with
+    `extra` (JSON) where a turn calls tools. reference: right answers by turn, where the question has them. tokens: of
+    each answer, as generated; None where an endpoint did not count. cut: the answer ended at the limit of new tokens;
+    empty where nobody noted it. key: identifies everything that decides the answers. adapter_digest: "" for the base
+    and for models without an adapter. dtype: precision of the base, with the quantisation where there is one.
+    endpoint: the host, where the model is behind one. decoding: `max_new_tokens`, `temperature` and, where answers
+    are drawn, `top_p` and `seed`.
     """
 
     question_id: QuestionId
@@ -166,6 +169,13 @@ def _ours(where: str, row: Mapping[str, Any]) -> AnswerLine:
     lists = {name: known.get(name, []) for name in ("tokens", "cut", "before", "reference")}
     if not isinstance(known.get("decoding", {}), Mapping) or not all(isinstance(v, list) for v in lists.values()):
         raise DataError(f"{where}: not a line of shepherd answer", hint="restore the file, or write it again")
+    for turn in lists["before"]:
+        if (
+            not isinstance(turn, Mapping)
+            or not _all_texts([turn.get("content"), *turn.values()])
+            or (turn.get("role") not in ROLES)
+        ):
+            raise DataError(f"{where}: before is not a list of turns with role and content", hint="write it again")
     return AnswerLine(
         **known
         | {name: tuple(value) for name, value in lists.items()}
@@ -173,6 +183,7 @@ def _ours(where: str, row: Mapping[str, Any]) -> AnswerLine:
             "question_id": _question_id(where, row),
             "answers": _texts(where, "answers", row["answers"]),
             "turns": _texts(where, "turns", row.get("turns", [])),
+            "reference": _texts(where, "reference", lists["reference"]),
         }
     )
 
@@ -187,9 +198,13 @@ def _question_id(where: str, row: Mapping[str, Any]) -> QuestionId:
 
 
 def _texts(where: str, name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+    if not isinstance(value, list) or not _all_texts(value):
         raise DataError(f"{where}: {name} is not text", hint='an answer is a text; an empty one is ""')
     return tuple(value)
+
+
+def _all_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(text, str) for text in values)
 
 
 def _check_twice(file: Path, lines: Iterable[AnswerLine]) -> None:

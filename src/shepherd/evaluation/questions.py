@@ -3,77 +3,43 @@
     questions = load_questions("mt-bench")          # from the cache, or an error that names the file
     questions.questions[0].turns                    # ("Compose an engaging travel blog …", "Rewrite your …")
 
-A file holds rows, as JSON lines, JSON, CSV or Parquet, or plain texts: a JSON list of texts, or .txt with a question on
-each line. A row has an id (`question_id`, `id` or `prompt_id`) and `turns`, a list of texts, or one text under `text`,
-`question`, `prompt` or `instruction`, with an optional passage under `context` or `input`. Plain texts get an id from
-their content; a row without an id is refused, since answers and judgements are matched by it.
+A file holds rows (`question_rows`), as JSON lines, JSON, CSV or Parquet, or plain texts: a JSON list of texts, or .txt
+with a question on each line. Plain texts get an id from their content; a row without an id is refused, since answers
+and judgements are matched by it. Columns that are not used are counted.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shepherd.data.files import TEXTS, find, read, stem_of, suffix_of
 from shepherd.data.hub import hub
-from shepherd.data.trees import shorten
 from shepherd.data.values import missing, visible
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
-from shepherd.evaluation.answer_files import QuestionId, digest_of, hash_of
+from shepherd.evaluation.answer_files import digest_of, hash_of
+from shepherd.evaluation.question_rows import IDS, Question, question_of
 from shepherd.model.digest import cache_root
-from shepherd.types import Message
 
-IDS = ("question_id", "id", "prompt_id")
-ONE_TURN = ("text", "question", "prompt", "instruction")
-PASSAGES = ("context", "input")
 NAMED = 5
 """Most rows that an error names."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question of one or more turns of the user; each follows the answer to the one before.
-
-    before: a conversation that precedes the first turn. context: the passage that the only turn is about, where the
-    template has a place for it. tools: as in `Example`. reference: right answers, one for each turn, where there are.
-    """
-
-    id: QuestionId
-    turns: tuple[str, ...]
-    category: str = ""
-    reference: tuple[str, ...] = ()
-    before: tuple[Message, ...] = ()
-    context: str = ""
-    tools: str = ""
-
-    @property
-    def shown(self) -> tuple[str, ...]:
-        """The turns as a person or a judge reads them: the passage stands after the question."""
-        return (f"{self.turns[0]}\n\n{self.context}", *self.turns[1:]) if self.context else self.turns
-
-    @property
-    def preceding(self) -> list[dict[str, str]]:
-        """The conversation that precedes the first turn, as JSON has it."""
-        return [{"role": message.role, "content": message.content} for message in self.before]
-
-    @property
-    def hash(self) -> str:
-        """Identifies the texts, not the id."""
-        return hash_of(self.shown, self.preceding)
-
-
-@dataclass(frozen=True)
 class QuestionSet:
-    """Questions with distinct ids. name: of the folder of their answers. source: a path, a name or `hub:…`."""
+    """Questions with distinct ids. name: of the folder of their answers. source: a path, a name or `hub:…`. unused:
+    columns of its rows that decide nothing, with the number of rows that have them."""
 
     name: str
     source: str
     questions: tuple[Question, ...]
     licence: str = "not stated"
+    unused: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -116,7 +82,7 @@ def load_questions(source: str) -> QuestionSet:
     if source.startswith("hub:"):
         rows = hub(source.removeprefix("hub:"), note_splits=False)
         numbered = [(number, row) for number, (_, row) in enumerate(rows.rows, 1)]
-        return _named(source, source.rpartition("/")[2], _questions(source, numbered), rows.licence)
+        return _named(source, source.rpartition("/")[2], *_questions(source, numbered), licence=rows.licence)
     if source in BENCHES and not Path(source).exists():
         return _from_cache(source)
     if not Path(source).expanduser().exists() and re.fullmatch(r"[\w-]+", source):
@@ -131,11 +97,12 @@ def read_questions(path: Path) -> QuestionSet:
     """The questions of a file. Raises DataError, which names the rows at fault."""
     texts = _texts(path)
     rows = read(path).rows if texts is None else ()
-    questions = _questions(str(path), rows) if texts is None else _plain(path, texts)
+    questions, unused = _questions(str(path), rows) if texts is None else (_plain(path, texts), {})
     if not questions:
         raise DataError(f"{path} has no questions", hint="a row has question_id and turns, or text")
     stem = stem_of(path)
-    return _named(str(path), path.resolve().parent.name if stem in ("question", "questions") else stem, questions)
+    stem = path.resolve().parent.name if stem in ("question", "questions") else stem
+    return _named(str(path), stem, questions, unused)
 
 
 def _from_cache(name: str) -> QuestionSet:
@@ -153,14 +120,16 @@ def _from_cache(name: str) -> QuestionSet:
     return found
 
 
-def _named(source: str, stem: str, questions: tuple[Question, ...], licence: str = "") -> QuestionSet:
+def _named(
+    source: str, stem: str, questions: tuple[Question, ...], unused: Mapping[str, int], licence: str = ""
+) -> QuestionSet:
     """With the name and licence of the bench that these are, or a name that no other questions have."""
     found = digest(questions)
     bench = next((name for name, bench in BENCHES.items() if bench.digest == found), None)
     if bench is not None:
-        return QuestionSet(bench, source, questions, BENCHES[bench].licence)
+        return QuestionSet(bench, source, questions, BENCHES[bench].licence, unused)
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-")[:40] or "questions"
-    return QuestionSet(f"{plain}-{found[:8]}", source, questions, licence or "not stated")
+    return QuestionSet(f"{plain}-{found[:8]}", source, questions, licence or "not stated", unused)
 
 
 def _texts(path: Path) -> list[tuple[int, str]] | None:
@@ -186,7 +155,10 @@ def _plain(path: Path, texts: Sequence[tuple[int, str]]) -> tuple[Question, ...]
     return tuple({(hashed := hash_of([text])): Question(hashed, (text,)) for _, text in texts}.values())
 
 
-def _questions(source: str, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> tuple[Question, ...]:
+def _questions(
+    source: str, rows: Sequence[tuple[int, Mapping[str, Any]]]
+) -> tuple[tuple[Question, ...], Mapping[str, int]]:
+    """The questions, and how many rows have which unused column."""
     nameless = [str(number) for number, row in rows if all(missing(row.get(key)) for key in IDS)]
     if nameless:
         raise DataError(
@@ -194,43 +166,18 @@ def _questions(source: str, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> tu
             hint=f"add question_id, a number or a name: answers and judgements are matched by it ({', '.join(IDS)})",
         )
     found: dict[str, tuple[int, Question]] = {}  # answers are matched by the words of an id: 1 and "1" are one
+    unused: Counter[str] = Counter()
     for number, row in rows:
-        question = _question(f"{source}:{number}", row)
+        question, beside = question_of(f"{source}:{number}", row)
+        unused.update(beside)
         first, before = found.setdefault(str(question.id), (number, question))
-        if before.hash != question.hash:
+        differ = "texts" if before.hash != question.hash else "references"
+        if before.hash != question.hash or before.reference != question.reference:
             raise DataError(
-                f"{source}: rows {first} and {number} have the id {question.id!r} and different texts",
+                f"{source}: rows {first} and {number} have the id {question.id!r} and different {differ}",
                 hint="give each question its own id",
             )
-    return tuple(question for _, question in found.values())
-
-
-def _question(where: str, row: Mapping[str, Any]) -> Question:
-    name = next(row[key] for key in IDS if not missing(row.get(key)))
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise DataError(f"{where}: question_id is {name!r}, not a number or a name", hint="write it as a text")
-    key, value = next(((key, row[key]) for key in ("turns", *ONE_TURN) if not missing(row.get(key))), ("", None))
-    if not key:
-        columns = ", ".join(map(str, row))
-        raise DataError(
-            f"{where}: no question among its fields ({columns})", hint=f"add turns, or one of {', '.join(ONE_TURN)}"
-        )
-    turns: list[Any] = [turn.get("content") if isinstance(turn, Mapping) else turn
-             for turn in (value if isinstance(value, list) else [value])]  # fmt: skip
-    if not all(isinstance(turn, str) and visible(turn) for turn in turns):
-        raise DataError(f"{where}: {key} is {shorten(repr(value), 60)}", hint="a turn is a text that is not empty")
-    passage = next((row[key] for key in PASSAGES if isinstance(row.get(key), str) and visible(row[key])), "")
-    if passage and len(turns) > 1:
-        turns, passage = [f"{turns[0]}\n\n{passage}", *turns[1:]], ""
-    category = row.get("category")
-    return Question(name, tuple(turns), category if isinstance(category, str) else "",
-                    tuple(_references(row.get("reference"))), context=passage)  # fmt: skip
-
-
-def _references(value: Any) -> Iterator[str]:
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str) and text:
-            yield text
+    return tuple(question for _, question in found.values()), dict(unused)
 
 
 def _few(names: Sequence[str]) -> str:

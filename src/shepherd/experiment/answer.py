@@ -16,7 +16,8 @@ from typing import Any
 from shepherd.errors import NetworkError, ShepherdError, UsageError, plural
 from shepherd.evaluation.answer_files import AnswerLine, read_lines
 from shepherd.evaluation.judge.calls.faults import FINAL, CallError
-from shepherd.evaluation.questions import Question, QuestionSet
+from shepherd.evaluation.question_rows import Question
+from shepherd.evaluation.questions import QuestionSet
 from shepherd.experiment.held_out_questions import held_out_questions
 from shepherd.serving.answering import (
     AnswerDecoding,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from shepherd.errors import DataError, plural
 from shepherd.evaluation.answers import Generation, sample_rows
-from shepherd.evaluation.questions import Question, QuestionSet
+from shepherd.evaluation.question_rows import Question
+from shepherd.evaluation.questions import QuestionSet
 from shepherd.experiment.remeasure import same_rows
 from shepherd.recipe import load as load_config
 from shepherd.serving.answering import LocalModel

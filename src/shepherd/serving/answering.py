@@ -22,7 +22,7 @@ from shepherd.data.values import Refusal
 from shepherd.errors import DataError
 from shepherd.evaluation.judge.calls.client import Complete, Completion, Decoding, Endpoint
 from shepherd.evaluation.judge.calls.faults import CallError
-from shepherd.evaluation.questions import Question
+from shepherd.evaluation.question_rows import Question
 from shepherd.model.base import Base
 from shepherd.model.generate import TOP_P, generate
 from shepherd.model.lora import CohortLora

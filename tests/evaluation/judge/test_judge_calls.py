@@ -308,7 +308,7 @@ def test_the_secret_is_made_once_and_readable_by_its_owner_only(tmp_path):
 def test_prompts_have_ids_and_hashes_of_their_wording():
     """A changed wording needs a new id: change both here."""
     known = {protocol.prompt.id: protocol.prompt.hash for protocol in protocols.PROTOCOLS.values()}
-    assert known == {"fedit-1": "e29a5fee970f0d2b", "pairwise-1": "9ad45a120292c2b5"}
+    assert known == {"fedit-2": "37d49d79dbf25193", "pairwise-2": "cce62bee580ce4b4"}
     assert set(protocols.PROTOCOLS) == set(PROTOCOLS)
 
 

@@ -68,6 +68,24 @@ def test_the_default_pairs_are_judged_in_both_orders_and_the_figures_written(she
     assert [p["difference"] for p in json.loads(replayed.out)["pairs"]] == [2.25, 1.5, 0.75]
 
 
+def test_right_answers_are_shown_on_request_and_named_where_they_are_not(shell, tmp_path):
+    a_run(tmp_path, count=2, reference=("The Alps.",)), a_run(tmp_path, "unknown", count=2)
+    with StubJudge(by_length) as stub:
+        hidden = judge(shell, stub, "runs/demo", "--json")
+        asked_first = len(stub.requests)
+        seen = judge(shell, stub, "runs/demo", "--references", "--json")
+        none = judge(shell, stub, "runs/unknown", "--references")
+        plain = judge(shell, stub, "runs/unknown", "--json")
+        texts = [request["messages"][1]["content"] for request in stub.requests]
+    assert "2 of 2 questions have right answers, which the judge does not see (--references" in hidden.err
+    assert "right answers" not in seen.err + plain.err
+    assert not any("The Alps." in text for text in texts[:asked_first]) and asked_first == 8
+    assert sum("The Alps." in text for text in texts) == 8
+    prompts = [json.loads(done.out)["judge"]["prompts"][0]["id"] for done in (hidden, seen)]
+    assert prompts == ["fedit-2", "fedit-2-reference"]
+    assert none.status == 2 and "--references: no question has a right answer" in none.err
+
+
 def test_recorded_calls_need_no_key(shell, tmp_path, monkeypatch):
     a_run(tmp_path, count=2)
     with StubJudge(by_length) as stub:

@@ -22,7 +22,8 @@ from shepherd.evaluation.judge.points import matched
 from shepherd.evaluation.judge.replay import Recording, recordings_of
 from shepherd.evaluation.judge.statistics import two_way
 from shepherd.evaluation.judge.summary import UNFIT, Known, judged
-from shepherd.evaluation.questions import Question, digest
+from shepherd.evaluation.question_rows import Question
+from shepherd.evaluation.questions import digest
 from shepherd.rng import stream
 
 FILE = Path("calls.jsonl")

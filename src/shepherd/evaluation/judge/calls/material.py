@@ -147,6 +147,8 @@ def _item(one: AnswerLine, other: AnswerLine, a: AnswerFile, b: AnswerFile) -> I
         _shown(other),
         one.category or other.category,
         next(iter(hashes), ""),
+        tuple({key: encodable(text) for key, text in turn.items()} for turn in one.before or other.before),
+        tuple(map(encodable, one.reference or other.reference)),
     )
 
 

@@ -17,6 +17,7 @@ from shepherd.errors import DataError
 from shepherd.evaluation.judge.calls.client import Decoding
 from shepherd.evaluation.judge.calls.cost import most_tokens
 from shepherd.evaluation.judge.calls.ledger import key_of
+from shepherd.evaluation.judge.calls.prompts import Quoted
 from shepherd.evaluation.judge.calls.protocols import Protocol
 from shepherd.evaluation.judge.calls.quoting import PLACEHOLDER, mark_of
 from shepherd.evaluation.judge.calls.record import Call, Order
@@ -49,7 +50,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Item:
-    """One question with the answers of both arms."""
+    """One question with the answers of both arms. before, reference: as in `Quoted`."""
 
     question: str | int
     turns: tuple[str, ...]
@@ -57,6 +58,8 @@ class Item:
     b: Shown
     category: str = ""
     question_hash: str = ""
+    before: tuple[Mapping[str, str], ...] = ()
+    reference: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,13 @@ def _planned(pair: Pair, item: Item, judge: Judge, secret: bytes, order: Order, 
     if repeat and decoding.seed is not None:
         decoding = dataclasses.replace(decoding, seed=decoding.seed + repeat)
     prompt = judge.protocol.prompt
+    material = Quoted(item.turns, first.texts, second.texts, item.before, item.reference)
 
     def messages(mark: str) -> list[dict[str, str]]:
-        return prompt.messages(item.turns, first.texts, second.texts, mark, judge.answer_limit)
+        return prompt.messages(material, mark, judge.answer_limit)
 
     shown = "" if first.texts != second.texts else pair.a if order == "ab" else pair.b
+    shown += f" {prompt.id}" if prompt.references else ""  # its calls are its own, also where no answer is known
     key = key_of(judge.endpoint, judge.model, messages(PLACEHOLDER), decoding.to_row(), repeat, shown)
     call = Call(
         key=key, endpoint=judge.endpoint, model=judge.model, protocol=judge.protocol.name, prompt=prompt.id,
