@@ -179,6 +179,13 @@ def test_the_run_ends_before_the_round_that_would_exceed_its_epsilon_and_is_fini
     assert [json.loads(line)["round"] for line in (run / "rounds.jsonl").read_text().splitlines()] == [1, 2]
 
 
+@pytest.mark.parametrize("releases, why", [(2, "the noise is that of fewer rounds"), (3, "attempts that were not com")])
+def test_a_run_that_ends_early_says_why(releases, why):
+    privacy = SimpleNamespace(epsilon=2.0, ledger=SimpleNamespace(releases=[None] * releases))
+    said = federated.ended_early(SimpleNamespace(round=2), SimpleNamespace(privacy=privacy), 5)
+    assert said.startswith("the run ends after round 2 of 5: one more would exceed privacy.epsilon = 2") and why in said
+
+
 def test_only_with_repeatable_noise_a_run_goes_on_to_the_same_bytes_and_it_is_marked(small_config, tmp_path):
     config = small_config(*PRIVATE, "privacy.repeatable_noise=true", "privacy.adaptive_clip=true",
                           "federation.clients_per_round=8", "privacy.noise_multiplier=0.5")  # fmt: skip

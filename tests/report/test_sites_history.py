@@ -12,6 +12,7 @@ from shepherd.report.sites import tables
 from shepherd.report.sites.history import history, read_history
 from shepherd.report.sites.section import sentences
 from shepherd.report.sites.site_log import OFFERS, OWN_MODEL, read_site_log
+from shepherd.report.sites.site_page import site_text
 
 FACTS = {"session": "0" * 32, "rows": 40, "digest": "ab" * 32}
 
@@ -116,7 +117,9 @@ def test_the_log_of_a_site_is_read_by_run_and_round_and_a_broken_line_is_left_ou
         {**about, "event": "measure", "round": 1, "bytes_in": 70, "bytes_out": 5, "of": "global", "loss": 2.0,
          "verdict": "few-held-out"},
         {**about, "event": "finish", "round": 2, "bytes_in": 80, "bytes_out": 5, "loss": 1.0, "verdict": ""},
-        {**about, "event": "train", "run": "another", "round": 1, "bytes_in": 1, "bytes_out": 1, "verdict": ""},
+        {**about, "event": "offer", "run": "another", "round": 0, "bytes_in": 7, "bytes_out": 3, "verdict": "base"},
+        {**about, "event": "offer", "run": "third", "round": 0, "bytes_in": 1, "bytes_out": 2, "verdict": "rounds"},
+        {**about, "event": "offer", "run": "another", "round": 0, "bytes_in": 7, "bytes_out": 3, "verdict": "method"},
         {"event": "unreadable", "verdict": "format"},
     ]  # fmt: skip
     log = tmp_path / "audit.jsonl"
@@ -134,4 +137,16 @@ def test_the_log_of_a_site_is_read_by_run_and_round_and_a_broken_line_is_left_ou
         ["few-held-out"],
     )
     assert found["other"] == {"unreadable": 1}
-    assert read_site_log([], tmp_path / "nowhere") == {"runs": {}, "other": {}}
+    assert found["refused"]["another"] == {
+        "verdicts": {"base": 1, "method": 1}, "bytes_in": 14, "bytes_out": 6, "last": "2026-11-30T12:00:01",
+    }  # fmt: skip
+    assert (
+        "Refused, with no row read: another (the site has another base model, or its policy allows another one only; "
+        "the policy does not allow the method, or it is none of the built-in ones), third (more rounds than the "
+        "policy allows). 8 B left this site in the answers."
+    ) in site_text(found, ())
+    assert read_site_log([run], log, whole=False)["refused"] == {}
+    alone = site_text(read_site_log([], log), ())
+    assert alone.startswith("This site has taken part in no run.") and "r1 (" in alone
+    assert read_site_log([], tmp_path / "nowhere") == {"runs": {}, "refused": {}, "other": {}}
+    assert site_text(read_site_log([], tmp_path / "nowhere"), ()).startswith("No run was offered to this site.")

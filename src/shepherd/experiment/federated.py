@@ -81,9 +81,11 @@ def ended_early(state: ServerState, plan: Plan, rounds: int) -> str:
     """Why a run ends after `state` before its last round, or ""."""
     if plan.privacy is None or state.round >= rounds:
         return ""
+    attempts = len(plan.privacy.ledger.releases) > state.round
+    why = "attempts that were not committed count as well" if attempts else "the noise is that of fewer rounds"
     return (
         f"the run ends after round {state.round} of {rounds}: one more would exceed privacy.epsilon = "
-        f"{plan.privacy.epsilon:g}, because attempts that were not committed count as well"
+        f"{plan.privacy.epsilon:g}, because {why}"
     )
 
 

@@ -22,7 +22,7 @@ def site_report(place: SitePlace) -> tuple[str, dict[str, Any]]:
     name = file.site.name if file else place.folder.resolve().name
     policy = policy_words(file.policy) if file else ()
     runs = place.runs()
-    found = read_site_log(runs, place.folder / LOG)
+    found = read_site_log(runs, place.folder / LOG, whole=not place.run)
     for run in runs:
         found["runs"][run.name]["privacy"] = site_account(run, found["runs"][run.name])
     path = (runs[0] if place.run else place.folder) / "report.html"

@@ -19,8 +19,11 @@ OFFERS, OWN_MODEL, GOODBYE = "offer", "own model", "end"
 """What stands in the place of a round for messages that belong to none."""
 
 
-def read_site_log(runs: Sequence[Path], log: Path) -> dict[str, Any]:
-    """{"runs": {id: …}, "other": {event: lines}} of a site.
+def read_site_log(runs: Sequence[Path], log: Path, whole: bool = True) -> dict[str, Any]:
+    """{"runs": {id: …}, "refused": {id: …}, "other": {event: lines}} of a site.
+
+    "refused" has the runs of which the site kept nothing: {"verdicts": {verdict: messages}, "bytes_in", "bytes_out",
+    "last"}, the newest last. whole: `runs` are all of the site; else lines of other runs are left out.
 
     A run has what its card and record say, "use_of_rows", what became of the site's rows, "base_loss", "own_loss", and
     "kinds": {kind: {"messages", "bytes_in", "bytes_out", "verdicts": {verdict: messages}}}, "rounds": {round, or OFFERS
@@ -29,12 +32,15 @@ def read_site_log(runs: Sequence[Path], log: Path) -> dict[str, Any]:
     Losses: nats per target token on the site's own rows, in training and on those held out. Raises DataError for a log
     that cannot be read; a line that cannot is left out.
     """
-    found: dict[str, Any] = {"runs": {path.name: _run(path) for path in runs}, "other": {}}
+    found: dict[str, Any] = {"runs": {path.name: _run(path) for path in runs}, "refused": {}, "other": {}}
     for line in _lines(log):
         run = found["runs"].get(line.get("run"))
         if run is not None:
             _add(run, line)
-        elif "run" not in line:
+        elif "run" in line:
+            if whole:
+                _refuse(found["refused"], line)
+        else:
             event = str(line.get("event"))
             found["other"][event] = found["other"].get(event, 0) + 1
     for run in found["runs"].values():
@@ -93,6 +99,19 @@ def _add(run: dict[str, Any], line: Mapping[str, Any]) -> None:
         run["base_loss"] = loss
     else:
         entry["train_loss" if event == "train" else "loss"] = loss
+
+
+def _refuse(refused: dict[str, Any], line: Mapping[str, Any]) -> None:
+    """Count a message of a run of which the site kept nothing."""
+    if line.get("event") not in KINDS:
+        return
+    run = str(line["run"])
+    entry = refused.pop(run, {"verdicts": {}, "bytes_in": 0, "bytes_out": 0})
+    verdict = str(line.get("verdict", ""))
+    entry["verdicts"][verdict] = entry["verdicts"].get(verdict, 0) + 1
+    entry["bytes_in"] += _size(line, "bytes_in")
+    entry["bytes_out"] += _size(line, "bytes_out")
+    refused[run] = {**entry, "last": line.get("time")}
 
 
 def _size(line: Mapping[str, Any], key: str) -> int:

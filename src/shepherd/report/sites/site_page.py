@@ -15,6 +15,9 @@ from shepherd.report.page import Figure, Limits, Section, Table, render, without
 from shepherd.report.sites.site_log import KINDS, OFFERS
 from shepherd.report.wording import ABSENT, clean, count, digits, left_out, listing, number, plural, size
 
+REFUSED = 5
+"""Most refused runs that a sentence names."""
+
 Policy = Sequence[tuple[str, str]]
 
 
@@ -52,8 +55,9 @@ def site_text(found: Mapping[str, Any], policy: Policy) -> str:
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """How much left the site, and what the coordinator never had."""
     runs = found["runs"]
+    refused = found["refused"]
     if not runs:
-        text = ["No run was offered to this site."]
+        text = ["This site has taken part in no run." if refused else "No run was offered to this site."]
     else:
         sent, received = _sum(runs, "bytes_out"), _sum(runs, "bytes_in")
         text = [f"In {plural(len(runs), 'run')} {size(sent)} left this site, and {size(received)} came to it."]
@@ -64,11 +68,23 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     waiting = [run for run, about in runs.items() if about["state"] == "not admitted"]
     if waiting:
         text.append(f"Not admitted, so no row was read for it: {listing(waiting)}.")
+    if refused:
+        text.append(_refused(refused))
     if unreadable := found["other"].get("unreadable"):
         text.append(f"{plural(unreadable, 'message')} could not be read and had no effect.")
     if repeated := found["other"].get("repeated"):
         text.append(f"{plural(repeated, 'question')} came again and got the same answer again.")
     return text
+
+
+def _refused(refused: Mapping[str, Any]) -> str:
+    """The runs of which the site kept nothing, the newest first, with the reasons."""
+    named = [
+        f"{run[:12]} ({'; '.join(VERDICTS.get(code, code or 'no answer') for code in about['verdicts'])})"
+        for run, about in [*refused.items()][::-1]
+    ]
+    sent = size(_sum(refused, "bytes_out"))
+    return f"Refused, with no row read: {listing(named, REFUSED)}. {sent} left this site in the answers."
 
 
 def overview(runs: Mapping[str, Any], limits: Limits) -> Table:
