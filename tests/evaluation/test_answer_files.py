@@ -82,6 +82,10 @@ GOOD = {"model_id": "bard", "question_id": 1, "text": "Yes."}
         ([{**GOOD, "text": None}], ":1: text is not text"),
         ([{**GOOD, "model_id": ""}], ":1: an answer without model_id"),
         ([{"question_id": 1, "model_id": "m", "choices": [{"turns": [1]}]}], r"choices\[0\].turns is not text"),
+        (
+            [{"question_id": 1, "model_id": "m", "choices": [{"turns": ["a"]}, {"turns": ["b"]}]}],
+            "2 answers to 1, and nob",
+        ),
         ([GOOD, {**GOOD, "text": "No."}], "question 1 is answered twice, with different texts"),
         ([{**json.loads(LINE.to_json()), "answers": "one text"}], "answers is not text"),
         ([{**json.loads(LINE.to_json()), "tokens": 5}], "not a line of shepherd answer"),

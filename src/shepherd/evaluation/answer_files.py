@@ -150,6 +150,9 @@ def _line(where: str, row: Mapping[str, Any]) -> AnswerLine:
         return _ours(where, row)
     question = _question_id(where, row)
     choices = row.get("choices")
+    if isinstance(choices, list) and len(choices) > 1:
+        raise DataError(f"{where}: {len(choices)} answers to {question!r}, and nobody knows which is meant",
+                        hint="keep one of its choices")  # fmt: skip
     if isinstance(choices, list) and choices and isinstance(choices[0], Mapping):
         answers = _texts(where, "choices[0].turns", choices[0].get("turns"))
     else:
