@@ -180,6 +180,21 @@ def test_a_copy_of_a_site_cannot_take_it_out_of_the_run():
     assert federation.states() == {"a": "answered", "b": "left"}
 
 
+@pytest.mark.parametrize("how", ["left", "removed", "refused"])
+def test_a_round_with_a_site_that_is_gone_for_good_is_drawn_anew_once(how):
+    federation = Federation(card=card_of(federation={"rounds": 4, "method": "fedit", "min_updates": 2}))
+    federation.coordinator.admit()
+    assert federation.coordinator.eligible(1) == ("a", "b", "c")
+    if how == "refused":
+        federation.coordinator.ledger.site("b", "offered")
+    federation.coordinator.ledger.site("b", how)
+    assert federation.coordinator.eligible(1) == ("a", "c") == federation.another().eligible(1)
+    lines = [line["clients"] for line in federation.lines if line["event"] == "eligible"]
+    assert lines == [["a", "b", "c"], ["a", "c"]]
+    with pytest.raises(ValueError, match="the sites of round 1 are known already"):
+        federation.coordinator.ledger._change({"event": "eligible", "round": 1, "clients": ["a"]})
+
+
 @pytest.mark.parametrize("how", ["left", "removed"])
 def test_a_site_that_leaves_at_work_or_is_removed_does_not_hold_a_round_without_a_deadline(how):
     federation, looks = admitted("ab"), iter([False] * 100)

@@ -25,7 +25,7 @@ from shepherd.federation.messages import Answer, Train, pack
 from shepherd.federation.policy import Own
 from shepherd.federation.site import Site
 from shepherd.federation.site_store import SiteStore
-from shepherd.federation.states import Ledger
+from shepherd.federation.states import OVER, Ledger
 from shepherd.federation.transport import Aborted
 from shepherd.federation.transports.memory import Arrival, Crash, Hop, MemoryTransport
 from shepherd.outcomes import outcome_of
@@ -335,7 +335,10 @@ class Schedule:
         if not eligible:
             self.hits["paused"] += 1
             return
-        assert self.cohorts.setdefault(number, eligible) == eligible, "a round has other sites after a restart"
+        before = self.cohorts.get(number, eligible)
+        over = any(self.coordinator.ledger.of(client).state in ("refused", *OVER) for client in before)
+        assert over or before == eligible, "a round has other sites after a restart"
+        self.cohorts[number] = eligible
         draw = random.Random(number)
         cohort = sorted(draw.sample(eligible, max(1, len(eligible) - draw.randrange(2))))
         self.rules.attempt = None  # one that was not committed has not happened

@@ -101,7 +101,8 @@ class Coordination:
     def _train(self, state: ServerState) -> ServerState:
         measured = [(line["held_out_loss"], line["round"]) for line in read_rounds(self.store.path)]
         kept = KeptAs(self.base.public_name, self.base.conv1d, self.config.checkpoints.keep)
-        self.attendance.wait_for(min(state.round + 1, self.schedule.rounds))
+        if state.round < self.schedule.rounds:
+            self.attendance.wait_for(state.round + 1)
         meter = self._start(state)
         with self.reporter.phase("train", "federated"):
             rounds = self._rounds(state, meter)

@@ -92,7 +92,7 @@ class Attendance:
         self._waiting: dict[ClientId, str] = {}  # verdicts that are no refusal
         self._shown: Any = None
         self._awaited = {client for client, site in ledger.sites.items() if site.admitted}
-        """Sites of an earlier process that may still come back."""
+        """Sites of an earlier process, or of a round that has failed, that may still come back."""
         if terms.expected:
             store.journal(EXPECTED, names=sorted(terms.expected))
 
@@ -159,7 +159,7 @@ class Attendance:
 
     def lacks(self, number: int, again: bool) -> bool:
         """Whether a round has too few updates because of sites that are lost. With enough of them there, `again` says
-        whether the round may be done once more."""
+        whether the round may be done once more. The next wait is for the lost ones too, which may be in its cohort."""
         ledger, there = self.coordinator.ledger, self.coordinator.inbox.present()
         eligible = ledger.eligible[number]
         sites = {client: ledger.of(client) for client in eligible}
@@ -168,11 +168,14 @@ class Attendance:
             if client not in there or not site.admitted or (site.state, site.reason) == ("lost", "lost")
         ]  # fmt: skip
         few = len(there.intersection(eligible)) < self.coordinator.card.federation.min_updates
-        return bool(lost) and (few or again)
+        if not lost or not (few or again):
+            return False
+        self._awaited |= set(lost)
+        return True
 
     def _still_away(self, waited: float, *, first: bool) -> bool:
-        """Whether sites that took part before a restart may still come back: the first wait after it is for them too,
-        as the cohort of a round may have them."""
+        """Whether sites that took part before, and are awaited, may still come back: the cohort of a round may have
+        them."""
         ledger = self.coordinator.ledger
         self._awaited -= set(self._there())
         self._awaited = {c for c in self._awaited if ledger.of(c).state not in ("refused", *OVER)}

@@ -86,9 +86,13 @@ class Coordinator:
     def eligible(self, round_number: int) -> tuple[ClientId, ...]:
         """The sites that may be sampled in a round: present and admitted when enough of them were. Else none: it waits.
 
-        What is returned once is returned again when enough of them are there, also after a restart.
+        What is returned once is returned again when enough of them are there, also after a restart. Only where one of
+        them has left, was removed or refuses the run since, the round is drawn anew: a cohort with it might never be
+        complete. A private run keeps its sites, over which its noise is planned.
         """
         known = self.ledger.eligible.get(round_number)
+        if self.card.privacy is None and self.ledger.gone(round_number):
+            known = None
         there = [c for c in self.inbox.present() if self.ledger.of(c).admitted and (known is None or c in known)]
         if len(there) < self.card.federation.min_updates and self.ledger.state != "finished":
             if self.ledger.state != "paused":

@@ -109,10 +109,14 @@ class Ledger:
         return number
 
     def eligible_in(self, round_number: int, clients: Iterable[ClientId]) -> tuple[ClientId, ...]:
-        """Who may be sampled in a round, once and for all: a resumed run samples the same cohort."""
-        if round_number not in self.eligible:
+        """Who may be sampled in a round: a resumed run samples the same cohort. Others only where one is `gone`."""
+        if round_number not in self.eligible or self.gone(round_number):
             self._add({"event": "eligible", "round": round_number, "clients": sorted(clients)})
         return self.eligible[round_number]
+
+    def gone(self, round_number: int) -> list[ClientId]:
+        """Those of a round that have left, were removed or refuse the run since it was drawn."""
+        return [client for client in self.eligible.get(round_number, ()) if self.of(client).state in ("refused", *OVER)]
 
     def ignored(self, client: ClientId, reason: str, **about: Any) -> None:
         """What arrived and has no effect: a line for each of the first ones of a site in an attempt."""
@@ -203,7 +207,8 @@ class Ledger:
 
     def _change_eligible(self, line: Mapping[str, Any]) -> Callable[[], None]:
         number = line["round"]
-        expect(number not in self.eligible, f"the sites of round {number} are known already")
+        known = number in self.eligible and not self.gone(number)
+        expect(not known, f"the sites of round {number} are known already")
 
         def change() -> None:
             self.eligible[number] = tuple(line["clients"])

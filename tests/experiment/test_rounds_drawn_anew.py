@@ -1,0 +1,125 @@
+"""A site of a round's cohort that leaves for good, or for a while, where further sites were not drawn."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from shepherd.errors import ClientError
+from shepherd.experiment.coordinate import resume_coordination
+from shepherd.experiment.run import run
+from shepherd.federation.messages import Answer, read
+from shepherd.federation.transports.memory import Arrival
+from sites import SETTINGS, Sites, adapter_of, write_rows
+
+COUNTS = {"north": 7, "south": 5, "east": 6}
+THREE = (*SETTINGS, "federation.clients_per_round=2", "federation.rounds=3")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("rows"), COUNTS)
+
+
+@pytest.fixture
+def sites(rows, model_folder, tmp_path):
+    return Sites(rows, model_folder("llama"), tmp_path / "sites", COUNTS)
+
+
+@pytest.fixture
+def config(small_config, rows):
+    return lambda *settings: small_config(f"data.source={rows}", *THREE, *settings)
+
+
+def at_the_answer_of_round_2(sites, then):
+    """`then(client)` with the first site that answers in round 2; its answer is lost on the way."""
+    struck = []
+
+    def hop(hop):
+        message = read(hop.data, 2**30) if hop.way == "up" else None
+        if isinstance(message, Answer) and message.round == 2 and not struck:
+            struck.append(hop.client)
+            then(hop.client)
+            return []
+        return [Arrival(0.0, hop.data)]
+
+    sites.transport.hop = hop
+    return struck
+
+
+def cohorts_of(done):
+    return [line["cohort"] for line in done.rounds()]
+
+
+def drawn(folder, number):
+    lines = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
+    return [line["clients"] for line in lines if line.get("event") == "eligible" and line["round"] == number]
+
+
+@pytest.mark.parametrize("how", ["removed", "left"])
+def test_a_round_whose_site_is_gone_for_good_is_drawn_anew_from_the_others(how, sites, config, tmp_path):
+    members = set(COUNTS)
+
+    def go(client):
+        if how == "removed":
+            members.discard(client)
+        else:
+            run_id = next((sites.folder / client / "runs").iterdir()).name
+            sites.transport.send_up(client, sites.transport.running[client].leave(run_id))
+
+    struck = at_the_answer_of_round_2(sites, go)
+    done = sites.coordinate(config("federation.deadline=30.0"), tmp_path / "runs", sites=3, allowed=lambda: members)
+    (gone,) = struck
+    others = sorted(set(COUNTS) - {gone})
+    assert cohorts_of(done)[1:] == [others, others] and len(done.rounds()) == 3
+    assert drawn(done.path, 2) == [sorted(COUNTS), others] and drawn(done.path, 3) == [others]
+    assert all(sorted(line["weights"]) == line["cohort"] for line in done.rounds())
+
+
+def test_a_run_that_stopped_over_a_removed_site_goes_on_with_the_others(sites, config, tmp_path):
+    """As a run of an earlier version did: its journal has the round with the removed site only."""
+    members = set(COUNTS)
+
+    def crash(client):
+        members.discard(client)
+        raise KeyboardInterrupt
+
+    struck = at_the_answer_of_round_2(sites, crash)
+    with pytest.raises(KeyboardInterrupt):
+        sites.coordinate(config("federation.deadline=30.0"), tmp_path / "runs", sites=3, allowed=lambda: members)
+    (folder,) = (tmp_path / "runs").iterdir()
+    done = resume_coordination(folder, sites.transport, sites.events.append, sites.terms(allowed=lambda: members))
+    assert members == set(COUNTS) - {*struck} and cohorts_of(done)[1:] == [sorted(members)] * 2
+
+
+def test_a_site_of_the_cohort_that_is_away_for_a_while_is_waited_for(sites, config, tmp_path):
+    clock, left = sites.transport.clock, []
+
+    def go(client):
+        sites.transport.stop(client)
+        sites.transport.leases.end(client)
+        left.append(clock())
+
+    def sleep(seconds):
+        clock.now += seconds
+        if left and clock() > left[0] + 30.0 and struck[0] not in sites.transport.running:
+            sites.transport.start(struck[0])
+
+    struck = at_the_answer_of_round_2(sites, go)
+    done = sites.coordinate(config("federation.deadline=30.0"), tmp_path / "runs", sites=3, sleep=sleep)
+    assert adapter_of(done) == adapter_of(run(config(), lambda event: None, tmp_path / "simulated"))
+    warnings = [event["message"] for event in sites.events if event["event"] == "warning"]
+    assert f"waits up to 60 s for {struck[0]}: they took part before" in warnings
+    assert drawn(done.path, 2) == [sorted(COUNTS)], "the same cohort"
+
+
+def test_a_site_of_the_cohort_that_stays_away_ends_the_run_after_the_retries_by_on_too_few(sites, config, tmp_path):
+    def go(client):
+        sites.transport.stop(client)
+        sites.transport.leases.end(client)
+
+    struck, clock = at_the_answer_of_round_2(sites, go), sites.transport.clock
+    with pytest.raises(ClientError, match=r"round 2: .* usable update"):
+        sites.coordinate(config("federation.deadline=30.0"), tmp_path / "runs", sites=3)
+    assert struck and 180.0 <= clock() <= 300.0, "three retries, each after a wait of 60 s"
