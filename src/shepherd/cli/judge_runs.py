@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,15 +83,27 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
 
 
 def _check_references(pairs: Sequence[Pair], shown: bool) -> None:
-    """Name right answers that the judge does not see. UsageError: it is to see them, and there are none."""
-    every = {item.question: any(item.reference) for pair in pairs for item in pair.items}
-    known = sum(every.values())
-    if shown and pairs and not known:
+    """Name right answers that the judge does not see, or lacks.
+
+    UsageError: it is to see them, and there are none. DataError: two pairs have other ones for one question.
+    """
+    every: dict[str, tuple[str, ...]] = {}
+    for item in (item for pair in pairs for item in pair.items):
+        known = every.get(str(item.question)) or item.reference
+        if shown and item.reference and known != item.reference:
+            raise DataError(f"the right answers to question {item.question!r} differ between two pairs",
+                            hint="repeat shepherd answer for all of them: it keeps the answers")  # fmt: skip
+        every[str(item.question)] = known
+    count = sum(map(any, every.values()))
+    if shown and pairs and not count:
         raise UsageError("--references: no question has a right answer",
                          hint="leave it out, or write answers to questions with a field reference")  # fmt: skip
-    if known and not shown:
-        output.note(f"{known} of {plural(len(every), 'question')} have right answers, which the judge does not see "
+    if count and not shown:
+        output.note(f"{count} of {plural(len(every), 'question')} have right answers, which the judge does not see "
                     "(--references shows them)")  # fmt: skip
+    if shown and count < len(every):
+        output.note(f"{len(every) - count} of {plural(len(every), 'question')} have no right answer and are judged "
+                    "without one")  # fmt: skip
 
 
 def _plans(
@@ -100,8 +113,10 @@ def _plans(
     from shepherd.evaluation.judge.calls.ledger import Ledger
     from shepherd.evaluation.judge.calls.plan import BOTH, planned
     from shepherd.evaluation.judge.calls.probes import probe_pairs
+    from shepherd.evaluation.judge.calls.protocols import PROTOCOLS
 
     given, judge = set_up.given, set_up.judge
+    plain = replace(judge, protocol=PROTOCOLS[judge.protocol.name])  # known answers and probes have no references
     wanted: dict[str, tuple[Sequence[Pair], Any, int]] = {}
     if labelled is not None:
         wanted[CALIBRATION] = [labelled[0]], BOTH, 1
@@ -114,7 +129,7 @@ def _plans(
         ledger = Ledger.opened(set_up.folder / name)
         if ledger.torn:
             output.note(f"{ledger.file} ends in an unfinished line, which a killed process left; it is cut off")
-        found[name] = planned(each, judge, secret, orders, repeats), ledger
+        found[name] = planned(each, judge if name == CALLS else plain, secret, orders, repeats), ledger
     return found
 
 
@@ -129,7 +144,7 @@ def _fitness(
 
     file = set_up.folder / FITNESS
     known, judge = _recorded_fitness(file), set_up.judge
-    name = _judge_key(judge.endpoint, judge.model, judge.protocol.prompt.id, judge.protocol.prompt.hash)
+    name = _judge_key(judge.endpoint, judge.model, judge.protocol.name, judge.protocol.prompt.hash)
     fitness = dict(known.get(name) or {})
     if labelled is not None:
         done = _made(plans[CALIBRATION], complete, set_up)
@@ -153,9 +168,12 @@ def _made(plan: Plan, complete: Complete, set_up: Setup) -> Done:
     return done
 
 
-def _judge_key(endpoint: str, model: str, prompt: str, digest: str) -> str:
-    """A judge in fitness.json."""
-    return f"{endpoint} {model} {prompt} {digest}"
+def _judge_key(endpoint: str, model: str, protocol: str, digest: str) -> str:
+    """A judge in fitness.json: by its prompt without right answers, with which it was measured."""
+    from shepherd.evaluation.judge.calls.protocols import PROTOCOLS
+
+    prompt = PROTOCOLS[protocol].prompt
+    return f"{endpoint} {model} {prompt.id} {prompt.hash if digest == prompt.with_references.hash else digest}"
 
 
 def _recorded_fitness(file: Path) -> dict[str, Any]:
@@ -181,7 +199,7 @@ def fitness_of(recordings: Sequence[Recording]) -> Known | None:
         if call is None:
             continue
         known = _recorded_fitness(one.file.parent / FITNESS)
-        found.append(known.get(_judge_key(call.endpoint, call.model, call.prompt, call.prompt_hash)) or {})
+        found.append(known.get(_judge_key(call.endpoint, call.model, call.protocol, call.prompt_hash)) or {})
     found.sort(key=lambda fitness: bool((fitness.get("calibration") or {"fit": True}).get("fit")))
     return Known(probes=_probed(found[0]), calibration=found[0].get("calibration")) if found else None
 

@@ -27,8 +27,8 @@ QuestionId = str | int
 
 SETTINGS = ("run", "arm", "adapter_digest", "base", "base_digest", "endpoint", "dtype", "template", "decoding")
 """Fields that are the same in all lines of a file that count."""
-ROLES = ("system", "user", "assistant", "tool")
-"""Of turns before a question."""
+ROLES = ("tools", "system", "user", "assistant", "tool")
+"""Of turns before a question; "tools" are those that may be called."""
 
 
 @dataclass(frozen=True)

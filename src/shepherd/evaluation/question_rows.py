@@ -59,11 +59,15 @@ class Question:
 
     @property
     def preceding(self) -> list[dict[str, str]]:
-        """The conversation that precedes the first turn, as JSON has it; `extra` where a turn calls tools."""
-        return [
-            {"role": message.role, "content": message.content} | ({"extra": message.extra} if message.extra else {})
+        """The conversation that precedes the first turn, as JSON has it: first the tools that may be called, under the
+        role `tools`; `extra` where a turn calls some, `reasoning` where an answer has it."""
+        tools = [{"role": "tools", "content": self.tools}] if self.tools else []
+        further = [
+            {name: text for name in ("extra", "reasoning") if (text := getattr(message, name))}
             for message in self.before
         ]
+        turns = [{"role": message.role, "content": message.content} for message in self.before]
+        return [*tools, *(turn | more for turn, more in zip(turns, further, strict=True))]
 
     @property
     def hash(self) -> str:

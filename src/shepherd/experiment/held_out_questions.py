@@ -59,7 +59,7 @@ def _question(example: Example) -> Question:
         example.id,
         (asked.content,),
         example.category,
-        (answer.content,),
+        (answer.content or answer.extra,),
         tuple(before),
         example.context,
         example.tools,

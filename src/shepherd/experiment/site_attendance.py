@@ -276,6 +276,8 @@ class Attendance:
         for client in sorted({*ledger.sites, *self.terms.expected} - set(there)):
             site = ledger.of(client)
             reason = f"refused: {VERDICTS.get(site.reason, site.reason)}" if site.state == "refused" else "not there"
+            if site.state in OVER:
+                reason = site.state
             if site.state in ("", "offered") and client in self.watched.seen:
                 waits = self._waiting.get(client)
                 reason = VERDICTS[waits] if waits else "it has not answered the card yet, as when it reads its rows"

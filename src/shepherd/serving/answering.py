@@ -91,7 +91,7 @@ class LocalModel:
     table: ModelTable
     adapter_digest: str = ""
     scale: float | None = None
-    _prompts: dict[str, list[int]] = field(default_factory=dict)
+    _prompts: dict[Question, list[int]] = field(default_factory=dict)
 
     @property
     def precision(self) -> str:
@@ -119,9 +119,9 @@ class LocalModel:
 
     def first(self, question: Question) -> list[int]:
         """`prompt` of the first turn, kept."""
-        if question.hash not in self._prompts:
-            self._prompts[question.hash] = self.prompt(question)
-        return self._prompts[question.hash]
+        if question not in self._prompts:
+            self._prompts[question] = self.prompt(question)
+        return self._prompts[question]
 
     def key(self, question: Question, decoding: AnswerDecoding) -> str:
         """The ids of the first prompt stand for tokenizer, template and the passage before it."""
@@ -246,7 +246,7 @@ def check_window(model: LocalModel, questions: Sequence[Question], decoding: Ans
 
 
 def _messages(question: Question, answers: Sequence[str]) -> list[dict[str, str]]:
-    messages = question.preceding
+    messages = [{"role": message.role, "content": message.content} for message in question.before]
     for number, turn in enumerate(question.shown[: len(answers) + 1]):
         messages.append({"role": "user", "content": turn})
         messages += [{"role": "assistant", "content": text} for text in answers[number : number + 1]]

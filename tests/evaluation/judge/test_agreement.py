@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shepherd.errors import DataError, ResourceError
+from shepherd.evaluation.answer_files import hash_of
 from shepherd.evaluation.judge.agreement import agreement, between_judges, each_with_people, with_people
 from shepherd.evaluation.judge.calls.record import Call
 from shepherd.evaluation.judge.labels import Label, append_vote, read_labels
@@ -65,6 +66,18 @@ def test_a_vote_belongs_to_the_judgement_of_its_two_answers_whichever_is_called_
     assert (found["with"], found["source"]) == ("people", "votes.jsonl")
 
 
+def test_a_vote_on_another_question_with_the_same_answers_is_unmatched():
+    recordings = judged("bb")
+    hashes = [hash_of(["Is it?"]), hash_of(["Is it not?"])]
+    asked = [dataclasses.replace(one, answers=("yes", "no"), call=dataclasses.replace(one.call, question_hash=hashed))
+             for one, hashed in zip(recordings[0].judgements, hashes, strict=True)]  # fmt: skip
+    recordings = [dataclasses.replace(recordings[0], judgements=tuple(asked))]
+    votes = [Label("?", "x", "y", "b", ("yes", "no"), hashed) for hashed in (hashes[1], hash_of(["Was it?"]))]
+    found = with_people(recordings, votes)
+    assert (found["items"], found["unmatched"]) == (1, 1)
+    assert with_people(recordings, [Label("?", "x", "y", "b", ("yes", "no"))])["items"] == 2, "without its question"
+
+
 def test_a_label_without_hashes_belongs_to_its_question_and_its_names():
     votes = [Label("0", "federated", "base", "a"), Label(1, "base", "federated", "tie"), Label(2, "base", "other", "a")]
     found = with_people(judged("bba"), votes)
@@ -101,10 +114,13 @@ def test_a_file_of_two_judges_is_a_recording_each():
 def test_votes_are_read_back_and_a_later_one_on_the_same_answers_counts(tmp_path):
     file = tmp_path / "judge" / "votes.jsonl"
     append_vote(file, Label("Why?", "demo", "base", "a", ("0a", "0b")), ["Why?"])
-    assert read_labels(file) == [Label("Why?", "demo", "base", "a", ("0a", "0b"))]
+    assert read_labels(file) == [Label("Why?", "demo", "base", "a", ("0a", "0b"), hash_of(["Why?"]))]
     append_vote(file, Label("How?", "demo", "base", "tie", ("1a", "1b")), ["Why?", "How?"], "Be brief.")
     append_vote(file, Label("Why?", "demo", "base", "b", ("0a", "0b")), ["Why?"])
-    assert [label.verdict for label in read_labels(file)] == ["b", "tie"]
+    append_vote(file, Label("When?", "demo", "base", "a", ("0a", "0b")), ["When?"])  # the same answers
+    assert [label.verdict for label in read_labels(file)] == ["b", "tie", "a"]
+    told = [{"role": "system", "content": "Be brief."}]
+    assert read_labels(file)[1].question_hash == hash_of(["Why?", "How?"], told)
     with pytest.raises(ResourceError, match="votes"):
         append_vote(file / "below", Label("Why?", "demo", "base", "a"), [])
 

@@ -95,6 +95,25 @@ def test_nothing_is_paid_twice(ledger):
     assert to_make(calls, FEDIT, ledger()) == []
 
 
+def test_answers_that_are_back_again_count_in_a_replay_too(ledger):
+    def judged(texts):
+        items = [dataclasses.replace(item, b=Shown((texts,), "demo:federated")) for item in pair().items]
+        done = run(
+            planned([dataclasses.replace(pair(), items=tuple(items))], JUDGE, SECRET), FEDIT, ledger(), Counted()
+        )
+        (replayed,) = read_pairs(ledger().file)
+        return done, [one.points for one in replayed.judgements], replayed.superseded
+
+    first, points, none = judged("word " * 9)
+    other, changed, before = judged("word")
+    again, back, after = judged("word " * 9)
+    assert (first.made, other.made, again.made) == (6, 6, 0)
+    assert back == points != changed and (none, before, after) == (0, 6, 6)
+    size = len(ledger().file.read_text("utf-8").splitlines())
+    judged("word " * 9)
+    assert size == 18 == len(ledger().file.read_text("utf-8").splitlines()), "once"
+
+
 def test_exchanging_a_and_b_exchanges_every_figure_and_makes_no_new_call(ledger):
     there = run(planned([pair()], JUDGE, SECRET), FEDIT, ledger(), Counted())
     swapped = dataclasses.replace(

@@ -44,6 +44,16 @@ def test_calls_are_exported_as_reviews_that_read_as_the_same_points(tmp_path):
     assert first["score"] == [6, 8] and first["text"].endswith("SCORES: 6 8") and first["reviewer_id"] == "judge"
 
 
+def test_a_pair_that_was_judged_by_two_prompts_is_exported_to_files_of_each(tmp_path):
+    rows = [json.loads(line) for line in (RECORDINGS / "calls.jsonl").read_text("utf-8").splitlines()]
+    rows += [row | {"key": f"{row['key']}+", "prompt": "other", "prompt_hash": "1f"} for row in rows]
+    recordings = read_pairs(lines(tmp_path / "calls.jsonl", *rows))
+    files = export_reviews(recordings, tmp_path / "reviews")
+    once = export_reviews(read_pairs(RECORDINGS / "calls.jsonl"), tmp_path / "once")
+    assert len(files) == 2 * len(once) and tmp_path / "reviews" / "review_base_federated_seed0_2.jsonl" in files
+    assert [len(file.read_text("utf-8").splitlines()) for file in sorted(files)[:2]] == [3, 3]
+
+
 def test_an_export_over_a_file_is_refused(tmp_path):
     (tmp_path / "reviews").write_text("")
     with pytest.raises(ResourceError, match="reviews"):

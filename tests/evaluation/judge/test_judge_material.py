@@ -15,6 +15,10 @@ from shepherd.evaluation.judge.calls.client import Decoding
 from shepherd.evaluation.judge.calls.material import pair_of
 from shepherd.evaluation.judge.calls.plan import Item, Judge, Pair, Planned, Shown, planned
 from shepherd.evaluation.judge.calls.prompts import EARLIER, RIGHT
+from shepherd.evaluation.judge.replay import recordings_of
+from shepherd.evaluation.question_rows import Question
+from shepherd.serving.answering import LocalModel
+from shepherd.types import Message
 
 FEDIT = protocols.PROTOCOLS["fedit"]
 JUDGE = Judge("http://127.0.0.1:1/v1", "judge", FEDIT, Decoding(seed=0))
@@ -65,6 +69,16 @@ def test_the_right_answer_of_each_turn_is_named_by_its_turn():
     assert [name for name in blocks(call) if name.startswith("REF")] == ["REFERENCE-2"]
 
 
+def test_the_right_answers_and_the_limit_of_an_answer_are_recorded(tmp_path):
+    one, other = (calls(SEEING, reference=(text,))[0].call for text in ("The Alps", "Tirol"))
+    assert one.reference and one.reference != other.reference and one.answer_limit == JUDGE.answer_limit
+    assert calls(SEEING)[0].call.reference == calls(reference=("The Alps",))[0].call.reference == ""
+    short = calls(dataclasses.replace(SEEING, answer_limit=9), reference=("The Alps",))[0].call
+    answered = [dataclasses.replace(call, outcome="answered", text="SCORES: 1 2") for call in (one, other, short)]
+    kept = recordings_of(tmp_path / "calls.jsonl", answered)
+    assert [(len(each.judgements), each.superseded) for each in kept] == [(1, 1), (1, 0)]
+
+
 def line(**given) -> dict:
     return {"question_id": 1, "turns": ["And?"], "answers": ["Yes."], "question_hash": "00", "arm": "base", **given}
 
@@ -76,6 +90,34 @@ def test_files_of_answers_bring_the_conversation_and_the_right_answers(tmp_path)
     files = [read_answers(tmp_path / f"{name}.jsonl") for name in ("base", "federated")]
     (item,) = pair_of(*files, ("base", "federated"), 0).items
     assert item.before == BEFORE and item.reference == ("Half ?.",)
+
+
+def test_right_answers_that_differ_between_the_two_arms_are_refused(tmp_path):
+    def files(*references):
+        for name, reference in zip("ab", references, strict=True):
+            (tmp_path / f"{name}.jsonl").write_text(json.dumps(line(arm=name, reference=reference)) + "\n", "utf-8")
+        return [read_answers(tmp_path / f"{name}.jsonl") for name in "ab"]
+
+    with pytest.raises(DataError, match="the right answers to question 1 differ"):
+        pair_of(*files(["X"], ["Y"]), ("a", "b"), 0)
+    for given in (([], ["X"]), (["X"], []), (["X"], ["X"])):
+        assert pair_of(*files(*given), ("a", "b"), 0).items[0].reference == ("X",)
+
+
+def test_tools_and_reasoning_make_another_question_and_the_judge_sees_the_tools():
+    plain = Question(1, ("Call it.",))
+    tools = [dataclasses.replace(plain, tools=text) for text in ('[{"a": 1}]', '[{"b": 1}]')]
+    thought = dataclasses.replace(plain, before=(Message("assistant", "Yes.", reasoning="Hm."),))
+    silent = dataclasses.replace(plain, before=(Message("assistant", "Yes."),))
+    assert len({one.hash for one in (plain, *tools, thought, silent)}) == 5
+    assert blocks(calls(before=tuple(tools[0].preceding))[0])["EARLIER-1-TOOLS"] == '[{"a": 1}]'
+
+
+def test_two_questions_of_one_text_have_their_own_prompts(monkeypatch):
+    model = LocalModel(*[None] * 4)
+    monkeypatch.setattr(LocalModel, "prompt", lambda self, question, answers=(): [len(question.context)])
+    one, other = Question(1, ("Sum:\n\nabc",)), Question(2, ("Sum:",), context="abc")
+    assert one.hash == other.hash and (model.first(one), model.first(other)) == ([0], [3])
 
 
 @pytest.mark.parametrize("before", [["Hello"], [{"role": "user"}], [{"role": "x>>>", "content": "a"}],

@@ -39,7 +39,8 @@ def test_unparsed_and_refused_calls_are_in_neither_total():
 
 def test_a_row_and_its_call_are_the_same():
     rows = [json.loads(line) for line in CALLS.read_text("utf-8").splitlines()]
-    assert [Call.from_row(row).to_row() for row in rows] == rows
+    later = {"reference": "", "answer_limit": 0}  # fields that older lines do not have
+    assert [Call.from_row(row).to_row() for row in rows] == [row | later for row in rows]
 
 
 def test_an_unfinished_last_line_is_left_out_and_said(tmp_path):

@@ -83,7 +83,36 @@ def test_right_answers_are_shown_on_request_and_named_where_they_are_not(shell, 
     assert sum("The Alps." in text for text in texts) == 8
     prompts = [json.loads(done.out)["judge"]["prompts"][0]["id"] for done in (hidden, seen)]
     assert prompts == ["fedit-2", "fedit-2-reference"]
+    assert json.loads(seen.out)["questions"]["right_answers_shown"] == 2
+    assert json.loads(hidden.out)["questions"]["right_answers_shown"] == 0
     assert none.status == 2 and "--references: no question has a right answer" in none.err
+
+
+def test_questions_without_a_right_answer_and_pairs_with_different_ones_are_named(shell, tmp_path):
+    (
+        a_run(tmp_path, count=2, reference=("The Alps.",)),
+        a_run(tmp_path, "other", count=2, reference=("Tirol.",), alpha=9),
+    )
+    a_run(tmp_path, "more", count=4, alpha=8)
+    with StubJudge(by_length) as stub:
+        some = judge(shell, stub, "runs/demo", "runs/more", "--references")
+        differ = judge(shell, stub, "runs/demo", "runs/other", "--references")
+    assert some.status == 0 and "2 of 4 questions have no right answer and are judged without one" in some.err
+    assert differ.status == 3 and "right answers to question 1 differ between two pairs" in differ.err
+
+
+def test_a_judge_that_sees_right_answers_has_the_fitness_of_the_plain_prompt(shell, tmp_path):
+    run = a_run(tmp_path, count=2, reference=("The Alps.",))
+    with StubJudge(by_length) as stub:
+        judge(shell, stub, "--probes", "--out", run / "judge" / "judge.json", "--references")
+        before = len(stub.requests)
+        seen = judge(shell, stub, "runs/demo", "--references", "--json")
+        assert len(stub.requests) == before + 8
+    assert json.loads(seen.out)["probes"]["probes"] == 50
+    (name,) = json.loads((run / "judge" / "fitness.json").read_text("utf-8"))
+    assert " fedit-2 " in name
+    replayed = shell("judge", "--replay", run / "judge" / "calls.jsonl", "--json")
+    assert json.loads(replayed.out)["probes"]["probes"] == 50
 
 
 def test_recorded_calls_need_no_key(shell, tmp_path, monkeypatch):

@@ -30,16 +30,19 @@ def with_people(
 ) -> dict[str, Any] | None:
     """Agreement of the judge with labels, one item per label and seed; None without a label.
 
-    A label is compared with the verdict of the judge on the same two answers, whichever is called a; one without hashes
-    of its answers, with that on its question between arms of its names. unmatched: labels that no judgement belongs to.
+    A label is compared with the verdict of the judge on the same two answers, whichever is called a, to the same
+    question where both have its hash; one without hashes of its answers, with that on its question between arms of
+    its names. unmatched: labels that no judgement belongs to.
     """
-    by_answers: dict[Answers, list[tuple[Question, Verdict]]] = {}
+    by_answers: dict[tuple[str, Answers], list[tuple[Question, Verdict]]] = {}
     by_names: dict[tuple[str, str, str], list[tuple[Question, Verdict]]] = {}
     for recording in recordings:
+        hashes = {one.question: one.call.question_hash for one in recording.judgements if one.call}
         for (_, question), answers, verdict in _verdicts(recording):
             for there, one in ((True, verdict), (False, TURNED[verdict])):
-                if answers:
-                    by_answers.setdefault(answers if there else answers[::-1], []).append((question, one))
+                for asked in {"", hashes.get(question, "")} if answers else ():
+                    assert answers is not None
+                    by_answers.setdefault((asked, answers if there else answers[::-1]), []).append((question, one))
                 names = (recording.a, recording.b) if there else (recording.b, recording.a)
                 by_names.setdefault((str(question), *names), []).append((question, one))
     judge: list[Verdict] = []
@@ -47,9 +50,11 @@ def with_people(
     questions: list[Hashable] = []
     unmatched = 0
     for label in labels:
-        found = (
-            by_answers.get(label.answers) if label.answers else by_names.get((str(label.question), label.a, label.b))
-        )
+        if label.answers:
+            asked = label.question_hash if any(hashed for hashed, _ in by_answers) else ""
+            found = by_answers.get((asked, label.answers))
+        else:
+            found = by_names.get((str(label.question), label.a, label.b))
         unmatched += not found
         for question, verdict in found or ():
             judge.append(verdict)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,13 @@ def export_reviews(recordings: Sequence[Recording], folder: Path) -> list[Path]:
     Judgements that failed are left out, as they have no text to review. ResourceError: a file cannot be written.
     """
     written: dict[Path, list[str]] = {}
+    seen: Counter[tuple[frozenset[str], bool]] = Counter()
     for recording in recordings:
+        alike = frozenset((recording.a, recording.b)), recording.scores
+        seen[alike] += 1  # another prompt, judge or decoding on the same pair has further files
         for judgement in recording.judgements:
             if judgement.outcome != "failed":
-                path = folder / _name(recording, judgement)
+                path = folder / _name(recording, judgement, seen[alike])
                 written.setdefault(path, []).append(json.dumps(_review(recording, judgement), ensure_ascii=False))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,11 +47,12 @@ def export_reviews(recordings: Sequence[Recording], folder: Path) -> list[Path]:
     return list(written)
 
 
-def _name(recording: Recording, judgement: Judgement) -> str:
+def _name(recording: Recording, judgement: Judgement, number: int) -> str:
     names = (recording.b, recording.a) if judgement.b_first else (recording.a, recording.b)
     parts = [_NOT_IN_NAMES.sub("-", name) for name in names]
     parts += [] if judgement.seed is None else [f"seed{judgement.seed}"]
     parts += [] if recording.scores else ["threeclass"]
+    parts += [] if number == 1 else [str(number)]
     return f"review_{'_'.join(parts)}.jsonl"
 
 

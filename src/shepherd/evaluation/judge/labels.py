@@ -3,8 +3,8 @@
     {"question": 81, "a": "base", "b": "demo:federated", "verdict": "b", "a_answer": sha256, "b_answer": sha256}
 
 Lines of MT-bench's human judgements are read too: {question_id, model_a, model_b, winner}. A label with the hashes of
-both answers (`Shown.hash`) belongs to the judgements of these answers, and a later one of the same voter replaces it; a
-label without hashes belongs to its question and its two names.
+both answers (`Shown.hash`) belongs to the judgements of these answers, to the question of its turns where it has them,
+and a later one of the same voter replaces it; a label without hashes belongs to its question and its two names.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from shepherd.data.json_rows import read_json
 from shepherd.errors import DataError, ResourceError
+from shepherd.evaluation.answer_files import hash_of
 from shepherd.evaluation.judge.parsing import Verdict
 from shepherd.evaluation.judge.replay import content
 
@@ -30,13 +31,15 @@ _HINT = 'a label is a line {"question_id": …, "a": …, "b": …, "verdict": "
 
 @dataclass(frozen=True)
 class Label:
-    """One person's verdict on the answers of a and b. answers: their sha256, None where the file has none."""
+    """One person's verdict on the answers of a and b. answers: their sha256, None where the file has none.
+    question_hash: `hash_of` the turns, "" where the file has none."""
 
     question: str | int
     a: str
     b: str
     verdict: Verdict
     answers: tuple[str, str] | None = None
+    question_hash: str = ""
 
 
 def read_labels(file: Path) -> list[Label]:
@@ -49,7 +52,7 @@ def read_labels(file: Path) -> list[Label]:
     for number, row in rows:
         label = _label(f"{file}:{number}", row)
         voter = str(_first(row, ("voter", "judge")) or "")
-        found[(voter, label.answers) if label.answers else number] = label
+        found[(voter, label.question_hash, label.answers) if label.answers else number] = label
     return list(found.values())
 
 
@@ -77,7 +80,11 @@ def _label(where: str, row: Mapping[str, Any]) -> Label:
     hashes = row.get("a_answer"), row.get("b_answer")
     whole = all(isinstance(each, str) and each for each in hashes)
     answers = (str(hashes[0]), str(hashes[1])) if whole else None
-    return Label(question, str(a), str(b), _WORDS[verdict.lower()], answers)
+    turns, system = row.get("turns"), row.get("system")
+    hashed = ""
+    if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
+        hashed = hash_of(turns, [{"role": "system", "content": system}] if isinstance(system, str) and system else [])
+    return Label(question, str(a), str(b), _WORDS[verdict.lower()], answers, hashed)
 
 
 def _identity(where: str, row: Mapping[str, Any], names: Sequence[str]) -> str | int:

@@ -70,7 +70,14 @@ def recordings_of(file: Path, calls: Iterable[Call], torn: bool = False) -> list
 
 
 def _recording(call: Call) -> tuple[str, ...]:
-    return call.endpoint, call.model, call.prompt_hash, call.drawn_by, call.protocol, call.a, call.b
+    limit = str(call.answer_limit or "")
+    return call.endpoint, call.model, call.prompt_hash, call.drawn_by, limit, call.protocol, call.a, call.b
+
+
+def outdated(calls: Iterable[Call], recorded: Iterable[Call]) -> list[Call]:
+    """Those of `calls` that a later line of `recorded` supersedes, in their order."""
+    last = {_cell(call): _answers(call) for call in recorded}
+    return [call for call in calls if last.get(_cell(call), _answers(call)) != _answers(call)]
 
 
 def _cell(call: Call) -> tuple[Any, ...]:
@@ -78,7 +85,7 @@ def _cell(call: Call) -> tuple[Any, ...]:
 
 
 def _answers(call: Call) -> tuple[str, ...]:
-    return call.question_hash, call.a_answer, call.b_answer
+    return call.question_hash, call.a_answer, call.b_answer, call.reference
 
 
 def _place(call: Call) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Ledger:
         """Read a file of calls, which need not exist. DataError: a malformed line that is not the last."""
         data = file.read_bytes() if file.exists() else b""
         *lines, rest = data.split(b"\n")
-        calls = {}
+        calls: dict[str, Call] = {}
         for number, line in enumerate(lines, 1):
             try:
                 call = Call.from_row(json.loads(line))
@@ -52,11 +52,16 @@ class Ledger:
                     hint="restore the file from a copy, or delete the line: its call is then made again",
                 ) from None
             if call.outcome != "failed":
+                calls.pop(call.key, None)
                 calls[call.key] = call
         return cls(file, calls, rest.decode(errors="replace"), len(data) - len(rest))
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    def __iter__(self) -> Iterator[Call]:
+        """The calls with a reply, in the order of their last lines."""
+        return iter([*self._calls.values()])
 
     def found(self, key: str) -> Call | None:
         """The call with this key, None where there is none or where it failed."""
@@ -76,4 +81,5 @@ class Ledger:
                 stream.flush()
                 os.fsync(stream.fileno())
             if call.outcome != "failed":
+                self._calls.pop(call.key, None)
                 self._calls[call.key] = call

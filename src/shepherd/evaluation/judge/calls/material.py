@@ -134,6 +134,10 @@ def _item(one: AnswerLine, other: AnswerLine, a: AnswerFile, b: AnswerFile) -> I
             f"question {question!r} is not the same in {a.file} and {b.file}",
             hint="write the answers of both arms anew with shepherd answer, from one file of questions",
         )
+    references = {line.reference for line in (one, other) if any(line.reference)}
+    if len(references) > 1:
+        raise DataError(f"the right answers to question {question!r} differ in {a.file} and {b.file}",
+                        hint="repeat shepherd answer for both: it keeps the answers")  # fmt: skip
     turns = one.turns or other.turns
     if len(turns) != len(one.answers):
         raise DataError(
@@ -148,7 +152,7 @@ def _item(one: AnswerLine, other: AnswerLine, a: AnswerFile, b: AnswerFile) -> I
         one.category or other.category,
         next(iter(hashes), ""),
         tuple({key: encodable(text) for key, text in turn.items()} for turn in one.before or other.before),
-        tuple(map(encodable, one.reference or other.reference)),
+        tuple(map(encodable, next(iter(references), ()))),
     )
 
 

@@ -137,7 +137,8 @@ def _planned(pair: Pair, item: Item, judge: Judge, secret: bytes, order: Order, 
         prompt_hash=prompt.hash, question=item.question, a=pair.a, b=pair.b, order=order, repeat=repeat,
         category=item.category, question_hash=item.question_hash, seed=pair.seed, a_source=item.a.source,
         b_source=item.b.source, a_answer=item.a.hash, b_answer=item.b.hash, a_chars=item.a.chars, b_chars=item.b.chars,
-        a_cut=item.a.cut, b_cut=item.b.cut, decoding=decoding.to_row(),
+        a_cut=item.a.cut, b_cut=item.b.cut, decoding=decoding.to_row(), answer_limit=judge.answer_limit,
+        reference=Shown(item.reference).hash if prompt.references and any(item.reference) else "",
     )  # fmt: skip
     return Planned(call, tuple(messages(mark_of(secret, key))), decoding)
 

@@ -28,12 +28,14 @@ class Call:
     """One call of a judge.
 
     key: identifies everything that decides the call (`ledger.key_of`). model, answered_model: as asked for, and as
-    named in the reply. prompt: id of the prompt; prompt_hash: sha256 of its wording. a, b: names of the two arms in a
-    table, the same for runs that differ in the seed only; a_source, b_source: "RUN:ARM" of the answers. a_answer,
-    b_answer: sha256 of the answers; a_chars, b_chars: their lengths before any cut, a_cut, b_cut: whether the answer
-    ended at its limit of tokens. ask: 0, or 1 for the one re-ask after a text that nobody could read. seed: of the
-    runs, None where the two differ. tokens: as the endpoint counted, None where it did not. tries: requests made,
-    failed ones included. ignored: parameters that the endpoint did not honour. time: UTC, ISO 8601.
+    named in the reply. prompt: id of the prompt; prompt_hash: sha256 of its wording. a, b: names of the two arms in
+    a table, the same for runs that differ in the seed only; a_source, b_source: "RUN:ARM" of the answers. a_answer,
+    b_answer: sha256 of the answers; a_chars, b_chars: their lengths before any cut, a_cut, b_cut: whether the
+    answer ended at its limit of tokens. reference: sha256 of the right answers that were shown, "" without;
+    answer_limit: characters of an answer that were shown, 0 where it is not known. ask: 0, or 1 for the one re-ask
+    after a text that nobody could read. seed: of the runs, None where the two differ. tokens: as the endpoint
+    counted, None where it did not. tries: requests made, failed ones included. ignored: parameters that the
+    endpoint did not honour. time: UTC, ISO 8601.
     """
 
     key: str
@@ -59,6 +61,8 @@ class Call:
     b_chars: int = 0
     a_cut: bool = False
     b_cut: bool = False
+    reference: str = ""
+    answer_limit: int = 0
     decoding: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     outcome: Outcome = "answered"
     text: str = ""
@@ -110,7 +114,7 @@ _PERHAPS = ((int, type(None)), "a whole number")
 _OF_KIND: Mapping[str, tuple[tuple[type, ...], str]] = {
     "question": ((str, int), "a number or a name"),
     "repeat": _COUNT, "ask": _COUNT, "seed": _PERHAPS, "a_chars": _COUNT, "b_chars": _COUNT,
-    "a_cut": _FLAG, "b_cut": _FLAG, "decoding": ((dict,), "an object"), "tokens_in": _PERHAPS,
+    "a_cut": _FLAG, "b_cut": _FLAG, "answer_limit": _COUNT, "decoding": ((dict,), "an object"), "tokens_in": _PERHAPS,
     "tokens_out": _PERHAPS, "seconds": _NUMBER, "tries": _COUNT, "ignored": ((list,), "a list"),
 }  # fmt: skip
 _KINDS = {one.name: _OF_KIND.get(one.name, _TEXT) for one in dataclasses.fields(Call)}
@@ -123,8 +127,8 @@ def settled(calls: Iterable[Call]) -> list[Call]:
     found: dict[tuple[Any, ...], Call] = {}
     for call in calls:
         place = (call.protocol, call.prompt_hash, call.a, call.b, call.seed, call.a_answer, call.b_answer,
-                 call.question, call.question_hash, call.order, call.repeat, call.model, call.endpoint,
-                 call.drawn_by)  # fmt: skip
+                 call.reference, call.answer_limit, call.question, call.question_hash, call.order, call.repeat,
+                 call.model, call.endpoint, call.drawn_by)  # fmt: skip
         before = found.get(place)
         if before is None or _rank(call) >= _rank(before):
             found[place] = call

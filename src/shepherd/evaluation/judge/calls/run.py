@@ -23,6 +23,7 @@ from shepherd.evaluation.judge.calls.ledger import Ledger
 from shepherd.evaluation.judge.calls.plan import Planned, again
 from shepherd.evaluation.judge.calls.protocols import Protocol, reading_of
 from shepherd.evaluation.judge.calls.record import Call
+from shepherd.evaluation.judge.replay import outdated
 
 IN_A_ROW = 3
 """Failed calls without a successful one in between after which the rest is not tried."""
@@ -168,6 +169,9 @@ def run(
         raise work.crash
     done = work.done
     done.calls = [call for one in calls if (call := _reply(one, protocol, ledger)) is not None]
+    found = (ledger.found(call.key) for call in done.calls)
+    for call in outdated(filter(None, found), ledger):  # of answers that are back again: the last lines count
+        ledger.append(call)
     done.failed = len(calls) - len(done.calls)
     done.seconds = time.monotonic() - start
     if done.fault is not None:
