@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from shepherd.errors import ClientError
+from shepherd.errors import ClientError, UsageError
 from shepherd.experiment.coordinate import resume_coordination
 from shepherd.experiment.run import run
 from shepherd.federation.messages import Answer, read
@@ -123,3 +123,17 @@ def test_a_site_of_the_cohort_that_stays_away_ends_the_run_after_the_retries_by_
     with pytest.raises(ClientError, match=r"round 2: .* usable update"):
         sites.coordinate(config("federation.deadline=30.0"), tmp_path / "runs", sites=3)
     assert struck and 180.0 <= clock() <= 300.0, "three retries, each after a wait of 60 s"
+
+
+def test_a_run_that_waits_says_who_was_removed(sites, config, tmp_path):
+    members = set(COUNTS)
+
+    def go(client):
+        members.clear()
+        members.add(client)
+
+    struck = at_the_answer_of_round_2(sites, go)
+    with pytest.raises(UsageError, match="round 2 waits for 2 sites, and 1 take part") as error:
+        sites.coordinate(config("federation.deadline=30.0"), tmp_path / "runs", sites=3, allowed=lambda: members)
+    gone = sorted(set(COUNTS) - {*struck})
+    assert error.value.message.splitlines()[1:] == [f"  {client}: removed" for client in gone]
