@@ -84,6 +84,7 @@ def test_a_reference_that_is_missing_for_one_turn_stays_at_its_place():
     [
         ({"input": "<noinput>"}, "", ["a placeholder for an empty input"]),
         ({"context": "None", "input": "real"}, "real", ["a placeholder for an empty input"]),
+        ({"context": "None", "input": "n/a"}, "", ["a placeholder for an empty input"]),
         ({"context": "  ", "input": "real"}, "real", []),
         ({"context": " ", "input": ""}, "", []),
         ({"context": "real", "input": "other"}, "real", ["input"]),

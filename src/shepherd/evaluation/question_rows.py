@@ -155,7 +155,7 @@ def _passage(row: RowReader) -> str:
         passage = row.text(key)
         if passage.strip().casefold() not in NO_INPUT:
             return passage
-        row.notes.columns.append("a placeholder for an empty input")
+        row.notes.columns = ["a placeholder for an empty input"]
     return ""
 
 
