@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from console import Shell
 from shepherd.data.builtins import RawRows
 from shepherd.errors import DataError, UsageError
 from shepherd.evaluation import questions
@@ -83,6 +84,7 @@ def test_the_hash_is_of_what_is_shown():
         ([{"question_id": 1, "text": " "}], ":1: text is ' '"),
         ([{"question_id": 1, "turns": ["a", ""]}], r":1: turns is \['a', ''\]"),
         ([{"question_id": 1, "turns": ["a", 2]}], ":1: turns is"),
+        ([{"question_id": " ", "text": "Why?"}], "1 question without an id: row 1$"),
         ([], "has no rows"),
     ],
 )
@@ -103,6 +105,47 @@ def test_an_id_as_a_number_and_as_a_text_is_one_id(tmp_path):
     rows = [{"question_id": 1, "text": "Why?"}, {"question_id": "1", "text": "How?"}]
     with pytest.raises(DataError, match="rows 1 and 2 have the id '1' and different texts"):
         read_questions(written(tmp_path, rows))
+
+
+def test_an_id_with_two_categories_is_refused(tmp_path):
+    rows = [{"id": 1, "text": "Why?", "category": "maths"}, {"id": 1, "text": "Why?", "category": "law"}]
+    with pytest.raises(DataError, match="rows 1 and 2 have the id 1 and different categories"):
+        read_questions(written(tmp_path, rows))
+
+
+def test_cells_of_a_table_hold_lists(tmp_path):
+    (tmp_path / "mine.csv").write_text('id,turns,reference\n1,"[""Why?"", ""How?""]","[""r1"", ""r2""]"\n')
+    (question,) = read_questions(tmp_path / "mine.csv").questions
+    assert question.turns == ("Why?", "How?") and question.reference == ("r1", "r2")
+
+
+ROWS = [{"id": 1, "text": "Why?"}]
+
+
+def test_keys_beside_the_rows_are_named(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"system": "Always rhyme", "data": ROWS}))
+    assert read_questions(path).notes == ("ignored keys of mine.json: system",)
+    outcome = Shell(capsys, monkeypatch)("answer", "nobody", "--questions", path)
+    assert "1 question of" in outcome.err and "ignored keys of mine.json: system" in outcome.err
+
+
+def test_rows_of_one_named_list_are_read_and_several_are_refused_by_name(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"mine": ROWS}))
+    assert read_questions(path).questions == (Question(1, ("Why?",)),)
+    for names in (("data", "test"), ("mine", "yours")):
+        path.write_text(json.dumps(dict.fromkeys(names, ROWS)))
+        with pytest.raises(DataError, match=f"mine.json holds 2 lists of rows: {names[0]}, {names[1]}"):
+            read_questions(path)
+
+
+def test_half_a_character_is_refused_with_its_row(tmp_path):
+    with pytest.raises(DataError, match=r"mine\.jsonl:1: 'text' holds half a character"):
+        read_questions(written(tmp_path, [{"id": 1, "text": "\ud800x"}]))
+    (tmp_path / "list.json").write_text(json.dumps(["Why?", "\ud800x"]))
+    with pytest.raises(DataError, match=r"list\.json:2: the question holds half a character"):
+        read_questions(tmp_path / "list.json")
 
 
 def test_a_question_that_stands_twice_with_one_text_counts_once(tmp_path):

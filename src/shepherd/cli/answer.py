@@ -127,6 +127,8 @@ def _questions(wanted: Wanted) -> QuestionSet | None:
     if found.unused:
         columns = ", ".join(f"{name} ({plural(count, 'row')})" for name, count in found.unused.items())
         output.note(f"columns of the questions that are not used: {columns}")
+    for note in found.notes:
+        output.note(note)
     return dataclasses.replace(found, questions=found.questions[: wanted.limit])
 
 

@@ -46,9 +46,9 @@ def read_turns(
     names: `TURN_FIELDS` -> the user's fields. With `learned` False every answer is masked. Raises Refusal.
     """
     if isinstance(value, str):
-        value = _cell(value)
+        value = cell(value)
     if isinstance(value, Mapping):
-        value = _transposed(value)
+        value = transposed(value)
     if not isinstance(value, (list, tuple)):
         raise Refusal(f"{what} is not a list of turns")
     return [_turn(turn, notes, names or {}, learned) for turn in value if not _filled_with_null(turn)]
@@ -57,11 +57,12 @@ def read_turns(
 def is_turns(value: Any) -> bool:
     """Whether `value` is a list of turns: a list of objects, an object of lists, or a single turn."""
     if isinstance(value, Mapping):
-        return _transposed(value) is not None
+        return transposed(value) is not None
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
 
 
-def _transposed(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def transposed(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The turns of an object of equal lists, or of a single turn; None for any other object."""
     if isinstance(columns.get("role", columns.get("from")), str):
         return [dict(columns)]
     given = {name: column for name, column in columns.items() if column is not None}
@@ -204,7 +205,7 @@ def _parsed(value: Any) -> Any:
 def read_history(value: Any, notes: Notes) -> list[Message]:
     """Earlier turns of an instruction: pairs [question, answer] as in LLaMA-Factory, or turns."""
     if isinstance(value, str):
-        value = _cell(value)
+        value = cell(value)
     if is_turns(value):
         return read_turns(value, "'history'", notes)
     if not isinstance(value, Sequence) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in value):
@@ -219,7 +220,7 @@ def read_history(value: Any, notes: Notes) -> list[Message]:
 def read_tools(value: Any) -> str:
     """The tools of a row as a JSON list of OpenAI's function definitions. Raises Refusal."""
     if isinstance(value, str):
-        value = _cell(value)
+        value = cell(value)
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in value):
@@ -259,7 +260,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _cell(value: str) -> Any:
+def cell(value: str) -> Any:
     """The value of a table cell: JSON, or a Python literal as pandas writes it; None for neither."""
     for load in (json.loads, ast.literal_eval):
         try:
@@ -275,7 +276,7 @@ def turns_in(value: Any) -> Any:
     """The turns that a table cell holds as text, if each has a role; any other value unchanged."""
     if not (isinstance(value, str) and _LIST.match(value)):
         return value
-    found = _cell(value)
+    found = cell(value)
     named = is_turns(found) and all(isinstance(turn, Mapping) and _has_role(turn) for turn in found)
     return found if named else value
 

@@ -5,32 +5,35 @@
 
 A row has an id (`question_id`, `id` or `prompt_id`) and a question, in one of three forms:
 
-    turns                                          a list of texts, or of turns of the user after a system message
-    text, question, prompt or instruction          one text, with an optional passage under `context` or `input`
+    turns                                          a list of texts, or of turns of the user after system messages
+    text, question, prompt or instruction          one text, with an optional passage under `context` or `input`; a
+                                                   prompt is complete, so it has no passage
     messages, conversations or conversation        a conversation: its last turn of the user is the question, what
                                                    stands before is given, and an answer after it is the reference
 
 Further columns that are read: `system` (a system message), `category`, and `reference` (right answers, one for each
-turn).
+turn). A table cell may hold a list as text: JSON, or Python as pandas writes it. A blank text is a missing one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from shepherd.data.formats import NO_INPUT, SYSTEM
 from shepherd.data.row_reader import RowReader
 from shepherd.data.trees import shorten
-from shepherd.data.turns import is_turns, read_turns
-from shepherd.data.values import Refusal, visible
+from shepherd.data.turns import is_turns, read_turns, turns_in
+from shepherd.data.values import Refusal, missing, text, visible
 from shepherd.errors import DataError
 from shepherd.evaluation.answer_files import QuestionId, hash_of
+from shepherd.evaluation.question_cells import has_role, items_of, list_in
 from shepherd.types import Message
 
 IDS = ("question_id", "id", "prompt_id")
-ONE_TURN = ("text", "question", "prompt", "instruction")
+TURNS = ("turns", "text", "question", "prompt", "instruction")
 PASSAGES = ("context", "input")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
@@ -75,92 +78,161 @@ class Question:
         return hash_of(self.shown, self.preceding)
 
 
+def absent(value: Any) -> bool:
+    """Whether a column has no value: it is missing, or a blank text."""
+    return missing(value) or (isinstance(value, str) and not visible(value))
+
+
 def question_of(where: str, fields: Mapping[str, Any]) -> tuple[Question, list[str]]:
-    """The question of a row, and the names of its columns that are not used. where: names the row in errors.
+    """The question of a row, and what of it is not used, by name. where: names the row in errors.
 
     Raises DataError for a row that holds no question.
     """
-    row = RowReader(fields, {})
+    row = RowReader({key: value for key, value in fields.items() if not absent(value)}, {})
     try:
-        name = row.take(*IDS)
-        if isinstance(name, bool) or not isinstance(name, str | int):
-            raise DataError(f"{where}: question_id is {name!r}, not a number or a name", hint="write it as a text")
-        before, turns, passage, reference = _asked(where, row, list(fields))
+        name = _id(where, row.take(*IDS))
+        before, turns, passage, reference = _asked(where, row, fields)
         if not any(message.role == "system" for message in before) and (system := row.text(*SYSTEM)):
             before = (Message("system", system), *before)
         category = row.label("category")
-        reference = reference or _reference(row, len(turns))
+        reference = reference or _reference(where, row, len(turns))
     except Refusal as reason:
         raise DataError(f"{where}: {reason}", hint="mend the row, or remove it") from None
-    unused = [*row.left, *(f"a turn's {name}" for name in row.notes.fields)]
+    unused = [*row.left, *row.notes.columns, *(f"a turn's {name}" for name in row.notes.fields)]
     return Question(name, turns, category, reference, before, passage), unused
+
+
+def _id(where: str, value: Any) -> QuestionId:
+    """A number or a name. Parquet writes whole numbers as 1.0 where another row has none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise DataError(f"{where}: question_id is {value!r}, not a number or a name", hint="write it as a text")
+    return text(value, "question_id") if isinstance(value, str) else value
 
 
 Asked = tuple[tuple[Message, ...], tuple[str, ...], str, tuple[str, ...]]
 """What stands before the question, its turns, its passage, and the answers that are known."""
 
 
-def _asked(where: str, row: RowReader, columns: Sequence[object]) -> Asked:
-    if key := next((key for key in ("turns", *ONE_TURN) if key in row.left), ""):
+def _asked(where: str, row: RowReader, fields: Mapping[str, Any]) -> Asked:
+    key = next((key for key in TURNS if key in row.left), "")
+    named = [name for name in CONVERSATIONS if name in row.left]
+    if talk := next((name for name in named if not key or is_turns(items_of(turns_in(row.left[name])))), ""):
+        before, turns, answer = _conversation(where, row, talk)
+        if key:
+            _take_copies(where, row, key, talk, [*before, Message("user", turns[0])])
+        return before, turns, "", (answer,) if answer else ()
+    if key:
         before, turns = _turns(where, row, key)
-        passage = next((row.text(key) for key in PASSAGES if isinstance(row.left.get(key), str)), "")
-        if passage.strip().casefold() in NO_INPUT:
-            passage = ""
+        passage = "" if key == "prompt" else _passage(row)
         if passage and len(turns) > 1:
             turns, passage = (f"{turns[0]}\n\n{passage}", *turns[1:]), ""
         return before, turns, passage, ()
-    if key := next((key for key in CONVERSATIONS if key in row.left), ""):
-        before, turns, answer = _conversation(where, row, key)
-        return before, turns, "", (answer,) if answer else ()
+    if empty := next((key for key in (*TURNS, *CONVERSATIONS) if key in fields), ""):
+        raise _no_turns(where, empty, fields[empty])
     raise DataError(
-        f"{where}: no question among its fields ({', '.join(map(str, columns))})",
-        hint=f"add turns, or one of {', '.join((*ONE_TURN, CONVERSATIONS[0]))}",
+        f"{where}: no question among its fields ({', '.join(map(str, fields))})",
+        hint=f"add {', '.join(TURNS)} or {CONVERSATIONS[0]}",
     )
 
 
+def _take_copies(where: str, row: RowReader, key: str, talk: str, messages: Sequence[Message]) -> None:
+    """Take the columns that repeat one turn of the conversation. Raises DataError where none does."""
+    said = {message.content for message in messages if message.role != "assistant"}
+    alone = {name: value for name in TURNS if len(value := items_of(row.left.get(name))) == 1}
+    copies = [name for name, (turn,) in alone.items() if isinstance(turn, str) and turn.strip() in said]
+    if not copies:
+        raise DataError(
+            f"{where}: {key} and {talk} hold different questions",
+            hint=f"remove one of them; {talk} is read where the other repeats one of its turns",
+        )
+    for name in copies:
+        row.take(name)
+
+
+def _passage(row: RowReader) -> str:
+    """The first passage that is a text and no placeholder, or "". Others stay unused."""
+    for key in PASSAGES:
+        if not isinstance(row.left.get(key), str):
+            continue
+        passage = row.text(key)
+        if passage.strip().casefold() not in NO_INPUT:
+            return passage
+        row.notes.columns = ["a placeholder for an empty input"]
+    return ""
+
+
 def _turns(where: str, row: RowReader, key: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    """A system message where there is one, and the turns of the user."""
-    value = row.take(key)
-    listed = value if isinstance(value, list) else [value]
+    """The system messages, and the turns of the user."""
+    value = list_in(where, key, row.take(key), strict=key == "turns")
+    items = items_of(value)
+    with_role = [has_role(item) for item in items]
+    if any(with_role) and not all(with_role):
+        raise DataError(
+            f"{where}: {key} holds turns with a role and turns without one: {shorten(repr(value), 60)}",
+            hint="give each turn a role, or none of them",
+        )
     before: tuple[Message, ...] = ()
-    if is_turns(value) and all("role" in turn or "from" in turn for turn in listed):
-        messages = _read(where, row, key, value)
-        count = sum(message.role == "system" for message in messages[:1])
-        before, listed = tuple(messages[:count]), [message.content for message in messages[count:]]
-        if other := next((message.role for message in messages[count:] if message.role != "user"), ""):
-            raise DataError(
-                f"{where}: {key} has a turn of the role {other!r}, and the model gives the answers itself",
-                hint="leave it out, or give the conversation under messages: then its last turn of the user is asked",
-            )
+    if any(with_role):
+        messages = _read(where, row, key, items)
+        before = tuple(takewhile(lambda message: message.role == "system", messages))
+        if other := next((message.role for message in messages[len(before) :] if message.role != "user"), ""):
+            raise _misplaced(where, key, other)
+        turns: list[Any] = [message.content for message in messages[len(before) :]]
     else:
-        listed = [turn.get("content") if isinstance(turn, Mapping) else turn for turn in listed]
-    if not listed or not all(isinstance(turn, str) and visible(turn) for turn in listed):
-        raise DataError(f"{where}: {key} is {shorten(repr(value), 60)}", hint="a turn is a text that is not empty")
-    return before, tuple(listed)
+        turns = [item.get("content") if isinstance(item, Mapping) else item for item in items]
+        objects = [item for item in items if isinstance(item, Mapping)]
+        fields = [name for item in objects for name, field in item.items() if name != "content" and not absent(field)]
+        row.notes.fields += dict.fromkeys(fields)
+    if not turns or not all(isinstance(turn, str) and visible(turn) for turn in turns):
+        raise _no_turns(where, key, value)
+    return before, tuple(text(turn, repr(key)) for turn in turns)
+
+
+def _misplaced(where: str, key: str, role: str) -> DataError:
+    """The error for a turn among those of the user."""
+    if role == "system":
+        return DataError(f"{where}: {key} has a system message after a turn of the user", hint="put it first")
+    return DataError(
+        f"{where}: {key} has a turn of the role {role!r}, and the model gives the answers itself",
+        hint="leave it out, or give the conversation under messages: then its last turn of the user is asked",
+    )
+
+
+def _no_turns(where: str, key: str, value: Any) -> DataError:
+    return DataError(f"{where}: {key} is {shorten(repr(value), 60)}", hint="a turn is a text that is not empty")
 
 
 def _conversation(where: str, row: RowReader, key: str) -> tuple[tuple[Message, ...], tuple[str, ...], str]:
-    """What stands before the last turn of the user, that turn, and the answer to it, or ""."""
+    """What stands before the last turn of the user, that turn, and the answer to it, or "" where it is masked."""
     messages = _read(where, row, key, row.take(key))
-    answer = messages.pop().content if messages and messages[-1].role == "assistant" else ""
+    last = messages.pop() if messages and messages[-1].role == "assistant" else None
+    answer = last.content if last else ""
+    if last and answer and not last.learned:
+        row.notes.columns.append("an answer that is masked")
+        answer = ""
     if not messages or messages[-1].role != "user" or not visible(messages[-1].content):
         raise DataError(f"{where}: {key} ends without a turn of the user that can be answered", hint="remove the row")
     return tuple(messages[:-1]), (messages[-1].content,), answer
 
 
 def _read(where: str, row: RowReader, key: str, value: Any) -> list[Message]:
+    """The messages without reasoning, which neither an endpoint nor a judge gets, and without empty system messages."""
     messages = read_turns(value, repr(key), row.notes)
     if any(message.extra or message.role == "tool" for message in messages):
         raise DataError(f"{where}: {key} calls tools, and questions of a file are asked without tools",
                         hint="such rows can be held-out rows of a run: --questions held-out")  # fmt: skip
-    return messages
+    if any(message.reasoning for message in messages) and "reasoning" not in row.notes.fields:
+        row.notes.fields.append("reasoning")
+    return [replace(message, reasoning="") for message in messages if message.role != "system" or message.content]
 
 
-def _reference(row: RowReader, turns: int) -> tuple[str, ...]:
+def _reference(where: str, row: RowReader, turns: int) -> tuple[str, ...]:
     """Right answers by turn. Those that are not texts, or more than turns, stay unused."""
-    value = row.left.get("reference")
-    listed = value if isinstance(value, list) else [value]
-    if len(listed) > turns or not all(text is None or isinstance(text, str) for text in listed):
+    listed = items_of(list_in(where, "reference", row.left.get("reference"), strict=turns > 1))
+    if len(listed) > turns or not all(item is None or isinstance(item, str) for item in listed):
         return ()
     row.take("reference")
-    return tuple(text or "" for text in listed) if any(listed) else ()
+    found = tuple(text(item, "'reference'") for item in listed)
+    return (*found, *[""] * (turns - len(found))) if any(found) else ()

@@ -5,7 +5,7 @@
 
 A file holds rows (`question_rows`), as JSON lines, JSON, CSV or Parquet, or plain texts: a JSON list of texts, or .txt
 with a question on each line. Plain texts get an id from their content; a row without an id is refused, since answers
-and judgements are matched by it. Columns that are not used are counted.
+and judgements are matched by it. Columns that are not used are counted, and keys beside the rows are noted.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shepherd.data.files import TEXTS, find, read, stem_of, suffix_of
 from shepherd.data.hub import hub
-from shepherd.data.values import missing, visible
+from shepherd.data.trees import Numbered
+from shepherd.data.values import Refusal, text, visible
 from shepherd.errors import DataError, UsageError, did_you_mean, plural
 from shepherd.evaluation.answer_files import digest_of, hash_of
-from shepherd.evaluation.question_rows import IDS, Question, question_of
+from shepherd.evaluation.question_rows import IDS, Question, absent, question_of
 from shepherd.model.digest import cache_root
 
 NAMED = 5
@@ -33,13 +34,14 @@ NAMED = 5
 @dataclass(frozen=True)
 class QuestionSet:
     """Questions with distinct ids. name: of the folder of their answers. source: a path, a name or `hub:…`. unused:
-    columns of its rows that decide nothing, with the number of rows that have them."""
+    columns of its rows that decide nothing, with the number of rows that have them. notes: what else is not read."""
 
     name: str
     source: str
     questions: tuple[Question, ...]
     licence: str = "not stated"
     unused: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -82,7 +84,8 @@ def load_questions(source: str) -> QuestionSet:
     if source.startswith("hub:"):
         rows = hub(source.removeprefix("hub:"), note_splits=False)
         numbered = [(number, row) for number, (_, row) in enumerate(rows.rows, 1)]
-        return _named(source, source.rpartition("/")[2], *_questions(source, numbered), licence=rows.licence)
+        named = _named(source, source.rpartition("/")[2], *_questions(source, numbered), licence=rows.licence)
+        return replace(named, notes=rows.notes)
     if source in BENCHES and not Path(source).exists():
         return _from_cache(source)
     if not Path(source).expanduser().exists() and re.fullmatch(r"[\w-]+", source):
@@ -96,13 +99,13 @@ def load_questions(source: str) -> QuestionSet:
 def read_questions(path: Path) -> QuestionSet:
     """The questions of a file. Raises DataError, which names the rows at fault."""
     texts = _texts(path)
-    rows = read(path).rows if texts is None else ()
+    rows, notes = _rows(path) if texts is None else ([], ())
     questions, unused = _questions(str(path), rows) if texts is None else (_plain(path, texts), {})
     if not questions:
         raise DataError(f"{path} has no questions", hint="a row has question_id and turns, or text")
     stem = stem_of(path)
     stem = path.resolve().parent.name if stem in ("question", "questions") else stem
-    return _named(str(path), stem, questions, unused)
+    return replace(_named(str(path), stem, questions, unused), notes=notes)
 
 
 def _from_cache(name: str) -> QuestionSet:
@@ -132,6 +135,22 @@ def _named(
     return QuestionSet(f"{plain}-{found[:8]}", source, questions, licence or "not stated", unused)
 
 
+def _rows(path: Path) -> tuple[list[Numbered], tuple[str, ...]]:
+    """The rows of a file, and notes on what else it holds. Raises DataError for several named lists of rows."""
+    tree = read(path)
+    notes = tree.unread
+    while tree.branches:
+        if len(tree.branches) > 1:
+            names = [branch.place.removeprefix(f"{path}: ") or name for name, branch in tree.branches.items()]
+            raise DataError(
+                f"{path} holds {len(names)} lists of rows: {_few(names)}",
+                hint="questions are one list: keep one, or write each to a file",
+            )
+        (tree,) = tree.branches.values()
+        notes += tree.unread
+    return tree.rows, notes
+
+
 def _texts(path: Path) -> list[tuple[int, str]] | None:
     """The texts of a file that has no rows but plain texts, with their numbers; None for other files."""
     if suffix_of(path) == ".txt":
@@ -150,16 +169,21 @@ def _texts(path: Path) -> list[tuple[int, str]] | None:
 
 
 def _plain(path: Path, texts: Sequence[tuple[int, str]]) -> tuple[Question, ...]:
-    if empty := [f"{path}:{number}" for number, text in texts if not visible(text)]:
+    if empty := [f"{path}:{number}" for number, content in texts if not visible(content)]:
         raise DataError(f"questions without text: {_few(empty)}", hint="remove them")
-    return tuple({(hashed := hash_of([text])): Question(hashed, (text,)) for _, text in texts}.values())
+    for number, content in texts:
+        try:
+            text(content, "the question")
+        except Refusal as reason:
+            raise DataError(f"{path}:{number}: {reason}", hint="mend the text, or remove it") from None
+    return tuple({(hashed := hash_of([content])): Question(hashed, (content,)) for _, content in texts}.values())
 
 
 def _questions(
     source: str, rows: Sequence[tuple[int, Mapping[str, Any]]]
 ) -> tuple[tuple[Question, ...], Mapping[str, int]]:
     """The questions, and how many rows have which unused column."""
-    nameless = [str(number) for number, row in rows if all(missing(row.get(key)) for key in IDS)]
+    nameless = [str(number) for number, row in rows if all(absent(row.get(key)) for key in IDS)]
     if nameless:
         raise DataError(
             f"{source}: {plural(len(nameless), 'question')} without an id: row {_few(nameless)}",
@@ -171,8 +195,13 @@ def _questions(
         question, beside = question_of(f"{source}:{number}", row)
         unused.update(beside)
         first, before = found.setdefault(str(question.id), (number, question))
-        differ = "texts" if before.hash != question.hash else "references"
-        if before.hash != question.hash or before.reference != question.reference:
+        differ = (
+            "texts" if before.hash != question.hash
+            else "references" if before.reference != question.reference
+            else "categories" if before.category != question.category
+            else ""
+        )  # fmt: skip
+        if differ:
             raise DataError(
                 f"{source}: rows {first} and {number} have the id {question.id!r} and different {differ}",
                 hint="give each question its own id",
