@@ -312,7 +312,7 @@ def test_the_command_prints_a_line_for_each_arm_and_says_what_was_cut(shell):
     assert [row.split()[0] for row in rows][:3] == ["demo:federated", "demo:base", "demo:centralised"]
     assert rows[-1].split()[:5] == ["demo@2", "1", "0", "1", "1"]  # the last round is the federated adapter
     assert "2 questions of mine.jsonl, licence: not stated" in outcome.err
-    assert "columns of the questions that are not used: answer (2 rows)" in outcome.err
+    assert "of the questions is not used: answer (2 rows)" in outcome.err
     assert "marked as cut: 7 questions with an answer that ended at --max-new-tokens 4" in outcome.err
 
 

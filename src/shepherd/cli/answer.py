@@ -126,7 +126,7 @@ def _questions(wanted: Wanted) -> QuestionSet | None:
     output.note(f"{found.name}: {plural(len(found.questions), 'question')} of {found.source}, licence: {found.licence}")
     if found.unused:
         columns = ", ".join(f"{name} ({plural(count, 'row')})" for name, count in found.unused.items())
-        output.note(f"columns of the questions that are not used: {columns}")
+        output.note(f"of the questions is not used: {columns}")
     for note in found.notes:
         output.note(note)
     return dataclasses.replace(found, questions=found.questions[: wanted.limit])

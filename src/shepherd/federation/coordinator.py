@@ -77,22 +77,20 @@ class Coordinator:
         for client in offered:
             self.ledger.site(client, "offered")
             messages[client] = pack(Offer(self.card.run, 0, attempt, client, self._bytes))
-        verdicts = {}
-        for client, message, _ in self.inbox.answers(messages, attempt, Wait(deadline)):
-            if isinstance(message, Facts) and self.ledger.of(client).state == "offered":
-                verdicts[client] = self._judge(client, message)
-        return verdicts
+        return {
+            client: self._judge(client, message)
+            for client, message, _ in self.inbox.answers(messages, attempt, Wait(deadline))
+            if isinstance(message, Facts) and self.ledger.of(client).state == "offered"
+        }
 
     def eligible(self, round_number: int) -> tuple[ClientId, ...]:
         """The sites that may be sampled in a round: present and admitted when enough of them were. Else none: it waits.
 
-        What is returned once is returned again when enough of them are there, also after a restart. Only where one of
-        them has left, was removed or refuses the run since, the round is drawn anew: a cohort with it might never be
-        complete. A private run keeps its sites, over which its noise is planned.
+        What is returned once is returned again when enough of them are there, also after a restart. Where one is gone,
+        the round is drawn anew, as its cohort might never be complete; but a private run keeps its sites.
         """
-        known = self.ledger.eligible.get(round_number)
-        if self.card.privacy is None and self.ledger.gone(round_number):
-            known = None
+        kept = self.card.privacy is not None or not self.ledger.gone(round_number)
+        known = self.ledger.eligible.get(round_number) if kept else None
         there = [c for c in self.inbox.present() if self.ledger.of(c).admitted and (known is None or c in known)]
         if len(there) < self.card.federation.min_updates and self.ledger.state != "finished":
             if self.ledger.state != "paused":
