@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 
@@ -178,6 +179,18 @@ def test_a_copy_of_a_site_cannot_take_it_out_of_the_run():
     federation.transport.send_up("b", federation.transport.running["b"].leave("demo"))
     assert federation.round(2, {"a": 4, "b": 5})["b"] == ClientFailure("b", 2, "lost", "the site has left")
     assert federation.states() == {"a": "answered", "b": "left"}
+
+
+@pytest.mark.parametrize(("unit", "expected"), [("client", ("a", "b", "c")), ("example", ("a", "c"))])
+def test_private_clients_stay_those_of_the_first_round(unit, expected):
+    federation = Federation(card=card_of(federation={"rounds": 4, "method": "fedit", "min_updates": 2}))
+    federation.coordinator.admit()
+    federation.coordinator.eligible(1)
+    federation.coordinator.card = SimpleNamespace(
+        privacy=SimpleNamespace(unit=unit), federation=federation.coordinator.card.federation
+    )
+    federation.coordinator.ledger.site("b", "removed")
+    assert federation.coordinator.eligible(1) == expected
 
 
 @pytest.mark.parametrize("how", ["left", "removed", "refused"])

@@ -87,14 +87,14 @@ class Coordinator:
         """The sites that may be sampled in a round: present and admitted when enough of them were. Else none: it waits.
 
         What is returned once is returned again when enough of them are there, also after a restart. Where one is gone,
-        the round is drawn anew, as its cohort might never be complete; but a private run keeps its sites.
+        the round is drawn anew, as its cohort might never be complete; but private clients stay those of the first one.
         """
-        kept = self.card.privacy is not None or not self.ledger.gone(round_number)
+        fixed = self.card.privacy is not None and self.card.privacy.unit == "client"
+        kept = fixed or not self.ledger.gone(round_number)
         known = self.ledger.eligible.get(round_number) if kept else None
         there = [c for c in self.inbox.present() if self.ledger.of(c).admitted and (known is None or c in known)]
         if len(there) < self.card.federation.min_updates and self.ledger.state != "finished":
-            if self.ledger.state != "paused":
-                self.ledger.run("paused", round=self.ledger.round)
+            self.ledger.pause()
             return ()
         return known or self.ledger.eligible_in(round_number, there)
 

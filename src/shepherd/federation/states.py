@@ -92,6 +92,11 @@ class Ledger:
         """The run changes its state."""
         self._add({"event": "run", "state": state, **about})
 
+    def pause(self) -> None:
+        """The run waits for sites; nothing where it does already."""
+        if self.state != "paused":
+            self.run("paused", round=self.round)
+
     def connection(self, client: ClientId, present: bool) -> None:
         """A site is connected, or is not any more."""
         self._add({"event": "connection", "client": client, "present": present})
