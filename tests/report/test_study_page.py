@@ -9,6 +9,7 @@ import pytest
 
 from shepherd.experiment.study.folder import StudyFolder
 from shepherd.experiment.study.outputs import write_outputs
+from shepherd.report.study.words import chart_label
 from study_runs import TWO, study_of, write_results
 
 COMPARED = """title = "Two <methods> & a | bar"
@@ -121,3 +122,8 @@ def test_the_page_loads_nothing_and_says_how_to_repeat_it(outputs):
     _, texts = outputs
     assert "<script" not in texts["report.html"] and 'src="http' not in texts["report.html"]
     assert "shepherd study run study.toml --only fedit --seeds 0" in texts["report.html"]
+
+
+def test_the_label_of_a_comparison_has_room_in_a_picture():
+    entry = {"a": {"variant": "eight", "arm": "federated"}, "b": {"variant": "eight", "arm": "local:best"}, "rows": "all"}
+    assert chart_label(entry, "eight") == "− alone, best"

@@ -56,8 +56,9 @@ def comparison_text(entry: Mapping[str, Any], reference: str) -> str:
 
 
 def chart_label(entry: Mapping[str, Any], reference: str) -> str:
-    """A short name of a comparison: `− base` for federated − base, where rows of a picture have little room."""
-    text = comparison_text(entry, reference)
+    """A short name of a comparison, where rows of a picture have little room: `− base` for federated − base, `− alone,
+    best` for federated − clients alone, best."""
+    text = comparison_text(entry, reference).replace("clients alone, ", "alone, ")
     return text.removeprefix("federated ") if entry["a"]["arm"] == "federated" else text
 
 
