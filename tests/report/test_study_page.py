@@ -125,5 +125,9 @@ def test_the_page_loads_nothing_and_says_how_to_repeat_it(outputs):
 
 
 def test_the_label_of_a_comparison_has_room_in_a_picture():
-    entry = {"a": {"variant": "eight", "arm": "federated"}, "b": {"variant": "eight", "arm": "local:best"}, "rows": "all"}
+    entry = {
+        "a": {"variant": "eight", "arm": "federated"},
+        "b": {"variant": "eight", "arm": "local:best"},
+        "rows": "all",
+    }
     assert chart_label(entry, "eight") == "− alone, best"
