@@ -100,8 +100,8 @@ class Attendance:
     def least(self) -> int:
         """The sites with which the first round begins: those of the terms, without members that were removed since, and
         the N that the card of a private run promises."""
-        removed = sum(self.coordinator.ledger.of(client).state == "removed" for client in self.terms.expected)
-        card = self.coordinator.card
+        ledger, card = self.coordinator.ledger, self.coordinator.card
+        removed = len({*ledger.gone(1), *(c for c in self.terms.expected if ledger.of(c).state == "removed")})
         promised = card.privacy.sites if card.privacy is not None else 0
         return max(self.terms.sites - removed, card.federation.min_updates, promised)
 
@@ -168,9 +168,10 @@ class Attendance:
             if client not in there or not site.admitted or (site.state, site.reason) == ("lost", "lost")
         ]  # fmt: skip
         few = len(there.intersection(eligible)) < self.coordinator.card.federation.min_updates
-        if not lost or not (few or again):
+        if not lost or not (few or again or (ledger.gone(number) and self.coordinator.card.privacy is None)):
             return False
-        self._awaited |= set(lost)
+        ledger.failed = number
+        self._awaited |= {client for client in lost if any(at == number for at, _ in ledger.of(client).ends[-1:])}
         return True
 
     def _still_away(self, waited: float, *, first: bool) -> bool:
@@ -237,7 +238,7 @@ class Attendance:
         return [client for client in sorted(present) if ledger.of(client).state not in away]
 
     def _eligible(self, number: int) -> tuple[ClientId, ...]:
-        if number == 1 and number not in self.coordinator.ledger.eligible and len(self._there()) < self.least:
+        if number == 1 and self.coordinator.drawn(number) is None and len(self._there()) < self.least:
             return ()
         return self.coordinator.eligible(number)
 

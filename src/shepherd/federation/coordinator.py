@@ -84,19 +84,19 @@ class Coordinator:
         }
 
     def eligible(self, round_number: int) -> tuple[ClientId, ...]:
-        """The sites that may be sampled in a round: present and admitted when enough of them were. Else none: it waits.
-
-        What is returned once is returned again when enough of them are there, also after a restart. Where one is gone,
-        the round is drawn anew, as its cohort might never be complete; but private clients stay those of the first one.
-        """
-        fixed = self.card.privacy is not None and self.card.privacy.unit == "client"
-        kept = fixed or not self.ledger.gone(round_number)
-        known = self.ledger.eligible.get(round_number) if kept else None
+        """The sites that may be sampled in a round: those `drawn` before, also after a restart, else those that are
+        there and admitted; none, and the run waits, where too few of them are there."""
+        known = self.drawn(round_number)
         there = [c for c in self.inbox.present() if self.ledger.of(c).admitted and (known is None or c in known)]
         if len(there) < self.card.federation.min_updates and self.ledger.state != "finished":
             self.ledger.pause()
             return ()
         return known or self.ledger.eligible_in(round_number, there)
+
+    def drawn(self, round_number: int) -> tuple[ClientId, ...] | None:
+        """The sites of a round, None where it is to be drawn. A private run draws once: its account is of them."""
+        known = self.ledger.kept(round_number, self.inbox.present(), self.card.federation.min_updates)
+        return known if self.card.privacy is None else self.ledger.eligible.get(round_number)
 
     def facts(self) -> dict[ClientId, SiteFacts]:
         """What the admitted sites stated of their rows."""

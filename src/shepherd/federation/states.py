@@ -8,7 +8,7 @@ A ledger that is made of the lines of an earlier process has the states that it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,7 @@ class Ledger:
         self.sites: dict[ClientId, Site] = {}
         self.present: set[ClientId] = set()
         self.eligible: dict[int, tuple[ClientId, ...]] = {}
+        self.failed = 0  # the round that had too few updates, in this process: a resumed run first repeats it
         self._ignored: dict[ClientId, int] = {}
         for number, line in enumerate(lines, 1):
             try:
@@ -118,6 +119,15 @@ class Ledger:
         if round_number not in self.eligible or self.gone(round_number):
             self._add({"event": "eligible", "round": round_number, "clients": sorted(clients)})
         return self.eligible[round_number]
+
+    def kept(self, round_number: int, present: Collection[ClientId], least: int) -> tuple[ClientId, ...] | None:
+        """The sites of a round; None where they are still to be drawn, or anew: some are `gone`, and the round has
+        failed or fewer than `least` of its sites are there."""
+        known = self.eligible.get(round_number)
+        if known is None or not self.gone(round_number):
+            return known
+        there = sum(client in present and self.of(client).admitted for client in known)
+        return None if self.failed == round_number or there < least else known
 
     def gone(self, round_number: int) -> list[ClientId]:
         """Those of a round that have left, were removed or refuse the run since it was drawn."""
