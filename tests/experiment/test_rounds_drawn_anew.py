@@ -7,6 +7,7 @@ import json
 import pytest
 
 from shepherd.errors import ClientError, UsageError
+from shepherd.experiment import coordination
 from shepherd.experiment.coordinate import resume_coordination
 from shepherd.experiment.run import run
 from shepherd.federation.messages import Answer, read
@@ -32,8 +33,8 @@ def config(small_config, rows):
     return lambda *settings: small_config(f"data.source={rows}", *THREE, *settings)
 
 
-def at_the_answer_of_round_2(sites, then):
-    """`then(client)` with the first site that answers in round 2; its answer is lost on the way."""
+def at_the_answer_of_round_2(sites, then, lost=True):
+    """`then(client)` with the first site that answers in round 2; its answer may be lost on the way."""
     struck = []
 
     def hop(hop):
@@ -41,7 +42,7 @@ def at_the_answer_of_round_2(sites, then):
         if isinstance(message, Answer) and message.round == 2 and not struck:
             struck.append(hop.client)
             then(hop.client)
-            return []
+            return [] if lost else [Arrival(0.0, hop.data)]
         return [Arrival(0.0, hop.data)]
 
     sites.transport.hop = hop
@@ -137,3 +138,45 @@ def test_a_run_that_waits_says_who_was_removed(sites, config, tmp_path):
         sites.coordinate(config("federation.deadline=30.0"), tmp_path / "runs", sites=3, allowed=lambda: members)
     gone = sorted(set(COUNTS) - {*struck})
     assert error.value.message.splitlines()[1:] == [f"  {client}: removed" for client in gone]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_killed_after_an_idle_site_was_removed_repeats_its_cohort(killed, small_config, model_folder, tmp_path):
+    counts = {**COUNTS, "west": 7}
+    rows = write_rows(tmp_path / "rows", counts)
+    sites = Sites(rows, model_folder("llama"), tmp_path / "sites", counts)
+    recipe = small_config(f"data.source={rows}", *THREE, "federation.deadline=30.0", "run.seed=2")
+    members, cohorts = set(counts), []
+
+    def go(client):
+        (folder,) = (tmp_path / "runs").iterdir()
+        lines = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
+        cohorts.append([line["clients"] for line in lines if line.get("for") == "train" and line["round"] == 2][-1])
+        members.discard(min(members - {*cohorts[0]}))
+
+    at_the_answer_of_round_2(sites, go, lost=False)
+    with pytest.MonkeyPatch.context() as patch:
+        if killed:
+            patch.setattr(coordination, "commit_round", killed_at_round_2(coordination.commit_round))
+            with pytest.raises(KeyboardInterrupt):
+                sites.coordinate(recipe, tmp_path / "runs", sites=4, allowed=lambda: members)
+            (folder,) = (tmp_path / "runs").iterdir()
+            done = resume_coordination(folder, sites.transport, sites.events.append,
+                                       sites.terms(sites=4, allowed=lambda: members))  # fmt: skip
+        else:
+            done = sites.coordinate(recipe, tmp_path / "runs", sites=4, allowed=lambda: members)
+    assert cohorts_of(done)[1] == cohorts[0] and drawn(done.path, 2) == [sorted(counts)]
+    assert drawn(done.path, 3) == [sorted(members)] and len(members) == 3
+
+
+def killed_at_round_2(commit):
+    """`commit`, but once for an interruption in its place in round 2."""
+    struck = []
+
+    def committed(state, *rest):
+        if state.round == 2 and not struck:
+            struck.append(state)
+            raise KeyboardInterrupt
+        return commit(state, *rest)
+
+    return committed
