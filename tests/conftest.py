@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ from tiny import tiny_model
 # OpenMP reads it as torch loads. Threads that spin for each other, a few processes with one for each core, cost a busy
 # machine ten times the CPU seconds of those that sleep; a run sets the same (shepherd.model.threads).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A job that a shell started in the background ignores Ctrl-C, and so would each process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["suite_report"]
 USERS_CACHE = os.environ.get("SHEPHERD_CACHE")

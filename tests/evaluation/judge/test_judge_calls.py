@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import re
-import signal
 import threading
 import time
 
@@ -240,7 +239,7 @@ def test_a_command_stops_at_its_limits_and_goes_on_with_higher_ones(ledger):
     assert done.made == 3 and done.cost == pytest.approx(0.6) and "--max-cost" in done.fault.message
 
 
-def test_an_interrupted_command_records_the_calls_in_flight(ledger, interruptible):
+def test_an_interrupted_command_records_the_calls_in_flight(ledger):
     def complete(messages, decoding):
         _thread.interrupt_main()
         time.sleep(0.05)  # the main thread is interrupted while this call is in flight
@@ -249,14 +248,6 @@ def test_an_interrupted_command_records_the_calls_in_flight(ledger, interruptibl
     with pytest.raises(KeyboardInterrupt):
         run(planned([pair()], JUDGE, SECRET), FEDIT, ledger(), complete, threads=1)
     assert len(ledger()) == 1
-
-
-@pytest.fixture
-def interruptible():
-    """A process that was started in the background of a shell ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_a_torn_last_line_is_cut_off_and_its_call_made_again(ledger):
