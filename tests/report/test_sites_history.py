@@ -147,6 +147,9 @@ def test_the_log_of_a_site_is_read_by_run_and_round_and_a_broken_line_is_left_ou
     ) in site_text(found, ())
     assert read_site_log([run], log, whole=False)["refused"] == {}
     alone = site_text(read_site_log([], log), ())
-    assert alone.startswith("This site has taken part in no run.") and "r1 (" in alone
-    assert read_site_log([], tmp_path / "nowhere") == {"runs": {}, "refused": {}, "other": {}}
+    assert alone.startswith("No folder of a run is here.") and "r1 (" not in alone
+    assert "75 B left this site in runs whose folders are gone: r1." in alone and "Refused, with no row read" in alone
+    log.write_text("\n".join(json.dumps(line) for line in lines if line.get("run") in ("another", "third")))
+    assert site_text(read_site_log([], log), ()).startswith("This site has taken part in no run.")
+    assert read_site_log([], tmp_path / "nowhere") == {"runs": {}, "refused": {}, "removed": {}, "other": {}}
     assert site_text(read_site_log([], tmp_path / "nowhere"), ()).startswith("No run was offered to this site.")

@@ -15,15 +15,18 @@ from shepherd.errors import DataError
 
 KINDS = {"offer": "offers", "train": "trainings", "measure": "measures", "finish": "own models", "bye": "goodbyes"}
 """Event of a line -> what the messages of this kind are about."""
+TAKEN = ("", "admitted")
+"""Verdicts of a message of a run in which the site took part."""
 OFFERS, OWN_MODEL, GOODBYE = "offer", "own model", "end"
 """What stands in the place of a round for messages that belong to none."""
 
 
 def read_site_log(runs: Sequence[Path], log: Path, whole: bool = True) -> dict[str, Any]:
-    """{"runs": {id: …}, "refused": {id: …}, "other": {event: lines}} of a site.
+    """{"runs": {id: …}, "refused": {id: …}, "removed": {id: …}, "other": {event: lines}} of a site.
 
-    "refused" has the runs of which the site kept nothing: {"verdicts": {verdict: messages}, "bytes_in", "bytes_out",
-    "last"}, the newest last. whole: `runs` are all of the site; else lines of other runs are left out.
+    "refused" has the runs in which the site never took part, "removed" those whose folder is gone since: {"verdicts":
+    {verdict: messages}, "bytes_in", "bytes_out", "last"}, the newest last. whole: `runs` are all of the site; else
+    lines of other runs are left out.
 
     A run has what its card and record say, "use_of_rows", what became of the site's rows, "base_loss", "own_loss", and
     "kinds": {kind: {"messages", "bytes_in", "bytes_out", "verdicts": {verdict: messages}}}, "rounds": {round, or OFFERS
@@ -32,17 +35,24 @@ def read_site_log(runs: Sequence[Path], log: Path, whole: bool = True) -> dict[s
     Losses: nats per target token on the site's own rows, in training and on those held out. Raises DataError for a log
     that cannot be read; a line that cannot is left out.
     """
-    found: dict[str, Any] = {"runs": {path.name: _run(path) for path in runs}, "refused": {}, "other": {}}
+    found: dict[str, Any] = {
+        "runs": {path.name: _run(path) for path in runs},
+        "refused": {},
+        "removed": {},
+        "other": {},
+    }
     for line in _lines(log):
         run = found["runs"].get(line.get("run"))
         if run is not None:
             _add(run, line)
         elif "run" in line:
             if whole:
-                _refuse(found["refused"], line)
+                _without_folder(found["refused"], line)
         else:
             event = str(line.get("event"))
             found["other"][event] = found["other"].get(event, 0) + 1
+    taken = [run for run, about in found["refused"].items() if not about["verdicts"].keys().isdisjoint(TAKEN)]
+    found["removed"] = {run: found["refused"].pop(run) for run in taken}
     for run in found["runs"].values():
         run["bytes_in"], run["bytes_out"] = (sum(kind[way] for kind in run["kinds"].values())
                                              for way in ("bytes_in", "bytes_out"))  # fmt: skip
@@ -75,7 +85,7 @@ def _add(run: dict[str, Any], line: Mapping[str, Any]) -> None:
     event = str(line.get("event"))
     if event not in KINDS:
         return
-    received, sent = _size(line, "bytes_in"), _size(line, "bytes_out") + _size(line, "bytes_progress")
+    received, sent = _bytes(line)
     kind = run["kinds"].setdefault(event, {"messages": 0, "bytes_in": 0, "bytes_out": 0, "verdicts": {}})
     number = {"offer": OFFERS, "finish": OWN_MODEL, "bye": GOODBYE}.get(event, str(line.get("round", 0)))
     entry = run["rounds"].setdefault(
@@ -89,7 +99,7 @@ def _add(run: dict[str, Any], line: Mapping[str, Any]) -> None:
     entry["last"] = line.get("time")
     verdict = str(line.get("verdict", ""))
     kind["verdicts"][verdict] = kind["verdicts"].get(verdict, 0) + 1
-    if verdict not in ("", "admitted"):
+    if verdict not in TAKEN:
         entry["against"].append(verdict)
     if (loss := line.get("loss")) is None:
         return
@@ -101,17 +111,23 @@ def _add(run: dict[str, Any], line: Mapping[str, Any]) -> None:
         entry["train_loss" if event == "train" else "loss"] = loss
 
 
-def _refuse(refused: dict[str, Any], line: Mapping[str, Any]) -> None:
-    """Count a message of a run of which the site kept nothing."""
+def _without_folder(counted: dict[str, Any], line: Mapping[str, Any]) -> None:
+    """Count a message of a run that has no folder."""
     if line.get("event") not in KINDS:
         return
     run = str(line["run"])
-    entry = refused.pop(run, {"verdicts": {}, "bytes_in": 0, "bytes_out": 0})
+    entry = counted.pop(run, {"verdicts": {}, "bytes_in": 0, "bytes_out": 0})
     verdict = str(line.get("verdict", ""))
     entry["verdicts"][verdict] = entry["verdicts"].get(verdict, 0) + 1
-    entry["bytes_in"] += _size(line, "bytes_in")
-    entry["bytes_out"] += _size(line, "bytes_out")
-    refused[run] = {**entry, "last": line.get("time")}
+    received, sent = _bytes(line)
+    entry["bytes_in"] += received
+    entry["bytes_out"] += sent
+    counted[run] = {**entry, "last": line.get("time")}
+
+
+def _bytes(line: Mapping[str, Any]) -> tuple[int, int]:
+    """What came to the site, and what left it: answers and progress."""
+    return _size(line, "bytes_in"), _size(line, "bytes_out") + _size(line, "bytes_progress")
 
 
 def _size(line: Mapping[str, Any], key: str) -> int:

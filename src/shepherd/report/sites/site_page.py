@@ -55,9 +55,13 @@ def site_text(found: Mapping[str, Any], policy: Policy) -> str:
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """How much left the site, and what the coordinator never had."""
     runs = found["runs"]
-    refused = found["refused"]
+    refused, removed = found["refused"], found["removed"]
     if not runs:
-        text = ["This site has taken part in no run." if refused else "No run was offered to this site."]
+        text = [
+            "No folder of a run is here." if removed
+            else "This site has taken part in no run." if refused
+            else "No run was offered to this site."
+        ]  # fmt: skip
     else:
         sent, received = _sum(runs, "bytes_out"), _sum(runs, "bytes_in")
         text = [f"In {plural(len(runs), 'run')} {size(sent)} left this site, and {size(received)} came to it."]
@@ -70,6 +74,9 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         text.append(f"Not admitted, so no row was read for it: {listing(waiting)}.")
     if refused:
         text.append(_refused(refused))
+    if removed:
+        names = listing([run[:12] for run in reversed(removed)], REFUSED)
+        text.append(f"{size(_sum(removed, 'bytes_out'))} left this site in runs whose folders are gone: {names}.")
     if unreadable := found["other"].get("unreadable"):
         text.append(f"{plural(unreadable, 'message')} could not be read and had no effect.")
     if repeated := found["other"].get("repeated"):
@@ -78,9 +85,9 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 
 
 def _refused(refused: Mapping[str, Any]) -> str:
-    """The runs of which the site kept nothing, the newest first, with the reasons."""
+    """The runs in which the site never took part, the newest first, with the reasons."""
     named = [
-        f"{run[:12]} ({'; '.join(VERDICTS.get(code, code or 'no answer') for code in about['verdicts'])})"
+        f"{run[:12]} ({'; '.join(VERDICTS.get(code, code) for code in about['verdicts'])})"
         for run, about in [*refused.items()][::-1]
     ]
     sent = size(_sum(refused, "bytes_out"))
