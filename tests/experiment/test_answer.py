@@ -17,11 +17,13 @@ from shepherd.evaluation.question_rows import Question
 from shepherd.evaluation.questions import QuestionSet
 from shepherd.experiment import answer as module
 from shepherd.experiment.answer import Asked, answer, arms_of, asked_of
+from shepherd.experiment.held_out_questions import _question
 from shepherd.serving import answering_models as models
 from shepherd.serving.answering import AnswerDecoding, EndpointModel
 from shepherd.serving.answering_models import adapter_model, whole_model
 from shepherd.serving.tuned import load_tuned
 from shepherd.store.adapters import ArmName, kept_adapters
+from shepherd.types import Example, Message
 from stub_judge import StubJudge, error, text
 
 QUESTIONS = QuestionSet("few", "few.jsonl", (
@@ -267,6 +269,23 @@ def test_an_endpoint_is_asked_each_turn_after_its_own_answer(tmp_path):
     second = next(r for r in stub.requests if len(r["messages"]) == 3)
     assert [m["content"] for m in second["messages"]] == ["Where do sheep live?", "to Where", "Say it in one word."]
     assert second["max_tokens"] == 5 and second["temperature"] == 0.0 and "seed" not in second
+
+
+def test_an_endpoint_gets_the_conversation_before_a_question(tmp_path):
+    told = (Message("system", "Be brief."), Message("user", "Hello."), Message("assistant", "Hi."))
+    with StubJudge(lambda number, request: text("Yes.", model="far")) as stub:
+        list(answer([remote(stub, tmp_path)], QuestionSet("told", "", (Question(1, ("Well?",), before=told),)),
+                    AnswerDecoding(5)))  # fmt: skip
+    (request,) = stub.requests
+    assert [(turn["role"], turn["content"]) for turn in request["messages"]] == [
+        ("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi."), ("user", "Well?"),
+    ]  # fmt: skip
+
+
+def test_the_reference_of_a_held_out_row_that_calls_a_tool_is_the_call():
+    called = Message("assistant", "", extra='{"tool_calls": []}')
+    rows = [Example("r", (Message("user", "Well?"), answer)) for answer in (called, Message("assistant", "Yes."))]
+    assert [_question(row).reference for row in rows] == [('{"tool_calls": []}',), ("Yes.",)]
 
 
 def test_a_refused_question_leaves_the_others_and_is_asked_again_later(tmp_path):

@@ -33,13 +33,13 @@ def config(small_config, rows):
     return lambda *settings: small_config(f"data.source={rows}", *THREE, *settings)
 
 
-def at_the_answer_of_round_2(sites, then, lost=True):
-    """`then(client)` with the first site that answers in round 2; its answer may be lost on the way."""
+def at_the_answer_of_round_2(sites, then, lost=True, number=2):
+    """`then(client)` with the first site that answers in round 2, or `number`; its answer may be lost on the way."""
     struck = []
 
     def hop(hop):
         message = read(hop.data, 2**30) if hop.way == "up" else None
-        if isinstance(message, Answer) and message.round == 2 and not struck:
+        if isinstance(message, Answer) and message.round == number and not struck:
             struck.append(hop.client)
             then(hop.client)
             return [] if lost else [Arrival(0.0, hop.data)]
@@ -66,8 +66,7 @@ def test_a_round_whose_site_is_gone_for_good_is_drawn_anew_from_the_others(how, 
         if how == "removed":
             members.discard(client)
         else:
-            run_id = next((sites.folder / client / "runs").iterdir()).name
-            sites.transport.send_up(client, sites.transport.running[client].leave(run_id))
+            leave(sites, client)
 
     struck = at_the_answer_of_round_2(sites, go)
     done = sites.coordinate(config("federation.deadline=30.0"), tmp_path / "runs", sites=3, allowed=lambda: members)
@@ -76,6 +75,48 @@ def test_a_round_whose_site_is_gone_for_good_is_drawn_anew_from_the_others(how, 
     assert cohorts_of(done)[1:] == [others, others] and len(done.rounds()) == 3
     assert drawn(done.path, 2) == [sorted(COUNTS), others] and drawn(done.path, 3) == [others]
     assert all(sorted(line["weights"]) == line["cohort"] for line in done.rounds())
+
+
+def leave(sites, client):
+    run_id = next((sites.folder / client / "runs").iterdir()).name
+    sites.transport.send_up(client, sites.transport.running[client].leave(run_id))
+
+
+def test_a_first_round_that_a_site_left_is_drawn_anew_from_the_others_of_those_that_it_waited_for(
+    sites, config, tmp_path
+):
+    struck = at_the_answer_of_round_2(sites, lambda client: leave(sites, client), number=1)
+    done = sites.coordinate(config("federation.deadline=30.0"), tmp_path / "runs", sites=3)
+    others = sorted(set(COUNTS) - {*struck})
+    assert cohorts_of(done) == [others] * 3 and drawn(done.path, 1) == [sorted(COUNTS), others]
+
+
+def test_a_round_is_drawn_anew_also_where_its_retries_are_used_up(sites, config, tmp_path):
+    members, attempts, away, clock = set(COUNTS), [], [], sites.transport.clock
+
+    def hop(hop):
+        message = read(hop.data, 2**30) if hop.way == "up" else None
+        again = isinstance(message, Answer) and message.round == 2 and message.attempt not in attempts
+        if not again or len(attempts) == 2:
+            return [Arrival(0.0, hop.data)]
+        attempts.append(message.attempt)
+        if len(attempts) == 1:  # away for a while: the one retry
+            sites.transport.stop(hop.client)
+            sites.transport.leases.end(hop.client)
+            away.append(hop.client)
+        else:
+            members.discard(hop.client)
+        return []
+
+    def sleep(seconds):
+        clock.now += seconds
+        while away:
+            sites.transport.start(away.pop())
+
+    sites.transport.hop = hop
+    recipe = config("federation.deadline=30.0", "federation.retries=1")
+    done = sites.coordinate(recipe, tmp_path / "runs", sites=3, sleep=sleep, allowed=lambda: members)
+    assert len(attempts) == 2 and cohorts_of(done)[1:] == [sorted(members)] * 2
 
 
 def test_a_run_that_stopped_over_a_removed_site_goes_on_with_the_others(sites, config, tmp_path):

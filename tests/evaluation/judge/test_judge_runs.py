@@ -106,6 +106,8 @@ def test_a_judge_that_sees_right_answers_has_the_fitness_of_the_plain_prompt(she
     with StubJudge(by_length) as stub:
         judge(shell, stub, "--probes", "--out", run / "judge" / "judge.json", "--references")
         before = len(stub.requests)
+        judge(shell, stub, "--probes", "--out", run / "judge" / "judge.json")
+        assert len(stub.requests) == before, "the probes have no right answers, so their calls are the same"
         seen = judge(shell, stub, "runs/demo", "--references", "--json")
         assert len(stub.requests) == before + 8
     assert json.loads(seen.out)["probes"]["probes"] == 50
