@@ -58,7 +58,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--answer-limit", type=_COUNT, default=8000, show_default=True, metavar="CHARACTERS",
                      help="Of an answer shown to the judge; the rest is cut and marked."),
         click.option("--references", is_flag=True,
-                     help="Show the judge the right answers of questions that have them."),
+                     help="Show the judge the reference answers of questions that have them."),
         click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
                      metavar="SECONDS", help="Silence after which a request is given up."),
         click.option("--tries", type=_COUNT, default=5, show_default=True, help="Requests of one call at most."),

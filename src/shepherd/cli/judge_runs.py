@@ -83,7 +83,7 @@ def judge_runs(names: Sequence[str], given: Mapping[str, Any]) -> None:
 
 
 def _check_references(pairs: Sequence[Pair], shown: bool) -> None:
-    """Name right answers that the judge does not see, or lacks.
+    """Name reference answers that the judge does not see, or lacks.
 
     UsageError: it is to see them, and there are none. DataError: two pairs have other ones for one question.
     """
@@ -91,18 +91,18 @@ def _check_references(pairs: Sequence[Pair], shown: bool) -> None:
     for item in (item for pair in pairs for item in pair.items):
         known = every.get(str(item.question)) or item.reference
         if shown and item.reference and known != item.reference:
-            raise DataError(f"the right answers to question {item.question!r} differ between two pairs",
+            raise DataError(f"the reference answers to question {item.question!r} differ between two pairs",
                             hint="repeat shepherd answer for all of them: it keeps the answers")  # fmt: skip
         every[str(item.question)] = known
     count = sum(map(any, every.values()))
     if shown and pairs and not count:
-        raise UsageError("--references: no question has a right answer",
+        raise UsageError("--references: no question has a reference answer",
                          hint="leave it out, or write answers to questions with a field reference")  # fmt: skip
     if count and not shown:
-        output.note(f"{count} of {plural(len(every), 'question')} have right answers, which the judge does not see "
+        output.note(f"{count} of {plural(len(every), 'question')} have reference answers, which the judge does not see "
                     "(--references shows them)")  # fmt: skip
     if shown and count < len(every):
-        output.note(f"{len(every) - count} of {plural(len(every), 'question')} have no right answer and are judged "
+        output.note(f"{len(every) - count} of {plural(len(every), 'question')} have no reference answer and are judged "
                     "without one")  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def _made(plan: Plan, complete: Complete, set_up: Setup) -> Done:
 
 
 def _judge_key(endpoint: str, model: str, protocol: str, digest: str) -> str:
-    """A judge in fitness.json: by its prompt without right answers, with which it was measured."""
+    """A judge in fitness.json: by its prompt without reference answers, with which it was measured."""
     from shepherd.evaluation.judge.calls.protocols import PROTOCOLS
 
     prompt = PROTOCOLS[protocol].prompt

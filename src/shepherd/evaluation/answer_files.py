@@ -37,7 +37,7 @@ class AnswerLine:
 
     turns: the user's texts; empty in files of FastChat, which do not hold them. question_hash: `hash_of` the turns
     and what stands before them. before: the conversation that preceded the first turn, {role, content} each, with
-    `extra` (JSON) where a turn calls tools. reference: right answers by turn, where the question has them. tokens: of
+    `extra` (JSON) where a turn calls tools. reference: answers known to be right, by turn. tokens: of
     each answer, as generated; None where an endpoint did not count. cut: the answer ended at the limit of new tokens;
     empty where nobody noted it. key: identifies everything that decides the answers. adapter_digest: "" for the base
     and for models without an adapter. dtype: precision of the base, with the quantisation where there is one.

@@ -1,4 +1,4 @@
-"""Rows of a file of questions, and what of them is not used.
+"""Rows of a file of questions, and which of their columns are unused.
 
     question, unused = question_of("mine.jsonl:3", {"id": 7, "instruction": "Sum it up.", "input": "…", "topic": "x"})
     question.context, unused                # ("…", ["topic"])
@@ -11,7 +11,7 @@ A row has an id (`question_id`, `id` or `prompt_id`) and a question, in one of t
     messages, conversations or conversation        a conversation: its last turn of the user is the question, what
                                                    stands before is given, and an answer after it is the reference
 
-Further columns that are read: `system` (a system message), `category`, and `reference` (right answers, one for each
+Further columns that are read: `system` (a system message), `category`, and `reference` (reference answers, one for each
 turn). A table cell may hold a list as text: JSON, or Python as pandas writes it. A blank text is a missing one.
 """
 
@@ -43,7 +43,7 @@ class Question:
     """A question of one or more turns of the user; each follows the answer to the one before.
 
     before: a conversation that precedes the first turn. context: the passage that the only turn is about, where the
-    template has a place for it. tools: as in `Example`. reference: right answers, one for each turn, "" where one is
+    template has a place for it. tools: as in `Example`. reference: answers known to be right, by turn, "" where one is
     missing; empty where there are none.
     """
 
@@ -229,7 +229,7 @@ def _read(where: str, row: RowReader, key: str, value: Any) -> list[Message]:
 
 
 def _reference(where: str, row: RowReader, turns: int) -> tuple[str, ...]:
-    """Right answers by turn. Those that are not texts, or more than turns, stay unused."""
+    """Reference answers by turn. Those that are not texts, or more than turns, stay unused."""
     listed = items_of(list_in(where, "reference", row.left.get("reference"), strict=turns > 1))
     if len(listed) > turns or not all(item is None or isinstance(item, str) for item in listed):
         return ()

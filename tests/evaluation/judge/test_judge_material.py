@@ -1,4 +1,4 @@
-"""What a judge sees beside the answers: the conversation before a question, and right answers on request."""
+"""What a judge sees beside the answers: the conversation before a question, and reference answers on request."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_conversation_before_a_question_stands_before_it():
     assert plain.call.key != after.call.key and plain.call.prompt_hash == after.call.prompt_hash
 
 
-def test_right_answers_are_shown_on_request_only_and_by_another_prompt():
+def test_reference_answers_are_shown_on_request_only_and_by_another_prompt():
     hidden, seen = calls(reference=("The Alps",))[0], calls(SEEING, reference=("The Alps",))[0]
     assert hidden.call.key == calls()[0].call.key and "REFERENCE" not in blocks(hidden)
     assert blocks(seen)["REFERENCE"] == "The Alps" and RIGHT in seen.messages[1]["content"]
@@ -63,13 +63,13 @@ def test_right_answers_are_shown_on_request_only_and_by_another_prompt():
     assert unknown.messages[1]["content"].count(RIGHT) == 0 and unknown.call.key != hidden.call.key
 
 
-def test_the_right_answer_of_each_turn_is_named_by_its_turn():
+def test_the_reference_answer_of_each_turn_is_named_by_its_turn():
     item = Item(1, ("Why?", "How?"), Shown(("a", "b")), Shown(("c", "d")), reference=("", "So."))
     call = planned([Pair("base", "federated", (item,))], SEEING, b"secret")[0]
     assert [name for name in blocks(call) if name.startswith("REF")] == ["REFERENCE-2"]
 
 
-def test_the_right_answers_and_the_limit_of_an_answer_are_recorded(tmp_path):
+def test_the_reference_answers_and_the_limit_of_an_answer_are_recorded(tmp_path):
     one, other = (calls(SEEING, reference=(text,))[0].call for text in ("The Alps", "Tirol"))
     assert one.reference and one.reference != other.reference and one.answer_limit == JUDGE.answer_limit
     assert calls(SEEING)[0].call.reference == calls(reference=("The Alps",))[0].call.reference == ""
@@ -83,7 +83,7 @@ def line(**given) -> dict:
     return {"question_id": 1, "turns": ["And?"], "answers": ["Yes."], "question_hash": "00", "arm": "base", **given}
 
 
-def test_files_of_answers_bring_the_conversation_and_the_right_answers(tmp_path):
+def test_files_of_answers_bring_the_conversation_and_the_reference_answers(tmp_path):
     for name in ("base", "federated"):
         row = line(arm=name, before=list(BEFORE), reference=["Half \ud83d."])
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
@@ -92,13 +92,13 @@ def test_files_of_answers_bring_the_conversation_and_the_right_answers(tmp_path)
     assert item.before == BEFORE and item.reference == ("Half ?.",)
 
 
-def test_right_answers_that_differ_between_the_two_arms_are_refused(tmp_path):
+def test_reference_answers_that_differ_between_the_two_arms_are_refused(tmp_path):
     def files(*references):
         for name, reference in zip("ab", references, strict=True):
             (tmp_path / f"{name}.jsonl").write_text(json.dumps(line(arm=name, reference=reference)) + "\n", "utf-8")
         return [read_answers(tmp_path / f"{name}.jsonl") for name in "ab"]
 
-    with pytest.raises(DataError, match="the right answers to question 1 differ"):
+    with pytest.raises(DataError, match="the reference answers to question 1 differ"):
         pair_of(*files(["X"], ["Y"]), ("a", "b"), 0)
     for given in (([], ["X"]), (["X"], []), (["X"], ["X"])):
         assert pair_of(*files(*given), ("a", "b"), 0).items[0].reference == ("X",)

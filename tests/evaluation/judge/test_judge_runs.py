@@ -68,7 +68,7 @@ def test_the_default_pairs_are_judged_in_both_orders_and_the_figures_written(she
     assert [p["difference"] for p in json.loads(replayed.out)["pairs"]] == [2.25, 1.5, 0.75]
 
 
-def test_right_answers_are_shown_on_request_and_named_where_they_are_not(shell, tmp_path):
+def test_reference_answers_are_shown_on_request_and_named_where_they_are_not(shell, tmp_path):
     a_run(tmp_path, count=2, reference=("The Alps.",)), a_run(tmp_path, "unknown", count=2)
     with StubJudge(by_length) as stub:
         hidden = judge(shell, stub, "runs/demo", "--json")
@@ -77,18 +77,18 @@ def test_right_answers_are_shown_on_request_and_named_where_they_are_not(shell, 
         none = judge(shell, stub, "runs/unknown", "--references")
         plain = judge(shell, stub, "runs/unknown", "--json")
         texts = [request["messages"][1]["content"] for request in stub.requests]
-    assert "2 of 2 questions have right answers, which the judge does not see (--references" in hidden.err
-    assert "right answers" not in seen.err + plain.err
+    assert "2 of 2 questions have reference answers, which the judge does not see (--references" in hidden.err
+    assert "reference answers" not in seen.err + plain.err
     assert not any("The Alps." in text for text in texts[:asked_first]) and asked_first == 8
     assert sum("The Alps." in text for text in texts) == 8
     prompts = [json.loads(done.out)["judge"]["prompts"][0]["id"] for done in (hidden, seen)]
     assert prompts == ["fedit-2", "fedit-2-reference"]
-    assert json.loads(seen.out)["questions"]["right_answers_shown"] == 2
-    assert json.loads(hidden.out)["questions"]["right_answers_shown"] == 0
-    assert none.status == 2 and "--references: no question has a right answer" in none.err
+    assert json.loads(seen.out)["questions"]["reference_answers_shown"] == 2
+    assert json.loads(hidden.out)["questions"]["reference_answers_shown"] == 0
+    assert none.status == 2 and "--references: no question has a reference answer" in none.err
 
 
-def test_questions_without_a_right_answer_and_pairs_with_different_ones_are_named(shell, tmp_path):
+def test_questions_without_a_reference_answer_and_pairs_with_different_ones_are_named(shell, tmp_path):
     (
         a_run(tmp_path, count=2, reference=("The Alps.",)),
         a_run(tmp_path, "other", count=2, reference=("Tirol.",), alpha=9),
@@ -97,17 +97,17 @@ def test_questions_without_a_right_answer_and_pairs_with_different_ones_are_name
     with StubJudge(by_length) as stub:
         some = judge(shell, stub, "runs/demo", "runs/more", "--references")
         differ = judge(shell, stub, "runs/demo", "runs/other", "--references")
-    assert some.status == 0 and "2 of 4 questions have no right answer and are judged without one" in some.err
-    assert differ.status == 3 and "right answers to question 1 differ between two pairs" in differ.err
+    assert some.status == 0 and "2 of 4 questions have no reference answer and are judged without one" in some.err
+    assert differ.status == 3 and "reference answers to question 1 differ between two pairs" in differ.err
 
 
-def test_a_judge_that_sees_right_answers_has_the_fitness_of_the_plain_prompt(shell, tmp_path):
+def test_a_judge_that_sees_reference_answers_has_the_fitness_of_the_plain_prompt(shell, tmp_path):
     run = a_run(tmp_path, count=2, reference=("The Alps.",))
     with StubJudge(by_length) as stub:
         judge(shell, stub, "--probes", "--out", run / "judge" / "judge.json", "--references")
         before = len(stub.requests)
         judge(shell, stub, "--probes", "--out", run / "judge" / "judge.json")
-        assert len(stub.requests) == before, "the probes have no right answers, so their calls are the same"
+        assert len(stub.requests) == before, "the probes have no reference answers, so their calls are the same"
         seen = judge(shell, stub, "runs/demo", "--references", "--json")
         assert len(stub.requests) == before + 8
     assert json.loads(seen.out)["probes"]["probes"] == 50

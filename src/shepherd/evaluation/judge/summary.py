@@ -130,7 +130,7 @@ def _questions(recordings: Sequence[Recording], known: Known) -> dict[str, Any]:
         "source": known.questions.get("source") or (bench and bench.title),
         "licence": known.questions.get("licence") or (bench and bench.licence),
         "trained_on": known.questions.get("trained_on"),
-        "right_answers_shown": len({one.question for recording in recordings for one in recording.judgements
+        "reference_answers_shown": len({one.question for recording in recordings for one in recording.judgements
                                     if one.call is not None and one.call.reference}),
     }  # fmt: skip
 

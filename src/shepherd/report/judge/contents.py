@@ -30,7 +30,7 @@ SHAPE: dict[str, Any] = {
     },
     "questions": {
         "count": int, "ids": [object], "categories?": {"*": int}, "source?": object, "licence?": object,
-        "sha256?": object, "trained_on?": [object], "right_answers_shown?": int, "*": object,
+        "sha256?": object, "trained_on?": [object], "reference_answers_shown?": int, "*": object,
     },
     "arms": [{
         "name": str, "mean_characters?": object, "adapter_digest?": object, "base?": str, "base_digest?": object,

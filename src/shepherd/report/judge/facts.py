@@ -174,7 +174,11 @@ def _questions(questions: Judged) -> str:
     return (
         f"{count(questions['count'])} ({ids}), {of}; source {shorten(str(source), 60) if source else UNKNOWN}; licence "
         f"{licence or UNKNOWN}; sha256 {_short(digest) + '…' if digest else UNKNOWN}"
-        + (f"; the judge saw right answers to {count(seen)}" if (seen := questions["right_answers_shown"]) else "")
+        + (
+            f"; the judge saw reference answers to {count(seen)}"
+            if (seen := questions["reference_answers_shown"])
+            else ""
+        )
     )
 
 

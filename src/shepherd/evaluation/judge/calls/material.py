@@ -136,7 +136,7 @@ def _item(one: AnswerLine, other: AnswerLine, a: AnswerFile, b: AnswerFile) -> I
         )
     references = {line.reference for line in (one, other) if any(line.reference)}
     if len(references) > 1:
-        raise DataError(f"the right answers to question {question!r} differ in {a.file} and {b.file}",
+        raise DataError(f"the reference answers to question {question!r} differ in {a.file} and {b.file}",
                         hint="repeat shepherd answer for both: it keeps the answers")  # fmt: skip
     turns = one.turns or other.turns
     if len(turns) != len(one.answers):

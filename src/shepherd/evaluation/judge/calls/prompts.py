@@ -54,7 +54,7 @@ NOTHING = "(no text)"
 @dataclass(frozen=True)
 class Quoted:
     """The material of a call. first, second: the texts of answers A and B, one for each turn. before: the conversation
-    before the first turn, {role, content} each. reference: right answers by turn, "" where one is missing."""
+    before the first turn, {role, content} each. reference: answers known to be right, by turn, "" for none."""
 
     turns: Sequence[str]
     first: Sequence[str]
@@ -81,7 +81,7 @@ class Prompt:
 
     @property
     def with_references(self) -> Prompt:
-        """The wording that shows right answers, under another id."""
+        """The wording that shows reference answers, under another id."""
         return dataclasses.replace(self, id=f"{self.id}-reference", references=True)
 
     def messages(self, material: Quoted, mark: str, limit: int | None) -> list[dict[str, str]]:

@@ -31,7 +31,7 @@ class Call:
     named in the reply. prompt: id of the prompt; prompt_hash: sha256 of its wording. a, b: names of the two arms in
     a table, the same for runs that differ in the seed only; a_source, b_source: "RUN:ARM" of the answers. a_answer,
     b_answer: sha256 of the answers; a_chars, b_chars: their lengths before any cut, a_cut, b_cut: whether the
-    answer ended at its limit of tokens. reference: sha256 of the right answers that were shown, "" without;
+    answer ended at its limit of tokens. reference: sha256 of the reference answers that were shown, "" without;
     answer_limit: characters of an answer that were shown, 0 where it is not known. ask: 0, or 1 for the one re-ask
     after a text that nobody could read. seed: of the runs, None where the two differ. tokens: as the endpoint
     counted, None where it did not. tries: requests made, failed ones included. ignored: parameters that the
