@@ -39,9 +39,9 @@ def uninterrupted(config, tmp_path_factory):
 
 
 @contextmanager
-def heard():
-    """Children that are started within the block hear Ctrl-C, also where this process was started not to."""
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+def put_back():
+    """The way in which this process hears Ctrl-C is put back after the block."""
+    former = signal.getsignal(signal.SIGINT)
     try:
         yield
     finally:
@@ -55,10 +55,9 @@ def started(config, out: Path) -> subprocess.Popen:
     recipe = out / "recipe.toml"
     recipe.write_text(to_toml(config))
     command = [sys.executable, "-m", "shepherd", "run", str(recipe), "--plain", "--out", str(out)]
-    with heard():
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
 
 
 def wait_for(what, process: subprocess.Popen) -> None:
@@ -117,7 +116,7 @@ def test_a_signal_ends_a_run_within_ten_seconds_and_it_goes_on_to_the_same_bytes
 
 @posix
 def test_a_worker_process_that_is_only_beginning_does_not_meet_ctrl_c(capfd):
-    with heard(), Workers(1, numbers, {client: ["fine"] for client in CLIENTS}, here=None) as engine:
+    with Workers(1, numbers, {client: ["fine"] for client in CLIENTS}, here=None) as engine:
         (worker,) = engine._workers
         worker.start()
         os.kill(worker.process.pid, signal.SIGINT)
@@ -149,7 +148,7 @@ def test_a_signal_that_a_finaliser_swallowed_is_raised_at_the_next_event():
 
 @posix
 def test_what_was_there_before_is_there_again_and_who_ignores_ctrl_c_goes_on_doing_so():
-    with heard():
+    with put_back():
         before = [signal.getsignal(number) for number in interrupts.SIGNALS]
         with interrupts.handled(last=False):
             interrupts.no_more()
